@@ -1,0 +1,159 @@
+/* fastrnn kernels: the one header. C99; knows no Python and no graph.
+ *
+ * A kernel works on rows (streams of a batch) and blocks of output columns. Every instruction set exports one
+ * `frnn_kernels` table, filled from the same bodies. The contract that all kernels keep:
+ *
+ *  - Same bits. Each output element accumulates in one fixed order (bias, then inputs by k, then hidden by k; a
+ *    reduction in an order that depends on its length alone), one fused (baseline: one multiply, one add) operation
+ *    a term, whatever row, tile, tail, alignment, thread or number of rows it is computed with.
+ *  - Rows are independent: one row's NaN or infinity never reaches another.
+ *  - Nothing is allocated, locked or printed. Sizes are trusted: Python validated them.
+ *  - No read or write outside [row, row + size): tails are masked, rows need no padding and no alignment.
+ *  - Denormals count as zero in results and arguments (FTZ/DAZ) between frnn_fpu_enter and frnn_fpu_leave.
+ */
+#ifndef FRNN_H
+#define FRNN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- activations and elementwise functions: codes shared with Python (frnn_function_names) ---- */
+enum frnn_fn {
+    /* unary; alpha, beta as in fastrnn/graph.py UNARY */
+    FRNN_IDENTITY, FRNN_NEG, FRNN_ABS, FRNN_EXP, FRNN_LOG, FRNN_SQRT, FRNN_RECIP, FRNN_SIGN, FRNN_FLOOR, FRNN_CEIL,
+    FRNN_ROUND, FRNN_ERF, FRNN_SIN, FRNN_COS, FRNN_NOT, FRNN_TANH, FRNN_SIGMOID, FRNN_RELU, FRNN_AFFINE,
+    FRNN_LEAKY_RELU, FRNN_THRESHOLDED_RELU, FRNN_SCALED_TANH, FRNN_HARD_SIGMOID, FRNN_ELU, FRNN_SELU, FRNN_SOFTSIGN,
+    FRNN_SOFTPLUS, FRNN_GELU, FRNN_GELU_TANH, FRNN_SILU, FRNN_HARD_SWISH, FRNN_MISH, FRNN_CLIP,
+    /* binary */
+    FRNN_ADD, FRNN_SUB, FRNN_MUL, FRNN_DIV, FRNN_POW, FRNN_MIN, FRNN_MAX, FRNN_MOD, FRNN_EQUAL, FRNN_GREATER,
+    FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_AND, FRNN_OR, FRNN_XOR, FRNN_PRELU,
+    /* ternary: a != 0 ? b : c */
+    FRNN_WHERE,
+    FRNN_FN_COUNT
+};
+
+typedef struct frnn_act { /* one activation */
+    int32_t fn;           /* enum frnn_fn, a unary one */
+    float alpha, beta;
+} frnn_act;
+
+/* ---- recurrent cells ---- */
+enum frnn_cell_kind { FRNN_RNN, FRNN_LSTM, FRNN_GRU };
+
+/* One direction of one layer: its form and its weights as one table's `cell_pack` packed them. Immutable. */
+typedef struct frnn_cell {
+    int32_t kind;         /* enum frnn_cell_kind */
+    int32_t input_forget; /* LSTM: f = 1 - i */
+    int32_t reset_after;  /* GRU: linear_before_reset */
+    int32_t peephole;     /* LSTM: P is there */
+    int64_t I, H;         /* input size, hidden size, >= 1 */
+    float clip;           /* bound of the preacts; INFINITY: none */
+    frnn_act act[3];      /* f, g, h of the ONNX text */
+    const float *packed;  /* cell_pack's output: 64-byte aligned */
+} frnn_cell;
+
+/* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every
+ * pointer of its array, so that a time loop moves all rows by changing one number. Rows of x, h, y, pre are contiguous;
+ * rows must not overlap each other; y must not overlap h (all of h is read for every block of y). c is updated in place.
+ */
+typedef struct frnn_cell_io {
+    const float *const *x; /* [I] each; unused where pre is given */
+    ptrdiff_t x_off;
+    const float *const *pre; /* NULL, or the input half already summed: bias + x W in packed gate order, from cell_input */
+    ptrdiff_t pre_off;
+    const float *const *h; /* [H] each: previous hidden state */
+    ptrdiff_t h_off;
+    float *const *c; /* [H] each: LSTM cell state, in place; NULL for RNN and GRU */
+    ptrdiff_t c_off;
+    float *const *y; /* [H] each: new hidden state */
+    ptrdiff_t y_off;
+    float *scratch;  /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
+} frnn_cell_io;
+
+/* ---- elementwise programs ----
+ * A program is a list of instructions over registers; register i < n_in is input i, the others are results; the last
+ * instruction's result is the output. It runs over an iteration space of `rank` axes (last fastest). An input's stride
+ * on an axis is in elements, 0 where it is broadcast. All operands are float32 (bools are 0.0f and 1.0f).
+ */
+#define FRNN_MAX_RANK 6
+#define FRNN_MAX_INPUTS 8
+#define FRNN_MAX_INSTRUCTIONS 32
+typedef struct frnn_instruction {
+    int32_t fn;      /* enum frnn_fn */
+    int32_t a, b, c; /* registers; unused ones are 0 */
+    float alpha, beta;
+} frnn_instruction;
+typedef struct frnn_program {
+    int32_t n_in, n_instructions;
+    frnn_instruction instructions[FRNN_MAX_INSTRUCTIONS]; /* instruction i writes register n_in + i */
+} frnn_program;
+typedef struct frnn_space {
+    int64_t rank; /* 1..FRNN_MAX_RANK */
+    int64_t size[FRNN_MAX_RANK];
+    int64_t in_stride[FRNN_MAX_INPUTS][FRNN_MAX_RANK];
+    int64_t out_stride[FRNN_MAX_RANK];
+} frnn_space;
+
+/* ---- the table of one instruction set ---- */
+typedef struct frnn_kernels {
+    const char *isa; /* "baseline" "avx2" "avx512" "neon" */
+    int64_t lanes;   /* floats in the widest vector */
+
+    /* Cells. W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.
+     * cell_pack writes cell_pack_size floats. cell_blocks: into how many blocks of hidden units a step can be split;
+     * step works on rows [row0, row1) and blocks [block0, block1) of them, so threads may split either.
+     * A GRU with reset_after = 0 needs two phases a step (r first, for all blocks, then n): `phases` says how many,
+     * and all blocks of phase p must be done before any of phase p + 1 of the same rows. */
+    int64_t (*cell_pack_size)(const frnn_cell *cell);
+    void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
+                      const float *P, float *packed);
+    int64_t (*cell_blocks)(const frnn_cell *cell);
+    int64_t (*cell_phases)(const frnn_cell *cell);
+    int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows);
+    void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
+                      int64_t block0, int64_t block1);
+    /* The input half for many rows at once: pre[r] = bias + x[r] W, exactly the accumulators with which cell_step
+     * would reach its hidden half. pre rows have cell_pre_size floats. */
+    int64_t (*cell_pre_size)(const frnn_cell *cell);
+    void (*cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *const *pre,
+                       ptrdiff_t pre_off, int64_t row0, int64_t row1, int64_t block0, int64_t block1);
+
+    /* y[r, n] = act(bias[n] + sum_k x[r, k] W[k, n]); W [K, N] with strides (in floats), bias [N] or NULL.
+     * Row r of x is x + r * x_stride, contiguous; of y likewise. y must not overlap x. Columns split into
+     * linear_blocks blocks. */
+    int64_t (*linear_pack_size)(int64_t K, int64_t N);
+    void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride, const float *bias,
+                        float *packed);
+    int64_t (*linear_blocks)(int64_t K, int64_t N);
+    void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride, float *y,
+                   int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1);
+
+    /* out = program(inputs) over the space; out may be one of the inputs where their strides are equal. */
+    void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *in, float *out);
+
+    /* Over n elements at stride x_stride; the order of summation depends on n alone. */
+    /* fn: FRNN_ADD (sum), FRNN_MIN, FRNN_MAX; mean is sum * (1/n) done by the caller through alpha: result * scale. */
+    void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row, int64_t x_stride,
+                   float *y, int64_t y_row);
+    /* y = exp(x - max) / sum, or x - max - log(sum) where log != 0, along n contiguous elements of each row. */
+    void (*softmax)(int64_t rows, int64_t n, int32_t log, const float *x, int64_t x_row, float *y, int64_t y_row);
+    /* y = (x - mean) / sqrt(var + epsilon) * scale + bias over n contiguous elements; scale, bias [n] or NULL. */
+    void (*layer_norm)(int64_t rows, int64_t n, float epsilon, const float *scale, const float *bias, const float *x,
+                       int64_t x_row, float *y, int64_t y_row);
+    /* y[i] = fn(x[i]) on n contiguous floats: what the sweeps of the tests call. */
+    void (*map)(frnn_act act, int64_t n, const float *x, float *y);
+} frnn_kernels;
+
+/* ---- choosing a table (dispatch.c) ---- */
+/* All tables that this build has and this CPU and OS can run, best first, NULL at the end. */
+const frnn_kernels *const *frnn_available(void);
+/* Names of all tables that were compiled in, best first, NULL at the end. */
+const char *const *frnn_compiled(void);
+/* Name of every frnn_fn code, FRNN_FN_COUNT of them, as Python spells it ("tanh", "greater_equal"). */
+const char *const *frnn_function_names(void);
+
+/* Flush denormals in this thread until leave; the token is what enter returned. */
+uint64_t frnn_fpu_enter(void);
+void frnn_fpu_leave(uint64_t token);
+
+#endif

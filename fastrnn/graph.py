@@ -1,0 +1,254 @@
+"""Graph: what a model means, free of machine and of length.
+
+A `Graph` is a list of `Node`s in an order in which every value is made before it is used. A `Value` is a name, a
+dtype and dims; a dim is an int or a `fastrnn.dims.Dim` over BATCH and TIME. Constants (weights) are values whose
+array is in `Graph.constants`. All three are immutable: a pass builds a new graph. `validate` checks what every
+later stage relies on, so none of them checks again.
+
+The vocabulary (`OPS`) is small on purpose; importers lower what they read to it. Notation: `x[..]` dims.
+
+Recurrence
+    cell        (x[T,B,I], W[G*H,I], R[G*H,H], Wb[G*H]?, Rb[G*H]?, P[3*H]?, h0[B,H]?, c0[B,H]?, lengths[B]?)
+                -> (y[T,B,H]?, h_n[B,H]?, c_n[B,H]?); attrs: spec (CellSpec). One direction of one layer, time first;
+                T may be any dim, B likewise. Gates in ONNX order. lengths int64: row b ends after lengths[b] steps:
+                y is 0 from there on, h_n and c_n are its last ones; a reverse cell starts at step lengths[b]-1.
+    state       (next,) -> (prev,): prev is next one step ago; attrs: initial (name of a constant, or None for zeros).
+                The only op whose input may be made after it: the one way for a cycle to exist.
+Products
+    linear      (x[..,K], W[K,N], bias[N]?) -> [..,N]; W and bias constant; attrs: activation (unary op name or None),
+                alpha, beta
+    matmul      (a, b) -> numpy.matmul(a, b), neither needs to be constant
+Elementwise, broadcasting as NumPy does
+    unary       (x,) -> same dims; attrs: fn (UNARY), alpha, beta
+    binary      (a, b) -> broadcast dims; attrs: fn (BINARY)
+    where       (condition, a, b) -> broadcast dims
+    cast        (x,) -> same dims; attrs: to (dtype)
+Moving data
+    transpose   (x,); attrs: perm
+    reshape     (x,); attrs: dims (product equal to x's)
+    slice       (x,); attrs: axis, start, stop (dims, 0 <= start <= stop <= size: already resolved), step (int, may be
+                negative: then start > stop, stop >= -1, as in range())
+    concat      (x, ...); attrs: axis >= 0
+    expand      (x,); attrs: dims (x broadcasts to them)
+    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0.
+                Indices lie in [-size, size); one outside is an error when it is met.
+Reductions and norms
+    reduce      (x,); attrs: fn ("sum" "mean" "max" "min"), axes (sorted, >= 0), keepdims (bool)
+    softmax     (x,); attrs: axis >= 0, log (bool)
+    layer_norm  (x, scale?, bias?); attrs: axis >= 0 (normalises axes axis..last), epsilon; scale, bias broadcast to x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from . import dims as D
+from .cells import CellSpec
+from .errors import ModelFormatError
+
+DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
+
+# Elementwise functions of one argument. Those with alpha, beta are as in `fastrnn.cells.ACTIVATIONS`, and:
+# clip: min(max(x, alpha), beta); selu: beta*(x if x > 0 else alpha*(exp(x)-1)); gelu: x*Phi(x); gelu_tanh its tanh form;
+# hard_swish: x*relu6(x+3)/6; silu: x*sigmoid(x); mish: x*tanh(softplus(x)); sign: -1, 0, 1; recip: 1/x.
+UNARY = frozenset(
+    "neg abs exp log sqrt recip sign floor ceil round erf sin cos not "
+    "tanh sigmoid relu affine leaky_relu thresholded_relu scaled_tanh hard_sigmoid elu selu softsign softplus "
+    "gelu gelu_tanh silu hard_swish mish clip".split()
+)
+BINARY = frozenset(
+    "add sub mul div pow min max mod equal greater greater_equal less less_equal and or xor prelu".split()
+)
+COMPARISONS = frozenset("equal greater greater_equal less less_equal and or xor".split())
+OPS = frozenset(
+    "cell state linear matmul unary binary where cast transpose reshape slice concat expand gather reduce softmax "
+    "layer_norm".split()
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """An edge of the graph. name: unique in the graph; dtype: a key of DTYPES; dims: ints or `Dim`s."""
+
+    name: str
+    dtype: str
+    dims: tuple
+
+    def __str__(self):
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. inputs: value names, None where an optional one is absent; outputs likewise (None: omitted).
+
+    `name` is for people: the exporter's name where there is one, unique in the graph. `attrs` are those that the
+    vocabulary above lists for `op`, all present.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str | None, ...]
+    attrs: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+
+    def __str__(self):
+        outs = ", ".join(o or "_" for o in self.outputs)
+        args = ", ".join(i or "_" for i in self.inputs)
+        attrs = "".join(f", {k}={_show(v)}" for k, v in self.attrs.items())
+        return f"{outs} = {self.op}({args}{attrs})  # {self.name}"
+
+
+def _show(value) -> str:
+    if isinstance(value, CellSpec):
+        acts = "/".join(a.name for a in value.activations)
+        flags = [f for f in ("reverse", "input_forget", "linear_before_reset") if getattr(value, f)]
+        flags += [f"clip {value.clip:g}"] if value.clip is not None else []
+        return f"{value.kind} {value.input_size}->{value.hidden_size} {acts}" + "".join(f" {f}" for f in flags)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_show, value)) + "]"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A whole model.
+
+    inputs, outputs : names of values, in the file's own order.
+    values : every value by name (constants too).
+    constants : name -> array of the value's dtype and dims; read-only.
+    states : input name -> output name, for each state that the caller threads by hand through the file
+        (the output of one call is the input of the next).
+    notes : lines that tell a person what import and passes did ("thawed time from 19", "folded 12 nodes").
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    constants: Mapping[str, np.ndarray]
+    states: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("values", "constants", "states"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for array in self.constants.values():
+            array.flags.writeable = False
+
+    def __str__(self):
+        lines = [f"graph {self.name}"]
+        lines += [f"  input  {self.values[n]}" for n in self.inputs]
+        lines += [f"  output {self.values[n]}" for n in self.outputs]
+        lines += [f"  state  {a} -> {b}" for a, b in self.states.items()]
+        lines += [f"  {node}" for node in self.nodes]
+        return "\n".join(lines)
+
+    def replace(self, **changes) -> Graph:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def producers(self) -> dict[str, Node]:
+        """Value name -> the node that makes it."""
+        return {o: n for n in self.nodes for o in n.outputs if o is not None}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Value name -> the nodes that read it, in order."""
+        out: dict[str, list[Node]] = {}
+        for n in self.nodes:
+            for i in n.inputs:
+                if i is not None:
+                    out.setdefault(i, []).append(n)
+        return out
+
+
+# op -> (least inputs, most inputs, most outputs, attribute names)
+_FORM = {
+    "cell": (3, 9, 3, {"spec"}),
+    "state": (1, 1, 1, {"initial"}),
+    "linear": (2, 3, 1, {"activation", "alpha", "beta"}),
+    "matmul": (2, 2, 1, set()),
+    "unary": (1, 1, 1, {"fn", "alpha", "beta"}),
+    "binary": (2, 2, 1, {"fn"}),
+    "where": (3, 3, 1, set()),
+    "cast": (1, 1, 1, {"to"}),
+    "transpose": (1, 1, 1, {"perm"}),
+    "reshape": (1, 1, 1, {"dims"}),
+    "slice": (1, 1, 1, {"axis", "start", "stop", "step"}),
+    "concat": (1, 1 << 16, 1, {"axis"}),
+    "expand": (1, 1, 1, {"dims"}),
+    "gather": (2, 2, 1, {"axis"}),
+    "reduce": (1, 1, 1, {"fn", "axes", "keepdims"}),
+    "softmax": (1, 1, 1, {"axis", "log"}),
+    "layer_norm": (1, 3, 1, {"axis", "epsilon"}),
+}
+
+
+def validate(graph: Graph) -> Graph:
+    """Check the graph's form and return it; raise ModelFormatError naming the node otherwise.
+
+    Checks: known ops with exactly their attributes, every value declared once and made before use (a state's input
+    excepted), outputs made, constants as declared, and the dims of every node's outputs as its inputs imply.
+    """
+    made = set(graph.inputs) | set(graph.constants)
+    if len(set(graph.inputs)) != len(graph.inputs):
+        raise ModelFormatError(f"{graph.name}: an input is named twice")
+    for name, array in graph.constants.items():
+        value = _declared(graph, name, "constant")
+        if array.dtype != DTYPES[value.dtype] or tuple(array.shape) != tuple(value.dims):
+            raise ModelFormatError(f"constant {name}: declared {value}, holds {array.dtype}{list(array.shape)}")
+    names = set()
+    for node in graph.nodes:
+        if node.op not in _FORM:
+            raise ModelFormatError(f"node {node.name}: unknown op {node.op!r}")
+        least, most, outs, attrs = _FORM[node.op]
+        if not least <= len(node.inputs) <= most or not 1 <= len(node.outputs) <= outs:
+            raise ModelFormatError(f"node {node.name}: {node.op} with {len(node.inputs)} inputs, {len(node.outputs)} outputs")
+        if None in node.inputs[:least]:
+            raise ModelFormatError(f"node {node.name}: a required input of {node.op} is absent")
+        if set(node.attrs) != attrs:
+            raise ModelFormatError(f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(attrs)}")
+        if node.name in names:
+            raise ModelFormatError(f"two nodes are named {node.name}")
+        names.add(node.name)
+        for name in node.inputs:
+            if name is not None:
+                _declared(graph, name, f"input of node {node.name}")
+                if name not in made and node.op != "state":
+                    raise ModelFormatError(f"node {node.name}: its input {name} is not made before it")
+        for name in node.outputs:
+            if name is None:
+                continue
+            _declared(graph, name, f"output of node {node.name}")
+            if name in made:
+                raise ModelFormatError(f"node {node.name}: its output {name} is made twice")
+            made.add(name)
+    for name in graph.outputs:
+        if name not in made:
+            raise ModelFormatError(f"{graph.name}: nothing makes the output {name}")
+    for node in graph.nodes:
+        if node.op == "state" and node.inputs[0] not in made:
+            raise ModelFormatError(f"node {node.name}: nothing makes its input {node.inputs[0]}")
+    from .shapes import check_shapes
+
+    check_shapes(graph)
+    return graph
+
+
+def _declared(graph: Graph, name: str, what: str) -> Value:
+    value = graph.values.get(name)
+    if value is None:
+        raise ModelFormatError(f"{graph.name}: {what} {name} is not declared")
+    if value.dtype not in DTYPES:
+        raise ModelFormatError(f"{graph.name}: value {name} has the unknown dtype {value.dtype!r}")
+    if any(isinstance(d, int) and d < 0 for d in value.dims):
+        raise ModelFormatError(f"{graph.name}: value {name} has a negative dim: {value}")
+    return value
