@@ -137,7 +137,9 @@ def binary(fn: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # ---- recurrent cells -------------------------------------------------------------------------------------------------
 # Each takes one step of some rows: x [B, I], h [B, H] and c [B, H] before the step, and returns h and c after it.
 # W [G*H, I], R [G*H, H], Wb and Rb [G*H], P [3*H] hold their gates one below the other; `_gates` takes them apart.
-# f, g, h_act are the activations, each with the clip before it.
+# f, g, h_act are the activations. Clip bounds the preacts, so it stands before f and g and not before h_act, whose
+# argument is the cell state: the ONNX text ("the input of activations") allows both readings, and this is the one that
+# onnxruntime computes.
 
 
 def _gates(array: np.ndarray, count: int) -> list[np.ndarray]:
@@ -147,10 +149,10 @@ def _gates(array: np.ndarray, count: int) -> list[np.ndarray]:
 def _activations(spec: CellSpec) -> list[Callable]:
     bound = math.inf if spec.clip is None else spec.clip
 
-    def clipped(act):
+    def function(act, bound):
         return lambda v: unary(act.name, np.clip(v, -bound, bound), act.alpha, act.beta)
 
-    return [clipped(act) for act in spec.activations]
+    return [function(act, math.inf if k == 2 else bound) for k, act in enumerate(spec.activations)]
 
 
 def _rnn_step(spec, x, h, c, W, R, Wb, Rb, P):
