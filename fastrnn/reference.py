@@ -1,7 +1,7 @@
 """The float64 meaning of every op of fastrnn.graph: the oracle that the engine is tested against.
 
-Written to be read beside the ONNX text (https://onnx.ai/onnx/operators/, RNN-22, LSTM-22, GRU-22), not to be fast: plain
-NumPy, one function an op, no special cases for speed. Reals are float64 whatever the graph declares, integers are
+Written to be read beside the ONNX text (https://onnx.ai/onnx/operators/, RNN-22, LSTM-22, GRU-22), not to be fast:
+plain NumPy, one function an op, no special cases for speed. Reals are float64 whatever the graph declares, integers are
 int64, and float32 weights enter as the exact numbers that they are.
 
     run(graph, feeds)            the whole graph, whatever its length
@@ -9,7 +9,7 @@ int64, and float32 weights enter as the exact numbers that they are.
     StreamReference(graph)       what a stream must answer, step by step
     unary(fn, x, alpha, beta), binary(fn, a, b)     the elementwise functions
 
-Notation: T steps, B rows of a batch, I inputs, H hidden units, G gates; t a step, h and c the hidden and the cell state.
+Notation: T steps, B rows of a batch, I inputs, H hidden units, G gates; t a step; h, c the hidden and the cell state.
 """
 
 from __future__ import annotations
@@ -168,10 +168,7 @@ def _lstm_step(spec, x, h, c, W, R, Wb, Rb, P):
     P_i, P_o, P_f = _gates(P, 3)
 
     i_t = f(x @ W_i.T + h @ R_i.T + P_i * c + b_i)
-    if spec.input_forget:
-        f_t = 1 - i_t
-    else:
-        f_t = f(x @ W_f.T + h @ R_f.T + P_f * c + b_f)
+    f_t = 1 - i_t if spec.input_forget else f(x @ W_f.T + h @ R_f.T + P_f * c + b_f)
     c_tilde = g(x @ W_c.T + h @ R_c.T + b_c)
     c_new = f_t * c + i_t * c_tilde
     o_t = f(x @ W_o.T + h @ R_o.T + P_o * c_new + b_o)
@@ -213,7 +210,7 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, le
     Returns
     -------
     y : float64, shape (T, B, H); 0 from step lengths[b] on in row b
-    h_n, c_n : float64, shape (B, H); the states after the last step of each row, its initial ones where it has no steps.
+    h_n, c_n : float64, shape (B, H); the states after the last step of each row, its initial ones where it has none.
         c_n is c0 for cells that have no cell state.
 
     Raises
@@ -243,12 +240,12 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, le
     return y, h, c
 
 
-# ---- every other op: a function of (node, inputs, size) where size(dim) is the int that a dim is -----------------------
+# ---- every other op: a function of (node, inputs, size) where size(dim) is the int that a dim is ---------------------
 
 
 def _slice(x, axis, start, stop, step):
     indices = np.arange(start, stop, step)
-    if len(indices) and not (0 <= indices.min() and indices.max() < x.shape[axis]):
+    if len(indices) and (indices.min() < 0 or indices.max() >= x.shape[axis]):
         raise ShapeError(f"slice [{start}:{stop}:{step}] of axis {axis} leaves its size {x.shape[axis]}")
     return np.take(x, indices, axis=axis)
 
@@ -263,12 +260,11 @@ def _gather(x, indices, axis):
 
 def _reduce(x, fn, axes, keepdims):
     axes = tuple(axes)
-    if fn in ("min", "max"):
-        # An empty axis gives the bound that every element is inside: infinity, or the dtype's own end.
-        ends = np.iinfo(x.dtype) if x.dtype.kind == "i" else np.finfo(np.float64)
-        low, high = (ends.min, ends.max) if x.dtype.kind == "i" else (-np.inf, np.inf)
-        if fn == "min":
-            return np.min(x, axis=axes, keepdims=keepdims, initial=high)
+    # The least and the greatest value there is: what the max and the min of nothing are.
+    low, high = (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max) if x.dtype.kind == "i" else (-np.inf, np.inf)
+    if fn == "min":
+        return np.min(x, axis=axes, keepdims=keepdims, initial=high)
+    if fn == "max":
         return np.max(x, axis=axes, keepdims=keepdims, initial=low)
     total = np.sum(x, axis=axes, keepdims=keepdims)
     if fn == "sum":
@@ -326,9 +322,7 @@ _OPS: dict[str, Callable] = {
 # ---- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def run(
-    graph: Graph, feeds: Mapping[str, np.ndarray], *, sizes: Mapping[str, int] | None = None
-) -> list[np.ndarray]:
+def run(graph: Graph, feeds: Mapping[str, np.ndarray], *, sizes: Mapping[str, int] | None = None) -> list[np.ndarray]:
     """Evaluate a graph.
 
     Parameters
@@ -350,9 +344,7 @@ def run(
     return _evaluate(graph, feeds, sizes, {})[0]
 
 
-def bind_sizes(
-    graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def bind_sizes(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
     """Symbol -> size, solved from the shapes of the feeds, every axis of which is then checked against its dim.
 
     Raises ShapeError for an axis that contradicts, a missing or unknown input, and a dim that can't be solved.
@@ -407,7 +399,7 @@ def _wide(value: Value, array) -> np.ndarray:
 
 
 def _evaluate(graph: Graph, feeds, sizes, states: Mapping[str, np.ndarray]):
-    """(outputs, states): `states` maps the name of a `state` node to what it gives now, and then to what it gives next."""
+    """(outputs, next states); states: name of a `state` node -> what it gives now, and in the next evaluation."""
     env = bind_sizes(graph, feeds, sizes)
 
     def size(dim):
