@@ -1,0 +1,20 @@
+"""The list of fixtures, tests/data/manifest.json: one entry a model file, merged by the scripts that make them.
+
+An entry holds `file` and `golden` (relative to tests/data), `made_by`, `opset`, `inputs` and `outputs` (name -> one word an
+axis: "batch", "time" or a size), `states` (input -> output, where the caller threads a state), `frozen` (which of
+batch and time the file wrote down as a number), `streamable`, `ops` (how many of each operator) and `about`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+MANIFEST = Path(__file__).resolve().parent.parent / "tests" / "data" / "manifest.json"
+
+
+def merge(entries: list[dict]) -> None:
+    """Replace or add `entries` (by file) and write the manifest sorted by file."""
+    known = {e["file"]: e for e in (json.loads(MANIFEST.read_text()) if MANIFEST.exists() else [])}
+    known |= {e["file"]: e for e in entries}
+    MANIFEST.write_text("[\n" + ",\n".join(json.dumps(known[f]) for f in sorted(known)) + "\n]\n")

@@ -1,0 +1,200 @@
+"""Export small recurrent models with both PyTorch exporters into tests/data/onnx, with goldens beside them.
+
+Run by hand with torch 2.13 (CPU), onnx and onnxscript installed; the results are committed:
+
+    python tools/make_torch_fixtures.py            # writes all files and the torch part of the manifest
+    python tools/make_torch_fixtures.py --only gru # those whose name contains "gru"; the manifest is merged
+
+Seeds are fixed a model, so a second run gives the same weights and goldens (the bytes of an .onnx file also depend
+on the versions of torch and onnxscript). A model is exported up to five ways, see `WAYS`; its golden `NAME.npz` is
+shared by all of them and comes from the module itself, weights float32, computed in float64, stored as float32.
+It holds three runs: `r0.*` at the exported sizes (EXPORT), `r1.*` at another length and batch, `r2.*` at T = 1, batch 1;
+keys are `r<k>.<name of input or output>`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from fixture_manifest import merge
+from fixture_models import MODELS
+
+OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "onnx"
+
+# (T, batch) of the three golden runs. The first is the size that the files are exported at.
+RUNS = ((7, 2), (11, 3), (1, 1))
+EXPORT = RUNS[0]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to export. `free` names the axes that stay symbolic; `opset` None is the exporter's own default."""
+
+    tag: str
+    dynamo: bool
+    free: tuple[str, ...]
+    opset: int | None = None
+    fold: bool = True
+    notes: str = field(default="")
+
+
+WAYS = {
+    "dynamo": Way("dynamo", True, ("batch", "time"), notes="torch.export based exporter, dynamic batch and time"),
+    "dynamo_frozen": Way("dynamo_frozen", True, (), notes="torch.export based exporter, no dynamic_shapes given"),
+    "script": Way(
+        "script", False, ("batch", "time"), 17, notes="TorchScript exporter, dynamic_axes for batch and time"
+    ),
+    "script_frozen": Way("script_frozen", False, (), 17, notes="TorchScript exporter, no dynamic_axes given"),
+    "script_op11": Way(
+        "script_op11", False, ("batch", "time"), 11, False, "TorchScript exporter, opset 11, not folded"
+    ),
+}
+
+
+def axis_names(model, names, free) -> dict[str, dict[int, str]]:
+    """{name: {axis: "batch" | "time"}} of the values `names`, for the axes in `free`."""
+    return {n: {a: kind for a, kind in enumerate(model.axes[n]) if kind in free} for n in names}
+
+
+def export(model, module, example, way: Way, path: Path) -> None:
+    """Write one file. Raises what the exporter raises."""
+    common = {"input_names": list(model.inputs), "output_names": list(model.outputs)}
+    if way.dynamo:
+        shapes = None
+        if way.free:
+            # torch.export takes equal symbols for equal sizes by itself; AUTO lets it freeze an axis where the model needs it.
+            axes = axis_names(model, model.inputs, way.free)
+            shapes = tuple(dict.fromkeys(axes[n], torch.export.Dim.AUTO) for n in model.inputs)
+        program = torch.onnx.export(
+            module, example, None, dynamo=True, dynamic_shapes=shapes, opset_version=way.opset, verbose=False, **common
+        )
+        proto = program.model_proto
+        onnx.save(proto, path)
+    else:
+        torch.onnx.export(
+            module,
+            example,
+            str(path),
+            dynamo=False,
+            opset_version=way.opset,
+            do_constant_folding=way.fold,
+            dynamic_axes=axis_names(model, model.inputs + model.outputs, way.free),
+            **common,
+        )
+        proto = onnx.load(path)
+    strip(proto)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
+
+
+def strip(proto: onnx.ModelProto) -> None:
+    """Drop stack traces and doc strings: they hold paths of the exporting machine and triple the size."""
+    proto.doc_string = ""
+    proto.graph.doc_string = ""
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    for item in [*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.functions]:
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    for function in proto.functions:
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+def goldens(model, module) -> dict[str, np.ndarray]:
+    """Inputs and outputs of all RUNS, in float64 inside, float32 (ints as they are) stored."""
+    arrays = {}
+    module = module.double()
+    for k, (time, batch) in enumerate(RUNS):
+        inputs = model.example(time, batch)
+        with torch.no_grad():
+            outputs = module(*[a.double() if a.is_floating_point() else a for a in inputs])
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for name, value in zip(model.inputs + model.outputs, (*inputs, *outputs), strict=True):
+            value = value.numpy()
+            arrays[f"r{k}.{name}"] = value.astype(np.float32) if value.dtype.kind == "f" else value
+    module.float()
+    return arrays
+
+
+def make(name: str) -> list[dict]:
+    """Write the files of one model; return their manifest entries."""
+    model = MODELS[name]
+    torch.manual_seed(zlib.crc32(name.encode()))
+    module = model.build().eval()
+    torch.manual_seed(1)
+    example = model.example(*EXPORT)
+    np.savez_compressed(OUT / f"{name}.npz", **goldens(model, module))
+    entries = []
+    for tag in model.ways or tuple(WAYS)[:4]:
+        path = OUT / f"{name}.{tag}.onnx"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            export(model, module, example, WAYS[tag], path)
+        entries.append(describe(model, name, WAYS[tag], path))
+    return entries
+
+
+def describe(model, name: str, way: Way, path: Path) -> dict:
+    """The manifest entry of one file: what it is made of, and what its axes mean."""
+    proto = onnx.load(path)
+    initializers = {i.name for i in proto.graph.initializer}
+    given = [i for i in proto.graph.input if i.name not in initializers]
+    frozen = sorted(
+        {
+            kind
+            for i in given
+            for kind, dim in zip(model.axes[i.name], i.type.tensor_type.shape.dim, strict=True)
+            if kind in ("batch", "time") and dim.HasField("dim_value")
+        }
+    )
+    ops = {}
+    for node in [*proto.graph.node, *(n for f in proto.functions for n in f.node)]:
+        ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    return {
+        "file": f"onnx/{path.name}",
+        "golden": f"onnx/{name}.npz",
+        "model": name,
+        "made_by": way.notes,
+        "opset": next(o.version for o in proto.opset_import if o.domain == ""),
+        "inputs": {n: list(model.axes[n]) for n in model.inputs},
+        "outputs": {n: list(model.axes[n]) for n in model.outputs},
+        "states": dict(model.states),
+        "frozen": frozen,
+        "streamable": model.streamable,
+        "ops": dict(sorted(ops.items())),
+        "about": model.about,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="only models whose name contains this")
+    args = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for name in MODELS:
+        if args.only in name:
+            entries = make(name)
+            merge(entries)
+            for e in entries:
+                size = (OUT.parent / e["file"]).stat().st_size
+                print(f"{e['file']:48} {size:7} bytes, frozen {e['frozen']}, {e['ops']}")
+
+
+if __name__ == "__main__":
+    main()
