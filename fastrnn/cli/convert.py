@@ -1,0 +1,128 @@
+"""`fastrnn-convert`, `fastrnn convert`: a model file becomes one .fastrnn file, checked if asked.
+
+The new file is written beside its place under a temporary name, read back, and renamed only when all went well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from pathlib import Path
+
+import fastrnn
+
+from . import describe, options, verify
+from .output import print_json, print_line, print_pairs, size
+
+SUFFIX = ".fastrnn"
+EXAMPLE = """\
+example:
+  fastrnn-convert examples/tone_words.onnx --verify
+  fastrnn-convert silero_vad.onnx -o vad.fastrnn --bind sr=16000 --states state=stateN
+
+OUT.fastrnn is replaced if it is a .fastrnn file already; any other file is left alone unless --force is given.
+With --verify nothing is written unless the answers agree.
+"""
+
+
+class OutputError(fastrnn.FastRNNError):
+    """The output can't be put where it was asked for."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="the model file to convert")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT.fastrnn", type=output_name, help="where to write (default: beside MODEL)"
+    )
+    options.add_loading(parser)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the written file with onnxruntime on random inputs; with fastrnn's float64 reference where "
+        "onnxruntime is not installed or MODEL is no ONNX file",
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT.fastrnn whatever it holds")
+    options.add_common(parser)
+
+
+def output_name(text: str) -> Path:
+    """A path that ends in .fastrnn: `fastrnn.load` goes by the name."""
+    path = Path(text)
+    if path.suffix != SUFFIX:
+        raise argparse.ArgumentTypeError(f"the output's name must end in {SUFFIX}, got {text!r}")
+    return path
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; 0, or 1 where --verify found a difference."""
+    target = args.output if args.output is not None else Path(args.model).with_suffix(SUFFIX)
+    check_target(target, Path(args.model), args.force)
+    model = options.load(args)
+    told = {"ok": True, "output": str(target), **describe.record(model, args.model), "verify": None}
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{SUFFIX}")
+    try:
+        model.save(temporary)
+        saved = fastrnn.load(temporary)
+        if saved.fingerprint != model.fingerprint:
+            raise OutputError(f"{temporary} does not hold what was written to it: is the disk sound?")
+        report, why = check(saved, args) if args.verify else (None, None)
+        if report is None or report.ok:
+            told["bytes"] = temporary.stat().st_size
+            os.replace(temporary, target)
+        else:
+            told.update(ok=False, output=None)
+    finally:
+        temporary.unlink(missing_ok=True)
+    told["verify"] = None if report is None else {**report.as_dict(), "why_reference": why}
+    if args.json:
+        print_json(told)
+    else:
+        show(told, report, why)
+    return 0 if told["ok"] else 1
+
+
+def check_target(target: Path, source: Path, force: bool) -> None:
+    """Raise OutputError where writing `target` would destroy something that is not a .fastrnn file of ours."""
+    if not target.parent.is_dir():
+        raise OutputError(f"the folder {target.parent} for the output does not exist")
+    if not target.exists():
+        return
+    if source.exists() and target.samefile(source):
+        raise OutputError(f"{target} is the model itself: name another output with -o")
+    if force:
+        return
+    if not target.is_file():
+        raise OutputError(f"{target} exists and is no file")
+    try:
+        fastrnn.load(target)
+    except fastrnn.FastRNNError:
+        raise OutputError(
+            f"{target} exists and is no .fastrnn file that this version reads; --force replaces it"
+        ) from None
+
+
+def check(saved: fastrnn.Model, args: argparse.Namespace) -> tuple[fastrnn.VerifyReport, str | None]:
+    """Compare what was written with the best judge at hand; (report, why it is not onnxruntime)."""
+    if Path(args.model).suffix.lower() != ".onnx":
+        why = f"{args.model} is no ONNX file"
+    elif importlib.util.find_spec("onnxruntime") is None:
+        why = 'onnxruntime is not installed (pip install "fastrnn[verify]")'
+    else:
+        return fastrnn.verify(saved, source=args.model, bind=dict(args.bind)), None
+    return fastrnn.verify(saved, against="reference"), why
+
+
+def show(told: dict, report: fastrnn.VerifyReport | None, why: str | None) -> None:
+    """What was done, for a person."""
+    if told["ok"]:
+        print_line(f"{told['model']} -> {told['output']} ({size(told['bytes'])})", style="bold cyan")
+    else:
+        print_line(f"{told['model']}: nothing written", style="bold red")
+    print_pairs(describe.head(told) + describe.notes(told))
+    if report is not None:
+        print_line()
+        if why:
+            print_line(f"compared with the float64 reference: {why}", style="yellow")
+        verify.show(report)

@@ -1,0 +1,100 @@
+"""What a model is: one dict for programs, the same for people."""
+
+from __future__ import annotations
+
+import fastrnn
+
+from .output import count, print_line, print_pairs, print_table, size
+
+
+def record(model: fastrnn.Model, path: str) -> dict:
+    """Everything that `inspect` tells, as dicts, lists, strings and numbers."""
+    streams, reason, delay = streaming(model)
+    return {
+        "model": path,
+        "name": model.name,
+        "inputs": [tensor(info) for info in model.inputs],
+        "outputs": [tensor(info) for info in model.outputs],
+        "states": [tensor(info) for info in model.states],
+        "threaded_states": dict(model.graph.states),
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "text": layer.text,
+                "parameters": layer.parameters,
+                "bytes": layer.bytes,
+            }
+            for layer in model.layers
+        ],
+        "parameters": model.parameters,
+        "memory_bytes": model.memory_bytes,
+        "streams": streams,
+        "why_not": reason,
+        "delay": delay,
+        "notes": list(model.graph.notes),
+        "fingerprint": model.fingerprint,
+    }
+
+
+def tensor(info: fastrnn.TensorInfo) -> dict:
+    """name, dtype and dims (ints, "batch", "time", or an expression of them)."""
+    return {"name": info.name, "dtype": info.dtype, "dims": [d if isinstance(d, int) else str(d) for d in info.dims]}
+
+
+def streaming(model: fastrnn.Model) -> tuple[bool, str | None, int | None]:
+    """(whether the model streams, why it does not, the delay in steps where it does)."""
+    try:
+        return True, None, int(model.stream().delay)
+    except fastrnn.StreamError as error:
+        return False, str(error), None
+
+
+def head(told: dict) -> list[tuple[str, str]]:
+    """Rows of label and text: inputs, outputs, states, size, streaming."""
+    rows = [("inputs", text(t)) for t in told["inputs"]] + [("outputs", text(t)) for t in told["outputs"]]
+    rows += [("states", text(t)) for t in told["states"]]
+    rows += [
+        ("threads", f"{a} -> {b}: the caller feeds it back; a stream keeps it")
+        for a, b in told["threaded_states"].items()
+    ]
+    rows.append(("size", f"{count(told['parameters'])} parameters, {size(told['memory_bytes'])} in memory"))
+    if told["streams"]:
+        delay = told["delay"]
+        rows.append(("streams", "yes" + (f", {delay} steps late" if delay else ", without delay")))
+    else:
+        rows.append(("streams", f"no: {told['why_not']}"))
+    return unrepeated(rows)
+
+
+def notes(told: dict) -> list[tuple[str, str]]:
+    """Rows of what import and passes did."""
+    return unrepeated([("notes", line) for line in told["notes"]])
+
+
+def unrepeated(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The rows, each label shown only where it begins."""
+    return [("" if i and rows[i - 1][0] == label else label, text) for i, (label, text) in enumerate(rows)]
+
+
+def text(info: dict) -> str:
+    """One tensor: "x: float32 [batch, time, 40]"."""
+    return f"{info['name']}: {info['dtype']} [{', '.join(map(str, info['dims']))}]"
+
+
+def show(told: dict) -> None:
+    """The whole description for a person."""
+    print_line(told["model"], style="bold cyan")
+    print_pairs(head(told))
+    if told["layers"]:
+        print_line()
+        rows = [
+            (layer["name"], layer["kind"], layer["text"], count(layer["parameters"]), size(layer["bytes"]))
+            for layer in told["layers"]
+        ]
+        print_table(("layer", "kind", "what", "parameters", "bytes"), rows, numbers=("parameters", "bytes"))
+    if told["notes"]:
+        print_line()
+        print_pairs(notes(told))
+    print_line()
+    print_pairs([("fingerprint", told["fingerprint"])])

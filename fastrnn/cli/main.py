@@ -1,0 +1,89 @@
+"""Parsing, dispatch, and what an error looks like: one paragraph on stderr and an exit code.
+
+0: done. 1: the job failed (a bad model, a difference found, a file that can't be written). 2: wrong usage.
+130: interrupted. The traceback shows with --debug or FASTRNN_DEBUG_TRACEBACK=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+import fastrnn
+
+from . import convert, inspect, verify
+from .output import print_json, print_line
+
+COMMANDS: dict[str, tuple[ModuleType, str]] = {
+    "convert": (convert, "turn a model file into one .fastrnn file"),
+    "inspect": (inspect, "show what is in a model file, and whether it streams"),
+    "verify": (verify, "compare a model's answers with onnxruntime's"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `fastrnn`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="fastrnn",
+        description="Run recurrent networks on a CPU.",
+        epilog="fastrnn COMMAND --help tells more, with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=module.EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add(command)
+    args = parser.parse_args(argv)
+    return _guarded(COMMANDS[args.command][0], args)
+
+
+def convert_main(argv: Sequence[str] | None = None) -> int:
+    """The command `fastrnn-convert`: `fastrnn convert` under a name of its own; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="fastrnn-convert",
+        description="Turn a model file into one .fastrnn file.",
+        epilog=convert.EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add(parser)
+    return _guarded(convert, parser.parse_args(argv))
+
+
+def _guarded(command: ModuleType, args: argparse.Namespace) -> int:
+    try:
+        code = command.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print_line("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has enough; point stdout elsewhere so that its last flush does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.debug or os.environ.get("FASTRNN_DEBUG_TRACEBACK", "") not in ("", "0"):
+            traceback.print_exc()
+        text = _explain(error)
+        if args.json:
+            print_json({"ok": False, "error": {"type": type(error).__name__, "message": text}})
+        print_line(f"error: {text}", style="red", file=sys.stderr)
+        return 1
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, fastrnn.FastRNNError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error} (a defect of fastrnn; --debug shows where)"

@@ -1,0 +1,81 @@
+"""Arguments that several commands share, their parsing, and loading by them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import fastrnn
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """--json and --debug."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object for a program, nothing else")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_binding(parser: argparse.ArgumentParser) -> None:
+    """--bind and --states."""
+    parser.add_argument(
+        "--bind",
+        metavar="NAME=VALUE",
+        type=binding,
+        action="append",
+        default=[],
+        help="fix an input to a constant, such as --bind sr=16000 or --bind 'mask=[1, 0, 1]'; may be repeated",
+    )
+    parser.add_argument(
+        "--states",
+        metavar="INPUT=OUTPUT",
+        type=state,
+        action="append",
+        default=[],
+        help="an input that is the last call's output, such as --states h0=hn, where fastrnn can't tell; "
+        "may be repeated",
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """All that changes how a file is read."""
+    add_binding(parser)
+    parser.add_argument(
+        "--float32", action="store_true", help="compute a float64 model in float32 (refused unless you say so)"
+    )
+
+
+def binding(text: str) -> tuple[str, Any]:
+    """ "sr=16000" -> ("sr", 16000): a number, true, false, or a (nested) list of them."""
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not _numeric(parsed):
+        raise argparse.ArgumentTypeError(
+            f"the value of {name} must be a number, true, false, or a list of them, got {value!r}"
+        )
+    return name, parsed
+
+
+def _numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_numeric(item) for item in value)
+    return isinstance(value, (bool, int, float))
+
+
+def state(text: str) -> tuple[str, str]:
+    """ "h0=hn" -> ("h0", "hn")."""
+    name, _, output = text.partition("=")
+    if not name or not output:
+        raise argparse.ArgumentTypeError(f"expected INPUT=OUTPUT, got {text!r}")
+    return name, output
+
+
+def load(args: argparse.Namespace) -> fastrnn.Model:
+    """The model that the arguments name, read as they say."""
+    return fastrnn.load(
+        args.model, bind=dict(args.bind) or None, states=dict(args.states) or None, float32=args.float32
+    )

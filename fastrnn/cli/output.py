@@ -1,0 +1,74 @@
+"""Writing: tables with colour for a terminal, plain aligned text for a pipe, JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 10_000  # columns of a pipe: wide enough that nothing wraps, whatever reads it
+
+
+def print_json(record: Mapping) -> None:
+    """One JSON object on one line."""
+    sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def print_line(text: str = "", style: str | None = None, file: TextIO | None = None) -> None:
+    """One line (or several) of text; `style` is rich's and shows on a terminal only."""
+    stream = file if file is not None else sys.stdout
+    _write(Text(text, style=style or ""), stream)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """A table; the columns named in `numbers` align to the right."""
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _write(table, sys.stdout)
+
+
+def print_pairs(rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns without a head: a label and what it says. An empty label continues the one above."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(Text(label), Text(text))
+    _write(table, sys.stdout)
+
+
+def _write(what, stream: TextIO) -> None:
+    if stream.isatty():
+        Console(file=stream, highlight=False, soft_wrap=isinstance(what, Text)).print(what)
+        return
+    plain = StringIO()
+    Console(file=plain, width=PIPE_WIDTH, no_color=True, highlight=False, soft_wrap=isinstance(what, Text)).print(what)
+    stream.write("".join(line.rstrip() + "\n" for line in plain.getvalue().splitlines()))
+
+
+def count(number: int) -> str:
+    """12345 -> "12,345"."""
+    return f"{number:,}"
+
+
+def size(number: int) -> str:
+    """Bytes for a person: "812 B", "49.2 KiB", "3.1 MiB"."""
+    if number < 1024:
+        return f"{number} B"
+    value = float(number)
+    for unit in ("KiB", "MiB", "GiB"):
+        value /= 1024
+        if value < 1024 or unit == "GiB":
+            break
+    return f"{value:.1f} {unit}"

@@ -1,0 +1,393 @@
+"""Does a model answer here as it does elsewhere: random inputs through both, the largest differences reported."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import dims as D
+from .errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedError
+from .graph import DTYPES, Graph
+
+if TYPE_CHECKING:
+    from .model import Model
+
+# (batch, time) of the runs where the model leaves them free; 19 steps are longer than any tile, 1 is the live case.
+SIZES = ((1, 1), (1, 7), (2, 19), (5, 3))
+# An element passes at |got - expected| <= tolerance * (1 + |expected|). Two float32 engines that sum in different
+# orders differ by some 1e-6 after a few layers of saturating cells; a wrong gate order or activation by 1e-2 and more.
+TOLERANCE = 1e-4
+# An engine that keeps float16 values rounds each of them by up to 2^-11; a few layers add up to ten of those.
+TOLERANCE_FLOAT16 = 5e-3
+MAX_SIZE = 4096  # the largest batch or time that is tried to meet a size that the file has frozen
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output: its largest differences over all runs, and where the absolute one was seen.
+
+    absolute : largest |got - expected|; inf where one has a NaN or an infinity that the other has not.
+    relative : largest over the runs of (largest |got - expected| of the run) / (largest |expected| of the run).
+    """
+
+    name: str
+    absolute: float
+    relative: float
+    ok: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` returns.
+
+    ok : every element of every output within `tolerance` * (1 + |expected|), and every shape equal.
+    against : the engine compared with, and its version.
+    outputs : one `OutputDifference` an output, in the model's order.
+    runs : the sizes of the inputs of each run; skipped : runs that the other engine refused, and why.
+    notes : what else a reader should know.
+    """
+
+    model: str
+    against: str
+    ok: bool
+    tolerance: float
+    seed: int
+    outputs: tuple[OutputDifference, ...]
+    runs: tuple[str, ...]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict:
+        """The same as dicts, lists, strings and numbers; an infinite difference is the text "inf"."""
+        record = asdict(self)
+        for output in record["outputs"]:
+            for key in ("absolute", "relative"):
+                if not np.isfinite(output[key]):
+                    output[key] = "inf"
+        return record
+
+    def to_json(self) -> str:
+        """`as_dict` as JSON text."""
+        return json.dumps(self.as_dict())
+
+    def __str__(self) -> str:
+        verdict = "answers as" if self.ok else "does NOT answer as"
+        lines = [f"{self.model} {verdict} {self.against} ({len(self.runs)} runs, tolerance {self.tolerance:g})"]
+        for out in self.outputs:
+            mark = "ok  " if out.ok else "FAIL"
+            figures = f"largest difference {out.absolute:.2e} absolute, {out.relative:.2e} relative"
+            lines.append(f"  {mark} {out.name}: {figures}" + ("" if out.ok else f" ({out.where})"))
+        lines += [f"  skipped {text}" for text in self.skipped]
+        lines += [f"  note: {text}" for text in self.notes]
+        return "\n".join(lines)
+
+
+def verify(
+    model: Model | str | os.PathLike,
+    against: str = "onnxruntime",
+    *,
+    source: str | os.PathLike | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    bind: Mapping[str, Any] | None = None,
+    states: Mapping[str, str] | None = None,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+) -> VerifyReport:
+    """Run a model here and elsewhere on the same random inputs and report the largest differences.
+
+    Parameters
+    ----------
+    model : path or Model
+        A file that `fastrnn.load` reads, or a loaded model.
+    against : "onnxruntime" or "reference"
+        onnxruntime runs the ONNX file itself; the reference is fastrnn's float64 NumPy meaning of the graph, so it
+        checks the kernels but not the import.
+    source : path, optional
+        The ONNX file for onnxruntime, where `model` is a Model or a `.fastrnn` file made from it.
+    seed : int
+        Of the random inputs: floats normal, integers that index a table within it, lengths within the sequence.
+    tolerance : float, optional
+        Default 1e-4, 5e-3 where the ONNX file computes in float16.
+    bind, states : as in `fastrnn.load`
+        `bind` also says what onnxruntime gets for the inputs that were fixed at load.
+    sizes : pairs (batch, time)
+        Tried where the model leaves them free; a size that the file has frozen is kept as it is.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    UnsupportedError
+        onnxruntime is not installed or can't run the file at any size, or there is no ONNX file to give to it.
+    FastRNNError
+        What `fastrnn.load` raises.
+
+    Examples
+    --------
+    >>> report = fastrnn.verify("examples/tone_words.onnx")
+    >>> report.ok
+    True
+    """
+    from .model import Model, load
+
+    if against not in ("onnxruntime", "reference"):
+        raise UnsupportedError(f"can't verify against {against!r}; known: onnxruntime, reference")
+    if isinstance(model, Model):
+        loaded, path = model, None
+    else:
+        path = os.fspath(model)
+        loaded = load(path, bind=bind, states=states)
+    if against == "reference":
+        other: _Reference | _OnnxRuntime = _Reference(loaded.graph)
+    else:
+        other = _OnnxRuntime(_onnx_file(source if source is not None else path), bind or {})
+    shown = str(path) if path is not None else loaded.name
+    return _compare(loaded, other, shown, seed, tolerance, sizes)
+
+
+def _onnx_file(path: str | os.PathLike | None) -> str:
+    if path is None:
+        raise UnsupportedError("onnxruntime needs the ONNX file: give its path, or source=path beside a loaded model")
+    if os.path.splitext(os.fspath(path))[1].lower() != ".onnx":
+        raise UnsupportedError(
+            f"{os.fspath(path)} is no ONNX file, so onnxruntime can't run it: "
+            'give source="model.onnx", or against="reference"'
+        )
+    return os.fspath(path)
+
+
+class _Reference:
+    """The float64 oracle as an engine."""
+
+    tolerance = TOLERANCE
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.title = "fastrnn's float64 reference"
+
+    def dims(self, name: str) -> tuple | None:
+        return None
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        from .reference import run
+
+        return [np.asarray(array) for array in run(self.graph, feeds)]
+
+
+class _OnnxRuntime:
+    """onnxruntime, one thread, its warnings kept off the terminal."""
+
+    def __init__(self, path: str, bind: Mapping[str, Any]):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UnsupportedError(
+                "verifying against onnxruntime needs onnxruntime, which is not installed: "
+                'pip install "fastrnn[verify]", or verify against="reference"'
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own, one a status code
+            raise UnsupportedError(f"onnxruntime can't load {path}: {_first_line(error)}") from None
+        self.title = f"onnxruntime {onnxruntime.__version__}"
+        self.inputs = {i.name: i for i in self.session.get_inputs()}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+        kinds = [v.type for v in (*self.session.get_inputs(), *self.session.get_outputs())]
+        self.tolerance = TOLERANCE_FLOAT16 if any("float16" in kind for kind in kinds) else TOLERANCE
+        self.notes = tuple(f"{name} is bound to {value}" for name, value in bind.items())
+        self.bind = {name: self._cast(name, np.asarray(value)) for name, value in bind.items()}
+
+    def _cast(self, name: str, array: np.ndarray) -> np.ndarray:
+        if name not in self.inputs:
+            known = ", ".join(self.inputs)
+            raise ShapeError(f"the ONNX file has no input {name}; it has {known}")
+        kind = self.inputs[name].type
+        dtype = _ORT_DTYPES.get(kind)
+        if dtype is None:
+            raise UnsupportedError(f"can't make inputs of onnxruntime's type {kind} (input {name})")
+        return array.astype(dtype)
+
+    def dims(self, name: str) -> tuple | None:
+        return tuple(self.inputs[name].shape) if name in self.inputs else None
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        arrays = {name: self._cast(name, array) for name, array in feeds.items()}
+        return self.session.run(list(outputs), {**arrays, **self.bind})
+
+
+_ORT_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None, sizes) -> VerifyReport:
+    limit = other.tolerance if tolerance is None else float(tolerance)
+    names = [info.name for info in model.outputs]
+    worst: dict[str, OutputDifference] = {}
+    runs, skipped = [], []
+    rng = np.random.default_rng(seed)
+    for env in _environments(model, other, sizes):
+        feeds = random_inputs(model.graph, env, rng)
+        text = ", ".join(f"{name} [{', '.join(map(str, array.shape))}]" for name, array in feeds.items())
+        try:
+            expected = other.run(feeds, names)
+        except FastRNNError:
+            raise
+        except Exception as error:  # as above: the classes are onnxruntime's own
+            skipped.append(f"{text}: {other.title} refused it: {_first_line(error)}")
+            continue
+        runs.append(text)
+        for name, got, want in zip(names, model.run(**feeds), expected, strict=True):
+            found = _difference(name, np.asarray(got), np.asarray(want), limit, text)
+            worst[name] = _worse(worst.get(name), found)
+    if not runs:
+        raise UnsupportedError(
+            skipped or ["no size fits the model's inputs"], f"verifying {shown} against {other.title}"
+        )
+    return VerifyReport(
+        model=shown,
+        against=other.title,
+        ok=all(found.ok for found in worst.values()),
+        tolerance=limit,
+        seed=seed,
+        outputs=tuple(worst.values()),
+        runs=tuple(runs),
+        skipped=tuple(skipped),
+        notes=tuple(other.notes),
+    )
+
+
+def _difference(name: str, got: np.ndarray, want: np.ndarray, tolerance: float, where: str) -> OutputDifference:
+    if got.shape != want.shape:
+        text = f"shape {list(got.shape)}, expected {list(want.shape)}, at {where}"
+        return OutputDifference(name, float("inf"), float("inf"), False, text)
+    if got.size == 0:
+        return OutputDifference(name, 0.0, 0.0, True, f"at {where}")
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    gap[~np.isfinite(gap)] = np.inf
+    finite = np.where(np.isfinite(b), np.abs(b), 0.0)
+    largest, scale = float(gap.max()), float(finite.max())
+    index = np.unravel_index(int(gap.argmax()), gap.shape)
+    place = f"at {where}, element [{', '.join(map(str, index))}]: {a[index]:g}, expected {b[index]:g}"
+    relative = 0.0 if largest == 0 else largest / scale if scale else float("inf")
+    return OutputDifference(name, largest, relative, bool((gap <= tolerance * (1 + finite)).all()), place)
+
+
+def _worse(old: OutputDifference | None, new: OutputDifference) -> OutputDifference:
+    if old is None:
+        return new
+    first = new if (new.absolute, not new.ok) > (old.absolute, not old.ok) else old
+    relative = max(old.relative, new.relative)
+    return OutputDifference(new.name, first.absolute, relative, old.ok and new.ok, first.where)
+
+
+def _environments(model: Model, other, sizes) -> list[dict[str, int]]:
+    """Values of the model's symbols for each run, without repeats: those that the other engine's file leaves free.
+
+    Raises ShapeError where the two disagree about an input's rank or a size.
+    """
+    graph = model.graph
+    symbols = {s for name in graph.inputs for d in graph.values[name].dims for s in D.symbols(d)}
+    pinned: dict[str, int] = {}
+    for name in graph.inputs:
+        theirs = other.dims(name)
+        if theirs is None:
+            continue
+        mine = graph.values[name].dims
+        if len(theirs) != len(mine):
+            raise ShapeError(f"input {name}: {other.title} takes {list(theirs)}, fastrnn {list(mine)}")
+        for dim, size in zip(mine, theirs, strict=True):
+            if isinstance(size, int) and isinstance(dim, D.Dim):
+                pinned.update(_solve(name, dim, size))
+            elif isinstance(size, int) and size != dim:
+                raise ShapeError(f"input {name}: {other.title} takes {list(theirs)}, fastrnn {list(mine)}")
+    found: list[dict[str, int]] = []
+    for batch, time in sizes:
+        env = {s: pinned.get(s, {"batch": batch, "time": time}.get(s, 3)) for s in sorted(symbols)}
+        if env not in found:
+            found.append(env)
+    return found
+
+
+def _solve(name: str, dim: D.Dim, size: int) -> dict[str, int]:
+    symbols = D.symbols(dim)
+    if len(symbols) == 1:
+        (symbol,) = symbols
+        for value in range(MAX_SIZE + 1):
+            if D.evaluate(dim, {symbol: value}) == size:
+                return {symbol: value}
+    raise ShapeError(f"input {name}: no size up to {MAX_SIZE} makes {dim} the {size} of the file")
+
+
+def random_inputs(graph: Graph, env: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """An array for each input of the graph, of its dtype and of its dims under `env`.
+
+    Floats are normal; integers that index a constant table lie within it, lengths between 0 and the steps there are,
+    other integers are 0 to 3; bools are fair.
+    """
+    limits = _integer_limits(graph, env)
+    feeds = {}
+    for name in graph.inputs:
+        value = graph.values[name]
+        shape = tuple(D.evaluate(d, env) for d in value.dims)
+        if value.dtype == "bool":
+            array = rng.random(shape) < 0.5
+        elif value.dtype in ("int32", "int64"):
+            array = rng.integers(0, limits.get(name, 4), shape)
+        elif value.dtype in ("float32", "float64"):
+            array = rng.standard_normal(shape)
+        else:
+            raise ModelFormatError(f"input {name} has the dtype {value.dtype}")
+        feeds[name] = np.asarray(array).astype(DTYPES[value.dtype])
+    return feeds
+
+
+# Ops that hand on the numbers of their first (concat: every) input unchanged.
+_MOVING = frozenset({"cast", "transpose", "reshape", "slice", "concat", "expand"})
+
+
+def _integer_limits(graph: Graph, env: Mapping[str, int]) -> dict[str, int]:
+    """Input name -> one more than the largest integer that may be fed; only inputs of which a node limits that."""
+    consumers = graph.consumers()
+    limits = {}
+    for name in graph.inputs:
+        if graph.values[name].dtype not in ("int32", "int64"):
+            continue
+        found, waiting, seen = [], [name], {name}
+        while waiting:
+            value = waiting.pop()
+            for node in consumers.get(value, ()):
+                if node.op == "gather" and value == node.inputs[1]:
+                    table = graph.values[node.inputs[0]]
+                    found.append(D.evaluate(table.dims[node.attrs["axis"]], env))
+                elif node.op == "cell" and value in node.inputs[8:9]:
+                    found.append(D.evaluate(graph.values[node.inputs[0]].dims[0], env) + 1)
+                elif node.op in _MOVING and node.outputs[0] not in seen:
+                    seen.add(node.outputs[0])
+                    waiting.append(node.outputs[0])
+        if found:
+            limits[name] = max(1, min(found))
+    return limits
