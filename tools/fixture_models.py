@@ -20,7 +20,7 @@ class FixtureModel:
 
     build: makes the module (seeded by the caller). example: (time, batch) -> tuple of tensors, one an input.
     axes: value name -> one of "batch", "time" or a size, an axis. states: input -> output of a hand-threaded state.
-    ways: which of make_torch_fixtures.WAYS to export (None: the first four).
+    ways: which of make_torch_fixtures.WAYS to export (None: its USUAL four).
     """
 
     about: str
@@ -327,7 +327,9 @@ def _simple(about, build, layout, features, out, **more) -> FixtureModel:
     return FixtureModel(about, build, floats(layout, features), {"x": (*layout, features), "y": (*layout, out)}, **more)
 
 
-ALL = ("dynamo", "dynamo_frozen", "script", "script_frozen", "script_op11")
+USUAL = ("dynamo", "dynamo_frozen", "script", "script_frozen")
+OLD = (*USUAL, "script_op11")
+MANY = (*USUAL, "dynamo_b1", "dynamo_batch", "script_op11")
 
 MODELS: dict[str, FixtureModel] = {
     "lstm_stacked": _simple(
@@ -336,11 +338,11 @@ MODELS: dict[str, FixtureModel] = {
         BTF,
         8,
         3,
-        ways=ALL,
+        ways=MANY,
     ),
-    "lstm_time_major": _simple("one LSTM layer of 33, time first", lambda: Head(nn.LSTM(5, 33)), TBF, 5, 33, ways=ALL),
+    "lstm_time_major": _simple("one LSTM layer of 33, time first", lambda: Head(nn.LSTM(5, 33)), TBF, 5, 33, ways=OLD),
     "lstm_no_bias": _simple(
-        "LSTM 20 without bias", lambda: Head(nn.LSTM(5, 20, bias=False), nn.Linear(20, 2)), TBF, 5, 2
+        "LSTM 20 without bias", lambda: Head(nn.LSTM(5, 20, bias=False), nn.Linear(20, 2)), TBF, 5, 2, ways=(*USUAL, "script_op9")
     ),
     "gru_stacked": _simple(
         "two GRU layers of 20, Linear; batch first",
@@ -348,7 +350,7 @@ MODELS: dict[str, FixtureModel] = {
         BTF,
         8,
         3,
-        ways=ALL,
+        ways=MANY,
     ),
     "gru_no_bias": _simple(
         "GRU 33 without bias, time first",
@@ -364,7 +366,7 @@ MODELS: dict[str, FixtureModel] = {
         BTF,
         6,
         3,
-        ways=ALL,
+        ways=OLD,
     ),
     "rnn_relu": _simple("nn.RNN 33, relu, time first", lambda: Head(nn.RNN(6, 33, nonlinearity="relu")), TBF, 6, 33),
     "tagger": FixtureModel(
@@ -378,7 +380,7 @@ MODELS: dict[str, FixtureModel] = {
         tokens(40),
         {"x": BTF, "y": (*BTF, 6)},
         streamable=False,
-        ways=ALL,
+        ways=MANY,
     ),
     "bigru_stacked": _simple(
         "two bidirectional GRU layers of 9, time first",
@@ -404,7 +406,7 @@ MODELS: dict[str, FixtureModel] = {
         ),
         tokens(30),
         {"x": BTF, "y": (*BTF, 30)},
-        ways=ALL,
+        ways=MANY,
     ),
     "lstm_states": FixtureModel(
         "two LSTM layers of 20, batch first; h0, c0 in, hn, cn out",
@@ -423,7 +425,7 @@ MODELS: dict[str, FixtureModel] = {
         ("x", "h0"),
         ("y", "hn"),
         {"h0": "hn"},
-        ways=ALL,
+        ways=OLD,
     ),
     "lstm_last_states": FixtureModel(
         "two LSTM layers of 20; hn, cn out, nothing in",
@@ -433,10 +435,10 @@ MODELS: dict[str, FixtureModel] = {
         outputs=("y", "hn", "cn"),
     ),
     "learned_start": _simple(
-        "LSTM 20 whose first states are parameters expanded to the batch", LearnedStart, BTF, 6, 3, ways=ALL
+        "LSTM 20 whose first states are parameters expanded to the batch", LearnedStart, BTF, 6, 3, ways=(*USUAL, "script_op9")
     ),
     "zero_start": _simple(
-        "two GRU layers of 20, first state torch.zeros(2, x.size(0), 20)", ZeroStart, BTF, 6, 3, ways=ALL
+        "two GRU layers of 20, first state torch.zeros(2, x.size(0), 20)", ZeroStart, BTF, 6, 3, ways=USUAL
     ),
     "last_step": FixtureModel(
         "LSTM 20, Dropout (off), Linear, softmax of the last step",
@@ -457,7 +459,7 @@ MODELS: dict[str, FixtureModel] = {
         FeatureMean,
         floats(BTF, 6),
         {"x": (*BTF, 6), "y_mean": BTF, "y_sum": (*BTF, 1), "y_max": BTF},
-        outputs=("y_mean", "y_sum", "y_max"),
+        outputs=("y_mean", "y_sum", "y_max"), ways=(*USUAL, "script_op9"),
     ),
     "time_mean": FixtureModel(
         "GRU 20, mean over time, Linear", TimeMean, floats(BTF, 6), {"x": (*BTF, 6), "y": ("batch", 4)}

@@ -8,8 +8,8 @@ Run by hand with torch 2.13 (CPU), onnx and onnxscript installed; the results ar
 Seeds are fixed a model, so a second run gives the same weights and goldens (the bytes of an .onnx file also depend
 on the versions of torch and onnxscript). A model is exported up to five ways, see `WAYS`; its golden `NAME.npz` is
 shared by all of them and comes from the module itself, weights float32, computed in float64, stored as float32.
-It holds three runs: `r0.*` at the exported sizes (EXPORT), `r1.*` at another length and batch, `r2.*` at T = 1, batch 1;
-keys are `r<k>.<name of input or output>`.
+It holds three runs of (T, batch), see RUNS: `r0.*` at the size that most files are exported at, `r1.*` at another
+length and batch, `r2.*` at T = 1, batch 1; keys are `r<k>.<name of input or output>`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import sys
 import warnings
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,34 +31,42 @@ from fixture_models import MODELS
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "onnx"
 
-# (T, batch) of the three golden runs. The first is the size that the files are exported at.
 RUNS = ((7, 2), (11, 3), (1, 1))
-EXPORT = RUNS[0]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to export. `free` names the axes that stay symbolic; `opset` None is the exporter's own default."""
+    """One way to export.
+
+    tag: part of the file name. free: the axes that stay symbolic. opset: None is the exporter's own default.
+    size: (T, batch) of the example that is traced.
+    """
 
     tag: str
     dynamo: bool
     free: tuple[str, ...]
+    notes: str
     opset: int | None = None
     fold: bool = True
-    notes: str = field(default="")
+    size: tuple[int, int] = RUNS[0]
 
 
+ALL = ("batch", "time")
 WAYS = {
-    "dynamo": Way("dynamo", True, ("batch", "time"), notes="torch.export based exporter, dynamic batch and time"),
-    "dynamo_frozen": Way("dynamo_frozen", True, (), notes="torch.export based exporter, no dynamic_shapes given"),
-    "script": Way(
-        "script", False, ("batch", "time"), 17, notes="TorchScript exporter, dynamic_axes for batch and time"
-    ),
-    "script_frozen": Way("script_frozen", False, (), 17, notes="TorchScript exporter, no dynamic_axes given"),
-    "script_op11": Way(
-        "script_op11", False, ("batch", "time"), 11, False, "TorchScript exporter, opset 11, not folded"
-    ),
+    way.tag: way
+    for way in (
+        Way("dynamo", True, ALL, "torch.export based exporter, dynamic batch and time"),
+        Way("dynamo_frozen", True, (), "torch.export based exporter, no dynamic_shapes given"),
+        # 19 steps of one row, nothing dynamic: what the exporter's own first example leads to.
+        Way("dynamo_b1", True, (), "torch.export based exporter, no dynamic_shapes, batch 1", size=(19, 1)),
+        Way("dynamo_batch", True, ("batch",), "torch.export based exporter, dynamic batch, time frozen"),
+        Way("script", False, ALL, "TorchScript exporter, dynamic_axes for batch and time", 17),
+        Way("script_frozen", False, (), "TorchScript exporter, no dynamic_axes given", 17),
+        Way("script_op11", False, ALL, "TorchScript exporter, opset 11, constants not folded", 11, fold=False),
+        Way("script_op9", False, ALL, "TorchScript exporter, opset 9", 9),
+    )
 }
+USUAL = ("dynamo", "dynamo_frozen", "script", "script_frozen")
 
 
 def axis_names(model, names, free) -> dict[str, dict[int, str]]:
@@ -72,7 +80,7 @@ def export(model, module, example, way: Way, path: Path) -> None:
     if way.dynamo:
         shapes = None
         if way.free:
-            # torch.export takes equal symbols for equal sizes by itself; AUTO lets it freeze an axis where the model needs it.
+            # AUTO lets the exporter freeze an axis where it thinks that the model needs it: what users meet.
             axes = axis_names(model, model.inputs, way.free)
             shapes = tuple(dict.fromkeys(axes[n], torch.export.Dim.AUTO) for n in model.inputs)
         program = torch.onnx.export(
@@ -137,16 +145,35 @@ def make(name: str) -> list[dict]:
     torch.manual_seed(zlib.crc32(name.encode()))
     module = model.build().eval()
     torch.manual_seed(1)
-    example = model.example(*EXPORT)
     np.savez_compressed(OUT / f"{name}.npz", **goldens(model, module))
     entries = []
-    for tag in model.ways or tuple(WAYS)[:4]:
+    for tag in model.ways or USUAL:
         path = OUT / f"{name}.{tag}.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            export(model, module, example, WAYS[tag], path)
+            export(model, module, model.example(*WAYS[tag].size), WAYS[tag], path)
         entries.append(describe(model, name, WAYS[tag], path))
     return entries
+
+
+def make_projected() -> dict:
+    """An LSTM with proj_size: the new exporter drops the projection (the TorchScript one refuses). See tests/data/README.md."""
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(6, 20, proj_size=8, batch_first=True).eval()
+    dims = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    program = torch.onnx.export(
+        module, (torch.randn(2, 7, 6),), None, dynamo=True, dynamic_shapes=dims, verbose=False, input_names=["x"]
+    )
+    strip(program.model_proto)
+    path = OUT / "projected.dynamo.onnx"
+    onnx.save(program.model_proto, path)
+    return {
+        "file": f"onnx/{path.name}",
+        "model": "projected",
+        "made_by": WAYS["dynamo"].notes,
+        "refused": "initial_c",
+        "about": "LSTM 20 with proj_size 8: W, R, B cut to 8 units, the projection lost, initial_c left 20 wide",
+    }
 
 
 def describe(model, name: str, way: Way, path: Path) -> dict:
@@ -175,6 +202,7 @@ def describe(model, name: str, way: Way, path: Path) -> dict:
         "outputs": {n: list(model.axes[n]) for n in model.outputs},
         "states": dict(model.states),
         "frozen": frozen,
+        "size": list(way.size),
         "streamable": model.streamable,
         "ops": dict(sorted(ops.items())),
         "about": model.about,
@@ -187,6 +215,8 @@ def main() -> None:
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if args.only in "projected":
+        merge([make_projected()])
     for name in MODELS:
         if args.only in name:
             entries = make(name)
