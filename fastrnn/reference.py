@@ -472,25 +472,38 @@ class StreamReference:
 
     def step(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """One step: each input without its TIME axis; returns the outputs without theirs."""
-        feeds = {n: np.expand_dims(a, self.time_axis[n]) if n in self.time_axis else a for n, a in feeds.items()}
-        outputs = self._advance(feeds)
-        return [
-            np.take(y, -1, axis=self.time_axis[name]) if name in self.time_axis else y
-            for name, y in zip(self.graph.outputs, outputs, strict=True)
-        ]
-
-    def _advance(self, feeds):
         if not self.timed:
-            feeds = {**self._threaded(feeds), **feeds}
-            outputs, self.states = _evaluate(self.graph, feeds, self.sizes, self.states)
-            answers = dict(zip(self.graph.outputs, outputs, strict=True))
-            self.carried = {name: answers[after] for name, after in self.graph.states.items()}
-            return outputs
+            return self._step_function(feeds)
+        axes = self.time_axis
+        answers = self.push({n: np.expand_dims(a, axes[n]) if n in axes else a for n, a in feeds.items()})
+        return [np.squeeze(y, axes[n]) if n in axes else y for n, y in zip(self.graph.outputs, answers, strict=True)]
+
+    def push(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """A chunk: inputs with their TIME axis, n steps long, n >= 0; returns the outputs' newest n steps."""
+        if not self.timed:
+            raise StreamError(f"{self.graph.name}: it has no time axis to push along; use step")
+        steps = 0
         for name, array in feeds.items():
-            if name in self.time_axis and name in self.seen:
-                array = np.concatenate([self.seen[name], array], axis=self.time_axis[name])
+            if name in self.time_axis:
+                axis = self.time_axis[name]
+                steps = np.shape(array)[axis]
+                array = np.concatenate([self.seen[name], array], axis) if name in self.seen else array
             self.seen[name] = np.asarray(array)
-        return run(self.graph, {**self._threaded(self.seen), **self.seen}, sizes=self.sizes)
+        outputs = run(self.graph, {**self._threaded(self.seen), **self.seen}, sizes=self.sizes)
+        newest = []
+        for name, y in zip(self.graph.outputs, outputs, strict=True):
+            if name in self.time_axis:
+                axis = self.time_axis[name]
+                y = np.take(y, np.arange(y.shape[axis] - steps, y.shape[axis]), axis)
+            newest.append(y)
+        return newest
+
+    def _step_function(self, feeds) -> list[np.ndarray]:
+        feeds = {**self._threaded(feeds), **feeds}
+        outputs, self.states = _evaluate(self.graph, feeds, self.sizes, self.states)
+        answers = dict(zip(self.graph.outputs, outputs, strict=True))
+        self.carried = {name: answers[after] for name, after in self.graph.states.items()}
+        return outputs
 
     def _threaded(self, feeds) -> dict[str, np.ndarray]:
         """The state inputs that the caller does not feed: what was carried, or zeros."""

@@ -1,0 +1,52 @@
+"""fastrnn: runs recurrent networks on a CPU inside production services.
+
+    model = fastrnn.load("model.onnx")     # or .fastrnn; see also from_onnx
+    y = model(x)                           # whole sequences
+    s = model.stream()                     # one live stream
+    y = s.step(x)                          # one time step, state kept
+
+The map of the package is HACKING.md.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from .cpu import cpu_info
+from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
+from .model import Model, TensorInfo, from_onnx, load
+from .stream import Stream
+
+try:
+    __version__ = version("fastrnn")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+# Names whose modules need libraries that a service does without: imported when first used.
+_LAZY = {"verify": "verify", "InferenceSession": "inference_session", "onnx_backend": None}
+
+__all__ = [
+    "FastRNNError",
+    "InferenceSession",
+    "Model",
+    "ModelFormatError",
+    "ShapeError",
+    "StateError",
+    "Stream",
+    "StreamError",
+    "TensorInfo",
+    "UnsupportedError",
+    "cpu_info",
+    "from_onnx",
+    "load",
+    "onnx_backend",
+    "verify",
+]
+
+
+def __getattr__(name):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
+    module = import_module(f".{_LAZY[name] or name}", __name__)
+    value = getattr(module, name) if _LAZY[name] else module
+    globals()[name] = value
+    return value

@@ -1,0 +1,145 @@
+"""What callers hand in and get back: checks of dtype and shape, with errors that say which argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import dims as D
+from .errors import ShapeError
+from .graph import DTYPES, Value
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One input or output of a stream: batch first, then time, then features.
+
+    features : ints, in the file's order without batch and time. timed : it has a time axis (in a model that is a step
+    function every argument has one here: the calls). batched : it has a batch axis.
+    """
+
+    name: str
+    dtype: str
+    features: tuple[int, ...]
+    timed: bool
+    batched: bool
+    file_dims: tuple = ()
+
+    @property
+    def stored(self) -> str:
+        """The dtype of the array that the executor reads or writes: the argument's own."""
+        return self.dtype
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step of one stream."""
+        return int(np.prod(self.features, dtype=np.int64)) * np.dtype(DTYPES[self.dtype]).itemsize
+
+    def step_shape(self, batch: int | None) -> tuple[int, ...]:
+        """Shape of one step."""
+        return self.features if batch is None else (batch, *self.features)
+
+    def chunk_shape(self, batch: int | None, span: int) -> tuple[int, ...]:
+        """Shape of `span` steps."""
+        lead = () if batch is None else (batch,)
+        return (*lead, span, *self.features) if self.timed else (*lead, *self.features)
+
+    def steps(self, array: np.ndarray, batch: int | None) -> int:
+        """How many steps a checked chunk holds."""
+        return array.shape[0 if batch is None else 1]
+
+    def check_step(self, x, batch: int | None) -> np.ndarray:
+        """x as a contiguous array of one step, or ShapeError. The file's own shape of one step is taken too."""
+        array = self._typed(x)
+        want = self.step_shape(batch)
+        if array.shape != want:
+            own = tuple((batch or 1) if d == D.BATCH else 1 if not isinstance(d, int) else d for d in self.file_dims)
+            if array.shape == own and (batch is None or self.batched and self.file_dims[0] == D.BATCH):
+                return array.reshape(want)
+            raise ShapeError(f"input {self.name}: one step is {list(want)}, got {list(array.shape)}")
+        return array
+
+    def check_chunk(self, x, batch: int | None) -> np.ndarray:
+        """x as a contiguous array of a chunk, or ShapeError."""
+        array = self._typed(x)
+        lead = [] if batch is None else [batch]
+        want = [*lead, *(["T"] if self.timed else []), *self.features]
+        if array.ndim != len(want) or any(w not in ("T", s) for w, s in zip(want, array.shape, strict=True)):
+            text = ", ".join(map(str, want))
+            raise ShapeError(f"input {self.name}: a chunk is [{text}], got {list(array.shape)}")
+        return array
+
+    def check_out(self, out, shape: tuple[int, ...]) -> None:
+        """Refuse an `out` that can't take the result as it is."""
+        want = np.dtype(DTYPES[self.dtype])
+        if not isinstance(out, np.ndarray) or out.dtype != want or out.shape != shape:
+            got = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise ShapeError(f"out for {self.name}: {want}{list(shape)} expected, got {got}")
+        if not out.flags.writeable:
+            raise ShapeError(f"out for {self.name} is read-only")
+
+    def _typed(self, x) -> np.ndarray:
+        return as_dtype(x, self.dtype, f"input {self.name}")
+
+
+def as_dtype(x, dtype: str, where: str) -> np.ndarray:
+    """x as a C-contiguous native array of `dtype`. Lists and safe casts are taken; a lossy cast is a ShapeError."""
+    want = np.dtype(DTYPES[dtype])
+    array = np.asarray(x)
+    listed = not isinstance(x, np.ndarray | np.generic) and array.dtype.kind in "fiu" and want.kind == "f"
+    if array.dtype != want and not np.can_cast(array.dtype, want, "safe") and not listed and array.size:
+        raise ShapeError(f"{where}: dtype {want} expected, got {array.dtype}; convert it where that loses nothing you need")
+    return np.ascontiguousarray(array, want).reshape(array.shape)
+
+
+def collect(arguments: list[Argument], x) -> list:
+    """The arrays of all inputs, in order: x itself for one input, else a tuple or list, or a dict by name."""
+    names = [a.name for a in arguments]
+    if isinstance(x, Mapping):
+        if set(x) != set(names):
+            raise ShapeError(f"inputs are {names}, got {sorted(x)}")
+        return [x[n] for n in names]
+    if len(arguments) == 1:
+        return [x]
+    if not isinstance(x, tuple | list) or len(x) != len(arguments):
+        got = f"{len(x)} arrays" if isinstance(x, tuple | list) else type(x).__name__
+        raise ShapeError(f"the model takes a tuple of {len(arguments)} inputs {names}, got {got}")
+    return list(x)
+
+
+def argument_of(value: Value, steps_one: bool) -> Argument:
+    """The stream's view of a graph input or output."""
+    features, timed, batched = [], steps_one, False
+    for dim in value.dims:
+        names = D.symbols(dim)
+        if "time" in names:
+            timed = True
+        elif "batch" in names:
+            batched = True
+        else:
+            features.append(dim)
+    return Argument(value.name, value.dtype, tuple(features), timed, batched, value.dims)
+
+
+def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]:
+    """batch and time from the shapes of whole-run inputs. Raises ShapeError naming input, axis, got and expected."""
+    sizes: dict[str, int] = {}
+    source: dict[str, str] = {}
+    for value, array in zip(values, arrays, strict=True):
+        text = "[" + ", ".join(map(str, value.dims)) + "]"
+        if array.ndim != len(value.dims):
+            raise ShapeError(f"input {value.name}: {text} expected, got {list(array.shape)}")
+        for axis, (dim, size) in enumerate(zip(value.dims, array.shape, strict=True)):
+            if isinstance(dim, int):
+                if dim != size:
+                    raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}")
+                continue
+            (name,) = D.symbols(dim) if dim == D.BATCH or dim == D.TIME else (None,)
+            if name is None:
+                raise ShapeError(f"input {value.name}: axis {axis} has the size {dim}, which can't be solved")
+            if sizes.setdefault(name, size) != size:
+                raise ShapeError(f"input {value.name}: axis {axis} ({name}) is {size}, but {sizes[name]} in {source[name]}")
+            source.setdefault(name, value.name)
+    return sizes

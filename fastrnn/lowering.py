@@ -1,0 +1,563 @@
+"""Graph -> Plan: one function a graph op, each choosing views where it can and kernels where it must.
+
+`lower(graph, mode, weights)` walks the nodes once. A value becomes a `Tensor`; ops that only move data become views;
+a value that a concat or an output is made of is written in place by the op that makes it (`destinations`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from . import _isa
+from . import dims as D
+from .errors import FastRNNError, UnsupportedError
+from .graph import Graph, Node
+from .plan import Builder, Plan, StateSlot
+from .tensors import ITEMSIZE, Buffer, Tensor, collapse
+
+LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own
+RANK = 6  # axes of an elementwise or copying op
+FUNCTIONS = {name: code for code, name in enumerate(_isa.functions())}
+
+
+class Weights:
+    """Packed weights of one model for one instruction set, shared by its plans."""
+
+    def __init__(self, isa: str | None = None):
+        self.isa = isa or _isa.isa_info()["active"]
+        self._packed: dict[tuple, object] = {}
+
+    def cell(self, spec, arrays: tuple, key: tuple):
+        """The packed cell of these weights; packed at the first call with this key."""
+        if key not in self._packed:
+            self._packed[key] = _isa.pack_cell(spec, *arrays, isa=self.isa)
+        return self._packed[key]
+
+    def linear(self, W, bias, key: tuple):
+        """The packed product of these weights; packed at the first call with this key."""
+        if key not in self._packed:
+            self._packed[key] = _isa.pack_linear(W, bias, isa=self.isa)
+        return self._packed[key]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(p.nbytes for p in self._packed.values())
+
+
+class Lowering:
+    """One walk over a graph; the methods named `op_...` lower one op each."""
+
+    def __init__(self, graph: Graph, mode: str, weights: Weights):
+        self.graph, self.mode, self.weights = graph, mode, weights
+        self.builder = Builder(graph, mode, weights.isa)
+        self.plan = self.builder.plan
+        self.consumers = graph.consumers()
+        self.has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
+        self.destinations: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
+        threaded = set(graph.states) if mode == "stream" else set()
+        self.fed_by_state = _descendants(graph, threaded)
+        self.input_names = [n for n in graph.inputs if n not in threaded]
+        ends = set(graph.states.values()) if mode == "stream" else set()
+        self.output_names = [n for n in graph.outputs if n not in ends]
+
+    def run(self) -> Plan:
+        for i, name in enumerate(self.input_names):
+            self.tensors[name] = self.builder.argument("input", i, self.graph.values[name])
+            self.plan.inputs.append(self.tensors[name])
+        for i, name in enumerate(self.output_names):
+            tensor = self.builder.argument("output", i, self.graph.values[name])
+            self.plan.outputs.append(tensor)
+            self._aim(name, tensor)
+        for node in reversed(self.graph.nodes):
+            if node.op == "concat":
+                self._aim_concat(node)
+        wanted = self._wanted_nodes()
+        problems = []
+        for node in self.graph.nodes:
+            if node.name not in wanted:
+                continue
+            try:
+                getattr(self, f"op_{node.op}")(node)
+            except UnsupportedError as error:
+                problems += [f"node {node.name} ({node.op}): {p}" for p in error.problems]
+                for i, out in enumerate(node.outputs):
+                    self.result(node, i, fresh=True) if out is not None else None
+        if problems:
+            raise UnsupportedError(problems, self.graph.name)
+        for name, tensor in zip(self.output_names, self.plan.outputs, strict=True):
+            self._copy(self.tensor(name), tensor, name)
+        return self.builder.finish()
+
+    def _wanted_nodes(self) -> set[str]:
+        """Names of the nodes on which an output of this mode depends."""
+        producers, wanted, stack = self.graph.producers(), set(), list(self.output_names)
+        if self.mode == "stream":  # a state that no output shows is still a state
+            stack += [o for n in self.graph.nodes if n.op in ("cell", "state") for o in n.outputs if o is not None]
+        while stack:
+            node = producers.get(stack.pop())
+            if node is None or node.name in wanted:
+                continue
+            wanted.add(node.name)
+            inputs = node.inputs
+            if node.op == "cell":
+                inputs = [i for i in inputs if i not in self.fed_by_state]
+            stack += [i for i in inputs if i is not None]
+        return wanted
+
+    # -- where results go --
+    def _aim(self, name: str, tensor: Tensor) -> None:
+        """Ask whoever makes value `name` to write it into `tensor`, through views that can be undone."""
+        if name in self.destinations:
+            return
+        self.destinations[name] = tensor
+        node = self._producer(name)
+        if node is None:
+            return
+        source = node.inputs[0]
+        if node.op == "transpose":
+            perm = node.attrs["perm"]
+            self._aim(source, tensor.transpose([perm.index(a) for a in range(len(perm))]))
+        elif node.op == "reshape" and self.graph.values[name].dims != self.graph.values[source].dims:
+            view = tensor.reshape(self.graph.values[source].dims)
+            if view is not None:
+                self._aim(source, view)
+
+    def _aim_concat(self, node: Node) -> None:
+        """Allocate a concat's result now, so that its parts are written straight into it."""
+        name, axis = node.outputs[0], node.attrs["axis"]
+        if name not in self.destinations:
+            users = self.consumers.get(name, [])
+            order = users[0].attrs["perm"] if len(users) == 1 and users[0].op == "transpose" else None
+            value = self.graph.values[name]
+            self.destinations[name] = self.builder.allocate(value.dtype, value.dims, order)
+        whole, start = self.destinations[name], 0
+        for part in node.inputs:
+            size = self.graph.values[part].dims[axis]
+            if node.inputs.count(part) == 1:
+                self._aim(part, whole.narrow(axis, start, size))
+            start = size + start
+
+    def _producer(self, name: str) -> Node | None:
+        if not hasattr(self, "_producers"):
+            self._producers = self.graph.producers()
+        return self._producers.get(name)
+
+    def result(self, node: Node, i: int = 0, order=None, rows: bool = False, fresh: bool = False) -> Tensor:
+        """The tensor that output i of a node is written to: its destination, or a fresh one.
+
+        rows: its last axis must be contiguous. order: memory order of a fresh tensor.
+        """
+        name = node.outputs[i]
+        value = self.graph.values[name]
+        tensor = None if fresh else self.destinations.get(name)
+        if tensor is not None and rows and not _contiguous_last(tensor):
+            tensor = None
+        if tensor is None:
+            tensor = self.builder.allocate(value.dtype, value.dims, order)
+        self.tensors[name] = tensor
+        return tensor
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of a value that is already made (or of a constant)."""
+        if name not in self.tensors:
+            value, array = self.graph.values[name], self.graph.constants[name]
+            if value.dtype == "bool":
+                self.tensors[name] = self.builder.constant(array.astype(np.float32), "float32")
+            else:
+                self.tensors[name] = self.builder.constant(array, value.dtype)
+        return self.tensors[name]
+
+    def tensor_or_none(self, node: Node, i: int) -> Tensor | None:
+        """The tensor of input i of a node, None where that is absent."""
+        name = node.inputs[i] if i < len(node.inputs) else None
+        return None if name is None else self.tensor(name)
+
+    def array(self, node: Node, i: int, what: str) -> np.ndarray | None:
+        """The array of input i of a node, which must be a constant (None where absent)."""
+        name = node.inputs[i] if i < len(node.inputs) else None
+        if name is None:
+            return None
+        if name not in self.graph.constants:
+            raise UnsupportedError(f"{what} ({name}) is not a constant")
+        return self.graph.constants[name]
+
+    def contiguous_last(self, t: Tensor, node: Node, count: int = 1) -> Tensor:
+        """t itself where its last `count` axes are one run in memory, else a copy in row-major order."""
+        step: object = 1
+        for axis in reversed(range(len(t.dims) - count, len(t.dims))):
+            if t.strides[axis] != step and t.dims[axis] != 1:
+                dense = self.builder.allocate(t.dtype, t.dims)
+                self._copy(t, dense, node.name)
+                return dense
+            step = t.dims[axis] * step
+        return t
+
+    # -- data movement --
+    def _copy(self, source: Tensor, target: Tensor, node: str) -> None:
+        """Elements of source into target (equal dims), converting where their dtypes differ. Nothing where they are one."""
+        loops = collapse(target.dims, (source.strides, target.strides), target.order)
+        same_place = source.buffer is target.buffer and source.offset == target.offset
+        if same_place and all(a == b for _, (a, b) in loops):
+            return
+        if len(loops) > RANK:
+            raise UnsupportedError(f"a copy over {len(loops)} axes that can't be merged; at most {RANK}")
+        fields = {"rank": len(loops), "source_type": _TYPE[source.dtype], "target_type": _TYPE[target.dtype]}
+        for i in range(RANK):
+            size, steps = loops[i] if i < len(loops) else (1, (0, 0))
+            fields |= {f"size{i}": size, f"source_stride{i}": steps[0], f"target_stride{i}": steps[1]}
+        self.builder.emit(
+            "copy", node, (source,), (target,), **fields, **_at("source", source), **_at("target", target)
+        )
+
+    def op_transpose(self, node: Node) -> None:
+        self.tensors[node.outputs[0]] = self.tensor(node.inputs[0]).transpose(node.attrs["perm"])
+
+    def op_reshape(self, node: Node) -> None:
+        x, dims = self.tensor(node.inputs[0]), node.attrs["dims"]
+        view = x.reshape(dims)
+        if view is None:
+            dense = self.builder.allocate(x.dtype, x.dims)
+            self._copy(x, dense, node.name)
+            view = dense.reshape(dims)
+        self.tensors[node.outputs[0]] = view
+
+    def op_slice(self, node: Node) -> None:
+        a = node.attrs
+        size = self.graph.values[node.outputs[0]].dims[a["axis"]]
+        self.tensors[node.outputs[0]] = self.tensor(node.inputs[0]).narrow(a["axis"], a["start"], size, a["step"])
+
+    def op_expand(self, node: Node) -> None:
+        self.tensors[node.outputs[0]] = self.tensor(node.inputs[0]).expand(node.attrs["dims"])
+
+    def op_concat(self, node: Node) -> None:
+        whole, axis, start = self.destinations[node.outputs[0]], node.attrs["axis"], 0
+        for part in node.inputs:
+            size = self.graph.values[part].dims[axis]
+            self._copy(self.tensor(part), whole.narrow(axis, start, size), node.name)
+            start = size + start
+        self.tensors[node.outputs[0]] = whole
+
+    def op_cast(self, node: Node) -> None:
+        x, to = self.tensor(node.inputs[0]), node.attrs["to"]
+        source = self.graph.values[node.inputs[0]].dtype
+        if to == source:
+            self.tensors[node.outputs[0]] = x
+        elif to == "bool":
+            self._elementwise(node, [("sign", (0,)), ("abs", (1,))], [x])
+        else:
+            self._copy(x, self.result(node, order=x.order), node.name)
+
+    def op_gather(self, node: Node) -> None:
+        """Rows of a table by index. Axes before `axis` become outer loops; what follows it must be one run."""
+        table, indices, axis = self.tensor(node.inputs[0]), self.tensor(node.inputs[1]), node.attrs["axis"]
+        if axis != 0:
+            raise UnsupportedError(f"gather along axis {axis}")
+        table = self.contiguous_last(table, node, len(table.dims) - 1)
+        inner = D.product(table.dims[1:])
+        out = self.result(node)
+        flat = out.reshape((*indices.dims, inner))
+        if flat is None or not _contiguous_last(flat):
+            out = self.result(node, fresh=True)
+            flat = out.reshape((*indices.dims, inner))
+        rank = len(indices.dims)
+        strides = flat.strides[:rank] if len(flat.strides) > rank else flat.strides
+        loops = self._levels(indices.dims, (indices.strides, strides), indices.order, node)
+        fields = _level_fields(loops, ("index", "y"))
+        self.builder.emit(
+            "gather", node.name, (table, indices), (out,), **fields, count=table.dims[0], table_row=table.strides[0],
+            inner=inner, index_type=_TYPE[indices.dtype], item=ITEMSIZE[table.dtype], **_at("table", table),
+            **_at("index", indices), **_at("y", flat),
+        )  # fmt: skip
+
+    # -- elementwise --
+    def op_unary(self, node: Node) -> None:
+        a = node.attrs
+        self._elementwise(node, [(a["fn"], (0,), a["alpha"], a["beta"])], [self.tensor(node.inputs[0])])
+
+    def op_binary(self, node: Node) -> None:
+        self._elementwise(node, [(node.attrs["fn"], (0, 1))], [self.tensor(i) for i in node.inputs])
+
+    def op_where(self, node: Node) -> None:
+        self._elementwise(node, [("where", (0, 1, 2))], [self.tensor(i) for i in node.inputs])
+
+    def _elementwise(self, node: Node, instructions: list[tuple], inputs: list[Tensor]) -> None:
+        """A program over broadcast inputs. instructions: (function, registers, alpha?, beta?)."""
+        for name, t in zip(node.inputs, inputs, strict=False):
+            if t.dtype != "float32":
+                raise UnsupportedError(f"arithmetic on live {t.dtype} values ({name})")
+        dims = self.graph.values[node.outputs[0]].dims
+        inputs = [t.expand(dims) for t in inputs]
+        lead = max(inputs, key=lambda t: sum(s != 0 for s in t.strides))
+        out = self.result(node, order=lead.order)
+        if out.dtype == "bool":  # held as 0.0 and 1.0 until an output asks for bytes
+            out = self._float_stand_in(node, out)
+        loops = collapse(dims, [*(t.strides for t in inputs), out.strides], out.order)
+        if len(loops) > RANK:
+            raise UnsupportedError(f"broadcasting over {len(loops)} axes that can't be merged; at most {RANK}")
+        fields = {"program": len(self.plan.programs), "n_in": len(inputs), "rank": max(len(loops), 1)}
+        self.plan.programs.append((len(inputs), tuple(_instruction(*i) for i in instructions)))
+        for i in range(RANK):
+            size, steps = loops[i] if i < len(loops) else (1, (0,) * (len(inputs) + 1))
+            fields |= {f"size{i}": size, f"out_stride{i}": steps[-1]}
+            fields |= {f"in{j}_stride{i}": steps[j] for j in range(len(inputs))}
+        for j, t in enumerate(inputs):
+            fields |= _at(f"in{j}", t)
+        work = D.product(dims) * (4 * len(instructions))
+        self.builder.emit("elementwise", node.name, inputs, (out,), work, **fields, **_at("out", out))
+
+    def _float_stand_in(self, node: Node, out: Tensor) -> Tensor:
+        stand_in = self.builder.allocate("float32", out.dims, out.order)
+        self.tensors[node.outputs[0]] = stand_in
+        return stand_in
+
+    # -- products --
+    def op_linear(self, node: Node) -> None:
+        W, bias = self.array(node, 1, "W"), self.array(node, 2, "bias")
+        packed = self.weights.linear(W, bias, ("linear", *node.inputs[1:]))
+        x = self.contiguous_last(self.tensor(node.inputs[0]), node)
+        out = self.result(node, order=_rows_order(x), rows=True)
+        loops = self._levels(x.dims[:-1], (x.strides[:-1], out.strides[:-1]), _without_last(x.order), node)
+        k, n = W.shape
+        act = _instruction(node.attrs["activation"] or "identity", (0,), node.attrs["alpha"], node.attrs["beta"])
+        fields = {"packed": len(self.plan.linears), **_level_fields(loops, ("x", "y"))}
+        self.plan.linears.append((packed, act))
+        flops = D.product(x.dims[:-1]) * (2 * k * n)
+        self.builder.emit("linear", node.name, (x,), (out,), flops, **fields, **_at("x", x), **_at("y", out))
+
+    def op_matmul(self, node: Node) -> None:
+        """Both sides live: b is packed when it is met, once for each matrix of the batch."""
+        a, b = (self.tensor(i) for i in node.inputs)
+        dims = self.graph.values[node.outputs[0]].dims
+        vector_a, vector_b = len(a.dims) == 1, len(b.dims) == 1
+        a = a.unsqueeze(0) if vector_a else a
+        b = b.unsqueeze(1) if vector_b else b
+        a = self.contiguous_last(a, node)
+        m, k, n = a.dims[-2], a.dims[-1], b.dims[-1]
+        if isinstance(k, D.Dim) or isinstance(n, D.Dim):
+            raise UnsupportedError(f"a product of two live values whose inner sizes {k}, {n} depend on length or batch")
+        full = (*dims[: len(dims) - (not vector_a) - (not vector_b)], m, n)
+        out = self.builder.allocate("float32", full) if vector_a or vector_b else self.result(node, rows=True)
+        lead = full[:-2]
+        a, b = a.expand((*lead, m, k)), b.expand((*lead, k, n))
+        strides = tuple(t.strides[:-2] for t in (a, b, out))
+        loops = self._levels(lead, strides, tuple(range(len(lead))), node, levels=2)
+        scratch = Buffer("arena", "float32", _isa.linear_pack_size(k, n, isa=self.weights.isa))
+        self.plan.arena.append(scratch)
+        flops = D.product(full) * (2 * k)
+        self.builder.emit(
+            "matmul", node.name, (a, b), (out, scratch), flops, m=m, k=k, n=n, **_level_fields(loops, ("a", "b", "y"), 2),
+            a_row=a.strides[-2], b_row=b.strides[-2], b_column=b.strides[-1], y_row=out.strides[-2],
+            scratch=scratch, **_at("a", a), **_at("b", b), **_at("y", out),
+        )  # fmt: skip
+        if vector_a or vector_b:
+            self.tensors[node.outputs[0]] = out.reshape(dims)
+
+    # -- reductions and norms --
+    def op_reduce(self, node: Node) -> None:
+        x, axes = self.tensor(node.inputs[0]), list(node.attrs["axes"])
+        fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
+        x = x.transpose((*keep, *axes))
+        loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
+        if len(loops) > 1:
+            x = self.contiguous_last(x, node, len(axes))
+            loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
+        count, (step,) = loops[0] if loops else (1, (1,))
+        if fn == "mean" and isinstance(count, D.Dim):
+            raise UnsupportedError(f"a mean over {count} steps: its length is not fixed")
+        out = self.result(node)
+        if node.attrs["keepdims"]:
+            for axis in reversed(axes):
+                out = out.squeeze(axis)
+        rows = self._levels(x.dims[: len(keep)], (x.strides[: len(keep)], out.strides), range(len(keep)), node)
+        self.builder.emit(
+            "reduce", node.name, (x,), (out,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[fn]], count=count, step=step,
+            mean=int(fn == "mean"), **_level_fields(rows, ("x", "y")), **_at("x", x), **_at("y", out),
+        )  # fmt: skip
+
+    def op_softmax(self, node: Node) -> None:
+        self._along_last(node, node.attrs["axis"], "softmax", 16, log=int(node.attrs["log"]))
+
+    def op_layer_norm(self, node: Node) -> None:
+        axis, dims = node.attrs["axis"], self.graph.values[node.inputs[0]].dims
+        inner = dims[axis:]
+        if any(isinstance(d, D.Dim) for d in inner):
+            raise UnsupportedError(f"a norm over axes of sizes {inner}, which depend on batch or length")
+        extra, present = {}, []
+        for i, what in ((1, "scale"), (2, "bias")):
+            array = self.array(node, i, what)
+            if array is None:
+                extra |= {f"{what}_buffer": -1, f"{what}_offset": 0}
+                continue
+            if array.ndim > len(inner):
+                raise UnsupportedError(f"{what} of shape {array.shape} for normalised axes {inner}")
+            t = self.builder.constant(np.broadcast_to(array, inner).astype(np.float32), "float32")
+            extra |= _at(what, t)
+            present.append(t)
+        self._along_last(node, axis, "layer_norm", 8, epsilon=len(self.plan.constants), **extra)
+        self.plan.constants.append(np.array([node.attrs["epsilon"]], np.float32))
+
+    def _along_last(self, node: Node, axis: int, kind: str, cost: int, **fields) -> None:
+        """softmax and layer_norm: rows of one contiguous run each. A softmax axis that isn't last is moved there."""
+        x = self.tensor(node.inputs[0])
+        rank = len(x.dims)
+        count = rank - axis if kind == "layer_norm" else 1
+        perm = [a for a in range(rank) if not axis <= a < axis + count] + list(range(axis, axis + count))
+        x = self.contiguous_last(x.transpose(perm), node, count)
+        y, back = self.result(node).transpose(perm), [perm.index(a) for a in range(rank)]
+        dense = collapse(y.dims[rank - count :], (y.strides[rank - count :],), range(count))
+        if len(dense) > 1 or (dense and dense[0][1] != (1,)):
+            y = self.builder.allocate("float32", y.dims, [*[a for a in x.order if a < rank - count], *range(rank - count, rank)])
+            self.tensors[node.outputs[0]] = y.transpose(back)
+        keep = rank - count
+        order = [a for a in x.order if a < keep]
+        loops = self._levels(x.dims[:keep], (x.strides[:keep], y.strides[:keep]), order, node)
+        n = D.product(x.dims[keep:])
+        self.builder.emit(
+            kind, node.name, (x,), (y,), D.product(x.dims) * cost, n=n, **fields, **_level_fields(loops, ("x", "y")),
+            **_at("x", x), **_at("y", y),
+        )  # fmt: skip
+
+    def _levels(self, dims, strides, order, node: Node, levels: int = LEVELS) -> list[tuple]:
+        """Rows as at most `levels` nested loops."""
+        loops = collapse(dims, strides, order)
+        if len(loops) > levels:
+            raise UnsupportedError(f"rows over {len(loops)} axes that can't be merged; at most {levels}")
+        return loops
+
+    # -- recurrence --
+    def op_cell(self, node: Node) -> None:
+        spec = node.attrs["spec"]
+        names = ("x", "W", "R", "Wb", "Rb", "P")
+        arrays = tuple(self.array(node, i, names[i]) for i in range(1, 6))
+        packed = self.weights.cell(spec, arrays, ("cell", spec, *node.inputs[1:6]))
+        x = self.contiguous_last(self.tensor(node.inputs[0]), node)
+        steps, batch = x.dims[:2]
+        H = spec.hidden_size
+        h_state, c_state, per_slot = self._cell_states(node, batch, H)
+        lengths = self.tensor_or_none(node, 8)
+        y = None
+        if node.outputs[0] is not None:
+            y = self.result(node, order=x.order if x.order[-1] == 2 else None, rows=True)
+        pointers = Buffer("arena", "float32", batch * _row_scratch(packed, H, y is not None))
+        self.plan.arena.append(pointers)
+        fields = {"cell": len(self.plan.cells), "steps": steps, "rows": batch, "reverse": int(spec.reverse)}
+        self.plan.cells.append(packed)
+        fields |= {"x_time": x.strides[0], "x_row": x.strides[1], **_at("x", x)}
+        fields |= {"y_time": y.strides[0], "y_row": y.strides[1], **_at("y", y)} if y is not None else _absent("y")
+        fields |= {"lengths_stride": lengths.strides[0], **_at("lengths", lengths)} if lengths else _absent("lengths")
+        fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
+        reads, writes = [x, *([lengths] if lengths else [])], [pointers, *([y] if y is not None else [])]
+        for state in (h_state, c_state):
+            if isinstance(state, Buffer):
+                reads.append(state)
+        flops = D.product((steps, batch)) * (2 * spec.gates * H * (spec.input_size + H))
+        self.builder.emit("cell", node.name, reads, writes, flops, **fields)
+        for i, state in ((1, h_state), (2, c_state)):
+            if i < len(node.outputs) and node.outputs[i] is not None:
+                self._state_move("state_store", node, state, per_slot, self.result(node, i, rows=True))
+
+    def _cell_states(self, node: Node, batch, H: int) -> tuple:
+        """Where a cell's h and c live: (h place, c place, rows a slot).
+
+        A place is an offset in a slab row where the state is a stream's (rows a slot: the k of batch = k * BATCH), or a
+        buffer of this call (rows a slot: 0) where the cell's steps are not the stream's, as over frequency.
+        """
+        parts = ["h", "c"] if node.attrs["spec"].kind == "lstm" else ["h"]
+        steps = self.graph.values[node.inputs[0]].dims[0]
+        per_slot = D.exact_div(batch, D.BATCH) if self.has_batch else batch
+        over_time = D.symbols(steps) == {"time"} or any(i in self.fed_by_state for i in node.inputs[6:8])
+        if not isinstance(per_slot, int) or (self.mode == "stream" and not over_time):
+            per_slot = 0
+        places: list = [-1, -1]
+        for i, part in enumerate(parts):
+            if per_slot:
+                places[i] = self.plan.state_size
+                self.plan.states.append(StateSlot(f"{node.name}.{part}", node.name, part, places[i], per_slot * H))
+            else:
+                places[i] = Buffer("arena", "float32", batch * H)
+                self.plan.arena.append(places[i])
+            name = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
+            if name is None or name in self.fed_by_state:
+                if not per_slot:
+                    self.builder.emit("zero", node.name, (), (places[i],), buffer=places[i], count=batch * H)
+            elif not (per_slot and self.mode == "stream"):  # there, `states.initial_row` has it
+                initial = self.contiguous_last(self.tensor(name), node)
+                self._state_move("state_load", node, places[i], per_slot, initial)
+        return (*places, per_slot)
+
+    def _state_move(self, kind: str, node: Node, state, per_slot: int, t: Tensor) -> None:
+        touched = (state,) if isinstance(state, Buffer) else ()
+        self.builder.emit(
+            kind, node.name, (t, *touched), (), rows=t.dims[0], size=t.dims[1], row=t.strides[0], per_slot=per_slot,
+            state=state, **_at("tensor", t),
+        )  # fmt: skip
+
+    def op_state(self, node: Node) -> None:
+        raise UnsupportedError("a free state (not of an RNN, LSTM or GRU cell)")
+
+
+_TYPE = {"float32": 0, "int64": 1, "int32": 2, "bool": 3, "float64": 4}
+_REDUCE = {"sum": "add", "mean": "add", "max": "max", "min": "min"}
+
+
+def lower(graph: Graph, mode: str, weights: Weights) -> Plan:
+    """The plan of a validated graph. Raises UnsupportedError that lists every node the executor has no kernel for."""
+    if mode not in ("run", "stream"):
+        raise FastRNNError(f"unknown plan mode {mode!r}")
+    return Lowering(graph, mode, weights).run()
+
+
+def _row_scratch(packed, H: int, y_stored: bool) -> int:
+    """Floats that one row of a cell needs while it runs: pointers, the kernel's own, two h where y is not stored."""
+    pointers = 6 * 2  # x, h, c, y, state, and the row's length and index: 8 bytes each
+    return pointers + _isa.cell_scratch_size(packed) + (0 if y_stored else 2 * H) + 16
+
+
+def _instruction(fn: str, registers: tuple, alpha: float = 0.0, beta: float = 0.0) -> tuple:
+    a, b, c = (*registers, 0, 0)[:3]
+    return (FUNCTIONS[fn], a, b, c, float(alpha), float(beta))
+
+
+def _at(name: str, t: Tensor) -> dict:
+    """The fields that say where a tensor starts."""
+    return {f"{name}_buffer": t.buffer, f"{name}_offset": t.offset}
+
+
+def _absent(name: str) -> dict:
+    fields = {f"{name}_buffer": -1, f"{name}_offset": 0}
+    return fields | ({"y_time": 0, "y_row": 0} if name == "y" else {"lengths_stride": 0})
+
+
+def _level_fields(loops: list[tuple], names: tuple, levels: int = LEVELS) -> dict:
+    """n0, n1, .. and a stride of each operand a level, slowest first; missing outer levels have size 1."""
+    loops = [(1, (0,) * len(names))] * (levels - len(loops)) + loops
+    fields = {}
+    for i, (size, steps) in enumerate(loops):
+        fields[f"n{i}"] = size
+        fields |= {f"{name}_stride{i}": step for name, step in zip(names, steps, strict=True)}
+    return fields
+
+
+def _contiguous_last(t: Tensor) -> bool:
+    return not t.dims or t.strides[-1] == 1 or t.dims[-1] == 1
+
+
+def _without_last(order: tuple) -> list[int]:
+    return [a for a in order if a != len(order) - 1]
+
+
+def _rows_order(t: Tensor) -> list[int]:
+    """t's memory order with the last axis fastest: the order of a result whose rows follow t's."""
+    return [*_without_last(t.order), len(t.dims) - 1]
+
+
+def _descendants(graph: Graph, roots: set[str]) -> set[str]:
+    """Values that moving data alone makes of `roots` (and the roots): what a threaded state input turns into."""
+    found = set(roots)
+    for node in graph.nodes:
+        if node.op in ("transpose", "reshape", "slice", "expand", "concat") and any(i in found for i in node.inputs):
+            found.update(o for o in node.outputs if o is not None)
+    return found

@@ -1,0 +1,360 @@
+"""Model: the facade. Immutable and shared by threads; what changes lives in `Stream` and scratch objects."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import artifact, lowering, passes, streaming
+from . import dims as D
+from ._executor import Program
+from .arguments import Argument, argument_of, as_dtype, solve_sizes
+from .errors import FastRNNError, ModelFormatError, ShapeError, StreamError
+from .graph import DTYPES, Graph
+from .stream import Stream
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input, output or state. dims: ints, "batch", "time", or text such as "2*time+1"."""
+
+    name: str
+    dtype: str
+    dims: tuple
+
+    def __str__(self):
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A node that holds parameters. bytes: as the file holds them."""
+
+    name: str
+    kind: str
+    text: str
+    parameters: int
+    bytes: int
+
+
+def _info(value) -> TensorInfo:
+    return TensorInfo(value.name, value.dtype, tuple(d if isinstance(d, int) else str(d) for d in value.dims))
+
+
+class Model:
+    """A loaded model. Make one with `fastrnn.load` or a `fastrnn.from_...` function.
+
+    All methods may be called from several threads at once. A model computes in float32.
+
+    Attributes
+    ----------
+    name : str
+    graph : fastrnn.graph.Graph, after all passes
+    inputs, outputs, states : tuples of `TensorInfo`, in the file's order; states are what a stream keeps
+    fingerprint : hex text that changes with any weight or node
+    """
+
+    def __init__(self, graph: Graph, threads: int | None = None):
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ShapeError(f"threads must be an int >= 1 or None, got {threads!r}")
+        self.graph = passes.run(graph)
+        self.name = graph.name
+        self.threads = threads
+        self._weights = lowering.Weights()
+        self._lock = threading.Lock()
+        self._programs: dict[str, Program] = {}
+        self._layout: streaming.StateLayout | None = None
+        self._problems: list[str] | None = None
+        self._fingerprint: str | None = None
+        self.inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
+        self.outputs = tuple(_info(self.graph.values[n]) for n in self.graph.outputs)
+        self._program("run")  # what can't be run is refused at load, not at three in the morning
+
+    # -- description --
+    @property
+    def states(self) -> tuple[TensorInfo, ...]:
+        """What a stream keeps between steps; empty where the model can't be streamed."""
+        if self._streaming_problems():
+            return ()
+        shown = self._stream_layout().shown
+        return tuple(TensorInfo(s.name, "float32", tuple(map(_plain, s.dims))) for s in shown)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model was trained with (its constants that are not indices)."""
+        return sum(a.size for a in self.graph.constants.values() if a.dtype.kind == "f")
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """Nodes with parameters, in order."""
+        found = []
+        for node in self.graph.nodes:
+            arrays = [self.graph.constants[i] for i in node.inputs if i in self.graph.constants]
+            count = sum(a.size for a in arrays if a.dtype.kind == "f")
+            if count:
+                kind, text = _describe(node)
+                found.append(LayerInfo(node.name, kind, text, count, sum(a.nbytes for a in arrays)))
+        return tuple(found)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse."""
+        held = sum(a.nbytes for a in self.graph.constants.values()) + self._weights.nbytes
+        return held + sum(p.scratch_bytes for p in self._programs.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over graph and weights."""
+        if self._fingerprint is None:
+            self._fingerprint = artifact.fingerprint(self.graph)
+        return self._fingerprint
+
+    @property
+    def streamable(self) -> bool:
+        """True where the model can be run one step at a time; `stream()` says which node needs the future otherwise."""
+        return not self._streaming_problems()
+
+    def __repr__(self):
+        ins, outs = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
+        return f"<Model {self.name}: {ins} -> {outs}>"
+
+    # -- whole sequences --
+    def run(self, *arrays, lengths: Sequence[int] | None = None, **named) -> tuple[np.ndarray, ...]:
+        """Whole sequences: the file's own inputs and outputs, in its own axis order.
+
+        Parameters
+        ----------
+        *arrays, **named : the inputs, by position in the file's order and by name; dtypes as `inputs` says
+        lengths : ints, one a row of the batch, optional
+            Row i ends after lengths[i] steps: its outputs are those of a run of that row alone, cut to that length, and
+            zero from there on.
+
+        Returns
+        -------
+        tuple of arrays, one an output; new memory.
+
+        Raises
+        ------
+        ShapeError : a missing or unknown input, a wrong dtype or shape, a length outside 0..time.
+        """
+        feeds = self._collect(arrays, named)
+        if lengths is not None:
+            return self._run_ragged(feeds, lengths)
+        return self._run(feeds)
+
+    def __call__(self, *arrays, lengths=None, **named):
+        """`run` without the states that a caller would thread: they start at zero (or as the file says).
+
+        Returns one array for a model with one output that isn't a state, else a tuple.
+        """
+        ends = set(self.graph.states.values())
+        given = list(arrays)
+        plain = [n for n in self.graph.inputs if n not in self.graph.states]
+        if len(given) > len(plain):
+            raise ShapeError(f"{self.name} takes {len(plain)} inputs besides its states, got {len(given)}")
+        named = dict(zip(plain, given, strict=False)) | named
+        missing = [n for n in self.graph.states if n not in named]
+        if missing:
+            known = [n for n in self.graph.inputs if n in named]
+            typed = [as_dtype(named[n], self.graph.values[n].dtype, f"input {n}") for n in known]
+            sizes = solve_sizes([self.graph.values[n] for n in known], typed)
+            for name in missing:
+                value = self.graph.values[name]
+                named[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], DTYPES[value.dtype])
+        results = self.run(lengths=lengths, **named)
+        kept = [r for n, r in zip(self.graph.outputs, results, strict=True) if n not in ends]
+        return kept[0] if len(kept) == 1 else tuple(kept)
+
+    def _collect(self, arrays: tuple, named: dict) -> list[np.ndarray]:
+        names = list(self.graph.inputs)
+        if len(arrays) > len(names):
+            raise ShapeError(f"{self.name} takes {len(names)} inputs {names}, got {len(arrays)}")
+        feeds = dict(zip(names, arrays, strict=False))
+        for name, array in named.items():
+            if name not in names:
+                raise ShapeError(f"{self.name} has no input {name!r}; its inputs are {names}")
+            if name in feeds:
+                raise ShapeError(f"input {name} is given twice")
+            feeds[name] = array
+        missing = [n for n in names if n not in feeds]
+        if missing:
+            raise ShapeError(f"{self.name}: input {', '.join(missing)} is missing")
+        return [as_dtype(feeds[n], self.graph.values[n].dtype, f"input {n}") for n in names]
+
+    def _run(self, feeds: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        values = [self.graph.values[n] for n in self.graph.inputs]
+        sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds)
+        outputs = []
+        for name in self.graph.outputs:
+            value = self.graph.values[name]
+            shape = [D.evaluate(d, sizes) for d in value.dims]
+            if any(s < 0 for s in shape):
+                raise ShapeError(f"output {value} has no size at batch {sizes['batch']}, time {sizes['time']}")
+            outputs.append(np.empty(shape, DTYPES[value.dtype]))
+        self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
+        return tuple(outputs)
+
+    def _run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
+        """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
+        values = [self.graph.values[n] for n in self.graph.inputs]
+        sizes = solve_sizes(values, feeds)
+        if "batch" not in sizes or "time" not in sizes:
+            raise ShapeError(f"{self.name} has no batch and time axes: lengths don't apply")
+        lengths = np.asarray(lengths)
+        if lengths.shape != (sizes["batch"],) or lengths.dtype.kind not in "iu":
+            raise ShapeError(f"lengths must be {sizes['batch']} ints, one a row, got {lengths.dtype}{list(lengths.shape)}")
+        if lengths.size and not (0 <= lengths.min() and lengths.max() <= sizes["time"]):
+            raise ShapeError(f"lengths must lie in 0..{sizes['time']}, got {lengths.min()}..{lengths.max()}")
+        outs = [self.graph.values[n] for n in self.graph.outputs]
+        results = [np.zeros([D.evaluate(d, sizes) for d in v.dims], DTYPES[v.dtype]) for v in outs]
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            part = [_cut(a, v, rows, int(length)) for a, v in zip(feeds, values, strict=True)]
+            for whole, value, piece in zip(results, outs, self._run(part), strict=True):
+                whole[_index(value, rows, int(length), piece.shape)] = piece
+        return tuple(results)
+
+    # -- streams --
+    def stream(self, batch_size: int | None = None) -> Stream:
+        """A live stream; with batch_size, that many in lock-step.
+
+        Raises
+        ------
+        StreamError : the model can't be streamed; the text names each node and why.
+        """
+        return Stream(self, batch_size)
+
+    def _stream_parts(self, batch_size: int | None) -> tuple[Program, streaming.StateLayout, list[Argument], list[Argument]]:
+        """What a `Stream` is made of."""
+        found = self._streaming_problems()
+        if found:
+            raise StreamError(f"{self.name} can't be streamed: " + "; ".join(found))
+        program = self._program("stream")
+        layout = self._stream_layout()
+        has_batch = any("batch" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
+        if batch_size not in (None, 1) and not has_batch:
+            raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
+        plan, graph = program.plan, self.graph
+        names = [n for n in graph.inputs if n not in graph.states]
+        ends = set(graph.states.values())
+        inputs = [argument_of(graph.values[n], plan.steps_one) for n in names]
+        outputs = [argument_of(graph.values[n], plan.steps_one) for n in graph.outputs if n not in ends]
+        return program, layout, inputs, outputs
+
+    def _streaming_problems(self) -> list[str]:
+        if self._problems is None:
+            self._problems = streaming.problems(self.graph)
+        return self._problems
+
+    def _stream_layout(self) -> streaming.StateLayout:
+        if self._layout is None:
+            self._layout = streaming.StateLayout(self.graph, self._program("stream").plan)
+        return self._layout
+
+    def _program(self, mode: str) -> Program:
+        with self._lock:
+            if mode not in self._programs:
+                self._programs[mode] = Program(lowering.lower(self.graph, mode, self._weights))
+            return self._programs[mode]
+
+    # -- files --
+    def save(self, path) -> None:
+        """Write the model as one .fastrnn file; loading it gives the same bits. The write is atomic."""
+        artifact.save(self.graph, path)
+
+
+def _plain(dim):
+    return dim if isinstance(dim, int) else str(dim)
+
+
+def _describe(node) -> tuple[str, str]:
+    if node.op == "cell":
+        spec = node.attrs["spec"]
+        return spec.kind, f"{spec.input_size} -> {spec.hidden_size}" + (" reverse" if spec.reverse else "")
+    if node.op == "linear":
+        act = f" {node.attrs['activation']}" if node.attrs["activation"] else ""
+        return "linear", act.strip()
+    return node.op, str(node.attrs.get("fn", ""))
+
+
+def _index(value, rows: np.ndarray, length: int, shape) -> tuple:
+    """Where `rows`, cut to `length` steps, lie in a whole array of this value."""
+    index = []
+    for axis, dim in enumerate(value.dims):
+        if dim == D.BATCH:
+            index.append(rows)
+        elif isinstance(dim, int):
+            index.append(np.arange(dim))
+        elif "batch" in D.symbols(dim):
+            raise ShapeError(f"{value}: with lengths, axis {axis} must be plain batch")
+        else:
+            index.append(np.arange(shape[axis]))
+    return np.ix_(*index)
+
+
+def _cut(array: np.ndarray, value, rows: np.ndarray, length: int) -> np.ndarray:
+    shape = [length if d == D.TIME else s for d, s in zip(value.dims, array.shape, strict=True)]
+    return np.ascontiguousarray(array[_index(value, rows, length, shape)])
+
+
+def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None) -> Model:
+    """Load a model file.
+
+    Parameters
+    ----------
+    path_or_bytes : path (.onnx, .fastrnn), or the bytes of such a file
+    bind : dict, optional
+        Input name -> constant, fixed at load (`{"sr": 16000}`).
+    states : dict, optional
+        Input name -> output name of states that the caller would thread; found by dataflow where not given.
+    layers : list, optional
+        The architecture for a file of bare weights.
+    threads : int, optional
+        Threads a call may use; None: as `cpu_info()` says.
+
+    Raises
+    ------
+    ModelFormatError : damaged, hostile, or not a model. UnsupportedError : lists everything the file needs and fastrnn
+    lacks. OSError : the file can't be read.
+    """
+    if layers is not None:
+        raise ModelFormatError("layers= is for files of bare weights (.pt, .safetensors, .weights.h5): not in this version")
+    kind = _kind_of(path_or_bytes)
+    if kind == "fastrnn":
+        graph = artifact.load(path_or_bytes)
+        if bind or states:
+            raise ModelFormatError("bind= and states= are settled when a model is converted; a .fastrnn file has them built in")
+        return Model(graph, threads)
+    from .importers.onnx import import_onnx
+
+    return Model(import_onnx(path_or_bytes, bind=bind, states=states), threads)
+
+
+def from_onnx(model_proto, *, bind=None, states=None, threads=None) -> Model:
+    """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
+    from .importers.onnx import import_onnx
+
+    return Model(import_onnx(model_proto, bind=bind, states=states), threads)
+
+
+def _kind_of(source) -> str:
+    """The format of a file: by its first bytes for bytes, by its suffix for a path."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        head = bytes(source[:9])
+        return "fastrnn" if head[8:9] == b"{" else "onnx"
+    if not isinstance(source, str | os.PathLike):
+        raise ModelFormatError(f"load takes a path or bytes, got {type(source).__name__}")
+    suffix = Path(source).suffix.lower()
+    if suffix in (".onnx", ".fastrnn"):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no model file {source}")
+        return suffix[1:]
+    raise ModelFormatError(f"{source}: don't know the file type {suffix!r}; known: .onnx, .fastrnn")
+
+
+__all__ = ["FastRNNError", "LayerInfo", "Model", "TensorInfo", "from_onnx", "load"]

@@ -1,0 +1,218 @@
+"""Plan: what this machine will do for a graph: a flat list of kernel calls over one arena.
+
+A plan is built once for a graph, a mode and an instruction set, for every batch and every length: each integer that an
+op needs (sizes, strides, offsets) is a dim over batch and time, and binding a plan to sizes is one small
+matrix product (`Plan.coefficients`). It is never saved.
+
+Modes
+    "run"     inputs and outputs as the file has them; states start from the file's initial states.
+    "stream"  inputs and outputs [batch, time, features...] in one run of memory (no time axis where the file has none);
+              states live in a slab row a stream and are kept from call to call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import dims as D
+from .errors import ShapeError
+from .graph import Graph, Value
+from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
+
+SPAN = D.symbol("span")  # steps in the caller's arrays, of which one call of a stream plan takes `time`
+
+
+@dataclass(frozen=True)
+class Op:
+    """One kernel call. kind: a key of `_executor.OP_FIELDS`; fields: that kind's integers (ints or dims) by name.
+
+    node: the graph node it came from, for people. flops: multiply-adds times two, as a dim; for the cost model.
+    """
+
+    kind: str
+    fields: dict
+    node: str
+    flops: object = 0
+
+
+@dataclass(frozen=True)
+class StateSlot:
+    """A part of a slab row: `size` float32 from `offset`. name: as `Model.states` shows it."""
+
+    name: str
+    node: str
+    part: str
+    offset: int
+    size: int
+
+
+@dataclass
+class Plan:
+    """A flat list of ops and everything they refer to. Built by `fastrnn.lowering.lower`; immutable afterwards.
+
+    inputs, outputs : tensors of the arguments, whose buffers have kind "input" / "output" and index their position.
+    constants : arrays that ops read as they are. cells, linears : packed weights. programs : elementwise programs.
+    slot_sizes : arena slots, each the list of sizes in bytes (ints or dims) of the buffers that share it.
+    """
+
+    mode: str
+    isa: str
+    graph: Graph
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    constants: list[np.ndarray] = field(default_factory=list)
+    cells: list = field(default_factory=list)
+    linears: list = field(default_factory=list)
+    programs: list[tuple] = field(default_factory=list)
+    states: list[StateSlot] = field(default_factory=list)
+    slot_sizes: list[list] = field(default_factory=list)
+    arena: list[Buffer] = field(default_factory=list)
+
+    @property
+    def steps_one(self) -> bool:
+        """The graph is a step function: no value of it has a time axis."""
+        return not any("time" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
+
+    @property
+    def flops(self):
+        """Floating-point operations of one call, an int or dim."""
+        return sum((op.flops for op in self.ops), 0)
+
+    @property
+    def state_size(self) -> int:
+        """float32 elements of a slab row."""
+        return sum(s.size for s in self.states)
+
+    def __str__(self):
+        lines = [f"plan {self.graph.name} ({self.mode}, {self.isa}): {len(self.ops)} ops, {self.state_size} state floats"]
+        for op in self.ops:
+            shown = ", ".join(f"{k}={v}" for k, v in op.fields.items() if not isinstance(v, Buffer))
+            lines.append(f"  {op.kind}({shown})  # {op.node}")
+        return "\n".join(lines)
+
+
+class Coefficients:
+    """Integers that depend on batch and time, collected so that all are evaluated by one matrix product."""
+
+    def __init__(self):
+        self.monomials: dict[tuple, int] = {(): 0}
+        self.rows: list[dict[int, int]] = []
+
+    def add(self, dim) -> None:
+        """Append one dim (or int); its value will be element `len(rows) - 1` of the evaluated vector."""
+        row = {}
+        for mono, coef in D._terms(dim).items():
+            row[self.monomials.setdefault(mono, len(self.monomials))] = coef
+        self.rows.append(row)
+
+    def matrix(self) -> np.ndarray:
+        """int64 [rows, monomials]."""
+        out = np.zeros((len(self.rows), len(self.monomials)), np.int64)
+        for i, row in enumerate(self.rows):
+            for j, coef in row.items():
+                out[i, j] = coef
+        return out
+
+    def evaluate_monomials(self, batch: int, time: int, span: int) -> np.ndarray:
+        """int64 [monomials] at these sizes. Raises ShapeError where a size would not fit any memory."""
+        env = {"batch": batch, "time": time, "span": span}
+        values = []
+        for mono in self.monomials:
+            value = 1
+            for atom in mono:
+                value *= env[atom] if isinstance(atom, str) else D.evaluate(atom.num, env) // atom.den
+            if value > 1 << 46:
+                raise ShapeError(f"batch {batch} and time {time} are too large for this model")
+            values.append(value)
+        return np.array(values, np.int64)
+
+
+class Builder:
+    """What lowering writes a plan with: buffers, tensors of values, ops; then `finish` places the arena."""
+
+    def __init__(self, graph: Graph, mode: str, isa: str):
+        self.plan = Plan(mode, isa, graph)
+        self.graph = graph
+        self.tensors: dict[str, Tensor] = {}
+        self.const_tensors: dict[str, Tensor] = {}
+
+    # -- buffers and tensors --
+    def allocate(self, dtype: str, dims, order=None) -> Tensor:
+        """A fresh dense tensor in the arena."""
+        buffer = Buffer("arena", dtype, D.product(dims))
+        self.plan.arena.append(buffer)
+        return contiguous(buffer, dims, order)
+
+    def constant(self, array: np.ndarray, dtype: str) -> Tensor:
+        """A tensor over a constant array that ops read in place."""
+        array = np.ascontiguousarray(array)
+        buffer = Buffer("const", dtype, array.size, index=len(self.plan.constants))
+        self.plan.constants.append(array)
+        return contiguous(buffer, array.shape)
+
+    def argument(self, kind: str, index: int, value: Value) -> Tensor:
+        """The tensor of input or output `index`; in stream mode memory is [batch, SPAN, features...].
+
+        SPAN is how many steps the caller's array holds, of which one call of the plan may take a part. A value without
+        a time axis has none there either, unless the whole model is a step function: then a call takes one step of it.
+        """
+        buffer = Buffer(kind, value.dtype, D.product(value.dims), index=index)
+        if self.plan.mode == "run":
+            return contiguous(buffer, value.dims)
+        batch, time = axis_of(value.dims, "batch"), axis_of(value.dims, "time")
+        features = [a for a in range(len(value.dims)) if a not in (batch, time)]
+        strides, step = [0] * len(value.dims), 1
+        for axis in reversed(features):
+            strides[axis] = step
+            step = value.dims[axis] * step
+        if time is not None:
+            strides[time] = step
+        if time is not None or self.plan.steps_one:
+            step = SPAN * step
+        if batch is not None:
+            strides[batch] = step
+        order = [a for a in (batch, time) if a is not None] + features
+        return Tensor(buffer, value.dims, tuple(strides), 0, tuple(order))
+
+    # -- ops --
+    def emit(self, kind: str, node: str, reads=(), writes=(), flops=0, **fields) -> None:
+        """Append an op. reads, writes: the tensors or buffers whose memory it touches (for their lifetime)."""
+        at = len(self.plan.ops)
+        for item in (*reads, *writes):
+            buffer = item.buffer if isinstance(item, Tensor) else item
+            if buffer.kind == "arena":
+                buffer.first = at if buffer.first is None else buffer.first
+                buffer.last = at
+        self.plan.ops.append(Op(kind, fields, node, flops))
+
+    def finish(self) -> Plan:
+        """Give every arena buffer a slot: buffers whose lifetimes don't meet share one, most alike sizes first."""
+        free: list[int] = []
+        ends: dict[int, list[int]] = {}
+        slots = self.plan.slot_sizes
+        for buffer in sorted((b for b in self.plan.arena if b.first is not None), key=lambda b: b.first):
+            for at in [a for a in ends if a < buffer.first]:
+                free += ends.pop(at)
+            size = ITEMSIZE[buffer.dtype] * buffer.size
+            if free:
+                best = next((s for s in free if size in slots[s]), free[-1])
+                free.remove(best)
+                if size not in slots[best]:
+                    slots[best].append(size)
+            else:
+                best = len(slots)
+                slots.append([size])
+            buffer.index = best
+            ends.setdefault(buffer.last, []).append(best)
+        return self.plan
+
+
+def axis_of(dims, name: str) -> int | None:
+    """The axis whose dim is the symbol `name` (or, for time, depends on it); None where there is none."""
+    for axis, dim in enumerate(dims):
+        if name in D.symbols(dim):
+            return axis
+    return None

@@ -1,0 +1,149 @@
+"""Stream: the state of one live sequence, or of several in lock-step, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._executor import StreamCore
+from .arguments import Argument, collect
+from .errors import ShapeError, StateError
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class Stream(StreamCore):
+    """One live sequence; made by `Model.stream()`.
+
+    Streams of one model are independent and may run in different threads at the same time; one stream may be used
+    by one thread at a time (a second one gets a `StreamError`). Outputs have the same bits, however the input is
+    cut into steps and chunks, and whatever the batch size.
+    """
+
+    def __init__(self, model: Model, batch_size: int | None):
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ShapeError(f"batch_size must be an int >= 1, or None for one stream, got {batch_size!r}")
+        self.model = model
+        self.batch_size = batch_size
+        program, layout, inputs, outputs = model._stream_parts(batch_size)
+        self._layout, self._inputs, self._outputs = layout, inputs, outputs
+        slab = np.empty((batch_size or 1, layout.size), np.float32)
+        slab[:] = layout.initial_row
+        simple = len(inputs) == 1 and len(outputs) == 1 and inputs[0].stored == outputs[0].stored == "float32"
+        forms = [(np.dtype(a.dtype).num, a.step_shape(batch_size)) for a in (*inputs[:1], *outputs[:1])] if simple else []
+        self._open(program, batch_size or 1, slab, simple, *(forms or (None, None)))
+
+    def _step_general(self, x, out):
+        """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""
+        arrays = [a.check_step(v, self.batch_size) for a, v in zip(self._inputs, collect(self._inputs, x), strict=True)]
+        results = [np.empty(o.step_shape(self.batch_size), o.stored) for o in self._outputs]
+        self._advance(arrays, results, [0] * len(arrays), [0] * len(results), 1)
+        return _deliver(self._outputs, results, self._check_out(out))
+
+    def _check_out(self, out):
+        if out is None:
+            return None
+        outs = out if isinstance(out, tuple | list) else (out,)
+        if len(outs) != len(self._outputs):
+            raise ShapeError(f"out has {len(outs)} arrays, the model has {len(self._outputs)} outputs")
+        for argument, array in zip(self._outputs, outs, strict=True):
+            argument.check_out(array, argument.step_shape(self.batch_size))
+        return outs
+
+    def push(self, chunk):
+        """Advance by all steps of a chunk, of any length.
+
+        Parameters
+        ----------
+        chunk : array, shape [T, features...], or [batch_size, T, features...]; T >= 0
+            A model with several inputs takes a tuple or dict; an input without a time axis has none here.
+
+        Returns
+        -------
+        array [T, features...] or [batch_size, T, features...]: the step outputs. For an output that the model reduces
+        over time: [features...] or [batch_size, features...], the value as if the sequence ended here, and None
+        where T is 0. A tuple for several outputs.
+
+        Raises
+        ------
+        ShapeError, StreamError : as `step`.
+        """
+        batch = self.batch_size
+        given = collect(self._inputs, chunk)
+        arrays = [a.check_chunk(v, batch) for a, v in zip(self._inputs, given, strict=True)]
+        lengths = {a.name: a.steps(v, batch) for a, v in zip(self._inputs, arrays, strict=True) if a.timed}
+        if len(set(lengths.values())) != 1:
+            raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
+        span = next(iter(lengths.values()))
+        results = [np.empty(o.chunk_shape(batch, span), o.stored) for o in self._outputs]
+        strides = [[a.step_bytes if a.timed else 0 for a in side] for side in (self._inputs, self._outputs)]
+        self._advance(arrays, results, *strides, span)
+        if span == 0:
+            results = [r if o.timed else None for o, r in zip(self._outputs, results, strict=True)]
+        return _deliver(self._outputs, results, None)
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """Every state by name, as in `Model.states`; copies. Assign a dict of the same form to replace it.
+
+        A state that the file threads through an input has that input's own dims; a cell's own is [hidden_size], or
+        [batch_size, hidden_size].
+        """
+        states = self._layout.export(self.slab)
+        if self.batch_size is None:
+            own = {s.name for s in self._layout.shown if s.batch_axis == 0 and s.name not in self.model.graph.states}
+            states = {k: v[0] if k in own else v for k, v in states.items()}
+        return states
+
+    @state.setter
+    def state(self, states):
+        current = self.state
+        if set(states) != set(current):
+            raise StateError(f"states are {sorted(current)}, got {sorted(states)}")
+        full = {}
+        for shown in self._layout.shown:
+            array = np.asarray(states[shown.name], np.float32)
+            if array.shape != current[shown.name].shape:
+                raise ShapeError(f"state {shown.name}: shape {current[shown.name].shape} expected, got {array.shape}")
+            lone = self.batch_size is None and shown.batch_axis == 0 and shown.name not in self.model.graph.states
+            full[shown.name] = array[None] if lone else array
+        self._layout.load(self.slab, full)
+
+    def reset(self) -> None:
+        """Back to the initial state, as after opening."""
+        self.slab[:] = self._layout.initial_row
+
+    def copy(self) -> Stream:
+        """An independent stream in the same state."""
+        other = Stream(self.model, self.batch_size)
+        other.slab[:] = self.slab
+        return other
+
+    @property
+    def delay(self) -> int:
+        """Steps by which outputs lag behind inputs. No op of this version looks ahead, so it is always 0."""
+        return 0
+
+    def flush(self):
+        """The outputs still held back by `delay`: none, so a chunk of no steps."""
+        outputs = [np.empty(o.chunk_shape(self.batch_size, 0), o.dtype) if o.timed else None for o in self._outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def __repr__(self):
+        size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
+        return f"<Stream of {self.model.name}{size}, {self.steps_done} steps>"
+
+
+def _deliver(arguments: list[Argument], results: list, outs):
+    """Results in the outputs' own dtypes, into `outs` where given; one array for one output."""
+    final = []
+    for i, (argument, array) in enumerate(zip(arguments, results, strict=True)):
+        if outs is not None:
+            np.copyto(outs[i], array)
+            final.append(outs[i])
+        else:
+            final.append(array)
+        del argument
+    return final[0] if len(final) == 1 else tuple(final)
