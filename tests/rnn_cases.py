@@ -4,7 +4,8 @@
     make_inputs(case)  input name -> array, as the model takes them (the same on every call)
     graph_of(case)     the same as a fastrnn Graph, with no importer between
     expected(case)     output name -> float64 array, in the model's own axis order
-    ort_supports(case) None, or why onnxruntime's answer can't be compared
+    ort_supports(case) None, or why onnxruntime can't be asked as the case stands
+    ort_run(case, inputs)  onnxruntime's answers, asked in a way that it understands
 
 Most cases are drawn so that every pair of switches (kind x direction, lengths x layout, ...) occurs together; `SEED`
 makes the list. The nasty ones are written out by hand. Words: D directions, G gates, the rest as in graph.py.
@@ -242,6 +243,12 @@ def _written() -> list[RnnCase]:
         add("only_last", kind, 9, 15, 20, 1, outputs=("Y_h",))
         mixed = _FORMS[kind][-1] + _FORMS[kind][3]
         add("two_directions_two_forms", kind, 6, 16, 7, 3, direction="bidirectional", activations=mixed, layout=1)
+    for kind, direction in itertools.product(GATES, ("forward", "reverse", "bidirectional")):
+        after = {"direction": direction, "linear_before_reset": kind == "gru"}  # what torch's modules are
+        states = {"h0": True, "c0": kind == "lstm"}
+        add(f"as_torch_{direction}", kind, 20, 40, 7, 3, **after, **states)
+        add(f"as_torch_{direction}_ragged", kind, 8, 33, 20, 5, lengths="mixed", **after)
+    add("as_torch_relu", "rnn", 8, 33, 20, 5, activations=(("Relu", None, None),) * 2, direction="bidirectional")
     for forget in (False, True):
         add(f"everything_{forget}", "lstm", 19, 40, 7, 7, direction="bidirectional", lengths="zeros", h0=True, c0=True,
             peephole=True, clip=0.6, input_forget=forget, activations=_FORMS["lstm"][3] * 2, layout=1)  # fmt: skip
@@ -524,27 +531,49 @@ def graph_of(case: RnnCase) -> Graph:
 # ---- what others can compute -----------------------------------------------------------------------------------------
 
 
+_SPELLINGS = "Relu Tanh Sigmoid Affine LeakyRelu ThresholdedRelu ScaledTanh HardSigmoid Elu Softsign Softplus".split()
+_SPELT = {name.lower(): name for name in _SPELLINGS}
+
+
 def ort_supports(case: RnnCase) -> str | None:
     """None where onnxruntime's CPU provider computes the case as the ONNX text says, else why not."""
     if case.layout == 1:
         return "onnxruntime refuses layout=1"
-    if case.lengths in ("zeros", "all_zero") and (case.h0 or case.c0) and set(case.outputs) & {"Y_h", "Y_c"}:
-        return "onnxruntime gives 0, not the initial state, as the last state of a row that has no steps"
-    spellings = {
-        "Relu",
-        "Tanh",
-        "Sigmoid",
-        "Affine",
-        "LeakyRelu",
-        "ThresholdedRelu",
-        "ScaledTanh",
-        "HardSigmoid",
-        "Elu",
-    }
-    spellings |= {"Softsign", "Softplus"}
-    if case.kind == "rnn" and not {name for name, _, _ in case.activations} <= spellings:
+    if case.kind == "rnn" and any(name not in _SPELLINGS for name, _, _ in case.activations):
         return "onnxruntime's RNN refuses activations that are not spelt as in the ONNX text"
+    shown = (case.h0 and "Y_h" in case.outputs) or (case.c0 and "Y_c" in case.outputs)
+    if case.lengths in ("zeros", "all_zero") and shown:
+        return "onnxruntime gives 0, not the initial state, as the last state of a row that has no steps"
     return None
+
+
+def ort_twin(case: RnnCase) -> RnnCase:
+    """The same arithmetic as onnxruntime accepts it: layout 0 and the ONNX text's spellings."""
+    return replace(case, layout=0, activations=tuple((_SPELT[n.lower()], a, b) for n, a, b in case.activations))
+
+
+def ort_run(case: RnnCase, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """onnxruntime's answers (float32, one thread, the case's own axis order), computed on the twin of the case.
+
+    Rows that have no steps hold the initial state in Y_h and Y_c, as in the reference, not onnxruntime's 0.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # it speaks of refusals on stderr; they are raised too
+    model = make_model(ort_twin(case)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    swapped = {"X", "initial_h", "initial_c"} if case.layout else set()
+    feeds = {n: np.ascontiguousarray(a.swapaxes(0, 1)) if n in swapped else a for n, a in inputs.items()}
+    answers = dict(zip(case.outputs, session.run(list(case.outputs), feeds), strict=True))
+    for name, initial in (("Y_h", "initial_h"), ("Y_c", "initial_c")):
+        if name in answers and initial in feeds and "sequence_lens" in feeds:
+            answers[name] = np.where((feeds["sequence_lens"] == 0)[:, None], feeds[initial], answers[name])
+    if case.layout:
+        perms = {"Y": (2, 0, 1, 3), "Y_h": (1, 0, 2), "Y_c": (1, 0, 2)}
+        answers = {name: a.transpose(perms[name]) for name, a in answers.items()}
+    return answers
 
 
 CASES: list[RnnCase] = [case for kind in GATES for case in _drawn(kind)] + _written()
