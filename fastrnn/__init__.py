@@ -11,9 +11,9 @@ The map of the package is HACKING.md.
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from .cpu import cpu_info
+from .cpu import CpuInfo, cpu_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
-from .model import Model, TensorInfo, from_onnx, load
+from .model import LayerInfo, Model, TensorInfo, from_onnx, load
 from .stream import Stream
 
 try:
@@ -22,11 +22,18 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 # Names whose modules need libraries that a service does without: imported when first used.
-_LAZY = {"verify": "verify", "InferenceSession": "inference_session", "onnx_backend": None}
+_LAZY = {
+    "verify": "verification",
+    "VerifyReport": "verification",
+    "InferenceSession": "inference_session",
+    "onnx_backend": None,
+}
 
 __all__ = [
+    "CpuInfo",
     "FastRNNError",
     "InferenceSession",
+    "LayerInfo",
     "Model",
     "ModelFormatError",
     "ShapeError",
@@ -35,6 +42,7 @@ __all__ = [
     "StreamError",
     "TensorInfo",
     "UnsupportedError",
+    "VerifyReport",
     "cpu_info",
     "from_onnx",
     "load",
@@ -50,3 +58,7 @@ def __getattr__(name):
     value = getattr(module, name) if _LAZY[name] else module
     globals()[name] = value
     return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -302,7 +302,9 @@ def _cut(array: np.ndarray, value, rows: np.ndarray, length: int) -> np.ndarray:
     return np.ascontiguousarray(array[_index(value, rows, length, shape)])
 
 
-def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None) -> Model:
+def load(
+    path_or_bytes, *, bind=None, states=None, layers=None, threads=None, float64_as_float32=False
+) -> Model:
     """Load a model file.
 
     Parameters
@@ -316,6 +318,8 @@ def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None) ->
         The architecture for a file of bare weights.
     threads : int, optional
         Threads a call may use; None: as `cpu_info()` says.
+    float64_as_float32 : bool
+        Compute a float64 model in float32; it is refused otherwise.
 
     Raises
     ------
@@ -332,14 +336,16 @@ def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None) ->
         return Model(graph, threads)
     from .importers.onnx import import_onnx
 
-    return Model(import_onnx(path_or_bytes, bind=bind, states=states), threads)
+    graph = import_onnx(path_or_bytes, bind=bind, states=states, float64_as_float32=float64_as_float32)
+    return Model(graph, threads)
 
 
-def from_onnx(model_proto, *, bind=None, states=None, threads=None) -> Model:
+def from_onnx(model_proto, *, bind=None, states=None, threads=None, float64_as_float32=False) -> Model:
     """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
     from .importers.onnx import import_onnx
 
-    return Model(import_onnx(model_proto, bind=bind, states=states), threads)
+    graph = import_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
+    return Model(graph, threads)
 
 
 def _kind_of(source) -> str:
