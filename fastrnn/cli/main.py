@@ -84,6 +84,6 @@ def _guarded(command: ModuleType, args: argparse.Namespace) -> int:
 def _explain(error: Exception) -> str:
     if isinstance(error, fastrnn.FastRNNError):
         return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
     return f"{type(error).__name__}: {error} (a defect of fastrnn; --debug shows where)"

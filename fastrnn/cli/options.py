@@ -77,5 +77,5 @@ def state(text: str) -> tuple[str, str]:
 def load(args: argparse.Namespace) -> fastrnn.Model:
     """The model that the arguments name, read as they say."""
     return fastrnn.load(
-        args.model, bind=dict(args.bind) or None, states=dict(args.states) or None, float32=args.float32
+        args.model, bind=dict(args.bind) or None, states=dict(args.states) or None, float64_as_float32=args.float32
     )

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         source=args.source,
         seed=args.seed,
         tolerance=args.tolerance,
-        bind=dict(args.bind),
+        bind=dict(args.bind) or None,
         states=dict(args.states) or None,
     )
     if args.json:

@@ -1,4 +1,7 @@
-"""Does a model answer here as it does elsewhere: random inputs through both, the largest differences reported."""
+"""Does a model answer here as it does elsewhere: random inputs through both, the largest differences reported.
+
+The module is not named for its function, which `fastrnn.verify` must be.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +147,7 @@ def verify(
         loaded, path = model, None
     else:
         path = os.fspath(model)
-        loaded = load(path, bind=bind, states=states)
+        loaded = load(path, bind=bind or None, states=states or None)
     if against == "reference":
         other: _Reference | _OnnxRuntime = _Reference(loaded.graph)
     else:
@@ -258,7 +261,7 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
             skipped.append(f"{text}: {other.title} refused it: {_first_line(error)}")
             continue
         runs.append(text)
-        for name, got, want in zip(names, model.run(**feeds), expected, strict=True):
+        for name, got, want in zip(names, model.run(*feeds.values()), expected, strict=True):
             found = _difference(name, np.asarray(got), np.asarray(want), limit, text)
             worst[name] = _worse(worst.get(name), found)
     if not runs:

@@ -1,0 +1,71 @@
+"""What a service has loaded after `import fastrnn`, and after loading and stepping a .fastrnn file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "tests" / "data" / "onnx" / "gru_stacked.script.onnx"
+FORBIDDEN = {"onnx", "h5py", "keras", "torch", "tensorflow", "rich", "onnxruntime", "openvino", "google"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules, beyond the standard library, of a fresh interpreter after running the code."""
+    program = code + "\nimport sys, json\nprint(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    start = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, json; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))",
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=120,
+    )
+    found = set(json.loads(done.stdout.splitlines()[-1])) - set(json.loads(start.stdout))
+    return found - set(sys.stdlib_module_names)
+
+
+def test_importing_loads_numpy_alone():
+    found = loaded_by("import fastrnn")
+    assert found - {"numpy"} == {"fastrnn"}
+
+
+def test_a_service_loads_numpy_and_safetensors_alone(tmp_path):
+    path = tmp_path / "m.fastrnn"
+    fastrnn.load(MODEL).save(path)
+    code = f"""
+import fastrnn, numpy as np
+model = fastrnn.load({str(path)!r})
+stream = model.stream()
+size = model.inputs[0].dims[-1]
+stream.step(np.zeros(size, np.float32)); stream.push(np.zeros((5, size), np.float32))
+model.run(np.zeros([3 if d == 'batch' else 4 if d == 'time' else d for d in model.inputs[0].dims], np.float32))
+fastrnn.cpu_info()
+"""
+    found = loaded_by(code)
+    assert found & FORBIDDEN == set()
+    assert {name for name in found if not name.startswith("_")} == {"fastrnn", "numpy", "safetensors"}
+
+
+def test_every_public_name_is_there():
+    for name in fastrnn.__all__:
+        assert getattr(fastrnn, name) is not None
+    assert set(fastrnn.__all__) <= set(dir(fastrnn))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = fastrnn.no_such_name

@@ -1,0 +1,88 @@
+"""The package as others see it: metadata, README, and what is shipped."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_one_version_everywhere(project):
+    version = project["project"]["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {version}" in changes or "## Unreleased" in changes
+    if fastrnn.__version__ == "0+unknown":
+        pytest.skip("run from a tree that is not installed")
+    assert fastrnn.__version__ == version
+
+
+def test_torch_is_pinned(project):
+    """Any other request for torch would bring its CUDA build."""
+    extras = project["project"]["optional-dependencies"]
+    wanted = [line for lines in extras.values() for line in lines if line.startswith("torch")]
+    assert wanted
+    assert all(re.match(r"torch==[\d.]+$", line) for line in wanted)
+
+
+def test_services_need_little(project):
+    names = {re.match(r"[\w-]+", line)[0] for line in project["project"]["dependencies"]}
+    assert names == {"numpy", "onnx", "safetensors", "h5py", "rich"}
+
+
+@pytest.mark.parametrize("name", ["try", "test"])
+def test_readme_commands_are_one_line_each(name):
+    block = re.search(rf"<!-- command: {name} -->\n```sh\n(.*?)\n```\n", README, re.DOTALL)
+    assert block is not None
+    assert "\n" not in block[1]
+    assert ".venv/bin/pip install" in block[1]
+
+
+def test_readme_begins_with_ten_lines_at_most():
+    first = README.split("## ")[0].strip().splitlines()[2:]
+    assert 5 <= len(first) <= 10
+
+
+def test_readme_names_only_what_is_there():
+    """Every fastrnn.name that README's Python blocks use exists."""
+    used = set()
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        used |= set(re.findall(r"fastrnn\.([A-Za-z_]+)", re.sub(r'"[^"]*"', "", block)))
+    assert used
+    assert {name for name in used if not hasattr(fastrnn, name)} == set()
+
+
+def test_readme_files_exist():
+    for path in re.findall(r"\b(?:examples|docs|tools)/[\w./-]+\.\w+", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_types_are_shipped():
+    assert (ROOT / "fastrnn" / "py.typed").exists()
+    for source in (ROOT / "fastrnn").glob("*.pyx"):
+        assert source.with_suffix(".pyi").exists(), f"{source.name} has no stub"
+
+
+def test_no_file_is_too_long():
+    """The guide is 500 lines a file; a quarter more is where it stops being one."""
+    suffixes = {".py", ".pyx", ".c", ".h", ".pyi"}
+    made = {p.with_suffix(".c") for p in (ROOT / "fastrnn").glob("*.pyx")}
+    for folder in ("fastrnn", "tools", "tests", "examples"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in suffixes and path not in made:
+                lines = path.read_text(encoding="utf-8").count("\n")
+                assert lines <= 625, f"{path.relative_to(ROOT)} has {lines} lines"

@@ -1,0 +1,241 @@
+"""fastrnn.verify: agreement with onnxruntime and the reference, and that a difference is seen and reported."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import fastrnn
+from fastrnn import verification as V
+from fastrnn.dims import BATCH, TIME
+from fastrnn.graph import Graph, Node, Value
+
+DATA = Path(__file__).resolve().parent / "data" / "onnx"
+
+
+def difference(got, want, tolerance=1e-4):
+    return V._difference("y", np.array(got, np.float32), np.array(want, np.float32), tolerance, "x [1]")
+
+
+class TestDifference:
+    def test_figures(self):
+        found = difference([1.0, -4.0], [1.0, -2.0])
+        assert (found.absolute, found.relative, found.ok) == (2.0, 1.0, False)
+        assert found.where == "at x [1], element [1]: -4, expected -2"
+
+    def test_equal_arrays_differ_by_nothing(self):
+        found = difference([0.0, np.inf, np.nan], [0.0, np.inf, np.nan])
+        assert (found.absolute, found.relative, found.ok) == (0.0, 0.0, True)
+
+    @pytest.mark.parametrize(
+        ("got", "want"), [(np.nan, 0.0), (0.0, np.nan), (np.inf, 1.0), (1.0, -np.inf), (np.inf, -np.inf)]
+    )
+    def test_a_nan_or_infinity_on_one_side_never_passes(self, got, want):
+        found = difference([got, 1.0], [want, 1.0], tolerance=1e9)
+        assert found.absolute == np.inf
+        assert not found.ok
+
+    @pytest.mark.parametrize(
+        ("want", "gap", "ok"), [(0.0, 0.9e-4, True), (0.0, 1.1e-4, False), (9.0, 9e-4, True), (9.0, 11e-4, False)]
+    )
+    def test_tolerance_grows_with_the_expected_value(self, want, gap, ok):
+        assert V._difference("y", np.array([want + gap]), np.array([want]), 1e-4, "").ok is ok
+
+    def test_shapes_must_be_equal(self):
+        found = difference([[1.0]], [1.0])
+        assert not found.ok
+        assert "shape [1, 1], expected [1]" in found.where
+
+    def test_empty_arrays_agree(self):
+        assert difference(np.zeros((0, 3)), np.zeros((0, 3))).ok
+
+    def test_zero_expected_has_an_infinite_relative_difference(self):
+        assert difference([1e-6], [0.0]).relative == np.inf
+
+    def test_the_worst_of_several_runs_is_kept(self):
+        small, large = difference([1.5], [1.0]), difference([3.0], [100.0])
+        worst = V._worse(V._worse(None, small), large)
+        assert (worst.absolute, worst.relative, worst.ok) == (97.0, 0.97, False)
+        assert V._worse(large, small).absolute == 97.0
+
+
+def graph(inputs, nodes=(), outputs=(), constants=None):
+    values = {v.name: v for v in (*inputs, *outputs)}
+    constants = constants or {}
+    for name, array in constants.items():
+        values[name] = Value(name, str(array.dtype), array.shape)
+    return Graph("g", tuple(v.name for v in inputs), tuple(v.name for v in outputs), tuple(nodes), values, constants)
+
+
+class TestRandomInputs:
+    def test_dtypes_and_dims(self):
+        g = graph([Value("x", "float32", (BATCH, TIME, 3)), Value("m", "bool", (2 * TIME,)), Value("n", "int64", ())])
+        feeds = V.random_inputs(g, {"batch": 2, "time": 5}, np.random.default_rng(0))
+        assert {k: (v.dtype.name, v.shape) for k, v in feeds.items()} == {
+            "x": ("float32", (2, 5, 3)),
+            "m": ("bool", (10,)),
+            "n": ("int64", ()),
+        }
+
+    def test_the_same_seed_gives_the_same_inputs(self):
+        g = graph([Value("x", "float32", (TIME,))])
+        a, b, c = (V.random_inputs(g, {"time": 9}, np.random.default_rng(s))["x"] for s in (0, 0, 1))
+        assert (a == b).all()
+        assert (a != c).any()
+
+    def test_integers_lie_within_the_table_that_they_index(self):
+        """Also where they are cast and reshaped on their way, and where two tables differ in size."""
+        ids = Value("ids", "int32", (BATCH, TIME))
+        wide, flat = Value("wide", "int64", (BATCH, TIME)), Value("flat", "int64", (BATCH * TIME,))
+        a, b = Value("a", "float32", (BATCH * TIME, 4)), Value("b", "float32", (BATCH, TIME, 4))
+        nodes = [
+            Node("cast", "n1", ("ids",), ("wide",), {"to": "int64"}),
+            Node("reshape", "n2", ("wide",), ("flat",), {"dims": (BATCH * TIME,)}),
+            Node("gather", "n3", ("small", "flat"), ("a",), {"axis": 0}),
+            Node("gather", "n4", ("large", "wide"), ("b",), {"axis": 0}),
+        ]
+        tables = {"small": np.zeros((7, 4), np.float32), "large": np.zeros((50, 4), np.float32)}
+        g = graph([ids], nodes, [wide, flat, a, b], tables)
+        drawn = V.random_inputs(g, {"batch": 20, "time": 50}, np.random.default_rng(0))["ids"]
+        assert set(np.unique(drawn)) == set(range(7))
+
+    def test_unlimited_integers_are_small(self):
+        drawn = V.random_inputs(graph([Value("n", "int64", (TIME,))]), {"time": 99}, np.random.default_rng(0))["n"]
+        assert set(np.unique(drawn)) == {0, 1, 2, 3}
+
+
+class TestSizes:
+    class Other:
+        title = "other"
+
+        def __init__(self, **shapes):
+            self.shapes = shapes
+
+        def dims(self, name):
+            return self.shapes.get(name)
+
+    class Engine:
+        def __init__(self, *inputs):
+            self.graph = graph(inputs)
+
+    def test_free_sizes_take_all(self):
+        model = self.Engine(Value("x", "float32", (BATCH, TIME, 3)))
+        found = V._environments(model, self.Other(x=("n", None, 3)), V.SIZES)
+        assert [(e["batch"], e["time"]) for e in found] == list(V.SIZES)
+
+    def test_a_frozen_length_is_kept(self):
+        model = self.Engine(Value("x", "float32", (BATCH, TIME, 3)))
+        found = V._environments(model, self.Other(x=("n", 19, 3)), V.SIZES)
+        assert [(e["batch"], e["time"]) for e in found] == [(1, 19), (2, 19), (5, 19)]
+
+    def test_a_frozen_file_runs_at_its_own_sizes_alone(self):
+        model = self.Engine(Value("x", "float32", (BATCH, 2 * TIME + 1)))
+        assert V._environments(model, self.Other(x=(1, 39)), V.SIZES) == [{"batch": 1, "time": 19}]
+
+    def test_an_impossible_size_is_an_error(self):
+        model = self.Engine(Value("x", "float32", (2 * TIME,)))
+        with pytest.raises(fastrnn.ShapeError, match=r"input x: no size up to 4096 makes 2\*time the 3 of the file"):
+            V._environments(model, self.Other(x=(3,)), V.SIZES)
+
+    @pytest.mark.parametrize("theirs", [(2, 3), (2, 4, 4)])
+    def test_disagreement_about_an_input_is_an_error(self, theirs):
+        model = self.Engine(Value("x", "float32", (BATCH, 4, 5)))
+        with pytest.raises(fastrnn.ShapeError, match="input x: other takes"):
+            V._environments(model, self.Other(x=theirs), V.SIZES)
+
+
+NAMES = ["gru_states.dynamo", "language_model.script", "bigru_stacked.dynamo_frozen", "last_step.dynamo"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("against", ["onnxruntime", "reference"])
+def test_models_answer_alike(name, against):
+    report = fastrnn.verify(DATA / f"{name}.onnx", against)
+    assert report.ok, str(report)
+    assert report.runs
+    assert not report.skipped
+    assert all(0 <= out.absolute < 1e-5 for out in report.outputs)
+    assert "answers as" in str(report)
+    assert json.loads(report.to_json())["ok"] is True
+
+
+def changed(path: Path, out: Path) -> Path:
+    """The model at `path` with one recurrent weight matrix negated."""
+    proto = onnx.load(path)
+    cell = next(node for node in proto.graph.node if node.op_type in ("GRU", "LSTM", "RNN"))
+    tensor = next(t for t in proto.graph.initializer if t.name == cell.input[2])
+    tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(proto, out)
+    return out
+
+
+def test_a_changed_weight_is_found(tmp_path):
+    source = DATA / "gru_states.script.onnx"
+    report = fastrnn.verify(fastrnn.load(source), source=changed(source, tmp_path / "changed.onnx"))
+    assert not report.ok
+    assert any(out.absolute > 1e-2 and not out.ok for out in report.outputs)
+    assert "does NOT answer as onnxruntime" in str(report)
+    assert "FAIL" in str(report)
+    assert json.loads(report.to_json())["ok"] is False
+
+
+def test_a_saved_file_is_compared_with_its_source(tmp_path):
+    source = DATA / "last_step.script.onnx"
+    fastrnn.load(source).save(tmp_path / "m.fastrnn")
+    assert fastrnn.verify(tmp_path / "m.fastrnn", source=source).ok
+    with pytest.raises(fastrnn.UnsupportedError, match=r'm\.fastrnn is no ONNX file.*source="model\.onnx"'):
+        fastrnn.verify(tmp_path / "m.fastrnn")
+    with pytest.raises(fastrnn.UnsupportedError, match="onnxruntime needs the ONNX file"):
+        fastrnn.verify(fastrnn.load(source))
+
+
+def test_a_tighter_tolerance_fails():
+    report = fastrnn.verify(DATA / "gru_states.script.onnx", tolerance=0.0)
+    assert report.tolerance == 0.0
+    assert report.ok is all(out.absolute == 0 for out in report.outputs)
+
+
+def test_sizes_of_the_runs_are_told():
+    report = fastrnn.verify(DATA / "last_step.script.onnx", sizes=[(3, 4)])
+    assert len(report.runs) == 1
+    assert "[3, 4," in report.runs[0] or "[4, 3," in report.runs[0]
+
+
+def test_without_onnxruntime_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(fastrnn.UnsupportedError, match=r'not installed: pip install "fastrnn\[verify\]"'):
+        fastrnn.verify(DATA / "last_step.script.onnx")
+    assert fastrnn.verify(DATA / "last_step.script.onnx", "reference").ok
+
+
+def test_an_unknown_judge_is_refused():
+    with pytest.raises(fastrnn.UnsupportedError, match="can't verify against 'torch'; known: onnxruntime, reference"):
+        fastrnn.verify(DATA / "last_step.script.onnx", "torch")
+
+
+def test_what_onnxruntime_refuses_at_every_size_is_an_error(monkeypatch):
+    monkeypatch.setattr(V._OnnxRuntime, "run", lambda *args: (_ for _ in ()).throw(RuntimeError("no\nmore")))
+    with pytest.raises(fastrnn.UnsupportedError, match=r"refused it: no") as caught:
+        fastrnn.verify(DATA / "last_step.script.onnx")
+    assert "more" not in str(caught.value)
+
+
+def test_bound_inputs_are_fed_to_onnxruntime(tmp_path):
+    """y = LSTM-free: x * k with k bound; onnxruntime needs k, fastrnn no longer has it."""
+    x = onnx.helper.make_tensor_value_info("x", 1, ["batch", "time", 2])
+    k = onnx.helper.make_tensor_value_info("k", 1, [])
+    y = onnx.helper.make_tensor_value_info("y", 1, ["batch", "time", 2])
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph([onnx.helper.make_node("Mul", ["x", "k"], ["y"])], "g", [x, k], [y]),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = fastrnn.verify(tmp_path / "m.onnx", bind={"k": 2.5})
+    assert report.ok
+    assert report.notes == ("k is bound to 2.5",)
+    with pytest.raises(fastrnn.ShapeError, match="the ONNX file has no input q; it has x, k"):
+        fastrnn.verify(fastrnn.load(tmp_path / "m.onnx", bind={"k": 2.5}), source=tmp_path / "m.onnx", bind={"q": 1})
