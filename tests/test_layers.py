@@ -66,6 +66,7 @@ def test_wrong_arrows_are_found(layers, tmp_path, module, line, complaint):
         ("model.py", "import numpy as np\nfrom .graph import Graph\nfrom . import stream"),
         ("importers/onnx/reader.py", "import onnx\nfrom . import symbols\nfrom ...graph import Graph"),
         ("importers/__init__.py", "from . import torch"),
+        ("stream.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .model import Model"),
         ("cli/inspect.py", "import fastrnn\nfrom .output import table\nfrom fastrnn import FastRNNError"),
         ("_executor.pyx", "cimport cython\nfrom libc.stdint cimport int64_t\nfrom ._isa cimport active_kernels"),
     ],

@@ -3,7 +3,7 @@
 Every module has a level in `LEVELS` (the table of the layout in HACKING.md). A module imports only from levels below
 its own or from its own level; importers of different formats never import each other; the commands use the public
 package alone; foreign libraries are imported where `FOREIGN` says. Imports inside functions count too: they change
-when a module is loaded, not which way the arrow points.
+when a module is loaded, not which way the arrow points. Those under `if TYPE_CHECKING` don't: they never run.
 """
 
 from __future__ import annotations
@@ -69,12 +69,19 @@ def imports_of(path: Path) -> list[tuple[int, str, int]]:
 
 
 def _python_imports(tree):
+    annotations = {id(n) for block in ast.walk(tree) if _for_annotations(block) for n in ast.walk(block)}
     for node in ast.walk(tree):
+        if id(node) in annotations:
+            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name, 0
         elif isinstance(node, ast.ImportFrom):
             yield from _from(node.lineno, node.module or "", node.level, [alias.name for alias in node.names])
+
+
+def _for_annotations(node) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _cython_imports(text):
