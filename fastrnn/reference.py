@@ -65,7 +65,7 @@ _UNARY: dict[str, Callable] = {
     "sigmoid": lambda x, a, b: _sigmoid(x),
     "affine": lambda x, a, b: a * x + b,
     "leaky_relu": lambda x, a, b: np.where(x >= 0, x, a * x),
-    "thresholded_relu": lambda x, a, b: np.where(x >= a, x, 0 * x),  # 0 * x: a NaN stays one
+    "thresholded_relu": lambda x, a, b: np.where((x >= a) | np.isnan(x), x, 0.0),  # a NaN stays one
     "scaled_tanh": lambda x, a, b: a * np.tanh(b * x),
     "hard_sigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
     "elu": lambda x, a, b: np.where(x >= 0, x, a * np.expm1(x)),

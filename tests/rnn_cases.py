@@ -18,30 +18,31 @@ import random
 from dataclasses import dataclass, replace
 
 import numpy as np
+from graph_builder import GraphBuilder
 
 from fastrnn import reference
 from fastrnn.cells import ACTIVATIONS, GATES, CellSpec, activation
 from fastrnn.dims import BATCH, TIME
-from fastrnn.graph import Graph, Node, Value, validate
-from fastrnn.shapes import infer
+from fastrnn.graph import Graph
 
 SEED = 20240607
 DRAWN = {"rnn": 95, "lstm": 130, "gru": 105}  # how many drawn cases a kind
 
-# ONNX's names of activations as a file may spell them (any case) -> fastrnn's, and which of alpha, beta they take.
+# ONNX's names of activations, which a file may write in any case -> fastrnn's, and which of alpha, beta they take.
 ONNX_ACTIVATIONS = {
-    "relu": ("relu", ""),
-    "tanh": ("tanh", ""),
-    "sigmoid": ("sigmoid", ""),
-    "affine": ("affine", "ab"),
-    "leakyrelu": ("leaky_relu", "a"),
-    "thresholdedrelu": ("thresholded_relu", "a"),
-    "scaledtanh": ("scaled_tanh", "ab"),
-    "hardsigmoid": ("hard_sigmoid", "ab"),
-    "elu": ("elu", "a"),
-    "softsign": ("softsign", ""),
-    "softplus": ("softplus", ""),
+    "Relu": ("relu", ""),
+    "Tanh": ("tanh", ""),
+    "Sigmoid": ("sigmoid", ""),
+    "Affine": ("affine", "ab"),
+    "LeakyRelu": ("leaky_relu", "a"),
+    "ThresholdedRelu": ("thresholded_relu", "a"),
+    "ScaledTanh": ("scaled_tanh", "ab"),
+    "HardSigmoid": ("hard_sigmoid", "ab"),
+    "Elu": ("elu", "a"),
+    "Softsign": ("softsign", ""),
+    "Softplus": ("softplus", ""),
 }
+_SPELT = {name.lower(): name for name in ONNX_ACTIVATIONS}
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,19 @@ def _written() -> list[RnnCase]:
         states = {"h0": True, "c0": kind == "lstm"}
         add(f"as_torch_{direction}", kind, 20, 40, 7, 3, **after, **states)
         add(f"as_torch_{direction}_ragged", kind, 8, 33, 20, 5, lengths="mixed", **after)
+    sizes = itertools.cycle(
+        [(1, 3, 7, 1), (16, 16, 7, 5), (5, 31, 20, 2), (40, 65, 3, 1), (13, 20, 7, 3), (2, 50, 7, 7)]
+    )
+    for kind, layout, form in itertools.product(GATES, (0, 1), range(4)):  # what a service steps, one stream or some
+        more = {
+            "layout": layout,
+            "activations": _FORMS[kind][[0, 0, 3, -1][form]],
+            "clip": [None, 0.7, None, 2.0][form],
+        }
+        more |= {"peephole": form == 1, "input_forget": form == 2} if kind == "lstm" else {}
+        more |= {"linear_before_reset": form % 2 == 1} if kind == "gru" else {}
+        more |= {"h0": form < 2, "c0": form < 2 and kind == "lstm", "bias": form != 3}
+        add(f"live{layout}{form}", kind, *next(sizes), **more)
     add("as_torch_relu", "rnn", 8, 33, 20, 5, activations=(("Relu", None, None),) * 2, direction="bidirectional")
     for forget in (False, True):
         add(f"everything_{forget}", "lstm", 19, 40, 7, 7, direction="bidirectional", lengths="zeros", h0=True, c0=True,
@@ -337,7 +351,7 @@ def spec_of(case: RnnCase, d: int) -> CellSpec:
         case.I,
         case.H,
         activations=tuple(
-            activation(ONNX_ACTIVATIONS[name.lower()][0], _float32(a), _float32(b)) for name, a, b in chosen
+            activation(ONNX_ACTIVATIONS[_SPELT[name.lower()]][0], _float32(a), _float32(b)) for name, a, b in chosen
         ),
         reverse=case.direction == "reverse" or d == 1,
         clip=_float32(case.clip),
@@ -426,59 +440,15 @@ def _attributes(case: RnnCase) -> dict:
         # A list holds one value for each activation that takes one, in the order of `activations`: onnxruntime reads
         # it so. It is left out where every value is the default.
         for letter, index in (("a", 1), ("b", 2)):
-            taking = [act for act in case.activations if letter in ONNX_ACTIVATIONS[act[0].lower()][1]]
+            taking = [act for act in case.activations if letter in ONNX_ACTIVATIONS[_SPELT[act[0].lower()]][1]]
             if any(act[index] is not None for act in taking):
-                defaults = [ACTIVATIONS[ONNX_ACTIVATIONS[act[0].lower()][0]][index - 1] for act in taking]
+                defaults = [ACTIVATIONS[ONNX_ACTIVATIONS[_SPELT[act[0].lower()]][0]][index - 1] for act in taking]
                 values = [d if act[index] is None else act[index] for act, d in zip(taking, defaults, strict=True)]
                 attributes[{"a": "activation_alpha", "b": "activation_beta"}[letter]] = values
     return attributes
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
-
-
-class GraphBuilder:
-    """Adds nodes whose output dims come from shapes.infer; `done` makes the validated Graph."""
-
-    def __init__(self, name: str):
-        self.name, self.nodes, self.values, self.constants, self.inputs = name, [], {}, {}, []
-
-    def input(self, name: str, dtype: str, *dims) -> str:
-        """Declare an input of the graph; returns its name."""
-        self.values[name] = Value(name, dtype, dims)
-        self.inputs.append(name)
-        return name
-
-    def constant(self, name: str, array: np.ndarray) -> str:
-        """Declare a constant; returns its name."""
-        self.values[name] = Value(name, str(array.dtype), array.shape)
-        self.constants[name] = np.array(array)
-        return name
-
-    def add(self, op: str, *inputs, name: str | None = None, outputs=None, **attrs):
-        """Add a node; returns the name of its output, or the tuple `outputs` where that is given (None: omitted)."""
-        name = name or f"{op}_{len(self.nodes)}"
-        made = outputs or (name,)
-        given = [None if i is None else self.values[i] for i in inputs]
-        for out, (dtype, dims) in zip(made, infer(op, given, attrs), strict=False):
-            if out is not None:
-                self.values[out] = Value(out, dtype, tuple(dims))
-        self.nodes.append(Node(op, f"node_{name}", tuple(inputs), tuple(made), attrs))
-        return made if outputs else name
-
-    def done(self, *outputs: str, states=None) -> Graph:
-        """The validated graph."""
-        return validate(
-            Graph(
-                self.name,
-                tuple(self.inputs),
-                outputs,
-                tuple(self.nodes),
-                self.values,
-                self.constants,
-                states or {},
-            )
-        )
 
 
 def graph_of(case: RnnCase) -> Graph:
@@ -531,15 +501,11 @@ def graph_of(case: RnnCase) -> Graph:
 # ---- what others can compute -----------------------------------------------------------------------------------------
 
 
-_SPELLINGS = "Relu Tanh Sigmoid Affine LeakyRelu ThresholdedRelu ScaledTanh HardSigmoid Elu Softsign Softplus".split()
-_SPELT = {name.lower(): name for name in _SPELLINGS}
-
-
 def ort_supports(case: RnnCase) -> str | None:
     """None where onnxruntime's CPU provider computes the case as the ONNX text says, else why not."""
     if case.layout == 1:
         return "onnxruntime refuses layout=1"
-    if case.kind == "rnn" and any(name not in _SPELLINGS for name, _, _ in case.activations):
+    if case.kind == "rnn" and any(name not in ONNX_ACTIVATIONS for name, _, _ in case.activations):
         return "onnxruntime's RNN refuses activations that are not spelt as in the ONNX text"
     shown = (case.h0 and "Y_h" in case.outputs) or (case.c0 and "Y_c" in case.outputs)
     if case.lengths in ("zeros", "all_zero") and shown:

@@ -74,7 +74,8 @@ def test_models_are_valid_onnx_and_graphs_say_the_same(case):
 # ---- onnxruntime -----------------------------------------------------------------------------------------------------
 
 # Ten float32 ulps of a value near 1, or of the largest answer. onnxruntime's tanh is rational and good to some 3e-8 in
-# absolute terms, so small answers get no smaller bound. Saturating weights make preacts, and their ulps, 12 times larger.
+# absolute terms, so small answers get no smaller bound. Saturating weights make preacts, and their ulps, 12 times as
+# large.
 ORT_TOLERANCE = 10 * 2.0**-23
 
 
