@@ -195,12 +195,12 @@ _FORM = {
 def validate(graph: Graph) -> Graph:
     """Check the graph's form and return it; raise ModelFormatError naming the node otherwise.
 
-    Checks: known ops with exactly their attributes, every value declared once and made before use (a state's input
-    excepted), outputs made, constants as declared, and the dims of every node's outputs as its inputs imply.
+    Checks: known ops with exactly their attributes and known functions, every value declared once and made before use
+    (a state's input excepted), outputs made, constants as declared, threaded states of one form at both ends, and the
+    dims of every node's outputs as its inputs imply.
     """
     made = set(graph.inputs) | set(graph.constants)
-    if len(set(graph.inputs)) != len(graph.inputs):
-        raise ModelFormatError(f"{graph.name}: an input is named twice")
+    _check_ends(graph)
     for name, array in graph.constants.items():
         value = _declared(graph, name, "constant")
         if array.dtype != DTYPES[value.dtype] or tuple(array.shape) != tuple(value.dims):
@@ -219,6 +219,7 @@ def validate(graph: Graph) -> Graph:
         if node.name in names:
             raise ModelFormatError(f"two nodes are named {node.name}")
         names.add(node.name)
+        _check_functions(graph, node)
         for name in node.inputs:
             if name is not None:
                 _declared(graph, name, f"input of node {node.name}")
@@ -241,6 +242,45 @@ def validate(graph: Graph) -> Graph:
 
     check_shapes(graph)
     return graph
+
+
+def _check_ends(graph: Graph) -> None:
+    """Inputs, outputs and threaded states: declared, named once, and of one form where they belong together."""
+    for what, ends in (("input", graph.inputs), ("output", graph.outputs)):
+        if len(set(ends)) != len(ends):
+            raise ModelFormatError(f"{graph.name}: an {what} is named twice")
+        for name in ends:
+            _declared(graph, name, what)
+    for name in graph.inputs:
+        if name in graph.constants:
+            raise ModelFormatError(f"{graph.name}: the input {name} is a constant too")
+    for start, end in graph.states.items():
+        if start not in graph.inputs or end not in graph.outputs:
+            raise ModelFormatError(f"{graph.name}: state {start} -> {end} does not lead from an input to an output")
+        a, b = graph.values[start], graph.values[end]
+        if (a.dtype, a.dims) != (b.dtype, b.dims):
+            raise ModelFormatError(f"{graph.name}: state {a} ends as {b}")
+
+
+# op -> (attribute that names a function or a dtype, what it may be)
+_CHOICES = {
+    "linear": ("activation", UNARY | {None}),
+    "unary": ("fn", UNARY),
+    "binary": ("fn", BINARY),
+    "cast": ("to", frozenset(DTYPES)),
+    "reduce": ("fn", frozenset(("sum", "mean", "max", "min"))),
+}
+
+
+def _check_functions(graph: Graph, node: Node) -> None:
+    """Functions are known ones, and what the vocabulary calls constant is."""
+    attr, known = _CHOICES.get(node.op, (None, ()))
+    if attr is not None and node.attrs[attr] not in known:
+        raise ModelFormatError(f"node {node.name}: {attr} of {node.op} is {node.attrs[attr]!r:.80}, which is unknown")
+    if node.op == "linear":
+        for name in node.inputs[1:]:
+            if name is not None and name not in graph.constants:
+                raise ModelFormatError(f"node {node.name}: {name} must be a constant")
 
 
 def _declared(graph: Graph, name: str, what: str) -> Value:
