@@ -1,0 +1,1 @@
+"""Importers: a foreign file -> `fastrnn.graph.Graph`. Each subpackage knows one format and imports its library itself."""

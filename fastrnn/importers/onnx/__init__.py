@@ -1,0 +1,110 @@
+"""ONNX -> Graph.
+
+Map of this package, in the order in which a file passes through it:
+
+    files.py      bytes -> ModelProto, tensors; no size in a header is believed
+    nodes.py      the nodes as records, sorted; NodeReader, which finds what was not read
+    unroll.py     recurrences that an exporter unrolled step by step become RNN nodes again
+    symbols.py    sizes as symbols with examples; freezing, unifying, naming
+    walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
+    fold.py       constants
+    thaw.py       frozen numbers read again as functions of sizes
+    recurrent.py elementwise.py shaping.py products.py    the operators, registered in registry.py
+    states.py     states that the caller threads by hand
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from ...errors import ModelFormatError, ShapeError, UnsupportedError
+from ...graph import Graph, validate
+from . import files, unroll
+from . import states as state_pairs
+from .nodes import collect
+from .symbols import Finding, Restart, SymbolTable
+from .walk import File, precheck, read_constants, walk
+
+__all__ = ["import_onnx"]
+
+
+def import_onnx(
+    source: str | Path | bytes | onnx.ModelProto,
+    *,
+    bind: dict | None = None,
+    states: dict | None = None,
+    float64_as_float32: bool = False,
+) -> Graph:
+    """Read an ONNX model.
+
+    Parameters
+    ----------
+    source : path, bytes of a file, or ModelProto. Only a path can have external data, inside its folder.
+    bind : input name -> value that the input has from now on; it is then no input of the graph.
+    states : input name -> output name of states that the caller threads by hand. None: found by dataflow.
+    float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
+
+    Returns
+    -------
+    Graph, validated. Batch and time are free where the file allows it, also where it has the example's own sizes
+    written into it; `notes` says what was thawed and what stayed frozen and why. float16 models compute in float32.
+
+    Raises
+    ------
+    ModelFormatError : the file is damaged, hostile or contradicts itself.
+    UnsupportedError : everything of the file that is not supported, at once.
+    ShapeError : `bind` does not fit. StateError : `states` does not fit, or states are ambiguous.
+    """
+    model, where, folder = files.read_model(source)
+    try:
+        file = _prepare(model, where, folder, bind or {}, float64_as_float32)
+        graph = _settled(file)
+    except Finding as finding:
+        raise UnsupportedError(str(finding), where) from None
+    except (ModelFormatError, ShapeError) as error:
+        if str(error).startswith(where):
+            raise
+        raise type(error)(f"{where}: {error}") from error
+    return state_pairs.pair(validate(graph), states)
+
+
+def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) -> File:
+    versions = files.opsets(model, where)
+    if model.functions:
+        model = _inline(model, where)
+    nodes = unroll.roll_up(collect(model.graph))
+    wanted = {name for node in nodes for name in node.inputs} | {v.name for v in model.graph.output}
+    unknown = sorted(set(bind) - {v.name for v in model.graph.input})
+    if unknown:
+        names = ", ".join(v.name for v in model.graph.input)
+        raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
+    constants = read_constants(model, folder, wanted)
+    return File(where, model, versions, nodes, constants, bind, float64_as_float32)
+
+
+def _inline(model, where: str):
+    """Functions of the model replaced by their bodies."""
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # a C++ error without a type of its own
+        raise ModelFormatError(f"{where}: its functions can't be inlined ({error})") from None
+
+
+def _settled(file: File) -> Graph:
+    """Walk until the symbols no longer change; each restart freezes, joins or names at least one of them."""
+    table, first = SymbolTable(), precheck(file)
+    while True:
+        problems = list(first)
+        try:
+            graph, ctx = walk(file, table, problems)
+        except Restart:
+            continue
+        if problems:
+            raise UnsupportedError(problems, file.where)
+        if not table.settle(ctx.cells > 0):
+            notes = list(table.notes.values())
+            if ctx.half:
+                notes.append("the file's float16 computes in float32, and float32 goes in and out")
+            return graph.replace(notes=tuple(notes))

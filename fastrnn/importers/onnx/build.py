@@ -1,0 +1,239 @@
+"""The graph under construction: what the handlers of operators write to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ... import dims as D
+from ...dims import Dim
+from ...errors import ModelFormatError
+from ...graph import DTYPES, Graph, Node, Value
+from ...shapes import infer
+from .symbols import Finding, SymbolTable
+from .values import Const, Fill, Ints, Items, Live
+
+_INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
+
+
+class Builder:
+    """Collects nodes, values and constants of one walk.
+
+    table : SymbolTable of the file. taken : names that the file itself uses, so that made-up ones avoid them.
+    double_as_float : compute float64 in float32.
+    """
+
+    def __init__(self, table: SymbolTable, taken: set[str], double_as_float: bool):
+        self.table, self.taken, self.double_as_float = table, set(taken), double_as_float
+        self.nodes: list[list] = []  # [op, label, inputs, outputs, attrs]: lists, since outputs are still renamed
+        self.values: dict[str, Value] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        self.labels: set[str] = set()
+        self.label = "graph"
+        self.half = False
+        self.cells = 0
+        self.hidden: dict[str, tuple] = {}  # notes for state pairing, see states.py
+        self._shared: dict[tuple, str] = {}
+
+    # --- names and dtypes ----------------------------------------------------------------------------------------
+
+    def fresh(self, base: str) -> str:
+        """A value name that nobody has."""
+        name, k = base, 1
+        while name in self.taken:
+            name, k = f"{base}.{k}", k + 1
+        self.taken.add(name)
+        return name
+
+    def dtype(self, dtype) -> str:
+        """The graph's dtype for a NumPy dtype of the file. float16 computes in float32; float64 only where asked."""
+        name = np.dtype(dtype).name
+        if name == "float16":
+            self.half = True
+            return "float32"
+        if name == "float64":
+            if self.double_as_float:
+                return "float32"
+            raise Finding("computes in float64 (double); load it with float64_as_float32=True to compute in float32")
+        if name in _INTS:
+            raise Finding(f"computes in {name}")
+        if name not in DTYPES:
+            raise Finding(f"values of dtype {name}")
+        return name
+
+    def declare(self, name: str, dtype, dims: tuple) -> Live:
+        """An input of the graph."""
+        value = Value(name, self.dtype(dtype), dims)
+        self.values[name] = value
+        return Live(name, value.dtype, dims)
+
+    # --- making nodes --------------------------------------------------------------------------------------------
+
+    def emit(self, op: str, inputs, attrs=None, wanted=(True,), suffix: str = "") -> list:
+        """Append a node; returns one Live (or None) an entry of `wanted`. Inputs: abstract values or None."""
+        attrs = dict(attrs or {})
+        live = [None if v is None else self.live(v) for v in inputs]
+        signatures = infer(op, [None if v is None else Value(v.name, v.dtype, v.dims) for v in live], attrs)
+        outputs, names = [], []
+        for want, (dtype, dims) in zip(wanted, signatures, strict=False):
+            if not want:
+                outputs.append(None)
+                names.append(None)
+                continue
+            if any(isinstance(d, int) and d < 0 for d in dims):
+                raise ModelFormatError(f"a size below zero: {list(map(str, dims))}")
+            name = self.fresh(f"{self.label}:{len(self.nodes)}")
+            self.values[name] = Value(name, dtype, tuple(dims))
+            outputs.append(Live(name, dtype, tuple(dims)))
+            names.append(name)
+        label, k = self.label + suffix, 2
+        while label in self.labels:
+            label, k = f"{self.label}{suffix}.{k}", k + 1
+        self.labels.add(label)
+        self.nodes.append([op, label, tuple(None if v is None else v.name for v in live), names, attrs])
+        return outputs
+
+    def one(self, op: str, *inputs, **attrs) -> Live:
+        """Append a node with one output."""
+        return self.emit(op, inputs, attrs)[0]
+
+    def unary(self, fn: str, x, alpha: float = 0.0, beta: float = 0.0) -> Live:
+        return self.one("unary", x, fn=fn, alpha=float(alpha), beta=float(beta))
+
+    def live(self, value) -> Live:
+        """Any abstract value as an edge of the graph: constants are stored, fills become an expand."""
+        if isinstance(value, Live):
+            return value
+        if isinstance(value, Const):
+            return self.constant(value.array)
+        if isinstance(value, Fill):
+            if isinstance(value.value, Dim):
+                raise Finding("computes with a size of the input as a number")
+            scalar = Const(np.array(value.value, dtype=value.dtype))
+            return self.one("expand", scalar, dims=tuple(value.dims)) if value.dims else self.live(scalar)
+        if isinstance(value, Ints):
+            self.table.freeze([d for d in value.array.flat], "a size is used as a number")
+        if isinstance(value, Items):
+            raise Finding("a sequence of tensors")
+        raise Finding("a value of an unknown kind")
+
+    def constant(self, array: np.ndarray) -> Live:
+        """A stored constant, in the graph's dtype; one copy an array."""
+        dtype = self.dtype(array.dtype)
+        array = np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(array.shape)
+        key = (dtype, array.shape, array.tobytes())
+        name = self._shared.get(key)
+        if name is None:
+            name = self._shared[key] = self.fresh(f"{self.label}:c{len(self.constants)}")
+            self.values[name] = Value(name, dtype, array.shape)
+            self.constants[name] = array if array.base is None and array.flags.owndata else array.copy()
+        return Live(name, dtype, array.shape)
+
+    # --- constraints ---------------------------------------------------------------------------------------------
+
+    def equal(self, a, b, reason: str) -> None:
+        self.table.equal(a, b, reason)
+
+    def number(self, dim, reason: str) -> int:
+        """A dim that has to be a plain int: freezes what is in it."""
+        if isinstance(dim, Dim):
+            self.table.freeze([dim], reason)
+        return int(dim)
+
+    def broadcast(self, values: list, what: str) -> list:
+        """Make dims of abstract values agree as NumPy broadcasts them; returns the values, softened where they can be.
+
+        A Dim whose example is 1 against another size was a real broadcast in the file: it is frozen at 1. A constant
+        that is the same number all along an axis of the example's length follows the axis: it is cut to 1 there.
+        """
+        rank = max(len(v.dims) for v in values)
+        values = list(values)
+        for i in range(rank):
+            where = [(k, i - rank + len(v.dims)) for k, v in enumerate(values)]
+            where = [(k, j) for k, j in where if j >= 0]
+            sizes = [values[k].dims[j] for k, j in where]
+            symbolic = [d for d in sizes if isinstance(d, Dim)]
+            if not symbolic:
+                continue
+            for (k, j), d in zip(where, sizes, strict=True):
+                if isinstance(d, int) and d > 1:
+                    values[k] = self._cut(values[k], j, symbolic[0])
+            sizes = [values[k].dims[j] for k, j in where]
+            sizes = [d for d in sizes if isinstance(d, Dim) or d != 1]
+            ones = [d for d in sizes if isinstance(d, Dim) and self.table.example(d) == 1]
+            if ones and len(ones) < len(sizes):
+                self.table.freeze(ones, f"{what} broadcasts it")
+            for d in sizes[1:]:
+                self.equal(sizes[0], d, f"{what} of unlike sizes")
+        return values
+
+    def _cut(self, value, axis: int, like: Dim):
+        """A constant that repeats itself along an axis as long as the example of `like`, cut to 1 there."""
+        if isinstance(value, Const) and value.dims[axis] == self.table.example(like):
+            first = value.array.take([0], axis=axis)
+            if (value.array == first).all():
+                self.table.notes.setdefault(f"cut {self.label}", f"{self.label}: a constant follows the free size")
+                return Const(first)
+        if isinstance(value, Fill) and value.dims[axis] == self.table.example(like):
+            return Fill(value.value, value.dtype, (*value.dims[:axis], 1, *value.dims[axis + 1 :]))
+        return value
+
+    # --- small moves that many handlers need ------------------------------------------------------------------------
+
+    def reshape(self, x, dims):
+        """x with other dims of the same product."""
+        dims = tuple(dims)
+        if x.dims == dims:
+            return x
+        if isinstance(x, Const) and all(isinstance(d, int) for d in dims):
+            return Const(x.array.reshape(dims))
+        if isinstance(x, Fill):
+            return Fill(x.value, x.dtype, dims)
+        return self.one("reshape", x, dims=dims)
+
+    def transpose(self, x, perm):
+        perm = tuple(perm)
+        if perm == tuple(range(len(perm))):
+            return x
+        if isinstance(x, Const):
+            return Const(x.array.transpose(perm))
+        if isinstance(x, Fill):
+            return Fill(x.value, x.dtype, tuple(x.dims[p] for p in perm))
+        return self.one("transpose", x, perm=perm)
+
+    def slice(self, x, axis: int, start, stop, step: int = 1):
+        """x[start:stop:step] along axis, all resolved as graph.py wants them."""
+        size = x.dims[axis]
+        if step == 1 and start == 0 and stop == size:
+            return x
+        if isinstance(x, Fill):
+            span = stop - start if step > 0 else start - stop
+            length = D.floordiv(span + abs(step) - 1, abs(step))
+            return Fill(x.value, x.dtype, (*x.dims[:axis], length, *x.dims[axis + 1 :]))
+        if isinstance(x, Const):
+            key = [slice(None)] * x.array.ndim
+            key[axis] = slice(start, None if stop < 0 else stop, step)
+            return Const(x.array[tuple(key)])
+        return self.one("slice", x, axis=axis, start=start, stop=stop, step=step)
+
+    def concat(self, xs: list, axis: int):
+        """Concatenation; one value is itself."""
+        return xs[0] if len(xs) == 1 else self.one("concat", *xs, axis=axis)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def rename(self, value: Live, name: str, since: int) -> Live:
+        """Give the value the file's own name, if a node from index `since` on made it and nothing named it yet."""
+        for node in reversed(self.nodes[since:]):
+            if value.name in node[3] and ":" in value.name:
+                node[3] = [name if o == value.name else o for o in node[3]]
+                for later in self.nodes[since:]:
+                    later[2] = tuple(name if i == value.name else i for i in later[2])
+                old = self.values.pop(value.name)
+                self.values[name] = Value(name, old.dtype, old.dims)
+                return Live(name, old.dtype, old.dims)
+        return value
+
+    def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
+        """The finished graph, not yet validated."""
+        nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
+        return Graph(name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes))

@@ -1,0 +1,286 @@
+"""Operators that work element by element, and casts."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from ...dims import Dim
+from ...errors import ModelFormatError
+from . import files
+from .nodes import NodeReader
+from .registry import op
+from .symbols import Finding
+from .values import Const, Fill, Ints, Live, simplest, uniform
+
+_FLOAT_MAX = float(np.finfo(np.float32).max)
+
+# ONNX operator -> fn of the graph's unary, for those without attributes.
+_PLAIN = {
+    "Neg": "neg",
+    "Abs": "abs",
+    "Exp": "exp",
+    "Log": "log",
+    "Sqrt": "sqrt",
+    "Reciprocal": "recip",
+    "Sign": "sign",
+    "Floor": "floor",
+    "Ceil": "ceil",
+    "Round": "round",
+    "Erf": "erf",
+    "Sin": "sin",
+    "Cos": "cos",
+    "Not": "not",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Relu": "relu",
+    "Softsign": "softsign",
+    "Softplus": "softplus",
+    "HardSwish": "hard_swish",
+    "Mish": "mish",
+}
+# ONNX operator -> fn, attributes that give alpha and beta, with their defaults.
+_SHAPED = {
+    "LeakyRelu": ("leaky_relu", ("alpha", 0.01), None),
+    "Elu": ("elu", ("alpha", 1.0), None),
+    "ThresholdedRelu": ("thresholded_relu", ("alpha", 1.0), None),
+    "HardSigmoid": ("hard_sigmoid", ("alpha", 0.2), ("beta", 0.5)),
+    # The defaults are the float32 numbers that the ONNX text gives.
+    "Selu": ("selu", ("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)),
+}
+_BINARY = {
+    "Add": "add",
+    "Sub": "sub",
+    "Mul": "mul",
+    "Div": "div",
+    "Pow": "pow",
+    "Equal": "equal",
+    "Greater": "greater",
+    "GreaterOrEqual": "greater_equal",
+    "Less": "less",
+    "LessOrEqual": "less_equal",
+    "And": "and",
+    "Or": "or",
+    "Xor": "xor",
+    "PRelu": "prelu",
+}
+
+
+def _fill_map(x, array_fn):
+    """A Fill through an elementwise function of NumPy arrays; None where x is not a fill of a number."""
+    if isinstance(x, Fill) and not isinstance(x.value, Dim):
+        out = array_fn(np.array(x.value, dtype=x.dtype))
+        return Fill(out.dtype.type(out), out.dtype, x.dims)
+    return None
+
+
+@op(*_PLAIN)
+def _plain(ctx, n: NodeReader):
+    x, name = n.input(0), n.node.op
+    if isinstance(x, Ints):
+        if name == "Neg":
+            return [simplest(-x.array)]
+        ctx.table.freeze(list(x.array.flat), f"{name} of a size")
+    if name == "Neg":
+        negated = _fill_map(x, lambda a: -a)
+        if negated is not None:
+            return [negated]
+    return [ctx.unary(_PLAIN[name], x)]
+
+
+@op(*_SHAPED, attrs="alpha beta gamma")
+def _shaped(ctx, n: NodeReader):
+    fn, alpha, beta = _SHAPED[n.node.op]
+    a = n.attr(alpha[0], "float", alpha[1])
+    b = n.attr(beta[0], "float", beta[1]) if beta else 0.0
+    return [ctx.unary(fn, n.input(0), a, b)]
+
+
+@op("Gelu", attrs="approximate")
+def _gelu(ctx, n: NodeReader):
+    how = n.attr("approximate", "string", "none")
+    if how not in ("none", "tanh"):
+        raise ModelFormatError(f"approximate={how!r}; there are none and tanh")
+    return [ctx.unary("gelu" if how == "none" else "gelu_tanh", n.input(0))]
+
+
+@op("Swish", attrs="alpha")
+def _swish(ctx, n: NodeReader):
+    n.only("alpha", "float", 1.0, (1.0,))
+    return [ctx.unary("silu", n.input(0))]
+
+
+@op("Clip", attrs="min max")
+def _clip(ctx, n: NodeReader):
+    if n.opset < 11:
+        low, high = n.attr("min", "float", -_FLOAT_MAX), n.attr("max", "float", _FLOAT_MAX)
+    else:
+        low = _scalar(n.const(1, "min", optional=True), "min", -np.inf)
+        high = _scalar(n.const(2, "max", optional=True), "max", np.inf)
+    x = ctx.live(n.input(0))
+    if x.dtype != "float32":
+        raise Finding(f"Clip of {x.dtype}")
+    if np.isnan(low) or np.isnan(high):
+        raise ModelFormatError(f"Clip to [{low}, {high}]")
+    return [ctx.unary("clip", x, low, high)]
+
+
+def _scalar(array, name: str, default: float) -> float:
+    if array is None:
+        return default
+    if array.size != 1:
+        raise ModelFormatError(f"{name} must be one number, got {list(array.shape)}")
+    return float(array.reshape(-1)[0])
+
+
+def _on_sizes(ctx, fn: str, a, b):
+    """Arithmetic where one side is made of sizes; None where it is not known symbolically."""
+    if fn not in ("add", "sub", "mul", "div", "equal") or not all(isinstance(v, (Ints, Const)) for v in (a, b)):
+        return None
+    if any(isinstance(v, Const) and v.array.dtype.kind not in "iu" for v in (a, b)):
+        return None
+    left, right = (v.array.astype(object) for v in (a, b))
+    if fn == "equal":
+        return _sizes_equal(left, right)
+    if fn == "div":
+        return simplest(np.frompyfunc(lambda p, q: p // q, 2, 1)(left, right))
+    return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
+
+
+def _sizes_equal(left, right):
+    """Equality of sizes where it is certain: the same dim, two ints, or a size (>= 0) against a negative int."""
+    flags = []
+    left, right = np.broadcast_arrays(left, right)
+    for p, q in zip(left.flat, right.flat, strict=True):
+        same = p == q
+        certain = same or (isinstance(p, int) and isinstance(q, int))
+        plain = [v for v in (p, q) if isinstance(v, Dim) and len(v.terms) == 1 and min(v.terms.values()) > 0]
+        certain = certain or (plain and any(isinstance(v, int) and v < 0 for v in (p, q)))
+        if not certain:
+            return None
+        flags.append(bool(same))
+    return Const(np.array(flags, dtype=bool).reshape(left.shape))
+
+
+@op(*_BINARY)
+def _binary(ctx, n: NodeReader):
+    fn, a, b = _BINARY[n.node.op], n.input(0), n.input(1)
+    if isinstance(a, Ints) or isinstance(b, Ints):
+        known = _on_sizes(ctx, fn, a, b)
+        if known is not None:
+            return [known]
+        ctx.table.freeze([d for v in (a, b) if isinstance(v, Ints) for d in v.array.flat], f"{n.node.op} of a size")
+    a, b = ctx.broadcast([a, b], n.node.op)
+    if fn == "pow" and a.dtype != b.dtype:
+        b = _as_dtype(ctx, b, a.dtype)
+    return [ctx.one("binary", a, b, fn=fn)]
+
+
+def _as_dtype(ctx, value, dtype: str):
+    if isinstance(value, Const):
+        return Const(value.array.astype(dtype))
+    return ctx.one("cast", value, to=dtype)
+
+
+@op("Mod", attrs="fmod")
+def _mod(ctx, n: NodeReader):
+    a, b = n.input(0), n.input(1)
+    fmod = n.attr("fmod", "int", 0)
+    sizes = [d for v in (a, b) if isinstance(v, Ints) for d in v.array.flat]
+    if sizes:
+        ctx.table.freeze(sizes, "Mod of a size")
+    a, b = ctx.broadcast([a, b], "Mod")
+    if fmod or ctx.live(a).dtype == "float32":
+        raise Finding("fmod=1: the remainder with the dividend's sign")
+    return [ctx.one("binary", a, b, fn="mod")]
+
+
+@op("Min", "Max", "Sum", "Mean")
+def _many(ctx, n: NodeReader):
+    values = [n.input(i) for i in range(len(n.values))]
+    sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
+    if sizes:
+        ctx.table.freeze(sizes, f"{n.node.op} of a size")
+    if not values:
+        raise ModelFormatError(f"{n.node.op} without inputs")
+    values = ctx.broadcast(values, n.node.op)
+    fn, total = {"Min": "min", "Max": "max"}.get(n.node.op, "add"), values[0]
+    for v in values[1:]:
+        total = ctx.one("binary", total, v, fn=fn)
+    if n.node.op == "Mean" and len(values) > 1:
+        total = ctx.one("binary", total, Const(np.array(len(values), dtype=np.float32)), fn="div")
+    return [total]
+
+
+@op("Where")
+def _where(ctx, n: NodeReader):
+    values = [n.input(i) for i in range(3)]
+    condition = values[0]
+    if isinstance(condition, Const) and any(isinstance(v, Ints) for v in values[1:]):
+        a, b = (v.array.astype(object) for v in values[1:])
+        return [simplest(np.where(condition.array, a, b))]
+    if uniform(condition) is not None and not isinstance(uniform(condition), Dim):
+        chosen = values[1] if uniform(condition) else values[2]
+        if chosen.dims == ctx.broadcast(values, "Where")[1 if uniform(condition) else 2].dims and not any(
+            len(v.dims) > len(chosen.dims) or v.dims not in ((), chosen.dims) for v in values
+        ):
+            return [chosen]
+    return [ctx.one("where", *ctx.broadcast(values, "Where"))]
+
+
+@op("Cast", attrs="to saturate round_mode")
+def _cast(ctx, n: NodeReader):
+    x, to = n.input(0), n.attr("to", "int")
+    n.attr("saturate", "int", 1)  # speaks of float8 targets only, which are refused below
+    n.attr("round_mode", "string", "up")
+    if to not in files.NUMERIC:
+        raise Finding(f"to={files.dtype_name(to or 0)}")
+    target = np.dtype(np.float16) if to == TensorProto.BFLOAT16 else files.NUMERIC[to]
+    return [cast(ctx, x, target)]
+
+
+@op("CastLike", attrs="saturate round_mode")
+def _cast_like(ctx, n: NodeReader):
+    n.attr("saturate", "int", 1)
+    n.attr("round_mode", "string", "up")
+    like = n.input(1)
+    if isinstance(like, Live):
+        return [cast(ctx, n.input(0), np.dtype(like.dtype))]
+    return [cast(ctx, n.input(0), like.dtype if isinstance(like, Fill) else like.array.dtype)]
+
+
+def cast(ctx, x, target: np.dtype):
+    """x in another dtype of the file."""
+    if isinstance(x, Ints):
+        if target.kind in "iu":
+            return x
+        ctx.table.freeze(list(x.array.flat), f"a size is cast to {target.name}")
+    if isinstance(x, Fill):
+        if isinstance(x.value, Dim):
+            if target.kind in "iu":
+                return Fill(x.value, target, x.dims)
+            ctx.table.freeze([x.value], f"a size is cast to {target.name}")
+        return Fill(target.type(x.value), target, x.dims)
+    if isinstance(x, Const):
+        return Const(x.array.astype(target))
+    name = ctx.dtype(target)
+    return x if x.dtype == name else ctx.one("cast", x, to=name)
+
+
+@op("Identity")
+def _identity(ctx, n: NodeReader):
+    return [n.input(0)]
+
+
+@op("Dropout", attrs="ratio seed is_test")
+def _dropout(ctx, n: NodeReader):
+    n.attr("ratio", "float", 0.5)
+    n.attr("seed", "int", 0)
+    if n.opset >= 12:
+        n.input(1, optional=True)
+        training = n.const(2, "training_mode", optional=True)
+        if training is not None and training.any():
+            raise Finding("training_mode: Dropout that drops; export the model for inference")
+    if len(n.needed) > 1 and n.needed[1]:
+        raise Finding("its mask output is used")
+    return [n.input(0)]

@@ -1,0 +1,235 @@
+"""Symbols with examples: which sizes of a file are free, and which the file's own constants hold fast.
+
+Every dim of every input starts as a symbol. One that the file gives a number carries it as its *example*; one that the
+file leaves open (a `dim_param`) carries an invented prime, which no constant of a file hits by chance. While the nodes
+are walked, constraints freeze symbols to their example or unify two of them. Each change raises `Restart`: the walk
+begins again with what is now known, and ends when nothing changes, after at most one walk a symbol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ... import dims as D
+from ...dims import Dim
+from ...errors import ModelFormatError, ShapeError
+
+# Invented examples: large primes, so that a product of them factors in one way only and equals no real size.
+_FIRST_INVENTED = 1_000_003
+
+
+class Restart(Exception):
+    """The table learned something; the walk must begin again."""
+
+
+class Finding(Exception):
+    """One thing of the file that is not supported; the walk gathers them."""
+
+
+@dataclass
+class Symbol:
+    """One axis of one input (or one dim_param). `example` is the file's number where `genuine`, else invented."""
+
+    name: str
+    label: str  # for people: "axis 1 of input x"
+    example: int
+    genuine: bool
+    axis: int
+    frozen: int | None = None
+    joined: Symbol | None = None
+    role: str | None = None  # "batch" or "time"
+    final: str | None = None  # the name in the graph, given when the walk has settled
+
+
+class SymbolTable:
+    """All symbols of one file; survives restarts."""
+
+    def __init__(self):
+        self.by_key: dict[object, Symbol] = {}
+        self.by_name: dict[str, Symbol] = {}
+        self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that a restart repeats none
+        self._next = _FIRST_INVENTED
+
+    # --- making and reading ------------------------------------------------------------------------------------
+
+    def input_dim(self, input_name: str, axis: int, value: int | None, param: str) -> Dim | int:
+        """The dim of one axis of an input. value: the file's number, or None where it leaves it open."""
+        key = ("param", param) if value is None and param else (input_name, axis)
+        sym = self.by_key.get(key)
+        if sym is None:
+            example = value if value is not None else self._invent()
+            name = f"s{len(self.by_key)}"
+            label = f"axis {axis} of input {input_name!r}"
+            sym = Symbol(name, label, example, value is not None, axis)
+            self.by_key[key] = self.by_name[name] = sym
+        return self.dim(sym)
+
+    def _invent(self) -> int:
+        while True:
+            self._next += 2
+            if all(self._next % k for k in range(3, int(self._next**0.5) + 1, 2)):
+                return self._next
+
+    def root(self, sym: Symbol) -> Symbol:
+        while sym.joined is not None:
+            sym = sym.joined
+        return sym
+
+    def roots(self) -> list[Symbol]:
+        """Symbols that stand for themselves and are still free, in the order of the inputs."""
+        return [s for s in self.by_key.values() if s.joined is None and s.frozen is None]
+
+    def dim(self, sym: Symbol) -> Dim | int:
+        sym = self.root(sym)
+        return sym.frozen if sym.frozen is not None else D.symbol(sym.final or sym.name)
+
+    def of(self, dim) -> list[Symbol]:
+        """The free symbols in a dim, in a fixed order."""
+        return sorted({id(s): s for s in map(self._find, D.symbols(dim))}.values(), key=lambda s: s.name)
+
+    def _find(self, name: str) -> Symbol:
+        if name in self.by_name:
+            return self.by_name[name]
+        return next(s for s in self.roots() if s.final == name)
+
+    def single(self, dim) -> Symbol | None:
+        """The symbol that `dim` is, if it is just one symbol."""
+        if isinstance(dim, Dim):
+            syms = self.of(dim)
+            if len(syms) == 1 and dim == self.dim(syms[0]):
+                return syms[0]
+        return None
+
+    def example(self, dim) -> int:
+        """What a dim is at the file's own sizes (invented ones included)."""
+        if not isinstance(dim, Dim):
+            return int(dim)
+        return D.evaluate(dim, {(s.final or s.name): s.example for s in self.of(dim)})
+
+    def genuine(self, dim) -> bool:
+        """Whether every symbol of the dim has the file's own number as its example."""
+        return all(s.genuine for s in self.of(dim))
+
+    # --- learning ----------------------------------------------------------------------------------------------
+
+    def freeze(self, dims, reason: str) -> None:
+        """Hold every symbol of the dims at its example and restart. Raises Finding where the file gives none."""
+        syms = [s for d in dims for s in self.of(d)]
+        if not any(s.genuine for s in syms):
+            names = ", ".join(sorted({s.label for s in syms}))
+            raise Finding(f"{reason}; that fixes the size of {names}, which the file leaves open")
+        for s in syms:
+            if s.genuine:
+                self._set(s, s.example, reason)
+        raise Restart
+
+    def _set(self, sym: Symbol, value: int, reason: str) -> None:
+        sym.frozen = value
+        self.notes[sym.name] = f"{sym.label} stays {value}: {reason}"
+
+    def equal(self, a, b, reason: str) -> None:
+        """Make two dims the same: return if they are, learn and restart if they can be, else raise ModelFormatError."""
+        if a == b:
+            return
+        if isinstance(a, int) and isinstance(b, int):
+            raise ModelFormatError(f"{reason}: {a} against {b}")
+        if self.genuine(a) and self.genuine(b) and self.example(a) != self.example(b):
+            raise ModelFormatError(f"{reason}: {self.example(a)} against {self.example(b)} at the file's own sizes")
+        for s in self.of(a):
+            for t in self.of(b):
+                if s is not t and D.substitute(a, {(s.final or s.name): self.dim(t)}) == D.substitute(
+                    b, {(s.final or s.name): self.dim(t)}
+                ):
+                    self._join(s, t)
+        for dim, other in ((a, b), (b, a)):
+            if isinstance(other, int):
+                self._solve(dim, other, reason)
+        self.freeze((a, b), reason)
+
+    def _join(self, a: Symbol, b: Symbol) -> None:
+        keep, drop = (b, a) if b.genuine and not a.genuine else (a, b)
+        drop.joined = keep
+        keep.role = keep.role or drop.role
+        raise Restart
+
+    def _solve(self, dim: Dim, value: int, reason: str) -> None:
+        """Where an open symbol s gives coef*s + rest == value, the file itself says what s is."""
+        syms = self.of(dim)
+        if len(syms) != 1 or syms[0].genuine:
+            return
+        name = syms[0].final or syms[0].name
+        coef = dim.terms.get((name,), 0)
+        rest = dim - coef * D.symbol(name)
+        if coef and isinstance(rest, int):
+            answer, left = divmod(value - rest, coef)
+            if left or answer < 0:
+                raise ModelFormatError(f"{reason}: {dim} can't be {value}")
+            self._set(syms[0], answer, reason)
+            raise Restart
+
+    def pin(self, dim, value: int, what: str) -> None:
+        """Give a dim the size that the caller binds; raise ShapeError where it can't have it."""
+        sym = self.single(dim)
+        if sym is None:
+            raise ShapeError(f"{what} must be {dim}, got {value}")
+        self._set(sym, int(value), what)
+        raise Restart
+
+    def vote(self, dim, role: str) -> None:
+        """Note that `dim` is the batch or time axis of a recurrent node. The first vote for a symbol stays."""
+        syms = self.of(dim)
+        if len(syms) == 1 and syms[0].role is None:
+            syms[0].role = role
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def settle(self, has_cells: bool) -> bool:
+        """Name what is free, hold fast what is not; True if something changed (walk again). Called after a full walk."""
+        changed = False
+        free = self.roots()
+        if any(s.final for s in free):
+            return False
+        if not has_cells:
+            self._vote_by_position(free)
+        for s in free:
+            if s.genuine and s.role is None:
+                s.frozen = s.example
+                changed = True
+        changed |= self._join_batches()
+        taken: set[str] = set()
+        for s in self.roots():
+            base = s.role or ("batch" if s.axis == 0 else "time")
+            name, k = base, 2
+            while name in taken:
+                name, k = f"{base}_{k}", k + 1
+            taken.add(name)
+            s.final = name
+            changed = True
+            if s.genuine:
+                self.notes[s.name] = f"thawed {name}: {s.label} was {s.example}"
+        return changed
+
+    @staticmethod
+    def _vote_by_position(free: list[Symbol]) -> None:
+        """Without a recurrent node: the first open axis 0 is batch, the next open axis is time."""
+        roles = ["batch", "time"]
+        for s in free:
+            if not s.genuine and s.role is None and roles:
+                role = "batch" if s.axis == 0 and "batch" in roles else "time" if "time" in roles else None
+                if role:
+                    roles.remove(role)
+                    s.role = role
+
+    def _join_batches(self) -> bool:
+        """Rows are rows: batch axes that no node ties together still are one batch where their examples allow it."""
+        batches = [s for s in self.roots() if s.role == "batch"]
+        changed = False
+        for s in batches[1:]:
+            first = batches[0]
+            if s.genuine and first.genuine and s.example != first.example:
+                s.frozen = s.example
+            else:
+                s.joined = first
+                first.genuine, first.example = (True, s.example) if s.genuine else (first.genuine, first.example)
+            changed = True
+        return changed

@@ -1,0 +1,252 @@
+"""Numbers that an exporter froze, read again as functions of the sizes they came from.
+
+All rules are consistent with the file's own sizes by construction: put the examples in and the file's constants come
+out. Where two readings are possible, the sizes concerned stay frozen.
+"""
+
+from __future__ import annotations
+
+from itertools import product as choices
+from math import prod
+
+from ... import dims as D
+from ...dims import Dim
+from ...errors import ModelFormatError
+from .symbols import Finding
+
+_FAR = 2**31 - 1
+
+
+def slice_bounds(ctx, size, start, end, step: int) -> tuple:
+    """(start, stop) of x[start:end:step] on an axis of `size`, resolved as graph.py wants them.
+
+    An end at or beyond the example length means "to the end"; a start at the last element means the last element.
+    """
+    table = ctx.table
+    if not isinstance(size, Dim) and isinstance(start, int) and isinstance(end, int):
+        found = range(*slice(start, end if abs(end) < 2**62 else (_FAR if end > 0 else -_FAR), step).indices(size))
+        stop = found.start + len(found) * step if len(found) == 0 else found.stop
+        return found.start, stop
+    example = table.example(size)
+
+    def place(v, lowest: int):
+        if isinstance(v, Dim):
+            return v, table.example(v)
+        if v < 0:
+            return (size + v, example + v) if example + v >= lowest else (lowest, lowest)
+        if v >= example + lowest:
+            return size + lowest, example + lowest
+        return v, v
+
+    if step > 0:
+        (low, low_ex), (high, high_ex) = place(start, 0), place(end, 0)
+        if isinstance(low, int) and low and low == example - 1 and high == size:
+            low = size - 1
+    else:
+        (low, low_ex), (high, high_ex) = place(start, -1), place(end, -1)
+        if isinstance(low, int) and low == example - 1:
+            low = size - 1
+    if (high_ex <= low_ex) if step > 0 else (low_ex <= high_ex):
+        if table.genuine(size):
+            table.freeze([size], "Slice takes nothing of it")
+        raise Finding(f"Slice [{start}:{end}:{step}] of an axis of the size {size}")
+    if isinstance(low, Dim) or isinstance(high, Dim):
+        _check_order(ctx, size, low, high, step)
+    return low, high
+
+
+def _check_order(ctx, size, low, high, step: int) -> None:
+    """Both bounds symbolic and of different kinds can't be clamped before sizes are known; the common ones are sure."""
+    for bound in (low, high):
+        rest = size - bound
+        if isinstance(rest, Dim) and isinstance(bound, Dim) and D.symbols(rest) - D.symbols(size):
+            ctx.equal(size, bound + ctx.table.example(rest), "Slice by another size")
+
+
+def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
+    """The dims that Reshape gives: 0 and -1 resolved, frozen numbers followed back to the dims they came from."""
+    out = []
+    for i, t in enumerate(target):
+        if isinstance(t, int) and t == 0 and not allowzero:
+            if i >= len(dims):
+                raise ModelFormatError(f"Reshape to {_show(target)} copies axis {i} of rank {len(dims)}")
+            t = dims[i]
+        out.append(t)
+    holes = [i for i, t in enumerate(out) if isinstance(t, int) and t == -1]
+    if len(holes) > 1 or any(isinstance(t, int) and t < -1 for t in out):
+        raise ModelFormatError(f"Reshape to {_show(target)}")
+    if all(isinstance(d, int) for d in (*dims, *out)):
+        return _plain(dims, out, holes, target)
+    exact = _exact(dims, out, holes)
+    if exact is not None and _certain(ctx, dims, out, holes):
+        return exact
+    return _by_examples(ctx, dims, out, holes, exact)
+
+
+def _show(target) -> str:
+    return "[" + ", ".join(map(str, target)) + "]"
+
+
+def _plain(dims, out, holes, target) -> tuple:
+    total, rest = prod(dims), prod(t for i, t in enumerate(out) if i not in holes)
+    if holes:
+        if rest == 0 or total % rest:
+            raise ModelFormatError(f"Reshape of {_show(dims)} to {_show(target)}")
+        out[holes[0]] = total // rest
+    elif total != rest:
+        raise ModelFormatError(f"Reshape of {_show(dims)} to {_show(target)}")
+    return tuple(out)
+
+
+def _exact(dims, out, holes) -> tuple | None:
+    """The target read literally, if that holds for every size; None otherwise."""
+    total = D.product(dims)
+    rest = D.product(t for i, t in enumerate(out) if i not in holes)
+    if not holes:
+        return tuple(out) if total == rest else None
+    hole = D.exact_div(total, rest) if rest != 0 else None
+    return None if hole is None else tuple(hole if i in holes else t for i, t in enumerate(out))
+
+
+def _certain(ctx, dims, out, holes) -> bool:
+    """Whether no int of the target can be a frozen size in disguise: every symbol of the input is accounted for by
+    something symbolic, and -1 swallows none that an int might have meant."""
+    named = set().union(*(D.symbols(t) for t in out)) if out else set()
+    left = set().union(*(D.symbols(d) for d in dims)) - named
+    if not left or not holes:
+        return True
+    syms = [s for d in dims for s in ctx.table.of(d) if (s.final or s.name) in left]
+    numbers = [t for i, t in enumerate(out) if isinstance(t, int) and i not in holes]
+    return all(not s.genuine or not any(t % s.example == 0 for t in numbers) for s in syms)
+
+
+def _by_examples(ctx, dims, out, holes, exact) -> tuple:
+    table = ctx.table
+    total = table.example(D.product(dims))
+    rest = prod(table.example(t) for i, t in enumerate(out) if i not in holes)
+    if holes:
+        if rest == 0 or total % rest:
+            raise _misfit(ctx, dims, out)
+        out[holes[0]] = total // rest
+    elif total != rest:
+        raise _misfit(ctx, dims, out)
+    found = _match(ctx, dims, out)
+    if found is None or D.product(found) != D.product(dims):
+        if exact is not None and not any(table.genuine(d) for d in dims if isinstance(d, Dim)):
+            return exact
+        table.freeze(
+            [d for d in (*dims, *out) if isinstance(d, Dim)], f"Reshape to {_show(out)} can be read in two ways"
+        )
+    for d in found:
+        if isinstance(d, Dim):
+            table.notes.setdefault(
+                f"reshape {ctx.label}", f"{ctx.label}: Reshape to {_show(out)} follows {_show(found)}"
+            )
+    return found
+
+
+def _misfit(ctx, dims, out):
+    """What to raise where even the examples don't fit; open sizes may be solved for by position first."""
+    if len(dims) == len(out):
+        for d, t in zip(dims, out, strict=True):
+            if isinstance(d, Dim) and isinstance(t, int) and t >= 0 and not ctx.table.genuine(d):
+                ctx.equal(d, t, f"Reshape to {_show(out)}")
+    opened = [d for d in dims if isinstance(d, Dim) and not ctx.table.genuine(d)]
+    if opened:
+        return Finding(f"Reshape of {_show(dims)} to {_show(out)}, which fixes a size that the file leaves open")
+    return ModelFormatError(f"Reshape of {_show([ctx.table.example(d) for d in dims])} to {_show(out)}")
+
+
+def _match(ctx, dims, out) -> tuple | None:
+    """Row-major reshape by groups: runs of input and output dims with equal products belong together."""
+    size = [ctx.table.example(d) for d in dims]
+    goal = [ctx.table.example(t) for t in out]
+    if 0 in size:
+        return None
+    result: list = list(out)
+    i = j = 0
+    while i < len(dims) or j < len(out):
+        i0, j0 = i, j
+        while i < len(dims) and size[i] == 1:
+            i += 1
+        while j < len(out) and goal[j] == 1:
+            j += 1
+        ones = _ones(dims[i0:i], list(range(j0, j)))
+        if ones is None:
+            return None
+        carried, placed = ones
+        for where, d in placed.items():
+            result[where] = d
+        i1, j1 = i, j
+        if i == len(dims) or j == len(out):
+            if i != len(dims) or j != len(out):
+                return None
+            return tuple(result) if not carried else _carry_back(result, goal, carried)
+        left, right = size[i], goal[j]
+        i, j = i + 1, j + 1
+        while left != right:
+            if left < right and i < len(dims):
+                left, i = left * size[i], i + 1
+            elif right < left and j < len(out):
+                right, j = right * goal[j], j + 1
+            else:
+                return None
+        part = _group(ctx, [*carried, *dims[i1:i]], out[j1:j], goal[j1:j])
+        if part is None:
+            return None
+        result[j1:j] = part
+    return tuple(result)
+
+
+def _ones(dims, places) -> tuple | None:
+    """Ones between two groups: (symbolic ones that join the next group, place -> dim); None where it is ambiguous."""
+    symbolic = [d for d in dims if isinstance(d, Dim)]
+    if not symbolic:
+        return [], dict.fromkeys(places, 1)
+    if len(dims) == len(places):
+        return [], dict(zip(places, dims, strict=True))
+    if len(symbolic) == len(places):
+        return [], dict(zip(places, symbolic, strict=True))
+    if not places:
+        return symbolic, {}
+    return None
+
+
+def _carry_back(result, goal, carried) -> tuple | None:
+    """Trailing symbolic ones without a place of their own multiply the last dim that is longer than one."""
+    where = [k for k, g in enumerate(goal) if g != 1]
+    if not where:
+        return None
+    for d in carried:
+        result[where[-1]] = d * result[where[-1]]
+    return tuple(result)
+
+
+def _group(ctx, dims, out, goal) -> list | None:
+    """One group: the symbols of `dims` shared out over `out` so that examples give `goal`; None if not just one way."""
+    if all(isinstance(d, int) for d in dims):
+        return list(out)
+    if len(out) == 1:
+        return [D.product(dims)]
+    if len(dims) == len(out) and list(map(ctx.table.example, dims)) == goal:
+        return list(dims)
+    whole = D.product(dims)
+    if not isinstance(whole, Dim) or len(whole.terms) != 1:
+        return None
+    ((mono, coef),) = whole.terms.items()
+    atoms = [Dim({(a,): 1}) for a in mono]
+    found = []
+    for places in choices(range(len(out)), repeat=len(atoms)) if len(out) ** len(atoms) <= 4096 else ():
+        parts: list = [1] * len(out)
+        for atom, place in zip(atoms, places, strict=True):
+            parts[place] = atom * parts[place]
+        examples = [ctx.table.example(p) for p in parts]
+        if all(g % e == 0 for g, e in zip(goal, examples, strict=True)):
+            parts = [(g // e) * p for g, e, p in zip(goal, examples, parts, strict=True)]
+            literal = all(p == t for p, t in zip(parts, out, strict=True) if isinstance(t, Dim))
+            if D.product(parts) == whole and literal and parts not in [f[1] for f in found]:
+                exactly = sum(g == e for g, e in zip(goal, examples, strict=True))
+                found.append((exactly, parts))
+    best = max((f[0] for f in found), default=0)
+    top = [f[1] for f in found if f[0] == best]
+    return top[0] if len(top) == 1 else None

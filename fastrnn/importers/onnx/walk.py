@@ -1,0 +1,232 @@
+"""One walk over the nodes of a file: each value becomes a constant, sizes, or an edge of the graph under construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError
+from ...graph import Graph
+from . import elementwise, files, fold, products, recurrent, shaping  # noqa: F401  (they fill OPERATORS)
+from .build import Builder
+from .nodes import NodeReader, OnnxNode, show_attr
+from .registry import OPERATORS
+from .symbols import Finding, SymbolTable
+from .values import UNKNOWN, Const, Ints, Items, Live
+
+__all__ = ["File", "walk"]
+
+_MAX_DIM = 2**40
+
+
+@dataclass
+class File:
+    """What of a file stays the same from walk to walk."""
+
+    where: str
+    model: onnx.ModelProto
+    opsets: dict[str, int]
+    nodes: list[OnnxNode]
+    constants: dict[str, np.ndarray]
+    bind: dict
+    double_as_float: bool
+    folded: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def read_constants(model: onnx.ModelProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
+    """The initializers that are used, by name. Raises ModelFormatError for a damaged one or a name given twice."""
+    found: dict[str, np.ndarray] = {}
+    seen: set[str] = set()
+    for proto in model.graph.initializer:
+        if not proto.name or proto.name in seen:
+            raise ModelFormatError(
+                f"two initializers are named {proto.name!r}" if proto.name else "an initializer has no name"
+            )
+        seen.add(proto.name)
+        if proto.name in wanted:
+            found[proto.name] = files.tensor(proto, folder)
+    if model.graph.sparse_initializer:
+        raise Finding("sparse initializers")
+    return found
+
+
+def precheck(file: File) -> list[str]:
+    """Findings that need no values: operators that are unknown, and attributes that no handler reads."""
+    problems = []
+    for node in file.nodes:
+        known = OPERATORS.get((node.domain, node.op))
+        if known is None:
+            problems.append(f"node {node.label}: operator {node.kind}")
+            continue
+        problems += [
+            f"node {node.label}: {node.kind} with attribute {name}={show_attr(node.attrs[name])}"
+            for name in sorted(set(node.attrs) - known.attrs)
+        ]
+    return problems
+
+
+def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Builder]:
+    """The graph as far as the table knows. Appends findings to `problems`; raises Restart through the table."""
+    graph = file.model.graph
+    taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
+    ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
+    known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
+    inputs = _inputs(file, ctx, known)
+    wanted = {name for node in file.nodes for name in node.inputs} | {v.name for v in graph.output}
+    refused = {p.split(":")[0] for p in problems}
+    for node in file.nodes:
+        since = len(ctx.nodes)
+        ctx.label = node.label
+        if f"node {node.label}" in refused:
+            outputs: list = [UNKNOWN] * len(node.outputs)
+        else:
+            outputs = _step(file, ctx, node, [known[i] if i else None for i in node.inputs], wanted, problems)
+        for name, value in zip(node.outputs, outputs, strict=False):
+            if name and value is not None:
+                known[name] = ctx.rename(value, name, since) if isinstance(value, Live) else value
+    outputs = _outputs(ctx, graph, known, set(inputs), problems)
+    if problems:
+        return None, ctx
+    return ctx.graph(graph.name or "model", inputs, outputs, ()), ctx
+
+
+def _inputs(file: File, ctx: Builder, known: dict) -> list[str]:
+    """Declare the graph's inputs; initializers and bound inputs are none."""
+    names, seen = [], set()
+    initial = {t.name for t in file.model.graph.initializer}
+    for info in file.model.graph.input:
+        if not info.name or info.name in seen:
+            raise ModelFormatError(f"input {info.name!r} is declared twice" if info.name else "an input has no name")
+        seen.add(info.name)
+        if info.name in initial:
+            continue
+        if info.type.WhichOneof("value") != "tensor_type":
+            raise Finding(f"input {info.name!r} of type {info.type.WhichOneof('value') or 'unknown'}")
+        kind = info.type.tensor_type
+        if kind.elem_type not in files.NUMERIC:
+            raise Finding(f"input {info.name!r} of dtype {files.dtype_name(kind.elem_type)}")
+        dtype = np.dtype(np.float16) if kind.elem_type == onnx.TensorProto.BFLOAT16 else files.NUMERIC[kind.elem_type]
+        if not kind.HasField("shape"):
+            raise Finding(f"input {info.name!r} declares no rank")
+        dims = []
+        for axis, d in enumerate(kind.shape.dim):
+            value = d.dim_value if d.HasField("dim_value") else None
+            if value is not None and not 0 <= value < _MAX_DIM:
+                raise ModelFormatError(f"input {info.name!r} has the dim {value}")
+            # Some exporters write 0 for "any size"; nothing computes on an axis that is always empty.
+            dims.append(ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
+        if info.name in file.bind:
+            known[info.name] = Const(_bound(ctx, info.name, file.bind[info.name], dtype, dims))
+            continue
+        try:
+            value = ctx.declare(info.name, dtype, tuple(dims))
+        except Finding as finding:
+            raise Finding(f"input {info.name!r}: {finding}") from None
+        known[info.name] = value
+        names.append(info.name)
+    return names
+
+
+def _bound(ctx: Builder, name: str, value, dtype: np.dtype, dims: list) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+        same = array.astype(dtype)
+        if array.dtype.kind not in "biuf" or (dtype.kind != "f" and (same != array).any()):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ShapeError(f"bind: {name!r} must be {dtype.name}, got {value!r:.60}") from None
+    if array.ndim == 0 and all(not isinstance(d, int) or d == 1 for d in dims):
+        same = same.reshape((1,) * len(dims))
+    if same.ndim != len(dims):
+        raise ShapeError(f"bind: {name!r} must have rank {len(dims)}, got {list(array.shape)}")
+    for axis, (d, size) in enumerate(zip(dims, same.shape, strict=True)):
+        if d != size:
+            ctx.table.pin(d, size, f"bind: axis {axis} of {name!r}")
+    return same
+
+
+def _step(file: File, ctx: Builder, node: OnnxNode, values: list, wanted: set, problems: list[str]) -> list:
+    """The outputs of one node. A Finding is noted and gives UNKNOWN; errors get the node's name."""
+    if any(v is UNKNOWN for v in values):
+        return [UNKNOWN] * len(node.outputs)
+    needed = [bool(o) and o in wanted for o in node.outputs]
+    reader = NodeReader(node, values, file.opsets.get(node.domain, 1), needed)
+    try:
+        if fold.foldable(node) and values and all(v is None or isinstance(v, Const) for v in values):
+            return _fold(file, node, values)
+        outputs = OPERATORS[(node.domain, node.op)].handler(ctx, reader)
+        reader.finish()
+        if len(outputs) < len(node.outputs):
+            outputs = [*outputs, *([None] * (len(node.outputs) - len(outputs)))]
+        missing = [o for o, v in zip(node.outputs, outputs, strict=False) if v is None and o in wanted and o]
+        if missing:
+            raise ModelFormatError(f"{node.kind} has no output for {missing[0]!r}")
+        return outputs
+    except Finding as finding:
+        problems.append(f"node {node.label}: {node.kind}: {finding}")
+        return [UNKNOWN] * len(node.outputs)
+    except (StateError, ModelFormatError, ShapeError) as error:
+        raise ModelFormatError(f"{file.where}: node {node.label} ({node.kind}): {error}") from error
+    except FastRNNError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError, MemoryError) as error:
+        # Whatever a malformed node makes NumPy or Python say; the cause stays attached.
+        detail = f"{type(error).__name__}: {error}"
+        raise ModelFormatError(f"{file.where}: node {node.label} ({node.kind}): malformed ({detail})") from error
+
+
+def _fold(file: File, node: OnnxNode, values: list) -> list:
+    """Constants are folded once a file, not once a walk."""
+    live = [o for o in node.outputs if o]
+    if not all(o in file.folded for o in live):
+        arrays = [None if v is None else v.array for v in values]
+        for name, array in zip(node.outputs, fold.fold(node, arrays, file.opsets), strict=False):
+            if name:
+                file.folded[name] = array
+    return [Const(file.folded[o]) if o else None for o in node.outputs]
+
+
+def _outputs(ctx: Builder, graph: onnx.GraphProto, known: dict, inputs: set, problems: list[str]) -> list[str]:
+    names: list[str] = []
+    for info in graph.output:
+        if info.name in names:
+            raise ModelFormatError(f"output {info.name!r} is declared twice")
+        names.append(info.name)
+        value = known.get(info.name)
+        ctx.label = f"output {info.name}"
+        if value is UNKNOWN:
+            continue
+        try:
+            if isinstance(value, (Ints, Items)):
+                raise Finding("a size or a sequence is returned, which has no place in a graph without lengths")
+            _declared(ctx, info, value)
+            if not isinstance(value, Live) or value.name != info.name:
+                _place(ctx, ctx.live(value), info.name, inputs)
+        except Finding as finding:
+            problems.append(f"output {info.name}: {finding}")
+    return names
+
+
+def _place(ctx: Builder, value: Live, name: str, inputs: set) -> None:
+    """Let `value` have the output's name: by renaming a constant, else by a reshape to its own dims."""
+    if name in inputs:
+        raise ModelFormatError(f"{name!r} is an input and an output")
+    since = len(ctx.nodes)
+    same = ctx.one("reshape", value, dims=value.dims)
+    ctx.rename(same, name, since)
+
+
+def _declared(ctx: Builder, info: onnx.ValueInfoProto, value) -> None:
+    """Hold the dims that came out against the numbers that the file declares; where they differ, what was thawed freezes."""
+    kind = info.type.tensor_type
+    if info.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
+        return
+    if len(kind.shape.dim) != len(value.dims):
+        return  # exporters leave stale output shapes behind; onnxruntime warns and goes on as well
+    for d, declared in zip(value.dims, kind.shape.dim, strict=True):
+        number = declared.dim_value if declared.HasField("dim_value") else 0
+        if number > 0 and not isinstance(d, int) and ctx.table.genuine(d) and ctx.table.example(d) != number:
+            ctx.table.freeze([d], f"output {info.name!r} is declared {number} long")

@@ -1,0 +1,18 @@
+"""Graph -> Graph, each pass pure and named; `standard_passes` lists them in the order in which they run.
+
+A pass takes a valid graph and returns one that means the same, with a line in `notes` when it changed something.
+"""
+
+from __future__ import annotations
+
+from ..graph import Graph, validate
+from .dead import remove_dead_nodes
+
+standard_passes = (remove_dead_nodes,)
+
+
+def run(graph: Graph) -> Graph:
+    """The graph after all standard passes, validated."""
+    for standard in standard_passes:
+        graph = standard(graph)
+    return validate(graph)
