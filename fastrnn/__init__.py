@@ -10,6 +10,7 @@ The map of the package is HACKING.md.
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from .cpu import CpuInfo, cpu_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
@@ -51,13 +52,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    if name not in _LAZY:
-        raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
-    module = import_module(f".{_LAZY[name] or name}", __name__)
-    value = getattr(module, name) if _LAZY[name] else module
-    globals()[name] = value
-    return value
+if TYPE_CHECKING:
+    from . import onnx_backend
+    from .inference_session import InferenceSession
+    from .verification import VerifyReport, verify
+else:
+
+    def __getattr__(name):
+        if name not in _LAZY:
+            raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
+        module = import_module(f".{_LAZY[name] or name}", __name__)
+        value = getattr(module, name) if _LAZY[name] else module
+        globals()[name] = value
+        return value
 
 
 def __dir__():

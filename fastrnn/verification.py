@@ -352,12 +352,12 @@ def random_inputs(graph: Graph, env: Mapping[str, int], rng: np.random.Generator
     other integers are 0 to 3; bools are fair.
     """
     limits = _integer_limits(graph, env)
-    feeds = {}
+    feeds: dict[str, np.ndarray] = {}
     for name in graph.inputs:
         value = graph.values[name]
         shape = tuple(D.evaluate(d, env) for d in value.dims)
         if value.dtype == "bool":
-            array = rng.random(shape) < 0.5
+            array: Any = rng.random(shape) < 0.5
         elif value.dtype in ("int32", "int64"):
             array = rng.integers(0, limits.get(name, 4), shape)
         elif value.dtype in ("float32", "float64"):
@@ -383,14 +383,14 @@ def _integer_limits(graph: Graph, env: Mapping[str, int]) -> dict[str, int]:
         while waiting:
             value = waiting.pop()
             for node in consumers.get(value, ()):
+                first, made = str(node.inputs[0]), str(node.outputs[0])
                 if node.op == "gather" and value == node.inputs[1]:
-                    table = graph.values[node.inputs[0]]
-                    found.append(D.evaluate(table.dims[node.attrs["axis"]], env))
+                    found.append(D.evaluate(graph.values[first].dims[node.attrs["axis"]], env))
                 elif node.op == "cell" and value in node.inputs[8:9]:
-                    found.append(D.evaluate(graph.values[node.inputs[0]].dims[0], env) + 1)
-                elif node.op in _MOVING and node.outputs[0] not in seen:
-                    seen.add(node.outputs[0])
-                    waiting.append(node.outputs[0])
+                    found.append(D.evaluate(graph.values[first].dims[0], env) + 1)
+                elif node.op in _MOVING and made not in seen:
+                    seen.add(made)
+                    waiting.append(made)
         if found:
             limits[name] = max(1, min(found))
     return limits

@@ -39,19 +39,21 @@ LEVELS = {
     "onnx_backend": 7,
     "verification": 7,
     "__init__": 8,
-    "cli": 9,
-    "__main__": 10,
+    "bench": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 # Foreign library -> where it may be imported at all. numpy and the standard library may be anywhere.
 FOREIGN = {
     "h5py": ("importers",),
     "keras": (),
-    "onnx": ("importers", "onnx_backend"),
-    "onnxruntime": ("verification",),
-    "rich": ("cli",),
+    "onnx": ("bench", "importers", "onnx_backend"),
+    "onnxruntime": ("bench", "verification"),
+    "openvino": ("bench",),
+    "rich": ("bench", "cli"),
     "safetensors": ("artifact", "importers", "stream", "pool"),
     "tensorflow": (),
-    "torch": (),
+    "torch": ("bench",),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
 # Modules of importers/ that all the others may use, because they know no format.
@@ -143,7 +145,7 @@ def _complaint(package: Path, parts: tuple[str, ...], name: str, dots: int) -> s
 
 
 def _cli(target: tuple[str, ...], name: str) -> str | None:
-    if target and target[0] == "cli":
+    if target and target[0] in ("bench", "cli"):
         return None
     if target and target[0] in LEVELS and target[0] != "__init__":
         return f"cli uses the public package alone: write fastrnn.{target[-1]}, not {name}"
