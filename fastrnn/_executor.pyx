@@ -589,7 +589,8 @@ cdef class Program:
         if old is not None:
             waiting = self.spare.pop((old.batch, old.time), [])
             waiting.append(old)
-            del waiting[:-8]
+            if len(waiting) > 8:
+                del waiting[0]
             self.spare[(old.batch, old.time)] = waiting
             if len(self.spare) > 16:
                 del self.spare[next(iter(self.spare))]

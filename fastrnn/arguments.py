@@ -56,7 +56,7 @@ class Argument:
         want = self.step_shape(batch)
         if array.shape != want:
             own = tuple((batch or 1) if d == D.BATCH else 1 if not isinstance(d, int) else d for d in self.file_dims)
-            if array.shape == own and (batch is None or self.batched and self.file_dims[0] == D.BATCH):
+            if array.shape == own and (batch is None or (self.batched and self.file_dims[0] == D.BATCH)):
                 return array.reshape(want)
             raise ShapeError(f"input {self.name}: one step is {list(want)}, got {list(array.shape)}")
         return array
@@ -90,7 +90,9 @@ def as_dtype(x, dtype: str, where: str) -> np.ndarray:
     array = np.asarray(x)
     listed = not isinstance(x, np.ndarray | np.generic) and array.dtype.kind in "fiu" and want.kind == "f"
     if array.dtype != want and not np.can_cast(array.dtype, want, "safe") and not listed and array.size:
-        raise ShapeError(f"{where}: dtype {want} expected, got {array.dtype}; convert it where that loses nothing you need")
+        raise ShapeError(
+            f"{where}: dtype {want} expected, got {array.dtype}; convert it where that loses nothing you need"
+        )
     return np.ascontiguousarray(array, want).reshape(array.shape)
 
 
@@ -140,6 +142,8 @@ def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]
             if name is None:
                 raise ShapeError(f"input {value.name}: axis {axis} has the size {dim}, which can't be solved")
             if sizes.setdefault(name, size) != size:
-                raise ShapeError(f"input {value.name}: axis {axis} ({name}) is {size}, but {sizes[name]} in {source[name]}")
+                raise ShapeError(
+                    f"input {value.name}: axis {axis} ({name}) is {size}, but {sizes[name]} in {source[name]}"
+                )
             source.setdefault(name, value.name)
     return sizes

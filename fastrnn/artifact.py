@@ -1,6 +1,6 @@
 """Graph <-> .fastrnn: one safetensors file, the constants as its tensors, the graph as JSON in its metadata.
 
-Format 1. Metadata keys: `format` ("fastrnn 1"), `graph` (the JSON below), `fingerprint` (SHA-256 over graph and tensors).
+Format 1. Metadata keys: `format` ("fastrnn 1"), `graph` (the JSON below), `fingerprint` (SHA-256 over both).
 JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..], "values": {name: [dtype, [dims..]]},
 "nodes": [[op, name, [inputs..], [outputs..], {attrs}]..]}; a dim is an int or text such as "2*time+1"; a cell's spec is
 an object of `CellSpec`'s fields. Nothing in a file is executed; every size is checked against the bytes that are there
@@ -71,7 +71,9 @@ def graph_to_json(graph: Graph) -> str:
 
 def _spec_from_json(data) -> CellSpec:
     data = dict(data)
-    data["activations"] = tuple(Activation(str(a["name"]), float(a["alpha"]), float(a["beta"])) for a in data["activations"])
+    data["activations"] = tuple(
+        Activation(str(a["name"]), float(a["alpha"]), float(a["beta"])) for a in data["activations"]
+    )
     for key in ("input_size", "hidden_size"):
         if type(data[key]) is not int:
             raise ModelFormatError(f"{key} must be an int, got {data[key]!r}")

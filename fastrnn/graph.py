@@ -46,15 +46,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from . import dims as D
 from .cells import CellSpec
 from .errors import ModelFormatError
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
 # Elementwise functions of one argument. Those with alpha, beta are as in `fastrnn.cells.ACTIVATIONS`, and:
-# clip: min(max(x, alpha), beta); selu: beta*(x if x > 0 else alpha*(exp(x)-1)); gelu: x*Phi(x); gelu_tanh its tanh form;
-# hard_swish: x*relu6(x+3)/6; silu: x*sigmoid(x); mish: x*tanh(softplus(x)); sign: -1, 0, 1; recip: 1/x.
+# clip: min(max(x, alpha), beta); selu: beta*(x if x > 0 else alpha*(exp(x)-1)); gelu: x*Phi(x); gelu_tanh its tanh
+# form; hard_swish: x*relu6(x+3)/6; silu: x*sigmoid(x); mish: x*tanh(softplus(x)); sign: -1, 0, 1; recip: 1/x.
 UNARY = frozenset(
     "neg abs exp log sqrt recip sign floor ceil round erf sin cos not "
     "tanh sigmoid relu affine leaky_relu thresholded_relu scaled_tanh hard_sigmoid elu selu softsign softplus "
@@ -211,11 +210,15 @@ def validate(graph: Graph) -> Graph:
             raise ModelFormatError(f"node {node.name}: unknown op {node.op!r}")
         least, most, outs, attrs = _FORM[node.op]
         if not least <= len(node.inputs) <= most or not 1 <= len(node.outputs) <= outs:
-            raise ModelFormatError(f"node {node.name}: {node.op} with {len(node.inputs)} inputs, {len(node.outputs)} outputs")
+            raise ModelFormatError(
+                f"node {node.name}: {node.op} with {len(node.inputs)} inputs, {len(node.outputs)} outputs"
+            )
         if None in node.inputs[:least]:
             raise ModelFormatError(f"node {node.name}: a required input of {node.op} is absent")
         if set(node.attrs) != attrs:
-            raise ModelFormatError(f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(attrs)}")
+            raise ModelFormatError(
+                f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(attrs)}"
+            )
         if node.name in names:
             raise ModelFormatError(f"two nodes are named {node.name}")
         names.add(node.name)

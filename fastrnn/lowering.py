@@ -6,8 +6,6 @@ a value that a concat or an output is made of is written in place by the op that
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from . import _isa
@@ -197,7 +195,7 @@ class Lowering:
 
     # -- data movement --
     def _copy(self, source: Tensor, target: Tensor, node: str) -> None:
-        """Elements of source into target (equal dims), converting where their dtypes differ. Nothing where they are one."""
+        """Elements of source into target (equal dims), converting dtypes; nothing where both are one place."""
         loops = collapse(target.dims, (source.strides, target.strides), target.order)
         same_place = source.buffer is target.buffer and source.offset == target.offset
         if same_place and all(a == b for _, (a, b) in loops):
@@ -348,8 +346,8 @@ class Lowering:
         self.plan.arena.append(scratch)
         flops = D.product(full) * (2 * k)
         self.builder.emit(
-            "matmul", node.name, (a, b), (out, scratch), flops, m=m, k=k, n=n, **_level_fields(loops, ("a", "b", "y"), 2),
-            a_row=a.strides[-2], b_row=b.strides[-2], b_column=b.strides[-1], y_row=out.strides[-2],
+            "matmul", node.name, (a, b), (out, scratch), flops, m=m, k=k, n=n,
+            **_level_fields(loops, ("a", "b", "y"), 2), a_row=a.strides[-2], b_row=b.strides[-2], b_column=b.strides[-1], y_row=out.strides[-2],
             scratch=scratch, **_at("a", a), **_at("b", b), **_at("y", out),
         )  # fmt: skip
         if vector_a or vector_b:
@@ -409,7 +407,9 @@ class Lowering:
         y, back = self.result(node).transpose(perm), [perm.index(a) for a in range(rank)]
         dense = collapse(y.dims[rank - count :], (y.strides[rank - count :],), range(count))
         if len(dense) > 1 or (dense and dense[0][1] != (1,)):
-            y = self.builder.allocate("float32", y.dims, [*[a for a in x.order if a < rank - count], *range(rank - count, rank)])
+            y = self.builder.allocate(
+                "float32", y.dims, [*[a for a in x.order if a < rank - count], *range(rank - count, rank)]
+            )
             self.tensors[node.outputs[0]] = y.transpose(back)
         keep = rank - count
         order = [a for a in x.order if a < keep]

@@ -207,7 +207,9 @@ class Model:
             raise ShapeError(f"{self.name} has no batch and time axes: lengths don't apply")
         lengths = np.asarray(lengths)
         if lengths.shape != (sizes["batch"],) or lengths.dtype.kind not in "iu":
-            raise ShapeError(f"lengths must be {sizes['batch']} ints, one a row, got {lengths.dtype}{list(lengths.shape)}")
+            raise ShapeError(
+                f"lengths must be {sizes['batch']} ints, one a row, got {lengths.dtype}{list(lengths.shape)}"
+            )
         if lengths.size and not (0 <= lengths.min() and lengths.max() <= sizes["time"]):
             raise ShapeError(f"lengths must lie in 0..{sizes['time']}, got {lengths.min()}..{lengths.max()}")
         outs = [self.graph.values[n] for n in self.graph.outputs]
@@ -229,7 +231,9 @@ class Model:
         """
         return Stream(self, batch_size)
 
-    def _stream_parts(self, batch_size: int | None) -> tuple[Program, streaming.StateLayout, list[Argument], list[Argument]]:
+    def _stream_parts(
+        self, batch_size: int | None
+    ) -> tuple[Program, streaming.StateLayout, list[Argument], list[Argument]]:
         """What a `Stream` is made of."""
         found = self._streaming_problems()
         if found:
@@ -302,9 +306,7 @@ def _cut(array: np.ndarray, value, rows: np.ndarray, length: int) -> np.ndarray:
     return np.ascontiguousarray(array[_index(value, rows, length, shape)])
 
 
-def load(
-    path_or_bytes, *, bind=None, states=None, layers=None, threads=None, float64_as_float32=False
-) -> Model:
+def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None, float64_as_float32=False) -> Model:
     """Load a model file.
 
     Parameters
@@ -327,12 +329,16 @@ def load(
     lacks. OSError : the file can't be read.
     """
     if layers is not None:
-        raise ModelFormatError("layers= is for files of bare weights (.pt, .safetensors, .weights.h5): not in this version")
+        raise ModelFormatError(
+            "layers= is for files of bare weights (.pt, .safetensors, .weights.h5): not in this version"
+        )
     kind = _kind_of(path_or_bytes)
     if kind == "fastrnn":
         graph = artifact.load(path_or_bytes)
         if bind or states:
-            raise ModelFormatError("bind= and states= are settled when a model is converted; a .fastrnn file has them built in")
+            raise ModelFormatError(
+                "bind= and states= are settled when a model is converted; a .fastrnn file has them built in"
+            )
         return Model(graph, threads)
     from .importers.onnx import import_onnx
 

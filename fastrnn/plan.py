@@ -87,7 +87,9 @@ class Plan:
         return sum(s.size for s in self.states)
 
     def __str__(self):
-        lines = [f"plan {self.graph.name} ({self.mode}, {self.isa}): {len(self.ops)} ops, {self.state_size} state floats"]
+        lines = [
+            f"plan {self.graph.name} ({self.mode}, {self.isa}): {len(self.ops)} ops, {self.state_size} state floats"
+        ]
         for op in self.ops:
             shown = ", ".join(f"{k}={v}" for k, v in op.fields.items() if not isinstance(v, Buffer))
             lines.append(f"  {op.kind}({shown})  # {op.node}")

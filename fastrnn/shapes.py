@@ -70,7 +70,7 @@ def _text(shapes) -> str:
 
 def _cell(inputs, attrs):
     spec = attrs["spec"]
-    x, w, r = inputs[:3]
+    x = inputs[0]
     g, h = spec.gates * spec.hidden_size, spec.hidden_size
     if len(x.dims) != 3 or x.dims[2] != spec.input_size:
         raise ShapeError(f"x must be [time, batch, {spec.input_size}], got {x}")

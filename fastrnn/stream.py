@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._executor import StreamCore
-from .arguments import Argument, collect
+from .arguments import collect
 from .errors import ShapeError, StateError
 
 if TYPE_CHECKING:
@@ -32,15 +32,18 @@ class Stream(StreamCore):
         slab = np.empty((batch_size or 1, layout.size), np.float32)
         slab[:] = layout.initial_row
         simple = len(inputs) == 1 and len(outputs) == 1 and inputs[0].stored == outputs[0].stored == "float32"
-        forms = [(np.dtype(a.dtype).num, a.step_shape(batch_size)) for a in (*inputs[:1], *outputs[:1])] if simple else []
+        forms = (
+            [(np.dtype(a.dtype).num, a.step_shape(batch_size)) for a in (*inputs[:1], *outputs[:1])] if simple else []
+        )
         self._open(program, batch_size or 1, slab, simple, *(forms or (None, None)))
 
     def _step_general(self, x, out):
         """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""
+        outs = self._check_out(out)
         arrays = [a.check_step(v, self.batch_size) for a, v in zip(self._inputs, collect(self._inputs, x), strict=True)]
         results = [np.empty(o.step_shape(self.batch_size), o.stored) for o in self._outputs]
         self._advance(arrays, results, [0] * len(arrays), [0] * len(results), 1)
-        return _deliver(self._outputs, results, self._check_out(out))
+        return _deliver(results, outs)
 
     def _check_out(self, out):
         if out is None:
@@ -82,7 +85,7 @@ class Stream(StreamCore):
         self._advance(arrays, results, *strides, span)
         if span == 0:
             results = [r if o.timed else None for o, r in zip(self._outputs, results, strict=True)]
-        return _deliver(self._outputs, results, None)
+        return _deliver(results, None)
 
     @property
     def state(self) -> dict[str, np.ndarray]:
@@ -136,14 +139,9 @@ class Stream(StreamCore):
         return f"<Stream of {self.model.name}{size}, {self.steps_done} steps>"
 
 
-def _deliver(arguments: list[Argument], results: list, outs):
-    """Results in the outputs' own dtypes, into `outs` where given; one array for one output."""
-    final = []
-    for i, (argument, array) in enumerate(zip(arguments, results, strict=True)):
-        if outs is not None:
-            np.copyto(outs[i], array)
-            final.append(outs[i])
-        else:
-            final.append(array)
-        del argument
+def _deliver(results: list, outs):
+    """One array for one output, else a tuple; copied into `outs` where given."""
+    for target, array in zip(outs or (), results, strict=False):
+        np.copyto(target, array)
+    final = outs or results
     return final[0] if len(final) == 1 else tuple(final)

@@ -141,7 +141,9 @@ class StateLayout:
                     self._set_initial(graph, name, slot)
                     continue
                 if len(roots) > 1:
-                    raise StateError(f"node {node.name}: its initial {part} mixes the states {', '.join(sorted(roots))}")
+                    raise StateError(
+                        f"node {node.name}: its initial {part} mixes the states {', '.join(sorted(roots))}"
+                    )
                 root = roots.pop()
                 places = _places(graph, root, name, f"node {node.name}")
                 threaded.setdefault(root, []).append(StatePart(slot.offset, places))

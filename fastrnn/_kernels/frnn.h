@@ -17,6 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#undef I /* complex.h has a macro of that name, and NumPy includes it */
+
 /* ---- activations and elementwise functions: codes shared with Python (frnn_function_names) ---- */
 enum frnn_fn {
     /* unary; alpha, beta as in fastrnn/graph.py UNARY */
