@@ -338,23 +338,36 @@ def make_inputs(case: RnnCase) -> dict[str, np.ndarray]:
     return inputs
 
 
-def _float32(value: float | None) -> float | None:
-    return None if value is None else float(np.float32(value))
+def _value_lists(case: RnnCase) -> tuple[list[float], list[float]]:
+    """activation_alpha and activation_beta as the file has them: float32, one for each activation that takes one, in
+    the order of `activations` (onnxruntime reads them so); empty where every value is the default."""
+    lists = []
+    for letter, index in (("a", 1), ("b", 2)):
+        taking = [act for act in case.activations if letter in ONNX_ACTIVATIONS[_SPELT[act[0].lower()]][1]]
+        defaults = [ACTIVATIONS[ONNX_ACTIVATIONS[_SPELT[act[0].lower()]][0]][index - 1] for act in taking]
+        values = [d if act[index] is None else act[index] for act, d in zip(taking, defaults, strict=True)]
+        written = any(act[index] is not None for act in taking)
+        lists.append([float(np.float32(v)) for v in values] if written else [])
+    return lists[0], lists[1]
 
 
 def spec_of(case: RnnCase, d: int) -> CellSpec:
-    """The CellSpec of direction d; its numbers are those that the file holds, which are float32."""
-    count = len(case.activations) // case.D
-    chosen = case.activations[d * count : (d + 1) * count]
+    """The CellSpec of direction d, with the numbers that the file holds."""
+    alphas, betas = map(iter, _value_lists(case))
+    acts = []
+    for name, _, _ in case.activations:
+        ours, takes = ONNX_ACTIVATIONS[_SPELT[name.lower()]]
+        acts.append(
+            activation(ours, next(alphas, None) if "a" in takes else None, next(betas, None) if "b" in takes else None)
+        )
+    count = len(acts) // case.D
     return CellSpec(
         case.kind,
         case.I,
         case.H,
-        activations=tuple(
-            activation(ONNX_ACTIVATIONS[_SPELT[name.lower()]][0], _float32(a), _float32(b)) for name, a, b in chosen
-        ),
+        activations=tuple(acts[d * count : (d + 1) * count]),
         reverse=case.direction == "reverse" or d == 1,
-        clip=_float32(case.clip),
+        clip=None if case.clip is None else float(np.float32(case.clip)),
         input_forget=case.input_forget,
         linear_before_reset=case.linear_before_reset,
     )
@@ -437,14 +450,8 @@ def _attributes(case: RnnCase) -> dict:
         attributes["clip"] = case.clip
     if case.activations:
         attributes["activations"] = [name for name, _, _ in case.activations]
-        # A list holds one value for each activation that takes one, in the order of `activations`: onnxruntime reads
-        # it so. It is left out where every value is the default.
-        for letter, index in (("a", 1), ("b", 2)):
-            taking = [act for act in case.activations if letter in ONNX_ACTIVATIONS[_SPELT[act[0].lower()]][1]]
-            if any(act[index] is not None for act in taking):
-                defaults = [ACTIVATIONS[ONNX_ACTIVATIONS[_SPELT[act[0].lower()]][0]][index - 1] for act in taking]
-                values = [d if act[index] is None else act[index] for act, d in zip(taking, defaults, strict=True)]
-                attributes[{"a": "activation_alpha", "b": "activation_beta"}[letter]] = values
+        for name, values in zip(("activation_alpha", "activation_beta"), _value_lists(case), strict=True):
+            attributes |= {name: values} if values else {}
     return attributes
 
 
