@@ -94,7 +94,7 @@ class Model:
         """Nodes with parameters, in order."""
         found = []
         for node in self.graph.nodes:
-            arrays = [self.graph.constants[i] for i in node.inputs if i in self.graph.constants]
+            arrays = [self.graph.constants[i] for i in node.inputs if i is not None and i in self.graph.constants]
             count = sum(a.size for a in arrays if a.dtype.kind == "f")
             if count:
                 kind, text = _describe(node)
@@ -189,7 +189,7 @@ class Model:
     def _run(self, feeds: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         values = [self.graph.values[n] for n in self.graph.inputs]
         sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds)
-        outputs = []
+        outputs: list[np.ndarray] = []
         for name in self.graph.outputs:
             value = self.graph.values[name]
             shape = [D.evaluate(d, sizes) for d in value.dims]
@@ -213,7 +213,7 @@ class Model:
         if lengths.size and not (0 <= lengths.min() and lengths.max() <= sizes["time"]):
             raise ShapeError(f"lengths must lie in 0..{sizes['time']}, got {lengths.min()}..{lengths.max()}")
         outs = [self.graph.values[n] for n in self.graph.outputs]
-        results = [np.zeros([D.evaluate(d, sizes) for d in v.dims], DTYPES[v.dtype]) for v in outs]
+        results: list[np.ndarray] = [np.zeros([D.evaluate(d, sizes) for d in v.dims], DTYPES[v.dtype]) for v in outs]
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             part = [_cut(a, v, rows, int(length)) for a, v in zip(feeds, values, strict=True)]

@@ -118,7 +118,7 @@ def verify(
     tolerance : float, optional
         Default 1e-4, 5e-3 where the ONNX file computes in float16.
     bind, states : as in `fastrnn.load`
-        `bind` also says what onnxruntime gets for the inputs that were fixed at load.
+        `bind` also says what onnxruntime gets for the inputs that were fixed at load, or at conversion.
     sizes : pairs (batch, time)
         Tried where the model leaves them free; a size that the file has frozen is kept as it is.
 
@@ -147,7 +147,8 @@ def verify(
         loaded, path = model, None
     else:
         path = os.fspath(model)
-        loaded = load(path, bind=bind or None, states=states or None)
+        converted = path.lower().endswith(".fastrnn")  # bind and states are built in; onnxruntime still needs bind
+        loaded = load(path) if converted else load(path, bind=bind or None, states=states or None)
     if against == "reference":
         other: _Reference | _OnnxRuntime = _Reference(loaded.graph)
     else:

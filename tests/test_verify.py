@@ -237,5 +237,7 @@ def test_bound_inputs_are_fed_to_onnxruntime(tmp_path):
     report = fastrnn.verify(tmp_path / "m.onnx", bind={"k": 2.5})
     assert report.ok
     assert report.notes == ("k is bound to 2.5",)
+    fastrnn.load(tmp_path / "m.onnx", bind={"k": 2.5}).save(tmp_path / "m.fastrnn")
+    assert fastrnn.verify(tmp_path / "m.fastrnn", source=tmp_path / "m.onnx", bind={"k": 2.5}).ok
     with pytest.raises(fastrnn.ShapeError, match="the ONNX file has no input q; it has x, k"):
         fastrnn.verify(fastrnn.load(tmp_path / "m.onnx", bind={"k": 2.5}), source=tmp_path / "m.onnx", bind={"q": 1})

@@ -1,0 +1,46 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .plan import Plan
+
+OP_FIELDS: dict[str, tuple[str, ...]]
+
+class Program:
+    def __init__(self, plan: Plan) -> None: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def state_size(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], batch: int, time: int) -> None: ...
+
+class StreamCore:
+    @property
+    def program(self) -> Program: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def slab(self) -> np.ndarray: ...
+    @property
+    def steps_done(self) -> int: ...
+    def _open(
+        self,
+        program: Program,
+        batch: int,
+        slab: np.ndarray,
+        simple: bool,
+        x_form: tuple[int, tuple[int, ...]] | None,
+        y_form: tuple[int, tuple[int, ...]] | None,
+    ) -> None: ...
+    def step(self, x: Any, out: Any = None) -> Any: ...
+    def _advance(
+        self,
+        inputs: list[np.ndarray],
+        outputs: list[np.ndarray],
+        input_steps: list[int],
+        output_steps: list[int],
+        span: int,
+    ) -> None: ...
