@@ -328,7 +328,7 @@ def _simple(about, build, layout, features, out, **more) -> FixtureModel:
 
 
 USUAL = ("dynamo", "dynamo_frozen", "script", "script_frozen")
-OLD = (*USUAL, "script_op11")
+OLD, OLDEST = (*USUAL, "script_op11"), (*USUAL, "script_op9")
 MANY = (*USUAL, "dynamo_b1", "dynamo_batch", "script_op11")
 
 MODELS: dict[str, FixtureModel] = {
@@ -342,7 +342,12 @@ MODELS: dict[str, FixtureModel] = {
     ),
     "lstm_time_major": _simple("one LSTM layer of 33, time first", lambda: Head(nn.LSTM(5, 33)), TBF, 5, 33, ways=OLD),
     "lstm_no_bias": _simple(
-        "LSTM 20 without bias", lambda: Head(nn.LSTM(5, 20, bias=False), nn.Linear(20, 2)), TBF, 5, 2, ways=(*USUAL, "script_op9")
+        "LSTM 20 without bias",
+        lambda: Head(nn.LSTM(5, 20, bias=False), nn.Linear(20, 2)),
+        TBF,
+        5,
+        2,
+        ways=OLDEST,
     ),
     "gru_stacked": _simple(
         "two GRU layers of 20, Linear; batch first",
@@ -435,7 +440,12 @@ MODELS: dict[str, FixtureModel] = {
         outputs=("y", "hn", "cn"),
     ),
     "learned_start": _simple(
-        "LSTM 20 whose first states are parameters expanded to the batch", LearnedStart, BTF, 6, 3, ways=(*USUAL, "script_op9")
+        "LSTM 20 whose first states are parameters expanded to the batch",
+        LearnedStart,
+        BTF,
+        6,
+        3,
+        ways=OLDEST,
     ),
     "zero_start": _simple(
         "two GRU layers of 20, first state torch.zeros(2, x.size(0), 20)", ZeroStart, BTF, 6, 3, ways=USUAL
@@ -459,7 +469,8 @@ MODELS: dict[str, FixtureModel] = {
         FeatureMean,
         floats(BTF, 6),
         {"x": (*BTF, 6), "y_mean": BTF, "y_sum": (*BTF, 1), "y_max": BTF},
-        outputs=("y_mean", "y_sum", "y_max"), ways=(*USUAL, "script_op9"),
+        outputs=("y_mean", "y_sum", "y_max"),
+        ways=OLDEST,
     ),
     "time_mean": FixtureModel(
         "GRU 20, mean over time, Linear", TimeMean, floats(BTF, 6), {"x": (*BTF, 6), "y": ("batch", 4)}

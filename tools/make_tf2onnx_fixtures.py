@@ -8,15 +8,14 @@ Run by hand, in an environment of its own (tf2onnx and tensorflow want older pac
 
 Seeds are fixed. The signature is `[None, None, features]`; models named `*_frozen` have their length written in
 (`[None, 7, features]`), so that Keras bakes it into the file. A golden `NAME.npz` holds the runs of
-make_torch_fixtures.RUNS in the same form (`r<k>.x`, `r<k>.y`), from a float64 copy of the Keras model (weights float32),
-stored as float32.
+make_torch_fixtures.RUNS in the same form (`r<k>.x`, `r<k>.y`), from a float64 copy of the Keras model (weights
+float32), stored as float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import zlib
 from pathlib import Path
 
@@ -27,8 +26,6 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fixture_manifest import merge
 
 L = keras.layers
@@ -39,62 +36,99 @@ RUNS = ((7, 2), (11, 3), (1, 1))
 MODELS = {
     "keras_rnn": (
         lambda: [L.SimpleRNN(20, return_sequences=True), L.Dense(3)],
-        6, True, "SimpleRNN 20 (tanh), Dense",
+        6,
+        True,
+        "SimpleRNN 20 (tanh), Dense",
     ),
     "keras_rnn_relu": (
         lambda: [L.SimpleRNN(9, activation="relu", return_sequences=True), L.SimpleRNN(20), L.Dense(4, "softmax")],
-        6, True, "SimpleRNN 9 (relu), SimpleRNN 20, softmax of the last step",
+        6,
+        True,
+        "SimpleRNN 9 (relu), SimpleRNN 20, softmax of the last step",
     ),
     "keras_lstm": (
         lambda: [L.LSTM(20, return_sequences=True), L.Dense(3, "sigmoid")],
-        6, True, "LSTM 20, Dense sigmoid",
+        6,
+        True,
+        "LSTM 20, Dense sigmoid",
     ),
     "keras_lstm_stacked": (
         lambda: [
-            L.LSTM(20, return_sequences=True), L.Dropout(0.2), L.LSTM(20, return_sequences=True),
-            L.TimeDistributed(L.Dense(5, "relu")), L.Dense(2),
+            L.LSTM(20, return_sequences=True),
+            L.Dropout(0.2),
+            L.LSTM(20, return_sequences=True),
+            L.TimeDistributed(L.Dense(5, "relu")),
+            L.Dense(2),
         ],
-        6, True, "LSTM 20, Dropout (off), LSTM 20, TimeDistributed Dense relu, Dense",
+        6,
+        True,
+        "LSTM 20, Dropout (off), LSTM 20, TimeDistributed Dense relu, Dense",
     ),
     "keras_lstm_last": (
         lambda: [L.LSTM(20, return_sequences=True), L.LSTM(12), L.Dense(4, "softmax")],
-        6, True, "LSTM 20, LSTM 12 (last step), softmax",
+        6,
+        True,
+        "LSTM 20, LSTM 12 (last step), softmax",
     ),
     "keras_lstm_hard": (
         lambda: [L.LSTM(20, return_sequences=True, recurrent_activation="hard_sigmoid"), L.Dense(2)],
-        6, True, "LSTM 20 with hard_sigmoid gates (Keras 2: 0.2x + 0.5)",
+        6,
+        True,
+        "LSTM 20 with hard_sigmoid gates (Keras 2: 0.2x + 0.5)",
     ),
     "keras_gru_after": (
         lambda: [L.GRU(20, return_sequences=True, reset_after=True), L.Dense(3)],
-        6, True, "GRU 20, reset after the product",
+        6,
+        True,
+        "GRU 20, reset after the product",
     ),
     "keras_gru_before": (
         lambda: [L.GRU(20, return_sequences=True, reset_after=False), L.Dense(3)],
-        6, True, "GRU 20, reset before the product",
+        6,
+        True,
+        "GRU 20, reset before the product",
     ),
     "keras_gru_no_bias": (
         lambda: [L.GRU(9, return_sequences=True, use_bias=False), L.GRU(20, reset_after=False), L.Dense(2)],
-        6, True, "GRU 9 without bias, GRU 20 (last step, reset before)",
+        6,
+        True,
+        "GRU 9 without bias, GRU 20 (last step, reset before)",
     ),
     "keras_language_model": (
         lambda: [L.Embedding(30, 12), L.GRU(20, return_sequences=True), L.Dense(30, "softmax")],
-        None, True, "Embedding, GRU 20, softmax",
+        None,
+        True,
+        "Embedding, GRU 20, softmax",
     ),
     "keras_bilstm": (
         lambda: [L.Bidirectional(L.LSTM(9, return_sequences=True), merge_mode="concat"), L.Dense(4, "softmax")],
-        6, False, "Bidirectional LSTM 9, concat, softmax",
+        6,
+        False,
+        "Bidirectional LSTM 9, concat, softmax",
     ),
     "keras_bigru_sum": (
         lambda: [L.Bidirectional(L.GRU(9, return_sequences=True), merge_mode="sum"), L.Dense(4)],
-        6, False, "Bidirectional GRU 9, sum",
+        6,
+        False,
+        "Bidirectional GRU 9, sum",
     ),
     "keras_birnn_last": (
         lambda: [L.Bidirectional(L.SimpleRNN(9)), L.Dense(4)],
-        6, False, "Bidirectional SimpleRNN 9, last steps",
+        6,
+        False,
+        "Bidirectional SimpleRNN 9, last steps",
     ),
-    "keras_norm": (
-        lambda: [L.BatchNormalization(), L.LSTM(20, return_sequences=True), L.LayerNormalization(), L.Dense(3, "elu")],
-        6, True, "BatchNormalization, LSTM 20, LayerNormalization, Dense elu",
+    "keras_batch_norm": (
+        lambda: [L.BatchNormalization(), L.LSTM(20, return_sequences=True), L.Dense(3, "elu")],
+        6,
+        True,
+        "BatchNormalization, LSTM 20, Dense elu",
+    ),
+    "keras_layer_norm": (
+        lambda: [L.GRU(9, return_sequences=True), L.LayerNormalization(), L.Dense(2)],
+        6,
+        True,
+        "GRU 9, LayerNormalization, Dense",
     ),
 }
 FROZEN = ("keras_lstm_stacked", "keras_gru_after", "keras_rnn", "keras_bilstm", "keras_lstm_last")
@@ -111,7 +145,7 @@ def weights_of(model) -> list[np.ndarray]:
     """Every weight drawn anew, biases and statistics too: Keras starts those at 0 and 1, which hide mistakes."""
     random = np.random.default_rng(zlib.crc32(model.name.encode()))
     arrays = []
-    for variable, value in zip(model.weights, model.get_weights()):
+    for variable, value in zip(model.weights, model.get_weights(), strict=True):
         scale = 0.1 + 0.9 / np.sqrt(value.shape[0] if value.ndim > 1 else 4)
         drawn = random.normal(0, scale, value.shape)
         arrays.append((np.abs(drawn) + 0.5 if "variance" in variable.name else drawn).astype(np.float32))

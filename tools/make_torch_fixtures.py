@@ -15,7 +15,6 @@ length and batch, `r2.*` at T = 1, batch 1; keys are `r<k>.<name of input or out
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fixture_manifest import merge
 from fixture_models import MODELS
 
@@ -157,7 +154,7 @@ def make(name: str) -> list[dict]:
 
 
 def make_projected() -> dict:
-    """An LSTM with proj_size: the new exporter drops the projection (the TorchScript one refuses). See tests/data/README.md."""
+    """An LSTM with proj_size: one exporter drops the projection, the other refuses (see tests/data/README.md)."""
     torch.manual_seed(0)
     module = torch.nn.LSTM(6, 20, proj_size=8, batch_first=True).eval()
     dims = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
