@@ -34,7 +34,7 @@ from fastrnn._isa cimport (
 import numpy as np
 
 from .errors import FastRNNError, ShapeError, StateError, StreamError
-from .plan import Coefficients
+from .plan import LARGEST, Coefficients
 from .tensors import Buffer
 
 cnp.import_array()
@@ -489,7 +489,7 @@ cdef class Program:
     cdef int32_t *kinds
     cdef int64_t *starts  # of each op's integers; n_ops + 1 entries
     cdef int64_t n_integers, n_monomials
-    cdef object matrix, coefficients, slot_rows, keep
+    cdef object matrix, magnitude, coefficients, slot_rows, keep
     cdef int64_t n_inputs, n_outputs, n_constants, n_slots
     cdef readonly int64_t state_size
     cdef bint may_fail
@@ -568,6 +568,7 @@ cdef class Program:
                 coefficients.add(size)
         self.coefficients = coefficients
         self.matrix = coefficients.matrix()
+        self.magnitude = np.abs(self.matrix).astype(np.float64)
 
     # -- binding to sizes --
     cdef Scratch take(self, int64_t batch, int64_t time, int64_t span):
@@ -621,7 +622,10 @@ cdef class Program:
         return s
 
     cdef _values(self, int64_t batch, int64_t time, int64_t span):
-        return self.matrix @ self.coefficients.evaluate_monomials(batch, time, span)
+        monomials = self.coefficients.evaluate_monomials(batch, time, span)
+        if (self.magnitude @ monomials).max(initial=0) > LARGEST:  # in float64, which does not wrap around
+            raise ShapeError(f"batch {batch} and time {time} are too large for this model")
+        return self.matrix @ monomials
 
     cdef _evaluate(self, Scratch s, int64_t span):
         """The integers of all ops at the sizes of s."""

@@ -121,7 +121,7 @@ def fingerprint(graph: Graph) -> str:
     """SHA-256 (hex) over the graph's meaning and every weight: what a snapshot of its streams is tied to."""
     digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), name="")).encode())
     for name in sorted(graph.constants):
-        array = np.ascontiguousarray(graph.constants[name])
+        array = np.asarray(graph.constants[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -132,7 +132,7 @@ def save(graph: Graph, path) -> None:
     from safetensors.numpy import save as to_bytes
 
     metadata = {"format": FORMAT, "graph": graph_to_json(graph), "fingerprint": fingerprint(graph)}
-    tensors = {name: np.ascontiguousarray(array) for name, array in graph.constants.items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in graph.constants.items()}
     blob = to_bytes(tensors, metadata=metadata)
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -195,7 +195,7 @@ class Model:
             shape = [D.evaluate(d, sizes) for d in value.dims]
             if any(s < 0 for s in shape):
                 raise ShapeError(f"output {value} has no size at batch {sizes['batch']}, time {sizes['time']}")
-            outputs.append(np.empty(shape, DTYPES[value.dtype]))
+            outputs.append(_empty(value, shape))
         self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
         return tuple(outputs)
 
@@ -284,6 +284,14 @@ def _describe(node) -> tuple[str, str]:
         act = f" {node.attrs['activation']}" if node.attrs["activation"] else ""
         return "linear", act.strip()
     return node.op, str(node.attrs.get("fn", ""))
+
+
+def _empty(value, shape: list[int]) -> np.ndarray:
+    """A new array for a value. Raises ShapeError where no memory holds it: its size may be a file's bare claim."""
+    try:
+        return np.empty(shape, DTYPES[value.dtype])
+    except (MemoryError, ValueError):  # numpy: not available; more than an index can count
+        raise ShapeError(f"no memory for {value}, of shape {shape}") from None
 
 
 def _index(value, rows: np.ndarray, length: int, shape) -> tuple:

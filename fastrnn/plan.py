@@ -21,6 +21,7 @@ from .errors import ShapeError
 from .graph import Graph, Value
 from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
 
+LARGEST = 1 << 60  # of a size, offset or stride; what is larger would wrap around in int64 and then look small
 SPAN = D.symbol("span")  # steps in the caller's arrays, of which one call of a stream plan takes `time`
 
 
@@ -111,10 +112,12 @@ class Coefficients:
         self.rows.append(row)
 
     def matrix(self) -> np.ndarray:
-        """int64 [rows, monomials]."""
+        """int64 [rows, monomials]. Raises ShapeError for a size that no integer holds."""
         out = np.zeros((len(self.rows), len(self.monomials)), np.int64)
         for i, row in enumerate(self.rows):
             for j, coef in row.items():
+                if abs(coef) > LARGEST:
+                    raise ShapeError(f"the model works with arrays of {coef} elements or bytes: no memory holds them")
                 out[i, j] = coef
         return out
 
