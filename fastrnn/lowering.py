@@ -363,8 +363,6 @@ class Lowering:
             x = self.contiguous_last(x, node, len(axes))
             loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
         count, (step,) = loops[0] if loops else (1, (1,))
-        if fn == "mean" and isinstance(count, D.Dim):
-            raise UnsupportedError(f"a mean over {count} steps: its length is not fixed")
         out = self.result(node)
         if node.attrs["keepdims"]:
             for axis in reversed(axes):
@@ -394,8 +392,8 @@ class Lowering:
             t = self.builder.constant(np.broadcast_to(array, inner).astype(np.float32), "float32")
             extra |= _at(what, t)
             present.append(t)
-        self._along_last(node, axis, "layer_norm", 8, epsilon=len(self.plan.constants), **extra)
-        self.plan.constants.append(np.array([node.attrs["epsilon"]], np.float32))
+        epsilon = self.builder.constant(np.array([node.attrs["epsilon"]], np.float32), "float32")
+        self._along_last(node, axis, "layer_norm", 8, epsilon=epsilon.buffer, **extra)
 
     def _along_last(self, node: Node, axis: int, kind: str, cost: int, **fields) -> None:
         """softmax and layer_norm: rows of one contiguous run each. A softmax axis that isn't last is moved there."""
