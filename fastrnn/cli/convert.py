@@ -6,6 +6,7 @@ The new file is written beside its place under a temporary name, read back, and 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 from pathlib import Path
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         saved = fastrnn.load(temporary)
         if saved.fingerprint != model.fingerprint:
             raise OutputError(f"{temporary} does not hold what was written to it: is the disk sound?")
-        report, why = check(saved, args) if args.verify else (None, None)
+        report, why = check(saved, args, target) if args.verify else (None, None)
         if report is None or report.ok:
             told["bytes"] = temporary.stat().st_size
             os.replace(temporary, target)
@@ -103,15 +104,20 @@ def check_target(target: Path, source: Path, force: bool) -> None:
         ) from None
 
 
-def check(saved: fastrnn.Model, args: argparse.Namespace) -> tuple[fastrnn.VerifyReport, str | None]:
+def check(saved: fastrnn.Model, args: argparse.Namespace, target: Path) -> tuple[fastrnn.VerifyReport, str | None]:
     """Compare what was written with the best judge at hand; (report, why it is not onnxruntime)."""
     if Path(args.model).suffix.lower() != ".onnx":
         why = f"{args.model} is no ONNX file"
     elif importlib.util.find_spec("onnxruntime") is None:
         why = 'onnxruntime is not installed (pip install "fastrnn[verify]")'
     else:
-        return fastrnn.verify(saved, source=args.model, bind=dict(args.bind)), None
-    return fastrnn.verify(saved, against="reference"), why
+        return named(fastrnn.verify(saved, source=args.model, bind=dict(args.bind)), target), None
+    return named(fastrnn.verify(saved, against="reference"), target), why
+
+
+def named(report: fastrnn.VerifyReport, target: Path) -> fastrnn.VerifyReport:
+    """The report under the name of the file that was asked for, not of the temporary one or of the graph in it."""
+    return dataclasses.replace(report, model=str(target))
 
 
 def show(told: dict, report: fastrnn.VerifyReport | None, why: str | None) -> None:

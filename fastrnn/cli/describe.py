@@ -55,7 +55,7 @@ def head(told: dict) -> list[tuple[str, str]]:
     rows = [("inputs", text(t)) for t in told["inputs"]] + [("outputs", text(t)) for t in told["outputs"]]
     rows += [("states", text(t)) for t in told["states"]]
     rows += [
-        ("threads", f"{a} -> {b}: the caller feeds it back; a stream keeps it")
+        ("fed back", f"{a} -> {b}: by the caller of run; a stream keeps it itself")
         for a, b in told["threaded_states"].items()
     ]
     rows.append(("size", f"{count(told['parameters'])} parameters, {size(told['memory_bytes'])} in memory"))

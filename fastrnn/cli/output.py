@@ -30,7 +30,7 @@ def print_line(text: str = "", style: str | None = None, file: TextIO | None = N
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
     """A table; the columns named in `numbers` align to the right."""
     terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, header_style="bold", pad_edge=False, show_edge=False)
     for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
