@@ -1,4 +1,4 @@
-"""InferenceSession: onnxruntime's calls over a fastrnn model, so that a service can try fastrnn by changing one line."""
+"""InferenceSession: onnxruntime's calls over a fastrnn model, so that a service tries fastrnn by changing one line."""
 
 from __future__ import annotations
 

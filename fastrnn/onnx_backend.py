@@ -155,10 +155,14 @@ class FastRNNBackend(Backend):
         UnsupportedError : another device than the CPU, or what the model needs and fastrnn lacks.
         onnx.checker.ValidationError : the model is not valid ONNX.
         """
-        if not cls.supports_device(device):
-            raise UnsupportedError(f"the device {device!r}; there is CPU")
+        cls._check_device(device)
         onnx.checker.check_model(model)
         return FastRNNBackendRep(model, kwargs)
+
+    @classmethod
+    def _check_device(cls, device: str) -> None:
+        if not cls.supports_device(device):
+            raise UnsupportedError(f"the device {device!r}; there is CPU")
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs, device: str = "CPU", **kwargs):
@@ -172,7 +176,12 @@ class FastRNNBackend(Backend):
         outputs_info : dtypes and shapes of the outputs, as onnx allows; they are inferred, so it is not needed.
         opset_version : the version of the operator's set; the newest that the installed onnx knows where it is absent.
         """
+        cls._check_device(device)
         version = kwargs.pop("opset_version", onnx.defs.onnx_opset_version())
+        opset = helper.make_opsetid(node.domain, version)
+        context = onnx.checker.C.CheckerContext()
+        context.ir_version, context.opset_imports = onnx.IR_VERSION, {node.domain: version}
+        onnx.checker.check_node(node, context)
         names = list(dict.fromkeys(name for name in node.input if name))
         arrays = [np.asarray(array) for array in inputs]
         if len(arrays) != len(names):
@@ -185,9 +194,8 @@ class FastRNNBackend(Backend):
         ]
         shown = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
         graph = helper.make_graph([node], node.name or node.op_type, values, shown)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, version)])
-        model = onnx.shape_inference.infer_shapes(model)
-        return cls.run_model(model, arrays, device, **kwargs)
+        # The node was checked; this model is not, for it says nothing of its outputs, which onnx would not forgive.
+        return FastRNNBackendRep(helper.make_model(graph, opset_imports=[opset]), kwargs).run(arrays)
 
 
 prepare = FastRNNBackend.prepare

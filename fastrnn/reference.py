@@ -261,7 +261,8 @@ def _gather(x, indices, axis):
 def _reduce(x, fn, axes, keepdims):
     axes = tuple(axes)
     # The least and the greatest value there is: what the max and the min of nothing are.
-    low, high = (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max) if x.dtype.kind == "i" else (-np.inf, np.inf)
+    ends = {"f": (-np.inf, np.inf), "i": (np.iinfo(np.int64).min, np.iinfo(np.int64).max), "b": (False, True)}
+    low, high = ends[x.dtype.kind]
     if fn == "min":
         return np.min(x, axis=axes, keepdims=keepdims, initial=high)
     if fn == "max":

@@ -215,6 +215,14 @@ def test_reductions_are_those_of_onnx(fn, axes, keepdims):
     np.testing.assert_allclose(one_node("reduce", [X], fn=fn, axes=axes, keepdims=keepdims), theirs, rtol=1e-14)
 
 
+def test_reductions_of_bools():
+    """max is any, min is all; of nothing, False and True."""
+    x = np.array([[True, False], [True, True], [False, False]])
+    for array, any_, all_ in ((x, [1, 1, 0], [0, 1, 0]), (x[:, :0], [0, 0, 0], [1, 1, 1])):
+        assert one_node("reduce", [array], fn="max", axes=(1,), keepdims=False).tolist() == any_
+        assert one_node("reduce", [array], fn="min", axes=(1,), keepdims=False).tolist() == all_
+
+
 def test_reductions_of_nothing():
     nothing = np.zeros((2, 0))
     got = {fn: one_node("reduce", [nothing], fn=fn, axes=(1,), keepdims=False) for fn in ("sum", "mean", "max", "min")}
