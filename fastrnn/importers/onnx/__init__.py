@@ -23,7 +23,7 @@ from ...errors import ModelFormatError, ShapeError, UnsupportedError
 from ...graph import Graph, validate
 from . import files, unroll
 from . import states as state_pairs
-from .nodes import collect
+from .nodes import collect, known_names, reads
 from .symbols import Finding, Restart, SymbolTable
 from .walk import File, precheck, read_constants, walk
 
@@ -74,13 +74,14 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
     versions = files.opsets(model, where)
     if model.functions:
         model = _inline(model, where)
-    nodes = unroll.roll_up(collect(model.graph))
-    wanted = {name for node in nodes for name in node.inputs} | {v.name for v in model.graph.output}
+    nodes, outputs = collect(model.graph), [v.name for v in model.graph.output]
     unknown = sorted(set(bind) - {v.name for v in model.graph.input})
     if unknown:
         names = ", ".join(v.name for v in model.graph.input)
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
+    wanted = {name for node in nodes for name in reads(node)} | set(outputs)
     constants = read_constants(model, folder, wanted)
+    nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     return File(where, model, versions, nodes, constants, bind, float64_as_float32)
 
 

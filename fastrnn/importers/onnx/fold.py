@@ -28,7 +28,7 @@ _OWN = frozenset(
 )
 
 
-def fold(node: OnnxNode, arrays: list, opsets: dict[str, int]) -> list[np.ndarray]:
+def fold(node: OnnxNode, arrays: list, opsets: dict[str, int]) -> list:
     """The node's outputs. arrays: one an input, None where absent. Raises ModelFormatError where it can't run."""
     size = _size(node, [a for a in arrays if a is not None])
     if size > MAX_ELEMENTS:
@@ -36,13 +36,22 @@ def fold(node: OnnxNode, arrays: list, opsets: dict[str, int]) -> list[np.ndarra
     proto = helper.make_node(node.op, node.inputs, node.outputs, domain=node.domain)
     proto.attribute.extend(node.attrs.values())
     feeds = {name: a for name, a in zip(node.inputs, arrays, strict=True) if name}
+    # A model around the node: for a bare node the evaluator takes the newest version of its operator.
+    ins = [
+        helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for k, a in feeds.items()
+    ]
+    outs = [helper.make_empty_tensor_value_info(name) for name in node.outputs if name]
+    model = helper.make_model(
+        helper.make_graph([proto], "fold", ins, outs), opset_imports=[helper.make_opsetid("", opsets[""])]
+    )
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            out = ReferenceEvaluator(proto, opsets=opsets).run(None, feeds)
+            out = ReferenceEvaluator(model).run(None, feeds)
     except Exception as error:  # the evaluator raises whatever numpy and Python raise on nonsense
         raise ModelFormatError(f"can't be computed on its constants ({type(error).__name__}: {error})") from error
-    return [np.asarray(o) for o in out]
+    values = iter(out)
+    return [np.asarray(next(values)) if name else None for name in node.outputs]
 
 
 def _size(node: OnnxNode, arrays: list) -> int:

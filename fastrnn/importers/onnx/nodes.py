@@ -34,10 +34,17 @@ class OnnxNode:
     inputs: list[str]
     outputs: list[str]
     attrs: dict[str, AttributeProto] = field(default_factory=dict)
+    payload: object = None  # of nodes that the importer itself makes (unroll.py)
 
     @property
     def kind(self) -> str:
         return f"{self.domain}.{self.op}" if self.domain else self.op
+
+
+def plain_nodes(graph: onnx.GraphProto) -> list[OnnxNode]:
+    """The nodes of a graph as records, in the file's order, their labels made unique."""
+    labels: set[str] = set()
+    return [_node(proto, labels) for proto in graph.node]
 
 
 def collect(graph: onnx.GraphProto) -> list[OnnxNode]:
@@ -45,23 +52,31 @@ def collect(graph: onnx.GraphProto) -> list[OnnxNode]:
 
     Raises ModelFormatError for a value made twice, one that nothing makes, and a cycle.
     """
-    nodes, maker, labels = [], {}, set()
-    known = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    known |= {t.values.name for t in graph.sparse_initializer}
-    for proto in graph.node:
-        node = _node(proto, labels)
-        nodes.append(node)
+    known, maker = known_names(graph), {}
+    for node in plain_nodes(graph):
         for name in node.outputs:
             if name and (name in known or name in maker):
                 raise ModelFormatError(f"node {node.label}: the value {name!r} is already made elsewhere")
-            maker[name] = node
+            if name:
+                maker[name] = node
+    return sort_nodes(maker, known, [o.name for o in graph.output])
+
+
+def known_names(graph: onnx.GraphProto) -> set[str]:
+    """Values that no node makes: inputs and initializers."""
+    known = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    return known | {t.values.name for t in graph.sparse_initializer}
+
+
+def sort_nodes(maker: dict[str, OnnxNode], known: set[str], outputs: list[str]) -> list[OnnxNode]:
+    """The nodes that the outputs need, each after what it reads. maker: value name -> node."""
     order: list[OnnxNode] = []
     state: dict[int, int] = {}  # id of a node -> 1 while its inputs are visited, 2 when it is placed
-    for output in graph.output:
-        if output.name not in known and output.name not in maker:
-            raise ModelFormatError(f"nothing makes the output {output.name!r}")
-        if output.name in maker:
-            _visit(maker[output.name], maker, known, state, order)
+    for name in outputs:
+        if name not in known and name not in maker:
+            raise ModelFormatError(f"nothing makes the output {name!r}")
+        if name in maker:
+            _visit(maker[name], maker, known, state, order)
     return order
 
 
@@ -83,7 +98,7 @@ def _node(proto: onnx.NodeProto, labels: set[str]) -> OnnxNode:
 
 def _visit(start: OnnxNode, maker, known, state, order) -> None:
     """Depth first without recursion: a file may chain a hundred thousand nodes."""
-    stack = [(start, iter(_reads(start)))]
+    stack = [(start, iter(reads(start)))]
     if state.get(id(start)):
         return
     state[id(start)] = 1
@@ -99,7 +114,7 @@ def _visit(start: OnnxNode, maker, known, state, order) -> None:
                 raise ModelFormatError(f"node {node.label}: the graph has a cycle through {name!r}")
             if not state.get(id(source)):
                 state[id(source)] = 1
-                stack.append((source, iter(_reads(source))))
+                stack.append((source, iter(reads(source))))
                 break
         else:
             state[id(node)] = 2
@@ -107,8 +122,29 @@ def _visit(start: OnnxNode, maker, known, state, order) -> None:
             stack.pop()
 
 
-def _reads(node: OnnxNode) -> list[str]:
-    return node.inputs
+def reads(node: OnnxNode) -> list[str]:
+    """Inputs, and the values of outside that the node's subgraphs read."""
+    names = list(node.inputs)
+    for attr in node.attrs.values():
+        if attr.type == AttributeProto.GRAPH:
+            names += _captured(attr.g, 0)
+    return names
+
+
+_MAX_NESTING = 64
+
+
+def _captured(graph: onnx.GraphProto, depth: int) -> list[str]:
+    if depth > _MAX_NESTING:
+        raise ModelFormatError(f"subgraphs nested deeper than {_MAX_NESTING}")
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {o for n in graph.node for o in n.output}
+    found = [i for n in graph.node for i in n.input] + [o.name for o in graph.output]
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == AttributeProto.GRAPH:
+                found += _captured(attr.g, depth + 1)
+    return [i for i in dict.fromkeys(found) if i and i not in own]
 
 
 class NodeReader:

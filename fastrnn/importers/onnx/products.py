@@ -10,7 +10,7 @@ from ...errors import ModelFormatError
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Ints
+from .values import Const, Ints, uniform
 
 _REDUCE = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"}
 # Since when axes are an input of each.
@@ -152,7 +152,10 @@ def _batch_norm(ctx, n: NodeReader):
     n.only("spatial", "int", 1, (1,), "statistics an element instead of a channel")
     n.attr("momentum", "float", 0.9)  # speaks of training only
     epsilon = n.attr("epsilon", "float", 1e-5)
-    arrays = [n.const(i, name) for i, name in ((1, "scale"), (2, "B"), (3, "mean"), (4, "var"))]
+    parts = [n.input(i) for i in range(1, 5)]
+    if not all(isinstance(p, Const) for p in parts):
+        return [_live_norm(ctx, x, parts, epsilon)]
+    arrays = [p.array for p in parts]
     channels = arrays[0].shape
     if len(channels) != 1 or any(a.shape != channels for a in arrays) or len(x.dims) < 2:
         raise ModelFormatError(f"BatchNormalization with {[list(a.shape) for a in arrays]} over rank {len(x.dims)}")
@@ -166,3 +169,19 @@ def _batch_norm(ctx, n: NodeReader):
     shape = (channels[0],) + (1,) * (len(x.dims) - 2)
     factor, shift = (Const(a.astype(np.float32).reshape(shape)) for a in (factor, shift))
     return [ctx.one("binary", ctx.one("binary", x, factor, fn="mul"), shift, fn="add")]
+
+
+def _live_norm(ctx, x, parts: list, epsilon: float):
+    """BatchNormalization with statistics that are computed in the graph, as tf2onnx writes Keras's LayerNormalization."""
+    shaped = []
+    for part in parts:
+        if len(part.dims) != 1:
+            raise ModelFormatError(f"BatchNormalization with a parameter of rank {len(part.dims)}")
+        ctx.equal(part.dims[0], x.dims[1], "the channels of BatchNormalization")
+        shaped.append(ctx.reshape(part, (x.dims[1],) + (1,) * (len(x.dims) - 2)))
+    scale, bias, mean, var = shaped
+    spread = ctx.one("binary", var, Const(np.float32(epsilon).reshape(())), fn="add")
+    out = ctx.one("binary", ctx.one("binary", x, mean, fn="sub"), ctx.unary("sqrt", spread), fn="div")
+    if uniform(scale) != 1:
+        out = ctx.one("binary", out, scale, fn="mul")
+    return out if uniform(bias) == 0 else ctx.one("binary", out, bias, fn="add")

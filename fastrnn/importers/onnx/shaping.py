@@ -7,11 +7,11 @@ import numpy as np
 from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
-from . import files, thaw
+from . import files, fold, thaw
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Fill, Ints, Items, as_objects, ints, simplest
+from .values import Const, Fill, Ints, Items, as_objects, ints, simplest, uniform
 
 _FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
@@ -283,14 +283,18 @@ def _filled(value, dtype, dims: tuple):
 @op("Expand")
 def _expand(ctx, n: NodeReader):
     x, target = n.input(0), n.ints(1, "shape")
+    value = uniform(x)
+    if isinstance(x, Const) and value is not None:
+        return [_filled(value, x.array.dtype, _expand_uniform(ctx, x.dims, target))]
     dims = _expand_dims(ctx, x.dims, target)
     if x.dims == dims:
         return [x]
-    if isinstance(x, (Const, Ints)) and x.array.size == 1:
-        value = x.array.reshape(-1)[0]
-        return [_filled(value, np.dtype(np.int64) if isinstance(x, Ints) else x.array.dtype, dims)]
+    if isinstance(x, Ints) and x.array.size == 1:
+        return [_filled(x.array.reshape(-1)[0], np.dtype(np.int64), dims)]
     if isinstance(x, Fill):
         return [Fill(x.value, x.dtype, dims)]
+    if isinstance(x, Const) and all(isinstance(d, int) for d in dims) and D.product(dims) <= fold.MAX_ELEMENTS:
+        return [Const(np.broadcast_to(x.array, dims))]
     return [ctx.one("expand", x, dims=dims)]
 
 
@@ -312,6 +316,14 @@ def _expand_dims(ctx, dims: tuple, target: list) -> tuple:
         else:
             ctx.equal(d, t, "Expand")
     return tuple(out)
+
+
+def _expand_uniform(ctx, dims: tuple, target: list) -> tuple:
+    """As `_expand_dims` for one number everywhere: its own length is the example's, and follows the target's size."""
+    rank = max(len(dims), len(target))
+    dims, target = (1,) * (rank - len(dims)) + tuple(dims), (1,) * (rank - len(target)) + tuple(target)
+    loose = [1 if isinstance(t, Dim) and ctx.table.example(t) == d else d for d, t in zip(dims, target, strict=True)]
+    return _expand_dims(ctx, tuple(loose), list(target))
 
 
 @op("Tile")
@@ -361,6 +373,20 @@ def _reduce_prod(ctx, n: NodeReader):
     n.attr("noop_with_empty_axes", "int", 0)
     total = D.product(list(x.array))
     return [ints([total]) if n.attr("keepdims", "int", 1) else simplest(total)]
+
+
+@op("ReverseSequence", attrs="batch_axis time_axis")
+def _reverse_sequence(ctx, n: NodeReader):
+    x, lengths = n.input(0), n.input(1)
+    time_axis, batch_axis = n.attr("time_axis", "int", 0), n.attr("batch_axis", "int", 1)
+    if len(x.dims) < 2 or {time_axis, batch_axis} != {0, 1}:
+        raise ModelFormatError(f"ReverseSequence with axes {time_axis} and {batch_axis} of rank {len(x.dims)}")
+    time, length = x.dims[time_axis], uniform(lengths)
+    if isinstance(lengths, Ints) and len({repr(v) for v in lengths.array.flat}) == 1:
+        length = lengths.array.flat[0]
+    if length is None or (length != time and length != ctx.table.example(time)):
+        raise Finding("rows that are reversed over a part of their length")
+    return [ctx.slice(x, time_axis, time - 1, -1, -1)]
 
 
 @op("SplitToSequence", attrs="axis keepdims")

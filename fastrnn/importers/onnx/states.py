@@ -1,5 +1,116 @@
-"""States that the caller threads by hand, paired (follows)."""
+"""States that the caller threads by hand: which output of one call is which input of the next.
+
+Found by dataflow: the elements of every input are numbered and followed through nodes that only move data into the
+initial states of cells; a cell hands the numbers of its h0 and c0 on to h_n and c_n; an output whose elements then
+carry exactly the numbers of one input, in order, is that input's next value. This sees through stacked layers,
+packed tensors and transposed layouts alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ... import dims as D
+from ...errors import StateError
+from ...graph import Graph, Node
+
+_MAX_ELEMENTS = 1 << 24  # of one numbered input; states are far smaller, and sequences need no following
 
 
-def pair(graph, given):
-    return graph
+def pair(graph: Graph, given: dict | None = None) -> Graph:
+    """The graph with `states`. given: the caller's own mapping, which is checked and taken instead of what is found.
+
+    Raises StateError where `given` does not fit the graph, or one input has several outputs to continue from.
+    """
+    if given is not None:
+        return graph.replace(states=_checked(graph, given))
+    found: dict[str, list[str]] = {}
+    for source, output in _links(graph):
+        found.setdefault(source, []).append(output)
+    for source, outputs in found.items():
+        if len(outputs) > 1:
+            raise StateError(
+                f"the state {source!r} could continue from any of {', '.join(outputs)}; "
+                f"name it: states={{{source!r}: {outputs[0]!r}}}"
+            )
+    states = {source: outputs[0] for source, outputs in found.items()}
+    notes = (*graph.notes, *(f"state {a} -> {b}" for a, b in states.items()))
+    return graph.replace(states=states, notes=notes)
+
+
+def _checked(graph: Graph, given: dict) -> dict[str, str]:
+    for source, output in given.items():
+        if source not in graph.inputs:
+            raise StateError(f"states: there is no input {source!r}; there are {', '.join(graph.inputs)}")
+        if output not in graph.outputs:
+            raise StateError(f"states: there is no output {output!r}; there are {', '.join(graph.outputs)}")
+        a, b = graph.values[source], graph.values[output]
+        if (a.dtype, a.dims) != (b.dtype, b.dims):
+            raise StateError(f"states: {a} can't continue from {b}")
+    if len(set(given.values())) != len(given):
+        raise StateError(f"states: an output is named twice in {dict(given)}")
+    return dict(given)
+
+
+def _links(graph: Graph) -> list[tuple[str, str]]:
+    """(input, output) for every output that holds exactly the next value of an input."""
+    names = {n for v in graph.values.values() for d in v.dims for n in D.symbols(d)}
+    sizes = {name: 2 + k for k, name in enumerate(sorted(names))}
+    numbers: dict[str, np.ndarray] = {}
+    first: dict[str, int] = {}
+    at = 0
+    # Only inputs that start a state are worth following: those without a time axis.
+    for name in graph.inputs:
+        value = graph.values[name]
+        shape = tuple(D.evaluate(d, sizes) for d in value.dims)
+        count = int(np.prod(shape, dtype=np.int64))
+        if "time" in {s for d in value.dims for s in D.symbols(d)} or count > _MAX_ELEMENTS or value.dtype != "float32":
+            continue
+        numbers[name] = np.arange(at, at + count).reshape(shape)
+        first[name] = at
+        at += count
+    through: set[str] = set()  # values that a cell has renewed: an input that goes straight to an output is no state
+    for node in graph.nodes:
+        _follow(graph, node, numbers, through, sizes)
+    links = []
+    for output in graph.outputs:
+        got = numbers.get(output)
+        if got is None or output not in through or not got.size:
+            continue
+        for source, start in first.items():
+            same = graph.values[source].dims == graph.values[output].dims
+            if same and np.array_equal(got, np.arange(start, start + got.size).reshape(got.shape)):
+                links.append((source, output))
+    return links
+
+
+def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: dict) -> None:
+    """Carry the numbers from the node's inputs to its outputs, where it only moves them."""
+    if node.op == "cell":
+        starts = [node.inputs[k] if k < len(node.inputs) else None for k in (6, 7)]
+        for start, end in zip(starts, (*node.outputs, None, None)[1:3], strict=True):
+            if start in numbers and end is not None:
+                numbers[end] = numbers[start]
+                through.add(end)
+        return
+    if node.op not in _MOVES or any(i not in numbers for i in node.inputs):
+        return
+    moved = _MOVES[node.op]([numbers[i] for i in node.inputs], node.attrs, lambda d: D.evaluate(d, sizes))
+    numbers[node.outputs[0]] = moved
+    if any(i in through for i in node.inputs):
+        through.add(node.outputs[0])
+
+
+def _slice(xs, attrs, size):
+    start, stop, step = size(attrs["start"]), size(attrs["stop"]), attrs["step"]
+    key = [slice(None)] * xs[0].ndim
+    key[attrs["axis"]] = slice(start, None if stop < 0 else stop, step)
+    return xs[0][tuple(key)]
+
+
+_MOVES = {
+    "reshape": lambda xs, attrs, size: xs[0].reshape([size(d) for d in attrs["dims"]]),
+    "transpose": lambda xs, attrs, size: xs[0].transpose(attrs["perm"]),
+    "concat": lambda xs, attrs, size: np.concatenate(xs, axis=attrs["axis"]),
+    "slice": _slice,
+}

@@ -167,6 +167,12 @@ class SymbolTable:
             self._set(syms[0], answer, reason)
             raise Restart
 
+    def hint(self, sym: Symbol, value: int, where: str) -> None:
+        """An open symbol gets the number that the exporter wrote for it elsewhere as its example; restart."""
+        sym.example, sym.genuine = value, True
+        self.notes[f"hint {sym.name}"] = f"{sym.label} is open, yet {where} has {value} for it"
+        raise Restart
+
     def pin(self, dim, value: int, what: str) -> None:
         """Give a dim the size that the caller binds; raise ShapeError where it can't have it."""
         sym = self.single(dim)

@@ -146,11 +146,17 @@ def _by_examples(ctx, dims, out, holes, exact) -> tuple:
 
 
 def _misfit(ctx, dims, out):
-    """What to raise where even the examples don't fit; open sizes may be solved for by position first."""
-    if len(dims) == len(out):
-        for d, t in zip(dims, out, strict=True):
-            if isinstance(d, Dim) and isinstance(t, int) and t >= 0 and not ctx.table.genuine(d):
-                ctx.equal(d, t, f"Reshape to {_show(out)}")
+    """What to raise where even the examples don't fit.
+
+    PyTorch's exporter leaves an input's length open and yet writes the example's into a Reshape behind a recurrent
+    node. Such a number, at the place of an axis that a recurrent node calls time or batch, becomes its example.
+    """
+    for d, t in zip(dims, out, strict=False):
+        sym = ctx.table.single(d)
+        if sym is not None and sym.role and not sym.genuine and isinstance(t, int) and t > 0:
+            ctx.table.hint(sym, t, f"{ctx.label} (Reshape to {_show(out)})")
+        if not (isinstance(d, Dim) and d == t):
+            break
     opened = [d for d in dims if isinstance(d, Dim) and not ctx.table.genuine(d)]
     if opened:
         return Finding(f"Reshape of {_show(dims)} to {_show(out)}, which fixes a size that the file leaves open")

@@ -10,7 +10,7 @@ import onnx
 
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError
 from ...graph import Graph
-from . import elementwise, files, fold, products, recurrent, shaping  # noqa: F401  (they fill OPERATORS)
+from . import elementwise, files, fold, products, recurrent, shaping, unroll  # noqa: F401  (they fill OPERATORS)
 from .build import Builder
 from .nodes import NodeReader, OnnxNode, show_attr
 from .registry import OPERATORS
@@ -58,7 +58,7 @@ def precheck(file: File) -> list[str]:
     problems = []
     for node in file.nodes:
         known = OPERATORS.get((node.domain, node.op))
-        if known is None:
+        if known is None or (node.payload is None and node.domain == unroll.DOMAIN):
             problems.append(f"node {node.label}: operator {node.kind}")
             continue
         problems += [
