@@ -1,0 +1,83 @@
+"""InferenceSession answers as onnxruntime's does, names and types included, and says clearly what it can't."""
+
+import numpy as np
+import onnx
+import pytest
+from rnn_cases import BY_ID, make_inputs, make_model, ort_run
+
+import fastrnn
+from fastrnn.errors import ShapeError, UnsupportedError
+
+CASE = BY_ID["lstm-bidirectional_lengths_states"]
+
+
+@pytest.fixture
+def session(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(make_model(CASE), path)
+    return fastrnn.InferenceSession(path)
+
+
+def test_it_runs_as_onnxruntime(session):
+    inputs = make_inputs(CASE)
+    theirs = ort_run(CASE, inputs)
+    answers = session.run(None, inputs)
+    assert isinstance(answers, list)
+    for name, ours in zip(CASE.outputs, answers, strict=True):
+        np.testing.assert_allclose(ours, theirs[name], atol=2e-6, err_msg=name)
+    swapped = session.run(["Y_c", "Y"], inputs)
+    np.testing.assert_array_equal(swapped[0], answers[2])
+    np.testing.assert_array_equal(swapped[1], answers[0])
+    assert session.run([], inputs) == []
+
+
+def test_it_describes_itself(session):
+    assert [(a.name, a.type, a.shape) for a in session.get_inputs()] == [
+        ("X", "tensor(float)", ["time", "batch", 7]),
+        ("sequence_lens", "tensor(int32)", ["batch"]),
+        ("initial_h", "tensor(float)", [2, "batch", 17]),
+        ("initial_c", "tensor(float)", [2, "batch", 17]),
+    ]
+    assert [(a.name, a.type, a.shape) for a in session.get_outputs()] == [
+        ("Y", "tensor(float)", ["time", 2, "batch", 17]),
+        ("Y_h", "tensor(float)", [2, "batch", 17]),
+        ("Y_c", "tensor(float)", [2, "batch", 17]),
+    ]
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_names_and_types_are_those_of_onnxruntime(tmp_path, session):
+    import onnxruntime
+
+    theirs = onnxruntime.InferenceSession(make_model(CASE).SerializeToString(), providers=["CPUExecutionProvider"])
+    for ours, other in (
+        (session.get_inputs(), theirs.get_inputs()),
+        (session.get_outputs(), theirs.get_outputs()),
+    ):
+        assert [(a.name, a.type, a.shape) for a in ours] == [(a.name, a.type, a.shape) for a in other]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "change", "text"),
+    [
+        (["Yh"], {}, r"there is no output 'Yh'; outputs are Y, Y_h, Y_c; did you mean 'Y_h'\?"),
+        (["nothing"], {}, r"there is no output 'nothing'; outputs are Y, Y_h, Y_c$"),
+        (None, {"x": 1}, "there is no input 'x'; inputs are X, sequence_lens, initial_h, initial_c"),
+        (None, {"initial_H": 1}, r"did you mean 'initial_h'\?"),
+        (None, {"X": None, "initial_c": None}, "the input X, initial_c is missing; inputs are X, sequence_lens"),
+        (None, {"X": np.ones((3, 2))}, "X"),
+        (None, {"X": np.ones((7, 6, 7), dtype="U1")}, "X"),
+    ],
+)
+def test_errors_say_what_was_wrong(session, outputs, change, text):
+    inputs = {name: array for name, array in (make_inputs(CASE) | change).items() if array is not None}
+    with pytest.raises(ShapeError, match=text):
+        session.run(outputs, inputs)
+
+
+def test_providers(tmp_path):
+    data = make_model(CASE).SerializeToString()
+    providers = ["CUDAExecutionProvider", ("CPUExecutionProvider", {})]
+    assert fastrnn.InferenceSession(data, providers=providers, threads=1).model.threads == 1
+    with pytest.raises(UnsupportedError, match=r"the providers .*CUDA.*; there is CPUExecutionProvider"):
+        fastrnn.InferenceSession(data, providers=["CUDAExecutionProvider"])
