@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from ..graph import Graph, validate
 from .dead import remove_dead_nodes
+from .linear import fuse_linear
+from .moves import simplify_moves
 
-standard_passes = (remove_dead_nodes,)
+standard_passes = (simplify_moves, fuse_linear, remove_dead_nodes)
 
 
 def run(graph: Graph) -> Graph:

@@ -144,9 +144,10 @@ class Step:
         if isinstance(a, np.ndarray):
             return a + b
         if isinstance(b, np.ndarray):
-            if isinstance(a, Affine) and b.ndim >= 1 and b.size == b.shape[-1]:
-                return Affine(a.terms, (*a.bias, b.reshape(-1)))
-            return Base(name)
+            row = _row(b)
+            if row is None or not isinstance(a, (Affine, Base)):
+                return Base(name)
+            return Affine(_as_affine(a).terms, (*_as_affine(a).bias, row))
         if isinstance(a, (Affine, Base)) and isinstance(b, (Affine, Base)):
             a, b = _as_affine(a), _as_affine(b)
             if set(map(_key, a.terms)) & set(map(_key, b.terms)):
@@ -210,6 +211,30 @@ class Step:
         start, stop = starts[0], stops[0]
         found = range(*slice(start, stop).indices(width))
         return _columns(x, found.start, found.stop)
+
+
+def _row(array: np.ndarray) -> np.ndarray | None:
+    """The last axis of an array that is the same at every index of the others."""
+    if array.ndim < 1 or not array.size:
+        return None
+    rows = array.reshape(-1, array.shape[-1])
+    return rows[0] if (rows == rows[:1]).all() else None
+
+
+def starts_at_zero(out, cell: Recognised) -> bool:
+    """Whether the first step's result is that of a cell whose h is zero, its product with R already folded away:
+    f(x + bias), with exactly the bias that every other step adds."""
+    if cell.spec.kind != "rnn" or not isinstance(out, Act) or out.fn != cell.spec.activations[0].name:
+        return False
+    if not isinstance(out.of, Affine) or len(out.of.terms) != 1:
+        return False
+    ((_, matrix),) = out.of.terms.items()
+    eye = np.eye(cell.spec.hidden_size, dtype=np.float32)
+    if not np.array_equal(eye if matrix is None else matrix.T, cell.W):
+        return False
+    adds = [b for b in out.of.bias if b.any()]
+    needs = [b for b in (cell.Wb, cell.Rb) if b is not None and b.any()]
+    return len(adds) == len(needs) and all(np.array_equal(a, b) for a, b in zip(adds, needs, strict=True))
 
 
 def _key(base):
@@ -298,14 +323,18 @@ def _split_by(value: Product, wanted) -> object:
 
 
 def _gru(out, x, h) -> Recognised:
-    """z*h + (1-z)*n, n = g(x, r*h): the form that resets before the product (linear_before_reset=0)."""
+    """z*h + (1-z)*n, where n is g(x, r*h) or, with linear_before_reset, g(x + r * (h @ R + Rb))."""
     parts = list(_two(out, Sum))
     if any(isinstance(f, OneMinus) for f in _two(parts[0], Product)):
         parts.reverse()
     z = _split_by(parts[0], h)
     a, b = _two(parts[1], Product)
     keep, n = (a, b) if isinstance(a, OneMinus) else (b, a)
-    if not isinstance(keep, OneMinus) or keep.of is not z or not isinstance(n, Act) or not isinstance(n.of, Affine):
+    if not isinstance(keep, OneMinus) or keep.of is not z or not isinstance(n, Act):
+        raise NotACell
+    if isinstance(n.of, Sum):
+        return _gru_after(z, n, x, h)
+    if not isinstance(n.of, Affine):
         raise NotACell
     resets = [b for b in n.of.terms if isinstance(b, Product)]
     if len(resets) != 1:
@@ -315,6 +344,29 @@ def _gru(out, x, h) -> Recognised:
     if gates[0][0] != gates[1][0]:
         raise NotACell
     return _assemble("gru", gates, [gates[0][0], gates[2][0]], linear_before_reset=False)
+
+
+def _gru_after(z, n, x, h) -> Recognised:
+    part, gated = _two(n.of, Sum)
+    if not isinstance(gated, Product):
+        part, gated = gated, part
+    r, product = _two(gated, Product)
+    if isinstance(product, Act):
+        r, product = product, r
+    if not all(isinstance(a, Affine) for a in (part, product)) or len(part.bias) > 1 or len(product.bias) > 1:
+        raise NotACell
+    if {_key(b) for b in part.terms} != {_key(x)} or {_key(b) for b in product.terms} != {_key(h)}:
+        raise NotACell
+    gates = [_gate(z, x, h), _gate(r, x, h)]
+    width = gates[0][2].shape[1]
+    zero, eye = np.zeros(width, np.float32), np.eye(width, dtype=np.float32)
+    ((_, w),), ((_, matrix),) = part.terms.items(), product.terms.items()
+    biases = [(p.bias[0].astype(np.float32) if p.bias else zero) for p in (part, product)]
+    gates.append((n.fn, eye if w is None else w, eye if matrix is None else matrix, biases))
+    if gates[0][0] != gates[1][0]:
+        raise NotACell
+    gates = [(f, w, r, (b + [zero, zero])[:2]) for f, w, r, b in gates]
+    return _assemble("gru", gates, [gates[0][0], n.fn], linear_before_reset=True)
 
 
 def _lstm(out, cell_out, x, h, c) -> Recognised:

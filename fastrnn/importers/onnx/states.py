@@ -3,10 +3,13 @@
 Found by dataflow: the elements of every input are numbered and followed through nodes that only move data into the
 initial states of cells; a cell hands the numbers of its h0 and c0 on to h_n and c_n; an output whose elements then
 carry exactly the numbers of one input, in order, is that input's next value. This sees through stacked layers,
-packed tensors and transposed layouts alike.
+packed tensors and transposed layouts alike. States that no cell holds (a single step written out, a cache) are
+paired by name and shape afterwards.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 
@@ -34,6 +37,7 @@ def pair(graph: Graph, given: dict | None = None) -> Graph:
                 f"name it: states={{{source!r}: {outputs[0]!r}}}"
             )
     states = {source: outputs[0] for source, outputs in found.items()}
+    states |= _by_name(graph, states)
     notes = (*graph.notes, *(f"state {a} -> {b}" for a, b in states.items()))
     return graph.replace(states=states, notes=notes)
 
@@ -82,6 +86,44 @@ def _links(graph: Graph) -> list[tuple[str, str]]:
             if same and np.array_equal(got, np.arange(start, start + got.size).reshape(got.shape)):
                 links.append((source, output))
     return links
+
+
+_BEFORE = re.compile(
+    r"^(prev|previous|old|in|init|initial|start)_|_?(0|_prev|_previous|_old|_in|_init|_initial|_start)$"
+)
+_AFTER = re.compile(r"^(new|next|out|final|last)_|_?(n|N|_new|_next|_out|_final|_last)$")
+
+
+def _by_name(graph: Graph, states: dict[str, str]) -> dict[str, str]:
+    """Pairs such as h0 -> hn, state -> stateN, conv_cache -> conv_cache_out: the same stem, dtype and dims, without
+    time, the output depending on the input, unambiguous, and never so many that no input is left for data."""
+    found: dict[str, str] = {}
+    for source in graph.inputs:
+        value = graph.values[source]
+        if source in states or any("time" in D.symbols(d) for d in value.dims) or value.dtype != "float32":
+            continue
+        stem = _BEFORE.sub("", source)
+        same = [
+            o
+            for o in graph.outputs
+            if o not in states.values()
+            and (graph.values[o].dtype, graph.values[o].dims) == (value.dtype, value.dims)
+            and _AFTER.search(o)
+            and _AFTER.sub("", o) == stem
+            and source in _needs(graph, o)
+        ]
+        if len(same) == 1 and stem and same[0] not in found.values():
+            found[source] = same[0]
+    return found if len(states) + len(found) < len(graph.inputs) else {}
+
+
+def _needs(graph: Graph, output: str) -> set[str]:
+    """Every value that an output depends on."""
+    needed = {output}
+    for node in reversed(graph.nodes):
+        if any(o in needed for o in node.outputs):
+            needed |= {i for i in node.inputs if i is not None}
+    return needed
 
 
 def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: dict) -> None:

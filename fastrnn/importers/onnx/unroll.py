@@ -14,7 +14,7 @@ from onnx import AttributeProto, numpy_helper
 
 from ...errors import ModelFormatError
 from .nodes import NodeReader, OnnxNode, plain_nodes, sort_nodes
-from .recognise import Base, NotACell, Recognised, Step, recognise
+from .recognise import Base, NotACell, Recognised, Step, recognise, starts_at_zero
 from .registry import op
 from .symbols import Finding
 from .values import Const, Fill, Ints, uniform
@@ -38,6 +38,7 @@ class Rolled:
     flip_x: bool = False
     flip_y: bool = False
     stack: int | None = 0
+    lead: bool = False  # h has an axis of one before [batch, H], where h0 is not there to tell
 
 
 def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: list[str], opset: int) -> list[OnnxNode]:
@@ -145,7 +146,7 @@ def _from_concat(graph: _Graph, node: OnnxNode) -> OnnxNode | None:
 def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack: int | None) -> OnnxNode:
     """names: the results in the order in which they are computed. Raises NotACell."""
     first: Recognised | None = None
-    start = source = None
+    start = source = opening = None
     indices = []
     for t, name in enumerate(names):
         taken: list[tuple[str, int]] = []
@@ -159,15 +160,21 @@ def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack:
 
         step = Step(graph.maker, graph.constants, {names[t - 1]: H} if t else {}, item, graph.opset)
         out = step.value(name)
-        if t == 0:
-            start = _only_leaf(out)
-        cell = recognise(out, None, X, H if t else Base(start), None)
+        if t == 0 and not _leaves(out):
+            opening, cell = out, None  # h0 was a constant and its product is folded: settled by the second step
+        else:
+            start = _only_leaf(out) if t == 0 else start
+            cell = recognise(out, None, X, H if t else Base(start), None)
         if len(taken) != 1 or (source is not None and taken[0][0] != source):
             raise NotACell
         source, first = taken[0][0], first or cell
         indices.append(taken[0][1])
-        if not cell.same(first):
+        if cell is not None and not cell.same(first):
             raise NotACell
+        if opening is not None and t == 1 and not starts_at_zero(opening, cell):
+            raise NotACell
+    if first is None:
+        raise NotACell
     count = len(names)
     if indices == list(range(count)):
         flip_x = False
@@ -177,12 +184,20 @@ def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack:
         raise NotACell
     source, turned = _unflip(graph, source)
     source, cell = _absorb(graph, source, first)
-    payload = Rolled(cell, count, flip_x != turned, flip_y, stack)
-    return _node(node.label, [source, start, "", ""], [node.outputs[0], names[-1], ""], payload)
+    payload = Rolled(cell, count, flip_x != turned, flip_y, stack, stack is None)
+    return _node(node.label, [source, start or "", "", ""], [node.outputs[0], names[-1], ""], payload)
 
 
 def _only_leaf(out) -> str:
     """The one value from outside that the first step starts from: h0."""
+    found = _leaves(out)
+    if len(found) != 1:
+        raise NotACell
+    return found.pop()
+
+
+def _leaves(out) -> set[str]:
+    """The values from outside that an operand is made of."""
     found: set[str] = set()
 
     def look(value) -> None:
@@ -197,9 +212,7 @@ def _only_leaf(out) -> str:
                 look(getattr(value, name))
 
     look(out)
-    if len(found) != 1:
-        raise NotACell
-    return found.pop()
+    return found
 
 
 def _unflip(graph: _Graph, name: str) -> tuple[str, bool]:
@@ -370,14 +383,14 @@ def _rolled(ctx, n: NodeReader):
     payload: Rolled = n.node.payload
     spec, cell = payload.cell.spec, payload.cell
     x = ctx.live(n.input(0))
-    starts = [n.input(1), n.input(2, optional=True)]
+    starts = [n.input(1, optional=True), n.input(2, optional=True)]
     trip = n.input(3, optional=True)
     if len(x.dims) != 3:
         raise ModelFormatError(f"a recurrence over a value of rank {len(x.dims)}")
     ctx.equal(x.dims[2], spec.input_size, "the features of a recurrence")
     x = _whole(ctx, x, payload, trip)
     time, batch = x.dims[:2]
-    states, lead = [], False
+    states, lead = [], payload.lead
     for start in starts:
         if start is None:
             states.append(None)

@@ -1,0 +1,138 @@
+"""Moves of data that cancel, merge, or cost nothing in another form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import dims as D
+from ..graph import Graph, Node, Value
+
+
+def simplify_moves(graph: Graph) -> Graph:
+    """Merge chains of transpose and reshape, drop those that do nothing, and bring bidirectional outputs to one concat.
+
+    Rules, applied until none fits: transpose of transpose; a transpose that only moves axes of size one is a reshape;
+    reshape of reshape; a move to the same form is dropped; transpose of concat is concat of transposes, and a reshape
+    that merges the axis of a concat into the next one is a concat of such reshapes, where nobody else reads between.
+    """
+    editor = _Editor(graph)
+    while editor.sweep():
+        pass
+    if not editor.changes:
+        return graph
+    notes = (*graph.notes, f"simplified {editor.changes} moves of data")
+    return graph.replace(nodes=tuple(editor.nodes), values=editor.values, notes=notes)
+
+
+class _Editor:
+    def __init__(self, graph: Graph):
+        self.graph, self.nodes, self.values = graph, list(graph.nodes), dict(graph.values)
+        self.outputs, self.names = set(graph.outputs), {n.name for n in graph.nodes}
+        self.changes = 0
+
+    def sweep(self) -> bool:
+        """One pass over the nodes; True if a rule fitted."""
+        self.maker = {o: n for n in self.nodes for o in n.outputs if o is not None}
+        self.reads: dict[str, int] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                if name is not None:
+                    self.reads[name] = self.reads.get(name, 0) + 1
+        for k, node in enumerate(self.nodes):
+            new = self._rule(node)
+            if new is not None:
+                self.nodes[k : k + 1] = new
+                self._drop_unread()
+                self.changes += 1
+                return True
+        return False
+
+    def _drop_unread(self) -> None:
+        """Moves that lost their last reader go, so that the next sweep counts readers right."""
+        needed = set(self.outputs)
+        for node in self.nodes:
+            needed |= {i for i in node.inputs if i is not None}
+        self.nodes = [n for n in self.nodes if n.op not in ("transpose", "reshape", "concat") or n.outputs[0] in needed]
+
+    def _rule(self, node: Node) -> list[Node] | None:
+        if node.op not in ("transpose", "reshape"):
+            return None
+        source, out = self.values[node.inputs[0]], self.values[node.outputs[0]]
+        before = self.maker.get(source.name)
+        if node.op == "transpose" and _moves_only_ones(source.dims, node.attrs["perm"]):
+            return [Node("reshape", node.name, node.inputs, node.outputs, {"dims": out.dims})]
+        if source.dims == out.dims and (node.op == "reshape" or node.attrs["perm"] == tuple(range(len(out.dims)))):
+            dropped = self._drop(node, source.name, out.name)
+            if dropped is not None:
+                return dropped
+        if before is not None and before.op == node.op:
+            attrs = {"dims": out.dims}
+            if node.op == "transpose":
+                attrs = {"perm": tuple(before.attrs["perm"][p] for p in node.attrs["perm"])}
+            return [replace(node, inputs=before.inputs, attrs=attrs)]
+        if (
+            before is not None
+            and before.op == "concat"
+            and self.reads[source.name] == 1
+            and source.name not in self.outputs
+        ):
+            return self._through_concat(node, before, source, out)
+        return None
+
+    def _drop(self, node: Node, source: str, out: str) -> list[Node] | None:
+        """Remove a move that does nothing: readers take its input; an output's name goes to the maker of its input."""
+        if out not in self.outputs:
+            self._rename_reads(out, source)
+            return []
+        maker = self.maker.get(source)
+        if maker is None or source in self.outputs or maker.op == "state":
+            return None
+        self._rename_reads(source, out)
+        for k, other in enumerate(self.nodes):
+            if other is maker:
+                self.nodes[k] = replace(maker, outputs=tuple(out if o == source else o for o in maker.outputs))
+        return []
+
+    def _rename_reads(self, old: str, new: str) -> None:
+        for k, other in enumerate(self.nodes):
+            if old in other.inputs:
+                self.nodes[k] = replace(other, inputs=tuple(new if i == old else i for i in other.inputs))
+
+    def _through_concat(self, node: Node, concat: Node, source: Value, out: Value) -> list[Node] | None:
+        axis = concat.attrs["axis"]
+        if node.op == "transpose":
+            perm = node.attrs["perm"]
+            parts = [tuple(self.values[i].dims[p] for p in perm) for i in concat.inputs]
+            return self._spread(node, concat, parts, perm.index(axis), {"perm": perm})
+        merged = (*source.dims[:axis], D.product(source.dims[axis : axis + 2]), *source.dims[axis + 2 :])
+        if axis + 1 >= len(source.dims) or out.dims != merged:
+            return None
+        parts = []
+        for name in concat.inputs:
+            dims = self.values[name].dims
+            parts.append((*dims[:axis], D.product(dims[axis : axis + 2]), *dims[axis + 2 :]))
+        return self._spread(node, concat, parts, axis, None)
+
+    def _spread(self, node: Node, concat: Node, parts: list, axis: int, attrs: dict | None) -> list[Node]:
+        """The move applied to each input of the concat, and a concat of the results in its place."""
+        made, names = [], []
+        for k, (source, dims) in enumerate(zip(concat.inputs, parts, strict=True)):
+            name = self._fresh(f"{node.outputs[0]}:{k}", self.values)
+            self.values[name] = Value(name, self.values[source].dtype, dims)
+            label = self._fresh(f"{node.name}.{k}", self.names)
+            self.names.add(label)
+            made.append(Node(node.op, label, (source,), (name,), attrs or {"dims": dims}))
+            names.append(name)
+        return [*made, Node("concat", node.name, tuple(names), node.outputs, {"axis": axis})]
+
+    @staticmethod
+    def _fresh(name: str, taken) -> str:
+        while name in taken:
+            name += "'"
+        return name
+
+
+def _moves_only_ones(dims: tuple, perm: tuple) -> bool:
+    """Whether all axes longer than one keep their order."""
+    kept = [p for p in perm if not (isinstance(dims[p], int) and dims[p] == 1)]
+    return kept == sorted(kept) and list(perm) != list(range(len(perm)))
