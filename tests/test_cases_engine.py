@@ -221,3 +221,16 @@ def test_no_steps_and_no_rows(kind):
         for name, array in zip(case.outputs, ours, strict=True):
             want = expected(case, inputs)[name]
             assert_same_bits(array, want.astype(np.float32), name)
+
+
+@pytest.mark.parametrize("lengths", [[6, 2], [-1, 2]])
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+def test_lengths_outside_the_steps_are_refused(kind, lengths):
+    """A length is data of the caller's, and no kernel checks it: it must not reach one."""
+    case = replace(BY_ID[f"{kind}-smallest"], T=5, batch=2, lengths="full")
+    inputs = make_inputs(case) | {"sequence_lens": np.array(lengths, np.int32)}
+    with pytest.raises(fastrnn.ShapeError, match=str(lengths[0])):
+        model_of(case).run(**inputs)
+    inputs.pop("sequence_lens")
+    with pytest.raises(fastrnn.ShapeError, match=str(lengths[0])):
+        model_of(replace(case, lengths=None)).run(**inputs, lengths=lengths)
