@@ -161,9 +161,10 @@ def make_projected() -> dict:
     program = torch.onnx.export(
         module, (torch.randn(2, 7, 6),), None, dynamo=True, dynamic_shapes=dims, verbose=False, input_names=["x"]
     )
-    strip(program.model_proto)
+    proto = program.model_proto  # made anew at every access
+    strip(proto)
     path = OUT / "projected.dynamo.onnx"
-    onnx.save(program.model_proto, path)
+    onnx.save(proto, path)
     return {
         "file": f"onnx/{path.name}",
         "model": "projected",
