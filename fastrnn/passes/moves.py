@@ -13,7 +13,8 @@ def simplify_moves(graph: Graph) -> Graph:
 
     Rules, applied until none fits: transpose of transpose; a transpose that only moves axes of size one is a reshape;
     reshape of reshape; a move to the same form is dropped; transpose of concat is concat of transposes, and a reshape
-    that merges the axis of a concat into the next one is a concat of such reshapes, where nobody else reads between.
+    that merges the axis of a concat into the next one is a concat of such reshapes, where nobody else reads between;
+    ops that work row by row move above a reshape that merges rows.
     """
     editor = _Editor(graph)
     while editor.sweep():
@@ -56,7 +57,7 @@ class _Editor:
 
     def _rule(self, node: Node) -> list[Node] | None:
         if node.op not in ("transpose", "reshape"):
-            return None
+            return self._through_pointwise(node)
         source, out = self.values[node.inputs[0]], self.values[node.outputs[0]]
         before = self.maker.get(source.name)
         if node.op == "transpose" and _moves_only_ones(source.dims, node.attrs["perm"]):
@@ -78,6 +79,35 @@ class _Editor:
         ):
             return self._through_concat(node, before, source, out)
         return None
+
+    def _through_pointwise(self, node: Node) -> list[Node] | None:
+        """An op that works on each row of its input by itself moves above a reshape that only merges rows: Keras folds
+        batch and time into one axis around every Dense. The reshape then meets its inverse and both go."""
+        k = _row_input(node, self.graph)
+        before = self.maker.get(node.inputs[k]) if k is not None else None
+        if (
+            before is None
+            or before.op != "reshape"
+            or self.reads[node.inputs[k]] != 1
+            or node.inputs[k] in self.outputs
+        ):
+            return None
+        source, merged = self.values[before.inputs[0]], self.values[node.inputs[k]]
+        out = self.values[node.outputs[0]]
+        if len(source.dims) <= len(merged.dims) or len(merged.dims) < 2 or source.dims[-1:] != merged.dims[-1:]:
+            return None
+        if len(out.dims) != len(merged.dims) or "axis" in node.attrs and node.attrs["axis"] != len(merged.dims) - 1:
+            return None
+        inputs = tuple(before.inputs[0] if i == k else name for i, name in enumerate(node.inputs))
+        name = self._fresh(f"{out.name}:rows", self.values)
+        self.values[name] = Value(name, out.dtype, (*source.dims[:-1], out.dims[-1]))
+        label = self._fresh(f"{node.name}.rows", self.names)
+        self.names.add(label)
+        attrs = dict(node.attrs) | ({"axis": len(source.dims) - 1} if "axis" in node.attrs else {})
+        return [
+            replace(node, inputs=inputs, outputs=(name,), attrs=attrs),
+            Node("reshape", label, (name,), node.outputs, {"dims": out.dims}),
+        ]
 
     def _drop(self, node: Node, source: str, out: str) -> list[Node] | None:
         """Remove a move that does nothing: readers take its input; an output's name goes to the maker of its input."""
@@ -136,3 +166,23 @@ def _moves_only_ones(dims: tuple, perm: tuple) -> bool:
     """Whether all axes longer than one keep their order."""
     kept = [p for p in perm if not (isinstance(dims[p], int) and dims[p] == 1)]
     return kept == sorted(kept) and list(perm) != list(range(len(perm)))
+
+
+def _row_input(node: Node, graph: Graph) -> int | None:
+    """Which input of the node is worked on row by row (along its last axis), all others being constants of one row."""
+    if node.op in ("unary", "softmax", "cast"):
+        return 0
+    if node.op == "linear" or (node.op == "matmul" and _rank(graph, node.inputs[1]) == 2):
+        return 0
+    if node.op == "layer_norm":
+        return 0 if all(_rank(graph, i) == 1 for i in node.inputs[1:] if i is not None) else None
+    if node.op == "binary":
+        ranks = [_rank(graph, i) for i in node.inputs]
+        return next((k for k in (0, 1) if ranks[k] is None and ranks[1 - k] in (0, 1)), None)
+    return None
+
+
+def _rank(graph: Graph, name: str) -> int | None:
+    """The rank of a constant; None for a value that is none."""
+    array = graph.constants.get(name)
+    return None if array is None else array.ndim

@@ -60,6 +60,12 @@ class Builder:
             raise Finding(f"values of dtype {name}")
         return name
 
+    def kind(self, value) -> str:
+        """The graph's dtype of an abstract value."""
+        if isinstance(value, Live):
+            return value.dtype
+        return self.dtype(value.dtype if isinstance(value, Fill) else value.array.dtype)
+
     def declare(self, name: str, dtype, dims: tuple) -> Live:
         """An input of the graph."""
         value = Value(name, self.dtype(dtype), dims)

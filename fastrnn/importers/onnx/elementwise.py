@@ -6,7 +6,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ...dims import Dim
-from ...errors import ModelFormatError
+from ...errors import ModelFormatError, ShapeError
 from . import files
 from .nodes import NodeReader
 from .registry import op
@@ -93,6 +93,9 @@ def _shaped(ctx, n: NodeReader):
     fn, alpha, beta = _SHAPED[n.node.op]
     a = n.attr(alpha[0], "float", alpha[1])
     b = n.attr(beta[0], "float", beta[1]) if beta else 0.0
+    if fn == "thresholded_relu":
+        # The operator keeps x > alpha, the activation of cells x >= alpha: the next float32 makes them the same.
+        a = float(np.nextafter(np.float32(a), np.float32(np.inf)))
     return [ctx.unary(fn, n.input(0), a, b)]
 
 
@@ -143,7 +146,10 @@ def _on_sizes(ctx, fn: str, a, b):
     if fn == "equal":
         return _sizes_equal(left, right)
     if fn == "div":
-        return simplest(np.frompyfunc(lambda p, q: p // q, 2, 1)(left, right))
+        try:
+            return simplest(np.frompyfunc(lambda p, q: p // q, 2, 1)(left, right))
+        except ShapeError:
+            return None  # one size by another, of which only the example's quotient is known
     return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
 
 
@@ -171,8 +177,8 @@ def _binary(ctx, n: NodeReader):
             return [known]
         ctx.table.freeze([d for v in (a, b) if isinstance(v, Ints) for d in v.array.flat], f"{n.node.op} of a size")
     a, b = ctx.broadcast([a, b], n.node.op)
-    if fn == "pow" and a.dtype != b.dtype:
-        b = _as_dtype(ctx, b, a.dtype)
+    if fn == "pow" and ctx.kind(a) != ctx.kind(b):
+        b = _as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
     return [ctx.one("binary", a, b, fn=fn)]
 
 

@@ -28,7 +28,7 @@ def _float(ctx, value, what: str):
     """The value as a live one or a Const, floating point or refused."""
     if isinstance(value, Ints):
         ctx.table.freeze(list(value.array.flat), f"{what} of a size")
-    dtype = ctx.dtype(value.array.dtype) if isinstance(value, Const) else ctx.live(value).dtype
+    dtype = ctx.kind(value)
     if dtype != "float32":
         raise Finding(f"{what} of {dtype}")
     return value if isinstance(value, Const) else ctx.live(value)
