@@ -1,0 +1,108 @@
+"""The C kernels for other Cython modules: their structs, the active table, packed weights."""
+
+# First, because NumPy includes complex.h, whose macro I frnn.h takes away again.
+cimport numpy as cnp
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+
+cdef extern from "frnn.h" nogil:
+    enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS
+    enum: FRNN_RNN, FRNN_LSTM, FRNN_GRU, FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
+
+    ctypedef struct frnn_act:
+        int32_t fn
+        float alpha, beta
+
+    ctypedef struct frnn_cell:
+        int32_t kind, input_forget, reset_after, peephole
+        int64_t I, H
+        float clip
+        frnn_act act[3]
+        const float *packed
+
+    ctypedef struct frnn_cell_io:
+        const float *const *x
+        Py_ssize_t x_off
+        const float *const *pre
+        Py_ssize_t pre_off
+        const float *const *h
+        Py_ssize_t h_off
+        float *const *c
+        Py_ssize_t c_off
+        float *const *y
+        Py_ssize_t y_off
+        float *scratch
+
+    ctypedef struct frnn_instruction:
+        int32_t fn, a, b, c
+        float alpha, beta
+
+    ctypedef struct frnn_program:
+        int32_t n_in, n_instructions
+        frnn_instruction instructions[32]
+
+    ctypedef struct frnn_space:
+        int64_t rank
+        int64_t size[6]
+        int64_t in_stride[8][6]
+        int64_t out_stride[6]
+
+    ctypedef struct frnn_kernels:
+        const char *isa
+        int64_t lanes
+        int64_t (*cell_pack_size)(const frnn_cell *cell) noexcept nogil
+        void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
+                          const float *P, float *packed) noexcept nogil
+        int64_t (*cell_blocks)(const frnn_cell *cell) noexcept nogil
+        int64_t (*cell_phases)(const frnn_cell *cell) noexcept nogil
+        int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows) noexcept nogil
+        void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
+                          int64_t block0, int64_t block1) noexcept nogil
+        int64_t (*cell_pre_size)(const frnn_cell *cell) noexcept nogil
+        void (*cell_input)(const frnn_cell *cell, const float *const *x, Py_ssize_t x_off, float *const *pre,
+                           Py_ssize_t pre_off, int64_t row0, int64_t row1, int64_t block0, int64_t block1) noexcept nogil
+        int64_t (*linear_pack_size)(int64_t K, int64_t N) noexcept nogil
+        void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,
+                            const float *bias, float *packed) noexcept nogil
+        int64_t (*linear_blocks)(int64_t K, int64_t N) noexcept nogil
+        void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride,
+                       float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1) noexcept nogil
+        void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *inputs,
+                            float *out) noexcept nogil
+        void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row,
+                       int64_t x_stride, float *y, int64_t y_row) noexcept nogil
+        void (*softmax)(int64_t rows, int64_t n, int32_t log, const float *x, int64_t x_row, float *y,
+                        int64_t y_row) noexcept nogil
+        void (*layer_norm)(int64_t rows, int64_t n, float epsilon, const float *scale, const float *bias,
+                           const float *x, int64_t x_row, float *y, int64_t y_row) noexcept nogil
+        void (*map)(frnn_act act, int64_t n, const float *x, float *y) noexcept nogil
+
+
+# As frnn.h describes them; wrapped, because the C library is linked into this extension alone.
+cdef uint64_t frnn_fpu_enter() noexcept nogil
+cdef void frnn_fpu_leave(uint64_t token) noexcept nogil
+
+cdef const frnn_kernels *active_kernels() noexcept nogil
+# frnn_fpu_enter and frnn_fpu_leave, for modules that don't link the kernels.
+cdef uint64_t fpu_enter() noexcept nogil
+cdef void fpu_leave(uint64_t token) noexcept nogil
+# The table of that name; None: the active one. Raises FastRNNError where it can't be had here.
+cdef const frnn_kernels *kernels_named(isa) except NULL
+
+
+cdef class PackedCell:
+    """One direction of one recurrent layer, packed for one instruction set. Immutable; owns its weights."""
+    cdef frnn_cell cell
+    cdef const frnn_kernels *table
+    cdef readonly object spec  # CellSpec
+    cdef readonly int64_t nbytes
+    cdef float *memory
+
+
+cdef class PackedLinear:
+    """W [K, N] and bias [N], packed for one instruction set. Immutable; owns its weights."""
+    cdef readonly int64_t K, N
+    cdef const float *data
+    cdef const frnn_kernels *table
+    cdef readonly int64_t nbytes
+    cdef float *memory

@@ -1,0 +1,52 @@
+/* How output columns (hidden units) are cut into blocks, and how a block's weights lie in memory.
+ *
+ * N columns become full blocks of U vectors of FRNN_LANES floats, then at most one block of fewer vectors, then at most
+ * one vector of a narrower width, so that a layer of 20, 50 or 130 units is not padded to a multiple of 16 or 64. The
+ * last vector may be a tail: its columns from N on are computed on zero weights and never stored.
+ * All blocks but the last are whole, so a block that starts at column j begins at j * (floats a column) of its panel.
+ */
+#ifndef FRNN_BLOCKS_H
+#define FRNN_BLOCKS_H
+
+typedef struct frnn_block {
+    int64_t start; /* its first column */
+    int32_t width; /* floats a vector: FRNN_LANES, or less for a narrow tail */
+    int32_t nv;    /* vectors, 1..U */
+} frnn_block;
+
+/* The narrowest width that holds `rest` columns (1 <= rest <= FRNN_LANES). */
+static inline int32_t frnn_tail_width(int64_t rest) {
+    int32_t width = 4; /* every instruction set has vectors of 4 */
+    while (width < rest) width *= 2;
+    return width;
+}
+
+static int64_t frnn_block_count(int64_t N, int64_t U) {
+    int64_t rest = N % (U * FRNN_LANES), odd = rest % FRNN_LANES;
+    int narrow = odd > 0 && frnn_tail_width(odd) < FRNN_LANES;
+    int64_t vectors = rest / FRNN_LANES + (odd > 0 && !narrow);
+    return N / (U * FRNN_LANES) + (vectors > 0) + narrow;
+}
+
+static frnn_block frnn_block_at(int64_t N, int64_t U, int64_t index) {
+    int64_t full = N / (U * FRNN_LANES), rest = N % (U * FRNN_LANES), odd = rest % FRNN_LANES;
+    if (index < full) return (frnn_block){index * U * FRNN_LANES, FRNN_LANES, (int32_t)U};
+    int narrow = odd > 0 && frnn_tail_width(odd) < FRNN_LANES;
+    int64_t vectors = rest / FRNN_LANES + (odd > 0 && !narrow);
+    if (index == full && vectors > 0) return (frnn_block){full * U * FRNN_LANES, FRNN_LANES, (int32_t)vectors};
+    return (frnn_block){N - odd, frnn_tail_width(odd), 1};
+}
+
+/* Columns with their padding: where the last block ends. */
+static int64_t frnn_padded(int64_t N, int64_t U) {
+    if (N == 0) return 0;
+    frnn_block last = frnn_block_at(N, U, frnn_block_count(N, U) - 1);
+    return last.start + (int64_t)last.width * last.nv;
+}
+
+/* How many of `rows` rows the next tile takes: tiles of nearly equal height, none higher than FRNN_TILE_ROWS. */
+static inline int64_t frnn_tile_height(int64_t rows, int64_t limit) {
+    int64_t tiles = (rows + limit - 1) / limit;
+    return (rows + tiles - 1) / tiles;
+}
+#endif

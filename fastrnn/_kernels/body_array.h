@@ -1,0 +1,228 @@
+/* Work on whole arrays: functions, elementwise programs, reductions, softmax, layer_norm. Widest width only. */
+
+typedef void (*frnn_loop)(int64_t n, const float *pa, const float *pb, const float *pc, float fa, float fb, float *y);
+
+/* One loop a function: y[i] = fn(a[i], b[i], c[i]). y may be any of them. Each lane is computed from its own element
+ * alone, so the bits don't depend on n, position or alignment. */
+#define LOOP(code, loads, value)                                                                                       \
+    static void FRNN_JOIN(loop_##code, FRNN_ISA)(int64_t n, const float *pa, const float *pb, const float *pc, float fa, \
+                                               float fb, float *y) {                                                   \
+        vec alpha = vec_splat(fa), beta = vec_splat(fb);                                                               \
+        (void)pb, (void)pc, (void)alpha, (void)beta;                                                                   \
+        for (int64_t i = 0; i < n; i += VEC_W) {                                                                       \
+            loads;                                                                                                     \
+            vec_store_n(y + i, n - i, value);                                                                          \
+        }                                                                                                              \
+    }
+#define LOAD(name, p) vec name = vec_load_n(p + i, n - i)
+#define UNARY(code, name, value) LOOP(code, LOAD(x, pa), value)
+#define BINARY(code, name, value) LOOP(code, LOAD(a, pa); LOAD(b, pb), value)
+#define TERNARY(code, name, value) LOOP(code, LOAD(a, pa); LOAD(b, pb); LOAD(c, pc), value)
+#include "list_functions.h"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+#undef LOAD
+#undef LOOP
+
+static const frnn_loop frnn_loops[FRNN_FN_COUNT] = {
+#define UNARY(code, name, value) FRNN_JOIN(loop_##code, FRNN_ISA),
+#define BINARY UNARY
+#define TERNARY UNARY
+#include "list_functions.h"
+#undef UNARY
+#undef BINARY
+#undef TERNARY
+};
+
+static void frnn_map(frnn_act act, int64_t n, const float *x, float *y) {
+    frnn_loops[act.fn](n, x, NULL, NULL, act.alpha, act.beta, y);
+}
+
+/* ---- elementwise programs ---- */
+#define CHUNK 128 /* elements a register: 40 registers of 512 bytes stay in L1 */
+
+/* Drop axes of size 1 and join neighbouring axes that all operands walk through as one. Returns the rank, >= 1. */
+static int64_t frnn_coalesce(const frnn_space *space, int64_t n_in, frnn_space *s) {
+    int64_t rank = 0;
+    for (int64_t d = 0; d < space->rank; d++) {
+        int64_t size = space->size[d];
+        if (size == 1) continue;
+        int joins = rank > 0 && s->out_stride[rank - 1] == space->out_stride[d] * size;
+        for (int64_t j = 0; joins && j < n_in; j++) joins = s->in_stride[j][rank - 1] == space->in_stride[j][d] * size;
+        if (!joins) s->size[rank++] = 1;
+        s->size[rank - 1] *= size;
+        s->out_stride[rank - 1] = space->out_stride[d];
+        for (int64_t j = 0; j < n_in; j++) s->in_stride[j][rank - 1] = space->in_stride[j][d];
+    }
+    if (rank == 0) {
+        s->size[rank++] = 1;
+        s->out_stride[0] = 1;
+        for (int64_t j = 0; j < n_in; j++) s->in_stride[j][0] = 1;
+    }
+    return rank;
+}
+
+static inline void frnn_gather(int64_t n, const float *x, int64_t stride, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = x[i * stride];
+}
+
+/* The program on n consecutive points of the last axis. in: where each operand's first point is. */
+static void frnn_program_row(const frnn_program *program, int64_t n, const float *const *in, const int64_t *in_stride,
+                             float *out, int64_t out_stride) {
+    float buffer[FRNN_MAX_INPUTS + FRNN_MAX_INSTRUCTIONS][CHUNK] __attribute__((aligned(64)));
+    const float *reg[FRNN_MAX_INPUTS + FRNN_MAX_INSTRUCTIONS];
+    for (int64_t j = 0; j < program->n_in; j++) {
+        if (in_stride[j] == 0) frnn_gather(n < CHUNK ? n : CHUNK, in[j], 0, buffer[j]);
+    }
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        int64_t m = n - i < CHUNK ? n - i : CHUNK;
+        for (int64_t j = 0; j < program->n_in; j++) {
+            reg[j] = in_stride[j] == 1 ? in[j] + i : buffer[j];
+            if (in_stride[j] > 1 || in_stride[j] < 0) frnn_gather(m, in[j] + i * in_stride[j], in_stride[j], buffer[j]);
+        }
+        for (int64_t k = 0; k < program->n_instructions; k++) {
+            const frnn_instruction *op = &program->instructions[k];
+            int64_t at = program->n_in + k;
+            int direct = k == program->n_instructions - 1 && out_stride == 1;
+            float *y = direct ? out + i : buffer[at];
+            frnn_loops[op->fn](m, reg[op->a], reg[op->b], reg[op->c], op->alpha, op->beta, y);
+            reg[at] = y;
+        }
+        if (out_stride != 1) {
+            const float *y = reg[program->n_in + program->n_instructions - 1];
+            for (int64_t e = 0; e < m; e++) out[(i + e) * out_stride] = y[e];
+        }
+    }
+}
+
+static void frnn_elementwise(const frnn_program *program, const frnn_space *space, const float *const *in, float *out) {
+    frnn_space s;
+    int64_t n_in = program->n_in, index[FRNN_MAX_RANK] = {0}, strides[FRNN_MAX_INPUTS];
+    const float *at[FRNN_MAX_INPUTS];
+    for (int64_t d = 0; d < space->rank; d++) {
+        if (space->size[d] == 0) return;
+    }
+    int64_t last = frnn_coalesce(space, n_in, &s) - 1;
+    for (int64_t j = 0; j < n_in; j++) at[j] = in[j], strides[j] = s.in_stride[j][last];
+    for (;;) {
+        frnn_program_row(program, s.size[last], at, strides, out, s.out_stride[last]);
+        int64_t d = last - 1;
+        for (; d >= 0; d--) { /* next row: add a stride, or go back to the start of this axis and carry */
+            int64_t steps = ++index[d] < s.size[d] ? 1 : 1 - s.size[d];
+            if (steps != 1) index[d] = 0;
+            out += steps * s.out_stride[d];
+            for (int64_t j = 0; j < n_in; j++) at[j] += steps * s.in_stride[j][d];
+            if (steps == 1) break;
+        }
+        if (d < 0) return;
+    }
+}
+#undef CHUNK
+
+/* ---- reductions ---- */
+/* Element i adds to lane i mod lanes, then the lanes to each other by halves: an order that depends on n alone. */
+FRNN_INLINE float frnn_fold(int32_t fn, vec a) {
+    for (int half = VEC_W / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; i++) {
+            float p = a[i], q = a[i + half];
+            if (fn == FRNN_ADD) a[i] = p + q;
+            if (fn == FRNN_MAX) a[i] = p != p || p > q ? p : q;
+            if (fn == FRNN_MIN) a[i] = p != p || p < q ? p : q;
+        }
+    }
+    return a[0];
+}
+
+/* n contiguous elements joined into acc; n beyond whole vectors only in the last call of a row. */
+FRNN_INLINE vec frnn_gathered(int32_t fn, vec acc, int64_t n, const float *x) {
+    for (int64_t i = 0; i < n; i += VEC_W) {
+        vec v = vec_load_n(x + i, n - i);
+        vec joined = fn == FRNN_ADD   ? acc + v
+                     : fn == FRNN_MAX ? vec_keep_nan(acc, vec_max(acc, v))
+                                      : vec_keep_nan(acc, vec_min(acc, v));
+        if (n - i < VEC_W) { /* lanes that don't exist keep what they have */
+            float keep[2 * VEC_W];
+            vec_store(keep, acc);
+            vec_store_part(keep, n - i, joined);
+            joined = vec_load(keep);
+        }
+        acc = joined;
+    }
+    return acc;
+}
+
+FRNN_INLINE vec frnn_neutral(int32_t fn) {
+    return vec_splat(fn == FRNN_ADD ? 0.0f : fn == FRNN_MAX ? -INFINITY : INFINITY);
+}
+
+static void frnn_reduce(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row,
+                        int64_t x_stride, float *y, int64_t y_row) {
+    float part[256];
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = x + r * x_row;
+        vec acc = frnn_neutral(fn);
+        if (x_stride == 1) {
+            acc = frnn_gathered(fn, acc, n, row);
+        } else {
+            for (int64_t i = 0; i < n; i += 256) {
+                int64_t m = n - i < 256 ? n - i : 256;
+                frnn_gather(m, row + i * x_stride, x_stride, part);
+                acc = frnn_gathered(fn, acc, m, part);
+            }
+        }
+        y[r * y_row] = frnn_fold(fn, acc) * scale;
+    }
+}
+
+/* ---- softmax, layer_norm: a row at a time; y may be x ---- */
+static void frnn_softmax(int64_t rows, int64_t n, int32_t log, const float *x, int64_t x_row, float *y, int64_t y_row) {
+    for (int64_t r = 0; r < rows; r++) {
+        const float *a = x + r * x_row;
+        float *out = y + r * y_row;
+        float top = frnn_fold(FRNN_MAX, frnn_gathered(FRNN_MAX, frnn_neutral(FRNN_MAX), n, a));
+        vec sum = vec_splat(0.0f);
+        for (int64_t i = 0; i < n; i += VEC_W) {
+            vec d = vec_load_n(a + i, n - i) - vec_splat(top), e = vec_exp(d);
+            if (n - i < VEC_W) {
+                float part[VEC_W];
+                vec_store(part, e);
+                e = vec_load_part(part, n - i);
+            }
+            sum = sum + e;
+            vec_store_n(out + i, n - i, log ? d : e);
+        }
+        vec total = vec_splat(frnn_fold(FRNN_ADD, sum));
+        if (log) total = vec_log(total);
+        for (int64_t i = 0; i < n; i += VEC_W) {
+            vec v = vec_load_n(out + i, n - i);
+            vec_store_n(out + i, n - i, log ? v - total : v / total);
+        }
+    }
+}
+
+static void frnn_layer_norm(int64_t rows, int64_t n, float epsilon, const float *scale, const float *bias,
+                            const float *x, int64_t x_row, float *y, int64_t y_row) {
+    for (int64_t r = 0; r < rows; r++) {
+        const float *a = x + r * x_row;
+        float *out = y + r * y_row;
+        float mean = frnn_fold(FRNN_ADD, frnn_gathered(FRNN_ADD, vec_splat(0.0f), n, a)) / (float)n;
+        vec squares = vec_splat(0.0f);
+        for (int64_t i = 0; i < n; i += VEC_W) {
+            vec d = vec_load_n(a + i, n - i) - vec_splat(mean);
+            if (n - i < VEC_W) {
+                float part[VEC_W];
+                vec_store(part, d);
+                d = vec_load_part(part, n - i);
+            }
+            squares = vec_fma(d, d, squares);
+        }
+        vec deviation = vec_sqrt(vec_splat(frnn_fold(FRNN_ADD, squares) / (float)n + epsilon));
+        for (int64_t i = 0; i < n; i += VEC_W) {
+            vec v = (vec_load_n(a + i, n - i) - vec_splat(mean)) / deviation;
+            if (scale) v = v * vec_load_n(scale + i, n - i);
+            if (bias) v = v + vec_load_n(bias + i, n - i);
+            vec_store_n(out + i, n - i, v);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+/* The recurrent cells: ONNX RNN-22, LSTM-22, GRU-22 for one block of hidden units; included once per width.
+ *
+ * clip bounds every preact (the argument of f and g, peephole term included) and nothing else: h(C) sees C unclipped, as
+ * in onnxruntime. The ONNX text ("applied to the input of activations") allows both.
+ */
+#ifndef FRNN_BODY_CELL_H
+#define FRNN_BODY_CELL_H
+#define vec_preact FRNN_WIDE(vec_preact)
+#define vec_rnn FRNN_WIDE(vec_rnn)
+#define vec_lstm FRNN_WIDE(vec_lstm)
+#define vec_gru FRNN_WIDE(vec_gru)
+#define vec_cell_fill FRNN_WIDE(vec_cell_fill)
+#define vec_cell_product FRNN_WIDE(vec_cell_product)
+#define vec_cell_finish FRNN_WIDE(vec_cell_finish)
+#define vec_cell_keep_pre FRNN_WIDE(vec_cell_keep_pre)
+#define vec_cell_rows FRNN_WIDE(vec_cell_rows)
+#define vec_cell_block FRNN_WIDE(vec_cell_block)
+#endif
+
+/* The activation of a preact, clipped first. `usual` is a constant: then `fn` is inlined and the cell's own not read. */
+FRNN_INLINE vec vec_preact(const frnn_cell *cell, int index, int usual, int fn, vec a) {
+    if (usual) return fn == FRNN_TANH ? vec_tanh(a) : vec_sigmoid(a);
+    vec clip = vec_splat(cell->clip);
+    return vec_activate(cell->act[index], vec_min(clip, vec_max(-clip, a)));
+}
+
+/* a: preacts i o f c, [4][VEC_W]; P: peepholes i o f, [3][VEC_W]; n: units that exist. Updates c, writes y. */
+FRNN_INLINE void vec_lstm(const frnn_cell *cell, const int usual, const float *a, const float *P, float *c, float *y,
+                          int64_t n) {
+    vec C = vec_load_n(c, n);
+    vec a_i = vec_load(a), a_o = vec_load(a + VEC_W), a_f = vec_load(a + 2 * VEC_W), a_c = vec_load(a + 3 * VEC_W);
+    if (!usual && cell->peephole) {
+        a_i = vec_fma(vec_load(P), C, a_i);
+        a_f = vec_fma(vec_load(P + 2 * VEC_W), C, a_f);
+    }
+    vec i = vec_preact(cell, 0, usual, FRNN_SIGMOID, a_i);
+    vec f = !usual && cell->input_forget ? vec_splat(1.0f) - i : vec_preact(cell, 0, usual, FRNN_SIGMOID, a_f);
+    C = vec_fma(f, C, i * vec_preact(cell, 1, usual, FRNN_TANH, a_c));
+    if (!usual && cell->peephole) a_o = vec_fma(vec_load(P + VEC_W), C, a_o);
+    vec o = vec_preact(cell, 0, usual, FRNN_SIGMOID, a_o);
+    vec_store_n(c, n, C);
+    vec_store_n(y, n, o * (usual ? vec_tanh(C) : vec_activate(cell->act[2], C)));
+}
+
+/* GRU with reset after the product. a: preacts z r, then R h + Rb of n, then W x + Wb of n, [4][VEC_W]. */
+FRNN_INLINE void vec_gru(const frnn_cell *cell, const int usual, const float *a, const float *h, float *y, int64_t n) {
+    vec z = vec_preact(cell, 0, usual, FRNN_SIGMOID, vec_load(a));
+    vec r = vec_preact(cell, 0, usual, FRNN_SIGMOID, vec_load(a + VEC_W));
+    vec a_n = vec_fma(r, vec_load(a + 2 * VEC_W), vec_load(a + 3 * VEC_W));
+    vec g = vec_preact(cell, 1, usual, FRNN_TANH, a_n);
+    vec_store_n(y, n, vec_fma(z, vec_load_n(h, n), (vec_splat(1.0f) - z) * g));
+}
+
+/* Describe the rows, starts and panels of one tile. q: which product of the block; hidden: rows of the hidden half. */
+FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, int nb, int q, const float *const *hidden,
+                               int64_t row, int64_t mr, frnn_tile *t) {
+    const frnn_cell *cell = call->cell;
+    const frnn_cell_io *io = call->io;
+    int64_t G = frnn_gates(cell), after = call->form == FRNN_FORM_GRU_AFTER;
+    int64_t vectors = frnn_unit_vectors(cell) == 1 ? G : blocks[0].nv;
+    int64_t size = vectors * (1 + cell->I + cell->H) * VEC_W; /* of one product */
+    t->Kx = io->pre ? 0 : cell->I;
+    t->Kh = call->pre_out ? 0 : cell->H;
+    for (int b = 0; b < nb; b++) {
+        const float *bias = cell->packed + blocks[b].start * frnn_unit_floats(cell) + q * size;
+        t->split[b] = after && !call->pre_out ? bias + vectors * VEC_W : NULL;
+        t->panel[b] = bias + (vectors + after + (io->pre ? cell->I * vectors : 0)) * VEC_W;
+        for (int64_t r = 0; r < mr; r++) {
+            t->start[b][r] =
+                io->pre ? io->pre[row + r] + io->pre_off + blocks[b].start * G + q * vectors * VEC_W : bias;
+        }
+    }
+    for (int64_t r = 0; r < mr; r++) {
+        t->x[r] = io->pre ? NULL : io->x[row + r] + io->x_off;
+        t->h[r] = hidden ? hidden[r] : NULL;
+    }
+}
+
+/* cell_input: put the accumulators of a tile into rows of pre. */
+FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *blocks, int nb, int q, int64_t row, int64_t mr,
+                                   const float *out) {
+    int64_t G = frnn_gates(call->cell), vectors = frnn_unit_vectors(call->cell) == 1 ? G : blocks[0].nv;
+    for (int64_t r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            float *pre = call->pre_out[row + r] + call->pre_out_off + blocks[b].start * G + q * vectors * VEC_W;
+            memcpy(pre, out + (r * nb + b) * 4 * VEC_W, (size_t)vectors * VEC_W * sizeof(float));
+        }
+    }
+}
+
+/* From preacts to the new state, for LSTM and GRU with reset after. */
+FRNN_INLINE void vec_cell_finish(const frnn_call *call, const frnn_block *blocks, int nb, int64_t row, int64_t mr,
+                                 const int usual, const float *out) {
+    const frnn_cell *cell = call->cell;
+    const frnn_cell_io *io = call->io;
+    for (int64_t r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            int64_t unit = blocks[b].start, n = cell->H - unit;
+            const float *a = out + (r * nb + b) * 4 * VEC_W;
+            float *y = io->y[row + r] + io->y_off + unit;
+            if (call->form == FRNN_FORM_LSTM) {
+                const float *P = cell->packed + unit * frnn_unit_floats(cell) + 4 * (1 + cell->I + cell->H) * VEC_W;
+                vec_lstm(cell, usual, a, P, io->c[row + r] + io->c_off + unit, y, n);
+            } else {
+                vec_gru(cell, usual, a, io->h[row + r] + io->h_off + unit, y, n);
+            }
+        }
+    }
+}
+
+/* The forms whose blocks are vectors of units: RNN (one phase), GRU with reset before the product (two).
+ * phase 0 of the GRU: r h into scratch; phase 1: z from h, n from r h. */
+FRNN_INLINE void vec_cell_rows(const frnn_call *call, const frnn_block *blocks, int nb, int64_t phase, int64_t row,
+                               int64_t mr, const float *const *hidden, const float *out, const float *out_z) {
+    const frnn_cell *cell = call->cell;
+    const frnn_cell_io *io = call->io;
+    int64_t stride = frnn_scratch_row(cell);
+    for (int64_t r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            for (int v = 0; v < blocks[b].nv; v++) {
+                int64_t unit = blocks[b].start + v * VEC_W, n = cell->H - unit, at = ((r * nb + b) * 4 + v) * VEC_W;
+                float *y = io->y[row + r] + io->y_off + unit;
+                int usual = call->usual;
+                if (call->form == FRNN_FORM_RNN) {
+                    vec_store_n(y, n, vec_preact(cell, 0, usual, FRNN_TANH, vec_load(out + at)));
+                    continue;
+                }
+                vec h = vec_load_n(hidden[r] + unit, n);
+                if (phase == 0) {
+                    vec gate = vec_preact(cell, 0, usual, FRNN_SIGMOID, vec_load(out + at));
+                    vec_store_n(io->scratch + (row + r) * stride + unit, n, gate * h);
+                    continue;
+                }
+                vec z = vec_preact(cell, 0, usual, FRNN_SIGMOID, vec_load(out_z + at));
+                vec g = vec_preact(cell, 1, usual, FRNN_TANH, vec_load(out + at));
+                vec_store_n(y, n, vec_fma(z, h, (vec_splat(1.0f) - z) * g));
+            }
+        }
+    }
+}
+
+/* One step (or, with pre_out, the input half) of rows [row0, row1) for nb neighbouring blocks of equal nv. */
+static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int64_t phase, const frnn_block *blocks,
+                                                     int nb) {
+    float out[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
+    float out_z[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
+    const frnn_cell *cell = call->cell;
+    const frnn_cell_io *io = call->io;
+    int before = call->form == FRNN_FORM_GRU_BEFORE;
+    int vectors = (int)(frnn_unit_vectors(cell) == 1 ? frnn_gates(cell) : blocks[0].nv);
+    int64_t limit = nb > 1 ? FRNN_PAIR_ROWS : FRNN_TILE_ROWS, stride = frnn_scratch_row(cell), mr;
+    frnn_tile t;
+    t.out = out;
+    for (int64_t row = call->row0; row < call->row1; row += mr) {
+        const float *h[FRNN_TILE_ROWS], *rh[FRNN_TILE_ROWS];
+        mr = frnn_tile_height(call->row1 - row, limit);
+        if (call->pre_out) {
+            for (int q = 0; q < (before ? 3 : 1); q++) {
+                vec_cell_fill(call, blocks, nb, q, NULL, row, mr, &t);
+                vec_tile_run(&t, mr, nb, vectors);
+                vec_cell_keep_pre(call, blocks, nb, q, row, mr, out);
+            }
+            continue;
+        }
+        for (int64_t r = 0; r < mr; r++) {
+            h[r] = io->h[row + r] + io->h_off;
+            if (before) rh[r] = io->scratch + (row + r) * stride;
+        }
+        if (before && phase == 1) {
+            vec_cell_fill(call, blocks, nb, 1, h, row, mr, &t);
+            t.out = out_z;
+            vec_tile_run(&t, mr, nb, vectors);
+            t.out = out;
+        }
+        vec_cell_fill(call, blocks, nb, before && phase == 1 ? 2 : 0, before && phase == 1 ? rh : h, row, mr, &t);
+        vec_tile_run(&t, mr, nb, vectors);
+        if (call->form == FRNN_FORM_RNN || before) {
+            vec_cell_rows(call, blocks, nb, phase, row, mr, h, out, out_z);
+        } else if (call->usual) {
+            vec_cell_finish(call, blocks, nb, row, mr, 1, out);
+        } else {
+            vec_cell_finish(call, blocks, nb, row, mr, 0, out);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+/* y = act(bias + x W) for one or two neighbouring blocks of columns of equal nv; included once per width. */
+#ifndef FRNN_BODY_LINEAR_H
+#define FRNN_BODY_LINEAR_H
+#define vec_linear_block FRNN_WIDE(vec_linear_block)
+
+typedef struct frnn_linear_call {
+    int64_t K, N;
+    const float *packed; /* block after block: bias [nv][width], W [K][nv][width] */
+    frnn_act act;
+    const float *x;
+    float *y;
+    int64_t x_stride, y_stride, row0, row1;
+} frnn_linear_call;
+#endif
+
+static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *call, const frnn_block *blocks, int nb) {
+    float out[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
+    int nv = blocks[0].nv;
+    int64_t limit = nb > 1 ? FRNN_PAIR_ROWS : FRNN_TILE_ROWS, mr;
+    frnn_tile t = {.Kx = call->K, .Kh = 0, .out = out};
+    for (int64_t row = call->row0; row < call->row1; row += mr) {
+        mr = frnn_tile_height(call->row1 - row, limit);
+        for (int b = 0; b < nb; b++) {
+            const float *bias = call->packed + blocks[b].start * (1 + call->K);
+            t.panel[b] = bias + nv * VEC_W;
+            for (int64_t r = 0; r < mr; r++) t.start[b][r] = bias;
+        }
+        for (int64_t r = 0; r < mr; r++) t.x[r] = call->x + (row + r) * call->x_stride;
+        vec_tile_run(&t, mr, nb, nv);
+        for (int64_t r = 0; r < mr; r++) {
+            for (int i = 0; i < nb * nv; i++) {
+                int64_t column = blocks[0].start + i * VEC_W;
+                vec a = vec_load(out + (r * nb * 4 + i / nv * 4 + i % nv) * VEC_W);
+                if (call->act.fn != FRNN_IDENTITY) a = vec_activate(call->act, a);
+                vec_store_n(call->y + (row + r) * call->y_stride + column, call->N - column, a);
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+/* The inner loop of every product: a tile of mr rows by nb blocks of nv vectors; included once per width.
+ *
+ *     acc[r][b][v] = start[b][r][v] + sum over k of x[r][k] * panel[b][k][v] + sum over k of h[r][k] * panel[b][Kx + k][v]
+ *
+ * all of it in registers, one fused operation a term, k rising. A panel is [Kx + Kh][nv][VEC_W] floats. Where `split`
+ * is set (GRU with reset after the product) the last vector's sum over x is put aside as vector 3 and starts again from
+ * split[b] for the sum over h. out is [mr][nb][4][VEC_W]. No alignment is needed; nothing beyond the K of a row is read.
+ */
+#ifndef FRNN_BODY_TILE_H
+#define FRNN_BODY_TILE_H
+#define vec_tile_terms FRNN_WIDE(vec_tile_terms)
+#define vec_tile_body FRNN_WIDE(vec_tile_body)
+#define vec_tile_run FRNN_WIDE(vec_tile_run)
+#define FRNN_PAIR_ROWS (FRNN_TILE_ROWS / 2 > 0 ? FRNN_TILE_ROWS / 2 : 1) /* rows up to which two blocks share a tile */
+#define FRNN_AHEAD 512 /* floats (2 KiB) that one row's weights are prefetched ahead */
+
+typedef struct frnn_tile {
+    int64_t Kx, Kh;
+    const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
+    const float *start[2][FRNN_TILE_ROWS];
+    const float *panel[2];
+    const float *split[2];
+    float *out;
+} frnn_tile;
+typedef void (*frnn_tile_fn)(const frnn_tile *);
+#endif
+
+/* The terms of one operand. mr, nb, nv are constants where this is inlined, so acc lives in registers. */
+FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][2][4], const float *const rows[], int64_t K,
+                                const float *const panel[2], const int mr, const int nb, const int nv) {
+    const float *row[FRNN_TILE_ROWS], *p[2] = {panel[0], nb > 1 ? panel[1] : panel[0]};
+    for (int r = 0; r < mr; r++) row[r] = rows[r];
+    for (int64_t k = 0; k < K; k++) {
+        for (int b = 0; b < nb; b++) {
+            vec w[4];
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++) w[v] = vec_load(p[b] + v * VEC_W);
+            if (mr == 1) { /* one row is bound by where the weights come from: worth 1.1 to 1.8 times from L2 */
+#pragma GCC unroll 4
+                for (int i = 0; i < nv * VEC_W; i += 16) __builtin_prefetch(p[b] + FRNN_AHEAD + i);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < mr; r++) {
+                vec s = vec_splat(row[r][k]);
+#pragma GCC unroll 4
+                for (int v = 0; v < nv; v++) acc[r][b][v] = vec_fma(s, w[v], acc[r][b][v]);
+            }
+            p[b] += nv * VEC_W;
+        }
+    }
+}
+
+FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, const int nv) {
+    vec acc[FRNN_TILE_ROWS][2][4];
+    const float *panel[2] = {t->panel[0], t->panel[1]};
+    for (int r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            for (int v = 0; v < nv; v++) acc[r][b][v] = vec_load(t->start[b][r] + v * VEC_W);
+        }
+    }
+    vec_tile_terms(acc, t->x, t->Kx, panel, mr, nb, nv);
+    for (int b = 0; b < nb; b++) panel[b] += t->Kx * nv * VEC_W;
+    if (nv == 3 && t->split[0]) {
+        for (int r = 0; r < mr; r++) {
+            for (int b = 0; b < nb; b++) {
+                vec_store(t->out + ((r * nb + b) * 4 + 3) * VEC_W, acc[r][b][2]);
+                acc[r][b][2] = vec_load(t->split[b]);
+            }
+        }
+    }
+    vec_tile_terms(acc, t->h, t->Kh, panel, mr, nb, nv);
+    for (int r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            for (int v = 0; v < nv; v++) vec_store(t->out + ((r * nb + b) * 4 + v) * VEC_W, acc[r][b][v]);
+        }
+    }
+}
+
+#define TILE_NAME(mr, nb, nv) FRNN_JOIN(FRNN_WIDE(tile_##mr##x##nb##x##nv), FRNN_ISA)
+#define TILE(mr, nb, nv)                                                                                               \
+    static __attribute__((noinline, unused)) void TILE_NAME(mr, nb, nv)(const frnn_tile *t) {                          \
+        vec_tile_body(t, mr, nb, nv);                                                                                  \
+    }
+#define TILES(mr) TILE(mr, 1, 1) TILE(mr, 1, 2) TILE(mr, 1, 3) TILE(mr, 1, 4)
+#define PAIRS(mr) TILE(mr, 2, 3) TILE(mr, 2, 4)
+#define NAMES(mr) {TILE_NAME(mr, 1, 1), TILE_NAME(mr, 1, 2), TILE_NAME(mr, 1, 3), TILE_NAME(mr, 1, 4)}
+#define PAIR_NAMES(mr) {TILE_NAME(mr, 2, 3), TILE_NAME(mr, 2, 4)}
+TILES(1) TILES(2) TILES(3) PAIRS(1)
+#if FRNN_TILE_ROWS == 6
+TILES(4) TILES(5) TILES(6) PAIRS(2) PAIRS(3)
+#endif
+
+/* Run the tile of mr rows (1..FRNN_TILE_ROWS), nb blocks (1; 2 only for nv >= 3 and mr <= FRNN_PAIR_ROWS), nv vectors. */
+FRNN_INLINE void vec_tile_run(const frnn_tile *t, int64_t mr, int nb, int nv) {
+    static const frnn_tile_fn tiles[FRNN_TILE_ROWS][4] = {
+        NAMES(1), NAMES(2), NAMES(3),
+#if FRNN_TILE_ROWS == 6
+        NAMES(4), NAMES(5), NAMES(6),
+#endif
+    };
+    static const frnn_tile_fn pairs[FRNN_PAIR_ROWS][2] = {
+        PAIR_NAMES(1),
+#if FRNN_TILE_ROWS == 6
+        PAIR_NAMES(2), PAIR_NAMES(3),
+#endif
+    };
+    if (nb == 1) {
+        tiles[mr - 1][nv - 1](t);
+    } else {
+        pairs[mr - 1][nv - 3](t);
+    }
+}
+#undef TILE
+#undef TILES
+#undef PAIRS
+#undef NAMES
+#undef PAIR_NAMES
+#undef TILE_NAME

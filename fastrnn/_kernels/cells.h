@@ -1,0 +1,54 @@
+/* How a cell's weights lie in memory; shared by packing and by the cells' bodies.
+ *
+ * A block (blocks.h) of `lanes` hidden units holds one or three products:
+ *     LSTM               one, vectors i o f c of one vector of units
+ *     GRU, reset after   one, vectors z r n of one vector of units
+ *     RNN                one, up to 4 vectors of units
+ *     GRU, reset before  three, r then z then n, each up to 4 vectors of units: r must be known for all units before
+ *                        n's hidden half can start
+ * and a product is bias [nv][width], W [I][nv][width], R [H][nv][width]: exactly the order in which it is read.
+ * GRU with reset after keeps Rb of n apart, [width] behind the bias, because r multiplies it. LSTM with peephole ends
+ * with P i o f, [3][width].
+ * A row of `pre` holds, block after block, the accumulators between x and h: [products][nv][width].
+ */
+#ifndef FRNN_CELLS_H
+#define FRNN_CELLS_H
+
+enum { FRNN_FORM_RNN, FRNN_FORM_LSTM, FRNN_FORM_GRU_AFTER, FRNN_FORM_GRU_BEFORE };
+
+static inline int frnn_form(const frnn_cell *cell) {
+    if (cell->kind == FRNN_RNN) return FRNN_FORM_RNN;
+    if (cell->kind == FRNN_LSTM) return FRNN_FORM_LSTM;
+    return cell->reset_after ? FRNN_FORM_GRU_AFTER : FRNN_FORM_GRU_BEFORE;
+}
+
+static inline int64_t frnn_gates(const frnn_cell *cell) { /* G */
+    return cell->kind == FRNN_RNN ? 1 : cell->kind == FRNN_LSTM ? 4 : 3;
+}
+
+static inline int64_t frnn_unit_vectors(const frnn_cell *cell) { /* U: vectors of units in a full block */
+    int form = frnn_form(cell);
+    return form == FRNN_FORM_LSTM || form == FRNN_FORM_GRU_AFTER ? 1 : 4;
+}
+
+static inline int64_t frnn_products(const frnn_cell *cell) { return frnn_form(cell) == FRNN_FORM_GRU_BEFORE ? 3 : 1; }
+
+static inline int64_t frnn_unit_floats(const frnn_cell *cell) { /* packed floats a unit */
+    int64_t extra = frnn_form(cell) == FRNN_FORM_GRU_AFTER ? 1 : cell->peephole ? 3 : 0;
+    return frnn_gates(cell) * (1 + cell->I + cell->H) + extra;
+}
+
+static inline int64_t frnn_scratch_row(const frnn_cell *cell) { /* floats of r * h a row, in whole cache lines */
+    return frnn_form(cell) == FRNN_FORM_GRU_BEFORE ? (cell->H + 15) / 16 * 16 : 0;
+}
+
+/* One call of cell_step or cell_input. pre_out: NULL, or where cell_input writes. */
+typedef struct frnn_call {
+    const frnn_cell *cell;
+    const frnn_cell_io *io;
+    float *const *pre_out;
+    ptrdiff_t pre_out_off;
+    int64_t row0, row1;
+    int form, usual; /* usual: no clip, input_forget or peephole, sigmoid and tanh */
+} frnn_call;
+#endif

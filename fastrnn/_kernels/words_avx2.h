@@ -1,0 +1,39 @@
+/* Words of AVX2 + FMA: vectors of 8, and of 4 for narrow tails. */
+#include <immintrin.h>
+#define FRNN_ISA avx2
+#define FRNN_LANES 8
+#define FRNN_TILE_ROWS 3 /* 3 rows x 4 vectors: 12 of 16 registers */
+
+typedef float vec_8 __attribute__((vector_size(32)));
+typedef int32_t vec_int_8 __attribute__((vector_size(32)));
+typedef float vec_4 __attribute__((vector_size(16)));
+typedef int32_t vec_int_4 __attribute__((vector_size(16)));
+
+/* mask of the first n lanes: 8 ones then 8 zeros, read at 8 - n */
+static const int32_t frnn_lane_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+
+FRNN_INLINE vec_8 vec_splat_8(float s) { return _mm256_set1_ps(s); }
+FRNN_INLINE vec_8 vec_fma_8(vec_8 a, vec_8 b, vec_8 c) { return _mm256_fmadd_ps(a, b, c); }
+FRNN_INLINE vec_8 vec_max_8(vec_8 a, vec_8 b) { return _mm256_max_ps(a, b); }
+FRNN_INLINE vec_8 vec_min_8(vec_8 a, vec_8 b) { return _mm256_min_ps(a, b); }
+FRNN_INLINE vec_8 vec_sqrt_8(vec_8 a) { return _mm256_sqrt_ps(a); }
+FRNN_INLINE vec_8 vec_select_8(vec_int_8 m, vec_8 a, vec_8 b) { return _mm256_blendv_ps(b, a, (__m256)m); }
+FRNN_INLINE vec_8 vec_load_part_8(const float *p, int64_t n) {
+    return _mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i *)(frnn_lane_mask + 8 - n)));
+}
+FRNN_INLINE void vec_store_part_8(float *p, int64_t n, vec_8 v) {
+    _mm256_maskstore_ps(p, _mm256_loadu_si256((const __m256i *)(frnn_lane_mask + 8 - n)), v);
+}
+
+FRNN_INLINE vec_4 vec_splat_4(float s) { return _mm_set1_ps(s); }
+FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) { return _mm_fmadd_ps(a, b, c); }
+FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return _mm_max_ps(a, b); }
+FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return _mm_min_ps(a, b); }
+FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return _mm_sqrt_ps(a); }
+FRNN_INLINE vec_4 vec_select_4(vec_int_4 m, vec_4 a, vec_4 b) { return _mm_blendv_ps(b, a, (__m128)m); }
+FRNN_INLINE vec_4 vec_load_part_4(const float *p, int64_t n) {
+    return _mm_maskload_ps(p, _mm_loadu_si128((const __m128i *)(frnn_lane_mask + 8 - n)));
+}
+FRNN_INLINE void vec_store_part_4(float *p, int64_t n, vec_4 v) {
+    _mm_maskstore_ps(p, _mm_loadu_si128((const __m128i *)(frnn_lane_mask + 8 - n)), v);
+}

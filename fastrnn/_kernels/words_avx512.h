@@ -1,0 +1,48 @@
+/* Words of AVX-512 (F, VL, BW, DQ): vectors of 16, and of 8 and 4 for narrow tails, all with mask registers. */
+#include <immintrin.h>
+#define FRNN_ISA avx512
+#define FRNN_LANES 16
+#define FRNN_TILE_ROWS 6 /* 6 rows x 4 vectors: 24 of 32 registers */
+
+typedef float vec_16 __attribute__((vector_size(64)));
+typedef int32_t vec_int_16 __attribute__((vector_size(64)));
+typedef float vec_8 __attribute__((vector_size(32)));
+typedef int32_t vec_int_8 __attribute__((vector_size(32)));
+typedef float vec_4 __attribute__((vector_size(16)));
+typedef int32_t vec_int_4 __attribute__((vector_size(16)));
+
+/* n lanes from the first, as a mask; n in 0..16 */
+FRNN_INLINE __mmask16 frnn_first(int64_t n) { return (__mmask16)((1u << n) - 1u); }
+
+FRNN_INLINE vec_16 vec_splat_16(float s) { return _mm512_set1_ps(s); }
+FRNN_INLINE vec_16 vec_fma_16(vec_16 a, vec_16 b, vec_16 c) { return _mm512_fmadd_ps(a, b, c); }
+FRNN_INLINE vec_16 vec_max_16(vec_16 a, vec_16 b) { return _mm512_max_ps(a, b); }
+FRNN_INLINE vec_16 vec_min_16(vec_16 a, vec_16 b) { return _mm512_min_ps(a, b); }
+FRNN_INLINE vec_16 vec_sqrt_16(vec_16 a) { return _mm512_sqrt_ps(a); }
+FRNN_INLINE vec_16 vec_select_16(vec_int_16 m, vec_16 a, vec_16 b) {
+    return _mm512_mask_mov_ps(b, _mm512_movepi32_mask((__m512i)m), a);
+}
+FRNN_INLINE vec_16 vec_load_part_16(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(frnn_first(n), p); }
+FRNN_INLINE void vec_store_part_16(float *p, int64_t n, vec_16 v) { _mm512_mask_storeu_ps(p, frnn_first(n), v); }
+
+FRNN_INLINE vec_8 vec_splat_8(float s) { return _mm256_set1_ps(s); }
+FRNN_INLINE vec_8 vec_fma_8(vec_8 a, vec_8 b, vec_8 c) { return _mm256_fmadd_ps(a, b, c); }
+FRNN_INLINE vec_8 vec_max_8(vec_8 a, vec_8 b) { return _mm256_max_ps(a, b); }
+FRNN_INLINE vec_8 vec_min_8(vec_8 a, vec_8 b) { return _mm256_min_ps(a, b); }
+FRNN_INLINE vec_8 vec_sqrt_8(vec_8 a) { return _mm256_sqrt_ps(a); }
+FRNN_INLINE vec_8 vec_select_8(vec_int_8 m, vec_8 a, vec_8 b) { return _mm256_blendv_ps(b, a, (__m256)m); }
+FRNN_INLINE vec_8 vec_load_part_8(const float *p, int64_t n) {
+    return _mm256_maskz_loadu_ps((__mmask8)frnn_first(n), p);
+}
+FRNN_INLINE void vec_store_part_8(float *p, int64_t n, vec_8 v) {
+    _mm256_mask_storeu_ps(p, (__mmask8)frnn_first(n), v);
+}
+
+FRNN_INLINE vec_4 vec_splat_4(float s) { return _mm_set1_ps(s); }
+FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) { return _mm_fmadd_ps(a, b, c); }
+FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return _mm_max_ps(a, b); }
+FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return _mm_min_ps(a, b); }
+FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return _mm_sqrt_ps(a); }
+FRNN_INLINE vec_4 vec_select_4(vec_int_4 m, vec_4 a, vec_4 b) { return _mm_blendv_ps(b, a, (__m128)m); }
+FRNN_INLINE vec_4 vec_load_part_4(const float *p, int64_t n) { return _mm_maskz_loadu_ps((__mmask8)frnn_first(n), p); }
+FRNN_INLINE void vec_store_part_4(float *p, int64_t n, vec_4 v) { _mm_mask_storeu_ps(p, (__mmask8)frnn_first(n), v); }

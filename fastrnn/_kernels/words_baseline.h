@@ -1,0 +1,33 @@
+/* Words of baseline: vectors of 4 in plain C (any CPU), with SSE2's instructions where the compiler has them. */
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+#define FRNN_ISA baseline
+#define FRNN_LANES 4
+#define FRNN_TILE_ROWS 3 /* 3 rows x 4 vectors: 12 of 16 registers */
+
+typedef float vec_4 __attribute__((vector_size(16)));
+typedef int32_t vec_int_4 __attribute__((vector_size(16)));
+
+FRNN_INLINE vec_4 vec_splat_4(float s) { return (vec_4){s, s, s, s}; }
+FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) { return a * b + c; }
+FRNN_INLINE vec_4 vec_select_4(vec_int_4 m, vec_4 a, vec_4 b) {
+    return (vec_4)((m & (vec_int_4)a) | (~m & (vec_int_4)b));
+}
+#ifdef __SSE2__
+FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return _mm_max_ps(a, b); }
+FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return _mm_min_ps(a, b); }
+FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return _mm_sqrt_ps(a); }
+#else
+FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return vec_select_4(a > b, a, b); }
+FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return vec_select_4(a < b, a, b); }
+FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return (vec_4){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
+#endif
+FRNN_INLINE vec_4 vec_load_part_4(const float *p, int64_t n) {
+    float lanes[4] = {0, 0, 0, 0};
+    for (int64_t i = 0; i < n && i < 4; i++) lanes[i] = p[i];
+    return (vec_4){lanes[0], lanes[1], lanes[2], lanes[3]};
+}
+FRNN_INLINE void vec_store_part_4(float *p, int64_t n, vec_4 v) {
+    for (int64_t i = 0; i < n && i < 4; i++) p[i] = v[i];
+}

@@ -1,0 +1,27 @@
+/* Words of NEON (AArch64): vectors of 4, 32 registers. */
+#include <arm_neon.h>
+#define FRNN_ISA neon
+#define FRNN_LANES 4
+#define FRNN_TILE_ROWS 6 /* 6 rows x 4 vectors: 24 of 32 registers */
+
+typedef float vec_4 __attribute__((vector_size(16)));
+typedef int32_t vec_int_4 __attribute__((vector_size(16)));
+
+FRNN_INLINE vec_4 vec_splat_4(float s) { return (vec_4){s, s, s, s}; }
+FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) {
+    return (vec_4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return (vec_4)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return (vec_4)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return (vec_4)vsqrtq_f32((float32x4_t)a); }
+FRNN_INLINE vec_4 vec_select_4(vec_int_4 m, vec_4 a, vec_4 b) {
+    return (vec_4)vbslq_f32((uint32x4_t)m, (float32x4_t)a, (float32x4_t)b);
+}
+FRNN_INLINE vec_4 vec_load_part_4(const float *p, int64_t n) {
+    float lanes[4] = {0, 0, 0, 0};
+    for (int64_t i = 0; i < n && i < 4; i++) lanes[i] = p[i];
+    return (vec_4){lanes[0], lanes[1], lanes[2], lanes[3]};
+}
+FRNN_INLINE void vec_store_part_4(float *p, int64_t n, vec_4 v) {
+    for (int64_t i = 0; i < n && i < 4; i++) p[i] = v[i];
+}

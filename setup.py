@@ -1,0 +1,86 @@
+"""Build of the extensions; everything else about the package is in pyproject.toml.
+
+Each kernels_<isa>.c is compiled with that instruction set's flags and no other file is, so the wheel runs on any CPU of
+its architecture and picks a table when it is imported. Switches, from the environment:
+
+    FASTRNN_SANITIZE=address,undefined   compile and link with these sanitizers (run with the ASan runtime preloaded)
+    FASTRNN_DEBUG=1                      -O1 -g, assertions on, bounds of Cython code checked
+    FASTRNN_WERROR=1                     warnings of the C kernels are errors
+"""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("fastrnn/_kernels")
+DEBUG = os.environ.get("FASTRNN_DEBUG", "0") not in ("", "0")
+SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
+OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if DEBUG or SANITIZE else ["-O3"]
+SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTRNN_WERROR", "0") not in ("", "0") else [])
+# No -ffast-math: a NaN must stay one. No contraction: which operations are fused is written in the code, not chosen by
+# the optimiser, or the bits would depend on the compiler. errno of sqrtf is not read.
+KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *WARNINGS, *SANITIZERS]
+ISA_FLAGS = {  # by the machine that the compiler makes code for; a file not listed takes no flags of its own
+    "x86_64": {
+        "kernels_avx2.c": ["-mavx2", "-mfma"],
+        "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
+    },
+}
+
+
+def target_machine(compiler):
+    """The architecture that `compiler` (a command as a list) makes code for: "x86_64", "aarch64", ..."""
+    return subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.split("-")[0]
+
+
+class BuildKernels(build_ext):
+    """build_ext that compiles each C kernel with its own flags and links all of them into fastrnn._isa."""
+
+    def build_extension(self, ext):
+        if ext.name == "fastrnn._isa":
+            ext.extra_objects = self.compile_kernels()
+        super().build_extension(ext)
+
+    def compile_kernels(self):
+        flags = ISA_FLAGS.get(target_machine(self.compiler.compiler[:1]), {})
+        folder = Path(self.build_temp) / "kernels"
+        newest = max(p.stat().st_mtime for p in [*KERNELS.glob("*.h"), Path(__file__)])
+
+        def compile_one(source):
+            target = folder / KERNELS / (source.stem + ".o")
+            if self.force or not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
+                own = KERNEL_FLAGS + flags.get(source.name, [])
+                self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=own)
+            return str(target)
+
+        with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as the rest together
+            return list(pool.map(compile_one, sorted(KERNELS.glob("*.c"))))
+
+
+def extension(name, openmp=False):
+    return Extension(
+        f"fastrnn.{name}",
+        [f"fastrnn/{name}.pyx"],
+        include_dirs=[str(KERNELS), numpy.get_include()],
+        depends=[str(p) for p in KERNELS.glob("*.h")],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=[*OPTIMISE, *SANITIZERS] + (["-fopenmp"] if openmp else []),
+        extra_link_args=[*SANITIZERS] + (["-fopenmp"] if openmp else []),
+        libraries=["m"],
+    )
+
+
+directives = {"language_level": 3, "freethreading_compatible": False}
+if DEBUG:
+    directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
+setup(
+    ext_modules=cythonize([extension("_isa"), extension("_executor", openmp=True)], compiler_directives=directives),
+    cmdclass={"build_ext": BuildKernels},
+)
