@@ -18,6 +18,8 @@ LEVELS = {
     "errors": 0,
     "dims": 0,
     "_isa": 1,
+    "_roofline": 1,
+    "_roofline": 1,
     "cells": 1,
     "cpu": 1,
     "arguments": 1,
