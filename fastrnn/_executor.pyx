@@ -20,11 +20,11 @@ cimport numpy as cnp
 from fastrnn._isa cimport (
     PackedCell,
     PackedLinear,
+    fpu_enter,
+    fpu_leave,
     frnn_act,
     frnn_cell,
     frnn_cell_io,
-    frnn_fpu_enter,
-    frnn_fpu_leave,
     frnn_kernels,
     frnn_program,
     frnn_space,
@@ -60,7 +60,7 @@ cdef struct CellArgs:
     int64_t y_buffer, y_offset, y_time, y_row  # y_buffer -1: y is not stored
     int64_t lengths_buffer, lengths_offset, lengths_stride  # lengths_buffer -1: all rows have `steps` steps
     int64_t per_slot, h_state, c_state  # per_slot rows share a slab row; 0: h_state, c_state are buffers of this call
-    int64_t scratch
+    int64_t scratch, pre, pre_capacity  # pre: room for the input half of some rows and steps; capacity in floats
 
 cdef struct LinearArgs:
     int64_t packed, x_buffer, x_offset, y_buffer, y_offset
@@ -117,7 +117,7 @@ _ends = ("x_buffer", "x_offset", "y_buffer", "y_offset")
 OP_FIELDS = {
     "cell": ("cell", "steps", "rows", "reverse", "x_buffer", "x_offset", "x_time", "x_row", "y_buffer", "y_offset",
              "y_time", "y_row", "lengths_buffer", "lengths_offset", "lengths_stride", "per_slot", "h_state", "c_state",
-             "scratch"),
+             "scratch", "pre", "pre_capacity"),
     "linear": ("packed", *_ends, *_levels("x", "y")),
     "matmul": ("m", "k", "n", "a_buffer", "a_offset", "b_buffer", "b_offset", "y_buffer", "y_offset", "a_row", "b_row",
                "b_column", "y_row", "scratch", *_levels("a", "b", "y", levels=2)),
@@ -236,8 +236,41 @@ cdef void clear_steps(const CellArgs *a, int64_t H, float *y, int64_t length) no
         memset(y + t * a.y_time, 0, H * sizeof(float))
 
 
+cdef struct Hoisted:  # the input half, summed ahead for the steps before `end`
+    int64_t end, size  # size: floats of one row of pre
+    const float **x
+    float **pre
+    const float **now  # the rows of the current step
+
+
+cdef void hoist(const CellArgs *a, const frnn_cell *cell, Frame *f, const CellRows *rows, int64_t t, int64_t alive,
+                Hoisted *h) noexcept nogil:
+    """Sum bias + x W for as many steps from t as there is room for: one product of many rows, at the speed of a matrix
+    product instead of a vector's. Loading an accumulator back is exact, so the bits are those of the direct step."""
+    cdef int64_t capacity = min(a.pre_capacity // (h.size + 4), a.steps * a.rows)
+    cdef int64_t n = 0, r, step = -a.x_time if a.reverse else a.x_time
+    cdef float *memory = <float *> f.base[a.pre]
+    h.x = <const float **> memory
+    h.pre = <float **> (h.x + capacity)
+    memory = <float *> (h.pre + capacity)
+    h.now = <const float **> h.pre
+    h.end = t
+    while h.end < a.steps:
+        while alive > 0 and rows.length[alive - 1] <= h.end:
+            alive -= 1
+        if alive == 0 or n + alive > capacity:
+            break
+        for r in range(alive):
+            h.x[n] = rows.x[r] + h.end * step
+            h.pre[n] = memory + n * h.size
+            n += 1
+        h.end += 1
+    f.table.cell_input(cell, h.x, 0, h.pre, 0, 0, n, 0, f.table.cell_blocks(cell))
+
+
 cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
     """All steps of one direction of one layer. h of step t - 1 is read where step t - 1 wrote it, in y."""
+    cdef Hoisted ahead
     cdef const frnn_cell *cell = f.cells[a.cell]
     cdef CellRows rows
     cdef frnn_cell_io io
@@ -245,6 +278,7 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
     cdef int64_t blocks = f.table.cell_blocks(cell), phases = f.table.cell_phases(cell)
     cdef int64_t y_time = sign * a.y_time
     cdef float *spare
+    cdef bint hoisting
     if n == 0 or a.steps == 0:
         return
     cell_rows(a, cell, f, &rows)
@@ -259,11 +293,19 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
     io.x, io.c, io.y = rows.x, rows.c if cell.kind == 1 else NULL, rows.y
     io.c_off = 0
     alive = n
+    ahead.now = NULL
+    ahead.end, ahead.size = 0, f.table.cell_pre_size(cell)
+    hoisting = a.pre_capacity // (ahead.size + 4) >= 2 * n and a.steps > 1
     for t in range(a.steps):
         while alive > 0 and rows.length[alive - 1] <= t:
             alive -= 1
         if alive == 0:
             break
+        if hoisting:
+            if t == ahead.end:
+                hoist(a, cell, f, &rows, t, alive, &ahead)
+            io.pre = ahead.now
+            ahead.now += alive
         io.x_off = t * sign * a.x_time
         io.y_off = (t & 1) * y_time if a.y_buffer < 0 else t * y_time
         if t == 0:
@@ -564,7 +606,7 @@ cdef class Program:
         self.slot_rows = []
         for sizes in plan.slot_sizes:
             self.slot_rows.append(len(coefficients.rows))
-            for size in sizes:
+            for size, _ in sizes:
                 coefficients.add(size)
         self.coefficients = coefficients
         self.matrix = coefficients.matrix()
@@ -605,8 +647,10 @@ cdef class Program:
         s.base = <void **> allocate(n_base + self.n_slots, sizeof(void *))
         self._evaluate(s, time)
         values = self._values(batch, time, time)
-        bounds = [*self.slot_rows, len(values)]
-        sizes = [(int(max(values[a:b])) + ALIGN - 1) // ALIGN * ALIGN for a, b in zip(bounds, bounds[1:], strict=False)]
+        sizes = []
+        for first, shared in zip(self.slot_rows, self.plan.slot_sizes, strict=True):
+            need = [min(int(v), v if cap is None else cap) for v, (_, cap) in zip(values[first:], shared, strict=False)]
+            sizes.append((int(max(need)) + ALIGN - 1) // ALIGN * ALIGN)
         total = max(sum(sizes), 1)
         if total > 1 << 40:
             raise ShapeError(f"batch {batch} and time {time} would take {total >> 30} GiB of scratch")
@@ -647,7 +691,7 @@ cdef class Program:
         cdef Frame f = self.frame
         cdef int64_t i
         cdef const int64_t *a
-        cdef uint64_t token = frnn_fpu_enter()
+        cdef uint64_t token = fpu_enter()
         cdef int failed = -1
         f.base, f.slab, f.slots = s.base, slab, slots
         for i in range(self.n_ops):
@@ -678,7 +722,7 @@ cdef class Program:
                 run_matmul(<const MatmulArgs *> a, &f)
             else:  # OP_ZERO
                 memset(f.base[(<const ZeroArgs *> a).buffer], 0, (<const ZeroArgs *> a).count * sizeof(float))
-        frnn_fpu_leave(token)
+        fpu_leave(token)
         return failed
 
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1:

@@ -16,6 +16,7 @@ from .plan import Builder, Plan, StateSlot
 from .tensors import ITEMSIZE, Buffer, Tensor, collapse
 
 LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own
+PRE_FLOATS = 32768  # room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights
 RANK = 6  # axes of an elementwise or copying op
 FUNCTIONS = {name: code for code, name in enumerate(_isa.functions())}
 
@@ -447,7 +448,10 @@ class Lowering:
         fields |= {"y_time": y.strides[0], "y_row": y.strides[1], **_at("y", y)} if y is not None else _absent("y")
         fields |= {"lengths_stride": lengths.strides[0], **_at("lengths", lengths)} if lengths else _absent("lengths")
         fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
-        reads, writes = [x, *([lengths] if lengths else [])], [pointers, *([y] if y is not None else [])]
+        pre = Buffer("arena", "float32", batch * steps * (packed.pre_size + 4), cap=PRE_FLOATS)
+        self.plan.arena.append(pre)
+        fields |= {"pre": pre, "pre_capacity": 0 if _is_one(steps) else PRE_FLOATS}
+        reads, writes = [x, *([lengths] if lengths else [])], [pointers, pre, *([y] if y is not None else [])]
         for state in (h_state, c_state):
             if isinstance(state, Buffer):
                 reads.append(state)
@@ -541,6 +545,10 @@ def _level_fields(loops: list[tuple], names: tuple, levels: int = LEVELS) -> dic
 
 def _contiguous_last(t: Tensor) -> bool:
     return not t.dims or t.strides[-1] == 1 or t.dims[-1] == 1
+
+
+def _is_one(dim) -> bool:
+    return isinstance(dim, int) and dim == 1
 
 
 def _without_last(order: tuple) -> list[int]:

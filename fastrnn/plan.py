@@ -55,7 +55,7 @@ class Plan:
 
     inputs, outputs : tensors of the arguments, whose buffers have kind "input" / "output" and index their position.
     constants : arrays that ops read as they are. cells, linears : packed weights. programs : elementwise programs.
-    slot_sizes : arena slots, each the list of sizes in bytes (ints or dims) of the buffers that share it.
+    slot_sizes : arena slots, each the list of (bytes, an int or dim; cap in bytes or None) of the buffers that share it.
     """
 
     mode: str
@@ -201,7 +201,8 @@ class Builder:
         for buffer in sorted((b for b in self.plan.arena if b.first is not None), key=lambda b: b.first):
             for at in [a for a in ends if a < buffer.first]:
                 free += ends.pop(at)
-            size = ITEMSIZE[buffer.dtype] * buffer.size
+            item = ITEMSIZE[buffer.dtype]
+            size = (item * buffer.size, None if buffer.cap is None else item * buffer.cap)
             if free:
                 best = next((s for s in free if size in slots[s]), free[-1])
                 free.remove(best)

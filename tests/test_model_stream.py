@@ -47,7 +47,6 @@ def some(*shape, seed=0):
 KINDS = ["rnn", "gru", "lstm"]
 
 
-@pytest.mark.isa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("time_major", [False, True])
 class TestSameBits:
