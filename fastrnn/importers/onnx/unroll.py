@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import AttributeProto, numpy_helper
+from onnx import AttributeProto
 
 from ...errors import ModelFormatError
+from . import files
 from .nodes import NodeReader, OnnxNode, plain_nodes, sort_nodes
 from .recognise import Base, NotACell, Recognised, Step, recognise, starts_at_zero
 from .registry import op
@@ -47,10 +48,13 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
     changed = False
     for node in nodes:
         made = None
-        if node.op == "Concat" and node.domain == "" and len(node.inputs) > 1:
-            made = _from_concat(graph, node)
-        elif node.op == "Loop" and node.domain == "":
-            made = _from_loop(graph, node)
+        try:
+            if node.op == "Concat" and node.domain == "" and len(node.inputs) > 1:
+                made = _from_concat(graph, node)
+            elif node.op == "Loop" and node.domain == "":
+                made = _from_loop(graph, node)
+        except (ModelFormatError, ValueError, IndexError, KeyError, TypeError, StopIteration):
+            continue  # a malformed node is nothing to roll up; the walk says what is wrong with it
         if made is not None:
             for name in made.outputs:
                 if name:
@@ -72,8 +76,8 @@ class _Graph:
                 tensor = node.attrs["value"].t
                 if len(tensor.dims) <= 2 and max(tensor.dims, default=1) <= 1 << 16:
                     try:
-                        constants[node.outputs[0]] = numpy_helper.to_array(tensor)
-                    except (ValueError, TypeError):
+                        constants[node.outputs[0]] = files.tensor(tensor, None)
+                    except ModelFormatError:
                         continue  # the walk reads it again and says what is wrong
 
     def scalar(self, name: str) -> int | None:
@@ -273,7 +277,7 @@ def _from_loop(graph: _Graph, node: OnnxNode) -> OnnxNode | None:
 def _loop(graph: _Graph, node: OnnxNode, body, carried: int) -> OnnxNode:
     maker = {o: n for n in plain_nodes(body) for o in n.outputs if o}
     constants = dict(graph.constants)
-    constants |= {t.name: numpy_helper.to_array(t) for t in body.initializer if max(t.dims, default=1) <= 1 << 16}
+    constants |= {t.name: files.tensor(t, None) for t in body.initializer if max(t.dims, default=1) <= 1 << 16}
     ins, outs = [i.name for i in body.input], [o.name for o in body.output]
     kept = {k for k in range(carried) if _alias(maker, outs[1 + k]) == ins[2 + k]}
     for k in kept:
