@@ -19,6 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("fastrnn/_kernels")
+PROBES = KERNELS / "roofline.c"  # belongs to the benchmark's extension, not to the kernels
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if DEBUG or SANITIZE else ["-O3"]
@@ -61,13 +62,13 @@ class BuildKernels(build_ext):
             return str(target)
 
         with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as the rest together
-            return list(pool.map(compile_one, sorted(KERNELS.glob("*.c"))))
+            return list(pool.map(compile_one, sorted(set(KERNELS.glob("*.c")) - {PROBES})))
 
 
-def extension(name, openmp=False):
+def extension(name, *sources, openmp=False):
     return Extension(
         f"fastrnn.{name}",
-        [f"fastrnn/{name}.pyx"],
+        [f"fastrnn/{name}.pyx", *map(str, sources)],
         include_dirs=[str(KERNELS), numpy.get_include()],
         depends=[str(p) for p in KERNELS.glob("*.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
@@ -81,6 +82,9 @@ directives = {"language_level": 3, "freethreading_compatible": False}
 if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
 setup(
-    ext_modules=cythonize([extension("_isa"), extension("_executor", openmp=True)], compiler_directives=directives),
+    ext_modules=cythonize(
+        [extension("_isa"), extension("_executor", openmp=True), extension("_roofline", PROBES)],
+        compiler_directives=directives,
+    ),
     cmdclass={"build_ext": BuildKernels},
 )

@@ -19,7 +19,6 @@ LEVELS = {
     "dims": 0,
     "_isa": 1,
     "_roofline": 1,
-    "_roofline": 1,
     "cells": 1,
     "cpu": 1,
     "arguments": 1,

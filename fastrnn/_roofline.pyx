@@ -1,0 +1,86 @@
+# cython: language_level=3
+"""Timing of the two loops of _kernels/roofline.c; used by the benchmark, never by a model."""
+
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+import time
+
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
+
+cdef extern from "roofline.h" nogil:
+    ctypedef struct frnn_probe:
+        const char *isa
+        int64_t flops
+        float (*fma)(int64_t repeats) noexcept nogil
+        int32_t (*read)(const void *data, size_t size, int64_t repeats, size_t ahead) noexcept nogil
+    const frnn_probe *frnn_probe_of(const char *isa)
+
+
+cdef size_t HUGE_PAGE = 1 << 21
+
+
+cdef const frnn_probe *find(str isa) except NULL:
+    cdef const frnn_probe *probe = frnn_probe_of(isa.encode())
+    if probe is NULL:
+        raise ValueError(f"no roofline probe for the instruction set {isa!r} on this machine")
+    return probe
+
+
+def fma_rate(str isa, int64_t repeats):
+    """Floating point operations a second of `repeats` rounds of multiply-adds; a multiply-add is two."""
+    cdef const frnn_probe *probe = find(isa)
+    cdef float kept
+    start = time.perf_counter_ns()
+    with nogil:
+        kept = probe.fma(repeats)
+    spent = time.perf_counter_ns() - start
+    if kept != kept:
+        raise ArithmeticError("the multiply-adds of the probe became NaN")
+    return 1e9 * probe.flops * repeats / max(spent, 1)
+
+
+cdef class Reader:
+    """A buffer of its own, and how fast it is read.
+
+    Parameters
+    ----------
+    isa : str, the instruction set whose loads are used; raises ValueError where it can't run here
+    size : int, bytes; rounded up to a multiple of 1024
+    """
+    cdef void *data
+    cdef size_t size
+    cdef const frnn_probe *probe
+
+    def __cinit__(self, str isa, size_t size):
+        self.probe = find(isa)
+        self.size = (size + 1023) // 1024 * 1024 if size > 0 else 1024
+        # A huge page's alignment lets the system back the larger buffers with such pages, as it does packed weights.
+        cdef size_t alignment = HUGE_PAGE if self.size >= HUGE_PAGE else 64
+        if posix_memalign(&self.data, alignment, self.size) != 0:
+            self.data = NULL
+            raise MemoryError(f"{self.size} bytes for the roofline probe")
+        memset(self.data, 1, self.size)
+
+    def __dealloc__(self):
+        free(self.data)
+
+    def rate(self, int64_t repeats, size_t ahead=0):
+        """Bytes read a second over `repeats` passes; ahead: bytes by which a software prefetch runs ahead."""
+        cdef int32_t kept
+        start = time.perf_counter_ns()
+        with nogil:
+            kept = self.probe.read(self.data, self.size, repeats, ahead)
+        spent = time.perf_counter_ns() - start
+        if kept != 0x01010101:
+            raise ArithmeticError("the probe read something else than was written")
+        return 1e9 * self.size * repeats / max(spent, 1)
+
+    @property
+    def bytes(self):
+        """Bytes of the buffer."""
+        return self.size

@@ -1,0 +1,244 @@
+"""What is measured: grids of cases, and how much work each case is.
+
+A case is one call that a service would make: one step of one stream, one step of a batch, a whole sequence, one frame
+of a published model. Its id is `grid/kind-H...`; `--case` filters by it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+KINDS = ("lstm", "gru", "rnn")
+SIZES = (32, 64, 128, 256, 512)
+ODD_SIZES = (8, 16, 20, 24, 40, 50, 130)  # no multiple of the lanes, or less than one vector: common in practice
+SEQUENCE_STEPS = 100
+CHECK_STEPS = 6  # steps whose answers are compared before a case is timed
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a case has to do at the least, for the roofline.
+
+    flops : floating point operations of one call; a multiply-add is two. Activations are not counted.
+    bytes : weight bytes that one call must read from where they live.
+    footprint : bytes that are read again and again, so must fit a cache level to be read from there.
+    """
+
+    flops: int
+    bytes: int
+    footprint: int
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model file and how one frame of it is run.
+
+    shape : of one call's input at batch 1.
+    state_batch_axis : the axis of the states that counts rows; None where the file has a single row.
+
+    states : input -> output that the caller feeds back; bind : inputs that stay constant.
+    """
+
+    file: str
+    input: str
+    output: str
+    shape: tuple[int, ...]
+    states: tuple[tuple[str, str, tuple[int, ...]], ...]
+    state_batch_axis: int | None = None
+    bind: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the benchmark.
+
+    grid : which grid it belongs to; engines : who takes part, or () for all.
+    kind, I, H, T, batch : the cell and its sizes; kind is "model" for a model file, whose I and H are 0.
+    model : the model file's description for kind "model"; folder : where that file lies.
+    """
+
+    id: str
+    grid: str
+    kind: str
+    I: int  # noqa: E741  (the project's word for the input size)
+    H: int
+    T: int
+    batch: int
+    engines: tuple[str, ...] = ()
+    model: PublishedModel | None = None
+    folder: str = ""
+
+    @property
+    def sequence(self) -> bool:
+        """True where one call is a whole sequence from the initial state; else it is one step with the state kept."""
+        return self.grid == "sequence" or self.T > 1
+
+    @property
+    def work(self) -> Work | None:
+        """Least work of one call; None for a model file, whose ops are not counted here."""
+        return None if self.kind == "model" else cell_work(self.kind, self.I, self.H, self.T, self.batch)
+
+    def as_dict(self) -> dict:
+        """The same as dicts, lists, strings and numbers."""
+        return {**asdict(self), "sequence": self.sequence}
+
+
+def cell_work(kind: str, I: int, H: int, T: int, batch: int) -> Work:  # noqa: E741
+    """Least work of T steps of `batch` rows.
+
+    One step reads W and R once. A sequence reads R at each step, W once: its input half is one matrix product, which
+    is counted as flops and needs W only a few times. Biases are counted with W, states not at all.
+    """
+    rows = GATES[kind] * H
+    W, R = rows * (I + 1) * FLOAT, rows * H * FLOAT
+    flops = 2 * rows * (I + H) * batch * T
+    if T == 1:
+        return Work(flops, W + R, W + R)
+    return Work(flops, W + T * R, R)
+
+
+def cell_case(grid: str, kind: str, H: int, T: int = 1, batch: int = 1, engines: Sequence[str] = ()) -> Case:
+    """A case of one cell with I = H."""
+    name = f"{grid}/{kind}-{H}" + (f"-t{T}" if T > 1 else "") + (f"-b{batch}" if batch > 1 or T > 1 else "")
+    return Case(name, grid, kind, H, H, T, batch, tuple(engines))
+
+
+def step_grid() -> list[Case]:
+    """One step of one stream."""
+    return [cell_case("step", kind, H) for kind in KINDS for H in SIZES]
+
+
+def odd_grid() -> list[Case]:
+    """The same at sizes that waste lanes."""
+    return [cell_case("odd", kind, H) for kind in KINDS for H in ODD_SIZES]
+
+
+def batch_grid() -> list[Case]:
+    """One step of 16 and of 128 streams in lock-step."""
+    return [cell_case("batch", kind, H, batch=b) for kind in KINDS for H in SIZES for b in (16, 128)]
+
+
+def sequence_grid() -> list[Case]:
+    """100 steps in one call."""
+    return [cell_case("sequence", k, H, SEQUENCE_STEPS, b) for k in KINDS for H in SIZES for b in (1, 16, 64)]
+
+
+def threads_grid() -> list[Case]:
+    """fastrnn with two threads against fastrnn with one; the ratio is the gain."""
+    both = ("fastrnn-2t", "fastrnn-1t")
+    sizes = [(64, 1), (64, 16), (256, 1), (256, 16), (512, 1), (512, 16), (512, 128)]
+    cases = [cell_case("threads", "lstm", H, batch=b, engines=both) for H, b in sizes]
+    return cases + [
+        cell_case("threads", "lstm", H, SEQUENCE_STEPS, b, both) for H, b in ((64, 1), (256, 16), (512, 16))
+    ]
+
+
+def tiny_grid() -> list[Case]:
+    """One small case of each form, so that the benchmark can be run, not timed, in a test."""
+    return [cell_case("tiny", "lstm", 8), cell_case("tiny", "gru", 8, T=3, batch=2)]
+
+
+PUBLISHED = {
+    "silero_vad_v5": PublishedModel(
+        "silero_vad_v5.onnx",
+        "input",
+        "output",
+        (1, 576),
+        (("state", "stateN", (2, 1, 128)),),
+        state_batch_axis=1,
+        bind=(("sr", 16000),),
+    ),
+    "dtln_1": PublishedModel(
+        "dtln_1.onnx",
+        "input_2",
+        "activation_2",
+        (1, 1, 257),
+        (("input_3", "tf_op_layer_stack_2", (1, 2, 128, 2)),),
+    ),
+    "dtln_2": PublishedModel(
+        "dtln_2.onnx",
+        "input_4",
+        "conv1d_3",
+        (1, 1, 512),
+        (("input_5", "tf_op_layer_stack_5", (1, 2, 128, 2)),),
+    ),
+    "gtcrn": PublishedModel(
+        "gtcrn_simple.onnx",
+        "mix",
+        "enh",
+        (1, 257, 1, 2),
+        (
+            ("conv_cache", "conv_cache_out", (2, 1, 16, 16, 33)),
+            ("tra_cache", "tra_cache_out", (2, 3, 1, 1, 16)),
+            ("inter_cache", "inter_cache_out", (2, 1, 33, 16)),
+        ),
+    ),
+}
+# torch is left out: a model file has no PyTorch module. It is not "refused", so no line says that it lost.
+MODEL_ENGINES = ("fastrnn", "ort", "ort-iobinding", "openvino")
+
+
+def models_grid(folders: Sequence[Path]) -> list[Case]:
+    """One frame of each published model that lies in one of the folders; the example model as a whole sequence."""
+    cases = []
+    for name, model in PUBLISHED.items():
+        folder = next((f for f in folders if (f / model.file).is_file()), None)
+        if folder is None:
+            continue
+        batches = (1, 32) if model.state_batch_axis is not None else (1,)
+        for batch in batches:
+            suffix = f"-b{batch}" if batch > 1 else ""
+            cases.append(
+                Case(f"models/{name}{suffix}", "models", "model", 0, 0, 1, batch, MODEL_ENGINES, model, str(folder))
+            )
+    return cases + [case for folder in folders for case in example_cases(folder)]
+
+
+def example_cases(folder: Path) -> list[Case]:
+    """The committed example model, 100 steps: its file keeps its state inside, so other engines can't step it."""
+    path = folder / EXAMPLE_FILE
+    if not path.is_file():
+        return []
+    from .models import example_model
+
+    model = example_model(path, SEQUENCE_STEPS)
+    name = f"models/{path.stem}-t{SEQUENCE_STEPS}"
+    return [Case(name, "models", "model", 0, 0, SEQUENCE_STEPS, 1, MODEL_ENGINES, model, str(folder))]
+
+
+EXAMPLE_FILE = "tone_words.onnx"
+GRIDS = {
+    "step": "one step of one stream, H = I = 32 to 512",
+    "odd": "one step of one stream at sizes that fill no whole vectors",
+    "batch": "one step of 16 and of 128 streams",
+    "sequence": f"{SEQUENCE_STEPS} steps in one call, batch 1, 16, 64",
+    "models": "the example model, and one frame of published models where they are found",
+    "threads": "fastrnn with two threads against one",
+    "tiny": "two tiny cases, to see that the benchmark works",
+}
+DEFAULT_GRIDS = ("step", "odd", "batch", "sequence", "models")
+
+
+def cases_of(grids: Sequence[str], patterns: Sequence[str] = (), folders: Sequence[Path] = ()) -> list[Case]:
+    """The cases of these grids whose id matches one of the patterns (all where there is none).
+
+    patterns : as in a shell, or any part of the id: "lstm-64*", "step/gru-128", "-b16".
+    """
+    made = {
+        "step": step_grid,
+        "odd": odd_grid,
+        "batch": batch_grid,
+        "sequence": sequence_grid,
+        "models": lambda: models_grid(folders),
+        "threads": threads_grid,
+        "tiny": tiny_grid,
+    }
+    cases = [case for grid in grids for case in made[grid]()]
+    if not patterns:
+        return cases
+    return [c for c in cases if any(fnmatch.fnmatch(c.id, p) or p in c.id for p in patterns)]

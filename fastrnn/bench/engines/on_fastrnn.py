@@ -1,0 +1,143 @@
+"""fastrnn: `step(x, out=y)` on a stream, which keeps the states; whole sequences by `push` or `run`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+import fastrnn
+
+SAMPLE_BYTES = 8 << 20  # streams opened to see what one takes: so many that pages (4 KiB) do not matter
+
+
+def version():
+    return f"fastrnn {fastrnn.__version__}, {fastrnn.cpu_info().isa.active}"
+
+
+def candidates(job, engine, threads):
+    """One way to step, two to run a sequence."""
+    model = load(job, threads)
+    if job["sequence"]:
+        return [Push(job, model), Run(job, model)]
+    return [Step(job, model)]
+
+
+def load(job, threads):
+    """The job's model: the form without states for a cell, the file itself for a model."""
+    if job["kind"] != "model":
+        return fastrnn.load(job["free_file"], threads=threads)
+    states = {name: output for name, output, _ in job["states"]}
+    return fastrnn.load(job["file"], bind=dict(job["bind"]) or None, states=states or None, threads=threads)
+
+
+def open_stream(job, model):
+    """One stream, or as many in lock-step as the job has rows."""
+    return model.stream() if job["batch"] == 1 else model.stream(batch_size=job["batch"])
+
+
+def stream_bytes(job):
+    """Bytes that one more stream takes (a row of a batch: its share), Python objects included; None if none opens.
+
+    The larger of what Python's allocators count and what the process grew by: the first misses memory that C takes
+    by itself, the second what was taken from memory freed earlier.
+    """
+    import tracemalloc
+
+    model = load(job, 1)
+    if not model.streamable:
+        return None
+    streams = [open_stream(job, model)]
+    count = max(16, min(2000, SAMPLE_BYTES // (8 * job["batch"] * max(job["H"], 128))))
+    tracemalloc.start()
+    try:
+        before, resident = tracemalloc.get_traced_memory()[0], rss()
+        streams += [open_stream(job, model) for _ in range(count)]
+        grown = max(tracemalloc.get_traced_memory()[0] - before, rss() - resident)
+    finally:
+        tracemalloc.stop()
+    return grown // (count * job["batch"])
+
+
+def rss():
+    """Resident bytes of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+class Step:
+    """`stream.step(x, out=y)`."""
+
+    name = "step"
+
+    def __init__(self, job, model):
+        self.stream = open_stream(job, model)
+        whole = tuple(job["shape"])
+        if job["kind"] != "model":  # x is [I], or [batch, I]
+            whole = whole[1:] if job["batch"] > 1 else whole[2:]
+        self.x = np.zeros(whole, np.float32)
+        self.y = np.array(self.stream.step(self.x))
+
+    def calls(self, n):
+        step, x, y = self.stream.step, self.x, self.y
+        for _ in range(n):
+            step(x, out=y)
+
+    def answer(self, x):
+        self.stream.reset()
+        found = []
+        for row in x:
+            self.x[...] = row.reshape(self.x.shape)
+            self.calls(1)
+            found.append(self.y.copy())
+        return np.stack(found)
+
+
+class Push:
+    """`stream.push(chunk)`; the chunk is [T, I], or [batch, T, I]."""
+
+    name = "push"
+
+    def __init__(self, job, model):
+        self.stream = open_stream(job, model)
+        self.batch, self.cell = job["batch"], job["kind"] != "model"
+        self.x = self.chunk(np.zeros(job["shape"], np.float32))
+
+    def chunk(self, x):
+        if not self.cell:  # the example's [1, T, features]
+            return np.ascontiguousarray(x.reshape(x.shape[1:]))
+        return np.ascontiguousarray(x[:, 0] if self.batch == 1 else x.swapaxes(0, 1))
+
+    def calls(self, n):
+        push, x = self.stream.push, self.x
+        for _ in range(n):
+            push(x)
+
+    def answer(self, x):
+        found = []
+        for row in x:
+            self.stream.reset()
+            y = self.stream.push(self.chunk(row))
+            found.append(y if self.batch == 1 else y.swapaxes(0, 1))
+        return np.stack(found)
+
+
+class Run:
+    """`model.run(x)`: the file's own axes."""
+
+    name = "run"
+
+    def __init__(self, job, model):
+        self.model = model
+        names = [info.name for info in model.outputs]
+        self.at = names.index(job["output"])
+        self.x = np.zeros(job["shape"], np.float32)
+
+    def calls(self, n):
+        run, x = self.model.run, self.x
+        for _ in range(n):
+            run(x)
+
+    def answer(self, x):
+        return np.stack([self.model.run(row)[self.at] for row in x])

@@ -1,0 +1,156 @@
+"""Arithmetic of the benchmark: quantiles, ratios, means, shares of the roofline. Knows no engine and no clock.
+
+Everything here works on the plain dicts of the JSON record, so that a file from elsewhere can be judged anew.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+FASTRNN = "fastrnn"
+MEASURED = ("fastrnn", "fastrnn-2t")  # whose times are divided into the peers'
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+LEVELS = ("L1", "L2", "L3", "memory")
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The q-quantile (0..1) of non-empty values, linear between neighbours."""
+    ordered = sorted(values)
+    at = q * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """Geometric mean of positive numbers; None of none."""
+    logs = [math.log(v) for v in values]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else None
+
+
+def summary(rounds: Sequence[Mapping]) -> dict:
+    """The figures of one engine on one case, in nanoseconds a call.
+
+    rounds : what a worker sent for each: `batch` calls a sample, `ns` a sample, `cpu_ns` and `wall_ns` of the round.
+
+    Returns median_ns (median of the rounds' medians, so that one bad round counts once), p99_ns and quantiles over all
+    samples, the rounds' own medians and 99th percentiles, calls, and cpu_share: CPU time over wall time; one engine
+    with one thread on a free core has 1.0, and less where neighbours took the core.
+    """
+    medians, tails, samples = [], [], []
+    for r in rounds:
+        each = [ns / r["batch"] for ns in r["ns"]]
+        medians.append(statistics.median(each))
+        tails.append(quantile(each, 0.99))
+        samples += each
+    wall = sum(r["wall_ns"] for r in rounds)
+    return {
+        "median_ns": statistics.median(medians),
+        "p99_ns": quantile(samples, 0.99),
+        "quantiles": {str(q): quantile(samples, q) for q in QUANTILES},
+        "rounds": [{"median_ns": m, "p99_ns": t} for m, t in zip(medians, tails, strict=True)],
+        "batch": rounds[0]["batch"],
+        "calls": sum(r["batch"] * len(r["ns"]) for r in rounds),
+        "cpu_share": sum(r["cpu_ns"] for r in rounds) / wall if wall else None,
+    }
+
+
+def paired_ratio(ours: Mapping, theirs: Mapping) -> dict:
+    """How many times faster we are: the median over rounds of their median / ours in the same round, and quartiles.
+
+    Rounds lie milliseconds apart, so a clock that drifts over the run changes both sides of each quotient.
+    """
+    pairs = zip(ours["rounds"], theirs["rounds"], strict=False)
+    quotients = [t["median_ns"] / o["median_ns"] for o, t in pairs]
+    low, middle, high = (quantile(quotients, q) for q in (0.25, 0.5, 0.75))
+    return {"ratio": middle, "low": low, "high": high}
+
+
+def level_of(footprint: int, caches: Mapping[str, int]) -> str:
+    """The smallest level ("L1" "L2" "L3" "memory") that holds `footprint` bytes; caches: level -> bytes."""
+    for level in LEVELS[:-1]:
+        if level in caches and footprint <= caches[level]:
+            return level
+    return "memory"
+
+
+def least_ns(work: Mapping, level: str, roofline: Mapping, threads: int = 1) -> tuple[float, str]:
+    """(least time of the work in ns, what bounds it: "fma" or the level).
+
+    work : flops, bytes; roofline : "fma" flops a second and a level's bytes a second, of one thread.
+    """
+    compute = 1e9 * work["flops"] / (roofline["fma"] * threads)
+    reading = 1e9 * work["bytes"] / (roofline[level] * threads)
+    return (compute, "fma") if compute >= reading else (reading, level)
+
+
+def judge(case: dict) -> None:
+    """Add to a case's record what follows from its results: best peer, ratios, roofline share, verdict.
+
+    verdict : "wins", "loses" (some peer is faster), "alone" (no peer answered), "no answer" (fastrnn did not run it),
+    "peers only" (fastrnn was not asked), or "wrong" (an answer differed, ours or a peer's).
+    """
+    results = case["results"]
+    timed = {name: r for name, r in results.items() if r["status"] == "ok"}
+    mine = next((name for name in MEASURED if name in results), None)
+    case.update(best_peer=None, ratio=None, ratios={}, share=None, bound=None, least_ns=None)
+    peers = {name: r for name, r in timed.items() if name != mine}
+    if peers:
+        case["best_peer"] = min(peers, key=lambda name: peers[name]["median_ns"])
+    if mine in timed:
+        case["ratios"] = {name: paired_ratio(timed[mine], r) for name, r in peers.items()}
+        if peers:
+            case["ratio"] = case["ratios"][case["best_peer"]]["ratio"]
+        if case.get("work") and case.get("roofline"):
+            threads = case.get("threads", 1)
+            least, bound = least_ns(case["work"], case["level"], case["roofline"], threads)
+            case.update(least_ns=least, bound=bound, share=least / timed[mine]["median_ns"])
+    if any(r["status"] == "wrong" for r in results.values()):
+        case["verdict"] = "wrong"
+    elif mine is None:
+        case["verdict"] = "peers only"
+    elif mine not in timed:
+        case["verdict"] = "no answer"
+    elif case["ratio"] is None:
+        case["verdict"] = "alone"
+    else:
+        case["verdict"] = "wins" if case["ratio"] >= 1 else "loses"
+
+
+def grid_figures(cases: Sequence[Mapping]) -> dict:
+    """What a grid comes to: geometric mean and least of the ratios to the best peer, means over each; least share.
+
+    Cases without a ratio are counted (`without`), so a mean over fewer cases can't pass for the whole.
+    """
+    rated = [c for c in cases if c["ratio"] is not None]
+    engines = sorted({name for c in rated for name in c["ratios"]})
+    shares = [c for c in cases if c["share"] is not None]
+    worst = min(rated, key=lambda c: c["ratio"], default=None)
+    lowest = min(shares, key=lambda c: c["share"], default=None)
+    return {
+        "cases": len(cases),
+        "without": len(cases) - len(rated),
+        "loses": sum(c["verdict"] == "loses" for c in cases),
+        "geometric_mean": geometric_mean(c["ratio"] for c in rated),
+        "least": None if worst is None else {"ratio": worst["ratio"], "case": worst["id"]},
+        "against": {
+            name: geometric_mean(c["ratios"][name]["ratio"] for c in rated if name in c["ratios"]) for name in engines
+        },
+        "least_share": None if lowest is None else {"share": lowest["share"], "case": lowest["id"]},
+    }
+
+
+def difference(got, expected, tolerance: float) -> tuple[float, bool]:
+    """(largest |got - expected|, whether every element is within tolerance * (1 + |expected|)).
+
+    Compared as flat arrays of equal size; inf and False where sizes differ or one has a NaN or infinity.
+    """
+    import numpy as np
+
+    got, expected = np.asarray(got, np.float64).ravel(), np.asarray(expected, np.float64).ravel()
+    if got.size != expected.size or not np.all(np.isfinite(got)) or not np.all(np.isfinite(expected)):
+        return math.inf, False
+    gap = np.abs(got - expected)
+    return float(gap.max(initial=0.0)), bool(np.all(gap <= tolerance * (1 + np.abs(expected))))

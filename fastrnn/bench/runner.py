@@ -1,0 +1,316 @@
+"""Runs a benchmark: workers open a case, their answers are compared, then they take turns in short rounds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from . import costs, machine, models, targets
+from .cases import DEFAULT_GRIDS, GRIDS, Case, cases_of
+from .errors import BenchError
+from .figures import difference, grid_figures, judge, level_of, quantile, summary
+from .process import MissingEngine, Worker, WorkerError
+from .records import FORMAT
+
+# name -> file of engines/
+ENGINES = {
+    "fastrnn": "on_fastrnn.py",
+    "ort": "on_onnxruntime.py",
+    "ort-iobinding": "on_onnxruntime.py",
+    "torch": "on_torch.py",
+    "openvino": "on_openvino.py",
+}
+PEERS = tuple(name for name in ENGINES if name != "fastrnn")
+OWN_THREADS = {"fastrnn-1t": 1, "fastrnn-2t": 2}  # engines of the grid `threads`, whatever --threads says
+ROOFLINE = "roofline"
+# Judges of a model file's answers, best first: the files' authors checked them against onnxruntime.
+JUDGES = ("ort", "ort-iobinding", "openvino")
+# An element passes at |got - expected| <= TOLERANCE * (1 + |expected|). float32 engines differ by some 1e-6 here; a
+# wrong gate order, form or state by 1e-2 and more; bfloat16 by 1e-3 and more.
+TOLERANCE = 1e-4
+OPEN_SECONDS, ROUND_SECONDS = 300.0, 120.0
+OPEN_WEIGHT = 10  # rounds that opening a case counts for in the progress
+SETTLE_SECONDS = 0.003  # pause between turns where engines have several threads: theirs may still spin
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+Progress = Callable[[float, float, str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    grids : of `GRIDS`; patterns : case ids to keep, all where empty; engines : of `ENGINES`
+    rounds, round_ns : rounds an engine and case, and their length; batch_ns : least time between two looks at the clock
+    trial_ns : of one turn of the trial that picks an engine's fastest set-up
+    threads : that each engine may use; isa : forces FASTRNN_ISA for fastrnn
+    folders : where model files are looked for; costs : also measure import, load and stream
+    """
+
+    grids: tuple[str, ...] = DEFAULT_GRIDS
+    patterns: tuple[str, ...] = ()
+    engines: tuple[str, ...] = tuple(ENGINES)
+    rounds: int = 20
+    round_ns: int = 20_000_000
+    batch_ns: int = 20_000
+    trial_ns: int = 4_000_000
+    threads: int = 1
+    isa: str | None = None
+    folders: tuple[str, ...] = ()
+    costs: bool = True
+
+
+@dataclass
+class Bench:
+    """A run in progress."""
+
+    options: Options
+    folder: Path
+    progress: Progress
+    workers: dict[str, Worker] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    done: float = 0.0
+    total: float = 1.0
+
+    def worker(self, name: str) -> Worker | None:
+        """The engine's process, started if it is not running; None where the engine is missing."""
+        if name in self.missing:
+            return None
+        found = self.workers.get(name)
+        if found is not None and found.alive:
+            return found
+        if found is not None:
+            found.close()
+        threads = OWN_THREADS.get(name, self.options.threads)
+        file = ENGINES.get(name) or ("on_roofline.py" if name == ROOFLINE else "on_fastrnn.py")
+        try:
+            self.workers[name] = Worker(name, file, threads, environment(name, threads, self.options.isa))
+        except MissingEngine as error:
+            self.missing[name] = f"not installed: {error}"
+            return None
+        except WorkerError as error:
+            self.missing[name] = f"did not start: {error}"
+            return None
+        self.versions[name] = self.workers[name].version
+        return self.workers[name]
+
+    def advance(self, rounds: float, text: str) -> None:
+        """Tell how far we are; the unit is one round of one engine."""
+        self.done += rounds
+        self.progress(self.done, self.total, text)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self.workers.values():
+            worker.close()
+
+
+def environment(name: str, threads: int, isa: str | None) -> dict[str, str]:
+    """What a worker's process sees: thread limits for whatever library it loads, and the instruction set for ours."""
+    env = dict(os.environ)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        env[variable] = str(threads)
+    for variable in ("FASTRNN_THREADS", "PYTHONSTARTUP"):
+        env.pop(variable, None)
+    env["PYTHONPATH"] = os.pathsep.join(p for p in (str(PACKAGE_ROOT), env.get("PYTHONPATH", "")) if p)
+    if isa is not None:
+        env["FASTRNN_ISA"] = isa
+    return env
+
+
+def run(options: Options, progress: Progress = lambda done, total, text: None) -> dict:
+    """Run the benchmark and return its record.
+
+    progress is called with (rounds done, rounds in all, what is being done). Raises BenchError where nothing can be
+    run: no such grid, no case that matches, fastrnn itself does not start.
+    """
+    cases = select(options)
+    start = time.monotonic()
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory(prefix="fastrnn-bench-") as temporary:
+        bench = Bench(options, Path(temporary), progress)
+        bench.total = sum(len(engines_of(c, options)) * (options.rounds + OPEN_WEIGHT) for c in cases) or 1
+        try:
+            sizes = machine.describe()
+            roofline = whole_roofline(bench, sizes["caches"])
+            records = [run_case(bench, case, sizes["caches"], i) for i, case in enumerate(cases)]
+            found_costs = measure_costs(bench) if options.costs else {}
+        finally:
+            bench.close()
+    record = {
+        "format": FORMAT,
+        "fastrnn": bench.versions.get("fastrnn") or next(iter(bench.versions.values()), "fastrnn did not start"),
+        "started": started,
+        "seconds": round(time.monotonic() - start, 1),
+        "machine": sizes,
+        "settings": {**asdict(options), "tolerance": TOLERANCE},
+        "engines": engine_table(bench, options),
+        "roofline": roofline,
+        "costs": found_costs,
+        "cases": records,
+    }
+    grids = dict.fromkeys(case.grid for case in cases)
+    record["grids"] = {grid: grid_figures([c for c in records if c["grid"] == grid]) for grid in grids}
+    record["targets"] = targets.evaluate(record)
+    return record
+
+
+def select(options: Options) -> list[Case]:
+    """The cases of a run. Raises BenchError for an unknown grid or engine, or where no case is left."""
+    for what, given, known in (("grid", options.grids, GRIDS), ("engine", options.engines, ENGINES)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise BenchError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")
+    if options.rounds < 1 or options.round_ns < 1 or options.threads < 1:
+        raise BenchError("rounds, their length and threads must be at least 1")
+    cases = cases_of(options.grids, options.patterns, [Path(f) for f in options.folders])
+    if not cases:
+        chosen = f" that match {', '.join(options.patterns)}" if options.patterns else ""
+        raise BenchError(f"grids {', '.join(options.grids)} have no cases{chosen} here")
+    return cases
+
+
+def engines_of(case: Case, options: Options) -> list[str]:
+    """Who takes part in a case: its own list, as far as it was asked for."""
+    own = case.engines or tuple(ENGINES)
+    return [name for name in own if name in options.engines or (name in OWN_THREADS and "fastrnn" in options.engines)]
+
+
+def engine_table(bench: Bench, options: Options) -> dict:
+    """Every engine that was asked for: version, or why it is missing."""
+    names = [*options.engines, *(n for n in (*OWN_THREADS, ROOFLINE) if n in bench.versions or n in bench.missing)]
+    table = {}
+    for name in names:
+        if name in bench.missing:
+            table[name] = {"status": "missing", "text": bench.missing[name]}
+        elif name in bench.versions:
+            table[name] = {"status": "ok", "text": bench.versions[name]}
+        else:
+            table[name] = {"status": "not needed", "text": "takes part in no case of this run"}
+    return table
+
+
+def whole_roofline(bench: Bench, caches: Mapping[str, int]) -> dict | None:
+    """The machine's limits at the start of the run, all levels; None where the probe is not built."""
+    bench.progress(0, bench.total, "roofline")
+    worker = bench.worker(ROOFLINE)
+    if worker is None:
+        return None
+    sizes = machine.probe_sizes(dict(caches))
+    return {**worker.ask("probe", ROUND_SECONDS, levels=sizes), "buffers": sizes}
+
+
+def measure_costs(bench: Bench) -> dict:
+    """`costs.measure`, or why it could not be done."""
+    if "fastrnn" not in bench.options.engines:
+        return {"why": "fastrnn was not among the engines"}
+    bench.progress(bench.done, bench.total, "import, load, streams")
+    try:
+        return costs.measure(bench.folder, environment("fastrnn", 1, bench.options.isa))
+    except Exception as error:  # a cost that can't be measured must not cost the record
+        return {"why": f"{type(error).__name__}: {error}"}
+
+
+def run_case(bench: Bench, case: Case, caches: Mapping[str, int], number: int) -> dict:
+    """Open, compare, time, judge one case; its record. What an engine can't do is in its result, never raised."""
+    folder = bench.folder / f"case{number}"
+    folder.mkdir()
+    names = engines_of(case, bench.options)
+    job = models.prepare(case, folder)
+    results = open_case(bench, case, job, names)
+    compare_answers(results, folder, job)
+    ready = [name for name in names if name in results and results[name]["status"] == "ok"]
+    record = case.as_dict() | {"work": None, "level": None, "roofline": None}
+    record["threads"] = max(OWN_THREADS.get(name, bench.options.threads) for name in names) if names else 1
+    if case.work is not None:
+        record.update(work=asdict(case.work), level=level_of(case.work.footprint, caches))
+    turns, probes = take_turns(bench, case, ready, results, record["level"], caches)
+    for name, rounds in turns.items():
+        if results[name]["status"] == "ok":
+            results[name].update(summary(rounds))
+    if probes:
+        keys = [key for key in probes[0] if key != "isa"]
+        record["roofline"] = {key: quantile([p[key] for p in probes], 0.5) for key in keys}
+    for name in ready:
+        try:
+            results[name].update(bench.workers[name].ask("close", ROUND_SECONDS))
+        except WorkerError as error:
+            results[name].update(peak_rss=None, note=str(error))
+    record["results"] = {name: results[name] for name in names if name in results}
+    judge(record)
+    return record
+
+
+def open_case(bench: Bench, case: Case, job: dict, names: Sequence[str]) -> dict[str, dict]:
+    """Each engine loads the case and answers it; name -> result so far ("ok", or "refused" with the reason)."""
+    results: dict[str, dict] = {}
+    for name in names:
+        bench.advance(OPEN_WEIGHT, f"{case.id}: {name} opens")
+        worker = bench.worker(name)
+        if worker is None:
+            bench.advance(bench.options.rounds, f"{case.id}: {name} is missing")
+            continue
+        settings = {"trial_ns": bench.options.trial_ns, "batch_ns": bench.options.batch_ns}
+        try:
+            opened = worker.ask("open", OPEN_SECONDS, job=job, **settings)
+            worker.ask("answer", OPEN_SECONDS, to=str(Path(job["x"]).with_name(f"{name}.npy")))
+            results[name] = {"status": "ok", **opened}
+        except WorkerError as error:
+            results[name] = {"status": "refused", "reason": str(error)}
+            bench.advance(bench.options.rounds, f"{case.id}: {name} refused")
+    return results
+
+
+def compare_answers(results: dict[str, dict], folder: Path, job: Mapping) -> None:
+    """Mark as "wrong" every engine whose answer differs from the float64 one, or for a model file from a judge's."""
+    answers = {n: np.load(folder / f"{n}.npy") for n, r in results.items() if r["status"] == "ok"}
+    if "expected" in job:
+        judge_name, expected = "float64 reference", np.load(job["expected"])
+    else:
+        judge_name = next((name for name in JUDGES if name in answers), "")
+        expected = answers.get(judge_name)
+    for name, answer in answers.items():
+        result = results[name]
+        if expected is None:
+            result.update(difference=None, compared_with=None)
+            continue
+        gap, ok = difference(answer, expected, TOLERANCE)
+        result.update(difference=gap if np.isfinite(gap) else "inf", compared_with=judge_name)
+        if not ok:
+            got = f"largest difference {gap:.3g} from {judge_name}" if np.isfinite(gap) else "NaN, inf, or another size"
+            result.update(status="wrong", reason=f"wrong answer: {got} (tolerance {TOLERANCE:g})")
+
+
+def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, level: str | None, caches: Mapping):
+    """Rounds of all engines in turn; (name -> its rounds, the roofline probes between them).
+
+    Each round begins with another engine, so that none always runs after the same neighbour. One process runs at a
+    time: the others wait for their pipe.
+    """
+    turns: dict[str, list[dict]] = {name: [] for name in ready}
+    probes = []
+    sizes = machine.probe_sizes(dict(caches))
+    prober = bench.worker(ROOFLINE) if level is not None and ready else None
+    for r in range(bench.options.rounds):
+        at = r % max(len(ready), 1)
+        for name in (*ready[at:], *ready[:at]):
+            bench.advance(1, f"{case.id}: {name}")
+            if results[name]["status"] != "ok":
+                continue
+            if bench.options.threads > 1 or name in OWN_THREADS:
+                time.sleep(SETTLE_SECONDS)
+            try:
+                turns[name].append(bench.workers[name].ask("round", ROUND_SECONDS, ns=bench.options.round_ns))
+            except WorkerError as error:
+                results[name] = {"status": "refused", "reason": f"while timed: {error}"}
+        if prober is not None:
+            probes.append(prober.ask("probe", ROUND_SECONDS, levels={level: sizes[level]}))
+    return turns, probes
