@@ -69,10 +69,16 @@ def graph_to_json(graph: Graph) -> str:
     )
 
 
+def _finite(value, name: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ModelFormatError(f"{name} must be a finite number, got {value!r:.80}")
+    return float(value)
+
+
 def _spec_from_json(data) -> CellSpec:
     data = dict(data)
     data["activations"] = tuple(
-        Activation(str(a["name"]), float(a["alpha"]), float(a["beta"])) for a in data["activations"]
+        Activation(str(a["name"]), _finite(a["alpha"], "alpha"), _finite(a["beta"], "beta")) for a in data["activations"]
     )
     for key in ("input_size", "hidden_size"):
         if type(data[key]) is not int:
@@ -81,7 +87,7 @@ def _spec_from_json(data) -> CellSpec:
         if type(data[key]) is not bool:
             raise ModelFormatError(f"{key} must be true or false, got {data[key]!r}")
     if data["clip"] is not None:
-        data["clip"] = float(data["clip"])
+        data["clip"] = _finite(data["clip"], "clip")
     return CellSpec(**data)
 
 
@@ -99,7 +105,8 @@ def _attrs_from_json(op: str, data: dict) -> dict:
                     raise ModelFormatError(f"{op}: {key} must be ints, got {value!r:.80}")
             elif value in ("inf", "-inf") and key in ("alpha", "beta"):
                 value = float(value)
-            if key not in _ATTR_TYPES or type(value) not in _ATTR_TYPES[key]:
+            huge = type(value) is int and abs(value) >= 1 << 63
+            if key not in _ATTR_TYPES or type(value) not in _ATTR_TYPES[key] or huge:
                 raise ModelFormatError(f"{op}: attribute {key} is {value!r:.80}")
             out[key] = value
     return out
@@ -166,7 +173,7 @@ def load(source) -> Graph:
         graph = validate(_graph_from_json(metadata["graph"], constants))
     except FastRNNError as error:
         raise ModelFormatError(f"{where}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise ModelFormatError(f"{where}: its graph is malformed ({type(error).__name__}: {error})") from None
     if metadata.get("fingerprint") != fingerprint(graph):
         raise ModelFormatError(f"{where}: weights or graph differ from the file's own fingerprint: it is damaged")
