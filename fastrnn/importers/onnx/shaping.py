@@ -205,9 +205,10 @@ def _gather(ctx, n: NodeReader):
             raise ModelFormatError(f"indices {wanted.tolist()} outside a shape of {x.array.shape[axis]}")
         return [simplest(x.array.take(wanted, axis=axis))]
     flat = [v if isinstance(v, Dim) else int(v) for v in indices.array.flat]
-    part = _gather_run(ctx, x, axis, flat)
+    part = _gather_run(ctx, x, axis, flat, len(indices.dims))
     if part is not None:
-        return [ctx.reshape(part, (*x.dims[:axis], *indices.dims, *x.dims[axis + 1 :]))]
+        middle = (part.dims[axis],) if len(indices.dims) == 1 else indices.dims
+        return [ctx.reshape(part, (*x.dims[:axis], *middle, *x.dims[axis + 1 :]))]
     size = ctx.number(x.dims[axis], "Gather with constant indices")
     wanted = indices.array.astype(np.int64)
     if ((wanted < -size) | (wanted >= size)).any():
@@ -217,12 +218,17 @@ def _gather(ctx, n: NodeReader):
     return [ctx.one("gather", x, Const(np.where(wanted < 0, wanted + size, wanted)), axis=axis)]
 
 
-def _gather_run(ctx, x, axis: int, indices: list):
+def _gather_run(ctx, x, axis: int, indices: list, rank: int):
     """Constant indices that count up by one, or all of the axis backwards, as a slice; None otherwise."""
     size = x.dims[axis]
     if not indices or any(isinstance(v, Dim) for v in indices[1:]):
         return None
-    if len(indices) > 1 and indices == list(range(len(indices)))[::-1] and len(indices) == ctx.table.example(size):
+    if (
+        rank == 1
+        and len(indices) > 1
+        and indices == list(range(len(indices)))[::-1]
+        and len(indices) == ctx.table.example(size)
+    ):
         return ctx.slice(x, axis, size - 1, -1, -1)
     first, last = indices[0], indices[-1]
     if len(indices) > 1 and (indices != list(range(first, first + len(indices))) or (first < 0) != (last < 0)):

@@ -130,13 +130,14 @@ def _by_examples(ctx, dims, out, holes, exact) -> tuple:
         out[holes[0]] = total // rest
     elif total != rest:
         raise _misfit(ctx, dims, out)
-    found = _match(ctx, dims, out)
+    blamed: list = []
+    found = _match(ctx, dims, out, blamed)
     if found is None or D.product(found) != D.product(dims):
         if exact is not None and not any(table.genuine(d) for d in dims if isinstance(d, Dim)):
             return exact
-        table.freeze(
-            [d for d in (*dims, *out) if isinstance(d, Dim)], f"Reshape to {_show(out)} can be read in two ways"
-        )
+        # Only the sizes of the group that can be read in two ways freeze; where none is to blame, all do.
+        culprits = [d for d in blamed if isinstance(d, Dim)] or [d for d in (*dims, *out) if isinstance(d, Dim)]
+        table.freeze(culprits, f"Reshape to {_show(out)} can be read in two ways")
     for d in found:
         if isinstance(d, Dim):
             table.notes.setdefault(
@@ -163,8 +164,11 @@ def _misfit(ctx, dims, out):
     return ModelFormatError(f"Reshape of {_show([ctx.table.example(d) for d in dims])} to {_show(out)}")
 
 
-def _match(ctx, dims, out) -> tuple | None:
-    """Row-major reshape by groups: runs of input and output dims with equal products belong together."""
+def _match(ctx, dims, out, blamed: list) -> tuple | None:
+    """Row-major reshape by groups: runs of input and output dims with equal products belong together.
+
+    None where that is not possible in just one way; `blamed` then gets the dims of the group where it failed.
+    """
     size = [ctx.table.example(d) for d in dims]
     goal = [ctx.table.example(t) for t in out]
     if 0 in size:
@@ -179,6 +183,7 @@ def _match(ctx, dims, out) -> tuple | None:
             j += 1
         ones = _ones(dims[i0:i], list(range(j0, j)))
         if ones is None:
+            blamed += dims[i0:i]
             return None
         carried, placed = ones
         for where, d in placed.items():
@@ -199,6 +204,7 @@ def _match(ctx, dims, out) -> tuple | None:
                 return None
         part = _group(ctx, [*carried, *dims[i1:i]], out[j1:j], goal[j1:j])
         if part is None:
+            blamed += [*carried, *dims[i1:i]]
             return None
         result[j1:j] = part
     return tuple(result)

@@ -1,0 +1,278 @@
+"""Frozen sizes read again: what thaws, what must stay frozen, and that the file's own numbers come back."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fastrnn import reference
+from fastrnn.errors import ModelFormatError, UnsupportedError
+from fastrnn.importers.onnx import import_onnx
+
+RNN = "y, h = RNN <hidden_size = 2> ({x}, W, R)"
+
+
+def model(signature, body, *, opset=17, **constants):
+    """A model in ONNX's text form; W [1,2,F] and R [1,2,2] are there, further constants by name."""
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g {signature} {{ {body} }}'
+    made = onnx.parser.parse_model(text)
+    features = constants.pop("F", 3)
+    rng = np.random.default_rng(3)
+    arrays = {"W": rng.standard_normal((1, 2, features)), "R": rng.standard_normal((1, 2, 2))}
+    arrays = {k: v.astype(np.float32) for k, v in arrays.items()} | {k: np.asarray(v) for k, v in constants.items()}
+    used = {i for n in made.graph.node for i in n.input}
+    made.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items() if k in used)
+    return made
+
+
+def dims(graph, name):
+    return [d if isinstance(d, int) else str(d) for d in graph.values[name].dims]
+
+
+def agrees_with_onnxruntime(made, **feeds):
+    """At the file's own sizes the graph is what onnxruntime makes of the file."""
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    want = ort.InferenceSession(made.SerializeToString(), options).run(None, feeds)
+    for a, b in zip(reference.run(import_onnx(made), feeds), want, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def noise(*shape):
+    return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+
+
+RESHAPES = [
+    # (input of the RNN [T, batch, 3], what its output [T, 1, batch, 2] is reshaped to, dims that must come out)
+    ((19, 4), [19, 4, 2], ["time", "batch", 2]),
+    ((19, 1), [19, 1, 2], ["time", "batch", 2]),
+    ((19, 4), [19, 8], ["time", "2*batch"]),
+    ((19, 4), [76, 2], ["batch*time", 2]),
+    ((19, 4), [-1, 2], ["batch*time", 2]),
+    ((19, 4), [19, -1], ["time", "2*batch"]),
+    ((19, 4), [0, 0, -1], ["time", 1, "2*batch"]),
+    ((5, 5), [5, 5, 2], ["time", "batch", 2]),
+    ((19, 1), [19, 2], ["time", "2*batch"]),
+    ((19, 2), [19, 2, 2], ["time", "batch", 2]),
+    ((2, 2), [2, 2, 2], ["time", "batch", 2]),
+    ((19, 6), [19, 3, 2, 2], None),  # six rows made of three times two: no size of the input says so
+]
+
+
+@pytest.mark.parametrize(("sizes", "target", "want"), RESHAPES, ids=[f"{s}-{t}" for s, t, _ in RESHAPES])
+def test_reshape(sizes, target, want):
+    T, B = sizes
+    made = model(
+        f"(float[{T},{B},3] x) => (float[?] z)",
+        "y, h = RNN <hidden_size = 2> (x, W, R)\n z = Reshape(y, s)",
+        s=np.int64(target),
+    )
+    del made.graph.output[0].type.tensor_type.shape.dim[:]
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    graph = import_onnx(made)
+    agrees_with_onnxruntime(made, x=noise(T, B, 3))
+    if want is not None:
+        assert dims(graph, "z") == want
+        assert dims(graph, "x") == ["time", "batch", 3]
+
+
+def test_a_split_of_the_batch_keeps_its_fixed_factor_or_stays():
+    """19 x 6 rows seen as [19, 3, 2, 2]: either batch is a multiple of the fixed factor, or it is frozen."""
+    made = model(
+        "(float[19,6,3] x) => (float[19,3,2,2] z)",
+        "y, h = RNN <hidden_size = 2> (x, W, R)\n z = Reshape(y, s)",
+        s=np.int64([19, 3, 2, 2]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == ["time", 6, 3]
+    assert dims(graph, "z") == ["time", 3, 2, 2]
+
+
+def test_two_ones_are_ambiguous_and_freeze():
+    """[T, 1 (direction), 1 (batch), 2] to [T, 1, 1, 1, 2]: which one is the batch can't be known."""
+    made = model(
+        "(float[9,1,3] x) => (float[9,1,1,1,2] z)",
+        "y, h = RNN <hidden_size = 2> (x, W, R)\n z = Reshape(y, s)",
+        s=np.int64([9, 1, 1, 1, 2]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == ["time", 1, 3]
+    assert any("stays 1" in n for n in graph.notes)
+    agrees_with_onnxruntime(made, x=noise(9, 1, 3))
+
+
+def test_an_open_length_frozen_inside_thaws_behind_a_recurrent_node():
+    """PyTorch's exporter: the input is open, the Reshape behind the RNN has the example's length."""
+    made = model(
+        "(float[t,b,3] x) => (float[19,b,2] z)",
+        "y, h = RNN <hidden_size = 2> (x, W, R)\n z = Reshape(y, s)",
+        s=np.int64([19, -1, 2]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "z") == ["time", "batch", 2]
+    x = noise(4, 3, 3)
+    (got,) = reference.run(graph, {"x": x})
+    (want,) = reference.run(import_onnx(model("(float[t,b,3] x) => (float[t,1,b,2] y)", RNN.format(x="x"))), {"x": x})
+    np.testing.assert_array_equal(got, want[:, 0])
+
+
+def test_an_open_length_in_a_number_without_a_recurrent_node_is_refused():
+    """Nothing says that 3 was the length: at nine rows the file would give [3, 15], not [9, 5]."""
+    made = model("(float[t,5] x) => (float[3,m] z)", "z = Reshape(x, s)", s=np.int64([3, -1]))
+    with pytest.raises(UnsupportedError, match="leaves open"):
+        import_onnx(made)
+
+
+def test_a_true_factor_of_an_open_size_is_no_frozen_one():
+    made = model("(float[t,6] x) => (float[m,3] z)", "z = Reshape(x, s)", s=np.int64([-1, 3]))
+    graph = import_onnx(made)
+    assert dims(graph, "z") == ["2*batch", 3]
+
+
+SLICES = [
+    # (starts, ends, steps, dims of the slice of [T=19, B=4, 3] along time, numpy's key)
+    (0, 19, 1, "time", np.s_[:]),
+    (0, 2**63 - 1, 1, "time", np.s_[:]),
+    (1, 19, 1, "time-1", np.s_[1:]),
+    (18, 19, 1, 1, np.s_[-1:]),
+    (-1, 2**31 - 1, 1, 1, np.s_[-1:]),
+    (-3, -1, 1, 2, np.s_[-3:-1]),
+    (0, -2, 1, "time-2", np.s_[:-2]),
+    (0, 5, 1, 5, np.s_[:5]),
+    (-1, -(2**63), -1, "time", np.s_[::-1]),
+    (0, 19, 2, "(time+1)//2", np.s_[::2]),
+    (18, -(2**31), -1, "time", np.s_[::-1]),
+]
+
+
+@pytest.mark.parametrize(("start", "end", "step", "want", "key"), SLICES)
+@pytest.mark.parametrize("T", [19, 23])
+def test_slice(start, end, step, want, key, T):
+    made = model(
+        "(float[19,4,3] x) => (float[n,1,4,2] y, float[n,4,3] z)",
+        "z = Slice(x, a, b, c, d)\n y, h = RNN <hidden_size = 2> (x, W, R)",
+        a=np.int64([start]),
+        b=np.int64([end]),
+        c=np.int64([0]),
+        d=np.int64([step]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "z")[0] == want
+    x = noise(T, 2, 3)
+    np.testing.assert_array_equal(reference.run(graph, {"x": x})[1], x[key].astype(np.float64))
+
+
+@pytest.mark.parametrize(("index", "key"), [(-1, -1), (18, -1), (0, 0), (3, 3), (-2, -2)])
+def test_gather_of_one_step(index, key):
+    made = model(
+        "(float[19,4,3] x) => (float[4,3] z, float[19,1,4,2] y)",
+        "z = Gather <axis = 0> (x, i)\n y, h = RNN <hidden_size = 2> (x, W, R)",
+        i=np.int64(index),
+    )
+    x = noise(11, 2, 3)
+    np.testing.assert_array_equal(reference.run(import_onnx(made), {"x": x})[0], x[key].astype(np.float64))
+
+
+def test_indices_that_turn_time_around():
+    made = model(
+        "(float[5,4,3] x) => (float[5,1,4,2] y)",
+        "z = Gather <axis = 0> (x, i)\n y, h = RNN <hidden_size = 2> (z, W, R)",
+        i=np.int64([4, 3, 2, 1, 0]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == ["time", "batch", 3]
+    agrees_with_onnxruntime(made, x=noise(5, 4, 3))
+
+
+def test_other_indices_hold_time_fast():
+    made = model(
+        "(float[5,4,3] x) => (float[3,1,4,2] y)",
+        "z = Gather <axis = 0> (x, i)\n y, h = RNN <hidden_size = 2> (z, W, R)",
+        i=np.int64([4, 0, 2]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == [5, "batch", 3]
+    agrees_with_onnxruntime(made, x=noise(5, 4, 3))
+
+
+def test_a_table_over_time_holds_it_fast_and_a_uniform_one_does_not():
+    body = "p = Add(x, table)\n y, h = RNN <hidden_size = 2> (p, W, R)"
+    signature = "(float[6,4,3] x) => (float[6,1,4,2] y)"
+    position = model(signature, body, table=noise(6, 1, 3))
+    assert dims(import_onnx(position), "x") == [6, "batch", 3]
+    agrees_with_onnxruntime(position, x=noise(6, 4, 3))
+    uniform = model(signature, body, table=np.full((6, 1, 3), 0.5, np.float32))
+    assert dims(import_onnx(uniform), "x") == ["time", "batch", 3]
+    agrees_with_onnxruntime(uniform, x=noise(6, 4, 3))
+
+
+def test_a_batch_of_one_that_is_really_broadcast_stays_one():
+    made = model(
+        "(float[6,1,3] x) => (float[6,1,4,2] y)",
+        "p = Add(x, table)\n y, h = RNN <hidden_size = 2> (p, W, R)",
+        table=noise(1, 4, 3),
+    )
+    assert dims(import_onnx(made), "x") == ["time", 1, 3]
+    agrees_with_onnxruntime(made, x=noise(6, 1, 3))
+
+
+def test_two_inputs_share_batch_and_time():
+    made = model(
+        "(float[6,4,3] x, float[6,4,3] u) => (float[6,1,4,2] y)",
+        "p = Add(x, u)\n y, h = RNN <hidden_size = 2> (p, W, R)",
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == dims(graph, "u") == ["time", "batch", 3]
+
+
+def test_a_length_that_becomes_a_number_holds_it_fast():
+    """The file divides by its own length, as a float: only its own length is then right."""
+    made = model(
+        "(float[6,4,3] x) => (float[6,1,4,2] y)",
+        "s = Shape(x)\n n = Gather <axis = 0> (s, i)\n f = Cast <to = 1> (n)\n p = Div(x, f)\n"
+        "y, h = RNN <hidden_size = 2> (p, W, R)",
+        i=np.int64(0),
+    )
+    assert dims(import_onnx(made), "x") == [6, "batch", 3]
+    agrees_with_onnxruntime(made, x=noise(6, 4, 3))
+
+
+def test_an_output_declared_otherwise_freezes_what_was_thawed():
+    made = model("(float[6,4,3] x) => (float[7,1,4,2] y)", RNN.format(x="x"))
+    assert dims(import_onnx(made), "x") == [6, "batch", 3]
+
+
+def test_sizes_that_contradict_each_other():
+    made = model("(float[6,4,5] x) => (float[6,1,4,2] y)", RNN.format(x="x"))
+    with pytest.raises(ModelFormatError, match="last axis of X against W"):
+        import_onnx(made)
+
+
+def test_without_recurrence_only_open_axes_are_batch_and_time():
+    graph = import_onnx(model("(float[n,t,6,m] x) => (float[n,t,6,m] y)", "y = Relu(x)"))
+    assert dims(graph, "x") == ["batch", "time", 6, "time_2"]
+    assert dims(import_onnx(model("(float[2,7] x) => (float[2,7] y)", "y = Relu(x)")), "x") == [2, 7]
+
+
+def test_shape_arithmetic_leaves_nothing_behind():
+    made = model(
+        "(float[b,t,3] x) => (float[b,t,2] z)",
+        """xt = Transpose <perm = [1, 0, 2]> (x)
+           s = Shape(x) n = Gather <axis = 0> (s, zero) n1 = Unsqueeze(n, axes) q = Concat <axis = 0> (one, n1, two)
+           h0 = ConstantOfShape(q)
+           y, h = RNN <hidden_size = 2> (xt, W, R, , , h0)
+           yt = Transpose <perm = [2, 0, 1, 3]> (y)
+           ys = Shape(yt) a = Slice(ys, axes, end, axes) r = Concat <axis = 0> (a, minus)
+           z = Reshape(yt, r)""",
+        zero=np.int64(0),
+        axes=np.int64([0]),
+        one=np.int64([1]),
+        two=np.int64([2]),
+        end=np.int64([2]),
+        minus=np.int64([-1]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "z") == ["batch", "time", 2]
+    assert {n.op for n in graph.nodes} <= {"cell", "transpose", "reshape"}
