@@ -17,7 +17,7 @@ from .errors import BenchError
 
 HERE = Path(__file__).resolve().parent
 START_SECONDS = 300.0  # importing a framework from a cold disk on a busy machine
-TAIL = 600  # characters of a dead worker's stderr that its error shows
+TAIL = 300  # characters of the last line of a dead worker's stderr that its error shows: what was raised
 
 
 class WorkerError(BenchError):
@@ -102,8 +102,8 @@ class Worker:
 
     def _last_words(self) -> str:
         self.errors.seek(0)
-        text = self.errors.read().decode(errors="replace").strip()
-        return f": ...{text[-TAIL:]}" if text else ""
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1][:TAIL]}" if lines else ""
 
     def close(self) -> None:
         """End the process; never raises and may be called twice."""

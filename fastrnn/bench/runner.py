@@ -15,7 +15,7 @@ import numpy as np
 from . import costs, machine, models, targets
 from .cases import DEFAULT_GRIDS, GRIDS, Case, cases_of
 from .errors import BenchError
-from .figures import difference, grid_figures, judge, level_of, quantile, summary
+from .figures import MEASURED, difference, grid_figures, judge, level_of, quantile, summary
 from .process import MissingEngine, Worker, WorkerError
 from .records import FORMAT
 
@@ -139,6 +139,7 @@ def run(options: Options, progress: Progress = lambda done, total, text: None) -
         bench = Bench(options, Path(temporary), progress)
         bench.total = sum(len(engines_of(c, options)) * (options.rounds + OPEN_WEIGHT) for c in cases) or 1
         try:
+            require_fastrnn(bench)
             sizes = machine.describe()
             roofline = whole_roofline(bench, sizes["caches"])
             records = [run_case(bench, case, sizes["caches"], i) for i, case in enumerate(cases)]
@@ -147,7 +148,7 @@ def run(options: Options, progress: Progress = lambda done, total, text: None) -
             bench.close()
     record = {
         "format": FORMAT,
-        "fastrnn": bench.versions.get("fastrnn") or next(iter(bench.versions.values()), "fastrnn did not start"),
+        "fastrnn": bench.versions.get("fastrnn", "not run"),
         "started": started,
         "seconds": round(time.monotonic() - start, 1),
         "machine": sizes,
@@ -196,6 +197,12 @@ def engine_table(bench: Bench, options: Options) -> dict:
         else:
             table[name] = {"status": "not needed", "text": "takes part in no case of this run"}
     return table
+
+
+def require_fastrnn(bench: Bench) -> None:
+    """Raise BenchError where fastrnn was asked for and does not start: better now than after ten minutes of peers."""
+    if "fastrnn" in bench.options.engines and bench.worker("fastrnn") is None:
+        raise BenchError(f"fastrnn {bench.missing['fastrnn']}")
 
 
 def whole_roofline(bench: Bench, caches: Mapping[str, int]) -> dict | None:
@@ -257,6 +264,8 @@ def open_case(bench: Bench, case: Case, job: dict, names: Sequence[str]) -> dict
         worker = bench.worker(name)
         if worker is None:
             bench.advance(bench.options.rounds, f"{case.id}: {name} is missing")
+            if name in MEASURED:  # a peer that is missing says so once for all cases; ours must not just vanish
+                results[name] = {"status": "refused", "reason": bench.missing[name]}
             continue
         settings = {"trial_ns": bench.options.trial_ns, "batch_ns": bench.options.batch_ns}
         try:

@@ -184,6 +184,9 @@ def show(record: Mapping) -> None:
     asked = [line for line in record["targets"] if line["asked"]]
     if asked:
         print_table(("target", "wanted", "reached", "", "note"), target_rows(asked), numbers=("wanted", "reached"))
+    absent = [n for n in bench.PEERS if record["engines"].get(n, {}).get("status") != "ok"]
+    if absent and asked:
+        print_line(f"best peer: of those that ran; {', '.join(absent)} did not", style="yellow")
     others = len(record["targets"]) - len(asked)
     if others:
         print_line(f"{others} of {len(record['targets'])} targets belong to grids or cases that were not run")

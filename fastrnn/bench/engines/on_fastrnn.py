@@ -1,5 +1,7 @@
 """fastrnn: `step(x, out=y)` on a stream, which keeps the states; whole sequences by `push` or `run`."""
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def stream_bytes(job):
     """Bytes that one more stream takes (a row of a batch: its share), Python objects included; None if none opens.
 
     The larger of what Python's allocators count and what the process grew by: the first misses memory that C takes
-    by itself, the second what was taken from memory freed earlier.
+    by itself, the second what was taken from memory freed earlier (as much as possible of it is given back before).
     """
     import tracemalloc
 
@@ -48,6 +50,8 @@ def stream_bytes(job):
         return None
     streams = [open_stream(job, model)]
     count = max(16, min(2000, SAMPLE_BYTES // (8 * job["batch"] * max(job["H"], 128))))
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     tracemalloc.start()
     try:
         before, resident = tracemalloc.get_traced_memory()[0], rss()
