@@ -118,6 +118,7 @@ def write_cell(path: Path, kind: str, weights: dict, T: int | None, batch: int |
 def _model_job(case: Case, folder: Path, seed: int) -> dict:
     model = case.model
     assert model is not None
+    source = Path(case.folder) / model.file
     shape = (case.batch, *model.shape[1:]) if case.batch > 1 else model.shape
     calls = 1 if case.sequence else CHECK_STEPS
     # A tenth of full scale: what speech looks like, and far from saturating anything.
@@ -129,7 +130,7 @@ def _model_job(case: Case, folder: Path, seed: int) -> dict:
         states.append((name, output, dims if axis is None else (*dims[:axis], case.batch, *dims[axis + 1 :])))
     return {
         **case.as_dict(),
-        "file": str(Path(case.folder) / model.file),
+        "file": str(without_output_shapes(source, folder) if case.sequence else source),
         "input": model.input,
         "output": model.output,
         "shape": shape,
@@ -137,6 +138,18 @@ def _model_job(case: Case, folder: Path, seed: int) -> dict:
         "bind": model.bind,
         "x": str(folder / "x.npy"),
     }
+
+
+def without_output_shapes(source: Path, folder: Path) -> Path:
+    """A copy of the file whose outputs state no shape: exporters write the example's length there, and onnxruntime
+    then refuses buffers of another length."""
+    import onnx
+
+    model = onnx.load(source)
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    onnx.save(model, folder / source.name)
+    return folder / source.name
 
 
 def example_model(path: Path, steps: int) -> PublishedModel:

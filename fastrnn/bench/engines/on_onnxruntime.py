@@ -89,11 +89,6 @@ class IOBinding:
         # Arrays that a binding points into must outlive it.
         self.constants = {name: np.array(value, np.int64) for name, value in job["bind"]}
         self.output = job["output"]
-        # Exporters write a wrong length into an output's shape; a buffer of the true size is then refused, and
-        # onnxruntime has to make its own at each call.
-        told = {o.name: o.shape for o in session.get_outputs()}
-        self.unbound = {o for o, a in first.items() if conflict(told[o], a.shape)}
-        self.index = plain.names.index(self.output)
         self.at = 0
         self.bindings = []
         for reads, writes in (self.buffers, self.buffers[::-1]):
@@ -104,10 +99,7 @@ class IOBinding:
             for name, output, _ in job["states"]:
                 bind_input(binding, name, reads[output])
             for name, array in writes.items():
-                if name in self.unbound:
-                    binding.bind_output(name, "cpu")
-                else:
-                    binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+                binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
             self.bindings.append(binding)
 
     def calls(self, n):
@@ -127,16 +119,8 @@ class IOBinding:
         for row in x:
             self.x[...] = row
             self.calls(1)
-            if self.output in self.unbound:
-                found.append(self.bindings[1 - self.at].copy_outputs_to_cpu()[self.index])
-            else:
-                found.append(self.buffers[self.at][self.output].copy())
+            found.append(self.buffers[self.at][self.output].copy())
         return np.stack(found)
-
-
-def conflict(told, shape):
-    """Whether the shape that a file states (ints, names, None) contradicts the true one."""
-    return len(told) != len(shape) or any(isinstance(a, int) and a != b for a, b in zip(told, shape, strict=False))
 
 
 def bind_input(binding, name, array):
