@@ -88,7 +88,7 @@ FRNN_INLINE vec vec_expm1(vec x) {
     return vec_fma(p, scale, scale - vec_splat(1.0f));
 }
 
-/* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4, monotonic in sign; NaN kept. 2 ULP. */
+/* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4; NaN kept. 2.1 ULP. */
 FRNN_INLINE vec vec_sigmoid(vec x) {
     vec r, p;
     vec_int bits;
@@ -103,7 +103,7 @@ FRNN_INLINE vec vec_sigmoid(vec x) {
     return vec_splat(1.0f) / (vec_splat(1.0f) + e);
 }
 
-/* tanh x = -t / (2 + t), t = e^(-2|x|) - 1 in [-1, 0]. Range [-1, 1], odd, exact at 0 and -0; NaN kept. 2 ULP. */
+/* tanh x = -t / (2 + t), t = e^(-2|x|) - 1 in [-1, 0]. Range [-1, 1], odd, exact at 0 and -0; NaN kept. 2.5 ULP. */
 FRNN_INLINE vec vec_tanh(vec x) {
     vec t = vec_expm1(vec_abs(x) * vec_splat(-2.0f));
     vec y = vec_abs(t) / (vec_splat(2.0f) + t);
@@ -132,7 +132,7 @@ FRNN_INLINE vec vec_log(vec x) {
     return vec_select(x < vec_splat(INFINITY), y, x); /* inf and NaN */
 }
 
-/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). Range [0, inf]; NaN kept. 3 ULP. */
+/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|). Range [0, inf]; NaN kept. 2 ULP. */
 FRNN_INLINE vec vec_softplus(vec x) {
     vec e = vec_exp(-vec_abs(x));
     vec u = vec_splat(1.0f) + e;

@@ -1,13 +1,15 @@
 /* The inner loop of every product: a tile of mr rows by nb blocks of nv vectors; included once per width.
  *
- *     acc[r][b][v] = start[b][r][v] + sum over k of x[r][k] * panel[b][k][v] + sum over k of h[r][k] * panel[b][Kx + k][v]
+ *     out[r][b][v] = (sum over k of x[r][k] * panel[b][k][v] + start[b][r][v]) + sum over k of h[r][k] * panel[b][Kx + k][v]
  *
- * all of it in registers, one fused operation a term, k rising. A panel is [Kx + Kh][nv][VEC_W] floats. Where `split`
- * is set (GRU with reset after the product) the last vector's sum over x is put aside as vector 3 and starts again from
- * split[b] for the sum over h. out is [mr][nb][4][VEC_W]. No alignment is needed; nothing beyond the K of a row is read.
+ * each sum in registers from zero, one fused operation a term, k rising. Two sums and not one long one: a chain half as
+ * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). A panel is [Kx + Kh][nv][VEC_W] floats. Where `split`
+ * is set (GRU with reset after the product) the last vector's sum over x is put aside as vector 3, and its sum over h gets
+ * split[b] instead. out is [mr][nb][4][VEC_W]. No alignment is needed; nothing beyond the K of a row is read.
  */
 #ifndef FRNN_BODY_TILE_H
 #define FRNN_BODY_TILE_H
+#define vec_tile_clear FRNN_WIDE(vec_tile_clear)
 #define vec_tile_terms FRNN_WIDE(vec_tile_terms)
 #define vec_tile_body FRNN_WIDE(vec_tile_body)
 #define vec_tile_run FRNN_WIDE(vec_tile_run)
@@ -50,28 +52,37 @@ FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][2][4], const float *cons
     }
 }
 
+FRNN_INLINE void vec_tile_clear(vec acc[FRNN_TILE_ROWS][2][4], const int mr, const int nb, const int nv) {
+    for (int r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            for (int v = 0; v < nv; v++) acc[r][b][v] = vec_splat(0.0f);
+        }
+    }
+}
+
 FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, const int nv) {
     vec acc[FRNN_TILE_ROWS][2][4];
     const float *panel[2] = {t->panel[0], t->panel[1]};
+    vec_tile_clear(acc, mr, nb, nv);
+    vec_tile_terms(acc, t->x, t->Kx, panel, mr, nb, nv);
     for (int r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {
-            for (int v = 0; v < nv; v++) acc[r][b][v] = vec_load(t->start[b][r] + v * VEC_W);
-        }
-    }
-    vec_tile_terms(acc, t->x, t->Kx, panel, mr, nb, nv);
-    for (int b = 0; b < nb; b++) panel[b] += t->Kx * nv * VEC_W;
-    if (nv == 3 && t->split[0]) {
-        for (int r = 0; r < mr; r++) {
-            for (int b = 0; b < nb; b++) {
-                vec_store(t->out + ((r * nb + b) * 4 + 3) * VEC_W, acc[r][b][2]);
-                acc[r][b][2] = vec_load(t->split[b]);
+            float *out = t->out + (r * nb + b) * 4 * VEC_W;
+            for (int v = 0; v < nv; v++) vec_store(out + v * VEC_W, acc[r][b][v] + vec_load(t->start[b][r] + v * VEC_W));
+            if (nv == 3 && t->split[0]) {
+                vec_store(out + 3 * VEC_W, vec_load(out + 2 * VEC_W));
+                vec_store(out + 2 * VEC_W, vec_load(t->split[b]));
             }
         }
     }
+    if (t->Kh == 0) return;
+    for (int b = 0; b < nb; b++) panel[b] += t->Kx * nv * VEC_W;
+    vec_tile_clear(acc, mr, nb, nv);
     vec_tile_terms(acc, t->h, t->Kh, panel, mr, nb, nv);
     for (int r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {
-            for (int v = 0; v < nv; v++) vec_store(t->out + ((r * nb + b) * 4 + v) * VEC_W, acc[r][b][v]);
+            float *out = t->out + (r * nb + b) * 4 * VEC_W;
+            for (int v = 0; v < nv; v++) vec_store(out + v * VEC_W, vec_load(out + v * VEC_W) + acc[r][b][v]);
         }
     }
 }

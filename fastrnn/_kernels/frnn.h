@@ -3,13 +3,14 @@
  * A kernel works on rows (streams of a batch) and blocks of output columns. Every instruction set exports one
  * `frnn_kernels` table, filled from the same bodies. The contract that all kernels keep:
  *
- *  - Same bits. Each output element accumulates in one fixed order (bias, then inputs by k, then hidden by k; a
+ *  - Same bits. Each output element accumulates in one fixed order ((inputs by k, + bias) + (hidden by k); a
  *    reduction in an order that depends on its length alone), one fused (baseline: one multiply, one add) operation
  *    a term, whatever row, tile, tail, alignment, thread or number of rows it is computed with.
  *  - Rows are independent: one row's NaN or infinity never reaches another.
  *  - Nothing is allocated, locked or printed. Sizes are trusted: Python validated them.
  *  - No read or write outside [row, row + size): tails are masked, rows need no padding and no alignment.
- *  - Denormals count as zero in results and arguments (FTZ/DAZ) between frnn_fpu_enter and frnn_fpu_leave.
+ *  - Denormals count as zero in arithmetic, arguments and results (FTZ/DAZ), between frnn_fpu_enter and
+ *    frnn_fpu_leave. A value that is merely moved (identity, relu, abs) may stay one.
  */
 #ifndef FRNN_H
 #define FRNN_H
