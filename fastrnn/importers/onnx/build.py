@@ -15,6 +15,10 @@ from .values import Const, Fill, Ints, Items, Live
 _INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 
 
+# Elements of one value by its fixed dims alone: 2 Gi. No model has one; a hostile file that claims one is refused here.
+MAX_ELEMENTS = 1 << 31
+
+
 class Builder:
     """Collects nodes, values and constants of one walk.
 
@@ -87,6 +91,8 @@ class Builder:
                 continue
             if any(isinstance(d, int) and d < 0 for d in dims):
                 raise ModelFormatError(f"a size below zero: {list(map(str, dims))}")
+            if D.product(d for d in dims if isinstance(d, int)) > MAX_ELEMENTS:
+                raise ModelFormatError(f"a value of {' x '.join(map(str, dims))} elements")
             name = self.fresh(f"{self.label}:{len(self.nodes)}")
             self.values[name] = Value(name, dtype, tuple(dims))
             outputs.append(Live(name, dtype, tuple(dims)))

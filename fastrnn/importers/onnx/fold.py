@@ -13,9 +13,9 @@ from ...errors import ModelFormatError
 from .nodes import OnnxNode
 from .symbols import Finding
 
-# Elements a folded value may have: 64 Mi, 256 MiB of float32. Repeating operators could otherwise
-# blow up a file of a kilobyte.
-MAX_ELEMENTS = 1 << 26
+# Elements a folded value may have, if it is larger than all constants of the file together: 16 Mi, 64 MiB of float32.
+# Repeating operators could otherwise blow up a file of a kilobyte.
+MAX_ELEMENTS = 1 << 24
 
 
 def foldable(node: OnnxNode) -> bool:
@@ -28,11 +28,11 @@ _OWN = frozenset(
 )
 
 
-def fold(node: OnnxNode, arrays: list, opsets: dict[str, int]) -> list:
+def fold(node: OnnxNode, arrays: list, opsets: dict[str, int], limit: int = MAX_ELEMENTS) -> list:
     """The node's outputs. arrays: one an input, None where absent. Raises ModelFormatError where it can't run."""
     size = _size(node, [a for a in arrays if a is not None])
-    if size > MAX_ELEMENTS:
-        raise Finding(f"a constant of {size} elements; at most {MAX_ELEMENTS} are folded")
+    if size > limit:
+        raise Finding(f"a constant of {size} elements; at most {limit} are folded")
     proto = helper.make_node(node.op, node.inputs, node.outputs, domain=node.domain)
     proto.attribute.extend(node.attrs.values())
     feeds = {name: a for name, a in zip(node.inputs, arrays, strict=True) if name}

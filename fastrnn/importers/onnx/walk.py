@@ -183,7 +183,8 @@ def _fold(file: File, node: OnnxNode, values: list) -> list:
     live = [o for o in node.outputs if o]
     if not all(o in file.folded for o in live):
         arrays = [None if v is None else v.array for v in values]
-        for name, array in zip(node.outputs, fold.fold(node, arrays, file.opsets), strict=False):
+        limit = max(fold.MAX_ELEMENTS, sum(a.size for a in file.constants.values()))
+        for name, array in zip(node.outputs, fold.fold(node, arrays, file.opsets, limit), strict=False):
             if name:
                 file.folded[name] = array
     return [Const(file.folded[o]) if o else None for o in node.outputs]
