@@ -130,7 +130,8 @@ def test_zero_states_leave_and_the_batch_stays_free():
     zeros = {"h": np.zeros((1, 4, 2), np.float32)}
     graph = import_onnx(lstm(zeros, T=19, batch=4, inputs=("X", "W", "R", "", "", "h", "h")))
     cell = cell_of(graph)
-    assert cell.inputs[6] is None and cell.inputs[7] is None
+    assert cell.inputs[6] is None
+    assert cell.inputs[7] is None
     assert [str(d) for d in graph.values["X"].dims] == ["time", "batch", "3"]
 
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fastrnn import passes
 from fastrnn.errors import FastRNNError, ModelFormatError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
+import itertools
 
 DATA = Path(__file__).resolve().parent / "data" / "onnx"
 
@@ -167,40 +168,40 @@ def node(op, inputs, outputs, name="the_node", **attrs):
 
 ONES = numpy_helper.from_array(np.ones(4, np.float32), "w")
 CONTRADICTIONS = {
-    "a cycle": (dict(nodes=[node("Add", ["x", "z"], ["y"], "a"), node("Relu", ["y"], ["z"], "b")]), "cycle"),
-    "a node that reads itself": (dict(nodes=[node("Add", ["x", "y"], ["y"])]), "cycle"),
-    "a missing input": (dict(nodes=[node("Add", ["x", "nowhere"], ["y"])]), "nothing makes its input 'nowhere'"),
-    "a missing output": (dict(outputs=[float_info("z", None)]), "nothing makes the output 'z'"),
+    "a cycle": ({"nodes": [node("Add", ["x", "z"], ["y"], "a"), node("Relu", ["y"], ["z"], "b")]}, "cycle"),
+    "a node that reads itself": ({"nodes": [node("Add", ["x", "y"], ["y"])]}, "cycle"),
+    "a missing input": ({"nodes": [node("Add", ["x", "nowhere"], ["y"])]}, "nothing makes its input 'nowhere'"),
+    "a missing output": ({"outputs": [float_info("z", None)]}, "nothing makes the output 'z'"),
     "a value made twice": (
-        dict(nodes=[node("Relu", ["x"], ["y"], "a"), node("Abs", ["x"], ["y"], "b")]),
+        {"nodes": [node("Relu", ["x"], ["y"], "a"), node("Abs", ["x"], ["y"], "b")]},
         "already made",
     ),
     "an input that is made": (
-        dict(nodes=[node("Relu", ["x"], ["x"], "a")], outputs=[float_info("x", None)]),
+        {"nodes": [node("Relu", ["x"], ["x"], "a")], "outputs": [float_info("x", None)]},
         "already made",
     ),
-    "two inputs of one name": (dict(inputs=[float_info("x", [1]), float_info("x", [1])]), "declared twice"),
+    "two inputs of one name": ({"inputs": [float_info("x", [1]), float_info("x", [1])]}, "declared twice"),
     "two weights of one name": (
-        dict(nodes=[node("Add", ["x", "w"], ["y"])], initializers=[ONES, ONES]),
+        {"nodes": [node("Add", ["x", "w"], ["y"])], "initializers": [ONES, ONES]},
         "two initializers",
     ),
-    "two outputs of one name": (dict(outputs=[float_info("y", None)] * 2), "declared twice"),
-    "a negative dim": (dict(inputs=[float_info("x", [-3, 4])]), "dim -3"),
-    "a huge dim": (dict(inputs=[float_info("x", [1 << 62, 4])]), "dim 4611686018427387904"),
+    "two outputs of one name": ({"outputs": [float_info("y", None)] * 2}, "declared twice"),
+    "a negative dim": ({"inputs": [float_info("x", [-3, 4])]}, "dim -3"),
+    "a huge dim": ({"inputs": [float_info("x", [1 << 62, 4])]}, "dim 4611686018427387904"),
     "sizes that don't fit": (
-        dict(nodes=[node("Add", ["x", "w"], ["y"])], inputs=[float_info("x", [2, 3])], initializers=[ONES]),
+        {"nodes": [node("Add", ["x", "w"], ["y"])], "inputs": [float_info("x", [2, 3])], "initializers": [ONES]},
         "the_node",
     ),
-    "a required input left out": (dict(nodes=[node("MatMul", ["x"], ["y"])]), "input 1 is missing"),
+    "a required input left out": ({"nodes": [node("MatMul", ["x"], ["y"])]}, "input 1 is missing"),
     "an attribute given twice": (
-        dict(nodes=[onnx.parser.parse_node("y = Elu <alpha = 1.0> (x)")] * 1),
+        {"nodes": [onnx.parser.parse_node("y = Elu <alpha = 1.0> (x)")] * 1},
         "given twice",
     ),
-    "an attribute of another type": (dict(nodes=[node("Elu", ["x"], ["y"], alpha="big")]), "alpha must be float"),
-    "an infinite attribute": (dict(nodes=[node("Elu", ["x"], ["y"], alpha=float("inf"))]), "alpha is inf"),
-    "an axis outside": (dict(nodes=[node("Softmax", ["x"], ["y"], axis=7)]), "axis 7"),
-    "a perm that is none": (dict(nodes=[node("Transpose", ["x"], ["y"], perm=[0, 0])]), "perm"),
-    "an attribute reference": (dict(nodes=[node("Elu", ["x"], ["y"])]), "outside of a function"),
+    "an attribute of another type": ({"nodes": [node("Elu", ["x"], ["y"], alpha="big")]}, "alpha must be float"),
+    "an infinite attribute": ({"nodes": [node("Elu", ["x"], ["y"], alpha=float("inf"))]}, "alpha is inf"),
+    "an axis outside": ({"nodes": [node("Softmax", ["x"], ["y"], axis=7)]}, "axis 7"),
+    "a perm that is none": ({"nodes": [node("Transpose", ["x"], ["y"], perm=[0, 0])]}, "perm"),
+    "an attribute reference": ({"nodes": [node("Elu", ["x"], ["y"])]}, "outside of a function"),
 }
 
 
@@ -219,14 +220,14 @@ def test_contradiction(case):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (dict(opset=6), "opset 6"),
-        (dict(opset=999), "opset 999"),
-        (dict(inputs=[helper.make_tensor_value_info("x", TensorProto.STRING, [1])]), "dtype string"),
-        (dict(inputs=[helper.make_tensor_value_info("x", TensorProto.UINT8, [1])]), "uint8"),
-        (dict(inputs=[helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [1])]), "sequence_type"),
-        (dict(inputs=[float_info("x", None)]), "declares no rank"),
-        (dict(nodes=[node("Relu", ["x", "x"], ["y"])]), "input 1"),
-        (dict(nodes=[node("Relu", ["x"], ["y"], domain="com.example")]), "com.example.Relu"),
+        ({"opset": 6}, "opset 6"),
+        ({"opset": 999}, "opset 999"),
+        ({"inputs": [helper.make_tensor_value_info("x", TensorProto.STRING, [1])]}, "dtype string"),
+        ({"inputs": [helper.make_tensor_value_info("x", TensorProto.UINT8, [1])]}, "uint8"),
+        ({"inputs": [helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [1])]}, "sequence_type"),
+        ({"inputs": [float_info("x", None)]}, "declares no rank"),
+        ({"nodes": [node("Relu", ["x", "x"], ["y"])]}, "input 1"),
+        ({"nodes": [node("Relu", ["x"], ["y"], domain="com.example")]}, "com.example.Relu"),
     ],
 )
 def test_refusal(change, text):
@@ -290,7 +291,7 @@ def test_small_files_that_would_grow(made):
 
 def test_a_deep_chain_and_deep_nesting_take_no_recursion():
     names = ["x", *(f"v{k}" for k in range(5000)), "y"]
-    deep = model([node("Relu", [a], [b], f"n{b}") for a, b in zip(names[:-1], names[1:], strict=True)])
+    deep = model([node("Relu", [a], [b], f"n{b}") for a, b in itertools.pairwise(names)])
     assert len(import_onnx(deep).nodes) == 5001
     body = helper.make_graph([node("Identity", ["x"], ["out"], "core")], "core", [], [float_info("out", None)])
     for k in range(25):  # protobuf itself stops at a hundred messages, some thirty subgraphs

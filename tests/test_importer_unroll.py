@@ -1,4 +1,4 @@
-"""Recurrences written out step by step, or as a Loop: rolled up where they are a cell, left alone where they are not."""
+"""Recurrences written out step by step, or as a Loop: rolled up where they are a cell, else left alone."""
 
 import numpy as np
 import onnx
@@ -9,7 +9,7 @@ from fastrnn import reference
 from fastrnn.errors import UnsupportedError
 from fastrnn.importers.onnx import import_onnx
 
-T, B, I, H = 5, 2, 3, 4
+T, B, I, H = 5, 2, 3, 4  # noqa: E741  (the project's word for the input size)
 
 
 def arrays(**more):

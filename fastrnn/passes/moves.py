@@ -96,7 +96,7 @@ class _Editor:
         out = self.values[node.outputs[0]]
         if len(source.dims) <= len(merged.dims) or len(merged.dims) < 2 or source.dims[-1:] != merged.dims[-1:]:
             return None
-        if len(out.dims) != len(merged.dims) or "axis" in node.attrs and node.attrs["axis"] != len(merged.dims) - 1:
+        if len(out.dims) != len(merged.dims) or ("axis" in node.attrs and node.attrs["axis"] != len(merged.dims) - 1):
             return None
         inputs = tuple(before.inputs[0] if i == k else name for i, name in enumerate(node.inputs))
         name = self._fresh(f"{out.name}:rows", self.values)

@@ -123,7 +123,7 @@ class Builder:
             scalar = Const(np.array(value.value, dtype=value.dtype))
             return self.one("expand", scalar, dims=tuple(value.dims)) if value.dims else self.live(scalar)
         if isinstance(value, Ints):
-            self.table.freeze([d for d in value.array.flat], "a size is used as a number")
+            self.table.freeze(list(value.array.flat), "a size is used as a number")
         if isinstance(value, Items):
             raise Finding("a sequence of tensors")
         raise Finding("a value of an unknown kind")

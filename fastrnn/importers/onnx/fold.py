@@ -24,7 +24,9 @@ def foldable(node: OnnxNode) -> bool:
 
 
 _OWN = frozenset(
-    "Constant ConstantOfShape Expand Tile Range SplitToSequence SequenceAt Dropout RNN LSTM GRU Identity Shape Size".split()
+    (
+        "Constant ConstantOfShape Expand Tile Range SplitToSequence SequenceAt Dropout RNN LSTM GRU Identity Shape Size"
+    ).split()
 )
 
 

@@ -172,7 +172,7 @@ def _batch_norm(ctx, n: NodeReader):
 
 
 def _live_norm(ctx, x, parts: list, epsilon: float):
-    """BatchNormalization with statistics that are computed in the graph, as tf2onnx writes Keras's LayerNormalization."""
+    """BatchNormalization with computed statistics, as tf2onnx writes Keras's LayerNormalization."""
     shaped = []
     for part in parts:
         if len(part.dims) != 1:

@@ -42,7 +42,7 @@ def _specs(n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
 
 
 def _activations(n: NodeReader, kind: str, directions: int) -> list[tuple]:
-    """The activations a direction. alpha and beta lists go, in order, to the functions that take one, as in onnxruntime;
+    """The activations a direction. As in onnxruntime, alpha and beta go in order to the functions that take one;
     a list that is too short leaves defaults, one that is too long is refused."""
     count = len(DEFAULT_ACTIVATIONS[kind])
     names = n.attr("activations", "strings")

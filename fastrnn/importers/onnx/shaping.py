@@ -305,7 +305,7 @@ def _expand(ctx, n: NodeReader):
 
 
 def _expand_dims(ctx, dims: tuple, target: list) -> tuple:
-    """Broadcasting of dims with a target whose ints may be frozen sizes: an int equal to the example follows the dim."""
+    """Broadcasting of dims with a target whose ints may be frozen: one equal to the example follows the dim."""
     rank, out = max(len(dims), len(target)), []
     dims, target = (1,) * (rank - len(dims)) + tuple(dims), (1,) * (rank - len(target)) + tuple(target)
     for d, t in zip(dims, target, strict=True):

@@ -190,7 +190,7 @@ class SymbolTable:
     # --- the end -----------------------------------------------------------------------------------------------
 
     def settle(self, has_cells: bool) -> bool:
-        """Name what is free, hold fast what is not; True if something changed (walk again). Called after a full walk."""
+        """After a full walk: name what is free, hold fast what is not; True if something changed (walk again)."""
         changed = False
         free = self.roots()
         if any(s.final for s in free):

@@ -245,7 +245,7 @@ def _group(ctx, dims, out, goal) -> list | None:
     whole = D.product(dims)
     if not isinstance(whole, Dim) or len(whole.terms) != 1:
         return None
-    ((mono, coef),) = whole.terms.items()
+    ((mono, _coef),) = whole.terms.items()
     atoms = [Dim({(a,): 1}) for a in mono]
     found = []
     for places in choices(range(len(out)), repeat=len(atoms)) if len(out) ** len(atoms) <= 4096 else ():

@@ -1,4 +1,4 @@
-"""One walk over the nodes of a file: each value becomes a constant, sizes, or an edge of the graph under construction."""
+"""One walk over the nodes of a file: each value becomes a constant, sizes, or an edge of the new graph."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def _place(ctx: Builder, value: Live, name: str, inputs: set) -> None:
 
 
 def _declared(ctx: Builder, info: onnx.ValueInfoProto, value) -> None:
-    """Hold the dims that came out against the numbers that the file declares; where they differ, what was thawed freezes."""
+    """Hold the dims against the numbers that the file declares; where they differ, what was thawed freezes."""
     kind = info.type.tensor_type
     if info.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
         return
