@@ -140,7 +140,11 @@ def threads_grid() -> list[Case]:
 
 def tiny_grid() -> list[Case]:
     """One small case of each form, so that the benchmark can be run, not timed, in a test."""
-    return [cell_case("tiny", "lstm", 8), cell_case("tiny", "gru", 8, T=3, batch=2)]
+    return [
+        cell_case("tiny", "lstm", 8),
+        cell_case("tiny", "rnn", 8, batch=2),
+        cell_case("tiny", "gru", 8, T=3, batch=2),
+    ]
 
 
 PUBLISHED = {
@@ -219,7 +223,7 @@ GRIDS = {
     "sequence": f"{SEQUENCE_STEPS} steps in one call, batch 1, 16, 64",
     "models": "the example model, and one frame of published models where they are found",
     "threads": "fastrnn with two threads against one",
-    "tiny": "two tiny cases, to see that the benchmark works",
+    "tiny": "three tiny cases, to see that the benchmark works",
 }
 DEFAULT_GRIDS = ("step", "odd", "batch", "sequence", "models")
 

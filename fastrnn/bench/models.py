@@ -130,7 +130,7 @@ def _model_job(case: Case, folder: Path, seed: int) -> dict:
         states.append((name, output, dims if axis is None else (*dims[:axis], case.batch, *dims[axis + 1 :])))
     return {
         **case.as_dict(),
-        "file": str(without_output_shapes(source, folder) if case.sequence else source),
+        "file": str(without_stated_shapes(source, folder) if case.sequence else source),
         "input": model.input,
         "output": model.output,
         "shape": shape,
@@ -140,14 +140,15 @@ def _model_job(case: Case, folder: Path, seed: int) -> dict:
     }
 
 
-def without_output_shapes(source: Path, folder: Path) -> Path:
-    """A copy of the file whose outputs state no shape: exporters write the example's length there, and onnxruntime
-    then refuses buffers of another length."""
+def without_stated_shapes(source: Path, folder: Path) -> Path:
+    """A copy of the file that states no shapes but its inputs': exporters write the example's length into the others,
+    and onnxruntime then refuses to write a buffer of the true length."""
     import onnx
 
     model = onnx.load(source)
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
     onnx.save(model, folder / source.name)
     return folder / source.name
 

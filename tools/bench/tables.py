@@ -1,0 +1,63 @@
+"""Fill the tables of docs/performance.md from a record of `fastrnn bench --json`.
+
+    python tools/bench/tables.py RECORD.json [docs/performance.md]
+
+The page keeps its text; what lies between `<!-- table: NAME -->` and `<!-- end -->` is replaced. NAME is `machine`,
+`targets`, or a grid. A grid that the record does not have keeps what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastrnn.bench import load
+from fastrnn.cli import bench as command
+
+BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def blocks(record: dict) -> dict[str, str]:
+    """Every table that the record can give, by name."""
+    made = {
+        "machine": table(("", ""), command.header(record)),
+        "targets": table(("target", "wanted", "reached", "", "note"), command.target_rows(record["targets"])),
+    }
+    for grid, figures in record["grids"].items():
+        cases = [c for c in record["cases"] if c["grid"] == grid]
+        text = "".join(f"\n{line}\n" for line in command.grid_lines(cases, figures))
+        made[grid] = table(*command.grid_table(cases)) + text + "\n"
+    return made
+
+
+def fill(page: str, record: dict) -> str:
+    """The page with its tables replaced; raises ValueError where the page has no table at all."""
+    made = blocks(record)
+    if not BLOCK.search(page):
+        raise ValueError("the page has no <!-- table: NAME --> ... <!-- end -->")
+    return BLOCK.sub(lambda m: m[1] + made.get(m["name"], m["body"]) + m[4], page)
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Fill the tables of docs/performance.md from a benchmark's record.")
+    parser.add_argument("record", help="the JSON file")
+    parser.add_argument("page", nargs="?", default="docs/performance.md", help="the page (default: %(default)s)")
+    args = parser.parse_args(argv)
+    page = Path(args.page)
+    page.write_text(fill(page.read_text(encoding="utf-8"), load(args.record)), encoding="utf-8")
+    print(f"{page} filled")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
