@@ -373,9 +373,12 @@ def spec_of(case: RnnCase, d: int) -> CellSpec:
     )
 
 
-def expected(case: RnnCase, inputs: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Output name -> float64 array: reference.cell for each direction, put together as the ONNX text says."""
-    inputs, weights = inputs or make_inputs(case), make_weights(case)
+def expected(case: RnnCase, inputs=None, weights=None) -> dict[str, np.ndarray]:
+    """Output name -> float64 array: reference.cell for each direction, put together as the ONNX text says.
+
+    inputs, weights : as make_inputs and make_weights give them, which are taken where they are None.
+    """
+    inputs, weights = inputs or make_inputs(case), weights or make_weights(case)
     swap = (lambda a: a.swapaxes(0, 1)) if case.layout else (lambda a: a)
     GH, parts = case.G * case.H, []
     for d in range(case.D):

@@ -1,7 +1,8 @@
 """onnx's own node cases through fastrnn.onnx_backend: all recurrent ones, and all whose operators the importer knows.
 
-A case that does not pass is listed, by name and with the words of its refusal, in onnx_node_cases.REFUSED, or uses a
-type that fastrnn does not compute in. A listed case that passes fails its test, so that the list stays true.
+A case that does not pass is listed, by name and with the words of its refusal, in onnx_node_cases.REFUSED, or as
+a known bug, or uses a type that fastrnn does not compute in. A listed case that passes fails its test, so that the
+lists stay true.
 """
 
 import functools
@@ -11,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_node_cases import REFUSED, RUN_TYPES, WRONG
+from onnx_node_cases import BUGS, REFUSED, RUN_TYPES
 
 import fastrnn
 from fastrnn import onnx_backend
 from fastrnn.errors import ModelFormatError, ShapeError, UnsupportedError
 
+HALVES = {"float16": 4e-3, "bfloat16": 2e-2}  # type -> tolerance: its results round at every node of onnx's answer
 RECURRENT = ("_rnn", "_lstm", "_gru")
 
 
@@ -64,11 +66,10 @@ def run_case(case):
         got = ready.run([array_of(a) for a in inputs])
         assert len(got) == len(outputs)
         for ours, theirs in zip(got, map(array_of, outputs), strict=True):
-            # float16 models compute in float32 and give it.
-            assert ours.dtype == (np.float32 if theirs.dtype == np.float16 else theirs.dtype)
+            half = HALVES.get(theirs.dtype.name)  # computes in float32 and gives it
+            assert ours.dtype == (np.float32 if half else theirs.dtype)
             assert ours.shape == theirs.shape
-            rtol = 4e-3 if theirs.dtype == np.float16 else case.rtol  # theirs rounds to 11 bits at every node
-            np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=case.atol)
+            np.testing.assert_allclose(ours, theirs.astype(ours.dtype), rtol=half or case.rtol, atol=case.atol)
 
 
 @pytest.mark.parametrize("name", sorted(filter(is_recurrent, node_cases())))
@@ -80,31 +81,34 @@ def test_there_are_18_recurrent_cases():
     assert sum(map(is_recurrent, node_cases())) >= 18
 
 
-@pytest.mark.parametrize("name", sorted(n for n in node_cases() if not is_recurrent(n)))
+def other_cases():
+    for name in sorted(n for n in node_cases() if not is_recurrent(n)):
+        reason, harmless = BUGS.get(name, ("", True))
+        yield pytest.param(name, marks=[pytest.mark.xfail(reason=reason, run=harmless)] if reason else [])
+
+
+@pytest.mark.parametrize("name", list(other_cases()))
 def test_other_cases(name):
     case = node_cases()[name]
     if name in REFUSED:
         with pytest.raises((UnsupportedError, ModelFormatError, ShapeError), match=re.escape(REFUSED[name])):
             run_case(case)
-    elif name in WRONG:
-        with pytest.raises(AssertionError):
-            run_case(case)
     elif tensor_types(case.model) <= RUN_TYPES:
         run_case(case)
     else:
-        with pytest.raises((UnsupportedError, ShapeError), match=r"computes in|of dtype|to=|bfloat16"):
+        with pytest.raises((UnsupportedError, ShapeError), match=r"computes in|of dtype|to="):
             run_case(case)
 
 
 def test_the_lists_name_cases_that_exist():
     """Cases that a newer onnx drops leave the lists."""
-    assert set(REFUSED) | set(WRONG) <= set(node_cases())
-    assert not set(REFUSED) & set(WRONG)
+    assert set(REFUSED) | set(BUGS) <= set(node_cases())
+    assert not set(REFUSED) & set(BUGS)
 
 
 def test_most_cases_of_the_types_we_compute_in_pass():
     cases = node_cases().values()
-    ran = [c for c in cases if tensor_types(c.model) <= RUN_TYPES and c.name not in REFUSED and c.name not in WRONG]
+    ran = [c for c in cases if tensor_types(c.model) <= RUN_TYPES and c.name not in REFUSED and c.name not in BUGS]
     assert len(ran) >= 450
 
 
