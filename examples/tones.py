@@ -15,6 +15,9 @@ from features import HOP, RATE
 WORDS = {"rise": (500, 900, 1600), "fall": (1600, 900, 500), "hop": (900, 1600, 500)}
 NAMES = tuple(WORDS)
 PITCHES = (500, 900, 1600)
+# A word is heard at this probability. Over 20 minutes at each of 0, 3, 10 and 20 dB, 0.7 hears as many words as 0.5
+# (1901 of 1902) with 4 false alarms instead of 15.
+THRESHOLD = 0.7
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def synthesise(seconds: float, random: np.random.Generator, snr_db: float | None
     return (0.3 * signal + level * np.sqrt(0.5) * (noise + low)).astype(np.float32), events
 
 
-def detections(y: np.ndarray, threshold: float = 0.5, hold: int = 30) -> list[tuple[int, int]]:
+def detections(y: np.ndarray, threshold: float = THRESHOLD, hold: int = 30) -> list[tuple[int, int]]:
     """(frame, word) of each rise of a probability above `threshold`: y is [frames, words].
 
     A word that was just heard is deaf for `hold` frames, so that a wavering probability is one detection.
@@ -107,7 +110,7 @@ def detections(y: np.ndarray, threshold: float = 0.5, hold: int = 30) -> list[tu
 class Ear:
     """Turns probabilities into detections, a frame at a time."""
 
-    def __init__(self, threshold: float = 0.5, hold: int = 30):
+    def __init__(self, threshold: float = THRESHOLD, hold: int = 30):
         self.threshold, self.hold, self.deaf = threshold, hold, [0] * len(NAMES)
 
     def hear(self, row) -> list[int]:
