@@ -18,6 +18,8 @@ from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from fastrnn._isa cimport (
+    FRNN_ADD,
+    FRNN_MAX,
     PackedCell,
     PackedLinear,
     fpu_enter,
@@ -104,6 +106,9 @@ cdef struct NormArgs:
 cdef struct StateArgs:
     int64_t tensor_buffer, tensor_offset, rows, size, row, per_slot, state
 
+cdef struct RunningArgs:
+    int64_t fn, mean, steps, rows, size, x_buffer, x_offset, x_time, x_row, y_buffer, y_offset, y_row, per_slot, state
+
 cdef struct ZeroArgs:
     int64_t buffer, count
 
@@ -138,16 +143,18 @@ OP_FIELDS = {
     "state_load": ("tensor_buffer", "tensor_offset", "rows", "size", "row", "per_slot", "state"),
     "state_store": ("tensor_buffer", "tensor_offset", "rows", "size", "row", "per_slot", "state"),
     "zero": ("buffer", "count"),
+    "running": ("fn", "mean", "steps", "rows", "size", "x_buffer", "x_offset", "x_time", "x_row", "y_buffer", "y_offset",
+                "y_row", "per_slot", "state"),
 }
 
 cdef enum OpKind:
     OP_CELL, OP_LINEAR, OP_MATMUL, OP_ELEMENTWISE, OP_COPY, OP_GATHER, OP_REDUCE, OP_SOFTMAX, OP_LAYER_NORM
-    OP_STATE_LOAD, OP_STATE_STORE, OP_ZERO
+    OP_STATE_LOAD, OP_STATE_STORE, OP_ZERO, OP_RUNNING
 
 _KINDS = {kind: i for i, kind in enumerate(OP_FIELDS)}
 _SIZES = (sizeof(CellArgs), sizeof(LinearArgs), sizeof(MatmulArgs), sizeof(ElementwiseArgs), sizeof(CopyArgs),
           sizeof(GatherArgs), sizeof(ReduceArgs), sizeof(SoftmaxArgs), sizeof(NormArgs), sizeof(StateArgs),
-          sizeof(StateArgs), sizeof(ZeroArgs))
+          sizeof(StateArgs), sizeof(ZeroArgs), sizeof(RunningArgs))
 for _kind, _size in zip(OP_FIELDS, _SIZES, strict=True):
     if 8 * len(OP_FIELDS[_kind]) != _size:
         raise ImportError(f"op {_kind}: {len(OP_FIELDS[_kind])} fields named, the struct has {_size // 8}")
@@ -500,6 +507,42 @@ cdef void run_state(const StateArgs *a, Frame *f, bint load) noexcept nogil:
             memcpy(tensor + r * a.row, state, a.size * sizeof(float))
 
 
+cdef void run_running(const RunningArgs *a, Frame *f) noexcept nogil:
+    """Sum, mean, largest or smallest over all steps so far. The state of a row is `size` float64 and a count: float64
+    because a stream has no end, and a float32 sum stops growing after 2^24 ones."""
+    cdef int64_t r, t, i
+    cdef const float *x
+    cdef float *y
+    cdef float *state
+    cdef double value, count
+    for r in range(a.rows):
+        state = state_row(f, a.per_slot, a.state, 2 * a.size + 2, r)
+        memcpy(&count, state + 2 * a.size, sizeof(double))
+        x = at(f, a.x_buffer, a.x_offset) + r * a.x_row
+        y = at(f, a.y_buffer, a.y_offset) + r * a.y_row
+        for i in range(a.size):
+            memcpy(&value, state + 2 * i, sizeof(double))
+            for t in range(a.steps):
+                value = combine(a.fn, value, x[t * a.x_time + i], count + t == 0)
+            memcpy(state + 2 * i, &value, sizeof(double))
+            y[i] = <float> (value / (count + a.steps) if a.mean else value)
+        count += a.steps
+        memcpy(state + 2 * a.size, &count, sizeof(double))
+
+
+cdef inline double combine(int64_t fn, double so_far, double x, bint first) noexcept nogil:
+    """One more value of a sum, largest or smallest; a NaN stays."""
+    if first:
+        return x
+    if fn == FRNN_ADD:
+        return so_far + x
+    if so_far != so_far or x != x:
+        return so_far + x
+    if fn == FRNN_MAX:
+        return x if x > so_far else so_far
+    return x if x < so_far else so_far
+
+
 cdef class Scratch:
     """A program bound to sizes, and the arena it works in. One call at a time uses it."""
 
@@ -720,6 +763,8 @@ cdef class Program:
                 run_state(<const StateArgs *> a, &f, False)
             elif self.kinds[i] == OP_MATMUL:
                 run_matmul(<const MatmulArgs *> a, &f)
+            elif self.kinds[i] == OP_RUNNING:
+                run_running(<const RunningArgs *> a, &f)
             else:  # OP_ZERO
                 memset(f.base[(<const ZeroArgs *> a).buffer], 0, (<const ZeroArgs *> a).count * sizeof(float))
         fpu_leave(token)

@@ -284,6 +284,7 @@ class Lowering:
 
     def _elementwise(self, node: Node, instructions: list[tuple], inputs: list[Tensor]) -> None:
         """A program over broadcast inputs. instructions: (function, registers, alpha?, beta?)."""
+        inputs = [self._as_float(t, node) if t.dtype == "bool" else t for t in inputs]
         for name, t in zip(node.inputs, inputs, strict=False):
             if t.dtype != "float32":
                 raise UnsupportedError(f"arithmetic on live {t.dtype} values ({name})")
@@ -306,6 +307,12 @@ class Lowering:
             fields |= _at(f"in{j}", t)
         work = D.product(dims) * (4 * len(instructions))
         self.builder.emit("elementwise", node.name, inputs, (out,), work, **fields, **_at("out", out))
+
+    def _as_float(self, t: Tensor, node: Node) -> Tensor:
+        """Bools of an input, one byte each, as the 0.0 and 1.0 that kernels take."""
+        floats = self.builder.allocate("float32", t.dims, t.order)
+        self._copy(t, floats, node.name)
+        return floats
 
     def _float_stand_in(self, node: Node, out: Tensor) -> Tensor:
         stand_in = self.builder.allocate("float32", out.dims, out.order)
@@ -357,6 +364,8 @@ class Lowering:
     # -- reductions and norms --
     def op_reduce(self, node: Node) -> None:
         x, axes = self.tensor(node.inputs[0]), list(node.attrs["axes"])
+        if len(axes) == 1 and x.dims[axes[0]] == D.TIME:
+            return self._reduce_over_time(node, x, axes[0])
         fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
         x = x.transpose((*keep, *axes))
         loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
@@ -373,6 +382,36 @@ class Lowering:
             "reduce", node.name, (x,), (out,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[fn]], count=count, step=step,
             mean=int(fn == "mean"), **_level_fields(rows, ("x", "y")), **_at("x", x), **_at("y", out),
         )  # fmt: skip
+
+    def _reduce_over_time(self, node: Node, x: Tensor, axis: int) -> None:
+        """One step after the other into float64 sums, whole or streamed: a stream's value is that of the run so far."""
+        out = self.result(node)
+        if node.attrs["keepdims"]:
+            out = out.squeeze(axis)
+        keep = [a for a in range(len(x.dims)) if a != axis]
+        x = x.transpose((axis, *keep))
+        if self.has_batch and D.BATCH in x.dims:
+            first = x.dims.index(D.BATCH)
+            x = x.transpose((0, first, *(a for a in range(1, len(x.dims)) if a != first)))
+            out = out.transpose((first - 1, *(a for a in range(len(out.dims)) if a != first - 1)))
+        else:
+            x, out = x.unsqueeze(1), out.unsqueeze(0)
+        features = x.dims[2:]
+        if not all(isinstance(d, int) for d in features):
+            raise UnsupportedError(f"a {node.attrs['fn']} over all steps of values of size {features}")
+        x = self.contiguous_last(x, node, len(features))
+        size = D.product(features)
+        dense = collapse(features, (out.strides[1:],), range(len(features)))
+        y = out if dense in ([], [(size, (1,))]) else self.builder.allocate("float32", out.dims)
+        kept = not isinstance(x.dims[1], D.Dim) or x.dims[1] == D.BATCH
+        offset = self.plan.state_size
+        self.plan.states.append(StateSlot(f"{node.name}.{node.attrs['fn']}", node.name, "sum", offset, size + 1, "float64"))
+        self.builder.emit(
+            "running", node.name, (x,), (y,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[node.attrs["fn"]]],
+            mean=int(node.attrs["fn"] == "mean"), steps=x.dims[0], rows=x.dims[1], size=size, x_time=x.strides[0],
+            x_row=x.strides[1], y_row=y.strides[0], per_slot=int(kept), state=offset, **_at("x", x), **_at("y", y),
+        )  # fmt: skip
+        self._copy(y, out, node.name)
 
     def op_softmax(self, node: Node) -> None:
         self._along_last(node, node.attrs["axis"], "softmax", 16, log=int(node.attrs["log"]))

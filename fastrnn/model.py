@@ -82,7 +82,7 @@ class Model:
         if self._streaming_problems():
             return ()
         shown = self._stream_layout().shown
-        return tuple(TensorInfo(s.name, "float32", tuple(map(_plain, s.dims))) for s in shown)
+        return tuple(TensorInfo(s.name, s.dtype, tuple(map(_plain, s.dims))) for s in shown)
 
     @property
     def parameters(self) -> int:

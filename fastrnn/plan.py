@@ -40,13 +40,19 @@ class Op:
 
 @dataclass(frozen=True)
 class StateSlot:
-    """A part of a slab row: `size` float32 from `offset`. name: as `Model.states` shows it."""
+    """A part of a slab row: `size` elements of `dtype` from float32 number `offset`. name: as `Model.states` shows it."""
 
     name: str
     node: str
     part: str
     offset: int
     size: int
+    dtype: str = "float32"
+
+    @property
+    def floats(self) -> int:
+        """float32 places that it takes."""
+        return self.size * ITEMSIZE[self.dtype] // 4
 
 
 @dataclass
@@ -85,7 +91,7 @@ class Plan:
     @property
     def state_size(self) -> int:
         """float32 elements of a slab row."""
-        return sum(s.size for s in self.states)
+        return sum(s.floats for s in self.states)
 
     def __str__(self):
         lines = [

@@ -107,7 +107,7 @@ class Stream(StreamCore):
             raise StateError(f"states are {sorted(current)}, got {sorted(states)}")
         full = {}
         for shown in self._layout.shown:
-            array = np.asarray(states[shown.name], np.float32)
+            array = np.asarray(states[shown.name], shown.dtype)
             if array.shape != current[shown.name].shape:
                 raise ShapeError(f"state {shown.name}: shape {current[shown.name].shape} expected, got {array.shape}")
             lone = self.batch_size is None and shown.batch_axis == 0 and shown.name not in self.model.graph.states

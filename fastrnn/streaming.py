@@ -14,7 +14,7 @@ import numpy as np
 from . import dims as D
 from . import reference
 from .errors import StateError
-from .graph import Graph, Node
+from .graph import Graph, Node, Value
 from .plan import Plan
 
 _MOVES = frozenset("transpose reshape slice expand concat".split())
@@ -58,8 +58,8 @@ def _problem(graph: Graph, node: Node) -> str | None:
         whole = a["start"] == 0 and a["stop"] == dim and a["step"] == 1
         last = a["start"] == dim - 1 and a["stop"] == dim and a["step"] == 1
         return None if whole or last else f"picks steps [{a['start']}:{a['stop']}:{a['step']}] of a sequence"
-    if node.op == "reduce" and any(_over_time(x.dims[axis]) for axis in a["axes"]):
-        return f"takes the {a['fn']} over all steps"
+    if node.op == "reduce" and any(_over_time(x.dims[axis]) for axis in a["axes"]) and not runs_over_time(x, a):
+        return f"takes the {a['fn']} over steps and other axes at once"
     if node.op == "softmax" and _over_time(x.dims[a["axis"]]):
         return "normalises over all steps"
     if node.op == "layer_norm" and any(_over_time(d) for d in x.dims[a["axis"] :]):
@@ -71,6 +71,11 @@ def _problem(graph: Graph, node: Node) -> str | None:
     if node.op == "matmul" and (_over_time(x.dims[-1]) or any(map(_over_time, graph.values[node.inputs[1]].dims[-2:]))):
         return "multiplies over all steps"
     return None
+
+
+def runs_over_time(x: Value, attrs) -> bool:
+    """A reduce over time alone: a stream answers it with the value so far."""
+    return len(attrs["axes"]) == 1 and x.dims[attrs["axes"][0]] == D.TIME
 
 
 def _initial_problem(graph: Graph, node: Node) -> str | None:
@@ -100,10 +105,16 @@ def _roots(graph: Graph, name: str) -> set[str]:
 
 @dataclass(frozen=True)
 class StatePart:
-    """Elements `places` (flat indices, for one stream) of a shown state are slab elements offset..offset+size."""
+    """Elements `places` (flat indices, for one stream) of a shown state lie in a slab row from float32 `offset` on."""
 
     offset: int
     places: np.ndarray
+
+    def of(self, slab: np.ndarray, dtype: str) -> np.ndarray:
+        """These elements of slab rows, [batch, places]: a view where they are float32, else a copy."""
+        floats = self.places.size * np.dtype(dtype).itemsize // 4
+        part = slab[:, self.offset : self.offset + floats]
+        return part if dtype == "float32" else np.ascontiguousarray(part).view(dtype)
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class ShownState:
     dims: tuple
     batch_axis: int
     parts: tuple[StatePart, ...]
+    dtype: str = "float32"
 
 
 class StateLayout:
@@ -153,7 +165,7 @@ class StateLayout:
         for slot in plan.states:
             if (slot.node, slot.part) not in covered:
                 part = StatePart(slot.offset, np.arange(slot.size))
-                self.shown.append(ShownState(slot.name, ("batch", slot.size), 0, (part,)))
+                self.shown.append(ShownState(slot.name, ("batch", slot.size), 0, (part,), slot.dtype))
         unused = set(graph.states) - set(threaded)
         if unused:
             raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")
@@ -180,9 +192,9 @@ class StateLayout:
         out = {}
         for state in self.shown:
             dims = [d for i, d in enumerate(state.dims) if i != state.batch_axis]
-            flat = np.empty((slab.shape[0], int(np.prod(dims))), np.float32)
+            flat = np.empty((slab.shape[0], int(np.prod(dims))), state.dtype)
             for part in state.parts:
-                flat[:, part.places] = slab[:, part.offset : part.offset + part.places.size]
+                flat[:, part.places] = part.of(slab, state.dtype)
             array = flat.reshape(slab.shape[0], *dims)
             out[state.name] = np.moveaxis(array, 0, state.batch_axis) if state.batch_axis >= 0 else array[0]
         return out
@@ -194,7 +206,8 @@ class StateLayout:
             array = np.moveaxis(array, state.batch_axis, 0) if state.batch_axis >= 0 else array[None]
             flat = array.reshape(slab.shape[0], -1)
             for part in state.parts:
-                slab[:, part.offset : part.offset + part.places.size] = flat[:, part.places]
+                values = np.ascontiguousarray(flat[:, part.places], state.dtype).view(np.float32)
+                slab[:, part.offset : part.offset + values.shape[1]] = values
 
 
 def _subgraph(graph: Graph, inputs: list[str], outputs: list[str]) -> Graph:
