@@ -6,14 +6,16 @@ static __attribute__((noinline, unused)) vec vec_activate(frnn_act act, vec x) {
     vec alpha = vec_splat(act.alpha), beta = vec_splat(act.beta);
     switch (act.fn) {
 #define UNARY(code, name, value)                                                                                       \
-    case FRNN_##code: return value;
+    case FRNN_##code:                                                                                                  \
+        return value;
 #define BINARY(code, name, value)
 #define TERNARY(code, name, value)
 #include "list_functions.h"
 #undef UNARY
 #undef BINARY
 #undef TERNARY
-    default: return x;
+    default:
+        return x;
     }
     (void)alpha, (void)beta;
 }

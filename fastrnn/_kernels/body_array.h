@@ -5,8 +5,8 @@ typedef void (*frnn_loop)(int64_t n, const float *pa, const float *pb, const flo
 /* One loop a function: y[i] = fn(a[i], b[i], c[i]). y may be any of them. Each lane is computed from its own element
  * alone, so the bits don't depend on n, position or alignment. */
 #define LOOP(code, loads, value)                                                                                       \
-    static void FRNN_JOIN(loop_##code, FRNN_ISA)(int64_t n, const float *pa, const float *pb, const float *pc, float fa, \
-                                               float fb, float *y) {                                                   \
+    static void FRNN_JOIN(loop_##code, FRNN_ISA)(int64_t n, const float *pa, const float *pb, const float *pc,         \
+                                                 float fa, float fb, float *y) {                                       \
         vec alpha = vec_splat(fa), beta = vec_splat(fb);                                                               \
         (void)pb, (void)pc, (void)alpha, (void)beta;                                                                   \
         for (int64_t i = 0; i < n; i += VEC_W) {                                                                       \

@@ -52,8 +52,8 @@ FRNN_INLINE void vec_gru(const frnn_cell *cell, const int usual, const float *a,
 }
 
 /* Describe the rows, starts and panels of one tile. q: which product of the block; hidden: rows of the hidden half. */
-FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, int nb, int q, const float *const *hidden,
-                               int64_t row, int64_t mr, frnn_tile *t) {
+FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, int nb, int q,
+                               const float *const *hidden, int64_t row, int64_t mr, frnn_tile *t) {
     const frnn_cell *cell = call->cell;
     const frnn_cell_io *io = call->io;
     int64_t G = frnn_gates(cell), after = call->form == FRNN_FORM_GRU_AFTER;
@@ -77,8 +77,8 @@ FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, 
 }
 
 /* cell_input: put the accumulators of a tile into rows of pre. */
-FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *blocks, int nb, int q, int64_t row, int64_t mr,
-                                   const float *out) {
+FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *blocks, int nb, int q, int64_t row,
+                                   int64_t mr, const float *out) {
     int64_t G = frnn_gates(call->cell), vectors = frnn_unit_vectors(call->cell) == 1 ? G : blocks[0].nv;
     for (int64_t r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {

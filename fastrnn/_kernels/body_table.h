@@ -44,8 +44,8 @@ static int64_t FRNN_NAME(cell_pack_size)(const frnn_cell *cell) {
     return frnn_padded(cell->H, frnn_unit_vectors(cell)) * frnn_unit_floats(cell);
 }
 
-static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
-                                 const float *P, float *packed) {
+static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb,
+                                 const float *Rb, const float *P, float *packed) {
     static const int64_t before[3] = {1, 0, 2}; /* r z n, of ONNX's z r n */
     int64_t H = cell->H, U = frnn_unit_vectors(cell), G = frnn_gates(cell), blocks = frnn_block_count(H, U);
     int after = frnn_form(cell) == FRNN_FORM_GRU_AFTER;
@@ -71,9 +71,7 @@ static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const float *W, const fl
 static int64_t FRNN_NAME(cell_blocks)(const frnn_cell *cell) {
     return frnn_block_count(cell->H, frnn_unit_vectors(cell));
 }
-static int64_t FRNN_NAME(cell_phases)(const frnn_cell *cell) {
-    return frnn_form(cell) == FRNN_FORM_GRU_BEFORE ? 2 : 1;
-}
+static int64_t FRNN_NAME(cell_phases)(const frnn_cell *cell) { return frnn_form(cell) == FRNN_FORM_GRU_BEFORE ? 2 : 1; }
 static int64_t FRNN_NAME(cell_scratch)(const frnn_cell *cell, int64_t rows) { return rows * frnn_scratch_row(cell); }
 static int64_t FRNN_NAME(cell_pre_size)(const frnn_cell *cell) {
     return frnn_padded(cell->H, frnn_unit_vectors(cell)) * frnn_gates(cell);
@@ -101,8 +99,8 @@ static void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t block
     }
 }
 
-static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
-                                 int64_t block0, int64_t block1) {
+static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0,
+                                 int64_t row1, int64_t block0, int64_t block1) {
     frnn_call call = {cell, io, NULL, 0, row0, row1, frnn_form(cell), frnn_is_usual(cell)};
     frnn_walk_blocks(&call, phase, block0, block1);
 }

@@ -21,6 +21,8 @@
 #undef I /* complex.h has a macro of that name, and NumPy includes it */
 
 /* ---- activations and elementwise functions: codes shared with Python (frnn_function_names) ---- */
+/* A line is a group of names, not one name. */
+/* clang-format off */
 enum frnn_fn {
     /* unary; alpha, beta as in fastrnn/graph.py UNARY */
     FRNN_IDENTITY, FRNN_NEG, FRNN_ABS, FRNN_EXP, FRNN_LOG, FRNN_SQRT, FRNN_RECIP, FRNN_SIGN, FRNN_FLOOR, FRNN_CEIL,
@@ -34,6 +36,7 @@ enum frnn_fn {
     FRNN_WHERE,
     FRNN_FN_COUNT
 };
+/* clang-format on */
 
 typedef struct frnn_act { /* one activation */
     int32_t fn;           /* enum frnn_fn, a unary one */
@@ -62,7 +65,8 @@ typedef struct frnn_cell {
 typedef struct frnn_cell_io {
     const float *const *x; /* [I] each; unused where pre is given */
     ptrdiff_t x_off;
-    const float *const *pre; /* NULL, or the input half already summed: bias + x W in packed gate order, from cell_input */
+    /* NULL, or the input half already summed: bias + x W in packed gate order, from cell_input */
+    const float *const *pre;
     ptrdiff_t pre_off;
     const float *const *h; /* [H] each: previous hidden state */
     ptrdiff_t h_off;

@@ -2,6 +2,7 @@
  * BINARY(code, name, value of a, b), TERNARY(code, name, value of a, b, c). Included wherever something is made for
  * each of them: the names, the loops over arrays, the activation switch. x, a, b, c, alpha, beta are vectors.
  * What alpha and beta mean: fastrnn/graph.py, UNARY. */
+/* clang-format off */
 #define ONE vec_splat(1.0f)
 #define ZERO vec_splat(0.0f)
 UNARY(IDENTITY, "identity", x)
@@ -40,7 +41,7 @@ UNARY(MISH, "mish", vec_mish(x))
 UNARY(CLIP, "clip", vec_min(beta, vec_max(alpha, x)))
 BINARY(ADD, "add", a + b)
 BINARY(SUB, "sub", a - b)
-BINARY(MUL, "mul", a *b)
+BINARY(MUL, "mul", a * b)
 BINARY(DIV, "div", a / b)
 BINARY(POW, "pow", vec_pow(a, b))
 BINARY(MIN, "min", vec_keep_nan(a, vec_min(a, b)))
@@ -54,7 +55,8 @@ BINARY(LESS_EQUAL, "less_equal", vec_flag(a <= b))
 BINARY(AND, "and", vec_flag((a != ZERO) & (b != ZERO)))
 BINARY(OR, "or", vec_flag((a != ZERO) | (b != ZERO)))
 BINARY(XOR, "xor", vec_flag((a != ZERO) ^ (b != ZERO)))
-BINARY(PRELU, "prelu", vec_select(a >= ZERO, a, a *b))
+BINARY(PRELU, "prelu", vec_select(a >= ZERO, a, a * b))
 TERNARY(WHERE, "where", vec_select(a != ZERO, b, c))
 #undef ONE
 #undef ZERO
+/* clang-format on */
