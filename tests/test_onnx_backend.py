@@ -208,3 +208,15 @@ def test_weights_that_are_inputs_may_change_between_runs():
         outputs = ready.run([x, W, R])
         np.testing.assert_allclose(outputs.Y_h[0], h, atol=1e-6)
         np.testing.assert_array_equal(outputs.Y[-1, 0], outputs.Y_h[0])
+
+
+@pytest.mark.xfail(reason="a bug: reductions of live integers are taken for floats", raises=AssertionError)
+@pytest.mark.parametrize("fn", ["Max", "Min", "Sum"])
+def test_reductions_of_integers_are_right_or_refused(fn):
+    x = np.array([[1, 5, 2, 3], [-7, 0, 9, 4]])
+    node = helper.make_node(f"Reduce{fn}", ["x"], ["y"], keepdims=0)
+    try:
+        (y,) = onnx_backend.run_node(node, [x], opset_version=13)
+    except UnsupportedError:
+        return
+    assert y == getattr(x, fn.lower())()
