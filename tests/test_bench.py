@@ -8,7 +8,7 @@ import pytest
 
 import fastrnn
 from fastrnn import bench
-from fastrnn.bench import cases, comparison, figures, machine, models, targets
+from fastrnn.bench import cases, comparison, figures, machine, models, runner, targets
 
 any_isa = pytest.mark.any_isa
 
@@ -322,6 +322,12 @@ class TestMachine:
     def test_each_buffer_fits_its_level_and_none_nearer(self):
         sizes = machine.probe_sizes({"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20})
         assert sizes == {"L1": 16 << 10, "L2": 512 << 10, "L3": 8 << 20, "memory": 128 << 20}
+
+    def test_a_case_is_measured_against_a_buffer_of_its_size(self):
+        caches = {"L1": 32 << 10, "L2": 1 << 20}
+        assert runner.probe_size("L2", 100_000, caches) == 100_000
+        assert runner.probe_size("L1", 100, caches) == 16 << 10
+        assert runner.probe_size("L1", 30_000, caches) == 30_000
 
     def test_unknown_caches(self):
         assert machine.caches({}) == machine.DEFAULT_CACHES

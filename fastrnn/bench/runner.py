@@ -215,6 +215,14 @@ def whole_roofline(bench: Bench, caches: Mapping[str, int]) -> dict | None:
     return {**worker.ask("probe", ROUND_SECONDS, levels=sizes), "buffers": sizes}
 
 
+def probe_size(level: str, footprint: int, caches: Mapping[str, int]) -> int:
+    """Bytes of the buffer that stands for a case's weights: as many as they are, so that it lives where they live.
+
+    In L1 at least half of it: a loop over one or two KiB would measure its own beginning and end.
+    """
+    return max(footprint, machine.probe_sizes(dict(caches)).get("L1", 0) if level == "L1" else 0)
+
+
 def measure_costs(bench: Bench) -> dict:
     """`costs.measure`, or why it could not be done."""
     if "fastrnn" not in bench.options.engines:
@@ -306,8 +314,8 @@ def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, le
     """
     turns: dict[str, list[dict]] = {name: [] for name in ready}
     probes = []
-    sizes = machine.probe_sizes(dict(caches))
-    prober = bench.worker(ROOFLINE) if level is not None and ready else None
+    sizes = {} if level is None or case.work is None else {level: probe_size(level, case.work.footprint, caches)}
+    prober = bench.worker(ROOFLINE) if sizes and ready else None
     for r in range(bench.options.rounds):
         at = r % max(len(ready), 1)
         for name in (*ready[at:], *ready[:at]):
@@ -321,5 +329,5 @@ def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, le
             except WorkerError as error:
                 results[name] = {"status": "refused", "reason": f"while timed: {error}"}
         if prober is not None:
-            probes.append(prober.ask("probe", ROUND_SECONDS, levels={level: sizes[level]}))
+            probes.append(prober.ask("probe", ROUND_SECONDS, levels=sizes))
     return turns, probes

@@ -72,10 +72,8 @@ def draw(record: dict, path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
         axis.tick_params(axis="y", length=0)
     settings = record["settings"]
-    isa = record["machine"]["isa"]["active"] if not settings["isa"] else settings["isa"]
-    figure.suptitle(
-        f"{record['fastrnn']} on {record['machine']['cpu']} ({isa}), {settings['threads']} thread", fontsize=9
-    )
+    threads = "one thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
+    figure.suptitle(f"{record['fastrnn']}, {threads}, on {record['machine']['cpu']}", fontsize=9)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
