@@ -10,7 +10,6 @@ Each op's integers lie in one int64 array as its ``cdef struct`` below; `OP_FIEL
 """
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.math cimport nearbyint
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -35,7 +34,7 @@ from fastrnn._isa cimport (
 
 import numpy as np
 
-from .errors import FastRNNError, ShapeError, StateError, StreamError
+from .errors import FastRNNError, ShapeError, StreamError
 from .plan import LARGEST, Coefficients
 from .tensors import Buffer
 
@@ -117,6 +116,7 @@ def _levels(*operands, int levels=LEVELS):
     names = [f"n{i}" for i in range(levels)]
     return (*names, *(f"{o}_stride{i}" for o in operands for i in range(levels)))
 
+
 _ends = ("x_buffer", "x_offset", "y_buffer", "y_offset")
 
 OP_FIELDS = {
@@ -143,8 +143,8 @@ OP_FIELDS = {
     "state_load": ("tensor_buffer", "tensor_offset", "rows", "size", "row", "per_slot", "state"),
     "state_store": ("tensor_buffer", "tensor_offset", "rows", "size", "row", "per_slot", "state"),
     "zero": ("buffer", "count"),
-    "running": ("fn", "mean", "steps", "rows", "size", "x_buffer", "x_offset", "x_time", "x_row", "y_buffer", "y_offset",
-                "y_row", "per_slot", "state"),
+    "running": ("fn", "mean", "steps", "rows", "size", "x_buffer", "x_offset", "x_time", "x_row", "y_buffer",
+                "y_offset", "y_row", "per_slot", "state"),
 }
 
 cdef enum OpKind:
@@ -628,7 +628,7 @@ cdef class Program:
                 programs[i].instructions[j].beta = beta
 
     cdef _take_ops(self, plan):
-        """Every integer of every op, then the work of the plan, then the size of every slot, as rows of coefficients."""
+        """Every integer of every op, the work of the plan, the size of every slot, as rows of coefficients."""
         self.kinds = <int32_t *> allocate(self.n_ops, sizeof(int32_t))
         self.starts = <int64_t *> allocate(self.n_ops + 1, sizeof(int64_t))
         first = {"input": 0, "output": self.n_inputs, "const": self.n_inputs + self.n_outputs}
@@ -642,7 +642,7 @@ cdef class Program:
             unknown = [k for k in op.fields if k not in known]
             if unknown:
                 raise FastRNNError(f"op {op.kind} of node {op.node} has no field {unknown}")
-            for name, value in (known | op.fields).items():
+            for value in (known | op.fields).values():
                 coefficients.add(first[value.kind] + value.index if isinstance(value, Buffer) else value)
         self.starts[self.n_ops] = self.n_integers = len(coefficients.rows)
         coefficients.add(plan.flops)

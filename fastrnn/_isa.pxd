@@ -60,13 +60,15 @@ cdef extern from "frnn.h" nogil:
                           int64_t block0, int64_t block1) noexcept nogil
         int64_t (*cell_pre_size)(const frnn_cell *cell) noexcept nogil
         void (*cell_input)(const frnn_cell *cell, const float *const *x, Py_ssize_t x_off, float *const *pre,
-                           Py_ssize_t pre_off, int64_t row0, int64_t row1, int64_t block0, int64_t block1) noexcept nogil
+                           Py_ssize_t pre_off, int64_t row0, int64_t row1, int64_t block0,
+                           int64_t block1) noexcept nogil
         int64_t (*linear_pack_size)(int64_t K, int64_t N) noexcept nogil
         void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,
                             const float *bias, float *packed) noexcept nogil
         int64_t (*linear_blocks)(int64_t K, int64_t N) noexcept nogil
         void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride,
-                       float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1) noexcept nogil
+                       float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0,
+                       int64_t block1) noexcept nogil
         void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *inputs,
                             float *out) noexcept nogil
         void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row,

@@ -61,7 +61,8 @@ cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
         if tables[0].isa.decode() == isa:
             return tables[0]
         tables += 1
-    why = "this CPU or operating system does not run it" if isa in _compiled() else "no such instruction set in this build"
+    there = isa in _compiled()
+    why = "this CPU or operating system does not run it" if there else "no such instruction set in this build"
     raise FastRNNError(f"{asked_by} asks for {isa!r}: {why}; available: {', '.join(_available())}")
 
 
@@ -281,7 +282,8 @@ def _row_array(what, array, columns, rows=None):
     if not good or (array.shape[1] > 1 and array.strides[1] != 4) or array.strides[0] % 4:
         raise ShapeError(f"{what}: expected a float32 array of 2 axes with contiguous rows")
     if array.shape[1] != columns or (rows is not None and array.shape[0] != rows):
-        raise ShapeError(f"{what}: expected shape [{'rows' if rows is None else rows}, {columns}], got {list(array.shape)}")
+        expected = "rows" if rows is None else rows
+        raise ShapeError(f"{what}: expected shape [{expected}, {columns}], got {list(array.shape)}")
     return array
 
 
@@ -325,7 +327,8 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     cdef _Rows x_rows = _Rows(x), h_rows = _Rows(h), c_rows = _Rows(c), y_rows = _Rows(y), pre_rows = _Rows(pre)
     cdef float *scratch = _aligned(packed.table.cell_scratch(&packed.cell, count))
     memset(&io, 0, sizeof(io))
-    io.x, io.h, io.pre = <const float *const *> x_rows.rows, <const float *const *> h_rows.rows, <const float *const *> pre_rows.rows
+    io.x, io.h = <const float *const *> x_rows.rows, <const float *const *> h_rows.rows
+    io.pre = <const float *const *> pre_rows.rows
     io.c, io.y, io.scratch = c_rows.rows, y_rows.rows, scratch
     cdef uint64_t token = frnn_fpu_enter()
     for phase in range(packed.phases):
@@ -344,7 +347,8 @@ def cell_input(PackedCell packed not None, x, splits=()):
     cuts = [0, *splits, packed.blocks]
     cdef uint64_t token = frnn_fpu_enter()
     for a, b in zip(cuts, cuts[1:]):
-        packed.table.cell_input(&packed.cell, <const float *const *> x_rows.rows, 0, pre_rows.rows, 0, 0, x.shape[0], a, b)
+        packed.table.cell_input(&packed.cell, <const float *const *> x_rows.rows, 0, pre_rows.rows, 0, 0, x.shape[0],
+                                a, b)
     frnn_fpu_leave(token)
     return pre
 
@@ -393,7 +397,8 @@ def pack_linear(W, bias=None, isa=None):
     size = packed.table.linear_pack_size(packed.K, packed.N)
     packed.memory = _aligned(size)
     packed.nbytes = size * sizeof(float)
-    packed.table.linear_pack(packed.K, packed.N, _data(W), W.strides[0] // 4, W.strides[1] // 4, _data(bias), packed.memory)
+    packed.table.linear_pack(packed.K, packed.N, _data(W), W.strides[0] // 4, W.strides[1] // 4, _data(bias),
+                             packed.memory)
     packed.data = packed.memory
     return packed
 
@@ -446,7 +451,8 @@ def layer_norm(x, scale=None, bias=None, epsilon=1e-5, isa=None):
             _check(name, array, (x.shape[1],))
     y = np.empty_like(x)
     cdef uint64_t token = frnn_fpu_enter()
-    table.layer_norm(x.shape[0], x.shape[1], epsilon, _data(scale), _data(bias), _data(x), x.shape[1], _data(y), x.shape[1])
+    table.layer_norm(x.shape[0], x.shape[1], epsilon, _data(scale), _data(bias), _data(x), x.shape[1], _data(y),
+                     x.shape[1])
     frnn_fpu_leave(token)
     return y
 
