@@ -78,7 +78,8 @@ def _finite(value, name: str) -> float:
 def _spec_from_json(data) -> CellSpec:
     data = dict(data)
     data["activations"] = tuple(
-        Activation(str(a["name"]), _finite(a["alpha"], "alpha"), _finite(a["beta"], "beta")) for a in data["activations"]
+        Activation(str(a["name"]), _finite(a["alpha"], "alpha"), _finite(a["beta"], "beta"))
+        for a in data["activations"]
     )
     for key in ("input_size", "hidden_size"):
         if type(data[key]) is not int:

@@ -355,7 +355,8 @@ class Lowering:
         flops = D.product(full) * (2 * k)
         self.builder.emit(
             "matmul", node.name, (a, b), (out, scratch), flops, m=m, k=k, n=n,
-            **_level_fields(loops, ("a", "b", "y"), 2), a_row=a.strides[-2], b_row=b.strides[-2], b_column=b.strides[-1], y_row=out.strides[-2],
+            **_level_fields(loops, ("a", "b", "y"), 2),
+            a_row=a.strides[-2], b_row=b.strides[-2], b_column=b.strides[-1], y_row=out.strides[-2],
             scratch=scratch, **_at("a", a), **_at("b", b), **_at("y", out),
         )  # fmt: skip
         if vector_a or vector_b:
@@ -405,7 +406,9 @@ class Lowering:
         y = out if dense in ([], [(size, (1,))]) else self.builder.allocate("float32", out.dims)
         kept = not isinstance(x.dims[1], D.Dim) or x.dims[1] == D.BATCH
         offset = self.plan.state_size
-        self.plan.states.append(StateSlot(f"{node.name}.{node.attrs['fn']}", node.name, "sum", offset, size + 1, "float64"))
+        self.plan.states.append(
+            StateSlot(f"{node.name}.{node.attrs['fn']}", node.name, "sum", offset, size + 1, "float64")
+        )
         self.builder.emit(
             "running", node.name, (x,), (y,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[node.attrs["fn"]]],
             mean=int(node.attrs["fn"] == "mean"), steps=x.dims[0], rows=x.dims[1], size=size, x_time=x.strides[0],

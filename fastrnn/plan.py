@@ -40,7 +40,7 @@ class Op:
 
 @dataclass(frozen=True)
 class StateSlot:
-    """A part of a slab row: `size` elements of `dtype` from float32 number `offset`. name: as `Model.states` shows it."""
+    """A part of a slab row: `size` elements of `dtype` from float32 number `offset`. name: as in `Model.states`."""
 
     name: str
     node: str
@@ -61,7 +61,7 @@ class Plan:
 
     inputs, outputs : tensors of the arguments, whose buffers have kind "input" / "output" and index their position.
     constants : arrays that ops read as they are. cells, linears : packed weights. programs : elementwise programs.
-    slot_sizes : arena slots, each the list of (bytes, an int or dim; cap in bytes or None) of the buffers that share it.
+    slot_sizes : arena slots, each the list of (bytes, an int or dim; cap in bytes or None) of the buffers in it.
     """
 
     mode: str

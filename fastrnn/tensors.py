@@ -17,7 +17,8 @@ ITEMSIZE = {"float32": 4, "int64": 8, "int32": 4, "bool": 1, "float64": 8}
 class Buffer:
     """One run of memory. kind: "input" "output" "const" (index: which), or "arena" (offset chosen by the plan).
 
-    size : elements, an int or dim; `cap`: more is not worth having. `first` and `last` are the ops between which an arena buffer is alive.
+    size : elements, an int or dim; `cap`: more is not worth having. `first` and `last` are the ops between which an
+    arena buffer is alive.
     """
 
     kind: str

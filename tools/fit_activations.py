@@ -62,18 +62,28 @@ def report(name, form, coefs, error_at, lo, hi):
 
 def fit_exp():
     edge = mp.log(2) / 2 * mp.mpf("1.0005")
-    coefs = remez(lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2, lambda r: r**2 / mp.exp(r) + mp.mpf(10) ** -9, -edge, edge, 4)
+    coefs = remez(
+        lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
+        lambda r: r**2 / mp.exp(r) + mp.mpf(10) ** -9,
+        -edge,
+        edge,
+        4,
+    )
     report("exp", "exp(r) = 1 + r + r^2 Q(r)", coefs, lambda r, q: (1 + r + r**2 * q) / mp.exp(r) - 1, -edge, edge)
     # The same form for tanh through expm1: relative to expm1 itself, which needs one more term.
-    coefs = remez(lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2, lambda r: abs(r) + mp.mpf(10) ** -9, -edge, edge, 5)
+    coefs = remez(
+        lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2, lambda r: abs(r) + mp.mpf(10) ** -9, -edge, edge, 5
+    )
     report("expm1", "expm1(r) = r + r^2 Q(r)", coefs,
            lambda r, q: (r + r**2 * q) / mp.expm1(r) - 1 if r else mp.mpf(0), -edge, edge)  # fmt: skip
 
 
 def fit_log():
     lo, hi = mp.sqrt(mp.mpf(1) / 2) - 1, mp.sqrt(2) - 1
+
     def p(f):
         return (mp.log1p(f) - f + f**2 / 2) / f**3 if abs(f) > 1e-12 else mp.mpf(1) / 3
+
     coefs = remez(p, lambda f: f**2 + mp.mpf(10) ** -9, lo, hi, 8)
     report("log", "log(1 + f) = f - f^2/2 + f^3 P(f)", coefs,
            lambda f, q: (f - f**2 / 2 + f**3 * q) / mp.log1p(f) - 1 if f else mp.mpf(0), lo, hi)  # fmt: skip
@@ -92,12 +102,15 @@ def fit_erf():
 
 def fit_sin_cos():
     edge = (mp.pi / 4 * mp.mpf("1.0005")) ** 2
+
     def sin_p(s):
         x = mp.sqrt(s)
         return (mp.sin(x) - x) / x**3 if s > 1e-20 else mp.mpf(-1) / 6
+
     def cos_p(s):
         x = mp.sqrt(s)
         return (mp.cos(x) - 1 + s / 2) / s**2 if s > 1e-10 else mp.mpf(1) / 24
+
     coefs = remez(sin_p, lambda s: s + mp.mpf(10) ** -9, 0, edge, 3)
     report("sin", "sin(x) = x + x s P(s), s = x^2", coefs,
            lambda s, q: (1 + s * q) / (mp.sin(mp.sqrt(s)) / mp.sqrt(s)) - 1 if s else mp.mpf(0), 0, edge)  # fmt: skip

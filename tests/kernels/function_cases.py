@@ -82,9 +82,7 @@ UNARY = {
     "softsign": Case(lambda x: x / (1 + np.abs(x)), low=-1, high=1, odd=True, rising=True),
     "softplus": Case(_softplus, low=0, rising=True),
     "gelu": Case(lambda x: x * (0.5 * (1 + _erf(x / math.sqrt(2)))), by_argument=True),
-    "gelu_tanh": Case(
-        lambda x: x * _sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)), by_argument=True
-    ),
+    "gelu_tanh": Case(lambda x: x * _sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)), by_argument=True),
     "silu": Case(lambda x: x * _sigmoid(x), low=-0.2785),
     "hard_swish": Case(lambda x: x * np.clip(x + 3, 0, 6) / 6, low=-0.3751),
     "mish": Case(_mish, low=-0.309),

@@ -34,7 +34,12 @@ def test_linear(K, isa):
 def test_linear_takes_any_strides_of_W(isa):
     W, x = normal(0, 9, 70), normal(1, 3, 9)
     expected = _isa.linear(_isa.pack_linear(W, isa=isa), x)
-    for view in (np.asfortranarray(W), np.repeat(W, 2, axis=1)[:, ::2], W[::-1].copy()[::-1], np.tile(W, (1, 2))[:, :70]):
+    for view in (
+        np.asfortranarray(W),
+        np.repeat(W, 2, axis=1)[:, ::2],
+        W[::-1].copy()[::-1],
+        np.tile(W, (1, 2))[:, :70],
+    ):
         assert _isa.linear(_isa.pack_linear(view, isa=isa), x).tobytes() == expected.tobytes()
 
 
@@ -85,8 +90,8 @@ def test_elementwise_broadcasts_as_numpy(isa):
     program = [("add", (0, 1), 0, 0), ("sub", (3, 2), 0, 0), ("affine", (4,), 2.0, 0.5), ("mul", (5, 0), 0, 0)]
     shapes = [
         ((3, 4, 5), (4, 5), (5,)), ((3, 1, 5), (1, 4, 1), (3, 4, 1)), ((7,), (1,), (7,)), ((1,), (1,), (1,)),
-        ((2, 3, 1, 4, 1, 2), (1, 3, 2, 1, 5, 2), (2, 1, 2, 4, 5, 1)), ((300,), (300,), (1,)), ((129, 2), (1, 2), (129, 1)),
-        ((0, 3), (1, 3), (1, 1)), ((2, 257), (2, 1), (257,)),
+        ((2, 3, 1, 4, 1, 2), (1, 3, 2, 1, 5, 2), (2, 1, 2, 4, 5, 1)), ((300,), (300,), (1,)),
+        ((129, 2), (1, 2), (129, 1)), ((0, 3), (1, 3), (1, 1)), ((2, 257), (2, 1), (257,)),
     ]  # fmt: skip
     for case in shapes:
         a, b, c = (normal(i, *shape) for i, shape in enumerate(case))
