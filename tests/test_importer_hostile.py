@@ -1,5 +1,6 @@
 """Damaged, hostile and contradictory ONNX files: each costs a clear FastRNNError, quickly, and little memory."""
 
+import itertools
 import random
 import time
 import tracemalloc
@@ -13,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 from fastrnn import passes
 from fastrnn.errors import FastRNNError, ModelFormatError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
-import itertools
 
 DATA = Path(__file__).resolve().parent / "data" / "onnx"
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from fastrnn import reference
-from fastrnn.errors import UnsupportedError
+from fastrnn.errors import FastRNNError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
 
 T, B, I, H = 5, 2, 3, 4  # noqa: E741  (the project's word for the input size)
@@ -146,6 +146,14 @@ def test_a_first_step_whose_product_is_folded_away():
     rows = np.broadcast_to(arrays()["rb"], (1, B, H)).copy()
     assert "cell" in ops(agrees(folded(rows), x=noise(T, B, I)))
     assert "cell" not in ops(agrees(folded(rows + 1), x=noise(T, B, I)))  # some state, but which?
+
+
+def test_a_folded_first_step_of_another_batch():
+    """Input rows and folded rows that differ broadcast in the file; a cell has no such thing."""
+    made = folded(np.broadcast_to(arrays()["rb"], (1, 7, H)).copy())
+    made.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    with pytest.raises(FastRNNError):
+        import_onnx(made)
 
 
 def test_h0_and_the_last_state_are_paired():

@@ -276,3 +276,16 @@ def test_shape_arithmetic_leaves_nothing_behind():
     graph = import_onnx(made)
     assert dims(graph, "z") == ["batch", "time", 2]
     assert {n.op for n in graph.nodes} <= {"cell", "transpose", "reshape"}
+
+
+@pytest.mark.parametrize(("beyond", "want"), [(3, "time"), (0, "time"), (-2, "time-2")])
+def test_a_slice_to_a_computed_end(beyond, want):
+    """x[: len(x) + 3] ends where x ends."""
+    made = model(
+        "(float[t,b,3] x) => (float[n,b,3] z, float[t,1,b,2] y)",
+        "s = Shape(x) n = Gather <axis = 0> (s, i) e = Add(n, k) z = Slice(x, i, e, i) " + RNN.format(x="x"),
+        i=np.int64([0]),
+        k=np.int64([beyond]),
+    )
+    assert dims(import_onnx(made), "z")[0] == want
+    agrees_with_onnxruntime(made, x=noise(6, 2, 3))

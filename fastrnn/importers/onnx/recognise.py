@@ -87,6 +87,7 @@ class Step:
     def __init__(self, maker: dict, constants: dict, known: dict, item, opset: int):
         self.maker, self.constants, self.known, self.item, self.opset = maker, constants, dict(known), item, opset
         self.budget = self.MAX_NODES
+        self.rows = 1  # of the largest constant that was added with equal rows: a frozen batch, if more than one
 
     def value(self, name: str):
         """The symbolic operand that a value is; a Base of its own name where nothing is known of it."""
@@ -147,6 +148,7 @@ class Step:
             row = _row(b)
             if row is None or not isinstance(a, (Affine, Base)):
                 return Base(name)
+            self.rows = max(self.rows, b.size // row.size)
             return Affine(_as_affine(a).terms, (*_as_affine(a).bias, row))
         if isinstance(a, (Affine, Base)) and isinstance(b, (Affine, Base)):
             a, b = _as_affine(a), _as_affine(b)

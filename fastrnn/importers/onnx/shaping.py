@@ -106,6 +106,8 @@ def _slice(ctx, n: NodeReader):
         starts, ends = n.ints(1, "starts"), n.ints(2, "ends")
         axes, steps = n.ints(3, "axes", optional=True), n.ints(4, "steps", optional=True)
     axes = list(range(len(starts))) if axes is None else axes
+    if any(isinstance(a, Dim) for a in axes):
+        raise Finding("its axes depend on a size of the input")
     steps = [1] * len(starts) if steps is None else steps
     if not len(starts) == len(ends) == len(axes) == len(steps):
         raise ModelFormatError(f"Slice: {len(starts)} starts, {len(ends)} ends, {len(axes)} axes, {len(steps)} steps")

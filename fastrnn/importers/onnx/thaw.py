@@ -31,7 +31,9 @@ def slice_bounds(ctx, size, start, end, step: int) -> tuple:
 
     def place(v, lowest: int):
         if isinstance(v, Dim):
-            return v, table.example(v)
+            over = v - size
+            beyond = isinstance(over, int) and over > 0
+            return (size, example) if beyond else (v, table.example(v))
         if v < 0:
             return (size + v, example + v) if example + v >= lowest else (lowest, lowest)
         if v >= example + lowest:

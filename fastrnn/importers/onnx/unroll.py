@@ -39,6 +39,7 @@ class Rolled:
     flip_x: bool = False
     flip_y: bool = False
     stack: int | None = 0
+    rows: int = 1  # the batch that constants within the steps were written for
     lead: bool = False  # h has an axis of one before [batch, H], where h0 is not there to tell
 
 
@@ -149,7 +150,7 @@ def _from_concat(graph: _Graph, node: OnnxNode) -> OnnxNode | None:
 
 def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack: int | None) -> OnnxNode:
     """names: the results in the order in which they are computed. Raises NotACell."""
-    first: Recognised | None = None
+    rows, first = 1, None
     start = source = opening = None
     indices = []
     for t, name in enumerate(names):
@@ -171,7 +172,7 @@ def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack:
             cell = recognise(out, None, X, H if t else Base(start), None)
         if len(taken) != 1 or (source is not None and taken[0][0] != source):
             raise NotACell
-        source, first = taken[0][0], first or cell
+        source, first, rows = taken[0][0], first or cell, max(rows, step.rows)
         indices.append(taken[0][1])
         if cell is not None and not cell.same(first):
             raise NotACell
@@ -188,7 +189,7 @@ def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack:
         raise NotACell
     source, turned = _unflip(graph, source)
     source, cell = _absorb(graph, source, first)
-    payload = Rolled(cell, count, flip_x != turned, flip_y, stack, stack is None)
+    payload = Rolled(cell, count, flip_x != turned, flip_y, stack, rows, stack is None)
     return _node(node.label, [source, start or "", "", ""], [node.outputs[0], names[-1], ""], payload)
 
 
@@ -401,6 +402,8 @@ def _rolled(ctx, n: NodeReader):
             continue
         lead = len(start.dims) == 3
         states.append(_start(ctx, start, batch, spec.hidden_size))
+    if payload.rows not in (1, ctx.table.example(batch)):
+        ctx.equal(batch, payload.rows, "the batch of constants within a recurrence")
     ctx.table.vote(time, "time")
     ctx.table.vote(batch, "batch")
     ctx.cells += 1
