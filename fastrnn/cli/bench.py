@@ -158,10 +158,12 @@ def run_with_progress(options) -> dict:
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
         # The pace over a minute: cases differ, and opening one takes longer than a round.
-        bars.TimeRemainingColumn(elapsed_when_finished=True),
+        bars.TimeRemainingColumn(),
         bars.TextColumn("{task.description}"),
     )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as progress:
+    # Drawn twice a second: drawing takes time from a core that is being measured.
+    look = {"transient": True, "speed_estimate_period": 60, "refresh_per_second": 2}
+    with bars.Progress(*columns, console=Console(stderr=True), **look) as progress:
         task = progress.add_task("starting", total=None)
         return bench.run(
             options, lambda done, total, text: progress.update(task, completed=done, total=total, description=text)
