@@ -161,9 +161,11 @@ def run_with_progress(options) -> dict:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.description}"),
     )
+    console = Console(stderr=True)
     # Drawn twice a second: drawing takes time from a core that is being measured.
-    look = {"transient": True, "speed_estimate_period": 60, "refresh_per_second": 2}
-    with bars.Progress(*columns, console=Console(stderr=True), **look) as progress:
+    with bars.Progress(
+        *columns, console=console, transient=True, speed_estimate_period=60, refresh_per_second=2
+    ) as progress:
         task = progress.add_task("starting", total=None)
         return bench.run(
             options, lambda done, total, text: progress.update(task, completed=done, total=total, description=text)
