@@ -201,6 +201,20 @@ cdef struct CellRows:  # one entry a row, longest first
     int64_t *length
 
 
+cdef int check_lengths(const CellArgs *a, Frame *f, int64_t *bad) noexcept nogil:
+    """Returns -1, with the length in `bad`, where one lies outside the steps: no kernel may see it."""
+    cdef const int64_t *lengths
+    cdef int64_t r
+    if a.lengths_buffer < 0:
+        return 0
+    lengths = (<const int64_t *> f.base[a.lengths_buffer]) + a.lengths_offset
+    for r in range(a.rows):
+        if lengths[r * a.lengths_stride] < 0 or lengths[r * a.lengths_stride] > a.steps:
+            bad[0] = lengths[r * a.lengths_stride]
+            return -1
+    return 0
+
+
 cdef void cell_rows(const CellArgs *a, const frnn_cell *cell, Frame *f, CellRows *rows) noexcept nogil:
     """Point `rows` into the scratch and fill it: each row's first x and y, its states and its length; longest first."""
     cdef char *memory = <char *> f.base[a.scratch]
@@ -219,7 +233,6 @@ cdef void cell_rows(const CellArgs *a, const frnn_cell *cell, Frame *f, CellRows
         length = a.steps
         if lengths != NULL:
             length = lengths[r * a.lengths_stride]
-            length = 0 if length < 0 else a.steps if length > a.steps else length
         i = r  # insertion sort: rows come in any order, and a step works on the first ones that are still alive
         while i > 0 and rows.length[i - 1] < length:
             rows.x[i], rows.c[i], rows.y[i] = rows.x[i - 1], rows.c[i - 1], rows.y[i - 1]
@@ -740,6 +753,9 @@ cdef class Program:
         for i in range(self.n_ops):
             a = s.integers + self.starts[i]
             if self.kinds[i] == OP_CELL:
+                if check_lengths(<const CellArgs *> a, &f, bad) != 0:
+                    failed = <int> i
+                    break
                 run_cell(<const CellArgs *> a, &f)
             elif self.kinds[i] == OP_LINEAR:
                 run_linear(<const LinearArgs *> a, &f)
@@ -781,6 +797,9 @@ cdef class Program:
                 failed = self.execute(s, slab, slots, &bad)
         if failed >= 0:
             op = self.plan.ops[failed]
+            if op.kind == "cell":
+                steps = (<const CellArgs *> (s.integers + self.starts[failed])).steps
+                raise ShapeError(f"node {op.node}: lengths must lie in 0..{steps} (the steps of x), got {bad}")
             rows = (<const GatherArgs *> (s.integers + self.starts[failed])).count
             raise ShapeError(f"node {op.node}: index {bad} is outside the table's [-{rows}, {rows})")
         return 0
