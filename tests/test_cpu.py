@@ -7,6 +7,8 @@ import pytest
 from fastrnn import cpu
 from fastrnn.errors import FastRNNError
 
+pytestmark = pytest.mark.any_isa
+
 
 @pytest.fixture
 def machine(monkeypatch):

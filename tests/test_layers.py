@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parent.parent
 
 
