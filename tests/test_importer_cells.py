@@ -235,11 +235,17 @@ def test_what_is_wrong_is_one_error_for_the_whole_file():
     """Three findings of three kinds, all named at once."""
     model = lstm(activations=["Sin", "Tanh", "Tanh"])
     model.graph.node[0].output[0] = "y0"
-    model.graph.node.append(helper.make_node("Fourier", ["y0"], ["y1"], name="second"))
+    model.graph.node.append(helper.make_node("Fourier", ["y0"], ["y1"], name="the:second"))
     model.graph.node.append(helper.make_node("Relu", ["X"], ["r"], name="third", slope=2))
     model.graph.node.append(helper.make_node("Concat", ["y1", "r"], ["Y"], name="fourth", axis=0))
     with pytest.raises(UnsupportedError) as info:
         import_onnx(model)
+    model.graph.node.append(helper.make_node("Add", ["Y", "text"], ["Z"], name="fifth"))
+    model.graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, [1]))
+    model.graph.output[0].name = "Z"
+    with pytest.raises(UnsupportedError, match="'text': of dtype string") as more:
+        import_onnx(model)
     assert len(info.value.problems) == 3
+    assert len(more.value.problems) == 4
     assert all(word in str(info.value) for word in ("the_node", "Sin", "second", "Fourier", "third", "slope=2"))
     assert isinstance(info.value, FastRNNError)

@@ -35,7 +35,6 @@ class Builder:
         self.label = "graph"
         self.half = False
         self.cells = 0
-        self.hidden: dict[str, tuple] = {}  # notes for state pairing, see states.py
         self._shared: dict[tuple, str] = {}
 
     # --- names and dtypes ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from onnx import AttributeProto
 
 from ...errors import ModelFormatError
 from .symbols import Finding
-from .values import Const, Ints, Live
+from .values import Const, Ints
 
 _KINDS = {
     "int": AttributeProto.INT,
@@ -285,7 +285,3 @@ def axes_of(axes, rank: int) -> list[int]:
     if len(set(found)) != len(found):
         raise ModelFormatError(f"axes {list(axes)} name one twice")
     return found
-
-
-def is_live(value) -> bool:
-    return isinstance(value, Live)

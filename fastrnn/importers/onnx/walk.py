@@ -34,6 +34,7 @@ class File:
     bind: dict
     double_as_float: bool
     folded: dict[str, np.ndarray] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)  # labels of nodes that precheck found wanting
 
 
 def read_constants(model: onnx.ModelProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
@@ -60,11 +61,12 @@ def precheck(file: File) -> list[str]:
         known = OPERATORS.get((node.domain, node.op))
         if known is None or (node.payload is None and node.domain == unroll.DOMAIN):
             problems.append(f"node {node.label}: operator {node.kind}")
+            file.refused.add(node.label)
             continue
-        problems += [
-            f"node {node.label}: {node.kind} with attribute {name}={show_attr(node.attrs[name])}"
-            for name in sorted(set(node.attrs) - known.attrs)
-        ]
+        for name in sorted(set(node.attrs) - known.attrs):
+            shown = show_attr(node.attrs[name])
+            problems.append(f"node {node.label}: {node.kind} with attribute {name}={shown}")
+            file.refused.add(node.label)
     return problems
 
 
@@ -74,13 +76,12 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
-    inputs = _inputs(file, ctx, known)
+    inputs = _inputs(file, ctx, known, problems)
     wanted = {name for node in file.nodes for name in node.inputs} | {v.name for v in graph.output}
-    refused = {p.split(":")[0] for p in problems}
     for node in file.nodes:
         since = len(ctx.nodes)
         ctx.label = node.label
-        if f"node {node.label}" in refused:
+        if node.label in file.refused:
             outputs: list = [UNKNOWN] * len(node.outputs)
         else:
             outputs = _step(file, ctx, node, [known[i] if i else None for i in node.inputs], wanted, problems)
@@ -93,7 +94,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     return ctx.graph(graph.name or "model", inputs, outputs, ()), ctx
 
 
-def _inputs(file: File, ctx: Builder, known: dict) -> list[str]:
+def _inputs(file: File, ctx: Builder, known: dict, problems: list[str]) -> list[str]:
     """Declare the graph's inputs; initializers and bound inputs are none."""
     names, seen = [], set()
     initial = {t.name for t in file.model.graph.initializer}
@@ -103,31 +104,36 @@ def _inputs(file: File, ctx: Builder, known: dict) -> list[str]:
         seen.add(info.name)
         if info.name in initial:
             continue
-        if info.type.WhichOneof("value") != "tensor_type":
-            raise Finding(f"input {info.name!r} of type {info.type.WhichOneof('value') or 'unknown'}")
-        kind = info.type.tensor_type
-        if kind.elem_type not in files.NUMERIC:
-            raise Finding(f"input {info.name!r} of dtype {files.dtype_name(kind.elem_type)}")
-        dtype = np.dtype(np.float16) if kind.elem_type == onnx.TensorProto.BFLOAT16 else files.NUMERIC[kind.elem_type]
-        if not kind.HasField("shape"):
-            raise Finding(f"input {info.name!r} declares no rank")
-        dims = []
-        for axis, d in enumerate(kind.shape.dim):
-            value = d.dim_value if d.HasField("dim_value") else None
-            if value is not None and not 0 <= value < _MAX_DIM:
-                raise ModelFormatError(f"input {info.name!r} has the dim {value}")
-            # Some exporters write 0 for "any size"; nothing computes on an axis that is always empty.
-            dims.append(ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
-        if info.name in file.bind:
-            known[info.name] = Const(_bound(ctx, info.name, file.bind[info.name], dtype, dims))
-            continue
         try:
-            value = ctx.declare(info.name, dtype, tuple(dims))
+            known[info.name] = _input(file, ctx, info)
         except Finding as finding:
-            raise Finding(f"input {info.name!r}: {finding}") from None
-        known[info.name] = value
-        names.append(info.name)
+            known[info.name] = UNKNOWN
+            problems.append(f"input {info.name!r}: {finding}")
+        if info.name not in file.bind:
+            names.append(info.name)
     return names
+
+
+def _input(file: File, ctx: Builder, info: onnx.ValueInfoProto) -> Const | Live:
+    """One input: a value of the graph with a symbol an axis, or the constant that it is bound to."""
+    kind = info.type.tensor_type
+    if info.type.WhichOneof("value") != "tensor_type":
+        raise Finding(f"of type {info.type.WhichOneof('value') or 'unknown'}")
+    if kind.elem_type not in files.NUMERIC:
+        raise Finding(f"of dtype {files.dtype_name(kind.elem_type)}")
+    if not kind.HasField("shape"):
+        raise Finding("declares no rank")
+    dtype = np.dtype(np.float16) if kind.elem_type == onnx.TensorProto.BFLOAT16 else files.NUMERIC[kind.elem_type]
+    dims = []
+    for axis, d in enumerate(kind.shape.dim):
+        value = d.dim_value if d.HasField("dim_value") else None
+        if value is not None and not 0 <= value < _MAX_DIM:
+            raise ModelFormatError(f"input {info.name!r} has the dim {value}")
+        # Some exporters write 0 for "any size"; nothing computes on an axis that is always empty.
+        dims.append(ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
+    if info.name in file.bind:
+        return Const(_bound(ctx, info.name, file.bind[info.name], dtype, dims))
+    return ctx.declare(info.name, dtype, tuple(dims))
 
 
 def _bound(ctx: Builder, name: str, value, dtype: np.dtype, dims: list) -> np.ndarray:
