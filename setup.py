@@ -47,6 +47,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext):
         if ext.name == "fastrnn._isa":
             ext.extra_objects = self.compile_kernels()
+            ext.depends = [*ext.depends, *ext.extra_objects]  # link again where one of them is newer
         super().build_extension(ext)
 
     def compile_kernels(self):

@@ -171,7 +171,7 @@ static void frnn_reduce(int32_t fn, int64_t rows, int64_t n, float scale, const 
                 acc = frnn_gathered(fn, acc, m, part);
             }
         }
-        y[r * y_row] = frnn_fold(fn, acc) * scale;
+        y[r * y_row] = frnn_fold(fn, acc) * scale; /* of nothing: 0, -inf, inf, as ONNX has it */
     }
 }
 

@@ -1,7 +1,7 @@
 /* The recurrent cells: ONNX RNN-22, LSTM-22, GRU-22 for one block of hidden units; included once per width.
  *
- * clip bounds every preact (the argument of f and g, peephole term included) and nothing else: h(C) sees C unclipped, as
- * in onnxruntime. The ONNX text ("applied to the input of activations") allows both.
+ * clip bounds every preact (the argument of f and g, peephole term included) and nothing else: h(C) sees C unclipped,
+ * as in onnxruntime. The ONNX text ("applied to the input of activations") allows both.
  */
 #ifndef FRNN_BODY_CELL_H
 #define FRNN_BODY_CELL_H
@@ -17,7 +17,7 @@
 #define vec_cell_block FRNN_WIDE(vec_cell_block)
 #endif
 
-/* The activation of a preact, clipped first. `usual` is a constant: then `fn` is inlined and the cell's own not read. */
+/* The activation of a preact, clipped first. usual: `fn` is inlined, and the cell's own activations are not read. */
 FRNN_INLINE vec vec_preact(const frnn_cell *cell, int index, int usual, int fn, vec a) {
     if (usual) return fn == FRNN_TANH ? vec_tanh(a) : vec_sigmoid(a);
     vec clip = vec_splat(cell->clip);

@@ -45,7 +45,7 @@ FRNN_INLINE vec vec_floor(vec x) {
     return vec_select(r > x, r - vec_splat(1.0f), r);
 }
 
-/* x = n ln 2 + r, |r| <= ln 2 / 2 (1 + 2^-20), for |x| < 700: n as a float, and its integer in the low bits of *bits. */
+/* x = n ln 2 + r, |r| <= ln 2 / 2 (1 + 2^-20), for |x| < 700; n as a float, and as an integer in *bits' low bits. */
 FRNN_INLINE vec vec_exp_parts(vec x, vec *r, vec_int *bits) {
     vec shifted = vec_fma(x, vec_splat(FRNN_LOG2E), vec_splat(FRNN_ROUND_MAGIC));
     vec n = shifted - vec_splat(FRNN_ROUND_MAGIC);

@@ -1,11 +1,14 @@
 /* The inner loop of every product: a tile of mr rows by nb blocks of nv vectors; included once per width.
  *
- *     out[r][b][v] = (sum over k of x[r][k] * panel[b][k][v] + start[b][r][v]) + sum over k of h[r][k] * panel[b][Kx + k][v]
+ *     out[r][b][v] = (sum over k of x[r][k] * panel[b][k][v] + start[b][r][v])
+ *                    + sum over k of h[r][k] * panel[b][Kx + k][v]
  *
  * each sum in registers from zero, one fused operation a term, k rising. Two sums and not one long one: a chain half as
- * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). A panel is [Kx + Kh][nv][VEC_W] floats. Where `split`
- * is set (GRU with reset after the product) the last vector's sum over x is put aside as vector 3, and its sum over h gets
- * split[b] instead. out is [mr][nb][4][VEC_W]. No alignment is needed; nothing beyond the K of a row is read.
+ * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). With
+ * Kx = 0 the first bracket is start itself, whatever the sign of a zero in it: `pre` then continues with the same bits.
+ * A panel is [Kx + Kh][nv][VEC_W] floats. Where `split` is set (GRU with reset after the product) the last vector's sum
+ * over x is put aside as vector 3, and its sum over h gets split[b] instead. out is [mr][nb][4][VEC_W]. No alignment is
+ * needed; nothing beyond the K of a row is read.
  */
 #ifndef FRNN_BODY_TILE_H
 #define FRNN_BODY_TILE_H
@@ -14,7 +17,6 @@
 #define vec_tile_body FRNN_WIDE(vec_tile_body)
 #define vec_tile_run FRNN_WIDE(vec_tile_run)
 #define FRNN_PAIR_ROWS (FRNN_TILE_ROWS / 2 > 0 ? FRNN_TILE_ROWS / 2 : 1) /* rows up to which two blocks share a tile */
-#define FRNN_AHEAD 512 /* floats (2 KiB) that one row's weights are prefetched ahead */
 
 typedef struct frnn_tile {
     int64_t Kx, Kh;
@@ -27,7 +29,10 @@ typedef struct frnn_tile {
 typedef void (*frnn_tile_fn)(const frnn_tile *);
 #endif
 
-/* The terms of one operand. mr, nb, nv are constants where this is inlined, so acc lives in registers. */
+/* The terms of one operand. mr, nb, nv are constants where this is inlined, so acc lives in registers.
+ * No software prefetch: on a Zen 4 it gains nothing from L2 and costs 1.25 times from L3 (LSTM 256, 1 row: 28.2 us with
+ * 2 KiB ahead, 22.8 without; 8 and 16 KiB ahead alike). An Intel core gained 1.1 to 1.8 times from L2 with a prototype:
+ * if it comes back, then chosen by the CPU. */
 FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][2][4], const float *const rows[], int64_t K,
                                 const float *const panel[2], const int mr, const int nb, const int nv) {
     const float *row[FRNN_TILE_ROWS], *p[2] = {panel[0], nb > 1 ? panel[1] : panel[0]};
@@ -37,10 +42,6 @@ FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][2][4], const float *cons
             vec w[4];
 #pragma GCC unroll 4
             for (int v = 0; v < nv; v++) w[v] = vec_load(p[b] + v * VEC_W);
-            if (mr == 1) { /* one row is bound by where the weights come from: worth 1.1 to 1.8 times from L2 */
-#pragma GCC unroll 4
-                for (int i = 0; i < nv * VEC_W; i += 16) __builtin_prefetch(p[b] + FRNN_AHEAD + i);
-            }
 #pragma GCC unroll 6
             for (int r = 0; r < mr; r++) {
                 vec s = vec_splat(row[r][k]);
@@ -68,7 +69,10 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, c
     for (int r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {
             float *out = t->out + (r * nb + b) * 4 * VEC_W;
-            for (int v = 0; v < nv; v++) vec_store(out + v * VEC_W, acc[r][b][v] + vec_load(t->start[b][r] + v * VEC_W));
+            for (int v = 0; v < nv; v++) {
+                vec start = vec_load(t->start[b][r] + v * VEC_W);
+                vec_store(out + v * VEC_W, t->Kx > 0 ? acc[r][b][v] + start : start);
+            }
             if (nv == 3 && t->split[0]) {
                 vec_store(out + 3 * VEC_W, vec_load(out + 2 * VEC_W));
                 vec_store(out + 2 * VEC_W, vec_load(t->split[b]));
@@ -96,12 +100,13 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, c
 #define PAIRS(mr) TILE(mr, 2, 3) TILE(mr, 2, 4)
 #define NAMES(mr) {TILE_NAME(mr, 1, 1), TILE_NAME(mr, 1, 2), TILE_NAME(mr, 1, 3), TILE_NAME(mr, 1, 4)}
 #define PAIR_NAMES(mr) {TILE_NAME(mr, 2, 3), TILE_NAME(mr, 2, 4)}
+/* clang-format off */
 TILES(1) TILES(2) TILES(3) PAIRS(1)
 #if FRNN_TILE_ROWS == 6
 TILES(4) TILES(5) TILES(6) PAIRS(2) PAIRS(3)
 #endif
 
-/* Run the tile of mr rows (1..FRNN_TILE_ROWS), nb blocks (1; 2 only for nv >= 3 and mr <= FRNN_PAIR_ROWS), nv vectors. */
+/* Run the tile of mr rows (1..FRNN_TILE_ROWS), nb blocks (2 only for nv >= 3 and mr <= FRNN_PAIR_ROWS), nv vectors. */
 FRNN_INLINE void vec_tile_run(const frnn_tile *t, int64_t mr, int nb, int nv) {
     static const frnn_tile_fn tiles[FRNN_TILE_ROWS][4] = {
         NAMES(1), NAMES(2), NAMES(3),
@@ -121,6 +126,7 @@ FRNN_INLINE void vec_tile_run(const frnn_tile *t, int64_t mr, int nb, int nv) {
         pairs[mr - 1][nv - 3](t);
     }
 }
+/* clang-format on */
 #undef TILE
 #undef TILES
 #undef PAIRS

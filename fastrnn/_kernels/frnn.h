@@ -60,7 +60,8 @@ typedef struct frnn_cell {
 
 /* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every
  * pointer of its array, so that a time loop moves all rows by changing one number. Rows of x, h, y, pre are contiguous;
- * rows must not overlap each other; y must not overlap h (all of h is read for every block of y). c is updated in place.
+ * rows must not overlap each other; y must not overlap h (all of h is read for every block of y). c is updated in
+ * place. clip, where it is finite, bounds the arguments of f and g and not that of h (as onnxruntime does).
  */
 typedef struct frnn_cell_io {
     const float *const *x; /* [I] each; unused where pre is given */

@@ -1,0 +1,88 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cells import CellSpec
+
+_Array = NDArray[np.float32]
+
+class PackedCell:
+    spec: CellSpec
+    nbytes: int
+    @property
+    def isa(self) -> str: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def phases(self) -> int: ...
+    @property
+    def pre_size(self) -> int: ...
+
+class PackedLinear:
+    K: int
+    N: int
+    nbytes: int
+    @property
+    def isa(self) -> str: ...
+    @property
+    def blocks(self) -> int: ...
+
+def isa_info() -> dict[str, Any]: ...
+def functions() -> tuple[str, ...]: ...
+def pack_cell(
+    spec: CellSpec,
+    W: _Array,
+    R: _Array,
+    Wb: _Array | None = None,
+    Rb: _Array | None = None,
+    P: _Array | None = None,
+    isa: str | None = None,
+) -> PackedCell: ...
+def cell_scratch_size(packed: PackedCell, rows: int = 1) -> int: ...
+def cell_step(
+    packed: PackedCell,
+    x: _Array | None,
+    h: _Array,
+    c: _Array | None = None,
+    pre: _Array | None = None,
+    y: _Array | None = None,
+    splits: Sequence[int] = (),
+    rows: tuple[int, int] | None = None,
+) -> _Array: ...
+def cell_input(packed: PackedCell, x: _Array, splits: Sequence[int] = ()) -> _Array: ...
+def linear_pack_size(K: int, N: int, isa: str | None = None) -> int: ...
+def pack_linear(W: _Array, bias: _Array | None = None, isa: str | None = None) -> PackedLinear: ...
+def linear(
+    packed: PackedLinear,
+    x: _Array,
+    activation: str = "identity",
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    y: _Array | None = None,
+    splits: Sequence[int] = (),
+) -> _Array: ...
+def map_function(
+    name: str,
+    x: _Array,
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    isa: str | None = None,
+    y: _Array | None = None,
+) -> _Array: ...
+def softmax(x: _Array, log: bool = False, isa: str | None = None) -> _Array: ...
+def layer_norm(
+    x: _Array,
+    scale: _Array | None = None,
+    bias: _Array | None = None,
+    epsilon: float = 1e-5,
+    isa: str | None = None,
+) -> _Array: ...
+def reduce(fn: str, x: _Array, axis: int = -1, scale: float = 1.0, isa: str | None = None) -> _Array: ...
+def elementwise(
+    program: Sequence[tuple[str, tuple[int, ...], float, float]],
+    inputs: Sequence[_Array],
+    out: _Array | None = None,
+    isa: str | None = None,
+) -> _Array: ...
