@@ -20,7 +20,7 @@ SUFFIX = ".fastrnn"
 EXAMPLE = """\
 example:
   fastrnn-convert examples/tone_words.onnx --verify
-  fastrnn-convert silero_vad.onnx -o vad.fastrnn --bind sr=16000 --states state=stateN
+  fastrnn-convert model.onnx -o out.fastrnn --bind sr=16000 --states h0=hn
 
 OUT.fastrnn is replaced if it is a .fastrnn file already; any other file is left alone unless --force is given.
 With --verify nothing is written unless the answers agree.
