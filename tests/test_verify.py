@@ -172,6 +172,23 @@ def test_a_size_that_onnxruntime_refuses_is_skipped_and_told():
     assert "refused it" in str(report)
 
 
+def test_a_length_that_onnxruntime_does_not_follow_is_skipped_and_told():
+    """This nn.RNN was unrolled for 7 steps: onnxruntime answers 7 of them to 19, and refuses 3."""
+    report = fastrnn.verify(DATA / "rnn_relu.dynamo.onnx", sizes=[(1, 7), (1, 19), (1, 3)])
+    assert report.ok, str(report)
+    assert len(report.runs) == 1
+    assert any("answers as if axis 0 of y were 7 long, which the file has written into it" in s for s in report.skipped)
+
+
+def test_a_wrong_shape_is_no_frozen_length(monkeypatch):
+    """One that follows the input, or that fastrnn never has, is a difference."""
+    real = V._OnnxRuntime.run
+    monkeypatch.setattr(V._OnnxRuntime, "run", lambda *args: [a[1:] for a in real(*args)])
+    assert not fastrnn.verify(DATA / "gru_states.script.onnx", sizes=[(1, 7), (1, 4)]).ok
+    monkeypatch.setattr(V._OnnxRuntime, "run", lambda *args: [a[:2] for a in real(*args)])
+    assert not fastrnn.verify(DATA / "gru_states.script.onnx", sizes=[(1, 7), (1, 4)]).ok
+
+
 def changed(path: Path, out: Path) -> Path:
     """The model at `path` with one recurrent weight matrix negated."""
     proto = onnx.load(path)
