@@ -10,6 +10,7 @@ Each op's integers lie in one int64 array as its ``cdef struct`` below; `OP_FIEL
 """
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -396,7 +397,7 @@ cdef inline void store_double(void *p, int64_t type, int64_t i, double value) no
     elif type == 2:
         (<int32_t *> p)[i] = <int32_t> value
     elif type == 3:
-        (<uint8_t *> p)[i] = value != 0
+        (<uint8_t *> p)[i] = value != 0 and value != -INFINITY  # -inf: the largest of no bools
     else:
         (<double *> p)[i] = value
 
@@ -535,6 +536,8 @@ cdef void run_running(const RunningArgs *a, Frame *f) noexcept nogil:
         y = at(f, a.y_buffer, a.y_offset) + r * a.y_row
         for i in range(a.size):
             memcpy(&value, state + 2 * i, sizeof(double))
+            if count == 0 and a.steps == 0 and a.fn != FRNN_ADD:  # of nothing, as ONNX has it
+                value = -INFINITY if a.fn == FRNN_MAX else INFINITY
             for t in range(a.steps):
                 value = combine(a.fn, value, x[t * a.x_time + i], count + t == 0)
             memcpy(state + 2 * i, &value, sizeof(double))
@@ -698,6 +701,7 @@ cdef class Program:
         cdef Scratch s = Scratch.__new__(Scratch)
         cdef int64_t i, place
         cdef int64_t n_base = self.n_inputs + self.n_outputs + self.n_constants
+        self.plan.check_sizes(batch, time)
         s.batch, s.time, s.span = batch, time, -1
         s.integers = <int64_t *> allocate(self.n_integers + 1, sizeof(int64_t))
         s.base = <void **> allocate(n_base + self.n_slots, sizeof(void *))

@@ -57,7 +57,9 @@ class Lowering:
         self.destinations: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
         threaded = set(graph.states) if mode == "stream" else set()
-        self.fed_by_state = _descendants(graph, threaded)
+        cells_own = {name for name in threaded if _is_of_cells(graph, name)}
+        self.fed_by_state = _descendants(graph, cells_own)
+        self.free_states = [n for n in graph.states if n in threaded - cells_own]
         self.input_names = [n for n in graph.inputs if n not in threaded]
         ends = set(graph.states.values()) if mode == "stream" else set()
         self.output_names = [n for n in graph.outputs if n not in ends]
@@ -73,6 +75,7 @@ class Lowering:
         for node in reversed(self.graph.nodes):
             if node.op == "concat":
                 self._aim_concat(node)
+        places = {name: self._open_state(name) for name in self.free_states}
         wanted = self._wanted_nodes()
         problems = []
         for node in self.graph.nodes:
@@ -88,12 +91,45 @@ class Lowering:
             raise UnsupportedError(problems, self.graph.name)
         for name, tensor in zip(self.output_names, self.plan.outputs, strict=True):
             self._copy(self.tensor(name), tensor, name)
+        for name, (offset, batch_first) in places.items():
+            self._close_state(name, offset, batch_first)
         return self.builder.finish()
+
+    # -- states that the caller would thread and that are no cell's own --
+    def _open_state(self, name: str) -> tuple:
+        """Make the input `name` a tensor that each call fills from the slab; returns (offset, axes batch first)."""
+        value = self.graph.values[name]
+        if not self.plan.steps_one:
+            raise UnsupportedError(
+                f"the state {value} feeds other nodes than cells in a model that takes many steps a call"
+            )
+        if value.dtype != "float32":
+            raise UnsupportedError(f"the state {value} is not float32")
+        batch = next((i for i, d in enumerate(value.dims) if d == D.BATCH), None)
+        order = [*([] if batch is None else [batch]), *(i for i in range(len(value.dims)) if i != batch)]
+        size = D.product([d for i, d in enumerate(value.dims) if i != batch])
+        if isinstance(size, D.Dim) or (self.has_batch and batch is None):
+            raise UnsupportedError(f"the state {value} has no plain batch axis")
+        offset = self.plan.state_size
+        self.plan.states.append(StateSlot(name, name, "value", offset, size))
+        tensor = self.builder.allocate("float32", value.dims, order)
+        self.tensors[name] = tensor
+        self._state_move("state_store", name, offset, 1, _rows_of(tensor, order, batch, size))
+        return offset, (order, batch, size)
+
+    def _close_state(self, name: str, offset: int, batch_first: tuple) -> None:
+        """Keep the output that the state `name` becomes."""
+        order, batch, size = batch_first
+        source = self.tensor(self.graph.states[name])
+        dense = self.builder.allocate("float32", source.dims, order)
+        self._copy(source, dense, name)
+        self._state_move("state_load", name, offset, 1, _rows_of(dense, order, batch, size))
 
     def _wanted_nodes(self) -> set[str]:
         """Names of the nodes on which an output of this mode depends."""
         producers, wanted, stack = self.graph.producers(), set(), list(self.output_names)
         if self.mode == "stream":  # a state that no output shows is still a state
+            stack += [self.graph.states[name] for name in self.free_states]
             stack += [o for n in self.graph.nodes if n.op in ("cell", "state") for o in n.outputs if o is not None]
         while stack:
             node = producers.get(stack.pop())
@@ -169,6 +205,18 @@ class Lowering:
                 self.tensors[name] = self.builder.constant(array, value.dtype)
         return self.tensors[name]
 
+    def real(self, node: Node, i: int = 0) -> Tensor:
+        """Input i of a node as float32, which is what kernels take; bools become 0.0 and 1.0."""
+        name = node.inputs[i]
+        t = self.tensor(name)
+        if t.dtype == "bool":
+            floats = self.builder.allocate("float32", t.dims, t.order)
+            self._copy(t, floats, node.name)
+            return floats
+        if t.dtype != "float32":
+            raise UnsupportedError(f"arithmetic on live {t.dtype} values ({name})")
+        return t
+
     def tensor_or_none(self, node: Node, i: int) -> Tensor | None:
         """The tensor of input i of a node, None where that is absent."""
         name = node.inputs[i] if i < len(node.inputs) else None
@@ -226,6 +274,12 @@ class Lowering:
     def op_slice(self, node: Node) -> None:
         a = node.attrs
         size = self.graph.values[node.outputs[0]].dims[a["axis"]]
+        whole = self.graph.values[node.inputs[0]].dims[a["axis"]]
+        text = f"node {node.name}: a slice [{a['start']}:{a['stop']}:{a['step']}] needs an axis that long, not {whole}"
+        first, last = (a["start"], a["stop"] - 1) if a["step"] > 0 else (a["stop"] + 1, a["start"])
+        for dim in (first, last - first + 1, whole - 1 - last):
+            if isinstance(dim, D.Dim):
+                self.plan.conditions.append((dim, text))
         self.tensors[node.outputs[0]] = self.tensor(node.inputs[0]).narrow(a["axis"], a["start"], size, a["step"])
 
     def op_expand(self, node: Node) -> None:
@@ -245,7 +299,7 @@ class Lowering:
         if to == source:
             self.tensors[node.outputs[0]] = x
         elif to == "bool":
-            self._elementwise(node, [("sign", (0,)), ("abs", (1,))], [x])
+            self._elementwise(node, [("sign", (0,)), ("abs", (1,))], [self.real(node)])
         else:
             self._copy(x, self.result(node, order=x.order), node.name)
 
@@ -274,20 +328,16 @@ class Lowering:
     # -- elementwise --
     def op_unary(self, node: Node) -> None:
         a = node.attrs
-        self._elementwise(node, [(a["fn"], (0,), a["alpha"], a["beta"])], [self.tensor(node.inputs[0])])
+        self._elementwise(node, [(a["fn"], (0,), a["alpha"], a["beta"])], [self.real(node)])
 
     def op_binary(self, node: Node) -> None:
-        self._elementwise(node, [(node.attrs["fn"], (0, 1))], [self.tensor(i) for i in node.inputs])
+        self._elementwise(node, [(node.attrs["fn"], (0, 1))], [self.real(node, i) for i in (0, 1)])
 
     def op_where(self, node: Node) -> None:
-        self._elementwise(node, [("where", (0, 1, 2))], [self.tensor(i) for i in node.inputs])
+        self._elementwise(node, [("where", (0, 1, 2))], [self.real(node, i) for i in (0, 1, 2)])
 
     def _elementwise(self, node: Node, instructions: list[tuple], inputs: list[Tensor]) -> None:
-        """A program over broadcast inputs. instructions: (function, registers, alpha?, beta?)."""
-        inputs = [self._as_float(t, node) if t.dtype == "bool" else t for t in inputs]
-        for name, t in zip(node.inputs, inputs, strict=False):
-            if t.dtype != "float32":
-                raise UnsupportedError(f"arithmetic on live {t.dtype} values ({name})")
+        """A program over broadcast inputs (float32 tensors). instructions: (function, registers, alpha?, beta?)."""
         dims = self.graph.values[node.outputs[0]].dims
         inputs = [t.expand(dims) for t in inputs]
         lead = max(inputs, key=lambda t: sum(s != 0 for s in t.strides))
@@ -308,12 +358,6 @@ class Lowering:
         work = D.product(dims) * (4 * len(instructions))
         self.builder.emit("elementwise", node.name, inputs, (out,), work, **fields, **_at("out", out))
 
-    def _as_float(self, t: Tensor, node: Node) -> Tensor:
-        """Bools of an input, one byte each, as the 0.0 and 1.0 that kernels take."""
-        floats = self.builder.allocate("float32", t.dims, t.order)
-        self._copy(t, floats, node.name)
-        return floats
-
     def _float_stand_in(self, node: Node, out: Tensor) -> Tensor:
         stand_in = self.builder.allocate("float32", out.dims, out.order)
         self.tensors[node.outputs[0]] = stand_in
@@ -323,7 +367,7 @@ class Lowering:
     def op_linear(self, node: Node) -> None:
         W, bias = self.array(node, 1, "W"), self.array(node, 2, "bias")
         packed = self.weights.linear(W, bias, ("linear", *node.inputs[1:]))
-        x = self.contiguous_last(self.tensor(node.inputs[0]), node)
+        x = self.contiguous_last(self.real(node), node)
         out = self.result(node, order=_rows_order(x), rows=True)
         loops = self._levels(x.dims[:-1], (x.strides[:-1], out.strides[:-1]), _without_last(x.order), node)
         k, n = W.shape
@@ -335,7 +379,7 @@ class Lowering:
 
     def op_matmul(self, node: Node) -> None:
         """Both sides live: b is packed when it is met, once for each matrix of the batch."""
-        a, b = (self.tensor(i) for i in node.inputs)
+        a, b = self.real(node, 0), self.real(node, 1)
         dims = self.graph.values[node.outputs[0]].dims
         vector_a, vector_b = len(a.dims) == 1, len(b.dims) == 1
         a = a.unsqueeze(0) if vector_a else a
@@ -364,7 +408,7 @@ class Lowering:
 
     # -- reductions and norms --
     def op_reduce(self, node: Node) -> None:
-        x, axes = self.tensor(node.inputs[0]), list(node.attrs["axes"])
+        x, axes = self.real(node), list(node.attrs["axes"])
         if len(axes) == 1 and x.dims[axes[0]] == D.TIME:
             return self._reduce_over_time(node, x, axes[0])
         fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
@@ -375,6 +419,8 @@ class Lowering:
             loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
         count, (step,) = loops[0] if loops else (1, (1,))
         out = self.result(node)
+        if out.dtype == "bool":
+            out = self._float_stand_in(node, out)
         if node.attrs["keepdims"]:
             for axis in reversed(axes):
                 out = out.squeeze(axis)
@@ -387,6 +433,8 @@ class Lowering:
     def _reduce_over_time(self, node: Node, x: Tensor, axis: int) -> None:
         """One step after the other into float64 sums, whole or streamed: a stream's value is that of the run so far."""
         out = self.result(node)
+        if out.dtype == "bool":
+            out = self._float_stand_in(node, out)
         if node.attrs["keepdims"]:
             out = out.squeeze(axis)
         keep = [a for a in range(len(x.dims)) if a != axis]
@@ -440,7 +488,7 @@ class Lowering:
 
     def _along_last(self, node: Node, axis: int, kind: str, cost: int, **fields) -> None:
         """softmax and layer_norm: rows of one contiguous run each. A softmax axis that isn't last is moved there."""
-        x = self.tensor(node.inputs[0])
+        x = self.real(node)
         rank = len(x.dims)
         count = rank - axis if kind == "layer_norm" else 1
         perm = [a for a in range(rank) if not axis <= a < axis + count] + list(range(axis, axis + count))
@@ -474,7 +522,7 @@ class Lowering:
         names = ("x", "W", "R", "Wb", "Rb", "P")
         arrays = tuple(self.array(node, i, names[i]) for i in range(1, 6))
         packed = self.weights.cell(spec, arrays, ("cell", spec, *node.inputs[1:6]))
-        x = self.contiguous_last(self.tensor(node.inputs[0]), node)
+        x = self.contiguous_last(self.real(node), node)
         steps, batch = x.dims[:2]
         H = spec.hidden_size
         h_state, c_state, per_slot = self._cell_states(node, batch, H)
@@ -501,7 +549,7 @@ class Lowering:
         self.builder.emit("cell", node.name, reads, writes, flops, **fields)
         for i, state in ((1, h_state), (2, c_state)):
             if i < len(node.outputs) and node.outputs[i] is not None:
-                self._state_move("state_store", node, state, per_slot, self.result(node, i, rows=True))
+                self._state_move("state_store", node.name, state, per_slot, self.result(node, i, rows=True))
 
     def _cell_states(self, node: Node, batch, H: int) -> tuple:
         """Where a cell's h and c live: (h place, c place, rows a slot).
@@ -529,13 +577,13 @@ class Lowering:
                     self.builder.emit("zero", node.name, (), (places[i],), buffer=places[i], count=batch * H)
             elif not (per_slot and self.mode == "stream"):  # there, `states.initial_row` has it
                 initial = self.contiguous_last(self.tensor(name), node)
-                self._state_move("state_load", node, places[i], per_slot, initial)
+                self._state_move("state_load", node.name, places[i], per_slot, initial)
         return (*places, per_slot)
 
-    def _state_move(self, kind: str, node: Node, state, per_slot: int, t: Tensor) -> None:
+    def _state_move(self, kind: str, node: str, state, per_slot: int, t: Tensor) -> None:
         touched = (state,) if isinstance(state, Buffer) else ()
         self.builder.emit(
-            kind, node.name, (t, *touched), (), rows=t.dims[0], size=t.dims[1], row=t.strides[0], per_slot=per_slot,
+            kind, node, (t, *touched), (), rows=t.dims[0], size=t.dims[1], row=t.strides[0], per_slot=per_slot,
             state=state, **_at("tensor", t),
         )  # fmt: skip
 
@@ -585,6 +633,12 @@ def _level_fields(loops: list[tuple], names: tuple, levels: int = LEVELS) -> dic
     return fields
 
 
+def _rows_of(t: Tensor, order: list[int], batch: int | None, size: int) -> Tensor:
+    """A dense tensor, batch axis slowest, as [batch (or 1), size]."""
+    rows = 1 if batch is None else t.dims[batch]
+    return Tensor(t.buffer, (rows, size), (size, 1), t.offset)
+
+
 def _contiguous_last(t: Tensor) -> bool:
     return not t.dims or t.strides[-1] == 1 or t.dims[-1] == 1
 
@@ -602,10 +656,30 @@ def _rows_order(t: Tensor) -> list[int]:
     return [*_without_last(t.order), len(t.dims) - 1]
 
 
+_MOVES = ("transpose", "reshape", "slice", "expand", "concat")
+
+
 def _descendants(graph: Graph, roots: set[str]) -> set[str]:
     """Values that moving data alone makes of `roots` (and the roots): what a threaded state input turns into."""
     found = set(roots)
     for node in graph.nodes:
-        if node.op in ("transpose", "reshape", "slice", "expand", "concat") and any(i in found for i in node.inputs):
+        if node.op in _MOVES and any(i in found for i in node.inputs):
             found.update(o for o in node.outputs if o is not None)
     return found
+
+
+def _is_of_cells(graph: Graph, name: str) -> bool:
+    """A threaded state that only starts cells, and becomes only what those cells end with."""
+    found = _descendants(graph, {name})
+    for node in graph.nodes:
+        for i, value in enumerate(node.inputs):
+            if value in found and not (node.op in _MOVES or (node.op == "cell" and i in (6, 7))):
+                return False
+    producers, stack = graph.producers(), [graph.states[name]]
+    while stack:
+        value = stack.pop()
+        node = producers.get(value)
+        if node is None or not (node.op in _MOVES or (node.op == "cell" and value in node.outputs[1:])):
+            return False
+        stack += node.inputs if node.op in _MOVES else ()
+    return True

@@ -61,6 +61,7 @@ class Plan:
 
     inputs, outputs : tensors of the arguments, whose buffers have kind "input" / "output" and index their position.
     constants : arrays that ops read as they are. cells, linears : packed weights. programs : elementwise programs.
+    conditions : (dim, text): where the dim is negative at the sizes of a call, the call is refused with the text.
     slot_sizes : arena slots, each the list of (bytes, an int or dim; cap in bytes or None) of the buffers in it.
     """
 
@@ -75,6 +76,7 @@ class Plan:
     linears: list = field(default_factory=list)
     programs: list[tuple] = field(default_factory=list)
     states: list[StateSlot] = field(default_factory=list)
+    conditions: list[tuple] = field(default_factory=list)
     slot_sizes: list[list] = field(default_factory=list)
     arena: list[Buffer] = field(default_factory=list)
 
@@ -82,6 +84,12 @@ class Plan:
     def steps_one(self) -> bool:
         """The graph is a step function: no value of it has a time axis."""
         return not any("time" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
+
+    def check_sizes(self, batch: int, time: int) -> None:
+        """Raise ShapeError where the graph has no meaning at these sizes (a slice of steps that aren't there)."""
+        for dim, text in self.conditions:
+            if D.evaluate(dim, {"batch": batch, "time": time}) < 0:
+                raise ShapeError(f"{text}, but batch is {batch} and time is {time}")
 
     @property
     def flops(self):

@@ -142,6 +142,7 @@ class StateLayout:
         cells = [n for n in graph.nodes if n.op == "cell" and (n.name, "h") in slots]
         threaded: dict[str, list[StatePart]] = {}
         covered: set = set()
+        located: dict[str, tuple[str, np.ndarray]] = {}
         for node in cells:
             for i, part in enumerate("hc"):
                 slot = slots.get((node.name, part))
@@ -159,11 +160,16 @@ class StateLayout:
                 root = roots.pop()
                 places = _places(graph, root, name, f"node {node.name}")
                 threaded.setdefault(root, []).append(StatePart(slot.offset, places))
+                located[node.outputs[1 + i]] = (root, places)
                 covered.add((node.name, part))
         for name, parts in threaded.items():
             self._show_threaded(graph, name, parts)
+            _check_return(graph, name, {key: p for key, p in located.items() if p[0] == name})
         for slot in plan.states:
-            if (slot.node, slot.part) not in covered:
+            if slot.part == "value":
+                threaded[slot.name] = [StatePart(slot.offset, np.arange(slot.size))]
+                self._show_threaded(graph, slot.name, threaded[slot.name])
+            elif (slot.node, slot.part) not in covered:
                 part = StatePart(slot.offset, np.arange(slot.size))
                 self.shown.append(ShownState(slot.name, ("batch", slot.size), 0, (part,), slot.dtype))
         unused = set(graph.states) - set(threaded)
@@ -222,6 +228,16 @@ def _subgraph(graph: Graph, inputs: list[str], outputs: list[str]) -> Graph:
         stack += [i for i in node.inputs if i is not None]
     nodes = tuple(n for n in graph.nodes if n.name in wanted)
     return graph.replace(inputs=tuple(inputs), outputs=tuple(outputs), nodes=nodes, states={})
+
+
+def _check_return(graph: Graph, name: str, ends: dict) -> None:
+    """The output that a state becomes must put each cell's last state where the input had its first one."""
+    sub = _subgraph(graph, list(ends), [graph.states[name]])
+    shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
+    feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}
+    (back,) = reference.run(sub, feeds, sizes={"batch": 1, "time": 1})
+    if not np.array_equal(back.reshape(-1), np.arange(back.size)):
+        raise StateError(f"state {name} -> {graph.states[name]}: the output holds the cells' states in another order")
 
 
 def _places(graph: Graph, root: str, name: str, where: str) -> np.ndarray:

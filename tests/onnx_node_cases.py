@@ -45,18 +45,6 @@ _REFUSED = [
         ),
     ),
     (
-        "arithmetic on live bool values",
-        "logic on values that are inputs: the engine computes in float32",
-        (
-            "and2d and3d and4d and_bcast3v1d and_bcast3v2d and_bcast4v2d and_bcast4v3d and_bcast4v4d or2d or3d or4d "
-            "or_bcast3v1d or_bcast3v2d or_bcast4v2d or_bcast4v3d or_bcast4v4d xor2d xor3d xor4d xor_bcast3v1d "
-            "xor_bcast3v2d xor_bcast4v2d xor_bcast4v3d xor_bcast4v4d where_example where_long_example "
-            "attention_23_boolmask_fullymasked_row_nan_robustness_expanded "
-            "attention_23_fullymasked_qk_matmul_output_mode3_zero_expanded attention_4d_attn_mask_bool_4d_expanded "
-            "attention_4d_attn_mask_bool_expanded"
-        ),
-    ),
-    (
         "values of dtype bfloat16",
         "constants of this type that are arithmetic's",
         (
@@ -77,7 +65,7 @@ _REFUSED = [
         "arithmetic on live int64 values",
         "as for int32",
         (
-            "max_int64 min_int64 mod_mixed_sign_int64 pow_types_int64_float32 pow_types_int64_int64 "
+            "where_long_example max_int64 min_int64 mod_mixed_sign_int64 pow_types_int64_float32 pow_types_int64_int64 "
             "attention_4d_causal_nonpad_batch_prefill_expanded attention_4d_causal_nonpad_continued_prefill_expanded "
             "attention_4d_causal_nonpad_negative_offset_structural_empty_expanded "
             "attention_4d_gqa_causal_nonpad_decode_expanded attention_4d_gqa_causal_nonpad_decode_fp16_expanded"
@@ -130,10 +118,6 @@ _REFUSED = [
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}
 
 # Known bugs: name -> (what is wrong, whether it can be run without harm).
-_REDUCE = "reductions of live bools are taken for floats, and written beyond the end of their output"
 BUGS = {
     "test_range_float16_type_positive_delta": ("Range compares a float16 with 2**24, which NumPy warns of", True),
-    "test_reduce_max_bool_inputs": (_REDUCE, False),
-    "test_reduce_max_empty_set_bool": (_REDUCE, False),
-    "test_reduce_min_bool_inputs": (_REDUCE, False),
 }

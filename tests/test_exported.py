@@ -228,11 +228,8 @@ def test_lock_step_streams_have_the_bits_of_the_run(entry):
 
 
 @each([e for e in STREAMED if e["states"]])
-def test_threaded_states_are_paired(entry, request):
+def test_threaded_states_are_paired(entry):
     """A stream keeps what the caller threads through `run` by hand."""
-    if entry["model"] == "step_function":
-        reason = "a threaded state that is no cell's: an LSTMCell spelled out for one step"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=(KeyError, fastrnn.FastRNNError)))
     model = model_of(entry["file"])
     assert dict(model.graph.states) == entry["states"]
     feeds = zero_states(entry, feeds_of(entry, 2))

@@ -271,6 +271,58 @@ class TestStream:
         assert np.array_equal(np.stack(got), want)
 
 
+class TestStates:
+    def test_a_mean_over_time_is_the_mean_so_far(self):
+        b = GraphBuilder("mean")
+        model = Model(
+            b.done(b.add("reduce", b.input("x", "float32", BATCH, TIME, 3), fn="mean", axes=(1,), keepdims=False))
+        )
+        x = some(2, 500, 3)
+        s = model.stream(batch_size=2)
+        for t in range(500):
+            assert np.array_equal(s.step(x[:, t]), model(x[:, : t + 1]))
+        assert np.abs(s.step(x[:, 0]) - np.concatenate([x, x[:, :1]], 1).mean(1, dtype=np.float64)).max() < 1e-7
+        assert s.state["node_reduce_0.mean"].dtype == np.float64
+        assert s.state["node_reduce_0.mean"][0, -1] == 501
+
+    def step_function(self, swapped=False):
+        """Two cells of one step whose states are packed into one tensor [batch, 2, 6], as a caller would thread it."""
+        rng, b = np.random.default_rng(3), GraphBuilder("packed")
+        x = b.add("reshape", b.input("x", "float32", BATCH, 4), dims=(1, BATCH, 4))
+        state, ends, size = b.input("state", "float32", BATCH, 2, 6), [], 4
+        for i in range(2):
+            one = b.add("reshape", b.add("slice", state, axis=1, start=i, stop=i + 1, step=1), dims=(BATCH, 6))
+            args = (weights(rng, b, f"W{i}", 18, size), weights(rng, b, f"R{i}", 18, 6), None, None, None, one)
+            x, h = b.add("cell", x, *args, outputs=(f"y{i}", f"h{i}"), name=f"cell{i}", spec=CellSpec("gru", size, 6))
+            ends.append(b.add("reshape", h, dims=(BATCH, 1, 6)))
+            size = 6
+        new = b.add("concat", *(ends[::-1] if swapped else ends), name="new", axis=1)
+        return b.done(b.add("reshape", x, name="y", dims=(BATCH, 6)), new, states={"state": "new"})
+
+    def test_a_packed_state_is_kept_by_the_stream(self):
+        model, x = Model(self.step_function()), some(7, 3, 4)
+        assert [(s.name, s.dims) for s in model.states] == [("state", ("batch", 2, 6))]
+        s, state = model.stream(batch_size=3), np.zeros((3, 2, 6), np.float32)
+        for t in range(7):
+            y, state = model.run(x[t], state)
+            assert np.array_equal(s.step(x[t]), y)
+            assert np.array_equal(s.state["state"], state)
+        s.state = {"state": np.zeros((3, 2, 6), np.float32)}
+        assert np.array_equal(s.push(x.swapaxes(0, 1))[:, -1], y)
+
+    def test_a_state_that_comes_back_in_another_order_is_refused(self):
+        with pytest.raises(fastrnn.StateError, match=r"state -> new.*another order"):
+            Model(self.step_function(swapped=True)).stream()
+
+    def test_a_slice_of_steps_that_are_not_there_is_refused(self):
+        b = GraphBuilder("head")
+        x = b.input("x", "float32", BATCH, TIME, 3)
+        model = Model(b.done(b.add("slice", x, axis=1, start=1, stop=5, step=1)))
+        assert model(some(2, 5, 3)).shape == (2, 4, 3)
+        with pytest.raises(fastrnn.ShapeError, match=r"slice \[1:5:1\].* time is 4"):
+            model(some(2, 4, 3))
+
+
 class TestArtifact:
     def test_saved_and_loaded_gives_the_same_bits(self, tmp_path):
         model, x = Model(stack("gru")), some(2, 30, 5)

@@ -210,7 +210,6 @@ def test_weights_that_are_inputs_may_change_between_runs():
         np.testing.assert_array_equal(outputs.Y[-1, 0], outputs.Y_h[0])
 
 
-@pytest.mark.xfail(reason="a bug: reductions of live integers are taken for floats", raises=AssertionError)
 @pytest.mark.parametrize("fn", ["Max", "Min", "Sum"])
 def test_reductions_of_integers_are_right_or_refused(fn):
     x = np.array([[1, 5, 2, 3], [-7, 0, 9, 4]])
