@@ -66,15 +66,15 @@ class BuildKernels(build_ext):
             return list(pool.map(compile_one, sorted(set(KERNELS.glob("*.c")) - {PROBES})))
 
 
-def extension(name, *sources, openmp=False):
+def extension(name, *sources):
     return Extension(
         f"fastrnn.{name}",
         [f"fastrnn/{name}.pyx", *map(str, sources)],
         include_dirs=[str(KERNELS), numpy.get_include()],
         depends=[str(p) for p in KERNELS.glob("*.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=[*OPTIMISE, *SANITIZERS] + (["-fopenmp"] if openmp else []),
-        extra_link_args=[*SANITIZERS] + (["-fopenmp"] if openmp else []),
+        extra_compile_args=[*OPTIMISE, *SANITIZERS],
+        extra_link_args=["-pthread", *SANITIZERS],
         libraries=["m"],
     )
 
@@ -84,7 +84,7 @@ if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
 setup(
     ext_modules=cythonize(
-        [extension("_isa"), extension("_executor", openmp=True), extension("_roofline", PROBES)],
+        [*map(extension, ("_isa", "_recurrence", "_ops", "_executor")), extension("_roofline", PROBES)],
         compiler_directives=directives,
     ),
     cmdclass={"build_ext": BuildKernels},

@@ -84,8 +84,22 @@ cdef extern from "frnn.h" nogil:
 cdef uint64_t frnn_fpu_enter() noexcept nogil
 cdef void frnn_fpu_leave(uint64_t token) noexcept nogil
 
+cdef extern from "threads.h" nogil:
+    ctypedef struct frnn_team:
+        pass
+    ctypedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks) noexcept nogil
+    frnn_team *frnn_team_begin(int threads) noexcept
+    void frnn_team_end(frnn_team *team) noexcept
+    void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept
+    int frnn_team_size(const frnn_team *team) noexcept
+
+
 cdef const frnn_kernels *active_kernels() noexcept nogil
-# frnn_fpu_enter and frnn_fpu_leave, for modules that don't link the kernels.
+# What threads.h and frnn.h declare, for modules that don't link the kernels (there is one team a process).
+cdef frnn_team *team_begin(int threads) noexcept nogil
+cdef void team_end(frnn_team *team) noexcept nogil
+cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil
+cdef int team_size(const frnn_team *team) noexcept nogil
 cdef uint64_t fpu_enter() noexcept nogil
 cdef void fpu_leave(uint64_t token) noexcept nogil
 # The table of that name; None: the active one. Raises FastRNNError where it can't be had here.

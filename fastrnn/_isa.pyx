@@ -70,6 +70,22 @@ cdef const frnn_kernels *active_kernels() noexcept nogil:
     return ACTIVE
 
 
+cdef frnn_team *team_begin(int threads) noexcept nogil:
+    return frnn_team_begin(threads)
+
+
+cdef void team_end(frnn_team *team) noexcept nogil:
+    frnn_team_end(team)
+
+
+cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil:
+    frnn_team_for(team, chunks, fn, context)
+
+
+cdef int team_size(const frnn_team *team) noexcept nogil:
+    return frnn_team_size(team)
+
+
 cdef uint64_t fpu_enter() noexcept nogil:
     return frnn_fpu_enter()
 

@@ -14,6 +14,7 @@ from . import artifact, lowering, passes, streaming
 from . import dims as D
 from ._executor import Program
 from .arguments import Argument, argument_of, as_dtype, solve_sizes
+from .cpu import thread_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StreamError
 from .graph import DTYPES, Graph
 from .stream import Stream
@@ -64,7 +65,7 @@ class Model:
             raise ShapeError(f"threads must be an int >= 1 or None, got {threads!r}")
         self.graph = passes.run(graph)
         self.name = graph.name
-        self.threads = threads
+        self.threads = threads or thread_info().count
         self._weights = lowering.Weights()
         self._lock = threading.Lock()
         self._programs: dict[str, Program] = {}
@@ -263,7 +264,7 @@ class Model:
     def _program(self, mode: str) -> Program:
         with self._lock:
             if mode not in self._programs:
-                self._programs[mode] = Program(lowering.lower(self.graph, mode, self._weights))
+                self._programs[mode] = Program(lowering.lower(self.graph, mode, self._weights), self.threads)
             return self._programs[mode]
 
     # -- files --

@@ -1,0 +1,34 @@
+"""What one call of a program works with: shared by the modules that run ops. Declarations and inline code only."""
+
+from libc.stdint cimport int64_t
+
+from fastrnn._isa cimport frnn_act, frnn_cell, frnn_kernels, frnn_program, frnn_team
+
+
+cdef struct Frame:
+    const frnn_kernels *table
+    const frnn_cell *const *cells
+    const float **linears
+    const int64_t *linear_sizes  # K, N of each
+    const frnn_act *linear_acts
+    const frnn_program *programs
+    void **base  # of every buffer: inputs, outputs, constants, arena slots
+    float *slab  # state rows
+    int64_t slab_row  # floats from one row to the next
+    const int64_t *slots  # the slab row of each stream of the batch; NULL: the first ones
+    frnn_team *team  # threads that share the heavy ops; NULL: this one alone
+
+
+cdef inline float *at(Frame *f, int64_t buffer, int64_t offset) noexcept nogil:
+    return (<float *> f.base[buffer]) + offset
+
+
+cdef inline float *state_row(Frame *f, int64_t per_slot, int64_t state, int64_t size, int64_t row) noexcept nogil:
+    """Where row `row` of a state of `size` floats a row lies: in its stream's slab row, or in a buffer of this call."""
+    cdef int64_t slot
+    if per_slot == 0:
+        return (<float *> f.base[state]) + row * size
+    slot = row // per_slot
+    if f.slots != NULL:
+        return f.slab + f.slots[slot] * f.slab_row + state + (row % per_slot) * size
+    return f.slab + slot * f.slab_row + state + (row % per_slot) * size

@@ -1,0 +1,30 @@
+/* The team of worker threads: at most one a process, made when first needed, asleep between calls.
+ *
+ * A call takes the team (frnn_team_begin), hands it one loop after another (frnn_team_for) and lets it go
+ * (frnn_team_end). Only the caller's thread goes from loop to loop; workers join whatever loop is under way, chunk by
+ * chunk, so a worker that wakes late costs nothing: the caller has done its chunks by then. Between the loops of one call
+ * workers poll; when the call ends they sleep, none spins. Where the team is taken by another thread, or can't be made,
+ * the caller goes on alone. After fork the child makes its own.
+ *
+ * Why not OpenMP's team: docs/decisions/0005-own-threads.md.
+ */
+#ifndef FRNN_THREADS_H
+#define FRNN_THREADS_H
+
+#include <stdint.h>
+
+#define FRNN_MAX_THREADS 64
+
+typedef struct frnn_team frnn_team;
+/* One chunk of a loop. context: the caller's; it must not change before the loop ends. */
+typedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks);
+
+/* The team with threads - 1 workers awake or waking; NULL where the caller must go on alone. Give it back. */
+frnn_team *frnn_team_begin(int threads);
+void frnn_team_end(frnn_team *team);
+/* fn(context, i, chunks) for i in 0..chunks-1, in any order, by any thread; returns when all are done. team may be NULL. */
+void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context);
+/* How many threads work for `team` (1 for NULL). */
+int frnn_team_size(const frnn_team *team);
+
+#endif
