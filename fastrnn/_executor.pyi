@@ -5,10 +5,10 @@ import numpy as np
 
 from .plan import Plan
 
-OP_FIELDS: dict[str, tuple[str, ...]]
-
 class Program:
-    def __init__(self, plan: Plan) -> None: ...
+    def __init__(self, plan: Plan, threads: int = 1) -> None: ...
+    @property
+    def threads(self) -> int: ...
     @property
     def plan(self) -> Plan: ...
     @property

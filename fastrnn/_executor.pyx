@@ -14,7 +14,16 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from fastrnn._frame cimport Frame
-from fastrnn._isa cimport PackedCell, PackedLinear, frnn_act, frnn_cell, frnn_program, kernels_named, team_begin, team_end
+from fastrnn._isa cimport (
+    PackedCell,
+    PackedLinear,
+    frnn_act,
+    frnn_cell,
+    frnn_program,
+    kernels_named,
+    team_begin,
+    team_end,
+)
 from fastrnn._ops cimport explain, walk
 
 import numpy as np
@@ -32,7 +41,7 @@ DEF ALIGN = 64
 
 # Work of a call, in floating-point operations, from which something pays; an op does 40 to 100 of them a nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
-cdef int64_t FLOPS_A_THREAD = 4_000_000  # about 50 us: waking a worker takes 5 to 50
+cdef int64_t FLOPS_A_THREAD = 2_000_000  # about 25 us: waking a worker takes the caller 2 to 5, and the worker up to 50
 
 
 cdef class Scratch:

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The ops of a plan, each a few loops around a kernel, and the walk over them, without the GIL.
 
-Each op's integers lie in one int64 array as its ``cdef struct`` below; `OP_FIELDS` names them in that order, and both are
-checked at import to have the same length.
+Each op's integers lie in one int64 array as its ``cdef struct`` below; `OP_FIELDS` names them in that order, and both
+are checked at import to have the same length.
 """
 
 from libc.math cimport INFINITY
@@ -21,7 +21,7 @@ DEF MAX_INPUTS = 8
 DEF CHUNKS = 4  # chunks a thread that a loop is cut into: a worker that wakes late still finds some
 DEF ROWS_WORTH_SPLITTING = 48  # rows a thread from which rows are split, not columns: 8 tiles of 6
 
-# ---- the integers of each op (CellArgs: _recurrence.pxd) ---------------------------------------------------------------
+# ---- the integers of each op (CellArgs: _recurrence.pxd) ---------------------------------------------------------
 
 cdef struct LinearArgs:
     int64_t packed, x_buffer, x_offset, y_buffer, y_offset
@@ -159,8 +159,7 @@ cdef void run_linear(const LinearArgs *a, Frame *f) noexcept nogil:
             if threads == 1:
                 linear_chunk(&s, 0, 1)
             else:
-                team_for(f.team, CHUNKS * threads if s.by_rows else min(CHUNKS * threads, s.blocks),
-                              linear_chunk, &s)
+                team_for(f.team, CHUNKS * threads if s.by_rows else min(CHUNKS * threads, s.blocks), linear_chunk, &s)
 
 
 cdef void run_matmul(const MatmulArgs *a, Frame *f) noexcept nogil:

@@ -87,7 +87,7 @@ cdef struct Hoisted:  # the input half, summed ahead for the steps before `end`
     const float **now  # the rows of the current step
 
 
-# ---- sharing a step among threads: by blocks of hidden units, each core then keeps its part of R, or by rows ----------
+# ---- sharing a step among threads: by blocks of hidden units (each core then keeps its part of R), or by rows ----
 
 cdef struct StepLoop:
     Frame *f

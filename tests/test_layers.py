@@ -25,7 +25,7 @@ def test_every_level_is_in_use(layers):
     """A name that no longer exists leaves the table, or the table stops being a map."""
     later = {"pool"}  # named by the design, not built yet
     package = ROOT / "fastrnn"
-    found = {p.relative_to(package).with_suffix("").parts[0] for s in ("*.py", "*.pyx") for p in package.rglob(s)}
+    found = {p.relative_to(package).with_suffix("").parts[0] for s in ("*.py", "*.pyx", "*.pxd") for p in package.rglob(s)}
     assert set(layers.LEVELS) - later - found == set()
 
 

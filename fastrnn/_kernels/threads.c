@@ -8,9 +8,10 @@
  * taken one, fn and context stay as they are until that chunk is done. */
 #define TICKET(loop, chunks, next) ((uint64_t)(loop) << 40 | (uint64_t)(chunks) << 20 | (uint64_t)(next))
 #define TICKET_CHUNKS(ticket) ((int64_t)((ticket) >> 20 & 0xfffff))
-#define TICKET_NEXT(ticket) ((int64_t)((ticket)&0xfffff))
+#define TICKET_NEXT(ticket) ((int64_t)((ticket) & 0xfffff))
 #define MOST_CHUNKS 0xfffff
-#define POLLS 2000 /* about 50 us of polling before a thread lets others run: more threads than free cores must not hang */
+#define POLLS                                                                                                          \
+    2000 /* about 50 us of polling before a thread lets others run: more threads than free cores must not hang */
 
 struct frnn_team {
     uint64_t ticket __attribute__((aligned(64))); /* a cache line of its own: every thread polls it */

@@ -1,0 +1,2 @@
+OP_FIELDS: dict[str, tuple[str, ...]]
+KINDS: dict[str, int]

@@ -1,0 +1,1 @@
+"""Nothing for Python: `run_cell` is for other Cython modules."""
