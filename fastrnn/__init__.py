@@ -9,18 +9,12 @@ The map of the package is HACKING.md.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from .cpu import CpuInfo, cpu_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .model import LayerInfo, Model, TensorInfo, from_onnx, load
 from .stream import Stream
-
-try:
-    __version__ = version("fastrnn")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
 
 # Names whose modules need libraries that a service does without: imported when first used.
 _LAZY = {
@@ -53,18 +47,30 @@ __all__ = [
 
 
 if TYPE_CHECKING:
+    __version__: str
     from . import onnx_backend
     from .inference_session import InferenceSession
     from .verification import VerifyReport, verify
 else:
 
     def __getattr__(name):
+        if name == "__version__":
+            return _version()
         if name not in _LAZY:
             raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
         module = import_module(f".{_LAZY[name] or name}", __name__)
         value = getattr(module, name) if _LAZY[name] else module
         globals()[name] = value
         return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 10 ms that a service does without
+
+    try:
+        return version("fastrnn")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "0+unknown"
 
 
 def __dir__():

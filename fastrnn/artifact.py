@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -137,6 +136,8 @@ def fingerprint(graph: Graph) -> str:
 
 def save(graph: Graph, path) -> None:
     """Write a .fastrnn file; to a temporary name beside it, then renamed, so that no reader sees half of one."""
+    import tempfile
+
     from safetensors.numpy import save as to_bytes
 
     metadata = {"format": FORMAT, "graph": graph_to_json(graph), "fingerprint": fingerprint(graph)}

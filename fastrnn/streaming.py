@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import dims as D
-from . import reference
 from .errors import StateError
 from .graph import Graph, Node, Value
 from .plan import Plan
@@ -178,7 +177,7 @@ class StateLayout:
 
     def _set_initial(self, graph: Graph, name: str, slot) -> None:
         sub = _subgraph(graph, [], [name])
-        (value,) = reference.run(sub, {}, sizes={"batch": 1, "time": 1})
+        (value,) = _run(sub, {})
         self.initial_row[slot.offset : slot.offset + slot.size] = value.reshape(-1)
 
     def _show_threaded(self, graph: Graph, name: str, parts: list[StatePart]) -> None:
@@ -216,6 +215,13 @@ class StateLayout:
                 slab[:, part.offset : part.offset + values.shape[1]] = values
 
 
+def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The float64 outputs of a small graph for one stream and one step."""
+    from . import reference  # 15 ms of import that a model without initial states does not need
+
+    return reference.run(graph, feeds, sizes={"batch": 1, "time": 1})
+
+
 def _subgraph(graph: Graph, inputs: list[str], outputs: list[str]) -> Graph:
     """The part of a graph that computes `outputs` from `inputs` and constants."""
     producers, wanted, stack = graph.producers(), set(), list(outputs)
@@ -235,7 +241,7 @@ def _check_return(graph: Graph, name: str, ends: dict) -> None:
     sub = _subgraph(graph, list(ends), [graph.states[name]])
     shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
     feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}
-    (back,) = reference.run(sub, feeds, sizes={"batch": 1, "time": 1})
+    (back,) = _run(sub, feeds)
     if not np.array_equal(back.reshape(-1), np.arange(back.size)):
         raise StateError(f"state {name} -> {graph.states[name]}: the output holds the cells' states in another order")
 
@@ -248,5 +254,5 @@ def _places(graph: Graph, root: str, name: str, where: str) -> np.ndarray:
             raise StateError(f"{where}: its initial state is the input {root} after a {node.op} (node {node.name})")
     shape = [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[root].dims]
     numbers = np.arange(int(np.prod(shape)), dtype=np.float64).reshape(shape)
-    (moved,) = reference.run(sub, {root: numbers}, sizes={"batch": 1, "time": 1})
+    (moved,) = _run(sub, {root: numbers})
     return np.asarray(moved, np.int64).reshape(-1)
