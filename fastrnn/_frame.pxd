@@ -26,6 +26,8 @@ cdef inline float *at(Frame *f, int64_t buffer, int64_t offset) noexcept nogil:
 cdef inline float *state_row(Frame *f, int64_t per_slot, int64_t state, int64_t size, int64_t row) noexcept nogil:
     """Where row `row` of a state of `size` floats a row lies: in its stream's slab row, or in a buffer of this call."""
     cdef int64_t slot
+    if per_slot == 1:  # the usual case, without a division
+        return f.slab + (row if f.slots == NULL else f.slots[row]) * f.slab_row + state
     if per_slot == 0:
         return (<float *> f.base[state]) + row * size
     slot = row // per_slot

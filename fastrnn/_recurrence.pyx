@@ -58,7 +58,7 @@ cdef void cell_rows(const CellArgs *a, const frnn_cell *cell, Frame *f, CellRows
         if lengths != NULL:
             length = lengths[r * a.lengths_stride]
         i = r  # insertion sort: rows come in any order, and a step works on the first ones that are still alive
-        while i > 0 and rows.length[i - 1] < length:
+        while lengths != NULL and i > 0 and rows.length[i - 1] < length:
             rows.x[i], rows.c[i], rows.y[i] = rows.x[i - 1], rows.c[i - 1], rows.y[i - 1]
             rows.state[i], rows.length[i] = rows.state[i - 1], rows.length[i - 1]
             i -= 1
@@ -118,10 +118,12 @@ cdef void share(StepLoop *s) noexcept nogil:
     cdef int64_t threads = team_size(s.f.team), tiles = (s.rows + TILE_ROWS - 1) // TILE_ROWS
     s.blocks = s.f.table.cell_blocks(s.cell)
     s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
-    if threads == 1:
-        step_chunk(s, 0, 1)
-    else:
+    if threads > 1:
         team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
+    elif s.ahead != NULL:
+        s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, 0, 0, s.rows, 0, s.blocks)
+    else:
+        s.f.table.cell_step(s.cell, s.io, s.phase, 0, s.rows, 0, s.blocks)
 
 
 cdef void share_input(const frnn_cell *cell, Frame *f, const Hoisted *ahead, int64_t rows) noexcept nogil:
