@@ -43,6 +43,11 @@ DEF ALIGN = 64
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
 cdef int64_t FLOPS_A_THREAD = 2_000_000  # about 25 us: waking a worker takes the caller 2 to 5, and the worker up to 50
 
+# Scratch kept for reuse, a program: one of the last size used, unless it is large, and some of other sizes.
+cdef int64_t LARGE_BYTES = 32 << 20
+cdef int64_t KEPT_BYTES = 16 << 20
+cdef int KEPT_SIZES = 32
+
 
 cdef class Scratch:
     """A program bound to sizes, and the arena it works in. One call at a time uses it."""
@@ -83,6 +88,7 @@ cdef class Program:
     cdef bint may_fail
     cdef Scratch idle
     cdef dict spare
+    cdef int64_t kept_bytes  # of the arenas in `spare`
 
     def __cinit__(self, plan, int threads=1):
         self.plan, self.threads = plan, threads
@@ -166,7 +172,13 @@ cdef class Program:
             self.idle = None
             return s
         waiting = self.spare.get((batch, time))
-        s = waiting.pop() if waiting else self._new_scratch(batch, time)
+        if waiting:
+            s = waiting.pop()
+            self.kept_bytes -= s.arena_bytes
+            if not waiting:
+                del self.spare[(batch, time)]
+        else:
+            s = self._new_scratch(batch, time)
         if s.span != span:
             self._evaluate(s, span)
         return s
@@ -174,15 +186,26 @@ cdef class Program:
     cdef void give(self, Scratch s) noexcept:
         """Keep a scratch for the next call of its sizes: one at hand, and a few of other sizes, newest kept."""
         cdef Scratch old = self.idle
+        if s.arena_bytes > LARGE_BYTES:  # a rare, long run: making it again costs little beside the work
+            return
         self.idle = s
         if old is not None:
-            waiting = self.spare.pop((old.batch, old.time), [])
-            waiting.append(old)
-            if len(waiting) > 8:
-                del waiting[0]
-            self.spare[(old.batch, old.time)] = waiting
-            if len(self.spare) > 16:
-                del self.spare[next(iter(self.spare))]
+            self._keep(old)
+
+    cdef void _keep(self, Scratch s) noexcept:
+        """Add to those of other sizes, while all of them together are small: the oldest sizes go first."""
+        if s.arena_bytes > KEPT_BYTES:
+            return
+        waiting = self.spare.pop((s.batch, s.time), [])
+        waiting.append(s)
+        self.spare[(s.batch, s.time)] = waiting
+        self.kept_bytes += s.arena_bytes
+        while self.kept_bytes > KEPT_BYTES or len(self.spare) > KEPT_SIZES:
+            oldest = next(iter(self.spare))
+            gone = self.spare[oldest].pop(0)
+            self.kept_bytes -= (<Scratch> gone).arena_bytes
+            if not self.spare[oldest]:
+                del self.spare[oldest]
 
     cdef Scratch _new_scratch(self, int64_t batch, int64_t time):
         cdef Scratch s = Scratch.__new__(Scratch)
@@ -325,7 +348,7 @@ cdef class StreamCore:
     cdef float *slab_data
     cdef bint busy, simple
     cdef Form x_form, y_form
-    cdef readonly int64_t steps_done
+    cdef public int64_t steps_done
 
     def _open(self, Program program, int64_t batch, slab, simple, x_form, y_form):
         """Take what the subclass prepared. x_form, y_form: (numpy type number, shape) of a step where `simple`."""
@@ -393,6 +416,15 @@ cdef class StreamCore:
         except BaseException:
             self.slab[...] = before
             raise
+
+    def _hold(self):
+        """Take the stream for this thread until `_release`. Raises StreamError where another one has it."""
+        if self.busy:
+            self._complain()
+        self.busy = True
+
+    def _release(self):
+        self.busy = False
 
     def _complain(self):
         raise StreamError("this stream is in use by another thread; give each thread its own stream")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,16 +40,19 @@ class Argument:
 
     def step_shape(self, batch: int | None) -> tuple[int, ...]:
         """Shape of one step."""
-        return self.features if batch is None else (batch, *self.features)
+        return (*self._lead(batch), *self.features)
+
+    def _lead(self, batch: int | None) -> tuple[int, ...]:
+        return () if batch is None or not self.batched else (batch,)
 
     def chunk_shape(self, batch: int | None, span: int) -> tuple[int, ...]:
         """Shape of `span` steps."""
-        lead = () if batch is None else (batch,)
+        lead = self._lead(batch)
         return (*lead, span, *self.features) if self.timed else (*lead, *self.features)
 
     def steps(self, array: np.ndarray, batch: int | None) -> int:
         """How many steps a checked chunk holds."""
-        return array.shape[0 if batch is None else 1]
+        return array.shape[len(self._lead(batch))]
 
     def check_step(self, x, batch: int | None) -> np.ndarray:
         """x as a contiguous array of one step, or ShapeError. The file's own shape of one step is taken too."""
@@ -56,7 +60,7 @@ class Argument:
         want = self.step_shape(batch)
         if array.shape != want:
             own = tuple((batch or 1) if d == D.BATCH else 1 if not isinstance(d, int) else d for d in self.file_dims)
-            if array.shape == own and (batch is None or (self.batched and self.file_dims[0] == D.BATCH)):
+            if array.shape == own and (batch is None or not self.batched or self.file_dims[0] == D.BATCH):
                 return array.reshape(want)
             raise ShapeError(f"input {self.name}: one step is {list(want)}, got {list(array.shape)}")
         return array
@@ -64,8 +68,7 @@ class Argument:
     def check_chunk(self, x, batch: int | None) -> np.ndarray:
         """x as a contiguous array of a chunk, or ShapeError."""
         array = self._typed(x)
-        lead = [] if batch is None else [batch]
-        want = [*lead, *(["T"] if self.timed else []), *self.features]
+        want = [*self._lead(batch), *(["T"] if self.timed else []), *self.features]
         if array.ndim != len(want) or any(w not in ("T", s) for w, s in zip(want, array.shape, strict=True)):
             text = ", ".join(map(str, want))
             raise ShapeError(f"input {self.name}: a chunk is [{text}], got {list(array.shape)}")
@@ -87,13 +90,27 @@ class Argument:
 def as_dtype(x, dtype: str, where: str) -> np.ndarray:
     """x as a C-contiguous native array of `dtype`. Lists and safe casts are taken; a lossy cast is a ShapeError."""
     want = np.dtype(DTYPES[dtype])
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of other libraries that refuse
+        raise ShapeError(f"{where}: can't be read as an array ({error})") from None
     listed = not isinstance(x, np.ndarray | np.generic) and array.dtype.kind in "fiu" and want.kind == "f"
     if array.dtype != want and not np.can_cast(array.dtype, want, "safe") and not listed and array.size:
         raise ShapeError(
             f"{where}: dtype {want} expected, got {array.dtype}; convert it where that loses nothing you need"
         )
     return np.ascontiguousarray(array, want).reshape(array.shape)
+
+
+def whole_number(value, name: str, most: int) -> int:
+    """value as an int in 1..most (NumPy's integers are taken, bools are not), or ShapeError."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not 1 <= number <= most:
+        raise ShapeError(f"{name} must be an int in 1..{most}, got {value!r}")
+    return number
 
 
 def collect(arguments: list[Argument], x) -> list:
@@ -111,9 +128,9 @@ def collect(arguments: list[Argument], x) -> list:
     return list(x)
 
 
-def argument_of(value: Value, steps_one: bool) -> Argument:
-    """The stream's view of a graph input or output."""
-    features, timed, batched = [], steps_one, False
+def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:
+    """The stream's view of a graph input or output. has_batch: some value of the graph has a batch axis."""
+    features, timed, batched = [], steps_one, not has_batch
     for dim in value.dims:
         names = D.symbols(dim)
         if "time" in names:

@@ -134,24 +134,28 @@ def fingerprint(graph: Graph) -> str:
     return digest.hexdigest()
 
 
-def save(graph: Graph, path) -> None:
-    """Write a .fastrnn file; to a temporary name beside it, then renamed, so that no reader sees half of one."""
-    import tempfile
-
-    from safetensors.numpy import save as to_bytes
+def to_bytes(graph: Graph) -> bytes:
+    """The bytes of a .fastrnn file."""
+    from safetensors.numpy import save as serialise
 
     metadata = {"format": FORMAT, "graph": graph_to_json(graph), "fingerprint": fingerprint(graph)}
     tensors = {name: np.asarray(array, order="C") for name, array in graph.constants.items()}
-    blob = to_bytes(tensors, metadata=metadata)
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    return serialise(tensors, metadata=metadata)
+
+
+def save(graph: Graph, path) -> None:
+    """Write a .fastrnn file; to a temporary name beside it, then renamed, so that no reader sees half of one."""
+    import secrets
+
+    blob, path = to_bytes(graph), Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Made like any new file, so that the user's umask decides who reads it; "x": it is nobody else's.
+        with open(temporary, "xb") as file:
             file.write(blob)
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from . import artifact, lowering, passes, streaming
 from . import dims as D
 from ._executor import Program
-from .arguments import Argument, argument_of, as_dtype, solve_sizes
-from .cpu import thread_info
-from .errors import FastRNNError, ModelFormatError, ShapeError, StreamError
+from .arguments import Argument, argument_of, as_dtype, solve_sizes, whole_number
+from .cpu import MAX_THREADS, thread_info
+from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
+from .follow import follow
 from .graph import DTYPES, Graph
 from .stream import Stream
 
@@ -61,22 +62,31 @@ class Model:
     """
 
     def __init__(self, graph: Graph, threads: int | None = None):
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ShapeError(f"threads must be an int >= 1 or None, got {threads!r}")
+        self.threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
         self.graph = passes.run(graph)
         self.name = graph.name
-        self.threads = threads or thread_info().count
+        _refuse_other_sizes(self.graph)
         self._weights = lowering.Weights()
         self._lock = threading.Lock()
         self._programs: dict[str, Program] = {}
         self._layout: streaming.StateLayout | None = None
         self._problems: list[str] | None = None
         self._fingerprint: str | None = None
-        self.inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
-        self.outputs = tuple(_info(self.graph.values[n]) for n in self.graph.outputs)
+        self._inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
+        self._outputs = tuple(_info(self.graph.values[n]) for n in self.graph.outputs)
         self._program("run")  # what can't be run is refused at load, not at three in the morning
 
     # -- description --
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The file's inputs, in its order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The file's outputs, in its order."""
+        return self._outputs
+
     @property
     def states(self) -> tuple[TensorInfo, ...]:
         """What a stream keeps between steps; empty where the model can't be streamed."""
@@ -206,6 +216,9 @@ class Model:
         sizes = solve_sizes(values, feeds)
         if "batch" not in sizes or "time" not in sizes:
             raise ShapeError(f"{self.name} has no batch and time axes: lengths don't apply")
+        mixed = follow(self.graph, "batch").problems
+        if mixed:
+            raise ShapeError(f"{self.name}: lengths don't apply where rows of a batch meet: " + "; ".join(mixed))
         lengths = np.asarray(lengths)
         if lengths.shape != (sizes["batch"],) or lengths.dtype.kind not in "iu":
             raise ShapeError(
@@ -218,7 +231,11 @@ class Model:
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             part = [_cut(a, v, rows, int(length)) for a, v in zip(feeds, values, strict=True)]
-            for whole, value, piece in zip(results, outs, self._run(part), strict=True):
+            try:
+                pieces = self._run(part)
+            except ShapeError as error:
+                raise ShapeError(f"row {rows[0]}, of length {length}: {error}") from None
+            for whole, value, piece in zip(results, outs, pieces, strict=True):
                 whole[_index(value, rows, int(length), piece.shape)] = piece
         return tuple(results)
 
@@ -247,13 +264,21 @@ class Model:
         plan, graph = program.plan, self.graph
         names = [n for n in graph.inputs if n not in graph.states]
         ends = set(graph.states.values())
-        inputs = [argument_of(graph.values[n], plan.steps_one) for n in names]
-        outputs = [argument_of(graph.values[n], plan.steps_one) for n in graph.outputs if n not in ends]
+        inputs = [argument_of(graph.values[n], plan.steps_one, has_batch) for n in names]
+        outputs = [argument_of(graph.values[n], plan.steps_one, has_batch) for n in graph.outputs if n not in ends]
         return program, layout, inputs, outputs
 
     def _streaming_problems(self) -> list[str]:
         if self._problems is None:
-            self._problems = streaming.problems(self.graph)
+            found = streaming.problems(self.graph)
+            try:  # what only shows when the stream is planned: a state that is read elsewhere too
+                if not found and self._program("stream").plan.steps_one and not self._stream_layout().size:
+                    found = ["it has neither a time axis nor a state that is threaded from call to call"]
+                elif not found:
+                    self._stream_layout()
+            except (StateError, UnsupportedError) as error:
+                found = [str(error)]
+            self._problems = found
         return self._problems
 
     def _stream_layout(self) -> streaming.StateLayout:
@@ -269,8 +294,39 @@ class Model:
 
     # -- files --
     def save(self, path) -> None:
-        """Write the model as one .fastrnn file; loading it gives the same bits. The write is atomic."""
+        """Write the model as one .fastrnn file; loading it gives the same bits. The write is atomic.
+
+        Raises
+        ------
+        ModelFormatError : another suffix, by which `load` would not know the file again.
+        """
+        if Path(path).suffix.lower() != ".fastrnn":
+            raise ModelFormatError(f"save writes .fastrnn files, got {path}")
         artifact.save(self.graph, path)
+
+    def __reduce__(self):
+        return _unpickled, (artifact.to_bytes(self.graph), self.threads)
+
+    def __copy__(self) -> Model:
+        return self  # immutable
+
+    def __deepcopy__(self, memo) -> Model:
+        return self
+
+
+def _unpickled(blob: bytes, threads: int) -> Model:
+    return Model(artifact.load(blob), threads)
+
+
+def _refuse_other_sizes(graph: Graph) -> None:
+    """Raise UnsupportedError for inputs with a free size that is neither batch nor time: nothing could bind it."""
+    problems = []
+    for name in graph.inputs:
+        other = {s for d in graph.values[name].dims for s in D.symbols(d)} - {"batch", "time"}
+        if other:
+            problems.append(f"input {graph.values[name]}: {', '.join(sorted(other))} is free besides batch and time")
+    if problems:
+        raise UnsupportedError(problems, graph.name)
 
 
 def _plain(dim):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._executor import StreamCore
-from .arguments import collect
+from .arguments import as_dtype, collect, whole_number
 from .errors import ShapeError, StateError
 
 if TYPE_CHECKING:
     from .model import Model
+
+
+MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
 
 
 class Stream(StreamCore):
@@ -23,15 +28,17 @@ class Stream(StreamCore):
     """
 
     def __init__(self, model: Model, batch_size: int | None):
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ShapeError(f"batch_size must be an int >= 1, or None for one stream, got {batch_size!r}")
+        if batch_size is not None:
+            batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
         self.model = model
         self.batch_size = batch_size
         program, layout, inputs, outputs = model._stream_parts(batch_size)
         self._layout, self._inputs, self._outputs = layout, inputs, outputs
         slab = np.empty((batch_size or 1, layout.size), np.float32)
         slab[:] = layout.initial_row
-        simple = len(inputs) == 1 and len(outputs) == 1 and inputs[0].stored == outputs[0].stored == "float32"
+        sides = (*inputs, *outputs)
+        simple = len(inputs) == len(outputs) == 1 and all(a.stored == "float32" for a in sides)
+        simple = simple and all(len(a.step_shape(batch_size)) <= 8 for a in sides)  # what the fast path has room for
         forms = (
             [(np.dtype(a.dtype).num, a.step_shape(batch_size)) for a in (*inputs[:1], *outputs[:1])] if simple else []
         )
@@ -53,6 +60,9 @@ class Stream(StreamCore):
             raise ShapeError(f"out has {len(outs)} arrays, the model has {len(self._outputs)} outputs")
         for argument, array in zip(self._outputs, outs, strict=True):
             argument.check_out(array, argument.step_shape(self.batch_size))
+        for i, array in enumerate(outs):
+            if any(np.may_share_memory(array, other) for other in outs[:i]):
+                raise ShapeError(f"out for {self._outputs[i].name} shares memory with another output's")
         return outs
 
     def push(self, chunk):
@@ -94,7 +104,8 @@ class Stream(StreamCore):
         A state that the file threads through an input has that input's own dims; a cell's own is [hidden_size], or
         [batch_size, hidden_size].
         """
-        states = self._layout.export(self.slab)
+        with self._alone():
+            states = self._layout.export(self.slab)
         if self.batch_size is None:
             own = {s.name for s in self._layout.shown if s.batch_axis == 0 and s.name not in self.model.graph.states}
             states = {k: v[0] if k in own else v for k, v in states.items()}
@@ -103,26 +114,50 @@ class Stream(StreamCore):
     @state.setter
     def state(self, states):
         current = self.state
+        if not isinstance(states, Mapping):
+            raise StateError(f"a state is a dict of arrays by name, got {type(states).__name__}")
         if set(states) != set(current):
-            raise StateError(f"states are {sorted(current)}, got {sorted(states)}")
+            raise StateError(f"states are {sorted(current)}, got {sorted(map(str, states))}")
         full = {}
         for shown in self._layout.shown:
-            array = np.asarray(states[shown.name], shown.dtype)
+            array = as_dtype(states[shown.name], shown.dtype, f"state {shown.name}")
             if array.shape != current[shown.name].shape:
                 raise ShapeError(f"state {shown.name}: shape {current[shown.name].shape} expected, got {array.shape}")
             lone = self.batch_size is None and shown.batch_axis == 0 and shown.name not in self.model.graph.states
             full[shown.name] = array[None] if lone else array
-        self._layout.load(self.slab, full)
+        with self._alone():
+            self._layout.load(self.slab, full)
 
     def reset(self) -> None:
         """Back to the initial state, as after opening."""
-        self.slab[:] = self._layout.initial_row
+        with self._alone():
+            self.slab[:] = self._layout.initial_row
+            self.steps_done = 0
 
     def copy(self) -> Stream:
         """An independent stream in the same state."""
         other = Stream(self.model, self.batch_size)
-        other.slab[:] = self.slab
+        with self._alone():
+            other.slab[:] = self.slab
+            other.steps_done = self.steps_done
         return other
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo) -> Stream:
+        return self.copy()
+
+    def __reduce__(self):
+        raise TypeError("a stream can't be pickled: keep its `state`, and the model as a .fastrnn file")
+
+    @contextmanager
+    def _alone(self):
+        """Hold the stream: a thread that uses it meanwhile gets a StreamError."""
+        self._hold()
+        try:
+            yield
+        finally:
+            self._release()
 
     @property
     def delay(self) -> int:

@@ -13,68 +13,22 @@ import numpy as np
 
 from . import dims as D
 from .errors import StateError
-from .graph import Graph, Node, Value
+from .follow import Track, follow
+from .graph import Graph, Node
 from .plan import Plan
 
 _MOVES = frozenset("transpose reshape slice expand concat".split())
 
 
-def _over_time(dim) -> bool:
-    return "time" in D.symbols(dim)
-
-
 def problems(graph: Graph) -> list[str]:
-    """One sentence for each node that can't be run one step at a time; empty where the graph streams."""
-    found = []
-    for name in graph.inputs:
-        value = graph.values[name]
-        times = [d for d in value.dims if _over_time(d)]
-        if len(times) > 1 or (times and times[0] != D.TIME):
-            found.append(f"input {value} has more than one time axis, or one that isn't plain time")
+    """One sentence for each node that can't be run one step, or one row, at a time; empty where the graph streams."""
+    over_time, over_batch = follow(graph, "time"), follow(graph, "batch")
+    found = [*over_time.problems, *over_batch.problems]
     for node in graph.nodes:
-        text = _problem(graph, node)
-        if text:
-            found.append(f"node {node.name} ({node.op}): {text}")
-    for name in graph.outputs:
-        value = graph.values[name]
-        times = [d for d in value.dims if _over_time(d)]
-        if times and times != [D.TIME]:
-            found.append(f"output {value} is not one step long for each step of the input")
+        if node.op == "cell" and over_time.tracks.get(node.inputs[0]) == Track(0):
+            text = _initial_problem(graph, node)
+            found += [f"node {node.name} (cell): {text}"] if text else []
     return found
-
-
-def _problem(graph: Graph, node: Node) -> str | None:
-    x = graph.values[node.inputs[0]]
-    a = node.attrs
-    if node.op == "cell" and _over_time(x.dims[0]):
-        if a["spec"].reverse:
-            return f"{a['spec'].kind} runs from the last step to the first: it needs the future"
-        if len(node.inputs) > 8 and node.inputs[8] is not None:
-            return "sequence lengths are known only when a sequence ends"
-        return _initial_problem(graph, node)
-    if node.op == "slice" and _over_time(x.dims[a["axis"]]):
-        dim = x.dims[a["axis"]]
-        whole = a["start"] == 0 and a["stop"] == dim and a["step"] == 1
-        last = a["start"] == dim - 1 and a["stop"] == dim and a["step"] == 1
-        return None if whole or last else f"picks steps [{a['start']}:{a['stop']}:{a['step']}] of a sequence"
-    if node.op == "reduce" and any(_over_time(x.dims[axis]) for axis in a["axes"]) and not runs_over_time(x, a):
-        return f"takes the {a['fn']} over steps and other axes at once"
-    if node.op == "softmax" and _over_time(x.dims[a["axis"]]):
-        return "normalises over all steps"
-    if node.op == "layer_norm" and any(_over_time(d) for d in x.dims[a["axis"] :]):
-        return "normalises over all steps"
-    if node.op == "concat" and _over_time(x.dims[a["axis"]]):
-        return "joins sequences one after the other"
-    if node.op == "gather" and _over_time(x.dims[a["axis"]]):
-        return "picks steps by index"
-    if node.op == "matmul" and (_over_time(x.dims[-1]) or any(map(_over_time, graph.values[node.inputs[1]].dims[-2:]))):
-        return "multiplies over all steps"
-    return None
-
-
-def runs_over_time(x: Value, attrs) -> bool:
-    """A reduce over time alone: a stream answers it with the value so far."""
-    return len(attrs["axes"]) == 1 and x.dims[attrs["axes"][0]] == D.TIME
 
 
 def _initial_problem(graph: Graph, node: Node) -> str | None:

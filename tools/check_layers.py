@@ -28,6 +28,7 @@ LEVELS = {
     "importers": 2,
     "passes": 2,
     "reference": 2,
+    "follow": 3,
     "lowering": 3,
     "plan": 3,
     "streaming": 3,
