@@ -251,9 +251,90 @@ def test_sizes_that_contradict_each_other():
 
 
 def test_without_recurrence_only_open_axes_are_batch_and_time():
-    graph = import_onnx(model("(float[n,t,6,m] x) => (float[n,t,6,m] y)", "y = Relu(x)"))
-    assert dims(graph, "x") == ["batch", "time", 6, "time_2"]
+    graph = import_onnx(model("(float[n,t,6,7] x) => (float[n,t,6,7] y)", "y = Relu(x)"))
+    assert dims(graph, "x") == ["batch", "time", 6, 7]
     assert dims(import_onnx(model("(float[2,7] x) => (float[2,7] y)", "y = Relu(x)")), "x") == [2, 7]
+
+
+WORDS = """
+    flat = Reshape(x, words) t = Transpose <perm = [1, 0, 2]> (flat) {first}
+    e = Squeeze(h, i0) u = Reshape(e, {target}) v = Transpose <perm = [1, 0, 2]> (u)
+    y, g = RNN <hidden_size = 2> (v, V, R)"""
+
+
+@pytest.mark.parametrize("sizes", ["2,9", "n,t", "2,t", "4,3"])
+def test_the_inner_of_two_recurrences_keeps_its_length(sizes):
+    """Words made of characters: the time is the words', the three characters are the file's own number."""
+    n, t = (int(s) if s.isdigit() else s for s in sizes.split(","))
+    constants = {"words": np.int64([-1, 3, 3]), "i0": np.int64([0]), "V": noise(1, 2, 2)}
+    if isinstance(n, str) or isinstance(t, str):
+        target = "Reshape(e, k)"
+        body = "s = Shape(x) k0 = Slice(s, i0, i2, i0) k = Concat <axis = 0> (k0, i2)"
+        constants["i2"] = np.int64([2])
+        body = (body + WORDS).replace("Reshape(e, {target})", target)
+    else:
+        body = WORDS.format(first="{first}", target="k")
+        constants["k"] = np.int64([n, t, 2])
+    body = body.replace("{first}", "z, h = RNN <hidden_size = 2> (t, W, R)")
+    made = model(f"(float[{n},{t},3,3] x) => (float[a,1,b,2] y)", body, **constants)
+    graph = import_onnx(made)
+    assert dims(graph, "x") == ["batch", "time", 3, 3]
+    assert dims(graph, "y") == ["time", 1, "batch", 2]
+    batch, time = (s if isinstance(s, int) else 4 for s in (n, t))
+    agrees_with_onnxruntime(made, x=noise(batch, time, 3, 3))
+
+
+TWO_LENGTHS = "y, h = RNN <hidden_size = 2> (x, W, R) z, g = RNN <hidden_size = 2> (u, W, R, , , h)"
+
+
+def two_lengths(first, second):
+    return model(f"(float[{first},b,3] x, float[{second},b,3] u) => (float[p,1,b,2] y, float[q,1,b,2] z)", TWO_LENGTHS)
+
+
+def test_a_second_length_of_the_file_stays_its_own():
+    graph = import_onnx(two_lengths(9, 5))
+    assert (dims(graph, "x"), dims(graph, "u")) == (["time", "batch", 3], [5, "batch", 3])
+    assert any("a model has one" in n for n in graph.notes)
+    graph = import_onnx(two_lengths(5, "t"))
+    assert (dims(graph, "x"), dims(graph, "u")) == ([5, "batch", 3], ["time", "batch", 3])
+
+
+def test_equal_lengths_of_two_inputs_are_one():
+    graph = import_onnx(two_lengths(9, 9))
+    assert dims(graph, "x") == dims(graph, "u") == ["time", "batch", 3]
+    assert "axis 0 of input 'u' is as long as axis 0 of input 'x': both are 9" in graph.notes
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (
+            model("(float[n,t,6,m] x) => (float[n,t,6,m] y)", "y = Relu(x)"),
+            r"axis 3 of input 'x' \('m'\) is a free size besides batch and time .*'n'\) is batch.*'t'\) is time",
+        ),
+        (two_lengths("source", "target"), r"axis 0 of input 'u' \('target'\) is a free size .*export the model with"),
+    ],
+)
+def test_a_third_free_size_is_refused_by_name(made, text):
+    with pytest.raises(UnsupportedError, match=text):
+        import_onnx(made)
+
+
+def test_all_free_sizes_too_many_are_named_at_once():
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(model("(float[n,t,l,m] x) => (float[n,t,l,m] y)", "y = Relu(x)"))
+    assert len(caught.value.problems) == 2
+
+
+def test_first_axes_of_two_names_are_one_batch():
+    graph = import_onnx(model("(float[n,t,4] x, float[m,t,4] u) => (float[n,t,4] y)", "y = Add(x, u)"))
+    assert dims(graph, "x") == dims(graph, "u") == ["batch", "time", 4]
+    assert any("('m')" in n and "('n')" in n and "one size: they meet" in n for n in graph.notes)
+    graph = import_onnx(
+        model("(float[n,t,4] x, float[m,4] u) => (float[n,t,4] y, float[m,4] z)", "y = Relu(x) z = Relu(u)")
+    )
+    assert (dims(graph, "x"), dims(graph, "u")) == (["batch", "time", 4], ["batch", 4])
+    assert "axis 0 of input 'u' ('m') is the batch, as axis 0 of input 'x' ('n') is" in graph.notes
 
 
 def test_shape_arithmetic_leaves_nothing_behind():

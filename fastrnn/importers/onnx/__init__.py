@@ -104,7 +104,10 @@ def _settled(file: File) -> Graph:
             continue
         if problems:
             raise UnsupportedError(problems, file.where)
-        if not table.settle(ctx.cells > 0):
+        settled = not table.settle(ctx.cells > 0)
+        if table.surplus:
+            raise UnsupportedError(table.surplus, file.where)
+        if settled:
             notes = list(table.notes.values())
             if ctx.half:
                 notes.append("the file's float16 computes in float32, and float32 goes in and out")

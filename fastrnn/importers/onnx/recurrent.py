@@ -173,8 +173,7 @@ def _recurrent(ctx, n: NodeReader, kind: str) -> list:
     lengths = _lengths(ctx, n.input(4, optional=True), time, batch)
     h0 = n.input(5, optional=True)
     c0 = n.input(6, optional=True) if kind == "lstm" else None
-    ctx.table.vote(time, "time")
-    ctx.table.vote(batch, "batch")
+    ctx.table.cell(ctx.label, time, batch, forward=not any(reverses))
     ctx.cells += 1
     wanted = [k < len(n.needed) and n.needed[k] for k in range(3 if kind == "lstm" else 2)]
     if not any(wanted):

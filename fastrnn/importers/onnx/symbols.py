@@ -35,6 +35,8 @@ class Symbol:
     example: int
     genuine: bool
     axis: int
+    input: str = ""
+    param: str = ""  # the file's own name of the size, where it has one
     frozen: int | None = None
     joined: Symbol | None = None
     role: str | None = None  # "batch" or "time"
@@ -48,6 +50,8 @@ class SymbolTable:
         self.by_key: dict[object, Symbol] = {}
         self.by_name: dict[str, Symbol] = {}
         self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that a restart repeats none
+        self.surplus: list[str] = []  # free sizes that are neither batch nor time, found by settle
+        self._cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
         self._next = _FIRST_INVENTED
 
     # --- making and reading ------------------------------------------------------------------------------------
@@ -60,7 +64,7 @@ class SymbolTable:
             example = value if value is not None else self._invent()
             name = f"s{len(self.by_key)}"
             label = f"axis {axis} of input {input_name!r}"
-            sym = Symbol(name, label, example, value is not None, axis)
+            sym = Symbol(name, label, example, value is not None, axis, input_name, param)
             self.by_key[key] = self.by_name[name] = sym
         return self.dim(sym)
 
@@ -148,6 +152,8 @@ class SymbolTable:
 
     def _join(self, a: Symbol, b: Symbol) -> None:
         keep, drop = (b, a) if b.genuine and not a.genuine else (a, b)
+        if a.param and b.param:
+            self.notes[f"join {drop.name}"] = f"{self._shown(drop)} and {self._shown(keep)} are one size: they meet"
         drop.joined = keep
         keep.role = keep.role or drop.role
         raise Restart
@@ -181,8 +187,14 @@ class SymbolTable:
         self._set(sym, int(value), what)
         raise Restart
 
-    def vote(self, dim, role: str) -> None:
-        """Note that `dim` is the batch or time axis of a recurrent node. The first vote for a symbol stays."""
+    def cell(self, label: str, time, batch, forward: bool) -> None:
+        """Note the axes of a recurrent node: its steps, its rows, and whether it runs forward alone."""
+        self._cells[label] = (time, batch, forward)
+        self._vote(time, "time")
+        self._vote(batch, "batch")
+
+    def _vote(self, dim, role: str) -> None:
+        """The first vote for a symbol stays."""
         syms = self.of(dim)
         if len(syms) == 1 and syms[0].role is None:
             syms[0].role = role
@@ -191,13 +203,13 @@ class SymbolTable:
 
     def settle(self, has_cells: bool) -> bool:
         """After a full walk: name what is free, hold fast what is not; True if something changed (walk again)."""
-        changed = False
         free = self.roots()
         if any(s.final for s in free):
             return False
         if not has_cells:
             self._vote_by_position(free)
-        for s in free:
+        changed = self._one_time()
+        for s in self.roots():
             if s.genuine and s.role is None:
                 s.frozen = s.example
                 changed = True
@@ -213,22 +225,87 @@ class SymbolTable:
             changed = True
             if s.genuine:
                 self.notes[s.name] = f"thawed {name}: {s.label} was {s.example}"
+        self.surplus = self._surplus()
         return changed
 
     @staticmethod
     def _vote_by_position(free: list[Symbol]) -> None:
-        """Without a recurrent node: the first open axis 0 is batch, the next open axis is time."""
-        roles = ["batch", "time"]
+        """Without a recurrent node: the first open axis 0 is batch, the next open axis that is not 0 is time."""
+        roles = {"batch", "time"}
         for s in free:
-            if not s.genuine and s.role is None and roles:
-                role = "batch" if s.axis == 0 and "batch" in roles else "time" if "time" in roles else None
-                if role:
-                    roles.remove(role)
-                    s.role = role
+            role = "batch" if s.axis == 0 else "time"
+            if not s.genuine and s.role is None and role in roles:
+                roles.remove(role)
+                s.role = role
+
+    def _one_time(self) -> bool:
+        """A model has one time. Of several candidates an open one is it (it can't be held), then one that a recurrent
+        node steps along, runs forward along, that is the outer of two nested ones (words made of characters), the
+        first. Equal lengths of several inputs are one. The others keep the file's number; True if one did."""
+        ranks = {id(s): rank for s, rank in self._time_ranks()}
+        times = [s for s in self.roots() if id(s) in ranks]
+        times.sort(key=lambda s: ranks[id(s)])
+        changed = False
+        for s in times[1:]:
+            first = times[0]
+            if not s.genuine:
+                continue
+            changed = True
+            side_by_side = first.genuine and first.input != s.input and not self._nested(first, s)
+            if side_by_side and first.example == s.example:
+                s.joined = first
+                self.notes[f"time {s.name}"] = f"{s.label} is as long as {first.label}: both are {s.example}"
+            else:
+                self._set(s, s.example, f"{first.label} is the time, and a model has one")
+        if times:
+            times[0].role = "time"
+        return changed
+
+    def _time_ranks(self) -> list[tuple[Symbol, tuple]]:
+        """Every symbol that could be the time, with what orders the candidates: the least is the best."""
+        stepped: dict[int, bool] = {}  # id of a symbol -> whether any node runs only forward along it
+        for time, _, forward in self._cells.values():
+            sym = self.single(time)
+            if sym is not None:
+                stepped[id(sym)] = stepped.get(id(sym), False) or forward
+        found = []
+        for k, s in enumerate(self.roots()):
+            outer = any(self._nested(s, t) for t in self.roots())
+            if s.role == "time" or (s.role is None and not s.genuine and s.axis > 0) or (outer and id(s) in stepped):
+                inner = any(self._nested(t, s) for t in self.roots())
+                found.append((s, (s.genuine, id(s) not in stepped, not stepped.get(id(s)), inner, k)))
+        return found
+
+    def _nested(self, outer: Symbol, inner: Symbol) -> bool:
+        """Whether steps along `outer` are rows of a node that steps along `inner`, and not the other way round."""
+        if outer is inner:
+            return False
+        rows = [(self.single(time), self.of(batch)) for time, batch, _ in self._cells.values()]
+        return any(time is inner and outer in batch for time, batch in rows) and not any(
+            time is outer and inner in batch for time, batch in rows
+        )
+
+    def _surplus(self) -> list[str]:
+        """A line for each free size of the file beside batch and time: nothing could say how long it is in a stream."""
+        named = {s.final: f"{self._shown(s)} is {s.final}" for s in self.roots() if s.final in ("batch", "time")}
+        return [
+            f"{self._shown(s)} is a free size besides batch and time"
+            + (f" ({', '.join(named[k] for k in sorted(named))})" if named else "")
+            + "; export the model with that size fixed, with the name of the other size if the two are always equal, "
+            "or bind= the input"
+            for s in self.roots()
+            if s.final not in named
+        ]
+
+    @staticmethod
+    def _shown(s: Symbol) -> str:
+        return s.label + (f" ({s.param!r})" if s.param else "")
 
     def _join_batches(self) -> bool:
-        """Rows are rows: batch axes that no node ties together still are one batch where their examples allow it."""
+        """Rows are rows: batch axes that no node ties together still are one batch where their examples allow it,
+        and so is an open first axis of which the file says nothing else."""
         batches = [s for s in self.roots() if s.role == "batch"]
+        batches += [s for s in self.roots() if s.role is None and s.axis == 0 and not s.genuine and batches]
         changed = False
         for s in batches[1:]:
             first = batches[0]
@@ -237,5 +314,7 @@ class SymbolTable:
             else:
                 s.joined = first
                 first.genuine, first.example = (True, s.example) if s.genuine else (first.genuine, first.example)
+                if s.param != first.param:
+                    self.notes[f"batch {s.name}"] = f"{self._shown(s)} is the batch, as {self._shown(first)} is"
             changed = True
         return changed

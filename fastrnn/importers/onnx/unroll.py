@@ -404,8 +404,7 @@ def _rolled(ctx, n: NodeReader):
         states.append(_start(ctx, start, batch, spec.hidden_size))
     if payload.rows not in (1, ctx.table.example(batch)):
         ctx.equal(batch, payload.rows, "the batch of constants within a recurrence")
-    ctx.table.vote(time, "time")
-    ctx.table.vote(batch, "batch")
+    ctx.table.cell(ctx.label, time, batch, forward=not payload.flip_x)
     ctx.cells += 1
     reverse = payload.flip_x and payload.flip_y
     if payload.flip_x and not reverse:
