@@ -92,7 +92,9 @@ def reference_activation(name):
         ({"direction": "sideways"}, ModelFormatError, "sideways"),
         ({"clip": -1.0}, ModelFormatError, "clip must be positive"),
         ({"clip": float("nan")}, ModelFormatError, "clip is nan"),
-        ({"layout": 2}, ModelFormatError, "layout 2"),
+        ({"layout": 2}, ModelFormatError, "layout 2; there are 0 and 1"),
+        ({"layout": -1}, ModelFormatError, "layout -1; there are 0 and 1"),
+        ({"input_forget": 2}, ModelFormatError, "input_forget 2; there are 0 and 1"),
         ({"hidden_size": 3}, ModelFormatError, "hidden_size is 3"),
         ({"hidden_size": 2.0}, ModelFormatError, "hidden_size must be int"),
         ({"direction": "bidirectional"}, ModelFormatError, "W must be"),
@@ -103,6 +105,13 @@ def test_attribute_is_consumed_or_refused(attrs, kind, text):
     with pytest.raises(kind, match="the_node") as info:
         import_onnx(lstm(**attrs))
     assert text in str(info.value)
+
+
+def test_linear_before_reset_is_0_or_1():
+    made = lstm(linear_before_reset=2)
+    made.graph.node[0].op_type = "GRU"
+    with pytest.raises(ModelFormatError, match="the_node.*linear_before_reset 2; there are 0 and 1"):
+        import_onnx(made)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fastrnn.errors import ShapeError, StateError
+from fastrnn.errors import ModelFormatError, ShapeError, StateError
 from fastrnn.importers.onnx import import_onnx
 
 
@@ -86,11 +86,23 @@ def test_two_outputs_of_one_state_are_ambiguous():
         ({"p": "nothing"}, "no output 'nothing'"),
         ({"p": "y"}, "can't continue from"),
         ({"p": "r", "q": "r"}, "named twice"),
+        ({"p": "s", "q": "r"}, "'s' is what a cell that starts from 'q' ends with, and can't be the next 'p'"),
+        ({"q": "r"}, "expected {'p': 'r'}"),
+        ({"x": "w"}, "has a time axis"),
+        ({"p": ["r"]}, "no output"),
+        (3, "states must map inputs to outputs, such as {'h0': 'hn'}, got 3"),
     ],
 )
 def test_a_mapping_that_does_not_fit(given, text):
+    signature = SIGNATURE.replace(" s)", " s, float[t,b,3] w)")
     with pytest.raises(StateError, match=text):
-        import_onnx(model(SIGNATURE, ONE.format(h="r", c="s", h0="p", c0="q")), states=given)
+        import_onnx(model(signature, ONE.format(h="r", c="s", h0="p", c0="q") + " w = Tanh(x)"), states=given)
+
+
+def test_what_the_file_makes_of_a_state_may_be_named():
+    """r = tanh(h): not what the cell ends with by itself, but the caller may well thread it."""
+    made = model(SIGNATURE, ONE.format(h="h", c="s", h0="p", c0="q") + " r = Tanh(h)")
+    assert dict(import_onnx(made, states={"p": "r", "q": "s"}).states) == {"p": "r", "q": "s"}
 
 
 def test_an_empty_mapping_means_none():
@@ -137,10 +149,17 @@ def test_bind_fixes_an_input():
     ("bind", "text"),
     [
         ({"rate": 1}, "no input 'rate'"),
-        ({"sr": "fast"}, "must be int64"),
-        ({"sr": 1.5}, "must be int64"),
-        ({"sr": [1, 2]}, "rank 0"),
-        ({"x": np.zeros((4, 2))}, "rank 3"),
+        ({1: 1}, "no input '1'"),
+        ({"sr": "fast"}, r"bind: 'sr' must be int64\[\], got 'fast'"),
+        ({"sr": 1.5}, r"bind: 'sr' must be int64\[\], got 1.5"),
+        ({"sr": float("nan")}, r"bind: 'sr' must be int64\[\], got nan"),
+        ({"sr": [1, 2]}, r"bind: 'sr' must be int64\[\], got int64\[2\]"),
+        ({"sr": [[1], [2, 3]]}, r"bind: 'sr' must be int64\[\], got \[\[1\]"),
+        ({"x": np.zeros((4, 2))}, r"bind: 'x' must be float32\[t, b, 3\], got float64\[4, 2\]"),
+        ({"x": np.zeros((4, 2, 5))}, r"bind: 'x' must be float32\[t, b, 3\], got float64\[4, 2, 5\]"),
+        ({"x": np.full((4, 2, 3), 1e300)}, r"bind: 'x' must be float32\[t, b, 3\], got array"),
+        ({"x": 1.0}, r"bind: 'x' must be float32\[t, b, 3\], got float64\[\]"),
+        ([("sr", 1)], r"bind must map inputs to values, such as .*, got \[\('sr', 1\)\]"),
     ],
 )
 def test_a_binding_that_does_not_fit(bind, text):
@@ -148,6 +167,14 @@ def test_a_binding_that_does_not_fit(bind, text):
     body = "f = Cast <to = 1> (sr) xs = Mul(x, f) y, h, c = LSTM <hidden_size = 2> (xs, W, R)"
     with pytest.raises(ShapeError, match=text):
         import_onnx(model(signature, body), bind=bind)
+
+
+def test_a_binding_that_a_node_can_not_take_is_named():
+    """The file leaves the features open; the cell's weights do not."""
+    signature = "(float[t,b,f] x, float[1,b,2] p, float[1,b,2] q) => (float[t,1,b,2] y)"
+    made = model(signature, "y, h, c = LSTM <hidden_size = 2> (x, W, R, , , p, q)")
+    with pytest.raises(ModelFormatError, match=r"5 against 3.*with bind: 'x' is float64\[4, 2, 5\]"):
+        import_onnx(made, bind={"x": np.zeros((4, 2, 5))})
 
 
 def test_a_bound_input_fixes_the_sizes_it_shares():

@@ -15,11 +15,13 @@ Map of this package, in the order in which a file passes through it:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 
-from ...errors import ModelFormatError, ShapeError, UnsupportedError
+from ...errors import ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
 from . import files, unroll
 from . import states as state_pairs
@@ -33,8 +35,8 @@ __all__ = ["import_onnx"]
 def import_onnx(
     source: str | Path | bytes | onnx.ModelProto,
     *,
-    bind: dict | None = None,
-    states: dict | None = None,
+    bind: Mapping | None = None,
+    states: Mapping | None = None,
     float64_as_float32: bool = False,
 ) -> Graph:
     """Read an ONNX model.
@@ -57,17 +59,33 @@ def import_onnx(
     UnsupportedError : everything of the file that is not supported, at once.
     ShapeError : `bind` does not fit. StateError : `states` does not fit, or states are ambiguous.
     """
+    if bind is not None and not isinstance(bind, Mapping):
+        raise ShapeError(f"bind must map inputs to values, such as {{'sr': 16000}}, got {bind!r:.60}")
+    if states is not None and not isinstance(states, Mapping):
+        raise StateError(f"states must map inputs to outputs, such as {{'h0': 'hn'}}, got {states!r:.60}")
+    bind = dict(bind or {})
     model, where, folder = files.read_model(source)
     try:
-        file = _prepare(model, where, folder, bind or {}, float64_as_float32)
+        file = _prepare(model, where, folder, bind, float64_as_float32)
         graph = _settled(file)
     except Finding as finding:
         raise UnsupportedError(str(finding), where) from None
     except (ModelFormatError, ShapeError) as error:
-        if str(error).startswith(where):
+        head = "" if str(error).startswith(where) else f"{where}: "
+        tail = "" if "bind" in str(error) else _bound(bind)
+        if not head and not tail:
             raise
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(f"{head}{error}{tail}") from error
     return state_pairs.pair(validate(graph), states)
+
+
+def _bound(bind: dict) -> str:
+    """What was bound, for the message of an error that it may have caused."""
+    shown = [
+        f"{name!r} is " + (f"{v.dtype}{list(v.shape)}" if isinstance(v, np.ndarray) else f"{v!r:.60}")
+        for name, v in bind.items()
+    ]
+    return f" (with bind: {', '.join(shown)})" if bind else ""
 
 
 def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) -> File:
@@ -75,7 +93,7 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
     if model.functions:
         model = _inline(model, where)
     nodes, outputs = collect(model.graph), [v.name for v in model.graph.output]
-    unknown = sorted(set(bind) - {v.name for v in model.graph.input})
+    unknown = sorted(set(map(str, bind)) - {v.name for v in model.graph.input})
     if unknown:
         names = ", ".join(v.name for v in model.graph.input)
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")

@@ -32,13 +32,19 @@ def _specs(n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
     if keywords["clip"] is not None and not keywords["clip"] > 0:
         raise ModelFormatError(f"clip must be positive, got {keywords['clip']}")
     if kind == "lstm":
-        keywords["input_forget"] = bool(n.attr("input_forget", "int", 0))
+        keywords["input_forget"] = _flag(n, "input_forget")
     if kind == "gru":
-        keywords["linear_before_reset"] = bool(n.attr("linear_before_reset", "int", 0))
-    layout = n.attr("layout", "int", 0)
-    if layout not in (0, 1):
-        raise ModelFormatError(f"layout {layout}; there are 0 and 1")
+        keywords["linear_before_reset"] = _flag(n, "linear_before_reset")
+    layout = int(_flag(n, "layout"))
     return direction, _activations(n, kind, len(_DIRECTIONS[direction])), keywords, layout
+
+
+def _flag(n: NodeReader, name: str) -> bool:
+    """An attribute that is 0 (also where it is absent) or 1; another number has no meaning."""
+    value = n.attr(name, "int", 0)
+    if value not in (0, 1):
+        raise ModelFormatError(f"{name} {value}; there are 0 and 1")
+    return bool(value)
 
 
 def _activations(n: NodeReader, kind: str, directions: int) -> list[tuple]:

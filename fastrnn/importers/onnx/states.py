@@ -53,6 +53,18 @@ def _checked(graph: Graph, given: dict) -> dict[str, str]:
             raise StateError(f"states: {a} can't continue from {b}")
     if len(set(given.values())) != len(given):
         raise StateError(f"states: an output is named twice in {dict(given)}")
+    ends = {}
+    for source, output in _links(graph):
+        ends.setdefault(output, []).append(source)
+    for source, output in given.items():
+        if any("time" in D.symbols(d) for d in graph.values[source].dims):
+            raise StateError(f"states: {graph.values[source]} has a time axis, which no state has")
+        if source not in ends.get(output, [source]):
+            other = ends[output][0]
+            raise StateError(
+                f"states: {output!r} is what a cell that starts from {other!r} ends with, and can't be the next "
+                f"{source!r}; expected {{{other!r}: {output!r}}}"
+            )
     return dict(given)
 
 

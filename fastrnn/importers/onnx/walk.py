@@ -132,25 +132,35 @@ def _input(file: File, ctx: Builder, info: onnx.ValueInfoProto) -> Const | Live:
         # Some exporters write 0 for "any size"; nothing computes on an axis that is always empty.
         dims.append(ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
     if info.name in file.bind:
-        return Const(_bound(ctx, info.name, file.bind[info.name], dtype, dims))
+        return Const(_bound(ctx, info, file.bind[info.name], dtype, dims))
     return ctx.declare(info.name, dtype, tuple(dims))
 
 
-def _bound(ctx: Builder, name: str, value, dtype: np.dtype, dims: list) -> np.ndarray:
+def _bound(ctx: Builder, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims: list) -> np.ndarray:
+    """The array that an input is bound to: of the input's dtype, without loss, and of the sizes that the file gives."""
+    declared = [d.dim_value or d.dim_param or "?" for d in info.type.tensor_type.shape.dim]
+    shown = f"bind: {info.name!r} must be {dtype.name}[{', '.join(map(str, declared))}], got"
     try:
         array = np.asarray(value)
-        same = array.astype(dtype)
-        if array.dtype.kind not in "biuf" or (dtype.kind != "f" and (same != array).any()):
+        if array.dtype.kind not in "biuf":
+            raise ValueError
+        with np.errstate(invalid="ignore", over="ignore"):
+            same = array.astype(dtype)
+        exact = same == array if dtype.kind != "f" else np.isfinite(same) | ~np.isfinite(array)
+        if not exact.all():
             raise ValueError
     except (TypeError, ValueError):
-        raise ShapeError(f"bind: {name!r} must be {dtype.name}, got {value!r:.60}") from None
-    if array.ndim == 0 and all(not isinstance(d, int) or d == 1 for d in dims):
+        raise ShapeError(f"{shown} {value!r:.60}") from None
+    if array.ndim == 0 and all(not isinstance(size, int) or size == 1 for size in declared):
         same = same.reshape((1,) * len(dims))
-    if same.ndim != len(dims):
-        raise ShapeError(f"bind: {name!r} must have rank {len(dims)}, got {list(array.shape)}")
+    fits = same.ndim == len(dims) and all(
+        not isinstance(size, int) or size == n for size, n in zip(declared, same.shape, strict=True)
+    )
+    if not fits:
+        raise ShapeError(f"{shown} {array.dtype.name}[{', '.join(map(str, array.shape))}]")
     for axis, (d, size) in enumerate(zip(dims, same.shape, strict=True)):
         if d != size:
-            ctx.table.pin(d, size, f"bind: axis {axis} of {name!r}")
+            ctx.table.pin(d, size, f"bind: axis {axis} of {info.name!r}")
     return same
 
 
