@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,18 +31,39 @@ class NodeArg:
     shape: list[int | str]
 
 
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a file says of itself, as onnxruntime names it; a `.fastrnn` file keeps the graph's name alone."""
+
+    graph_name: str
+    producer_name: str = ""
+    domain: str = ""
+    description: str = ""
+    graph_description: str = ""
+    version: int = 2**63 - 1  # onnxruntime's for a file that names none
+    custom_metadata_map: dict[str, str] = field(default_factory=dict)
+
+
 class InferenceSession:
     """A model, called as onnxruntime's session of that name. Several threads may run it at once.
 
     Parameters
     ----------
     path_or_bytes : whatever `fastrnn.load` takes
-    providers : names as for onnxruntime; "CPUExecutionProvider" must be among them
-    **options : those of `fastrnn.load` (threads, bind, ...)
+    sess_options : an onnxruntime.SessionOptions, or None
+        Its intra_op_num_threads, where above 0, are the threads; all else of it tunes onnxruntime.
+    providers : names as for onnxruntime, in order of preference; where there are any, "CPUExecutionProvider" must be
+        among them
+    provider_options : one dict a provider; the CPU's must be empty
+    **options : those of `fastrnn.load` (threads, bind, ...); its threads go before those of sess_options
 
     Attributes
     ----------
     model : the `fastrnn.Model`, to step and to stream
+
+    Raises
+    ------
+    UnsupportedError : providers, or options of them, that are not the CPU's. What `fastrnn.load` raises.
 
     Example
     -------
@@ -49,15 +72,47 @@ class InferenceSession:
     (y,) = session.run(None, {name: x})
     """
 
-    def __init__(self, path_or_bytes, *, providers: Sequence | None = None, **options):
-        names = [p if isinstance(p, str) else p[0] for p in providers or ["CPUExecutionProvider"]]
-        if "CPUExecutionProvider" not in names:
-            raise UnsupportedError(f"the providers {names}; there is CPUExecutionProvider")
+    def __init__(
+        self,
+        path_or_bytes,
+        sess_options: Any = None,
+        providers: Sequence | None = None,
+        provider_options: Sequence[Mapping] | None = None,
+        **options,
+    ):
+        _check_providers(providers, provider_options)
+        threads = _threads(sess_options)
+        if threads and options.get("threads") is None:
+            options["threads"] = threads
         self.model = load(path_or_bytes, **options)
+        self._source = path_or_bytes
 
     def get_providers(self) -> list[str]:
         """Where the model runs."""
         return ["CPUExecutionProvider"]
+
+    def get_modelmeta(self) -> ModelMetadata:
+        """What the file says of itself; an ONNX file is read once more for it."""
+        source = self._source
+        fastrnn_file = (
+            bytes(source[8:9]) == b"{"
+            if isinstance(source, bytes | bytearray | memoryview)
+            else os.fspath(source).lower().endswith(".fastrnn")
+        )
+        if fastrnn_file:
+            return ModelMetadata(self.model.name)
+        from .importers.onnx.files import read_model
+
+        proto = read_model(source)[0]
+        return ModelMetadata(
+            graph_name=proto.graph.name,
+            producer_name=proto.producer_name,
+            domain=proto.domain,
+            description=proto.doc_string,
+            graph_description=proto.graph.doc_string,
+            version=proto.model_version if proto.HasField("model_version") else ModelMetadata.version,
+            custom_metadata_map={entry.key: entry.value for entry in proto.metadata_props},
+        )
 
     def get_inputs(self) -> list[NodeArg]:
         """The inputs, in the file's order."""
@@ -67,13 +122,16 @@ class InferenceSession:
         """The outputs, in the file's order."""
         return [_node_arg(info) for info in self.model.outputs]
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, np.ndarray], run_options: None = None
+    ) -> list[np.ndarray]:
         """Run the model on whole sequences.
 
         Parameters
         ----------
         output_names : the outputs to return, in this order; None is all
         input_feed : input name -> array
+        run_options : None; onnxruntime's are not honoured
 
         Returns
         -------
@@ -81,8 +139,10 @@ class InferenceSession:
 
         Raises
         ------
-        ShapeError : an unknown or missing name, a wrong dtype or shape.
+        ShapeError : an unknown or missing name, a wrong dtype or shape. UnsupportedError : run_options.
         """
+        if run_options is not None:
+            raise UnsupportedError(f"run_options must be None, got {run_options!r:.60}")
         outputs = [info.name for info in self.model.outputs]
         inputs = [info.name for info in self.model.inputs]
         for name in input_feed:
@@ -98,6 +158,30 @@ class InferenceSession:
         # By position: an input may have the name of an argument of `Model.run`.
         results = dict(zip(outputs, self.model.run(*(input_feed[name] for name in inputs)), strict=True))
         return [results[name] for name in wanted]
+
+
+def _check_providers(providers: Sequence | None, provider_options: Sequence[Mapping] | None) -> None:
+    """Raise UnsupportedError for what the CPU is not, or for options of it, of which there are none here."""
+    pairs = [(p, {}) if isinstance(p, str) else (p[0], p[1]) for p in providers or ["CPUExecutionProvider"]]
+    names = [name for name, _ in pairs]
+    if "CPUExecutionProvider" not in names:
+        raise UnsupportedError(f"the providers {names}; there is CPUExecutionProvider")
+    given = list(provider_options or [])
+    if given and len(given) != len(names):
+        raise UnsupportedError(f"provider_options must be one dict a provider, got {len(given)} for {len(names)}")
+    for (name, own), more in zip(pairs, given or [{}] * len(pairs), strict=True):
+        if name == "CPUExecutionProvider" and (own or more):
+            raise UnsupportedError(f"options of CPUExecutionProvider: {dict(own or more)}; fastrnn has none")
+
+
+def _threads(sess_options: Any) -> int | None:
+    """The threads that onnxruntime's options ask for; None where they leave it open."""
+    if sess_options is None:
+        return None
+    threads = getattr(sess_options, "intra_op_num_threads", None)
+    if not isinstance(threads, int):
+        raise UnsupportedError(f"sess_options must be an onnxruntime.SessionOptions, got {sess_options!r:.60}")
+    return threads if threads > 0 else None
 
 
 def _node_arg(info: TensorInfo) -> NodeArg:

@@ -110,7 +110,7 @@ def test_attribute_is_consumed_or_refused(attrs, kind, text):
 def test_linear_before_reset_is_0_or_1():
     made = lstm(linear_before_reset=2)
     made.graph.node[0].op_type = "GRU"
-    with pytest.raises(ModelFormatError, match="the_node.*linear_before_reset 2; there are 0 and 1"):
+    with pytest.raises(ModelFormatError, match=r"the_node.*linear_before_reset 2; there are 0 and 1"):
         import_onnx(made)
 
 

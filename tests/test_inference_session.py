@@ -75,9 +75,68 @@ def test_errors_say_what_was_wrong(session, outputs, change, text):
         session.run(outputs, inputs)
 
 
-def test_providers(tmp_path):
+def test_providers():
     data = make_model(CASE).SerializeToString()
     providers = ["CUDAExecutionProvider", ("CPUExecutionProvider", {})]
     assert fastrnn.InferenceSession(data, providers=providers, threads=1).model.threads == 1
+    assert fastrnn.InferenceSession(data, None, []).get_providers() == ["CPUExecutionProvider"]
+    assert fastrnn.InferenceSession(data, None, ["CPUExecutionProvider"], [{}]).model.threads >= 1
     with pytest.raises(UnsupportedError, match=r"the providers .*CUDA.*; there is CPUExecutionProvider"):
         fastrnn.InferenceSession(data, providers=["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("providers", "options"),
+    [([("CPUExecutionProvider", {"use_arena": "1"})], None), (["CPUExecutionProvider"], [{"use_arena": "1"}])],
+)
+def test_options_of_a_provider_are_refused(providers, options):
+    with pytest.raises(UnsupportedError, match="options of CPUExecutionProvider: {'use_arena': '1'}; fastrnn has none"):
+        fastrnn.InferenceSession(b"", providers=providers, provider_options=options)
+    with pytest.raises(UnsupportedError, match="one dict a provider, got 2 for 1"):
+        fastrnn.InferenceSession(b"", None, ["CPUExecutionProvider"], [{}, {}])
+
+
+def test_threads_of_session_options():
+    import onnxruntime
+
+    data = make_model(CASE).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    free = fastrnn.load(data).threads
+    assert fastrnn.InferenceSession(data, options).model.threads == free
+    options.intra_op_num_threads = free + 1
+    assert fastrnn.InferenceSession(data, options).model.threads == free + 1
+    assert fastrnn.InferenceSession(data, sess_options=options, threads=1).model.threads == 1
+    with pytest.raises(UnsupportedError, match=r"sess_options must be an onnxruntime\.SessionOptions, got \['CPU"):
+        fastrnn.InferenceSession(data, ["CPUExecutionProvider"])
+
+
+FIELDS = "graph_name producer_name domain description graph_description version custom_metadata_map".split()
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_metadata_is_that_of_onnxruntime(tmp_path, filled):
+    import onnxruntime
+
+    made = make_model(CASE)
+    if filled:
+        made.producer_name, made.domain, made.doc_string, made.model_version = "someone", "here", "a text", 3
+        made.graph.doc_string = "of the graph"
+        onnx.helper.set_model_props(made, {"rate": "16000"})
+    onnx.save(made, tmp_path / "m.onnx")
+    data = made.SerializeToString()
+    theirs = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).get_modelmeta()
+    for source in (data, tmp_path / "m.onnx"):
+        ours = fastrnn.InferenceSession(source).get_modelmeta()
+        assert {f: getattr(ours, f) for f in FIELDS} == {f: getattr(theirs, f) for f in FIELDS}
+
+
+def test_metadata_of_a_fastrnn_file_is_its_name(tmp_path):
+    fastrnn.from_onnx(make_model(CASE)).save(tmp_path / "m.fastrnn")
+    for source in (tmp_path / "m.fastrnn", (tmp_path / "m.fastrnn").read_bytes()):
+        found = fastrnn.InferenceSession(source).get_modelmeta()
+        assert (found.graph_name, found.producer_name, found.custom_metadata_map) == (CASE.id, "", {})
+
+
+def test_run_options_are_refused(session):
+    with pytest.raises(UnsupportedError, match="run_options must be None, got 5"):
+        session.run(None, make_inputs(CASE), 5)
