@@ -538,7 +538,7 @@ class Lowering:
         fields |= {"y_time": y.strides[0], "y_row": y.strides[1], **_at("y", y)} if y is not None else _absent("y")
         fields |= {"lengths_stride": lengths.strides[0], **_at("lengths", lengths)} if lengths else _absent("lengths")
         fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
-        pre = Buffer("arena", "float32", batch * steps * (packed.pre_size + 4), cap=PRE_FLOATS)
+        pre = Buffer("arena", "float32", steps * (packed.pre_size + 4), cap=PRE_FLOATS)  # of one row
         self.plan.arena.append(pre)
         fields |= {"pre": pre, "pre_capacity": 0 if _is_one(steps) else PRE_FLOATS}
         reads, writes = [x, *([lengths] if lengths else [])], [pointers, pre, *([y] if y is not None else [])]

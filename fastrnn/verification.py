@@ -147,8 +147,9 @@ def verify(
         loaded, path = model, None
     else:
         path = os.fspath(model)
-        converted = path.lower().endswith(".fastrnn")  # bind and states are built in; onnxruntime still needs bind
-        loaded = load(path) if converted else load(path, bind=bind or None, states=states or None)
+        # A .fastrnn file has bind and states built in, and refuses them; onnxruntime still needs bind.
+        built_in = path.lower().endswith(".fastrnn") and against == "onnxruntime"
+        loaded = load(path, bind=None if built_in else bind or None, states=states or None)
     if against == "reference":
         other: _Reference | _OnnxRuntime = _Reference(loaded.graph)
     else:
@@ -249,11 +250,13 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
     limit = other.tolerance if tolerance is None else float(tolerance)
     names = [info.name for info in model.outputs]
     done: list[tuple[str, list[np.ndarray], list[np.ndarray]]] = []  # sizes, our outputs, theirs
+    sizes_of: dict[str, dict[str, int]] = {}
     skipped = []
     rng = np.random.default_rng(seed)
     for env in _environments(model, other, sizes):
         feeds = random_inputs(model.graph, env, rng)
         text = ", ".join(f"{name} [{', '.join(map(str, array.shape))}]" for name, array in feeds.items())
+        sizes_of[text] = env
         try:
             expected = other.run(feeds, names)
         except FastRNNError:
@@ -285,8 +288,26 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
         outputs=tuple(worst.values()),
         runs=tuple(runs),
         skipped=tuple(skipped),
-        notes=tuple(other.notes),
+        notes=(*other.notes, *_told(model.graph), *_unchecked([sizes_of[text] for text in runs], sizes)),
     )
+
+
+def _told(graph: Graph) -> list[str]:
+    """What the import noted of onnxruntime."""
+    return [note for note in graph.notes if "onnxruntime" in note]
+
+
+def _unchecked(envs: Sequence[Mapping[str, int]], sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """A line for each free size of the model of which only one value was compared, though others were to be."""
+    found = []
+    for k, symbol in enumerate(("batch", "time")):
+        seen = {env[symbol] for env in envs if symbol in env}
+        if len(seen) == 1 and len({size[k] for size in sizes}) > 1:
+            found.append(
+                f"only {symbol} {seen.pop()} was compared, which the file has written into it; numbers that its "
+                f"exporter computed from that (a divisor, a scale) are the same at every other {symbol}"
+            )
+    return found
 
 
 def _frozen(names, ours, theirs, done) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 from pathlib import Path
 
@@ -106,11 +105,8 @@ def check_target(target: Path, source: Path, force: bool) -> None:
 
 def check(saved: fastrnn.Model, args: argparse.Namespace, target: Path) -> tuple[fastrnn.VerifyReport, str | None]:
     """Compare what was written with the best judge at hand; (report, why it is not onnxruntime)."""
-    if Path(args.model).suffix.lower() != ".onnx":
-        why = f"{args.model} is no ONNX file"
-    elif importlib.util.find_spec("onnxruntime") is None:
-        why = 'onnxruntime is not installed (pip install "fastrnn[verify]")'
-    else:
+    why = verify.why_not_onnxruntime(args.model)
+    if why is None:
         return named(fastrnn.verify(saved, source=args.model, bind=dict(args.bind)), target), None
     return named(fastrnn.verify(saved, against="reference"), target), why
 
@@ -129,6 +125,4 @@ def show(told: dict, report: fastrnn.VerifyReport | None, why: str | None) -> No
     print_pairs(describe.head(told) + describe.notes(told))
     if report is not None:
         print_line()
-        if why:
-            print_line(f"compared with the float64 reference: {why}", style="yellow")
-        verify.show(report)
+        verify.show(report, why)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+from pathlib import Path
 
 import fastrnn
 
@@ -23,9 +25,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         choices=("onnxruntime", "reference"),
-        default="onnxruntime",
         help="onnxruntime runs the ONNX file itself; reference is fastrnn's float64 NumPy meaning of the model, "
-        "which needs nothing installed (default: onnxruntime)",
+        "which needs nothing installed (default: onnxruntime where it is installed and there is an ONNX file, "
+        "else reference)",
     )
     parser.add_argument("--source", metavar="FILE.onnx", help="the ONNX file, where MODEL is a .fastrnn file")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random inputs (default: 0)")
@@ -41,9 +43,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and report; 0 where the answers agree, 1 where they don't."""
+    why = None if args.against == "reference" else why_not_onnxruntime(args.source or args.model)
+    if why and args.source and Path(args.source).suffix.lower() != ".onnx":
+        raise fastrnn.UnsupportedError(f"--source: {why}")
+    if why and args.against:
+        raise fastrnn.UnsupportedError(f"{why}: name the ONNX file with --source, or take --against reference")
     report = fastrnn.verify(
         args.model,
-        args.against,
+        "reference" if why else args.against or "onnxruntime",
         source=args.source,
         seed=args.seed,
         tolerance=args.tolerance,
@@ -51,14 +58,25 @@ def run(args: argparse.Namespace) -> int:
         states=dict(args.states) or None,
     )
     if args.json:
-        print_json(report.as_dict())
+        print_json({**report.as_dict(), "why_reference": why})
     else:
-        show(report)
+        show(report, why)
     return 0 if report.ok else 1
 
 
-def show(report: fastrnn.VerifyReport) -> None:
-    """The report for a person."""
+def why_not_onnxruntime(path: str) -> str | None:
+    """What keeps onnxruntime from running the file, or None."""
+    if Path(path).suffix.lower() != ".onnx":
+        return f"{path} is no ONNX file"
+    if importlib.util.find_spec("onnxruntime") is None:
+        return 'onnxruntime is not installed (pip install "fastrnn[verify]")'
+    return None
+
+
+def show(report: fastrnn.VerifyReport, why: str | None = None) -> None:
+    """The report for a person. why: what kept it from being compared with onnxruntime."""
+    if why:
+        print_line(f"compared with the float64 reference: {why}", style="yellow")
     verdict = f"answers as {report.against} does" if report.ok else f"does NOT answer as {report.against} does"
     print_line(f"{report.model} {verdict}", style="bold green" if report.ok else "bold red")
     rows = [

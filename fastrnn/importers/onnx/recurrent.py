@@ -23,6 +23,10 @@ _NAMES = {
 _COMMON = "activation_alpha activation_beta activations clip direction hidden_size layout"
 
 
+# Functions whose alpha or beta onnxruntime (1.31, measured) takes as 0 where a file gives none; ONNX says otherwise.
+_ZERO_ELSEWHERE = {"affine": "alpha 1, beta 0", "thresholded_relu": "alpha 1", "scaled_tanh": "alpha 1, beta 1"}
+
+
 def _specs(n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
     """(direction, activations a direction, keywords of CellSpec, layout) from the attributes alone."""
     direction = n.attr("direction", "string", "forward").lower()

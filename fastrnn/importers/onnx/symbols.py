@@ -224,7 +224,10 @@ class SymbolTable:
             s.final = name
             changed = True
             if s.genuine:
-                self.notes[s.name] = f"thawed {name}: {s.label} was {s.example}"
+                self.notes[s.name] = (
+                    f"thawed {name}: {s.label} was {s.example}; numbers that the exporter computed from {s.example} "
+                    "stay as they are"
+                )
         self.surplus = self._surplus()
         return changed
 
