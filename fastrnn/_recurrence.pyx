@@ -14,8 +14,8 @@ from fastrnn._isa cimport fpu_enter, fpu_leave, frnn_cell, frnn_cell_io, team_fo
 DEF ALIGN = 64
 DEF CHUNKS = 4  # chunks a thread that a step is cut into: a worker that wakes late still finds some
 DEF TILE_ROWS = 6  # rows of the widest tile: cutting it wastes registers
-# Where summing the input half ahead pays (100 steps, direct / hoisted time, Zen 4): one row of LSTM 64 1.01, 128 1.21,
-# 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. From two rows on a tile reads its weights once for all of them,
+# Where summing the input half ahead pays (100 steps, direct / hoisted time, Zen 4): one row of LSTM 64 1.01,
+# 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. From two rows on a tile reads its weights once for all of them,
 # and it costs up to a quarter (LSTM 64 with 16 rows 0.88, GRU 128 0.78).
 DEF HOISTED_ROWS = 1
 DEF HOISTED_UNITS = 48
@@ -191,7 +191,8 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
     alive = n
     ahead.now = NULL
     ahead.end, ahead.size = 0, f.table.cell_pre_size(cell)
-    hoisting = n <= HOISTED_ROWS and cell.H >= HOISTED_UNITS and a.pre_capacity // (ahead.size + 4) >= 2 * n and a.steps > 1
+    hoisting = n <= HOISTED_ROWS and cell.H >= HOISTED_UNITS and a.steps > 1
+    hoisting = hoisting and a.pre_capacity // (ahead.size + 4) >= 2 * n
     for t in range(a.steps):
         while alive > 0 and rows.length[alive - 1] <= t:
             alive -= 1
