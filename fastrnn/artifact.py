@@ -26,11 +26,14 @@ from .graph import Graph, Node, Value, validate
 
 FORMAT = "fastrnn 1"
 # Attributes that hold dims; others are plain JSON.
-_DIM_ATTRS = {"reshape": ("dims",), "expand": ("dims",), "slice": ("start", "stop")}
+_DIM_ATTRS = {"reshape": ("dims",), "expand": ("dims",), "slice": ("start", "stop"), "pad": ("pads",)}
 _ATTR_TYPES = {
     "activation": (str, type(None)), "alpha": (int, float), "beta": (int, float), "fn": (str,), "to": (str,),
     "perm": (tuple,), "axes": (tuple,), "axis": (int,), "step": (int,), "keepdims": (bool,), "log": (bool,),
-    "epsilon": (int, float), "initial": (str, type(None)),
+    "epsilon": (int, float), "initial": (str, type(None)), "mode": (str,), "value": (int, float), "kernel": (tuple,),
+    "strides": (tuple,), "dilations": (tuple,), "pads": (tuple,), "output_padding": (tuple,), "groups": (int,),
+    "count_include_pad": (bool,), "ceil": (bool,), "last": (bool,), "largest": (bool,), "exclusive": (bool,),
+    "reverse": (bool,),
 }  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def _attrs_from_json(op: str, data: dict) -> dict:
                 value = tuple(value)
                 if any(type(v) is not int for v in value):
                     raise ModelFormatError(f"{op}: {key} must be ints, got {value!r:.80}")
-            elif value in ("inf", "-inf") and key in ("alpha", "beta"):
+            elif value in ("inf", "-inf") and key in ("alpha", "beta", "value"):
                 value = float(value)
             huge = type(value) is int and abs(value) >= 1 << 63
             if key not in _ATTR_TYPES or type(value) not in _ATTR_TYPES[key] or huge:

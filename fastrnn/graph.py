@@ -32,10 +32,26 @@ Moving data
     expand      (x,); attrs: dims (x broadcasts to them)
     gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0.
                 Indices lie in [-size, size); one outside is an error when it is met.
+    pad         (x,); attrs: pads (begins then ends, an entry an axis, dims; a negative one cuts off), mode ("constant"
+                "reflect" "edge"), value (what "constant" pads with). reflect leaves the edge out, and so pads by less
+                than the size of its axis.
+Windows over one or two spatial axes, L; strides, dilations, kernel: an int an axis; pads: begins then ends, ints >= 0
+    conv        (x[B,C,L..], W[M,C/groups,K..], bias[M]?) -> [B,M,L'..]; W and bias constant; attrs: strides, dilations,
+                pads (with zeros), groups. A correlation, as everywhere: W is not turned round.
+                L' = (L + begin + end - dilation*(K-1) - 1)//stride + 1, which may depend on TIME.
+    conv_transpose  (x[B,C,L..], W[C,M/groups,K..], bias[M]?) -> [B,M,L'..]; W and bias constant; attrs: strides,
+                dilations, pads (taken off both ends of the result), output_padding, groups.
+                L' = (L-1)*stride + dilation*(K-1) + 1 + output_padding - begin - end
+    pool        (x[B,C,L..],) -> [B,C,L'..]; attrs: fn ("max" "mean"), kernel, strides, pads, dilations, ceil (bool: a
+                last window may run over the end, if it begins within x or the padding before it), count_include_pad
+                (bool: of mean, padding counts as zeros in the divisor; what runs over the padding never counts).
 Reductions and norms
     reduce      (x,); attrs: fn ("sum" "mean" "max" "min"), axes (sorted, >= 0), keepdims (bool)
     softmax     (x,); attrs: axis >= 0, log (bool)
     layer_norm  (x, scale?, bias?); attrs: axis >= 0 (normalises axes axis..last), epsilon; scale, bias broadcast to x
+    argmax      (x,) -> int64; attrs: axis >= 0, keepdims (bool), last (bool: of equal ones the last, else the first),
+                largest (bool: else the index of the smallest)
+    cumsum      (x,) -> same dims; attrs: axis >= 0, exclusive (bool: an element is not in its own sum), reverse (bool)
 """
 
 from __future__ import annotations
@@ -65,7 +81,7 @@ BINARY = frozenset(
 COMPARISONS = frozenset("equal greater greater_equal less less_equal and or xor".split())
 OPS = frozenset(
     "cell state linear matmul unary binary where cast transpose reshape slice concat expand gather reduce softmax "
-    "layer_norm".split()
+    "layer_norm pad conv conv_transpose pool argmax cumsum".split()
 )
 
 
@@ -188,6 +204,12 @@ _FORM = {
     "reduce": (1, 1, 1, {"fn", "axes", "keepdims"}),
     "softmax": (1, 1, 1, {"axis", "log"}),
     "layer_norm": (1, 3, 1, {"axis", "epsilon"}),
+    "pad": (1, 1, 1, {"pads", "mode", "value"}),
+    "conv": (2, 3, 1, {"strides", "dilations", "pads", "groups"}),
+    "conv_transpose": (2, 3, 1, {"strides", "dilations", "pads", "output_padding", "groups"}),
+    "pool": (1, 1, 1, {"fn", "kernel", "strides", "pads", "dilations", "count_include_pad", "ceil"}),
+    "argmax": (1, 1, 1, {"axis", "keepdims", "last", "largest"}),
+    "cumsum": (1, 1, 1, {"axis", "exclusive", "reverse"}),
 }
 
 
@@ -272,6 +294,8 @@ _CHOICES = {
     "binary": ("fn", BINARY),
     "cast": ("to", frozenset(DTYPES)),
     "reduce": ("fn", frozenset(("sum", "mean", "max", "min"))),
+    "pad": ("mode", frozenset(("constant", "reflect", "edge"))),
+    "pool": ("fn", frozenset(("max", "mean"))),
 }
 
 
@@ -280,7 +304,7 @@ def _check_functions(graph: Graph, node: Node) -> None:
     attr, known = _CHOICES.get(node.op, (None, ()))
     if attr is not None and node.attrs[attr] not in known:
         raise ModelFormatError(f"node {node.name}: {attr} of {node.op} is {node.attrs[attr]!r:.80}, which is unknown")
-    if node.op == "linear":
+    if node.op in ("linear", "conv", "conv_transpose"):
         for name in node.inputs[1:]:
             if name is not None and name not in graph.constants:
                 raise ModelFormatError(f"node {node.name}: {name} must be a constant")
