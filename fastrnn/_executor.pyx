@@ -559,6 +559,9 @@ cdef inline double combine(int64_t fn, double so_far, double x, bint first) noex
     return x if x < so_far else so_far
 
 
+include "_executor_windows.pxi"
+
+
 cdef class Scratch:
     """A program bound to sizes, and the arena it works in. One call at a time uses it."""
 
@@ -785,6 +788,8 @@ cdef class Program:
                 run_matmul(<const MatmulArgs *> a, &f)
             elif self.kinds[i] == OP_RUNNING:
                 run_running(<const RunningArgs *> a, &f)
+            elif self.kinds[i] >= OP_CONV:
+                run_window_op(self.kinds[i], a, &f)
             else:  # OP_ZERO
                 memset(f.base[(<const ZeroArgs *> a).buffer], 0, (<const ZeroArgs *> a).count * sizeof(float))
         fpu_leave(token)

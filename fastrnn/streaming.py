@@ -70,6 +70,26 @@ def _problem(graph: Graph, node: Node) -> str | None:
         return "picks steps by index"
     if node.op == "matmul" and (_over_time(x.dims[-1]) or any(map(_over_time, graph.values[node.inputs[1]].dims[-2:]))):
         return "multiplies over all steps"
+    return _window_problem(graph, node, x)
+
+
+def _window_problem(graph: Graph, node: Node, x: Value) -> str | None:
+    """Windows, pads, arg max and running sums: along time they would need steps that are gone, or still to come."""
+    a = node.attrs
+    if node.op in ("conv", "conv_transpose", "pool"):
+        kernel = a["kernel"] if node.op == "pool" else graph.values[node.inputs[1]].dims[2:]
+        for i, size in enumerate(x.dims[2:]):
+            alone = kernel[i] == a["strides"][i] == 1 and a["pads"][i] == a["pads"][len(kernel) + i] == 0
+            if _over_time(size) and not (alone and a.get("output_padding", (0, 0))[i] == 0):
+                return f"its window covers {kernel[i]} steps with stride {a['strides'][i]}"
+    if node.op == "pad":
+        rank = len(x.dims)
+        for i, size in enumerate(x.dims):
+            pads = (a["pads"][i], a["pads"][rank + i])
+            if any(_over_time(d) for d in (size, *pads)) and pads != (0, 0):
+                return f"pads a sequence by {pads[0]} and {pads[1]} steps"
+    if node.op in ("argmax", "cumsum") and _over_time(x.dims[a["axis"]]):
+        return f"its {node.op} runs over all steps"
     return None
 
 

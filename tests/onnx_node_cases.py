@@ -54,25 +54,6 @@ _REFUSED = [
     ),
     ("bind: 'start' must be float16", "bfloat16 is not bound", "range_bfloat16_type_positive_delta"),
     (
-        "arithmetic on live int32 values",
-        "integers of an input may be cast and used as indices; the engine computes in float32",
-        (
-            "div_int32_trunc equal equal_bcast max_int32 min_int32 mod_broadcast mod_mixed_sign_int32 "
-            "pow_types_int32_float32 pow_types_int32_int32"
-        ),
-    ),
-    (
-        "arithmetic on live int64 values",
-        "as for int32",
-        (
-            "where_long_example max_int64 min_int64 mod_mixed_sign_int64 pow_types_int64_float32 pow_types_int64_int64 "
-            "attention_4d_causal_nonpad_batch_prefill_expanded attention_4d_causal_nonpad_continued_prefill_expanded "
-            "attention_4d_causal_nonpad_negative_offset_structural_empty_expanded "
-            "attention_4d_gqa_causal_nonpad_decode_expanded attention_4d_gqa_causal_nonpad_decode_fp16_expanded"
-        ),
-    ),
-    ("gather along axis 1", "lookups along another axis than the first", "gather_1 gather_2d_indices"),
-    (
         "rows that are reversed over a part of their length",
         "ReverseSequence is read where it turns whole rows round, as tf2onnx writes it",
         "reversesequence_batch reversesequence_bfloat16 reversesequence_time",

@@ -30,6 +30,7 @@ LEVELS = {
     "reference": 2,
     "reference_windows": 2,
     "lowering": 3,
+    "lowering_elementwise": 3,
     "lowering_fields": 3,
     "lowering_windows": 3,
     "plan": 3,
