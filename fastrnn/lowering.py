@@ -19,7 +19,7 @@ from .lowering_fields import at as _at
 from .lowering_fields import contiguous_last as _contiguous_last
 from .lowering_fields import instruction as _instruction
 from .lowering_fields import level_fields as _level_fields
-from .lowering_windows import WindowLowering
+from .lowering_windows import WindowLowering, channels_last_order
 from .passes.fuse_elementwise import activations, groups
 from .plan import Builder, Plan, StateSlot
 from .tensors import Buffer, Tensor, collapse
@@ -182,6 +182,8 @@ class Lowering(WindowLowering, ElementwiseLowering):
             users = self.consumers.get(name, [])
             order = users[0].attrs["perm"] if len(users) == 1 and users[0].op == "transpose" else None
             value = self.graph.values[name]
+            if self.feeds_window(name):
+                order = channels_last_order(len(value.dims))
             self.destinations[name] = self.builder.allocate(value.dtype, value.dims, order)
         whole, start = self.destinations[name], 0
         for part in node.inputs:
@@ -283,6 +285,12 @@ class Lowering(WindowLowering, ElementwiseLowering):
     def op_reshape(self, node: Node) -> None:
         x, dims = self.tensor(node.inputs[0]), node.attrs["dims"]
         view = x.reshape(dims)
+        if view is None and self.feeds_window(node.outputs[0]):  # one copy, into the memory that the window reads
+            whole = self.builder.allocate(x.dtype, dims, channels_last_order(len(dims)))
+            back = whole.reshape(x.dims)
+            if back is not None:
+                self._copy(x, back, node.name)
+                view = whole
         if view is None:
             dense = self.builder.allocate(x.dtype, x.dims)
             self._copy(x, dense, node.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from . import dims as D
 from .errors import UnsupportedError
 from .graph import Node
@@ -28,7 +30,12 @@ class ElementwiseLowering:
 
     def op_gather(self, node: Node) -> None:
         """Rows of a table by index. Where `axis` is not the first, it is moved there and the result moved back."""
-        table, indices, axis = self.tensor(node.inputs[0]), self.tensor(node.inputs[1]), node.attrs["axis"]
+        axis = node.attrs["axis"]
+        view = self._gather_view(node, axis)
+        if view is not None:
+            self.tensors[node.outputs[0]] = view
+            return
+        table, indices = self.tensor(node.inputs[0]), self.tensor(node.inputs[1])
         if axis != 0:
             return self._gather_along(node, table, indices, axis)
         table = self.contiguous_last(table, node, len(table.dims) - 1)
@@ -47,6 +54,27 @@ class ElementwiseLowering:
             inner=inner, index_type=TYPE_CODES[indices.dtype], item=ITEMSIZE[table.dtype], **at("table", table),
             **at("index", indices), **at("y", flat),
         )  # fmt: skip
+
+    def _gather_view(self, node: Node, axis: int) -> Tensor | None:
+        """Constant indices in even steps (as an unfold into overlapping frames has) are another view of the table."""
+        picks, table = self.graph.constants.get(node.inputs[1]), self.tensor(node.inputs[0])
+        size = table.dims[axis]
+        if picks is None or picks.size == 0 or not isinstance(size, int) or picks.min() < -size or picks.max() >= size:
+            return None
+        picks = np.where(picks < 0, picks + size, picks)
+        first = int(picks.flat[0])
+        steps = [int(np.take(picks, 1, i).flat[0]) - first if n > 1 else 0 for i, n in enumerate(picks.shape)]
+        even = first + sum(np.indices(picks.shape)[i] * step for i, step in enumerate(steps))
+        if not np.array_equal(picks, even):
+            return None
+        stride = table.strides[axis]
+        dims = (*table.dims[:axis], *picks.shape, *table.dims[axis + 1 :])
+        strides = (*table.strides[:axis], *(step * stride for step in steps), *table.strides[axis + 1 :])
+        new = {a: [a + (picks.ndim - 1) * (a > axis)] for a in range(len(table.dims))} | {
+            axis: list(range(axis, axis + picks.ndim))
+        }
+        order = tuple(b for a in table.order for b in new[a])
+        return Tensor(table.buffer, dims, strides, first * stride + table.offset, order)
 
     def _gather_along(self, node: Node, table: Tensor, indices: Tensor, axis: int) -> None:
         rank, picks = len(table.dims), len(indices.dims)

@@ -17,6 +17,7 @@ from . import dims as D
 from .errors import UnsupportedError
 from .graph import Node
 from .lowering_fields import FUNCTIONS, TYPE_CODES, at, level_fields
+from .passes.fuse_elementwise import activation_of
 from .tensors import Buffer, Tensor
 
 PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stay in L1 or near it
@@ -34,6 +35,7 @@ class Axis:
     pad_end: int = 0
 
 
+_WINDOWS = ("conv", "conv_transpose", "pool")
 ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that a window of one spatial axis gets
 
 
@@ -41,11 +43,16 @@ class WindowLowering:
     """The methods `op_...` of `fastrnn.lowering.Lowering` for these ops; self is that class."""
 
     # -- memory --
+    def feeds_window(self, name: str) -> bool:
+        """A window reads the value `name`, so it should lie channels-last."""
+        readers = self.consumers.get(name, [])
+        return any(n.op in _WINDOWS and n.inputs[0] == name for n in readers)
+
     def _channels_last(self, t: Tensor, node: Node) -> Tensor:
         """t [B, C, L..] where the channels of a position are one run, else a copy in which they are."""
         if t.strides[1] == 1 or _is_one(t.dims[1]):
             return t
-        dense = self.builder.allocate(t.dtype, t.dims, _channels_last_order(len(t.dims)))
+        dense = self.builder.allocate(t.dtype, t.dims, channels_last_order(len(t.dims)))
         self._copy(t, dense, node.name)
         return dense
 
@@ -53,7 +60,7 @@ class WindowLowering:
         """Where a window's output goes: its destination if channels are one run there, else memory in x's order."""
         target = self.destinations.get(node.outputs[0])
         good = target is not None and (target.strides[1] == 1 or _is_one(target.dims[1]))
-        order = [*(a for a in x.order if a != 1), 1] if x.dims[1] != 1 else _channels_last_order(len(x.dims))
+        order = [*(a for a in x.order if a != 1), 1] if x.dims[1] != 1 else channels_last_order(len(x.dims))
         return self.result(node, order=order, fresh=not good)
 
     def _window_fields(self, x: Tensor, y: Tensor, axes: list[Axis], counts=None, starts=None, steps=None) -> dict:
@@ -134,9 +141,8 @@ class WindowLowering:
         after = self.activations.get(node.name)
         if after is None:
             return self._window_result(node, x), (FUNCTIONS["identity"], 0.0, 0.0)
-        y = self._window_result(after, x)
-        a = after.attrs
-        return y, (FUNCTIONS[a["fn"]], float(a["alpha"]), float(a["beta"]))
+        fn, alpha, beta = activation_of(self.graph, after, node.outputs[0])
+        return self._window_result(after, x), (FUNCTIONS[fn], float(alpha), float(beta))
 
     def _emit_conv(self, node: Node, key: str, W, bias, act: tuple, x: Tensor, y: Tensor, fields: dict) -> None:
         """W [groups, taps.., channels, outs] over channels-last x."""
@@ -307,7 +313,8 @@ def _borders(band: Tensor, axis: int, before, size, after, mode: str):
     return [(0, before, low), (end, after, band.narrow(axis, end - 2, after, -1))]
 
 
-def _channels_last_order(rank: int) -> list[int]:
+def channels_last_order(rank: int) -> list[int]:
+    """Axes of [B, C, L..] from the slowest to the fastest in the memory that windows work on."""
     return [0, *range(2, rank), 1]
 
 

@@ -280,6 +280,54 @@ def test_gather_along_any_axis(dtype, axis):
         run(graph, table, picks + 9)
 
 
+@pytest.mark.parametrize(
+    ("picks", "view"),
+    [
+        ([[0, 1, 2], [1, 2, 3], [2, 3, 4]], True),  # an unfold
+        ([4, 2, 0], True),
+        ([-1, -1], True),
+        ([-5, -4], True),
+        ([[3]], True),
+        (2, True),
+        ([0, 1, 3], False),
+        ([[0, 1], [1, 3]], False),
+    ],
+)
+def test_constant_indices_in_even_steps_cost_nothing(picks, view):
+    b = GraphBuilder("gather")
+    x = b.input("x", "float32", BATCH, 5, 6)
+    y = b.add("gather", x, b.constant("picks", np.array(picks)), axis=1)
+    graph = b.done(b.add("unary", y, fn="tanh", alpha=0.0, beta=0.0))
+    table = real(1, 2, 5, 6)
+    outs, plan = run(graph, table)
+    assert np.array_equal(outs[0], _isa.map_function("tanh", np.take(table, picks, 1)))
+    assert ("gather" not in [op.kind for op in plan.ops]) == view
+
+
+def test_constant_indices_outside_are_an_error_when_met():
+    b = GraphBuilder("gather")
+    x = b.input("x", "float32", BATCH, 5)
+    graph = b.done(b.add("gather", x, b.constant("picks", np.array([3, 4, 5])), axis=1))
+    with pytest.raises(ShapeError, match="index 5 is outside"):
+        run(graph, real(1, 2, 5))
+
+
+def test_what_windows_read_is_written_channels_last():
+    """unfold -> reshape -> conv -> prelu, joined to a cache -> depthwise conv: one copy each for what is moved."""
+    b = GraphBuilder("frames")
+    x, cache = b.input("x", "float32", BATCH, 4, 12), b.input("cache", "float32", BATCH, 6, 2, 10)
+    frames = b.add("gather", x, b.constant("at", np.arange(3)[:, None] + np.arange(10)), axis=2)
+    flat = b.add("reshape", b.add("transpose", frames, perm=(0, 2, 1, 3)), dims=(BATCH, 12, 1, 10))
+    one = {"strides": (1, 1), "dilations": (1, 1)}
+    y = b.add("conv", flat, b.constant("W", real(1, 6, 12, 1, 1)), **one, pads=(0, 0, 0, 0), groups=1)
+    y = b.add("binary", y, b.constant("slope", np.float32([[[0.2]]])), fn="prelu")
+    joined = b.add("concat", cache, y, axis=2)
+    z = b.add("conv", joined, b.constant("V", real(2, 6, 1, 3, 3)), **one, pads=(0, 1, 0, 1), groups=6)
+    graph = b.done(b.add("transpose", z, perm=(0, 2, 3, 1)))
+    _, plan = check(graph, real(3, 2, 4, 12), real(4, 2, 6, 2, 10))
+    assert [op.kind for op in plan.ops] == ["copy", "conv", "copy", "depthwise"]
+
+
 INTEGERS = "add sub mul div mod pow min max equal greater greater_equal less less_equal".split()
 
 

@@ -37,9 +37,24 @@ def activations(graph: Graph) -> dict[str, Node]:
         if node.op not in _CONVOLUTIONS or node.outputs[0] in outputs:
             continue
         after = readers.get(node.outputs[0], [])
-        if len(after) == 1 and after[0].op == "unary" and after[0].attrs["fn"] in _FUSABLE:
+        if len(after) == 1 and activation_of(graph, after[0], node.outputs[0]) is not None:
             found[node.name] = after[0]
     return found
+
+
+def activation_of(graph: Graph, node: Node, name: str) -> tuple | None:
+    """(function, alpha, beta) that `node` applies to each element of the value `name` alone; None where it is none.
+
+    prelu with one slope for all is leaky_relu.
+    """
+    if node.op == "unary" and node.attrs["fn"] in _FUSABLE:
+        return node.attrs["fn"], node.attrs["alpha"], node.attrs["beta"]
+    if node.op == "binary" and node.attrs["fn"] == "prelu" and node.inputs[0] == name:
+        slope = graph.constants.get(node.inputs[1])
+        same = graph.values[name].dims == graph.values[node.outputs[0]].dims
+        if slope is not None and slope.dtype == "float32" and slope.size == 1 and same:
+            return "leaky_relu", float(slope.flat[0]), 0.0
+    return None
 
 
 def groups(graph: Graph, apart: frozenset[str] = frozenset()) -> dict[str, Group]:
