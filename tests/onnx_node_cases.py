@@ -95,6 +95,60 @@ _REFUSED = [
     ),
     ("a sequence of parts longer than one", "only torch's unbind is read", "split_to_sequence_1 split_to_sequence_2"),
     ("Swish: alpha=0.5", "Swish is read as x * sigmoid(x) alone", "swiglu_alpha_expanded"),
+    (
+        "over a value of rank 5",
+        "windows slide over one or two axes",
+        (
+            "averagepool_3d_default averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_False "
+            "averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_True "
+            "averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_False "
+            "averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True "
+            "averagepool_3d_dilations_small convtranspose_3d maxpool_3d_default maxpool_3d_dilations "
+            "maxpool_3d_dilations_use_ref_impl maxpool_3d_dilations_use_ref_impl_large"
+        ),
+    ),
+    (
+        "its pads must be constant or a size",
+        "a shape that the caller feeds",
+        (
+            "center_crop_pad_crop_and_pad_expanded center_crop_pad_crop_axes_chw_expanded "
+            "center_crop_pad_crop_axes_hwc_expanded center_crop_pad_crop_expanded "
+            "center_crop_pad_crop_negative_axes_hwc_expanded center_crop_pad_pad_expanded"
+        ),
+    ),
+    (
+        "its output Indices",
+        "they serve unpooling alone",
+        ("maxpool_with_argmax_2d_precomputed_pads maxpool_with_argmax_2d_precomputed_strides"),
+    ),
+    (
+        "Pad: of int32",
+        "integers are not padded",
+        ("edge_pad reflect_pad"),
+    ),
+    (
+        "mode=",
+        "wrap continues an axis from its other end, which no recurrent model does",
+        ("wrap_pad"),
+    ),
+    (
+        "reduction=",
+        "ScatterND is read where it overwrites a box",
+        (
+            "scatternd_add scatternd_max scatternd_max_with_element_indices scatternd_min "
+            "scatternd_min_with_element_indices scatternd_multiply"
+        ),
+    ),
+    (
+        "indices that are not a box in order",
+        "ScatterND is read where it overwrites a box",
+        ("scatternd"),
+    ),
+    (
+        "values of dtype bfloat16",
+        "constants of this type that are padded",
+        ("attention_4d_causal_padded_kv_bf16_expanded attention_4d_padded_kv_bf16_expanded"),
+    ),
 ]
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}
 

@@ -62,7 +62,6 @@ _BINARY = {
     "And": "and",
     "Or": "or",
     "Xor": "xor",
-    "PRelu": "prelu",
 }
 
 
@@ -180,6 +179,18 @@ def _binary(ctx, n: NodeReader):
     if fn == "pow" and ctx.kind(a) != ctx.kind(b):
         b = _as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
     return [ctx.one("binary", a, b, fn=fn)]
+
+
+@op("PRelu")
+def _prelu(ctx, n: NodeReader):
+    x, slope = ctx.live(n.input(0)), n.input(1)
+    if x.dtype != "float32":
+        raise Finding(f"PRelu of {x.dtype}")
+    x, slope = ctx.broadcast([x, slope], "PRelu")
+    out = ctx.one("binary", x, slope, fn="prelu")
+    if out.dims != x.dims:
+        raise ModelFormatError(f"a slope with dims {list(map(str, slope.dims))} does not broadcast to the input's")
+    return [out]
 
 
 def _as_dtype(ctx, value, dtype: str):

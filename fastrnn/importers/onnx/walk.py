@@ -10,7 +10,7 @@ import onnx
 
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError
 from ...graph import Graph
-from . import elementwise, files, fold, products, recurrent, shaping, unroll  # noqa: F401  (they fill OPERATORS)
+from . import elementwise, files, fold, products, recurrent, scatter, shaping, unroll, windows  # noqa: F401  (they fill OPERATORS)
 from .build import Builder
 from .nodes import NodeReader, OnnxNode, show_attr
 from .registry import OPERATORS
@@ -73,6 +73,7 @@ def precheck(file: File) -> list[str]:
 def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Builder]:
     """The graph as far as the table knows. Appends findings to `problems`; raises Restart through the table."""
     graph = file.model.graph
+    table.recent.clear()
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
