@@ -285,12 +285,8 @@ class Lowering(WindowLowering, ElementwiseLowering):
     def op_reshape(self, node: Node) -> None:
         x, dims = self.tensor(node.inputs[0]), node.attrs["dims"]
         view = x.reshape(dims)
-        if view is None and self.feeds_window(node.outputs[0]):  # one copy, into the memory that the window reads
-            whole = self.builder.allocate(x.dtype, dims, channels_last_order(len(dims)))
-            back = whole.reshape(x.dims)
-            if back is not None:
-                self._copy(x, back, node.name)
-                view = whole
+        if view is None and self.feeds_window(node.outputs[0]):
+            view = self.reshaped_for_window(x, node)
         if view is None:
             dense = self.builder.allocate(x.dtype, x.dims)
             self._copy(x, dense, node.name)
@@ -318,16 +314,6 @@ class Lowering(WindowLowering, ElementwiseLowering):
             self._copy(self.tensor(part), whole.narrow(axis, start, size), node.name)
             start = size + start
         self.tensors[node.outputs[0]] = whole
-
-    def op_cast(self, node: Node) -> None:
-        x, to = self.tensor(node.inputs[0]), node.attrs["to"]
-        source = self.graph.values[node.inputs[0]].dtype
-        if to == source:
-            self.tensors[node.outputs[0]] = x
-        elif to == "bool":
-            self._elementwise(node, [("sign", (0,)), ("abs", (1,))], [self.real(node)])
-        else:
-            self._copy(x, self.result(node, order=x.order), node.name)
 
     # -- products --
     def op_linear(self, node: Node) -> None:

@@ -92,6 +92,16 @@ class ElementwiseLowering:
         self.tensors[node.outputs[0]] = out.transpose((*before, *range(picks), *range(picks + axis, len(out.dims))))
 
     # -- elementwise --
+    def op_cast(self, node: Node) -> None:
+        x, to = self.tensor(node.inputs[0]), node.attrs["to"]
+        source = self.graph.values[node.inputs[0]].dtype
+        if to == source:
+            self.tensors[node.outputs[0]] = x
+        elif to == "bool":
+            self._elementwise(node, [("sign", (0,)), ("abs", (1,))], [self.real(node)])
+        else:
+            self._copy(x, self.result(node, order=x.order), node.name)
+
     def op_unary(self, node: Node) -> None:
         self._elementwise_node(node, node.attrs["fn"])
 

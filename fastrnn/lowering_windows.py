@@ -48,6 +48,15 @@ class WindowLowering:
         readers = self.consumers.get(name, [])
         return any(n.op in _WINDOWS and n.inputs[0] == name for n in readers)
 
+    def reshaped_for_window(self, x: Tensor, node: Node) -> Tensor | None:
+        """x reshaped by one copy into channels-last memory; None where its axes don't fall together in it."""
+        whole = self.builder.allocate(x.dtype, node.attrs["dims"], channels_last_order(len(node.attrs["dims"])))
+        back = whole.reshape(x.dims)
+        if back is None:
+            return None
+        self._copy(x, back, node.name)
+        return whole
+
     def _channels_last(self, t: Tensor, node: Node) -> Tensor:
         """t [B, C, L..] where the channels of a position are one run, else a copy in which they are."""
         if t.strides[1] == 1 or _is_one(t.dims[1]):
