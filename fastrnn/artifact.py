@@ -1,7 +1,8 @@
 """Graph <-> .fastrnn: one safetensors file, the constants as its tensors, the graph as JSON in its metadata.
 
 Format 1. Metadata keys: `format` ("fastrnn 1"), `graph` (the JSON below), `fingerprint` (SHA-256 over both).
-JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..], "values": {name: [dtype, [dims..]]},
+JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..],
+"requires": [[dim, int]..] (absent where there are none), "values": {name: [dtype, [dims..]]},
 "nodes": [[op, name, [inputs..], [outputs..], {attrs}]..]}; a dim is an int or text such as "2*time+1"; a cell's spec is
 an object of `CellSpec`'s fields. Nothing in a file is executed; every size is checked against the bytes that are there
 (by safetensors) and the graph against the vocabulary (by `graph.validate`).
@@ -64,6 +65,7 @@ def graph_to_json(graph: Graph) -> str:
             "outputs": graph.outputs,
             "states": dict(graph.states),
             "notes": graph.notes,
+            **({"requires": [[str(dim), number] for dim, number in graph.requires]} if graph.requires else {}),
             "values": {v.name: [v.dtype, [_dim_to_json(d) for d in v.dims]] for v in graph.values.values()},
             "nodes": [[n.op, n.name, n.inputs, n.outputs, _attrs_to_json(n)] for n in graph.nodes],
         },
@@ -125,7 +127,8 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
     states = {str(k): str(v) for k, v in data["states"].items()}
     notes = tuple(map(str, data["notes"]))
     inputs, outputs = tuple(data["inputs"]), tuple(data["outputs"])
-    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, notes)
+    requires = tuple((D.parse(dim), number) for dim, number in data.get("requires", ()))
+    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, notes, requires)
 
 
 def fingerprint(graph: Graph) -> str:

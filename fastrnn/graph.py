@@ -63,7 +63,8 @@ from types import MappingProxyType
 import numpy as np
 
 from .cells import CellSpec
-from .errors import ModelFormatError
+from .dims import Dim, evaluate, symbols
+from .errors import ModelFormatError, ShapeError
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
@@ -141,6 +142,8 @@ class Graph:
     constants : name -> array of the value's dtype and dims; read-only.
     states : input name -> output name, for each state that the caller threads by hand through the file
         (the output of one call is the input of the next).
+    requires : (dim, int) pairs: what else has to hold of the sizes of the inputs, such as that windows over one of them
+        are just one. Whoever fixes the sizes checks them (`check_required`).
     notes : lines that tell a person what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
@@ -152,6 +155,7 @@ class Graph:
     constants: Mapping[str, np.ndarray]
     states: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    requires: tuple[tuple[Dim, int], ...] = ()
 
     def __post_init__(self):
         for name in ("values", "constants", "states"):
@@ -164,6 +168,7 @@ class Graph:
         lines += [f"  input  {self.values[n]}" for n in self.inputs]
         lines += [f"  output {self.values[n]}" for n in self.outputs]
         lines += [f"  state  {a} -> {b}" for a, b in self.states.items()]
+        lines += [f"  where  {dim} = {number}" for dim, number in self.requires]
         lines += [f"  {node}" for node in self.nodes]
         return "\n".join(lines)
 
@@ -211,6 +216,15 @@ _FORM = {
     "argmax": (1, 1, 1, {"axis", "keepdims", "last", "largest"}),
     "cumsum": (1, 1, 1, {"axis", "exclusive", "reverse"}),
 }
+
+
+def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
+    """Raise ShapeError where sizes of the inputs, a number a symbol, break what the graph requires of them."""
+    for dim, number in graph.requires:
+        got = evaluate(dim, sizes)
+        if got != number:
+            given = ", ".join(f"{name} = {sizes[name]}" for name in sorted(symbols(dim)))
+            raise ShapeError(f"{graph.name}: {given} makes {dim} {got}; the model takes inputs where it is {number}")
 
 
 def validate(graph: Graph) -> Graph:
@@ -279,6 +293,10 @@ def _check_ends(graph: Graph) -> None:
     for name in graph.inputs:
         if name in graph.constants:
             raise ModelFormatError(f"{graph.name}: the input {name} is a constant too")
+    known = {name for value in graph.inputs for d in graph.values[value].dims for name in symbols(d)}
+    for dim, number in graph.requires:
+        if not isinstance(dim, Dim) or type(number) is not int or not symbols(dim) <= known:
+            raise ModelFormatError(f"{graph.name}: requires {dim} = {number}, which no input's size tells")
     for start, end in graph.states.items():
         if start not in graph.inputs or end not in graph.outputs:
             raise ModelFormatError(f"{graph.name}: state {start} -> {end} does not lead from an input to an output")

@@ -44,6 +44,7 @@ _KNOWN_BEFORE = {
     "Dropout": (1, 2),
     "Expand": (1,),
     "GroupNormalization": (1, 2),
+    "If": (0,),
     "InstanceNormalization": (1, 2),
     "Pad": (1, 2, 3),
     "QuantizeLinear": (1, 2),

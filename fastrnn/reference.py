@@ -23,7 +23,7 @@ from . import dims as D
 from . import reference_windows as windows
 from .cells import CellSpec
 from .errors import ShapeError, StreamError
-from .graph import Graph, Node, Value
+from .graph import Graph, Node, Value, check_required
 
 # What a declared dtype is computed in.
 WIDE = {"float32": np.float64, "float64": np.float64, "int64": np.int64, "int32": np.int64, "bool": np.bool_}
@@ -397,6 +397,7 @@ def bind_sizes(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str
         if got != expected:
             text = f"{dim} = {expected}" if isinstance(dim, D.Dim) else f"{expected}"
             raise ShapeError(f"input {value.name}, axis {axis}: got {got}, expected {text} ({value})")
+    check_required(graph, env)
     return env
 
 

@@ -149,6 +149,19 @@ _REFUSED = [
         "constants of this type that are padded",
         ("attention_4d_causal_padded_kv_bf16_expanded attention_4d_padded_kv_bf16_expanded"),
     ),
+    (
+        "a Range that depends on the inputs",
+        "a shape that the caller feeds",
+        (
+            "affine_grid_2d_align_corners_expanded affine_grid_2d_expanded affine_grid_3d_align_corners_expanded "
+            "affine_grid_3d_expanded"
+        ),
+    ),
+    (
+        "operator SequenceConstruct",
+        "values are tensors",
+        ("if_opt if_seq"),
+    ),
 ]
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}
 

@@ -7,6 +7,7 @@ import pytest
 
 from fastrnn import reference
 from fastrnn.dims import BATCH, TIME, symbols
+from fastrnn.errors import ShapeError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
@@ -74,3 +75,25 @@ def test_gtcrn():
     pair = stepped(graph, lambda k: {"mix": np.concatenate([rows[7 - k], rows[k]])}, 8)
     for k in range(8):
         np.testing.assert_allclose(pair[k]["enh"][1:], answers[k]["enh"], atol=1e-10)
+
+
+def test_silero():
+    with pytest.raises(UnsupportedError, match=r"computed from the input 'sr'; fix that with bind="):
+        import_onnx(MODELS / "silero_vad_v5.onnx")
+    graph, theirs = import_onnx(MODELS / "silero_vad_v5.onnx", bind={"sr": 16000}), golden("silero_vad_v5")
+    assert dict(graph.states) == {"state": "stateN"}
+    assert graph.inputs == ("input", "state")
+    assert graph.values["input"].dims[0] == BATCH
+    x = theirs["input"]
+    answers = stepped(graph, lambda k: {"input": x[k]}, len(x))
+    out = np.stack([a["output"] for a in answers])
+    np.testing.assert_allclose(out, theirs["output"], atol=1e-4)
+    np.testing.assert_allclose(answers[-1]["stateN"], theirs["stateN"], atol=1e-4)
+    both = stepped(graph, lambda k: {"input": np.concatenate([x[9 - k], x[k]])}, 10)
+    np.testing.assert_allclose(np.stack([a["output"][1:] for a in both]), out[:10], atol=1e-10)
+    # Inputs that make two frames of the encoder are none that the file can take.
+    with pytest.raises(ShapeError, match="the model takes inputs where it is 1"):
+        reference.run(graph, {"input": np.zeros((1, 1024)), "state": np.zeros((2, 1, 128))})
+    other = import_onnx(MODELS / "silero_vad_v5.onnx", bind={"sr": 8000})
+    y, _ = reference.run(other, {"input": x[0][:, :288], "state": np.zeros((2, 1, 128))})
+    assert 0 <= y[0, 0] <= 1

@@ -81,9 +81,9 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
         names = ", ".join(v.name for v in model.graph.input)
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
-    constants = read_constants(model, folder, wanted)
+    constants = read_constants(model.graph, folder, wanted)
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
-    return File(where, model, versions, nodes, constants, bind, float64_as_float32)
+    return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
 
 
 def _inline(model, where: str):

@@ -256,4 +256,7 @@ class Builder:
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
         """The finished graph, not yet validated."""
         nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
-        return Graph(name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes))
+        requires = tuple(self.table.assumed.items())
+        return Graph(
+            name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), requires
+        )

@@ -24,7 +24,7 @@ _MAX_WORK = 1 << 26  # weights times steps that the proof may take: about a seco
 def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool]) -> Graph:
     """The graph that `build` makes with guesses, if it made any and they prove true; without them otherwise.
 
-    threads: whether a state is threaded through a graph. Without one, nothing tells one place of an output from another.
+    threads: whether a state is threaded through a graph. Without one, nothing tells where an output's batch stands.
     """
     table = SymbolTable(guess=True)
     try:

@@ -76,6 +76,8 @@ def _squeeze(ctx, n: NodeReader):
     axes = axes_of(axes, len(x.dims))
     for a in axes:
         ctx.equal(x.dims[a], 1, f"Squeeze of axis {a}")
+        if isinstance(x.dims[a], Dim):  # taken to be 1, which the graph requires
+            x = ctx.slice(x, a, 0, 1)
     dims = [d for i, d in enumerate(x.dims) if i not in axes]
     if isinstance(x, Ints):
         return [simplest(x.array.reshape(dims))]

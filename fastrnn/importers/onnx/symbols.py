@@ -53,6 +53,7 @@ class SymbolTable:
         self.by_name: dict[str, Symbol] = {}
         self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that a restart repeats none
         self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> the dims that it was made of, in order
+        self.assumed: dict[Dim, int] = {}  # sizes that no symbol tells, on which the file's own branches depend
         self._next = _FIRST_INVENTED
 
     # --- making and reading ------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class SymbolTable:
 
     def equal(self, a, b, reason: str) -> None:
         """Make two dims the same: return if they are, learn and restart if they can be, else raise ModelFormatError."""
-        if a == b:
+        if a == b or (isinstance(b, int) and isinstance(a, Dim) and self.assumed.get(a) == b):
             return
         if isinstance(a, int) and isinstance(b, int):
             raise ModelFormatError(f"{reason}: {a} against {b}")
@@ -225,7 +226,9 @@ class SymbolTable:
         changed |= self._join_batches()
         taken: set[str] = set()
         for s in self.roots():
-            base = s.role or ("batch" if s.axis == 0 else "time")
+            # A size that branches ask for is one of the file's own, not a number of steps.
+            asked = any(s in self.of(d) for d in self.assumed)
+            base = s.role or ("batch" if s.axis == 0 else "size" if asked else "time")
             name, k = base, 2
             while name in taken:
                 name, k = f"{base}_{k}", k + 1
