@@ -8,6 +8,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 cdef extern from "frnn.h" nogil:
     enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS
     enum: FRNN_RNN, FRNN_LSTM, FRNN_GRU, FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
+    enum: FRNN_NEG, FRNN_ABS, FRNN_SIGN, FRNN_SUB, FRNN_MUL, FRNN_DIV, FRNN_POW, FRNN_MOD, FRNN_EQUAL
+    enum: FRNN_GREATER, FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_WHERE
 
     ctypedef struct frnn_act:
         int32_t fn
@@ -78,6 +80,10 @@ cdef extern from "frnn.h" nogil:
         void (*layer_norm)(int64_t rows, int64_t n, float epsilon, const float *scale, const float *bias,
                            const float *x, int64_t x_row, float *y, int64_t y_row) noexcept nogil
         void (*map)(frnn_act act, int64_t n, const float *x, float *y) noexcept nogil
+        void (*depthwise)(int64_t C, int64_t K, const float *W, const float *bias, frnn_act act, int64_t windows,
+                          const float *const *taps, float *y, int64_t y_stride) noexcept nogil
+        void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps,
+                     float *y) noexcept nogil
 
 
 # As frnn.h describes them; wrapped, because the C library is linked into this extension alone.

@@ -86,3 +86,14 @@ def elementwise(
     out: _Array | None = None,
     isa: str | None = None,
 ) -> _Array: ...
+def depthwise(
+    W: _Array,
+    bias: _Array | None,
+    x: _Array,
+    activation: str = "identity",
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    y: _Array | None = None,
+    isa: str | None = None,
+) -> _Array: ...
+def pool(fn: str, x: _Array, divisor: float = 1.0, isa: str | None = None, y: _Array | None = None) -> _Array: ...

@@ -535,3 +535,50 @@ def elementwise(program, inputs, out=None, isa=None):
     table.elementwise(&p, &s, pointers, _data(out))
     frnn_fpu_leave(token)
     return out
+
+
+def depthwise(W, bias, x, activation="identity", alpha=0.0, beta=0.0, y=None, isa=None):
+    """y[w, c] = activation(bias[c] + sum_k x[w + k, c] W[k, c]): each channel of x by itself.
+
+    Parameters
+    ----------
+    W : float32 [K, C]
+    bias : float32 [C] or None
+    x : float32 [windows + K - 1, C], rows contiguous
+    y : float32 [windows, C], rows contiguous; None: a new array
+    """
+    cdef const frnn_kernels *table = kernels_named(isa)
+    cdef frnn_act act = _act(activation, alpha, beta)
+    _check("W", W, (None, None))
+    cdef int64_t K = W.shape[0], C = W.shape[1], i, k
+    cdef int64_t windows = x.shape[0] - K + 1
+    if bias is not None:
+        _check("bias", bias, (C,))
+    _row_array("x", x, C)
+    y = np.zeros((windows, C), np.float32) if y is None else _row_array("y", y, C, windows)
+    cdef _Rows rows = _Rows(x)
+    cdef const float **taps = <const float **> malloc(max(windows * K, 1) * sizeof(float *))
+    if taps == NULL:
+        raise MemoryError()
+    for i in range(windows):
+        for k in range(K):
+            taps[i * K + k] = rows.rows[i + k]
+    cdef uint64_t token = frnn_fpu_enter()
+    table.depthwise(C, K, _data(W), _data(bias), act, windows, taps, _data(y), y.strides[0] // 4)
+    frnn_fpu_leave(token)
+    free(taps)
+    return y
+
+
+def pool(fn, x, divisor=1.0, isa=None, y=None):
+    """Over the rows of x, float32 [K, C]: the largest of each channel ("max"), or their sum / divisor ("add")."""
+    cdef const frnn_kernels *table = kernels_named(isa)
+    if fn not in ("add", "max"):
+        raise FastRNNError(f"unknown pooling {fn!r}; known: add, max")
+    _row_array("x", x, x.shape[1])
+    y = np.zeros((1, x.shape[1]), np.float32) if y is None else _row_array("y", y, x.shape[1], 1)
+    cdef _Rows rows = _Rows(x)
+    cdef uint64_t token = frnn_fpu_enter()
+    table.pool(_CODES[fn], x.shape[1], x.shape[0], divisor, <const float *const *> rows.rows, _data(y))
+    frnn_fpu_leave(token)
+    return y[0]

@@ -367,6 +367,9 @@ cdef inline double combine(int64_t fn, double so_far, double x, bint first) noex
     return x if x < so_far else so_far
 
 
+include "_ops_windows.pxi"
+
+
 cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const int64_t *integers, Frame *f,
               int64_t *bad) noexcept nogil:
     """Run the ops once. Returns -1, or the number of the op that failed, with the offending integer in `bad`."""
@@ -405,6 +408,8 @@ cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const 
             run_matmul(<const MatmulArgs *> a, f)
         elif kinds[i] == OP_RUNNING:
             run_running(<const RunningArgs *> a, f)
+        elif kinds[i] >= OP_CONV:
+            run_window_op(kinds[i], a, f)
         else:  # OP_ZERO
             memset(f.base[(<const ZeroArgs *> a).buffer], 0, (<const ZeroArgs *> a).count * sizeof(float))
     fpu_leave(token)

@@ -1,7 +1,8 @@
 """Graph <-> .fastrnn: one safetensors file, the constants as its tensors, the graph as JSON in its metadata.
 
 Format 1. Metadata keys: `format` ("fastrnn 1"), `graph` (the JSON below), `fingerprint` (SHA-256 over both).
-JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..], "values": {name: [dtype, [dims..]]},
+JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..],
+"requires": [[dim, int]..] (absent where there are none), "values": {name: [dtype, [dims..]]},
 "nodes": [[op, name, [inputs..], [outputs..], {attrs}]..]}; a dim is an int or text such as "2*time+1"; a cell's spec is
 an object of `CellSpec`'s fields. Nothing in a file is executed; every size is checked against the bytes that are there
 (by safetensors) and the graph against the vocabulary (by `graph.validate`).
@@ -25,11 +26,14 @@ from .graph import Graph, Node, Value, validate
 
 FORMAT = "fastrnn 1"
 # Attributes that hold dims; others are plain JSON.
-_DIM_ATTRS = {"reshape": ("dims",), "expand": ("dims",), "slice": ("start", "stop")}
+_DIM_ATTRS = {"reshape": ("dims",), "expand": ("dims",), "slice": ("start", "stop"), "pad": ("pads",)}
 _ATTR_TYPES = {
     "activation": (str, type(None)), "alpha": (int, float), "beta": (int, float), "fn": (str,), "to": (str,),
     "perm": (tuple,), "axes": (tuple,), "axis": (int,), "step": (int,), "keepdims": (bool,), "log": (bool,),
-    "epsilon": (int, float), "initial": (str, type(None)),
+    "epsilon": (int, float), "initial": (str, type(None)), "mode": (str,), "value": (int, float), "kernel": (tuple,),
+    "strides": (tuple,), "dilations": (tuple,), "pads": (tuple,), "output_padding": (tuple,), "groups": (int,),
+    "count_include_pad": (bool,), "ceil": (bool,), "last": (bool,), "largest": (bool,), "exclusive": (bool,),
+    "reverse": (bool,),
 }  # fmt: skip
 
 
@@ -60,6 +64,7 @@ def graph_to_json(graph: Graph) -> str:
             "outputs": graph.outputs,
             "states": dict(graph.states),
             "notes": graph.notes,
+            **({"requires": [[str(dim), number] for dim, number in graph.requires]} if graph.requires else {}),
             "values": {v.name: [v.dtype, [_dim_to_json(d) for d in v.dims]] for v in graph.values.values()},
             "nodes": [[n.op, n.name, n.inputs, n.outputs, _attrs_to_json(n)] for n in graph.nodes],
         },
@@ -103,7 +108,7 @@ def _attrs_from_json(op: str, data: dict) -> dict:
                 value = tuple(value)
                 if any(type(v) is not int for v in value):
                     raise ModelFormatError(f"{op}: {key} must be ints, got {value!r:.80}")
-            elif value in ("inf", "-inf") and key in ("alpha", "beta"):
+            elif value in ("inf", "-inf") and key in ("alpha", "beta", "value"):
                 value = float(value)
             huge = type(value) is int and abs(value) >= 1 << 63
             if key not in _ATTR_TYPES or type(value) not in _ATTR_TYPES[key] or huge:
@@ -121,7 +126,8 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
     states = {str(k): str(v) for k, v in data["states"].items()}
     notes = tuple(map(str, data["notes"]))
     inputs, outputs = tuple(data["inputs"]), tuple(data["outputs"])
-    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, notes)
+    requires = tuple((D.parse(dim), number) for dim, number in data.get("requires", ()))
+    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, notes, requires)
 
 
 def fingerprint(graph: Graph) -> str:

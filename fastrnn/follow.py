@@ -264,6 +264,39 @@ class _Walk:
             self.problem(node, "sequence lengths are known only when a sequence ends")
         return [track, RUNNING, RUNNING]
 
+    def _conv(self, node):
+        """Rows are axis 0; channels are summed; along a spatial axis only a window of one step keeps steps apart."""
+        track = self.track(node)
+        if track is not None and track.axis == 1 and node.op != "pool":
+            raise Mixed(f"sums over {self.symbol}")
+        if track is not None and track.axis > 1:
+            i, a = track.axis - 2, node.attrs
+            kernel = a["kernel"] if node.op == "pool" else self.value(node, 1).dims[2:]
+            alone = kernel[i] == a["strides"][i] == 1 and a["pads"][i] == a["pads"][len(kernel) + i] == 0
+            if not alone or a.get("output_padding", (0, 0))[i] != 0:
+                what = "steps" if self.symbol == "time" else "rows of the batch"
+                raise Mixed(f"its window covers {kernel[i]} {what} with stride {a['strides'][i]}")
+        return [track]
+
+    _conv_transpose = _conv
+    _pool = _conv
+
+    def _pad(self, node):
+        track, pads = self.track(node), node.attrs["pads"]
+        if track is not None and (pads[track.axis], pads[len(pads) // 2 + track.axis]) != (0, 0):
+            what = "a sequence" if self.symbol == "time" else "the batch"
+            raise Mixed(f"pads {what} by {pads[track.axis]} and {pads[len(pads) // 2 + track.axis]}")
+        return [track]
+
+    def _argmax(self, node):
+        track, axis = self.track(node), node.attrs["axis"]
+        if track is not None and track.axis == axis:
+            raise Mixed(f"its {node.op} runs over all {'steps' if self.symbol == 'time' else 'rows of the batch'}")
+        gone = track is not None and node.op == "argmax" and not node.attrs["keepdims"] and axis < track.axis
+        return [Track(track.axis - 1, track.inner) if gone else track]
+
+    _cumsum = _argmax
+
 
 RUNNING = object()  # the track of a value that is made of all steps so far
 

@@ -32,10 +32,26 @@ Moving data
     expand      (x,); attrs: dims (x broadcasts to them)
     gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0.
                 Indices lie in [-size, size); one outside is an error when it is met.
+    pad         (x,); attrs: pads (begins then ends, an entry an axis, dims; a negative one cuts off), mode ("constant"
+                "reflect" "edge"), value (what "constant" pads with). reflect leaves the edge out, and so pads by less
+                than the size of its axis.
+Windows over one or two spatial axes, L; strides, dilations, kernel: an int an axis; pads: begins then ends, ints >= 0
+    conv        (x[B,C,L..], W[M,C/groups,K..], bias[M]?) -> [B,M,L'..]; W and bias constant; attrs: strides, dilations,
+                pads (with zeros), groups. A correlation, as everywhere: W is not turned round.
+                L' = (L + begin + end - dilation*(K-1) - 1)//stride + 1, which may depend on TIME.
+    conv_transpose  (x[B,C,L..], W[C,M/groups,K..], bias[M]?) -> [B,M,L'..]; W and bias constant; attrs: strides,
+                dilations, pads (taken off both ends of the result), output_padding, groups.
+                L' = (L-1)*stride + dilation*(K-1) + 1 + output_padding - begin - end
+    pool        (x[B,C,L..],) -> [B,C,L'..]; attrs: fn ("max" "mean"), kernel, strides, pads, dilations, ceil (bool: a
+                last window may run over the end, if it begins within x or the padding before it), count_include_pad
+                (bool: of mean, padding counts as zeros in the divisor; what runs over the padding never counts).
 Reductions and norms
     reduce      (x,); attrs: fn ("sum" "mean" "max" "min"), axes (sorted, >= 0), keepdims (bool)
     softmax     (x,); attrs: axis >= 0, log (bool)
     layer_norm  (x, scale?, bias?); attrs: axis >= 0 (normalises axes axis..last), epsilon; scale, bias broadcast to x
+    argmax      (x,) -> int64; attrs: axis >= 0, keepdims (bool), last (bool: of equal ones the last, else the first),
+                largest (bool: else the index of the smallest)
+    cumsum      (x,) -> same dims; attrs: axis >= 0, exclusive (bool: an element is not in its own sum), reverse (bool)
 """
 
 from __future__ import annotations
@@ -47,7 +63,8 @@ from types import MappingProxyType
 import numpy as np
 
 from .cells import CellSpec
-from .errors import ModelFormatError
+from .dims import Dim, evaluate, symbols
+from .errors import ModelFormatError, ShapeError
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
@@ -65,7 +82,7 @@ BINARY = frozenset(
 COMPARISONS = frozenset("equal greater greater_equal less less_equal and or xor".split())
 OPS = frozenset(
     "cell state linear matmul unary binary where cast transpose reshape slice concat expand gather reduce softmax "
-    "layer_norm".split()
+    "layer_norm pad conv conv_transpose pool argmax cumsum".split()
 )
 
 
@@ -125,6 +142,8 @@ class Graph:
     constants : name -> array of the value's dtype and dims; read-only.
     states : input name -> output name, for each state that the caller threads by hand through the file
         (the output of one call is the input of the next).
+    requires : (dim, int) pairs: what else has to hold of the sizes of the inputs, such as that windows over one of them
+        are just one. Whoever fixes the sizes checks them (`check_required`).
     notes : lines that tell a person what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
@@ -136,6 +155,7 @@ class Graph:
     constants: Mapping[str, np.ndarray]
     states: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    requires: tuple[tuple[Dim, int], ...] = ()
 
     def __post_init__(self):
         for name in ("values", "constants", "states"):
@@ -148,6 +168,7 @@ class Graph:
         lines += [f"  input  {self.values[n]}" for n in self.inputs]
         lines += [f"  output {self.values[n]}" for n in self.outputs]
         lines += [f"  state  {a} -> {b}" for a, b in self.states.items()]
+        lines += [f"  where  {dim} = {number}" for dim, number in self.requires]
         lines += [f"  {node}" for node in self.nodes]
         return "\n".join(lines)
 
@@ -188,7 +209,22 @@ _FORM = {
     "reduce": (1, 1, 1, {"fn", "axes", "keepdims"}),
     "softmax": (1, 1, 1, {"axis", "log"}),
     "layer_norm": (1, 3, 1, {"axis", "epsilon"}),
+    "pad": (1, 1, 1, {"pads", "mode", "value"}),
+    "conv": (2, 3, 1, {"strides", "dilations", "pads", "groups"}),
+    "conv_transpose": (2, 3, 1, {"strides", "dilations", "pads", "output_padding", "groups"}),
+    "pool": (1, 1, 1, {"fn", "kernel", "strides", "pads", "dilations", "count_include_pad", "ceil"}),
+    "argmax": (1, 1, 1, {"axis", "keepdims", "last", "largest"}),
+    "cumsum": (1, 1, 1, {"axis", "exclusive", "reverse"}),
 }
+
+
+def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
+    """Raise ShapeError where sizes of the inputs, a number a symbol, break what the graph requires of them."""
+    for dim, number in graph.requires:
+        got = evaluate(dim, sizes)
+        if got != number:
+            given = ", ".join(f"{name} = {sizes[name]}" for name in sorted(symbols(dim)))
+            raise ShapeError(f"{graph.name}: {given} makes {dim} {got}; the model takes inputs where it is {number}")
 
 
 def validate(graph: Graph) -> Graph:
@@ -257,6 +293,10 @@ def _check_ends(graph: Graph) -> None:
     for name in graph.inputs:
         if name in graph.constants:
             raise ModelFormatError(f"{graph.name}: the input {name} is a constant too")
+    known = {name for value in graph.inputs for d in graph.values[value].dims for name in symbols(d)}
+    for dim, number in graph.requires:
+        if not isinstance(dim, Dim) or type(number) is not int or not symbols(dim) <= known:
+            raise ModelFormatError(f"{graph.name}: requires {dim} = {number}, which no input's size tells")
     for start, end in graph.states.items():
         if start not in graph.inputs or end not in graph.outputs:
             raise ModelFormatError(f"{graph.name}: state {start} -> {end} does not lead from an input to an output")
@@ -272,6 +312,8 @@ _CHOICES = {
     "binary": ("fn", BINARY),
     "cast": ("to", frozenset(DTYPES)),
     "reduce": ("fn", frozenset(("sum", "mean", "max", "min"))),
+    "pad": ("mode", frozenset(("constant", "reflect", "edge"))),
+    "pool": ("fn", frozenset(("max", "mean"))),
 }
 
 
@@ -280,7 +322,7 @@ def _check_functions(graph: Graph, node: Node) -> None:
     attr, known = _CHOICES.get(node.op, (None, ()))
     if attr is not None and node.attrs[attr] not in known:
         raise ModelFormatError(f"node {node.name}: {attr} of {node.op} is {node.attrs[attr]!r:.80}, which is unknown")
-    if node.op == "linear":
+    if node.op in ("linear", "conv", "conv_transpose"):
         for name in node.inputs[1:]:
             if name is not None and name not in graph.constants:
                 raise ModelFormatError(f"node {node.name}: {name} must be a constant")

@@ -12,13 +12,19 @@ from . import _isa
 from . import dims as D
 from .errors import FastRNNError, UnsupportedError
 from .graph import Graph, Node
+from .lowering_elementwise import ElementwiseLowering
+from .lowering_fields import FUNCTIONS, LEVELS, RANK
+from .lowering_fields import TYPE_CODES as _TYPE
+from .lowering_fields import at as _at
+from .lowering_fields import contiguous_last as _contiguous_last
+from .lowering_fields import instruction as _instruction
+from .lowering_fields import level_fields as _level_fields
+from .lowering_windows import WindowLowering, channels_last_order
+from .passes.fuse_elementwise import activations, groups
 from .plan import Builder, Plan, StateSlot
-from .tensors import ITEMSIZE, Buffer, Tensor, collapse
+from .tensors import Buffer, Tensor, collapse
 
-LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own
 PRE_FLOATS = 32768  # room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights
-RANK = 6  # axes of an elementwise or copying op
-FUNCTIONS = {name: code for code, name in enumerate(_isa.functions())}
 
 
 class Weights:
@@ -45,7 +51,7 @@ class Weights:
         return sum(p.nbytes for p in self._packed.values())
 
 
-class Lowering:
+class Lowering(WindowLowering, ElementwiseLowering):
     """One walk over a graph; the methods named `op_...` lower one op each."""
 
     def __init__(self, graph: Graph, mode: str, weights: Weights):
@@ -63,6 +69,11 @@ class Lowering:
         self.input_names = [n for n in graph.inputs if n not in threaded]
         ends = set(graph.states.values()) if mode == "stream" else set()
         self.output_names = [n for n in graph.outputs if n not in ends]
+        self.activations = activations(graph)
+        absorbed = {n.name for n in self.activations.values()}
+        self.groups = groups(graph, frozenset(absorbed))
+        # Nodes that are computed with another one: nothing is emitted for them.
+        self.absorbed = absorbed | {n.name for g in self.groups.values() for n in g.nodes[:-1]}
 
     def run(self) -> Plan:
         for i, name in enumerate(self.input_names):
@@ -79,14 +90,18 @@ class Lowering:
         wanted = self._wanted_nodes()
         problems = []
         for node in self.graph.nodes:
-            if node.name not in wanted:
+            if node.name not in wanted or node.name in self.absorbed:
                 continue
             try:
-                getattr(self, f"op_{node.op}")(node)
+                if node.name in self.groups:
+                    self._elementwise_group(self.groups[node.name])
+                else:
+                    getattr(self, f"op_{node.op}")(node)
             except UnsupportedError as error:
                 problems += [f"node {node.name} ({node.op}): {p}" for p in error.problems]
-                for i, out in enumerate(node.outputs):
-                    self.result(node, i, fresh=True) if out is not None else None
+                for failed in (node, self.activations.get(node.name, node)):
+                    for i, out in enumerate(failed.outputs):
+                        self.result(failed, i, fresh=True) if out is not None else None
         if problems:
             raise UnsupportedError(problems, self.graph.name)
         for name, tensor in zip(self.output_names, self.plan.outputs, strict=True):
@@ -167,6 +182,8 @@ class Lowering:
             users = self.consumers.get(name, [])
             order = users[0].attrs["perm"] if len(users) == 1 and users[0].op == "transpose" else None
             value = self.graph.values[name]
+            if self.feeds_window(name):
+                order = channels_last_order(len(value.dims))
             self.destinations[name] = self.builder.allocate(value.dtype, value.dims, order)
         whole, start = self.destinations[name], 0
         for part in node.inputs:
@@ -207,7 +224,10 @@ class Lowering:
 
     def real(self, node: Node, i: int = 0) -> Tensor:
         """Input i of a node as float32, which is what kernels take; bools become 0.0 and 1.0."""
-        name = node.inputs[i]
+        return self.real_value(node.inputs[i], node)
+
+    def real_value(self, name: str, node: Node) -> Tensor:
+        """The value `name` as float32, for this node."""
         t = self.tensor(name)
         if t.dtype == "bool":
             floats = self.builder.allocate("float32", t.dims, t.order)
@@ -265,6 +285,8 @@ class Lowering:
     def op_reshape(self, node: Node) -> None:
         x, dims = self.tensor(node.inputs[0]), node.attrs["dims"]
         view = x.reshape(dims)
+        if view is None and self.feeds_window(node.outputs[0]):
+            view = self.reshaped_for_window(x, node)
         if view is None:
             dense = self.builder.allocate(x.dtype, x.dims)
             self._copy(x, dense, node.name)
@@ -292,76 +314,6 @@ class Lowering:
             self._copy(self.tensor(part), whole.narrow(axis, start, size), node.name)
             start = size + start
         self.tensors[node.outputs[0]] = whole
-
-    def op_cast(self, node: Node) -> None:
-        x, to = self.tensor(node.inputs[0]), node.attrs["to"]
-        source = self.graph.values[node.inputs[0]].dtype
-        if to == source:
-            self.tensors[node.outputs[0]] = x
-        elif to == "bool":
-            self._elementwise(node, [("sign", (0,)), ("abs", (1,))], [self.real(node)])
-        else:
-            self._copy(x, self.result(node, order=x.order), node.name)
-
-    def op_gather(self, node: Node) -> None:
-        """Rows of a table by index. Axes before `axis` become outer loops; what follows it must be one run."""
-        table, indices, axis = self.tensor(node.inputs[0]), self.tensor(node.inputs[1]), node.attrs["axis"]
-        if axis != 0:
-            raise UnsupportedError(f"gather along axis {axis}")
-        table = self.contiguous_last(table, node, len(table.dims) - 1)
-        inner = D.product(table.dims[1:])
-        out = self.result(node)
-        flat = out.reshape((*indices.dims, inner))
-        if flat is None or not _contiguous_last(flat):
-            out = self.result(node, fresh=True)
-            flat = out.reshape((*indices.dims, inner))
-        rank = len(indices.dims)
-        strides = flat.strides[:rank] if len(flat.strides) > rank else flat.strides
-        loops = self._levels(indices.dims, (indices.strides, strides), indices.order, node)
-        fields = _level_fields(loops, ("index", "y"))
-        self.builder.emit(
-            "gather", node.name, (table, indices), (out,), **fields, count=table.dims[0], table_row=table.strides[0],
-            inner=inner, index_type=_TYPE[indices.dtype], item=ITEMSIZE[table.dtype], **_at("table", table),
-            **_at("index", indices), **_at("y", flat),
-        )  # fmt: skip
-
-    # -- elementwise --
-    def op_unary(self, node: Node) -> None:
-        a = node.attrs
-        self._elementwise(node, [(a["fn"], (0,), a["alpha"], a["beta"])], [self.real(node)])
-
-    def op_binary(self, node: Node) -> None:
-        self._elementwise(node, [(node.attrs["fn"], (0, 1))], [self.real(node, i) for i in (0, 1)])
-
-    def op_where(self, node: Node) -> None:
-        self._elementwise(node, [("where", (0, 1, 2))], [self.real(node, i) for i in (0, 1, 2)])
-
-    def _elementwise(self, node: Node, instructions: list[tuple], inputs: list[Tensor]) -> None:
-        """A program over broadcast inputs (float32 tensors). instructions: (function, registers, alpha?, beta?)."""
-        dims = self.graph.values[node.outputs[0]].dims
-        inputs = [t.expand(dims) for t in inputs]
-        lead = max(inputs, key=lambda t: sum(s != 0 for s in t.strides))
-        out = self.result(node, order=lead.order)
-        if out.dtype == "bool":  # held as 0.0 and 1.0 until an output asks for bytes
-            out = self._float_stand_in(node, out)
-        loops = collapse(dims, [*(t.strides for t in inputs), out.strides], out.order)
-        if len(loops) > RANK:
-            raise UnsupportedError(f"broadcasting over {len(loops)} axes that can't be merged; at most {RANK}")
-        fields = {"program": len(self.plan.programs), "n_in": len(inputs), "rank": max(len(loops), 1)}
-        self.plan.programs.append((len(inputs), tuple(_instruction(*i) for i in instructions)))
-        for i in range(RANK):
-            size, steps = loops[i] if i < len(loops) else (1, (0,) * (len(inputs) + 1))
-            fields |= {f"size{i}": size, f"out_stride{i}": steps[-1]}
-            fields |= {f"in{j}_stride{i}": steps[j] for j in range(len(inputs))}
-        for j, t in enumerate(inputs):
-            fields |= _at(f"in{j}", t)
-        work = D.product(dims) * (4 * len(instructions))
-        self.builder.emit("elementwise", node.name, inputs, (out,), work, **fields, **_at("out", out))
-
-    def _float_stand_in(self, node: Node, out: Tensor) -> Tensor:
-        stand_in = self.builder.allocate("float32", out.dims, out.order)
-        self.tensors[node.outputs[0]] = stand_in
-        return stand_in
 
     # -- products --
     def op_linear(self, node: Node) -> None:
@@ -591,7 +543,6 @@ class Lowering:
         raise UnsupportedError("a free state (not of an RNN, LSTM or GRU cell)")
 
 
-_TYPE = {"float32": 0, "int64": 1, "int32": 2, "bool": 3, "float64": 4}
 _REDUCE = {"sum": "add", "mean": "add", "max": "max", "min": "min"}
 
 
@@ -608,39 +559,15 @@ def _row_scratch(packed, H: int, y_stored: bool) -> int:
     return pointers + _isa.cell_scratch_size(packed) + (0 if y_stored else 2 * H) + 16
 
 
-def _instruction(fn: str, registers: tuple, alpha: float = 0.0, beta: float = 0.0) -> tuple:
-    a, b, c = (*registers, 0, 0)[:3]
-    return (FUNCTIONS[fn], a, b, c, float(alpha), float(beta))
-
-
-def _at(name: str, t: Tensor) -> dict:
-    """The fields that say where a tensor starts."""
-    return {f"{name}_buffer": t.buffer, f"{name}_offset": t.offset}
-
-
 def _absent(name: str) -> dict:
     fields = {f"{name}_buffer": -1, f"{name}_offset": 0}
     return fields | ({"y_time": 0, "y_row": 0} if name == "y" else {"lengths_stride": 0})
-
-
-def _level_fields(loops: list[tuple], names: tuple, levels: int = LEVELS) -> dict:
-    """n0, n1, .. and a stride of each operand a level, slowest first; missing outer levels have size 1."""
-    loops = [(1, (0,) * len(names))] * (levels - len(loops)) + loops
-    fields = {}
-    for i, (size, steps) in enumerate(loops):
-        fields[f"n{i}"] = size
-        fields |= {f"{name}_stride{i}": step for name, step in zip(names, steps, strict=True)}
-    return fields
 
 
 def _rows_of(t: Tensor, order: list[int], batch: int | None, size: int) -> Tensor:
     """A dense tensor, batch axis slowest, as [batch (or 1), size]."""
     rows = 1 if batch is None else t.dims[batch]
     return Tensor(t.buffer, (rows, size), (size, 1), t.offset)
-
-
-def _contiguous_last(t: Tensor) -> bool:
-    return not t.dims or t.strides[-1] == 1 or t.dims[-1] == 1
 
 
 def _is_one(dim) -> bool:

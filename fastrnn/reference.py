@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from . import dims as D
+from . import reference_windows as windows
 from .cells import CellSpec
 from .errors import ShapeError, StreamError
-from .graph import Graph, Node, Value
+from .graph import Graph, Node, Value, check_required
 
 # What a declared dtype is computed in.
 WIDE = {"float32": np.float64, "float64": np.float64, "int64": np.int64, "int32": np.int64, "bool": np.bool_}
@@ -298,6 +299,23 @@ def _optional(inputs, k):
     return inputs[k] if k < len(inputs) else None
 
 
+def _argmax(x, axis, keepdims, last, largest):
+    # A NaN counts as the largest and as the smallest, as NumPy has it.
+    find = np.argmax if largest else np.argmin
+    if not last:
+        return find(x, axis=axis, keepdims=keepdims)
+    return x.shape[axis] - 1 - find(np.flip(x, axis), axis=axis, keepdims=keepdims)
+
+
+def _cumsum(x, axis, exclusive, reverse):
+    x = np.flip(x, axis) if reverse else x
+    total = np.cumsum(x, axis=axis)
+    if exclusive:  # the sum up to the element before
+        zeros = np.zeros_like(np.take(total, [0], axis)) if x.shape[axis] else total
+        total = np.concatenate([zeros, np.delete(total, -1, axis)], axis) if x.shape[axis] else total
+    return np.flip(total, axis) if reverse else total
+
+
 _OPS: dict[str, Callable] = {
     "cell": lambda node, v, size: cell(node.attrs["spec"], *v),
     "linear": lambda node, v, size: _linear(v[0], v[1], _optional(v, 2), **node.attrs),
@@ -317,6 +335,14 @@ _OPS: dict[str, Callable] = {
     "reduce": lambda node, v, size: _reduce(v[0], **node.attrs),
     "softmax": lambda node, v, size: _softmax(v[0], **node.attrs),
     "layer_norm": lambda node, v, size: _layer_norm(v[0], _optional(v, 1), _optional(v, 2), **node.attrs),
+    "pad": lambda node, v, size: windows.pad(
+        v[0], [size(p) for p in node.attrs["pads"]], node.attrs["mode"], node.attrs["value"]
+    ),
+    "conv": lambda node, v, size: windows.conv(v[0], v[1], _optional(v, 2), **node.attrs),
+    "conv_transpose": lambda node, v, size: windows.conv_transpose(v[0], v[1], _optional(v, 2), **node.attrs),
+    "pool": lambda node, v, size: windows.pool(v[0], **node.attrs),
+    "argmax": lambda node, v, size: _argmax(v[0], **node.attrs),
+    "cumsum": lambda node, v, size: _cumsum(v[0], **node.attrs),
 }
 
 
@@ -371,6 +397,7 @@ def bind_sizes(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str
         if got != expected:
             text = f"{dim} = {expected}" if isinstance(dim, D.Dim) else f"{expected}"
             raise ShapeError(f"input {value.name}, axis {axis}: got {got}, expected {text} ({value})")
+    check_required(graph, env)
     return env
 
 

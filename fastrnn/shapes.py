@@ -193,6 +193,106 @@ def _same(inputs, attrs):
     return [(inputs[0].dtype, inputs[0].dims)]
 
 
+def _pad(inputs, attrs):
+    (x,), pads = inputs, attrs["pads"]
+    rank = len(x.dims)
+    if len(pads) != 2 * rank:
+        raise ShapeError(f"{len(pads)} pads for {x}: a beginning and an end an axis")
+    return [(x.dtype, tuple(d + b + e for d, b, e in zip(x.dims, pads[:rank], pads[rank:], strict=True)))]
+
+
+def _windows(x: Value, kernel: tuple, attrs) -> int:
+    """The number of spatial axes, after checking that strides, dilations and pads are given for each."""
+    rank = len(x.dims) - 2
+    if rank not in (1, 2) or len(kernel) != rank:
+        raise ShapeError(f"windows of {len(kernel)} axes over {x}: [batch, channels] and one or two spatial axes")
+    if x.dtype != "float32":
+        raise ShapeError(f"windows over {x}: only float32 is computed")
+    for name, length, least in (("strides", rank, 1), ("dilations", rank, 1), ("pads", 2 * rank, 0)):
+        if len(attrs[name]) != length or min(attrs[name]) < least:
+            raise ShapeError(f"{name} must be {length} numbers of at least {least}, got {list(attrs[name])}")
+    if any(isinstance(k, int) and k < 1 for k in kernel):
+        raise ShapeError(f"a kernel of {list(kernel)}")
+    return rank
+
+
+def windows(size, kernel: int, stride: int = 1, dilation: int = 1, begin: int = 0, end: int = 0, ceil: bool = False):
+    """How many windows fit on a padded axis of `size` (an int or a dim): the L' of conv and pool."""
+    reach = dilation * (kernel - 1) + 1
+    if ceil:
+        # ceil((size + begin + end - reach)/stride) + 1, without a last window that begins beyond size + begin. As
+        # ceil(a) + 1 = ceil((a*stride + stride)/stride), both bounds are one expression.
+        return D.floordiv(size + begin + min(end - reach + stride, 0) + stride - 1, stride)
+    return D.floordiv(size + (begin + end - reach), stride) + 1
+
+
+def _slid(x: Value, kernel: tuple, attrs, ceil: bool = False) -> tuple:
+    rank = _windows(x, kernel, attrs)
+    spatial = []
+    for i in range(rank):
+        stride, dilation, begin, end = (
+            attrs["strides"][i], attrs["dilations"][i], attrs["pads"][i], attrs["pads"][rank + i]
+        )  # fmt: skip
+        size = windows(x.dims[2 + i], kernel[i], stride, dilation, begin, end, ceil)
+        if isinstance(size, int) and size < 0:
+            raise ShapeError(f"a kernel of {kernel[i]} with dilation {dilation} over the {x.dims[2 + i]} of {x}")
+        spatial.append(size)
+    return tuple(spatial)
+
+
+def _weights(inputs, attrs, maps: int, per_group: int) -> tuple:
+    """(x, W) of a convolution, after checking its channels; W's axis `per_group` is shared out over the groups."""
+    x, w = inputs[:2]
+    groups = attrs["groups"]
+    if len(w.dims) != len(x.dims) or len(x.dims) < 3 or not all(isinstance(d, int) for d in w.dims) or groups < 1:
+        raise ShapeError(f"weights {w} in {groups} groups over {x}")
+    channels = w.dims[1] * groups if per_group == 1 else w.dims[0]
+    if x.dims[1] != channels or w.dims[0] % groups:
+        raise ShapeError(f"weights {w} in {groups} groups over the channels of {x}")
+    if len(inputs) > 2 and inputs[2] is not None and inputs[2].dims != (maps,):
+        raise ShapeError(f"bias must be [{maps}], got {inputs[2]}")
+    return x, w
+
+
+def _conv(inputs, attrs):
+    x, w = _weights(inputs, attrs, inputs[1].dims[0] if inputs[1].dims else 0, 1)
+    return [(x.dtype, (x.dims[0], w.dims[0], *_slid(x, w.dims[2:], attrs)))]
+
+
+def _conv_transpose(inputs, attrs):
+    maps = inputs[1].dims[1] * attrs["groups"] if len(inputs[1].dims) > 1 else 0
+    x, w = _weights(inputs, attrs, maps, 0)
+    rank = _windows(x, w.dims[2:], attrs)
+    extra, spatial = attrs["output_padding"], []
+    if len(extra) != rank or min(extra) < 0:
+        raise ShapeError(f"output_padding must be {rank} numbers of at least 0, got {list(extra)}")
+    for i in range(rank):
+        stride, dilation, pads = attrs["strides"][i], attrs["dilations"][i], attrs["pads"][i] + attrs["pads"][rank + i]
+        if extra[i] >= max(stride, dilation):
+            raise ShapeError(f"output_padding {extra[i]} is not below stride {stride} or dilation {dilation}")
+        size = (x.dims[2 + i] - 1) * stride + (dilation * (w.dims[2 + i] - 1) + 1 + extra[i] - pads)
+        if isinstance(size, int) and size < 0:
+            raise ShapeError(f"pads {list(attrs['pads'])} take off more than there is of {x}")
+        spatial.append(size)
+    return [(x.dtype, (x.dims[0], maps, *spatial))]
+
+
+def _pool(inputs, attrs):
+    (x,), kernel = inputs, attrs["kernel"]
+    spatial = _slid(x, kernel, attrs, attrs["ceil"])
+    for i, k in enumerate(kernel):
+        reach = attrs["dilations"][i] * (k - 1) + 1
+        if attrs["pads"][i] >= reach or attrs["pads"][len(kernel) + i] >= reach:
+            raise ShapeError(f"pads {list(attrs['pads'])} leave windows of {list(kernel)} with padding alone")
+    return [(x.dtype, (*x.dims[:2], *spatial))]
+
+
+def _argmax(inputs, attrs):
+    (x,), axis = inputs, attrs["axis"]
+    _axis(x, axis)
+    return [("int64", x.dims[:axis] + ((1,) if attrs["keepdims"] else ()) + x.dims[axis + 1 :])]
+
+
 def _axis(x: Value, axis: int) -> None:
     if not 0 <= axis < len(x.dims):
         raise ShapeError(f"axis {axis} of {x}")
@@ -215,4 +315,10 @@ _RULES: dict[str, Callable] = {
     "reduce": _reduce,
     "softmax": _same,
     "layer_norm": _same,
+    "pad": _pad,
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "pool": _pool,
+    "argmax": _argmax,
+    "cumsum": _same,
 }

@@ -54,25 +54,6 @@ _REFUSED = [
     ),
     ("bind: 'start' must be float16", "bfloat16 is not bound", "range_bfloat16_type_positive_delta"),
     (
-        "arithmetic on live int32 values",
-        "integers of an input may be cast and used as indices; the engine computes in float32",
-        (
-            "div_int32_trunc equal equal_bcast max_int32 min_int32 mod_broadcast mod_mixed_sign_int32 "
-            "pow_types_int32_float32 pow_types_int32_int32"
-        ),
-    ),
-    (
-        "arithmetic on live int64 values",
-        "as for int32",
-        (
-            "where_long_example max_int64 min_int64 mod_mixed_sign_int64 pow_types_int64_float32 pow_types_int64_int64 "
-            "attention_4d_causal_nonpad_batch_prefill_expanded attention_4d_causal_nonpad_continued_prefill_expanded "
-            "attention_4d_causal_nonpad_negative_offset_structural_empty_expanded "
-            "attention_4d_gqa_causal_nonpad_decode_expanded attention_4d_gqa_causal_nonpad_decode_fp16_expanded"
-        ),
-    ),
-    ("gather along axis 1", "lookups along another axis than the first", "gather_1 gather_2d_indices"),
-    (
         "rows that are reversed over a part of their length",
         "ReverseSequence is read where it turns whole rows round, as tf2onnx writes it",
         "reversesequence_batch reversesequence_bfloat16 reversesequence_time",
@@ -114,6 +95,73 @@ _REFUSED = [
     ),
     ("a sequence of parts longer than one", "only torch's unbind is read", "split_to_sequence_1 split_to_sequence_2"),
     ("Swish: alpha=0.5", "Swish is read as x * sigmoid(x) alone", "swiglu_alpha_expanded"),
+    (
+        "over a value of rank 5",
+        "windows slide over one or two axes",
+        (
+            "averagepool_3d_default averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_False "
+            "averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_True "
+            "averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_False "
+            "averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True "
+            "averagepool_3d_dilations_small convtranspose_3d maxpool_3d_default maxpool_3d_dilations "
+            "maxpool_3d_dilations_use_ref_impl maxpool_3d_dilations_use_ref_impl_large"
+        ),
+    ),
+    (
+        "its pads must be constant or a size",
+        "a shape that the caller feeds",
+        (
+            "center_crop_pad_crop_and_pad_expanded center_crop_pad_crop_axes_chw_expanded "
+            "center_crop_pad_crop_axes_hwc_expanded center_crop_pad_crop_expanded "
+            "center_crop_pad_crop_negative_axes_hwc_expanded center_crop_pad_pad_expanded"
+        ),
+    ),
+    (
+        "its output Indices",
+        "they serve unpooling alone",
+        ("maxpool_with_argmax_2d_precomputed_pads maxpool_with_argmax_2d_precomputed_strides"),
+    ),
+    (
+        "Pad: of int32",
+        "integers are not padded",
+        ("edge_pad reflect_pad"),
+    ),
+    (
+        "mode=",
+        "wrap continues an axis from its other end, which no recurrent model does",
+        ("wrap_pad"),
+    ),
+    (
+        "reduction=",
+        "ScatterND is read where it overwrites a box",
+        (
+            "scatternd_add scatternd_max scatternd_max_with_element_indices scatternd_min "
+            "scatternd_min_with_element_indices scatternd_multiply"
+        ),
+    ),
+    (
+        "indices that are not a box in order",
+        "ScatterND is read where it overwrites a box",
+        ("scatternd"),
+    ),
+    (
+        "values of dtype bfloat16",
+        "constants of this type that are padded",
+        ("attention_4d_causal_padded_kv_bf16_expanded attention_4d_padded_kv_bf16_expanded"),
+    ),
+    (
+        "a Range that depends on the inputs",
+        "a shape that the caller feeds",
+        (
+            "affine_grid_2d_align_corners_expanded affine_grid_2d_expanded affine_grid_3d_align_corners_expanded "
+            "affine_grid_3d_expanded"
+        ),
+    ),
+    (
+        "operator SequenceConstruct",
+        "values are tensors",
+        ("if_opt if_seq"),
+    ),
 ]
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}
 

@@ -78,11 +78,3 @@ def test_dtln_packs_its_states_in_one_tensor(published_models):
         y, state = reference.run(graph, {"input_2": x[:, t : t + 1], "input_3": state})
         outs.append(y)
     np.testing.assert_allclose(np.concatenate(outs, axis=1), golden["out"][:, :5], atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "missing"), [("dtln_2", "Conv"), ("gtcrn_simple", "ConvTranspose"), ("silero_vad_v5", "If")]
-)
-def test_published_models_that_do_not_run_yet_say_why(published_models, name, missing):
-    with pytest.raises(FastRNNError, match=f"operator {missing}"):
-        import_onnx(published_models / f"{name}.onnx")

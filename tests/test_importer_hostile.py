@@ -301,8 +301,47 @@ def test_a_deep_chain_and_deep_nesting_take_no_recursion():
         [node("If", ["c"], ["y"], "outer", then_branch=body)],
         [float_info("x", [1]), helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
     )
-    with pytest.raises(UnsupportedError, match="operator If"):
+    with pytest.raises(UnsupportedError, match="its condition is computed from the input 'c'"):
         import_onnx(nested)
+    assert len(import_onnx(nested, bind={"c": True}).nodes) == 1
+
+
+def test_branches_that_are_no_branches():
+    """An If without a branch, with one that has inputs, with too few outputs, or with a cycle of its own."""
+    good = helper.make_graph([node("Identity", ["x"], ["out"], "core")], "good", [], [float_info("out", None)])
+    fed = helper.make_graph([], "fed", [float_info("out", [1])], [float_info("out", [1])])
+    pair = helper.make_graph(list(good.node), "pair", [], [float_info("out", None)] * 2)
+    loop = [node("Relu", ["b"], ["a"], "first"), node("Relu", ["a"], ["b"], "second")]
+    cyclic = helper.make_graph(loop, "cyclic", [], [float_info("a", None)])
+    inputs = [float_info("x", [1]), helper.make_tensor_value_info("c", TensorProto.BOOL, [])]
+    for branch, text in (
+        ({}, "without then_branch"),
+        ({"then_branch": fed}, "has inputs"),
+        ({"then_branch": pair}, "branch has 2"),
+        ({"then_branch": cyclic}, "has a cycle"),
+    ):
+        made = model([node("If", ["c"], ["y"], "outer", else_branch=good, **branch)], inputs)
+        with pytest.raises(ModelFormatError, match=text):
+            import_onnx(made, bind={"c": True})
+        assert len(import_onnx(made, bind={"c": False}).nodes) == 1
+
+
+def test_three_unsupported_operators_are_named_at_once():
+    then = [node("Det", ["x"], ["d"], "in_branch"), node("Identity", ["d"], ["out"], "same")]
+    branch = helper.make_graph(then, "then", [], [float_info("out", None)])
+    made = model(
+        [
+            node("Det", ["x"], ["a"], "one"),
+            node("Hardmax", ["x"], ["b"], "two"),
+            node("If", ["c"], ["e"], "choose", then_branch=branch, else_branch=branch),
+            node("Sum", ["a", "b", "e"], ["y"], "all"),
+        ],
+        [float_info("x", [2, 2]), helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(made, bind={"c": True})
+    for text in ("node one: operator Det", "node two: operator Hardmax", "in_branch: operator Det"):
+        assert text in str(caught.value)
 
 
 SEED = 20261121

@@ -172,4 +172,6 @@ const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {
     .softmax = frnn_softmax,
     .layer_norm = frnn_layer_norm,
     .map = frnn_map,
+    .depthwise = frnn_depthwise,
+    .pool = frnn_pool,
 };

@@ -150,6 +150,14 @@ typedef struct frnn_kernels {
                        int64_t x_row, float *y, int64_t y_row);
     /* y[i] = fn(x[i]) on n contiguous floats: what the sweeps of the tests call. */
     void (*map)(frnn_act act, int64_t n, const float *x, float *y);
+
+    /* Windows over channels. taps: K pointers a window, each to C contiguous floats; y rows lie y_stride apart.
+     * y[w, c] = act(bias[c] + sum_k taps[w][k][c] W[k, c]); W [K, C], bias [C] or NULL. */
+    void (*depthwise)(int64_t C, int64_t K, const float *W, const float *bias, frnn_act act, int64_t windows,
+                      const float *const *taps, float *y, int64_t y_stride);
+    /* One window: y[c] = largest of its taps (fn FRNN_MAX; a NaN stays; of none: -inf), or their sum / divisor
+     * (FRNN_ADD). */
+    void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps, float *y);
 } frnn_kernels;
 
 /* ---- choosing a table (dispatch.c) ---- */

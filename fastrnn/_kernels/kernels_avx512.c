@@ -14,6 +14,7 @@
 #define VEC_W 16 /* the widest: whole arrays */
 #include "bodies.h"
 #include "body_array.h"
+#include "body_window.h"
 #undef VEC_W
 #include "body_table.h"
 #endif

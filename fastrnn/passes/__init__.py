@@ -6,11 +6,13 @@ A pass takes a valid graph and returns one that means the same, with a line in `
 from __future__ import annotations
 
 from ..graph import Graph, validate
+from .conv_pads import fold_pads
+from .conv_scale import fold_scales
 from .dead import remove_dead_nodes
 from .linear import fuse_linear
 from .moves import simplify_moves
 
-standard_passes = (simplify_moves, fuse_linear, remove_dead_nodes)
+standard_passes = (simplify_moves, fuse_linear, fold_pads, fold_scales, remove_dead_nodes)
 
 
 def run(graph: Graph) -> Graph:

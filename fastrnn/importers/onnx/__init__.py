@@ -6,6 +6,7 @@ Map of this package, in the order in which a file passes through it:
     nodes.py      the nodes as records, sorted; NodeReader, which finds what was not read
     unroll.py     recurrences that an exporter unrolled step by step become RNN nodes again
     symbols.py    sizes as symbols with examples; freezing, unifying, naming
+    guesses.py    a batch of one that can be read in several ways: each tried, and proved on two rows
     walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
     fold.py       constants
     thaw.py       frozen numbers read again as functions of sizes
@@ -23,7 +24,7 @@ import onnx
 
 from ...errors import ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
-from . import files, unroll
+from . import files, guesses, unroll
 from . import states as state_pairs
 from .nodes import collect, known_names, reads
 from .symbols import Finding, Restart, SymbolTable
@@ -67,7 +68,7 @@ def import_onnx(
     model, where, folder = files.read_model(source)
     try:
         file = _prepare(model, where, folder, bind, float64_as_float32)
-        graph = _settled(file)
+        graph = guesses.thawed(lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states))
     except Finding as finding:
         raise UnsupportedError(str(finding), where) from None
     except (ModelFormatError, ShapeError) as error:
@@ -98,9 +99,9 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
         names = ", ".join(v.name for v in model.graph.input)
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
-    constants = read_constants(model, folder, wanted)
+    constants = read_constants(model.graph, folder, wanted)
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
-    return File(where, model, versions, nodes, constants, bind, float64_as_float32)
+    return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
 
 
 def _inline(model, where: str):
@@ -111,9 +112,9 @@ def _inline(model, where: str):
         raise ModelFormatError(f"{where}: its functions can't be inlined ({error})") from None
 
 
-def _settled(file: File) -> Graph:
+def _settled(file: File, table: SymbolTable) -> Graph:
     """Walk until the symbols no longer change; each restart freezes, joins or names at least one of them."""
-    table, first = SymbolTable(), precheck(file)
+    first = precheck(file)
     while True:
         problems = list(first)
         try:

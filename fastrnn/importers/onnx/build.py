@@ -175,7 +175,16 @@ class Builder:
                 self.table.freeze(ones, f"{what} broadcasts it")
             for d in sizes[1:]:
                 self.equal(sizes[0], d, f"{what} of unlike sizes")
+        self._once(values, rank)
         return values
+
+    def _once(self, values: list, rank: int) -> None:
+        """A free one that meets itself on two axes stands in the wrong place in one of the values."""
+        seen: dict[Dim, int] = {}
+        for v in values:
+            for j, d in enumerate(v.dims, rank - len(v.dims)):
+                if isinstance(d, Dim) and seen.setdefault(d, j) != j:
+                    self.table.reconsider(self.table.of(d))
 
     def _cut(self, value, axis: int, like: Dim):
         """A constant that repeats itself along an axis as long as the example of `like`, cut to 1 there."""
@@ -247,4 +256,7 @@ class Builder:
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
         """The finished graph, not yet validated."""
         nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
-        return Graph(name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes))
+        requires = tuple(self.table.assumed.items())
+        return Graph(
+            name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), requires
+        )

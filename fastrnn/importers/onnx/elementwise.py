@@ -62,7 +62,6 @@ _BINARY = {
     "And": "and",
     "Or": "or",
     "Xor": "xor",
-    "PRelu": "prelu",
 }
 
 
@@ -153,6 +152,26 @@ def _on_sizes(ctx, fn: str, a, b):
     return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
 
 
+def _assumed(ctx, fn: str, a, b):
+    """Whether windows over a size that the file leaves open come out as just one: squeeze() asks so before it removes
+    an axis. It is taken to be so, and the graph then requires it of every input; None for any other question."""
+    sides = [v.array.flat[0] for v in (a, b) if v.dims in ((), (1,)) and isinstance(v, (Ints, Const))]
+    dims = [v for v in sides if isinstance(v, Dim)]
+    if (
+        fn != "equal"
+        or len(sides) != 2
+        or len(dims) != 1
+        or not any(isinstance(v, (int, np.integer)) and v == 1 for v in sides)
+    ):
+        return None
+    syms = ctx.table.of(dims[0])
+    if any(s.genuine for s in syms) or ctx.table.single(dims[0]) is not None:
+        return None
+    ctx.table.assumed[dims[0]] = 1
+    ctx.table.notes.setdefault(f"assumed {ctx.label}", f"{ctx.label}: {dims[0]} is taken to be 1")
+    return Const(np.full(max((a.dims, b.dims), key=len), True))
+
+
 def _sizes_equal(left, right):
     """Equality of sizes where it is certain: the same dim, two ints, or a size (>= 0) against a negative int."""
     flags = []
@@ -173,6 +192,7 @@ def _binary(ctx, n: NodeReader):
     fn, a, b = _BINARY[n.node.op], n.input(0), n.input(1)
     if isinstance(a, Ints) or isinstance(b, Ints):
         known = _on_sizes(ctx, fn, a, b)
+        known = _assumed(ctx, fn, a, b) if known is None else known
         if known is not None:
             return [known]
         ctx.table.freeze([d for v in (a, b) if isinstance(v, Ints) for d in v.array.flat], f"{n.node.op} of a size")
@@ -180,6 +200,18 @@ def _binary(ctx, n: NodeReader):
     if fn == "pow" and ctx.kind(a) != ctx.kind(b):
         b = _as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
     return [ctx.one("binary", a, b, fn=fn)]
+
+
+@op("PRelu")
+def _prelu(ctx, n: NodeReader):
+    x, slope = ctx.live(n.input(0)), n.input(1)
+    if x.dtype != "float32":
+        raise Finding(f"PRelu of {x.dtype}")
+    x, slope = ctx.broadcast([x, slope], "PRelu")
+    out = ctx.one("binary", x, slope, fn="prelu")
+    if out.dims != x.dims:
+        raise ModelFormatError(f"a slope with dims {list(map(str, slope.dims))} does not broadcast to the input's")
+    return [out]
 
 
 def _as_dtype(ctx, value, dtype: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,12 +48,12 @@ def plain_nodes(graph: onnx.GraphProto) -> list[OnnxNode]:
     return [_node(proto, labels) for proto in graph.node]
 
 
-def collect(graph: onnx.GraphProto) -> list[OnnxNode]:
-    """The nodes of a graph that its outputs need, each after what it reads.
+def collect(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> list[OnnxNode]:
+    """The nodes of a graph that its outputs need, each after what it reads. outer: values of the graph around it.
 
     Raises ModelFormatError for a value made twice, one that nothing makes, and a cycle.
     """
-    known, maker = known_names(graph), {}
+    known, maker = known_names(graph) | set(outer), {}
     for node in plain_nodes(graph):
         for name in node.outputs:
             if name and (name in known or name in maker):
@@ -127,23 +128,24 @@ def reads(node: OnnxNode) -> list[str]:
     names = list(node.inputs)
     for attr in node.attrs.values():
         if attr.type == AttributeProto.GRAPH:
-            names += _captured(attr.g, 0)
+            names += captured(attr.g)
     return names
 
 
-_MAX_NESTING = 64
+MAX_NESTING = 64
 
 
-def _captured(graph: onnx.GraphProto, depth: int) -> list[str]:
-    if depth > _MAX_NESTING:
-        raise ModelFormatError(f"subgraphs nested deeper than {_MAX_NESTING}")
+def captured(graph: onnx.GraphProto, depth: int = 0) -> list[str]:
+    """Values of outside that a subgraph, or one within it, reads."""
+    if depth > MAX_NESTING:
+        raise ModelFormatError(f"subgraphs nested deeper than {MAX_NESTING}")
     own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     own |= {o for n in graph.node for o in n.output}
     found = [i for n in graph.node for i in n.input] + [o.name for o in graph.output]
     for node in graph.node:
         for attr in node.attribute:
             if attr.type == AttributeProto.GRAPH:
-                found += _captured(attr.g, depth + 1)
+                found += captured(attr.g, depth + 1)
     return [i for i in dict.fromkeys(found) if i and i not in own]
 
 

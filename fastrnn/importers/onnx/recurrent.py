@@ -110,6 +110,8 @@ def _state(ctx, value, d: int, directions: int, dims: tuple, layout: int, what: 
     if len(value.dims) != 3:
         raise ModelFormatError(f"{what} must have rank 3, got {list(map(str, value.dims))}")
     constant = isinstance(value, (Const, Fill))
+    if directions == 1 and not layout and not constant:
+        value = _many_rows(ctx, value, batch)
     for k, (got, wanted) in enumerate(zip(value.dims, want, strict=True)):
         # A constant zero state says nothing of the batch: only its size at the file's own batch has to fit.
         if constant and k != axis and k != 2 and isinstance(got, int):
@@ -132,6 +134,22 @@ def _state(ctx, value, d: int, directions: int, dims: tuple, layout: int, what: 
         return ctx.one("expand", Const(part), dims=(batch, hidden)) if (batch != 1) else Const(part)
     part = ctx.slice(value, axis, d, d + 1)
     return ctx.reshape(part, (batch, hidden))
+
+
+def _many_rows(ctx, value, batch):
+    """A step exported for one row hands an initial state [1, n, H] on as it is, where a cell runs n rows for each row
+    of the batch. Its first axis is then the file's batch and no direction: [b, n, H] -> [1, b*n, H]."""
+    first, count = value.dims[0], ctx.table.example(value.dims[1])
+    free = ctx.table.of(batch)
+    one = ctx.table.dim(free[0]) if len(free) == 1 else None
+    if not ctx.table.guess or first == 1 or one is None or count == 1 or batch != count * one:
+        return value
+    if ctx.table.example(first) != 1 or ctx.table.example(one) != 1:
+        return value
+    ctx.table.guessed = True
+    ctx.equal(first, one, "initial_h, axis 0")
+    ctx.equal(value.dims[1], count, "initial_h, axis 1")
+    return ctx.reshape(value, (1, batch, value.dims[2]))
 
 
 def _lengths(ctx, value, time, batch):

@@ -76,6 +76,8 @@ def _squeeze(ctx, n: NodeReader):
     axes = axes_of(axes, len(x.dims))
     for a in axes:
         ctx.equal(x.dims[a], 1, f"Squeeze of axis {a}")
+        if isinstance(x.dims[a], Dim):  # taken to be 1, which the graph requires
+            x = ctx.slice(x, a, 0, 1)
     dims = [d for i, d in enumerate(x.dims) if i not in axes]
     if isinstance(x, Ints):
         return [simplest(x.array.reshape(dims))]
@@ -165,6 +167,8 @@ def _split(ctx, n: NodeReader):
         declared = n.attr("num_outputs", "int")
         if declared is not None and declared != count:
             raise ModelFormatError(f"num_outputs is {declared}, but there are {count} outputs")
+    if parts is None and count == 1:
+        return [x]
     if parts is None:
         size = ctx.number(size, "Split into equal parts")
         if n.opset < 18 and size % count:
@@ -233,6 +237,9 @@ def _gather_run(ctx, x, axis: int, indices: list, rank: int):
     ):
         return ctx.slice(x, axis, size - 1, -1, -1)
     first, last = indices[0], indices[-1]
+    if len(indices) == 1 and isinstance(size, Dim) and ctx.table.genuine(size) and ctx.table.example(size) == 1:
+        # The first, the last, or all there is: it can't be told which.
+        ctx.table.freeze([size], "Gather takes its one element")
     if len(indices) > 1 and (indices != list(range(first, first + len(indices))) or (first < 0) != (last < 0)):
         return None
     low, high = thaw.slice_bounds(ctx, size, first, last + 1 if last != -1 else _FAR, 1)

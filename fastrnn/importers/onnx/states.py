@@ -42,6 +42,15 @@ def pair(graph: Graph, given: dict | None = None) -> Graph:
     return graph.replace(states=states, notes=notes)
 
 
+def threads(graph: Graph, given: dict | None) -> bool:
+    """Whether some state is threaded through the graph, with a batch axis of one place."""
+    try:
+        states = pair(graph, given).states
+    except StateError:
+        return False
+    return any(D.BATCH in graph.values[source].dims for source in states)
+
+
 def _checked(graph: Graph, given: dict) -> dict[str, str]:
     for source, output in given.items():
         if source not in graph.inputs:

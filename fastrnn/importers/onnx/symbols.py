@@ -46,12 +46,18 @@ class Symbol:
 class SymbolTable:
     """All symbols of one file; survives restarts."""
 
-    def __init__(self):
+    def __init__(self, guess: bool = False):
+        self.guess = guess  # whether a free one that can have several places gets one, rather than be frozen
+        self.guessed = False
+        self.choices: dict[str, str] = {}  # label of a Reshape -> "right" or "left", of its new ones
+        self.recent: list[tuple[str, Dim]] = []  # choices of this walk, in its order, with the size they place
         self.by_key: dict[object, Symbol] = {}
         self.by_name: dict[str, Symbol] = {}
         self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that a restart repeats none
         self.surplus: list[str] = []  # free sizes that are neither batch nor time, found by settle
         self._cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
+        self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> the dims that it was made of, in order
+        self.assumed: dict[Dim, int] = {}  # sizes that no symbol tells, on which the file's own branches depend
         self._next = _FIRST_INVENTED
 
     # --- making and reading ------------------------------------------------------------------------------------
@@ -114,6 +120,21 @@ class SymbolTable:
         """Whether every symbol of the dim has the file's own number as its example."""
         return all(s.genuine for s in self.of(dim))
 
+    # --- guessing ----------------------------------------------------------------------------------------------
+
+    def choose(self, label: str, dims) -> str:
+        """Where the free ones `dims` stand among more ones of a Reshape: at their right or their left end."""
+        self.guessed = True
+        self.recent += [(label, d) for d in dims if isinstance(d, Dim)]
+        return self.choices.setdefault(label, "right")
+
+    def reconsider(self, syms) -> None:
+        """A size in `syms` ended where it can't be: turn the latest choice that placed it, if any is left; restart."""
+        for label, dim in reversed(self.recent):
+            if self.choices[label] == "right" and any(s in self.of(dim) for s in syms if s.example == 1):
+                self.choices[label] = "left"
+                raise Restart
+
     # --- learning ----------------------------------------------------------------------------------------------
 
     def freeze(self, dims, reason: str) -> None:
@@ -122,6 +143,7 @@ class SymbolTable:
         if not any(s.genuine for s in syms):
             names = ", ".join(sorted({s.label for s in syms}))
             raise Finding(f"{reason}; that fixes the size of {names}, which the file leaves open")
+        self.reconsider(syms)
         for s in syms:
             if s.genuine:
                 self._set(s, s.example, reason)
@@ -133,7 +155,7 @@ class SymbolTable:
 
     def equal(self, a, b, reason: str) -> None:
         """Make two dims the same: return if they are, learn and restart if they can be, else raise ModelFormatError."""
-        if a == b:
+        if a == b or (isinstance(b, int) and isinstance(a, Dim) and self.assumed.get(a) == b):
             return
         if isinstance(a, int) and isinstance(b, int):
             raise ModelFormatError(f"{reason}: {a} against {b}")
@@ -216,7 +238,9 @@ class SymbolTable:
         changed |= self._join_batches()
         taken: set[str] = set()
         for s in self.roots():
-            base = s.role or ("batch" if s.axis == 0 else "time")
+            # A size that branches ask for is one of the file's own, not a number of steps.
+            asked = any(s in self.of(d) for d in self.assumed)
+            base = s.role or ("batch" if s.axis == 0 else "size" if asked else "time")
             name, k = base, 2
             while name in taken:
                 name, k = f"{base}_{k}", k + 1

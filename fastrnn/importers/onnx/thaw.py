@@ -183,7 +183,7 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
             i += 1
         while j < len(out) and goal[j] == 1:
             j += 1
-        ones = _ones(dims[i0:i], list(range(j0, j)))
+        ones = _ones(ctx, dims[i0:i], list(range(j0, j)))
         if ones is None:
             blamed += dims[i0:i]
             return None
@@ -204,7 +204,13 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
                 right, j = right * goal[j], j + 1
             else:
                 return None
-        part = _group(ctx, [*carried, *dims[i1:i]], out[j1:j], goal[j1:j])
+        if not carried and i == i1 + 1:
+            *ones, (_, left) = _apart(ctx, dims[i1], [k for k in range(j0, j1) if isinstance(result[k], int)])
+            for where, d in ones:
+                result[where] = d
+            part = _group(ctx, [left], out[j1:j], goal[j1:j])
+        else:
+            part = _group(ctx, [*carried, *dims[i1:i]], out[j1:j], goal[j1:j])
         if part is None:
             blamed += [*carried, *dims[i1:i]]
             return None
@@ -212,8 +218,12 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
     return tuple(result)
 
 
-def _ones(dims, places) -> tuple | None:
-    """Ones between two groups: (symbolic ones that join the next group, place -> dim); None where it is ambiguous."""
+def _ones(ctx, dims, places) -> tuple | None:
+    """Ones between two groups: (symbolic ones that join the next group, place -> dim); None where it is ambiguous.
+
+    Several that have one place become a product, and such a product comes apart again as it was put together: that is
+    how a product over the last axis is written ([b, t, K] -> [b*t, K] -> [b*t, N] -> [b, t, N]).
+    """
     symbolic = [d for d in dims if isinstance(d, Dim)]
     if not symbolic:
         return [], dict.fromkeys(places, 1)
@@ -223,7 +233,32 @@ def _ones(dims, places) -> tuple | None:
         return [], dict(zip(places, symbolic, strict=True))
     if not places:
         return symbolic, {}
+    if len(places) == 1:
+        whole = D.product(symbolic)
+        ctx.table.merged[whole] = tuple(symbolic)
+        return [], {places[0]: whole}
+    parts = ctx.table.merged.get(symbolic[0], ()) if len(symbolic) == 1 else ()
+    if len(parts) == len(places):
+        ctx.table.guessed = True
+        return [], dict(zip(places, parts, strict=True))
+    if len(dims) < len(places) and ctx.table.guess:
+        spare = [1] * (len(places) - len(dims))
+        right = ctx.table.choose(ctx.label, dims) == "right"
+        dims = [*spare, *dims] if right else [*dims, *spare]
+        return [], dict(zip(places, dims, strict=True))
     return None
+
+
+def _apart(ctx, dim, places) -> list:
+    """[(place, free one).., (None, what is left)]: a product that free ones joined comes apart where there are places
+    of one right before it. places: those, in order."""
+    parts = ctx.table.merged.get(dim, ())
+    ones = [d for d in parts if isinstance(d, Dim) and ctx.table.example(d) == 1]
+    rest = parts[len(ones) :]
+    if not ones or len(rest) != 1 or list(parts[: len(ones)]) != ones or len(ones) > len(places):
+        return [(None, dim)]
+    ctx.table.guessed = True
+    return [*zip(places[-len(ones) :], ones, strict=True), (None, rest[0])]
 
 
 def _carry_back(result, goal, carried) -> tuple | None:
@@ -241,7 +276,10 @@ def _group(ctx, dims, out, goal) -> list | None:
     if all(isinstance(d, int) for d in dims):
         return list(out)
     if len(out) == 1:
-        return [D.product(dims)]
+        whole = D.product(dims)
+        if len(dims) > 1:
+            ctx.table.merged[whole] = tuple(dims)
+        return [whole]
     if len(dims) == len(out) and list(map(ctx.table.example, dims)) == goal:
         return list(dims)
     whole = D.product(dims)

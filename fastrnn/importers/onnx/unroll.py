@@ -15,7 +15,7 @@ from onnx import AttributeProto
 from ...errors import ModelFormatError
 from . import files
 from .nodes import NodeReader, OnnxNode, plain_nodes, sort_nodes
-from .recognise import Base, NotACell, Recognised, Step, recognise, starts_at_zero
+from .recognise import Base, NotACell, Product, Recognised, Step, Sum, recognise, starts_at_zero
 from .registry import op
 from .symbols import Finding
 from .values import Const, Fill, Ints, uniform
@@ -50,7 +50,7 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
     for node in nodes:
         made = None
         try:
-            if node.op == "Concat" and node.domain == "" and len(node.inputs) > 1:
+            if node.op == "Concat" and node.domain == "" and node.inputs:
                 made = _from_concat(graph, node)
             elif node.op == "Loop" and node.domain == "":
                 made = _from_loop(graph, node)
@@ -140,12 +140,80 @@ def _from_concat(graph: _Graph, node: OnnxNode) -> OnnxNode | None:
         names, stack = [n.inputs[0] for n in inner], axis
     elif axis != 0:
         return None
-    for flip_y in (False, True):
-        try:
-            return _chain(graph, node, names[::-1] if flip_y else names, flip_y, stack)
-        except NotACell:
-            continue
+    for flip_y in (False, True) if len(names) > 1 else (False,):
+        # One copy is one step: only an LSTM is unmistakable then, since it names both of its states.
+        for chain in (_lstm_chain, _chain) if len(names) > 1 else (_lstm_chain,):
+            try:
+                return chain(graph, node, names[::-1] if flip_y else names, flip_y, stack)
+            except NotACell:
+                continue
     return None
+
+
+def _taker(graph: _Graph, taken: list):
+    """What `Step` asks of a node: X where it takes one step out of a sequence, which `taken` then has."""
+
+    def item(inner, value):
+        found = _take(graph, inner, value)
+        if found is None:
+            return None
+        taken.append(found)
+        return X
+
+    return item
+
+
+def _lstm_chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack: int | None) -> OnnxNode:
+    """As `_chain`, for the steps of an LSTM: names are its h, each o * tanh(c). Raises NotACell."""
+    ends = [_squashed(graph, name) for name in names]
+    rows, first, starts, sources, indices = 1, None, ("", ""), set(), []
+    for t, name in enumerate(names):
+        taken: list[tuple[str, int]] = []
+        before = {names[t - 1]: H, ends[t - 1]: C} if t else {}
+        step = Step(graph.maker, graph.constants, before, _taker(graph, taken), graph.opset)
+        out, new_c = step.value(name), step.value(ends[t])
+        h, c = (H, C) if t else _lstm_starts(out, new_c)
+        cell = recognise(out, new_c, X, h, c)
+        if t == 0:
+            first, starts = cell, (h.name, c.name)
+        if len({*taken}) != 1 or not cell.same(first):
+            raise NotACell
+        sources.add(taken[0][0])
+        indices.append(taken[0][1])
+        rows = max(rows, step.rows)
+    count = len(names)
+    if len(sources) != 1 or indices not in (list(range(count)), list(range(count))[::-1]):
+        raise NotACell
+    source, turned = _unflip(graph, sources.pop())
+    flip_x = indices[0] != 0
+    payload = Rolled(first, count, flip_x != turned, flip_y, stack, rows, stack is None)
+    return _node(node.label, [source, *starts, ""], [node.outputs[0], names[-1], ends[-1]], payload)
+
+
+def _squashed(graph: _Graph, name: str) -> str:
+    """The value c of h = o * tanh(c)."""
+    node = graph.maker.get(name)
+    sides = [graph.maker.get(i) for i in node.inputs] if node is not None and node.op == "Mul" else []
+    # The squash is the one whose argument is itself a sum of products; o is an activation of an affine form.
+    for side in sides:
+        if side is not None and side.op in ("Tanh", "Relu", "Softsign") and side.domain == "":
+            inner = graph.maker.get(side.inputs[0])
+            made = [graph.maker.get(i) for i in inner.inputs] if inner is not None and inner.op == "Add" else []
+            if len(made) == 2 and all(m is not None and m.op == "Mul" for m in made):
+                return side.inputs[0]
+    raise NotACell
+
+
+def _lstm_starts(out, new_c) -> tuple[Base, Base]:
+    """h0 and c0 of the first step: the two values from outside that it is made of, c0 a factor of the new c."""
+    if not isinstance(new_c, Sum):
+        raise NotACell
+    factors = [f for p in (new_c.left, new_c.right) if isinstance(p, Product) for f in (p.left, p.right)]
+    cells = [f for f in factors if isinstance(f, Base) and f != X]
+    others = _leaves(out) - {c.name for c in cells}
+    if len(cells) != 1 or len(others) != 1:
+        raise NotACell
+    return Base(others.pop()), cells[0]
 
 
 def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack: int | None) -> OnnxNode:
@@ -155,15 +223,7 @@ def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack:
     indices = []
     for t, name in enumerate(names):
         taken: list[tuple[str, int]] = []
-
-        def item(inner, value, taken=taken):
-            found = _take(graph, inner, value)
-            if found is None:
-                return None
-            taken.append(found)
-            return X
-
-        step = Step(graph.maker, graph.constants, {names[t - 1]: H} if t else {}, item, graph.opset)
+        step = Step(graph.maker, graph.constants, {names[t - 1]: H} if t else {}, _taker(graph, taken), graph.opset)
         out = step.value(name)
         if t == 0 and not _leaves(out):
             opening, cell = out, None  # h0 was a constant and its product is folded: settled by the second step

@@ -8,16 +8,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from ...dims import Dim
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError
 from ...graph import Graph
-from . import elementwise, files, fold, products, recurrent, shaping, unroll  # noqa: F401  (they fill OPERATORS)
+from . import elementwise, files, fold, products, recurrent, scatter, shaping, unroll, windows  # noqa: F401  (they fill OPERATORS)
 from .build import Builder
-from .nodes import NodeReader, OnnxNode, show_attr
-from .registry import OPERATORS
+from .nodes import MAX_NESTING, NodeReader, OnnxNode, captured, collect, reads, show_attr
+from .registry import OPERATORS, op
 from .symbols import Finding, SymbolTable
-from .values import UNKNOWN, Const, Ints, Items, Live
+from .values import UNKNOWN, Const, Ints, Items, Live, uniform
 
 __all__ = ["File", "walk"]
+
+# Handled by `_if`, which needs the walk itself.
+op("If", attrs="then_branch else_branch")(None)
 
 _MAX_DIM = 2**40
 
@@ -33,15 +37,17 @@ class File:
     constants: dict[str, np.ndarray]
     bind: dict
     double_as_float: bool
-    folded: dict[str, np.ndarray] = field(default_factory=dict)
+    folder: Path | None = None
+    folded: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # (label of a node, output) -> array
+    branches: dict[str, tuple] = field(default_factory=dict)  # label of an If and branch -> its nodes and constants
     refused: set[str] = field(default_factory=set)  # labels of nodes that precheck found wanting
 
 
-def read_constants(model: onnx.ModelProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
+def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
     """The initializers that are used, by name. Raises ModelFormatError for a damaged one or a name given twice."""
     found: dict[str, np.ndarray] = {}
     seen: set[str] = set()
-    for proto in model.graph.initializer:
+    for proto in graph.initializer:
         if not proto.name or proto.name in seen:
             raise ModelFormatError(
                 f"two initializers are named {proto.name!r}" if proto.name else "an initializer has no name"
@@ -49,15 +55,19 @@ def read_constants(model: onnx.ModelProto, folder: Path | None, wanted: set[str]
         seen.add(proto.name)
         if proto.name in wanted:
             found[proto.name] = files.tensor(proto, folder)
-    if model.graph.sparse_initializer:
+    if graph.sparse_initializer:
         raise Finding("sparse initializers")
     return found
 
 
 def precheck(file: File) -> list[str]:
     """Findings that need no values: operators that are unknown, and attributes that no handler reads."""
+    return _precheck(file, file.nodes)
+
+
+def _precheck(file: File, nodes: list[OnnxNode]) -> list[str]:
     problems = []
-    for node in file.nodes:
+    for node in nodes:
         known = OPERATORS.get((node.domain, node.op))
         if known is None or (node.payload is None and node.domain == unroll.DOMAIN):
             problems.append(f"node {node.label}: operator {node.kind}")
@@ -73,25 +83,96 @@ def precheck(file: File) -> list[str]:
 def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Builder]:
     """The graph as far as the table knows. Appends findings to `problems`; raises Restart through the table."""
     graph = file.model.graph
+    table.recent.clear()
+    table.assumed.clear()
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
     inputs = _inputs(file, ctx, known, problems)
-    wanted = {name for node in file.nodes for name in node.inputs} | {v.name for v in graph.output}
-    for node in file.nodes:
-        since = len(ctx.nodes)
-        ctx.label = node.label
-        if node.label in file.refused:
-            outputs: list = [UNKNOWN] * len(node.outputs)
-        else:
-            outputs = _step(file, ctx, node, [known[i] if i else None for i in node.inputs], wanted, problems)
-        for name, value in zip(node.outputs, outputs, strict=False):
-            if name and value is not None:
-                known[name] = ctx.rename(value, name, since) if isinstance(value, Live) else value
+    wanted = {name for node in file.nodes for name in reads(node)} | {v.name for v in graph.output}
+    _nodes(file, ctx, file.nodes, known, wanted, problems, own_names=True)
     outputs = _outputs(ctx, graph, known, set(inputs), problems)
     if problems:
         return None, ctx
     return ctx.graph(graph.name or "model", inputs, outputs, ()), ctx
+
+
+def _nodes(file: File, ctx: Builder, nodes, known: dict, wanted: set, problems: list[str], own_names: bool) -> None:
+    """Add what the nodes make to `known`. own_names: whether values get the file's names; branches may share theirs."""
+    for node in nodes:
+        since = len(ctx.nodes)
+        ctx.label = node.label
+        if node.label in file.refused:
+            outputs: list = [UNKNOWN] * len(node.outputs)
+        elif node.op == "If" and node.domain == "":
+            outputs = _if(file, ctx, node, known, problems)
+        else:
+            outputs = _step(file, ctx, node, [known[i] if i else None for i in node.inputs], wanted, problems)
+        for name, value in zip(node.outputs, outputs, strict=False):
+            if name and value is not None:
+                known[name] = ctx.rename(value, name, since) if own_names and isinstance(value, Live) else value
+
+
+def _if(file: File, ctx: Builder, node: OnnxNode, known: dict, problems: list[str]) -> list:
+    """The outputs of the branch that a known condition takes; the other one is not looked at."""
+    condition = known[node.inputs[0]] if node.inputs and node.inputs[0] else None
+    if condition is UNKNOWN:
+        return [UNKNOWN] * len(node.outputs)
+    try:
+        chosen = _taken(file, ctx, condition)
+        nodes, constants, outputs = _branch(file, node, "then_branch" if chosen else "else_branch", problems)
+    except Finding as finding:
+        problems.append(f"node {node.label}: {node.kind}: {finding}")
+        return [UNKNOWN] * len(node.outputs)
+    if len(outputs) != len(node.outputs):
+        raise ModelFormatError(f"node {node.label}: {len(node.outputs)} outputs, but its branch has {len(outputs)}")
+    inner = {**known, **{name: Const(array) for name, array in constants.items()}}
+    wanted = {name for part in nodes for name in reads(part)} | set(outputs)
+    _nodes(file, ctx, nodes, inner, wanted, problems, own_names=False)
+    return [inner[name] for name in outputs]
+
+
+def _taken(file: File, ctx: Builder, condition) -> bool:
+    """The condition of an If as a known bool."""
+    if isinstance(condition, Ints):
+        ctx.table.freeze(list(condition.array.flat), "a size is the condition of an If")
+    value = uniform(condition)
+    if value is None or isinstance(value, Dim):
+        names = ", ".join(map(repr, _sources(file, ctx, condition)))
+        raise Finding(f"its condition is computed from the input {names}; fix that with bind={{name: value}}")
+    return bool(value)
+
+
+def _sources(file: File, ctx: Builder, value) -> list[str]:
+    """The inputs of the file that a live value depends on."""
+    needed = {value.name} if isinstance(value, Live) else set()
+    for _, _, inputs, outputs, _ in reversed(ctx.nodes):
+        if needed & set(outputs):
+            needed |= {i for i in inputs if i}
+    return [v.name for v in file.model.graph.input if v.name in needed]
+
+
+def _branch(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
+    """(nodes, constants, names of the outputs) of a branch: read, sorted and checked once a file."""
+    key = f"{node.label}/{which}"
+    found = file.branches.get(key)
+    if found is None:
+        proto = node.attrs.get(which)
+        if proto is None or proto.type != onnx.AttributeProto.GRAPH:
+            raise ModelFormatError(f"node {node.label}: an If without {which}")
+        graph = proto.g
+        if graph.input:
+            raise ModelFormatError(f"node {node.label}: its {which} has inputs")
+        if key.count("_branch/") >= MAX_NESTING:
+            raise ModelFormatError(f"subgraphs nested deeper than {MAX_NESTING}")
+        nodes = collect(graph, captured(graph))
+        for part in nodes:
+            part.label = f"{key}/{part.label}"
+        needed = {name for part in nodes for name in reads(part)} | {v.name for v in graph.output}
+        constants = read_constants(graph, file.folder, needed)
+        found = file.branches[key] = (nodes, constants, [v.name for v in graph.output], _precheck(file, nodes))
+    problems += found[3]
+    return found[:3]
 
 
 def _inputs(file: File, ctx: Builder, known: dict, problems: list[str]) -> list[str]:
@@ -197,13 +278,13 @@ def _step(file: File, ctx: Builder, node: OnnxNode, values: list, wanted: set, p
 def _fold(file: File, node: OnnxNode, values: list) -> list:
     """Constants are folded once a file, not once a walk."""
     live = [o for o in node.outputs if o]
-    if not all(o in file.folded for o in live):
+    if not all((node.label, o) in file.folded for o in live):
         arrays = [None if v is None else v.array for v in values]
         limit = max(fold.MAX_ELEMENTS, sum(a.size for a in file.constants.values()))
         for name, array in zip(node.outputs, fold.fold(node, arrays, file.opsets, limit), strict=False):
             if name:
-                file.folded[name] = array
-    return [Const(file.folded[o]) if o else None for o in node.outputs]
+                file.folded[node.label, name] = array
+    return [Const(file.folded[node.label, o]) if o else None for o in node.outputs]
 
 
 def _outputs(ctx: Builder, graph: onnx.GraphProto, known: dict, inputs: set, problems: list[str]) -> list[str]:

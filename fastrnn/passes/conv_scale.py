@@ -1,0 +1,86 @@
+"""A scale and a shift of each channel after a convolution (a batch norm at work) become part of its weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..graph import Graph, Node, Value
+
+_CONVOLUTIONS = frozenset(("conv", "conv_transpose"))
+
+
+def fold_scales(graph: Graph) -> Graph:
+    """conv, then mul and add by constants of one number a channel: the convolution with other weights and bias.
+
+    Only where the values between have no other reader and are no outputs. The new weights are computed in float64 and
+    rounded once.
+    """
+    readers, outputs = graph.consumers(), set(graph.outputs)
+    constants, values = dict(graph.constants), dict(graph.values)
+    gone: set[str] = set()
+    replaced: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.op not in _CONVOLUTIONS:
+            continue
+        last, scale, shift = node, np.ones(()), np.zeros(())
+        while last.outputs[0] not in outputs and len(readers.get(last.outputs[0], [])) == 1:
+            after = readers[last.outputs[0]][0]
+            numbers = _per_channel(graph, after, last.outputs[0])
+            if numbers is None:
+                break
+            if after.attrs["fn"] == "mul":
+                scale, shift = scale * numbers, shift * numbers
+            else:
+                shift = shift + numbers
+            gone.add(last.name)
+            last = after
+        if last is not node:
+            inputs = _scaled(graph, node, scale, shift, constants, values)
+            replaced[last.name] = Node(node.op, node.name, inputs, last.outputs, dict(node.attrs))
+    if not replaced:
+        return graph
+    nodes = tuple(replaced.get(n.name, n) for n in graph.nodes if n.name not in gone)
+    notes = (*graph.notes, f"folded {len(gone)} scales and shifts of channels into {len(replaced)} convolutions")
+    return graph.replace(nodes=nodes, constants=constants, values=values, notes=notes)
+
+
+def _per_channel(graph: Graph, node: Node, name: str) -> np.ndarray | None:
+    """The constant by which `node` multiplies the value `name`, or which it adds, one number a channel or one for all,
+    as float64 [channels] or []; None where it does something else."""
+    if node.op != "binary" or node.attrs["fn"] not in ("mul", "add"):
+        return None
+    other = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
+    array, dims = graph.constants.get(other), graph.values[name].dims
+    if array is None or array.dtype != "float32" or graph.values[node.outputs[0]].dims != dims:
+        return None
+    if array.size == 1:
+        return array.astype(np.float64).reshape(())
+    channels = len(dims) - array.ndim  # the axis of array that stands for the channels is 1 - channels
+    if 1 - channels < 0 or array.size != array.shape[1 - channels]:
+        return None
+    return array.astype(np.float64).reshape(-1)
+
+
+def _scaled(graph: Graph, node: Node, scale, shift, constants: dict, values: dict) -> tuple:
+    """The inputs of `node` with its weights and bias scaled and shifted, which are added to constants and values."""
+    W = graph.constants[node.inputs[1]].astype(np.float64)
+    groups = node.attrs["groups"]
+    maps = W.shape[0] if node.op == "conv" else W.shape[1] * groups
+    scale, shift = np.broadcast_to(scale, maps), np.broadcast_to(shift, maps)
+    if node.op == "conv":
+        W = W * scale.reshape(-1, *[1] * (W.ndim - 1))
+    else:  # [C, M/groups, K..]: the rows of a group share its maps
+        apart = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1)
+        W = (apart * scale.reshape(groups, 1, -1, 1)).reshape(W.shape)
+    bias = np.zeros(maps)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = graph.constants[node.inputs[2]].astype(np.float64)
+    names = []
+    for what, array in (("weights", W), ("bias", bias * scale + shift)):
+        name = f"{node.name}:{what}"
+        while name in values:
+            name += "'"
+        constants[name] = array.astype(np.float32)
+        values[name] = Value(name, "float32", array.shape)
+        names.append(name)
+    return (node.inputs[0], *names)

@@ -1,0 +1,106 @@
+"""Which elementwise nodes are worth one sweep over memory instead of one each. The graph itself stays as it is.
+
+`groups(graph)` finds chains (and small nets) of elementwise nodes over one iteration space; the lowering makes one
+program of each, which computes the same functions on the same numbers, so no bit changes. `activations(graph)` finds
+the activation after a convolution, which the product's last step applies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..graph import Graph, Node
+from .linear import _FUSABLE
+
+MAX_INPUTS = 8  # of a program: FRNN_MAX_INPUTS
+MAX_INSTRUCTIONS = 32  # FRNN_MAX_INSTRUCTIONS
+ELEMENTWISE = frozenset(("unary", "binary", "where"))
+_CONVOLUTIONS = frozenset(("conv", "conv_transpose"))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes in an order in which they can be computed; the last one's output is the only one that others read.
+
+    inputs : names of the values that come from outside, each once, in the order in which they are first read.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+
+
+def activations(graph: Graph) -> dict[str, Node]:
+    """Name of a convolution -> the node that is its activation: its only reader, where it is no output."""
+    readers, outputs = graph.consumers(), set(graph.outputs)
+    found = {}
+    for node in graph.nodes:
+        if node.op not in _CONVOLUTIONS or node.outputs[0] in outputs:
+            continue
+        after = readers.get(node.outputs[0], [])
+        if len(after) == 1 and activation_of(graph, after[0], node.outputs[0]) is not None:
+            found[node.name] = after[0]
+    return found
+
+
+def activation_of(graph: Graph, node: Node, name: str) -> tuple | None:
+    """(function, alpha, beta) that `node` applies to each element of the value `name` alone; None where it is none.
+
+    prelu with one slope for all is leaky_relu.
+    """
+    if node.op == "unary" and node.attrs["fn"] in _FUSABLE:
+        return node.attrs["fn"], node.attrs["alpha"], node.attrs["beta"]
+    if node.op == "binary" and node.attrs["fn"] == "prelu" and node.inputs[0] == name:
+        slope = graph.constants.get(node.inputs[1])
+        same = graph.values[name].dims == graph.values[node.outputs[0]].dims
+        if slope is not None and slope.dtype == "float32" and slope.size == 1 and same:
+            return "leaky_relu", float(slope.flat[0]), 0.0
+    return None
+
+
+def groups(graph: Graph, apart: frozenset[str] = frozenset()) -> dict[str, Group]:
+    """Name of a group's last node -> the group; only groups of two nodes or more.
+
+    A node joins the group of its readers where all of them are in one group, it is no output, its dims are theirs (a
+    smaller value is computed once, not once for every place that it is broadcast to), and the program stays within
+    its limits. apart: names of nodes that stay alone.
+    """
+    readers, outputs = graph.consumers(), set(graph.outputs)
+    candidates = {n.outputs[0]: n for n in graph.nodes if _fits(graph, n) and n.name not in apart}
+    members: dict[str, list[Node]] = {}  # by name of the last node; latest first
+    home: dict[str, str] = {}  # node name -> name of the last node of its group
+    for node in reversed(graph.nodes):
+        if candidates.get(node.outputs[0]) is not node:
+            continue
+        name = node.outputs[0]
+        homes = {home.get(r.name) for r in readers.get(name, [])}
+        root = homes.pop() if len(homes) == 1 else None
+        if root is not None and name not in outputs:
+            grown = [*members[root], node]
+            last = grown[0]
+            same = graph.values[name].dims == graph.values[last.outputs[0]].dims
+            if same and len(grown) <= MAX_INSTRUCTIONS and len(_outside(grown)) <= MAX_INPUTS:
+                members[root] = grown
+                home[node.name] = root
+                continue
+        members[node.name] = [node]
+        home[node.name] = node.name
+    found = {}
+    for root, nodes in members.items():
+        if len(nodes) > 1:
+            ordered = tuple(reversed(nodes))
+            found[root] = Group(ordered, _outside(ordered))
+    return found
+
+
+def _outside(nodes) -> tuple[str, ...]:
+    """Values that these nodes read and none of them makes, each once."""
+    made = {n.outputs[0] for n in nodes}
+    return tuple(dict.fromkeys(i for n in nodes for i in n.inputs if i is not None and i not in made))
+
+
+def _fits(graph: Graph, node: Node) -> bool:
+    """Elementwise over reals and bools: what a program computes in float32."""
+    if node.op not in ELEMENTWISE:
+        return False
+    names = [*(i for i in node.inputs if i is not None), node.outputs[0]]
+    return all(graph.values[n].dtype in ("float32", "bool") for n in names)
