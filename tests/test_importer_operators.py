@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fastrnn import reference
-from fastrnn.errors import UnsupportedError
+from fastrnn.errors import ModelFormatError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
 
 RNG = np.random.default_rng(41)
@@ -133,3 +133,20 @@ def test_a_triangle_and_a_running_sum_of_a_fed_value():
         one("CumSum", [x], [np.array(1)], reverse=1)[0], x[:, ::-1].cumsum(1)[:, ::-1], atol=1e-6
     )
     assert one("ArgMin", [x], axis=2, keepdims=0)[0].tolist() == x.argmin(2).tolist()
+
+
+def test_a_quantised_lstm_computes_with_the_numbers_its_weights_stand_for():
+    x, wide = normal(5, 2, 3), []
+    constants = []
+    for rows in (3, 4):
+        array = RNG.integers(0, 256, (1, rows, 16)).astype(np.uint8)
+        scale, zero = np.array([0.01], np.float32), np.array([131], np.uint8)
+        constants.append((array, scale, zero))
+        wide.append(((array.astype(np.float32) - 131) * scale).transpose(0, 2, 1))
+    (W, W_scale, W_zero), (R, R_scale, R_zero) = constants
+    bias = normal(1, 32)
+    tail = [None, None, None, None, W_scale, W_zero, R_scale, R_zero]
+    y = one("DynamicQuantizeLSTM", [x], [W, R, bias, *tail], "com.microsoft", hidden_size=4)[0]
+    np.testing.assert_allclose(y, one("LSTM", [x], [*wide, bias], hidden_size=4)[0], atol=1e-7)
+    with pytest.raises(ModelFormatError, match="must be 8-bit"):
+        one("DynamicQuantizeLSTM", [x], [wide[0], R, bias, *tail], "com.microsoft", hidden_size=4)
