@@ -10,7 +10,7 @@ from ...errors import ModelFormatError
 from ...graph import DTYPES, Graph, Node, Value
 from ...shapes import infer
 from .symbols import Finding, SymbolTable
-from .values import Const, Fill, Ints, Items, Live
+from .values import Const, Fill, Ints, Items, Live, Quantized
 
 _INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 
@@ -67,6 +67,8 @@ class Builder:
         """The graph's dtype of an abstract value."""
         if isinstance(value, Live):
             return value.dtype
+        if isinstance(value, Quantized):
+            raise Finding("computes on quantised integers")
         return self.dtype(value.dtype if isinstance(value, Fill) else value.array.dtype)
 
     def declare(self, name: str, dtype, dims: tuple) -> Live:
@@ -125,6 +127,8 @@ class Builder:
             self.table.freeze(list(value.array.flat), "a size is used as a number")
         if isinstance(value, Items):
             raise Finding("a sequence of tensors")
+        if isinstance(value, Quantized):
+            raise Finding("computes on quantised integers")
         raise Finding("a value of an unknown kind")
 
     def constant(self, array: np.ndarray) -> Live:

@@ -251,6 +251,12 @@ class NodeReader:
             raise Finding(f"its {name} depend on a size of the input")
         return values
 
+    def within(self, values: list) -> NodeReader:
+        """A reader of the same node with other inputs; the attributes that it reads are read for both."""
+        inner = NodeReader(self.node, values, self.opset, self.needed)
+        inner._attrs = self._attrs
+        return inner
+
     def finish(self) -> None:
         """Raise Finding for whatever of the node was not read."""
         left = sorted(set(self.node.attrs) - self._attrs)

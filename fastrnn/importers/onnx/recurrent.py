@@ -250,3 +250,27 @@ def _lstm(ctx, n):
 @op("GRU", attrs=_COMMON + " linear_before_reset")
 def _gru(ctx, n):
     return _recurrent(ctx, n, "gru")
+
+
+@op("DynamicQuantizeLSTM", attrs=_COMMON + " input_forget", domain="com.microsoft")
+def _quantised_lstm(ctx, n):
+    """An LSTM of 8-bit weights W [D, I, 4*H] and R [D, H, 4*H], a scale and a zero point a direction (or a column of
+    it). Computed with the weights as the numbers that they stand for; onnxruntime also rounds x and h to 8 bits at
+    every step, which loses digits and is not repeated."""
+    weights = {}
+    for i, scale_at, what in ((1, 8, "W"), (2, 10, "R")):
+        array, scale = n.const(i, what), n.const(scale_at, f"the scale of {what}")
+        zero = n.const(scale_at + 1, f"the zero point of {what}", optional=True)
+        if array.ndim != 3 or array.dtype.name not in ("int8", "uint8"):
+            raise ModelFormatError(f"{what} must be 8-bit of rank 3, got {array.dtype}{list(array.shape)}")
+        parts = [np.asarray(p, np.float32) for p in (scale, np.zeros(1) if zero is None else zero)]
+        shapes = ((1,), (array.shape[0],), (array.shape[0], array.shape[2]))
+        if any(p.shape not in shapes for p in parts):
+            raise ModelFormatError(f"scale and zero point of {what}: {[list(p.shape) for p in parts]}")
+        parts = [p.reshape(p.shape[0], 1, -1) for p in parts]
+        weights[i] = Const(((array.astype(np.float32) - parts[1]) * parts[0]).transpose(0, 2, 1))
+    values = [weights.get(i, n.input(i, optional=True)) for i in range(min(len(n.values), 8))]
+    inner = n.within(values)
+    outputs = _recurrent(ctx, inner, "lstm")
+    inner.finish()
+    return outputs

@@ -58,6 +58,17 @@ class Items:
     keepdims: bool
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """Integers that QuantizeLinear made, held as float32 by `value`; only DequantizeLinear reads them."""
+
+    value: Live
+
+    @property
+    def dims(self) -> tuple:
+        return self.value.dims
+
+
 class Unknown:
     """The output of a node that is not supported; what hangs on it is not examined further."""
 

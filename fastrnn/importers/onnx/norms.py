@@ -1,0 +1,264 @@
+"""Normalisations and fused operators that are said with what the graph has."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ... import dims as D
+from ...errors import ModelFormatError
+from ...graph import DTYPES
+from .nodes import NodeReader, axis_of
+from .products import _float, matmul
+from .registry import op
+from .symbols import Finding
+from .values import Const, Quantized
+
+_MICROSOFT = "com.microsoft"
+
+
+def _channels(ctx, x, value, what: str):
+    """A parameter a channel as [C, 1..]: it then broadcasts over x [B, C, L..]."""
+    if len(value.dims) != 1:
+        raise ModelFormatError(f"{what} has dims {list(map(str, value.dims))}")
+    ctx.equal(value.dims[0], x.dims[1], f"{what} a channel")
+    return ctx.reshape(value, (x.dims[1],) + (1,) * (len(x.dims) - 2))
+
+
+def _scaled(ctx, x, scale, bias):
+    x = ctx.one("binary", x, scale, fn="mul")
+    return x if bias is None else ctx.one("binary", x, bias, fn="add")
+
+
+def _image(ctx, n: NodeReader):
+    x = ctx.live(_float(ctx, n.input(0), n.node.op))
+    if len(x.dims) < 3:
+        raise ModelFormatError(f"{n.node.op} of rank {len(x.dims)}")
+    return x
+
+
+@op("InstanceNormalization", attrs="epsilon")
+def _instance_norm(ctx, n: NodeReader):
+    x, epsilon = _image(ctx, n), n.attr("epsilon", "float", 1e-5)
+    scale, bias = (_channels(ctx, x, n.input(i), what) for i, what in ((1, "scale"), (2, "B")))
+    even = ctx.emit("layer_norm", [x], {"axis": 2, "epsilon": epsilon})[0]
+    return [_scaled(ctx, even, scale, bias)]
+
+
+@op("GroupNormalization", attrs="epsilon num_groups stash_type")
+def _group_norm(ctx, n: NodeReader):
+    x, epsilon, groups = _image(ctx, n), n.attr("epsilon", "float", 1e-5), n.attr("num_groups", "int", 0)
+    n.attr("stash_type", "int", 1)  # in which precision the statistics are kept: float32 or better here
+    channels = ctx.number(x.dims[1], "the channels of GroupNormalization")
+    if groups < 1 or channels % groups:
+        raise ModelFormatError(f"num_groups is {groups} for {channels} channels")
+    grouped = ctx.reshape(x, (x.dims[0], groups, channels // groups, *x.dims[2:]))
+    even = ctx.emit("layer_norm", [grouped], {"axis": 2, "epsilon": epsilon})[0]
+    if n.opset >= 21:
+        scale, bias = (_channels(ctx, x, n.input(i), what) for i, what in ((1, "scale"), (2, "bias")))
+        return [_scaled(ctx, ctx.reshape(even, x.dims), scale, bias)]
+    # Before opset 21: a parameter a group.
+    shape = (groups,) + (1,) * (len(grouped.dims) - 2)
+    parts = [n.input(i) for i in (1, 2)]
+    for part in parts:
+        if tuple(part.dims) != (groups,):
+            raise ModelFormatError(f"a parameter with dims {list(map(str, part.dims))} for {groups} groups")
+    scale, bias = (ctx.reshape(part, shape) for part in parts)
+    return [ctx.reshape(_scaled(ctx, even, scale, bias), x.dims)]
+
+
+@op("RMSNormalization", attrs="axis epsilon stash_type")
+def _rms_norm(ctx, n: NodeReader):
+    x, epsilon = ctx.live(_float(ctx, n.input(0), n.node.op)), n.attr("epsilon", "float", 1e-5)
+    axis = axis_of(n.attr("axis", "int", -1), len(x.dims))
+    n.attr("stash_type", "int", 1)
+    square = ctx.one("binary", x, x, fn="mul")
+    mean = ctx.one("reduce", square, fn="mean", axes=tuple(range(axis, len(x.dims))), keepdims=True)
+    spread = ctx.unary("sqrt", ctx.one("binary", mean, Const(np.float32(epsilon).reshape(())), fn="add"))
+    even, scale = ctx.broadcast([ctx.one("binary", x, spread, fn="div"), n.input(1)], n.node.op)
+    out = ctx.one("binary", even, scale, fn="mul")
+    if out.dims != x.dims:
+        raise ModelFormatError(f"a scale with dims {list(map(str, scale.dims))}")
+    return [out]
+
+
+@op("SkipLayerNormalization", attrs="epsilon", domain=_MICROSOFT)
+def _skip_layer_norm(ctx, n: NodeReader):
+    """LayerNormalization(input + skip + bias) * gamma + beta over the last axis."""
+    x, skip = (_float(ctx, n.input(i), n.node.op) for i in (0, 1))
+    gamma, beta, bias = n.input(2), n.input(3, optional=True), n.input(4, optional=True)
+    epsilon = n.attr("epsilon", "float", 1e-12)
+    if any(k < len(n.needed) and n.needed[k] for k in (1, 2)):
+        raise Finding("its outputs mean and inv_std_var")
+    total = ctx.one("binary", *ctx.broadcast([x, skip], n.node.op), fn="add")
+    if bias is not None:
+        total = ctx.one("binary", *ctx.broadcast([total, bias], n.node.op), fn="add")
+    for part in (gamma, beta):
+        if part is not None:
+            ctx.equal(part.dims[-1], total.dims[-1], "a parameter of SkipLayerNormalization")
+    attrs = {"axis": len(total.dims) - 1, "epsilon": epsilon}
+    return [ctx.emit("layer_norm", [total, gamma, beta], attrs)[0], None, None, total]
+
+
+@op("BiasGelu", domain=_MICROSOFT)
+def _bias_gelu(ctx, n: NodeReader):
+    values = ctx.broadcast([_float(ctx, n.input(i), n.node.op) for i in (0, 1)], n.node.op)
+    return [ctx.unary("gelu", ctx.one("binary", *values, fn="add"))]
+
+
+@op("Gelu", domain=_MICROSOFT)
+def _gelu(ctx, n: NodeReader):
+    return [ctx.unary("gelu", _float(ctx, n.input(0), n.node.op))]
+
+
+@op("FusedMatMul", attrs="alpha transA transB transBatchA transBatchB", domain=_MICROSOFT)
+def _fused_matmul(ctx, n: NodeReader):
+    a, b = (_float(ctx, n.input(i), n.node.op) for i in (0, 1))
+    n.only("transBatchA", "int", 0, (0,))
+    n.only("transBatchB", "int", 0, (0,))
+    alpha = n.attr("alpha", "float", 1.0)
+    sides = []
+    for value, name in ((a, "transA"), (b, "transB")):
+        if n.attr(name, "int", 0):
+            rank = len(value.dims)
+            if rank < 2:
+                raise ModelFormatError(f"{name} of a value of rank {rank}")
+            value = ctx.transpose(value, (*range(rank - 2), rank - 1, rank - 2))
+        sides.append(value)
+    out = matmul(ctx, *sides)
+    return [out if alpha == 1.0 else ctx.one("binary", out, Const(np.float32(alpha).reshape(())), fn="mul")]
+
+
+# --- quantised files: arithmetic in float, with the integers' steps --------------------------------------------------
+
+_RANGES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
+
+
+def _along(ctx, x, value: np.ndarray, axis: int) -> np.ndarray:
+    """A scale or zero point for all of x, or one a slice of `axis`, in a shape that broadcasts."""
+    if value.size == 1:
+        return value.reshape(())
+    if value.ndim != 1:
+        raise Finding("scales in blocks")
+    axis = axis_of(axis, len(x.dims))
+    ctx.equal(x.dims[axis], len(value), "a scale a channel")
+    return value.reshape((len(value),) + (1,) * (len(x.dims) - axis - 1))
+
+
+@op("QuantizeLinear", attrs="axis saturate block_size output_dtype precision")
+def _quantize(ctx, n: NodeReader):
+    """round(x / scale) + zero_point, saturated: in float32, which holds each of those integers exactly.
+
+    What comes out is a `Quantized`, which DequantizeLinear alone reads."""
+    x = ctx.live(_float(ctx, n.input(0), n.node.op))
+    scale, zero = n.const(1, "scale"), n.const(2, "zero point", optional=True)
+    n.attr("saturate", "int", 1)
+    n.only("block_size", "int", 0, (0,))
+    n.only("output_dtype", "int", 0, (0,))
+    n.only("precision", "int", 0, (0,))
+    axis = n.attr("axis", "int", 1)
+    zero = np.zeros((), np.uint8) if zero is None else zero
+    if zero.dtype.name not in _RANGES:
+        raise Finding(f"to {zero.dtype.name}")
+    low, high = _RANGES[zero.dtype.name]
+    scale = Const(_along(ctx, x, scale.astype(np.float32), axis))
+    offset = Const(_along(ctx, x, zero.astype(np.float32), axis))
+    steps = ctx.unary("round", ctx.one("binary", x, scale, fn="div"))
+    out = ctx.unary("clip", ctx.one("binary", steps, offset, fn="add"), low, high)
+    return [Quantized(out)]
+
+
+@op("DequantizeLinear", attrs="axis block_size output_dtype")
+def _dequantize(ctx, n: NodeReader):
+    x, scale, zero = n.input(0), n.const(1, "scale"), n.const(2, "zero point", optional=True)
+    n.only("block_size", "int", 0, (0,))
+    n.only("output_dtype", "int", 0, (0, 1))
+    axis = n.attr("axis", "int", 1)
+    if isinstance(x, Quantized):
+        x = x.value
+    elif not isinstance(x, Const):
+        raise Finding("of integers that no QuantizeLinear made")
+    scale = _along(ctx, x, scale.astype(np.float32), axis)
+    zero = None if zero is None or not zero.any() else _along(ctx, x, zero.astype(np.float32), axis)
+    if isinstance(x, Const):
+        return [Const((x.array.astype(np.float32) - (0 if zero is None else zero)) * scale)]
+    x = x if zero is None else ctx.one("binary", x, Const(zero), fn="sub")
+    return [ctx.one("binary", x, Const(scale), fn="mul")]
+
+
+# --- arg max, running sums, triangles --------------------------------------------------------------------------------
+
+
+@op("ArgMax", "ArgMin", attrs="axis keepdims select_last_index")
+def _arg(ctx, n: NodeReader):
+    x = ctx.live(_float(ctx, n.input(0), n.node.op))
+    axis, keepdims = axis_of(n.attr("axis", "int", 0), len(x.dims)), bool(n.attr("keepdims", "int", 1))
+    last = bool(n.attr("select_last_index", "int", 0))
+    return [ctx.one("argmax", x, axis=axis, keepdims=keepdims, last=last, largest=n.node.op == "ArgMax")]
+
+
+@op("CumSum", attrs="exclusive reverse")
+def _cumsum(ctx, n: NodeReader):
+    x, axes = ctx.live(_float(ctx, n.input(0), "CumSum")), n.const(1, "axis")
+    if axes.size != 1 or axes.dtype.kind != "i":
+        raise ModelFormatError(f"axis {axes.dtype}{list(axes.shape)}")
+    axis = axis_of(int(axes.reshape(-1)[0]), len(x.dims))
+    exclusive, reverse = bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
+    return [ctx.one("cumsum", x, axis=axis, exclusive=exclusive, reverse=reverse)]
+
+
+@op("Trilu", attrs="upper")
+def _trilu(ctx, n: NodeReader):
+    x, k = ctx.live(n.input(0)), n.const(1, "k", optional=True)
+    upper, k = n.attr("upper", "int", 1), 0 if k is None else int(k.reshape(-1)[0])
+    if len(x.dims) < 2 or abs(k) > 1 << 31:
+        raise ModelFormatError(f"Trilu with k={k} of rank {len(x.dims)}")
+    rows, columns = (ctx.number(d, "Trilu") for d in x.dims[-2:])
+    if rows * columns > 1 << 24:
+        raise Finding(f"a triangle of {rows} x {columns}")
+    keep = np.arange(columns) - np.arange(rows)[:, None]
+    keep = keep >= k if upper else keep <= k
+    return [ctx.one("where", Const(keep), x, Const(np.zeros((), DTYPES[x.dtype])))]
+
+
+# --- Einsum ----------------------------------------------------------------------------------------------------------
+
+
+@op("Einsum", attrs="equation")
+def _einsum(ctx, n: NodeReader):
+    """One or two operands, no letter twice in one of them: transposes, one product, a transpose."""
+    text = n.attr("equation", "string", "").replace(" ", "")
+    values = [_float(ctx, n.input(i), "Einsum") for i in range(len(n.values))]
+    left, arrow, out = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(values) or "." in text or not arrow or not all(t.isalpha() or not t for t in terms):
+        raise Finding(f"equation={text!r}")
+    if any(len(set(t)) != len(t) for t in (*terms, out)) or not set(out) <= set("".join(terms)) or len(terms) > 2:
+        raise Finding(f"equation={text!r}")
+    sizes: dict = {}
+    for term, value in zip(terms, values, strict=True):
+        if len(term) != len(value.dims):
+            raise ModelFormatError(f"equation {text!r} with a value of rank {len(value.dims)}")
+        for letter, d in zip(term, value.dims, strict=True):
+            ctx.equal(sizes.setdefault(letter, d), d, f"the axis {letter!r} of Einsum")
+    # A letter of one operand that is not in the output is summed first.
+    for k, term in enumerate(terms):
+        others = set(out) | set(terms[1 - k] if len(terms) == 2 else "")
+        alone = tuple(i for i, letter in enumerate(term) if letter not in others)
+        if alone:
+            values[k] = ctx.one("reduce", values[k], fn="sum", axes=alone, keepdims=False)
+            terms[k] = "".join(letter for letter in term if letter in others)
+    if len(terms) == 1:
+        return [ctx.transpose(values[0], [terms[0].index(letter) for letter in out])]
+    a, b = terms
+    batch = [c for c in out if c in a and c in b]
+    rows, columns = ([c for c in out if c in s and c not in o] for s, o in ((a, b), (b, a)))
+    inner = [c for c in a if c in b and c not in out]
+    flat = []
+    for value, term, order, head, tail in ((values[0], a, batch + rows + inner, rows, inner),
+                                           (values[1], b, batch + inner + columns, inner, columns)):  # fmt: skip
+        value = ctx.transpose(value, [term.index(c) for c in order])
+        shape = [sizes[c] for c in batch] + [D.product(sizes[c] for c in part) for part in (head, tail)]
+        flat.append(ctx.reshape(value, shape))
+    product = matmul(ctx, *flat)
+    spread = ctx.reshape(product, [sizes[c] for c in batch + rows + columns])
+    return [ctx.transpose(spread, [(batch + rows + columns).index(c) for c in out])]

@@ -1,0 +1,42 @@
+"""Sizes that a caller fixes: symbols of a graph replaced by numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..dims import Dim, substitute, symbols
+from ..errors import ShapeError
+from ..graph import Graph, Node, Value, check_required, validate
+
+
+def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
+    """The graph with the symbols in `sizes` (name -> number) replaced wherever they stand.
+
+    What the graph requires of sizes is checked as soon as all its symbols are numbers, and is then required no longer.
+    A model whose input has a free `size` is compiled for one size this way. Raises ShapeError for a symbol that no
+    input has, and where a size breaks what the graph requires.
+    """
+    known = {s for name in graph.inputs for d in graph.values[name].dims for s in symbols(d)}
+    unknown = sorted(set(sizes) - known)
+    if unknown:
+        raise ShapeError(f"{graph.name}: no input has the size {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    done = tuple((dim, number) for dim, number in graph.requires if symbols(dim) <= set(sizes))
+    check_required(graph.replace(requires=done), sizes)
+    left = tuple((substitute(dim, sizes), number) for dim, number in graph.requires if (dim, number) not in done)
+    values = {
+        v.name: Value(v.name, v.dtype, tuple(substitute(d, sizes) for d in v.dims)) for v in graph.values.values()
+    }
+    nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, _fixed(n.attrs, sizes)) for n in graph.nodes)
+    shown = ", ".join(f"{name} is {sizes[name]}" for name in sorted(sizes))
+    notes = (*graph.notes, f"fixed: {shown}") if sizes else graph.notes
+    return validate(graph.replace(values=values, nodes=nodes, requires=left, notes=notes))
+
+
+def _fixed(attrs: Mapping, sizes: Mapping[str, int]) -> dict:
+    """Attributes with the dims in them replaced."""
+    out = {}
+    for key, value in attrs.items():
+        if isinstance(value, tuple):
+            value = tuple(substitute(d, sizes) if isinstance(d, Dim) else d for d in value)
+        out[key] = substitute(value, sizes) if isinstance(value, Dim) else value
+    return out
