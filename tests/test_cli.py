@@ -279,6 +279,34 @@ class TestVerify:
         assert code == 0
         assert "answers as onnxruntime" in out
 
+    def test_a_converted_file_alone_is_compared_with_the_reference_and_says_so(self, capsys, tmp_path):
+        convert(capsys, STATES, "-o", tmp_path / "m.fastrnn")
+        code, out, err = run(capsys, "verify", tmp_path / "m.fastrnn")
+        assert (code, err) == (0, "")
+        assert "compared with the float64 reference:" in out
+        assert "m.fastrnn is no ONNX file" in out
+        assert "answers as fastrnn's float64 reference does" in out
+        told = json.loads(run(capsys, "verify", tmp_path / "m.fastrnn", "--json")[1])
+        assert told["why_reference"] == f"{tmp_path / 'm.fastrnn'} is no ONNX file"
+        assert json.loads(run(capsys, "verify", STATES, "--json")[1])["why_reference"] is None
+
+    def test_what_was_asked_for_and_can_not_be_is_an_error(self, capsys, tmp_path, monkeypatch):
+        convert(capsys, STATES, "-o", tmp_path / "m.fastrnn")
+        code, _, err = run(capsys, "verify", tmp_path / "m.fastrnn", "--against", "onnxruntime")
+        assert code == 1
+        assert "m.fastrnn is no ONNX file: name the ONNX file with --source, or take --against reference" in err
+        code, _, err = run(capsys, "verify", tmp_path / "m.fastrnn", "--source", tmp_path / "m.fastrnn")
+        assert code == 1
+        assert "--source: " in err
+        assert "source=" not in err
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        code, _, err = run(capsys, "verify", STATES, "--against", "onnxruntime")
+        assert code == 1
+        assert "onnxruntime is not installed" in err
+        code, out, _ = run(capsys, "verify", STATES)
+        assert code == 0
+        assert "compared with the float64 reference: onnxruntime is not installed" in out
+
 
 class TestErrors:
     @pytest.mark.parametrize("command", ["convert", "inspect", "verify"])

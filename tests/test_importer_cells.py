@@ -107,6 +107,22 @@ def test_attribute_is_consumed_or_refused(attrs, kind, text):
     assert text in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("activations", "numbers", "notes"),
+    [
+        (["Sigmoid", "Affine", "Tanh"], {}, ["the_node: Affine without alpha, which is 1 as ONNX has it"]),
+        (["Sigmoid", "ScaledTanh", "Tanh"], {"activation_alpha": [2.0]}, ["the_node: ScaledTanh without beta,"]),
+        (["ThresholdedRelu", "ScaledTanh", "Tanh"], {}, ["ThresholdedRelu without alpha,", "without alpha and beta,"]),
+        (["Sigmoid", "Affine", "Tanh"], {"activation_alpha": [2.0]}, []),
+        (["Sigmoid", "LeakyRelu", "HardSigmoid"], {}, []),
+    ],
+)
+def test_defaults_that_onnxruntime_takes_otherwise_are_noted(activations, numbers, notes):
+    found = [n for n in import_onnx(lstm(activations=activations, **numbers)).notes if "onnxruntime takes 0" in n]
+    assert len(found) == len(notes)
+    assert all(want in got for want, got in zip(notes, found, strict=True))
+
+
 def test_linear_before_reset_is_0_or_1():
     made = lstm(linear_before_reset=2)
     made.graph.node[0].op_type = "GRU"

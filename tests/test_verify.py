@@ -180,6 +180,50 @@ def test_a_length_that_onnxruntime_does_not_follow_is_skipped_and_told():
     assert any("answers as if axis 0 of y were 7 long, which the file has written into it" in s for s in report.skipped)
 
 
+def divided_by_its_length(path):
+    """y = (a recurrence over x) / 6, where the exporter has made the 6 of the example's length."""
+    made = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[6,b,3] x) => (float[6,1,b,2] y)
+        { d = Constant <value = float {6.0}> () z, h = RNN <hidden_size = 2> (x, W, R) y = Div(z, d) }"""
+    )
+    rng = np.random.default_rng(0)
+    arrays = {"W": rng.standard_normal((1, 2, 3)), "R": rng.standard_normal((1, 2, 2))}
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items())
+    onnx.save(made, path)
+    return path
+
+
+def test_that_only_the_own_length_was_compared_is_told(tmp_path):
+    path = divided_by_its_length(tmp_path / "m.onnx")
+    report = fastrnn.verify(path)
+    assert report.ok
+    (note,) = (n for n in report.notes if "only" in n)
+    assert note.startswith("only time 6 was compared, which the file has written into it; numbers that its exporter")
+    assert note.endswith("computed from that (a divisor, a scale) are the same at every other time")
+    assert any("thawed time" in n and "computed from 6 stay as they are" in n for n in fastrnn.load(path).graph.notes)
+    assert "only time 6 was compared" in str(report)
+    assert not fastrnn.verify(path, "reference").notes
+    assert not fastrnn.verify(DATA / "last_step.script.onnx").notes
+    assert not fastrnn.verify(path, sizes=[(3, 6)]).notes
+
+
+def test_a_default_that_onnxruntime_takes_otherwise_is_told(tmp_path):
+    """onnxruntime's Affine without alpha is 0 * x: the report differs, and says why it may."""
+    made = onnx.load(divided_by_its_length(tmp_path / "m.onnx"))
+    node = next(n for n in made.graph.node if n.op_type == "RNN")
+    node.attribute.append(onnx.helper.make_attribute("activations", ["Affine"]))
+    onnx.save(made, tmp_path / "m.onnx")
+    report = fastrnn.verify(tmp_path / "m.onnx")
+    assert not report.ok
+    assert any("Affine without alpha, which is 1 as ONNX has it; onnxruntime takes 0" in n for n in report.notes)
+
+
+def test_what_a_converted_file_has_built_in_is_not_given_again(tmp_path):
+    fastrnn.load(DATA / "last_step.script.onnx").save(tmp_path / "m.fastrnn")
+    with pytest.raises(fastrnn.ModelFormatError, match="settled when a model is converted"):
+        fastrnn.verify(tmp_path / "m.fastrnn", "reference", bind={"x": 1})
+
+
 def test_a_wrong_shape_is_no_frozen_length(monkeypatch):
     """One that follows the input, or that fastrnn never has, is a difference."""
     real = V._OnnxRuntime.run

@@ -23,11 +23,11 @@ _NAMES = {
 _COMMON = "activation_alpha activation_beta activations clip direction hidden_size layout"
 
 
-# Functions whose alpha or beta onnxruntime (1.31, measured) takes as 0 where a file gives none; ONNX says otherwise.
-_ZERO_ELSEWHERE = {"affine": "alpha 1, beta 0", "thresholded_relu": "alpha 1", "scaled_tanh": "alpha 1, beta 1"}
+# Functions whose defaults onnxruntime (1.31, measured) takes as 0 where a file gives none; ONNX says 1.
+_ZERO_ELSEWHERE = {"affine": ("alpha",), "thresholded_relu": ("alpha",), "scaled_tanh": ("alpha", "beta")}
 
 
-def _specs(n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
+def _specs(ctx, n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
     """(direction, activations a direction, keywords of CellSpec, layout) from the attributes alone."""
     direction = n.attr("direction", "string", "forward").lower()
     if direction not in _DIRECTIONS:
@@ -40,7 +40,7 @@ def _specs(n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
     if kind == "gru":
         keywords["linear_before_reset"] = _flag(n, "linear_before_reset")
     layout = int(_flag(n, "layout"))
-    return direction, _activations(n, kind, len(_DIRECTIONS[direction])), keywords, layout
+    return direction, _activations(ctx, n, kind, len(_DIRECTIONS[direction])), keywords, layout
 
 
 def _flag(n: NodeReader, name: str) -> bool:
@@ -51,7 +51,7 @@ def _flag(n: NodeReader, name: str) -> bool:
     return bool(value)
 
 
-def _activations(n: NodeReader, kind: str, directions: int) -> list[tuple]:
+def _activations(ctx, n: NodeReader, kind: str, directions: int) -> list[tuple]:
     """The activations a direction. As in onnxruntime, alpha and beta go in order to the functions that take one;
     a list that is too short leaves defaults, one that is too long is refused."""
     count = len(DEFAULT_ACTIVATIONS[kind])
@@ -72,6 +72,11 @@ def _activations(n: NodeReader, kind: str, directions: int) -> list[tuple]:
         alpha = alphas.pop(0) if takes_alpha and alphas else None
         beta = betas.pop(0) if takes_beta and betas else None
         found.append(activation(ours, alpha, beta))
+        absent = [p for p, v in (("alpha", alpha), ("beta", beta)) if v is None and p in _ZERO_ELSEWHERE.get(ours, ())]
+        if absent:
+            ctx.table.notes[f"default {ctx.label} {name} {absent}"] = (
+                f"{ctx.label}: {name} without {' and '.join(absent)}, which is 1 as ONNX has it; onnxruntime takes 0"
+            )
     if alphas or betas:
         raise Finding(f"activation_alpha/activation_beta: {len(alphas) + len(betas)} values that no activation takes")
     return [tuple(found[d * count : (d + 1) * count]) for d in range(directions)]
@@ -181,7 +186,7 @@ def _lengths(ctx, value, time, batch):
 
 
 def _recurrent(ctx, n: NodeReader, kind: str) -> list:
-    direction, activations, keywords, layout = _specs(n, kind)
+    direction, activations, keywords, layout = _specs(ctx, n, kind)
     reverses, hidden = _DIRECTIONS[direction], _hidden_size(n, kind)
     x, directions, gates = ctx.live(n.input(0)), len(reverses), GATES[kind]
     if len(x.dims) != 3 or x.dtype != "float32":
