@@ -143,7 +143,7 @@ def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:
 
 
 def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]:
-    """batch and time from the shapes of whole-run inputs. Raises ShapeError naming input, axis, got and expected."""
+    """batch, time and other free sizes from whole-run inputs; ShapeError names input, axis, got and expected."""
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
     for value, array in zip(values, arrays, strict=True):
@@ -155,8 +155,9 @@ def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]
                 if dim != size:
                     raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}")
                 continue
-            (name,) = D.symbols(dim) if dim == D.BATCH or dim == D.TIME else (None,)
-            if name is None:
+            names = D.symbols(dim)
+            name = next(iter(names))
+            if len(names) > 1 or dim != D.symbol(name):
                 raise ShapeError(f"input {value.name}: axis {axis} has the size {dim}, which can't be solved")
             if sizes.setdefault(name, size) != size:
                 raise ShapeError(

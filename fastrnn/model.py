@@ -18,7 +18,10 @@ from .cpu import MAX_THREADS, thread_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .follow import follow
 from .graph import DTYPES, Graph
+from .passes.sizes import fix_sizes
 from .stream import Stream
+
+KEPT_SIZES = 8  # of other free sizes, each a model of its own
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Model:
         self.threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
         self.graph = passes.run(graph)
         self.name = graph.name
-        _refuse_other_sizes(self.graph)
+        self._open_sizes = _open_sizes(self.graph)
+        self._fixed: dict[tuple, Model] = {}
         self._weights = lowering.Weights()
         self._lock = threading.Lock()
         self._programs: dict[str, Program] = {}
@@ -74,7 +78,8 @@ class Model:
         self._fingerprint: str | None = None
         self._inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
         self._outputs = tuple(_info(self.graph.values[n]) for n in self.graph.outputs)
-        self._program("run")  # what can't be run is refused at load, not at three in the morning
+        if not self._open_sizes:
+            self._program("run")  # what can't be run is refused at load, not at three in the morning
 
     # -- description --
     @property
@@ -200,6 +205,8 @@ class Model:
     def _run(self, feeds: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         values = [self.graph.values[n] for n in self.graph.inputs]
         sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds)
+        if self._open_sizes:
+            return self._with_sizes({n: sizes[n] for n in self._open_sizes})._run(feeds)
         outputs: list[np.ndarray] = []
         for name in self.graph.outputs:
             value = self.graph.values[name]
@@ -209,6 +216,19 @@ class Model:
             outputs.append(_empty(value, shape))
         self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
         return tuple(outputs)
+
+    def _with_sizes(self, sizes: dict[str, int]) -> Model:
+        """This model compiled for fixed free sizes; the last few are kept."""
+        key = tuple(sizes.items())
+        with self._lock:
+            model = self._fixed.pop(key, None)
+        if model is None:
+            model = Model(fix_sizes(self.graph, sizes), self.threads)
+        with self._lock:
+            self._fixed[key] = model
+            while len(self._fixed) > KEPT_SIZES:
+                del self._fixed[next(iter(self._fixed))]
+        return model
 
     def _run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
         """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
@@ -271,6 +291,9 @@ class Model:
     def _streaming_problems(self) -> list[str]:
         if self._problems is None:
             found = streaming.problems(self.graph)
+            if self._open_sizes:
+                text = ", ".join(f"{name!r}: ..." for name in self._open_sizes)
+                found = [f"its inputs leave a size open besides batch and time: load it with sizes={{{text}}}"]
             try:  # what only shows when the stream is planned: a state that is read elsewhere too
                 if not found and self._program("stream").plan.steps_one and not self._stream_layout().size:
                     found = ["it has neither a time axis nor a state that is threaded from call to call"]
@@ -318,15 +341,11 @@ def _unpickled(blob: bytes, threads: int) -> Model:
     return Model(artifact.load(blob), threads)
 
 
-def _refuse_other_sizes(graph: Graph) -> None:
-    """Raise UnsupportedError for inputs with a free size that is neither batch nor time: nothing could bind it."""
-    problems = []
-    for name in graph.inputs:
-        other = {s for d in graph.values[name].dims for s in D.symbols(d)} - {"batch", "time"}
-        if other:
-            problems.append(f"input {graph.values[name]}: {', '.join(sorted(other))} is free besides batch and time")
-    if problems:
-        raise UnsupportedError(problems, graph.name)
+def _open_sizes(graph: Graph) -> tuple[str, ...]:
+    """Names of the sizes that the inputs leave free besides batch and time."""
+    return tuple(
+        sorted({s for n in graph.inputs for d in graph.values[n].dims for s in D.symbols(d)} - {"batch", "time"})
+    )
 
 
 def _plain(dim):
@@ -371,7 +390,9 @@ def _cut(array: np.ndarray, value, rows: np.ndarray, length: int) -> np.ndarray:
     return np.ascontiguousarray(array[_index(value, rows, length, shape)])
 
 
-def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None, float64_as_float32=False) -> Model:
+def load(
+    path_or_bytes, *, bind=None, states=None, layers=None, threads=None, sizes=None, float64_as_float32=False
+) -> Model:
     """Load a model file.
 
     Parameters
@@ -385,6 +406,9 @@ def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None, fl
         The architecture for a file of bare weights.
     threads : int, optional
         Threads a call may use; None: as `cpu_info()` says.
+    sizes : dict, optional
+        Name -> number of sizes that the file leaves free besides batch and time, such as samples a step; `run` takes
+        any, a stream needs them fixed.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise.
 
@@ -404,19 +428,19 @@ def load(path_or_bytes, *, bind=None, states=None, layers=None, threads=None, fl
             raise ModelFormatError(
                 "bind= and states= are settled when a model is converted; a .fastrnn file has them built in"
             )
-        return Model(graph, threads)
+        return Model(fix_sizes(graph, sizes or {}), threads)
     from .importers.onnx import import_onnx
 
     graph = import_onnx(path_or_bytes, bind=bind, states=states, float64_as_float32=float64_as_float32)
-    return Model(graph, threads)
+    return Model(fix_sizes(graph, sizes or {}), threads)
 
 
-def from_onnx(model_proto, *, bind=None, states=None, threads=None, float64_as_float32=False) -> Model:
+def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
     """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
     from .importers.onnx import import_onnx
 
     graph = import_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
-    return Model(graph, threads)
+    return Model(fix_sizes(graph, sizes or {}), threads)
 
 
 def _kind_of(source) -> str:

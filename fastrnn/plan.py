@@ -19,7 +19,7 @@ import numpy as np
 
 from . import dims as D
 from .errors import ShapeError
-from .graph import Graph, Value
+from .graph import Graph, Value, check_required
 from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
 
 LARGEST = 1 << 60  # of a size, offset or stride; what is larger would wrap around in int64 and then look small
@@ -88,6 +88,7 @@ class Plan:
 
     def check_sizes(self, batch: int, time: int) -> None:
         """Raise ShapeError where the graph has no meaning at these sizes (a slice of steps that aren't there)."""
+        check_required(self.graph, {"batch": batch, "time": time})
         for dim, text in self.conditions:
             if D.evaluate(dim, {"batch": batch, "time": time}) < 0:
                 raise ShapeError(f"{text}, but batch is {batch} and time is {time}")

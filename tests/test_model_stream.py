@@ -449,13 +449,21 @@ class TestRowsAndSteps:
             model.stream()
         assert model(some(2, 3, 4)).shape == (2, 3, 4)
 
-    def test_a_third_free_size_is_refused_at_load(self):
+    def test_a_third_free_size_is_run_and_must_be_fixed_to_stream(self, tmp_path):
         from fastrnn.dims import symbol
 
-        with pytest.raises(fastrnn.UnsupportedError, match="width is free besides batch and time"):
-            Model(
-                self.graph(lambda b, x: b.add("unary", x, fn="tanh", alpha=0.0, beta=0.0), BATCH, TIME, symbol("width"))
-            )
+        model = Model(self.graph(lambda b, x: b.add("softmax", x, axis=2, log=False), BATCH, TIME, symbol("width")))
+        for width in (*range(1, 20), 3):
+            x = some(2, 3, width)
+            (want,) = reference.run(model.graph, {"x": x})
+            assert np.abs(model(x) - want).max() < 1e-6
+        with pytest.raises(fastrnn.StreamError, match=r"load it with sizes=\{'width': ...\}"):
+            model.stream()
+        model.save(tmp_path / "m.fastrnn")
+        fixed = fastrnn.load(tmp_path / "m.fastrnn", sizes={"width": 3})
+        assert np.array_equal(fixed.stream(batch_size=2).push(x), model(x))
+        with pytest.raises(fastrnn.ShapeError, match="no input has the size 'height'"):
+            fastrnn.load(tmp_path / "m.fastrnn", sizes={"height": 3})
 
 
 class TestObjects:

@@ -1,5 +1,7 @@
 """Frozen sizes read again: what thaws, what must stay frozen, and that the file's own numbers come back."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -312,18 +314,16 @@ def test_equal_lengths_of_two_inputs_are_one():
             model("(float[n,t,6,m] x) => (float[n,t,6,m] y)", "y = Relu(x)"),
             r"axis 3 of input 'x' \('m'\) is a free size besides batch and time .*'n'\) is batch.*'t'\) is time",
         ),
-        (two_lengths("source", "target"), r"axis 0 of input 'u' \('target'\) is a free size .*export the model with"),
+        (two_lengths("source", "target"), r"axis 0 of input 'u' \('target'\) is a free size .*sizes= at load"),
     ],
 )
-def test_a_third_free_size_is_refused_by_name(made, text):
-    with pytest.raises(UnsupportedError, match=text):
-        import_onnx(made)
+def test_a_third_free_size_is_told_by_name(made, text):
+    assert any(re.search(text, note) for note in import_onnx(made).notes)
 
 
-def test_all_free_sizes_too_many_are_named_at_once():
-    with pytest.raises(UnsupportedError) as caught:
-        import_onnx(model("(float[n,t,l,m] x) => (float[n,t,l,m] y)", "y = Relu(x)"))
-    assert len(caught.value.problems) == 2
+def test_all_free_sizes_too_many_are_named():
+    notes = import_onnx(model("(float[n,t,l,m] x) => (float[n,t,l,m] y)", "y = Relu(x)")).notes
+    assert sum("is a free size besides batch and time" in note for note in notes) == 2
 
 
 def test_first_axes_of_two_names_are_one_batch():

@@ -123,11 +123,8 @@ def _settled(file: File, table: SymbolTable) -> Graph:
             continue
         if problems:
             raise UnsupportedError(problems, file.where)
-        settled = not table.settle(ctx.cells > 0)
-        if table.surplus:
-            raise UnsupportedError(table.surplus, file.where)
-        if settled:
-            notes = list(table.notes.values())
+        if not table.settle(ctx.cells > 0):
+            notes = [*table.notes.values(), *table.surplus]
             if ctx.half:
                 notes.append("the file's float16 computes in float32, and float32 goes in and out")
             return graph.replace(notes=tuple(notes))

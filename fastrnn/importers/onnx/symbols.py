@@ -212,10 +212,10 @@ class SymbolTable:
     def cell(self, label: str, time, batch, forward: bool) -> None:
         """Note the axes of a recurrent node: its steps, its rows, and whether it runs forward alone."""
         self._cells[label] = (time, batch, forward)
-        self._vote(time, "time")
-        self._vote(batch, "batch")
+        self.vote(time, "time")
+        self.vote(batch, "batch")
 
-    def _vote(self, dim, role: str) -> None:
+    def vote(self, dim, role: str) -> None:
         """The first vote for a symbol stays."""
         syms = self.of(dim)
         if len(syms) == 1 and syms[0].role is None:
@@ -318,8 +318,7 @@ class SymbolTable:
         return [
             f"{self._shown(s)} is a free size besides batch and time"
             + (f" ({', '.join(named[k] for k in sorted(named))})" if named else "")
-            + "; export the model with that size fixed, with the name of the other size if the two are always equal, "
-            "or bind= the input"
+            + "; a stream needs it fixed: by sizes= at load, or in the file"
             for s in self.roots()
             if s.final not in named
         ]
