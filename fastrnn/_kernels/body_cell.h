@@ -7,8 +7,10 @@
 #define FRNN_BODY_CELL_H
 #define vec_preact FRNN_WIDE(vec_preact)
 #define vec_rnn FRNN_WIDE(vec_rnn)
-#define vec_lstm FRNN_WIDE(vec_lstm)
-#define vec_gru FRNN_WIDE(vec_gru)
+#define vec_lstm_state FRNN_WIDE(vec_lstm_state)
+#define vec_lstm_output FRNN_WIDE(vec_lstm_output)
+#define vec_gru_gates FRNN_WIDE(vec_gru_gates)
+#define vec_gru_output FRNN_WIDE(vec_gru_output)
 #define vec_cell_fill FRNN_WIDE(vec_cell_fill)
 #define vec_cell_product FRNN_WIDE(vec_cell_product)
 #define vec_cell_finish FRNN_WIDE(vec_cell_finish)
@@ -24,9 +26,10 @@ FRNN_INLINE vec vec_preact(const frnn_cell *cell, int index, int usual, int fn, 
     return vec_activate(cell->act[index], vec_min(clip, vec_max(-clip, a)));
 }
 
-/* a: preacts i o f c, [4][VEC_W]; P: peepholes i o f, [3][VEC_W]; n: units that exist. Updates c, writes y. */
-FRNN_INLINE void vec_lstm(const frnn_cell *cell, const int usual, const float *a, const float *P, float *c, float *y,
-                          int64_t n) {
+/* First half of an LSTM's update: c from the preacts. a: i o f c, [4][VEC_W]; P: peepholes i o f, [3][VEC_W]; n: units
+ * that exist. Leaves C and o in a[0] and a[1]. The halves are loops of their own over a tile's rows: the chain from a
+ * preact to y is some 150 cycles long, and the CPU sees only about one row's operations ahead. */
+FRNN_INLINE void vec_lstm_state(const frnn_cell *cell, const int usual, float *a, const float *P, float *c, int64_t n) {
     vec C = vec_load_n(c, n);
     vec a_i = vec_load(a), a_o = vec_load(a + VEC_W), a_f = vec_load(a + 2 * VEC_W), a_c = vec_load(a + 3 * VEC_W);
     if (!usual && cell->peephole) {
@@ -37,17 +40,30 @@ FRNN_INLINE void vec_lstm(const frnn_cell *cell, const int usual, const float *a
     vec f = !usual && cell->input_forget ? vec_splat(1.0f) - i : vec_preact(cell, 0, usual, FRNN_SIGMOID, a_f);
     C = vec_fma(f, C, i * vec_preact(cell, 1, usual, FRNN_TANH, a_c));
     if (!usual && cell->peephole) a_o = vec_fma(vec_load(P + VEC_W), C, a_o);
-    vec o = vec_preact(cell, 0, usual, FRNN_SIGMOID, a_o);
+    vec_store(a + VEC_W, vec_preact(cell, 0, usual, FRNN_SIGMOID, a_o));
+    vec_store(a, C);
     vec_store_n(c, n, C);
+}
+
+/* Second half: y = o h(C). */
+FRNN_INLINE void vec_lstm_output(const frnn_cell *cell, const int usual, const float *a, float *y, int64_t n) {
+    vec C = vec_load(a), o = vec_load(a + VEC_W);
     vec_store_n(y, n, o * (usual ? vec_tanh(C) : vec_activate(cell->act[2], C)));
 }
 
-/* GRU with reset after the product. a: preacts z r, then R h + Rb of n, then W x + Wb of n, [4][VEC_W]. */
-FRNN_INLINE void vec_gru(const frnn_cell *cell, const int usual, const float *a, const float *h, float *y, int64_t n) {
+/* GRU with reset after the product, first half: the gates and n's preact. a: preacts z r, then R h + Rb of n, then
+ * W x + Wb of n, [4][VEC_W]. Leaves z in a[0] and the preact of n in a[1]. */
+FRNN_INLINE void vec_gru_gates(const frnn_cell *cell, const int usual, float *a) {
     vec z = vec_preact(cell, 0, usual, FRNN_SIGMOID, vec_load(a));
     vec r = vec_preact(cell, 0, usual, FRNN_SIGMOID, vec_load(a + VEC_W));
-    vec a_n = vec_fma(r, vec_load(a + 2 * VEC_W), vec_load(a + 3 * VEC_W));
-    vec g = vec_preact(cell, 1, usual, FRNN_TANH, a_n);
+    vec_store(a, z);
+    vec_store(a + VEC_W, vec_fma(r, vec_load(a + 2 * VEC_W), vec_load(a + 3 * VEC_W)));
+}
+
+/* Second half: y = z h + (1 - z) n. */
+FRNN_INLINE void vec_gru_output(const frnn_cell *cell, const int usual, const float *a, const float *h, float *y,
+                                int64_t n) {
+    vec z = vec_load(a), g = vec_preact(cell, 1, usual, FRNN_TANH, vec_load(a + VEC_W));
     vec_store_n(y, n, vec_fma(z, vec_load_n(h, n), (vec_splat(1.0f) - z) * g));
 }
 
@@ -90,19 +106,25 @@ FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *bloc
 
 /* From preacts to the new state, for LSTM and GRU with reset after. */
 FRNN_INLINE void vec_cell_finish(const frnn_call *call, const frnn_block *blocks, int nb, int64_t row, int64_t mr,
-                                 const int usual, const float *out) {
+                                 const int usual, float *out) {
     const frnn_cell *cell = call->cell;
     const frnn_cell_io *io = call->io;
-    for (int64_t r = 0; r < mr; r++) {
-        for (int b = 0; b < nb; b++) {
-            int64_t unit = blocks[b].start, n = cell->H - unit;
-            const float *a = out + (r * nb + b) * 4 * VEC_W;
-            float *y = io->y[row + r] + io->y_off + unit;
-            if (call->form == FRNN_FORM_LSTM) {
-                const float *P = cell->packed + unit * frnn_unit_floats(cell) + 4 * (1 + cell->I + cell->H) * VEC_W;
-                vec_lstm(cell, usual, a, P, io->c[row + r] + io->c_off + unit, y, n);
-            } else {
-                vec_gru(cell, usual, a, io->h[row + r] + io->h_off + unit, y, n);
+    int lstm = call->form == FRNN_FORM_LSTM;
+    for (int b = 0; b < nb; b++) {
+        int64_t unit = blocks[b].start, n = cell->H - unit;
+        const float *P = cell->packed + unit * frnn_unit_floats(cell) + 4 * (1 + cell->I + cell->H) * VEC_W;
+        float *a = out + b * 4 * VEC_W;
+        int64_t skip = nb * 4 * VEC_W, at = io->y_off + unit;
+        if (lstm) {
+            for (int64_t r = 0; r < mr; r++) {
+                vec_lstm_state(cell, usual, a + r * skip, P, io->c[row + r] + io->c_off + unit, n);
+            }
+            for (int64_t r = 0; r < mr; r++) vec_lstm_output(cell, usual, a + r * skip, io->y[row + r] + at, n);
+        } else {
+            for (int64_t r = 0; r < mr; r++) vec_gru_gates(cell, usual, a + r * skip);
+            for (int64_t r = 0; r < mr; r++) {
+                const float *h = io->h[row + r] + io->h_off + unit;
+                vec_gru_output(cell, usual, a + r * skip, h, io->y[row + r] + at, n);
             }
         }
     }
