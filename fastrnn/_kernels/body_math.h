@@ -72,7 +72,7 @@ FRNN_INLINE vec vec_exp(vec x) {
     return p * vec_of_bits((half + 127) << 23) * vec_of_bits((rest + 127) << 23);
 }
 
-/* e^x - 1 for x <= 0 without cancellation (x > 0 up to 88: also right). Used by tanh, elu, selu. 2 ULP, NaN kept. */
+/* e^x - 1 for x <= 0 without cancellation (x > 0 up to 88: also right). Used by elu, selu, erf. 2 ULP, NaN kept. */
 FRNN_INLINE vec vec_expm1(vec x) {
     vec r, p;
     vec_int bits;
@@ -88,26 +88,36 @@ FRNN_INLINE vec vec_expm1(vec x) {
     return vec_fma(p, scale, scale - vec_splat(1.0f));
 }
 
-/* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4; NaN kept. 2.1 ULP. */
+/* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4; NaN kept. 2.5 ULP.
+ * e^r = (C + r) / (C - r) with C = r coth(r / 2), an even function that two terms beyond its 2 meet to 0.01 * 2^-24, and
+ * one division serves that quotient and the sigmoid's own. 11 cycles for 16 floats on a Zen 4 (with a polynomial for
+ * e^r: 14.7, 2.1 ULP). */
 FRNN_INLINE vec vec_sigmoid(vec x) {
-    vec r, p;
+    vec r;
     vec_int bits;
     x = vec_max(vec_splat(-88.0f), vec_min(vec_splat(88.0f), x));
-    vec_exp_parts(-x, &r, &bits);
-    p = vec_fma(vec_splat(0.00138367631f), r, vec_splat(0.00836991891f));
-    p = vec_fma(p, r, vec_splat(0.0416680165f));
-    p = vec_fma(p, r, vec_splat(0.166665077f));
-    p = vec_fma(p, r, vec_splat(0.49999994f));
-    p = vec_fma(p, r * r, r) + vec_splat(1.0f);
-    vec e = p * vec_of_bits((bits << 23) + 0x3f800000);
-    return vec_splat(1.0f) / (vec_splat(1.0f) + e);
+    vec_exp_parts(x, &r, &bits);
+    vec s = r * r;
+    vec C = vec_fma(vec_fma(vec_splat(-0.00276597496f), s, vec_splat(0.16666618f)), s, vec_splat(2.0f));
+    vec up = C + r;
+    return up / vec_fma(C - r, vec_of_bits(0x3f800000 - (bits << 23)), up);
 }
 
-/* tanh x = -t / (2 + t), t = e^(-2|x|) - 1 in [-1, 0]. Range [-1, 1], odd, exact at 0 and -0; NaN kept. 2.5 ULP. */
+/* tanh x. Range [-1, 1], odd, exact at 0 and -0; NaN kept. 2.2 ULP.
+ * With |x| = n ln 2 / 2 + r and C = r coth r it is (2^n (C + r) - (C - r)) / (2^n (C + r) + (C - r)), here halved: m is
+ * the halved numerator with C and r gathered, and m + (C - r) the denominator, never less than m. n = 0 up to |x| = 0.25
+ * and not 0.17 (the shift of 0.0778), because where n = 1 begins C and 3 r cancel, by half and not by more. There m is
+ * r = |x| itself. Beyond 9.3 the result is 1. 14.2 cycles for 16 floats on a Zen 4 (by way of expm1: 18.6, 2.5 ULP). */
 FRNN_INLINE vec vec_tanh(vec x) {
-    vec t = vec_expm1(vec_abs(x) * vec_splat(-2.0f));
-    vec y = vec_abs(t) / (vec_splat(2.0f) + t);
-    return vec_copysign(y, x);
+    vec size = vec_min(vec_splat(10.0f), vec_abs(x));
+    vec shifted = vec_fma(size - vec_splat(0.0778f), vec_splat(2 * FRNN_LOG2E), vec_splat(FRNN_ROUND_MAGIC));
+    vec n = shifted - vec_splat(FRNN_ROUND_MAGIC);
+    vec r = vec_fma(n, vec_splat(-FRNN_LN2_LO / 2), vec_fma(n, vec_splat(-FRNN_LN2_HI / 2), size));
+    vec s = r * r;
+    vec C = vec_fma(vec_fma(vec_splat(-0.0220606774f), s, vec_splat(0.33333087f)), s, vec_splat(1.0f));
+    vec scale = vec_of_bits((vec_bits(shifted) << 23) + 0x3f000000); /* 2^n / 2 */
+    vec m = vec_fma(scale - vec_splat(0.5f), C, (scale + vec_splat(0.5f)) * r);
+    return vec_copysign(m / (m + (C - r)), x);
 }
 
 /* Natural logarithm. -inf at 0 (and denormals), NaN below 0, inf at inf; NaN kept. 1 ULP. */
