@@ -16,6 +16,7 @@
 #define vec_cell_finish FRNN_WIDE(vec_cell_finish)
 #define vec_cell_keep_pre FRNN_WIDE(vec_cell_keep_pre)
 #define vec_cell_rows FRNN_WIDE(vec_cell_rows)
+#define vec_cell_update FRNN_WIDE(vec_cell_update)
 #define vec_cell_block FRNN_WIDE(vec_cell_block)
 #endif
 
@@ -131,9 +132,11 @@ FRNN_INLINE void vec_cell_finish(const frnn_call *call, const frnn_block *blocks
 }
 
 /* The forms whose blocks are vectors of units: RNN (one phase), GRU with reset before the product (two).
- * phase 0 of the GRU: r h into scratch; phase 1: z from h, n from r h. */
-FRNN_INLINE void vec_cell_rows(const frnn_call *call, const frnn_block *blocks, int nb, int64_t phase, int64_t row,
-                               int64_t mr, const float *const *hidden, const float *out, const float *out_z) {
+ * phase 0 of the GRU: r h into scratch; phase 1: z from h, n from r h. All of form, phase, usual are constants where
+ * this is inlined: decided in the inner loop they cost an RNN some 8 cycles a vector. */
+FRNN_INLINE void vec_cell_rows(const frnn_call *call, const frnn_block *blocks, int nb, const int form, const int phase,
+                               const int usual, int64_t row, int64_t mr, const float *const *hidden, const float *out,
+                               const float *out_z) {
     const frnn_cell *cell = call->cell;
     const frnn_cell_io *io = call->io;
     int64_t stride = frnn_scratch_row(cell);
@@ -142,8 +145,7 @@ FRNN_INLINE void vec_cell_rows(const frnn_call *call, const frnn_block *blocks, 
             for (int v = 0; v < blocks[b].nv; v++) {
                 int64_t unit = blocks[b].start + v * VEC_W, n = cell->H - unit, at = ((r * nb + b) * 4 + v) * VEC_W;
                 float *y = io->y[row + r] + io->y_off + unit;
-                int usual = call->usual;
-                if (call->form == FRNN_FORM_RNN) {
+                if (form == FRNN_FORM_RNN) {
                     vec_store_n(y, n, vec_preact(cell, 0, usual, FRNN_TANH, vec_load(out + at)));
                     continue;
                 }
@@ -158,6 +160,21 @@ FRNN_INLINE void vec_cell_rows(const frnn_call *call, const frnn_block *blocks, 
                 vec_store_n(y, n, vec_fma(z, h, (vec_splat(1.0f) - z) * g));
             }
         }
+    }
+}
+
+/* From the sums of a tile to what the form makes of them. */
+FRNN_INLINE void vec_cell_update(const frnn_call *call, const frnn_block *blocks, int nb, int64_t phase,
+                                 const int usual, int64_t row, int64_t mr, const float *const *h, float *out,
+                                 const float *out_z) {
+    if (call->form == FRNN_FORM_RNN) {
+        vec_cell_rows(call, blocks, nb, FRNN_FORM_RNN, 0, usual, row, mr, h, out, out_z);
+    } else if (call->form != FRNN_FORM_GRU_BEFORE) {
+        vec_cell_finish(call, blocks, nb, row, mr, usual, out);
+    } else if (phase == 0) {
+        vec_cell_rows(call, blocks, nb, FRNN_FORM_GRU_BEFORE, 0, usual, row, mr, h, out, out_z);
+    } else {
+        vec_cell_rows(call, blocks, nb, FRNN_FORM_GRU_BEFORE, 1, usual, row, mr, h, out, out_z);
     }
 }
 
@@ -196,12 +213,10 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
         }
         vec_cell_fill(call, blocks, nb, before && phase == 1 ? 2 : 0, before && phase == 1 ? rh : h, row, mr, &t);
         vec_tile_run(&t, mr, nb, vectors);
-        if (call->form == FRNN_FORM_RNN || before) {
-            vec_cell_rows(call, blocks, nb, phase, row, mr, h, out, out_z);
-        } else if (call->usual) {
-            vec_cell_finish(call, blocks, nb, row, mr, 1, out);
+        if (call->usual) {
+            vec_cell_update(call, blocks, nb, phase, 1, row, mr, h, out, out_z);
         } else {
-            vec_cell_finish(call, blocks, nb, row, mr, 0, out);
+            vec_cell_update(call, blocks, nb, phase, 0, row, mr, h, out, out_z);
         }
     }
 }
