@@ -98,7 +98,7 @@ FRNN_INLINE vec vec_sigmoid(vec x) {
     x = vec_max(vec_splat(-88.0f), vec_min(vec_splat(88.0f), x));
     vec_exp_parts(x, &r, &bits);
     vec s = r * r;
-    vec C = vec_fma(vec_fma(vec_splat(-0.00276597496f), s, vec_splat(0.16666618f)), s, vec_splat(2.0f));
+    vec C = vec_fma(vec_fma(vec_splat(-0.00276598218f), s, vec_splat(0.16666618f)), s, vec_splat(2.0f));
     vec up = C + r;
     return up / vec_fma(C - r, vec_of_bits(0x3f800000 - (bits << 23)), up);
 }
@@ -114,7 +114,7 @@ FRNN_INLINE vec vec_tanh(vec x) {
     vec n = shifted - vec_splat(FRNN_ROUND_MAGIC);
     vec r = vec_fma(n, vec_splat(-FRNN_LN2_LO / 2), vec_fma(n, vec_splat(-FRNN_LN2_HI / 2), size));
     vec s = r * r;
-    vec C = vec_fma(vec_fma(vec_splat(-0.0220606774f), s, vec_splat(0.33333087f)), s, vec_splat(1.0f));
+    vec C = vec_fma(vec_fma(vec_splat(-0.0220377967f), s, vec_splat(0.333329737f)), s, vec_splat(1.0f));
     vec scale = vec_of_bits((vec_bits(shifted) << 23) + 0x3f000000); /* 2^n / 2 */
     vec m = vec_fma(scale - vec_splat(0.5f), C, (scale + vec_splat(0.5f)) * r);
     return vec_copysign(m / (m + (C - r)), x);
