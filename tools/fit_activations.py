@@ -78,29 +78,20 @@ def fit_exp():
            lambda r, q: (r + r**2 * q) / mp.expm1(r) - 1 if r else mp.mpf(0), -edge, edge)  # fmt: skip
 
 
-def fit_ratio():
-    """Sigmoid and tanh: e^r = (C + r) / (C - r), C = r coth(r / 2); tanh works with r / 2, so its C is r coth r.
+def fit_tanh():
+    """C = r coth r, for which e^2r = (C + r) / (C - r), up to where n turns 1 (|r| is less from there on).
 
-    An error of C moves e^r by r / 2 of it, and tanh, which is r / C up to |x| = 0.25, by all of it. A search among the
-    float32 neighbours of the coefficients gained tanh 0.02 ULP: they are rounded and no more.
+    A search among the float32 neighbours of the coefficients gained 0.02 ULP: they are rounded and no more.
     """
-    tiny = mp.mpf(10) ** -9
-
-    def even(k, edge, weight):  # C(s) = 1 / k + s P(s), s = r^2, of r coth(k r)
-        def target(s):
-            return (mp.sqrt(s) * mp.coth(k * mp.sqrt(s)) - 1 / k) / s if s > mp.mpf(10) ** -20 else k / 3
-
-        return remez(target, weight, 0, edge**2, 1)
-
-    edge = mp.log(2) / 2 * mp.mpf("1.0005")
-
-    def quotient_error(s, q):
-        return (2 + s * q + mp.sqrt(s)) / (2 + s * q - mp.sqrt(s)) / mp.exp(mp.sqrt(s)) - 1
-
-    coefs = even(mp.mpf(1) / 2, edge, lambda s: s * mp.sqrt(s) / 2 + tiny)
-    report("sigmoid", "e^r = (C + r) / (C - r), C = 2 + s P(s), s = r^2", coefs, quotient_error, 0, edge**2)
     edge = mp.log(2) / 4 + mp.mpf("0.0778")
-    report("tanh", "r coth r = 1 + s P(s), s = r^2", even(mp.mpf(1), edge, lambda s: s + tiny),
+    coefs = remez(
+        lambda s: (mp.sqrt(s) * mp.coth(mp.sqrt(s)) - 1) / s if s > mp.mpf(10) ** -20 else mp.mpf(1) / 3,
+        lambda s: s + mp.mpf(10) ** -9,
+        0,
+        edge**2,
+        1,
+    )
+    report("tanh", "r coth r = 1 + s P(s), s = r^2", coefs,
            lambda s, q: (1 + s * q) * mp.tanh(mp.sqrt(s)) / mp.sqrt(s) - 1 if s else mp.mpf(0), 0, edge**2)  # fmt: skip
 
 
@@ -159,7 +150,7 @@ def split_constants():
 
 if __name__ == "__main__":
     fit_exp()
-    fit_ratio()
+    fit_tanh()
     fit_log()
     fit_erf()
     fit_sin_cos()
