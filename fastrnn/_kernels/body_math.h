@@ -91,7 +91,7 @@ FRNN_INLINE vec vec_expm1(vec x) {
 /* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4; NaN kept. 2.1 ULP.
  * 2^n p + 1 is one operation: p 2^n is exact, so nothing is lost by not rounding it. e^r as (C + r) / (C - r), as in
  * tanh, takes 11.0 cycles for 16 floats on a Zen 4 where this takes some 14, but rounds once more: 2.4 ULP, and 3.4 for
- * silu where this has 2.4. A step of an LSTM or a GRU gains 1 to 5 % by it, which was not worth that. */
+ * silu where this has 2.4. A step of an LSTM or a GRU gains 1 to 4 % by it, which was not worth that. */
 FRNN_INLINE vec vec_sigmoid(vec x) {
     vec r, p;
     vec_int bits;
