@@ -72,7 +72,7 @@ FRNN_INLINE vec vec_exp(vec x) {
     return p * vec_of_bits((half + 127) << 23) * vec_of_bits((rest + 127) << 23);
 }
 
-/* e^x - 1 for x <= 0 without cancellation (x > 0 up to 88: also right). Used by tanh, elu, selu. 2 ULP, NaN kept. */
+/* e^x - 1 for x <= 0 without cancellation (x > 0 up to 88: also right). Used by elu, selu, erf. 2 ULP, NaN kept. */
 FRNN_INLINE vec vec_expm1(vec x) {
     vec r, p;
     vec_int bits;
@@ -88,7 +88,10 @@ FRNN_INLINE vec vec_expm1(vec x) {
     return vec_fma(p, scale, scale - vec_splat(1.0f));
 }
 
-/* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4; NaN kept. 2.1 ULP. */
+/* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4; NaN kept. 2.1 ULP.
+ * 2^n p + 1 is one operation: p 2^n is exact, so nothing is lost by not rounding it. e^r as (C + r) / (C - r), as in
+ * tanh, takes 11.0 cycles for 16 floats on a Zen 4 where this takes some 14, but rounds once more: 2.4 ULP, and 3.4 for
+ * silu where this has 2.4. A step of an LSTM or a GRU gains 1 to 4 % by it, which was not worth that. */
 FRNN_INLINE vec vec_sigmoid(vec x) {
     vec r, p;
     vec_int bits;
@@ -99,15 +102,26 @@ FRNN_INLINE vec vec_sigmoid(vec x) {
     p = vec_fma(p, r, vec_splat(0.166665077f));
     p = vec_fma(p, r, vec_splat(0.49999994f));
     p = vec_fma(p, r * r, r) + vec_splat(1.0f);
-    vec e = p * vec_of_bits((bits << 23) + 0x3f800000);
-    return vec_splat(1.0f) / (vec_splat(1.0f) + e);
+    return vec_splat(1.0f) / vec_fma(p, vec_of_bits((bits << 23) + 0x3f800000), vec_splat(1.0f));
 }
 
-/* tanh x = -t / (2 + t), t = e^(-2|x|) - 1 in [-1, 0]. Range [-1, 1], odd, exact at 0 and -0; NaN kept. 2.5 ULP. */
+/* tanh x. Range [-1, 1], odd, exact at 0 and -0; NaN kept. 2.1 ULP.
+ * With |x| = n ln 2 / 2 + r and C = r coth r, an even function, e^2r is (C + r) / (C - r), and one division gives
+ *     tanh |x| = (2^n (C + r) - (C - r)) / (2^n (C + r) + (C - r)) = m / (m + (C - r)),
+ * m being half the numerator with C and r gathered: r = |x| itself at n = 0, and the quotient is never above 1. n is 0
+ * up to |x| = 0.25, and not only to 0.17 (hence 0.0778), because where n = 1 begins m is (C + 3 r) / 2, which cancels:
+ * C + 3 r is 0.7 there and not 0.5. From 9.3 on the result is 1. 14.2 cycles for 16 floats on a Zen 4 (by way of expm1:
+ * 18.6, 2.5 ULP). */
 FRNN_INLINE vec vec_tanh(vec x) {
-    vec t = vec_expm1(vec_abs(x) * vec_splat(-2.0f));
-    vec y = vec_abs(t) / (vec_splat(2.0f) + t);
-    return vec_copysign(y, x);
+    vec size = vec_min(vec_splat(10.0f), vec_abs(x));
+    vec shifted = vec_fma(size - vec_splat(0.0778f), vec_splat(2 * FRNN_LOG2E), vec_splat(FRNN_ROUND_MAGIC));
+    vec n = shifted - vec_splat(FRNN_ROUND_MAGIC);
+    vec r = vec_fma(n, vec_splat(-FRNN_LN2_LO / 2), vec_fma(n, vec_splat(-FRNN_LN2_HI / 2), size));
+    vec s = r * r;
+    vec C = vec_fma(vec_fma(vec_splat(-0.0220377967f), s, vec_splat(0.333329737f)), s, vec_splat(1.0f));
+    vec scale = vec_of_bits((vec_bits(shifted) << 23) + 0x3f000000); /* 2^n / 2 */
+    vec m = vec_fma(scale - vec_splat(0.5f), C, (scale + vec_splat(0.5f)) * r);
+    return vec_copysign(m / (m + (C - r)), x);
 }
 
 /* Natural logarithm. -inf at 0 (and denormals), NaN below 0, inf at inf; NaN kept. 1 ULP. */
