@@ -15,8 +15,8 @@ DEF ALIGN = 64
 DEF CHUNKS = 4  # chunks a thread that a step is cut into: a worker that wakes late still finds some
 DEF TILE_ROWS = 6  # rows of the widest tile: cutting it wastes registers
 # Where summing the input half ahead pays (100 steps, direct / hoisted time, Zen 4): one row of LSTM 64 1.01,
-# 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. From two rows on a tile reads its weights once for all of them,
-# and it costs up to a quarter (LSTM 64 with 16 rows 0.88, GRU 128 0.78).
+# 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. From two rows on a tile reads its weights once for
+# all of them, and it costs up to a quarter (LSTM 64 with 16 rows 0.88, GRU 128 0.78).
 DEF HOISTED_ROWS = 1
 DEF HOISTED_UNITS = 48
 

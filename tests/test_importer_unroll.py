@@ -245,3 +245,12 @@ def test_the_internal_operator_is_not_a_file_s_to_use():
     made.graph.node[0].op_type, made.graph.node[0].domain = "Recurrence", "fastrnn.rolled"
     with pytest.raises(UnsupportedError, match="Recurrence"):
         import_onnx(made)
+
+
+def test_a_step_that_is_used_by_itself_keeps_the_loop_as_it_is():
+    """Step 2 by itself is only right at the file's own length: nothing is rolled up, and nothing thaws."""
+    signature = SIGNATURE.replace(" cat)", f" cat, float[1,{B},{H}] alone)")
+    made = model(signature, unrolled() + "\nalone = Relu(h2)", arrays())
+    graph = import_onnx(made)
+    assert not any(n.op == "cell" for n in graph.nodes)
+    assert graph.values["x"].dims == (T, B, I)

@@ -90,9 +90,7 @@ def test_providers():
     [([("CPUExecutionProvider", {"use_arena": "1"})], None), (["CPUExecutionProvider"], [{"use_arena": "1"}])],
 )
 def test_options_of_a_provider_are_refused(providers, options):
-    with pytest.raises(
-        UnsupportedError, match=r"options of CPUExecutionProvider: {'use_arena': '1'}; fastrnn has none"
-    ):
+    with pytest.raises(UnsupportedError, match=r"options of CPUExecutionProvider: .*arena.*; fastrnn has none"):
         fastrnn.InferenceSession(b"", providers=providers, provider_options=options)
     with pytest.raises(UnsupportedError, match="one dict a provider, got 2 for 1"):
         fastrnn.InferenceSession(b"", None, ["CPUExecutionProvider"], [{}, {}])

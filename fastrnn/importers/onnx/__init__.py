@@ -5,6 +5,7 @@ Map of this package, in the order in which a file passes through it:
     files.py      bytes -> ModelProto, tensors; no size in a header is believed
     nodes.py      the nodes as records, sorted; NodeReader, which finds what was not read
     unroll.py     recurrences that an exporter unrolled step by step become RNN nodes again
+    chains.py     loops over a cell that were written out, likewise
     symbols.py    sizes as symbols with examples; freezing, unifying, naming
     guesses.py    a batch of one that can be read in several ways: each tried, and proved on two rows
     walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
@@ -24,7 +25,7 @@ import onnx
 
 from ...errors import ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
-from . import files, guesses, unroll
+from . import chains, files, guesses, unroll
 from . import states as state_pairs
 from .nodes import collect, known_names, reads
 from .symbols import Finding, Restart, SymbolTable
@@ -100,6 +101,7 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
     constants = read_constants(model.graph, folder, wanted)
+    nodes = chains.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
 

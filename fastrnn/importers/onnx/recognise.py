@@ -60,6 +60,12 @@ class OneMinus:
     of: object
 
 
+@dataclass(frozen=True, eq=False)
+class Difference:
+    left: object
+    right: object
+
+
 @dataclass
 class Recognised:
     """A cell: its spec and weights, in ONNX's gate order, float32. Wb, Rb: None where the step adds no bias."""
@@ -161,6 +167,8 @@ class Step:
         a, b = self.args(node)
         if isinstance(a, np.ndarray) and (a == 1).all() and isinstance(b, Act):
             return OneMinus(b)
+        if isinstance(a, Base) and isinstance(b, Act):
+            return Difference(a, b)
         return Base(name)
 
     def _mul(self, node, name):
@@ -324,9 +332,16 @@ def _split_by(value: Product, wanted) -> object:
     raise NotACell
 
 
-def _gru(out, x, h) -> Recognised:
-    """z*h + (1-z)*n, where n is g(x, r*h) or, with linear_before_reset, g(x + r * (h @ R + Rb))."""
+def _update(out, h) -> tuple:
+    """z and n of z*h + (1-z)*n, or of z*(h-n) + n as PyTorch writes it."""
     parts = list(_two(out, Sum))
+    if isinstance(parts[0], Act) or isinstance(parts[1], Act):
+        product, n = parts if isinstance(parts[1], Act) else parts[::-1]
+        a, b = _two(product, Product)
+        gap, z = (a, b) if isinstance(a, Difference) else (b, a)
+        if not isinstance(gap, Difference) or gap.left != h or gap.right is not n:
+            raise NotACell
+        return z, n
     if any(isinstance(f, OneMinus) for f in _two(parts[0], Product)):
         parts.reverse()
     z = _split_by(parts[0], h)
@@ -334,6 +349,12 @@ def _gru(out, x, h) -> Recognised:
     keep, n = (a, b) if isinstance(a, OneMinus) else (b, a)
     if not isinstance(keep, OneMinus) or keep.of is not z or not isinstance(n, Act):
         raise NotACell
+    return z, n
+
+
+def _gru(out, x, h) -> Recognised:
+    """z*h + (1-z)*n, where n is g(x, r*h) or, with linear_before_reset, g(x + r * (h @ R + Rb))."""
+    z, n = _update(out, h)
     if isinstance(n.of, Sum):
         return _gru_after(z, n, x, h)
     if not isinstance(n.of, Affine):

@@ -238,9 +238,7 @@ class SymbolTable:
         changed |= self._join_batches()
         taken: set[str] = set()
         for s in self.roots():
-            # A size that branches ask for is one of the file's own, not a number of steps.
-            asked = any(s in self.of(d) for d in self.assumed)
-            base = s.role or ("batch" if s.axis == 0 else "size" if asked else "time")
+            base = s.role or ("batch" if s.axis == 0 else "size" if self._asked(s) else "time")
             name, k = base, 2
             while name in taken:
                 name, k = f"{base}_{k}", k + 1
@@ -288,6 +286,10 @@ class SymbolTable:
             times[0].role = "time"
         return changed
 
+    def _asked(self, s: Symbol) -> bool:
+        """A size that the file's branches ask for is one of its own, not a number of steps."""
+        return any(s in self.of(d) for d in self.assumed)
+
     def _time_ranks(self) -> list[tuple[Symbol, tuple]]:
         """Every symbol that could be the time, with what orders the candidates: the least is the best."""
         stepped: dict[int, bool] = {}  # id of a symbol -> whether any node runs only forward along it
@@ -297,6 +299,8 @@ class SymbolTable:
                 stepped[id(sym)] = stepped.get(id(sym), False) or forward
         found = []
         for k, s in enumerate(self.roots()):
+            if self._asked(s):
+                continue
             outer = any(self._nested(s, t) for t in self.roots())
             if s.role == "time" or (s.role is None and not s.genuine and s.axis > 0) or (outer and id(s) in stepped):
                 inner = any(self._nested(t, s) for t in self.roots())

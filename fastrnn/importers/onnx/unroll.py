@@ -57,13 +57,22 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
         except (ModelFormatError, ValueError, IndexError, KeyError, TypeError, StopIteration):
             continue  # a malformed node is nothing to roll up; the walk says what is wrong with it
         if made is not None:
-            for name in made.outputs:
-                if name:
-                    graph.maker[name] = made
+            before = {name: graph.maker[name] for name in made.outputs if name}
+            steps = {id(n) for n in _steps(graph, node)}
+            graph.maker.update(dict.fromkeys(before, made))
+            if any(id(n) in steps for n in sort_nodes(graph.maker, known, outputs)):
+                graph.maker.update(before)  # one step's result is used by itself: only the file's own length is right
+                continue
             changed = True
     if not changed:
         return nodes
     return sort_nodes(graph.maker, known, outputs)
+
+
+def _steps(graph: _Graph, node: OnnxNode) -> list[OnnxNode]:
+    """The nodes that make what a Concat of all steps is made of; none for a Loop."""
+    found = [graph.maker[i] for i in node.inputs if i in graph.maker] if node.op == "Concat" else []
+    return [graph.maker[n.inputs[0]] if n.op == "Unsqueeze" and n.inputs[0] in graph.maker else n for n in found]
 
 
 class _Graph:
