@@ -35,13 +35,25 @@ from .tensors import Buffer
 
 cnp.import_array()
 
+cdef extern from "time.h" nogil:
+    struct timespec:
+        long tv_sec, tv_nsec
+    enum: CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *t)
+
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **out, size_t alignment, size_t size)
 DEF ALIGN = 64
 
 # Work of a call, in floating-point operations, from which something pays; an op does 40 to 100 of them a nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
-cdef int64_t FLOPS_A_THREAD = 2_000_000  # about 25 us: waking a worker takes the caller 2 to 5, and the worker up to 50
+# A thread's least share: 25 us, where workers are awake from the call before. A core that has gone to sleep takes 0.5
+# ms and more to come back (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us, 32 rows 1664 / 1475,
+# 64 rows 2996 / 1650), so after a pause a call is shared only from about 1 ms on.
+cdef int64_t FLOPS_A_THREAD = 2_000_000
+cdef int64_t FLOPS_WORTH_WAKING = 100_000_000
+cdef int64_t AWAKE_NS = 200_000
+cdef int64_t last_shared = 0  # when the last call ended that could have been shared; read and written with the GIL
 
 # Scratch kept for reuse, a program: one of the last size used, unless it is large, and some of other sizes.
 cdef int64_t LARGE_BYTES = 32 << 20
@@ -260,15 +272,23 @@ cdef class Program:
         """Walk the ops once, without the GIL and by several threads where the work is worth it; raise what failed."""
         cdef Frame f = self.frame
         cdef int64_t bad = 0, flops = s.integers[self.n_integers]
+        cdef int64_t threads
+        cdef bint alone = False
         cdef int failed
+        global last_shared
         f.base, f.slab, f.slots, f.team = s.base, slab, slots, NULL
         if flops < FLOPS_HOLDING_GIL:
             failed = walk(self.n_ops, self.kinds, self.starts, s.integers, &f, &bad)
         else:
+            threads = min(self.threads, flops // FLOPS_A_THREAD)
+            if threads > 1 and flops < FLOPS_WORTH_WAKING and now_ns() - last_shared > AWAKE_NS:
+                alone = True
             with nogil:
-                f.team = team_begin(<int> min(self.threads, flops // FLOPS_A_THREAD))
+                f.team = team_begin(1 if alone else <int> threads)
                 failed = walk(self.n_ops, self.kinds, self.starts, s.integers, &f, &bad)
                 team_end(f.team)
+            if threads > 1:
+                last_shared = now_ns()
         if failed >= 0:
             what = explain(self.kinds[failed], s.integers + self.starts[failed], bad)
             raise ShapeError(f"node {self.plan.ops[failed].node}: {what}")
@@ -293,6 +313,13 @@ cdef class Program:
             self.call(s, slab, NULL)
         finally:
             self.give(s)
+
+
+cdef int64_t now_ns() noexcept nogil:
+    """A clock that only goes forward; some 20 ns a reading."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t> t.tv_sec * 1_000_000_000 + t.tv_nsec
 
 
 cdef void *allocate(int64_t count, size_t size) except NULL:
