@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from .cpu import CpuInfo, cpu_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
-from .model import LayerInfo, Model, TensorInfo, from_onnx, load
+from .loading import from_onnx, load
+from .model import LayerInfo, Model, TensorInfo
 from .stream import Stream
 
 # Names whose modules need libraries that a service does without: imported when first used.

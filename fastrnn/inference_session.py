@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .errors import ShapeError, UnsupportedError
-from .model import TensorInfo, load
+from .loading import load
+from .model import TensorInfo
 
 _TYPES = {
     "float32": "tensor(float)",

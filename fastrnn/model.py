@@ -1,8 +1,7 @@
-"""Model: the facade. Immutable and shared by threads; what changes lives in `Stream` and scratch objects."""
+"""Model: the facade, made by `loading.py`. Immutable, shared by threads; what changes lives in `Stream` and scratch."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from . import dims as D
 from ._executor import Program
 from .arguments import Argument, argument_of, as_dtype, solve_sizes, whole_number
 from .cpu import MAX_THREADS, thread_info
-from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
+from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .follow import follow
 from .graph import DTYPES, Graph
 from .passes.sizes import fix_sizes
@@ -388,74 +387,3 @@ def _index(value, rows: np.ndarray, length: int, shape) -> tuple:
 def _cut(array: np.ndarray, value, rows: np.ndarray, length: int) -> np.ndarray:
     shape = [length if d == D.TIME else s for d, s in zip(value.dims, array.shape, strict=True)]
     return np.ascontiguousarray(array[_index(value, rows, length, shape)])
-
-
-def load(
-    path_or_bytes, *, bind=None, states=None, layers=None, threads=None, sizes=None, float64_as_float32=False
-) -> Model:
-    """Load a model file.
-
-    Parameters
-    ----------
-    path_or_bytes : path (.onnx, .fastrnn), or the bytes of such a file
-    bind : dict, optional
-        Input name -> constant, fixed at load (`{"sr": 16000}`).
-    states : dict, optional
-        Input name -> output name of states that the caller would thread; found by dataflow where not given.
-    layers : list, optional
-        The architecture for a file of bare weights.
-    threads : int, optional
-        Threads a call may use; None: as `cpu_info()` says.
-    sizes : dict, optional
-        Name -> number of sizes that the file leaves free besides batch and time, such as samples a step; `run` takes
-        any, a stream needs them fixed.
-    float64_as_float32 : bool
-        Compute a float64 model in float32; it is refused otherwise.
-
-    Raises
-    ------
-    ModelFormatError : damaged, hostile, or not a model. UnsupportedError : lists everything the file needs and fastrnn
-    lacks. OSError : the file can't be read.
-    """
-    if layers is not None:
-        raise ModelFormatError(
-            "layers= is for files of bare weights (.pt, .safetensors, .weights.h5): not in this version"
-        )
-    kind = _kind_of(path_or_bytes)
-    if kind == "fastrnn":
-        graph = artifact.load(path_or_bytes)
-        if bind or states:
-            raise ModelFormatError(
-                "bind= and states= are settled when a model is converted; a .fastrnn file has them built in"
-            )
-        return Model(fix_sizes(graph, sizes or {}), threads)
-    from .importers.onnx import import_onnx
-
-    graph = import_onnx(path_or_bytes, bind=bind, states=states, float64_as_float32=float64_as_float32)
-    return Model(fix_sizes(graph, sizes or {}), threads)
-
-
-def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
-    """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
-    from .importers.onnx import import_onnx
-
-    graph = import_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
-    return Model(fix_sizes(graph, sizes or {}), threads)
-
-
-def _kind_of(source) -> str:
-    """The format of a file: by its first bytes for bytes, by its suffix for a path."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        head = bytes(source[:9])
-        return "fastrnn" if head[8:9] == b"{" else "onnx"
-    if not isinstance(source, str | os.PathLike):
-        raise ModelFormatError(f"load takes a path or bytes, got {type(source).__name__}")
-    suffix = Path(source).suffix.lower()
-    if suffix in (".onnx", ".fastrnn"):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no model file {source}")
-        return suffix[1:]
-    raise ModelFormatError(f"{source}: don't know the file type {suffix!r}; known: .onnx, .fastrnn")
-
-
-__all__ = ["FastRNNError", "LayerInfo", "Model", "TensorInfo", "from_onnx", "load"]

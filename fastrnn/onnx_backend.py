@@ -15,7 +15,8 @@ from onnx import helper
 from onnx.backend.base import Backend, BackendRep, Device, DeviceType, namedtupledict
 
 from .errors import ShapeError, UnsupportedError
-from .model import Model, from_onnx
+from .loading import from_onnx
+from .model import Model
 
 __all__ = [
     "FastRNNBackend",

@@ -139,7 +139,8 @@ def verify(
     >>> report.ok
     True
     """
-    from .model import Model, load
+    from .loading import load
+    from .model import Model
 
     if against not in ("onnxruntime", "reference"):
         raise UnsupportedError(f"can't verify against {against!r}; known: onnxruntime, reference")

@@ -44,13 +44,14 @@ LEVELS = {
     "pool": 5,
     "stream": 5,
     "model": 6,
-    "inference_session": 7,
-    "onnx_backend": 7,
-    "verification": 7,
-    "__init__": 8,
-    "bench": 9,
-    "cli": 10,
-    "__main__": 11,
+    "loading": 7,
+    "inference_session": 8,
+    "onnx_backend": 8,
+    "verification": 8,
+    "__init__": 9,
+    "bench": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 # Foreign library -> where it may be imported at all. numpy and the standard library may be anywhere.
 FOREIGN = {

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..model import load
+from ..loading import load
 from .models import cell_weights, write_cell
 
 SIZE = 256  # an LSTM with I = H = 256 holds 2 MiB of weights

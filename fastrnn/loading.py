@@ -1,0 +1,122 @@
+"""load and the from_... functions: a source of any format becomes a Model. What each format takes is in one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import artifact
+from .errors import FastRNNError, ModelFormatError
+from .graph import Graph
+from .model import LayerInfo, Model, TensorInfo
+from .passes.sizes import fix_sizes
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file. suffixes: how its names end. read: (path or bytes, **options) -> Graph. options: those of `load`
+    that it takes; `refusal` says why the others don't apply. begins: of bytes, whether they look like such a file."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[..., Graph]
+    options: frozenset[str]
+    refusal: str
+    begins: Callable[[bytes], bool]
+
+
+def _read_onnx(source, **options) -> Graph:
+    from .importers.onnx import import_onnx  # onnx takes 100 ms to import
+
+    return import_onnx(source, **options)
+
+
+def _read_fastrnn(source) -> Graph:
+    return artifact.load(source)
+
+
+FORMATS = (
+    Format(
+        "fastrnn",
+        (".fastrnn",),
+        _read_fastrnn,
+        frozenset(),
+        "bind=, states= and layers= are settled when a model is converted; a .fastrnn file has them built in",
+        lambda head: head[8:9] == b"{",
+    ),
+    Format(
+        "onnx",
+        (".onnx",),
+        _read_onnx,
+        frozenset({"bind", "states", "float64_as_float32"}),
+        "layers= is for files of bare weights; an .onnx file has its architecture in it",
+        lambda head: True,  # protobuf has no magic number: last in this table
+    ),
+)
+
+
+def load(
+    path_or_bytes, *, bind=None, states=None, layers=None, threads=None, sizes=None, float64_as_float32=False
+) -> Model:
+    """Load a model file.
+
+    Parameters
+    ----------
+    path_or_bytes : path (.onnx, .fastrnn), or the bytes of such a file
+    bind : dict, optional
+        Input name -> constant, fixed at load (`{"sr": 16000}`).
+    states : dict, optional
+        Input name -> output name of states that the caller would thread; found by dataflow where not given.
+    layers : list, optional
+        The architecture for a file of bare weights.
+    threads : int, optional
+        Threads a call may use; None: as `cpu_info()` says.
+    sizes : dict, optional
+        Name -> number of sizes that the file leaves free besides batch and time, such as samples a step; `run` takes
+        any, a stream needs them fixed.
+    float64_as_float32 : bool
+        Compute a float64 model in float32; it is refused otherwise.
+
+    Raises
+    ------
+    ModelFormatError : damaged, hostile, or not a model. UnsupportedError : lists everything the file needs and fastrnn
+    lacks. OSError : the file can't be read.
+    """
+    form = _format_of(path_or_bytes)
+    given = {"bind": bind, "states": states, "layers": layers, "float64_as_float32": float64_as_float32}
+    given = {name: value for name, value in given.items() if value}
+    if form.name == "fastrnn":  # it has computed in float32 since it was converted
+        given.pop("float64_as_float32", None)
+    unknown = sorted(set(given) - form.options)
+    if unknown:
+        raise ModelFormatError(f"{', '.join(f'{n}=' for n in unknown)}: {form.refusal}")
+    graph = form.read(path_or_bytes, **given)
+    return Model(fix_sizes(graph, sizes or {}), threads)
+
+
+def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
+    """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
+    graph = _read_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
+    return Model(fix_sizes(graph, sizes or {}), threads)
+
+
+def _format_of(source) -> Format:
+    """The format of a file: by its first bytes for bytes, by its suffix (the longest that fits) for a path."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        head = bytes(source[:16])
+        return next(form for form in FORMATS if form.begins(head))
+    if not isinstance(source, str | os.PathLike):
+        raise ModelFormatError(f"load takes a path or bytes, got {type(source).__name__}")
+    name = Path(source).name.lower()
+    fitting = [(len(suffix), form) for form in FORMATS for suffix in form.suffixes if name.endswith(suffix)]
+    if not fitting:
+        known = ", ".join(suffix for form in FORMATS for suffix in form.suffixes)
+        raise ModelFormatError(f"{source}: don't know the file type {Path(source).suffix.lower()!r}; known: {known}")
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"no model file {source}")
+    return max(fitting, key=lambda pair: pair[0])[1]
+
+
+__all__ = ["FORMATS", "FastRNNError", "Format", "LayerInfo", "Model", "TensorInfo", "from_onnx", "load"]
