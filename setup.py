@@ -84,7 +84,7 @@ if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
 setup(
     ext_modules=cythonize(
-        [*map(extension, ("_isa", "_recurrence", "_ops", "_executor")), extension("_roofline", PROBES)],
+        [*map(extension, ("_isa", "_recurrence", "_ops", "_timing", "_executor")), extension("_roofline", PROBES)],
         compiler_directives=directives,
     ),
     cmdclass={"build_ext": BuildKernels},

@@ -3,9 +3,11 @@ from typing import Any
 
 import numpy as np
 
+from ._timing import OpTimer
 from .plan import Plan
 
 class Program:
+    timer: OpTimer | None
     def __init__(self, plan: Plan, threads: int = 1) -> None: ...
     @property
     def threads(self) -> int: ...

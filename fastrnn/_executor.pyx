@@ -25,6 +25,7 @@ from fastrnn._isa cimport (
     team_end,
 )
 from fastrnn._ops cimport explain, walk
+from fastrnn._timing cimport OpTimer, walk_timed
 
 import numpy as np
 
@@ -97,6 +98,7 @@ cdef class Program:
     cdef int64_t n_inputs, n_outputs, n_constants, n_slots
     cdef readonly int64_t state_size
     cdef readonly int threads
+    cdef public OpTimer timer  # None but while `fastrnn profile` looks
     cdef bint may_fail
     cdef Scratch idle
     cdef dict spare
@@ -275,17 +277,18 @@ cdef class Program:
         cdef int64_t threads
         cdef bint alone = False
         cdef int failed
+        cdef int64_t *ns = NULL if self.timer is None else self.timer.next_row()
         global last_shared
         f.base, f.slab, f.slots, f.team = s.base, slab, slots, NULL
         if flops < FLOPS_HOLDING_GIL:
-            failed = walk(self.n_ops, self.kinds, self.starts, s.integers, &f, &bad)
+            failed = self.walked(s, &f, &bad, ns)
         else:
             threads = min(self.threads, flops // FLOPS_A_THREAD)
             if threads > 1 and flops < FLOPS_WORTH_WAKING and now_ns() - last_shared > AWAKE_NS:
                 alone = True
             with nogil:
                 f.team = team_begin(1 if alone else <int> threads)
-                failed = walk(self.n_ops, self.kinds, self.starts, s.integers, &f, &bad)
+                failed = self.walked(s, &f, &bad, ns)
                 team_end(f.team)
             if threads > 1:
                 last_shared = now_ns()
@@ -293,6 +296,11 @@ cdef class Program:
             what = explain(self.kinds[failed], s.integers + self.starts[failed], bad)
             raise ShapeError(f"node {self.plan.ops[failed].node}: {what}")
         return 0
+
+    cdef inline int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil:
+        if ns == NULL:
+            return walk(self.n_ops, self.kinds, self.starts, s.integers, f, bad)
+        return walk_timed(self.n_ops, self.kinds, self.starts, s.integers, f, bad, ns)
 
     def run(self, inputs, outputs, int64_t batch, int64_t time):
         """Run the plan once on fresh states.

@@ -40,6 +40,7 @@ LEVELS = {
     "_frame": 4,
     "_recurrence": 4,
     "_ops": 4,
+    "_timing": 4,
     "_executor": 4,
     "pool": 5,
     "stream": 5,
