@@ -25,7 +25,7 @@ from fastrnn._isa cimport (
     team_end,
 )
 from fastrnn._ops cimport explain, walk
-from fastrnn._timing cimport OpTimer, walk_timed
+from fastrnn._timing cimport walk_timed
 
 import numpy as np
 
@@ -65,14 +65,9 @@ cdef int KEPT_SIZES = 32
 cdef class Scratch:
     """A program bound to sizes, and the arena it works in. One call at a time uses it."""
 
-    cdef int64_t batch, time, span
-    cdef int64_t *integers
-    cdef void **base
-    cdef char *arena
-    cdef int64_t arena_bytes
-
     def __dealloc__(self):
         PyMem_Free(self.integers)
+        PyMem_Free(self.linear)
         PyMem_Free(self.base)
         free(self.arena)
 
@@ -87,22 +82,6 @@ cdef class Program:
 
     Threads may share a program: all that changes lies in `Scratch` objects, which it keeps for reuse.
     """
-
-    cdef Frame frame
-    cdef readonly object plan
-    cdef int64_t n_ops
-    cdef int32_t *kinds
-    cdef int64_t *starts  # of each op's integers; n_ops + 1 entries
-    cdef int64_t n_integers, n_monomials
-    cdef object matrix, magnitude, coefficients, slot_rows, keep
-    cdef int64_t n_inputs, n_outputs, n_constants, n_slots
-    cdef readonly int64_t state_size
-    cdef readonly int threads
-    cdef public OpTimer timer  # None but while `fastrnn profile` looks
-    cdef bint may_fail
-    cdef Scratch idle
-    cdef dict spare
-    cdef int64_t kept_bytes  # of the arenas in `spare`
 
     def __cinit__(self, plan, int threads=1):
         self.plan, self.threads = plan, threads
@@ -176,25 +155,53 @@ cdef class Program:
                 coefficients.add(size)
         self.coefficients = coefficients
         self.matrix = coefficients.matrix()
+        self.batch_linear = self._is_batch_linear(plan)
         self.magnitude = np.abs(self.matrix).astype(np.float64)
+
+    def _is_batch_linear(self, plan):
+        """Whether a scratch can be bound to another batch by one multiply-add an integer, in the arena it has."""
+        if plan.depends("batch") or self.coefficients.degree("batch") > 1:
+            return False
+        arena = self.matrix[self.n_integers + 1 :, self.coefficients.holds("batch")]
+        return bool((arena >= 0).all())  # a smaller batch never takes more room
 
     # -- binding to sizes --
     cdef Scratch take(self, int64_t batch, int64_t time, int64_t span):
         """A scratch for these sizes that nobody else uses. Needs the GIL; give it back."""
         cdef Scratch s = self.idle
-        if s is not None and s.batch == batch and s.time == time and s.span == span:
+        if s is None or s.time != time or s.span != span:
+            return self._take_other(batch, time, span)
+        if s.batch != batch:
+            if not self.batch_linear or batch > s.room:
+                return self._take_other(batch, time, span)
             self.idle = None
-            return s
-        waiting = self.spare.get((batch, time))
+            self._rebind(s, batch)
+        self.idle = None
+        return s
+
+    cdef Scratch _take_other(self, int64_t batch, int64_t time, int64_t span):
+        cdef Scratch s = None
+        cdef int64_t room = batch
+        key = (0 if self.batch_linear else batch, time)
+        waiting = self.spare.get(key)
         if waiting:
             s = waiting.pop()
             self.kept_bytes -= s.arena_bytes
             if not waiting:
-                del self.spare[(batch, time)]
-        else:
-            s = self._new_scratch(batch, time)
+                del self.spare[key]
+            if s.room < batch:  # a batch that grows: the room doubles, so that few arenas are made on the way
+                room = max(batch, min(2 * s.room, 2 * batch))
+                s = None
+        elif self.batch_linear and self.idle is not None and self.idle.time == time and self.idle.room < batch:
+            room = max(batch, min(2 * self.idle.room, 2 * batch))
+            self.idle = None
+        if s is None:
+            s = self._new_scratch(batch, time, room)
         if s.span != span:
+            s.batch = batch
             self._evaluate(s, span)
+        elif s.batch != batch:
+            self._rebind(s, batch)
         return s
 
     cdef void give(self, Scratch s) noexcept:
@@ -210,9 +217,10 @@ cdef class Program:
         """Add to those of other sizes, while all of them together are small: the oldest sizes go first."""
         if s.arena_bytes > KEPT_BYTES:
             return
-        waiting = self.spare.pop((s.batch, s.time), [])
+        key = (0 if self.batch_linear else s.batch, s.time)
+        waiting = self.spare.pop(key, [])
         waiting.append(s)
-        self.spare[(s.batch, s.time)] = waiting
+        self.spare[key] = waiting
         self.kept_bytes += s.arena_bytes
         while self.kept_bytes > KEPT_BYTES or len(self.spare) > KEPT_SIZES:
             oldest = next(iter(self.spare))
@@ -221,16 +229,16 @@ cdef class Program:
             if not self.spare[oldest]:
                 del self.spare[oldest]
 
-    cdef Scratch _new_scratch(self, int64_t batch, int64_t time):
+    cdef Scratch _new_scratch(self, int64_t batch, int64_t time, int64_t room):
+        """Sizes and arena; room: the largest batch that it may be bound to later."""
         cdef Scratch s = Scratch.__new__(Scratch)
         cdef int64_t i, place
         cdef int64_t n_base = self.n_inputs + self.n_outputs + self.n_constants
         self.plan.check_sizes(batch, time)
-        s.batch, s.time, s.span = batch, time, -1
+        s.batch, s.time, s.span, s.room, s.n_linear = batch, time, -1, room, -1
         s.integers = <int64_t *> allocate(self.n_integers + 1, sizeof(int64_t))
         s.base = <void **> allocate(n_base + self.n_slots, sizeof(void *))
-        self._evaluate(s, time)
-        values = self._values(batch, time, time)
+        values = self._values(room, time, time)
         sizes = []
         for first, shared in zip(self.slot_rows, self.plan.slot_sizes, strict=True):
             need = [min(int(v), v if cap is None else cap) for v, (_, cap) in zip(values[first:], shared, strict=False)]
@@ -260,6 +268,34 @@ cdef class Program:
         cdef int64_t[::1] values = self._values(s.batch, s.time, span)
         memcpy(s.integers, &values[0], (self.n_integers + 1) * sizeof(int64_t))
         s.span = span
+        s.n_linear = -1
+
+    cdef _rebind(self, Scratch s, int64_t batch):
+        """Bind to another batch of at most `s.room` rows: only the integers that grow with the batch are written.
+
+        Some 20 to 500 of them, one multiply-add each, where a matrix product of all takes 10 us and more.
+        """
+        cdef int64_t i
+        cdef int64_t *entry
+        cdef int64_t[:, ::1] table
+        if s.n_linear < 0:
+            self._values(s.room, s.time, s.span)  # refuses sizes that would wrap around
+            monomials = self.coefficients.evaluate_monomials(1, s.time, s.span)
+            rows = self.matrix[: self.n_integers + 1]
+            growth = rows @ np.where(self.coefficients.holds("batch"), monomials, 0)
+            changed = np.flatnonzero(growth)
+            at_zero = rows[changed] @ monomials - growth[changed]
+            table = np.ascontiguousarray(np.stack([changed, at_zero, growth[changed]], 1), np.int64)
+            PyMem_Free(s.linear)
+            s.linear = NULL
+            s.linear = <int64_t *> allocate(3 * len(changed), sizeof(int64_t))
+            s.n_linear = len(changed)
+            if s.n_linear:
+                memcpy(s.linear, &table[0, 0], 3 * s.n_linear * sizeof(int64_t))
+        for i in range(s.n_linear):
+            entry = s.linear + 3 * i
+            s.integers[entry[0]] = entry[1] + entry[2] * batch
+        s.batch = batch
 
     @property
     def scratch_bytes(self):
@@ -297,7 +333,7 @@ cdef class Program:
             raise ShapeError(f"node {self.plan.ops[failed].node}: {what}")
         return 0
 
-    cdef inline int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil:
+    cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil:
         if ns == NULL:
             return walk(self.n_ops, self.kinds, self.starts, s.integers, f, bad)
         return walk_timed(self.n_ops, self.kinds, self.starts, s.integers, f, bad, ns)
@@ -338,37 +374,6 @@ cdef void *allocate(int64_t count, size_t size) except NULL:
 
 
 # ---- streams -----------------------------------------------------------------------------------------------------
-
-cdef struct Form:  # what the array of one argument must be for one step
-    int type
-    int ndim
-    cnp.npy_intp dims[8]
-    int64_t step_bytes  # of one step of one stream
-
-
-cdef inline bint fits(object x, const Form *form) noexcept:
-    """x is a plain, C-contiguous, aligned array in native byte order of exactly this dtype and shape."""
-    cdef int i
-    cdef cnp.ndarray array
-    if not cnp.PyArray_CheckExact(x):
-        return False
-    array = <cnp.ndarray> x
-    if cnp.PyArray_TYPE(array) != form.type or cnp.PyArray_NDIM(array) != form.ndim:
-        return False
-    if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_CARRAY_RO):
-        return False
-    for i in range(form.ndim):
-        if cnp.PyArray_DIM(array, i) != form.dims[i]:
-            return False
-    return True
-
-
-cdef inline bint apart(object x, object y) noexcept:
-    """The memory of two contiguous arrays does not overlap."""
-    cdef char *a = <char *> cnp.PyArray_DATA(<cnp.ndarray> x)
-    cdef char *b = <char *> cnp.PyArray_DATA(<cnp.ndarray> y)
-    return a + cnp.PyArray_NBYTES(<cnp.ndarray> x) <= b or b + cnp.PyArray_NBYTES(<cnp.ndarray> y) <= a
-
 
 cdef class StreamCore:
     """The state of one stream, or of `batch` streams in lock-step, and the calls that advance it.

@@ -86,6 +86,11 @@ class Plan:
         """The graph is a step function: no value of it has a time axis."""
         return not any("time" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
 
+    def depends(self, name: str) -> bool:
+        """Whether the size `name` decides if the graph has a meaning: `check_sizes` must then see it."""
+        required = [dim for dim, _ in self.graph.requires]
+        return any(name in D.symbols(dim) for dim in (*required, *(dim for dim, _ in self.conditions)))
+
     def check_sizes(self, batch: int, time: int) -> None:
         """Raise ShapeError where the graph has no meaning at these sizes (a slice of steps that aren't there)."""
         check_required(self.graph, {"batch": batch, "time": time})
@@ -136,6 +141,15 @@ class Coefficients:
                     raise ShapeError(f"the model works with arrays of {coef} elements or bytes: no memory holds them")
                 out[i, j] = coef
         return out
+
+    def degree(self, name: str) -> int:
+        """The highest power of a symbol; 2 and more where it stands inside a floor."""
+        floors = any(name in D.symbols(atom.num) for m in self.monomials for atom in m if not isinstance(atom, str))
+        return 2 if floors else max(mono.count(name) for mono in self.monomials)
+
+    def holds(self, name: str) -> np.ndarray:
+        """bool [monomials]: those in which a symbol stands (not inside a floor)."""
+        return np.array([name in mono for mono in self.monomials])
 
     def evaluate_monomials(self, batch: int, time: int, span: int) -> np.ndarray:
         """int64 [monomials] at these sizes. Raises ShapeError where a size would not fit any memory."""

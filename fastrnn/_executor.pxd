@@ -1,0 +1,82 @@
+"""Programs and scratch, for the modules that call them. What they are: _executor.pyx."""
+
+from libc.stdint cimport int32_t, int64_t
+
+cimport numpy as cnp
+
+from fastrnn._frame cimport Frame
+from fastrnn._timing cimport OpTimer
+
+
+cdef class Scratch:
+    cdef int64_t batch, time, span  # bound to
+    cdef int64_t room  # the batch that the arena is large enough for
+    cdef int64_t *integers
+    cdef int64_t *linear  # (which integer, its value at batch 0, its growth a row) of each that the batch changes
+    cdef int64_t n_linear  # -1: not worked out yet
+    cdef void **base
+    cdef char *arena
+    cdef int64_t arena_bytes
+
+
+cdef class Program:
+    cdef Frame frame
+    cdef readonly object plan
+    cdef int64_t n_ops
+    cdef int32_t *kinds
+    cdef int64_t *starts  # of each op's integers; n_ops + 1 entries
+    cdef int64_t n_integers, n_monomials
+    cdef object matrix, magnitude, coefficients, slot_rows, keep
+    cdef int64_t n_inputs, n_outputs, n_constants, n_slots
+    cdef readonly int64_t state_size
+    cdef readonly int threads
+    cdef public OpTimer timer  # None but while `fastrnn profile` looks
+    cdef bint may_fail
+    cdef bint batch_linear  # every integer is at most linear in the batch, and no condition depends on it
+    cdef Scratch idle
+    cdef dict spare
+    cdef int64_t kept_bytes  # of the arenas in `spare`
+
+    cdef _take_weights(self, plan)
+    cdef _take_ops(self, plan)
+    cdef Scratch take(self, int64_t batch, int64_t time, int64_t span)
+    cdef Scratch _take_other(self, int64_t batch, int64_t time, int64_t span)
+    cdef void give(self, Scratch s) noexcept
+    cdef void _keep(self, Scratch s) noexcept
+    cdef Scratch _new_scratch(self, int64_t batch, int64_t time, int64_t room)
+    cdef _values(self, int64_t batch, int64_t time, int64_t span)
+    cdef _evaluate(self, Scratch s, int64_t span)
+    cdef _rebind(self, Scratch s, int64_t batch)
+    cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil
+    cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1
+
+
+cdef struct Form:  # what the array of one argument must be for one step
+    int type
+    int ndim
+    cnp.npy_intp dims[8]
+    int64_t step_bytes  # of one step of one stream
+
+
+cdef inline bint fits(object x, const Form *form) noexcept:
+    """x is a plain, C-contiguous, aligned array in native byte order of exactly this dtype and shape."""
+    cdef int i
+    cdef cnp.ndarray array
+    if not cnp.PyArray_CheckExact(x):
+        return False
+    array = <cnp.ndarray> x
+    if cnp.PyArray_TYPE(array) != form.type or cnp.PyArray_NDIM(array) != form.ndim:
+        return False
+    if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_CARRAY_RO):
+        return False
+    for i in range(form.ndim):
+        if cnp.PyArray_DIM(array, i) != form.dims[i]:
+            return False
+    return True
+
+
+cdef inline bint apart(object x, object y) noexcept:
+    """The memory of two contiguous arrays does not overlap."""
+    cdef char *a = <char *> cnp.PyArray_DATA(<cnp.ndarray> x)
+    cdef char *b = <char *> cnp.PyArray_DATA(<cnp.ndarray> y)
+    return a + cnp.PyArray_NBYTES(<cnp.ndarray> x) <= b or b + cnp.PyArray_NBYTES(<cnp.ndarray> y) <= a
