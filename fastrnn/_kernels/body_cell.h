@@ -105,27 +105,34 @@ FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *bloc
     }
 }
 
-/* From preacts to the new state, for LSTM and GRU with reset after. */
+/* From preacts to the new state, for LSTM and GRU with reset after: the first half for all rows and blocks, then the
+ * second, so that no update waits for the one before it. */
 FRNN_INLINE void vec_cell_finish(const frnn_call *call, const frnn_block *blocks, int nb, int64_t row, int64_t mr,
                                  const int usual, float *out) {
     const frnn_cell *cell = call->cell;
     const frnn_cell_io *io = call->io;
     int lstm = call->form == FRNN_FORM_LSTM;
-    for (int b = 0; b < nb; b++) {
-        int64_t unit = blocks[b].start, n = cell->H - unit;
-        const float *P = cell->packed + unit * frnn_unit_floats(cell) + 4 * (1 + cell->I + cell->H) * VEC_W;
-        float *a = out + b * 4 * VEC_W;
-        int64_t skip = nb * 4 * VEC_W, at = io->y_off + unit;
-        if (lstm) {
-            for (int64_t r = 0; r < mr; r++) {
-                vec_lstm_state(cell, usual, a + r * skip, P, io->c[row + r] + io->c_off + unit, n);
+    for (int64_t r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            int64_t unit = blocks[b].start;
+            float *a = out + (r * nb + b) * 4 * VEC_W;
+            if (lstm) {
+                const float *P = cell->packed + unit * frnn_unit_floats(cell) + 4 * (1 + cell->I + cell->H) * VEC_W;
+                vec_lstm_state(cell, usual, a, P, io->c[row + r] + io->c_off + unit, cell->H - unit);
+            } else {
+                vec_gru_gates(cell, usual, a);
             }
-            for (int64_t r = 0; r < mr; r++) vec_lstm_output(cell, usual, a + r * skip, io->y[row + r] + at, n);
-        } else {
-            for (int64_t r = 0; r < mr; r++) vec_gru_gates(cell, usual, a + r * skip);
-            for (int64_t r = 0; r < mr; r++) {
-                const float *h = io->h[row + r] + io->h_off + unit;
-                vec_gru_output(cell, usual, a + r * skip, h, io->y[row + r] + at, n);
+        }
+    }
+    for (int64_t r = 0; r < mr; r++) {
+        for (int b = 0; b < nb; b++) {
+            int64_t unit = blocks[b].start, n = cell->H - unit;
+            const float *a = out + (r * nb + b) * 4 * VEC_W;
+            float *y = io->y[row + r] + io->y_off + unit;
+            if (lstm) {
+                vec_lstm_output(cell, usual, a, y, n);
+            } else {
+                vec_gru_output(cell, usual, a, io->h[row + r] + io->h_off + unit, y, n);
             }
         }
     }
@@ -178,26 +185,34 @@ FRNN_INLINE void vec_cell_update(const frnn_call *call, const frnn_block *blocks
     }
 }
 
-/* One step (or, with pre_out, the input half) of rows [row0, row1) for nb neighbouring blocks of equal nv. */
+/* The sums of product q of a tile's rows for n blocks, tile by tile, into out [mr][n][4][VEC_W]. n > 2 only for one row. */
+FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *blocks, int n, int q,
+                                  const float *const *hidden, int64_t row, int64_t mr, float *out) {
+    int vectors = (int)(frnn_unit_vectors(call->cell) == 1 ? frnn_gates(call->cell) : blocks[0].nv);
+    frnn_tile t;
+    for (int b = 0; b < n; b += 2) {
+        int nb = n - b < 2 ? 1 : 2;
+        vec_cell_fill(call, blocks + b, nb, q, hidden, row, mr, &t);
+        t.out = out + b * 4 * VEC_W;
+        vec_tile_run(&t, mr, nb, vectors);
+    }
+}
+
+/* One step (or, with pre_out, the input half) of rows [row0, row1) for n neighbouring blocks of equal nv. */
 static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int64_t phase, const frnn_block *blocks,
-                                                     int nb) {
-    float out[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
-    float out_z[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
-    const frnn_cell *cell = call->cell;
+                                                     int n) {
+    float out[FRNN_WAVE * 4 * VEC_W] __attribute__((aligned(64)));
+    float out_z[FRNN_WAVE * 4 * VEC_W] __attribute__((aligned(64)));
     const frnn_cell_io *io = call->io;
     int before = call->form == FRNN_FORM_GRU_BEFORE;
-    int vectors = (int)(frnn_unit_vectors(cell) == 1 ? frnn_gates(cell) : blocks[0].nv);
-    int64_t limit = nb > 1 ? FRNN_PAIR_ROWS : FRNN_TILE_ROWS, stride = frnn_scratch_row(cell), mr;
-    frnn_tile t;
-    t.out = out;
+    int64_t limit = n > 1 ? FRNN_PAIR_ROWS : FRNN_TILE_ROWS, stride = frnn_scratch_row(call->cell), mr;
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         const float *h[FRNN_TILE_ROWS], *rh[FRNN_TILE_ROWS];
         mr = frnn_tile_height(call->row1 - row, limit);
         if (call->pre_out) {
             for (int q = 0; q < (before ? 3 : 1); q++) {
-                vec_cell_fill(call, blocks, nb, q, NULL, row, mr, &t);
-                vec_tile_run(&t, mr, nb, vectors);
-                vec_cell_keep_pre(call, blocks, nb, q, row, mr, out);
+                vec_cell_product(call, blocks, n, q, NULL, row, mr, out);
+                vec_cell_keep_pre(call, blocks, n, q, row, mr, out);
             }
             continue;
         }
@@ -205,18 +220,12 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
             h[r] = io->h[row + r] + io->h_off;
             if (before) rh[r] = io->scratch + (row + r) * stride;
         }
-        if (before && phase == 1) {
-            vec_cell_fill(call, blocks, nb, 1, h, row, mr, &t);
-            t.out = out_z;
-            vec_tile_run(&t, mr, nb, vectors);
-            t.out = out;
-        }
-        vec_cell_fill(call, blocks, nb, before && phase == 1 ? 2 : 0, before && phase == 1 ? rh : h, row, mr, &t);
-        vec_tile_run(&t, mr, nb, vectors);
+        if (before && phase == 1) vec_cell_product(call, blocks, n, 1, h, row, mr, out_z);
+        vec_cell_product(call, blocks, n, before && phase == 1 ? 2 : 0, before && phase == 1 ? rh : h, row, mr, out);
         if (call->usual) {
-            vec_cell_update(call, blocks, nb, phase, 1, row, mr, h, out, out_z);
+            vec_cell_update(call, blocks, n, phase, 1, row, mr, h, out, out_z);
         } else {
-            vec_cell_update(call, blocks, nb, phase, 0, row, mr, h, out, out_z);
+            vec_cell_update(call, blocks, n, phase, 0, row, mr, h, out, out_z);
         }
     }
 }

@@ -85,17 +85,27 @@ static int frnn_is_usual(const frnn_cell *cell) {
     return gates && (cell->kind == FRNN_GRU || act[2].fn == FRNN_TANH);
 }
 
+/* How many blocks from `index` on are worked on together: for few rows two whole ones, which keep the FMA units busy; for
+ * one row up to FRNN_WAVE, since then the sums of all of them flow from the caches without a pause, and the activations
+ * after them overlap each other. */
+static int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t block1, frnn_block *blocks) {
+    int64_t H = call->cell->H, U = frnn_unit_vectors(call->cell), rows = call->row1 - call->row0;
+    int most = rows == 1 && !call->pre_out ? FRNN_WAVE : rows <= FRNN_PAIR_ROWS ? 2 : 1, n = 1;
+    blocks[0] = frnn_block_at(H, U, index);
+    if (blocks[0].width < FRNN_LANES || (U > 1 && blocks[0].nv < 3)) return 1;
+    for (; n < most && index + n < block1; n++) {
+        blocks[n] = frnn_block_at(H, U, index + n);
+        if (blocks[n].width < FRNN_LANES || blocks[n].nv != blocks[0].nv) break;
+    }
+    return n;
+}
+
 static void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t block0, int64_t block1) {
-    int64_t H = call->cell->H, U = frnn_unit_vectors(call->cell), nb;
-    int wide = call->row1 - call->row0 <= FRNN_PAIR_ROWS;
-    for (int64_t index = block0; index < block1; index += nb) {
-        frnn_block block[2] = {frnn_block_at(H, U, index), {0, 0, 0}};
-        nb = 1;
-        if (wide && index + 1 < block1 && block[0].width == FRNN_LANES) { /* two whole blocks keep the FMA units busy */
-            block[1] = frnn_block_at(H, U, index + 1);
-            if (block[1].width == FRNN_LANES && block[1].nv == block[0].nv && (U == 1 || block[0].nv >= 3)) nb = 2;
-        }
-        BY_WIDTH(vec_cell_block, block[0].width, call, phase, block, (int)nb);
+    frnn_block blocks[FRNN_WAVE];
+    for (int64_t index = block0; index < block1;) {
+        int n = frnn_take_blocks(call, index, block1, blocks);
+        BY_WIDTH(vec_cell_block, blocks[0].width, call, phase, blocks, n);
+        index += n;
     }
 }
 

@@ -19,6 +19,8 @@
 #define vec_tile_run FRNN_WIDE(vec_tile_run)
 #define FRNN_PAIR_ROWS (FRNN_TILE_ROWS / 2 > 0 ? FRNN_TILE_ROWS / 2 : 1) /* rows up to which two blocks share a tile */
 
+#define FRNN_WAVE 16 /* most blocks of one row that are summed before any of them is finished; >= FRNN_TILE_ROWS */
+
 typedef struct frnn_tile {
     int64_t Kx, Kh;
     const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
