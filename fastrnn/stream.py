@@ -43,6 +43,8 @@ class Stream(StreamCore):
             [(np.dtype(a.dtype).num, a.step_shape(batch_size)) for a in (*inputs[:1], *outputs[:1])] if simple else []
         )
         self._open(program, batch_size or 1, slab, simple, *(forms or (None, None)))
+        self._time_axis = len(inputs[0]._lead(batch_size)) if inputs else 0
+        self._plain_shape = inputs[0].step_shape(batch_size) if simple and all(a.timed for a in sides) else None
 
     def _step_general(self, x, out):
         """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""
@@ -84,6 +86,11 @@ class Stream(StreamCore):
         ShapeError, StreamError : as `step`.
         """
         batch = self.batch_size
+        if self._is_plain(chunk):
+            span = chunk.shape[self._time_axis]
+            result = np.empty(self._outputs[0].chunk_shape(batch, span), np.float32)
+            self._advance([chunk], [result], [self._inputs[0].step_bytes], [self._outputs[0].step_bytes], span)
+            return result
         given = collect(self._inputs, chunk)
         arrays = [a.check_chunk(v, batch) for a, v in zip(self._inputs, given, strict=True)]
         lengths = {a.name: a.steps(v, batch) for a, v in zip(self._inputs, arrays, strict=True) if a.timed}
@@ -96,6 +103,13 @@ class Stream(StreamCore):
         if span == 0:
             results = [r if o.timed else None for o, r in zip(self._outputs, results, strict=True)]
         return _deliver(results, None)
+
+    def _is_plain(self, chunk) -> bool:
+        """A chunk that needs no check besides this one, in a model of one input and one output: 2 us instead of 14."""
+        if type(chunk) is not np.ndarray or self._plain_shape is None or chunk.dtype != np.float32:
+            return False
+        axis, shape, flags = self._time_axis, chunk.shape, chunk.flags
+        return shape[:axis] + shape[axis + 1 :] == self._plain_shape and flags.c_contiguous and flags.aligned
 
     @property
     def state(self) -> dict[str, np.ndarray]:
