@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The recurrent op: the loop over the steps of one direction of one layer, without the GIL.
 
-A step reads h where the step before wrote it and calls the kernel table; rows end early where lengths say so; the input
-half is summed ahead for many steps at once; threads share the units or the rows of a step.
+A step reads h where the step before wrote it and calls the kernel table; rows end early where lengths say so, and sit a
+step out where the mask says so; the input half is summed ahead for many steps at once; threads share the units or the
+rows of a step.
 """
 
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
@@ -28,6 +29,7 @@ cdef struct CellRows:  # one entry a row, longest first
     float **y
     float **state
     int64_t *length
+    const float **mask  # each row's first step; NULL: no step is left out
 
 
 cdef int check_lengths(const CellArgs *a, Frame *f, int64_t *bad) noexcept nogil:
@@ -56,6 +58,7 @@ cdef void cell_rows(const CellArgs *a, const frnn_cell *cell, Frame *f, CellRows
     rows.y = rows.c + n
     rows.state = rows.y + n
     rows.length = <int64_t *> (rows.state + n)
+    rows.mask = NULL if a.mask_buffer < 0 else <const float **> (rows.length + n)
     if a.lengths_buffer >= 0:
         lengths = (<const int64_t *> f.base[a.lengths_buffer]) + a.lengths_offset
     for r in range(n):
@@ -66,10 +69,14 @@ cdef void cell_rows(const CellArgs *a, const frnn_cell *cell, Frame *f, CellRows
         while lengths != NULL and i > 0 and rows.length[i - 1] < length:
             rows.x[i], rows.c[i], rows.y[i] = rows.x[i - 1], rows.c[i - 1], rows.y[i - 1]
             rows.state[i], rows.length[i] = rows.state[i - 1], rows.length[i - 1]
+            if rows.mask != NULL:
+                rows.mask[i] = rows.mask[i - 1]
             i -= 1
         first = (length - 1) if a.reverse and length > 0 else 0
         rows.length[i] = length
         rows.x[i] = x + r * a.x_row + first * a.x_time
+        if rows.mask != NULL:
+            rows.mask[i] = at(f, a.mask_buffer, a.mask_offset) + r * a.mask_row + first * a.mask_time
         rows.state[i] = state_row(f, a.per_slot, a.h_state, cell.H, r)
         rows.c[i] = state_row(f, a.per_slot, a.c_state, cell.H, r) if cell.kind == 1 else NULL
         if a.y_buffer >= 0:
@@ -83,6 +90,24 @@ cdef void clear_steps(const CellArgs *a, int64_t H, float *y, int64_t length) no
     cdef int64_t t
     for t in range(length, a.steps):
         memset(y + t * a.y_time, 0, H * sizeof(float))
+
+
+cdef int64_t present_rows(const CellArgs *a, int64_t H, const CellRows *rows, int64_t alive, int64_t t, int64_t y_time,
+                          CellRows *present) noexcept nogil:
+    """Gather in `present` the rows of which step t counts, and return how many: the kernel sees no others. The others
+    keep their states, and repeat h as this step's y."""
+    cdef int64_t n = 0, r, now = t * y_time, before = (t - 1) * y_time
+    cdef int64_t m = t * (-a.mask_time if a.reverse else a.mask_time)
+    if a.y_buffer < 0:
+        now, before = (t & 1) * y_time, ((t - 1) & 1) * y_time
+    for r in range(alive):
+        if rows.mask[r][m] == 0.0:
+            memcpy(rows.y[r] + now, rows.state[r] if t == 0 else rows.y[r] + before, H * sizeof(float))
+            continue
+        present.x[n], present.c[n], present.y[n] = rows.x[r], rows.c[r], rows.y[r]
+        present.state[n] = rows.state[r]
+        n += 1
+    return n
 
 
 cdef struct Hoisted:  # the input half, summed ahead for the steps before `end`
@@ -167,7 +192,7 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
     cdef Hoisted ahead
     cdef StepLoop loop
     cdef const frnn_cell *cell = f.cells[a.cell]
-    cdef CellRows rows
+    cdef CellRows rows, present
     cdef frnn_cell_io io
     cdef int64_t n = a.rows, alive, t, r, sign = -1 if a.reverse else 1
     cdef int64_t phases = f.table.cell_phases(cell)
@@ -177,7 +202,15 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
     if n == 0 or a.steps == 0:
         return
     cell_rows(a, cell, f, &rows)
-    spare = <float *> ((<uintptr_t> (rows.length + n) + ALIGN - 1) & ~(<uintptr_t> (ALIGN - 1)))
+    present = rows
+    spare = <float *> (rows.length + n)
+    if rows.mask != NULL:
+        present.x = <const float **> (rows.mask + n)
+        present.c = <float **> (present.x + n)
+        present.y = present.c + n
+        present.state = present.y + n
+        spare = <float *> (present.state + n)
+    spare = <float *> ((<uintptr_t> spare + ALIGN - 1) & ~(<uintptr_t> (ALIGN - 1)))
     if a.y_buffer < 0:  # nobody reads y: two rows of h take turns
         y_time = cell.H
         for r in range(n):
@@ -185,13 +218,13 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
         spare += 2 * n * cell.H
     io.scratch = <float *> ((<uintptr_t> spare + ALIGN - 1) & ~(<uintptr_t> (ALIGN - 1)))
     io.pre, io.pre_off = NULL, 0
-    io.x, io.c, io.y = rows.x, rows.c if cell.kind == 1 else NULL, rows.y
+    io.x, io.c, io.y = present.x, present.c if cell.kind == 1 else NULL, present.y
     io.c_off = 0
     loop.f, loop.cell, loop.io, loop.ahead = f, cell, &io, NULL
     alive = n
     ahead.now = NULL
     ahead.end, ahead.size = 0, f.table.cell_pre_size(cell)
-    hoisting = n <= HOISTED_ROWS and cell.H >= HOISTED_UNITS and a.steps > 1
+    hoisting = rows.mask == NULL and n <= HOISTED_ROWS and cell.H >= HOISTED_UNITS and a.steps > 1
     hoisting = hoisting and a.pre_capacity // (ahead.size + 4) >= 2 * n
     for t in range(a.steps):
         while alive > 0 and rows.length[alive - 1] <= t:
@@ -206,11 +239,15 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
         io.x_off = t * sign * a.x_time
         io.y_off = (t & 1) * y_time if a.y_buffer < 0 else t * y_time
         if t == 0:
-            io.h, io.h_off = <const float *const *> rows.state, 0
+            io.h, io.h_off = <const float *const *> present.state, 0
         else:
-            io.h = <const float *const *> rows.y
+            io.h = <const float *const *> present.y
             io.h_off = ((t - 1) & 1) * y_time if a.y_buffer < 0 else (t - 1) * y_time
         loop.rows = alive
+        if rows.mask != NULL:
+            loop.rows = present_rows(a, cell.H, &rows, alive, t, y_time, &present)
+            if loop.rows == 0:
+                continue
         for loop.phase in range(phases):
             share(&loop)
     for r in range(n):

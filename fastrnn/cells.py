@@ -21,7 +21,8 @@ KERAS_ORDER = {"rnn": "i", "lstm": "ifco", "gru": "zrh"}
 # How many activations a cell has, and what they are when a file names none (f, g, h of the ONNX text).
 DEFAULT_ACTIVATIONS = {"rnn": ("tanh",), "lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh")}
 
-# Activation name -> default (alpha, beta), as ONNX states them for RNN, LSTM, GRU. None: the value is not used.
+# Activation name -> default (alpha, beta), as ONNX states them for RNN, LSTM, GRU; below the line those that only Keras
+# and equations name, as in graph.UNARY. None: the value is not used.
 ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
     "relu": (None, None),  # max(0, x)
     "tanh": (None, None),
@@ -34,6 +35,15 @@ ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
     "elu": (1.0, None),  # x if x >= 0 else alpha*(exp(x) - 1)
     "softsign": (None, None),  # x / (1 + |x|)
     "softplus": (None, None),  # log(1 + exp(x))
+    # ----
+    "exp": (None, None),
+    "selu": (1.6732632423543772, 1.0507009873554805),
+    "gelu": (None, None),
+    "gelu_tanh": (None, None),
+    "silu": (None, None),
+    "hard_swish": (None, None),
+    "mish": (None, None),
+    "clip": (0.0, 6.0),  # min(max(x, alpha), beta)
 }
 
 

@@ -245,6 +245,9 @@ class _Walk:
 
     def _cell(self, node):
         track, dims, spec = self.track(node), self.value(node).dims, node.attrs["spec"]
+        mask = self.track(node, 9)
+        if mask is not None and mask != track:
+            raise Mixed(f"its mask has {self.symbol} in another place than its input")
         states = [self.track(node, i) for i in (6, 7, 8)]
         if track is None or track.axis == 1:
             if any(s is not None and s != Track(0, track.inner if track else 1) for s in states):

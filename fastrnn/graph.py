@@ -8,10 +8,12 @@ later stage relies on, so none of them checks again.
 The vocabulary (`OPS`) is small on purpose; importers lower what they read to it. Notation: `x[..]` dims.
 
 Recurrence
-    cell        (x[T,B,I], W[G*H,I], R[G*H,H], Wb[G*H]?, Rb[G*H]?, P[3*H]?, h0[B,H]?, c0[B,H]?, lengths[B]?)
+    cell        (x[T,B,I], W[G*H,I], R[G*H,H], Wb[G*H]?, Rb[G*H]?, P[3*H]?, h0[B,H]?, c0[B,H]?, lengths[B]?,
+                mask[T,B]?)
                 -> (y[T,B,H]?, h_n[B,H]?, c_n[B,H]?); attrs: spec (CellSpec). One direction of one layer, time first;
                 T may be any dim, B likewise. Gates in ONNX order. lengths int64: row b ends after lengths[b] steps:
                 y is 0 from there on, h_n and c_n are its last ones; a reverse cell starts at step lengths[b]-1.
+                mask bool: where it is false the step is left out: h and c stay, and y repeats h.
     state       (next,) -> (prev,): prev is next one step ago; attrs: initial (name of a constant, or None for zeros).
                 The only op whose input may be made after it: the one way for a cycle to exist.
 Products
@@ -192,7 +194,7 @@ class Graph:
 
 # op -> (least inputs, most inputs, most outputs, attribute names)
 _FORM = {
-    "cell": (3, 9, 3, {"spec"}),
+    "cell": (3, 10, 3, {"spec"}),
     "state": (1, 1, 1, {"initial"}),
     "linear": (2, 3, 1, {"activation", "alpha", "beta"}),
     "matmul": (2, 2, 1, set()),

@@ -479,21 +479,27 @@ class Lowering(WindowLowering, ElementwiseLowering):
         H = spec.hidden_size
         h_state, c_state, per_slot = self._cell_states(node, batch, H)
         lengths = self.tensor_or_none(node, 8)
+        mask = self.real(node, 9) if len(node.inputs) > 9 and node.inputs[9] is not None else None
         y = None
         if node.outputs[0] is not None:
             y = self.result(node, order=x.order if x.order[-1] == 2 else None, rows=True)
-        pointers = Buffer("arena", "float32", batch * _row_scratch(packed, H, y is not None))
+        pointers = Buffer("arena", "float32", batch * _row_scratch(packed, H, y is not None, mask is not None))
         self.plan.arena.append(pointers)
         fields = {"cell": len(self.plan.cells), "steps": steps, "rows": batch, "reverse": int(spec.reverse)}
         self.plan.cells.append(packed)
         fields |= {"x_time": x.strides[0], "x_row": x.strides[1], **_at("x", x)}
         fields |= {"y_time": y.strides[0], "y_row": y.strides[1], **_at("y", y)} if y is not None else _absent("y")
         fields |= {"lengths_stride": lengths.strides[0], **_at("lengths", lengths)} if lengths else _absent("lengths")
+        fields |= (
+            {"mask_time": mask.strides[0], "mask_row": mask.strides[1], **_at("mask", mask)}
+            if mask
+            else _absent("mask")
+        )
         fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
         pre = Buffer("arena", "float32", steps * (packed.pre_size + 4), cap=PRE_FLOATS)  # of one row
         self.plan.arena.append(pre)
         fields |= {"pre": pre, "pre_capacity": 0 if _is_one(steps) else PRE_FLOATS}
-        reads, writes = [x, *([lengths] if lengths else [])], [pointers, pre, *([y] if y is not None else [])]
+        reads, writes = [x, *(t for t in (lengths, mask) if t)], [pointers, pre, *([y] if y is not None else [])]
         for state in (h_state, c_state):
             if isinstance(state, Buffer):
                 reads.append(state)
@@ -553,15 +559,17 @@ def lower(graph: Graph, mode: str, weights: Weights) -> Plan:
     return Lowering(graph, mode, weights).run()
 
 
-def _row_scratch(packed, H: int, y_stored: bool) -> int:
+def _row_scratch(packed, H: int, y_stored: bool, masked: bool) -> int:
     """Floats that one row of a cell needs while it runs: pointers, the kernel's own, two h where y is not stored."""
     pointers = 6 * 2  # x, h, c, y, state, and the row's length and index: 8 bytes each
+    pointers += 5 * 2 if masked else 0  # its mask; x, c, y, state once more, of the rows that are there in a step
     return pointers + _isa.cell_scratch_size(packed) + (0 if y_stored else 2 * H) + 16
 
 
 def _absent(name: str) -> dict:
     fields = {f"{name}_buffer": -1, f"{name}_offset": 0}
-    return fields | ({"y_time": 0, "y_row": 0} if name == "y" else {"lengths_stride": 0})
+    strides = {"y": ("y_time", "y_row"), "mask": ("mask_time", "mask_row"), "lengths": ("lengths_stride",)}[name]
+    return fields | dict.fromkeys(strides, 0)
 
 
 def _rows_of(t: Tensor, order: list[int], batch: int | None, size: int) -> Tensor:

@@ -59,7 +59,7 @@ def _clip(x, low, high):
     return np.minimum(np.maximum(x, low), high)
 
 
-# Functions of (x, alpha, beta); those that a cell may name are the first eleven, as in fastrnn.cells.ACTIVATIONS.
+# Functions of (x, alpha, beta); those that a cell may name: fastrnn.cells.ACTIVATIONS.
 _UNARY: dict[str, Callable] = {
     "relu": lambda x, a, b: np.maximum(x, 0),
     "tanh": lambda x, a, b: np.tanh(x),
@@ -195,7 +195,7 @@ def _gru_step(spec, x, h, c, W, R, Wb, Rb, P):
 _STEP = {"rnn": _rnn_step, "lstm": _lstm_step, "gru": _gru_step}
 
 
-def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, lengths=None):
+def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, lengths=None, mask=None):
     """One direction of one recurrent layer over all its steps.
 
     Parameters
@@ -207,10 +207,11 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, le
     P : array, shape (3*H,), gates i o f; None is zeros
     h0, c0 : arrays, shape (B, H); None is zeros
     lengths : int array, shape (B,), each in [0, T]; None is all T
+    mask : bool array, shape (T, B); where false the step is left out. None: no step is
 
     Returns
     -------
-    y : float64, shape (T, B, H); 0 from step lengths[b] on in row b
+    y : float64, shape (T, B, H); 0 from step lengths[b] on in row b; h again at a step that is left out
     h_n, c_n : float64, shape (B, H); the states after the last step of each row, its initial ones where it has none.
         c_n is c0 for cells that have no cell state.
 
@@ -236,7 +237,9 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, le
         for n in range(T):
             rows = np.flatnonzero(n < lengths)  # those whose sequence has an n-th step, counted in its own direction
             t = lengths[rows] - 1 - n if spec.reverse else np.full(len(rows), n)
-            h[rows], c[rows] = _STEP[spec.kind](spec, x[t, rows], h[rows], c[rows], *weights)
+            there = slice(None) if mask is None else mask[t, rows]
+            on, at = rows[there], t[there]
+            h[on], c[on] = _STEP[spec.kind](spec, x[at, on], h[on], c[on], *weights)
             y[t, rows] = h[rows]
     return y, h, c
 

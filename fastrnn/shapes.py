@@ -75,11 +75,14 @@ def _cell(inputs, attrs):
     if len(x.dims) != 3 or x.dims[2] != spec.input_size:
         raise ShapeError(f"x must be [time, batch, {spec.input_size}], got {x}")
     time, batch = x.dims[:2]
-    names = ("x", "W", "R", "Wb", "Rb", "P", "h0", "c0", "lengths")
-    shapes = (x.dims, (g, spec.input_size), (g, h), (g,), (g,), (3 * h,), (batch, h), (batch, h), (batch,))
+    names = ("x", "W", "R", "Wb", "Rb", "P", "h0", "c0", "lengths", "mask")
+    state = (batch, h)
+    shapes = (x.dims, (g, spec.input_size), (g, h), (g,), (g,), (3 * h,), state, state, (batch,), (time, batch))
     for name, value, dims in zip(names, inputs, shapes, strict=False):
         if value is not None and value.dims != dims:
             raise ShapeError(f"{name} must be [{', '.join(map(str, dims))}], got {value}")
+        if name == "mask" and value is not None and value.dtype != "bool":
+            raise ShapeError(f"mask must be bool, got {value}")
     dtype = x.dtype
     return [(dtype, (time, batch, h)), (dtype, (batch, h)), (dtype, (batch, h))]
 

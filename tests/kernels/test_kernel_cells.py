@@ -1,6 +1,7 @@
 """The recurrent cells on every instruction set: against float64, and the promise of the same bits."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -44,6 +45,14 @@ MEANING = {  # of (x, alpha, beta), float64
     "elu": lambda x, a, b: np.where(x < 0, a * (np.exp(x) - 1), x),
     "softsign": lambda x, a, b: x / (1 + np.abs(x)),
     "softplus": lambda x, a, b: np.log(1 + np.exp(x)),
+    "exp": lambda x, a, b: np.exp(x),
+    "selu": lambda x, a, b: b * np.where(x > 0, x, a * (np.exp(x) - 1)),
+    "gelu": lambda x, a, b: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x, a, b: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x, a, b: x * sigmoid(x),
+    "hard_swish": lambda x, a, b: x * np.clip(x + 3, 0, 6) / 6,
+    "mish": lambda x, a, b: x * np.tanh(np.log(1 + np.exp(x))),
+    "clip": lambda x, a, b: np.clip(x, a, b),
 }
 
 
