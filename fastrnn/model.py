@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -290,15 +291,21 @@ class Model:
             raise StreamError(f"{self.name} can't be streamed: " + "; ".join(found))
         program = self._program("stream")
         layout = self._stream_layout()
-        has_batch = any("batch" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
+        has_batch, inputs, outputs = self._stream_arguments
         if batch_size not in (None, 1) and not has_batch:
             raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
-        plan, graph = program.plan, self.graph
-        names = [n for n in graph.inputs if n not in graph.states]
-        ends = set(graph.states.values())
-        inputs = [argument_of(graph.values[n], plan.steps_one, has_batch) for n in names]
-        outputs = [argument_of(graph.values[n], plan.steps_one, has_batch) for n in graph.outputs if n not in ends]
         return program, layout, inputs, outputs
+
+    @cached_property  # once for all streams: they share what they are told of their arguments
+    def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:
+        """Has some value a batch axis? And what a stream takes and returns: the file's ends that aren't states."""
+        graph, steps_one = self.graph, self._program("stream").plan.steps_one
+        has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
+        ends = set(graph.states.values())
+        inputs = [n for n in graph.inputs if n not in graph.states]
+        outputs = [n for n in graph.outputs if n not in ends]
+        known = {n: argument_of(graph.values[n], steps_one, has_batch) for n in (*inputs, *outputs)}
+        return has_batch, [known[n] for n in inputs], [known[n] for n in outputs]
 
     def _streaming_problems(self) -> list[str]:
         if self._problems is None:
