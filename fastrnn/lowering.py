@@ -24,6 +24,7 @@ from .passes.fuse_elementwise import activations, groups
 from .plan import Builder, Plan, StateSlot
 from .tensors import Buffer, Tensor, collapse
 
+MOST_LANES = 16  # float32 of the widest vector: the most that columns are padded by
 PRE_FLOATS = 32768  # room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights
 
 
@@ -338,15 +339,17 @@ class Lowering(WindowLowering, ElementwiseLowering):
         b = b.unsqueeze(1) if vector_b else b
         a = self.contiguous_last(a, node)
         m, k, n = a.dims[-2], a.dims[-1], b.dims[-1]
-        if isinstance(k, D.Dim) or isinstance(n, D.Dim):
-            raise UnsupportedError(f"a product of two live values whose inner sizes {k}, {n} depend on length or batch")
         full = (*dims[: len(dims) - (not vector_a) - (not vector_b)], m, n)
         out = self.builder.allocate("float32", full) if vector_a or vector_b else self.result(node, rows=True)
         lead = full[:-2]
         a, b = a.expand((*lead, m, k)), b.expand((*lead, k, n))
         strides = tuple(t.strides[:-2] for t in (a, b, out))
         loops = self._levels(lead, strides, tuple(range(len(lead))), node, levels=2)
-        scratch = Buffer("arena", "float32", _isa.linear_pack_size(k, n, isa=self.weights.isa))
+        if isinstance(k, D.Dim) or isinstance(n, D.Dim):
+            packed_size = (n + MOST_LANES) * (k + 1)  # no less than what linear_pack_size says of any length
+        else:
+            packed_size = _isa.linear_pack_size(k, n, isa=self.weights.isa)
+        scratch = Buffer("arena", "float32", packed_size)
         self.plan.arena.append(scratch)
         flops = D.product(full) * (2 * k)
         self.builder.emit(
@@ -422,15 +425,13 @@ class Lowering(WindowLowering, ElementwiseLowering):
     def op_layer_norm(self, node: Node) -> None:
         axis, dims = node.attrs["axis"], self.graph.values[node.inputs[0]].dims
         inner = dims[axis:]
-        if any(isinstance(d, D.Dim) for d in inner):
-            raise UnsupportedError(f"a norm over axes of sizes {inner}, which depend on batch or length")
         extra, present = {}, []
         for i, what in ((1, "scale"), (2, "bias")):
             array = self.array(node, i, what)
             if array is None:
                 extra |= {f"{what}_buffer": -1, f"{what}_offset": 0}
                 continue
-            if array.ndim > len(inner):
+            if array.ndim > len(inner) or any(isinstance(d, D.Dim) for d in inner):
                 raise UnsupportedError(f"{what} of shape {array.shape} for normalised axes {inner}")
             t = self.builder.constant(np.broadcast_to(array, inner).astype(np.float32), "float32")
             extra |= _at(what, t)

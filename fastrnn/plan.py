@@ -183,7 +183,7 @@ class Builder:
 
     def constant(self, array: np.ndarray, dtype: str) -> Tensor:
         """A tensor over a constant array that ops read in place."""
-        array = np.ascontiguousarray(array)
+        array = np.ascontiguousarray(array).reshape(array.shape)  # which makes a scalar one of rank 1
         buffer = Buffer("const", dtype, array.size, index=len(self.plan.constants))
         self.plan.constants.append(array)
         return contiguous(buffer, array.shape)

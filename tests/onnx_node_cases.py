@@ -177,15 +177,8 @@ _REFUSED = [
         "scales are one for all, or one a channel",
         ("quantizelinear_blocked_asymmetric quantizelinear_blocked_symmetric"),
     ),
-    (
-        "Trilu; that fixes the size",
-        "a triangle of a size of 0, which looks like any other",
-        ("tril_zero triu_zero"),
-    ),
 ]
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}
 
 # Known bugs: name -> (what is wrong, whether it can be run without harm).
-BUGS = {
-    "test_range_float16_type_positive_delta": ("Range compares a float16 with 2**24, which NumPy warns of", True),
-}
+BUGS: dict[str, tuple[str, bool]] = {}

@@ -229,16 +229,22 @@ def test_two_inputs_share_batch_and_time():
     assert dims(graph, "x") == dims(graph, "u") == ["time", "batch", 3]
 
 
-def test_a_length_that_becomes_a_number_holds_it_fast():
-    """The file divides by its own length, as a float: only its own length is then right."""
+def test_a_length_that_becomes_a_number_follows():
+    """The file divides by the length that it asks for, as a float: by whatever the length is."""
     made = model(
         "(float[6,4,3] x) => (float[6,1,4,2] y)",
         "s = Shape(x)\n n = Gather <axis = 0> (s, i)\n f = Cast <to = 1> (n)\n p = Div(x, f)\n"
         "y, h = RNN <hidden_size = 2> (p, W, R)",
         i=np.int64(0),
     )
-    assert dims(import_onnx(made), "x") == [6, "batch", 3]
+    graph = import_onnx(made)
+    assert dims(graph, "x") == ["time", "batch", 3]
     agrees_with_onnxruntime(made, x=noise(6, 4, 3))
+    x = noise(9, 4, 3)
+    plain = import_onnx(model("(float[6,4,3] x) => (float[6,1,4,2] y)", RNN.format(x="x")))
+    np.testing.assert_allclose(
+        reference.run(graph, {"x": x})[0], reference.run(plain, {"x": x.astype(np.float64) / 9})[0], atol=1e-12
+    )
 
 
 def test_an_output_declared_otherwise_freezes_what_was_thawed():

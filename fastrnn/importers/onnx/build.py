@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 from ... import dims as D
@@ -36,6 +38,9 @@ class Builder:
         self.half = False
         self.cells = 0
         self._shared: dict[tuple, str] = {}
+        self._positions: dict[object, Live] = {}
+        self._numbers: dict[tuple, Live] = {}
+        self.sizes: dict[str, tuple[Dim, Fraction]] = {}  # float values that are a size times a number
 
     # --- names and dtypes ----------------------------------------------------------------------------------------
 
@@ -69,6 +74,8 @@ class Builder:
             return value.dtype
         if isinstance(value, Quantized):
             raise Finding("computes on quantised integers")
+        if isinstance(value, Ints):
+            return "int64"
         return self.dtype(value.dtype if isinstance(value, Fill) else value.array.dtype)
 
     def declare(self, name: str, dtype, dims: tuple) -> Live:
@@ -120,16 +127,48 @@ class Builder:
             return self.constant(value.array)
         if isinstance(value, Fill):
             if isinstance(value.value, Dim):
-                raise Finding("computes with a size of the input as a number")
-            scalar = Const(np.array(value.value, dtype=value.dtype))
+                scalar = self.number_of(value.value, self.dtype(value.dtype))
+            else:
+                scalar = Const(np.array(value.value, dtype=value.dtype))
             return self.one("expand", scalar, dims=tuple(value.dims)) if value.dims else self.live(scalar)
         if isinstance(value, Ints):
-            self.table.freeze(list(value.array.flat), "a size is used as a number")
+            return self._sizes(value)
         if isinstance(value, Items):
             raise Finding("a sequence of tensors")
         if isinstance(value, Quantized):
             raise Finding("computes on quantised integers")
         raise Finding("a value of an unknown kind")
+
+    # --- sizes as values -------------------------------------------------------------------------------------------
+
+    def positions(self, size) -> Live:
+        """0, 1, .. size-1 as int64 [size]: how many ones come before each of `size` ones."""
+        if size not in self._positions:
+            ones = self.one("expand", Const(np.ones((), np.int64)), dims=(size,))
+            self._positions[size] = self.one("cumsum", ones, axis=0, exclusive=True, reverse=False)
+        return self._positions[size]
+
+    def number_of(self, dim, dtype: str = "int64") -> Live:
+        """A size as a value, a scalar: the sum of as many ones, exact up to 2^24."""
+        if not isinstance(dim, Dim):
+            return self.live(Const(np.array(dim, DTYPES[dtype])))
+        if (dim, dtype) not in self._numbers:
+            if dtype == "float32":
+                ones = self.one("expand", Const(np.ones((), np.float32)), dims=(dim,))
+                value = self.one("reduce", ones, fn="sum", axes=(0,), keepdims=False)
+                self.sizes[value.name] = (dim, Fraction(1))
+            else:
+                value = self.one("cast", self.number_of(dim, "float32"), to=dtype)
+            self._numbers[dim, dtype] = value
+        return self._numbers[dim, dtype]
+
+    def _sizes(self, value: Ints) -> Live:
+        """An array of sizes as an int64 value."""
+        parts = [self.number_of(v) for v in value.array.flat]
+        if not value.dims:
+            return parts[0]
+        flat = self.concat([self.one("reshape", part, dims=(1,)) for part in parts], 0)
+        return self.reshape(flat, value.dims)
 
     def constant(self, array: np.ndarray) -> Live:
         """A stored constant, in the graph's dtype; one copy an array."""
@@ -212,7 +251,10 @@ class Builder:
             return Const(x.array.reshape(dims))
         if isinstance(x, Fill):
             return Fill(x.value, x.dtype, dims)
-        return self.one("reshape", x, dims=dims)
+        out = self.one("reshape", x, dims=dims)
+        if isinstance(x, Live) and x.name in self.sizes:
+            self.sizes[out.name] = self.sizes[x.name]
+        return out
 
     def transpose(self, x, perm):
         perm = tuple(perm)
@@ -233,7 +275,7 @@ class Builder:
             span = stop - start if step > 0 else start - stop
             length = D.floordiv(span + abs(step) - 1, abs(step))
             return Fill(x.value, x.dtype, (*x.dims[:axis], length, *x.dims[axis + 1 :]))
-        if isinstance(x, Const):
+        if isinstance(x, Const) and not isinstance(start, Dim) and not isinstance(stop, Dim):
             key = [slice(None)] * x.array.ndim
             key[axis] = slice(start, None if stop < 0 else stop, step)
             return Const(x.array[tuple(key)])
@@ -254,7 +296,12 @@ class Builder:
                     later[2] = tuple(name if i == value.name else i for i in later[2])
                 old = self.values.pop(value.name)
                 self.values[name] = Value(name, old.dtype, old.dims)
-                return Live(name, old.dtype, old.dims)
+                renamed = Live(name, old.dtype, old.dims)
+                for kept in (self._positions, self._numbers):
+                    kept.update({key: renamed for key, v in kept.items() if v == value})
+                if value.name in self.sizes:
+                    self.sizes[name] = self.sizes.pop(value.name)
+                return renamed
         return value
 
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:

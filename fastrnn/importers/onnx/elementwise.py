@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 from onnx import TensorProto
 
+from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError, ShapeError
 from . import files
@@ -79,12 +82,27 @@ def _plain(ctx, n: NodeReader):
     if isinstance(x, Ints):
         if name == "Neg":
             return [simplest(-x.array)]
-        ctx.table.freeze(list(x.array.flat), f"{name} of a size")
+    scaled = _rounded_size(ctx, x, name)
+    if scaled is not None:
+        return [scaled]
     if name == "Neg":
         negated = _fill_map(x, lambda a: -a)
         if negated is not None:
             return [negated]
     return [ctx.unary(_PLAIN[name], x)]
+
+
+def _rounded_size(ctx, x, name: str):
+    """Floor or Ceil of a size times a number: of float values that stand for sizes again (lengths times a scale)."""
+    if name not in ("Floor", "Ceil") or not isinstance(x, Live) or x.name not in ctx.sizes:
+        return None
+    dim, factor = ctx.sizes[x.name]
+    up = factor.denominator - 1 if name == "Ceil" else 0
+    whole = D.floordiv(dim * factor.numerator + up, factor.denominator)
+    if not isinstance(whole, Dim):
+        return None
+    out = ctx.number_of(whole, x.dtype)
+    return ctx.reshape(out, x.dims)
 
 
 @op(*_SHAPED, attrs="alpha beta gamma")
@@ -195,11 +213,34 @@ def _binary(ctx, n: NodeReader):
         known = _assumed(ctx, fn, a, b) if known is None else known
         if known is not None:
             return [known]
-        ctx.table.freeze([d for v in (a, b) if isinstance(v, Ints) for d in v.array.flat], f"{n.node.op} of a size")
+        _hold(ctx, n, (a, b))
     a, b = ctx.broadcast([a, b], n.node.op)
     if fn == "pow" and ctx.kind(a) != ctx.kind(b):
         b = _as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
-    return [ctx.one("binary", a, b, fn=fn)]
+    out = ctx.one("binary", a, b, fn=fn)
+    if fn in ("mul", "div"):
+        _scale_size(ctx, fn, a, b, out)
+    return [out]
+
+
+def _scale_size(ctx, fn: str, a, b, out) -> None:
+    """Note that `out` is a size times a number, where it is."""
+    sides = [(a, b)] if fn == "div" else [(a, b), (b, a)]
+    for size, number in sides:
+        if isinstance(size, Live) and size.name in ctx.sizes and isinstance(number, Const) and number.array.size == 1:
+            value = float(number.array.reshape(-1)[0])
+            if value > 0 and np.isfinite(value):
+                dim, factor = ctx.sizes[size.name]
+                exact = Fraction(value).limit_denominator(1 << 20)
+                ctx.sizes[out.name] = (dim, factor / exact if fn == "div" else factor * exact)
+
+
+def _hold(ctx, n: NodeReader, values) -> None:
+    """Sizes that the file gives stay what they are where they meet numbers alone: the file may decide by them. Those
+    that it leaves open, and those that meet live values, are computed with as values."""
+    sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
+    if all(isinstance(v, (Ints, Const)) for v in values) and all(ctx.table.genuine(d) for d in sizes):
+        ctx.table.freeze(sizes, f"{n.node.op} of a size")
 
 
 @op("PRelu")
@@ -224,9 +265,8 @@ def _as_dtype(ctx, value, dtype: str):
 def _mod(ctx, n: NodeReader):
     a, b = n.input(0), n.input(1)
     fmod = n.attr("fmod", "int", 0)
-    sizes = [d for v in (a, b) if isinstance(v, Ints) for d in v.array.flat]
-    if sizes:
-        ctx.table.freeze(sizes, "Mod of a size")
+    if isinstance(a, Ints) or isinstance(b, Ints):
+        _hold(ctx, n, (a, b))
     a, b = ctx.broadcast([a, b], "Mod")
     if fmod or ctx.live(a).dtype == "float32":
         raise Finding("fmod=1: the remainder with the dividend's sign")
@@ -236,9 +276,8 @@ def _mod(ctx, n: NodeReader):
 @op("Min", "Max", "Sum", "Mean")
 def _many(ctx, n: NodeReader):
     values = [n.input(i) for i in range(len(n.values))]
-    sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
-    if sizes:
-        ctx.table.freeze(sizes, f"{n.node.op} of a size")
+    if any(isinstance(v, Ints) for v in values):
+        _hold(ctx, n, values)
     if not values:
         raise ModelFormatError(f"{n.node.op} without inputs")
     values = ctx.broadcast(values, n.node.op)
@@ -292,16 +331,26 @@ def cast(ctx, x, target: np.dtype):
     if isinstance(x, Ints):
         if target.kind in "iu":
             return x
-        ctx.table.freeze(list(x.array.flat), f"a size is cast to {target.name}")
+        if target.kind == "f" and x.array.size == 1:
+            number = ctx.number_of(x.array.flat[0], ctx.dtype(target))
+            return ctx.reshape(number, x.dims)
+        if target.kind == "b":
+            ctx.table.freeze(list(x.array.flat), "a size is asked whether it is 0")
+        x = ctx.live(x)
     if isinstance(x, Fill):
         if isinstance(x.value, Dim):
             if target.kind in "iu":
                 return Fill(x.value, target, x.dims)
-            ctx.table.freeze([x.value], f"a size is cast to {target.name}")
+            return ctx.one("expand", ctx.number_of(x.value, ctx.dtype(target)), dims=x.dims)
         return Fill(target.type(x.value), target, x.dims)
     if isinstance(x, Const):
         return Const(x.array.astype(target))
     name = ctx.dtype(target)
+    if x.name in ctx.sizes and target.kind in "iu":
+        dim, factor = ctx.sizes[x.name]
+        box = np.empty(x.dims, dtype=object)
+        box[...] = D.floordiv(dim * factor.numerator, factor.denominator)
+        return simplest(box)
     return x if x.dtype == name else ctx.one("cast", x, to=name)
 
 

@@ -11,7 +11,7 @@ from . import files, fold, thaw
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Fill, Ints, Items, as_objects, ints, simplest, uniform
+from .values import Const, Fill, Ints, Items, Live, as_objects, ints, simplest, uniform
 
 _FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
@@ -367,16 +367,39 @@ def _tile(ctx, n: NodeReader):
 
 @op("Range")
 def _range(ctx, n: NodeReader):
-    values = [n.input(i) for i in range(3)]
-    sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
-    if sizes:
-        ctx.table.freeze(sizes, "Range over a size")
-    if not all(isinstance(v, Const) for v in values):
+    values = [_number(ctx, n.input(i)) for i in range(3)]
+    if any(v is None for v in values):
         raise Finding("a Range that depends on the inputs")
-    start, limit, delta = (v.array.reshape(-1)[0] for v in values)
-    if delta == 0 or (limit - start) / delta > 1 << 24:
+    (start, limit, delta), dtype = values, ctx.kind(n.input(0))
+    if isinstance(delta, Dim) or (any(isinstance(v, Dim) for v in values) and int(delta) != delta):
+        raise Finding("a Range in steps of a size")
+    if delta == 0 or (not isinstance(limit - start, Dim) and (limit - start) / delta > 1 << 24):
         raise ModelFormatError(f"Range from {start} to {limit} by {delta}")
-    return [Const(np.arange(start, limit, delta, dtype=values[0].array.dtype))]
+    if not any(isinstance(v, Dim) for v in values):
+        dtype = next(v.array.dtype for v in map(n.input, range(3)) if isinstance(v, Const))
+        return [Const(np.arange(start, limit, delta, dtype=dtype))]
+    span, delta = (limit - start if delta > 0 else start - limit), int(delta)
+    out = ctx.positions(D.floordiv(span + abs(delta) - 1, abs(delta)))
+    if dtype != "int64":
+        out = ctx.one("cast", out, to=dtype)
+    if delta != 1:
+        out = ctx.one("binary", out, Const(np.array(delta, dtype)), fn="mul")
+    if isinstance(start, Dim) or start != 0:
+        begin = ctx.number_of(start, dtype) if isinstance(start, Dim) else Const(np.array(start, dtype))
+        out = ctx.one("binary", out, begin, fn="add")
+    return [out]
+
+
+def _number(ctx, value):
+    """A scalar as a Python number or a Dim; None where it is neither."""
+    if isinstance(value, Ints) and value.array.size == 1:
+        return value.array.flat[0]
+    if isinstance(value, Const) and value.array.size == 1:
+        return value.array.flat[0].item()
+    if isinstance(value, Live) and value.name in ctx.sizes:
+        dim, factor = ctx.sizes[value.name]
+        return dim if factor == 1 else None
+    return None
 
 
 @op("ReduceProd", attrs="axes keepdims noop_with_empty_axes")

@@ -154,11 +154,13 @@ def _misfit(ctx, dims, out):
     PyTorch's exporter leaves an input's length open and yet writes the example's into a Reshape behind a recurrent
     node. Such a number, at the place of an axis that a recurrent node calls time or batch, becomes its example.
     """
-    for d, t in zip(dims, out, strict=False):
+    # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N].
+    apart = [part for d in dims for part in (ctx.table.merged.get(d, (d,)) if len(dims) < len(out) else (d,))]
+    for d, t in zip(apart, out, strict=False):
         sym = ctx.table.single(d)
         if sym is not None and sym.role and not sym.genuine and isinstance(t, int) and t > 0:
             ctx.table.hint(sym, t, f"{ctx.label} (Reshape to {_show(out)})")
-        if not (isinstance(d, Dim) and d == t):
+        if not (isinstance(t, int) and t == -1) and not (isinstance(d, Dim) and d == t):
             break
     opened = [d for d in dims if isinstance(d, Dim) and not ctx.table.genuine(d)]
     if opened:
