@@ -17,7 +17,7 @@ from .passes.sizes import fix_sizes
 @dataclass(frozen=True)
 class Format:
     """A kind of file. suffixes: how its names end. read: (path or bytes, **options) -> Graph. options: those of `load`
-    that it takes; `refusal` says why the others don't apply. begins: of bytes, whether they look like such a file."""
+    that it takes; `refusal` says why the others don't apply. begins: of a file's bytes, whether it is such a file."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -37,14 +37,59 @@ def _read_fastrnn(source) -> Graph:
     return artifact.load(source)
 
 
+_FOR_WEIGHTS = "bind= and states= are for files that hold an architecture with inputs and outputs of its own"
+
+
+def _read_pytorch(source, layers=None, key=None, float64_as_float32=False) -> Graph:
+    from .importers import layers as list_of_layers
+    from .importers.pytorch import files
+
+    return list_of_layers.build(files.read_weights(source, key), layers)
+
+
+def _read_safetensors(source, layers=None, float64_as_float32=False) -> Graph:
+    from .importers import layers as list_of_layers
+    from .importers import weights
+
+    return list_of_layers.build(weights.read_safetensors(source), layers)
+
+
+def _is_pytorch(blob: bytes) -> bool:
+    from .importers.pytorch import files
+
+    return files.begins(blob)
+
+
+def _is_safetensors(blob: bytes) -> bool:
+    from .importers import weights
+
+    return weights.is_weights(blob)
+
+
 FORMATS = (
+    Format(
+        "pytorch",
+        (".pt", ".pth", ".ckpt", ".bin"),
+        _read_pytorch,
+        frozenset({"layers", "key", "float64_as_float32"}),
+        _FOR_WEIGHTS,
+        _is_pytorch,
+    ),
+    Format(
+        "safetensors",
+        (".safetensors",),
+        _read_safetensors,
+        frozenset({"layers", "float64_as_float32"}),
+        _FOR_WEIGHTS + "; key= is for PyTorch's own files, whose weights may lie in a checkpoint",
+        _is_safetensors,
+    ),
     Format(
         "fastrnn",
         (".fastrnn",),
         _read_fastrnn,
         frozenset(),
         "bind=, states= and layers= are settled when a model is converted; a .fastrnn file has them built in",
-        lambda head: head[8:9] == b"{",
+        lambda blob: blob[8:9] == b"{",
     ),
     Format(
         "onnx",
@@ -52,32 +97,44 @@ FORMATS = (
         _read_onnx,
         frozenset({"bind", "states", "float64_as_float32"}),
         "layers= is for files of bare weights; an .onnx file has its architecture in it",
-        lambda head: True,  # protobuf has no magic number: last in this table
+        lambda blob: True,  # protobuf has no magic number: last in this table
     ),
 )
 
 
 def load(
-    path_or_bytes, *, bind=None, states=None, layers=None, threads=None, sizes=None, float64_as_float32=False
+    path_or_bytes,
+    *,
+    bind=None,
+    states=None,
+    layers=None,
+    key=None,
+    threads=None,
+    sizes=None,
+    float64_as_float32=False,
 ) -> Model:
     """Load a model file.
 
     Parameters
     ----------
-    path_or_bytes : path (.onnx, .fastrnn), or the bytes of such a file
+    path_or_bytes : path (.onnx, .fastrnn, .pt, .pth, .ckpt, .bin, .safetensors), or the bytes of such a file
     bind : dict, optional
         Input name -> constant, fixed at load (`{"sr": 16000}`).
     states : dict, optional
         Input name -> output name of states that the caller would thread; found by dataflow where not given.
     layers : list, optional
-        The architecture for a file of bare weights.
+        The architecture for a file of bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"];
+        not needed where every tensor belongs to one recurrent stack.
+    key : str, optional
+        Where the state dict lies in a PyTorch checkpoint that holds several dicts of tensors.
     threads : int, optional
         Threads a call may use; None: as `cpu_info()` says.
     sizes : dict, optional
         Name -> number of sizes that the file leaves free besides batch and time, such as samples a step; `run` takes
         any, a stream needs them fixed.
     float64_as_float32 : bool
-        Compute a float64 model in float32; it is refused otherwise.
+        Compute a float64 model in float32; it is refused otherwise. Bare weights compute in float32 whatever the file
+        keeps them in, and the model's notes say so.
 
     Raises
     ------
@@ -85,8 +142,9 @@ def load(
     lacks. OSError : the file can't be read.
     """
     form = _format_of(path_or_bytes)
-    given = {"bind": bind, "states": states, "layers": layers, "float64_as_float32": float64_as_float32}
-    given = {name: value for name, value in given.items() if value}
+    given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key}
+    given = {name: value for name, value in given.items() if value is not None}
+    given |= {"float64_as_float32": True} if float64_as_float32 else {}
     if form.name == "fastrnn":  # it has computed in float32 since it was converted
         given.pop("float64_as_float32", None)
     unknown = sorted(set(given) - form.options)
@@ -103,10 +161,10 @@ def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, 
 
 
 def _format_of(source) -> Format:
-    """The format of a file: by its first bytes for bytes, by its suffix (the longest that fits) for a path."""
+    """The format of a file: by what they begin with for bytes, by its suffix (the longest that fits) for a path."""
     if isinstance(source, bytes | bytearray | memoryview):
-        head = bytes(source[:16])
-        return next(form for form in FORMATS if form.begins(head))
+        blob = bytes(source)
+        return next(form for form in FORMATS if form.begins(blob))
     if not isinstance(source, str | os.PathLike):
         raise ModelFormatError(f"load takes a path or bytes, got {type(source).__name__}")
     name = Path(source).name.lower()

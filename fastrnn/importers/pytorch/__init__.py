@@ -1,0 +1,1 @@
+"""PyTorch -> weights by name, and modules -> ONNX."""

@@ -1,0 +1,239 @@
+"""PyTorch's .pt and .pth files -> a tree of tensors, and the weights in it; torch is not needed.
+
+    zip form     archive/data.pkl, a pickle whose persistent ids name the storages archive/data/<key>
+    legacy form  four pickles (magic number, version, machine, objects), the storages' keys, then each storage
+
+Storages are views of the file's own bytes; what they add up to is bounded by the size of the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+
+from ...errors import FastRNNError, ModelFormatError
+from ..weights import Weights, unwrapped
+from .pickles import HOW_TO_SAVE, Budget, Refused, Storage, Tensor, Unpickler, no_storage, storage_id, width_of
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def read_tree(source: str | os.PathLike | bytes, where: str):
+    """The object that a .pt file (a path or its bytes) holds: dicts, lists, tuples, scalars, text and `Tensor`s.
+
+    Raises
+    ------
+    UnsupportedError : TorchScript, a pickled module, or anything else that is not made of tensors; it names what.
+    ModelFormatError : damaged or hostile.
+    """
+    try:
+        if isinstance(source, bytes):
+            return (_read_zip if source[:2] == b"PK" else _read_legacy)(source, where)
+        with open(source, "rb") as file:
+            if file.read(2) == b"PK":
+                return _read_zip(source, where)
+            file.seek(0)
+            return _read_legacy(file.read(), where)
+    except FastRNNError:
+        raise
+    except _DAMAGED as error:
+        raise ModelFormatError(f"{where}: a damaged PyTorch file ({type(error).__name__}: {error!s:.200})") from None
+
+
+# What reading a damaged file may raise. (An OSError is the disk's.)
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError, LookupError),
+    *(OverflowError, RuntimeError, MemoryError),
+)
+
+
+# -- the two containers --
+
+
+def _read_zip(source, where: str):
+    size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+    with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
+        return _read_archive(archive, size, where)
+
+
+def _read_archive(archive: zipfile.ZipFile, size: int, where: str):
+    entries = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ModelFormatError(f"{where}: a zip file without one data.pkl, so not torch.save's")
+    root = pickles[0][: -len("data.pkl")]
+    if f"{root}constants.pkl" in entries or any(name.startswith(f"{root}code/") for name in entries):
+        raise Refused(f"the file holds TorchScript, a program: {HOW_TO_SAVE}", where)
+
+    def entry(name: str) -> bytes:
+        info = entries.get(name)
+        if info is None:
+            raise ModelFormatError(f"{where}: the entry {name} is missing")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ModelFormatError(f"{where}: the entry {name} is compressed; torch.save never does that")
+        if info.file_size > size:
+            raise ModelFormatError(f"{where}: the entry {name} claims {info.file_size} bytes, the file has {size}")
+        return archive.read(info)
+
+    order = entry(f"{root}byteorder").strip() if f"{root}byteorder" in entries else b"little"
+    if order not in (b"little", b"big"):
+        raise ModelFormatError(f"{where}: byteorder is {order[:20]!r}, expected little or big")
+    byteorder = "<" if order == b"little" else ">"
+    storages: dict[str, Storage] = {}
+    held = 0
+
+    def storage(pid) -> Storage:
+        nonlocal held
+        kind, code, key, count = storage_id(pid)
+        if key not in storages:
+            data = entry(f"{root}data/{key}")
+            held += len(data)
+            if held > size:
+                raise ModelFormatError(f"{where}: its storages overlap: {held} bytes in a file of {size}")
+            storages[key] = Storage(data, code, byteorder)
+        found = storages[key]
+        if found.code != code or len(found.data) != count * width_of(code):
+            raise ModelFormatError(f"{where}: storage {key} ({kind}) of {count} elements has {len(found.data)} bytes")
+        return found
+
+    budget = Budget(where, size)
+    return Unpickler(entry(pickles[0]), where, storage, budget).load()
+
+
+def _read_legacy(source: bytes, where: str):
+    if source[:1] != b"\x80":
+        kind = "an old tar form of" if source[257:262] == b"ustar" else "no"
+        raise ModelFormatError(f"{where}: {kind} PyTorch file (neither a zip nor a pickle)")
+    budget = Budget(where, len(source))
+    first = Unpickler(source, where, no_storage, budget)
+    if first.load() != LEGACY_MAGIC:
+        raise Refused(f"a pickle that torch.save did not write: {HOW_TO_SAVE}", where)
+    version = Unpickler(source, where, no_storage, budget, first.at)
+    if version.load() != 1001:
+        raise ModelFormatError(f"{where}: an unknown version of PyTorch's legacy form")
+    machine = Unpickler(source, where, no_storage, budget, version.at)
+    told = machine.load()
+    if not isinstance(told, dict) or not isinstance(told.get("little_endian"), bool):
+        raise ModelFormatError(f"{where}: a legacy PyTorch file that does not tell its byte order")
+    byteorder = "<" if told["little_endian"] else ">"
+    places = _storages_at_end(source, where, budget, machine.at)
+    codes: dict[str, str] = {}
+
+    def storage(pid) -> Storage:
+        kind, code, key, count = storage_id(pid)
+        if key not in places or codes.setdefault(key, code) != code:
+            raise ModelFormatError(f"{where}: storage {key} ({kind}) is not in the file")
+        start, held = places[key]
+        stop = start + count * width_of(code)
+        if held != count or stop > len(source):
+            raise ModelFormatError(f"{where}: storage {key} of {count} elements has {held}, or is cut off")
+        return Storage(memoryview(source)[start:stop], code, byteorder)
+
+    return Unpickler(source, where, storage, budget, machine.at).load()
+
+
+def _storages_at_end(source: bytes, where: str, budget: Budget, at: int) -> dict[str, tuple[int, int]]:
+    """Key -> (where its bytes start, how many elements) of a legacy file, whose objects begin at `at`."""
+    codes: dict[str, str] = {}
+
+    def look(pid) -> Storage:
+        _, code, key, _ = storage_id(pid)
+        codes[key] = code
+        return Storage(b"", code, "?")
+
+    objects = Unpickler(source, where, look, None, at)
+    objects.load()
+    keys = Unpickler(source, where, no_storage, budget, objects.at)
+    found = keys.load()
+    if not isinstance(found, list) or len(set(map(str, found))) != len(found):
+        raise ModelFormatError(f"{where}: a legacy PyTorch file without the list of its storages")
+    at, places = keys.at, {}
+    for key in map(str, found):
+        if key not in codes or at + 8 > len(source):
+            raise ModelFormatError(f"{where}: storage {key} is cut off, or belongs to no tensor")
+        # torch writes the count in the machine's order of the file; a big-endian one reads as absurd.
+        count = int.from_bytes(source[at : at + 8], "little")
+        places[key] = (at + 8, count)
+        at += 8 + count * width_of(codes[key])
+        if at > len(source):
+            raise ModelFormatError(f"{where}: storage {key} claims {count} elements and is cut off")
+    return places
+
+
+# -- the weights in a tree --
+
+MAX_DEPTH = 6  # dicts within each other that are searched for weights
+
+
+def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> Weights:
+    """The state dict of a .pt or .pth file.
+
+    Parameters
+    ----------
+    source : path, or bytes of a file
+    key : where the state dict lies in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None where
+        the file has only one
+
+    Raises
+    ------
+    ModelFormatError : damaged, or several state dicts and no key (the text names them), or none.
+    UnsupportedError : a pickled module, TorchScript, or anything else that is not made of tensors.
+    """
+    blob = isinstance(source, bytes | bytearray | memoryview)
+    where = "bytes" if blob else os.fspath(source)
+    tree = read_tree(bytes(source) if blob else source, where)
+    path, found = _state_dict(tree, key, where)
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    notes = [f"the state dict is the checkpoint's {path!r}"] if path and key is None else []
+    if any(t.code == "bf16" for t in tensors.values()):
+        notes.append("the file's bfloat16 computes in float32")
+    arrays, more = unwrapped({name: tensor.array() for name, tensor in tensors.items()})
+    return Weights(arrays, where, (*notes, *more))
+
+
+def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict]:
+    """(its path, the dict) of the one dict in `tree` that holds tensors by name."""
+    found = dict(_candidates(tree, (), set()))
+    names = {".".join(path): path for path in found}
+    if key is not None:
+        if key not in names:
+            known = ", ".join(map(repr, names)) or "none"
+            raise ModelFormatError(f"{where}: no dict of tensors under key={key!r}; there are: {known}")
+        return key, found[names[key]]
+    if not found:
+        raise ModelFormatError(f"{where}: holds {_kind(tree)} and no dict of tensors by name, so no weights")
+    if len(found) > 1:
+        listed = ", ".join(repr(name) for name in names if name)
+        raise ModelFormatError(f"{where}: several dicts of tensors; say which is the model's with key=: {listed}")
+    ((name, path),) = names.items()
+    return name, found[path]
+
+
+def _candidates(tree, path: tuple[str, ...], seen: set[int]):
+    """(path, dict) of each dict that holds tensors by name. Those under a number are an optimizer's and no weights.
+
+    Each dict is visited once: a hostile file may hang one into another over and over.
+    """
+    if not isinstance(tree, dict) or len(path) > MAX_DEPTH or id(tree) in seen:
+        return
+    seen.add(id(tree))
+    if not all(isinstance(name, str) for name in tree):
+        return
+    if any(isinstance(value, Tensor) for value in tree.values()):
+        yield path, tree
+    for name, value in tree.items():
+        yield from _candidates(value, (*path, name), seen)
+
+
+def _kind(tree) -> str:
+    return f"a {type(tree).__name__.lower()}"
+
+
+def begins(blob: bytes) -> bool:
+    """Whether bytes look like torch.save's: a zip with a data.pkl, or the pickled magic number of the legacy form."""
+    if blob[:2] == b"PK":
+        return b"/data.pkl" in blob  # in its directory; a Keras zip has none
+    return blob[:1] == b"\x80" and b"\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in blob[:32]
