@@ -18,8 +18,9 @@ from .graph import DTYPES, Value
 class Argument:
     """One input or output of a stream: batch first, then time, then features.
 
-    features : ints, in the file's order without batch and time. timed : it has a time axis (in a model that is a step
-    function every argument has one here: the calls). batched : it has a batch axis.
+    features : ints (dims where the model leaves a size open), in the file's order without batch and time.
+    timed : it has a time axis (in a model that is a step function every argument has one here: the calls).
+    batched : it has a batch axis.
     """
 
     name: str
@@ -84,6 +85,21 @@ class Argument:
         if not out.flags.writeable:
             raise ShapeError(f"out for {self.name} is read-only")
 
+    def open_sizes(self, array: np.ndarray) -> dict[str, int]:
+        """The sizes that `features` leaves open: those of a step or chunk, whose last axes are the features."""
+        found: dict[str, int] = {}
+        for back, dim in enumerate(reversed(self.features), 1):
+            for name in D.symbols(dim):
+                if dim != D.symbol(name):
+                    raise ShapeError(f"input {self.name}: the size {dim} can't be solved: load the model with sizes=")
+                if back > array.ndim:
+                    raise ShapeError(
+                        f"input {self.name}: a step has {len(self.features)} axes: got {list(array.shape)}"
+                    )
+                if found.setdefault(name, array.shape[-back]) != array.shape[-back]:
+                    raise ShapeError(f"input {self.name}: {name} is both {found[name]} and {array.shape[-back]}")
+        return found
+
     def _typed(self, x) -> np.ndarray:
         return as_dtype(x, self.dtype, f"input {self.name}")
 
@@ -114,18 +130,17 @@ def whole_number(value, name: str, most: int) -> int:
     return number
 
 
-def collect(arguments: list[Argument], x) -> list:
+def collect(names: list[str], x) -> list:
     """The arrays of all inputs, in order: x itself for one input, else a tuple or list, or a dict by name."""
-    names = [a.name for a in arguments]
     if isinstance(x, Mapping):
         if set(x) != set(names):
             raise ShapeError(f"inputs are {names}, got {sorted(x)}")
         return [x[n] for n in names]
-    if len(arguments) == 1:
+    if len(names) == 1:
         return [x]
-    if not isinstance(x, tuple | list) or len(x) != len(arguments):
+    if not isinstance(x, tuple | list) or len(x) != len(names):
         got = f"{len(x)} arrays" if isinstance(x, tuple | list) else type(x).__name__
-        raise ShapeError(f"the model takes a tuple of {len(arguments)} inputs {names}, got {got}")
+        raise ShapeError(f"the model takes a tuple of {len(names)} inputs {names}, got {got}")
     return list(x)
 
 

@@ -131,7 +131,7 @@ def load(
         Threads a call may use; None: as `cpu_info()` says.
     sizes : dict, optional
         Name -> number of sizes that the file leaves free besides batch and time, such as samples a step; `run` takes
-        any, a stream needs them fixed.
+        any, a stream keeps those of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights compute in float32 whatever the file
         keeps them in, and the model's notes say so.

@@ -13,12 +13,13 @@ import numpy as np
 from . import artifact, lowering, passes, streaming
 from . import dims as D
 from ._executor import Program
-from .arguments import Argument, argument_of, as_dtype, solve_sizes, whole_number
+from .arguments import Argument, argument_of, as_dtype, collect, solve_sizes, whole_number
 from .cpu import MAX_THREADS, thread_info
 from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .follow import follow
 from .graph import DTYPES, Graph
 from .passes.sizes import fix_sizes
+from .plan import has_time
 from .stream import Stream
 
 KEPT_SIZES = 8  # of other free sizes, each a model of its own
@@ -100,6 +101,8 @@ class Model:
         """What a stream keeps between steps; empty where the model can't be streamed."""
         if self._streaming_problems():
             return ()
+        if self._open_sizes:  # what a stream keeps besides, such as a cell's own state, is known with the sizes
+            return tuple(_info(self.graph.values[n]) for n in self.graph.states)
         shown = self._stream_layout().shown
         return tuple(TensorInfo(s.name, s.dtype, tuple(map(_plain, s.dims))) for s in shown)
 
@@ -276,6 +279,8 @@ class Model:
     def stream(self, batch_size: int | None = None) -> Stream:
         """A live stream; with batch_size, that many in lock-step.
 
+        Where the model leaves a size open (samples a step), the stream's first step fixes it.
+
         Raises
         ------
         StreamError : the model can't be streamed; the text names each node and why.
@@ -286,9 +291,7 @@ class Model:
         self, batch_size: int | None
     ) -> tuple[Program, streaming.StateLayout, list[Argument], list[Argument]]:
         """What a `Stream` is made of."""
-        found = self._streaming_problems()
-        if found:
-            raise StreamError(f"{self.name} can't be streamed: " + "; ".join(found))
+        self._check_streamable()
         program = self._program("stream")
         layout = self._stream_layout()
         has_batch, inputs, outputs = self._stream_arguments
@@ -296,10 +299,29 @@ class Model:
             raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
         return program, layout, inputs, outputs
 
+    def _check_streamable(self) -> None:
+        found = self._streaming_problems()
+        if found:
+            raise StreamError(f"{self.name} can't be streamed: " + "; ".join(found))
+
+    def _sized_like(self, x) -> Model:
+        """This model with the sizes that it leaves open as in x, the argument of a stream's step or push.
+
+        Raises ShapeError where x doesn't tell them.
+        """
+        names = [n for n in self.graph.inputs if n not in self.graph.states]
+        sizes: dict[str, int] = {}
+        for argument, given in zip(self._stream_arguments[1], collect(names, x), strict=True):
+            sizes |= argument.open_sizes(as_dtype(given, argument.dtype, f"input {argument.name}"))
+        missing = [n for n in self._open_sizes if n not in sizes]
+        if missing:
+            raise ShapeError(f"{self.name}: the inputs of a step don't tell {', '.join(missing)}: load it with sizes=")
+        return self._with_sizes({n: sizes[n] for n in self._open_sizes})
+
     @cached_property  # once for all streams: they share what they are told of their arguments
     def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:
         """Has some value a batch axis? And what a stream takes and returns: the file's ends that aren't states."""
-        graph, steps_one = self.graph, self._program("stream").plan.steps_one
+        graph, steps_one = self.graph, not has_time(self.graph)
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         ends = set(graph.states.values())
         inputs = [n for n in graph.inputs if n not in graph.states]
@@ -310,13 +332,12 @@ class Model:
     def _streaming_problems(self) -> list[str]:
         if self._problems is None:
             found = streaming.problems(self.graph)
-            if self._open_sizes:
-                text = ", ".join(f"{name!r}: ..." for name in self._open_sizes)
-                found = [f"its inputs leave a size open besides batch and time: load it with sizes={{{text}}}"]
             try:  # what only shows when the stream is planned: a state that is read elsewhere too
-                if not found and self._program("stream").plan.steps_one and not self._stream_layout().size:
+                if found or self._open_sizes:  # with sizes open, planning waits for a stream's first step
+                    pass
+                elif self._program("stream").plan.steps_one and not self._stream_layout().size:
                     found = ["it has neither a time axis nor a state that is threaded from call to call"]
-                elif not found:
+                else:
                     self._stream_layout()
             except (StateError, UnsupportedError) as error:
                 found = [str(error)]

@@ -84,7 +84,7 @@ class Plan:
     @cached_property  # asked at every step, and GTCRN has 1,000 values: 350 us
     def steps_one(self) -> bool:
         """The graph is a step function: no value of it has a time axis."""
-        return not any("time" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
+        return not has_time(self.graph)
 
     def depends(self, name: str) -> bool:
         """Whether the size `name` decides if the graph has a meaning: `check_sizes` must then see it."""
@@ -244,6 +244,11 @@ class Builder:
             buffer.index = best
             ends.setdefault(buffer.last, []).append(best)
         return self.plan
+
+
+def has_time(graph: Graph) -> bool:
+    """Some value of the graph has a time axis; a graph without one is a step function."""
+    return any("time" in D.symbols(d) for v in graph.values.values() for d in v.dims)
 
 
 def axis_of(dims, name: str) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._executor import StreamCore
 from .arguments import as_dtype, collect, whole_number
-from .errors import ShapeError, StateError
+from .errors import ShapeError, StateError, StreamError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -32,7 +32,15 @@ class Stream(StreamCore):
             batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
         self.model = model
         self.batch_size = batch_size
+        model._check_streamable()
+        if not model._open_sizes:
+            self._begin(model)
+
+    def _begin(self, model: Model) -> None:
+        """Lay out the state. A model that leaves sizes open comes here at its first step, with those of that step."""
+        batch_size, self._sized = self.batch_size, model
         program, layout, inputs, outputs = model._stream_parts(batch_size)
+        self._names = [a.name for a in inputs]
         self._layout, self._inputs, self._outputs = layout, inputs, outputs
         slab = np.empty((batch_size or 1, layout.size), np.float32)
         slab[:] = layout.initial_row
@@ -48,8 +56,11 @@ class Stream(StreamCore):
 
     def _step_general(self, x, out):
         """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""
+        if self.program is None:
+            self._begin(self.model._sized_like(x))
+            return self.step(x, out)
         outs = self._check_out(out)
-        arrays = [a.check_step(v, self.batch_size) for a, v in zip(self._inputs, collect(self._inputs, x), strict=True)]
+        arrays = [a.check_step(v, self.batch_size) for a, v in zip(self._inputs, collect(self._names, x), strict=True)]
         results = [np.empty(o.step_shape(self.batch_size), o.stored) for o in self._outputs]
         self._advance(arrays, results, [0] * len(arrays), [0] * len(results), 1)
         return _deliver(results, outs)
@@ -85,13 +96,15 @@ class Stream(StreamCore):
         ------
         ShapeError, StreamError : as `step`.
         """
+        if self.program is None:
+            self._begin(self.model._sized_like(chunk))
         batch = self.batch_size
         if self._is_plain(chunk):
             span = chunk.shape[self._time_axis]
             result = np.empty(self._outputs[0].chunk_shape(batch, span), np.float32)
             self._advance([chunk], [result], [self._inputs[0].step_bytes], [self._outputs[0].step_bytes], span)
             return result
-        given = collect(self._inputs, chunk)
+        given = collect(self._names, chunk)
         arrays = [a.check_chunk(v, batch) for a, v in zip(self._inputs, given, strict=True)]
         lengths = {a.name: a.steps(v, batch) for a, v in zip(self._inputs, arrays, strict=True) if a.timed}
         if len(set(lengths.values())) != 1:
@@ -143,7 +156,9 @@ class Stream(StreamCore):
             self._layout.load(self.slab, full)
 
     def reset(self) -> None:
-        """Back to the initial state, as after opening."""
+        """Back to the initial state, as after opening; sizes that the first step fixed stay."""
+        if self.program is None:
+            return
         with self._alone():
             self.slab[:] = self._layout.initial_row
             self.steps_done = 0
@@ -151,6 +166,10 @@ class Stream(StreamCore):
     def copy(self) -> Stream:
         """An independent stream in the same state."""
         other = Stream(self.model, self.batch_size)
+        if self.program is None:
+            return other
+        if other.program is None:
+            other._begin(self._sized)
         with self._alone():
             other.slab[:] = self.slab
             other.steps_done = self.steps_done
@@ -167,6 +186,9 @@ class Stream(StreamCore):
     @contextmanager
     def _alone(self):
         """Hold the stream: a thread that uses it meanwhile gets a StreamError."""
+        if self.program is None:
+            text = ", ".join(self.model._open_sizes)
+            raise StreamError(f"{text} is known from the first step on: take one, or load the model with sizes=")
         self._hold()
         try:
             yield

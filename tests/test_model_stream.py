@@ -449,7 +449,7 @@ class TestRowsAndSteps:
             model.stream()
         assert model(some(2, 3, 4)).shape == (2, 3, 4)
 
-    def test_a_third_free_size_is_run_and_must_be_fixed_to_stream(self, tmp_path):
+    def test_a_third_free_size_is_run_and_may_be_fixed_at_load(self, tmp_path):
         from fastrnn.dims import symbol
 
         model = Model(self.graph(lambda b, x: b.add("softmax", x, axis=2, log=False), BATCH, TIME, symbol("width")))
@@ -457,13 +457,30 @@ class TestRowsAndSteps:
             x = some(2, 3, width)
             (want,) = reference.run(model.graph, {"x": x})
             assert np.abs(model(x) - want).max() < 1e-6
-        with pytest.raises(fastrnn.StreamError, match=r"load it with sizes=\{'width': ...\}"):
-            model.stream()
         model.save(tmp_path / "m.fastrnn")
         fixed = fastrnn.load(tmp_path / "m.fastrnn", sizes={"width": 3})
         assert np.array_equal(fixed.stream(batch_size=2).push(x), model(x))
         with pytest.raises(fastrnn.ShapeError, match="no input has the size 'height'"):
             fastrnn.load(tmp_path / "m.fastrnn", sizes={"height": 3})
+
+    def test_a_third_free_size_is_that_of_the_first_step(self):
+        from fastrnn.dims import symbol
+
+        model = Model(self.graph(lambda b, x: b.add("softmax", x, axis=2, log=False), BATCH, TIME, symbol("width")))
+        assert model.streamable
+        stream, x = model.stream(batch_size=2), some(2, 3, 7)
+        with pytest.raises(fastrnn.StreamError, match="width is known from the first step on"):
+            _ = stream.state
+        with pytest.raises(fastrnn.ShapeError, match="a step has 1 axes"):
+            stream.step(np.float32(0))
+        stream.reset()
+        other, whole = stream.copy(), model(x)
+        assert np.array_equal(stream.push(x), whole)
+        assert np.array_equal(other.step(x[:, 0]), whole[:, 0])
+        assert np.array_equal(stream.copy().step(x[:, 1]), whole[:, 1])
+        with pytest.raises(fastrnn.ShapeError, match=r"one step is \[2, 7\], got \[2, 6\]"):
+            stream.step(some(2, 6))
+        assert np.array_equal(model.stream().step(x[0, 0, :4]), model(x[:1, :1, :4])[0, 0])
 
 
 class TestObjects:
