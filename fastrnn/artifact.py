@@ -30,7 +30,7 @@ _DIM_ATTRS = {"reshape": ("dims",), "expand": ("dims",), "slice": ("start", "sto
 _ATTR_TYPES = {
     "activation": (str, type(None)), "alpha": (int, float), "beta": (int, float), "fn": (str,), "to": (str,),
     "perm": (tuple,), "axes": (tuple,), "axis": (int,), "step": (int,), "keepdims": (bool,), "log": (bool,),
-    "epsilon": (int, float), "initial": (str, type(None)), "mode": (str,), "value": (int, float), "kernel": (tuple,),
+    "epsilon": (int, float), "mode": (str,), "value": (int, float), "kernel": (tuple,),
     "strides": (tuple,), "dilations": (tuple,), "pads": (tuple,), "output_padding": (tuple,), "groups": (int,),
     "count_include_pad": (bool,), "ceil": (bool,), "last": (bool,), "largest": (bool,), "exclusive": (bool,),
     "reverse": (bool,),

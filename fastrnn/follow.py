@@ -47,6 +47,9 @@ def follow(graph: Graph, symbol: str) -> Followed:
         walk.enter(graph.values[name])
     for node in graph.nodes:
         walk.visit(node)
+    for node in graph.nodes:
+        if node.op == "state":
+            walk.close(node)
     for name in graph.outputs:
         walk.leave(graph.values[name])
     return Followed(tuple(walk.problems), walk.tracks, frozenset(walk.running))
@@ -266,6 +269,29 @@ class _Walk:
         elif len(node.inputs) > 8 and node.inputs[8] is not None:
             self.problem(node, "sequence lengths are known only when a sequence ends")
         return [track, RUNNING, RUNNING]
+
+    def _state(self, node):
+        """Its input may come later: the place of the symbol is read off the dims, and `close` checks it."""
+        value = self.graph.values[node.outputs[0]]
+        axes = self.axes(value.dims)
+        if self.symbol == "time":
+            if axes and (axes != [0] or value.dims[0] != self.dim):
+                raise Mixed(f"keeps {value} from one step to the next")
+        elif 0 in axes:
+            raise Mixed("goes from one row of the batch to the next")
+        if len(axes) > 1 or (axes and value.dims[axes[0]] != self.dim):
+            raise Mixed(f"keeps {value}, whose {self.symbol} axis isn't plain {self.symbol}")
+        found = Track(axes[0]) if axes else None
+        start = self.track(node, 1)
+        if start is not None and found != Track(start.axis + 1, start.inner):
+            raise Mixed(f"its initial value has {self.symbol} in another place than its steps")
+        return [found]
+
+    def close(self, node: Node) -> None:
+        """What a state's input turned out to be has the symbol where its output was said to have it."""
+        name, out = node.inputs[0], node.outputs[0]
+        if name not in self.lost and out not in self.lost and self.tracks.get(name) != self.tracks.get(out):
+            self.problem(node, f"{self.symbol} is in another place than one step before")
 
     def _conv(self, node):
         """Rows are axis 0; channels are summed; along a spatial axis only a window of one step keeps steps apart."""

@@ -14,8 +14,9 @@ Recurrence
                 T may be any dim, B likewise. Gates in ONNX order. lengths int64: row b ends after lengths[b] steps:
                 y is 0 from there on, h_n and c_n are its last ones; a reverse cell starts at step lengths[b]-1.
                 mask bool: where it is false the step is left out: h and c stay, and y repeats h.
-    state       (next,) -> (prev,): prev is next one step ago; attrs: initial (name of a constant, or None for zeros).
-                The only op whose input may be made after it: the one way for a cycle to exist.
+    state       (next[T,..], initial[..]?) -> prev[T,..]: next one step ago along axis 0, T >= 0: prev[0] = initial (None:
+                zeros), prev[t] = next[t-1]. The only op whose first input may be made after it: the one way for a cycle
+                to exist. Nodes on a cycle keep steps apart: at step t each reads what is of step t (fastrnn.loops).
 Products
     linear      (x[..,K], W[K,N], bias[N]?) -> [..,N]; W and bias constant; attrs: activation (unary op name or None),
                 alpha, beta
@@ -195,7 +196,7 @@ class Graph:
 # op -> (least inputs, most inputs, most outputs, attribute names)
 _FORM = {
     "cell": (3, 10, 3, {"spec"}),
-    "state": (1, 1, 1, {"initial"}),
+    "state": (1, 2, 1, set()),
     "linear": (2, 3, 1, {"activation", "alpha", "beta"}),
     "matmul": (2, 2, 1, set()),
     "unary": (1, 1, 1, {"fn", "alpha", "beta"}),
@@ -261,10 +262,10 @@ def validate(graph: Graph) -> Graph:
             raise ModelFormatError(f"two nodes are named {node.name}")
         names.add(node.name)
         _check_functions(graph, node)
-        for name in node.inputs:
+        for k, name in enumerate(node.inputs):
             if name is not None:
                 _declared(graph, name, f"input of node {node.name}")
-                if name not in made and node.op != "state":
+                if name not in made and (node.op, k) != ("state", 0):
                     raise ModelFormatError(f"node {node.name}: its input {name} is not made before it")
         for name in node.outputs:
             if name is None:

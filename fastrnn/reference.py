@@ -24,6 +24,7 @@ from . import reference_windows as windows
 from .cells import CellSpec
 from .errors import ShapeError, StreamError
 from .graph import Graph, Node, Value, check_required
+from .loops import Loop, schedule
 
 # What a declared dtype is computed in.
 WIDE = {"float32": np.float64, "float64": np.float64, "int64": np.int64, "int32": np.int64, "bool": np.bool_}
@@ -361,7 +362,7 @@ def run(graph: Graph, feeds: Mapping[str, np.ndarray], *, sizes: Mapping[str, in
     feeds : input name -> array of the declared dims; integers where integers are declared, bools where bools are
     sizes : values of symbols that the inputs' shapes don't determine
 
-    A `state` node gives its initial value: this is one evaluation of the graph from a fresh start.
+    A `state` node starts from its initial value.
 
     Returns
     -------
@@ -371,7 +372,20 @@ def run(graph: Graph, feeds: Mapping[str, np.ndarray], *, sizes: Mapping[str, in
     ------
     ShapeError naming the input, axis, size got and size expected; or the node whose sizes do not fit.
     """
-    return _evaluate(graph, feeds, sizes, {})[0]
+    env = bind_sizes(graph, feeds, sizes)
+
+    def size(dim):
+        return D.evaluate(dim, env)
+
+    known = {name: _wide(graph.values[name], array) for name, array in graph.constants.items()}
+    known |= {name: _wide(graph.values[name], feeds[name]) for name in graph.inputs}
+    with np.errstate(all="ignore"):
+        for item in schedule(graph):
+            if isinstance(item, Loop):
+                _run_loop(graph, item, known, size)
+            else:
+                _run_node(graph, item, known, size)
+    return [known[name] for name in graph.outputs]
 
 
 def bind_sizes(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -429,31 +443,24 @@ def _wide(value: Value, array) -> np.ndarray:
     return array.astype(WIDE[value.dtype])
 
 
-def _evaluate(graph: Graph, feeds, sizes, states: Mapping[str, np.ndarray]):
-    """(outputs, next states); states: name of a `state` node -> what it gives now, and in the next evaluation."""
-    env = bind_sizes(graph, feeds, sizes)
+def _run_loop(graph: Graph, loop: Loop, known: dict[str, np.ndarray], size) -> None:
+    """Add all values of a cycle to `known`: a definition, not a method, so quadratic in the number of steps.
 
-    def size(dim):
-        return D.evaluate(dim, env)
-
-    known = {name: _wide(graph.values[name], array) for name, array in graph.constants.items()}
-    known |= {name: _wide(graph.values[name], feeds[name]) for name in graph.inputs}
-    for node in graph.nodes:
-        if node.op == "state":
-            known[node.outputs[0]] = states.get(node.name, _initial(graph, node, known, size))
-    with np.errstate(all="ignore"):
-        for node in graph.nodes:
-            if node.op != "state":
-                _run_node(graph, node, known, size)
-    after = {node.name: known[node.inputs[0]] for node in graph.nodes if node.op == "state"}
-    return [known[name] for name in graph.outputs], after
-
-
-def _initial(graph: Graph, node: Node, known, size) -> np.ndarray:
-    if node.attrs["initial"] is not None:
-        return known[node.attrs["initial"]]
-    value = graph.values[node.outputs[0]]
-    return np.zeros([size(d) for d in value.dims], WIDE[value.dtype])
+    Whatever the states hold, each sweep over whole sequences that begins with the right states up to step t ends with
+    them right up to t + 1, since no node lets steps meet. So as many sweeps as there are steps make all of them right.
+    """
+    steps = 0
+    for node in loop.states:
+        value = graph.values[node.outputs[0]]
+        prev = known[node.outputs[0]] = np.zeros([size(d) for d in value.dims], WIDE[value.dtype])
+        steps = max(steps, len(prev))
+        if _optional(node.inputs, 1) is not None:
+            prev[:1] = known[node.inputs[1]]
+    for _ in range(max(steps, 1)):  # once at least: values of no steps are made too
+        for node in loop.nodes:
+            _run_node(graph, node, known, size)
+        for node in loop.states:
+            known[node.outputs[0]][1:] = known[node.inputs[0]][:-1]
 
 
 def _run_node(graph: Graph, node: Node, known: dict[str, np.ndarray], size) -> None:
@@ -477,7 +484,7 @@ class StreamReference:
 
     A graph whose inputs have a TIME axis is run on everything fed so far. The answer of a step is then, for an output
     with a TIME axis, its newest step; for another, its value as if the sequence ended here. A graph without TIME is
-    itself one step: its `state` nodes, and the inputs that `graph.states` pairs with outputs, are carried along.
+    itself one step: the inputs that `graph.states` pairs with outputs are carried along.
 
     Parameters
     ----------
@@ -492,7 +499,6 @@ class StreamReference:
                 raise StreamError(f"node {node.name}: a reverse {node.attrs['spec'].kind} needs the whole sequence")
         self.graph, self.sizes = graph, dict(sizes or {})
         self.carried = dict(initial or {})
-        self.states: dict[str, np.ndarray] = {}
         self.seen: dict[str, np.ndarray] = {}
         self.time_axis = {
             name: graph.values[name].dims.index(D.TIME)
@@ -531,7 +537,7 @@ class StreamReference:
 
     def _step_function(self, feeds) -> list[np.ndarray]:
         feeds = {**self._threaded(feeds), **feeds}
-        outputs, self.states = _evaluate(self.graph, feeds, self.sizes, self.states)
+        outputs = run(self.graph, feeds, sizes=self.sizes)
         answers = dict(zip(self.graph.outputs, outputs, strict=True))
         self.carried = {name: answers[after] for name, after in self.graph.states.items()}
         return outputs

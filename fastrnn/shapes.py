@@ -22,11 +22,6 @@ def infer(op: str, inputs: Sequence[Value | None], attrs) -> list[Sig]:
 def check_shapes(graph: Graph) -> None:
     """Raise ModelFormatError for the first node whose declared outputs differ from what its inputs imply."""
     for node in graph.nodes:
-        if node.op == "state":
-            prev, new = graph.values[node.outputs[0]], graph.values[node.inputs[0]]
-            if (prev.dtype, prev.dims) != (new.dtype, new.dims):
-                raise ModelFormatError(f"node {node.name}: state {prev} is fed by {new}")
-            continue
         _check_node(graph, node)
 
 
@@ -85,6 +80,15 @@ def _cell(inputs, attrs):
             raise ShapeError(f"mask must be bool, got {value}")
     dtype = x.dtype
     return [(dtype, (time, batch, h)), (dtype, (batch, h)), (dtype, (batch, h))]
+
+
+def _state(inputs, attrs):
+    x, initial = inputs[0], inputs[1] if len(inputs) > 1 else None
+    if not x.dims:
+        raise ShapeError(f"{x} has no axis of steps")
+    if initial is not None and (initial.dtype, initial.dims) != (x.dtype, x.dims[1:]):
+        raise ShapeError(f"the initial value {initial} does not fit a step of {x}")
+    return [(x.dtype, x.dims)]
 
 
 def _linear(inputs, attrs):
@@ -303,6 +307,7 @@ def _axis(x: Value, axis: int) -> None:
 
 _RULES: dict[str, Callable] = {
     "cell": _cell,
+    "state": _state,
     "linear": _linear,
     "matmul": _matmul,
     "unary": _same,

@@ -26,14 +26,17 @@ def problems(graph: Graph) -> list[str]:
     found = [*over_time.problems, *over_batch.problems]
     for node in graph.nodes:
         if node.op == "cell" and over_time.tracks.get(node.inputs[0]) == Track(0):
-            text = _initial_problem(graph, node)
+            text = _initial_problem(graph, node.inputs[6:8])
             found += [f"node {node.name} (cell): {text}"] if text else []
+        if node.op == "state" and node.outputs[0] in over_time.tracks:
+            text = _initial_problem(graph, node.inputs[1:])
+            found += [f"node {node.name} (state): {text}"] if text else []
     return found
 
 
-def _initial_problem(graph: Graph, node: Node) -> str | None:
+def _initial_problem(graph: Graph, names: tuple) -> str | None:
     """An initial state must be a constant or a threaded input: a stream begins before any input is seen."""
-    for name in node.inputs[6:8]:
+    for name in names:
         if name is None:
             continue
         roots = _roots(graph, name)

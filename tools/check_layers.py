@@ -23,6 +23,7 @@ LEVELS = {
     "cpu": 1,
     "arguments": 1,
     "graph": 1,
+    "loops": 1,
     "shapes": 1,
     "artifact": 2,
     "importers": 2,

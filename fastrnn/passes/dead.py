@@ -25,7 +25,6 @@ def remove_dead_nodes(graph: Graph) -> Graph:
         if k in keep:
             outputs = tuple(o if o in needed else None for o in node.outputs)
             nodes.append(node if outputs == node.outputs else replace(node, outputs=outputs))
-    needed |= {n.attrs["initial"] for n in nodes if n.op == "state" and n.attrs["initial"] is not None}
     live = needed | set(graph.inputs)
     values = {k: v for k, v in graph.values.items() if k in live}
     constants = {k: v for k, v in graph.constants.items() if k in needed}
