@@ -24,9 +24,10 @@ cdef class Program:
     cdef readonly object plan
     cdef int64_t n_ops
     cdef int32_t *kinds
-    cdef int64_t *starts  # of each op's integers; n_ops + 1 entries
+    cdef int64_t *starts  # of each op's integers; an entry more than there are ops, those in bodies of loops too
     cdef int64_t n_integers, n_monomials
     cdef object matrix, magnitude, coefficients, slot_rows, keep
+    cdef list every_op  # those of the plan, then those of its loops' bodies
     cdef int64_t n_inputs, n_outputs, n_constants, n_slots
     cdef readonly int64_t state_size
     cdef readonly int threads
@@ -39,6 +40,7 @@ cdef class Program:
 
     cdef _take_weights(self, plan)
     cdef _take_ops(self, plan)
+    cdef _take_loops(self, plan, coefficients, moves)
     cdef Scratch take(self, int64_t batch, int64_t time, int64_t span)
     cdef Scratch _take_other(self, int64_t batch, int64_t time, int64_t span)
     cdef void give(self, Scratch s) noexcept

@@ -69,7 +69,10 @@ cdef struct RunningArgs:
     int64_t fn, mean, steps, rows, size, x_buffer, x_offset, x_time, x_row, y_buffer, y_offset, y_row, per_slot, state
 
 cdef struct ZeroArgs:
-    int64_t buffer, count
+    int64_t buffer, offset, count
+
+cdef struct LoopArgs:
+    int64_t steps, body, count, moves, n_moves
 
 
 def _levels(*operands, int levels=LEVELS):
@@ -103,19 +106,20 @@ OP_FIELDS = {
                    *_levels("x", "y")),
     "state_load": ("tensor_buffer", "tensor_offset", "rows", "size", "row", "per_slot", "state"),
     "state_store": ("tensor_buffer", "tensor_offset", "rows", "size", "row", "per_slot", "state"),
-    "zero": ("buffer", "count"),
+    "zero": ("buffer", "offset", "count"),
     "running": ("fn", "mean", "steps", "rows", "size", "x_buffer", "x_offset", "x_time", "x_row", "y_buffer",
                 "y_offset", "y_row", "per_slot", "state"),
+    "loop": ("steps", "body", "count", "moves", "n_moves"),
 }
 
 cdef enum OpKind:
     OP_CELL, OP_LINEAR, OP_MATMUL, OP_ELEMENTWISE, OP_COPY, OP_GATHER, OP_REDUCE, OP_SOFTMAX, OP_LAYER_NORM
-    OP_STATE_LOAD, OP_STATE_STORE, OP_ZERO, OP_RUNNING
+    OP_STATE_LOAD, OP_STATE_STORE, OP_ZERO, OP_RUNNING, OP_LOOP
 
 KINDS = {kind: i for i, kind in enumerate(OP_FIELDS)}
 _SIZES = (sizeof(CellArgs), sizeof(LinearArgs), sizeof(MatmulArgs), sizeof(ElementwiseArgs), sizeof(CopyArgs),
           sizeof(GatherArgs), sizeof(ReduceArgs), sizeof(SoftmaxArgs), sizeof(NormArgs), sizeof(StateArgs),
-          sizeof(StateArgs), sizeof(ZeroArgs), sizeof(RunningArgs))
+          sizeof(StateArgs), sizeof(ZeroArgs), sizeof(RunningArgs), sizeof(LoopArgs))
 for _kind, _size in zip(OP_FIELDS, _SIZES, strict=True):
     if 8 * len(OP_FIELDS[_kind]) != _size:
         raise ImportError(f"op {_kind}: {len(OP_FIELDS[_kind])} fields named, the struct has {_size // 8}")
@@ -369,11 +373,14 @@ cdef inline double combine(int64_t fn, double so_far, double x, bint first) noex
 
 
 include "_ops_windows.pxi"
+include "_loop.pxi"
 
 
 cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const int64_t *integers, Frame *f,
               int64_t *bad) noexcept nogil:
-    """Run the ops once. Returns -1, or the number of the op that failed, with the offending integer in `bad`."""
+    """Run the ops once. Returns -1, or the number of the op that failed, with the offending integer in `bad`.
+
+    kinds and starts go on behind the n_ops ones: the bodies of loops lie there."""
     cdef int64_t i
     cdef const int64_t *a
     cdef uint64_t token = fpu_enter()
@@ -409,10 +416,16 @@ cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const 
             run_matmul(<const MatmulArgs *> a, f)
         elif kinds[i] == OP_RUNNING:
             run_running(<const RunningArgs *> a, f)
+        elif kinds[i] == OP_LOOP:
+            failed = run_loop(<const LoopArgs *> a, kinds + i, starts + i, integers, f, bad)
+            if failed >= 0:
+                failed += <int> i
+                break
         elif kinds[i] >= OP_CONV:
             run_window_op(kinds[i], a, f)
         else:  # OP_ZERO
-            memset(f.base[(<const ZeroArgs *> a).buffer], 0, (<const ZeroArgs *> a).count * sizeof(float))
+            memset(at(f, (<const ZeroArgs *> a).buffer, (<const ZeroArgs *> a).offset), 0,
+                   (<const ZeroArgs *> a).count * sizeof(float))
     fpu_leave(token)
     return failed
 

@@ -71,9 +71,11 @@ cdef int walk_timed(int64_t n_ops, const int32_t *kinds, const int64_t *starts, 
                     int64_t *bad, int64_t *ns) noexcept nogil:
     """`walk`, op by op, with each one's time written to `ns`."""
     cdef int64_t i, before = now(), after
+    cdef int failed
     for i in range(n_ops):
-        if walk(1, kinds + i, starts + i, integers, f, bad) >= 0:
-            return <int> i
+        failed = walk(1, kinds + i, starts + i, integers, f, bad)
+        if failed >= 0:
+            return <int> i + failed
         after = now()
         ns[i] = after - before
         before = after

@@ -14,9 +14,9 @@ Recurrence
                 T may be any dim, B likewise. Gates in ONNX order. lengths int64: row b ends after lengths[b] steps:
                 y is 0 from there on, h_n and c_n are its last ones; a reverse cell starts at step lengths[b]-1.
                 mask bool: where it is false the step is left out: h and c stay, and y repeats h.
-    state       (next[T,..], initial[..]?) -> prev[T,..]: next one step ago along axis 0, T >= 0: prev[0] = initial (None:
-                zeros), prev[t] = next[t-1]. The only op whose first input may be made after it: the one way for a cycle
-                to exist. Nodes on a cycle keep steps apart: at step t each reads what is of step t (fastrnn.loops).
+    state       (next[T,..], initial[..]?) -> prev[T,..]: next a step ago along axis 0: prev[0] = initial (else zeros),
+                prev[t] = next[t-1]. The only op whose first input may be made after it: the one way for a cycle to
+                exist. Nodes on a cycle keep steps apart: at step t each reads what is of step t (fastrnn.loops).
 Products
     linear      (x[..,K], W[K,N], bias[N]?) -> [..,N]; W and bias constant; attrs: activation (unary op name or None),
                 alpha, beta

@@ -160,6 +160,45 @@ def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, 
     return Model(fix_sizes(graph, sizes or {}), threads)
 
 
+def from_equations(
+    text: str, *, outputs=None, initial=None, inputs=None, threads: int | None = None, **arrays
+) -> Model:
+    """A model of a recurrent cell that is written as equations.
+
+    Parameters
+    ----------
+    text : assignments, separated by `;` or line ends: `h = tanh(W @ x + R @ prev(h) + b)`
+        `*` is elementwise, `@` a product with an array ([out, in] @ features), `prev(v)` and `prev(v, n)` the value
+        one and n steps ago. docs/guide/equations.md lists everything that may be written.
+    outputs : name or names of assigned values; None: the last one
+    initial : dict, optional
+        Name -> what prev(name) is at the first step (zeros where absent), [features..], or [n, features..] for what it
+        was 1 to n steps ago.
+    inputs : dict, optional
+        Name -> size (or shape) of features. None: there is one input, `x`, and its size follows from a product with it.
+    **arrays : the arrays that the equations name
+
+    Returns
+    -------
+    Model that takes [batch, T, features] of each input and returns the same of each output. A cell that is an RNN, an
+    LSTM or a GRU in other words runs as that (`model.graph.notes` says so).
+
+    Raises
+    ------
+    ModelFormatError : what is not in the grammar. ShapeError : sizes that don't go together. Both name the equation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = from_equations("h = tanh(W @ x + R @ prev(h))", W=np.ones((4, 3)), R=np.eye(4))
+    >>> model(np.zeros((1, 5, 3), np.float32)).shape
+    (1, 5, 4)
+    """
+    from .importers.equations import from_equations as read
+
+    return Model(read(text, arrays, outputs=outputs, initial=initial, inputs=inputs), threads)
+
+
 def _format_of(source) -> Format:
     """The format of a file: by what they begin with for bytes, by its suffix (the longest that fits) for a path."""
     if isinstance(source, bytes | bytearray | memoryview):
@@ -177,4 +216,14 @@ def _format_of(source) -> Format:
     return max(fitting, key=lambda pair: pair[0])[1]
 
 
-__all__ = ["FORMATS", "FastRNNError", "Format", "LayerInfo", "Model", "TensorInfo", "from_onnx", "load"]
+__all__ = [
+    "FORMATS",
+    "FastRNNError",
+    "Format",
+    "LayerInfo",
+    "Model",
+    "TensorInfo",
+    "from_equations",
+    "from_onnx",
+    "load",
+]

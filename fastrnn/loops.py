@@ -1,8 +1,8 @@
 """Cycles of a graph: which nodes have to be computed step by step, and in which order everything else comes.
 
-A cycle exists only through `state` nodes (fastrnn.graph). The nodes of one cycle, or of several that share a node, are a
-`Loop`: for t = 0, 1, .. each of its nodes is computed at step t, and a state gives what its input was at step t - 1. All
-other nodes see whole sequences. `schedule` lists nodes and loops so that each comes after what it reads.
+A cycle exists only through `state` nodes (fastrnn.graph). The nodes of one cycle, or of several that share a node, are
+a `Loop`: for t = 0, 1, .. each of its nodes is computed at step t, and a state gives what its input was at step t - 1.
+All other nodes see whole sequences. `schedule` lists nodes and loops so that each comes after what it reads.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _components(edges: list[list[int]]) -> list[int]:
         work = [(first, 0)]
         while work:
             v, at = work.pop()
-            if at == 0:
+            if index[v] < 0:
                 index[v] = low[v] = number
                 number += 1
                 stack.append(v)

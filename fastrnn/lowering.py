@@ -12,6 +12,7 @@ from . import _isa
 from . import dims as D
 from .errors import FastRNNError, UnsupportedError
 from .graph import Graph, Node
+from .loops import Loop, schedule
 from .lowering_elementwise import ElementwiseLowering
 from .lowering_fields import FUNCTIONS, LEVELS, RANK
 from .lowering_fields import TYPE_CODES as _TYPE
@@ -19,6 +20,7 @@ from .lowering_fields import at as _at
 from .lowering_fields import contiguous_last as _contiguous_last
 from .lowering_fields import instruction as _instruction
 from .lowering_fields import level_fields as _level_fields
+from .lowering_loops import LoopLowering
 from .lowering_windows import WindowLowering, channels_last_order
 from .passes.fuse_elementwise import activations, groups
 from .plan import Builder, Plan, StateSlot
@@ -52,7 +54,7 @@ class Weights:
         return sum(p.nbytes for p in self._packed.values())
 
 
-class Lowering(WindowLowering, ElementwiseLowering):
+class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
     """One walk over a graph; the methods named `op_...` lower one op each."""
 
     def __init__(self, graph: Graph, mode: str, weights: Weights):
@@ -63,6 +65,8 @@ class Lowering(WindowLowering, ElementwiseLowering):
         self.has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         self.destinations: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.problems: list[str] = []
+        self._chain_slots: dict[tuple, int] = {}
         threaded = set(graph.states) if mode == "stream" else set()
         cells_own = {name for name in threaded if _is_of_cells(graph, name)}
         self.fed_by_state = _descendants(graph, cells_own)
@@ -72,7 +76,10 @@ class Lowering(WindowLowering, ElementwiseLowering):
         self.output_names = [n for n in graph.outputs if n not in ends]
         self.activations = activations(graph)
         absorbed = {n.name for n in self.activations.values()}
-        self.groups = groups(graph, frozenset(absorbed))
+        self.items = schedule(graph)
+        # Name of a node on a cycle -> which one.
+        self.region = {n.name: k for k, item in enumerate(self.items) if isinstance(item, Loop) for n in item.nodes}
+        self.groups = groups(graph, frozenset(absorbed), self.region)
         # Nodes that are computed with another one: nothing is emitted for them.
         self.absorbed = absorbed | {n.name for g in self.groups.values() for n in g.nodes[:-1]}
 
@@ -85,13 +92,27 @@ class Lowering(WindowLowering, ElementwiseLowering):
             self.plan.outputs.append(tensor)
             self._aim(name, tensor)
         for node in reversed(self.graph.nodes):
-            if node.op == "concat":
+            if node.op == "concat" and node.name not in self.region:
                 self._aim_concat(node)
         places = {name: self._open_state(name) for name in self.free_states}
         wanted = self._wanted_nodes()
-        problems = []
-        for node in self.graph.nodes:
-            if node.name not in wanted or node.name in self.absorbed:
+        for item in self.items:
+            if not isinstance(item, Loop):
+                self._lower_nodes((item,) if item.name in wanted else ())
+            elif item.name in wanted:
+                self._lower_loop(item)
+        if self.problems:
+            raise UnsupportedError(self.problems, self.graph.name)
+        for name, tensor in zip(self.output_names, self.plan.outputs, strict=True):
+            self._copy(self.tensor(name), tensor, name)
+        for name, (offset, batch_first) in places.items():
+            self._close_state(name, offset, batch_first)
+        return self.builder.finish()
+
+    def _lower_nodes(self, nodes) -> None:
+        """Emit the ops of each node; what can't be lowered is noted, so that all such nodes are named at once."""
+        for node in nodes:
+            if node.name in self.absorbed:
                 continue
             try:
                 if node.name in self.groups:
@@ -99,17 +120,26 @@ class Lowering(WindowLowering, ElementwiseLowering):
                 else:
                     getattr(self, f"op_{node.op}")(node)
             except UnsupportedError as error:
-                problems += [f"node {node.name} ({node.op}): {p}" for p in error.problems]
-                for failed in (node, self.activations.get(node.name, node)):
-                    for i, out in enumerate(failed.outputs):
-                        self.result(failed, i, fresh=True) if out is not None else None
-        if problems:
-            raise UnsupportedError(problems, self.graph.name)
-        for name, tensor in zip(self.output_names, self.plan.outputs, strict=True):
-            self._copy(self.tensor(name), tensor, name)
-        for name, (offset, batch_first) in places.items():
-            self._close_state(name, offset, batch_first)
-        return self.builder.finish()
+                self._note(node, error)
+                if node.name in self.activations:
+                    self._stand_in(self.activations[node.name])
+
+    def _lower_loop(self, loop: Loop) -> None:
+        try:
+            self.loop(loop)
+        except UnsupportedError as error:
+            self._note(loop.states[0], error)
+            for node in (*loop.nodes, *loop.states):
+                self._stand_in(node)
+
+    def _note(self, node: Node, error: UnsupportedError) -> None:
+        self.problems += [f"node {node.name} ({node.op}): {p}" for p in error.problems]
+        self._stand_in(node)
+
+    def _stand_in(self, node: Node) -> None:
+        """Some tensors for the outputs of a node that can't be lowered, so that the nodes after it can be looked at."""
+        for i, out in enumerate(node.outputs):
+            self.result(node, i, fresh=True) if out is not None else None
 
     # -- states that the caller would thread and that are no cell's own --
     def _open_state(self, name: str) -> tuple:
@@ -155,6 +185,8 @@ class Lowering(WindowLowering, ElementwiseLowering):
             inputs = node.inputs
             if node.op == "cell":
                 inputs = [i for i in inputs if i not in self.fed_by_state]
+            elif node.op == "state" and self.mode == "stream":
+                inputs = inputs[:1]  # what it begins with is in the slab row
             stack += [i for i in inputs if i is not None]
         return wanted
 
@@ -533,7 +565,7 @@ class Lowering(WindowLowering, ElementwiseLowering):
             name = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
             if name is None or name in self.fed_by_state:
                 if not per_slot:
-                    self.builder.emit("zero", node.name, (), (places[i],), buffer=places[i], count=batch * H)
+                    self.builder.emit("zero", node.name, (), (places[i],), buffer=places[i], offset=0, count=batch * H)
             elif not (per_slot and self.mode == "stream"):  # there, `states.initial_row` has it
                 initial = self.contiguous_last(self.tensor(name), node)
                 self._state_move("state_load", node.name, places[i], per_slot, initial)
@@ -545,9 +577,6 @@ class Lowering(WindowLowering, ElementwiseLowering):
             kind, node, (t, *touched), (), rows=t.dims[0], size=t.dims[1], row=t.strides[0], per_slot=per_slot,
             state=state, **_at("tensor", t),
         )  # fmt: skip
-
-    def op_state(self, node: Node) -> None:
-        raise UnsupportedError("a free state (not of an RNN, LSTM or GRU cell)")
 
 
 _REDUCE = {"sum": "add", "mean": "add", "max": "max", "min": "min"}
@@ -609,11 +638,15 @@ def _is_of_cells(graph: Graph, name: str) -> bool:
     found = _descendants(graph, {name})
     for node in graph.nodes:
         for i, value in enumerate(node.inputs):
-            if value in found and not (node.op in _MOVES or (node.op == "cell" and i in (6, 7))):
+            starts = (node.op == "cell" and i in (6, 7)) or (node.op == "state" and i == 1)
+            if value in found and not (node.op in _MOVES or starts):
                 return False
+    kept = {n.inputs[0] for n in graph.nodes if n.op == "state" and set(n.inputs[1:]) & found}
     producers, stack = graph.producers(), [graph.states[name]]
     while stack:
         value = stack.pop()
+        if value in kept:
+            continue
         node = producers.get(value)
         if node is None or not (node.op in _MOVES or (node.op == "cell" and value in node.outputs[1:])):
             return False

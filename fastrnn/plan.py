@@ -24,6 +24,7 @@ from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
 
 LARGEST = 1 << 60  # of a size, offset or stride; what is larger would wrap around in int64 and then look small
 SPAN = D.symbol("span")  # steps in the caller's arrays, of which one call of a stream plan takes `time`
+STEP = D.symbol("step")  # the step that a loop is at: in offsets of its body's ops, and linear there
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Op:
     fields: dict
     node: str
     flops: object = 0
+
+    def __str__(self):
+        shown = ", ".join(f"{k}={v}" for k, v in self.fields.items() if not isinstance(v, Buffer))
+        return f"{self.kind}({shown})  # {self.node}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class StateSlot:
 class Plan:
     """A flat list of ops and everything they refer to. Built by `fastrnn.lowering.lower`; immutable afterwards.
 
+    bodies : ops of each loop, which its op in `ops` runs at every step (field `body`: which).
     inputs, outputs : tensors of the arguments, whose buffers have kind "input" / "output" and index their position.
     constants : arrays that ops read as they are. cells, linears : packed weights. programs : elementwise programs.
     conditions : (dim, text): where the dim is negative at the sizes of a call, the call is refused with the text.
@@ -72,6 +78,7 @@ class Plan:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
+    bodies: list[list[Op]] = field(default_factory=list)
     constants: list[np.ndarray] = field(default_factory=list)
     cells: list = field(default_factory=list)
     linears: list = field(default_factory=list)
@@ -101,7 +108,7 @@ class Plan:
     @property
     def flops(self):
         """Floating-point operations of one call, an int or dim."""
-        return sum((op.flops for op in self.ops), 0)
+        return sum((op.flops for op in [*self.ops, *(op for body in self.bodies for op in body)]), 0)
 
     @property
     def state_size(self) -> int:
@@ -113,9 +120,18 @@ class Plan:
             f"plan {self.graph.name} ({self.mode}, {self.isa}): {len(self.ops)} ops, {self.state_size} state floats"
         ]
         for op in self.ops:
-            shown = ", ".join(f"{k}={v}" for k, v in op.fields.items() if not isinstance(v, Buffer))
-            lines.append(f"  {op.kind}({shown})  # {op.node}")
+            lines.append(f"  {op}")
+            if op.kind == "loop":
+                lines += [f"    {inner}" for inner in self.bodies[op.fields["body"]]]
         return "\n".join(lines)
+
+
+def split_step(dim) -> tuple:
+    """(dim at step 0, what it grows by from one step to the next) of an int or a dim that is linear in STEP."""
+    if "step" not in D.symbols(dim):
+        return dim, 0
+    start = D.substitute(dim, {"step": 0})
+    return start, D.substitute(dim, {"step": 1}) - start
 
 
 class Coefficients:
@@ -173,6 +189,9 @@ class Builder:
         self.graph = graph
         self.tensors: dict[str, Tensor] = {}
         self.const_tensors: dict[str, Tensor] = {}
+        self.sink = self.plan.ops  # where ops go: those of the plan, or a loop's body
+        self.repeats: object = 1  # how many times what is emitted now is run in one call
+        self.emitted = 0
 
     # -- buffers and tensors --
     def allocate(self, dtype: str, dims, order=None) -> Tensor:
@@ -215,13 +234,35 @@ class Builder:
     # -- ops --
     def emit(self, kind: str, node: str, reads=(), writes=(), flops=0, **fields) -> None:
         """Append an op. reads, writes: the tensors or buffers whose memory it touches (for their lifetime)."""
-        at = len(self.plan.ops)
+        at, self.emitted = self.emitted, self.emitted + 1
         for item in (*reads, *writes):
             buffer = item.buffer if isinstance(item, Tensor) else item
             if buffer.kind == "arena":
                 buffer.first = at if buffer.first is None else buffer.first
                 buffer.last = at
-        self.plan.ops.append(Op(kind, fields, node, flops))
+        self.sink.append(Op(kind, fields, node, flops * self.repeats))
+
+    def begin_loop(self, node: str, steps) -> int:
+        """What is emitted from here on is the body of a loop over `steps` steps; returns the mark for `end_loop`."""
+        mark = self.emitted
+        self.emit("loop", node, steps=steps, body=len(self.plan.bodies))
+        self.sink, self.repeats = [], steps
+        self.plan.bodies.append(self.sink)
+        return mark
+
+    def end_loop(self, mark: int, kept) -> None:
+        """kept: the tensors that hold something from one step to another, or for after the loop.
+
+        Their memory, and whatever of before the loop its body reads, is alive in all of it.
+        """
+        self.sink, self.repeats = self.plan.ops, 1
+        for tensor in kept:
+            if tensor.buffer.kind == "arena":
+                first = tensor.buffer.first
+                tensor.buffer.first = mark if first is None else min(first, mark)
+        for buffer in self.plan.arena:
+            if buffer.first is not None and buffer.first <= mark < buffer.last:
+                buffer.last = max(buffer.last, self.emitted - 1)
 
     def finish(self) -> Plan:
         """Give every arena buffer a slot: buffers whose lifetimes don't meet share one, most alike sizes first."""

@@ -7,14 +7,16 @@ places in a slab row: a cell's own h and c, or a state that the file threads thr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import dims as D
 from .errors import StateError
 from .follow import Track, follow
-from .graph import Graph, Node
+from .graph import Graph
+from .loops import loops
+from .lowering_loops import chains
 from .plan import Plan
 
 _MOVES = frozenset("transpose reshape slice expand concat".split())
@@ -118,6 +120,7 @@ class StateLayout:
                 threaded.setdefault(root, []).append(StatePart(slot.offset, places))
                 located[node.outputs[1 + i]] = (root, places)
                 covered.add((node.name, part))
+        self._chains(graph, slots, threaded, located, covered)
         for name, parts in threaded.items():
             self._show_threaded(graph, name, parts)
             _check_return(graph, name, {key: p for key, p in located.items() if p[0] == name})
@@ -131,6 +134,30 @@ class StateLayout:
         unused = set(graph.states) - set(threaded)
         if unused:
             raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")
+
+    def _chains(self, graph: Graph, slots, threaded: dict, located: dict, covered: set) -> None:
+        """What `state` nodes keep and begin with: a chain of n of them the last n steps, the oldest first."""
+        for chain in (c for loop in loops(graph) for c in chains(loop)):
+            slot = slots.get((chain.states[0].name, "steps"))
+            for ago, state in enumerate(chain.states, 1):
+                name = state.inputs[1] if len(state.inputs) > 1 else None
+                if slot is None or name is None:
+                    continue
+                size = slot.size // chain.depth
+                place = replace(slot, offset=slot.offset + (chain.depth - ago) * size, size=size)
+                roots = _roots(graph, name) & set(graph.states)
+                if not roots:
+                    self._set_initial(graph, name, place)
+                    continue
+                if len(roots) > 1 or chain.depth > 1:
+                    raise StateError(
+                        f"node {state.name}: it mixes the states {', '.join(sorted(roots))} of several steps"
+                    )
+                root = roots.pop()
+                places = _places(graph, root, name, f"node {state.name}")
+                threaded.setdefault(root, []).append(StatePart(place.offset, places))
+                located[state.inputs[0]] = (root, places)
+                covered.add((slot.node, slot.part))
 
     def _set_initial(self, graph: Graph, name: str, slot) -> None:
         sub = _subgraph(graph, [], [name])

@@ -403,7 +403,9 @@ def test_there_are_streams_of_each_kind():
 @pytest.mark.parametrize("initial", [None, "start"])
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_a_state_node_is_its_input_one_step_ago(initial, steps):
-    values = {n: Value(n, "float32", (TIME, 2)) for n in ("x", "prev", "y")} | {"start": Value("start", "float32", (2,))}
+    values = {n: Value(n, "float32", (TIME, 2)) for n in ("x", "prev", "y")} | {
+        "start": Value("start", "float32", (2,))
+    }
     nodes = (
         Node("state", "memory", ("y", initial), ("prev",)),
         Node("binary", "sum", ("x", "prev"), ("y",), {"fn": "add"}),

@@ -34,6 +34,7 @@ LEVELS = {
     "lowering": 3,
     "lowering_elementwise": 3,
     "lowering_fields": 3,
+    "lowering_loops": 3,
     "lowering_windows": 3,
     "plan": 3,
     "streaming": 3,

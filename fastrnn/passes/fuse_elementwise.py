@@ -7,6 +7,7 @@ the activation after a convolution, which the product's last step applies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..graph import Graph, Node
@@ -57,13 +58,17 @@ def activation_of(graph: Graph, node: Node, name: str) -> tuple | None:
     return None
 
 
-def groups(graph: Graph, apart: frozenset[str] = frozenset()) -> dict[str, Group]:
+def groups(
+    graph: Graph, apart: frozenset[str] = frozenset(), region: Mapping[str, int] | None = None
+) -> dict[str, Group]:
     """Name of a group's last node -> the group; only groups of two nodes or more.
 
     A node joins the group of its readers where all of them are in one group, it is no output, its dims are theirs (a
     smaller value is computed once, not once for every place that it is broadcast to), and the program stays within
-    its limits. apart: names of nodes that stay alone.
+    its limits. apart: names of nodes that stay alone. region: name of a node -> the cycle that it is on; what is on one
+    is not computed with what isn't.
     """
+    region = region or {}
     readers, outputs = graph.consumers(), set(graph.outputs)
     candidates = {n.outputs[0]: n for n in graph.nodes if _fits(graph, n) and n.name not in apart}
     members: dict[str, list[Node]] = {}  # by name of the last node; latest first
@@ -74,6 +79,8 @@ def groups(graph: Graph, apart: frozenset[str] = frozenset()) -> dict[str, Group
         name = node.outputs[0]
         homes = {home.get(r.name) for r in readers.get(name, [])}
         root = homes.pop() if len(homes) == 1 else None
+        if root is not None and region.get(root) != region.get(node.name):
+            root = None
         if root is not None and name not in outputs:
             grown = [*members[root], node]
             last = grown[0]

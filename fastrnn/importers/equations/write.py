@@ -1,0 +1,274 @@
+"""A system of equations whose shapes are known, as a Graph."""
+
+from __future__ import annotations
+
+import ast
+
+import numpy as np
+
+from ...dims import BATCH, TIME
+from ...errors import ModelFormatError, ShapeError
+from ...graph import Graph, Node, Value
+from ...reference import binary, unary
+from ..builder import GraphWriter
+from .grammar import ACTIVATIONS, OPERATORS, System, as_array, ends, epsilon_of, is_fixed
+from .shapes import Shape
+
+
+class Writer:
+    """Writes the graph of a system whose shapes are known. An operand is an array (float64) or a Value [T, B, ..]."""
+
+    def __init__(self, system: System, shapes: dict[str, Shape]):
+        self.system, self.shapes = system, shapes
+        self.w = GraphWriter("equations")
+        self.known: dict[str, np.ndarray | Value] = dict(system.arrays)
+        self.ago: dict[tuple[str, int], Value] = {}
+        self.target = ""
+
+    def graph(self, outputs: tuple[str, ...], initial: dict) -> Graph:
+        for name in self.system.inputs:
+            x = self.w.input(name, "float32", (BATCH, TIME, *self.shapes[name]))
+            self.known[name] = self.w.transpose(x, 1, 0, *range(2, len(x.dims)))
+        self.remember(initial)
+        for equation in self.system.equations:
+            self.target = equation.name
+            made = self.of(equation.expression)
+            if equation.name in self.system.remembered or equation.name in outputs:
+                made = self.whole(made, self.shapes[equation.name])
+            self.known[equation.name] = made
+        self.close()
+        ends = []
+        for name in outputs:
+            steps = self.known[name]
+            end = self.w.add("transpose", steps, label=f"{name}.output", perm=(1, 0, *range(2, len(steps.dims))))
+            ends.append(self.w.rename(end, name))
+        return self.w.done(*ends)
+
+    # -- what is remembered --
+    def remember(self, initial: dict) -> None:
+        """A state node for each step that prev() looks back; their inputs get their true names in `close`."""
+        unknown = sorted(set(initial) - set(self.system.remembered))
+        if unknown:
+            raise ModelFormatError(f"initial= names {', '.join(unknown)}, of which there is no prev()")
+        for name, depth in self.system.remembered.items():
+            shape = self.shapes[name]
+            steps = Value(f"{name}~", "float32", (TIME, BATCH, *shape))
+            self.w.values[steps.name] = steps
+            starts = self.starts(name, initial.get(name), depth, shape)
+            for ago in range(1, depth + 1):
+                start = None
+                if starts is not None:
+                    row = self.w.constant(starts[ago - 1], f"{name}.initial")
+                    start = self.w.add("expand", row, label=f"{name}.initial", dims=(BATCH, *shape))
+                label = name if ago == 1 else f"{name}.{ago}"
+                steps = self.ago[name, ago] = self.w.add("state", steps, start, label=label)
+                if ago == 1:
+                    steps = self.ago[name, 1] = self.w.rename(steps, f"prev({name})")
+
+    def starts(self, name: str, given, depth: int, shape: Shape) -> np.ndarray | None:
+        """What a value is taken to have been 1, 2, .. steps before the first: float64 [depth, ..], None for zeros."""
+        if given is None:
+            return None
+        array = as_array(f"initial[{name!r}]", given)
+        if array.ndim > len(shape) and array.shape[0] == depth:
+            rows = array
+        else:
+            rows = array[None]
+        try:
+            return np.broadcast_to(rows, (depth, *shape))
+        except ValueError:
+            raise ShapeError(
+                f"initial[{name!r}] is {list(array.shape)}; {list(shape)} is expected, or {[depth, *shape]} for what "
+                f"it was 1 to {depth} steps ago"
+            ) from None
+
+    def close(self) -> None:
+        """Give each state its input, now that it is made."""
+        true = {f"{name}~": self.known[name] for name in self.system.remembered}
+        for k, node in enumerate(self.w.nodes):
+            if node.op == "state" and node.inputs[0] in true:
+                inputs = (true[node.inputs[0]].name, *node.inputs[1:])
+                self.w.nodes[k] = Node("state", node.name, inputs, node.outputs, node.attrs)
+        for name in true:
+            del self.w.values[name]
+
+    def whole(self, made, shape: Shape) -> Value:
+        """An operand as a value of every step, of its full shape."""
+        dims = (TIME, BATCH, *shape)
+        if isinstance(made, Value) and made.dims == dims:
+            return made
+        return self.w.add("expand", self.live(made, len(shape)), label=f"{self.target}.expand", dims=dims)
+
+    def live(self, operand, rank: int) -> Value:
+        """An operand as a value that broadcasts with features of this rank."""
+        if not isinstance(operand, Value):
+            return self.w.constant(operand, f"{self.target}.constant")
+        missing = rank - (len(operand.dims) - 2)
+        if missing <= 0:
+            return operand
+        dims = (*operand.dims[:2], *(1,) * missing, *operand.dims[2:])
+        return self.w.add("reshape", operand, label=f"{self.target}.reshape", dims=dims)
+
+    # -- expressions --
+    def of(self, e: ast.expr):
+        """The operand that an expression is."""
+        if isinstance(e, ast.Constant):
+            return np.float64(e.value)
+        if isinstance(e, ast.Name):
+            return self.known[e.id]
+        if isinstance(e, ast.Subscript):
+            return self.cut(self.of(e.value), e.slice)
+        if isinstance(e, ast.Call):
+            return self.call(e)
+        if isinstance(e, ast.BinOp) and isinstance(e.op, ast.MatMult):
+            return self.product(e)[0]
+        if isinstance(e, ast.BinOp) and isinstance(e.op, ast.Pow):
+            return self.power(self.of(e.left), e.right.value)
+        if isinstance(e, ast.BinOp) and isinstance(e.op, ast.Mult | ast.Div):
+            return self.pointwise(OPERATORS[type(e.op)], self.of(e.left), self.of(e.right))
+        return self.sum_of(e)
+
+    def sum_of(self, e: ast.expr):
+        """A sum: its arrays are added up beforehand and become the bias of its first product."""
+        terms = list(_terms(e, 1.0))
+        if len(terms) == 1 and terms[0][0] < 0:
+            made = self.of(terms[0][1])
+            return -made if not isinstance(made, Value) else self.w.unary("neg", made, label=f"{self.target}.neg")
+        fixed = [sign * self.of(t) for sign, t in terms if is_fixed(t, self.system)]
+        bias = sum(fixed[1:], fixed[0]) if fixed else None
+        live = [(sign, t) for sign, t in terms if not is_fixed(t, self.system)]
+        if not live:
+            return bias
+        total = None
+        for sign, t in sorted(live, key=lambda pair: not _is_product(pair[1])):
+            subtract = sign < 0
+            if _is_product(t):
+                made, taken = self.product(t, sign, bias)
+                bias, subtract = None if taken else bias, False
+            else:
+                made = self.of(t)
+            if total is None:
+                total = self.w.unary("neg", made, label=f"{self.target}.neg") if subtract else made
+            else:
+                total = self.pointwise("sub" if subtract else "add", total, made)
+        return total if bias is None else self.pointwise("add", total, bias)
+
+    def pointwise(self, fn: str, a, b):
+        """An elementwise function of two operands."""
+        if not isinstance(a, Value) and not isinstance(b, Value):
+            return binary(fn, a, b)
+        rank = max(len(v.dims) - 2 if isinstance(v, Value) else v.ndim for v in (a, b))
+        return self.w.binary(fn, self.live(a, rank), self.live(b, rank), label=f"{self.target}.{fn}")
+
+    def power(self, x, power: int):
+        """x times itself: powers of two by squaring."""
+        result = None
+        while power:
+            if power & 1:
+                result = x if result is None else self.pointwise("mul", result, x)
+            power >>= 1
+            x = self.pointwise("mul", x, x) if power else x
+        return result
+
+    def cut(self, x, s: ast.Slice):
+        if not isinstance(x, Value):
+            return x[..., s.lower.value if s.lower else None : s.upper.value if s.upper else None]
+        axis = len(x.dims) - 1
+        start, stop = ends(s, x.dims[axis])
+        return self.w.add("slice", x, label=f"{self.target}.slice", axis=axis, start=start, stop=stop, step=1)
+
+    def product(self, e: ast.BinOp, sign: float = 1.0, bias: np.ndarray | None = None) -> tuple:
+        """(sign * left @ right + bias where that fits the end of the product, whether it did)."""
+        left, right = self.of(e.left), self.of(e.right)
+        if not isinstance(left, Value) and not isinstance(right, Value):
+            return sign * (left @ right), False
+        from_left = isinstance(right, Value)
+        x, matrix = (right, sign * left) if from_left else (left, sign * right)
+        single = matrix.ndim == 1
+        matrix = matrix[:, None] if single else matrix.T if from_left else matrix
+        rank = len(x.dims)
+        turned = from_left and rank > 3  # the features [.., K, L] are multiplied along K
+        label = f"{self.target}.product"
+        if turned:
+            swap = (*range(rank - 2), rank - 1, rank - 2)
+            x = self.w.add("transpose", x, label=label, perm=swap)
+        made = self.w.add("matmul", x, self.w.constant(matrix, f"{label}.W"), label=label)
+        taken = bias is not None and not turned and not single and bias.shape in ((), (1,), (matrix.shape[1],))
+        if taken:
+            row = self.w.constant(np.broadcast_to(bias, matrix.shape[1:]), f"{label}.bias")
+            made = self.w.binary("add", made, row, label=f"{self.target}.biased")
+        if single:
+            made = self.w.add("reshape", made, label=f"{label}.row", dims=made.dims[:-1])
+        elif turned:
+            made = self.w.add("transpose", made, label=label, perm=swap)
+        return made, taken
+
+    def call(self, e: ast.Call):
+        name = e.func.id
+        if name == "prev":
+            return self.ago[e.args[0].id, e.args[1].value if len(e.args) > 1 else 1]
+        operands = [self.of(a) for a in e.args]
+        label = f"{self.target}.{name}"
+        if name in ACTIVATIONS:
+            fn, alpha, beta = ACTIVATIONS[name]
+            x = operands[0]
+            return self.w.unary(fn, x, alpha, beta, label) if isinstance(x, Value) else unary(fn, x, alpha, beta)
+        if name in ("max", "min"):
+            return self.pointwise(name, *operands)
+        if name == "concat":
+            return self.concat(operands, label)
+        x = operands[1] if name == "conv1d" else operands[0]
+        if not isinstance(x, Value):
+            raise ModelFormatError(f"{ast.unparse(e):.60}: {name} of arrays alone; compute it beforehand")
+        if name == "conv1d":
+            return self.convolution(operands[0], x, label)
+        last = len(x.dims) - 1
+        if name in ("sum", "mean"):
+            return self.w.add("reduce", x, label=label, fn=name, axes=(last,), keepdims=True)
+        if name == "norm":
+            rows = [
+                self.w.constant(np.broadcast_to(v, x.dims[last:]), f"{label}.{k}") for k, v in enumerate(operands[1:])
+            ]
+            return self.w.add("layer_norm", x, *rows, label=label, axis=last, epsilon=epsilon_of(e))
+        return self.w.add("softmax", x, label=label, axis=last, log=name == "log_softmax")
+
+    def concat(self, operands: list, label: str):
+        if not any(isinstance(v, Value) for v in operands):
+            return np.concatenate(operands, -1)
+        parts = []
+        for operand in operands:
+            if not isinstance(operand, Value):
+                operand = self.w.add(
+                    "expand", self.live(operand, operand.ndim), label=label, dims=(TIME, BATCH, *operand.shape)
+                )
+            parts.append(operand)
+        return self.w.concat(parts, len(parts[0].dims) - 1)
+
+    def convolution(self, weight: np.ndarray, x: Value, label: str) -> Value:
+        """Over the last axis, which stays as long: zeros on both sides, of an odd number one more at the end."""
+        flat = weight.ndim == 1
+        weight = weight.reshape(1, 1, -1) if flat else weight
+        time, batch, length = x.dims[0], x.dims[1], x.dims[-1]
+        rows = self.w.add("reshape", x, label=f"{label}.rows", dims=(time * batch, weight.shape[1], length))
+        around = weight.shape[2] - 1
+        made = self.w.add(
+            "conv", rows, self.w.constant(weight, f"{label}.W"), label=label, strides=(1,), dilations=(1,),
+            pads=(around // 2, around - around // 2), groups=1,
+        )  # fmt: skip
+        features = (length,) if flat else (weight.shape[0], length)
+        return self.w.add("reshape", made, label=f"{label}.steps", dims=(time, batch, *features))
+
+
+def _is_product(e: ast.expr) -> bool:
+    return isinstance(e, ast.BinOp) and isinstance(e.op, ast.MatMult)
+
+
+def _terms(e: ast.expr, sign: float):
+    """(sign, term) of each term of a sum."""
+    if isinstance(e, ast.BinOp) and isinstance(e.op, ast.Add | ast.Sub):
+        yield from _terms(e.left, sign)
+        yield from _terms(e.right, sign if isinstance(e.op, ast.Add) else -sign)
+    elif isinstance(e, ast.UnaryOp):
+        yield from _terms(e.operand, -sign if isinstance(e.op, ast.USub) else sign)
+    else:
+        yield sign, e
