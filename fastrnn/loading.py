@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 from . import artifact
@@ -160,6 +161,65 @@ def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, 
     return Model(fix_sizes(graph, sizes or {}), threads)
 
 
+def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
+    """A model of one recurrent layer whose weights are arrays: of an npz, of JSON, of a paper.
+
+    It takes float32 `x` [batch, time, I] and gives `y` [batch, time, D*H], D directions. Where nothing else is said,
+    arrays lie as in PyTorch. In what follows G is the number of gates: rnn 1, lstm 4, gru 3.
+
+    Parameters
+    ----------
+    kind : "rnn", "rnn_relu", "lstm" or "gru"
+    W : array, shape (G*H, I), or (D, G*H, I)
+        Input weights, a block of H rows a gate.
+    R : array, shape (G*H, H), or (D, G*H, H)
+        Recurrent weights.
+    Wb, Rb : arrays, shape (G*H,), or (D, G*H), optional
+        Input and recurrent bias; zeros where left out. Where there is only one, it is Wb.
+    P : array, shape (3*H,), or (D, 3*H), optional
+        Peepholes of an lstm, its gates in the order of `order` without the candidate; the output gate sees the new c.
+    order : str, optional
+        The order of the gates, a letter each: of an lstm i f o and g (or c) for the candidate, "ifgo" by default; of a
+        gru r z (or u) and n (or h) for the candidate, "rzn" by default.
+    reset : "after" or "before"
+        Whether a gru's reset gate multiplies R h + Rb (PyTorch) or h itself.
+    z_keeps : "old" or "new"
+        h = z*h_old + (1-z)*n, as in PyTorch, Keras and ONNX, or h = (1-z)*h_old + z*n, as in some papers.
+    activations : sequence of names, or of (name, alpha, beta), optional
+        Of the gates, the candidate and the output (lstm), the gates and the candidate (gru), the state (rnn).
+    clip : float, optional
+        Bounds every gate's argument to [-clip, clip].
+    input_forget : bool
+        An lstm whose forget gate is 1 - i.
+    direction : "forward", "reverse" or "bidirectional"
+        The last needs the axis D = 2 in every array.
+    h0, c0 : arrays, shape (H,), or (D, H), optional
+        Initial states, the same for every row; zeros where left out.
+    threads : as in `load`
+
+    Raises
+    ------
+    ShapeError : an array that does not fit; the text names it. ModelFormatError : an unknown word, or one that does
+    not fit the kind.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> model = fastrnn.from_arrays("gru", W=rng.normal(size=(12, 3)), R=rng.normal(size=(12, 4)), order="zrn")
+    >>> model(np.zeros((1, 5, 3), np.float32)).shape
+    (1, 5, 4)
+    """
+    from .importers import arrays as importer
+
+    known = {name for name in signature(importer.build).parameters if name != "kind"}
+    unknown = sorted(set(arrays) - known)
+    if unknown or {"W", "R"} - set(arrays):
+        missing = sorted({"W", "R"} - set(arrays))
+        text = f"unknown {', '.join(unknown)}" if unknown else f"{', '.join(missing)} is missing"
+        raise ModelFormatError(f"from_arrays: {text}; it takes {', '.join(sorted(known))}")
+    return Model(importer.build(kind, **arrays), threads)
+
+
 def from_equations(
     text: str, *, outputs=None, initial=None, inputs=None, threads: int | None = None, **arrays
 ) -> Model:
@@ -223,6 +283,7 @@ __all__ = [
     "LayerInfo",
     "Model",
     "TensorInfo",
+    "from_arrays",
     "from_equations",
     "from_onnx",
     "load",
