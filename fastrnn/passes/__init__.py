@@ -8,11 +8,12 @@ from __future__ import annotations
 from ..graph import Graph, validate
 from .conv_pads import fold_pads
 from .conv_scale import fold_scales
+from .conv_taps import drop_idle_taps
 from .dead import remove_dead_nodes
 from .linear import fuse_linear
 from .moves import simplify_moves
 
-standard_passes = (simplify_moves, fuse_linear, fold_pads, fold_scales, remove_dead_nodes)
+standard_passes = (simplify_moves, fuse_linear, fold_pads, drop_idle_taps, fold_scales, remove_dead_nodes)
 
 
 def run(graph: Graph) -> Graph:

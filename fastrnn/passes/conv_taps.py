@@ -1,0 +1,57 @@
+"""Taps of a convolution that meet only padding leave it: most of what Silero's last two layers multiply is zeros, since
+they work on one and two steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..graph import Graph, Node, Value
+
+
+def drop_idle_taps(graph: Graph) -> Graph:
+    """conv over an axis of known size: without the taps at its ends that lie in the padding at every position."""
+    nodes: list[Node] = []
+    values, constants = dict(graph.values), dict(graph.constants)
+    dropped = 0
+    for node in graph.nodes:
+        idle = _idle_taps(graph, node) if node.op == "conv" else []
+        if not any(begin or end for begin, end in idle):
+            nodes.append(node)
+            continue
+        W = graph.constants[node.inputs[1]]
+        index = [slice(None), slice(None)]
+        pads, rank = list(node.attrs["pads"]), len(idle)
+        for axis, (begin, end) in enumerate(idle):
+            index.append(slice(begin, W.shape[2 + axis] - end))
+            pads[axis] -= begin * node.attrs["dilations"][axis]
+            pads[rank + axis] -= end * node.attrs["dilations"][axis]
+        name = f"{node.name}.taps"
+        constants[name] = np.ascontiguousarray(W[tuple(index)])
+        values[name] = Value(name, graph.values[node.inputs[1]].dtype, constants[name].shape)
+        inputs = (node.inputs[0], name, *node.inputs[2:])
+        nodes.append(Node("conv", node.name, inputs, node.outputs, dict(node.attrs) | {"pads": tuple(pads)}))
+        dropped += 1
+    if not dropped:
+        return graph
+    note = f"dropped the taps of {dropped} convolutions that meet only padding"
+    return graph.replace(nodes=tuple(nodes), values=values, constants=constants, notes=(*graph.notes, note))
+
+
+def _idle_taps(graph: Graph, node: Node) -> list[tuple[int, int]]:
+    """How many taps at the begin and at the end of each spatial axis are idle. One tap stays, whatever it meets; pads
+    don't go below zero."""
+    x, y = graph.values[node.inputs[0]].dims[2:], graph.values[node.outputs[0]].dims[2:]
+    rank, taps = len(x), graph.values[node.inputs[1]].dims[2:]
+    found = []
+    for axis, (size, positions) in enumerate(zip(x, y, strict=True)):
+        if not isinstance(size, int) or not isinstance(positions, int) or positions < 1:
+            found.append((0, 0))
+            continue
+        stride, dilation = node.attrs["strides"][axis], node.attrs["dilations"][axis]
+        begin_pad, end_pad = node.attrs["pads"][axis], node.attrs["pads"][rank + axis]
+        reach = (positions - 1) * stride - begin_pad  # where the first tap of the last position lies
+        begin = min(max(0, -(reach // dilation)), begin_pad // dilation, taps[axis] - 1)
+        live_end = (size + begin_pad - 1) // dilation  # the last tap of the first position that lies within x
+        end = min(max(0, taps[axis] - 1 - live_end), end_pad // dilation, taps[axis] - 1 - begin)
+        found.append((begin, end))
+    return found
