@@ -79,12 +79,13 @@ def extension(name, *sources):
     )
 
 
+MODULES = ("_isa", "_recurrence", "_ops", "_timing", "_executor", "_pool")
 directives = {"language_level": 3, "freethreading_compatible": False}
 if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
 setup(
     ext_modules=cythonize(
-        [*map(extension, ("_isa", "_recurrence", "_ops", "_timing", "_executor")), extension("_roofline", PROBES)],
+        [*map(extension, MODULES), extension("_roofline", PROBES)],
         compiler_directives=directives,
     ),
     cmdclass={"build_ext": BuildKernels},

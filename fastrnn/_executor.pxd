@@ -69,7 +69,7 @@ cdef inline bint fits(object x, const Form *form) noexcept:
     array = <cnp.ndarray> x
     if cnp.PyArray_TYPE(array) != form.type or cnp.PyArray_NDIM(array) != form.ndim:
         return False
-    if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_CARRAY_RO):
+    if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_CARRAY_RO) or not cnp.PyArray_ISNOTSWAPPED(array):
         return False
     for i in range(form.ndim):
         if cnp.PyArray_DIM(array, i) != form.dims[i]:

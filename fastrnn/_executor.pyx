@@ -265,11 +265,7 @@ cdef class Program:
         s.batch, s.time, s.span, s.room, s.n_linear = batch, time, -1, room, -1
         s.integers = <int64_t *> allocate(self.n_integers + 1, sizeof(int64_t))
         s.base = <void **> allocate(n_base + self.n_slots, sizeof(void *))
-        values = self._values(room, time, time)
-        sizes = []
-        for first, shared in zip(self.slot_rows, self.plan.slot_sizes, strict=True):
-            need = [min(int(v), v if cap is None else cap) for v, (_, cap) in zip(values[first:], shared, strict=False)]
-            sizes.append((int(max(need)) + ALIGN - 1) // ALIGN * ALIGN)
+        sizes = self._slot_bytes(room, time)
         total = max(sum(sizes), 1)
         if total > 1 << 40:
             raise ShapeError(f"batch {batch} and time {time} would take {total >> 30} GiB of scratch")
@@ -283,6 +279,19 @@ cdef class Program:
         for i, array in enumerate(self.plan.constants):
             s.base[self.n_inputs + self.n_outputs + i] = cnp.PyArray_DATA(<cnp.ndarray> array)
         return s
+
+    def _slot_bytes(self, int64_t batch, int64_t time):
+        """Bytes of each slot of the arena at these sizes."""
+        values = self._values(batch, time, time)
+        sizes = []
+        for first, shared in zip(self.slot_rows, self.plan.slot_sizes, strict=True):
+            need = [min(int(v), v if cap is None else cap) for v, (_, cap) in zip(values[first:], shared, strict=False)]
+            sizes.append((int(max(need)) + ALIGN - 1) // ALIGN * ALIGN)
+        return sizes
+
+    def arena_bytes(self, batch, time):
+        """Bytes that a call at these sizes works in, besides its arguments and the states."""
+        return sum(self._slot_bytes(batch, time))
 
     cdef _values(self, int64_t batch, int64_t time, int64_t span):
         monomials = self.coefficients.evaluate_monomials(batch, time, span)

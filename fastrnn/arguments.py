@@ -13,6 +13,8 @@ from . import dims as D
 from .errors import ShapeError
 from .graph import DTYPES, Value
 
+MOST_AXES = 8  # of an array on the fast path of a step, with the axis of a pool's rows
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -142,6 +144,41 @@ def collect(names: list[str], x) -> list:
         got = f"{len(x)} arrays" if isinstance(x, tuple | list) else type(x).__name__
         raise ShapeError(f"the model takes a tuple of {len(names)} inputs {names}, got {got}")
     return list(x)
+
+
+def check_out(outputs: list[Argument], out, batch: int | None):
+    """The arrays that the outputs of a step are written to, as a list; None where `out` is. ShapeError otherwise."""
+    if out is None:
+        return None
+    outs = out if isinstance(out, tuple | list) else (out,)
+    if len(outs) != len(outputs):
+        raise ShapeError(f"out has {len(outs)} arrays, the model has {len(outputs)} outputs")
+    for argument, array in zip(outputs, outs, strict=True):
+        argument.check_out(array, argument.step_shape(batch))
+    for i, array in enumerate(outs):
+        if any(np.may_share_memory(array, other) for other in outs[:i]):
+            raise ShapeError(f"out for {outputs[i].name} shares memory with another output's")
+    return outs
+
+
+def deliver(results: list, outs):
+    """One array for one output, else a tuple; copied into `outs` where given."""
+    for target, array in zip(outs or (), results, strict=False):
+        np.copyto(target, array)
+    final = outs or results
+    return final[0] if len(final) == 1 else tuple(final)
+
+
+def plain_forms(inputs: list[Argument], outputs: list[Argument], batch: int | None = None) -> list[tuple]:
+    """(NumPy's type number, shape of a step) of the one input and the one output of a model whose arguments need no
+    general check, being float32 of few axes; [] for any other model."""
+    if len(inputs) != 1 or len(outputs) != 1:
+        return []
+    sides = (*inputs, *outputs)
+    shapes = [a.step_shape(batch) for a in sides]
+    if any(a.stored != "float32" for a in sides) or any(len(s) >= MOST_AXES for s in shapes):
+        return []
+    return [(np.dtype(np.float32).num, shape) for shape in shapes]
 
 
 def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:

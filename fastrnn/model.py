@@ -20,6 +20,7 @@ from .follow import follow
 from .graph import DTYPES, Graph
 from .passes.sizes import fix_sizes
 from .plan import has_time
+from .pool import StreamPool
 from .stream import Stream
 
 KEPT_SIZES = 8  # of other free sizes, each a model of its own
@@ -286,6 +287,20 @@ class Model:
         StreamError : the model can't be streamed; the text names each node and why.
         """
         return Stream(self, batch_size)
+
+    def pool(self, capacity: int = 1024) -> StreamPool:
+        """A pool of independent streams, each with a slot, stepped together in any subset and order.
+
+        Parameters
+        ----------
+        capacity : how many streams there is room for; memory is taken as they are opened
+
+        Raises
+        ------
+        StreamError : the model can't be streamed; the text names each node and why.
+        ShapeError : capacity is no int in 1..2^24. StateError : no memory holds it.
+        """
+        return StreamPool(self, capacity)
 
     def _stream_parts(
         self, batch_size: int | None

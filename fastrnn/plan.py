@@ -93,6 +93,11 @@ class Plan:
         """The graph is a step function: no value of it has a time axis."""
         return not has_time(self.graph)
 
+    @cached_property
+    def has_batch(self) -> bool:
+        """Some value of the graph has a batch axis."""
+        return any("batch" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
+
     def depends(self, name: str) -> bool:
         """Whether the size `name` decides if the graph has a meaning: `check_sizes` must then see it."""
         required = [dim for dim, _ in self.graph.requires]

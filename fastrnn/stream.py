@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import states
 from ._executor import StreamCore
-from .arguments import as_dtype, collect, whole_number
-from .errors import ShapeError, StateError, StreamError
+from .arguments import check_out, collect, deliver, plain_forms, whole_number
+from .errors import ShapeError, StreamError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -45,38 +45,21 @@ class Stream(StreamCore):
         slab = np.empty((batch_size or 1, layout.size), np.float32)
         slab[:] = layout.initial_row
         sides = (*inputs, *outputs)
-        simple = len(inputs) == len(outputs) == 1 and all(a.stored == "float32" for a in sides)
-        simple = simple and all(len(a.step_shape(batch_size)) <= 8 for a in sides)  # what the fast path has room for
-        forms = (
-            [(np.dtype(a.dtype).num, a.step_shape(batch_size)) for a in (*inputs[:1], *outputs[:1])] if simple else []
-        )
-        self._open(program, batch_size or 1, slab, simple, *(forms or (None, None)))
+        forms = plain_forms(inputs, outputs, batch_size)
+        self._open(program, batch_size or 1, slab, bool(forms), *(forms or (None, None)))
         self._time_axis = len(inputs[0]._lead(batch_size)) if inputs else 0
-        self._plain_shape = inputs[0].step_shape(batch_size) if simple and all(a.timed for a in sides) else None
+        self._plain_shape = inputs[0].step_shape(batch_size) if forms and all(a.timed for a in sides) else None
 
     def _step_general(self, x, out):
         """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""
         if self.program is None:
             self._begin(self.model._sized_like(x))
             return self.step(x, out)
-        outs = self._check_out(out)
+        outs = check_out(self._outputs, out, self.batch_size)
         arrays = [a.check_step(v, self.batch_size) for a, v in zip(self._inputs, collect(self._names, x), strict=True)]
         results = [np.empty(o.step_shape(self.batch_size), o.stored) for o in self._outputs]
         self._advance(arrays, results, [0] * len(arrays), [0] * len(results), 1)
-        return _deliver(results, outs)
-
-    def _check_out(self, out):
-        if out is None:
-            return None
-        outs = out if isinstance(out, tuple | list) else (out,)
-        if len(outs) != len(self._outputs):
-            raise ShapeError(f"out has {len(outs)} arrays, the model has {len(self._outputs)} outputs")
-        for argument, array in zip(self._outputs, outs, strict=True):
-            argument.check_out(array, argument.step_shape(self.batch_size))
-        for i, array in enumerate(outs):
-            if any(np.may_share_memory(array, other) for other in outs[:i]):
-                raise ShapeError(f"out for {self._outputs[i].name} shares memory with another output's")
-        return outs
+        return deliver(results, outs)
 
     def push(self, chunk):
         """Advance by all steps of a chunk, of any length.
@@ -115,7 +98,7 @@ class Stream(StreamCore):
         self._advance(arrays, results, *strides, span)
         if span == 0:
             results = [r if o.timed else None for o, r in zip(self._outputs, results, strict=True)]
-        return _deliver(results, None)
+        return deliver(results, None)
 
     def _is_plain(self, chunk) -> bool:
         """A chunk that needs no check besides this one, in a model of one input and one output: 2 us instead of 14."""
@@ -132,28 +115,12 @@ class Stream(StreamCore):
         [batch_size, hidden_size].
         """
         with self._alone():
-            states = self._layout.export(self.slab)
-        if self.batch_size is None:
-            own = {s.name for s in self._layout.shown if s.batch_axis == 0 and s.name not in self.model.graph.states}
-            states = {k: v[0] if k in own else v for k, v in states.items()}
-        return states
+            return states.exported(self._layout, self.model.graph, self.slab, self.batch_size is None)
 
     @state.setter
-    def state(self, states):
-        current = self.state
-        if not isinstance(states, Mapping):
-            raise StateError(f"a state is a dict of arrays by name, got {type(states).__name__}")
-        if set(states) != set(current):
-            raise StateError(f"states are {sorted(current)}, got {sorted(map(str, states))}")
-        full = {}
-        for shown in self._layout.shown:
-            array = as_dtype(states[shown.name], shown.dtype, f"state {shown.name}")
-            if array.shape != current[shown.name].shape:
-                raise ShapeError(f"state {shown.name}: shape {current[shown.name].shape} expected, got {array.shape}")
-            lone = self.batch_size is None and shown.batch_axis == 0 and shown.name not in self.model.graph.states
-            full[shown.name] = array[None] if lone else array
+    def state(self, new):
         with self._alone():
-            self._layout.load(self.slab, full)
+            states.load(self._layout, self.model.graph, self.slab, new, self.batch_size is None)
 
     def reset(self) -> None:
         """Back to the initial state, as after opening; sizes that the first step fixed stay."""
@@ -208,11 +175,3 @@ class Stream(StreamCore):
     def __repr__(self):
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
         return f"<Stream of {self.model.name}{size}, {self.steps_done} steps>"
-
-
-def _deliver(results: list, outs):
-    """One array for one output, else a tuple; copied into `outs` where given."""
-    for target, array in zip(outs or (), results, strict=False):
-        np.copyto(target, array)
-    final = outs or results
-    return final[0] if len(final) == 1 else tuple(final)

@@ -93,6 +93,14 @@ class TestSameBits:
         assert np.array_equal(np.delete(seen, 3, 0), np.delete(y, 3, 0))
 
 
+def test_the_other_byte_order_is_converted():
+    model, x = Model(stack()), some(5)
+    out = np.zeros(3, ">f4")
+    assert np.array_equal(model.stream().step(x.astype(">f4")), model.stream().step(x))
+    with pytest.raises(fastrnn.ShapeError, match="out"):
+        model.stream().step(x, out=out)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.lists(st.integers(0, 70), max_size=6), st.sampled_from(KINDS), st.integers(1, 40))
 def test_any_cut_gives_the_same_bits(batch, cuts, kind, H):

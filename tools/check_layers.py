@@ -44,6 +44,8 @@ LEVELS = {
     "_ops": 4,
     "_timing": 4,
     "_executor": 4,
+    "states": 4,
+    "_pool": 5,
     "pool": 5,
     "stream": 5,
     "model": 6,

@@ -1,0 +1,528 @@
+"""StreamPool: every stream of it has the bits of a lone stream, whatever is opened, closed and stepped around it."""
+
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from graph_builder import GraphBuilder
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from test_model_stream import some, stack
+from test_plan import weights
+
+import fastrnn
+from fastrnn.cells import CellSpec
+from fastrnn.dims import BATCH, TIME
+from fastrnn.model import Model
+
+
+def two_sides():
+    """Two inputs, one without time, and two outputs, one reduced over time: what only the general path takes."""
+    rng, b = np.random.default_rng(3), GraphBuilder("two sides")
+    x, bias = b.input("x", "float32", BATCH, TIME, 4), b.input("who", "float32", BATCH, 1, 6)
+    spec = CellSpec("gru", 4, 6)
+    seq = b.add("transpose", x, perm=(1, 0, 2))
+    y, _ = b.add("cell", seq, weights(rng, b, "W", 18, 4), weights(rng, b, "R", 18, 6), outputs=("y", None), spec=spec)
+    y = b.add("transpose", y, perm=(1, 0, 2))
+    y = b.add("binary", y, bias, fn="add")
+    mean = b.add("reduce", y, fn="mean", axes=(1,), keepdims=False)
+    return b.done(y, mean)
+
+
+def words():
+    """int64 words -> their rows of a table -> LSTM: a wrong word is found only when it is run."""
+    rng, b = np.random.default_rng(3), GraphBuilder("words")
+    ids = b.input("ids", "int64", TIME, BATCH)
+    x = b.add("gather", weights(rng, b, "table", 10, 4), ids, axis=0)
+    y, _ = b.add("cell", x, weights(rng, b, "W", 24, 4), weights(rng, b, "R", 24, 6), outputs=("y", None),
+                 spec=CellSpec("lstm", 4, 6))  # fmt: skip
+    return b.done(y)
+
+
+def threaded():
+    """A state that the file's caller threads by hand."""
+    rng, b = np.random.default_rng(5), GraphBuilder("threaded")
+    x, h0 = b.input("x", "float32", BATCH, TIME, 4), b.input("h0", "float32", 1, BATCH, 6)
+    args = [weights(rng, b, "W", 18, 4), weights(rng, b, "R", 18, 6), None, None, None]
+    start = b.add("reshape", h0, dims=(BATCH, 6))
+    y, hn = b.add("cell", b.add("transpose", x, perm=(1, 0, 2)), *args, start, outputs=("y", "hn"),
+                  spec=CellSpec("gru", 4, 6))  # fmt: skip
+    end = b.add("reshape", hn, dims=(1, BATCH, 6))
+    return b.done(b.add("transpose", y, perm=(1, 0, 2)), end, states={"h0": end})
+
+
+MODELS = {
+    "lstm": Model(stack("lstm", I=4, H=9)),
+    "gru": Model(stack("gru", I=4, H=24, time_major=True)),
+    "rnn, last step": Model(stack("rnn", I=4, H=5, last=True)),
+    "two sides": Model(two_sides()),
+    "words": Model(words()),
+    "threaded": Model(threaded()),
+}
+
+
+def data(model, T, seed):
+    """Random inputs of one stream: an array [T, ...], or a tuple with one for each input."""
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for name in model.graph.inputs:
+        if name in model.graph.states:
+            continue
+        value = model.graph.values[name]
+        timed = TIME in value.dims
+        shape = [d for d in value.dims if isinstance(d, int)]
+        if value.dtype == "int64":
+            arrays.append(rng.integers(0, 10, [T, *shape]))
+        else:
+            arrays.append(rng.standard_normal([T, *shape] if timed else shape).astype(np.float32))
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
+def step_of(arrays, t):
+    """Step t of such inputs."""
+    return arrays[t] if isinstance(arrays, np.ndarray) else (arrays[0][t], arrays[1])
+
+
+def stacked(items):
+    """The inputs of several streams as one call of step takes them."""
+    if isinstance(items[0], tuple):
+        return tuple(np.stack([item[i] for item in items]) for i in range(len(items[0])))
+    return np.stack(items)
+
+
+def same(a, b):
+    """Equal to the last bit, NaNs too."""
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Opens, closes, resets, steps, pushes, grows and copies at random; beside each slot lives a lone stream."""
+
+    @initialize(name=st.sampled_from(sorted(MODELS)), capacity=st.integers(1, 6))
+    def begin(self, name, capacity):
+        self.model = MODELS[name]
+        self.pool = self.model.pool(capacity=capacity)
+        self.live, self.gone, self.seed = {}, [], 0
+
+    def slots(self, choose):
+        order = choose.draw(st.permutations(sorted(self.live)))
+        return order[: choose.draw(st.integers(1, len(order)))]
+
+    def inputs(self, T):
+        self.seed += 1
+        return data(self.model, T, self.seed)
+
+    @precondition(lambda self: len(self.pool) < self.pool.capacity)
+    @rule()
+    def open(self):
+        slot = self.pool.open()
+        assert slot not in self.live
+        assert slot not in self.gone
+        self.live[slot] = self.model.stream()
+
+    @precondition(lambda self: len(self.pool) == self.pool.capacity)
+    @rule(more=st.integers(0, 5))
+    def full(self, more):
+        with pytest.raises(fastrnn.StateError, match="open"):
+            self.pool.open()
+        self.pool.grow(self.pool.capacity + more)
+
+    @precondition(lambda self: self.live)
+    @rule(choose=st.data())
+    def close(self, choose):
+        slot = choose.draw(st.sampled_from(sorted(self.live)))
+        self.pool.close(slot)
+        del self.live[slot]
+        self.gone.append(slot)
+
+    @precondition(lambda self: self.live)
+    @rule(choose=st.data())
+    def reset(self, choose):
+        slot = choose.draw(st.sampled_from(sorted(self.live)))
+        self.pool.reset(slot)
+        self.live[slot].reset()
+
+    @precondition(lambda self: 0 < len(self.live) < self.pool.capacity)
+    @rule(choose=st.data())
+    def copy(self, choose):
+        slot = choose.draw(st.sampled_from(sorted(self.live)))
+        self.live[self.pool.copy(slot)] = self.live[slot].copy()
+
+    @precondition(lambda self: self.live)
+    @rule(choose=st.data(), bad=st.booleans())
+    def step(self, choose, bad):
+        slots = self.slots(choose)
+        arrays = [step_of(self.inputs(1), 0) for _ in slots]
+        if bad and isinstance(arrays[0], np.ndarray) and arrays[0].dtype == np.float32:
+            arrays[0] = arrays[0] * np.float32(np.nan)  # stays with its own stream
+        y = self.pool.step(np.array(slots), stacked(arrays))
+        for i, (slot, x) in enumerate(zip(slots, arrays, strict=True)):
+            mine = tuple(o[i] for o in y) if isinstance(y, tuple) else y[i]
+            assert same(self.live[slot].step(x), mine)
+
+    @precondition(lambda self: self.live)
+    @rule(choose=st.data())
+    def push(self, choose):
+        slots = self.slots(choose)
+        chunks = [self.inputs(choose.draw(st.integers(0, 80))) for _ in slots]
+        for slot, chunk, y in zip(slots, chunks, self.pool.push(slots, chunks), strict=True):
+            assert same(self.live[slot].push(chunk), y)
+
+    @precondition(lambda self: self.live)
+    @rule(choose=st.data())
+    def state(self, choose):
+        slots = self.slots(choose)
+        states = [self.pool.state(s) for s in slots]
+        target = slots[0]
+        self.pool.set_state(target, states[-1])
+        self.live[target].state = states[-1]
+
+    @precondition(lambda self: self.gone)
+    @rule(choose=st.data())
+    def stale(self, choose):
+        slot = choose.draw(st.sampled_from(self.gone))
+        live = sorted(self.live)[:1]
+        arrays = [step_of(self.inputs(1), 0) for _ in [*live, slot]]
+        assert slot not in self.pool
+        for call in (
+            lambda: self.pool.step([*live, slot], stacked(arrays)),
+            lambda: self.pool.push([*live, slot], [self.inputs(2) for _ in [*live, slot]]),
+            lambda: self.pool.state(slot),
+            lambda: self.pool.set_state(slot, {}),
+            lambda: self.pool.reset(slot),
+            lambda: self.pool.close(slot),
+            lambda: self.pool.copy(slot),
+        ):
+            with pytest.raises(fastrnn.StateError, match="was closed"):
+                call()
+
+    @invariant()
+    def every_state_is_that_of_the_lone_stream(self):
+        if not hasattr(self, "pool"):
+            return
+        assert len(self.pool) == len(self.live)
+        assert sorted(self.pool) == sorted(self.live)
+        for slot, stream in self.live.items():
+            mine, lone = self.pool.state(slot), stream.state
+            assert mine.keys() == lone.keys()
+            assert all(same(mine[k], lone[k]) for k in lone)
+            assert self.pool.steps_done(slot) == stream.steps_done
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPoolIsManyStreams = PoolMachine.TestCase
+
+
+def opened(model, n, capacity=None):
+    pool = model.pool(capacity=capacity or n)
+    return pool, np.array([pool.open() for _ in range(n)])
+
+
+class TestRows:
+    """Sizes that fill no tile, one call, several calls, many steps a call."""
+
+    @pytest.mark.parametrize("name", sorted(MODELS))
+    @pytest.mark.parametrize("n", [1, 7, 65, 300])
+    def test_steps_of_any_subset(self, name, n):
+        model = MODELS[name]
+        pool, slots = opened(model, n)
+        lone = [model.stream() for _ in range(n)]
+        rng = np.random.default_rng(n)
+        for tick in range(3):
+            some_of = rng.permutation(n)[: 1 + rng.integers(n)]
+            arrays = [step_of(data(model, 1, 1000 * tick + int(i)), 0) for i in some_of]
+            y = pool.step(slots[some_of], stacked(arrays))
+            for row, i in enumerate(some_of):
+                mine = tuple(o[row] for o in y) if isinstance(y, tuple) else y[row]
+                assert same(lone[i].step(arrays[row]), mine)
+
+    def test_ragged_chunks_beside_each_other(self):
+        model = MODELS["lstm"]
+        pool, slots = opened(model, 150)
+        lengths = np.random.default_rng(1).integers(0, 300, 150)
+        chunks = [data(model, int(t), i) for i, t in enumerate(lengths)]
+        for chunk, y in zip(chunks, pool.push(slots, chunks), strict=True):
+            assert same(model.stream().push(chunk), y)
+        assert [pool.steps_done(s) for s in slots] == lengths.tolist()
+
+    def test_nan_stays_where_it_is(self):
+        model = MODELS["lstm"]
+        pool, slots = opened(model, 20)
+        clean, same_slots = opened(model, 20)
+        x = some(20, 4)
+        dirty = x.copy()
+        dirty[3] = np.nan
+        for _ in range(3):
+            y, want = pool.step(slots, dirty), clean.step(same_slots, x)
+        assert np.isnan(y[3]).all()
+        assert np.array_equal(np.delete(y, 3, 0), np.delete(want, 3, 0))
+        pool.close(slots[3])
+        again = pool.open()  # the same place: nothing of the one before is left
+        assert same(pool.step([again], x[:1]), model.stream(1).step(x[:1]))
+
+    def test_a_whole_sequence_has_the_same_bits(self):
+        model = MODELS["gru"]
+        x = some(11, 70, 4)
+        whole = model(np.ascontiguousarray(x.swapaxes(0, 1))).swapaxes(0, 1)
+        pool, slots = opened(model, 11, 20)
+        assert np.array_equal(np.stack(pool.push(slots, x)), whole)
+
+    def test_a_model_without_a_batch_axis(self):
+        b = GraphBuilder("lone")
+        rng = np.random.default_rng(2)
+        x = b.input("x", "float32", TIME, 1, 4)
+        y, _ = b.add("cell", x, weights(rng, b, "W", 6, 4), weights(rng, b, "R", 6, 6), outputs=("y", None),
+                     spec=CellSpec("rnn", 4, 6))  # fmt: skip
+        model = Model(b.done(y))
+        pool, slots = opened(model, 5)
+        lone = [model.stream() for _ in range(5)]
+        x = some(5, 9, 1, 4)
+        for t in range(4):
+            y = pool.step(slots[::-1], x[:, t])
+            assert all(same(lone[4 - i].step(x[i, t]), y[i]) for i in range(5))
+        assert all(map(same, pool.push(slots, list(x)), [s.push(c) for s, c in zip(lone, x, strict=True)]))
+
+
+class TestCalls:
+    def test_out_is_written_and_returned(self):
+        model = MODELS["lstm"]
+        pool, slots = opened(model, 6)
+        x, y = some(4, 4), np.zeros((4, 3), np.float32)
+        want = model.stream(4).step(x)
+        assert pool.step(slots[[5, 0, 2, 1]], x, out=y) is y
+        assert np.array_equal(y, want)
+
+    def test_out_may_overlap_x(self):
+        model = Model(stack("lstm", I=3, H=9))
+        pool, slots = opened(model, 4)
+        x = some(4, 3)
+        want = model.stream(4).step(x)
+        assert np.array_equal(pool.step(slots, x, out=x), want)
+
+    @pytest.mark.parametrize(
+        "form", [list, tuple, np.array, lambda s: np.array(s, np.uint64), lambda s: np.array(s, ">i8")]
+    )
+    def test_slots_of_any_ints(self, form):
+        pool = MODELS["lstm"].pool(capacity=4)
+        assert pool.step(form([pool.open(), pool.open()]), some(2, 4)).shape == (2, 3)
+
+    def test_strided_slots_and_inputs(self):
+        model = MODELS["lstm"]
+        pool, slots = opened(model, 8)
+        x = some(16, 4)
+        assert np.array_equal(pool.step(slots[::2], x[::4]), model.stream(4).step(x[::4]))
+
+    def test_no_rows(self):
+        pool, _ = opened(MODELS["lstm"], 2)
+        assert pool.step([], np.zeros((0, 4), np.float32)).shape == (0, 3)
+        assert pool.push([], []) == []
+        twice, _ = opened(MODELS["two sides"], 2)
+        shapes = [y.shape for y in twice.step([], (np.zeros((0, 4)), np.zeros((0, 1, 6))))]
+        assert shapes == [(0, 1, 6), (0, 6)] or shapes == [(0, 6), (0, 6)]
+
+    @pytest.mark.parametrize(
+        ("slots", "error", "match"),
+        [
+            (lambda s: [s[0], s[1], s[0]], fastrnn.StateError, "twice"),
+            (lambda s: [s[0], -1, s[1]], fastrnn.StateError, "not one of this pool's"),
+            (lambda s: [s[0], 1 << 62, s[1]], fastrnn.StateError, "not one of this pool's"),
+            (lambda s: [s[0], 10**30, s[1]], fastrnn.StateError, "ints that open"),
+            (lambda s: [s[0], 0, s[1]], fastrnn.StateError, "not one of this pool's"),
+            (lambda s: [s[0] + (4 << 24), s[1], s[2]], fastrnn.StateError, "not one of this pool's"),
+            (lambda s: [True, s[0], s[1]], fastrnn.StateError, "slot 1 is not one of this pool's"),
+            (lambda s: np.array([s[0], s[1], (1 << 64) - 1], np.uint64), fastrnn.StateError, "not one of this pool's"),
+            (lambda s: np.array([s[0]] * 3, float), fastrnn.StateError, "float64"),
+            (lambda s: [True, False, True], fastrnn.StateError, "bool"),
+            (lambda s: "abc", fastrnn.ShapeError, "one axis"),
+            (lambda s: s[0], fastrnn.ShapeError, "one axis"),
+            (lambda s: [[s[0], s[1], s[2]]], fastrnn.ShapeError, "one axis"),
+        ],
+    )
+    def test_wrong_slots(self, slots, error, match):
+        pool, good = opened(MODELS["lstm"], 3)
+        before = [pool.state(s) for s in good]
+        with pytest.raises(error, match=match):
+            pool.step(slots(good.tolist()), some(3, 4))
+        with pytest.raises(error, match=match):
+            pool.push(slots(good.tolist()), some(3, 2, 4))
+        for s, state in zip(good, before, strict=True):
+            assert all(same(pool.state(s)[k], state[k]) for k in state)
+            assert pool.steps_done(s) == 0
+
+    def test_a_slot_of_another_pool(self):
+        model = MODELS["lstm"]
+        (_, mine), (other, _) = opened(model, 2), opened(model, 2)
+        with pytest.raises(fastrnn.StateError, match="not one of this pool's"):
+            other.step(mine, some(2, 4))
+
+    @pytest.mark.parametrize("slot", [None, 1.0, "1", True, [1], np.float32(1), 1 << 70, -1])
+    def test_a_wrong_slot_of_one(self, slot):
+        pool, _ = opened(MODELS["lstm"], 2)
+        for call in (pool.close, pool.reset, pool.state, pool.copy, pool.steps_done):
+            with pytest.raises(fastrnn.StateError, match="slot"):
+                call(slot)
+        assert slot not in pool
+
+    @pytest.mark.parametrize(
+        ("x", "match"),
+        [
+            (np.zeros((2, 4), np.float32), r"\[3, 4\], got \[2, 4\]"),
+            (np.zeros((3, 5), np.float32), r"\[3, 4\], got \[3, 5\]"),
+            (np.zeros((3, 4)), "float32 expected, got float64"),
+            (None, "x"),
+        ],
+    )
+    def test_wrong_inputs(self, x, match):
+        pool, slots = opened(MODELS["lstm"], 3)
+        with pytest.raises(fastrnn.ShapeError, match=match):
+            pool.step(slots, x)
+
+    def test_wrong_chunks_are_numbered(self):
+        pool, slots = opened(MODELS["lstm"], 3)
+        good = some(2, 4)
+        with pytest.raises(fastrnn.ShapeError, match=r"chunk 1: input x: a chunk is \[T, 4\], got \[2, 5\]"):
+            pool.push(slots, [good, some(2, 5), good])
+        with pytest.raises(fastrnn.ShapeError, match="3 slots take 3 chunks, got 2"):
+            pool.push(slots, [good, good])
+        assert not any(pool.steps_done(s) for s in slots)
+
+    @pytest.mark.parametrize(
+        "out", [np.zeros((3, 4), np.float32), np.zeros((3, 3)), [1.0], np.zeros((3, 6), "f4")[:, ::2]]
+    )
+    def test_wrong_out(self, out):
+        pool, slots = opened(MODELS["lstm"], 3)
+        if isinstance(out, np.ndarray) and out.shape == (3, 3) and out.dtype == np.float32:  # strided: copied into
+            assert np.array_equal(pool.step(slots, some(3, 4), out=out), MODELS["lstm"].stream(3).step(some(3, 4)))
+            return
+        with pytest.raises(fastrnn.ShapeError, match="out"):
+            pool.step(slots, some(3, 4), out=out)
+        assert not any(pool.steps_done(s) for s in slots)
+
+    @pytest.mark.parametrize("call", ["step", "push"])
+    def test_a_row_that_fails_in_the_middle_leaves_every_state(self, call):
+        model = MODELS["words"]
+        pool, slots = opened(model, 200)
+        pool.push(slots, np.ones((200, 3), np.int64))
+        before = pool.slab.copy()
+        ids = np.ones((200, 4), np.int64)
+        ids[150, 2] = 99
+        with pytest.raises(fastrnn.ShapeError, match="index 99"):
+            pool.step(slots, ids[:, 2]) if call == "step" else pool.push(slots, ids)
+        assert np.array_equal(pool.slab, before)
+        assert {pool.steps_done(s) for s in slots} == {3}
+
+
+class TestSlots:
+    def test_capacity(self):
+        model = MODELS["lstm"]
+        for bad in (0, -1, 2.5, None, "8", True, 1 << 40):
+            with pytest.raises(fastrnn.ShapeError, match="capacity"):
+                model.pool(capacity=bad)
+        pool, slots = opened(model, 3)
+        with pytest.raises(fastrnn.StateError, match="all 3 slots"):
+            pool.open()
+        y = pool.step(slots, some(3, 4))
+        with pytest.raises(fastrnn.StateError, match="never shrinks"):
+            pool.grow(2)
+        pool.grow(100)
+        more = [pool.open() for _ in range(97)]
+        assert len({*slots.tolist(), *more}) == len(pool) == 100
+        s = model.stream(3)
+        assert np.array_equal(s.step(some(3, 4)), y)
+        assert np.array_equal(s.step(some(3, 4)), pool.step(slots, some(3, 4)))
+
+    def test_the_future_is_refused_with_the_nodes_name(self):
+        from test_plan import tagger
+
+        with pytest.raises(fastrnn.StreamError, match="cellTrue"):
+            Model(tagger()).pool()
+
+    def test_what_it_says_of_itself(self):
+        pool, slots = opened(MODELS["lstm"], 2, 5)
+        assert repr(pool) == "<StreamPool of lstm stack, 2 of 5 slots open>"
+        assert len(pool) == 2
+        assert pool.slots.tolist() == slots.tolist()
+        assert pool.slab.shape == (5, 36)
+        assert pool.memory_bytes == 5 * (36 * 4 + 5 * 8)
+
+    def test_no_pickles_and_no_copies(self):
+        import copy
+        import pickle
+
+        pool, _ = opened(MODELS["lstm"], 2)
+        for act in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="snapshots"):
+                act(pool)
+
+    def test_a_state_of_another_shape(self):
+        pool, slots = opened(MODELS["lstm"], 2)
+        state = pool.state(slots[0])
+        name = next(iter(state))
+        for wrong, error in (
+            ({}, fastrnn.StateError),
+            (state | {"more": np.zeros(3)}, fastrnn.StateError),
+            (state | {name: np.zeros(4, np.float32)}, fastrnn.ShapeError),
+            ([1], fastrnn.StateError),
+        ):
+            with pytest.raises(error, match="state"):
+                pool.set_state(slots[0], wrong)
+
+
+@pytest.mark.any_isa
+class TestThreads:
+    def test_one_pool_by_several_threads_takes_turns(self):
+        """Each thread has slots of its own and compares every answer: a torn state would show."""
+        model = Model(stack("lstm", I=4, H=64))
+        pool = model.pool(capacity=64)
+        problems, stop = [], time.monotonic() + 2.0
+
+        def work(seed):
+            try:
+                rng = np.random.default_rng(seed)
+                while time.monotonic() < stop and not problems:
+                    slots = [pool.open() for _ in range(1 + rng.integers(15))]
+                    lone = model.stream(len(slots))
+                    for _ in range(3):
+                        x = rng.standard_normal((len(slots), 4)).astype(np.float32)
+                        if not np.array_equal(pool.step(slots, x), lone.step(x)):
+                            problems.append("another answer")
+                    chunk = rng.standard_normal((len(slots), 5, 4)).astype(np.float32)
+                    if not np.array_equal(np.stack(pool.push(slots, chunk)), lone.push(chunk)):
+                        problems.append("another answer of push")
+                    for s in slots:
+                        pool.close(s)
+            except Exception as error:
+                problems.append(repr(error))
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert problems == []
+        assert len(pool) == 0
+
+    def test_a_call_within_a_call_is_refused(self):
+        pool, slots = opened(MODELS["lstm"], 2)
+
+        class Sly:
+            def __array__(self, dtype=None, copy=None):
+                pool.reset(slots[0])
+
+        with pytest.raises(fastrnn.FastRNNError, match="within"):
+            pool.step(slots, Sly())
+        assert pool.step(slots, some(2, 4)).shape == (2, 3)
