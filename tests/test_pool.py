@@ -15,7 +15,7 @@ from test_plan import weights
 
 import fastrnn
 from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
+from fastrnn.dims import BATCH, TIME, symbol
 from fastrnn.model import Model
 
 
@@ -290,6 +290,33 @@ class TestRows:
             y = pool.step(slots[::-1], x[:, t])
             assert all(same(lone[4 - i].step(x[i, t]), y[i]) for i in range(5))
         assert all(map(same, pool.push(slots, list(x)), [s.push(c) for s, c in zip(lone, x, strict=True)]))
+
+    @pytest.mark.parametrize("first", ["step", "push"])
+    def test_a_size_that_the_file_leaves_open_comes_with_the_first_step(self, first):
+        b, rng = GraphBuilder("open"), np.random.default_rng(4)
+        x = b.input("x", "float32", BATCH, TIME, symbol("size"))
+        x = b.add("reduce", x, fn="max", axes=(2,), keepdims=True)
+        y, _ = b.add("cell", b.add("transpose", x, perm=(1, 0, 2)), weights(rng, b, "W", 6, 1),
+                     weights(rng, b, "R", 6, 6), outputs=("y", None), spec=CellSpec("rnn", 1, 6))  # fmt: skip
+        model = Model(b.done(b.add("transpose", y, perm=(1, 0, 2))))
+        pool = model.pool(capacity=3)
+        slots = [pool.open() for _ in range(2)]
+        pool.close(slots.pop(0))
+        slots.append(pool.copy(slots[0]))
+        pool.grow(4)
+        assert pool.memory_bytes == 4 * 5 * 8
+        with pytest.raises(fastrnn.StateError, match="size is known from the first step on"):
+            pool.state(slots[0])
+        assert pool.push([], []) == []
+        x, lone = some(2, 5, 7), model.stream(2)
+        if first == "step":
+            assert np.array_equal(pool.step(slots, x[:, 0]), lone.step(x[:, 0]))
+        else:
+            assert np.array_equal(np.stack(pool.push(slots, x)), lone.push(x))
+        with pytest.raises(fastrnn.ShapeError, match="x"):
+            pool.step(slots, some(2, 8))
+        more = pool.open()
+        assert np.array_equal(pool.step([more], x[:1, 0]), model.stream(1).step(x[:1, 0]))
 
 
 class TestCalls:
