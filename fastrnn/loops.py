@@ -29,10 +29,13 @@ class Loop:
         return self.states[0].name
 
 
-def schedule(graph: Graph) -> tuple[Node | Loop, ...]:
-    """Every node once, alone or in its loop; the order of `graph.nodes` wherever that is possible."""
+def schedule(graph: Graph, mixed: bool = False) -> tuple[Node | Loop, ...]:
+    """Every node once, alone or in its loop; the order of `graph.nodes` wherever that is possible.
+
+    mixed: a node may stand before what it reads, even where there is no state.
+    """
     nodes = graph.nodes
-    if not any(n.op == "state" for n in nodes):
+    if not mixed and not any(n.op == "state" for n in nodes):
         return nodes
     maker = {name: k for k, node in enumerate(nodes) for name in node.outputs if name is not None}
     reads = [sorted({maker[i] for i in node.inputs if i is not None and i in maker}) for node in nodes]

@@ -57,7 +57,7 @@ CELLS = {
     ),
 }
 FUSED = {"gru_plain_z_swapped": "gru", "gru_reset_after": "gru", "lstm": "lstm", "lstm_peepholes": "lstm"}
-FUSED |= {"rnn_read_out": "rnn"}
+FUSED |= {"rnn_read_out": "rnn", "gru_kept_part_reset": "gru"}
 
 
 @dataclass

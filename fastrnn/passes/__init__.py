@@ -12,8 +12,9 @@ from .conv_taps import drop_idle_taps
 from .dead import remove_dead_nodes
 from .linear import fuse_linear
 from .moves import simplify_moves
+from .roll_up import roll_up
 
-standard_passes = (simplify_moves, fuse_linear, fold_pads, drop_idle_taps, fold_scales, remove_dead_nodes)
+standard_passes = (simplify_moves, fuse_linear, roll_up, fold_pads, drop_idle_taps, fold_scales, remove_dead_nodes)
 
 
 def run(graph: Graph) -> Graph:
