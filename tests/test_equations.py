@@ -83,7 +83,8 @@ IN_OTHER_WORDS = {
     "as PyTorch writes a GRU": (
         "gru",
         """r = sigmoid(Wr @ x + Rr @ prev(h)); z = sigmoid(Wz @ x + Rz @ prev(h))
-        n = tanh(Wn @ x + r * (Rn @ prev(h))); h = n + z * (prev(h) - n)""", {f"{k}{g}": (4, 3 if k == "W" else 4) for k in "WR" for g in "rzn"}),
+        n = tanh(Wn @ x + r * (Rn @ prev(h))); h = n + z * (prev(h) - n)""",
+        {"Wr": (4, 3), "Wz": (4, 3), "Wn": (4, 3), "Rr": (4, 4), "Rz": (4, 4), "Rn": (4, 4)}),
     "also read one step late": (
         "rnn", "h = tanh(W @ x + R @ prev(h)); y = V @ prev(h)", {"W": (4, 3), "R": (4, 4), "V": (2, 4)}),
 }  # fmt: skip

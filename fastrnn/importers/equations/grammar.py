@@ -7,7 +7,7 @@ Taken are names, numbers, `+ - * / @`, unary minus, whole powers, slices of feat
 from __future__ import annotations
 
 import ast
-import textwrap
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ def parse(text: str, arrays: Mapping[str, object], inputs) -> System:
     if not isinstance(text, str) or len(text) > MAX_TEXT:
         raise ModelFormatError(f"equations are text of at most {MAX_TEXT} characters, got {type(text).__name__}")
     try:
-        tree = ast.parse(textwrap.dedent(text).strip())
+        tree = ast.parse(inspect.cleandoc(text))
     except SyntaxError as error:
         raise ModelFormatError(
             f"equation in line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}"
