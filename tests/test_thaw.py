@@ -56,7 +56,7 @@ RESHAPES = [
     ((19, 4), [19, -1], ["time", "2*batch"]),
     ((19, 4), [0, 0, -1], ["time", 1, "2*batch"]),
     ((5, 5), [5, 5, 2], ["time", "batch", 2]),
-    ((19, 1), [19, 2], ["time", "2*batch"]),
+    ((19, 1), [19, 2], ["batch*time", 2]),  # as a head over all steps of all rows has it
     ((19, 2), [19, 2, 2], ["time", "batch", 2]),
     ((2, 2), [2, 2, 2], ["time", "batch", 2]),
     ((19, 6), [19, 3, 2, 2], None),  # six rows made of three times two: no size of the input says so

@@ -240,6 +240,22 @@ class Builder:
             return Fill(value.value, value.dtype, (*value.dims[:axis], 1, *value.dims[axis + 1 :]))
         return value
 
+    def alike(self, values: list, axis: int, size, reason: str) -> list:
+        """Values whose `axis` must be as long as `size`. A constant that is alike all along it follows a free one."""
+        out = []
+        for value in values:
+            if (
+                isinstance(size, Dim)
+                and isinstance(value, (Const, Fill))
+                and value.dims[axis] == self.table.example(size)
+            ):
+                value = self._cut(value, axis, size)
+                if value.dims[axis] == 1:
+                    value = self.one("expand", value, dims=(*value.dims[:axis], size, *value.dims[axis + 1 :]))
+            self.equal(value.dims[axis], size, reason)
+            out.append(value)
+        return out
+
     # --- small moves that many handlers need ------------------------------------------------------------------------
 
     def reshape(self, x, dims):

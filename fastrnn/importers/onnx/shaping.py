@@ -142,6 +142,10 @@ def _concat(ctx, n: NodeReader):
     if all(isinstance(v, Fill) for v in values) and len({repr(v.value) for v in values}) == 1:
         first = values[0]
         return [Fill(first.value, first.dtype, _joined(ctx, values, axis))]
+    for i in range(len(values[0].dims)):
+        free = [v.dims[i] for v in values if isinstance(v.dims[i], Dim)]
+        if i != axis and free:
+            values = ctx.alike(values, i, free[0], f"Concat, axis {i}")
     _joined(ctx, values, axis)
     return [ctx.one("concat", *values, axis=axis)]
 
@@ -323,7 +327,7 @@ def _expand_dims(ctx, dims: tuple, target: list) -> tuple:
         if d == t or (isinstance(t, int) and t in (1, -1)):
             out.append(d)
         elif isinstance(d, int) and d == 1:
-            out.append(t)
+            out.append(_frozen_time(ctx, t))
         elif isinstance(d, Dim) and isinstance(t, int) and ctx.table.example(d) == t:
             out.append(d)
         elif isinstance(d, Dim) and ctx.table.example(d) == 1:
@@ -331,6 +335,15 @@ def _expand_dims(ctx, dims: tuple, target: list) -> tuple:
         else:
             ctx.equal(d, t, "Expand")
     return tuple(out)
+
+
+def _frozen_time(ctx, t):
+    """A literal number of repeats that is the length of the file's own time, for which an exporter wrote it: that."""
+    times = [s for s in ctx.table.roots() if s.role == "time" and s.genuine]
+    if isinstance(t, Dim) or t < 2 or len(times) != 1 or times[0].example != t:
+        return t
+    ctx.table.notes.setdefault(f"repeat {ctx.label}", f"{ctx.label}: repeats {t} times, as many as there are steps")
+    return ctx.table.dim(times[0])
 
 
 def _expand_uniform(ctx, dims: tuple, target: list) -> tuple:
@@ -355,7 +368,7 @@ def _tile(ctx, n: NodeReader):
             continue
         size = x.dims[axis]
         if isinstance(size, int) and size == 1:
-            x = ctx.one("expand", x, dims=(*x.dims[:axis], r, *x.dims[axis + 1 :]))
+            x = ctx.one("expand", x, dims=(*x.dims[:axis], _frozen_time(ctx, r), *x.dims[axis + 1 :]))
             continue
         # [.., n, ..] -> [.., 1, n, ..] -> [.., r, n, ..] -> [.., r*n, ..]
         before, after = x.dims[:axis], x.dims[axis + 1 :]
@@ -371,14 +384,17 @@ def _range(ctx, n: NodeReader):
     if any(v is None for v in values):
         raise Finding("a Range that depends on the inputs")
     (start, limit, delta), dtype = values, ctx.kind(n.input(0))
-    if isinstance(delta, Dim) or (any(isinstance(v, Dim) for v in values) and int(delta) != delta):
-        raise Finding("a Range in steps of a size")
+    symbolic = any(isinstance(v, Dim) for v in values)
+    if isinstance(delta, Dim) or (symbolic and any(not isinstance(v, Dim) and int(v) != v for v in values)):
+        raise Finding("a Range in steps of a size, or from or to a fraction")
+    if symbolic:
+        start, limit, delta = (v if isinstance(v, Dim) else int(v) for v in values)
     if delta == 0 or (not isinstance(limit - start, Dim) and (limit - start) / delta > 1 << 24):
         raise ModelFormatError(f"Range from {start} to {limit} by {delta}")
-    if not any(isinstance(v, Dim) for v in values):
+    if not symbolic:
         dtype = next(v.array.dtype for v in map(n.input, range(3)) if isinstance(v, Const))
         return [Const(np.arange(start, limit, delta, dtype=dtype))]
-    span, delta = (limit - start if delta > 0 else start - limit), int(delta)
+    span = limit - start if delta > 0 else start - limit
     out = ctx.positions(D.floordiv(span + abs(delta) - 1, abs(delta)))
     if dtype != "int64":
         out = ctx.one("cast", out, to=dtype)

@@ -230,7 +230,9 @@ class SymbolTable:
             return False
         if not has_cells:
             self._vote_by_position(free)
-        changed = self._one_time()
+        if self._one_time():
+            return True  # what was held may show whose rows the others are
+        changed = False
         for s in self.roots():
             if s.genuine and s.role is None:
                 s.frozen = s.example

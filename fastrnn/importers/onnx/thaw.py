@@ -58,7 +58,10 @@ def slice_bounds(ctx, size, start, end, step: int) -> tuple:
 
 
 def _check_order(ctx, size, low, high, step: int) -> None:
-    """Both bounds symbolic and of different kinds can't be clamped before sizes are known; the common ones are sure."""
+    """Both bounds symbolic and of different kinds can't be clamped before sizes are known; the common ones are sure. As
+    many rows of a table as there are steps are taken to be there: a longer sequence is refused when it is run."""
+    if not isinstance(size, Dim):
+        return
     for bound in (low, high):
         rest = size - bound
         if isinstance(rest, Dim) and isinstance(bound, Dim) and D.symbols(rest) - D.symbols(size):
@@ -81,8 +84,25 @@ def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
         return _plain(dims, out, holes, target)
     exact = _exact(dims, out, holes)
     if exact is not None and _certain(ctx, dims, out, holes):
-        return exact
-    return _by_examples(ctx, dims, out, holes, exact)
+        found = exact
+    else:
+        found = _by_examples(ctx, dims, out, holes, exact)
+    _note_merged(ctx, dims, found)
+    return found
+
+
+def _note_merged(ctx, dims, found) -> None:
+    """Remember of which dims, in order, a product in `found` is made."""
+    for whole in found:
+        if not isinstance(whole, Dim) or whole in dims or ctx.table.single(whole) is not None:
+            continue
+        for i, d in enumerate(dims):
+            factor = D.exact_div(whole, d) if isinstance(d, Dim) else None
+            if isinstance(factor, int):  # [b, 16] -> [4*b, 4]
+                ctx.table.merged[whole] = (d, factor)
+            for j in range(i + 2, len(dims) + 1):
+                if D.product(dims[i:j]) == whole:
+                    ctx.table.merged[whole] = tuple(d for d in dims[i:j] if not (isinstance(d, int) and d == 1))
 
 
 def _show(target) -> str:
@@ -154,11 +174,12 @@ def _misfit(ctx, dims, out):
     PyTorch's exporter leaves an input's length open and yet writes the example's into a Reshape behind a recurrent
     node. Such a number, at the place of an axis that a recurrent node calls time or batch, becomes its example.
     """
-    # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N].
+    # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N]. Ones are no sizes.
     apart = [part for d in dims for part in (ctx.table.merged.get(d, (d,)) if len(dims) < len(out) else (d,))]
-    for d, t in zip(apart, out, strict=False):
+    known = {s.example for s in ctx.table.roots() if s.genuine and s.role}
+    for d, t in zip(*([v for v in side if not (isinstance(v, int) and v == 1)] for side in (apart, out)), strict=False):
         sym = ctx.table.single(d)
-        if sym is not None and sym.role and not sym.genuine and isinstance(t, int) and t > 0:
+        if sym is not None and (sym.role or t in known) and not sym.genuine and isinstance(t, int) and t > 0:
             ctx.table.hint(sym, t, f"{ctx.label} (Reshape to {_show(out)})")
         if not (isinstance(t, int) and t == -1) and not (isinstance(d, Dim) and d == t):
             break
@@ -192,6 +213,10 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
         carried, placed = ones
         for where, d in placed.items():
             result[where] = d
+        if carried and 0 < j0 == j < len(out) and i < len(dims) and size[i] <= goal[j]:
+            # [t, 1, N] -> [t, N]: rows join steps; they would not join an axis of features alone.
+            result[j - 1] = D.product(carried) * result[j - 1]
+            carried = []
         i1, j1 = i, j
         if i == len(dims) or j == len(out):
             if i != len(dims) or j != len(out):
@@ -206,17 +231,22 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
                 right, j = right * goal[j], j + 1
             else:
                 return None
-        if not carried and i == i1 + 1:
-            *ones, (_, left) = _apart(ctx, dims[i1], [k for k in range(j0, j1) if isinstance(result[k], int)])
+        inner, end = list(dims[i1:i]), j
+        if not carried and len(inner) > 1 and end == j1 + 1 and j1 > 0:
+            ones, inner[0] = _leading_ones(ctx, inner[0])
+            result[j1 - 1] = D.product(ones) * result[j1 - 1]
+        if not carried and len(inner) == 1:
+            *ones, (_, inner[0]) = _apart(ctx, inner[0], [k for k in range(j0, j1) if isinstance(result[k], int)])
             for where, d in ones:
                 result[where] = d
-            part = _group(ctx, [left], out[j1:j], goal[j1:j])
-        else:
-            part = _group(ctx, [*carried, *dims[i1:i]], out[j1:j], goal[j1:j])
+        if not carried and len(inner) == 1 and end == j1 + 1:
+            inner[0], ones = _trailing_ones(ctx, inner[0], goal[j:])
+            result[j : j + len(ones)], j = ones, j + len(ones)
+        part = _group(ctx, [*carried, *inner], out[j1:end], goal[j1:end])
         if part is None:
             blamed += [*carried, *dims[i1:i]]
             return None
-        result[j1:j] = part
+        result[j1:end] = part
     return tuple(result)
 
 
@@ -263,6 +293,21 @@ def _apart(ctx, dim, places) -> list:
     return [*zip(places[-len(ones) :], ones, strict=True), (None, rest[0])]
 
 
+def _leading_ones(ctx, dim) -> tuple:
+    """(free ones, what is left): of [t, 4*b, 4] -> [t, 16] the b that 4*b begins with, which joins the steps."""
+    parts = ctx.table.merged.get(dim, ())
+    ones = [d for d in parts[:1] if isinstance(d, Dim) and ctx.table.example(d) == 1]
+    return ones, D.product(parts[1:]) if ones else dim
+
+
+def _trailing_ones(ctx, dim, goal) -> tuple:
+    """(what is left, free ones): of [t*b, N] -> [12, 1, N] the b that has a place of one right behind t."""
+    parts = ctx.table.merged.get(dim, ())
+    if len(parts) == 2 and goal[:1] == [1] and isinstance(parts[1], Dim) and ctx.table.example(parts[1]) == 1:
+        return parts[0], [parts[1]]
+    return dim, []
+
+
 def _carry_back(result, goal, carried) -> tuple | None:
     """Trailing symbolic ones without a place of their own multiply the last dim that is longer than one."""
     where = [k for k, g in enumerate(goal) if g != 1]
@@ -284,6 +329,9 @@ def _group(ctx, dims, out, goal) -> list | None:
         return [whole]
     if len(dims) == len(out) and list(map(ctx.table.example, dims)) == goal:
         return list(dims)
+    parts = ctx.table.merged.get(dims[0], ()) if len(dims) == 1 else ()
+    if list(map(ctx.table.example, parts)) == goal:  # put together by another Reshape, and now taken apart again
+        return list(parts)
     whole = D.product(dims)
     if not isinstance(whole, Dim) or len(whole.terms) != 1:
         return None
@@ -301,6 +349,26 @@ def _group(ctx, dims, out, goal) -> list | None:
             if D.product(parts) == whole and literal and parts not in [f[1] for f in found]:
                 exactly = sum(g == e for g, e in zip(goal, examples, strict=True))
                 found.append((exactly, parts))
+    whole_axes = [f for f in found if _stays_an_axis(ctx, dims, f[1])]
+    found = whole_axes or found
     best = max((f[0] for f in found), default=0)
     top = [f[1] for f in found if f[0] == best]
     return top[0] if len(top) == 1 else None
+
+
+def _stays_an_axis(ctx, dims, parts) -> bool:
+    """Whether each size that is an axis of its own in `dims` stays one in `parts`, by itself or as the outer or inner
+    part of a product: how far apart its elements lie tells so. [b, 16] -> [4*b, 4] keeps rows, [b, 16] -> [4, 4*b]
+    mixes them."""
+    example = ctx.table.example
+    for i, d in enumerate(dims):
+        sym = ctx.table.single(d)
+        if sym is None:
+            continue
+        apart = prod(map(example, dims[i + 1 :]))
+        places = [j for j, part in enumerate(parts) if isinstance(part, Dim) and sym in ctx.table.of(part)]
+        for j in places:
+            inner = prod(map(example, parts[j + 1 :]))
+            if apart % inner or example(parts[j]) % (apart // inner * example(d)):
+                return False
+    return True
