@@ -137,7 +137,7 @@ cdef class Program:
         self.starts = <int64_t *> allocate(count + 1, sizeof(int64_t))
         first = {"input": 0, "output": self.n_inputs, "const": self.n_inputs + self.n_outputs}
         first["arena"] = first["const"] + self.n_constants
-        coefficients = Coefficients()
+        coefficients = Coefficients(plan.timetable if plan.paced else None)
         for i, op in enumerate(self.every_op):
             self.kinds[i] = KINDS[op.kind]
             self.starts[i] = len(coefficients.rows)
@@ -492,6 +492,51 @@ cdef class StreamCore:
         except BaseException:
             self.slab[...] = before
             raise
+
+    def _step_paced(self, timetable, x, out):
+        """`step` of a plan whose values come at paces of their own, where all has the plain form; else NotImplemented.
+
+        Returns None, and leaves `out` alone, where no step of the output comes.
+        """
+        cdef Scratch s
+        cdef bint comes
+        cdef object target = out
+        if not (self.simple and fits(x, &self.x_form)):
+            return NotImplemented
+        if out is not None and not (fits(out, &self.y_form) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> out)
+                                    and apart(x, out)):
+            return NotImplemented
+        if self.busy:
+            self._complain()
+        self.busy = True
+        try:
+            counts = timetable.counts(self.steps_done, 1)
+            comes = counts.outputs[0] != 0
+            if out is None or not (comes or timetable.most_a_step[0]):  # a value over time is always written
+                target = cnp.PyArray_EMPTY(self.y_form.ndim, self.y_form.dims, self.y_form.type, 0)
+            s = self.program.take(self.batch, counts.number, 0)
+            s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
+            s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> target)
+            try:
+                self._call(s)
+            finally:
+                self.program.give(s)
+            self.steps_done += 1
+        finally:
+            self.busy = False
+        return target if comes else None
+
+    def _call_paced(self, arrays, int64_t number):
+        """One call of such a plan, bound to the counts `number`, over contiguous arrays of just the steps that it takes
+        and brings. The caller holds the stream, and puts the slab back where this raises."""
+        cdef Scratch s = self.program.take(self.batch, number, 0)
+        cdef int64_t i
+        for i in range(len(arrays)):
+            s.base[i] = cnp.PyArray_DATA(<cnp.ndarray?> arrays[i])
+        try:
+            self.program.call(s, self.slab_data, NULL)
+        finally:
+            self.program.give(s)
 
     def _hold(self):
         """Take the stream for this thread until `_release`. Raises StreamError where another one has it."""

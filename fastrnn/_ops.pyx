@@ -68,6 +68,9 @@ cdef struct StateArgs:
 cdef struct RunningArgs:
     int64_t fn, mean, steps, rows, size, x_buffer, x_offset, x_time, x_row, y_buffer, y_offset, y_row, per_slot, state
 
+cdef struct TailArgs:  # row, size, shift, state: in floats; shift: the steps that are new
+    int64_t buffer, rows, row, size, shift, per_slot, state
+
 cdef struct ZeroArgs:
     int64_t buffer, offset, count
 
@@ -110,16 +113,17 @@ OP_FIELDS = {
     "running": ("fn", "mean", "steps", "rows", "size", "x_buffer", "x_offset", "x_time", "x_row", "y_buffer",
                 "y_offset", "y_row", "per_slot", "state"),
     "loop": ("steps", "body", "count", "moves", "n_moves"),
+    "tail": ("buffer", "rows", "row", "size", "shift", "per_slot", "state"),
 }
 
 cdef enum OpKind:
     OP_CELL, OP_LINEAR, OP_MATMUL, OP_ELEMENTWISE, OP_COPY, OP_GATHER, OP_REDUCE, OP_SOFTMAX, OP_LAYER_NORM
-    OP_STATE_LOAD, OP_STATE_STORE, OP_ZERO, OP_RUNNING, OP_LOOP
+    OP_STATE_LOAD, OP_STATE_STORE, OP_ZERO, OP_RUNNING, OP_LOOP, OP_TAIL
 
 KINDS = {kind: i for i, kind in enumerate(OP_FIELDS)}
 _SIZES = (sizeof(CellArgs), sizeof(LinearArgs), sizeof(MatmulArgs), sizeof(ElementwiseArgs), sizeof(CopyArgs),
           sizeof(GatherArgs), sizeof(ReduceArgs), sizeof(SoftmaxArgs), sizeof(NormArgs), sizeof(StateArgs),
-          sizeof(StateArgs), sizeof(ZeroArgs), sizeof(RunningArgs), sizeof(LoopArgs))
+          sizeof(StateArgs), sizeof(ZeroArgs), sizeof(RunningArgs), sizeof(LoopArgs), sizeof(TailArgs))
 for _kind, _size in zip(OP_FIELDS, _SIZES, strict=True):
     if 8 * len(OP_FIELDS[_kind]) != _size:
         raise ImportError(f"op {_kind}: {len(OP_FIELDS[_kind])} fields named, the struct has {_size // 8}")
@@ -359,6 +363,18 @@ cdef void run_running(const RunningArgs *a, Frame *f) noexcept nogil:
         memcpy(state + 2 * a.size, &count, sizeof(double))
 
 
+cdef void run_tail(const TailArgs *a, Frame *f) noexcept nogil:
+    """What is kept of each row goes before its new steps; then the last ones of both are kept."""
+    cdef int64_t r
+    cdef float *row
+    cdef float *state
+    for r in range(a.rows):
+        row = (<float *> f.base[a.buffer]) + r * a.row
+        state = state_row(f, a.per_slot, a.state, a.size, r)
+        memcpy(row, state, a.size * sizeof(float))
+        memcpy(state, row + a.shift, a.size * sizeof(float))
+
+
 cdef inline double combine(int64_t fn, double so_far, double x, bint first) noexcept nogil:
     """One more value of a sum, largest or smallest; a NaN stays."""
     if first:
@@ -421,6 +437,8 @@ cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const 
             if failed >= 0:
                 failed += <int> i
                 break
+        elif kinds[i] == OP_TAIL:
+            run_tail(<const TailArgs *> a, f)
         elif kinds[i] >= OP_CONV:
             run_window_op(kinds[i], a, f)
         else:  # OP_ZERO

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from .errors import ModelFormatError, ShapeError
 
+MAX_QUOTIENT = 64  # terms of a quotient of two dims; more come from no real model
 MAX_TEXT = 4096  # characters of one printed dim; a longer one comes from no real model
 
 
@@ -162,25 +163,35 @@ def floordiv(num, den):
 
 
 def exact_div(num, den):
-    """num / den where that is a polynomial again, else None. den: int or a `Dim` of one term."""
+    """num / den where that is a polynomial again, else None."""
     if isinstance(num, int) and isinstance(den, int):
         return num // den if den and num % den == 0 else None
     if num == den:
         return 1
-    dterms = _terms(den)
-    if len(dterms) != 1:
+    if num == 0:
+        return 0
+    terms = _terms(den)
+    if not terms:
         return None
-    (dmono, dcoef), out = next(iter(dterms.items())), {}
-    for mono, coef in _terms(num).items():
-        rest = list(mono)
-        for atom in dmono:
-            if atom not in rest:
-                return None
-            rest.remove(atom)
-        if coef % dcoef:
+    lead, quotient = next(iter(terms.items())), 0
+    for _ in range(MAX_QUOTIENT):  # long division: each round takes the first term of num away
+        part = _term_quotient(next(iter(_terms(num).items())), lead)
+        if part is None:
             return None
-        out[tuple(rest)] = coef // dcoef
-    return _normal(out)
+        quotient, num = part + quotient, num - part * den
+        if num == 0:
+            return quotient
+    return None
+
+
+def _term_quotient(num: tuple, den: tuple):
+    """The quotient of two terms (monomial, coefficient), or None where there is none."""
+    rest = list(num[0])
+    for atom in den[0]:
+        if atom not in rest:
+            return None
+        rest.remove(atom)
+    return None if num[1] % den[1] else _normal({tuple(rest): num[1] // den[1]})
 
 
 def symbols(dim) -> frozenset[str]:

@@ -23,8 +23,10 @@ from .lowering_fields import level_fields as _level_fields
 from .lowering_loops import LoopLowering
 from .lowering_windows import WindowLowering, channels_last_order
 from .passes.fuse_elementwise import activations, groups
-from .plan import Builder, Plan, StateSlot
-from .tensors import Buffer, Tensor, collapse
+from .plan import Builder, Plan, StateSlot, axis_of
+from .stream_graph import rewrite
+from .tensors import ITEMSIZE, Buffer, Tensor, collapse
+from .timetable import Timetable
 
 MOST_LANES = 16  # float32 of the widest vector: the most that columns are padded by
 PRE_FLOATS = 32768  # room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights
@@ -57,9 +59,10 @@ class Weights:
 class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
     """One walk over a graph; the methods named `op_...` lower one op each."""
 
-    def __init__(self, graph: Graph, mode: str, weights: Weights):
+    def __init__(self, graph: Graph, mode: str, weights: Weights, timetable: Timetable | None = None):
         self.graph, self.mode, self.weights = graph, mode, weights
         self.builder = Builder(graph, mode, weights.isa)
+        self.builder.plan.timetable = timetable
         self.plan = self.builder.plan
         self.consumers = graph.consumers()
         self.has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
@@ -94,6 +97,8 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
         for node in reversed(self.graph.nodes):
             if node.op == "concat" and node.name not in self.region:
                 self._aim_concat(node)
+            elif node.op == "keep":
+                self._aim_keep(node)
         places = {name: self._open_state(name) for name in self.free_states}
         wanted = self._wanted_nodes()
         for item in self.items:
@@ -348,6 +353,43 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
             start = size + start
         self.tensors[node.outputs[0]] = whole
 
+    # -- what a stream keeps of a sequence --
+    def _aim_keep(self, node: Node) -> None:
+        """Allocate what is kept and what is new as one run of steps a row, so that the new ones are written into it."""
+        axis, length = node.attrs["axis"], node.attrs["length"]
+        value = self.graph.values[node.outputs[0]]
+        batch = axis_of(value.dims, "batch")
+        rest = [a for a in range(len(value.dims)) if a not in (axis, batch)]
+        if node.attrs["window"]:  # channels last
+            rest = [*(a for a in rest if a != 1), 1]
+        order = [*([] if batch is None else [batch]), axis, *rest]
+        whole = self.builder.allocate("float32" if value.dtype == "bool" else value.dtype, value.dims, order)
+        self.destinations[node.outputs[0]] = whole
+        if value.dtype != "bool":
+            self._aim(node.inputs[0], whole.narrow(axis, length, value.dims[axis] - length))
+
+    def op_keep(self, node: Node) -> None:
+        axis, length = node.attrs["axis"], node.attrs["length"]
+        x, whole = self.tensor(node.inputs[0]), self.destinations[node.outputs[0]]
+        batch = axis_of(whole.dims, "batch")
+        rows = 1 if batch is None else whole.dims[batch]
+        per_slot = D.exact_div(rows, D.BATCH) if self.has_batch else rows
+        features = tuple(d for a, d in enumerate(whole.dims) if a not in (axis, batch))
+        if not isinstance(per_slot, int) or not all(isinstance(d, int) for d in features):
+            raise UnsupportedError(f"keeping steps of [{', '.join(map(str, x.dims))}]")
+        step = D.product(features)
+        self._copy(x, whole.narrow(axis, length, x.dims[axis]), node.name)
+        words = ITEMSIZE[whole.dtype] // 4
+        offset, dims = self.plan.state_size, (*([per_slot] if per_slot > 1 else []), length, *features)
+        size = per_slot * length * step
+        self.plan.states.append(StateSlot(node.name, node.name, "tail", offset, size, whole.dtype, dims))
+        self.builder.emit(
+            "tail", node.name, (whole,), (whole,), buffer=whole.buffer, rows=rows,
+            row=whole.dims[axis] * (step * words), size=length * step * words, shift=x.dims[axis] * (step * words),
+            per_slot=per_slot, state=offset,
+        )  # fmt: skip
+        self.tensors[node.outputs[0]] = whole
+
     # -- products --
     def op_linear(self, node: Node) -> None:
         W, bias = self.array(node, 1, "W"), self.array(node, 2, "bias")
@@ -396,7 +438,7 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
     # -- reductions and norms --
     def op_reduce(self, node: Node) -> None:
         x, axes = self.real(node), list(node.attrs["axes"])
-        if len(axes) == 1 and x.dims[axes[0]] == D.TIME:
+        if len(axes) == 1 and self.is_time(x.dims[axes[0]]):
             return self._reduce_over_time(node, x, axes[0])
         fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
         x = x.transpose((*keep, *axes))
@@ -416,6 +458,10 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
             "reduce", node.name, (x,), (out,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[fn]], count=count, step=step,
             mean=int(fn == "mean"), **_level_fields(rows, ("x", "y")), **_at("x", x), **_at("y", out),
         )  # fmt: skip
+
+    def is_time(self, dim) -> bool:
+        """dim is a number of steps, and of nothing else."""
+        return bool(D.symbols(dim)) and self.builder.time_axis((dim,)) == 0 and "batch" not in D.symbols(dim)
 
     def _reduce_over_time(self, node: Node, x: Tensor, axis: int) -> None:
         """One step after the other into float64 sums, whole or streamed: a stream's value is that of the run so far."""
@@ -551,7 +597,7 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
         parts = ["h", "c"] if node.attrs["spec"].kind == "lstm" else ["h"]
         steps = self.graph.values[node.inputs[0]].dims[0]
         per_slot = D.exact_div(batch, D.BATCH) if self.has_batch else batch
-        over_time = D.symbols(steps) == {"time"} or any(i in self.fed_by_state for i in node.inputs[6:8])
+        over_time = self.is_time(steps) or any(i in self.fed_by_state for i in node.inputs[6:8])
         if not isinstance(per_slot, int) or (self.mode == "stream" and not over_time):
             per_slot = 0
         places: list = [-1, -1]
@@ -586,7 +632,11 @@ def lower(graph: Graph, mode: str, weights: Weights) -> Plan:
     """The plan of a validated graph. Raises UnsupportedError that lists every node the executor has no kernel for."""
     if mode not in ("run", "stream"):
         raise FastRNNError(f"unknown plan mode {mode!r}")
-    return Lowering(graph, mode, weights).run()
+    if mode == "run":
+        return Lowering(graph, mode, weights).run()
+    ends = set(graph.states.values())
+    graph, timetable = rewrite(graph, tuple(n for n in graph.outputs if n not in ends))
+    return Lowering(graph, mode, weights, timetable).run()
 
 
 def _row_scratch(packed, H: int, y_stored: bool, masked: bool) -> int:

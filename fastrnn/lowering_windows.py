@@ -9,7 +9,7 @@ element is one sum in one order, and no product is added up through memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Axis:
     taps: int
     stride: int
     dilation: int
-    pad: int
+    pad: object  # an int; in a stream a dim
     pad_end: int = 0
 
 
@@ -136,10 +136,14 @@ class WindowLowering:
             counts = [
                 D.floordiv(y.dims[2 + i] - chosen[i][0] + a["strides"][i] - 1, a["strides"][i]) for i in range(spatial)
             ]
-            fields = self._window_fields(
-                x, y, [c[1] for c in chosen], counts, [c[0] for c in chosen], list(a["strides"])
+            starts, axes = [c[0] for c in chosen], [c[1] for c in chosen]
+            for i, spread in a.get("spread", {}).items():  # in a stream: the outputs of this call
+                counts[i], starts[i], begin = spread(starts[i], -axes[i].pad)
+                axes[i] = replace(axes[i], pad=begin)
+            fields = self._window_fields(x, y, axes, counts, starts, list(a["strides"]))
+            self._emit_conv(
+                node, f"conv_transpose{number}{a['strides']}{a['dilations']}{a['pads']}", part, bias, act, x, y, fields
             )
-            self._emit_conv(node, f"conv_transpose{number}", part, bias, act, x, y, fields)
 
     def _conv_weights(self, node: Node) -> tuple:
         W, bias = self.array(node, 1, "W"), self.array(node, 2, "bias")
@@ -165,7 +169,7 @@ class WindowLowering:
         for g in range(groups):
             matrix = np.ascontiguousarray(W[g].reshape(taps * channels, outs))
             part = None if bias is None else np.ascontiguousarray(bias[g * outs : (g + 1) * outs])
-            packed = self.weights.linear(matrix, part, (key, g, *node.inputs[1:], _frozen(node.attrs)))
+            packed = self.weights.linear(matrix, part, (key, g, groups, *node.inputs[1:]))
             self.plan.linears.append((packed, (act[0], 0, 0, 0, act[1], act[2])))
         size = taps * channels
         patches = max(6, min(96, PATCH_FLOATS // max(size, 1)))
@@ -325,10 +329,6 @@ def _borders(band: Tensor, axis: int, before, size, after, mode: str):
 def channels_last_order(rank: int) -> list[int]:
     """Axes of [B, C, L..] from the slowest to the fastest in the memory that windows work on."""
     return [0, *range(2, rank), 1]
-
-
-def _frozen(attrs) -> tuple:
-    return tuple(sorted((k, v) for k, v in attrs.items()))
 
 
 def _is_one(dim) -> bool:

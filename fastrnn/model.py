@@ -22,6 +22,9 @@ from .passes.sizes import fix_sizes
 from .plan import has_time
 from .pool import StreamPool
 from .stream import Stream
+from .stream_graph import rewrite
+from .stream_paced import POSITION, PacedStream
+from .timetable import Timetable
 
 KEPT_SIZES = 8  # of other free sizes, each a model of its own
 KEPT_SHAPES = 64  # of inputs, whose sizes are known: solving them takes 10 us
@@ -105,7 +108,10 @@ class Model:
         if self._open_sizes:  # what a stream keeps besides, such as a cell's own state, is known with the sizes
             return tuple(_info(self.graph.values[n]) for n in self.graph.states)
         shown = self._stream_layout().shown
-        return tuple(TensorInfo(s.name, s.dtype, tuple(map(_plain, s.dims))) for s in shown)
+        found = [TensorInfo(s.name, s.dtype, tuple(map(_plain, s.dims))) for s in shown]
+        if not self._timetable.plain:
+            found.append(TensorInfo(POSITION, "int64", ()))
+        return tuple(found)
 
     @property
     def parameters(self) -> int:
@@ -286,7 +292,14 @@ class Model:
         ------
         StreamError : the model can't be streamed; the text names each node and why.
         """
-        return Stream(self, batch_size)
+        paced = not self._streaming_problems() and not self._timetable.plain
+        return PacedStream(self, batch_size) if paced else Stream(self, batch_size)
+
+    @property
+    def delay(self) -> int:
+        """Steps of input that a stream must see beyond step t before step t of its outputs comes; 0 where it can't be
+        streamed at all."""
+        return 0 if self._streaming_problems() else self._timetable.delay
 
     def pool(self, capacity: int = 1024) -> StreamPool:
         """A pool of independent streams, each with a slot, stepped together in any subset and order.
@@ -348,7 +361,11 @@ class Model:
         if self._problems is None:
             found = streaming.problems(self.graph)
             try:  # what only shows when the stream is planned: a state that is read elsewhere too
-                if found or self._open_sizes:  # with sizes open, planning waits for a stream's first step
+                if not found and self._open_sizes:  # planning waits for a stream's first step
+                    if not self._timetable.plain:
+                        names = ", ".join(f"{n!r}: ..." for n in self._open_sizes)
+                        found = [f"its outputs come at another pace than its inputs: load it with sizes={{{names}}}"]
+                elif found:
                     pass
                 elif self._program("stream").plan.steps_one and not self._stream_layout().size:
                     found = ["it has neither a time axis nor a state that is threaded from call to call"]
@@ -358,6 +375,16 @@ class Model:
                 found = [str(error)]
             self._problems = found
         return self._problems
+
+    @cached_property
+    def _timetable(self) -> Timetable:
+        """When the outputs of a stream come."""
+        if not self._open_sizes:
+            found = self._program("stream").plan.timetable
+            assert found is not None
+            return found
+        ends = set(self.graph.states.values())
+        return rewrite(self.graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
 
     def _stream_layout(self) -> streaming.StateLayout:
         if self._layout is None:

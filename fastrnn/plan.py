@@ -21,6 +21,7 @@ from . import dims as D
 from .errors import ShapeError
 from .graph import Graph, Value, check_required
 from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
+from .timetable import Timetable
 
 LARGEST = 1 << 60  # of a size, offset or stride; what is larger would wrap around in int64 and then look small
 SPAN = D.symbol("span")  # steps in the caller's arrays, of which one call of a stream plan takes `time`
@@ -46,7 +47,10 @@ class Op:
 
 @dataclass(frozen=True)
 class StateSlot:
-    """A part of a slab row: `size` elements of `dtype` from float32 number `offset`. name: as in `Model.states`."""
+    """A part of a slab row: `size` elements of `dtype` from float32 number `offset`. name: as in `Model.states`.
+
+    dims : how they are shown, without batch; () for [size].
+    """
 
     name: str
     node: str
@@ -54,6 +58,7 @@ class StateSlot:
     offset: int
     size: int
     dtype: str = "float32"
+    dims: tuple = ()
 
     @property
     def floats(self) -> int:
@@ -70,6 +75,8 @@ class Plan:
     constants : arrays that ops read as they are. cells, linears : packed weights. programs : elementwise programs.
     conditions : (dim, text): where the dim is negative at the sizes of a call, the call is refused with the text.
     slot_sizes : arena slots, each the list of (bytes, an int or dim; cap in bytes or None) of the buffers in it.
+    timetable : when the values of a stream come; None in mode "run". Where it is not plain, dims are over its symbols,
+        and a call is bound to the number of its counts in the place of the time.
     """
 
     mode: str
@@ -87,6 +94,12 @@ class Plan:
     conditions: list[tuple] = field(default_factory=list)
     slot_sizes: list[list] = field(default_factory=list)
     arena: list[Buffer] = field(default_factory=list)
+    timetable: Timetable | None = None
+
+    @property
+    def paced(self) -> bool:
+        """Values come at paces of their own: calls are bound to counts of the timetable."""
+        return self.timetable is not None and not self.timetable.plain
 
     @cached_property  # asked at every step, and GTCRN has 1,000 values: 350 us
     def steps_one(self) -> bool:
@@ -105,6 +118,8 @@ class Plan:
 
     def check_sizes(self, batch: int, time: int) -> None:
         """Raise ShapeError where the graph has no meaning at these sizes (a slice of steps that aren't there)."""
+        if self.paced:
+            return
         check_required(self.graph, {"batch": batch, "time": time})
         for dim, text in self.conditions:
             if D.evaluate(dim, {"batch": batch, "time": time}) < 0:
@@ -140,9 +155,13 @@ def split_step(dim) -> tuple:
 
 
 class Coefficients:
-    """Integers that depend on batch and time, collected so that all are evaluated by one matrix product."""
+    """Integers that depend on batch and time, collected so that all are evaluated by one matrix product.
 
-    def __init__(self):
+    timetable : where it is given, `time` is the number of counts of it, whose symbols the integers depend on.
+    """
+
+    def __init__(self, timetable: Timetable | None = None):
+        self.timetable = timetable
         self.monomials: dict[tuple, int] = {(): 0}
         self.rows: list[dict[int, int]] = []
 
@@ -175,6 +194,8 @@ class Coefficients:
     def evaluate_monomials(self, batch: int, time: int, span: int) -> np.ndarray:
         """int64 [monomials] at these sizes. Raises ShapeError where a size would not fit any memory."""
         env = {"batch": batch, "time": time, "span": span}
+        if self.timetable is not None:
+            env |= self.timetable.sizes(time)
         values = []
         for mono in self.monomials:
             value = 1
@@ -221,7 +242,7 @@ class Builder:
         buffer = Buffer(kind, value.dtype, D.product(value.dims), index=index)
         if self.plan.mode == "run":
             return contiguous(buffer, value.dims)
-        batch, time = axis_of(value.dims, "batch"), axis_of(value.dims, "time")
+        batch, time = axis_of(value.dims, "batch"), self.time_axis(value.dims)
         features = [a for a in range(len(value.dims)) if a not in (batch, time)]
         strides, step = [0] * len(value.dims), 1
         for axis in reversed(features):
@@ -229,12 +250,19 @@ class Builder:
             step = value.dims[axis] * step
         if time is not None:
             strides[time] = step
-        if time is not None or self.plan.steps_one:
+        if time is not None and self.plan.paced:  # a call has arrays of its own, of as many steps as it brings
+            step = value.dims[time] * step
+        elif time is not None or self.plan.steps_one:
             step = SPAN * step
         if batch is not None:
             strides[batch] = step
         order = [a for a in (batch, time) if a is not None] + features
         return Tensor(buffer, value.dims, tuple(strides), 0, tuple(order))
+
+    def time_axis(self, dims) -> int | None:
+        """The axis along which a value of this plan has steps; None where there is none."""
+        names = {"time"} if self.plan.timetable is None else {"time", *self.plan.timetable.names}
+        return next((axis for axis, dim in enumerate(dims) if D.symbols(dim) & names), None)
 
     # -- ops --
     def emit(self, kind: str, node: str, reads=(), writes=(), flops=0, **fields) -> None:
@@ -298,7 +326,7 @@ def has_time(graph: Graph) -> bool:
 
 
 def axis_of(dims, name: str) -> int | None:
-    """The axis whose dim is the symbol `name` (or, for time, depends on it); None where there is none."""
+    """The axis whose dim depends on the symbol `name`; None where there is none."""
     for axis, dim in enumerate(dims):
         if name in D.symbols(dim):
             return axis

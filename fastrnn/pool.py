@@ -12,7 +12,7 @@ from . import dims as D
 from . import states
 from ._pool import PoolCore
 from .arguments import check_out, collect, deliver, plain_forms, whole_number
-from .errors import ShapeError, StateError
+from .errors import ShapeError, StateError, StreamError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -40,6 +40,10 @@ class StreamPool(PoolCore):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
         self.model = model
         model._check_streamable()
+        if not model._timetable.plain:  # of slots at different positions, those of equal `Timetable.phase` go together
+            raise StreamError(
+                f"{model.name}: its outputs come at another pace than its inputs, which pools don't step yet"
+            )
         with _memory_for(model, capacity):
             self._resize(capacity)
         if not model._open_sizes:

@@ -71,9 +71,10 @@ class Stream(StreamCore):
 
         Returns
         -------
-        array [T, features...] or [batch_size, T, features...]: the step outputs. For an output that the model reduces
-        over time: [features...] or [batch_size, features...], the value as if the sequence ended here, and None
-        where T is 0. A tuple for several outputs.
+        array [T, features...] or [batch_size, T, features...]: the step outputs. Of a model that looks ahead or
+        changes the rate, those that come with these steps, which may be fewer, none or more. For an output that the
+        model reduces over time: [features...] or [batch_size, features...], the value as if the sequence ended here,
+        and None where T is 0. A tuple for several outputs.
 
         Raises
         ------
@@ -132,7 +133,7 @@ class Stream(StreamCore):
 
     def copy(self) -> Stream:
         """An independent stream in the same state."""
-        other = Stream(self.model, self.batch_size)
+        other = type(self)(self.model, self.batch_size)
         if self.program is None:
             return other
         if other.program is None:
@@ -164,14 +165,21 @@ class Stream(StreamCore):
 
     @property
     def delay(self) -> int:
-        """Steps by which outputs lag behind inputs. No op of this version looks ahead, so it is always 0."""
-        return 0
+        """Steps of input that must be seen beyond step t before step t of the outputs comes; of an output at another
+        rate, the step that belongs to input step t. 0 where nothing looks ahead."""
+        return self.model.delay
 
     def flush(self):
-        """The outputs still held back by `delay`: none, so a chunk of no steps."""
+        """End the sequence: the outputs still held back by `delay`, as `push` returns them.
+
+        A model that looks ahead has now seen the padding at the end, and all outputs together are those of the whole
+        run; its stream takes no more steps until `reset`. Where nothing looks ahead, nothing is held back: a chunk of
+        no steps is returned (None for an output that is reduced over time), and the stream may go on.
+        """
         outputs = [np.empty(o.chunk_shape(self.batch_size, 0), o.dtype) if o.timed else None for o in self._outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def __repr__(self):
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
-        return f"<Stream of {self.model.name}{size}, {self.steps_done} steps>"
+        delay = f", delay {self.delay}" if self.delay else ""
+        return f"<Stream of {self.model.name}{size}, {self.steps_done} steps{delay}>"

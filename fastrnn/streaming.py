@@ -13,7 +13,7 @@ import numpy as np
 
 from . import dims as D
 from .errors import StateError
-from .follow import Track, follow
+from .follow import follow
 from .graph import Graph
 from .loops import loops
 from .lowering_loops import chains
@@ -27,7 +27,8 @@ def problems(graph: Graph) -> list[str]:
     over_time, over_batch = follow(graph, "time"), follow(graph, "batch")
     found = [*over_time.problems, *over_batch.problems]
     for node in graph.nodes:
-        if node.op == "cell" and over_time.tracks.get(node.inputs[0]) == Track(0):
+        track = over_time.tracks.get(node.inputs[0])
+        if node.op == "cell" and track is not None and track.axis == 0:
             text = _initial_problem(graph, node.inputs[6:8])
             found += [f"node {node.name} (cell): {text}"] if text else []
         if node.op == "state" and node.outputs[0] in over_time.tracks:
@@ -130,7 +131,8 @@ class StateLayout:
                 self._show_threaded(graph, slot.name, threaded[slot.name])
             elif (slot.node, slot.part) not in covered:
                 part = StatePart(slot.offset, np.arange(slot.size))
-                self.shown.append(ShownState(slot.name, ("batch", slot.size), 0, (part,), slot.dtype))
+                dims = slot.dims or (slot.size,)
+                self.shown.append(ShownState(slot.name, ("batch", *dims), 0, (part,), slot.dtype))
         unused = set(graph.states) - set(threaded)
         if unused:
             raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")

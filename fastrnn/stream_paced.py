@@ -1,0 +1,192 @@
+"""PacedStream: the stream of a model whose outputs don't come one a step: it looks ahead, or changes the rate.
+
+A convolution that sees later steps lets its outputs lag (`delay`), a strided one brings one every few steps, a
+transposed one several at once. What a call brings follows from the steps taken so far (fastrnn.timetable), so that a
+pool may step streams of equal `phase` together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .arguments import as_dtype, check_out, collect, deliver
+from .errors import ShapeError, StateError, StreamError
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from .model import Model
+
+LARGEST = 64  # steps of one call: powers of two, so that few sizes are bound, whatever the lengths of chunks
+POSITION = "steps_done"  # beside the states: how far the sequence is; -1 after `flush`
+
+
+class PacedStream(Stream):
+    """One live sequence of a model whose outputs come at paces of their own; made by `Model.stream()`.
+
+    `step` returns None while nothing comes, and leaves `out` untouched then. An output of which one step may bring
+    several has a first axis (after the batch's) for them in `step` too; it takes no `out`. A value over all steps (the
+    last one, a mean) is that of the steps that have come, None before the first; `copy().flush()` tells what it would
+    be if the sequence ended here.
+    """
+
+    def __init__(self, model: Model, batch_size: int | None):
+        super().__init__(model, batch_size)
+        self._timetable = self.program.plan.timetable
+        self._many = [n > 1 for n in self._timetable.most_a_step]
+        self._one = not any(self._many)
+        self._still: list = []  # the last arrays of inputs without time, which flush needs again
+        self.ended = False
+
+    @property
+    def phase(self) -> int:
+        """Streams of one model with equal phases take and bring the same steps in a call."""
+        return self._timetable.phase(self.steps_done)
+
+    # -- calls --
+    def step(self, x, out=None):
+        """As `Stream.step`; None (or a tuple with None) where no step of an output comes."""
+        if self.ended:
+            self._refuse()
+        if self._one:
+            y = self._step_paced(self._timetable, x, out)
+            if y is not NotImplemented:
+                return y
+        return self._step_general(x, out)
+
+    def _step_general(self, x, out):
+        batch = self.batch_size
+        if out is not None and not self._one:
+            raise StreamError(f"{self.model.name}: a step may bring several steps of an output, so it takes no out")
+        outs = check_out(self._outputs, out, batch)
+        given = collect(self._names, x)
+        arrays = [a.check_step(v, batch) for a, v in zip(self._inputs, given, strict=True)]
+        arrays = [v.reshape(a.chunk_shape(batch, 1)) for a, v in zip(self._inputs, arrays, strict=True)]
+        results = self._take(arrays, 1)
+        for i, (argument, result) in enumerate(zip(self._outputs, results, strict=True)):
+            if result is not None and argument.timed and not self._many[i]:
+                result = result.reshape(argument.step_shape(batch)) if result.size or 0 in argument.features else None
+            elif result is not None and argument.timed and result.shape[self._axis(argument)] == 0:
+                result = None
+            results[i] = result
+        if outs is not None:
+            for target, result in zip(outs, results, strict=True):
+                if result is not None:
+                    np.copyto(target, result)
+            results = [None if r is None else target for target, r in zip(outs, results, strict=True)]
+        return deliver(results, None)
+
+    def push(self, chunk):
+        """As `Stream.push`; the outputs are those that come with these steps."""
+        if self.ended:
+            self._refuse()
+        given = collect(self._names, chunk)
+        arrays = [a.check_chunk(v, self.batch_size) for a, v in zip(self._inputs, given, strict=True)]
+        lengths = {a.name: a.steps(v, self.batch_size) for a, v in zip(self._inputs, arrays, strict=True) if a.timed}
+        if len(set(lengths.values())) != 1:
+            raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
+        return deliver(self._take(arrays, next(iter(lengths.values()))), None)
+
+    def flush(self):
+        """As `Stream.flush`: what was held back, and the final value of what is reduced over time."""
+        if self.ended:
+            self._refuse()
+        batch, still = self.batch_size, iter(self._still)
+        if not self._still and not all(a.timed for a in self._inputs):
+            raise StreamError(
+                f"{self.model.name}: flush before the first step, with inputs unknown that have no time axis"
+            )
+        arrays = [np.empty(a.chunk_shape(batch, 0), a.stored) if a.timed else next(still) for a in self._inputs]
+        results = self._take(arrays, 0, final=True)
+        self.ended = True
+        return deliver(results, None)
+
+    def _refuse(self):
+        raise StreamError("this stream was flushed: its sequence is at its end; reset() begins another")
+
+    def _axis(self, argument) -> int:
+        """The axis of steps in a chunk."""
+        return len(argument._lead(self.batch_size))
+
+    def _take(self, arrays: list, span: int, final: bool = False) -> list:
+        """Advance by the steps of checked chunks; returns what comes, None for a value over time that is not there."""
+        position, done = self.steps_done, 0
+        new = self._timetable.outputs(position, span, final)
+        ends = list(zip(self._outputs, new, strict=True))
+        results = [np.empty(o.chunk_shape(self.batch_size, n), o.stored) for o, n in ends]
+        filled = [0] * len(results)
+        self._hold()
+        before = self.slab.copy()
+        try:
+            while done < span or (final and done == span == 0):
+                n = min(LARGEST, 1 << (span - done).bit_length() - 1) if span else 0
+                counts = self._timetable.counts(position + done, n, final and done + n == span)
+                sources = [self._part(a, v, done, n) for a, v in zip(self._inputs, arrays, strict=True)]
+                targets = [
+                    self._part(o, r, at, k)
+                    for o, r, at, k in zip(self._outputs, results, filled, counts.outputs, strict=True)
+                ]
+                self._call_paced([*sources, *targets], counts.number)
+                for i, (o, target) in enumerate(zip(self._outputs, targets, strict=True)):
+                    if o.timed:
+                        self._put(o, results[i], filled[i], target)
+                        filled[i] += counts.outputs[i]
+                if span == 0:
+                    break
+                done += n
+            self.steps_done = position + span
+        except BaseException:
+            self.slab[...] = before
+            raise
+        finally:
+            self._release()
+        if not all(a.timed for a in self._inputs):
+            self._still = [np.array(v) for a, v in zip(self._inputs, arrays, strict=True) if not a.timed]
+        nothing = span == 0 and not final
+        return [r if o.timed or (n and not nothing) else None for (o, n), r in zip(ends, results, strict=True)]
+
+    def _part(self, argument, array: np.ndarray, start: int, steps: int) -> np.ndarray:
+        """Steps of a chunk as one run of memory: a view where they are one."""
+        if not argument.timed:
+            return array
+        index = (slice(None),) * self._axis(argument) + (slice(start, start + steps),)
+        return np.ascontiguousarray(array[index])
+
+    def _put(self, argument, array: np.ndarray, start: int, part: np.ndarray) -> None:
+        """Steps of an output into their place, where `_part` had to copy."""
+        index = (slice(None),) * self._axis(argument) + (slice(start, start + part.shape[self._axis(argument)]),)
+        if part.size and not np.may_share_memory(array, part):
+            array[index] = part
+
+    # -- state --
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """As `Stream.state`, with `steps_done`: int64, where in the sequence the states belong; -1 after `flush`."""
+        states = super().state
+        return states | {POSITION: np.array(-1 if self.ended else self.steps_done, np.int64)}
+
+    @state.setter
+    def state(self, states):
+        try:
+            position = as_dtype(states[POSITION], "int64", f"state {POSITION}")
+        except (TypeError, KeyError, IndexError):
+            raise StateError(f"a state of {self.model.name} is a dict that holds {POSITION} too") from None
+        if position.shape != () or position < -1:
+            raise StateError(f"{POSITION} must be one number of steps, got {states[POSITION]!r:.80}")
+        Stream.state.fset(self, {k: v for k, v in states.items() if k != POSITION})  # type: ignore[attr-defined]
+        self.ended, self.steps_done = int(position) == -1, max(int(position), 0)
+
+    def reset(self) -> None:
+        """Back to the beginning of a sequence, as after opening."""
+        super().reset()
+        self.ended, self._still = False, []
+
+    def copy(self) -> PacedStream:
+        """An independent stream in the same state."""
+        other = super().copy()
+        assert isinstance(other, PacedStream)
+        other.ended, other._still = self.ended, self._still
+        return other
+
+    __copy__ = copy

@@ -1,0 +1,210 @@
+"""Streams through windows: every cut of a sequence, and the flush at its end, give the bits of the whole run."""
+
+import numpy as np
+import pytest
+from graph_builder import GraphBuilder
+
+from fastrnn import reference
+from fastrnn.cells import CellSpec
+from fastrnn.dims import BATCH, TIME
+from fastrnn.model import Model
+
+
+def real(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+class Stack:
+    """A graph over [batch, channels, steps], layer on layer."""
+
+    def __init__(self, C=3):
+        self.b, self.C, self.n = GraphBuilder("stack"), C, 0
+        self.x = self.start = self.b.input("x", "float32", BATCH, C, TIME)
+
+    def weights(self, *shape):
+        self.n += 1
+        return self.b.constant(f"w{self.n}", real(self.n, *shape) / np.float32(np.sqrt(shape[-1] * shape[-2])))
+
+    def conv(self, M=4, k=3, stride=1, dilation=1, pads=(0, 0), groups=1):
+        W, bias = self.weights(M, self.C // groups, k), self.b.constant(f"b{self.n}", real(self.n, M))
+        self.C = M
+        self.x = self.b.add("conv", self.x, W, bias, strides=(stride,), dilations=(dilation,), pads=pads, groups=groups)
+        return self
+
+    def conv_transpose(self, M=4, k=3, stride=2, dilation=1, pads=(0, 0), extra=0):
+        W = self.weights(self.C, M, k)
+        self.C = M
+        self.x = self.b.add(
+            "conv_transpose", self.x, W, strides=(stride,), dilations=(dilation,), pads=pads, groups=1,
+            output_padding=(extra,),
+        )  # fmt: skip
+        return self
+
+    def pool(self, fn="max", k=2, stride=2, pads=(0, 0), ceil=False, include=False, dilation=1):
+        self.x = self.b.add(
+            "pool", self.x, fn=fn, kernel=(k,), strides=(stride,), pads=pads, dilations=(dilation,), ceil=ceil,
+            count_include_pad=include,
+        )  # fmt: skip
+        return self
+
+    def pad(self, begin, end, value=0.5):
+        self.x = self.b.add("pad", self.x, pads=(0, 0, begin, 0, 0, end), mode="constant", value=value)
+        return self
+
+    def cut(self, begin=0, end=0, step=1):
+        size = self.b.values[self.x].dims[2]
+        self.x = self.b.add("slice", self.x, axis=2, start=begin, stop=size - end, step=step)
+        return self
+
+    def repeat(self, times):
+        B, C, T = self.b.values[self.x].dims
+        x = self.b.add("reshape", self.x, dims=(B, C, T, 1))
+        x = self.b.add("expand", x, dims=(B, C, T, times))
+        self.x = self.b.add("reshape", x, dims=(B, C, T * times))
+        return self
+
+    def relu(self):
+        self.x = self.b.add("unary", self.x, fn="tanh", alpha=0.0, beta=0.0)
+        return self
+
+    def add(self, other, fn="add"):
+        self.x = self.b.add("binary", self.x, other, fn=fn)
+        return self
+
+    def join(self, other, C):
+        self.x = self.b.add("concat", self.x, other, axis=1)
+        self.C += C
+        return self
+
+    def cell(self, kind="gru", H=5):
+        x = self.b.add("transpose", self.x, perm=(2, 0, 1))
+        spec = CellSpec(kind, self.C, H)
+        W, R = self.weights(spec.gates * H, self.C), self.weights(spec.gates * H, H)
+        (x,) = self.b.add("cell", x, W, R, outputs=(f"y{self.n}",), spec=spec, name=f"cell{self.n}")
+        self.x, self.C = self.b.add("transpose", x, perm=(1, 2, 0)), H
+        return self
+
+    def norm(self):
+        x = self.b.add("transpose", self.x, perm=(0, 2, 1))
+        x = self.b.add("layer_norm", x, axis=2, epsilon=1e-5)
+        self.x = self.b.add("transpose", x, perm=(0, 2, 1))
+        return self
+
+    def last(self):
+        size = self.b.values[self.x].dims[2]
+        self.x = self.b.add("slice", self.x, axis=2, start=size - 1, stop=size, step=1)
+        return self
+
+    def reduce(self, fn="mean"):
+        self.x = self.b.add("reduce", self.x, fn=fn, axes=(2,), keepdims=False)
+        return self
+
+    def done(self, *others):
+        return self.b.done(self.x, *others)
+
+
+def in_steps(x):
+    """[batch, C, T] as a stream takes it: [batch, T, C]."""
+    return np.ascontiguousarray(x.transpose(0, 2, 1))
+
+
+def streamed(model, x, cuts, batch):
+    """All that a stream brings, [batch, T', ..], its value over time last, fed in chunks of `cuts` and one by one."""
+    s = model.stream(batch_size=batch)
+    axis = 0 if batch is None else 1
+    outputs = [[] for _ in model.outputs]
+
+    def note(ys):
+        for all_, y in zip(outputs, ys if isinstance(ys, tuple) else (ys,), strict=True):
+            all_.append(y)
+
+    at, T = 0, x.shape[axis]
+    for n in cuts:
+        note(s.push(x[at : at + n] if batch is None else x[:, at : at + n]))
+        at = min(at + n, T)
+    while at < T:
+        note(s.push(x[at : at + 7] if batch is None else x[:, at : at + 7]))
+        at = min(at + 7, T)
+    note(s.flush())
+    timed = [o.timed for o in s._outputs]
+    return [
+        np.concatenate(o, axis) if t else [y for y in o if y is not None][-1]
+        for o, t in zip(outputs, timed, strict=True)
+    ], s
+
+
+def by_steps(model, x):
+    """The same one step at a time, of x [T, C]."""
+    s = model.stream()
+    outputs = [[] for _ in model.outputs]
+    many = getattr(s, "_many", [False] * len(outputs))
+    for row in x:
+        ys = s.step(row)
+        for all_, y, m in zip(outputs, ys if isinstance(ys, tuple) else (ys,), many, strict=True):
+            if y is not None:
+                all_.append(y if m else y[None])
+    last = s.flush()
+    for all_, y, o in zip(outputs, last if isinstance(last, tuple) else (last,), s._outputs, strict=True):
+        if y is not None:
+            all_.append(y if o.timed else y[None])
+    return [np.concatenate(o) if a.timed else o[-1][0] for o, a in zip(outputs, s._outputs, strict=True)]
+
+
+def check(graph, T=29, cuts=(1, 5, 0, 2, 13), seed=3, tolerance=3e-5):
+    """Whole run against the reference, streams against the whole run; returns the model."""
+    model = Model(graph)
+    x = real(seed, 3, graph.values["x"].dims[1], T)
+    whole = model.run(x)
+    for ours, exact in zip(whole, reference.run(graph, {"x": x}), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=tolerance, atol=tolerance)
+    flat = [
+        in_steps(y) if y.ndim == 3 and "time" in str(o.dims) else y for y, o in zip(whole, model.outputs, strict=True)
+    ]
+    fed = in_steps(x)
+    for ours, want in zip(streamed(model, fed, cuts, 3)[0], flat, strict=True):
+        assert ours.shape == want.shape or ours.size == want.size
+        assert ours.tobytes() == want.tobytes()
+    for ours, want in zip(streamed(model, fed[1], cuts, None)[0], flat, strict=True):
+        assert ours.tobytes() == want[1].tobytes()
+    for ours, want in zip(by_steps(model, fed[2]), flat, strict=True):
+        assert ours.tobytes() == want[2].tobytes()
+    return model
+
+
+CASES = {
+    "causal": (lambda: Stack().conv(pads=(2, 0)), 0),
+    "causal, dilated": (lambda: Stack().conv(pads=(8, 0), dilation=4).relu().conv(pads=(16, 0), dilation=8), 0),
+    "same": (lambda: Stack().conv(k=5, pads=(2, 2)), 2),
+    "same twice": (lambda: Stack().conv(k=5, pads=(2, 2)).relu().conv(pads=(1, 1)), 3),
+    "valid": (lambda: Stack().conv(k=4), 3),
+    "cut at the end": (lambda: Stack().conv(pads=(2, 2)).cut(0, 2), 0),
+    "strided": (lambda: Stack().conv(k=3, stride=2), 2),
+    "stride beyond the kernel": (lambda: Stack().conv(k=2, stride=5), 1),
+    "grouped": (lambda: Stack(4).conv(M=6, groups=2, pads=(1, 1)), 1),
+    "depthwise": (lambda: Stack(4).conv(M=4, groups=4, pads=(1, 1), dilation=1), 1),
+    "one tap, padded": (lambda: Stack().conv(k=1, pads=(1, 2)), 0),
+    "max pool": (lambda: Stack().pool("max", 3, 2, (1, 1)), 1),
+    "max pool, ceil": (lambda: Stack().pool("max", 3, 3, (0, 1), ceil=True), 2),
+    "mean pool": (lambda: Stack().pool("mean", 4, 2, (1, 2)), 2),
+    "mean pool with padding, ceil": (lambda: Stack().pool("mean", 4, 3, (2, 1), ceil=True, include=True), 1),
+    "repeated": (lambda: Stack().repeat(3), 0),
+    "repeated and smoothed": (lambda: Stack().repeat(2).conv(pads=(1, 1)), 1),
+    "spread": (lambda: Stack().conv_transpose(), 0),
+    "spread, cut": (lambda: Stack().conv_transpose(k=5, stride=3, pads=(2, 1), extra=1), 1),
+    "spread, cut beyond its reach": (lambda: Stack().conv_transpose(k=2, stride=4, pads=(1, 3)), 2),
+    "spread, dilated": (lambda: Stack().conv_transpose(k=3, stride=2, dilation=3, pads=(1, 2)), 1),
+    "pad": (lambda: Stack().pad(3, 2), 0),
+    "pad less": (lambda: Stack().pad(-3, 2), 3),
+    "pad and cut": (lambda: Stack().pad(2, -3), 1),
+    "every third": (lambda: Stack().cut(1, 2, 3), 3),
+    "cells between": (lambda: Stack().conv(pads=(1, 1)).cell().pool().cell("lstm").norm(), 2),
+    "last": (lambda: Stack().conv(pads=(1, 1)).cell().last(), 1),
+    "mean": (lambda: Stack().conv(pads=(1, 1), stride=3).reduce(), 1),
+    "largest": (lambda: Stack().conv(pads=(2, 0)).reduce("max"), 0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stream_has_the_bits_of_the_whole_run(name):
+    build, delay = CASES[name]
+    assert check(build().done()).delay == delay
