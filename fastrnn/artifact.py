@@ -15,13 +15,13 @@ import json
 import math
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from . import dims as D
 from .cells import Activation, CellSpec
 from .errors import FastRNNError, ModelFormatError
+from .files import replace_file
 from .graph import Graph, Node, Value, validate
 
 FORMAT = "fastrnn 1"
@@ -150,19 +150,8 @@ def to_bytes(graph: Graph) -> bytes:
 
 
 def save(graph: Graph, path) -> None:
-    """Write a .fastrnn file; to a temporary name beside it, then renamed, so that no reader sees half of one."""
-    import secrets
-
-    blob, path = to_bytes(graph), Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        # Made like any new file, so that the user's umask decides who reads it; "x": it is nobody else's.
-        with open(temporary, "xb") as file:
-            file.write(blob)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a .fastrnn file, whole or not at all."""
+    replace_file(path, to_bytes(graph))
 
 
 def load(source) -> Graph:

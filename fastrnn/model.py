@@ -75,6 +75,7 @@ class Model:
         self.graph = passes.run(graph)
         self.name = graph.name
         self._open_sizes = _open_sizes(self.graph)
+        self._given_sizes: dict[str, int] = {}  # of a model made by `_with_sizes`
         self._fixed: dict[tuple, Model] = {}
         self._ends = tuple(self.graph.values[n] for n in self.graph.outputs)
         self._sizes: dict[tuple, tuple] = {}  # shapes of the inputs -> `_sizes_of` them
@@ -247,6 +248,7 @@ class Model:
             model = self._fixed.pop(key, None)
         if model is None:
             model = Model(fix_sizes(self.graph, sizes), self.threads)
+            model._given_sizes = dict(sizes)
         with self._lock:
             self._fixed[key] = model
             while len(self._fixed) > KEPT_SIZES:
@@ -345,6 +347,12 @@ class Model:
         if missing:
             raise ShapeError(f"{self.name}: the inputs of a step don't tell {', '.join(missing)}: load it with sizes=")
         return self._with_sizes({n: sizes[n] for n in self._open_sizes})
+
+    def _sized_as(self, sizes: dict[str, int]) -> Model:
+        """This model with the sizes that a snapshot tells; StateError where they are not those that it leaves open."""
+        if set(sizes) != set(self._open_sizes):
+            raise StateError(f"a snapshot of {self.name} tells {sorted(self._open_sizes)}, this one {sorted(sizes)}")
+        return self._with_sizes({n: sizes[n] for n in self._open_sizes}) if sizes else self
 
     @cached_property  # once for all streams: they share what they are told of their arguments
     def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:

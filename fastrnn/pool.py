@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import dims as D
-from . import states
+from . import snapshots, states
 from ._pool import PoolCore
 from .arguments import check_out, collect, deliver, plain_forms, whole_number
 from .errors import ShapeError, StateError, StreamError
@@ -60,7 +60,7 @@ class StreamPool(PoolCore):
         forms = [] if shared else plain_forms(inputs, outputs)
         with _memory_for(model, self.capacity):
             self._begin(program, layout.initial_row, batch, shared, row_bytes, row_flops, forms)
-        self._layout, self._inputs, self._outputs = layout, inputs, outputs
+        self._sized, self._layout, self._inputs, self._outputs = model, layout, inputs, outputs
         self._names = [a.name for a in inputs]
 
     # -- slots --
@@ -221,6 +221,81 @@ class StreamPool(PoolCore):
         """Steps that a stream has taken since it was opened, reset or restored. StateError: the slot is not open."""
         with self._alone():
             return self._steps(self._place(slot))
+
+    # -- snapshots --
+    def snapshot(self, slot: int, path=None) -> bytes:
+        """A stream's state and step count as bytes, for `restore` here, in another pool or process, or in a `Stream`.
+
+        Parameters
+        ----------
+        path : where they are written too, optional; the file there is replaced as a whole or not at all
+
+        Raises
+        ------
+        StateError : the slot is not open. OSError : the file can't be written.
+        """
+        with self._alone():
+            taken = self._take_snapshot([self._place(slot)], None)
+        return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
+
+    def snapshot_all(self, path=None) -> bytes:
+        """`snapshot` of every open slot, for `restore_all`."""
+        with self._alone():
+            slots = self._open_slots()
+            taken = self._take_snapshot(slots & (MOST_SLOTS - 1), slots)
+        return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
+
+    def _take_snapshot(self, places, slots) -> snapshots.Snapshot:
+        self._require_sizes()
+        steps = np.array([self._steps(int(p)) for p in places], np.int64)
+        return snapshots.Snapshot(steps, self._layout.rows(self.slab[places]), slots, self._sized._given_sizes)
+
+    def restore(self, source) -> int:
+        """A new slot that goes on where a snapshot was taken, with the same bits on the same instruction set.
+
+        Parameters
+        ----------
+        source : bytes of `snapshot` of a slot or of a lone `Stream`, or the path of a file
+
+        Raises
+        ------
+        StateError : a damaged, truncated or later snapshot, one of another model or of several streams; no free slot.
+        """
+        taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+        if taken.slots is not None or len(taken.steps) != 1:
+            raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
+        with self._alone():
+            return self._open_from(taken)[0]
+
+    def restore_all(self, source) -> dict[int, int]:
+        """New slots for all streams of a `snapshot_all`: {slot when it was taken: slot here}.
+
+        Raises
+        ------
+        StateError : as `restore`; or not as many slots are free, then none is opened.
+        """
+        taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+        if taken.slots is None:
+            raise StateError("the snapshot is of a stream, not of a whole pool: restore takes it")
+        with self._alone():
+            return dict(zip(taken.slots.tolist(), self._open_from(taken), strict=True))
+
+    def _open_from(self, taken: snapshots.Snapshot) -> list[int]:
+        n, free = len(taken.steps), self.capacity - self._n_open
+        if n > free:
+            raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")
+        if self.program is None:
+            self._lay_out(self.model._sized_as(taken.sizes))
+        elif taken.sizes != self._sized._given_sizes:
+            raise StateError(f"the snapshot has the sizes {taken.sizes}, this pool {self._sized._given_sizes}")
+        rows = np.empty((n, self.slab.shape[1]), np.float32)
+        self._layout.load_rows(rows, taken.rows)
+        slots = [self._open() for _ in range(n)]
+        places = np.array(slots, np.int64) & (MOST_SLOTS - 1)
+        self.slab[places] = rows
+        for place, steps in zip(places.tolist(), taken.steps.tolist(), strict=True):
+            self._set_steps(place, steps)
+        return slots
 
     def _require_sizes(self) -> None:
         if self.program is None:

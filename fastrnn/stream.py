@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import states
+from . import snapshots, states
 from ._executor import StreamCore
 from .arguments import check_out, collect, deliver, plain_forms, whole_number
-from .errors import ShapeError, StreamError
+from .errors import ShapeError, StateError, StreamError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -149,7 +149,7 @@ class Stream(StreamCore):
         return self.copy()
 
     def __reduce__(self):
-        raise TypeError("a stream can't be pickled: keep its `state`, and the model as a .fastrnn file")
+        raise TypeError("a stream can't be pickled: keep a `snapshot`, and the model as a .fastrnn file")
 
     @contextmanager
     def _alone(self):
@@ -162,6 +162,49 @@ class Stream(StreamCore):
             yield
         finally:
             self._release()
+
+    def snapshot(self, path=None) -> bytes:
+        """The stream's state and step count as bytes, for `restore` here or in another process; see `snapshots.py`.
+
+        Parameters
+        ----------
+        path : where they are written too, optional; the file there is replaced as a whole or not at all
+
+        Raises
+        ------
+        StreamError : another thread is using this stream. OSError : the file can't be written.
+        """
+        with self._alone():
+            rows, n = self._layout.rows(self.slab), self.slab.shape[0]
+            taken = snapshots.Snapshot(np.full(n, self.steps_done), rows, None, self._sized._given_sizes)
+        return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
+
+    def restore(self, source) -> None:
+        """Go on where a snapshot was taken, with the same bits on the same instruction set.
+
+        Parameters
+        ----------
+        source : bytes of `snapshot`, or the path of a file; of a stream of as many rows, or of a pool's slot
+
+        Raises
+        ------
+        StateError : a damaged, truncated or later snapshot, one of another model or of another number of streams.
+        Nothing has changed then.
+        """
+        taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+        n = self.batch_size or 1
+        if len(taken.steps) != n or taken.slots is not None:
+            kind = f"{len(taken.steps)} streams" if taken.slots is None else "a whole pool"
+            raise StateError(f"the snapshot is of {kind}, this stream has {n} row{'s' * (n > 1)}")
+        if n > 1 and (taken.steps != taken.steps[0]).any():
+            raise StateError("the snapshot's streams have taken different numbers of steps, rows in lock-step have not")
+        if self.program is None:
+            self._begin(self.model._sized_as(taken.sizes))
+        elif taken.sizes != self._sized._given_sizes:
+            raise StateError(f"the snapshot has the sizes {taken.sizes}, this stream {self._sized._given_sizes}")
+        with self._alone():
+            self._layout.load_rows(self.slab, taken.rows)
+            self.steps_done = int(taken.steps[0])
 
     @property
     def delay(self) -> int:

@@ -178,27 +178,46 @@ class StateLayout:
         dims = tuple("batch" if i == batch_axis else d for i, d in enumerate(value.dims))
         self.shown.append(ShownState(name, dims, -1 if batch_axis is None else batch_axis, tuple(parts)))
 
-    def export(self, slab: np.ndarray) -> dict[str, np.ndarray]:
-        """The shown states of slab rows [batch, size], as copies, in their own dims."""
+    def rows(self, slab: np.ndarray) -> dict[str, np.ndarray]:
+        """The shown states of slab rows [batch, size], as copies [batch, dims...]: their dims without batch."""
         out = {}
         for state in self.shown:
-            dims = [d for i, d in enumerate(state.dims) if i != state.batch_axis]
+            dims = self._row_dims(state)
             flat = np.empty((slab.shape[0], int(np.prod(dims))), state.dtype)
             for part in state.parts:
                 flat[:, part.places] = part.of(slab, state.dtype)
-            array = flat.reshape(slab.shape[0], *dims)
-            out[state.name] = np.moveaxis(array, 0, state.batch_axis) if state.batch_axis >= 0 else array[0]
+            out[state.name] = flat.reshape(slab.shape[0], *dims)
         return out
 
-    def load(self, slab: np.ndarray, states: dict[str, np.ndarray]) -> None:
-        """Inverse of `export` into slab rows; the arrays' shapes were checked by the caller."""
+    def load_rows(self, slab: np.ndarray, rows: dict[str, np.ndarray]) -> None:
+        """Inverse of `rows`. StateError, with nothing changed, where one is missing, unknown or of another shape."""
+        names = [s.name for s in self.shown]
+        if set(rows) != set(names):
+            raise StateError(f"states are {sorted(names)}, got {sorted(rows)}")
         for state in self.shown:
-            array = states[state.name]
-            array = np.moveaxis(array, state.batch_axis, 0) if state.batch_axis >= 0 else array[None]
-            flat = array.reshape(slab.shape[0], -1)
+            got, want = rows[state.name], (slab.shape[0], *self._row_dims(state))
+            if got.shape != want or got.dtype != state.dtype:
+                text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
+                raise StateError(f"state {state.name}: {text}")
+        for state in self.shown:
+            flat = rows[state.name].reshape(slab.shape[0], -1)
             for part in state.parts:
                 values = np.ascontiguousarray(flat[:, part.places], state.dtype).view(np.float32)
                 slab[:, part.offset : part.offset + values.shape[1]] = values
+
+    def _row_dims(self, state: ShownState) -> list[int]:
+        return [d for i, d in enumerate(state.dims) if i != state.batch_axis]
+
+    def export(self, slab: np.ndarray) -> dict[str, np.ndarray]:
+        """The shown states of slab rows [batch, size], as copies, in their own dims."""
+        rows = self.rows(slab)
+        axes = {s.name: s.batch_axis for s in self.shown}
+        return {k: np.moveaxis(r, 0, axes[k]) if axes[k] >= 0 else r[0] for k, r in rows.items()}
+
+    def load(self, slab: np.ndarray, states: dict[str, np.ndarray]) -> None:
+        """Inverse of `export` into slab rows; the arrays' shapes were checked by the caller."""
+        axes = {s.name: s.batch_axis for s in self.shown}
+        self.load_rows(slab, {k: np.moveaxis(a, axes[k], 0) if axes[k] >= 0 else a[None] for k, a in states.items()})
 
 
 def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

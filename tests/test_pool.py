@@ -184,6 +184,25 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.set_state(target, states[-1])
         self.live[target].state = states[-1]
 
+    @precondition(lambda self: 0 < len(self.live) < self.pool.capacity)
+    @rule(choose=st.data(), into_stream=st.booleans())
+    def snapshot(self, choose, into_stream):
+        slot = choose.draw(st.sampled_from(sorted(self.live)))
+        blob = self.pool.snapshot(slot)
+        lone = self.live[slot].copy()
+        if into_stream:
+            lone = self.model.stream()
+            lone.restore(blob)
+        self.live[self.pool.restore(blob)] = lone
+
+    @precondition(lambda self: self.live)
+    @rule(capacity=st.integers(6, 12))
+    def another_process(self, capacity):
+        blob = self.pool.snapshot_all()
+        self.pool = self.model.pool(capacity=max(capacity, len(self.live)))
+        self.live = {new: self.live[old] for old, new in self.pool.restore_all(blob).items()}
+        self.gone = []
+
     @precondition(lambda self: self.gone)
     @rule(choose=st.data())
     def stale(self, choose):

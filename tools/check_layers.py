@@ -17,6 +17,7 @@ from pathlib import Path
 LEVELS = {
     "errors": 0,
     "dims": 0,
+    "files": 0,
     "_isa": 1,
     "_roofline": 1,
     "cells": 1,
@@ -46,6 +47,7 @@ LEVELS = {
     "_ops": 4,
     "_timing": 4,
     "_executor": 4,
+    "snapshots": 4,
     "states": 4,
     "_pool": 5,
     "pool": 5,
@@ -69,7 +71,7 @@ FOREIGN = {
     "onnxruntime": ("bench", "verification"),
     "openvino": ("bench",),
     "rich": ("bench", "cli"),
-    "safetensors": ("artifact", "importers", "stream", "pool"),
+    "safetensors": ("artifact", "importers", "snapshots"),
     "tensorflow": (),
     "torch": ("bench",),
 }
