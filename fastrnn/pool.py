@@ -248,7 +248,8 @@ class StreamPool(PoolCore):
     def _take_snapshot(self, places, slots) -> snapshots.Snapshot:
         self._require_sizes()
         steps = np.array([self._steps(int(p)) for p in places], np.int64)
-        return snapshots.Snapshot(steps, self._layout.rows(self.slab[places]), slots, self._sized._given_sizes)
+        rows, ended = self._layout.rows(self.slab[places]), np.zeros(len(steps), np.bool_)
+        return snapshots.Snapshot(steps, rows, slots, self._sized._given_sizes, ended, {})
 
     def restore(self, source) -> int:
         """A new slot that goes on where a snapshot was taken, with the same bits on the same instruction set.
@@ -281,6 +282,8 @@ class StreamPool(PoolCore):
             return dict(zip(taken.slots.tolist(), self._open_from(taken), strict=True))
 
     def _open_from(self, taken: snapshots.Snapshot) -> list[int]:
+        if taken.ended.any() or taken.still:
+            raise StateError("the snapshot is of a stream that looks ahead, which this model's do not")
         n, free = len(taken.steps), self.capacity - self._n_open
         if n > free:
             raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")

@@ -1,7 +1,9 @@
 """Snapshots: the states of streams as bytes or a file, so that another process or machine goes on where one stopped.
 
 Format 1, a safetensors container. Tensors: `steps` int64 [n], the steps that each stream has taken; `state/NAME`
-[n, dims...] for each of `Model.states`, without its batch axis, in its own dtype; for a whole pool `slots` int64 [n].
+[n, dims...] for each of `Model.states`, without its batch axis, in its own dtype; `ended` bool [n], whether it was
+flushed; `input/NAME` [n, dims...], what a stream that looks ahead was last told by inputs without time; for a whole pool
+`slots` int64 [n].
 Metadata: `format` ("fastrnn snapshot 1"), `model` and `name` (fingerprint and name of the model), `sizes` (JSON: sizes
 that the model leaves open, as the first step fixed them) and `checksum`: SHA-256 over all the others and
 every tensor. States are logical: by name, in the model's dims, whatever instruction set, thread count or slot they come
@@ -23,7 +25,7 @@ from .files import replace_file
 
 FORMAT = "fastrnn snapshot "
 VERSION = 1
-STATE = "state/"
+STATE, INPUT = "state/", "input/"
 MOST_BYTES = 1 << 40  # of a file that is read at all
 
 
@@ -32,20 +34,24 @@ class Snapshot:
     """The states of n streams.
 
     steps : int64 [n]. rows : state name -> [n, dims...]. slots : int64 [n], or None where it is not of a whole pool.
-    sizes : sizes that the model leaves open.
+    sizes : sizes that the model leaves open. ended : bool [n]. still : input name -> [n, dims...].
     """
 
     steps: np.ndarray
     rows: dict[str, np.ndarray]
     slots: np.ndarray | None
     sizes: dict[str, int]
+    ended: np.ndarray
+    still: dict[str, np.ndarray]
 
 
 def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> bytes:
     """The bytes of a snapshot of the model with this fingerprint; written to `path` too where that is given."""
     from safetensors.numpy import save
 
-    tensors = {"steps": np.ascontiguousarray(snapshot.steps, np.int64)}
+    steps, ended = np.ascontiguousarray(snapshot.steps, np.int64), np.ascontiguousarray(snapshot.ended, np.bool_)
+    tensors = {"steps": steps, "ended": ended}
+    tensors |= {INPUT + key: np.ascontiguousarray(rows) for key, rows in snapshot.still.items()}
     tensors |= {STATE + key: np.ascontiguousarray(rows) for key, rows in snapshot.rows.items()}
     if snapshot.slots is not None:
         tensors["slots"] = np.ascontiguousarray(snapshot.slots, np.int64)
@@ -136,7 +142,9 @@ def _checked(metadata: dict, tensors: dict[str, np.ndarray], where: str) -> Snap
         sizes = json.loads(metadata["sizes"])
         if not isinstance(sizes, dict) or any(type(v) is not int or v < 1 for v in sizes.values()):
             raise ValueError(f"sizes {metadata['sizes']:.80}")
-        steps, slots = tensors.pop("steps"), tensors.pop("slots", None)
+        steps, slots, ended = tensors.pop("steps"), tensors.pop("slots", None), tensors.pop("ended")
+        if ended.dtype != np.bool_ or ended.shape != steps.shape:
+            raise ValueError(f"ended of {ended.dtype}{list(ended.shape)}")
         for array in (steps, slots):
             if array is not None and (array.dtype != np.int64 or array.shape != steps.shape or array.ndim != 1):
                 raise ValueError(f"steps and slots of {array.dtype}{list(array.shape)}")
@@ -144,9 +152,10 @@ def _checked(metadata: dict, tensors: dict[str, np.ndarray], where: str) -> Snap
             raise ValueError("a stream that has taken fewer than no steps")
         if slots is not None and len(np.unique(slots)) != len(slots):
             raise ValueError("a slot that is there twice")
-        strange = [k for k, a in tensors.items() if not k.startswith(STATE) or a.shape[:1] != steps.shape]
+        strange = [k for k, a in tensors.items() if not k.startswith((STATE, INPUT)) or a.shape[:1] != steps.shape]
         if strange:
             raise ValueError(f"a tensor {strange[0]!r:.80} of another number of streams")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StateError(f"{where}: malformed: {type(error).__name__} {error}") from None
-    return Snapshot(steps, {k[len(STATE) :]: a for k, a in tensors.items()}, slots, sizes)
+    rows, still = ({k[len(p) :]: a for k, a in tensors.items() if k.startswith(p)} for p in (STATE, INPUT))
+    return Snapshot(steps, rows, slots, sizes, ended, still)

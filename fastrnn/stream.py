@@ -175,8 +175,9 @@ class Stream(StreamCore):
         StreamError : another thread is using this stream. OSError : the file can't be written.
         """
         with self._alone():
-            rows, n = self._layout.rows(self.slab), self.slab.shape[0]
-            taken = snapshots.Snapshot(np.full(n, self.steps_done), rows, None, self._sized._given_sizes)
+            rows, n, (ended, still) = self._layout.rows(self.slab), self.slab.shape[0], self._tail()
+            steps, sizes = np.full(n, self.steps_done), self._sized._given_sizes
+            taken = snapshots.Snapshot(steps, rows, None, sizes, np.full(n, ended), still)
         return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
 
     def restore(self, source) -> None:
@@ -196,15 +197,31 @@ class Stream(StreamCore):
         if len(taken.steps) != n or taken.slots is not None:
             kind = f"{len(taken.steps)} streams" if taken.slots is None else "a whole pool"
             raise StateError(f"the snapshot is of {kind}, this stream has {n} row{'s' * (n > 1)}")
-        if n > 1 and (taken.steps != taken.steps[0]).any():
+        if (taken.steps != taken.steps[0]).any() or (taken.ended != taken.ended[0]).any():
             raise StateError("the snapshot's streams have taken different numbers of steps, rows in lock-step have not")
         if self.program is None:
             self._begin(self.model._sized_as(taken.sizes))
         elif taken.sizes != self._sized._given_sizes:
             raise StateError(f"the snapshot has the sizes {taken.sizes}, this stream {self._sized._given_sizes}")
         with self._alone():
+            tail = self._checked_tail(bool(taken.ended[0]), taken.still)
             self._layout.load_rows(self.slab, taken.rows)
             self.steps_done = int(taken.steps[0])
+            self._set_tail(*tail)
+
+    def _tail(self) -> tuple[bool, dict[str, np.ndarray]]:
+        """What a stream knows besides its states and steps: whether it was flushed, and its last inputs without time,
+        [batch, ...]. Only one that looks ahead has any of it."""
+        return False, {}
+
+    def _checked_tail(self, ended: bool, still: dict[str, np.ndarray]):
+        """Inverse of `_tail`, first half: StateError where a snapshot's is not one of this stream."""
+        if ended or still:
+            raise StateError("the snapshot is of a stream that looks ahead, which this model's do not")
+        return ended, []
+
+    def _set_tail(self, ended: bool, still: list) -> None:
+        """Inverse of `_tail`, second half."""
 
     @property
     def delay(self) -> int:

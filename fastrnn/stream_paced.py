@@ -190,3 +190,22 @@ class PacedStream(Stream):
         return other
 
     __copy__ = copy
+
+    def _tail(self) -> tuple[bool, dict[str, np.ndarray]]:
+        n, names = self.slab.shape[0], [a for a in self._inputs if not a.timed]
+        whole = [v if len(a._lead(self.batch_size)) else v[None] for a, v in zip(names, self._still, strict=False)]
+        still = {a.name: np.broadcast_to(v, (n, *v.shape[1:])) for a, v in zip(names, whole, strict=False)}
+        return self.ended, still
+
+    def _checked_tail(self, ended: bool, still: dict[str, np.ndarray]):
+        found = []
+        for a in (a for a in self._inputs if not a.timed) if still else ():
+            want = np.empty((self.slab.shape[0], *a.features), a.stored)
+            got = still.get(a.name)
+            if got is None or got.shape != want.shape or got.dtype != want.dtype or len(still) > len(self._inputs):
+                raise StateError(f"the snapshot's input {a.name} is not {want.dtype}{list(want.shape)}")
+            found.append(np.array(got if len(a._lead(self.batch_size)) else got[0]))
+        return ended, found
+
+    def _set_tail(self, ended: bool, still: list) -> None:
+        self.ended, self._still = ended, still

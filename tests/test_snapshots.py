@@ -9,13 +9,16 @@ import time
 
 import numpy as np
 import pytest
+from graph_builder import GraphBuilder
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from test_model_stream import some, stack
 from test_pool import MODELS, data, opened, same, stacked, step_of
+from test_stream_windows import Stack
 
 import fastrnn
 from fastrnn import snapshots
+from fastrnn.dims import BATCH, TIME
 from fastrnn.model import Model
 
 pytestmark = pytest.mark.any_isa
@@ -105,6 +108,36 @@ class TestTheSameBits:
         with pytest.raises(fastrnn.StateError, match=r"sizes \{'size': 576\}, this stream \{'size': 320\}"):
             busy.restore(blob)
 
+    def test_a_stream_that_looks_ahead(self):
+        model = Model(Stack().conv(pads=(1, 1)).conv(stride=2, pads=(2, 2)).done())
+        for n, cut in ((None, 0), (None, 5), (3, 6), (3, 11)):
+            x = some(n or 1, 20, 3) if n else some(20, 3)
+            stream, other = model.stream(batch_size=n), Model(model.graph).stream(batch_size=n)
+            stream.push(x[..., :cut, :])
+            other.restore(stream.snapshot())
+            assert same(stream.push(x[..., cut:, :]), other.push(x[..., cut:, :]))
+            other.reset()
+            other.restore(stream.snapshot())
+            assert same(stream.flush(), other.flush())
+            other.reset()
+            other.restore(stream.snapshot())
+            with pytest.raises(fastrnn.StreamError, match="flushed"):
+                other.push(x)
+        with pytest.raises(fastrnn.StreamError, match="pool"):
+            model.pool()
+
+    def test_its_inputs_without_time_are_in_it(self):
+        b = GraphBuilder("with a bias")
+        x, who = b.input("x", "float32", BATCH, 3, TIME), b.input("who", "float32", BATCH, 4, 1)
+        W = b.constant("W", some(4, 3, 3))
+        y = b.add("conv", x, W, strides=(1,), dilations=(1,), pads=(1, 1), groups=1)
+        model = Model(b.done(b.add("binary", y, who, fn="add")))
+        for n in (None, 2):
+            stream, other = model.stream(batch_size=n), model.stream(batch_size=n)
+            stream.push((some(*((n,) if n else ()), 5, 3), some(*((n,) if n else ()), 4, 1)))
+            other.restore(stream.snapshot())
+            assert same(stream.flush(), other.flush())
+
 
 class TestRefused:
     def refused(self, blob, match, model=None):
@@ -175,6 +208,9 @@ class TestRefused:
             ({"state/cell0_h": np.zeros((1, 2), np.float32)}, "state"),
             ({"state/more": np.zeros((1, 2), np.float32)}, "states are"),
             ({"slots": np.array([1, 2])}, "malformed"),
+            ({"ended": None}, "malformed"),
+            ({"ended": np.zeros(1)}, "malformed"),
+            ({"ended": np.ones(1, bool)}, "looks ahead"),
         ],
     )
     def test_what_is_said_with_a_checksum_that_fits(self, tensors, match):

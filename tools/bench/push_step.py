@@ -1,6 +1,6 @@
 """A step inside `push`, beside an LSTM of fixed size on Eigen: run by turns, the least of each, and the ratio.
 
-    python tools/bench/push_step.py FIXED_SIZE_LSTM     the program that fixed_size_lstm.cpp says how to build
+python tools/bench/push_step.py FIXED_SIZE_LSTM     the program that fixed_size_lstm.cpp says how to build
 """
 
 from __future__ import annotations
