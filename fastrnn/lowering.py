@@ -438,7 +438,9 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
     # -- reductions and norms --
     def op_reduce(self, node: Node) -> None:
         x, axes = self.real(node), list(node.attrs["axes"])
-        if len(axes) == 1 and self.is_time(x.dims[axes[0]]):
+        # Rows whose own size depends on the length (scores of all steps) never stream: an ordinary sum.
+        fixed = not any("time" in D.symbols(d) for i, d in enumerate(x.dims) if i not in axes)
+        if len(axes) == 1 and self.is_time(x.dims[axes[0]]) and (fixed or self.mode == "stream"):
             return self._reduce_over_time(node, x, axes[0])
         fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
         x = x.transpose((*keep, *axes))

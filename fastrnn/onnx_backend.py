@@ -47,10 +47,12 @@ _KNOWN_BEFORE = {
     "GroupNormalization": (1, 2),
     "If": (0,),
     "InstanceNormalization": (1, 2),
+    "OneHot": (1, 2),
     "Pad": (1, 2, 3),
     "QuantizeLinear": (1, 2),
     "Range": (0, 1, 2),
     "Reshape": (1,),
+    "Resize": (1, 2, 3),
     "ScatterND": (1,),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
@@ -58,9 +60,11 @@ _KNOWN_BEFORE = {
     "SequenceAt": (1,),
     "Squeeze": _AXES,
     "Tile": (1,),
+    "TopK": (1,),
     "Trilu": (1,),
     "Unsqueeze": _AXES,
-    **{f"Reduce{name}": _AXES for name in ("L1", "L2", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
+    "Upsample": (1,),
+    **{f"Reduce{name}": _AXES for name in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()},
 }
 
 

@@ -53,13 +53,6 @@ def test_einsum(equation, shapes):
     )
 
 
-@pytest.mark.parametrize("equation", ["bii->b", "...i,ij->...j", "ab,bc,cd->ad", "bi,ij"])
-def test_einsum_of_other_forms_is_refused(equation):
-    shapes = {"bii->b": [(2, 3, 3)], "ab,bc,cd->ad": [(2, 3), (3, 4), (4, 2)]}.get(equation, [(2, 3), (3, 4)])
-    with pytest.raises(UnsupportedError, match="equation="):
-        one("Einsum", [normal(*s) for s in shapes], equation=equation)
-
-
 def test_norms_of_others():
     x, skip, scale, shift, bias = normal(2, 3, 4), normal(2, 3, 4), normal(4), normal(4), normal(4)
     total = np.float64(x) + skip + bias

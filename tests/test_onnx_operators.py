@@ -84,6 +84,127 @@ case(
 )
 
 
+# --- sums, norms and functions ---
+for reduction in "L1 L2 SumSquare LogSumExp Sum Mean Max Min Prod".split():
+    case(f"Reduce{reduction} of features", f"a = Constant<value = int64[1] {{-1}}>() y = Reduce{reduction}(x, a)")
+for reduction in "L1 L2 SumSquare LogSumExp Max".split():
+    case(
+        f"Reduce{reduction} over time",
+        f"a = Constant<value = int64[1] {{1}}>() y = Reduce{reduction}<keepdims = 0>(x, a)",
+    )
+case("ReduceLogSum", "a = Constant<value = int64[1] {-1}>() p = Exp(x) y = ReduceLogSum(p, a)")
+case("ReduceMean of all", "y = ReduceMean<keepdims = 0>(x)")
+case("LpNormalization 1", "y = LpNormalization<p = 1, axis = -1>(x)")
+case("LpNormalization 2 over time", "y = LpNormalization<p = 2, axis = 1>(x)")
+case("MeanVarianceNormalization", "y = MeanVarianceNormalization<axes = [1, 2]>(x)")
+case("Celu", "y = Celu<alpha = 1.7>(x)")
+case("Shrink", "y = Shrink<bias = 0.2, lambd = 0.6>(x)")
+case("Hardmax", "y = Hardmax<axis = -1>(x)")
+case("Hardmax over time", "y = Hardmax<axis = 1>(x)")
+
+# --- picking and ordering ---
+BT = f"{X}, int64[batch, time] i"
+case(
+    "GatherElements along time",
+    "a = Constant<value = int64[1] {2}>() u = Unsqueeze(i, a) y = GatherElements<axis = 1>(x, u)",
+    "float[batch, time, 1] x, int64[batch, time] i",
+)
+case(
+    "GatherElements of the last step",
+    """a = Constant<value = int64[2] {1, 2}>() u = Unsqueeze(i, a)
+    o = Constant<value = int64[3] {1, 1, 6}>() e = Expand(u, o) y = GatherElements<axis = 1>(x, e)""",
+    f"{X}, int64[batch] i",
+)
+case(
+    "GatherElements of features, from the end",
+    """n = Constant<value = int64 {-1}>() j = Mul(i, n) k = Add(j, n)
+    y = GatherElements<axis = 2>(x, k)""",
+    "float[batch, time, 90] x, int64[batch, time, 3] i",
+)
+case(
+    "GatherND a row each",
+    f"""{SIZE} b = Gather<axis = 0>(s, zero) r = Range(zero, b, one)
+    a = Constant<value = int64[1] {{1}}>() p = Unsqueeze(r, a) q = Unsqueeze(i, a) k = Concat<axis = 1>(p, q)
+    y = GatherND(x, k)""",
+    f"{X}, int64[batch] i",
+)
+case(
+    "GatherND in batches",
+    "a = Constant<value = int64[1] {1}>() q = Unsqueeze(i, a) y = GatherND<batch_dims = 1>(x, q)",
+    f"{X}, int64[batch] i",
+)
+case(
+    "OneHot",
+    """d = Constant<value = int64 {9}>() v = Constant<value = float[2] {-1, 2}>()
+    y = OneHot<axis = -1>(i, d, v)""",
+    "int64[batch, time] i",
+)
+case(
+    "OneHot before time",
+    """d = Constant<value = int64 {9}>() v = Constant<value = float[2] {0, 1}>()
+    n = Constant<value = int64 {3}>() j = Sub(i, n) y = OneHot<axis = 1>(j, d, v)""",
+    "int64[batch, time] i",
+)
+case("TopK", "k = Constant<value = int64[1] {3}>() y, j = TopK<axis = -1>(x, k) z = Cast<to = 1>(j)", outputs="y z")
+case(
+    "TopK smallest",
+    "k = Constant<value = int64[1] {2}>() y, j = TopK<axis = 2, largest = 0>(x, k) z = Cast<to = 1>(j)",
+    outputs="y z",
+)
+case(
+    "TopK of all along time",
+    """s = Shape(x) a = Constant<value = int64[1] {1}>() k = Gather<axis = 0>(s, a)
+    y, j = TopK<axis = 1>(x, k) z = Cast<to = 1>(j)""",
+    outputs="y z",
+)
+case(
+    "TopK of integers",
+    """k = Shape(i) y, j = TopK<axis = 0>(i, k) u = Cast<to = 1>(y) z = Cast<to = 1>(j)""",
+    "int64[batch] i",
+    outputs="u z",
+)
+case(
+    "a permutation turned round",
+    f"""{SIZE} a = Constant<value = int64[1] {{0}}>() b = Gather<axis = 0>(s, zero)
+    k = Unsqueeze(b, a) c = Constant<value = int64[2] {{1, 2}}>() m = ReduceSum<keepdims = 0>(x, c)
+    v, p = TopK<axis = 0>(m, k) r = Range(zero, b, one) e = ScatterElements<axis = 0>(r, p, r)
+    f = Gather<axis = 0>(x, p)    y = Gather<axis = 0>(f, e)""",
+)
+
+# --- longer and shorter axes ---
+for mode, transform, nearest in (("nearest", "asymmetric", "floor"), ("nearest", "half_pixel", "round_prefer_floor"),
+                                 ("linear", "half_pixel", "round_prefer_floor")):  # fmt: skip
+    case(
+        f"Resize {mode} {transform}",
+        f"""w = Transpose<perm = [0, 2, 1]>(x) e = Constant<value = float[3] {{1, 1, 3}}>()
+        y = Resize<mode = "{mode}", coordinate_transformation_mode = "{transform}",
+        nearest_mode = "{nearest}">(w, , e)""",
+    )
+case(
+    "Resize to twice the size",
+    """w = Transpose<perm = [0, 2, 1]>(x) s = Shape(w)
+    k = Constant<value = int64[3] {1, 1, 2}>() t = Mul(s, k)
+    y = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(w, , , t)""",
+)
+case("DepthToSpace", "y = DepthToSpace<blocksize = 2>(x)", "float[batch, 8, 3, time] x")
+case("DepthToSpace CRD", """y = DepthToSpace<blocksize = 2, mode = "CRD">(x)""", "float[batch, 8, 3, time] x")
+case("SpaceToDepth", "y = SpaceToDepth<blocksize = 2>(x)", "float[batch, 3, 4, 6] x")
+
+# --- Einsum ---
+TWO = f"{X}, float[batch, time, 6] u"
+case(
+    "Einsum with an ellipsis",
+    """w = Constant<value = float[2, 6] {1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6}>()
+    y = Einsum<equation = "...i,ji->...j">(x, w)""",
+)
+case("Einsum of all scores", """y = Einsum<equation = "bqd,bkd->bqk">(x, u)""", TWO)
+case("Einsum of three", """y = Einsum<equation = "btd,bsd,bsf->btf">(x, u, x)""", TWO)
+case("Einsum without an arrow", """y = Einsum<equation = "btd,bsd">(x, u)""", TWO)
+case("Einsum with a diagonal", """a = Einsum<equation = "btd,bsd->bts">(x, x) y = Einsum<equation = "btt->bt">(a)""")
+case("Einsum that sums", """y = Einsum<equation = "btd->bd">(x)""")
+case("Einsum of outer products", """y = Einsum<equation = "bti,btj->btij">(x, u)""", TWO)
+
+
 def model_of(name: str, opset: int = 18) -> onnx.ModelProto:
     """The model of a case; the dims of its outputs are inferred."""
     inputs, outputs, nodes = CASES[name]

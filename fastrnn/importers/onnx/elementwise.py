@@ -116,6 +116,31 @@ def _shaped(ctx, n: NodeReader):
     return [ctx.unary(fn, n.input(0), a, b)]
 
 
+@op("Celu", attrs="alpha")
+def _celu(ctx, n: NodeReader):
+    """alpha * elu(x / alpha)"""
+    alpha = n.attr("alpha", "float", 1.0)
+    if alpha == 0:
+        raise ModelFormatError("alpha=0")
+    x = n.input(0)
+    if alpha == 1:
+        return [ctx.unary("elu", x, 1.0)]
+    scale = Const(np.float32(alpha))
+    return [ctx.one("binary", ctx.unary("elu", ctx.one("binary", x, scale, fn="div"), 1.0), scale, fn="mul")]
+
+
+@op("Shrink", attrs="bias lambd")
+def _shrink(ctx, n: NodeReader):
+    x, bias, limit = ctx.live(n.input(0)), n.attr("bias", "float", 0.0), n.attr("lambd", "float", 0.5)
+    if x.dtype != "float32":
+        raise Finding(f"of {x.dtype}")
+    low = ctx.one("binary", x, Const(np.float32(-limit)), fn="less")
+    high = ctx.one("binary", x, Const(np.float32(limit)), fn="greater")
+    raised = ctx.one("binary", x, Const(np.float32(bias)), fn="add")
+    lowered = ctx.one("binary", x, Const(np.float32(bias)), fn="sub")
+    return [ctx.one("where", low, raised, ctx.one("where", high, lowered, Const(np.float32(0))))]
+
+
 @op("Gelu", attrs="approximate")
 def _gelu(ctx, n: NodeReader):
     how = n.attr("approximate", "string", "none")

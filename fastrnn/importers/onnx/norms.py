@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
 from ...graph import DTYPES
@@ -227,47 +226,3 @@ def _trilu(ctx, n: NodeReader):
     if x.dtype == "bool":
         return [ctx.one("binary", keep, x, fn="and")]
     return [ctx.one("where", keep, x, Const(np.zeros((), DTYPES[x.dtype])))]
-
-
-# --- Einsum ----------------------------------------------------------------------------------------------------------
-
-
-@op("Einsum", attrs="equation")
-def _einsum(ctx, n: NodeReader):
-    """One or two operands, no letter twice in one of them: transposes, one product, a transpose."""
-    text = n.attr("equation", "string", "").replace(" ", "")
-    values = [_float(ctx, n.input(i), "Einsum") for i in range(len(n.values))]
-    left, arrow, out = text.partition("->")
-    terms = left.split(",")
-    if len(terms) != len(values) or "." in text or not arrow or not all(t.isalpha() or not t for t in terms):
-        raise Finding(f"equation={text!r}")
-    if any(len(set(t)) != len(t) for t in (*terms, out)) or not set(out) <= set("".join(terms)) or len(terms) > 2:
-        raise Finding(f"equation={text!r}")
-    sizes: dict = {}
-    for term, value in zip(terms, values, strict=True):
-        if len(term) != len(value.dims):
-            raise ModelFormatError(f"equation {text!r} with a value of rank {len(value.dims)}")
-        for letter, d in zip(term, value.dims, strict=True):
-            ctx.equal(sizes.setdefault(letter, d), d, f"the axis {letter!r} of Einsum")
-    # A letter of one operand that is not in the output is summed first.
-    for k, term in enumerate(terms):
-        others = set(out) | set(terms[1 - k] if len(terms) == 2 else "")
-        alone = tuple(i for i, letter in enumerate(term) if letter not in others)
-        if alone:
-            values[k] = ctx.one("reduce", values[k], fn="sum", axes=alone, keepdims=False)
-            terms[k] = "".join(letter for letter in term if letter in others)
-    if len(terms) == 1:
-        return [ctx.transpose(values[0], [terms[0].index(letter) for letter in out])]
-    a, b = terms
-    batch = [c for c in out if c in a and c in b]
-    rows, columns = ([c for c in out if c in s and c not in o] for s, o in ((a, b), (b, a)))
-    inner = [c for c in a if c in b and c not in out]
-    flat = []
-    for value, term, order, head, tail in ((values[0], a, batch + rows + inner, rows, inner),
-                                           (values[1], b, batch + inner + columns, inner, columns)):  # fmt: skip
-        value = ctx.transpose(value, [term.index(c) for c in order])
-        shape = [sizes[c] for c in batch] + [D.product(sizes[c] for c in part) for part in (head, tail)]
-        flat.append(ctx.reshape(value, shape))
-    product = matmul(ctx, *flat)
-    spread = ctx.reshape(product, [sizes[c] for c in batch + rows + columns])
-    return [ctx.transpose(spread, [(batch + rows + columns).index(c) for c in out])]

@@ -10,18 +10,14 @@ from ...errors import ModelFormatError
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Ints, uniform
+from .values import Const, Ints, ints, simplest, uniform
 
 _REDUCE = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"}
 # Since when axes are an input of each.
-_AXES_INPUT = {
-    "ReduceSum": 13,
-    "ReduceMean": 18,
-    "ReduceMax": 18,
-    "ReduceMin": 18,
-    "ReduceL2": 18,
-    "ReduceSumSquare": 18,
-}
+_AXES_INPUT = dict.fromkeys(
+    "ReduceMean ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp ReduceProd".split(),
+    18,
+) | {"ReduceSum": 13}
 
 
 def _float(ctx, value, what: str):
@@ -101,24 +97,89 @@ def _softmax(ctx, n: NodeReader):
     return [ctx.reshape(ctx.one("softmax", flat, axis=axis, log=log), x.dims)]
 
 
-@op(*_REDUCE, "ReduceL2", "ReduceSumSquare", attrs="axes keepdims noop_with_empty_axes")
+@op(*_AXES_INPUT, attrs="axes keepdims noop_with_empty_axes")
 def _reduce(ctx, n: NodeReader):
-    x = n.input(0)
+    x, name = n.input(0), n.node.op
+    if name == "ReduceProd" and isinstance(x, Ints) and x.array.ndim == 1:
+        return [_product_of_sizes(n, x)]
     if isinstance(x, Ints):
-        ctx.table.freeze(list(x.array.flat), f"{n.node.op} of a size")
-    x, axes = ctx.live(x), n.axes(1, _AXES_INPUT[n.node.op])
+        ctx.table.freeze(list(x.array.flat), f"{name} of a size")
+    x, axes = ctx.live(x), n.axes(1, _AXES_INPUT[name])
     keepdims, noop = bool(n.attr("keepdims", "int", 1)), n.attr("noop_with_empty_axes", "int", 0)
-    if n.node.op in ("ReduceL2", "ReduceSumSquare"):
+    if x.dtype != "float32" and name not in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"):
+        raise Finding(f"{name} of {x.dtype}")
+    if not axes and noop:
+        axes = ()
+    axes = tuple(sorted(axes_of(range(len(x.dims)) if axes is None or (not axes and not noop) else axes, len(x.dims))))
+    if name == "ReduceProd":
+        return [_multiplied(ctx, x, axes, keepdims)]
+    if name == "ReduceLogSumExp":
+        return [_log_sum_exp(ctx, x, axes, keepdims)]
+    if name in ("ReduceL2", "ReduceSumSquare"):
         x = ctx.one("binary", x, x, fn="mul")
+    if name == "ReduceL1":
+        x = ctx.unary("abs", x)
+    if axes:
+        x = ctx.one("reduce", x, fn=_REDUCE.get(name, "sum"), axes=axes, keepdims=keepdims)
+    after = {"ReduceL2": "sqrt", "ReduceLogSum": "log"}.get(name)
+    return [ctx.unary(after, x) if after else x]
+
+
+def _product_of_sizes(n: NodeReader, x: Ints):
+    n.axes(1, 18)
+    n.attr("noop_with_empty_axes", "int", 0)
+    total = D.product(list(x.array))
+    return ints([total]) if n.attr("keepdims", "int", 1) else simplest(total)
+
+
+def _multiplied(ctx, x, axes: tuple, keepdims: bool):
+    """The product over axes of known sizes: halves by halves."""
+    kept = tuple(1 if i in axes else d for i, d in enumerate(x.dims))
+    for axis in axes:
+        size = ctx.number(x.dims[axis], "ReduceProd")
+        if size == 0 or size > 4096:
+            raise Finding(f"ReduceProd over {size}")
+        while size > 1:
+            half = size // 2
+            pair = ctx.one("binary", ctx.slice(x, axis, 0, half), ctx.slice(x, axis, half, 2 * half), fn="mul")
+            x = pair if size % 2 == 0 else ctx.concat([pair, ctx.slice(x, axis, size - 1, size)], axis)
+            size -= half
+    return ctx.reshape(x, kept if keepdims else tuple(d for i, d in enumerate(x.dims) if i not in axes))
+
+
+def _log_sum_exp(ctx, x, axes: tuple, keepdims: bool):
+    """m + log(sum(exp(x - m))), m the largest; an infinite one is left out: infinity less itself is no number."""
     if not axes:
-        if noop:
-            return [ctx.unary("sqrt", x) if n.node.op == "ReduceL2" else x]
-        axes = range(len(x.dims))
-    axes = tuple(sorted(axes_of(axes, len(x.dims))))
-    if x.dtype != "float32" and n.node.op == "ReduceMean":
-        raise Finding(f"ReduceMean of {x.dtype}")
-    out = ctx.one("reduce", x, fn=_REDUCE.get(n.node.op, "sum"), axes=axes, keepdims=keepdims)
-    return [ctx.unary("sqrt", out) if n.node.op == "ReduceL2" else out]
+        return x
+    most = ctx.one("reduce", x, fn="max", axes=axes, keepdims=True)
+    finite = ctx.one("binary", ctx.unary("abs", most), Const(np.float32(np.inf)), fn="less")
+    most = ctx.one("where", finite, most, Const(np.float32(0)))
+    total = ctx.one(
+        "reduce", ctx.unary("exp", ctx.one("binary", x, most, fn="sub")), fn="sum", axes=axes, keepdims=True
+    )
+    out = ctx.one("binary", ctx.unary("log", total), most, fn="add")
+    return out if keepdims else ctx.reshape(out, tuple(d for i, d in enumerate(out.dims) if i not in axes))
+
+
+@op("LpNormalization", attrs="axis p")
+def _lp_norm(ctx, n: NodeReader):
+    x, p = ctx.live(_float(ctx, n.input(0), n.node.op)), n.only("p", "int", 2, (1, 2))
+    axis = axis_of(n.attr("axis", "int", -1), len(x.dims))
+    size = ctx.unary("abs", x) if p == 1 else ctx.one("binary", x, x, fn="mul")
+    size = ctx.one("reduce", size, fn="sum", axes=(axis,), keepdims=True)
+    size = size if p == 1 else ctx.unary("sqrt", size)
+    zero = ctx.one("binary", size, Const(np.float32(0)), fn="equal")  # of zeros alone: zeros
+    return [ctx.one("binary", x, ctx.one("where", zero, Const(np.float32(1)), size), fn="div")]
+
+
+@op("MeanVarianceNormalization", attrs="axes")
+def _mean_variance(ctx, n: NodeReader):
+    x = ctx.live(_float(ctx, n.input(0), n.node.op))
+    axes = tuple(sorted(axes_of(n.attr("axes", "ints", [0, 2, 3]), len(x.dims))))
+    even = ctx.one("binary", x, ctx.one("reduce", x, fn="mean", axes=axes, keepdims=True), fn="sub")
+    spread = ctx.one("reduce", ctx.one("binary", even, even, fn="mul"), fn="mean", axes=axes, keepdims=True)
+    spread = ctx.one("binary", ctx.unary("sqrt", spread), Const(np.float32(1e-9)), fn="add")
+    return [ctx.one("binary", even, spread, fn="div")]
 
 
 @op("LayerNormalization", attrs="axis epsilon stash_type")

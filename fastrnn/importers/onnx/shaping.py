@@ -418,17 +418,6 @@ def _number(ctx, value):
     return None
 
 
-@op("ReduceProd", attrs="axes keepdims noop_with_empty_axes")
-def _reduce_prod(ctx, n: NodeReader):
-    x = n.input(0)
-    if not isinstance(x, Ints) or x.array.ndim != 1:
-        raise Finding("ReduceProd of values that are not sizes")
-    n.axes(1, 18)
-    n.attr("noop_with_empty_axes", "int", 0)
-    total = D.product(list(x.array))
-    return [ints([total]) if n.attr("keepdims", "int", 1) else simplest(total)]
-
-
 @op("ReverseSequence", attrs="batch_axis time_axis")
 def _reverse_sequence(ctx, n: NodeReader):
     x, lengths = n.input(0), n.input(1)

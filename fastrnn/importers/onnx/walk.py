@@ -11,7 +11,21 @@ import onnx
 from ...dims import Dim
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError
 from ...graph import Graph
-from . import elementwise, files, fold, norms, products, recurrent, scatter, shaping, unroll, windows  # noqa: F401  (they fill OPERATORS)
+from . import (  # noqa: F401  (they fill OPERATORS)
+    einsum,
+    elementwise,
+    files,
+    fold,
+    indexing,
+    norms,
+    products,
+    recurrent,
+    resize,
+    scatter,
+    shaping,
+    unroll,
+    windows,
+)
 from .build import Builder
 from .nodes import MAX_NESTING, NodeReader, OnnxNode, captured, collect, reads, show_attr
 from .registry import OPERATORS, op
