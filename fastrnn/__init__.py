@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .cpu import CpuInfo, cpu_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
-from .loading import from_arrays, from_equations, from_onnx, load
+from .loading import from_arrays, from_equations, from_onnx, from_torch, load
 from .model import LayerInfo, Model, TensorInfo
 from .stream import Stream
 
@@ -43,6 +43,7 @@ __all__ = [
     "from_arrays",
     "from_equations",
     "from_onnx",
+    "from_torch",
     "load",
     "onnx_backend",
     "verify",

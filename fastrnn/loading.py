@@ -38,14 +38,44 @@ def _read_fastrnn(source) -> Graph:
     return artifact.load(source)
 
 
-_FOR_WEIGHTS = "bind= and states= are for files that hold an architecture with inputs and outputs of its own"
+_FOR_WEIGHTS = "a file of bare weights is told what it is by layers="
 
 
-def _read_pytorch(source, layers=None, key=None, float64_as_float32=False) -> Graph:
+def _read_pytorch(
+    source, layers=None, key=None, allow_torch=False, example=None, states=None, float64_as_float32=False
+) -> Graph:
     from .importers import layers as list_of_layers
     from .importers.pytorch import files
 
-    return list_of_layers.build(files.read_weights(source, key), layers)
+    try:
+        weights = files.read_weights(source, key)
+    except files.Refused:
+        if not allow_torch:
+            raise
+        from .importers.pytorch import through_torch
+
+        found = through_torch.load(source, key)
+        if not isinstance(found, files.Weights):
+            if layers is not None:
+                raise ModelFormatError("layers= is for files of bare weights; this one holds a module") from None
+            return _graph_of_module(found, example, states, float64_as_float32)
+        weights = found
+    if example is not None or states is not None:
+        raise ModelFormatError("example= and states= are for files that hold a module; this one holds bare weights")
+    return list_of_layers.build(weights, layers)
+
+
+def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph:
+    """A live module's graph, which answers as the module does."""
+    from .importers.pytorch.modules import convert
+
+    converted = convert(module, example, float64_as_float32=float64_as_float32)
+    name, how = type(module).__name__, f"the module was {converted.how}"
+    graph = _read_onnx(converted.proto, states=states)
+    graph = graph.replace(name=name, notes=(how, *graph.notes))
+    model = Model(graph, 1)
+    converted.check(model.graph, model.run)
+    return graph
 
 
 def _read_safetensors(source, layers=None, float64_as_float32=False) -> Graph:
@@ -72,8 +102,8 @@ FORMATS = (
         "pytorch",
         (".pt", ".pth", ".ckpt", ".bin"),
         _read_pytorch,
-        frozenset({"layers", "key", "float64_as_float32"}),
-        _FOR_WEIGHTS,
+        frozenset({"layers", "key", "allow_torch", "example", "states", "float64_as_float32"}),
+        "bind= is for files with inputs of their own; " + _FOR_WEIGHTS,
         _is_pytorch,
     ),
     Format(
@@ -110,6 +140,8 @@ def load(
     states=None,
     layers=None,
     key=None,
+    allow_torch=False,
+    example=None,
     threads=None,
     sizes=None,
     float64_as_float32=False,
@@ -128,6 +160,10 @@ def load(
         not needed where every tensor belongs to one recurrent stack.
     key : str, optional
         Where the state dict lies in a PyTorch checkpoint that holds several dicts of tensors.
+    allow_torch : bool
+        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs what the
+        file asks for; such files are refused otherwise.
+    example : as in `from_torch`, for such a file
     threads : int, optional
         Threads a call may use; None: as `cpu_info()` says.
     sizes : dict, optional
@@ -144,8 +180,8 @@ def load(
     """
     form = _format_of(path_or_bytes)
     given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key}
+    given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
     given = {name: value for name, value in given.items() if value is not None}
-    given |= {"float64_as_float32": True} if float64_as_float32 else {}
     if form.name == "fastrnn":  # it has computed in float32 since it was converted
         given.pop("float64_as_float32", None)
     unknown = sorted(set(given) - form.options)
@@ -158,6 +194,42 @@ def load(
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
     """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
     graph = _read_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
+    return Model(fix_sizes(graph, sizes or {}), threads)
+
+
+def from_torch(
+    module, example=None, *, states=None, threads: int | None = None, sizes=None, float64_as_float32: bool = False
+) -> Model:
+    """A model from a live `torch.nn.Module`, which is taken as in eval mode and left as it is.
+
+    The module is traced; where that can't be done, torch's exporters write it down. Either way the model is compared
+    with the module itself before it is returned, at the example's sizes and at two others.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    example : tensor or array, or a tuple of the arguments of `forward`, optional
+        Needed where the first layer does not tell what the module takes, and where it can't be traced (loops over a
+        length, attention). Its batch and length are free in the model as far as the module allows.
+    states, threads, sizes, float64_as_float32 : as in `load`
+
+    Returns
+    -------
+    Model with the module's own axis order. Its inputs are named as the arguments of `forward`, its outputs y, or y0,
+    y1, ... in the order in which they stand in what the module returns; initial states that are arguments and last
+    states that are returned become a stream's states.
+
+    Raises
+    ------
+    ModelFormatError : no module, or an example is needed. UnsupportedError : it can't be written down, or answers
+    otherwise here than in PyTorch. ImportError : PyTorch is not installed.
+
+    Examples
+    --------
+    >>> model = fastrnn.from_torch(torch.nn.GRU(20, 64, batch_first=True))
+    >>> y, h = model(np.zeros((1, 5, 20), np.float32))
+    """
+    graph = _graph_of_module(module, example, states, float64_as_float32)
     return Model(fix_sizes(graph, sizes or {}), threads)
 
 
@@ -286,5 +358,6 @@ __all__ = [
     "from_arrays",
     "from_equations",
     "from_onnx",
+    "from_torch",
     "load",
 ]

@@ -25,8 +25,13 @@ class Layers(nn.Module):
 
     def forward(self, x):
         for step in self.steps:
-            x = step(self, x) if callable(step) else first(getattr(self, step)(x))
+            x = step(self, x) if callable(step) else called(getattr(self, step), x)
         return x
+
+
+def called(module, x):
+    """The sequence that a module makes of x; asked of the module, which torch.fx can follow, not of its answer."""
+    return module(x)[0] if isinstance(module, nn.RNNBase) else module(x)
 
 
 def first(y):
@@ -71,7 +76,7 @@ def norm(features):
 
 
 def residual(name):
-    return lambda net, x: first(getattr(net, name)(x)) + x
+    return lambda net, x: called(getattr(net, name), x) + x
 
 
 def act(fn):
@@ -125,7 +130,7 @@ NETS = {
     "final": (
         net(
             {"rnn": stack("GRU", 5, 8, bidirectional=True), "out": lambda: nn.Linear(16, 4)},
-            lambda net, x: torch.cat(list(net.rnn(x)[1]), 1), "out",
+            lambda net, x: net.rnn(x)[1].transpose(0, 1).flatten(1), "out",
         ),
         ["gru:rnn", "final", "linear:out"],
         5,
@@ -229,3 +234,14 @@ def answer(module: nn.Module, *x) -> torch.Tensor:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LSTM with projections|Using padding='same'")  # of speed alone
         return first(module(*x))
+
+
+def flat(value):
+    """Every tensor of an answer, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from flat(list(value.values()))
+    else:
+        for part in value:
+            yield from flat(part)

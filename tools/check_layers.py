@@ -73,7 +73,7 @@ FOREIGN = {
     "rich": ("bench", "cli"),
     "safetensors": ("artifact", "importers", "snapshots"),
     "tensorflow": (),
-    "torch": ("bench",),
+    "torch": ("bench", "importers"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
 # Modules of importers/ that all the others may use, because they know no format.

@@ -184,7 +184,11 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> W
     """
     blob = isinstance(source, bytes | bytearray | memoryview)
     where = "bytes" if blob else os.fspath(source)
-    tree = read_tree(bytes(source) if blob else source, where)
+    return weights_in(read_tree(bytes(source) if blob else source, where), key, where)
+
+
+def weights_in(tree, key: str | None, where: str) -> Weights:
+    """The state dict in what a file holds; as `read_weights`."""
     path, found = _state_dict(tree, key, where)
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     notes = [f"the state dict is the checkpoint's {path!r}"] if path and key is None else []

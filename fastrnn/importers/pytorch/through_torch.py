@@ -1,0 +1,75 @@
+"""Files that only torch can read, because they hold programs: loaded by it where the caller trusts them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ...errors import UnsupportedError
+from ..weights import Weights
+from .files import weights_in
+from .pickles import Tensor
+
+
+def load(source: str | os.PathLike | bytes, key: str | None = None) -> Weights | nn.Module:
+    """The module that a file holds, or the weights in it. This runs what the file asks for.
+
+    Raises UnsupportedError, with what torch said, where it can't read the file either, such as because a class is
+    not importable here.
+    """
+    where = "bytes" if isinstance(source, bytes | bytearray | memoryview) else os.fspath(source)
+
+    def opened():
+        return io.BytesIO(bytes(source)) if where == "bytes" else os.fspath(source)
+
+    said = []
+    for read in (_script, _pickled):
+        try:
+            with quiet():
+                found = read(opened())
+        except Exception as error:  # whatever the file's own code raises
+            said.append(f"torch: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.160}")
+            continue
+        return found if isinstance(found, nn.Module) else weights_in(_tree(found, {}), key, where)
+    raise UnsupportedError(said, where)
+
+
+def _script(source):
+    return torch.jit.load(source, map_location="cpu")
+
+
+def _pickled(source):
+    return torch.load(source, map_location="cpu", weights_only=False)
+
+
+def _tree(value, seen: dict):
+    """Dicts of torch's tensors as dicts of `Tensor`s; all else as it is."""
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            return Tensor(tensor.contiguous().view(torch.uint16).numpy(), "bf16")
+        return Tensor(tensor.numpy(), "")
+    if isinstance(value, dict) and id(value) not in seen:
+        seen[id(value)] = found = {}
+        found.update((name, _tree(part, seen)) for name, part in value.items())
+        return found
+    return seen.get(id(value), value)
+
+
+@contextmanager
+def quiet():
+    """Warnings of torch, and what its exporters log, are not the caller's business."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,325 @@
+"""A live module, traced by torch.fx, as an ONNX model whose sizes stay free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import fx, nn
+
+from . import moves  # noqa: F401  (registers its functions)
+from .emit import Emitter, Size, Unknown, V, onnx_dtype
+from .functions import FUNCTIONS
+from .nn_modules import MODULES
+
+# Sizes that an input is tried with where the module tells its form by itself: unlike each other and all usual ones.
+BATCH, TIME = 3, 11
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input. name; value: the example (a tensor, or a tuple of them); dims: of a tensor, a name or int an axis, None
+    where only the example tells."""
+
+    name: str
+    value: Any
+    dims: tuple | None = None
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module) in MODULES or super().is_leaf_module(module, name)
+
+
+def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
+    """(the traced module, names of its inputs). count: how many inputs the example gives, None where there is none.
+
+    Arguments with defaults keep them beyond those that are given. Raises Unknown where fx can't trace it.
+    """
+    if type(module) in MODULES:
+        return _alone(module, count)
+    tracer = _Tracer()
+    names = _inputs_of(module, count)
+    concrete = {name: default for name, default in names.items() if default is not _GIVEN}
+    try:
+        graph = tracer.trace(module, concrete or None)
+    except Exception as error:  # whatever the module's own code raises at a value that isn't there
+        raise Unknown(f"torch.fx can't trace it ({type(error).__name__}: {str(error).splitlines()[0]:.120})") from None
+    for node in list(graph.nodes):  # asserts that fx puts in for concrete arguments, and their placeholders
+        if node.op == "placeholder" and node.name in concrete and not node.users:
+            graph.erase_node(node)
+    return fx.GraphModule(module, graph), [name for name, default in names.items() if default is _GIVEN]
+
+
+_GIVEN = object()
+
+
+def _inputs_of(module: nn.Module, count: int | None) -> dict[str, Any]:
+    """Name of each argument of forward -> _GIVEN, or the default that it keeps."""
+    import inspect
+
+    found: dict[str, Any] = {}
+    for k, (name, parameter) in enumerate(inspect.signature(module.forward).parameters.items()):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise Unknown("forward takes * or ** arguments")
+        if count is not None and k < count:
+            found[name] = _GIVEN
+        elif parameter.default is not parameter.empty:
+            found[name] = parameter.default
+        elif count is not None:
+            raise Unknown(f"forward needs {name}, which the example does not give")
+        else:
+            found[name] = _GIVEN
+    return found
+
+
+def _alone(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
+    """A module of torch.nn by itself: a graph that just calls it."""
+    names = ["x", "state"][: count or 1]
+    graph = fx.Graph()
+    graph.output(graph.call_module("module", tuple(graph.placeholder(name) for name in names)))
+    return fx.GraphModule({"module": module}, graph), names
+
+
+# -- inputs --
+
+
+def inputs_by_use(traced: fx.GraphModule, names: Sequence[str]) -> list[Given]:
+    """Each input as the first module that takes it wants it. Raises Unknown where no module tells."""
+    places = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    return [_by_use(traced, node, name) for node, name in zip(places, names, strict=True)]
+
+
+def _by_use(traced: fx.GraphModule, node: fx.Node, name: str) -> Given:
+    found = _dims_by_use(traced, node)
+    if found is None:
+        raise Unknown(f"the form of the input {name} does not show from the first module that takes it")
+    module, dims = found
+    shape = [{"batch": BATCH, "time": TIME}.get(d, d) if isinstance(d, str) else d for d in dims]
+    if isinstance(module, nn.Embedding):
+        return Given(name, torch.randint(0, module.num_embeddings, shape), dims)
+    return Given(name, torch.randn(shape), dims)
+
+
+# What hands its first argument on in its own form.
+_THROUGH = frozenset({nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU})
+_THROUGH_CALLS = frozenset("relu tanh sigmoid log log1p exp abs sqrt contiguous float dropout".split())
+
+
+def _dims_by_use(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple] | None:
+    """(the first module that tells, the dims that it makes of this value)."""
+    for user in node.users:
+        if not user.args or user.args[0] is not node:
+            if user.op == "call_module" and len(user.args) > 1:
+                dims = _as_state(traced.get_submodule(str(user.target)), user.args[1], node)
+                if dims is not None:
+                    return nn.Identity(), dims
+            continue
+        name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
+        found = None
+        if user.op == "call_module":
+            module = traced.get_submodule(str(user.target))
+            dims = _wanted(module)
+            if dims is not None:
+                return module, dims
+            found = _dims_by_use(traced, user) if type(module) in _THROUGH else None
+        elif name in _THROUGH_CALLS:
+            found = _dims_by_use(traced, user)
+        elif name in ("transpose", "permute"):
+            found = _transposed(_dims_by_use(traced, user), name, user.args[1:])
+        if found is not None:
+            return found
+    return None
+
+
+def _as_state(module: nn.Module, given, node: fx.Node) -> tuple | None:
+    """The dims of an initial state, where `node` is the one that a recurrent module is given, or one of its two."""
+    parts = list(given) if isinstance(given, tuple | list) else [given]
+    if node not in parts:
+        return None
+    if isinstance(module, nn.RNNCellBase):
+        return "batch", module.hidden_size
+    if isinstance(module, nn.RNNBase):
+        size = module.proj_size if module.proj_size and parts[0] is node else module.hidden_size
+        return module.num_layers * (2 if module.bidirectional else 1), "batch", size
+    return None
+
+
+def _transposed(found: tuple[nn.Module, tuple] | None, name: str, args: tuple) -> tuple[nn.Module, tuple] | None:
+    """The dims before a transpose or permute, of those behind it."""
+    if found is None:
+        return None
+    module, dims = found
+    perm = list(args[0]) if len(args) == 1 and isinstance(args[0], tuple | list) else list(args)
+    if name == "transpose":
+        if len(perm) != 2 or not all(isinstance(p, int) and -len(dims) <= p < len(dims) for p in perm):
+            return None
+        i, j = perm
+        perm = list(range(len(dims)))
+        perm[i], perm[j] = perm[j], perm[i]
+    if sorted(perm) != list(range(len(dims))):
+        return None
+    before: list = [None] * len(dims)
+    for behind, axis in enumerate(perm):
+        before[axis] = dims[behind]
+    return module, tuple(before)
+
+
+def _wanted(module: nn.Module) -> tuple | None:
+    """The dims that a module takes, where it is usually given sequences."""
+    if isinstance(module, nn.RNNBase):
+        return ("batch", "time", module.input_size) if module.batch_first else ("time", "batch", module.input_size)
+    if isinstance(module, nn.Linear):
+        return "batch", "time", module.in_features
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return "batch", "time", module.normalized_shape[0]
+    if isinstance(module, nn.Conv1d):
+        return "batch", module.in_channels, "time"
+    if isinstance(module, nn.Embedding):
+        return "batch", "time"
+    if isinstance(module, nn.RNNCellBase):
+        return "batch", module.input_size
+    return None
+
+
+# -- the walk --
+
+
+def to_onnx(
+    traced: fx.GraphModule, given: Sequence[Given]
+) -> tuple[onnx.ModelProto, list[tuple[str, torch.Tensor]], list[torch.Tensor]]:
+    """(the model, its inputs by name with the example's tensors, what the trace answers).
+
+    Raises Unknown at the first node that has no ONNX form here.
+    """
+    b = Emitter()
+    flat: list[tuple[str, torch.Tensor]] = []
+    infos: list[onnx.ValueInfoProto] = []
+
+    def declare(name: str, value, dims):
+        if isinstance(value, tuple | list):
+            return tuple(declare(f"{name}{k}", part, None) for k, part in enumerate(value))
+        if not isinstance(value, torch.Tensor):
+            return value
+        dims = list(value.shape) if dims is None else list(dims)
+        infos.append(helper.make_tensor_value_info(name, onnx_dtype(value.dtype), dims))
+        flat.append((name, value))
+        return V(name, value)
+
+    values: dict[fx.Node, Any] = {}
+    queue = [declare(g.name, g.value, g.dims) for g in given]
+    result = None
+    with torch.no_grad():
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = queue.pop(0)
+            elif node.op == "output":
+                result = fx.map_arg(node.args[0], lambda n: values[n])
+            else:
+                values[node] = _emitted(b, traced, node, values)
+    outputs = _outputs(result)
+    return b.proto(outputs, infos), flat, [v.value for _, v in outputs]
+
+
+def _emitted(b: Emitter, traced: fx.GraphModule, node: fx.Node, values: dict):
+    args = fx.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+    if node.op == "get_attr":
+        held: Any = traced
+        for part in str(node.target).split("."):
+            held = getattr(held, part)
+        return V(b.const(held.detach().numpy()), held.detach()) if isinstance(held, torch.Tensor) else held
+    b.label = str(node.target) if node.op == "call_module" else node.name
+    if node.target is getattr and isinstance(args[0], tuple) and args[1] in _FIELDS:
+        return args[0][_FIELDS[args[1]]]
+    plain_args, plain_kwargs = _plain(args), _plain(kwargs)
+    if node.op == "call_module":
+        module = traced.get_submodule(str(node.target))
+        handler = MODULES.get(type(module))
+        if handler is None:
+            raise Unknown(f"{type(module).__name__} ({node.target})")
+        out = module(*plain_args, **plain_kwargs)
+        return _joined(handler(b, module, out, *args, **kwargs), out)
+    if node.op == "call_method":
+        name, out = str(node.target), getattr(plain_args[0], str(node.target))(*plain_args[1:], **plain_kwargs)
+    else:
+        name, out = _name(node.target), node.target(*plain_args, **plain_kwargs)
+    if name in ("getitem", "getattr") and not isinstance(args[0], V):
+        return args[0][args[1]] if name == "getitem" else out
+    if not _any(args) and not _any(kwargs):  # of nothing traced: a constant, or a Python number
+        return V(b.const(out.numpy()), out) if isinstance(out, torch.Tensor) else out
+    if name not in FUNCTIONS:
+        raise Unknown(f"{name} (node {node.name})")
+    try:
+        return _joined(FUNCTIONS[name](b, out, *args, **kwargs), out)
+    except (TypeError, AttributeError) as error:  # arguments that the function here doesn't take
+        raise Unknown(f"{name} with these arguments ({error!s:.120})") from None
+
+
+_FIELDS = {"values": 0, "indices": 1}  # of what max and the like answer
+
+
+def _name(target: Callable) -> str:
+    """The name of a function under which `FUNCTIONS` may know it; only torch's and Python's own count."""
+    module = getattr(target, "__module__", None) or ""
+    if module.partition(".")[0] not in ("torch", "_operator", "operator", "math", "builtins", ""):
+        raise Unknown(f"the function {module}.{getattr(target, '__name__', target)}")
+    return getattr(target, "__name__", str(target)).strip("_")
+
+
+def _plain(value):
+    """Arguments with what torch computed in the place of traced values."""
+    return fx.node.map_aggregate(value, lambda v: v.value if isinstance(v, V | Size) else v)
+
+
+def _any(value) -> bool:
+    found = []
+    fx.node.map_aggregate(value, lambda v: found.append(v) if isinstance(v, V | Size) else None)
+    return bool(found)
+
+
+def _joined(names, out):
+    """Names of ONNX values with torch's answers, in the nesting of those."""
+    if isinstance(names, V | Size):
+        return names
+    if isinstance(out, torch.Tensor):
+        if not isinstance(names, str):
+            raise Unknown("a function that answers otherwise than expected")
+        return V(names, out)
+    if isinstance(names, tuple | list):
+        if len(names) != len(out):
+            raise Unknown("a function that answers otherwise than expected")
+        return tuple(_joined(n, o) for n, o in zip(names, out, strict=True))
+    return names
+
+
+def _outputs(result) -> list[tuple[str, V]]:
+    """(name, value) of each tensor that the module returns, in order: y, or y0, y1, ..., or the keys of a dict."""
+    found: list[tuple[str, V]] = []
+
+    def walk(name: str, value) -> None:
+        if isinstance(value, V):
+            found.append((name, value))
+        elif isinstance(value, tuple | list):
+            for k, part in enumerate(value):
+                walk(f"{name}{k}", part)
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                walk(str(key), part)
+        elif value is not None:
+            raise Unknown(f"an output that is a {type(value).__name__}")
+
+    walk("y", result)
+    if not found:
+        raise Unknown("no output is a tensor that depends on the input")
+    return found
+
+
+def numbers(value: torch.Tensor) -> np.ndarray:
+    """A tensor's array."""
+    return value.detach().cpu().numpy()
