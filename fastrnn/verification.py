@@ -27,6 +27,7 @@ SIZES = ((1, 1), (1, 7), (2, 19), (5, 3))
 TOLERANCE = 1e-4
 # An engine that keeps float16 values rounds each of them by up to 2^-11; a few layers add up to ten of those.
 TOLERANCE_FLOAT16 = 5e-3
+ENGINES = ("onnxruntime", "torch", "reference")
 MAX_SIZE = 4096  # the largest batch or time that is tried to meet a size that the file has frozen
 
 
@@ -100,6 +101,8 @@ def verify(
     tolerance: float | None = None,
     bind: Mapping[str, Any] | None = None,
     states: Mapping[str, str] | None = None,
+    layers: Sequence[str] | str | None = None,
+    key: str | None = None,
     sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> VerifyReport:
     """Run a model here and elsewhere on the same random inputs and report the largest differences.
@@ -108,17 +111,18 @@ def verify(
     ----------
     model : path or Model
         A file that `fastrnn.load` reads, or a loaded model.
-    against : "onnxruntime" or "reference"
-        onnxruntime runs the ONNX file itself; the reference is fastrnn's float64 NumPy meaning of the graph, so it
-        checks the kernels but not the import.
+    against : "onnxruntime", "torch" or "reference"
+        onnxruntime runs the ONNX file itself; torch reads a file of its weights and runs its own modules over them; the
+        reference is fastrnn's float64 NumPy meaning of the graph, so it checks the kernels but not the import.
     source : path, optional
-        The ONNX file for onnxruntime, where `model` is a Model or a `.fastrnn` file made from it.
+        The file for the other engine, where `model` is a Model or a `.fastrnn` file made from it.
     seed : int
         Of the random inputs: floats normal, integers that index a table within it, lengths within the sequence.
     tolerance : float, optional
         Default 1e-4, 5e-3 where the ONNX file computes in float16.
     bind, states : as in `fastrnn.load`
         `bind` also says what onnxruntime gets for the inputs that were fixed at load, or at conversion.
+    layers, key : as in `fastrnn.load`
     sizes : pairs (batch, time)
         Tried where the model leaves them free; a size that the file has frozen is kept as it is.
 
@@ -129,7 +133,7 @@ def verify(
     Raises
     ------
     UnsupportedError
-        onnxruntime is not installed or can't run the file at any size, or there is no ONNX file to give to it.
+        The other engine is not installed, can't run the file at any size, or there is no file to give to it.
     FastRNNError
         What `fastrnn.load` raises.
 
@@ -142,17 +146,27 @@ def verify(
     from .loading import load
     from .model import Model
 
-    if against not in ("onnxruntime", "reference"):
-        raise UnsupportedError(f"can't verify against {against!r}; known: onnxruntime, reference")
+    if against not in ENGINES:
+        raise UnsupportedError(f"can't verify against {against!r}; known: {', '.join(ENGINES)}")
     if isinstance(model, Model):
         loaded, path = model, None
     else:
         path = os.fspath(model)
         # A .fastrnn file has bind and states built in, and refuses them; onnxruntime still needs bind.
-        built_in = path.lower().endswith(".fastrnn") and against == "onnxruntime"
-        loaded = load(path, bind=None if built_in else bind or None, states=states or None)
+        built_in = path.lower().endswith(".fastrnn")
+        given = {"layers": layers, "key": key} if not (built_in and against == "torch") else {}
+        bound = None if built_in and against == "onnxruntime" else bind or None
+        loaded = load(path, bind=bound, states=states or None, **given)
+    other: Any
     if against == "reference":
-        other: _Reference | _OnnxRuntime = _Reference(loaded.graph)
+        other = _Reference(loaded.graph)
+    elif against == "torch":
+        from .verification_torch import SUFFIXES, Torch
+
+        file = os.fspath(source) if source is not None else path
+        if file is None or not file.lower().endswith(SUFFIXES):
+            raise UnsupportedError(f"torch needs the file of weights ({' '.join(SUFFIXES)}): give source=, got {file}")
+        other = Torch(file, layers, key)
     else:
         other = _OnnxRuntime(_onnx_file(source if source is not None else path), bind or {})
     shown = str(path) if path is not None else loaded.name

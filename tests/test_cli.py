@@ -366,7 +366,7 @@ class TestErrors:
             ["convert", "m.onnx", "--bind", "sr=loud"],
             ["convert", "m.onnx", "--bind", "=3"],
             ["convert", "m.onnx", "--states", "h0"],
-            ["verify", "m.onnx", "--against", "torch"],
+            ["verify", "m.onnx", "--against", "tvm"],
         ],
     )
     def test_wrong_usage_is_exit_2(self, capsys, argv):

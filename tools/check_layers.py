@@ -58,6 +58,7 @@ LEVELS = {
     "inference_session": 8,
     "onnx_backend": 8,
     "verification": 8,
+    "verification_torch": 8,
     "__init__": 9,
     "bench": 10,
     "cli": 11,
@@ -71,9 +72,9 @@ FOREIGN = {
     "onnxruntime": ("bench", "verification"),
     "openvino": ("bench",),
     "rich": ("bench", "cli"),
-    "safetensors": ("artifact", "importers", "snapshots"),
+    "safetensors": ("verification_torch", "artifact", "importers", "snapshots"),
     "tensorflow": (),
-    "torch": ("bench", "importers"),
+    "torch": ("bench", "importers", "verification_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
 # Modules of importers/ that all the others may use, because they know no format.

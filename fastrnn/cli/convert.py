@@ -13,13 +13,14 @@ from pathlib import Path
 import fastrnn
 
 from . import describe, options, verify
-from .output import print_json, print_line, print_pairs, size
+from .output import print_json, print_line, print_pairs, size, status
 
 SUFFIX = ".fastrnn"
 EXAMPLE = """\
 example:
   fastrnn-convert examples/tone_words.onnx --verify
   fastrnn-convert model.onnx -o out.fastrnn --bind sr=16000 --states h0=hn
+  fastrnn-convert weights.pt --layers 'embedding:emb lstm:rnn linear:out softmax' --verify
 
 OUT.fastrnn is replaced if it is a .fastrnn file already; any other file is left alone unless --force is given.
 With --verify nothing is written unless the answers agree.
@@ -40,8 +41,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare the written file with onnxruntime on random inputs; with fastrnn's float64 reference where "
-        "onnxruntime is not installed or MODEL is no ONNX file",
+        help="compare the written file on random inputs with onnxruntime, where MODEL is an ONNX file, or with torch, "
+        "where it is one of PyTorch's weights; with fastrnn's float64 reference where that is not installed",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT.fastrnn whatever it holds")
     options.add_common(parser)
@@ -59,15 +60,18 @@ def run(args: argparse.Namespace) -> int:
     """Convert; 0, or 1 where --verify found a difference."""
     target = args.output if args.output is not None else Path(args.model).with_suffix(SUFFIX)
     check_target(target, Path(args.model), args.force)
-    model = options.load(args)
+    with status(f"reading {args.model}"):
+        model = options.load(args)
     told = {"ok": True, "output": str(target), **describe.record(model, args.model), "verify": None}
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{SUFFIX}")
     try:
-        model.save(temporary)
-        saved = fastrnn.load(temporary)
+        with status(f"writing {target}"):
+            model.save(temporary)
+            saved = fastrnn.load(temporary)
         if saved.fingerprint != model.fingerprint:
             raise OutputError(f"{temporary} does not hold what was written to it: is the disk sound?")
-        report, why = check(saved, args, target) if args.verify else (None, None)
+        with status("comparing answers"):
+            report, why = check(saved, args, target) if args.verify else (None, None)
         if report is None or report.ok:
             told["bytes"] = temporary.stat().st_size
             os.replace(temporary, target)
@@ -104,11 +108,17 @@ def check_target(target: Path, source: Path, force: bool) -> None:
 
 
 def check(saved: fastrnn.Model, args: argparse.Namespace, target: Path) -> tuple[fastrnn.VerifyReport, str | None]:
-    """Compare what was written with the best judge at hand; (report, why it is not onnxruntime)."""
-    why = verify.why_not_onnxruntime(args.model)
-    if why is None:
-        return named(fastrnn.verify(saved, source=args.model, bind=dict(args.bind)), target), None
-    return named(fastrnn.verify(saved, against="reference"), target), why
+    """Compare what was written with the best judge at hand; (report, why that is the reference)."""
+    judge, why = verify.judge(args.model)
+    if judge == "reference":
+        return named(fastrnn.verify(saved, against="reference"), target), why
+    given = {"bind": dict(args.bind)} if judge == "onnxruntime" else {"layers": args.layers, "key": args.key}
+    try:
+        return named(fastrnn.verify(saved, judge, source=args.model, **given), target), None
+    except fastrnn.UnsupportedError as error:  # options of layers that torch's modules don't have
+        if judge != "torch":
+            raise
+        return named(fastrnn.verify(saved, against="reference"), target), str(error)
 
 
 def named(report: fastrnn.VerifyReport, target: Path) -> fastrnn.VerifyReport:

@@ -58,6 +58,7 @@ def head(told: dict) -> list[tuple[str, str]]:
         ("fed back", f"{a} -> {b}: by the caller of run; a stream keeps it itself")
         for a, b in told["threaded_states"].items()
     ]
+    rows += [("layers", text) for text in layers_read(told)]
     rows.append(("size", f"{count(told['parameters'])} parameters, {size(told['memory_bytes'])} in memory"))
     if told["streams"]:
         delay = told["delay"]
@@ -65,6 +66,16 @@ def head(told: dict) -> list[tuple[str, str]]:
     else:
         rows.append(("streams", f"no: {told['why_not']}"))
     return unrepeated(rows)
+
+
+def layers_read(told: dict) -> list[str]:
+    """What has parameters, by kind: "2 lstm, 1 linear"."""
+    kinds: dict[str, int] = {}
+    for layer in told["layers"]:
+        name = {"gather": "embedding", "layer_norm": "layer norm"}.get(layer["kind"], layer["kind"])
+        if name != "binary":  # a scale and a shift that were not folded into a neighbour
+            kinds[name] = kinds.get(name, 0) + 1
+    return [", ".join(f"{n} {kind}" for kind, n in kinds.items())] if kinds else []
 
 
 def notes(told: dict) -> list[tuple[str, str]]:

@@ -42,6 +42,25 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--float32", action="store_true", help="compute a float64 model in float32 (refused unless you say so)"
     )
+    add_weights(parser)
+    parser.add_argument(
+        "--allow-torch",
+        action="store_true",
+        help="load a PyTorch file that holds a program (a pickled module) through PyTorch, which runs it",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """--layers and --key: what a file of bare weights does not say itself."""
+    parser.add_argument(
+        "--layers",
+        metavar="LIST",
+        help="the layers of a file of bare weights, such as --layers 'embedding:emb lstm:rnn linear:out softmax'; not "
+        "needed where the file is one recurrent stack (docs/guide/pytorch.md lists the words)",
+    )
+    parser.add_argument(
+        "--key", metavar="NAME", help="where the weights lie in a PyTorch checkpoint, such as --key model"
+    )
 
 
 def binding(text: str) -> tuple[str, Any]:
@@ -77,5 +96,11 @@ def state(text: str) -> tuple[str, str]:
 def load(args: argparse.Namespace) -> fastrnn.Model:
     """The model that the arguments name, read as they say."""
     return fastrnn.load(
-        args.model, bind=dict(args.bind) or None, states=dict(args.states) or None, float64_as_float32=args.float32
+        args.model,
+        bind=dict(args.bind) or None,
+        states=dict(args.states) or None,
+        layers=args.layers,
+        key=args.key,
+        allow_torch=args.allow_torch,
+        float64_as_float32=args.float32,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from typing import TextIO
 
@@ -55,6 +56,16 @@ def _write(what, stream: TextIO) -> None:
     plain = StringIO()
     Console(file=plain, width=PIPE_WIDTH, no_color=True, highlight=False, soft_wrap=isinstance(what, Text)).print(what)
     stream.write("".join(line.rstrip() + "\n" for line in plain.getvalue().splitlines()))
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show on a terminal's stderr what is being done, while it is; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(file=sys.stderr, highlight=False).status(Text(text)):
+        yield
 
 
 def count(number: int) -> str:

@@ -11,11 +11,13 @@ import fastrnn
 from . import options
 from .output import print_json, print_line, print_table
 
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 EXAMPLE = """\
 example:
   fastrnn verify examples/tone_words.onnx
   fastrnn verify tone_words.fastrnn --source examples/tone_words.onnx
   fastrnn verify tone_words.fastrnn --against reference
+  fastrnn verify weights.pt --layers 'lstm:rnn last linear:out'
 """
 
 
@@ -24,12 +26,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
     parser.add_argument(
         "--against",
-        choices=("onnxruntime", "reference"),
-        help="onnxruntime runs the ONNX file itself; reference is fastrnn's float64 NumPy meaning of the model, "
-        "which needs nothing installed (default: onnxruntime where it is installed and there is an ONNX file, "
-        "else reference)",
+        choices=("onnxruntime", "torch", "reference"),
+        help="onnxruntime runs the ONNX file itself; torch reads a file of its weights and runs its own modules over "
+        "them; reference is fastrnn's float64 NumPy meaning of the model, which needs nothing installed (default: the "
+        "one that fits the file and is installed, else reference)",
     )
-    parser.add_argument("--source", metavar="FILE.onnx", help="the ONNX file, where MODEL is a .fastrnn file")
+    parser.add_argument(
+        "--source", metavar="FILE", help="the ONNX file or file of weights, where MODEL is a .fastrnn file"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random inputs (default: 0)")
     parser.add_argument(
         "--tolerance",
@@ -38,30 +42,46 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="pass where |difference| <= X * (1 + |expected|) (default: 1e-4; 5e-3 for float16 files)",
     )
     options.add_binding(parser)
+    options.add_weights(parser)
     options.add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare and report; 0 where the answers agree, 1 where they don't."""
-    why = None if args.against == "reference" else why_not_onnxruntime(args.source or args.model)
-    if why and args.source and Path(args.source).suffix.lower() != ".onnx":
+    found, why = judge(args.source or args.model)
+    if args.against is not None:
+        found, why = args.against, why_not_onnxruntime(args.source or args.model)
+        why = why if found == "onnxruntime" else None
+    if why and args.source and Path(args.source).suffix.lower() not in (".onnx", *TORCH_SUFFIXES):
         raise fastrnn.UnsupportedError(f"--source: {why}")
     if why and args.against:
         raise fastrnn.UnsupportedError(f"{why}: name the ONNX file with --source, or take --against reference")
     report = fastrnn.verify(
         args.model,
-        "reference" if why else args.against or "onnxruntime",
+        found,
         source=args.source,
         seed=args.seed,
         tolerance=args.tolerance,
         bind=dict(args.bind) or None,
         states=dict(args.states) or None,
+        layers=args.layers,
+        key=args.key,
     )
     if args.json:
         print_json({**report.as_dict(), "why_reference": why})
     else:
         show(report, why)
     return 0 if report.ok else 1
+
+
+def judge(path: str) -> tuple[str, str | None]:
+    """The engine to compare a file with, and, where that is the reference, why."""
+    if Path(path).suffix.lower() not in TORCH_SUFFIXES:
+        why = why_not_onnxruntime(path)
+        return "reference" if why else "onnxruntime", why
+    if importlib.util.find_spec("torch") is None:
+        return "reference", "torch is not installed"
+    return "torch", None
 
 
 def why_not_onnxruntime(path: str) -> str | None:

@@ -43,13 +43,14 @@ MAX_LAYERS = 1000
 
 
 @dataclass
-class _Entry:
+class Entry:
     """One entry of the list, read."""
 
     text: str
     word: str
     prefix: str | None
     options: dict[str, str] = field(default_factory=dict)
+    over: int = 1  # of a residual: how many entries it reaches over
 
     @property
     def label(self) -> str:
@@ -103,7 +104,7 @@ def build(weights: Weights, layers: Sequence[str] | str | None = None, name: str
         if layers[0].partition(":")[0] == "rnn":
             other = layers[0].replace("rnn", "rnn_relu", 1)
             guessed = [f"an rnn's tensors don't tell tanh from relu: taken as tanh; layers=[{other!r}] is the other"]
-    entries = _parse(layers, weights.where)
+    entries = parse(layers, weights.where)
     writer = GraphWriter(name)
     stage = _Stage(writer, tensors)
     for k, entry in enumerate(entries):
@@ -117,7 +118,7 @@ def build(weights: Weights, layers: Sequence[str] | str | None = None, name: str
     return writer.done(writer.rename(stage.x, "y"))
 
 
-def _told(weights: Weights, entries: list[_Entry], tensors: Tensors) -> list[str]:
+def _told(weights: Weights, entries: list[Entry], tensors: Tensors) -> list[str]:
     """Lines on what was made of the file. Raises ModelFormatError where tensors are left over."""
     left = tensors.left()
     text = ", ".join(e.text for e in entries)
@@ -139,7 +140,8 @@ def _told(weights: Weights, entries: list[_Entry], tensors: Tensors) -> list[str
     return [*lines, f"left out: {', '.join(owners)}"] if owners else lines
 
 
-def _parse(layers, where: str) -> list[_Entry]:
+def parse(layers, where: str) -> list[Entry]:
+    """The entries of a list of layers. Raises ModelFormatError for what is no entry; options are not looked at."""
     if isinstance(layers, str):
         layers = split_list(layers)
     if not isinstance(layers, list | tuple) or not layers or not all(isinstance(t, str) for t in layers):
@@ -159,11 +161,11 @@ def _parse(layers, where: str) -> list[_Entry]:
                 raise ModelFormatError(f"{where}: layers[{k}] ({text!r}): an option is name=value, got {part!r}")
             options[name.strip()] = value.strip()
         prefix = match["prefix"]
-        entries.append(_Entry(text.strip(), match["word"], prefix.strip() if prefix is not None else None, options))
+        entries.append(Entry(text.strip(), match["word"], prefix.strip() if prefix is not None else None, options))
     return entries
 
 
-def _apply(stage: _Stage, entry: _Entry) -> None:
+def _apply(stage: _Stage, entry: Entry) -> None:
     takes, act = _WORDS[entry.word]
     if not takes and entry.prefix is not None:
         raise ModelFormatError(f"{entry.word} has no tensors, so no prefix")
@@ -222,7 +224,7 @@ class _Stage:
 # -- layers with tensors --
 
 
-def _embedding(stage: _Stage, entry: _Entry) -> None:
+def _embedding(stage: _Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, {"weight": "embeddings"})
     table = layer.take("weight", (None, None))
     ids = stage.writer.input("ids", "int64", (BATCH, TIME))
@@ -230,7 +232,7 @@ def _embedding(stage: _Stage, entry: _Entry) -> None:
     stage.x = stage.writer.add("gather", held, ids, label=entry.label, axis=0)
 
 
-def _recurrent(stage: _Stage, entry: _Entry) -> None:
+def _recurrent(stage: _Stage, entry: Entry) -> None:
     kind = "rnn" if entry.word == "rnn_relu" else entry.word
     options = stacks.Options(
         activation=entry.option("activation", "relu" if entry.word == "rnn_relu" else None, _activation),
@@ -245,7 +247,7 @@ def _recurrent(stage: _Stage, entry: _Entry) -> None:
     stage.x, stage.finals = stacks.emit(stage.writer, x, stack, entry.label, stage.next_word == "final")
 
 
-def _linear(stage: _Stage, entry: _Entry) -> None:
+def _linear(stage: _Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, {"weight": "kernel", "bias": "bias"})
     W = layer.take("weight", (None, None))
     W = W if layer.keras else W.T  # [in, out]
@@ -253,7 +255,7 @@ def _linear(stage: _Stage, entry: _Entry) -> None:
     stage.x = stage.writer.linear(stage.features(layer.name("weight"), 0 if layer.keras else 1), W, bias, entry.label)
 
 
-def _conv1d(stage: _Stage, entry: _Entry) -> None:
+def _conv1d(stage: _Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, {"weight": "kernel", "bias": "bias"})
     W = layer.take("weight", (None, None, None))
     W = W.transpose(2, 1, 0) if layer.keras else W  # [out, in/groups, kernel]
@@ -297,7 +299,7 @@ _NORMS = {
 }
 
 
-def _batchnorm(stage: _Stage, entry: _Entry) -> None:
+def _batchnorm(stage: _Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, _NORMS["batchnorm"])
     mean = layer.take("running_mean", (None,)).astype(np.float64)
     var = layer.take("running_var", mean.shape).astype(np.float64)
@@ -314,7 +316,7 @@ def _batchnorm(stage: _Stage, entry: _Entry) -> None:
     stage.x = writer.binary("add", x, writer.constant(shift, f"{entry.label}.shift"), entry.label)
 
 
-def _layernorm(stage: _Stage, entry: _Entry) -> None:
+def _layernorm(stage: _Stage, entry: Entry) -> None:
     scale = bias = None
     default = 1e-5
     if entry.prefix is not None or stage.tensors.bare("weight"):
@@ -331,7 +333,7 @@ def _layernorm(stage: _Stage, entry: _Entry) -> None:
     stage.x = stage.writer.add("layer_norm", x, *parts, label=entry.label, axis=len(x.dims) - 1, epsilon=epsilon)
 
 
-def _prelu(stage: _Stage, entry: _Entry) -> None:
+def _prelu(stage: _Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, {"weight": "alpha"})
     slope = layer.take("weight", None)
     if slope.ndim > 1 and slope.size != 1:
@@ -344,27 +346,27 @@ def _prelu(stage: _Stage, entry: _Entry) -> None:
 # -- layers without --
 
 
-def _last(stage: _Stage, entry: _Entry) -> None:
+def _last(stage: _Stage, entry: Entry) -> None:
     x = stage.sequence()
     step = stage.writer.add("slice", x, label="last", axis=1, start=x.dims[1] - 1, stop=x.dims[1], step=1)
     stage.x = stage.writer.add("reshape", step, label="last", dims=(x.dims[0], x.dims[2]))
 
 
-def _final(stage: _Stage, entry: _Entry) -> None:
+def _final(stage: _Stage, entry: Entry) -> None:
     if stage.finals is None:
         raise ModelFormatError("must stand right behind an rnn, lstm or gru, whose last states it is")
     stage.x = stage.writer.concat(stage.finals, 1)
 
 
 def _reduce(fn: str) -> Callable:
-    def act(stage: _Stage, entry: _Entry) -> None:
+    def act(stage: _Stage, entry: Entry) -> None:
         stage.x = stage.writer.add("reduce", stage.sequence(), label=entry.label, fn=fn, axes=(1,), keepdims=False)
 
     return act
 
 
-def _residual(stage: _Stage, entry: _Entry) -> None:
-    back = entry.option("over", 1, _positive)
+def _residual(stage: _Stage, entry: Entry) -> None:
+    back = entry.over = entry.option("over", 1, _positive)
     if back > len(stage.history):
         raise ModelFormatError(f"reaches over {back} entries, and there are {len(stage.history)} before it")
     x, start = stage.current(), stage.history[-back]
@@ -377,24 +379,24 @@ def _residual(stage: _Stage, entry: _Entry) -> None:
 def _function(word: str) -> Callable:
     fn, alpha, beta = _FUNCTIONS[word]
 
-    def act(stage: _Stage, entry: _Entry) -> None:
+    def act(stage: _Stage, entry: Entry) -> None:
         chosen = entry.option("alpha", alpha, _real) if word in _ALPHA else alpha
         stage.x = stage.writer.unary(fn, stage.current(), chosen, beta, entry.label)
 
     return act
 
 
-def _softmax(stage: _Stage, entry: _Entry) -> None:
+def _softmax(stage: _Stage, entry: Entry) -> None:
     x = stage.current()
     log = entry.word == "log_softmax"
     stage.x = stage.writer.add("softmax", x, label=entry.label, axis=len(x.dims) - 1, log=log)
 
 
-def _dropout(stage: _Stage, entry: _Entry) -> None:
+def _dropout(stage: _Stage, entry: Entry) -> None:
     stage.current()  # drops nothing where nothing is trained
 
 
-def _skip(stage: _Stage, entry: _Entry) -> None:
+def _skip(stage: _Stage, entry: Entry) -> None:
     if not stage.tensors.skip(entry.prefix):
         raise ModelFormatError(f"the file has no tensor whose name begins with {entry.prefix!r}")
 
@@ -437,7 +439,7 @@ def _reset(text: str) -> str:
 
 
 # word -> (whether it has tensors, what it does)
-_WORDS: dict[str, tuple[bool, Callable[[_Stage, _Entry], None]]] = {
+_WORDS: dict[str, tuple[bool, Callable[[_Stage, Entry], None]]] = {
     "embedding": (True, _embedding),
     **dict.fromkeys(("rnn", "rnn_relu", "lstm", "gru"), (True, _recurrent)),
     "linear": (True, _linear),

@@ -36,8 +36,13 @@ def load(source: str | os.PathLike | bytes, key: str | None = None) -> Weights |
         except Exception as error:  # whatever the file's own code raises
             said.append(f"torch: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.160}")
             continue
-        return found if isinstance(found, nn.Module) else weights_in(_tree(found, {}), key, where)
+        return found if isinstance(found, nn.Module) else weights_of(found, key, where)
     raise UnsupportedError(said, where)
+
+
+def weights_of(tree, key: str | None, where: str) -> Weights:
+    """The state dict in what torch.load returned; errors as `files.read_weights`."""
+    return weights_in(_tree(tree, {}), key, where)
 
 
 def _script(source):
