@@ -2,7 +2,9 @@
 
 import copy
 import io
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,3 +351,15 @@ class TestAllowTorch:
         fastrnn.load(saved(torch_nets.made("gru").state_dict()), allow_torch=True)
         with pytest.raises(ModelFormatError, match="this one holds bare weights"):
             fastrnn.load(saved(torch_nets.made("gru").state_dict()), allow_torch=True, example=torch.zeros(1, 1, 5))
+
+
+def test_the_guide_runs(tmp_path, monkeypatch):
+    """Every block of docs/guide/pytorch.md, one after the other."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "guide" / "pytorch.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(blocks) == 6
+    for block in blocks:
+        exec(compile(block, "docs/guide/pytorch.md", "exec"), names)
+    assert names["y"].shape == (16,)
