@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .cpu import CpuInfo, cpu_info
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
-from .loading import from_arrays, from_equations, from_onnx, from_torch, load
+from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load
 from .model import LayerInfo, Model, TensorInfo
 from .stream import Stream
 
@@ -42,6 +42,7 @@ __all__ = [
     "cpu_info",
     "from_arrays",
     "from_equations",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "load",

@@ -85,6 +85,25 @@ def _read_safetensors(source, layers=None, float64_as_float32=False) -> Graph:
     return list_of_layers.build(weights.read_safetensors(source), layers)
 
 
+def _read_keras(source, layers=None, config=None, float64_as_float32=False) -> Graph:
+    if layers is not None:
+        from .importers import h5
+        from .importers import layers as list_of_layers
+
+        if config is not None:
+            raise ModelFormatError("layers= and config= both say what the architecture is; give one")
+        return list_of_layers.build(h5.read_weights(source), layers)
+    from .importers.keras import import_keras
+
+    return import_keras(source, config=config, float64_as_float32=float64_as_float32)
+
+
+def _is_keras(blob: bytes) -> bool:
+    from .importers import h5
+
+    return h5.is_h5(blob) or (blob.startswith(b"PK") and b"config.json" in blob and b"model.weights.h5" in blob)
+
+
 def _is_pytorch(blob: bytes) -> bool:
     from .importers.pytorch import files
 
@@ -98,6 +117,14 @@ def _is_safetensors(blob: bytes) -> bool:
 
 
 FORMATS = (
+    Format(
+        "keras",
+        (".keras", ".h5", ".hdf5"),
+        _read_keras,
+        frozenset({"layers", "config", "float64_as_float32"}),
+        _FOR_WEIGHTS + "; key= is for PyTorch's own files, whose weights may lie in a checkpoint",
+        _is_keras,
+    ),
     Format(
         "pytorch",
         (".pt", ".pth", ".ckpt", ".bin"),
@@ -142,6 +169,7 @@ def load(
     key=None,
     allow_torch=False,
     example=None,
+    config=None,
     threads=None,
     sizes=None,
     float64_as_float32=False,
@@ -150,7 +178,8 @@ def load(
 
     Parameters
     ----------
-    path_or_bytes : path (.onnx, .fastrnn, .pt, .pth, .ckpt, .bin, .safetensors), or the bytes of such a file
+    path_or_bytes : path (.onnx, .fastrnn, .keras, .h5, .hdf5, .pt, .pth, .ckpt, .bin, .safetensors), or the bytes of
+        such a file
     bind : dict, optional
         Input name -> constant, fixed at load (`{"sr": 16000}`).
     states : dict, optional
@@ -164,6 +193,8 @@ def load(
         Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs what the
         file asks for; such files are refused otherwise.
     example : as in `from_torch`, for such a file
+    config : str, dict or path, optional
+        The architecture for a Keras file of bare weights: what `model.to_json()` gives.
     threads : int, optional
         Threads a call may use; None: as `cpu_info()` says.
     sizes : dict, optional
@@ -179,7 +210,7 @@ def load(
     lacks. OSError : the file can't be read.
     """
     form = _format_of(path_or_bytes)
-    given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key}
+    given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
     given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
     given = {name: value for name, value in given.items() if value is not None}
     if form.name == "fastrnn":  # it has computed in float32 since it was converted
@@ -231,6 +262,16 @@ def from_torch(
     """
     graph = _graph_of_module(module, example, states, float64_as_float32)
     return Model(fix_sizes(graph, sizes or {}), threads)
+
+
+def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = False) -> Model:
+    """A model from a live Keras model (Sequential or Functional, of Keras 2 or 3, any backend), at its present weights.
+
+    Arguments and errors as `load`. Only the model's own methods are used; its weights are copied.
+    """
+    from .importers.keras import import_model
+
+    return Model(import_model(model, float64_as_float32=float64_as_float32), threads)
 
 
 def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
@@ -357,6 +398,7 @@ __all__ = [
     "TensorInfo",
     "from_arrays",
     "from_equations",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "load",

@@ -78,7 +78,7 @@ FOREIGN = {
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
 # Modules of importers/ that all the others may use, because they know no format.
-SHARED_IMPORTERS: set[str] = {"builder", "stacks", "weights"}
+SHARED_IMPORTERS: set[str] = {"builder", "h5", "stacks", "weights"}
 CIMPORT = re.compile(
     r"^\s*(?:from\s+(?P<module>[.\w]+)\s+c?import\s+(?P<names>[^#\n]+)|c?import\s+(?P<plain>[\w., ]+))"
 )

@@ -1,0 +1,179 @@
+"""Keras files and live Keras models -> Graph, with numpy and h5py alone: no Keras is imported, nothing is executed.
+
+`.keras` (a zip of config.json, metadata.json and model.weights.h5), whole models in `.h5` of Keras 1, 2 and 3, and
+`.weights.h5` or other files of bare weights beside the JSON of `model.to_json()`. `config.py` makes a tree of layers,
+`tensors.py` finds their weights, `walk.py` runs them on symbolic tensors through the table that the other modules fill.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ...errors import ModelFormatError
+from ...graph import Graph
+from ..h5 import H5, is_h5, opened
+from . import activations, attention, core, merging, operations, recurrent, shaping, windows  # noqa: F401 - fill LAYERS
+from .config import MAX_TEXT, Layer, Version, layer_of, parse, version_of
+from .tensors import Tensors, of_file, of_lists
+from .walk import build, check_known
+
+_FILES = frozenset(("config.json", "metadata.json", "model.weights.h5"))
+_MOST_ENTRIES = 64
+_MOST_GROWTH = 1100  # unpacked bytes a packed one: deflate can't give more than 1,032
+_MOST_BYTES = 1 << 36
+T = TypeVar("T")
+
+
+def is_keras(head: bytes) -> bool:
+    """Whether bytes begin as a zip file does, which a .keras file is."""
+    return head.startswith(b"PK\x03\x04")
+
+
+def import_keras(source, *, config=None, float64_as_float32: bool = False) -> Graph:
+    """The graph of a Keras file (a path or bytes).
+
+    config : for files of weights alone: the text of `model.to_json()`, its dict, or a path to it
+
+    Raises
+    ------
+    ModelFormatError : damaged or hostile, or weights that don't fit the config, naming tensor, got and expected.
+    UnsupportedError : lists every layer and setting that fastrnn doesn't have. OSError : can't be read.
+    """
+    in_memory = isinstance(source, bytes | bytearray | memoryview)
+    where = "bytes" if in_memory else str(source)
+    if in_memory:
+        head = bytes(source[:8])
+    else:
+        with open(source, "rb") as file:
+            head = file.read(8)
+    if is_h5(head):
+        return _from_h5(source, where, config, float64_as_float32)
+    if not is_keras(head):
+        raise ModelFormatError(f"{where}: neither a zip (.keras) nor an HDF5 file (.h5)")
+    if config is not None:
+        raise ModelFormatError(f"{where}: config= is for files of weights alone; this one has its config in it")
+    return _from_zip(source, where, float64_as_float32)
+
+
+def _from_h5(source, where: str, config, float64: bool) -> Graph:
+    with opened(source) as file:
+        text, version = file.text("model_config"), file.text("keras_version")
+        if text is not None and config is not None:
+            raise ModelFormatError(f"{where}: config= is for files of weights alone; this one has its config in it")
+        if text is None and config is None:
+            raise ModelFormatError(
+                f"{where}: it holds weights and no config; give config= (the text of model.to_json()) or layers="
+            )
+        data = parse(text) if text is not None else _given_config(config)
+        # Weights take the version that their config names; a file's own where that says nothing.
+        version = data.pop("keras_version", None) or version
+        root, told, tensors = _located(where, lambda: _read(data, version, file))
+    return _located(where, lambda: build(root, told, tensors, float64=float64))
+
+
+def _given_config(config) -> dict:
+    if isinstance(config, dict):
+        return json.loads(json.dumps(config))
+    text = str(config)
+    if not text.lstrip().startswith("{"):
+        text = Path(config).read_text()
+    return parse(text)
+
+
+def _from_zip(source, where: str, float64: bool) -> Graph:
+    try:
+        with zipfile.ZipFile(io.BytesIO(bytes(source)) if where == "bytes" else source) as archive:
+            entries = _entries(archive, where)
+            config = parse(_entry(archive, entries, "config.json", MAX_TEXT, where))
+            metadata = parse(_entry(archive, entries, "metadata.json", 1 << 20, where))
+            blob = _entry(archive, entries, "model.weights.h5", _MOST_BYTES, where)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        raise ModelFormatError(f"{where}: not a .keras file, or a damaged one ({error!s:.200})") from None
+    version = metadata.get("keras_version")
+    if not isinstance(version, str):
+        raise ModelFormatError(f"{where}: its metadata names no keras_version")
+    with opened(blob) as file:
+        file.where = f"{where}: model.weights.h5"
+        root, told, tensors = _located(where, lambda: _read(config, version, file))
+    return _located(where, lambda: build(root, told, tensors, float64=float64))
+
+
+def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
+    """The entries by name. Nothing is unpacked to a disk, so that a name can't lead anywhere."""
+    infos = archive.infolist()
+    names = [i.filename for i in infos]
+    if len(infos) > _MOST_ENTRIES or len(set(names)) != len(names):
+        raise ModelFormatError(f"{where}: a zip of {len(infos)} entries, some of them twice or too many")
+    strange = [n for n in names if n not in _FILES and not n.startswith("assets/")]
+    if strange:
+        raise ModelFormatError(f"{where}: it has an entry {strange[0]!r:.80}, which a .keras file has not")
+    return {i.filename: i for i in infos}
+
+
+def _entry(archive: zipfile.ZipFile, entries: dict, name: str, most: int, where: str) -> bytes:
+    """The bytes of an entry, never more than it says, nor than its packed size can make."""
+    info = entries.get(name)
+    if info is None:
+        raise ModelFormatError(f"{where}: it has no {name}")
+    if info.file_size > min(most, 4096 + _MOST_GROWTH * info.compress_size):
+        raise ModelFormatError(f"{where}: {name} unpacks from {info.compress_size} to {info.file_size} bytes")
+    with archive.open(info) as file:
+        data = file.read(info.file_size + 1)
+    if len(data) != info.file_size:
+        raise ModelFormatError(f"{where}: {name} has {len(data)} bytes, its entry says {info.file_size}")
+    return data
+
+
+def _read(config: dict, version: str | None, file: H5) -> tuple[Layer, Version, Tensors]:
+    root, told = layer_of(config), version_of(version, config)
+    check_known(root, root.name)
+    return root, told, of_file(root, file)
+
+
+def _located(where: str, work: Callable[[], T]) -> T:
+    """Errors of a file name it."""
+    try:
+        return work()
+    except ModelFormatError as error:
+        text = str(error)
+        raise ModelFormatError(text if text.startswith(where) else f"{where}: {text}") from error.__cause__
+
+
+def import_model(model, *, float64_as_float32: bool = False) -> Graph:
+    """The graph of a live Keras model, through its own methods: `to_json`, `layers`, and the weights of each.
+
+    Raises ModelFormatError for what is no Keras model or was never built; else as `import_keras`.
+    """
+    if not all(hasattr(model, name) for name in ("to_json", "layers", "weights")):
+        raise ModelFormatError(f"from_keras takes a Keras model, got {type(model).__name__}")
+    packages = [kind.__module__.split(".")[0] for kind in type(model).__mro__]
+    package = next((p for p in packages if p in ("keras", "tf_keras")), "keras")
+    try:
+        config = parse(model.to_json())
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ModelFormatError(f"{type(model).__name__}: its config can't be read ({error!s:.200})") from None
+    version = config.pop("keras_version", None) or getattr(sys.modules.get(package), "__version__", None)
+    root = layer_of(config)
+    found = {}
+    for layer in model.layers:
+        kept = [*layer.trainable_weights, *layer.non_trainable_weights]
+        found[layer.name] = [(getattr(v, "path", v.name).removesuffix(":0"), _array(v)) for v in kept]
+    told = version_of(version, config)
+    check_known(root, root.name)
+    tensors = of_lists(root, found, str(getattr(model, "name", "model")))
+    return build(root, told, tensors, float64=float64_as_float32)
+
+
+def _array(variable) -> np.ndarray:
+    """A variable's numbers, of any backend."""
+    value = variable.numpy() if hasattr(variable, "numpy") else variable
+    return np.asarray(value)

@@ -1,0 +1,211 @@
+"""Activations by Keras's names, as functions of whole values and as those that a cell may have.
+
+`hard_sigmoid` is max(0, min(1, 0.2x + 0.5)) in Keras 1 and 2 and relu6(x + 3)/6 in Keras 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...cells import ACTIVATIONS, Activation, activation
+from ...graph import Value
+from .calls import Call, Finding, Tensor, layer
+
+_SELU = (1.6732632423543772, 1.0507009873554805)
+# name -> (function of graph.UNARY, alpha, beta)
+_PLAIN: dict[str, tuple[str, float, float]] = {
+    "linear": ("affine", 1.0, 0.0), "relu": ("relu", 0.0, 0.0), "relu6": ("clip", 0.0, 6.0),
+    "leaky_relu": ("leaky_relu", 0.2, 0.0), "elu": ("elu", 1.0, 0.0), "celu": ("elu", 1.0, 0.0),
+    "selu": ("selu", *_SELU), "softplus": ("softplus", 0.0, 0.0), "softsign": ("softsign", 0.0, 0.0),
+    "silu": ("silu", 0.0, 0.0), "swish": ("silu", 0.0, 0.0), "gelu": ("gelu", 0.0, 0.0), "tanh": ("tanh", 0.0, 0.0),
+    "sigmoid": ("sigmoid", 0.0, 0.0), "exponential": ("exp", 0.0, 0.0), "hard_silu": ("hard_swish", 0.0, 0.0),
+    "hard_swish": ("hard_swish", 0.0, 0.0), "mish": ("mish", 0.0, 0.0), "hard_tanh": ("clip", -1.0, 1.0),
+    "sparse_sigmoid": ("hard_sigmoid", 0.5, 0.5),
+}  # fmt: skip
+
+
+def _soft_shrink(c: Call, x: Value) -> Value:
+    return c.binary("sub", x, c.unary("clip", x, -0.5, 0.5))
+
+
+def _hard_shrink(c: Call, x: Value) -> Value:
+    small = c.binary("less_equal", c.unary("abs", x), c.number(0.5))
+    return c.where(small, c.number(0.0), x)
+
+
+def _squareplus(c: Call, x: Value) -> Value:
+    root = c.unary("sqrt", c.unary("affine", c.binary("mul", x, x), 1.0, 4.0))
+    return c.unary("affine", c.binary("add", x, root), 0.5, 0.0)
+
+
+def _sparse_plus(c: Call, x: Value) -> Value:
+    """0 below -1, x above 1, (x + 1)^2 / 4 between: the square of a clipped half-sum, and the rest of x."""
+    half = c.unary("hard_sigmoid", x, 0.5, 0.5)
+    over = c.unary("relu", c.unary("affine", x, 1.0, -1.0))
+    return c.binary("add", c.binary("mul", half, half), over)
+
+
+def _log_sigmoid(c: Call, x: Value) -> Value:
+    return c.unary("neg", c.unary("softplus", c.unary("neg", x)))
+
+
+def _softmax(log: bool) -> Callable:
+    return lambda c, x: c.add("softmax", x, axis=len(x.dims) - 1, log=log)
+
+
+_COMPOSED: dict[str, Callable[[Call, Value], Value]] = {
+    "softmax": _softmax(False),
+    "log_softmax": _softmax(True),
+    "log_sigmoid": _log_sigmoid,
+    "soft_shrink": _soft_shrink,
+    "hard_shrink": _hard_shrink,
+    "tanh_shrink": lambda c, x: c.binary("sub", x, c.unary("tanh", x)),
+    "squareplus": _squareplus,
+    "sparse_plus": _sparse_plus,
+}
+
+
+def _name(call: Call, value) -> str | dict:
+    """The name of a built-in activation, or the config of a layer that stands for one."""
+    if value is None:
+        return "linear"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        kind, inner = value.get("class_name"), value.get("config")
+        if kind == "function" and isinstance(inner, str):
+            registered = value.get("registered_name")
+            builtin = value.get("module") in (None, "builtins") and registered in (None, "function", inner)
+            if (inner in _PLAIN or inner in _COMPOSED or inner == "hard_sigmoid") and builtin and registered != inner:
+                return inner
+            raise Finding(f"activation {inner!r:.60}, a function of its own, whose code the file doesn't hold")
+        if isinstance(kind, str) and isinstance(inner, dict):
+            return value
+    raise Finding(f"activation {value!r:.60}")
+
+
+def _form(call: Call, name: str) -> tuple[str, float, float] | None:
+    if name == "hard_sigmoid":
+        return ("hard_sigmoid", 1 / 6, 0.5) if call.version.major >= 3 else ("hard_sigmoid", 0.2, 0.5)
+    return _PLAIN.get(name)
+
+
+def cell_activation(call: Call, value) -> Activation:
+    """The activation that a cell's config names. Raises Finding for one that is no function of single numbers."""
+    name = _name(call, value)
+    form = _form(call, name) if isinstance(name, str) else _layer_form(name)
+    if form is None or form[0] not in ACTIVATIONS:
+        raise Finding(f"activation {name if isinstance(name, str) else name.get('class_name')!r:.60} within a cell")
+    return activation(form[0], form[1], form[2])
+
+
+def _layer_form(config: dict) -> tuple[str, float, float] | None:
+    """LeakyReLU and ELU given as the activation of another layer."""
+    kind, inner = config["class_name"], config["config"]
+    slope = inner.get("negative_slope", inner.get("alpha", 0.3))
+    if isinstance(slope, dict):  # Keras 2 wrote NumPy scalars so
+        slope = slope.get("value", slope.get("config"))
+    if kind == "LeakyReLU" and type(slope) in (int, float):
+        return "leaky_relu", float(slope), 0.0
+    if kind == "ELU" and type(inner.get("alpha", 1.0)) in (int, float):
+        return "elu", float(inner.get("alpha", 1.0)), 0.0
+    return None
+
+
+def activate(call: Call, x: Value, value) -> Value:
+    """The activation that a config names, on a whole value."""
+    name = _name(call, value)
+    form = _form(call, name) if isinstance(name, str) else _layer_form(name)
+    if form is not None:
+        return x if form == ("affine", 1.0, 0.0) else call.unary(form[0], x, form[1], form[2])
+    if isinstance(name, str) and name in _COMPOSED:
+        return _COMPOSED[name](call, x)
+    raise Finding(f"activation {name if isinstance(name, str) else name.get('class_name')!r:.60}")
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+@layer("Activation")
+def _activation(c: Call) -> Value:
+    return activate(c, c.x, c.get("activation"))
+
+
+def _number(c: Call, name: str, default: float) -> float:
+    value = c.get(name, default)
+    if isinstance(value, dict):
+        value = value.get("value", value.get("config"))
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if type(value) not in (int, float):
+        raise Finding(f"{name}={value!r:.60}")
+    return float(value)
+
+
+@layer("LeakyReLU")
+def _leaky_relu(c: Call) -> Value:
+    name = "negative_slope" if "negative_slope" in c.layer.config else "alpha"
+    return c.unary("leaky_relu", c.x, _number(c, name, 0.3))
+
+
+@layer("ELU")
+def _elu(c: Call) -> Value:
+    return c.unary("elu", c.x, _number(c, "alpha", 1.0))
+
+
+@layer("ThresholdedReLU")
+def _thresholded_relu(c: Call) -> Value:
+    """x where x > theta; at theta itself Keras gives 0 and graph's function x."""
+    theta = c.number(_number(c, "theta", 1.0))
+    return c.where(c.binary("greater", c.x, theta), c.x, c.number(0.0))
+
+
+@layer("ReLU")
+def _relu(c: Call) -> Value:
+    """slope*(x - threshold) below the threshold, x from there up to max_value."""
+    x, most = c.x, c.get("max_value")
+    slope, threshold = _number(c, "negative_slope", 0.0), _number(c, "threshold", 0.0)
+    if threshold == 0.0:
+        y = c.unary("leaky_relu", x, slope) if slope else c.unary("relu", x)
+    else:
+        below = c.unary("affine", x, slope, -slope * threshold)
+        y = c.where(c.binary("less", x, c.number(threshold)), below, x)
+    if most is None:
+        return y
+    return c.binary("min", y, c.number(_number(c, "max_value", 0.0)))
+
+
+@layer("PReLU")
+def _prelu(c: Call) -> Value:
+    x, shared = c.x, c.get("shared_axes") or []
+    dims = []
+    for axis, dim in enumerate(x.dims[1:], start=1):
+        dims.append(1 if axis in shared else c.fixed(dim, "its slopes have an entry a step"))
+    return c.binary("prelu", x, c.held(c.take("alpha", tuple(dims)), "alpha"))
+
+
+@layer("Softmax")
+def _softmax_layer(c: Call) -> Value:
+    """Over one axis. Masked elements are left out; Keras 2 subtracts 1e9 from them instead, which is as good."""
+    x, axis, mask = c.x, c.get("axis", -1), c.mask
+    axes = axis if isinstance(axis, list | tuple) else [axis]
+    if len(axes) != 1 or type(axes[0]) is not int or not -len(x.dims) <= axes[0] < len(x.dims):
+        raise Finding(f"axis={axis!r:.40}")
+    at = axes[0] % len(x.dims)
+    if mask is None:
+        return c.add("softmax", x, axis=at, log=False)
+    if len(mask.dims) != len(x.dims):
+        raise Finding(f"a mask [{', '.join(map(str, mask.dims))}] over [{', '.join(map(str, x.dims))}]")
+    y = c.add("softmax", c.where(mask, x, c.number(-1e9)), axis=at, log=False)
+    return c.where(mask, y, c.number(0.0)) if c.version.major >= 3 else y
+
+
+@layer(
+    "Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
+    "ActivityRegularization", "Identity",
+)  # fmt: skip
+def _nothing(c: Call) -> Tensor:
+    """Layers that act in training only."""
+    for name in ("l1", "l2", "data_format", "alpha", "rank", "p", "sigma"):
+        c.get(name)
+    return Tensor(c.x, c.mask)

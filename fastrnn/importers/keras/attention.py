@@ -1,0 +1,167 @@
+"""MultiHeadAttention, Attention, AdditiveAttention.
+
+Keys that don't count get 1e9 less for their score, as Keras has it: where none counts, all are alike. (Keras 3 on
+PyTorch gives other numbers there, but only to queries that are masked themselves.)
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+from ...graph import OPS, Value
+from .calls import Call, Finding, Tensor, layer
+
+_FAR = -1e9
+
+
+def _have_op() -> None:
+    if "attention" not in OPS:
+        raise Finding("attention")
+
+
+@layer("MultiHeadAttention", masks="own")
+def _multi_head(c: Call) -> list[Tensor]:
+    _have_op()
+    heads, d = c.size("num_heads"), c.size("key_dim")
+    dv = c.size("value_dim") if c.get("value_dim") is not None else d
+    inputs = _query_value_key(c)
+    query, value, key = (x.value for x in inputs)
+    if any(len(x.dims) != 3 for x in (query, value, key)) or c.get("attention_axes") not in (None, 1, [1], (1,)):
+        raise Finding("attention over other axes than that of [batch, time, features]")
+    for name in ("query_shape", "key_shape", "value_shape"):
+        c.get(name)
+    q, k, v = (
+        _heads(c, x, f"{part}_dense", heads, size)
+        for x, part, size in ((query, "query", d), (key, "key", d), (value, "value", dv))
+    )
+    bias = _bias(c, inputs)
+    causal = bool(c.kwargs.pop("use_causal_mask", False))
+    if c.kwargs.pop("return_attention_scores", False):
+        raise Finding("called with return_attention_scores=True")
+    y = c.add(
+        "attention", q, k, v, *([] if bias is None else [bias]), scale=1 / math.sqrt(d), softcap=0.0, causal=causal,
+        window=0, offset=0, safe=False,
+    )  # fmt: skip
+    B, T = query.dims[:2]
+    y = c.reshape(c.w.transpose(y, 0, 2, 1, 3), (B, T, heads * dv))
+    size = c.get("output_shape")
+    size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size if size is not None else query.dims[2]
+    if type(size) is not int:
+        raise Finding(f"output_shape={c.get('output_shape')!r:.40}")
+    W = c.take("kernel", (heads, dv, size), "output_dense").reshape(heads * dv, size)
+    parts = [y, c.held(W, "output.W")]
+    if c.flag("use_bias", True):
+        parts.append(c.held(c.take("bias", (size,), "output_dense"), "output.bias"))
+    out = c.add("linear", *parts, activation=None, alpha=0.0, beta=0.0)
+    return [Tensor(out, inputs[0].mask)]
+
+
+def _query_value_key(c: Call) -> list[Tensor]:
+    """The three inputs with the masks of the call, however they are given."""
+    given = list(c.inputs) if len(c.args) == 1 else list(c.args)
+    for name in ("query", "value", "key"):
+        x = c.kwargs.pop(name, None)
+        if x is not None:
+            given.append(x)
+    if len(given) == 2:
+        given.append(Tensor(given[1].value if isinstance(given[1], Tensor) else None, None))
+    if len(given) != 3 or not all(isinstance(x, Tensor) for x in given):
+        raise Finding(f"called with {len(given)} inputs")
+    found = []
+    for x, name in zip(given, ("query", "value", "key"), strict=True):
+        mask = c.kwargs.pop(f"{name}_mask", None)
+        found.append(Tensor(x.value, mask.value if isinstance(mask, Tensor) else x.mask))
+    if isinstance(c.explicit_mask, Tensor):
+        found[0] = Tensor(found[0].value, c.explicit_mask.value)
+    return found
+
+
+def _heads(c: Call, x: Value, part: str, heads: int, size: int) -> Value:
+    """x W + b as [B, heads, T, size]."""
+    features = c.fixed(x.dims[2], "the features of a step must be a fixed number")
+    W = c.take("kernel", (features, heads, size), part).reshape(features, heads * size)
+    inputs = [x, c.held(W, f"{part}.W")]
+    if c.flag("use_bias", True):
+        inputs.append(c.held(c.take("bias", (heads, size), part).reshape(-1), f"{part}.bias"))
+    y = c.add("linear", *inputs, activation=None, alpha=0.0, beta=0.0)
+    return c.w.transpose(c.reshape(y, (*x.dims[:2], heads, size)), 0, 2, 1, 3)
+
+
+def _bias(c: Call, inputs: list[Tensor]) -> Value | None:
+    """What masks add to the scores, [B or 1, 1, Tq or 1, Tk]; None where there are none.
+
+    The query's own mask is left out: it moves nothing but the queries that don't count.
+    """
+    parts = []
+    for x in inputs[1:]:
+        if x.mask is not None and all(x.mask.name != m.name for m in parts):
+            parts.append(x.mask)
+    masks = [c.reshape(m, (m.dims[0], 1, 1, m.dims[1])) for m in parts]
+    given = c.kwargs.pop("attention_mask", None)
+    if given is None and len(c.args) > 3:
+        given = c.args[3]
+    if isinstance(given, Tensor):
+        m = given.value if given.value.dtype == "bool" else c.add("cast", given.value, to="bool")
+        if len(m.dims) not in (3, 4):
+            raise Finding(f"an attention mask of {len(m.dims)} axes")
+        masks.append(m if len(m.dims) == 4 else c.reshape(m, (m.dims[0], 1, *m.dims[1:])))
+    elif given is not None:
+        raise Finding("an attention mask that is no tensor")
+    if not masks:
+        return None
+    c.work.masked.append(c.label)
+    together = reduce(lambda a, b: c.binary("and", a, b), masks)
+    return c.where(together, c.number(0.0), c.number(_FAR))
+
+
+@layer("Attention", "AdditiveAttention", masks="own")
+def _attention(c: Call) -> list[Tensor]:
+    """softmax(score(q, k)) v; the score is a product, or scale * sum(tanh(q + k)) (additive, or score_mode concat)."""
+    _have_op()
+    inputs, masks = c.inputs, c.masks()
+    if len(inputs) not in (2, 3) or any(len(x.dims) != 3 for x in inputs):
+        raise Finding(f"of {len(inputs)} inputs of {[len(x.dims) for x in inputs]} axes")
+    q, v = inputs[0].value, inputs[1].value
+    k = inputs[2].value if len(inputs) > 2 else v
+    causal = bool(c.kwargs.pop("use_causal_mask", False)) or c.flag("causal")
+    if c.kwargs.pop("return_attention_scores", False):
+        raise Finding("called with return_attention_scores=True")
+    mode = c.option("score_mode", "dot", ("dot", "concat"))
+    additive = c.layer.kind == "AdditiveAttention" or mode == "concat"
+    bias = None
+    if masks[1] is not None:
+        c.work.masked.append(c.label)
+        bias = c.where(masks[1], c.number(0.0), c.number(_FAR))
+    if additive:
+        y = _additive(c, q, k, v, bias, causal)
+    else:
+        scale = float(c.take("scale", ())) if c.get("use_scale") else 1.0
+        parts = [c.reshape(x, (x.dims[0], 1, *x.dims[1:])) for x in (q, k, v)]
+        if bias is not None:
+            parts.append(c.reshape(bias, (bias.dims[0], 1, 1, bias.dims[1])))
+        y = c.add("attention", *parts, scale=scale, softcap=0.0, causal=causal, window=0, offset=0, safe=False)
+        y = c.reshape(y, (*q.dims[:2], v.dims[2]))
+    if masks[0] is not None:
+        y = c.where(c.like(masks[0], 3), y, c.number(0.0))
+    return [Tensor(y, masks[0])]
+
+
+def _additive(c: Call, q: Value, k: Value, v: Value, bias: Value | None, causal: bool) -> Value:
+    if causal:
+        raise Finding("additive attention with a causal mask")
+    size = c.fixed(q.dims[2], "the features of a step must be a fixed number")
+    both = c.binary("add", c.reshape(q, (*q.dims[:2], 1, size)), c.reshape(k, (k.dims[0], 1, *k.dims[1:])))
+    if c.layer.kind == "AdditiveAttention":
+        scores = c.unary("tanh", both)
+        if c.get("use_scale", True):
+            scores = c.binary("mul", scores, c.held(c.take("scale", (size,)), "scale"))
+        scores = c.reduce("sum", scores, (3,))
+    else:
+        inner = c.unary("affine", both, float(c.take("scale", ())), 0.0) if c.get("use_scale") else both
+        scores = c.reduce("sum", c.unary("tanh", inner), (3,))
+        scores = c.unary("affine", scores, float(c.take("concat_score_weight", ())), 0.0)
+    if bias is not None:
+        scores = c.binary("add", scores, c.reshape(bias, (bias.dims[0], 1, bias.dims[1])))
+    weights = c.add("softmax", scores, axis=2, log=False)
+    return c.add("matmul", weights, v)

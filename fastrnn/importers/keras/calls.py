@@ -1,0 +1,268 @@
+"""What a layer's function works with: `Call` (one application of a layer), `Tensor`, and the table of layers.
+
+A function registered by `@layer("Dense")` reads its config through `Call.get`; what it doesn't read is refused, unless
+it says nothing about inference (`_TRAINING`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...dims import Dim
+from ...errors import FastRNNError, ModelFormatError
+from ...graph import Value
+from ..builder import GraphWriter
+from .config import Layer, Version
+from .tensors import Tensors
+
+
+class Finding(FastRNNError):
+    """What fastrnn does not support of a layer; all of a file are told in one error."""
+
+
+class NeedsLength(Finding):
+    """A layer needs the number of steps as a number: the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value of the graph with Keras's mask, bool, of its first axes; None where all of it counts."""
+
+    value: Value
+    mask: Value | None = None
+
+    @property
+    def dims(self) -> tuple:
+        return self.value.dims
+
+
+@dataclass(eq=False)
+class Import:
+    """One import: what all its calls share. time: the dim of the time axis; steps: the number that the file gives."""
+
+    writer: GraphWriter
+    version: Version
+    tensors: Tensors
+    steps: int | None
+    problems: list[str] = field(default_factory=list)
+    constants: dict[tuple, Value] = field(default_factory=dict)
+    masked: list[str] = field(default_factory=list)
+    given_states: bool = False
+    float64: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer of the table. masks: "keep" (the output has the mask of the first input), "drop", or "own" (the function
+    returns Tensors with theirs)."""
+
+    function: Callable
+    masks: str
+
+
+LAYERS: dict[str, Entry] = {}
+
+# Settings that say nothing about what a trained layer computes.
+_TRAINING = frozenset(
+    "name trainable seed implementation unit_forget_bias use_cudnn build_input_shape batch_input_shape input_shape "
+    "input_dtype dropout recurrent_dropout rate noise_shape stddev momentum synchronized input_length "
+    "kernel_initializer recurrent_initializer bias_initializer embeddings_initializer beta_initializer "
+    "gamma_initializer moving_mean_initializer moving_variance_initializer alpha_initializer depthwise_initializer "
+    "pointwise_initializer kernel_regularizer recurrent_regularizer bias_regularizer embeddings_regularizer "
+    "beta_regularizer gamma_regularizer alpha_regularizer depthwise_regularizer pointwise_regularizer "
+    "activity_regularizer kernel_constraint recurrent_constraint bias_constraint embeddings_constraint "
+    "beta_constraint gamma_constraint alpha_constraint depthwise_constraint pointwise_constraint "
+    "renorm_clipping renorm_momentum fused virtual_batch_size adjustment dynamic batch_size".split()
+)
+# Settings that may be there as long as they ask for nothing.
+_EMPTY = frozenset(
+    "lora_rank lora_alpha quantization_config use_gate sliding_window flash_attention renorm weights sparse ragged "
+    "rms_scaling autocast".split()
+)
+
+
+def layer(*kinds: str, masks: str = "keep") -> Callable:
+    """Register a function (Call) -> Value, Tensor or a list of them, for classes of layers."""
+
+    def register(function: Callable) -> Callable:
+        for kind in kinds:
+            LAYERS[kind] = Entry(function, masks)
+        return function
+
+    return register
+
+
+class Call:
+    """One application of a layer.
+
+    args, kwargs : as the config has them, tensors as `Tensor`s
+    """
+
+    def __init__(self, work: Import, item: Layer, args: list, kwargs: dict):
+        self.work, self.layer, self.args, self.kwargs = work, item, args, dict(kwargs)
+        self.w, self.version, self.label = work.writer, work.version, item.path
+        self._read: set[str] = set()
+        self.explicit_mask = self.kwargs.pop("mask", None)
+        self.kwargs.pop("training", None)
+
+    # -- settings --
+    def get(self, name: str, default=None, kinds: tuple = ()):
+        """A setting; kinds: what types it may have (a bool is no int). Raises ModelFormatError for another."""
+        self._read.add(name)
+        value = self.layer.config.get(name, default)
+        if kinds and not (isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)):
+            raise ModelFormatError(f"layer {self.label} ({self.layer.kind}): {name} is {value!r:.60}")
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A setting that is true or false."""
+        return self.get(name, default, (bool,))
+
+    def size(self, name: str, *older: str) -> int:
+        """A whole number of at least 1; older: its names in Keras 1."""
+        found = next((n for n in (name, *older) if n in self.layer.config), name)
+        value = self.get(found)
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise ModelFormatError(f"layer {self.label} ({self.layer.kind}): {name} is {value!r:.60}, expected a size")
+        return value
+
+    def sizes(self, name: str, count: int, default=None, least: int = 1) -> tuple[int, ...]:
+        """`count` whole numbers, which the file may give as one for all."""
+        value = self.get(name, default)
+        value = (value,) * count if type(value) is int else tuple(value) if isinstance(value, list | tuple) else value
+        if not isinstance(value, tuple) or len(value) != count or any(type(v) is not int or v < least for v in value):
+            raise ModelFormatError(
+                f"layer {self.label} ({self.layer.kind}): {name} is {self.layer.config.get(name)!r:.60}"
+            )
+        return value
+
+    def option(self, name: str, default, allowed: Sequence):
+        """A setting of which only some values have a meaning here; another is a Finding."""
+        value = self.get(name, default)
+        if value not in allowed:
+            raise Finding(f"{name}={value!r:.60}")
+        return value
+
+    def finish(self) -> None:
+        """Raise Finding for settings and arguments that nobody read."""
+        if not self.layer.kind.startswith("ops."):
+            _check_dtype(self)
+        for name, value in self.layer.config.items():
+            asks = value not in (None, False, "none") and not (value == [] or value == {})
+            if name in self._read or name in _TRAINING or (name in _EMPTY and not asks):
+                continue
+            raise Finding(f"{name}={value!r:.60}")
+        for name, value in self.kwargs.items():
+            if value is not None and value is not False:
+                raise Finding(f"called with {name}={'a tensor' if isinstance(value, Tensor) else repr(value):.60}")
+
+    # -- inputs --
+    @property
+    def inputs(self) -> list[Tensor]:
+        """All tensors of the first argument, be it one or a list."""
+        first = self.args[0] if self.args else None
+        found = list(first) if isinstance(first, list | tuple) else [first]
+        if not found or not all(isinstance(x, Tensor) for x in found):
+            raise Finding(f"called with {first!r:.60}")
+        return found
+
+    @property
+    def x(self) -> Value:
+        """The only input."""
+        return self.tensor.value
+
+    @property
+    def tensor(self) -> Tensor:
+        found = self.inputs
+        if len(found) != 1 or len(self.args) != 1:
+            raise Finding(f"called with {max(len(found), len(self.args))} inputs, expected 1")
+        return found[0]
+
+    @property
+    def mask(self) -> Value | None:
+        """The mask that the layer sees: the one it is given, else that of its input. Keras 3 hands none on by itself
+        to a layer that is called with other tensors besides, as initial states are."""
+        if isinstance(self.explicit_mask, Tensor):
+            return self.explicit_mask.value
+        others = [*self.args[1:], *self.kwargs.values()]
+        return None if self.version.major >= 3 and any(map(_has_tensor, others)) else self.inputs[0].mask
+
+    @property
+    def passed_mask(self) -> Value | None:
+        """The mask that the output inherits: the one that the call is given, else that of the first input."""
+        return self.explicit_mask.value if isinstance(self.explicit_mask, Tensor) else self.inputs[0].mask
+
+    def masks(self) -> list[Value | None]:
+        """The mask of each input."""
+        given = self.explicit_mask
+        if isinstance(given, list | tuple):
+            return [m.value if isinstance(m, Tensor) else None for m in given]
+        return [x.mask for x in self.inputs]
+
+    # -- weights and constants --
+    def take(self, name: str, shape: tuple, part: str = "") -> np.ndarray:
+        """A tensor of this layer's weights."""
+        return self.work.tensors.take(self.layer, name, shape, part)
+
+    def held(self, array: np.ndarray, name: str) -> Value:
+        """A constant of this layer, one however often the layer is applied."""
+        key = (id(self.layer), name, array.shape)
+        if key not in self.work.constants:
+            self.work.constants[key] = self.w.constant(array, f"{self.label}.{name}")
+        return self.work.constants[key]
+
+    def number(self, value: float) -> Value:
+        """A float32 scalar."""
+        key = ("number", float(value))
+        if key not in self.work.constants:
+            self.work.constants[key] = self.w.constant(np.float32(value), "number")
+        return self.work.constants[key]
+
+    def fixed(self, dim, why: str) -> int:
+        """A dim as a number; NeedsLength where it depends on batch or time."""
+        if isinstance(dim, Dim):
+            raise NeedsLength(f"{why} (here {dim})")
+        return dim
+
+    # -- forms that many layers need --
+    def add(self, op: str, *inputs: Value | None, **attrs) -> Value:
+        """A node of this layer."""
+        return self.w.add(op, *inputs, label=self.label, **attrs)
+
+    def unary(self, fn: str, x: Value, alpha: float = 0.0, beta: float = 0.0) -> Value:
+        return self.w.unary(fn, x, alpha, beta, self.label)
+
+    def binary(self, fn: str, a: Value, b: Value) -> Value:
+        return self.w.binary(fn, a, b, self.label)
+
+    def reshape(self, x: Value, dims: Sequence) -> Value:
+        return x if tuple(dims) == x.dims else self.add("reshape", x, dims=tuple(dims))
+
+    def reduce(self, fn: str, x: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
+        return self.add("reduce", x, fn=fn, axes=tuple(sorted(axes)), keepdims=keepdims)
+
+    def where(self, condition: Value, a: Value, b: Value) -> Value:
+        return self.add("where", condition, a, b)
+
+    def like(self, mask: Value, rank: int) -> Value:
+        """A mask with ones for the axes that it lacks, to stand beside a value of that rank."""
+        return self.reshape(mask, (*mask.dims, *(1,) * (rank - len(mask.dims))))
+
+
+def _has_tensor(item) -> bool:
+    return isinstance(item, Tensor) or (isinstance(item, list | tuple) and any(map(_has_tensor, item)))
+
+
+def _check_dtype(call: Call) -> None:
+    """Refuse a layer that computes in another precision than float32, except where a half one is better served."""
+    policy = call.get("dtype")
+    if isinstance(policy, dict):
+        inner = policy.get("config")
+        policy = inner.get("name") if isinstance(inner, dict) else policy
+    allowed = (None, "float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
+    if policy not in allowed and not (policy == "float64" and call.work.float64):
+        hint = "; float64_as_float32=True computes it in float32" if policy == "float64" else ""
+        raise Finding(f"dtype={policy!r:.60}{hint}")

@@ -1,0 +1,212 @@
+"""Single operations that stand among layers: keras.ops of Keras 3 (also what its masks are made with) and those of
+TensorFlow that Keras 2 wraps. Arithmetic, comparisons and simple shaping; the others are refused by their names."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...dims import Dim
+from ...graph import Value
+from .activations import activate
+from .calls import Call, Finding, Tensor, layer
+
+_BINARY = {
+    "Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div", "TrueDivide": "div", "Power": "pow",
+    "Maximum": "max", "Minimum": "min", "Equal": "equal", "Greater": "greater", "GreaterEqual": "greater_equal",
+    "Less": "less", "LessEqual": "less_equal", "LogicalAnd": "and", "LogicalOr": "or", "LogicalXor": "xor",
+}  # fmt: skip
+_UNARY = {
+    "Negative": "neg", "Absolute": "abs", "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Sign": "sign",
+    "Floor": "floor", "Ceil": "ceil", "Sin": "sin", "Cos": "cos", "Tanh": "tanh", "Sigmoid": "sigmoid",
+    "Relu": "relu", "Softplus": "softplus", "Softsign": "softsign", "Silu": "silu", "LogicalNot": "not",
+    "Reciprocal": "recip",
+}  # fmt: skip
+_REDUCE = {"Sum": "sum", "Mean": "mean", "Max": "max", "Min": "min", "Amax": "max", "Amin": "min"}
+_LOGIC = ("and", "or", "xor")
+# Names of TensorFlow's functions in Keras 2 -> those above.
+_TENSORFLOW = {
+    "__operators__.add": "Add", "math.add": "Add", "math.subtract": "Subtract", "math.multiply": "Multiply",
+    "math.divide": "Divide", "math.truediv": "Divide", "math.maximum": "Maximum", "math.minimum": "Minimum",
+    "math.pow": "Power", "math.negative": "Negative", "math.abs": "Absolute", "math.exp": "Exp", "math.log": "Log",
+    "math.sqrt": "Sqrt", "math.sign": "Sign", "math.sin": "Sin", "math.cos": "Cos", "math.tanh": "Tanh",
+    "math.sigmoid": "Sigmoid", "nn.relu": "Relu", "nn.silu": "Silu", "expand_dims": "ExpandDims", "squeeze": "Squeeze",
+    "math.reduce_sum": "Sum", "math.reduce_mean": "Mean", "math.reduce_max": "Max", "math.reduce_min": "Min",
+    "concat": "Concatenate", "math.greater": "Greater", "math.less": "Less", "cast": "Cast",
+}  # fmt: skip
+
+
+def _arguments(c: Call, *names: str) -> list:
+    """The arguments by position, then by any of the names that versions gave them."""
+    given = list(c.args)
+    for name in names:
+        if name in c.kwargs:
+            given.append(c.kwargs.pop(name))
+    c.kwargs.pop("name", None)
+    return given
+
+
+def _value(c: Call, item, like: Value | None = None) -> Value:
+    """An argument as a value: a tensor, or a number."""
+    if isinstance(item, Tensor):
+        return item.value
+    if type(item) is bool:
+        return c.w.constant(item, "constant")
+    if type(item) in (int, float):
+        whole = like is not None and like.dtype == "int64" and type(item) is int
+        return c.w.constant(np.int64(item) if whole else np.float32(item), "constant")
+    raise Finding(f"called with {item!r:.60}")
+
+
+def _same_type(c: Call, a: Value, b: Value, logic: bool) -> tuple[Value, Value]:
+    """Both as bools (of logic), else both as floats where they differ."""
+    want = "bool" if logic else "float32" if a.dtype != b.dtype else a.dtype
+    return tuple(v if v.dtype == want else c.add("cast", v, to=want) for v in (a, b))  # type: ignore[return-value]
+
+
+def _binary(c: Call, fn: str, a, b) -> Value:
+    like = next((x.value for x in (a, b) if isinstance(x, Tensor)), None)
+    left, right = _same_type(c, _value(c, a, like), _value(c, b, like), fn in _LOGIC)
+    return c.binary(fn, left, right)
+
+
+@layer(*(f"ops.{name}" for name in _BINARY), "ops.NotEqual", masks="drop")
+def _binary_operation(c: Call) -> Value:
+    name = c.layer.kind.removeprefix("ops.")
+    given = _arguments(c, "x1", "x2", "x", "y")
+    if len(given) != 2:
+        raise Finding(f"called with {len(given)} arguments")
+    if name == "NotEqual":
+        return c.unary("not", _binary(c, "equal", *given))
+    return _binary(c, _BINARY[name], *given)
+
+
+@layer(*(f"ops.{name}" for name in _UNARY), masks="drop")
+def _unary_operation(c: Call) -> Value:
+    (given,) = _arguments(c, "x")
+    fn = _UNARY[c.layer.kind.removeprefix("ops.")]
+    x = _value(c, given)
+    return c.unary(fn, c.add("cast", x, to="bool") if fn == "not" and x.dtype != "bool" else x)
+
+
+@layer("ops.Square", masks="drop")
+def _square(c: Call) -> Value:
+    (x,) = _arguments(c, "x")
+    return c.binary("mul", _value(c, x), _value(c, x))
+
+
+@layer("ops.Softmax", "ops.LogSoftmax", masks="drop")
+def _softmax(c: Call) -> Value:
+    if c.get("axis", -1) not in (-1, len(c.x.dims) - 1):
+        raise Finding(f"axis={c.get('axis')!r:.40}")
+    return activate(c, c.x, "softmax" if c.layer.kind == "ops.Softmax" else "log_softmax")
+
+
+def _axis(c: Call, rank: int, value) -> list[int]:
+    axes = list(range(rank)) if value is None else value if isinstance(value, list | tuple) else [value]
+    if any(type(a) is not int or not -rank <= a < rank for a in axes):
+        raise Finding(f"axis={value!r:.40} of {rank} axes")
+    return [a % rank for a in axes]
+
+
+def _setting(c: Call, name: str, default=None):
+    """A setting of Keras 3, or an argument of TensorFlow's."""
+    return c.kwargs.pop(name) if name in c.kwargs else c.get(name, default)
+
+
+@layer(*(f"ops.{name}" for name in _REDUCE), "ops.Any", "ops.All", masks="drop")
+def _reduction(c: Call) -> Value:
+    name = c.layer.kind.removeprefix("ops.")
+    x = _value(c, _arguments(c, "x", "input_tensor")[0])
+    axes, keepdims = _axis(c, len(x.dims), _setting(c, "axis")), bool(_setting(c, "keepdims", False))
+    if 0 in axes:
+        raise Finding("over the rows of the batch")
+    if name not in ("Any", "All"):
+        if _setting(c, "initial") is not None or _setting(c, "where") is not None:
+            raise Finding("with initial= or where=")
+        return c.reduce(_REDUCE[name], x, axes, keepdims)
+    flags = c.add("cast", x if x.dtype == "bool" else c.add("cast", x, to="bool"), to="float32")
+    found = c.reduce("max" if name == "Any" else "min", flags, axes, keepdims)
+    return c.binary("greater", found, c.number(0.0))
+
+
+@layer("ops.ExpandDims", masks="drop")
+def _expand_dims(c: Call) -> Value:
+    x, axis = _value(c, _arguments(c, "x", "input")[0]), _setting(c, "axis")
+    axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
+    if type(axis) is not int or not -len(x.dims) - 1 <= axis <= len(x.dims):
+        raise Finding(f"axis={axis!r:.40}")
+    axis %= len(x.dims) + 1
+    return c.reshape(x, (*x.dims[:axis], 1, *x.dims[axis:]))
+
+
+@layer("ops.Squeeze", masks="drop")
+def _squeeze(c: Call) -> Value:
+    x = _value(c, _arguments(c, "x", "input")[0])
+    axes = _axis(c, len(x.dims), _setting(c, "axis"))
+    if any(isinstance(x.dims[a], Dim) or x.dims[a] != 1 for a in axes):
+        raise Finding(f"axis={axes} of [{', '.join(map(str, x.dims))}]")
+    return c.reshape(x, [d for a, d in enumerate(x.dims) if a not in axes])
+
+
+@layer("ops.Cast", masks="drop")
+def _cast(c: Call) -> Value:
+    x, to = _value(c, _arguments(c, "x")[0]), str(_setting(c, "dtype", "float32"))
+    kind = {"float": "float32", "int": "int64", "bool": "bool"}.get(to.rstrip("0123456789"))
+    if kind is None:
+        raise Finding(f"dtype={to!r:.40}")
+    return x if x.dtype == kind else c.add("cast", x, to=kind)
+
+
+@layer("ops.ZerosLike", "ops.OnesLike", masks="drop")
+def _filled(c: Call) -> Value:
+    x, dtype = c.x, c.get("dtype") or c.kwargs.pop("dtype", None)
+    number = c.layer.kind == "ops.OnesLike"
+    kind = str(dtype).rstrip("0123456789") if dtype is not None else x.dtype.rstrip("0123456789")
+    array = {"bool": np.bool_(number), "int": np.int64(number)}.get(kind, np.float32(number))
+    one = c.reshape(c.w.constant(array, "fill"), (1,) * len(x.dims))
+    return c.add("expand", one, dims=x.dims)
+
+
+@layer("ops.Where", masks="drop")
+def _where(c: Call) -> Value:
+    given = _arguments(c, "condition", "x1", "x2")
+    if len(given) != 3:
+        raise Finding(f"called with {len(given)} arguments")
+    like = next((x.value for x in given[1:] if isinstance(x, Tensor)), None)
+    a, b = _same_type(c, _value(c, given[1], like), _value(c, given[2], like), False)
+    return c.where(_value(c, given[0]), a, b)
+
+
+@layer("ops.Concatenate", masks="drop")
+def _concatenate(c: Call) -> Value:
+    given = _arguments(c, "xs", "values")[0]
+    values = [_value(c, x) for x in given]
+    (axis,) = _axis(c, len(values[0].dims), _setting(c, "axis", 0))
+    return c.add("concat", *values, axis=axis)
+
+
+@layer("ops.Transpose", masks="drop")
+def _transpose(c: Call) -> Value:
+    x, axes = c.x, c.get("axes")
+    if not isinstance(axes, list) or sorted(axes) != list(range(len(x.dims))):
+        raise Finding(f"axes={axes!r:.40}")
+    return c.w.transpose(x, *axes)
+
+
+@layer("TFOpLambda", masks="drop")
+def _tensorflow(c: Call) -> Value:
+    """A function of TensorFlow by its name, as the operation of Keras 3 that means the same."""
+    from .calls import LAYERS
+
+    name = c.get("function")
+    kind = _TENSORFLOW.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise Finding(f"the function {name!r:.60} of TensorFlow")
+    inner = Call(c.work, c.layer, c.args, c.kwargs)
+    inner.layer.kind = f"ops.{kind}"
+    try:
+        made = LAYERS[f"ops.{kind}"].function(inner)
+    finally:
+        inner.layer.kind = "TFOpLambda"
+    c.kwargs = inner.kwargs
+    return made

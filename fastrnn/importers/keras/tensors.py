@@ -1,0 +1,199 @@
+"""Which tensors belong to which layer: the same answer for each of the ways in which Keras keeps them.
+
+A layer class has a list of variables (`variables`), known from its config alone. Files of one kind (legacy .h5, and a
+live model) hold one flat list a top-level layer, trainable ones first; the other kind (.keras, .weights.h5) holds a
+path for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from ...errors import ModelFormatError
+from ..h5 import H5, has_layer_names, layer_tensors
+from .config import MODELS, Layer, unique_names
+
+Pairs = list[tuple[str, np.ndarray]]  # (the file's name of a tensor, the tensor)
+_RECURRENT = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU")
+_CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell")
+_KERNELS = ("Dense", "EinsumDense", "Conv1D", "Conv2D", "DepthwiseConv1D", "Convolution1D", "Convolution2D")
+_STATES = ("rnn_state", "seed_generator_state", "states")  # last parts of names of variables that are no weights
+
+
+def variables(layer: Layer) -> list[tuple[str, str, bool]]:
+    """(part of the layer that holds it, name, trainable) of each variable of a layer itself, in Keras's order."""
+    get, kind = layer.config.get, layer.kind
+    if kind in _RECURRENT or kind in _CELLS:
+        part = "cell" if kind in _RECURRENT else ""
+        names = ["kernel", "recurrent_kernel"] + (["bias"] if get("use_bias", True) else [])
+        return [(part, name, True) for name in names]
+    names: list[str] = []
+    if kind in _KERNELS:
+        biased = get("bias_axes") is not None if kind == "EinsumDense" else get("use_bias", get("bias", True))
+        names = ["kernel"] + (["bias"] if biased else [])
+    elif kind == "SeparableConv1D":
+        names = ["depthwise_kernel", "pointwise_kernel"] + (["bias"] if get("use_bias", True) else [])
+    elif kind == "Embedding":
+        names = ["embeddings"]
+    elif kind in ("BatchNormalization", "LayerNormalization", "GroupNormalization"):
+        names = [n for n, flag in (("gamma", "scale"), ("beta", "center")) if get(flag, True)]
+    elif kind == "RMSNormalization":
+        names = ["scale"]
+    elif kind == "PReLU":
+        names = ["alpha"]
+    elif kind == "AdditiveAttention":
+        names = ["scale"] if get("use_scale", True) else []
+    elif kind == "Attention":
+        names = (["scale"] if get("use_scale") else []) + (
+            ["concat_score_weight"] if get("score_mode", "dot") == "concat" else []
+        )
+    elif kind == "MultiHeadAttention":
+        both = ("kernel", "bias") if get("use_bias", True) else ("kernel",)
+        parts = ("query_dense", "key_dense", "value_dense", "output_dense")
+        return [(part, name, True) for part in parts for name in both]
+    found = [("", name, True) for name in names]
+    if kind == "BatchNormalization":
+        found += [("", name, False) for name in ("moving_mean", "moving_variance")]
+    if kind == "Normalization" and get("mean") is None:
+        found += [("", name, False) for name in ("mean", "variance", "count")]
+    return found
+
+
+class Tensors:
+    """layer -> its tensors by (part, name)."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self._found: dict[int, dict[tuple[str, str], tuple[str, np.ndarray]]] = {}
+        self.count = 0
+
+    def put(self, layer: Layer, part: str, name: str, label: str, array: np.ndarray) -> None:
+        self._found.setdefault(id(layer), {})[part, name] = (label, array)
+        self.count += array.size
+
+    def take(self, layer: Layer, name: str, shape: tuple, part: str = "") -> np.ndarray:
+        """A tensor of a layer; None in `shape` is any size. Raises ModelFormatError for another shape."""
+        label, array = self._found[id(layer)][part, name]
+        fits = array.ndim == len(shape) and all(w in (None, g) for w, g in zip(shape, array.shape, strict=True))
+        if not fits:
+            want = ["any" if n is None else n for n in shape]
+            raise ModelFormatError(f"{label} of layer {layer.path} has shape {list(array.shape)}, expected {want}")
+        if array.dtype.kind != "f":
+            raise ModelFormatError(f"{label} of layer {layer.path} is {array.dtype}, expected floating point")
+        return array
+
+    def rank(self, layer: Layer, name: str, part: str = "") -> int:
+        """How many axes a tensor of a layer has."""
+        return self._found[id(layer)][part, name][1].ndim
+
+    def precision(self) -> str:
+        """ "float32", or such as "float16 and float32"."""
+        names = {a.dtype.name for found in self._found.values() for _, a in found.values() if a.dtype.kind == "f"}
+        return " and ".join(sorted(names)) or "no weights"
+
+
+def of_file(root: Layer, file: H5) -> Tensors:
+    """The tensors of a model in an HDF5 file of either layout."""
+    tensors = Tensors(file.where)
+    if has_layer_names(file):
+        _from_lists(root, layer_tensors(file), tensors)
+    else:
+        _from_paths(root, file, "", tensors)
+    return tensors
+
+
+def of_lists(root: Layer, found: Mapping[str, Pairs], where: str) -> Tensors:
+    """The tensors of a model given as one list a top-level layer."""
+    tensors = Tensors(where)
+    _from_lists(root, found, tensors)
+    return tensors
+
+
+def _leaves(layer: Layer, trainable: bool) -> Iterator[tuple[Layer, str, str, bool]]:
+    """(layer, part, name, trainable) of every variable in a layer and what is within it."""
+    trainable = trainable and layer.trainable
+    for part, name, own in variables(layer):
+        yield layer, part, name, trainable and own
+    for inner in (*layer.parts.values(), *layer.layers):
+        yield from _leaves(inner, trainable)
+
+
+def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: Tensors) -> None:
+    members = root.layers or [root]
+    known = {layer.name for layer in members} | {"top_level_model_weights"}
+    for name, pairs in found.items():
+        if name not in known and pairs:
+            raise ModelFormatError(f"{tensors.where}: it holds weights of {name!r}, which its config doesn't have")
+    for layer in members:
+        wanted = list(_leaves(layer, True))
+        wanted.sort(key=lambda entry: not entry[3])  # stable: trainable ones first, each kind in its order
+        given = [(label, array) for label, array in found.get(layer.name, []) if not _is_state(layer, label, array)]
+        if len(given) != len(wanted):
+            expected = ", ".join(f"{leaf.name}/{name}" for leaf, _, name, _ in wanted) or "none"
+            got = ", ".join(label for label, _ in given) or "none"
+            raise ModelFormatError(
+                f"{tensors.where}: layer {layer.path} has {len(given)} tensors ({got}), "
+                f"expected {len(wanted)}: {expected}"
+            )
+        for (leaf, part, name, _), (label, array) in zip(wanted, given, strict=True):
+            _check_name(leaf, name, label)
+            tensors.put(leaf, part, name, label, array)
+
+
+def _check_name(leaf: Layer, name: str, label: str) -> None:
+    """The file's own name of a tensor must not say that it is another one."""
+    own = label.rpartition("/")[2]
+    others = {n for _, n, _ in variables(leaf)}
+    if own != name and own in others:
+        raise ModelFormatError(f"layer {leaf.path}: {label} stands where its {name} should")
+
+
+def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
+    """A variable that is no weight: the state of a stateful layer, or of a random generator."""
+    own = label.rpartition("/")[2]
+    if not own.startswith(_STATES):
+        return False
+    if not own.startswith("seed") and np.any(array):
+        raise ModelFormatError(
+            f"layer {layer.path} was saved with its states in the middle of a sequence ({label}); reset_states() first"
+        )
+    return True
+
+
+def _from_paths(layer: Layer, file: H5, base: str, tensors: Tensors) -> None:
+    if layer.kind in MODELS:
+        members = [m for m in layer.layers if not m.kind.startswith("ops.")]
+        for member, name in zip(members, unique_names(members), strict=True):
+            _from_paths(member, file, f"{base}/layers/{name}", tensors)
+        return
+    at: dict[str, int] = {}
+    for part, name, _ in variables(layer):
+        folder = _folder(file, base, part)
+        k = at.get(part, 0)
+        at[part] = k + 1
+        if not file.has(f"{folder}/{k}"):
+            raise ModelFormatError(f"{file.where}: layer {layer.path} lacks its {name}: no tensor {folder}/{k}")
+        tensors.put(layer, part, name, f"{folder}/{k}".lstrip("/"), file.array(f"{folder}/{k}"))
+    for part, folder in {**dict.fromkeys(at, None), "": None}.items() if at else (("", None),):
+        folder = _folder(file, base, part)
+        for name in file.children(folder) if file.has(folder) else ():
+            if int(name) >= at.get(part, 0) if name.isdecimal() else True:
+                _extra(layer, file, f"{folder}/{name}")
+    for part, inner in layer.parts.items():
+        _from_paths(inner, file, f"{base}/{part}", tensors)
+
+
+def _folder(file: H5, base: str, part: str) -> str:
+    """Where the variables of a part of a layer lie; Keras 2 keeps those of attention under names with a bar before."""
+    folder = f"{base}/{part}/vars" if part else f"{base}/vars"
+    older = f"{base}/_{part}/vars"
+    return older if part and not file.has(folder) and file.has(older) else folder
+
+
+def _extra(layer: Layer, file: H5, path: str) -> None:
+    """A variable that the layer's class doesn't have: the states of a stateful layer, else an error."""
+    if not layer.config.get("stateful"):
+        raise ModelFormatError(f"{file.where}: layer {layer.path} ({layer.kind}) has a tensor more: {path}")
+    _is_state(layer, "rnn_state", file.array(path))

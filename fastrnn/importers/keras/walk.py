@@ -1,0 +1,420 @@
+"""From the tree of layers to a Graph: models are run on symbolic tensors, one layer's call after the other.
+
+Keras's rules of masks are followed as its layers run, not as they are declared: a mask rides on a tensor; a layer that
+doesn't support masks drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ... import dims as D
+from ...errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedError
+from ...graph import Graph, Value
+from ..builder import GraphWriter
+from .calls import LAYERS, Call, Finding, Import, NeedsLength, Tensor
+from .config import MODELS, Layer, Version
+from .tensors import Tensors
+
+_DTYPES = {"float": "float32", "bfloat": "float32", "int": "int64", "uint": "int64", "bool": "bool"}
+_TIME_MAJOR = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU", "RNN")
+
+
+def check_known(root: Layer, name: str) -> None:
+    """Raise UnsupportedError that lists every layer whose class fastrnn doesn't have, or won't run."""
+    found = []
+    for item in root.walk():
+        if item.problem is not None:
+            found.append(f"layer {item.path}: {item.problem}")
+        elif item.kind not in LAYERS and item.kind not in (*MODELS, "InputLayer") and not _is_cell(item.kind):
+            found.append(f"layer {item.path}: {item.kind.removeprefix('ops.')}")
+    if found:
+        raise UnsupportedError(found, name)
+
+
+def _is_cell(kind: str) -> bool:
+    return kind in ("SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells")
+
+
+def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = False) -> Graph:
+    """The graph of a model.
+
+    Time is free wherever the layers allow: a number that the file gives for it is kept only where a layer needs one.
+    Raises UnsupportedError that lists all layers that ask for something fastrnn doesn't have.
+    """
+    if root.kind not in MODELS:
+        raise ModelFormatError(f"the config is of a {root.kind}, expected a Sequential or Functional model")
+    check_known(root, root.name)
+    ways: list[tuple[bool, bool]] = [(True, False)]
+    reason = ""
+    while ways:
+        free, apart = ways.pop()
+        work = Import(GraphWriter(root.name), version, tensors, None, float64=float64)
+        try:
+            inputs = _declare_inputs(root, work, free, apart)
+            outputs = _run_model(root, work, inputs)
+        except NeedsLength as error:
+            if not free or work.steps is None:
+                raise UnsupportedError([str(error)], root.name) from None
+            ways, reason = [(False, False)], str(error)
+            continue
+        if work.problems:
+            raise UnsupportedError(work.problems, root.name)
+        # An encoder and a decoder have sequences of their own lengths; they do not stream together in any case.
+        if free and not apart and work.given_states and _sequences(inputs) > 1:
+            ways = [(True, True)]
+            try:
+                again = Import(GraphWriter(root.name), version, tensors, None, float64=float64)
+                other = _declare_inputs(root, again, True, True)
+                outputs, work = _run_model(root, again, other), again
+                work.writer.notes.append("sequences of inputs may differ in length")
+            except (Finding, FastRNNError):
+                pass  # they meet step by step somewhere, so they are equally long
+        return _finish(root, work, outputs, reason)
+    raise AssertionError("unreachable: the last way returns or raises")
+
+
+def _sequences(inputs: Sequence[Tensor]) -> int:
+    return sum(any(D.TIME == d for d in x.dims) for x in inputs)
+
+
+def _finish(root: Layer, work: Import, outputs: list[Tensor], reason: str) -> Graph:
+    w, named, seen = work.writer, [], {*work.writer.inputs, *work.writer.constants}
+    for (name, k), x in zip(_output_names(root), outputs, strict=True):
+        value = x.value
+        if value.name in seen:  # an input, or the same value twice
+            value = w.add("reshape", value, label=name, dims=value.dims)
+        seen.add(value.name)
+        named.append((value, name if k == 0 else f"{name}:{k}"))
+    named = [w.rename(value, name) for value, name in named]
+    members = [m for m in root.walk() if m.kind not in (*MODELS, "InputLayer")]
+    w.notes.insert(
+        0,
+        f"read {len(members)} layers of Keras {work.version.text}: {work.tensors.count:,} numbers, "
+        f"{work.tensors.precision()}",
+    )
+    if reason:
+        w.notes.append(f"time stays at {work.steps}: {reason}")
+    elif work.steps is not None:
+        w.notes.append(f"thawed time from {work.steps}")
+    if work.masked:
+        w.notes.append(f"masks: {', '.join(work.masked)}")
+    return w.done(*named)
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _input_layers(root: Layer) -> list[Layer]:
+    """The layers that are the model's inputs, in order."""
+    if root.kind == "Sequential":
+        first = root.layers[0] if root.layers else None
+        if first is not None and first.kind == "InputLayer":
+            return [first]
+        if first is not None and first.kind in MODELS:
+            return _input_layers(first)
+        shape = root.config.get("build_input_shape")
+        if shape is None and first is not None:
+            shape = first.config.get("batch_input_shape") or first.config.get("build_input_shape")
+        if not isinstance(shape, list):
+            raise ModelFormatError(
+                f"{root.path}: a Sequential model that was never built: its input's shape is unknown"
+            )
+        dtype = first.config.get("input_dtype", "float32") if first is not None else "float32"
+        return [Layer("InputLayer", "input", {"batch_shape": shape, "dtype": dtype}, f"{root.path}/input")]
+    byname = {member.name: member for member in root.layers}
+    found = []
+    for name, _, _ in _references(root.config.get("input_layers")):
+        if name not in byname:
+            raise ModelFormatError(f"{root.path}: its input layer {name!r} is none of its layers")
+        found.append(byname[name])
+    return found
+
+
+def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[Tensor]:
+    """The model's inputs as values. free: time is a symbol; apart: each sequence has its own."""
+    time_major = any(item.kind in _TIME_MAJOR and item.config.get("time_major") for item in root.walk())
+    inputs, numbers = [], []
+    for item in _input_layers(root):
+        shape, dtype = _shape(item)
+        sequence = len(shape) > 2 or (len(shape) == 2 and (shape[1] is None or _feeds_embedding(root, item)))
+        dims: list = [D.BATCH, *shape[1:]]
+        if sequence:
+            axis = 0 if time_major else 1
+            if shape[axis] is not None:
+                numbers.append(shape[axis])
+            dims[1 - axis] = D.BATCH
+            other = apart and inputs and _sequences(inputs)
+            dims[axis] = D.symbol(f"time{len(inputs) + 1}") if other else D.TIME
+            if not free or (shape[axis] is not None and shape[axis] != numbers[0]):
+                dims[axis] = shape[axis] if shape[axis] is not None else D.TIME
+        for axis, dim in enumerate(dims):
+            if dim is None:
+                text = (
+                    f"layer {item.path}: axis {axis} of its shape {shape} is free; besides the batch, only time may be"
+                )
+                raise UnsupportedError([text], root.name)
+        if _feeds_embedding(root, item, only=True):
+            dtype = "int64"  # a row of a table is a whole number, though Keras declares float32 by default
+        inputs.append(Tensor(work.writer.input(item.name, dtype, tuple(dims))))
+    work.steps = numbers[0] if numbers else None
+    return inputs
+
+
+def _shape(item: Layer) -> tuple[list, str]:
+    """([batch, axes..], the dtype in the graph) of an InputLayer."""
+    config = item.config
+    shape = config.get("batch_shape", config.get("batch_input_shape"))
+    if not isinstance(shape, list) or not shape or any(not (d is None or (type(d) is int and d > 0)) for d in shape):
+        raise ModelFormatError(f"layer {item.path}: its shape is {shape!r:.60}")
+    if config.get("sparse") or config.get("ragged") or config.get("optional"):
+        raise UnsupportedError([f"layer {item.path}: a sparse, ragged or optional input"], item.path)
+    dtype = config.get("dtype", "float32")
+    dtype = dtype.get("config", {}).get("name", "float32") if isinstance(dtype, dict) else str(dtype)
+    kind = _DTYPES.get(dtype.removeprefix("mixed_").rstrip("0123456789"))
+    if kind is None:
+        raise UnsupportedError([f"layer {item.path}: an input of dtype {dtype!r:.40}"], item.path)
+    return shape, kind
+
+
+def _feeds_embedding(root: Layer, item: Layer, only: bool = False) -> bool:
+    """Whether an Embedding reads the input (only: and nothing else does)."""
+    readers = []
+    if root.kind == "Sequential":
+        after = [m for m in root.layers if m.kind != "InputLayer"]
+        if after and after[0].kind in MODELS:
+            return _feeds_embedding(after[0], _input_layers(after[0])[0], only)
+        readers = after[:1]
+    else:
+        for member in root.layers:
+            if any(name == item.name for call in member.calls for name, _, _ in _references(call)):
+                readers.append(member)
+    kinds = [r.kind for r in readers if not r.kind.startswith("ops.")]  # the mask of an Embedding reads the input too
+    return "Embedding" in kinds and (not only or set(kinds) == {"Embedding"})
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def _run_model(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]:
+    """The outputs of a model for its inputs, in Keras's order."""
+    if model.kind == "Sequential":
+        members = [m for m in model.layers if m.kind != "InputLayer"]
+        if len(inputs) != 1:
+            raise ModelFormatError(f"{model.path}: a Sequential model called with {len(inputs)} inputs")
+        x = inputs
+        for member in members:
+            if len(x) != 1 and x[0] is not UNKNOWN:
+                raise ModelFormatError(f"layer {member.path}: the layer before it has {len(x)} outputs")
+            x = apply(member, work, [x[0]], {})
+        return x[:1]
+    return _run_functional(model, work, inputs)
+
+
+def _run_functional(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]:
+    byname: dict[str, Layer] = {}
+    for member in model.layers:
+        if member.name in byname:
+            raise ModelFormatError(f"{model.path}: two layers are named {member.name!r}")
+        byname[member.name] = member
+    starts = _input_layers(model)
+    if len(starts) != len(inputs):
+        raise ModelFormatError(f"{model.path}: called with {len(inputs)} inputs, it has {len(starts)}")
+    known: dict[tuple[str, int], list[Tensor]] = {}
+    for item, x in zip(starts, inputs, strict=True):
+        known[item.name, 0] = [x]
+    within, ends = _offsets(model, byname)
+    outputs = [_shifted(ref, ends) for ref in _references(model.config.get("output_layers"))]
+    for name, k in _order(model, byname, within, outputs, known):
+        member = byname[name]
+        args, kwargs = _arguments(member.calls[k], byname, known, member, within)
+        known[name, k] = apply(member, work, args, kwargs)
+    return [_pick(known, ref, model) for ref in outputs]
+
+
+def _output_names(model: Layer) -> list[tuple[str, int]]:
+    """(layer name, how many outputs of that layer came before) an output."""
+    if model.kind == "Sequential":
+        last = model.layers[-1] if model.layers else model
+        if last.kind in MODELS:
+            return _output_names(last)
+        return [(last.name, 0)]
+    counts: dict[str, int] = {}
+    names = []
+    for name, _, _ in _references(model.config.get("output_layers")):
+        names.append((name, counts.get(name, 0)))
+        counts[name] = counts.get(name, 0) + 1
+    return names
+
+
+def _references(data) -> list[tuple[str, int, int]]:
+    """All [layer, node, tensor] in a structure, in order (of dicts: by key, as Keras sorts them)."""
+    found: list[tuple[str, int, int]] = []
+    stack = [data]
+    while stack:
+        item = stack.pop()
+        ref = _reference(item)
+        if ref is not None:
+            found.append(ref)
+            if isinstance(item, list) and len(item) == 4:
+                stack.append(item[3])
+        elif isinstance(item, dict):
+            stack += [item[key] for key in sorted(item, key=str, reverse=True)]
+        elif isinstance(item, list | tuple):
+            stack += list(item)[::-1]
+    return found
+
+
+def _reference(item) -> tuple[str, int, int] | None:
+    """(layer, node, tensor) where that is what an item says, in the form of Keras 3 or of those before."""
+    if isinstance(item, dict) and item.get("class_name") == "__keras_tensor__":
+        config = item.get("config")
+        item = config.get("keras_history") if isinstance(config, dict) else None
+    if isinstance(item, list) and len(item) in (3, 4) and isinstance(item[0], str) and item[0] != "_CONSTANT_VALUE":
+        if type(item[1]) is int and type(item[2]) is int and (len(item) == 3 or isinstance(item[3], dict)):
+            return item[0], item[1], item[2]
+    return None
+
+
+def _offsets(model: Layer, byname: dict[str, Layer]) -> tuple[dict[str, int], dict[str, int]]:
+    """What to take off the node numbers of references, by layer: within the model, and of its outputs.
+
+    To Keras a model's own construction can be its node 0, so that its first call is node 1: in Keras 2 always, in
+    Keras 3 only where the outputs of the model around it say so, and only of Functional ones.
+    """
+    models = {name: member for name, member in byname.items() if member.kind in MODELS}
+    if any(isinstance(call, dict) for member in model.layers for call in member.calls):
+        return {}, {name: 1 for name, member in models.items() if member.kind == "Functional"}
+    highest: dict[str, int] = {}
+    everything = [member.calls for member in model.layers] + [model.config.get("output_layers")]
+    for name, node, _ in _references(everything):
+        highest[name] = max(highest.get(name, 0), node)
+    older = {name: 1 for name, member in models.items() if highest.get(name, 0) == len(member.calls) > 0}
+    return older, older
+
+
+def _shifted(ref: tuple[str, int, int], offsets: dict[str, int]) -> tuple[str, int, int]:
+    return ref[0], ref[1] - offsets.get(ref[0], 0), ref[2]
+
+
+def _order(model: Layer, byname: dict, within: dict, outputs: list, known: dict) -> list[tuple[str, int]]:
+    """(layer, call) of what the outputs need, each after what it reads. Raises for a cycle."""
+    order: list[tuple[str, int]] = []
+    state: dict[tuple[str, int], int] = dict.fromkeys(known, 2)
+
+    def reads(key: tuple[str, int]) -> Iterator[tuple[str, int]]:
+        name, k = key
+        member = byname.get(name)
+        if member is None or not 0 <= k < len(member.calls):
+            raise ModelFormatError(f"{model.path}: it refers to call {k} of a layer {name!r}, which it doesn't have")
+        return iter([_shifted(ref, within)[:2] for ref in _references(member.calls[k])])
+
+    for name, k, _ in outputs:
+        if (name, k) in state:
+            continue
+        state[name, k] = 1
+        stack = [((name, k), reads((name, k)))]
+        while stack:
+            key, needs = stack[-1]
+            for need in needs:
+                if state.get(need) == 1:
+                    raise ModelFormatError(f"{model.path}: its layers form a cycle through {need[0]!r}")
+                if need not in state:
+                    state[need] = 1
+                    stack.append((need, reads(need)))
+                    break
+            else:
+                state[key] = 2
+                order.append(key)
+                stack.pop()
+    return order
+
+
+def _pick(known: dict, ref: tuple[str, int, int], model: Layer) -> Tensor:
+    name, node, index = ref
+    outputs = known.get((name, node))
+    if outputs is None or not 0 <= index < len(outputs):
+        raise ModelFormatError(f"{model.path}: there is no output {index} of call {node} of {name!r}")
+    return outputs[index]
+
+
+def _arguments(raw, byname: dict, known: dict, member: Layer, within: dict) -> tuple[list, dict]:
+    """The arguments of a call, tensors put in their places."""
+
+    def resolve(item):
+        ref = _reference(item)
+        if ref is not None and ref[0] in byname:
+            return _pick(known, _shifted(ref, within), member)
+        if isinstance(item, list | tuple):
+            if len(item) == 4 and item[0] == "_CONSTANT_VALUE":
+                return item[2]
+            return [resolve(i) for i in item]
+        if isinstance(item, dict) and "class_name" not in item:
+            return {key: resolve(value) for key, value in item.items()}
+        return item
+
+    if isinstance(raw, dict):  # Keras 3
+        args, kwargs = raw.get("args", []), raw.get("kwargs", {})
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise ModelFormatError(f"layer {member.path}: it is called with {raw!r:.80}")
+        return [resolve(a) for a in args], {key: resolve(value) for key, value in kwargs.items()}
+    entries = [raw] if isinstance(raw, list) and raw and isinstance(raw[0], str) else raw
+    if not isinstance(entries, list) or not entries:
+        raise ModelFormatError(f"layer {member.path}: it is called with {raw!r:.80}")
+    kwargs, args = {}, []
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) not in (3, 4):
+            raise ModelFormatError(f"layer {member.path}: it is called with {entry!r:.80}")
+        args.append(resolve(entry[:3] if entry[0] != "_CONSTANT_VALUE" else entry))
+        if len(entry) == 4 and isinstance(entry[3], dict):
+            kwargs |= {key: resolve(value) for key, value in entry[3].items()}
+    return [args[0] if len(args) == 1 else args], kwargs
+
+
+# ---- one layer -------------------------------------------------------------------------------------------------------
+
+UNKNOWN = Tensor(Value("?", "float32", ()))  # what a layer that isn't supported gives: not judged again
+_MOST_OUTPUTS = 64
+
+
+def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[Tensor]:
+    """The outputs of one call of a layer. What isn't supported is noted, and the outputs are UNKNOWN."""
+    if _unknown(args) or _unknown(list(kwargs.values())):
+        return [UNKNOWN] * _MOST_OUTPUTS
+    call = Call(work, item, args, kwargs)
+    try:
+        if item.kind in MODELS:
+            return _run_nested(call)
+        entry = LAYERS[item.kind]
+        made = entry.function(call)
+        call.finish()
+    except NeedsLength as error:
+        if str(error).startswith("layer "):
+            raise
+        raise NeedsLength(f"layer {item.path} ({item.kind}): {error}") from None
+    except Finding as error:
+        work.problems.append(f"layer {item.path} ({item.kind}): {error}")
+        return [UNKNOWN] * _MOST_OUTPUTS
+    except (ShapeError, TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        # Whatever a malformed config makes NumPy or Python say; the cause stays attached.
+        raise ModelFormatError(f"layer {item.path} ({item.kind}): {error}") from error
+    outputs = []
+    for x in made if isinstance(made, list) else [made]:
+        if isinstance(x, Value):
+            x = Tensor(x, call.passed_mask if entry.masks == "keep" and not outputs else None)
+        outputs.append(x)
+    return outputs
+
+
+def _unknown(items: list) -> bool:
+    return any(item is UNKNOWN or (isinstance(item, list) and _unknown(item)) for item in items)
+
+
+def _run_nested(call: Call) -> list[Tensor]:
+    """A model as a layer: its inputs keep the masks that ride on them."""
+    inputs = call.inputs
+    if len(call.args) != 1 or any(value not in (None, False) for value in call.kwargs.values()):
+        raise Finding(f"called with {len(call.args)} arguments and {sorted(call.kwargs)}")
+    masks = call.masks() if isinstance(call.explicit_mask, list) else [call.mask, *(x.mask for x in inputs[1:])]
+    inputs = [Tensor(x.value, mask) for x, mask in zip(inputs, masks, strict=True)]
+    return _run_model(call.layer, call.work, inputs)
