@@ -84,6 +84,9 @@ def streamed(model, inputs, whole) -> None:
         made = stream.push(chunk[0] if len(chunk) == 1 else tuple(chunk))
         parts.append(made if isinstance(made, tuple) else (made,))
         at += size
+    if stream.delay:
+        made = stream.flush()
+        parts.append(made if isinstance(made, tuple) else (made,))
     for k, (info, y) in enumerate(zip(model.outputs, whole, strict=True)):
         if "time" in info.dims[1:2]:
             got = np.concatenate([p[k] for p in parts], axis=1)
