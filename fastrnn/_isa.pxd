@@ -49,6 +49,16 @@ cdef extern from "frnn.h" nogil:
         int64_t in_stride[8][6]
         int64_t out_stride[6]
 
+    ctypedef struct frnn_attention:
+        float scale, softcap
+        int32_t safe
+
+    ctypedef struct frnn_keys:
+        const float *k[2]
+        const float *v[2]
+        int64_t n[2]
+        int64_t k_step, v_step
+
     ctypedef struct frnn_kernels:
         const char *isa
         int64_t lanes
@@ -84,6 +94,8 @@ cdef extern from "frnn.h" nogil:
                           const float *const *taps, float *y, int64_t y_stride) noexcept nogil
         void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps,
                      float *y) noexcept nogil
+        void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
+                       const float *bias, int64_t bias_step, float *scores, float *y) noexcept nogil
 
 
 # As frnn.h describes them; wrapped, because the C library is linked into this extension alone.

@@ -97,3 +97,15 @@ def depthwise(
     isa: str | None = None,
 ) -> _Array: ...
 def pool(fn: str, x: _Array, divisor: float = 1.0, isa: str | None = None, y: _Array | None = None) -> _Array: ...
+def attend(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    bias: _Array | None = None,
+    safe: bool = False,
+    split: int | None = None,
+    y: _Array | None = None,
+    isa: str | None = None,
+) -> _Array: ...

@@ -582,3 +582,36 @@ def pool(fn, x, divisor=1.0, isa=None, y=None):
     table.pool(_CODES[fn], x.shape[1], x.shape[0], divisor, <const float *const *> rows.rows, _data(y))
     frnn_fpu_leave(token)
     return y[0]
+
+
+def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, safe=False, split=None, y=None, isa=None):
+    """One query's attention: softmax(softcap(scale * k q) + bias) v.
+
+    Parameters
+    ----------
+    q : float32 [d]
+    k, v : float32 [n, d] and [n, dv], rows contiguous
+    bias : float32 [n] or None
+    split : the keys before it and those from it on are given to the kernel as two runs; None: one run
+    y : float32 [dv]; None: a new array
+    """
+    cdef const frnn_kernels *table = kernels_named(isa)
+    _check("q", q, (None,))
+    _row_array("k", k, q.shape[0])
+    _row_array("v", v, v.shape[1], k.shape[0])
+    if bias is not None:
+        _check("bias", bias, (k.shape[0],))
+    y = np.zeros(v.shape[1], np.float32) if y is None else _check("y", y, (v.shape[1],), True)
+    cdef int64_t n = k.shape[0], first = n if split is None else min(max(split, 0), n)
+    scores = np.empty(max(n, 1), np.float32)
+    cdef frnn_attention how
+    cdef frnn_keys keys
+    how.scale, how.softcap, how.safe = scale, softcap, safe
+    keys.k_step, keys.v_step = k.strides[0] // 4, v.strides[0] // 4
+    keys.k[0], keys.v[0] = _data(k), _data(v)
+    keys.k[1], keys.v[1] = keys.k[0] + first * keys.k_step, keys.v[0] + first * keys.v_step
+    keys.n[0], keys.n[1] = first, n - first
+    cdef uint64_t token = frnn_fpu_enter()
+    table.attend(q.shape[0], v.shape[1], &how, _data(q), &keys, _data(bias), 1, _data(scores), _data(y))
+    frnn_fpu_leave(token)
+    return y

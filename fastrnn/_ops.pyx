@@ -390,6 +390,7 @@ cdef inline double combine(int64_t fn, double so_far, double x, bint first) noex
 
 include "_ops_windows.pxi"
 include "_loop.pxi"
+include "_ops_attention.pxi"
 
 
 cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const int64_t *integers, Frame *f,
@@ -439,6 +440,8 @@ cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const 
                 break
         elif kinds[i] == OP_TAIL:
             run_tail(<const TailArgs *> a, f)
+        elif kinds[i] >= OP_ATTENTION:
+            run_attention_op(kinds[i], a, f)
         elif kinds[i] >= OP_CONV:
             run_window_op(kinds[i], a, f)
         else:  # OP_ZERO

@@ -26,14 +26,18 @@ from .graph import Graph, Node, Value, validate
 
 FORMAT = "fastrnn 1"
 # Attributes that hold dims; others are plain JSON.
-_DIM_ATTRS = {"reshape": ("dims",), "expand": ("dims",), "slice": ("start", "stop"), "pad": ("pads",)}
+_DIM_ATTRS = {
+    "reshape": ("dims",), "expand": ("dims",), "slice": ("start", "stop"), "pad": ("pads",), "attention": ("offset",),
+    "steps": ("dims", "start"),
+}  # fmt: skip
 _ATTR_TYPES = {
     "activation": (str, type(None)), "alpha": (int, float), "beta": (int, float), "fn": (str,), "to": (str,),
     "perm": (tuple,), "axes": (tuple,), "axis": (int,), "step": (int,), "keepdims": (bool,), "log": (bool,),
     "epsilon": (int, float), "mode": (str,), "value": (int, float), "kernel": (tuple,),
     "strides": (tuple,), "dilations": (tuple,), "pads": (tuple,), "output_padding": (tuple,), "groups": (int,),
     "count_include_pad": (bool,), "ceil": (bool,), "last": (bool,), "largest": (bool,), "exclusive": (bool,),
-    "reverse": (bool,),
+    "reverse": (bool,), "scale": (int, float), "softcap": (int, float), "causal": (bool,), "window": (int,),
+    "safe": (bool,),
 }  # fmt: skip
 
 

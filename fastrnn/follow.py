@@ -308,6 +308,45 @@ class _Walk:
             found = here
         return [found]
 
+    def _attention(self, node):
+        """Along batch and heads each row attends by itself; along q's length each query does; along the keys' length
+        steps stay apart only where q has the same steps and sees none that comes after its own."""
+        q, k, v, bias = (self.track(node, i) for i in range(4))
+        what = "steps" if self.symbol == "time" else "rows of the batch"
+        if any(t is not None and t.axis == 3 for t in (q, k, v)):
+            raise Mixed(f"sums over {self.symbol}")
+        keys = [t for t in (k, v) if t is not None]
+        if any(t.axis == 2 for t in keys):
+            if self.symbol != "time" or q is None or any(t != q for t in keys) or len(keys) < 2:
+                raise Mixed(f"attends to all {what}")
+            if not streams_causally(self.graph, node):
+                raise Mixed("attends to all steps: it needs the future")
+            if bias is not None:
+                raise Mixed("adds a bias that has a time axis to the scores of a sequence")
+            self._sequence(node)
+            return [q]
+        if any(t != q for t in keys) or (bias is not None and bias != self._bias_track(node, q)):
+            raise Mixed(f"brings {self.symbol} along one axis together with {self.symbol} along another")
+        return [q]
+
+    def _bias_track(self, node: Node, q: Track | None) -> Track | None:
+        """Where the symbol of q is in a bias that broadcasts to [B, H, Tq, Tk]."""
+        return None if q is None else replace(q, axis=q.axis - 4 + len(self.value(node, 3).dims))
+
+    def _steps(self, node):
+        dims, start = node.attrs["dims"], node.attrs["start"]
+        axes = self.axes(dims)
+        if self.symbol in D.symbols(start):
+            raise Mixed(f"counts from {start}")
+        if not axes:
+            return [None]
+        made = [i for i, c in enumerate(self.timetable.clocks) if c.dim == dims[axes[0]]]
+        if self.symbol == "time" and made:  # as many as any clock of this length has brought
+            return [Track(axes[0], clock=made[0])]
+        if dims[axes[0]] != self.dim:
+            raise Mixed(f"counts {dims[axes[0]]} steps")
+        return [Track(axes[0])]
+
     def _reduce(self, node):
         track, axes = self.track(node), node.attrs["axes"]
         if track is None:
@@ -426,3 +465,10 @@ class _Walk:
 
 
 RUNNING = object()  # the track of a value that is made of all steps so far
+
+
+def streams_causally(graph: Graph, node: Node) -> bool:
+    """An attention node whose queries are the steps that are its keys, and see no later one."""
+    a, q, k = node.attrs, graph.values[node.inputs[0]], graph.values[node.inputs[1]]
+    timed = "time" in D.symbols(q.dims[2])
+    return timed and a["causal"] and a["offset"] == 0 and q.dims[2] == k.dims[2]

@@ -13,6 +13,7 @@ from . import dims as D
 from .errors import FastRNNError, UnsupportedError
 from .graph import Graph, Node
 from .loops import Loop, schedule
+from .lowering_attention import AttentionLowering, Context
 from .lowering_elementwise import ElementwiseLowering
 from .lowering_fields import FUNCTIONS, LEVELS, RANK
 from .lowering_fields import TYPE_CODES as _TYPE
@@ -56,11 +57,18 @@ class Weights:
         return sum(p.nbytes for p in self._packed.values())
 
 
-class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
+class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLowering):
     """One walk over a graph; the methods named `op_...` lower one op each."""
 
-    def __init__(self, graph: Graph, mode: str, weights: Weights, timetable: Timetable | None = None):
-        self.graph, self.mode, self.weights = graph, mode, weights
+    def __init__(
+        self,
+        graph: Graph,
+        mode: str,
+        weights: Weights,
+        timetable: Timetable | None = None,
+        context: Context | None = None,
+    ):
+        self.graph, self.mode, self.weights, self.context = graph, mode, weights, context
         self.builder = Builder(graph, mode, weights.isa)
         self.builder.plan.timetable = timetable
         self.plan = self.builder.plan
@@ -112,6 +120,7 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
             self._copy(self.tensor(name), tensor, name)
         for name, (offset, batch_first) in places.items():
             self._close_state(name, offset, batch_first)
+        self.advance()
         return self.builder.finish()
 
     def _lower_nodes(self, nodes) -> None:
@@ -181,7 +190,8 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
         producers, wanted, stack = self.graph.producers(), set(), list(self.output_names)
         if self.mode == "stream":  # a state that no output shows is still a state
             stack += [self.graph.states[name] for name in self.free_states]
-            stack += [o for n in self.graph.nodes if n.op in ("cell", "state") for o in n.outputs if o is not None]
+            keepers = [n for n in self.graph.nodes if n.op in ("cell", "state", "attention")]
+            stack += [o for n in keepers for o in n.outputs if o is not None]
         while stack:
             node = producers.get(stack.pop())
             if node is None or node.name in wanted:
@@ -202,7 +212,7 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
             return
         self.destinations[name] = tensor
         node = self._producer(name)
-        if node is None:
+        if node is None or not node.inputs:
             return
         source = node.inputs[0]
         if node.op == "transpose":
@@ -630,15 +640,18 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering):
 _REDUCE = {"sum": "add", "mean": "add", "max": "max", "min": "min"}
 
 
-def lower(graph: Graph, mode: str, weights: Weights) -> Plan:
-    """The plan of a validated graph. Raises UnsupportedError that lists every node the executor has no kernel for."""
+def lower(graph: Graph, mode: str, weights: Weights, context: Context | None = None) -> Plan:
+    """The plan of a validated graph; context: how far its attention looks back in a stream.
+
+    Raises UnsupportedError that lists every node the executor has no kernel for.
+    """
     if mode not in ("run", "stream"):
         raise FastRNNError(f"unknown plan mode {mode!r}")
     if mode == "run":
         return Lowering(graph, mode, weights).run()
     ends = set(graph.states.values())
     graph, timetable = rewrite(graph, tuple(n for n in graph.outputs if n not in ends))
-    return Lowering(graph, mode, weights, timetable).run()
+    return Lowering(graph, mode, weights, timetable, context).run()
 
 
 def _row_scratch(packed, H: int, y_stored: bool, masked: bool) -> int:

@@ -49,7 +49,7 @@ class Op:
 class StateSlot:
     """A part of a slab row: `size` elements of `dtype` from float32 number `offset`. name: as in `Model.states`.
 
-    dims : how they are shown, without batch; () for [size].
+    dims : how they are shown, without batch; () for [size]. "context" stands for a bound that isn't given yet.
     """
 
     name: str
@@ -77,6 +77,8 @@ class Plan:
     slot_sizes : arena slots, each the list of (bytes, an int or dim; cap in bytes or None) of the buffers in it.
     timetable : when the values of a stream come; None in mode "run". Where it is not plain, dims are over its symbols,
         and a call is bound to the number of its counts in the place of the time.
+    position : where a slab row counts its stream's steps, -1 where nobody asks.
+    room : how many steps a stream can take in all, None for any number; room_text says why.
     """
 
     mode: str
@@ -95,6 +97,9 @@ class Plan:
     slot_sizes: list[list] = field(default_factory=list)
     arena: list[Buffer] = field(default_factory=list)
     timetable: Timetable | None = None
+    position: int = -1
+    room: int | None = None
+    room_text: str = ""
 
     @property
     def paced(self) -> bool:

@@ -299,6 +299,32 @@ def _linear(x, W, bias, activation, alpha, beta):
     return y if activation is None else unary(activation, y, alpha, beta)
 
 
+def _attention(q, k, v, bias, scale, softcap, causal, window, offset, safe):
+    """Query by query, each over the keys that it sees and no others."""
+    heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
+    k, v = (np.broadcast_to(np.repeat(x, heads // x.shape[1], 1), (len(q), heads, *x.shape[2:])) for x in (k, v))
+    bias = np.broadcast_to(0.0 if bias is None else bias, (*q.shape[:3], keys))
+    y = np.zeros((*q.shape[:3], v.shape[3]))
+    for i in range(rows):
+        position = i + offset
+        first = max(position - window + 1, 0) if window else 0
+        end = min(position + 1, keys) if causal else keys
+        if end <= first:
+            continue
+        score = scale * np.einsum("bhd,bhjd->bhj", q[:, :, i], k[:, :, first:end])
+        if softcap > 0:
+            score = softcap * np.tanh(score / softcap)
+        weight = _softmax(score + bias[:, :, i, first:end], 2, False)
+        if safe:
+            weight = np.where(np.isnan(weight), 0, weight)
+        y[:, :, i] = np.einsum("bhj,bhjd->bhd", weight, v[:, :, first:end])
+    return y
+
+
+def _steps(dims, start):
+    return np.broadcast_to(start + np.arange(dims[-1], dtype=np.int64), dims)
+
+
 def _optional(inputs, k):
     return inputs[k] if k < len(inputs) else None
 
@@ -324,6 +350,10 @@ _OPS: dict[str, Callable] = {
     "cell": lambda node, v, size: cell(node.attrs["spec"], *v),
     "linear": lambda node, v, size: _linear(v[0], v[1], _optional(v, 2), **node.attrs),
     "matmul": lambda node, v, size: np.matmul(*v),
+    "attention": lambda node, v, size: _attention(
+        *v[:3], _optional(v, 3), **{**node.attrs, "offset": size(node.attrs["offset"])}
+    ),
+    "steps": lambda node, v, size: _steps([size(d) for d in node.attrs["dims"]], size(node.attrs["start"])),
     "unary": lambda node, v, size: unary(node.attrs["fn"], v[0], node.attrs["alpha"], node.attrs["beta"]),
     "binary": lambda node, v, size: binary(node.attrs["fn"], *v),
     "where": lambda node, v, size: np.where(*v),

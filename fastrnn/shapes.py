@@ -114,6 +114,34 @@ def _matmul(inputs, attrs):
     return [(a.dtype, out)]
 
 
+def _attention(inputs, attrs):
+    q, k, v = inputs[:3]
+    if any(len(x.dims) != 4 for x in (q, k, v)):
+        raise ShapeError(f"q, k and v must be [batch, heads, length, features], got {q}, {k}, {v}")
+    if any(x is not None and x.dtype != "float32" for x in inputs):
+        raise ShapeError(f"attention of {', '.join(str(x) for x in inputs if x is not None)}: float32 is computed")
+    batch, heads, rows = q.dims[:3]
+    one = [x.dims[0] == batch or _is_one(x.dims[0]) for x in (k, v)]
+    if k.dims[:3] != v.dims[:3] or q.dims[3] != k.dims[3] or not all(one):
+        raise ShapeError(f"q, k and v don't fit: {q}, {k}, {v}")
+    groups = 1 if heads == k.dims[1] else D.exact_div(heads, k.dims[1])
+    if groups is None:
+        raise ShapeError(f"the {k.dims[1]} heads of {k} don't divide the {heads} of {q}")
+    full = (batch, heads, rows, k.dims[2])
+    bias = inputs[3] if len(inputs) > 3 else None
+    if bias is not None and broadcast(bias.dims, full) != full:
+        raise ShapeError(f"the bias {bias} does not broadcast to [{', '.join(map(str, full))}]")
+    if attrs["window"] < 0 or attrs["softcap"] < 0:
+        raise ShapeError(f"window {attrs['window']} and softcap {attrs['softcap']} must not be below 0")
+    return [("float32", (batch, heads, rows, v.dims[3]))]
+
+
+def _steps(inputs, attrs):
+    if len(attrs["dims"]) not in (1, 2):
+        raise ShapeError(f"steps of dims [{', '.join(map(str, attrs['dims']))}]: one axis, or rows and one axis")
+    return [("int64", tuple(attrs["dims"]))]
+
+
 def _binary(inputs, attrs):
     a, b = inputs
     if a.dtype != b.dtype:
@@ -300,6 +328,10 @@ def _argmax(inputs, attrs):
     return [("int64", x.dims[:axis] + ((1,) if attrs["keepdims"] else ()) + x.dims[axis + 1 :])]
 
 
+def _is_one(dim) -> bool:
+    return isinstance(dim, int) and dim == 1
+
+
 def _axis(x: Value, axis: int) -> None:
     if not 0 <= axis < len(x.dims):
         raise ShapeError(f"axis {axis} of {x}")
@@ -310,6 +342,8 @@ _RULES: dict[str, Callable] = {
     "state": _state,
     "linear": _linear,
     "matmul": _matmul,
+    "attention": _attention,
+    "steps": _steps,
     "unary": _same,
     "binary": _binary,
     "where": _where,

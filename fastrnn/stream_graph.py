@@ -112,7 +112,7 @@ class _Rewrite:
             node = replace(node, inputs=inputs)
         if "dims" in node.attrs:  # of reshape and expand
             node = replace(node, attrs=dict(node.attrs) | {"dims": self.values[node.outputs[0]].dims})
-        track = None if node.inputs[0] is None else self.followed.tracks.get(node.inputs[0])
+        track = self.followed.tracks.get(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
         done = self._along_time(node, track) if track is not None else None
         if done is None:
             self.nodes.append(node)

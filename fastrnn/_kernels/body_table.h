@@ -184,4 +184,5 @@ const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {
     .map = frnn_map,
     .depthwise = frnn_depthwise,
     .pool = frnn_pool,
+    .attend = frnn_attend,
 };

@@ -78,6 +78,20 @@ typedef struct frnn_cell_io {
     float *scratch;  /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
 } frnn_cell_io;
 
+/* ---- attention ---- */
+typedef struct frnn_attention {
+    float scale;
+    float softcap; /* 0: none */
+    int32_t safe;  /* a query whose weights are NaN, as where every score is -inf, gets weights of 0 */
+} frnn_attention;
+
+/* The keys that a query sees, oldest first, and their values: up to two runs of rows (a ring buffer has two). */
+typedef struct frnn_keys {
+    const float *k[2], *v[2]; /* [n[run]] rows of d and of dv contiguous floats, k_step and v_step apart */
+    int64_t n[2];
+    int64_t k_step, v_step;
+} frnn_keys;
+
 /* ---- elementwise programs ----
  * A program is a list of instructions over registers; register i < n_in is input i, the others are results; the last
  * instruction's result is the output. It runs over an iteration space of `rank` axes (last fastest). An input's stride
@@ -158,6 +172,12 @@ typedef struct frnn_kernels {
     /* One window: y[c] = largest of its taps (fn FRNN_MAX; a NaN stays; of none: -inf), or their sum / divisor
      * (FRNN_ADD). */
     void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps, float *y);
+
+    /* One query. s[j] = scale * (q [d] . key j); softcap c > 0: c * tanh(s[j] / c); + bias[j * bias_step] (NULL: none);
+     * w = softmax(s) over all keys; y [dv] = sum_j w[j] value j, j ascending. No keys: y is 0. scores: room for as many
+     * floats as there are keys. y overlaps nothing. */
+    void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
+                   const float *bias, int64_t bias_step, float *scores, float *y);
 } frnn_kernels;
 
 /* ---- choosing a table (dispatch.c) ---- */

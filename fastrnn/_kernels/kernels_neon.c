@@ -9,6 +9,7 @@
 #include "bodies.h"
 #include "body_array.h"
 #include "body_window.h"
+#include "body_attention.h"
 #undef VEC_W
 #include "body_table.h"
 #endif

@@ -6,6 +6,7 @@ A pass takes a valid graph and returns one that means the same, with a line in `
 from __future__ import annotations
 
 from ..graph import Graph, validate
+from .attention import fuse_attention, merge_steps
 from .conv_pads import fold_pads
 from .conv_scale import fold_scales
 from .conv_taps import drop_idle_taps
@@ -14,7 +15,17 @@ from .linear import fuse_linear
 from .moves import simplify_moves
 from .roll_up import roll_up
 
-standard_passes = (simplify_moves, fuse_linear, roll_up, fold_pads, drop_idle_taps, fold_scales, remove_dead_nodes)
+standard_passes = (
+    merge_steps,
+    fuse_attention,
+    simplify_moves,
+    fuse_linear,
+    roll_up,
+    fold_pads,
+    drop_idle_taps,
+    fold_scales,
+    remove_dead_nodes,
+)
 
 
 def run(graph: Graph) -> Graph:

@@ -141,12 +141,13 @@ class Builder:
 
     # --- sizes as values -------------------------------------------------------------------------------------------
 
-    def positions(self, size) -> Live:
-        """0, 1, .. size-1 as int64 [size]: how many ones come before each of `size` ones."""
-        if size not in self._positions:
-            ones = self.one("expand", Const(np.ones((), np.int64)), dims=(size,))
-            self._positions[size] = self.one("cumsum", ones, axis=0, exclusive=True, reverse=False)
-        return self._positions[size]
+    def positions(self, count, start=0) -> Live:
+        """start, start + 1, ..: `count` of them, int64; either may be a size."""
+        if not isinstance(count, Dim) and not isinstance(start, Dim):
+            return self.constant(np.arange(start, start + count))
+        if (count, start) not in self._positions:
+            self._positions[count, start] = self.one("steps", dims=(count,), start=start)
+        return self._positions[count, start]
 
     def number_of(self, dim, dtype: str = "int64") -> Live:
         """A size as a value, a scalar: the sum of as many ones, exact up to 2^24."""
@@ -199,8 +200,10 @@ class Builder:
         A Dim whose example is 1 against another size was a real broadcast in the file: it is frozen at 1. A constant
         that is the same number all along an axis of the example's length follows the axis: it is cut to 1 there.
         """
+        from .positions import thaw_masks  # which writes to a Builder itself
+
         rank = max(len(v.dims) for v in values)
-        values = list(values)
+        values = thaw_masks(self, list(values))
         for i in range(rank):
             where = [(k, i - rank + len(v.dims)) for k, v in enumerate(values)]
             where = [(k, j) for k, j in where if j >= 0]

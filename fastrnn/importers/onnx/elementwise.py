@@ -105,6 +105,12 @@ def _rounded_size(ctx, x, name: str):
     return ctx.reshape(out, x.dims)
 
 
+@op("IsNaN")
+def _is_nan(ctx, n: NodeReader):
+    x = n.input(0)  # nothing else differs from itself
+    return [ctx.unary("not", ctx.one("binary", x, x, fn="equal"))]
+
+
 @op(*_SHAPED, attrs="alpha beta gamma")
 def _shaped(ctx, n: NodeReader):
     fn, alpha, beta = _SHAPED[n.node.op]

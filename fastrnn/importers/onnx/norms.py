@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...dims import Dim
 from ...errors import ModelFormatError
-from ...graph import DTYPES
 from .nodes import NodeReader, axis_of
 from .products import _float, matmul
 from .registry import op
@@ -204,25 +202,3 @@ def _cumsum(ctx, n: NodeReader):
     axis = axis_of(int(axes.reshape(-1)[0]), len(x.dims))
     exclusive, reverse = bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
     return [ctx.one("cumsum", x, axis=axis, exclusive=exclusive, reverse=reverse)]
-
-
-@op("Trilu", attrs="upper")
-def _trilu(ctx, n: NodeReader):
-    x, k = n.input(0), n.const(1, "k", optional=True)
-    upper, k = n.attr("upper", "int", 1), 0 if k is None else int(k.reshape(-1)[0])
-    if len(x.dims) < 2 or abs(k) > 1 << 31:
-        raise ModelFormatError(f"Trilu with k={k} of rank {len(x.dims)}")
-    rows, columns = x.dims[-2:]
-    if isinstance(rows, Dim) or isinstance(columns, Dim):
-        first = ctx.reshape(ctx.positions(rows), (rows, 1))
-        from_row = ctx.one("binary", ctx.positions(columns), first, fn="sub")
-        keep = ctx.one("binary", from_row, Const(np.array(k)), fn="greater_equal" if upper else "less_equal")
-    elif rows * columns > 1 << 24:
-        raise Finding(f"a triangle of {rows} x {columns}")
-    else:
-        from_row = np.arange(columns) - np.arange(rows)[:, None]
-        keep = Const(from_row >= k if upper else from_row <= k)
-    x = ctx.live(x)
-    if x.dtype == "bool":
-        return [ctx.one("binary", keep, x, fn="and")]
-    return [ctx.one("where", keep, x, Const(np.zeros((), DTYPES[x.dtype])))]

@@ -7,11 +7,11 @@ import numpy as np
 from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
-from . import files, fold, thaw
+from . import files, fold, positions, thaw
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Fill, Ints, Items, Live, as_objects, ints, simplest, uniform
+from .values import Const, Fill, Ints, Items, as_objects, ints, simplest, uniform
 
 _FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
@@ -122,6 +122,10 @@ def _slice(ctx, n: NodeReader):
             key = [slice(None)] * x.array.ndim
             key[axis] = slice(start, end, step)
             x = simplest(x.array[tuple(key)])
+            continue
+        rows = positions.slice_table(ctx, x, axis, start, end, step)
+        if rows is not None:
+            x = rows
             continue
         low, high = thaw.slice_bounds(ctx, x.dims[axis], start, end, step)
         x = ctx.slice(x, axis, low, high, step)
@@ -376,46 +380,6 @@ def _tile(ctx, n: NodeReader):
         x = ctx.one("expand", x, dims=(*before, r, size, *after))
         x = ctx.reshape(x, (*before, r * size, *after))
     return [x]
-
-
-@op("Range")
-def _range(ctx, n: NodeReader):
-    values = [_number(ctx, n.input(i)) for i in range(3)]
-    if any(v is None for v in values):
-        raise Finding("a Range that depends on the inputs")
-    (start, limit, delta), dtype = values, ctx.kind(n.input(0))
-    symbolic = any(isinstance(v, Dim) for v in values)
-    if isinstance(delta, Dim) or (symbolic and any(not isinstance(v, Dim) and int(v) != v for v in values)):
-        raise Finding("a Range in steps of a size, or from or to a fraction")
-    if symbolic:
-        start, limit, delta = (v if isinstance(v, Dim) else int(v) for v in values)
-    if delta == 0 or (not isinstance(limit - start, Dim) and (limit - start) / delta > 1 << 24):
-        raise ModelFormatError(f"Range from {start} to {limit} by {delta}")
-    if not symbolic:
-        dtype = next(v.array.dtype for v in map(n.input, range(3)) if isinstance(v, Const))
-        return [Const(np.arange(start, limit, delta, dtype=dtype))]
-    span = limit - start if delta > 0 else start - limit
-    out = ctx.positions(D.floordiv(span + abs(delta) - 1, abs(delta)))
-    if dtype != "int64":
-        out = ctx.one("cast", out, to=dtype)
-    if delta != 1:
-        out = ctx.one("binary", out, Const(np.array(delta, dtype)), fn="mul")
-    if isinstance(start, Dim) or start != 0:
-        begin = ctx.number_of(start, dtype) if isinstance(start, Dim) else Const(np.array(start, dtype))
-        out = ctx.one("binary", out, begin, fn="add")
-    return [out]
-
-
-def _number(ctx, value):
-    """A scalar as a Python number or a Dim; None where it is neither."""
-    if isinstance(value, Ints) and value.array.size == 1:
-        return value.array.flat[0]
-    if isinstance(value, Const) and value.array.size == 1:
-        return value.array.flat[0].item()
-    if isinstance(value, Live) and value.name in ctx.sizes:
-        dim, factor = ctx.sizes[value.name]
-        return dim if factor == 1 else None
-    return None
 
 
 @op("ReverseSequence", attrs="batch_axis time_axis")

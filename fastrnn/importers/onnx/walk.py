@@ -18,6 +18,7 @@ from . import (  # noqa: F401  (they fill OPERATORS)
     fold,
     indexing,
     norms,
+    positions,
     products,
     recurrent,
     resize,

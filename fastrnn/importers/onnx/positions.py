@@ -1,0 +1,152 @@
+"""Values that depend on positions alone: step numbers, triangles, slices of tables, and masks that a file froze."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ... import dims as D
+from ...dims import Dim
+from ...errors import ModelFormatError
+from ...graph import DTYPES
+from .nodes import NodeReader
+from .registry import op
+from .symbols import Finding
+from .values import Const, Fill, Ints, Live
+
+MOST = 1 << 24  # numbers of one table that is computed
+
+
+@op("Range")
+def _range(ctx, n: NodeReader):
+    values = [_number(ctx, n.input(i)) for i in range(3)]
+    if any(v is None for v in values):
+        raise Finding("a Range that depends on the inputs")
+    (start, limit, delta), dtype = values, ctx.kind(n.input(0))
+    symbolic = any(isinstance(v, Dim) for v in values)
+    if isinstance(delta, Dim) or (symbolic and any(not isinstance(v, Dim) and int(v) != v for v in values)):
+        raise Finding("a Range in steps of a size, or from or to a fraction")
+    if symbolic:
+        start, limit, delta = (v if isinstance(v, Dim) else int(v) for v in values)
+    if delta == 0 or (not isinstance(limit - start, Dim) and (limit - start) / delta > MOST):
+        raise ModelFormatError(f"Range from {start} to {limit} by {delta}")
+    if not symbolic:
+        dtype = next(v.array.dtype for v in map(n.input, range(3)) if isinstance(v, Const))
+        return [Const(np.arange(start, limit, delta, dtype=dtype))]
+    if delta == 1:
+        out = ctx.positions(limit - start, start)
+        return [out if dtype == "int64" else ctx.one("cast", out, to=dtype)]
+    span = limit - start if delta > 0 else start - limit
+    out = ctx.positions(D.floordiv(span + abs(delta) - 1, abs(delta)))
+    if dtype != "int64":
+        out = ctx.one("cast", out, to=dtype)
+    out = ctx.one("binary", out, Const(np.array(delta, dtype)), fn="mul")
+    if isinstance(start, Dim) or start != 0:
+        begin = ctx.number_of(start, dtype) if isinstance(start, Dim) else Const(np.array(start, dtype))
+        out = ctx.one("binary", out, begin, fn="add")
+    return [out]
+
+
+def _number(ctx, value):
+    """A scalar as a Python number or a Dim; None where it is neither."""
+    if isinstance(value, Ints) and value.array.size == 1:
+        return value.array.flat[0]
+    if isinstance(value, Const) and value.array.size == 1:
+        return value.array.flat[0].item()
+    if isinstance(value, Live) and value.name in ctx.sizes:
+        dim, factor = ctx.sizes[value.name]
+        return dim if factor == 1 else None
+    return None
+
+
+def triangle(ctx, dims: tuple, k: int, upper: bool):
+    """bool [rows, columns], True where column - row >= k (upper) or <= k: constant for known dims."""
+    rows, columns = dims
+    if isinstance(rows, Dim) or isinstance(columns, Dim):
+        from_row = ctx.one("binary", ctx.positions(columns), ctx.reshape(ctx.positions(rows), (rows, 1)), fn="sub")
+        return ctx.one("binary", from_row, Const(np.array(k)), fn="greater_equal" if upper else "less_equal")
+    if rows * columns > MOST:
+        raise Finding(f"a triangle of {rows} x {columns}")
+    from_row = np.arange(columns) - np.arange(rows)[:, None]
+    return Const(from_row >= k if upper else from_row <= k)
+
+
+@op("Trilu", attrs="upper")
+def _trilu(ctx, n: NodeReader):
+    x, k = n.input(0), n.const(1, "k", optional=True)
+    upper, k = n.attr("upper", "int", 1), 0 if k is None else int(k.reshape(-1)[0])
+    if len(x.dims) < 2 or abs(k) > 1 << 31:
+        raise ModelFormatError(f"Trilu with k={k} of rank {len(x.dims)}")
+    keep = triangle(ctx, x.dims[-2:], k, bool(upper))
+    x = ctx.live(x)
+    if x.dtype == "bool":
+        return [ctx.one("binary", keep, x, fn="and")]
+    return [ctx.one("where", keep, x, Const(np.zeros((), DTYPES[x.dtype])))]
+
+
+def slice_table(ctx, x, axis: int, start, end, step: int):
+    """The first rows of a fixed number, as many as a size says: looked up by step number. None where that isn't asked.
+
+    A table that is shorter than the size is an index outside the table when the model is run.
+    """
+    size = x.dims[axis]
+    if isinstance(x, (Ints, Fill)) or isinstance(size, Dim) or step != 1:
+        return None
+    if not isinstance(end, Dim) or (isinstance(start, int) and start < 0):
+        return None
+    if ctx.table.genuine(end) and ctx.table.example(end) >= size:
+        return None  # to the end, as far as the file's own size tells
+    return ctx.one("gather", x, ctx.positions(end - start, start), axis=axis)
+
+
+# --- masks that a file froze -----------------------------------------------------------------------------------------
+
+
+def thaw_masks(ctx, values: list) -> list:
+    """Constants that say which step sees which, at the file's own length, written for every length.
+
+    Such a constant meets a value that has one size, T, on two axes; it has the file's own number on both, holds one
+    number where 0 <= row - column < w (w may be all there is) and another elsewhere.
+    """
+    rank = max(len(v.dims) for v in values)
+    for dims in [v.dims for v in values if not isinstance(v, Const)]:
+        axes = [i - len(dims) + rank for i, d in enumerate(dims) if isinstance(d, Dim) and dims.count(d) == 2]
+        if len(axes) != 2:
+            continue
+        size = dims[axes[0] - rank + len(dims)]
+        values = [_thawed(ctx, v, [a - rank + len(v.dims) for a in axes], size) for v in values]
+    return values
+
+
+def _thawed(ctx, value, axes: list, size: Dim):
+    n = ctx.table.example(size)
+    if not isinstance(value, Const) or min(axes) < 0 or not ctx.table.genuine(size) or n < 2:
+        return value
+    if any(value.dims[a] != n for a in axes):
+        return value
+    flat = np.moveaxis(value.array, axes, (-2, -1)).reshape(-1, n, n)
+    if not (flat == flat[:1]).all():
+        return value
+    found = _band(flat[0])
+    if found is None:
+        return value
+    inside, outside, width = found
+    keep = triangle(ctx, (size, size), 0, False)
+    if width < n:
+        keep = ctx.one("binary", keep, triangle(ctx, (size, size), 1 - width, True), fn="and")
+    dims = [1] * len(value.dims)
+    dims[axes[0]] = dims[axes[1]] = size
+    shown = "no later step" if width == n else f"its own and the {width - 1} steps before it"
+    ctx.table.notes.setdefault(f"mask {ctx.label}", f"{ctx.label}: a mask of {n} x {n}: each step sees {shown}")
+    return ctx.reshape(ctx.one("where", keep, *(Const(v.reshape(())) for v in (inside, outside))), dims)
+
+
+def _band(mask: np.ndarray) -> tuple | None:
+    """(number inside, number outside, width) of a matrix that is constant in a band below its diagonal; else None."""
+    n = len(mask)
+    inside, outside = mask[0, 0], mask[0, 1]
+    if inside == outside:
+        return None
+    width = int((mask[:, 0] == inside).argmin()) or n
+    apart = np.arange(n)[:, None] - np.arange(n)
+    band = np.where((apart >= 0) & (apart < width), inside, outside)
+    return (inside, outside, width) if (mask == band).all() else None

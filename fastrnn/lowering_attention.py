@@ -1,0 +1,159 @@
+"""Lowering of attention and of step numbers: over keys that are there, or over those that a stream keeps.
+
+A stream of a causal attention keeps keys and values in its slab row. How many is a `Context`: the caller's bound, or
+the window of the node itself. One count a stream, of the steps it has seen, serves all nodes of a plan; an op at the
+plan's end moves it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import dims as D
+from .errors import UnsupportedError
+from .follow import streams_causally
+from .graph import Graph, Node
+from .lowering_fields import at
+from .plan import StateSlot
+from .tensors import Buffer, Tensor
+
+PARTS = 16  # pieces of work at once, as _ops_attention.pxi has it
+
+
+@dataclass(frozen=True)
+class Context:
+    """How many steps a stream's attention looks back on. drop: older keys are dropped; else the stream ends there."""
+
+    steps: int
+    drop: bool
+
+
+def unbounded(graph: Graph) -> list[Node]:
+    """Attention over all steps before, which a stream can keep only up to a bound that the caller gives."""
+    return [n for n in over_time(graph) if not n.attrs["window"]]
+
+
+def over_time(graph: Graph) -> list[Node]:
+    """The attention nodes for which a stream keeps keys and values."""
+    return [n for n in graph.nodes if n.op == "attention" and streams_causally(graph, n)]
+
+
+class AttentionLowering:
+    """The methods `op_...` of `fastrnn.lowering.Lowering` for these ops; self is that class."""
+
+    def op_attention(self, node: Node) -> None:
+        a, kept = node.attrs, self.mode == "stream" and streams_causally(self.graph, node)
+        q, k, v = (self.contiguous_last(self.real(node, i), node) for i in range(3))
+        y = self.result(node, order=self._heads_order(), rows=True)
+        batch, heads = q.dims[0], k.dims[1]
+        sizes = {"batch": batch, "heads": heads, "rows": q.dims[2], "keys": k.dims[2]}
+        sizes |= {"group": 1 if q.dims[1] == heads else D.exact_div(q.dims[1], heads), "d": k.dims[3], "dv": v.dims[3]}
+        fields = sizes | _strided("q", q, "row", batch) | _strided("k", k, "step", batch)
+        fields |= _strided("v", v, "step", batch) | _strided("y", y, "row", batch)
+        if not isinstance(sizes["d"], int) or not isinstance(sizes["dv"], int):
+            raise UnsupportedError(f"keys of {sizes['d']} and values of {sizes['dv']} features: both must be fixed")
+        reads = [q, k, v]
+        bias = self._bias(node, (batch, q.dims[1], q.dims[2], k.dims[2]))
+        if bias is None or kept:
+            fields |= {"bias_buffer": -1, "bias_offset": 0}
+        else:
+            reads.append(bias)
+            fields |= at("bias", bias) | dict(
+                zip((f"bias_{axis}" for axis in ("batch", "head", "row", "step")), bias.strides, strict=True)
+            )
+        how = self.builder.constant(np.array([a["scale"], a["softcap"]], np.float32), "float32")
+        fields |= {"causal": int(a["causal"]), "window": a["window"], "offset": a["offset"], "safe": int(a["safe"])}
+        room = k.dims[2]
+        if kept:
+            states = self._kept(node, sizes)
+            room = states["capacity"]
+            fields |= states
+        scratch = Buffer("arena", "float32", room * PARTS)
+        self.plan.arena.append(scratch)
+        work = D.product((batch, q.dims[1], q.dims[2], room)) * (2 * (sizes["d"] + sizes["dv"]))
+        self.builder.emit(
+            "attention", node.name, reads, (y, scratch), work, **fields, how=how.buffer, scratch=scratch, room=room
+        )
+
+    @staticmethod
+    def _heads_order() -> list[int]:
+        """Of a fresh result: [batch, length, heads, features], since heads are joined next."""
+        return [0, 2, 1, 3]
+
+    def _bias(self, node: Node, full: tuple) -> Tensor | None:
+        t = self.tensor_or_none(node, 3)
+        if t is None:
+            return None
+        t = self.real(node, 3)
+        return t.expand(full)
+
+    def _kept(self, node: Node, sizes: dict) -> dict:
+        """The keys and values of one node in the slab, and the fields that say where."""
+        per_slot = D.exact_div(sizes["batch"], D.BATCH) if self.has_batch else sizes["batch"]
+        if not isinstance(per_slot, int) or not isinstance(sizes["heads"], int):
+            raise UnsupportedError(
+                f"keys of {sizes['batch']} rows and {sizes['heads']} heads are not those of single streams"
+            )
+        capacity = self._capacity(node)
+        fields = {"capacity": capacity, "per_slot": per_slot, "position": self.position()}
+        shown = "context" if self.context is None and not node.attrs["window"] else capacity
+        for part, features in (("k", sizes["d"]), ("v", sizes["dv"])):
+            count = per_slot * sizes["heads"]
+            fields[f"{part}_state"] = self.plan.state_size
+            self.plan.states.append(
+                StateSlot(
+                    f"{node.name}.{part}", node.name, part, self.plan.state_size, count * capacity * features,
+                    dims=(count, shown, features),
+                )
+            )  # fmt: skip
+        return fields
+
+    def _capacity(self, node: Node) -> int:
+        """How many keys a stream keeps; where it ends at the bound, the plan says so."""
+        window, context = node.attrs["window"], self.context
+        if context is None:
+            return window or 1  # a plan without a bound is only described, never run
+        if window and window <= context.steps:
+            return window
+        if not context.drop:
+            self.limit(context.steps, f"its context of {context.steps} steps is full")
+        return context.steps
+
+    def limit(self, steps: int, text: str) -> None:
+        """A stream can take `steps` in all; text says why."""
+        self.position()
+        if self.plan.room is None or steps < self.plan.room:
+            self.plan.room, self.plan.room_text = steps, text
+
+    def position(self) -> int:
+        """Where a slab row has the number of steps that its stream has seen."""
+        if self.plan.position < 0:
+            self.plan.position = self.plan.state_size
+            self.plan.states.append(StateSlot("position", "position", "count", self.plan.state_size, 1, "int64"))
+        return self.plan.position
+
+    def advance(self) -> None:
+        """The last op of a plan that counts steps."""
+        if self.plan.position >= 0:
+            rows = D.BATCH if self.has_batch else 1
+            self.builder.emit("advance", "position", rows=rows, count=D.TIME, position=self.plan.position)
+
+    def op_steps(self, node: Node) -> None:
+        dims, start = node.attrs["dims"], node.attrs["start"]
+        counts = self.mode == "stream" and dims[-1] == D.TIME
+        y = self.result(node)
+        rows = dims[0] if len(dims) > 1 else 1
+        if counts and rows != (D.BATCH if self.has_batch else 1):
+            raise UnsupportedError("step numbers that are not a row of each stream's own")
+        self.builder.emit(
+            "steps", node.name, (), (y,), rows=rows, count=dims[-1], start=start, y_step=y.strides[-1],
+            y_row=y.strides[0] if len(dims) > 1 else 0, position=self.position() if counts else -1, **at("y", y),
+        )  # fmt: skip
+
+
+def _strided(name: str, t: Tensor, length: str, batch) -> dict:
+    """Where a [batch, heads, length, features] tensor starts, and its strides; one row serves all of the batch."""
+    rows = 0 if t.dims[0] != batch else t.strides[0]
+    return at(name, t) | {f"{name}_batch": rows, f"{name}_head": t.strides[1], f"{name}_{length}": t.strides[2]}
