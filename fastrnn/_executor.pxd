@@ -33,6 +33,7 @@ cdef class Program:
     cdef readonly int threads
     cdef public OpTimer timer  # None but while `fastrnn profile` looks
     cdef bint may_fail
+    cdef int64_t position, room  # where a slab row counts its steps; how many a stream can take in all, -1: any number
     cdef bint batch_linear  # every integer is at most linear in the batch, and no condition depends on it
     cdef Scratch idle
     cdef dict spare
@@ -50,6 +51,7 @@ cdef class Program:
     cdef _evaluate(self, Scratch s, int64_t span)
     cdef _rebind(self, Scratch s, int64_t batch)
     cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil
+    cdef int check_room(self, const float *slab, const int64_t *slots, int64_t batch, int64_t span) except -1
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1
 
 

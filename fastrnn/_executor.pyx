@@ -92,6 +92,9 @@ cdef class Program:
         self.spare = {}
         self.frame.table = kernels_named(plan.isa)
         self.frame.slab_row = self.state_size
+        self.may_fail = plan.may_fail
+        self.position = plan.position
+        self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream asks by itself
         self._take_weights(plan)
         self._take_ops(plan)
 
@@ -141,7 +144,6 @@ cdef class Program:
         for i, op in enumerate(self.every_op):
             self.kinds[i] = KINDS[op.kind]
             self.starts[i] = len(coefficients.rows)
-            self.may_fail |= op.kind == "gather"
             known = dict.fromkeys(OP_FIELDS[op.kind], 0)
             unknown = [k for k in op.fields if k not in known]
             if unknown:
@@ -342,6 +344,17 @@ cdef class Program:
         return sum((<Scratch> s).arena_bytes + 8 * self.n_integers for s in everything)
 
     # -- running --
+    cdef int check_room(self, const float *slab, const int64_t *slots, int64_t batch, int64_t span) except -1:
+        """Raise StreamError where a stream can't take `span` steps more. Nothing is touched: call it before the first
+        of several calls; `call` asks as well."""
+        cdef int64_t r, seen
+        for r in range(batch):
+            memcpy(&seen, slab + (r if slots == NULL else slots[r]) * self.state_size + self.position, sizeof(int64_t))
+            if seen + span > self.room:
+                text = f"{self.plan.room_text}; row {r} has taken {seen} steps and is given {span} more"
+                raise StreamError(f"{self.plan.graph.name}: {text}. reset() begins anew")
+        return 0
+
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1:
         """Walk the ops once, without the GIL and by several threads where the work is worth it; raise what failed."""
         cdef Frame f = self.frame
@@ -351,6 +364,8 @@ cdef class Program:
         cdef int failed
         cdef int64_t *ns = NULL if self.timer is None else self.timer.next_row()
         global last_shared
+        if self.room >= 0:
+            self.check_room(slab, slots, s.batch, s.time)
         f.base, f.slab, f.slots, f.team = s.base, slab, slots, NULL
         if flops < FLOPS_HOLDING_GIL:
             failed = self.walked(s, &f, &bad, ns)
@@ -567,6 +582,8 @@ cdef class StreamCore:
         self.busy = True
         before = self.slab.copy() if self.program.may_fail else None
         try:
+            if self.program.room >= 0:
+                self.program.check_room(self.slab_data, NULL, self.batch, span)
             while done < span:
                 n = largest
                 while n > span - done:  # powers of two: few sizes to bind, whatever the lengths of chunks

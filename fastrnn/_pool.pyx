@@ -321,6 +321,7 @@ cdef class PoolCore:
 
     cdef int step_rows(self, int64_t n, x, out) except -1:
         cdef Scratch s
+        self.check_room(n, 1)
         if n <= self.rows_a_call and not self.careful(n):
             if n == 0:
                 return 0
@@ -334,6 +335,12 @@ cdef class PoolCore:
             self.count(n)
             return 0
         self._advance(n, [x, out], [self.x_form.step_bytes, self.y_form.step_bytes])
+
+    cdef int check_room(self, int64_t n, int64_t span) except -1:
+        """Raise StreamError, with nothing touched, where one of the n streams in `place` can't take `span` more."""
+        if self.program.room >= 0:
+            self.program.check_room(self.slab_data, self.place, n, span)
+        return 0
 
     cdef inline bint careful(self, int64_t row_steps) noexcept:
         """A call of so many rows times steps can fail, or be interrupted, halfway."""
@@ -352,6 +359,7 @@ cdef class PoolCore:
         """
         cdef int64_t done = 0, rows, i
         cdef Scratch s
+        self.check_room(n, 1)
         kept = self.keep(n) if self.careful(n) else None
         try:
             while done < n:
@@ -399,6 +407,9 @@ cdef class PoolCore:
         cdef Side *sides = <Side *> PyMem_Calloc(max(n_sides, 1), sizeof(Side))
         cdef char **data = <char **> PyMem_Calloc(max(n * n_sides, 1), sizeof(char *))
         cdef cnp.npy_intp size = n
+        if self.program.room >= 0:
+            for r in range(n):
+                self.program.check_room(self.slab_data, self.place + r, 1, lengths[r])
         kept = self.keep(n) if self.careful(total) else None
         try:
             if sides == NULL or data == NULL:

@@ -30,6 +30,7 @@ from .tensors import ITEMSIZE, Buffer, Tensor, collapse
 from .timetable import Timetable
 
 MOST_LANES = 16  # float32 of the widest vector: the most that columns are padded by
+MAY_FAIL = ("gather",)  # kinds of ops that meet an index that their table does not have
 PRE_FLOATS = 32768  # room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights
 
 
@@ -75,6 +76,8 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLower
         self.consumers = graph.consumers()
         self.has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         self.destinations: dict[str, Tensor] = {}
+        self.positions: dict[object, int] = {}  # new steps a call -> where a slab row counts them all
+        self.sure_lookups: set[str] = set()  # nodes whose indices can't lie outside their table
         self.tensors: dict[str, Tensor] = {}
         self.problems: list[str] = []
         self._chain_slots: dict[tuple, int] = {}
@@ -121,6 +124,7 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLower
         for name, (offset, batch_first) in places.items():
             self._close_state(name, offset, batch_first)
         self.advance()
+        self.plan.may_fail = any(op.kind in MAY_FAIL and op.node not in self.sure_lookups for op in self.plan.ops)
         return self.builder.finish()
 
     def _lower_nodes(self, nodes) -> None:

@@ -44,7 +44,7 @@ class AttentionLowering:
     """The methods `op_...` of `fastrnn.lowering.Lowering` for these ops; self is that class."""
 
     def op_attention(self, node: Node) -> None:
-        a, kept = node.attrs, self.mode == "stream" and streams_causally(self.graph, node)
+        a, kept = node.attrs, self._is_kept(node)
         q, k, v = (self.contiguous_last(self.real(node, i), node) for i in range(3))
         y = self.result(node, order=self._heads_order(), rows=True)
         batch, heads = q.dims[0], k.dims[1]
@@ -77,6 +77,12 @@ class AttentionLowering:
             "attention", node.name, reads, (y, scratch), work, **fields, how=how.buffer, scratch=scratch, room=room
         )
 
+    def _is_kept(self, node: Node) -> bool:
+        """A stream's keys come one after the other, and queries with them."""
+        a, q, k = node.attrs, self.graph.values[node.inputs[0]], self.graph.values[node.inputs[1]]
+        timed = self.mode == "stream" and a["causal"] and a["offset"] == 0
+        return timed and q.dims[2] == k.dims[2] and self.is_time(q.dims[2])
+
     @staticmethod
     def _heads_order() -> list[int]:
         """Of a fresh result: [batch, length, heads, features], since heads are joined next."""
@@ -96,8 +102,8 @@ class AttentionLowering:
             raise UnsupportedError(
                 f"keys of {sizes['batch']} rows and {sizes['heads']} heads are not those of single streams"
             )
-        capacity = self._capacity(node)
-        fields = {"capacity": capacity, "per_slot": per_slot, "position": self.position()}
+        capacity = self._capacity(node, sizes["rows"])
+        fields = {"capacity": capacity, "per_slot": per_slot, "position": self.position(sizes["rows"])}
         shown = "context" if self.context is None and not node.attrs["window"] else capacity
         for part, features in (("k", sizes["d"]), ("v", sizes["dv"])):
             count = per_slot * sizes["heads"]
@@ -110,46 +116,76 @@ class AttentionLowering:
             )  # fmt: skip
         return fields
 
-    def _capacity(self, node: Node) -> int:
-        """How many keys a stream keeps; where it ends at the bound, the plan says so."""
+    def _capacity(self, node: Node, count) -> int:
+        """How many keys a stream keeps; where it ends at the bound, the plan says so. count: the keys of a call."""
         window, context = node.attrs["window"], self.context
         if context is None:
             return window or 1  # a plan without a bound is only described, never run
         if window and window <= context.steps:
             return window
         if not context.drop:
-            self.limit(context.steps, f"its context of {context.steps} steps is full")
+            self.limit(context.steps, count, f"its context of {context.steps} steps is full")
         return context.steps
 
-    def limit(self, steps: int, text: str) -> None:
-        """A stream can take `steps` in all; text says why."""
-        self.position()
-        if self.plan.room is None or steps < self.plan.room:
-            self.plan.room, self.plan.room_text = steps, text
+    def limit(self, most: int, count, text: str) -> None:
+        """A value with `count` new steps a call can have `most` in all; text says why. The plan's room is in steps of
+        the input, those of the padding at its end counted."""
+        table = self.plan.timetable
+        if self.plan.paced:
+            low, high = 0, 1 << 40
+            while low < high:  # the most steps that bring no more than that, together with what padding brings
+                middle = (low + high + 1) // 2
+                sizes = dict(zip(table.names, table.counts(0, middle, True).sizes, strict=True))
+                low, high = (middle, high) if D.evaluate(count, sizes) <= most else (low, middle - 1)
+            most = low
+        else:
+            self.plan.position = self.position(D.TIME)
+        if self.plan.room is None or most < self.plan.room:
+            self.plan.room, self.plan.room_text = most, text
 
-    def position(self) -> int:
-        """Where a slab row has the number of steps that its stream has seen."""
-        if self.plan.position < 0:
-            self.plan.position = self.plan.state_size
-            self.plan.states.append(StateSlot("position", "position", "count", self.plan.state_size, 1, "int64"))
-        return self.plan.position
+    def position(self, count) -> int:
+        """Where a slab row has how many steps a value has brought, whose new ones in a call are `count`."""
+        if count not in self.positions:
+            name = "position" if count == D.TIME else f"position of {count}"
+            self.positions[count] = self.plan.state_size
+            self.plan.states.append(StateSlot(name, name, "count", self.plan.state_size, 1, "int64"))
+        return self.positions[count]
+
+    def bound_by_table(self, node: Node) -> None:
+        """A lookup by step number ends where its table does: known before a step, so that no step fails halfway."""
+        name, rows = node.inputs[1], self.graph.values[node.inputs[0]].dims[node.attrs["axis"]]
+        source = self._producer(name)
+        while source is not None and source.op in ("reshape", "transpose", "expand"):
+            source = self._producer(source.inputs[0])
+        if source is None or source.op != "steps" or not isinstance(rows, int):
+            return
+        start, count = source.attrs["start"], source.attrs["dims"][-1]
+        text = f"node {node.name}: its table has {rows} positions"
+        if self.mode == "stream" and self.is_time(count) and isinstance(start, int):
+            self.sure_lookups.add(node.name)
+            return self.limit(rows - start, count, text)
+        left = rows - start - count
+        if isinstance(left, D.Dim):
+            self.plan.conditions.append((left, text))
+        if isinstance(left, D.Dim) or left >= 0:
+            self.sure_lookups.add(node.name)
 
     def advance(self) -> None:
-        """The last op of a plan that counts steps."""
-        if self.plan.position >= 0:
+        """The last ops of a plan that counts steps."""
+        for count, position in self.positions.items():
             rows = D.BATCH if self.has_batch else 1
-            self.builder.emit("advance", "position", rows=rows, count=D.TIME, position=self.plan.position)
+            self.builder.emit("advance", "position", rows=rows, count=count, position=position)
 
     def op_steps(self, node: Node) -> None:
         dims, start = node.attrs["dims"], node.attrs["start"]
-        counts = self.mode == "stream" and dims[-1] == D.TIME
+        counts = self.mode == "stream" and self.is_time(dims[-1])
         y = self.result(node)
         rows = dims[0] if len(dims) > 1 else 1
         if counts and rows != (D.BATCH if self.has_batch else 1):
             raise UnsupportedError("step numbers that are not a row of each stream's own")
         self.builder.emit(
             "steps", node.name, (), (y,), rows=rows, count=dims[-1], start=start, y_step=y.strides[-1],
-            y_row=y.strides[0] if len(dims) > 1 else 0, position=self.position() if counts else -1, **at("y", y),
+            y_row=y.strides[0] if len(dims) > 1 else 0, position=self.position(dims[-1]) if counts else -1, **at("y", y),
         )  # fmt: skip
 
 

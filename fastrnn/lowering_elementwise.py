@@ -36,6 +36,7 @@ class ElementwiseLowering:
             self.tensors[node.outputs[0]] = view
             return
         table, indices = self.tensor(node.inputs[0]), self.tensor(node.inputs[1])
+        self.bound_by_table(node)
         if axis != 0:
             return self._gather_along(node, table, indices, axis)
         table = self.contiguous_last(table, node, len(table.dims) - 1)

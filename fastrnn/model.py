@@ -18,6 +18,8 @@ from .cpu import MAX_THREADS, thread_info
 from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .follow import follow
 from .graph import DTYPES, Graph
+from .lowering_attention import Context, over_time, unbounded
+from .passes.positions import spread_positions
 from .passes.sizes import fix_sizes
 from .plan import has_time
 from .pool import StreamPool
@@ -27,6 +29,8 @@ from .stream_paced import POSITION, PacedStream
 from .timetable import Timetable
 
 KEPT_SIZES = 8  # of other free sizes, each a model of its own
+KEPT_CONTEXTS = 8  # programs of other bounds of attention; streams hold their own
+MOST_CONTEXT = 1 << 24  # steps; more is a typing error
 KEPT_SHAPES = 64  # of inputs, whose sizes are known: solving them takes 10 us
 
 
@@ -81,8 +85,8 @@ class Model:
         self._sizes: dict[tuple, tuple] = {}  # shapes of the inputs -> `_sizes_of` them
         self._weights = lowering.Weights()
         self._lock = threading.Lock()
-        self._programs: dict[str, Program] = {}
-        self._layout: streaming.StateLayout | None = None
+        self._programs: dict[tuple, Program] = {}
+        self._layouts: dict[Context | None, streaming.StateLayout] = {}
         self._problems: list[str] | None = None
         self._fingerprint: str | None = None
         self._inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
@@ -285,17 +289,28 @@ class Model:
         return tuple(results)
 
     # -- streams --
-    def stream(self, batch_size: int | None = None) -> Stream:
+    def stream(self, batch_size: int | None = None, *, context: int | None = None, at_context: str = "error") -> Stream:
         """A live stream; with batch_size, that many in lock-step.
 
         Where the model leaves a size open (samples a step), the stream's first step fixes it.
+        Parameters
+        ----------
+        batch_size : int, optional
+        context : int, optional
+            How many steps causal attention looks back on, the current one counted; the keys and values of as many are
+            kept. Models whose attention sees all steps before need it; others refuse it.
+        at_context : "error" or "window"
+            What happens at step context + 1: a StreamError that leaves the stream as it is, or the oldest step is
+            dropped, as if the model's mask were a band of that width.
 
         Raises
         ------
-        StreamError : the model can't be streamed; the text names each node and why.
+        StreamError : the model can't be streamed; the text names each node and why. A context that is missing or
+            has nothing to bound.
         """
         paced = not self._streaming_problems() and not self._timetable.plain
-        return PacedStream(self, batch_size) if paced else Stream(self, batch_size)
+        bound = self._context(context, at_context)
+        return PacedStream(self, batch_size, bound) if paced else Stream(self, batch_size, bound)
 
     @property
     def delay(self) -> int:
@@ -303,27 +318,45 @@ class Model:
         streamed at all."""
         return 0 if self._streaming_problems() else self._timetable.delay
 
-    def pool(self, capacity: int = 1024) -> StreamPool:
+    def _context(self, context: int | None, at_context: str) -> Context | None:
+        """The bound of a stream's attention, checked; None where it needs none."""
+        if at_context not in ("error", "window"):
+            raise StreamError(f"at_context must be 'error' or 'window', got {at_context!r:.60}")
+        self._check_streamable()
+        if context is not None:
+            if not over_time(self.graph):
+                raise StreamError(f"{self.name} has no attention over time that context= could bound")
+            return Context(whole_number(context, "context", MOST_CONTEXT), at_context == "window")
+        named = ", ".join(f"node {n.name}" for n in unbounded(self.graph))
+        if named:
+            raise StreamError(
+                f"{self.name}: the attention of {named} looks back on all steps, and a stream keeps a bounded number: "
+                "give stream(context=...), and at_context='window' to drop the oldest rather than end there"
+            )
+        return None
+
+    def pool(self, capacity: int = 1024, *, context: int | None = None, at_context: str = "error") -> StreamPool:
         """A pool of independent streams, each with a slot, stepped together in any subset and order.
 
         Parameters
         ----------
         capacity : how many streams there is room for; memory is taken as they are opened
+        context, at_context : as of `stream`, for each of its streams
 
         Raises
         ------
-        StreamError : the model can't be streamed; the text names each node and why.
+        StreamError : the model can't be streamed; the text names each node and why. A context as in `stream`.
         ShapeError : capacity is no int in 1..2^24. StateError : no memory holds it.
         """
-        return StreamPool(self, capacity)
+        return StreamPool(self, capacity, self._context(context, at_context))
 
     def _stream_parts(
-        self, batch_size: int | None
+        self, batch_size: int | None, context: Context | None = None
     ) -> tuple[Program, streaming.StateLayout, list[Argument], list[Argument]]:
-        """What a `Stream` is made of."""
+        """What a `Stream` is made of. context: as `_context` gives it."""
         self._check_streamable()
-        program = self._program("stream")
-        layout = self._stream_layout()
+        program = self._program("stream", context)
+        layout = self._stream_layout(context)
         has_batch, inputs, outputs = self._stream_arguments
         if batch_size not in (None, 1) and not has_batch:
             raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
@@ -394,16 +427,23 @@ class Model:
         ends = set(self.graph.states.values())
         return rewrite(self.graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
 
-    def _stream_layout(self) -> streaming.StateLayout:
-        if self._layout is None:
-            self._layout = streaming.StateLayout(self.graph, self._program("stream").plan)
-        return self._layout
-
-    def _program(self, mode: str) -> Program:
+    def _stream_layout(self, context: Context | None = None) -> streaming.StateLayout:
+        plan = self._program("stream", context).plan
         with self._lock:
-            if mode not in self._programs:
-                self._programs[mode] = Program(lowering.lower(self.graph, mode, self._weights), self.threads)
-            return self._programs[mode]
+            if context not in self._layouts:
+                self._layouts[context] = streaming.StateLayout(self.graph, plan)
+                _keep_last(self._layouts, KEPT_CONTEXTS)
+            return self._layouts[context]
+
+    def _program(self, mode: str, context: Context | None = None) -> Program:
+        with self._lock:
+            key = (mode, context)
+            if key not in self._programs:
+                graph = self.graph if mode == "run" else spread_positions(self.graph)
+                plan = lowering.lower(graph, mode, self._weights, context)
+                self._programs[key] = Program(plan, self.threads)
+                _keep_last(self._programs, KEPT_CONTEXTS)
+            return self._programs[key]
 
     # -- files --
     def save(self, path) -> None:
@@ -425,6 +465,13 @@ class Model:
 
     def __deepcopy__(self, memo) -> Model:
         return self
+
+
+def _keep_last(kept: dict, most: int) -> None:
+    """Drop the bounded ones that were made first, while there are more than `most` of them."""
+    bounded = [key for key in kept if key not in (None, ("run", None), ("stream", None))]
+    for key in bounded[: max(len(bounded) - most, 0)]:
+        del kept[key]
 
 
 def _unpickled(blob: bytes, threads: int) -> Model:

@@ -79,6 +79,7 @@ class Plan:
         and a call is bound to the number of its counts in the place of the time.
     position : where a slab row counts its stream's steps, -1 where nobody asks.
     room : how many steps a stream can take in all, None for any number; room_text says why.
+    may_fail : a call can fail halfway, by what its inputs hold.
     """
 
     mode: str
@@ -100,6 +101,7 @@ class Plan:
     position: int = -1
     room: int | None = None
     room_text: str = ""
+    may_fail: bool = False
 
     @property
     def paced(self) -> bool:

@@ -15,6 +15,7 @@ from .arguments import check_out, collect, deliver, plain_forms, whole_number
 from .errors import ShapeError, StateError, StreamError
 
 if TYPE_CHECKING:
+    from .lowering_attention import Context
     from .model import Model
 
 MOST_SLOTS = 1 << 24  # places that a slot's number has room for
@@ -36,9 +37,9 @@ class StreamPool(PoolCore):
     slab : float32 [capacity, state_size], the states by place; to look at, not to write to
     """
 
-    def __init__(self, model: Model, capacity: int):
+    def __init__(self, model: Model, capacity: int, context: Context | None = None):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
-        self.model = model
+        self.model, self._context = model, context
         model._check_streamable()
         if not model._timetable.plain:  # of slots at different positions, those of equal `Timetable.phase` go together
             raise StreamError(
@@ -51,7 +52,7 @@ class StreamPool(PoolCore):
 
     def _lay_out(self, model: Model) -> None:
         """Make the slab. A model that leaves sizes open comes here at the first step, with those of that step."""
-        program, layout, inputs, outputs = model._stream_parts(None)
+        program, layout, inputs, outputs = model._stream_parts(None, self._context)
         plan, sides = program.plan, (*inputs, *outputs)
         shared = not all(a.batched for a in sides)
         batch = plan.has_batch

@@ -13,6 +13,7 @@ from .arguments import check_out, collect, deliver, plain_forms, whole_number
 from .errors import ShapeError, StateError, StreamError
 
 if TYPE_CHECKING:
+    from .lowering_attention import Context
     from .model import Model
 
 
@@ -27,11 +28,12 @@ class Stream(StreamCore):
     cut into steps and chunks, and whatever the batch size.
     """
 
-    def __init__(self, model: Model, batch_size: int | None):
+    def __init__(self, model: Model, batch_size: int | None, context: Context | None = None):
         if batch_size is not None:
             batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
         self.model = model
         self.batch_size = batch_size
+        self._context = context
         model._check_streamable()
         if not model._open_sizes:
             self._begin(model)
@@ -39,7 +41,7 @@ class Stream(StreamCore):
     def _begin(self, model: Model) -> None:
         """Lay out the state. A model that leaves sizes open comes here at its first step, with those of that step."""
         batch_size, self._sized = self.batch_size, model
-        program, layout, inputs, outputs = model._stream_parts(batch_size)
+        program, layout, inputs, outputs = model._stream_parts(batch_size, self._context)
         self._names = [a.name for a in inputs]
         self._layout, self._inputs, self._outputs = layout, inputs, outputs
         slab = np.empty((batch_size or 1, layout.size), np.float32)
@@ -133,7 +135,7 @@ class Stream(StreamCore):
 
     def copy(self) -> Stream:
         """An independent stream in the same state."""
-        other = type(self)(self.model, self.batch_size)
+        other = type(self)(self.model, self.batch_size, self._context)
         if self.program is None:
             return other
         if other.program is None:

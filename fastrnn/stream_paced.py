@@ -16,6 +16,7 @@ from .errors import ShapeError, StateError, StreamError
 from .stream import Stream
 
 if TYPE_CHECKING:
+    from .lowering_attention import Context
     from .model import Model
 
 LARGEST = 64  # steps of one call: powers of two, so that few sizes are bound, whatever the lengths of chunks
@@ -31,8 +32,8 @@ class PacedStream(Stream):
     be if the sequence ended here.
     """
 
-    def __init__(self, model: Model, batch_size: int | None):
-        super().__init__(model, batch_size)
+    def __init__(self, model: Model, batch_size: int | None, context: Context | None = None):
+        super().__init__(model, batch_size, context)
         self._timetable = self.program.plan.timetable
         self._many = [n > 1 for n in self._timetable.most_a_step]
         self._one = not any(self._many)
@@ -49,6 +50,7 @@ class PacedStream(Stream):
         """As `Stream.step`; None (or a tuple with None) where no step of an output comes."""
         if self.ended:
             self._refuse()
+        self._check_room(1)
         if self._one:
             y = self._step_paced(self._timetable, x, out)
             if y is not NotImplemented:
@@ -105,12 +107,22 @@ class PacedStream(Stream):
     def _refuse(self):
         raise StreamError("this stream was flushed: its sequence is at its end; reset() begins another")
 
+    def _check_room(self, span: int) -> None:
+        """Raise StreamError where the stream can't take `span` steps more."""
+        plan = self.program.plan
+        if plan.room is not None and self.steps_done + span > plan.room:
+            raise StreamError(
+                f"{self.model.name}: {plan.room_text}; the stream has taken {self.steps_done} steps and is given {span} "
+                "more. reset() begins anew"
+            )
+
     def _axis(self, argument) -> int:
         """The axis of steps in a chunk."""
         return len(argument._lead(self.batch_size))
 
     def _take(self, arrays: list, span: int, final: bool = False) -> list:
         """Advance by the steps of checked chunks; returns what comes, None for a value over time that is not there."""
+        self._check_room(span)
         position, done = self.steps_done, 0
         new = self._timetable.outputs(position, span, final)
         ends = list(zip(self._outputs, new, strict=True))

@@ -226,6 +226,35 @@ _REFUSED = [
         "SpaceToDepth has no mode in the opsets that are read",
         "spacetodepth_crd_mode_example spacetodepth_dcr_mode_example",
     ),
+    (
+        "its output qk_matmul_output",
+        "attention computes a query at a time: no scores are kept",
+        (
+            "attention_23_fullymasked_qk_matmul_output_mode3_zero attention_24_fullymasked_qk_matmul_output_mode3_zero "
+            "attention_24_qk_matmul_output_mode3_softmax_precision attention_3d_with_past_and_present_qk_matmul "
+            "attention_3d_with_past_and_present_qk_matmul_bias attention_3d_with_past_and_present_qk_matmul_softcap "
+            "attention_3d_with_past_and_present_qk_matmul_softmax attention_4d_with_past_and_present_qk_matmul "
+            "attention_4d_with_past_and_present_qk_matmul_bias "
+            "attention_4d_with_past_and_present_qk_matmul_bias_3d_mask "
+            "attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal "
+            "attention_4d_with_past_and_present_qk_matmul_bias_4d_mask "
+            "attention_4d_with_past_and_present_qk_matmul_bias_4d_mask_causal attention_4d_with_qk_matmul "
+            "attention_4d_with_qk_matmul_bias attention_4d_with_qk_matmul_softcap attention_4d_with_qk_matmul_softmax "
+            "attention_local_window_gqa_rank4_mask"
+        ),
+    ),
+    (
+        "nonpad_kv_seqlen with a causal mask or a window",
+        "a row's queries would stand at a position of its own",
+        (
+            "attention_4d_causal_nonpad_attn_mask_composition attention_4d_causal_nonpad_batch_prefill "
+            "attention_4d_causal_nonpad_continued_prefill attention_4d_causal_nonpad_negative_offset_structural_empty "
+            "attention_4d_causal_padded_kv_bf16 attention_4d_gqa_causal_nonpad_decode "
+            "attention_4d_gqa_causal_nonpad_decode_fp16 attention_local_window_ext_cache_float16_mask "
+            "attention_local_window_ext_cache_rank2_mask attention_local_window_ext_cache_rank3_head_mask "
+            "attention_local_window_ext_cache_rank4_batch_mask"
+        ),
+    ),
 ]
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}
 

@@ -33,6 +33,7 @@ LEVELS = {
     "follow": 3,
     "reference_windows": 2,
     "lowering": 3,
+    "lowering_attention": 3,
     "lowering_elementwise": 3,
     "lowering_fields": 3,
     "lowering_loops": 3,

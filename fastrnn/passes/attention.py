@@ -162,7 +162,7 @@ class _Editor:
         if node is not None and node.op == "unary" and node.attrs["fn"] == "tanh" and scale > 0:
             found.softcap = scale
             name, inner = self._scaled(node.inputs[0])
-            scale = inner
+            scale = inner * found.softcap  # the node divides by the softcap itself
             node = self.maker(name, "matmul")
         if node is None or node.op != "matmul" or any(len(self.graph.values[i].dims) < 2 for i in node.inputs):
             return None
@@ -273,12 +273,14 @@ class _Editor:
             "scale": found.scale, "softcap": found.softcap, "causal": found.causal, "window": found.window,
             "offset": 0, "safe": found.safe,
         }  # fmt: skip
+        self.labels.discard(node.name)
         try:
-            out = self._add("attention", f"{node.name}.attention", tuple(inputs), attrs)
+            out = self._add("attention", node.name, tuple(inputs), attrs)
         except FastRNNError:
             self._give_up(start, node)
             return
-        self.nodes.append(Node("reshape", node.name, (out,), node.outputs, {"dims": dims}))
+        joined = self._fresh(f"{node.name}.joined", self.labels)
+        self.nodes.append(Node("reshape", joined, (out,), node.outputs, {"dims": dims}))
         shown = "causal " if found.causal else ""
         window = f" over the last {found.window} steps" if found.window else ""
         self.notes.append(f"{node.name}: products and softmax are one {shown}attention{window}")

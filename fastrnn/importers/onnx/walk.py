@@ -12,6 +12,7 @@ from ...dims import Dim
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError
 from ...graph import Graph
 from . import (  # noqa: F401  (they fill OPERATORS)
+    attention,
     einsum,
     elementwise,
     files,
