@@ -64,8 +64,8 @@ cdef void attend_to_given(const AttentionLoop *s, int64_t unit, float *scores) n
     """One query of one head, over the keys of this call that it sees."""
     cdef const AttentionArgs *a = s.a
     cdef Frame *f = s.f
-    cdef int64_t i = unit % a.rows, head = unit // a.rows % (a.heads * a.group), b = unit // a.rows // (a.heads * a.group)
-    cdef int64_t at_ = i + a.offset, first = 0, end = a.keys
+    cdef int64_t heads = a.heads * a.group, i = unit % a.rows, head = unit // a.rows % heads
+    cdef int64_t b = unit // a.rows // heads, at_ = i + a.offset, first = 0, end = a.keys
     cdef const float *bias = NULL
     cdef frnn_keys keys
     if a.causal:
