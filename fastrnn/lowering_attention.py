@@ -140,6 +140,7 @@ class AttentionLowering:
             most = low
         else:
             self.plan.position = self.position(D.TIME)
+            most //= D.exact_div(count, D.TIME)
         if self.plan.room is None or most < self.plan.room:
             self.plan.room, self.plan.room_text = most, text
 
@@ -185,7 +186,8 @@ class AttentionLowering:
             raise UnsupportedError("step numbers that are not a row of each stream's own")
         self.builder.emit(
             "steps", node.name, (), (y,), rows=rows, count=dims[-1], start=start, y_step=y.strides[-1],
-            y_row=y.strides[0] if len(dims) > 1 else 0, position=self.position(dims[-1]) if counts else -1, **at("y", y),
+            y_row=y.strides[0] if len(dims) > 1 else 0, **at("y", y),
+            position=self.position(dims[-1]) if counts else -1,
         )  # fmt: skip
 
 

@@ -111,10 +111,8 @@ class PacedStream(Stream):
         """Raise StreamError where the stream can't take `span` steps more."""
         plan = self.program.plan
         if plan.room is not None and self.steps_done + span > plan.room:
-            raise StreamError(
-                f"{self.model.name}: {plan.room_text}; the stream has taken {self.steps_done} steps and is given {span} "
-                "more. reset() begins anew"
-            )
+            taken = f"the stream has taken {self.steps_done} steps and is given {span} more"
+            raise StreamError(f"{self.model.name}: {plan.room_text}; {taken}. reset() begins anew")
 
     def _axis(self, argument) -> int:
         """The axis of steps in a chunk."""

@@ -27,7 +27,7 @@ def problems(graph: Graph) -> list[str]:
     over_time, over_batch = follow(graph, "time"), follow(graph, "batch")
     found = [*over_time.problems, *over_batch.problems]
     for node in graph.nodes:
-        track = over_time.tracks.get(node.inputs[0])
+        track = over_time.tracks.get(node.inputs[0]) if node.inputs else None
         if node.op == "cell" and track is not None and track.axis == 0:
             text = _initial_problem(graph, node.inputs[6:8])
             found += [f"node {node.name} (cell): {text}"] if text else []
