@@ -7,6 +7,10 @@ cimport numpy as cnp
 from fastrnn._frame cimport Frame
 from fastrnn._timing cimport OpTimer
 
+# Work of a call, in floating-point operations, from which on it looks for signals on the way.
+cdef enum:
+    FLOPS_WATCHED = 200_000_000
+
 
 cdef class Scratch:
     cdef int64_t batch, time, span  # bound to
@@ -50,6 +54,10 @@ cdef class Program:
     cdef _values(self, int64_t batch, int64_t time, int64_t span)
     cdef _evaluate(self, Scratch s, int64_t span)
     cdef _rebind(self, Scratch s, int64_t batch)
+    cdef inline int64_t work(self, Scratch s) noexcept:
+        """Floating-point operations of a call."""
+        return s.integers[self.n_integers]
+
     cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil
     cdef int check_room(self, const float *slab, const int64_t *slots, int64_t batch, int64_t span) except -1
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1

@@ -19,6 +19,8 @@ from fastrnn._isa cimport (
     PackedLinear,
     frnn_act,
     frnn_cell,
+    fpu_enter,
+    fpu_leave,
     frnn_program,
     kernels_named,
     team_begin,
@@ -26,6 +28,8 @@ from fastrnn._isa cimport (
 )
 from fastrnn._ops cimport explain, walk
 from fastrnn._timing cimport walk_timed
+
+import threading
 
 import numpy as np
 
@@ -42,6 +46,9 @@ cdef extern from "time.h" nogil:
     enum: CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *t)
 
+cdef extern from "Python.h":
+    int PyErr_CheckSignals()
+
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **out, size_t alignment, size_t size)
 DEF ALIGN = 64
@@ -54,6 +61,9 @@ cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and 
 cdef int64_t FLOPS_A_THREAD = 2_000_000
 cdef int64_t FLOPS_WORTH_WAKING = 100_000_000
 cdef int64_t AWAKE_NS = 200_000
+# A call with so much work (5 ms of a fast core, 50 of a slow one) looks for signals every LOOK_NS, so that Ctrl-C ends
+# it; taking the GIL back for that costs up to 5 ms where another thread computes in Python. Callers put states back.
+cdef int64_t LOOK_NS = 20_000_000
 cdef int64_t last_shared = 0  # when the last call ended that could have been shared; read and written with the GIL
 
 # Scratch kept for reuse, a program: one of the last size used, unless it is large, and some of other sizes.
@@ -366,19 +376,25 @@ cdef class Program:
         global last_shared
         if self.room >= 0:
             self.check_room(slab, slots, s.batch, s.time)
-        f.base, f.slab, f.slots, f.team = s.base, slab, slots, NULL
+        f.base, f.slab, f.slots, f.team, f.watch, f.halted = s.base, slab, slots, NULL, NULL, False
         if flops < FLOPS_HOLDING_GIL:
             failed = self.walked(s, &f, &bad, ns)
         else:
             threads = min(self.threads, flops // FLOPS_A_THREAD)
             if threads > 1 and flops < FLOPS_WORTH_WAKING and now_ns() - last_shared > AWAKE_NS:
                 alone = True
+            if flops >= FLOPS_WATCHED and threading.get_ident() == threading.main_thread().ident:
+                f.watch, f.work, f.looked = look, 0, now_ns()
+                f.fpu = fpu_enter()
+                fpu_leave(f.fpu)
             with nogil:
                 f.team = team_begin(1 if alone else <int> threads)
                 failed = self.walked(s, &f, &bad, ns)
                 team_end(f.team)
             if threads > 1:
                 last_shared = now_ns()
+        if f.halted:
+            return -1  # what the handler raised is set
         if failed >= 0:
             what = explain(self.kinds[failed], s.integers + self.starts[failed], bad)
             raise ShapeError(f"node {self.every_op[failed].node}: {what}")
@@ -415,6 +431,25 @@ cdef int64_t now_ns() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t> t.tv_sec * 1_000_000_000 + t.tv_nsec
+
+
+cdef int check_signals() except -1:
+    """Run the handlers of signals that came; raise what they raise."""
+    return PyErr_CheckSignals()
+
+
+cdef void look(void *frame) noexcept nogil:
+    """Run the handlers of signals that came, every 20 ms: only this thread can, and it is not back in Python yet."""
+    cdef Frame *f = <Frame *> frame
+    cdef int64_t now = now_ns()
+    if now - f.looked < LOOK_NS:
+        return
+    fpu_leave(f.fpu)
+    with gil:
+        if PyErr_CheckSignals() != 0:
+            f.halted = True
+    fpu_enter()
+    f.looked = now_ns()
 
 
 cdef void *allocate(int64_t count, size_t size) except NULL:
@@ -498,8 +533,8 @@ cdef class StreamCore:
         return out
 
     cdef int _call(self, Scratch s) except -1:
-        """One call of the program; where it can fail halfway, the state is put back."""
-        if not self.program.may_fail:
+        """One call of the program; where it can fail or be interrupted halfway, the state is put back."""
+        if not self.program.may_fail and self.program.work(s) < FLOPS_WATCHED:
             return self.program.call(s, self.slab_data, NULL)
         before = self.slab.copy()
         try:
@@ -563,7 +598,8 @@ cdef class StreamCore:
         self.busy = False
 
     def _complain(self):
-        raise StreamError("this stream is in use by another thread; give each thread its own stream")
+        raise StreamError("this stream is in use by another thread, or was when the process was forked; give each "
+                          "thread its own stream")
 
     def _advance(self, inputs, outputs, input_steps, output_steps, int64_t span):
         """Take `span` steps over checked arrays.
@@ -589,10 +625,14 @@ cdef class StreamCore:
                 while n > span - done:  # powers of two: few sizes to bind, whatever the lengths of chunks
                     n >>= 1
                 s = self.program.take(self.batch, n, n if self.batch == 1 else span)
+                if done == 0 and before is None and self.program.work(s) // n * span >= FLOPS_WATCHED:
+                    before = self.slab.copy()
                 for i in range(len(arrays)):
                     s.base[i] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> arrays[i]) + done * <int64_t> moves[i]
                 try:
                     self.program.call(s, self.slab_data, NULL)
+                    if before is not None:
+                        check_signals()
                 finally:
                     self.program.give(s)
                 done += n

@@ -20,6 +20,9 @@ cdef int run_loop(const LoopArgs *a, const int32_t *kinds, const int64_t *starts
         if failed >= 0:
             move(integers, a, -t)
             return <int> a.body + failed
+        if f.halted:
+            move(integers, a, -t)
+            return -1
         move(integers, a, 1)
     move(integers, a, -a.steps)
     return -1

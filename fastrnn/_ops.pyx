@@ -9,7 +9,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._frame cimport Frame, at, state_row
+from fastrnn._frame cimport Frame, at, halt, state_row
 from fastrnn._isa cimport FRNN_ADD, FRNN_MAX, fpu_enter, fpu_leave, frnn_act, frnn_space, team_for, team_size
 from fastrnn._recurrence cimport CellArgs, check_lengths, run_cell
 
@@ -19,6 +19,8 @@ DEF LEVELS = 3
 DEF RANK = 6
 DEF MAX_INPUTS = 8
 DEF CHUNKS = 4  # chunks a thread that a loop is cut into: a worker that wakes late still finds some
+DEF OP_WORK = 1000  # operations that any op counts for, besides those that it tells of
+DEF LINEAR_WORK = 200_000_000  # multiply-adds of a product between two looks for signals
 DEF ROWS_WORTH_SPLITTING = 48  # rows a thread from which rows are split, not columns: 8 tiles of 6
 
 # ---- the integers of each op (CellArgs: _recurrence.pxd) ---------------------------------------------------------
@@ -136,7 +138,7 @@ cdef struct LinearLoop:
     Frame *f
     const float *x
     float *y
-    int64_t K, N, blocks
+    int64_t K, N, blocks, rows
     bint by_rows
 
 
@@ -144,10 +146,10 @@ cdef void linear_chunk(void *context, int64_t chunk, int64_t chunks) noexcept no
     """One thread's share of a product: some rows, or some blocks of columns."""
     cdef const LinearLoop *s = <const LinearLoop *> context
     cdef const LinearArgs *a = s.a
-    cdef int64_t row0 = 0, row1 = a.n2, block0 = 0, block1 = s.blocks
+    cdef int64_t row0 = 0, row1 = s.rows, block0 = 0, block1 = s.blocks
     cdef uint64_t token = fpu_enter()
     if s.by_rows:
-        row0, row1 = a.n2 * chunk // chunks, a.n2 * (chunk + 1) // chunks
+        row0, row1 = s.rows * chunk // chunks, s.rows * (chunk + 1) // chunks
     else:
         block0, block1 = s.blocks * chunk // chunks, s.blocks * (chunk + 1) // chunks
     s.f.table.linear(s.K, s.N, s.f.linears[a.packed], s.f.linear_acts[a.packed], s.x, a.x2, s.y, a.y2, row0, row1,
@@ -157,18 +159,27 @@ cdef void linear_chunk(void *context, int64_t chunk, int64_t chunks) noexcept no
 
 cdef void run_linear(const LinearArgs *a, Frame *f) noexcept nogil:
     cdef LinearLoop s
-    cdef int64_t i, j, threads = team_size(f.team)
+    cdef int64_t i, j, row, most = a.n2, threads = team_size(f.team)
     s.a, s.f, s.K, s.N = a, f, f.linear_sizes[2 * a.packed], f.linear_sizes[2 * a.packed + 1]
     s.blocks = f.table.linear_blocks(s.K, s.N)
-    s.by_rows = a.n2 >= ROWS_WORTH_SPLITTING * threads
+    if f.watch != NULL:  # some 10 ms of rows at a time, between which signals are looked for
+        most = max(ROWS_WORTH_SPLITTING * threads, LINEAR_WORK // max(s.K * s.N, 1))
     for i in range(a.n0):
         for j in range(a.n1):
-            s.x = at(f, a.x_buffer, a.x_offset) + i * a.x0 + j * a.x1
-            s.y = at(f, a.y_buffer, a.y_offset) + i * a.y0 + j * a.y1
-            if threads == 1:
-                linear_chunk(&s, 0, 1)
-            else:
-                team_for(f.team, CHUNKS * threads if s.by_rows else min(CHUNKS * threads, s.blocks), linear_chunk, &s)
+            row = 0
+            while row < a.n2:
+                s.rows = min(most, a.n2 - row)
+                s.by_rows = s.rows >= ROWS_WORTH_SPLITTING * threads
+                s.x = at(f, a.x_buffer, a.x_offset) + i * a.x0 + j * a.x1 + row * a.x2
+                s.y = at(f, a.y_buffer, a.y_offset) + i * a.y0 + j * a.y1 + row * a.y2
+                if threads == 1:
+                    linear_chunk(&s, 0, 1)
+                else:
+                    team_for(f.team, CHUNKS * threads if s.by_rows else min(CHUNKS * threads, s.blocks), linear_chunk,
+                             &s)
+                row += s.rows
+                if halt(f, 2 * s.K * s.N * s.rows):
+                    return
 
 
 cdef void run_matmul(const MatmulArgs *a, Frame *f) noexcept nogil:
@@ -184,6 +195,8 @@ cdef void run_matmul(const MatmulArgs *a, Frame *f) noexcept nogil:
             f.table.linear_pack(a.k, a.n, w + i * a.b0 + j * a.b1, a.b_row, a.b_column, NULL, packed)
             f.table.linear(a.k, a.n, packed, identity, x + i * a.a0 + j * a.a1, a.a_row, y + i * a.y0 + j * a.y1,
                            a.y_row, 0, a.m, 0, blocks)
+            if halt(f, 2 * a.k * a.n * a.m):
+                return
 
 
 cdef void run_elementwise(const ElementwiseArgs *a, Frame *f) noexcept nogil:
@@ -396,6 +409,7 @@ include "_ops_attention.pxi"
 cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const int64_t *integers, Frame *f,
               int64_t *bad) noexcept nogil:
     """Run the ops once. Returns -1, or the number of the op that failed, with the offending integer in `bad`.
+    Where a signal's handler raised, f.halted is set and some ops have not run.
 
     kinds and starts go on behind the n_ops ones: the bodies of loops lie there."""
     cdef int64_t i
@@ -447,6 +461,8 @@ cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const 
         else:  # OP_ZERO
             memset(at(f, (<const ZeroArgs *> a).buffer, (<const ZeroArgs *> a).offset), 0,
                    (<const ZeroArgs *> a).count * sizeof(float))
+        if halt(f, OP_WORK):
+            break
     fpu_leave(token)
     return failed
 

@@ -173,6 +173,8 @@ cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept no
     for b in range(w.batch):
         x = at(f, w.x_buffer, w.x_offset) + b * w.x_batch + group * a.channels
         for h in range(w.out_h):
+            if halt(f, 2 * size * a.outs * w.out_w):
+                return
             y = at(f, w.y_buffer, w.y_offset) + b * w.y_batch + h * w.y_h + group * a.outs
             top = h * w.stride_h - w.pad_h
             i = 0

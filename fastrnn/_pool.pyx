@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 
 cimport numpy as cnp
 
-from fastrnn._executor cimport Form, Program, Scratch, apart, fits
+from fastrnn._executor cimport FLOPS_WATCHED, Form, Program, Scratch, apart, fits
 
 import numpy as np
 
@@ -43,9 +43,6 @@ cdef int64_t LEAST_ROWS = 64
 cdef int64_t CALL_BYTES = 1 << 20
 cdef int64_t MOST_STEPS = 64  # of one call
 cdef int64_t ROWS_TIMES_STEPS = 256  # of one call: with more rows than that, more steps a call win nothing
-# Work, in floating-point operations, from which a call may take so long (some 5 ms) that signals are looked for on the
-# way; the states are then kept aside, to be put back where one raises.
-cdef int64_t FLOPS_WATCHED = 200_000_000
 
 
 cdef struct Side:  # one input or output of a ragged push
@@ -343,7 +340,7 @@ cdef class PoolCore:
         return 0
 
     cdef inline bint careful(self, int64_t row_steps) noexcept:
-        """A call of so many rows times steps can fail, or be interrupted, halfway."""
+        """A call of so many rows times steps can fail, or be interrupted, halfway: states are kept, to be put back."""
         return self.program.may_fail or row_steps * self.row_flops > FLOPS_WATCHED
 
     cdef void count(self, int64_t n) noexcept:

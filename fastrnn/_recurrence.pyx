@@ -9,7 +9,7 @@ rows of a step.
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
-from fastrnn._frame cimport Frame, at, state_row
+from fastrnn._frame cimport Frame, at, halt, state_row
 from fastrnn._isa cimport fpu_enter, fpu_leave, frnn_cell, frnn_cell_io, team_for, team_size
 
 DEF ALIGN = 64
@@ -250,6 +250,8 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
                 continue
         for loop.phase in range(phases):
             share(&loop)
+        if halt(f, 8 * cell.H * (cell.I + cell.H) * alive):
+            return
     for r in range(n):
         t = rows.length[r] - 1
         if t >= 0:
