@@ -2,8 +2,8 @@
 
 Format 1, a safetensors container. Tensors: `steps` int64 [n], the steps that each stream has taken; `state/NAME`
 [n, dims...] for each of `Model.states`, without its batch axis, in its own dtype; `ended` bool [n], whether it was
-flushed; `input/NAME` [n, dims...], what a stream that looks ahead was last told by inputs without time; for a whole pool
-`slots` int64 [n].
+flushed; `input/NAME` [n, dims...], what a stream that looks ahead was last told by inputs without time; for a whole
+pool `slots` int64 [n].
 Metadata: `format` ("fastrnn snapshot 1"), `model` and `name` (fingerprint and name of the model), `sizes` (JSON: sizes
 that the model leaves open, as the first step fixed them) and `checksum`: SHA-256 over all the others and
 every tensor. States are logical: by name, in the model's dims, whatever instruction set, thread count or slot they come
