@@ -72,6 +72,7 @@ cdef class PoolCore:
     cdef object initial_row
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # the thread that has the lock; 0: none
+    cdef bint forked_within  # a fork that this thread makes in the middle of a call
 
     def __cinit__(self, *args, **kwargs):
         global pools_made
@@ -164,9 +165,15 @@ cdef class PoolCore:
     def _let_go(self):
         self.let_go()
 
-    def _held_here(self):
-        """Whether this thread is in a call of the pool."""
-        return self.owner == PyThread_get_thread_ident()
+    def _hold_for_fork(self):
+        """Wait for calls of other threads; one of this thread may be under way, where a signal's handler forks."""
+        self.forked_within = self.owner == PyThread_get_thread_ident()
+        if not self.forked_within:
+            self.hold()
+
+    def _let_go_after_fork(self):
+        if not self.forked_within:
+            self.let_go()
 
     # -- slots --
     def _open(self):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import artifact, lowering, passes, streaming
+from . import artifact, forks, lowering, passes, streaming, threadpools
 from . import dims as D
 from ._executor import Program
 from .arguments import Argument, argument_of, as_dtype, collect, solve_sizes, whole_number
@@ -76,6 +75,7 @@ class Model:
 
     def __init__(self, graph: Graph, threads: int | None = None):
         self.threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
+        threadpools.register_if_in_use()
         self.graph = passes.run(graph)
         self.name = graph.name
         self._open_sizes = _open_sizes(self.graph)
@@ -84,7 +84,7 @@ class Model:
         self._ends = tuple(self.graph.values[n] for n in self.graph.outputs)
         self._sizes: dict[tuple, tuple] = {}  # shapes of the inputs -> `_sizes_of` them
         self._weights = lowering.Weights()
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
         self._programs: dict[tuple, Program] = {}
         self._layouts: dict[Context | None, streaming.StateLayout] = {}
         self._problems: list[str] | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import dims as D
-from . import snapshots, states
+from . import forks, snapshots, states
 from ._pool import PoolCore
 from .arguments import check_out, collect, deliver, plain_forms, whole_number
 from .errors import ShapeError, StateError, StreamError
@@ -49,6 +49,7 @@ class StreamPool(PoolCore):
             self._resize(capacity)
         if not model._open_sizes:
             self._lay_out(model)
+        forks.register(self)
 
     def _lay_out(self, model: Model) -> None:
         """Make the slab. A model that leaves sizes open comes here at the first step, with those of that step."""

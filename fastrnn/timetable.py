@@ -16,7 +16,6 @@ ends with this call, and every window sees its padding.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +23,7 @@ from fractions import Fraction
 import numpy as np
 
 from . import dims as D
+from . import forks
 from .errors import UnsupportedError
 
 POSITIONS = 1 << 14  # tabulated: more than any start-up and period of a model for real time; 0.1 ms a clock
@@ -92,7 +92,7 @@ class Timetable:
         self._known: dict[tuple, Counts] = {}
         self._cache: dict[tuple, Counts] = {}
         self._by_number: list[Counts] = []
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
 
     # -- building --
     def add(self, clock: Clock) -> int:

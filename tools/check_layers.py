@@ -18,6 +18,7 @@ LEVELS = {
     "errors": 0,
     "dims": 0,
     "files": 0,
+    "forks": 0,
     "_isa": 1,
     "_roofline": 1,
     "cells": 1,
@@ -42,6 +43,7 @@ LEVELS = {
     "stream_graph": 3,
     "streaming": 3,
     "tensors": 3,
+    "threadpools": 2,
     "timetable": 3,
     "_frame": 4,
     "_recurrence": 4,
@@ -75,6 +77,7 @@ FOREIGN = {
     "rich": ("bench", "cli"),
     "safetensors": ("verification_torch", "artifact", "importers", "snapshots"),
     "tensorflow": (),
+    "threadpoolctl": ("threadpools",),
     "torch": ("bench", "importers", "verification_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}

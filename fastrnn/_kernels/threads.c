@@ -29,6 +29,11 @@ struct frnn_team {
 static frnn_team the_team = {.sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 static int taken;           /* 0: free; set by the caller that has the team */
 static int fork_watched;
+static int limit; /* of the threads of a call; 0: none */
+
+void frnn_set_thread_limit(int threads) { __atomic_store_n(&limit, threads > 0 ? threads : 0, __ATOMIC_RELAXED); }
+
+int frnn_thread_limit(void) { return __atomic_load_n(&limit, __ATOMIC_RELAXED); }
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -93,6 +98,7 @@ static void forget_workers(void) {
 frnn_team *frnn_team_begin(int threads) {
     frnn_team *team = &the_team;
     int free_now = 0;
+    if (frnn_thread_limit() && threads > frnn_thread_limit()) threads = frnn_thread_limit();
     if (threads > FRNN_MAX_THREADS) threads = FRNN_MAX_THREADS;
     if (threads < 2 || !__atomic_compare_exchange_n(&taken, &free_now, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
         return NULL;

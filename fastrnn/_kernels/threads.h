@@ -24,6 +24,9 @@ frnn_team *frnn_team_begin(int threads);
 void frnn_team_end(frnn_team *team);
 /* fn(context, i, chunks) for i in 0..chunks-1, in any order, by any thread; returns when all are done. team may be NULL. */
 void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context);
+/* No call uses more threads than this; 0: no limit. For threadpoolctl, which finds these two by name. */
+void frnn_set_thread_limit(int threads);
+int frnn_thread_limit(void);
 /* How many threads work for `team` (1 for NULL). */
 int frnn_team_size(const frnn_team *team);
 
