@@ -314,6 +314,12 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLower
             step = t.dims[axis] * step
         return t
 
+    def _dense(self, t: Tensor, node: Node) -> Tensor:
+        """A copy in row-major order."""
+        dense = self.builder.allocate(t.dtype, t.dims)
+        self._copy(t, dense, node.name)
+        return dense
+
     # -- data movement --
     def _copy(self, source: Tensor, target: Tensor, node: str) -> None:
         """Elements of source into target (equal dims), converting dtypes; nothing where both are one place."""
@@ -432,6 +438,10 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLower
         lead = full[:-2]
         a, b = a.expand((*lead, m, k)), b.expand((*lead, k, n))
         strides = tuple(t.strides[:-2] for t in (a, b, out))
+        if len(collapse(lead, strides, tuple(range(len(lead))))) > 2:  # in row-major order they merge into one
+            a, b = self._dense(a, node), self._dense(b, node)
+            out = self.result(node, fresh=True) if not (vector_a or vector_b) else out
+            strides = tuple(t.strides[:-2] for t in (a, b, out))
         loops = self._levels(lead, strides, tuple(range(len(lead))), node, levels=2)
         if isinstance(k, D.Dim) or isinstance(n, D.Dim):
             packed_size = (n + MOST_LANES) * (k + 1)  # no less than what linear_pack_size says of any length

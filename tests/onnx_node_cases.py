@@ -147,10 +147,27 @@ _REFUSED = [
             "affine_grid_3d_expanded"
         ),
     ),
+    ("operator Optional", "values are tensors", "if_opt"),
+    ("a sequence of tensors", "outputs are tensors", "if_seq"),
+    ("of type sequence_type", "inputs are tensors", "loop13_seq sequence_insert_at_back sequence_insert_at_front"),
     (
-        "operator SequenceConstruct",
-        "values are tensors",
-        ("if_opt if_seq"),
+        "of type sequence_type",
+        "inputs are tensors",
+        (
+            "sequence_map_add_1_sequence_1_tensor_expanded sequence_map_add_2_sequences_expanded "
+            "sequence_map_extract_shapes_expanded sequence_map_identity_1_sequence_1_tensor_expanded "
+            "sequence_map_identity_1_sequence_expanded sequence_map_identity_2_sequences_expanded"
+        ),
+    ),
+    ("of type optional_type", "inputs are tensors", "loop16_seq_none"),
+    ("a Scan of opset 8", "its first version ran over the batch as well; no exporter writes it", "scan_sum"),
+    (
+        "as long as its values say",
+        "the number of steps is an input",
+        (
+            "loop11 range_bfloat16_type_positive_delta_expanded range_float16_type_positive_delta_expanded "
+            "range_float_type_positive_delta_expanded range_int32_type_negative_delta_expanded"
+        ),
     ),
     (
         "CumSum of int32",

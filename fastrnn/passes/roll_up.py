@@ -278,8 +278,9 @@ def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
     h, *rest = (s.inputs[0] for s in found.states)
     gone = {n.name for n in loop.nodes}
     outside = {i for n in graph.nodes if n.name not in gone and n.op != "state" for i in n.inputs} | set(graph.outputs)
-    ends = [n for n in graph.nodes if rest and n.name not in gone and _is_end(graph, n, rest[0])]
-    outside -= {c for c in rest if {n.name for n in ends} >= _readers(graph, c, gone) and c not in graph.outputs}
+    # Of c only its last step can be had, of h that too.
+    ends = {name: [n for n in graph.nodes if n.name not in gone and _is_end(graph, n, name)] for name in (h, *rest)}
+    outside -= {c for c in rest if {n.name for n in ends[c]} >= _readers(graph, c, gone) and c not in graph.outputs}
     if {o for n in loop.nodes for o in n.outputs} & outside - {h}:
         return graph
 
@@ -304,10 +305,14 @@ def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
         x = add(f"{label}.x", "float32", (steps, batch, found.spec.input_size))
         nodes.append(Node("concat", fresh(f"{label}.x", names), found.bases, (x,), {"axis": 2}))
     starts = [s.inputs[1] if len(s.inputs) > 1 else None for s in found.states]
-    last = add(f"{label}.c", "float32", (batch, hidden)) if ends else None
-    nodes.append(Node("cell", label, (x, *inputs, *starts, *(None,) * (2 - len(starts)), None), (h, None, last),
-                      {"spec": found.spec}))  # fmt: skip
-    swapped = {n.name: Node("reshape", n.name, (last,), n.outputs, {"dims": (1, batch, hidden)}) for n in ends}
+    last = {name: add(f"{name}.last", "float32", (batch, hidden)) for name in ends if ends[name]}
+    nodes.append(Node("cell", label, (x, *inputs, *starts, *(None,) * (2 - len(starts)), None),
+                      (h, *(last.get(name) for name in (h, *rest))), {"spec": found.spec}))  # fmt: skip
+    swapped = {
+        n.name: Node("reshape", n.name, (last[name],), n.outputs, {"dims": (1, batch, hidden)})
+        for name in last
+        for n in ends[name]
+    }
     # A state that others read too stays, as a delay of the cell's output; its name makes room for the cell's.
     for state in loop.states:
         keep = state.outputs[0] in outside and state.inputs[0] == h

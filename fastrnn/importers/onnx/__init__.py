@@ -11,7 +11,9 @@ Map of this package, in the order in which a file passes through it:
     walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
     fold.py       constants
     thaw.py       frozen numbers read again as functions of sizes
+    loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
     recurrent.py elementwise.py shaping.py products.py einsum.py windows.py resize.py norms.py scatter.py indexing.py
+    sequences.py
                   the operators (registry.py)
     states.py     states that the caller threads by hand
 """

@@ -12,7 +12,7 @@ from ...errors import ModelFormatError
 from ...graph import DTYPES, Graph, Node, Value
 from ...shapes import infer
 from .symbols import Finding, SymbolTable
-from .values import Const, Fill, Ints, Items, Live, Quantized
+from .values import Collected, Const, Fill, Ints, Items, Live, Quantized
 
 _INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 
@@ -133,7 +133,7 @@ class Builder:
             return self.one("expand", scalar, dims=tuple(value.dims)) if value.dims else self.live(scalar)
         if isinstance(value, Ints):
             return self._sizes(value)
-        if isinstance(value, Items):
+        if isinstance(value, Items | Collected):
             raise Finding("a sequence of tensors")
         if isinstance(value, Quantized):
             raise Finding("computes on quantised integers")
@@ -162,6 +162,10 @@ class Builder:
                 value = self.one("cast", self.number_of(dim, "float32"), to=dtype)
             self._numbers[dim, dtype] = value
         return self._numbers[dim, dtype]
+
+    def known_numbers(self):
+        """((size, dtype), value) of every size that was made a value."""
+        return self._numbers.items()
 
     def _sizes(self, value: Ints) -> Live:
         """An array of sizes as an int64 value."""

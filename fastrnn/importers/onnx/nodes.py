@@ -203,6 +203,10 @@ class NodeReader:
         except UnicodeDecodeError:
             raise ModelFormatError(f"attribute {name} is not text") from None
 
+    def elsewhere(self, name: str) -> None:
+        """The attribute is read by who calls the handler."""
+        self._attrs.add(name)
+
     def only(self, name: str, kind: str, default, allowed, why: str = "") -> object:
         """An attribute of which only some values are supported; another is a Finding."""
         value = self.attr(name, kind, default)

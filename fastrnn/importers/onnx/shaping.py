@@ -11,7 +11,7 @@ from . import files, fold, positions, thaw
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Fill, Ints, Items, as_objects, ints, simplest, uniform
+from .values import Const, Fill, Ints, as_objects, ints, simplest, uniform
 
 _FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
@@ -394,23 +394,3 @@ def _reverse_sequence(ctx, n: NodeReader):
     if length is None or (length != time and length != ctx.table.example(time)):
         raise Finding("rows that are reversed over a part of their length")
     return [ctx.slice(x, time_axis, time - 1, -1, -1)]
-
-
-@op("SplitToSequence", attrs="axis keepdims")
-def _split_to_sequence(ctx, n: NodeReader):
-    x = ctx.live(n.input(0))
-    if n.input(1, optional=True) is not None:
-        raise Finding("split: a sequence of parts longer than one")
-    axis = axis_of(n.attr("axis", "int", 0), len(x.dims))
-    return [Items(x, axis, bool(n.attr("keepdims", "int", 1)))]
-
-
-@op("SequenceAt")
-def _sequence_at(ctx, n: NodeReader):
-    items, position = n.input(0), n.const(1, "position")
-    if not isinstance(items, Items) or position.size != 1:
-        raise ModelFormatError("SequenceAt of something that is not a sequence")
-    x, i = items.source, int(position.reshape(-1)[0])
-    low, high = thaw.slice_bounds(ctx, x.dims[items.axis], i, i + 1 if i != -1 else _FAR, 1)
-    part = ctx.slice(x, items.axis, low, high)
-    return [part if items.keepdims else ctx.reshape(part, (*x.dims[: items.axis], *x.dims[items.axis + 1 :]))]

@@ -156,6 +156,13 @@ def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: d
                 numbers[end] = numbers[start]
                 through.add(end)
         return
+    if node.op == "state":  # whatever the steps make of it, its value at the last one is the next first one
+        start = node.inputs[1] if len(node.inputs) > 1 else None
+        if start in numbers:
+            steps = sizes.get("time", 1)
+            numbers[node.inputs[0]] = np.broadcast_to(numbers[start], (steps, *numbers[start].shape))
+            through.add(node.inputs[0])
+        return
     if node.op not in _MOVES or any(i not in numbers for i in node.inputs):
         return
     moved = _MOVES[node.op]([numbers[i] for i in node.inputs], node.attrs, lambda d: D.evaluate(d, sizes))

@@ -59,6 +59,13 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Collected:
+    """A tensor sequence that values were put into one after the other, at its end."""
+
+    parts: tuple
+
+
+@dataclass(frozen=True)
 class Quantized:
     """Integers that QuantizeLinear made, held as float32 by `value`; only DequantizeLinear reads them."""
 
@@ -92,6 +99,13 @@ def simplest(array) -> Const | Ints:
     if any(isinstance(v, Dim) for v in array.flat):
         return Ints(array)
     return Const(array.astype(np.int64))
+
+
+def scalar(value) -> Const | Ints:
+    """An int or a Dim as a value of no axes."""
+    box = np.empty((), dtype=object)
+    box[()] = value
+    return simplest(box)
 
 
 def as_objects(value: Const | Ints) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ...dims import Dim
-from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError
+from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph
 from . import (  # noqa: F401  (they fill OPERATORS)
     attention,
@@ -18,12 +18,14 @@ from . import (  # noqa: F401  (they fill OPERATORS)
     files,
     fold,
     indexing,
+    loops,
     norms,
     positions,
     products,
     recurrent,
     resize,
     scatter,
+    sequences,
     shaping,
     unroll,
     windows,
@@ -122,6 +124,8 @@ def _nodes(file: File, ctx: Builder, nodes, known: dict, wanted: set, problems: 
             outputs: list = [UNKNOWN] * len(node.outputs)
         elif node.op == "If" and node.domain == "":
             outputs = _if(file, ctx, node, known, problems)
+        elif node.op in loops.KINDS and node.domain == "":
+            outputs = _loop(file, ctx, node, known, wanted, problems)
         else:
             outputs = _step(file, ctx, node, [known[i] if i else None for i in node.inputs], wanted, problems)
         for name, value in zip(node.outputs, outputs, strict=False):
@@ -148,6 +152,44 @@ def _if(file: File, ctx: Builder, node: OnnxNode, known: dict, problems: list[st
     return [inner[name] for name in outputs]
 
 
+def _loop(file: File, ctx: Builder, node: OnnxNode, known: dict, wanted: set, problems: list[str]) -> list:
+    """The outputs of a Scan or Loop."""
+    values = [known[i] if i else None for i in node.inputs]
+    nodes, constants, outputs, inputs = _subgraph(file, node, "body", problems)
+    outer = [known[i] for part in nodes for i in reads(part) if i in known]
+    if any(v is UNKNOWN for v in (*values, *outer)) or any(part.label in file.refused for part in nodes):
+        return [UNKNOWN] * len(node.outputs)
+    fixed = {name: Const(array) for name, array in constants.items()}
+    inside = {name for part in nodes for name in reads(part)} | set(outputs)
+
+    def walk_body(given: dict) -> dict:
+        found: list[str] = []
+        for key in [k for k in file.folded if k[0].startswith(f"{node.label}/body/")]:
+            del file.folded[key]  # constants of one step are not those of another
+        inner = {**known, **fixed, **given}
+        _nodes(file, ctx, nodes, inner, inside, found, own_names=False)
+        if found:
+            raise UnsupportedError(found)
+        return inner
+
+    needed = [bool(o) and o in wanted for o in node.outputs]
+    needed += [False] * (len(outputs) + len(inputs) - len(needed))
+    body = loops.Body(nodes, constants, inputs, outputs, walk_body, known)
+    try:
+        made = loops.run(ctx, node, values, file.opsets.get(node.domain, 1), body, needed)
+    except Finding as finding:
+        problems.append(f"node {node.label}: {node.kind}: {finding}")
+        return [UNKNOWN] * len(node.outputs)
+    except UnsupportedError as error:
+        problems += [p for p in error.problems if p not in problems]
+        return [UNKNOWN] * len(node.outputs)
+    except (ModelFormatError, ShapeError) as error:
+        raise ModelFormatError(f"{file.where}: node {node.label} ({node.kind}): {error}") from error
+    if len(node.outputs) > len(made):
+        raise ModelFormatError(f"node {node.label}: {len(node.outputs)} outputs, but its body has {len(made)}")
+    return made
+
+
 def _taken(file: File, ctx: Builder, condition) -> bool:
     """The condition of an If as a known bool."""
     if isinstance(condition, Ints):
@@ -169,26 +211,35 @@ def _sources(file: File, ctx: Builder, value) -> list[str]:
 
 
 def _branch(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
-    """(nodes, constants, names of the outputs) of a branch: read, sorted and checked once a file."""
+    """(nodes, constants, names of the outputs) of a branch."""
+    *found, inputs = _subgraph(file, node, which, problems)
+    if inputs:
+        raise ModelFormatError(f"node {node.label}: its {which} has inputs")
+    return tuple(found)
+
+
+def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
+    """(nodes, constants, names of the outputs, of the inputs) of a subgraph: read, sorted and checked once a file."""
     key = f"{node.label}/{which}"
     found = file.branches.get(key)
     if found is None:
         proto = node.attrs.get(which)
         if proto is None or proto.type != onnx.AttributeProto.GRAPH:
-            raise ModelFormatError(f"node {node.label}: an If without {which}")
+            raise ModelFormatError(f"node {node.label}: {node.kind} without {which}")
         graph = proto.g
-        if graph.input:
-            raise ModelFormatError(f"node {node.label}: its {which} has inputs")
-        if key.count("_branch/") >= MAX_NESTING:
+        if key.count("_branch/") + key.count("body/") >= MAX_NESTING:
             raise ModelFormatError(f"subgraphs nested deeper than {MAX_NESTING}")
         nodes = collect(graph, captured(graph))
         for part in nodes:
             part.label = f"{key}/{part.label}"
         needed = {name for part in nodes for name in reads(part)} | {v.name for v in graph.output}
         constants = read_constants(graph, file.folder, needed)
-        found = file.branches[key] = (nodes, constants, [v.name for v in graph.output], _precheck(file, nodes))
-    problems += found[3]
-    return found[:3]
+        ends = [v.name for v in graph.output], [v.name for v in graph.input]
+        if len(set(ends[1])) != len(ends[1]):
+            raise ModelFormatError(f"node {node.label}: its {which} names an input twice")
+        found = file.branches[key] = (nodes, constants, *ends, _precheck(file, nodes))
+    problems += [p for p in found[4] if p not in problems]
+    return found[:4]
 
 
 def _inputs(file: File, ctx: Builder, known: dict, problems: list[str]) -> list[str]:
