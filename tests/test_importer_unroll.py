@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fastrnn import reference
+from fastrnn import passes, reference
 from fastrnn.errors import FastRNNError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
 
@@ -235,9 +235,12 @@ def test_loop_over_the_steps(kind):
 
 
 @pytest.mark.parametrize("kind", ["swapped", "residual"])
-def test_a_loop_that_is_no_known_cell_is_refused_by_name(kind):
-    with pytest.raises(UnsupportedError, match="operator Loop"):
-        import_onnx(loop_model(kind))
+def test_a_loop_that_is_not_a_cell_as_written_is_a_cycle(kind):
+    graph = agrees(loop_model(kind), x=noise(T, B, I))
+    assert [n.op for n in graph.nodes if n.op in ("cell", "state")] == ["state"]
+    assert [n.op for n in passes.run(graph).nodes if n.op in ("cell", "state")] == (
+        ["cell"] if kind == "swapped" else ["state"]
+    )
 
 
 def test_the_internal_operator_is_not_a_file_s_to_use():

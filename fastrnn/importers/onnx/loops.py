@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...dims import Dim
-from ...errors import ModelFormatError
+from ...errors import ModelFormatError, ShapeError
 from .lift import Lift
 from .nodes import NodeReader, OnnxNode, axis_of
 from .recognise import NotACell
@@ -215,9 +215,12 @@ class _Steps:
 
     def outputs(self, collected: list[str]) -> tuple[list, list]:
         """(what the carried values end as, the sequences of the collected outputs)."""
+        given = dict(self.start)
+        self._free_rows()
         steps = self.steps if isinstance(self.steps, Dim) else self._thawed()
         if isinstance(steps, Dim):
             return self._lifted(steps, collected)
+        self.start = given
         return self._written_out(steps, collected)
 
     def _thawed(self):
@@ -282,6 +285,35 @@ class _Steps:
         sequences = [lift.whole(made[out]) for out in collected]
         self._roles(steps, sequences)
         return finals, sequences
+
+    def _free_rows(self) -> None:
+        """A constant that the carried values begin with, as many equal rows as the file's own batch, follows the batch:
+        begun with one row, the body makes as many as there are."""
+        given, mark, labels = dict(self.start), len(self.ctx.nodes), set(self.ctx.labels)
+        for name, start in given.items():
+            rows = start.dims[0] if isinstance(start, Const | Fill) and start.dims else 1
+            if name in self.known or name in self.counters or isinstance(rows, Dim) or rows < 2:
+                continue
+            if isinstance(start, Const) and not (start.array == start.array[:1]).all():
+                continue
+            one = start.array[:1] if isinstance(start, Const) else None
+            self.start[name] = Fill(start.value, start.dtype, (1, *start.dims[1:])) if one is None else Const(one)
+        cut = [name for name in given if self.start[name] is not given[name]]
+        if not cut:
+            return
+        try:
+            self._widen()
+            good = all(
+                isinstance(size := self.start[name].dims[0], Dim)
+                and self.ctx.table.example(size) == given[name].dims[0]
+                for name in cut
+            )
+        except (ModelFormatError, ShapeError, Finding):
+            good = False
+        if not good:
+            self.start = given
+            del self.ctx.nodes[mark:]
+            self.ctx.labels = labels
 
     def _widen(self) -> None:
         """A carried value that begins as one row and goes on as many begins as many."""
