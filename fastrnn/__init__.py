@@ -21,6 +21,8 @@ from .stream import Stream
 _LAZY = {
     "verify": "verification",
     "VerifyReport": "verification",
+    "Profile": "profiling",
+    "profile": "profiling",
     "InferenceSession": "inference_session",
     "onnx_backend": None,
 }
@@ -32,6 +34,7 @@ __all__ = [
     "LayerInfo",
     "Model",
     "ModelFormatError",
+    "Profile",
     "ShapeError",
     "StateError",
     "Stream",
@@ -47,6 +50,7 @@ __all__ = [
     "from_torch",
     "load",
     "onnx_backend",
+    "profile",
     "verify",
 ]
 
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     __version__: str
     from . import onnx_backend
     from .inference_session import InferenceSession
+    from .profiling import Profile, profile
     from .verification import VerifyReport, verify
 else:
 

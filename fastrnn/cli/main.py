@@ -15,13 +15,14 @@ from types import ModuleType
 
 import fastrnn
 
-from . import bench, convert, inspect, verify
+from . import bench, convert, inspect, profile, verify
 from .output import print_json, print_line
 
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "convert": (convert, "turn a model file into one .fastrnn file"),
     "inspect": (inspect, "show what is in a model file, and whether it streams"),
     "verify": (verify, "compare a model's answers with onnxruntime's"),
+    "profile": (profile, "predict and measure what a model costs here, op by op, and what bounds it"),
     "bench": (bench, "measure steps, batches and sequences against other engines, and against what the machine allows"),
 }
 

@@ -40,6 +40,14 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """All that changes how a file is read."""
     add_binding(parser)
     parser.add_argument(
+        "--sizes",
+        metavar="NAME=SIZE",
+        type=fixed_size,
+        action="append",
+        default=[],
+        help="fix a size that the file leaves open besides batch and time, such as --sizes size=576; may be repeated",
+    )
+    parser.add_argument(
         "--float32", action="store_true", help="compute a float64 model in float32 (refused unless you say so)"
     )
     add_weights(parser)
@@ -93,6 +101,14 @@ def state(text: str) -> tuple[str, str]:
     return name, output
 
 
+def fixed_size(text: str) -> tuple[str, int]:
+    """ "size=576" -> ("size", 576)."""
+    name, _, value = text.partition("=")
+    if not name or not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected NAME=SIZE with a whole number, got {text!r}")
+    return name, int(value)
+
+
 def load(args: argparse.Namespace) -> fastrnn.Model:
     """The model that the arguments name, read as they say."""
     return fastrnn.load(
@@ -102,5 +118,6 @@ def load(args: argparse.Namespace) -> fastrnn.Model:
         layers=args.layers,
         key=args.key,
         allow_torch=args.allow_torch,
+        sizes=dict(args.sizes) or None,
         float64_as_float32=args.float32,
     )

@@ -1,0 +1,315 @@
+"""profile: what a model costs here, op by op: predicted by the performance model, measured, and what bounds it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+
+from . import cost_model, limits
+from . import dims as D
+from ._timing import OpTimer, clock_ns
+from .arguments import whole_number
+from .cost_model import Cost
+from .cpu import MAX_THREADS
+from .errors import ShapeError
+from .graph import DTYPES
+from .limits import Limits
+from .model import Model
+from .plan import Plan
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # at which growth is predicted
+MEASURED_BATCHES = (1, 8, 32)  # and measured
+SCALES = (0.5, 1.0, 2.0, 4.0)  # of the cells' sizes, at which growth is predicted
+MOST_CALLS, LEAST_CALLS = 4000, 5
+MOST_ROWS = 1 << 20  # batch x steps; more is a typing error
+Progress = Callable[[float, str], None]  # (share done, what is being done)
+
+
+@dataclass(frozen=True)
+class OpProfile:
+    """One op of the plan. kind, node: what it is and the graph node it came from; cost: as `cost_model.Cost`, whose
+    `ns` is the prediction; measured_ns: median of its calls; share: of the roofline, least_ns / measured_ns."""
+
+    kind: str
+    node: str
+    cost: Cost
+    measured_ns: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A call of `batch` rows, or one with cells `scale` times as large. measured_ns: None where it was not run."""
+
+    batch: int
+    scale: float
+    predicted_ns: float
+    measured_ns: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` returns; times in nanoseconds a call.
+
+    call : "step" (one step of a stream), "run" (whole sequences) or "push" (steps of a stream in one call)
+    batch, steps, threads : of a call
+    predicted_ns, measured_ns : of a call from Python, all ops and the call itself; measured: the median; p99_ns
+    overhead_ns : what of measured_ns is not in the ops, that is the call itself; predicted_overhead_ns
+    least_ns : what the roofline alone allows for all ops; share : least_ns / measured_ns
+    calls : how many were timed
+    hop_ms, streams : real-time streams that one core carries if each makes a step every hop_ms: (rows a call, streams)
+    by_batch, by_size : how the cost grows
+    """
+
+    model: str
+    call: str
+    batch: int
+    steps: int
+    threads: int
+    limits: Limits
+    ops: tuple[OpProfile, ...]
+    predicted_ns: float
+    measured_ns: float
+    p99_ns: float
+    overhead_ns: float
+    predicted_overhead_ns: float
+    least_ns: float
+    share: float
+    calls: int
+    memory_bytes: int
+    weight_bytes: int
+    level: str
+    hop_ms: float
+    streams: tuple[tuple[int, int], ...]
+    by_batch: tuple[Growth, ...]
+    by_size: tuple[Growth, ...]
+
+    @property
+    def step_ns(self) -> float:
+        """Measured nanoseconds a step and row."""
+        return self.measured_ns / (self.steps * self.batch)
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of a call."""
+        return sum(op.cost.flops for op in self.ops)
+
+    def as_dict(self) -> dict:
+        """The same as dicts, lists, strings and numbers."""
+        return {**asdict(self), "limits": self.limits.as_dict(), "step_ns": self.step_ns, "flops": self.flops}
+
+
+def profile(
+    model: Model,
+    *,
+    batch: int = 1,
+    steps: int = 1,
+    threads: int = 1,
+    hop_ms: float = 32.0,
+    seconds: float = 1.0,
+    machine: Limits | None = None,
+    progress: Progress = lambda share, text: None,
+) -> Profile:
+    """Predict and measure one call of a model: one step of a stream, or whole sequences of `steps`.
+
+    Parameters
+    ----------
+    model : Model; it is left alone: the calls go to a twin of it
+    batch, steps, threads : of a call. One step goes through `Stream.step` where the model streams; several, or a model
+        that does not stream, through `Model.run` (a step function through `Stream.push`).
+    hop_ms : how often a real-time stream makes a step
+    seconds : of measuring, about; the roofline takes about one more where it is not in its cache yet
+    machine : limits to predict with; None: those of this machine, measured or from the cache
+    progress : called with (share done 0..1, what is being done)
+
+    Raises
+    ------
+    ShapeError : the model has no meaning at these sizes, or leaves another size open.
+    """
+    batch, steps = whole_number(batch, "batch", MOST_ROWS), whole_number(steps, "steps", MOST_ROWS)
+    threads = whole_number(threads, "threads", MAX_THREADS)
+    if batch * steps > MOST_ROWS:
+        raise ShapeError(f"batch {batch} x steps {steps} is more than {MOST_ROWS} rows")
+    if not (hop_ms > 0 and seconds > 0 and math.isfinite(hop_ms) and math.isfinite(seconds)):
+        raise ShapeError(f"hop_ms and seconds must be positive, got {hop_ms} and {seconds}")
+    progress(0.0, "the machine's limits")
+    found = machine or limits.measured()
+    twin = Model(model.graph, threads)
+    call = Call(twin, batch, steps)
+    progress(0.2, "this call")
+    costs = call.predict(found)
+    totals, ops = call.measure(0.6 * seconds)
+    overhead = found.step_ns if call.kind == "step" else found.run_ns
+    predicted = overhead + sum(c.ns for c in costs)
+    measured = float(np.median(totals))
+    progress(0.6, "other batches")
+    by_batch = _by_batch(twin, steps, found, 0.4 * seconds, progress)
+    least = sum(c.least_ns for c in costs)
+    rows = tuple(
+        OpProfile(op.kind, op.node, cost, float(ns), cost.least_ns / ns if ns > 0 else None)
+        for op, cost, ns in zip(call.plan.ops, costs, ops, strict=True)
+    )
+    footprint = cost_model.footprint_of(call.plan)
+    progress(1.0, "done")
+    return Profile(
+        model.name, call.kind, batch, steps, threads, found, rows, predicted, measured,
+        float(np.quantile(totals, 0.99)), max(measured - float(ops.sum()), 0.0), overhead, least, least / measured,
+        len(totals), model.memory_bytes, footprint, found.level(footprint), hop_ms,
+        _streams(hop_ms, steps, [(batch, measured), *((g.batch, g.measured_ns) for g in by_batch)]),
+        by_batch, _by_size(call, found, overhead),
+    )  # fmt: skip
+
+
+def _streams(hop_ms: float, steps: int, timed) -> tuple[tuple[int, int], ...]:
+    """(rows a call, streams that one core carries) for each timed batch: as many calls as fit a hop, each of so many
+    rows. A call of several steps serves as many hops."""
+    times = {rows: ns for rows, ns in timed if ns}
+    return tuple((rows, int(1e6 * hop_ms * steps // ns) * rows) for rows, ns in sorted(times.items()))
+
+
+class Call:
+    """One kind of call of a model at fixed sizes: what it runs, what it should cost, what it does cost.
+
+    kind : "step", "run" or "push"; plan : the plan that it walks.
+    """
+
+    def __init__(self, model: Model, batch: int, steps: int, seed: int = 0):
+        self.model, self.batch, self.steps = model, batch, steps
+        graph = model.graph
+        timed = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
+        plain = [graph.values[n] for n in graph.inputs if n not in graph.states]
+        if model.streamable and (steps == 1 or not timed):
+            self.kind = "step" if steps == 1 else "push"
+            stream = model.stream(batch_size=None if batch == 1 else batch)
+            self.program = stream.program
+            shapes = [a.step_shape(stream.batch_size) for a in stream._inputs]
+            x = _feeds(plain, shapes, seed)
+            if self.kind == "push":
+                at = 0 if batch == 1 else 1
+                x = [np.repeat(np.expand_dims(a, at), steps, at) for a in x]
+            self.run = _stepper(stream, x) if self.kind == "step" else lambda: stream.push(_one(x))
+        else:
+            self.kind = "run"
+            sizes = {"batch": batch, "time": steps}
+            if model._open_sizes:
+                text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
+                raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
+            shapes = [[D.evaluate(d, sizes) for d in v.dims] for v in plain]
+            x = _feeds(plain, shapes, seed)
+            self.program = model._program("run")
+            self.run = lambda: model(*x)
+        self.plan: Plan = self.program.plan
+
+    def predict(self, machine: Limits) -> list[Cost]:
+        """The cost of each op, of all steps of a call."""
+        once = self.kind == "push"
+        costs = cost_model.predict(self.plan, machine, self.batch, 1 if once else self.steps, self.model.threads)
+        return [_repeated(c, self.steps) for c in costs] if once else costs
+
+    def measure(self, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+        """(ns of each call, untimed inside; ns of each op: medians over calls that are timed op by op)."""
+        self.run()  # binds the sizes
+        first = _ns(self.run, 1)
+        group = max(1, min(1000, int(20_000 / max(first, 1))))  # calls between two looks at the clock
+        budget, totals = 0.6e9 * seconds, []
+        while budget > 0 or len(totals) < LEAST_CALLS:
+            totals.append(_ns(self.run, group) / group)
+            budget -= totals[-1] * group
+            if len(totals) >= MOST_CALLS:
+                break
+        count = int(max(LEAST_CALLS, min(MOST_CALLS // 4, 0.4e9 * seconds / max(first, 1))))
+        each, extra = [], clock_ns()
+        for _ in range(count):
+            timer = OpTimer(len(self.plan.ops), 4 * self.steps + 16)
+            self.program.timer = timer
+            try:
+                self.run()
+            finally:
+                self.program.timer = None
+            each.append(np.maximum(timer.ns - extra, 0.0).sum(axis=0))
+        return np.array(totals), np.median(each, axis=0)
+
+
+def _repeated(cost: Cost, times: int) -> Cost:
+    return replace(
+        cost, flops=cost.flops * times, weight_bytes=cost.weight_bytes * times, data_bytes=cost.data_bytes * times,
+        least_ns=cost.least_ns * times, ns=cost.ns * times,
+    )  # fmt: skip
+
+
+def _ns(call: Callable, repeats: int) -> float:
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        call()
+    return time.perf_counter_ns() - start
+
+
+def _one(arrays: list):
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
+def _stepper(stream, x: list) -> Callable:
+    """A step of the stream into arrays of its own, as a service makes it."""
+    given = _one(x)
+    out = stream.step(given)
+    if out is None or (isinstance(out, tuple) and any(o is None for o in out)):  # outputs that lag have none yet
+        return lambda: stream.step(given)
+    step = stream.step
+    return lambda: step(given, out=out)
+
+
+def _feeds(values, shapes, seed: int) -> list[np.ndarray]:
+    """Inputs of these shapes: small noise, zeros for integers and bools (an index that every table has)."""
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for value, shape in zip(values, shapes, strict=True):
+        real = value.dtype in ("float32", "float64")
+        made = 0.1 * rng.standard_normal(shape) if real else np.zeros(shape)
+        arrays.append(np.ascontiguousarray(made, DTYPES[value.dtype]))
+    return arrays
+
+
+def _by_batch(model: Model, steps: int, machine: Limits, seconds: float, progress: Progress) -> tuple[Growth, ...]:
+    """Calls of other batches: predicted, and some measured."""
+    has_batch = any("batch" in D.symbols(d) for v in model.graph.values.values() for d in v.dims)
+    found = []
+    for batch in BATCHES if has_batch else (1,):
+        call = Call(model, batch, steps)
+        overhead = machine.step_ns if call.kind == "step" else machine.run_ns
+        predicted = overhead + sum(c.ns for c in call.predict(machine))
+        measured = None
+        if batch in MEASURED_BATCHES and predicted < 1e9 * seconds:
+            measured = float(np.median(call.measure(seconds / len(MEASURED_BATCHES))[0]))
+        found.append(Growth(batch, 1.0, predicted, measured))
+        progress(0.6 + 0.4 * len(found) / len(BATCHES), "other batches")
+    return tuple(found)
+
+
+def _by_size(call: Call, machine: Limits, overhead: float) -> tuple[Growth, ...]:
+    """The same call with the input and hidden size of every cell scaled, everything else as it is: predictions."""
+    if not call.plan.cells:
+        return ()
+    found = []
+    for scale in SCALES:
+        cells = [_scaled(cell, scale) for cell in call.plan.cells]
+        plan = replace(call.plan, cells=cells)
+        context = cost_model.Context(
+            plan, machine, {"batch": call.batch, "time": call.steps, "span": call.steps},
+            cost_model.footprint_of(plan), call.model.threads,
+        )  # fmt: skip
+        costs = [cost_model.cost_of(op, context) for op in plan.ops]
+        found.append(Growth(call.batch, scale, overhead + sum(c.ns for c in costs), None))
+    return tuple(found)
+
+
+def _scaled(cell, scale: float):
+    """What stands in for a packed cell of another size."""
+    spec = cell.spec
+    size = {n: max(1, round(scale * getattr(spec, n))) for n in ("input_size", "hidden_size")}
+    ratio = (sum(size.values()) * size["hidden_size"]) / ((spec.input_size + spec.hidden_size) * spec.hidden_size)
+    return SimpleNamespace(spec=replace(spec, **size), nbytes=int(cell.nbytes * ratio))
