@@ -21,6 +21,10 @@ from .stream import Stream
 _LAZY = {
     "verify": "verification",
     "VerifyReport": "verification",
+    "Analysis": "analysis",
+    "analyze": "analysis",
+    "load_data": "analysis",
+    "report": None,
     "Profile": "profiling",
     "profile": "profiling",
     "InferenceSession": "inference_session",
@@ -28,6 +32,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Analysis",
     "CpuInfo",
     "FastRNNError",
     "InferenceSession",
@@ -42,6 +47,7 @@ __all__ = [
     "TensorInfo",
     "UnsupportedError",
     "VerifyReport",
+    "analyze",
     "cpu_info",
     "from_arrays",
     "from_equations",
@@ -49,15 +55,18 @@ __all__ = [
     "from_onnx",
     "from_torch",
     "load",
+    "load_data",
     "onnx_backend",
     "profile",
+    "report",
     "verify",
 ]
 
 
 if TYPE_CHECKING:
     __version__: str
-    from . import onnx_backend
+    from . import onnx_backend, report
+    from .analysis import Analysis, analyze, load_data
     from .inference_session import InferenceSession
     from .profiling import Profile, profile
     from .verification import VerifyReport, verify

@@ -1,7 +1,7 @@
 """What an op of a plan should cost on this machine: the performance model behind `fastrnn profile`.
 
-Each op gets its floating point operations, the bytes that it must read from where they live, the time that the machine's
-limits alone allow (`least_ns`, the roofline), and a prediction, which adds what a real loop pays besides: the chain of
+Each op gets its floating point operations, the bytes that it must read from where they live, the time that the
+machine's limits alone allow (`least_ns`, the roofline), and a prediction, which adds what a real loop pays besides: the chain of
 dependent multiply-adds, activations, the fixed cost of a tile, of a step and of an op.
 
 The machine's part is measured (`limits.py`): multiply-adds a second, reading rates by working set, the latency of a
@@ -32,7 +32,8 @@ FLOPS_A_THREAD = 2_000_000
 class Factors:
     """The engine's part. `tick`: a quarter of the latency of a multiply-add, which is one cycle of most cores.
 
-    fma : share of the multiply-add peak that a full tile reaches; narrow : time of a narrower vector's; read : share of the reading rate
+    fma, read : share of the multiply-add peak that a full tile reaches, and of the reading rate
+    narrow : time of a narrower vector's multiply-add, of a full one's
     op, step, product, tile, row : ticks an op, a step of a cell, a product outside cells, a tile, a row in a tile
     update : ticks a vector of hidden units and row; activation : of `Limits.function_ns`, each of its activations
     chain : ticks a tile that activations take which wait for each other (an LSTM's tanh c for its gates)

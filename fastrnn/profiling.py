@@ -199,7 +199,7 @@ class Call:
             if model._open_sizes:
                 text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
                 raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
-            shapes = [[D.evaluate(d, sizes) for d in v.dims] for v in plain]
+            shapes = [tuple(D.evaluate(d, sizes) for d in v.dims) for v in plain]
             x = _feeds(plain, shapes, seed)
             self.program = model._program("run")
             self.run = lambda: model(*x)
@@ -216,7 +216,8 @@ class Call:
         self.run()  # binds the sizes
         first = _ns(self.run, 1)
         group = max(1, min(1000, int(20_000 / max(first, 1))))  # calls between two looks at the clock
-        budget, totals = 0.6e9 * seconds, []
+        budget = 0.6e9 * seconds
+        totals: list[float] = []
         while budget > 0 or len(totals) < LEAST_CALLS:
             totals.append(_ns(self.run, group) / group)
             budget -= totals[-1] * group
@@ -266,7 +267,7 @@ def _stepper(stream, x: list) -> Callable:
 def _feeds(values, shapes, seed: int) -> list[np.ndarray]:
     """Inputs of these shapes: small noise, zeros for integers and bools (an index that every table has)."""
     rng = np.random.default_rng(seed)
-    arrays = []
+    arrays: list[np.ndarray] = []
     for value, shape in zip(values, shapes, strict=True):
         real = value.dtype in ("float32", "float64")
         made = 0.1 * rng.standard_normal(shape) if real else np.zeros(shape)

@@ -61,6 +61,8 @@ LEVELS = {
     "limits": 7,
     "cost_model": 7,
     "profiling": 8,
+    "analysis": 8,
+    "report": 9,
     "inference_session": 8,
     "onnx_backend": 8,
     "verification": 8,
@@ -72,13 +74,16 @@ LEVELS = {
 }
 # Foreign library -> where it may be imported at all. numpy and the standard library may be anywhere.
 FOREIGN = {
+    "graphviz": ("report",),
     "h5py": ("importers",),
+    "matplotlib": ("report",),
     "keras": (),
     "onnx": ("bench", "importers", "onnx_backend"),
     "onnxruntime": ("bench", "verification"),
     "openvino": ("bench",),
     "rich": ("bench", "cli"),
     "safetensors": ("verification_torch", "artifact", "importers", "snapshots"),
+    "soundfile": ("analysis",),
     "tensorflow": (),
     "threadpoolctl": ("threadpools",),
     "torch": ("bench", "importers", "verification_torch"),

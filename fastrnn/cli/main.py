@@ -15,7 +15,7 @@ from types import ModuleType
 
 import fastrnn
 
-from . import bench, convert, inspect, profile, verify
+from . import analyze, bench, convert, inspect, profile, verify
 from .output import print_json, print_line
 
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "inspect": (inspect, "show what is in a model file, and whether it streams"),
     "verify": (verify, "compare a model's answers with onnxruntime's"),
     "profile": (profile, "predict and measure what a model costs here, op by op, and what bounds it"),
+    "analyze": (analyze, "show how a model reacts to dirty input, lost states, long runs and rounded weights"),
     "bench": (bench, "measure steps, batches and sequences against other engines, and against what the machine allows"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import fastrnn
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if args.report:
-        fastrnn.report.write_profile(found, args.report)
+        fastrnn.report.write_profile(found, args.report, Path(args.model).name)
     if args.json:
         print_json({"ok": True, "report": args.report, **found.as_dict()})
         return 0
@@ -105,14 +106,16 @@ def summary(found: fastrnn.Profile) -> list[tuple[str, str]]:
     rows = [
         (
             "measured",
-            f"{microseconds(found.measured_ns)} a call (median of {count(found.calls)}; p99 {microseconds(found.p99_ns)})"
+            f"{microseconds(found.measured_ns)} a call, the median; p99 {microseconds(found.p99_ns)}"
             + ("" if found.steps * found.batch == 1 else f", {microseconds(found.step_ns)} a step and row"),
         ),
         ("predicted", f"{microseconds(found.predicted_ns)} ({gap:+.0%})"),
         (
             "roofline",
-            f"{found.share:.0%}: the machine's limits alone allow {microseconds(found.least_ns)} "
-            f"for {quantity(found.flops)}FLOP and {size(found.weight_bytes)} of weights, read from {found.level}",
+            (
+                f"{found.share:.0%}: the machine's limits alone allow {microseconds(found.least_ns)} "
+                f"for {quantity(found.flops)}FLOP and {size(found.weight_bytes)} of weights, read from {found.level}"
+            ),
         ),
         ("the call", f"{microseconds(found.overhead_ns)} of it is not in an op: Python, checks, binding"),
     ]
@@ -138,7 +141,7 @@ def op_rows(found: fastrnn.Profile, most: int | None) -> list[tuple[str, ...]]:
     """A row an op in the plan's order; where there are more than `most`, the dearest ones and one row for the rest."""
     ops = list(found.ops)
     kept = set(sorted(range(len(ops)), key=lambda i: -ops[i].measured_ns)[: most or len(ops)])
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             op.kind,
             shortened(op.node),

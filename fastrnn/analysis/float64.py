@@ -1,0 +1,147 @@
+"""A graph in float64, chunk after chunk: reference.py's meaning, with the states of cells carried along.
+
+reference.py runs whole sequences; a hundred thousand steps of it would need gigabytes, and half a minute a cell. Here
+a chunk goes through its nodes at once, but a cell's input half is one product for the chunk and only the rest of a step
+is left for the loop. `chunkable` compares with reference.py before anybody relies on it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import dims as D
+from .. import reference
+from ..cells import CellSpec
+from ..graph import Graph, Node
+from .runner import Arrays, Runner
+
+
+class Float64:
+    """One stream of a graph in float64.
+
+    timed : the graph has a time axis; then chunks are right where every other op works step by step (`chunkable`).
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.timed = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
+        self.states: dict[str, tuple] = {}
+        self.carried: dict[str, np.ndarray] = {}  # of a graph without a time axis: states that a caller would thread
+        self.free: dict[str, np.ndarray] = {}  # and those of its own `state` nodes
+
+    def push(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
+        """The outputs that the runner knows, for a chunk [1, T, ...] of each input, [1, T, ...] float64."""
+        if not self.timed:
+            return self._stepped(chunk, runner)
+        steps = runner.steps_of(chunk)
+        sizes = {"batch": 1, "time": steps}
+        known = {a.name: runner._into_file(a, chunk[a.name]) for a in runner.inputs}
+        known = {n: v.astype(reference.WIDE[self.graph.values[n].dtype]) for n, v in known.items()}
+        for name in self.graph.states:
+            value = self.graph.values[name]
+            known[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], reference.WIDE[value.dtype])
+        for name, array in self.graph.constants.items():
+            known[name] = np.asarray(array, reference.WIDE[self.graph.values[name].dtype])
+
+        def size(dim):
+            return D.evaluate(dim, sizes)
+
+        with np.errstate(all="ignore"):
+            for node in self.graph.nodes:
+                if node.op == "cell":
+                    self._cell(node, known)
+                else:
+                    reference._run_node(self.graph, node, known, size)
+        return [runner._out_of_file(o, known[o.name]) for o in runner.outputs]
+
+    def _stepped(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
+        """A graph without a time axis is itself one step."""
+        graph, rows = self.graph, []
+        if not self.carried:
+            for name in graph.states:
+                value = graph.values[name]
+                shape = [D.evaluate(d, {"batch": 1, "time": 1}) for d in value.dims]
+                self.carried[name] = np.zeros(shape, reference.WIDE[value.dtype])
+        for t in range(runner.steps_of(chunk)):
+            feeds = {
+                a.name: chunk[a.name][:, t].reshape([d if isinstance(d, int) else 1 for d in a.file_dims])
+                for a in runner.inputs
+            }
+            outputs, self.free = reference._evaluate(graph, {**feeds, **self.carried}, {"batch": 1}, self.free)
+            answers = dict(zip(graph.outputs, outputs, strict=True))
+            self.carried = {name: answers[after] for name, after in graph.states.items()}
+            rows.append([answers[o.name].reshape(1, 1, *o.features) for o in runner.outputs])
+        return [np.concatenate(parts, axis=1) for parts in zip(*rows, strict=True)]
+
+    def _cell(self, node: Node, known: dict) -> None:
+        given = [None if n is None else known[n] for n in node.inputs]
+        given += [None] * (9 - len(given))
+        x, W, R, Wb, Rb, P, h0, c0, _ = given[:9]
+        if any(g is not None for g in node.inputs[8:]) or node.attrs["spec"].reverse:
+            y, h, c = reference.cell(node.attrs["spec"], *given[:8], *given[8:])
+        else:
+            h0, c0 = self.states.get(node.name, (h0, c0))
+            y, h, c = cell(node.attrs["spec"], x, W, R, Wb, Rb, P, h0, c0)
+            self.states[node.name] = (h, c)
+        for name, value in zip(node.outputs, (y, h, c), strict=False):
+            if name is not None:
+                known[name] = value
+
+
+def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None):
+    """`reference.cell` for a forward layer without lengths: x float64 [T, B, I] -> y [T, B, H], h_n, c_n [B, H]."""
+    T, B, _ = x.shape
+    H, G = spec.hidden_size, spec.gates
+    zeros = np.zeros(G * H)
+    Wb, Rb = zeros if Wb is None else Wb, zeros if Rb is None else Rb
+    h = np.zeros((B, H)) if h0 is None else np.array(h0, np.float64)
+    c = np.zeros((B, H)) if c0 is None else np.array(c0, np.float64)
+    if spec.kind != "gru" and P is None:  # their biases just add up, and all gates are one product
+        pre, Rt, y = x @ W.T + (Wb + Rb), np.ascontiguousarray(R.T), np.empty((T, B, H))
+        acts = reference._activations(spec)
+        for t in range(T):
+            a = pre[t] + h @ Rt
+            if spec.kind == "rnn":
+                h = acts[0](a)
+            else:
+                i, o, f = np.split(acts[0](a[:, : 3 * H]), 3, axis=1)
+                f = 1 - i if spec.input_forget else f
+                c = f * c + i * acts[1](a[:, 3 * H :])
+                h = o * acts[2](c)
+            y[t] = h
+        return y, h, c
+    if spec.kind == "gru" and spec.linear_before_reset:
+        pre, Rt, y = x @ W.T + Wb, np.ascontiguousarray(R.T), np.empty((T, B, H))
+        gate, new = reference._activations(spec)
+        for t in range(T):
+            a = h @ Rt + Rb
+            z, r = np.split(gate(pre[t, :, : 2 * H] + a[:, : 2 * H]), 2, axis=1)
+            h = (1 - z) * new(pre[t, :, 2 * H :] + r * a[:, 2 * H :]) + z * h
+            y[t] = h
+        return y, h, c
+    return reference.cell(spec, x, W, R, Wb, Rb, P, h, c)
+
+
+def chunkable(runner: Runner, x: Arrays, steps: int = 12) -> bool:
+    """Whether chunks of the data give what reference.py gives for all of it: two chunks against one run."""
+    x = runner.cut(x, 0, min(steps, runner.steps_of(x)))
+    T = runner.steps_of(x)
+    graph, exact = runner.model.graph, Float64(runner.model.graph)
+    feeds = {a.name: runner._into_file(a, x[a.name]) for a in runner.inputs}
+    sizes = {"batch": 1, "time": T}
+    for name in graph.states:
+        value = graph.values[name]
+        feeds[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims])
+    whole = dict(zip(graph.outputs, reference.run(graph, feeds, sizes=sizes), strict=True))
+    try:
+        parts = [exact.push(runner.cut(x, a, b), runner) for a, b in ((0, T // 2), (T // 2, T))]
+    except (ValueError, IndexError, KeyError, FloatingPointError):
+        return False
+    for i, o in enumerate(runner.outputs):
+        if not o.timed:
+            continue
+        got = np.concatenate([p[i] for p in parts], axis=1)
+        want = runner._out_of_file(o, whole[o.name])
+        if got.shape != want.shape or not np.allclose(got, want, rtol=1e-9, atol=1e-12):
+            return False
+    return True
