@@ -1,13 +1,13 @@
 """What an op of a plan should cost on this machine: the performance model behind `fastrnn profile`.
 
 Each op gets its floating point operations, the bytes that it must read from where they live, the time that the
-machine's limits alone allow (`least_ns`, the roofline), and a prediction, which adds what a real loop pays besides: the chain of
-dependent multiply-adds, activations, the fixed cost of a tile, of a step and of an op.
+machine's limits alone allow (`least_ns`, the roofline), and a prediction, which adds what a real loop pays besides: the
+chain of dependent multiply-adds, activations, the fixed cost of a tile, of a step and of an op.
 
 The machine's part is measured (`limits.py`): multiply-adds a second, reading rates by working set, the latency of a
-multiply-add, a vector of tanh, a call from Python. The engine's part is `FACTORS`, fitted once to 180 timings of
-cells of 8 to 512 units on a Zen 4 with AVX-512 and written in units of those measurements, so that they move with the
-machine. docs/performance_model.md says how well it does.
+multiply-add, a vector of tanh, a call from Python. The engine's part is `FACTORS`, fitted by
+tools/cost_model.py to cells of 8 to 512 units on a Zen 4 with AVX-512, and to models by hand, in units of those
+measurements, so that they move with the machine. docs/performance_model.md says how well it does.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Factors:
     share : of the ideal gain that each further thread brings
     """
 
-    fma: float = 0.885
-    narrow: float = 0.5
-    read: float = 0.92
-    op: float = 52.0
-    step: float = 44.0
+    fma: float = 0.86
+    narrow: float = 0.6
+    read: float = 0.93
+    op: float = 130.0
+    step: float = 130.0
     product: float = 110.0
     tile: float = 2.0
-    row: float = 8.6
-    update: float = 4.0
-    activation: float = 0.4
-    chain: float = 88.0
+    row: float = 8.4
+    update: float = 25.0
+    activation: float = 0.33
+    chain: float = 65.0
     move: float = 16.0
     element: float = 7.0
     function: float = 1.2

@@ -192,7 +192,7 @@ class Call:
             if self.kind == "push":
                 at = 0 if batch == 1 else 1
                 x = [np.repeat(np.expand_dims(a, at), steps, at) for a in x]
-            self.run = _stepper(stream, x) if self.kind == "step" else lambda: stream.push(_one(x))
+            self.calls = _stepper(stream, x) if self.kind == "step" else _repeater(stream.push, _one(x))
         else:
             self.kind = "run"
             sizes = {"batch": batch, "time": steps}
@@ -202,7 +202,7 @@ class Call:
             shapes = [tuple(D.evaluate(d, sizes) for d in v.dims) for v in plain]
             x = _feeds(plain, shapes, seed)
             self.program = model._program("run")
-            self.run = lambda: model(*x)
+            self.calls = _repeater(model, *x)
         self.plan: Plan = self.program.plan
 
     def predict(self, machine: Limits) -> list[Cost]:
@@ -213,13 +213,13 @@ class Call:
 
     def measure(self, seconds: float) -> tuple[np.ndarray, np.ndarray]:
         """(ns of each call, untimed inside; ns of each op: medians over calls that are timed op by op)."""
-        self.run()  # binds the sizes
-        first = _ns(self.run, 1)
+        self.calls(1)  # binds the sizes
+        first = _ns(self.calls, 1)
         group = max(1, min(1000, int(20_000 / max(first, 1))))  # calls between two looks at the clock
         budget = 0.6e9 * seconds
         totals: list[float] = []
         while budget > 0 or len(totals) < LEAST_CALLS:
-            totals.append(_ns(self.run, group) / group)
+            totals.append(_ns(self.calls, group) / group)
             budget -= totals[-1] * group
             if len(totals) >= MOST_CALLS:
                 break
@@ -229,7 +229,7 @@ class Call:
             timer = OpTimer(len(self.plan.ops), 4 * self.steps + 16)
             self.program.timer = timer
             try:
-                self.run()
+                self.calls(1)
             finally:
                 self.program.timer = None
             each.append(np.maximum(timer.ns - extra, 0.0).sum(axis=0))
@@ -243,25 +243,39 @@ def _repeated(cost: Cost, times: int) -> Cost:
     )  # fmt: skip
 
 
-def _ns(call: Callable, repeats: int) -> float:
+def _ns(calls: Callable[[int], None], repeats: int) -> float:
     start = time.perf_counter_ns()
-    for _ in range(repeats):
-        call()
+    calls(repeats)
     return time.perf_counter_ns() - start
+
+
+def _repeater(call: Callable, *given) -> Callable[[int], None]:
+    """What makes n calls, in a loop without a function of ours between: that would cost as much as a small step."""
+
+    def calls(n: int) -> None:
+        for _ in range(n):
+            call(*given)
+
+    return calls
 
 
 def _one(arrays: list):
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
 
-def _stepper(stream, x: list) -> Callable:
-    """A step of the stream into arrays of its own, as a service makes it."""
+def _stepper(stream, x: list) -> Callable[[int], None]:
+    """n steps of the stream into arrays of its own, as a service makes them."""
     given = _one(x)
     out = stream.step(given)
     if out is None or (isinstance(out, tuple) and any(o is None for o in out)):  # outputs that lag have none yet
-        return lambda: stream.step(given)
+        return _repeater(stream.step, given)
     step = stream.step
-    return lambda: step(given, out=out)
+
+    def calls(n: int) -> None:
+        for _ in range(n):
+            step(given, out=out)
+
+    return calls
 
 
 def _feeds(values, shapes, seed: int) -> list[np.ndarray]:

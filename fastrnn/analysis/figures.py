@@ -33,10 +33,10 @@ DEFINITIONS = {
     "warm-up": "a stream that starts with its initial state beside one that has seen the data before; the number of "
     "steps until each output differs by less than 1 % of its rms, the worst of several places to start. That many "
     "steps must a stream be fed before it is trusted, if its state was lost",
-    "sensitivity": "one step of the input is touched by noise; the norm of the change of the outputs k steps later "
-    "over the norm of the touch, averaged over places",
-    "rounded weights": "every matrix of weights (not biases, not scales of norms) rounded to bfloat16, to nearest even, "
-    "or to int8 with one scale for each output row or channel; everything computes in float32 as before",
+    "sensitivity": "one step of the input is touched by noise; the norm of the change of the outputs k steps "
+    "later over the norm of the touch, averaged over places",
+    "rounded weights": "every matrix of weights (not biases, not scales of norms) rounded to bfloat16, to nearest "
+    "even, or to int8 with one scale for each output row or channel; everything computes in float32 as before",
     "drift": "the float32 stream against the same model in float64 on the same data, repeated: relative error of the "
     "outputs in successive spans of steps",
 }

@@ -18,7 +18,7 @@ example:
   fastrnn analyze silero_vad.onnx --bind sr=16000 --sizes size=576 --data speech.wav --json | jq .forgetting
 
 Data: .npy or .npz (by input name) of [T, features...] or [rows, T, features...]; .csv, a row a step; .wav, cut into
-steps of the input's size (needs fastrnn[report]). Without --data noise is made up, and the result says so. 
+steps of the input's size (needs fastrnn[report]). Without --data noise is made up, and the result says so.
 --definitions tells what each figure means.
 """
 

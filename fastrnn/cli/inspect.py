@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import argparse
 
+import fastrnn
+
 from . import describe, options
-from .output import print_json
+from .output import print_json, print_line
 
 EXAMPLE = """\
 example:
   fastrnn inspect examples/tone_words.onnx
   fastrnn inspect model.fastrnn --json | jq .layers
+  fastrnn inspect model.fastrnn --graph model.svg
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
+    parser.add_argument(
+        "--graph", metavar="FILE", help="draw the graph: .dot is text, .svg a picture; needs fastrnn[report]"
+    )
     options.add_loading(parser)
     options.add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what the model is; 0."""
-    told = describe.record(options.load(args), args.model)
+    model = options.load(args)
+    if args.graph:
+        fastrnn.report.draw(model.graph, args.graph)
+    told = describe.record(model, args.model)
     if args.json:
         print_json(told)
-    else:
-        describe.show(told)
+        return 0
+    describe.show(told)
+    if args.graph:
+        print_line()
+        print_line(f"graph drawn to {args.graph}")
     return 0

@@ -53,8 +53,8 @@ def _ops(page: Page, found: Profile) -> None:
     page.section(
         "Where the time goes",
         "Each op of the plan: floating point operations, bytes of weights and of other data that it touches, what "
-        "bounds it most, predicted and measured time, and the share of the measured time that the machine's limits alone "
-        "would take.",
+        "bounds it most, predicted and measured time, and the share of the measured time that the machine's limits "
+        "alone would take.",
     )
     ops = _dearest(found)
     total = sum(op.measured_ns for op in found.ops) or 1.0
@@ -82,8 +82,8 @@ def _ops(page: Page, found: Profile) -> None:
             (
                 figures.roofline(limits.fma, levels, points),
                 (
-                    "Each dot is an op with weights; a larger one takes more of the time. The slanted lines are how fast "
-                    "weights can be read, the flat one how fast multiply-adds can be done."
+                    "Each dot is an op with weights; a larger one takes more of the time. The slanted lines are how "
+                    "fast weights can be read, the flat one how fast multiply-adds can be done."
                 ),
             )
         )

@@ -74,8 +74,8 @@ def roofline(
         for (name, rate), colour in zip(levels, COLOURS, strict=False):
             knee = peak / rate
             axes.plot([low, knee, high], [low * rate / 1e9, peak / 1e9, peak / 1e9], color=colour, lw=1.2, label=name)
-        for name, x, y, weight in points:
-            axes.scatter([x], [y / 1e9], s=20 + 180 * weight, color="#000000", alpha=0.55, lw=0, gid=f"op-{name}")
+        for _, x, y, weight in points:
+            axes.scatter([x], [y / 1e9], s=20 + 180 * weight, color="#000000", alpha=0.55, lw=0)
         axes.set(xscale="log", yscale="log", xlabel="FLOP a byte of weights", ylabel="GFLOP/s", xlim=(low, high))
         axes.legend(fontsize=8, loc="lower right", title="read from", title_fontsize=8)
     return drawing.svg

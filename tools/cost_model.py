@@ -1,0 +1,180 @@
+"""Compare the performance model with a benchmark's record, keep the figures that its test uses, or fit its factors.
+
+    fastrnn bench --engines fastrnn --grid step --grid odd --grid batch --grid sequence --no-costs --json bench.json
+    python tools/cost_model.py bench.json                      # on the machine that ran it, soon after
+    python tools/cost_model.py measure                         # the same cases, for a machine that others use too
+    python tools/cost_model.py measure --keep tests/data/bench_figures.json
+    python tools/cost_model.py tests/data/bench_figures.json --fit
+
+Prints every case whose prediction is more than 30 % off and the share of those within. Of a benchmark's record, cases
+in which the core was shared (CPU time below 97 % of wall time) say nothing about the engine: they are left out, and
+counted. `measure` takes CPU time instead, which on a free core is the same, and neighbours hardly change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fastrnn import cost_model, limits
+from fastrnn.bench.cases import cases_of
+from fastrnn.bench.models import cell_weights
+from fastrnn.cells import CellSpec
+from fastrnn.cpu import cpu_info
+from fastrnn.dims import BATCH, TIME
+from fastrnn.graph import Graph, Node, Value, validate
+from fastrnn.limits import Limits
+from fastrnn.model import Model
+
+BUSY = 0.97
+GRIDS = ("step", "odd", "batch", "sequence")
+BATCH_NS, ROUNDS, CASE_NS = 100_000, 25, 400_000_000
+FITTED = ("fma", "narrow", "read", "op", "step", "row", "update", "activation", "chain")
+
+
+def figures_of(record: dict) -> dict:
+    """{"limits", "cases": [{id, kind, H, batch, steps, ns}]} of a benchmark's record (limits: this machine's, measured
+    now, each the best of three), or the record itself where it is that already."""
+    if "limits" in record:
+        return record
+    cases, shared = [], 0
+    for case in record["cases"]:
+        result = case["results"].get("fastrnn", {})
+        if case["kind"] == "model" or result.get("status") != "ok":
+            continue
+        if result["cpu_share"] < BUSY:
+            shared += 1
+            continue
+        cases.append(
+            {"id": case["id"], "kind": case["kind"], "H": case["H"], "batch": case["batch"], "steps": case["T"],
+             "ns": round(result["median_ns"], 1)}
+        )  # fmt: skip
+    print(f"{shared} cases left out: other processes took the core")
+    return {"machine": record["machine"]["cpu"], "limits": best_limits().as_dict(), "cases": cases}
+
+
+def measure(made: dict) -> dict:
+    """Figures of the benchmark's cases in CPU time: medians over short batches of calls."""
+    from fastrnn.profiling import Call
+
+    cases = []
+    for case in cases_of(GRIDS):
+        entry = {"id": case.id, "kind": case.kind, "H": case.H, "batch": case.batch, "steps": case.T}
+        plan_of(entry, made)
+        calls = Call(made[case.kind, case.H], case.batch, case.T).calls
+        calls(2)
+        first = cpu_ns(calls, 1)
+        group, times = max(1, int(BATCH_NS / max(first, 1))), []
+        while len(times) < ROUNDS and (len(times) < 3 or sum(times) * group < CASE_NS):
+            times.append(cpu_ns(calls, group) / group)
+        cases.append({**entry, "ns": round(float(np.median(times)), 1)})
+    return {"machine": cpu_info().name, "limits": best_limits().as_dict(), "cases": cases}
+
+
+def cpu_ns(calls, count: int) -> int:
+    """CPU time of so many calls by this thread."""
+    start = time.thread_time_ns()
+    calls(count)
+    return time.thread_time_ns() - start
+
+
+def best_limits() -> Limits:
+    """What three measurements agree on at best: neighbours only ever slow things down."""
+    tries = [limits.measure() for _ in range(3)]
+    read = tuple((size, max(t.read[i][1] for t in tries)) for i, (size, _) in enumerate(tries[0].read))
+    least = {n: min(getattr(t, n) for t in tries) for n in ("latency_ns", "function_ns", "step_ns", "run_ns")}
+    return dataclasses.replace(tries[0], fma=max(t.fma for t in tries), read=read, **least)
+
+
+def plan_of(case: dict, made: dict):
+    """The plan of a case's model: one cell."""
+    key = case["kind"], case["H"]
+    if key not in made:
+        kind, H = key
+        arrays = cell_weights(kind, H, H, 0)
+        values = [Value(n, "float32", (TIME, BATCH, H)) for n in "xy"]
+        values += [Value(n, "float32", a.shape) for n, a in arrays.items()]
+        spec = CellSpec(kind, H, H, linear_before_reset=kind == "gru")
+        node = Node("cell", "cell", ("x", *arrays), ("y",), {"spec": spec})
+        graph = Graph(f"{kind}{H}", ("x",), ("y",), (node,), {v.name: v for v in values}, arrays)
+        made[key] = Model(validate(graph), threads=1)
+    return made[key]._program("stream" if case["steps"] == 1 else "run").plan
+
+
+def ratios(figures: dict, factors: cost_model.Factors, made: dict) -> np.ndarray:
+    """Predicted over measured, a number a case."""
+    machine = Limits.from_dict(figures["limits"])
+    found = []
+    for case in figures["cases"]:
+        plan = plan_of(case, made)
+        sizes = {"batch": case["batch"], "time": case["steps"], "span": case["steps"]}
+        context = cost_model.Context(plan, machine, sizes, cost_model.footprint_of(plan), 1, factors)
+        overhead = machine.step_ns if case["steps"] == 1 else machine.run_ns
+        found.append((overhead + sum(cost_model.cost_of(op, context).ns for op in plan.ops)) / case["ns"])
+    return np.array(found)
+
+
+def fit(figures: dict, made: dict, rounds: int = 15) -> cost_model.Factors:
+    """Factors with the least squared logarithm of the ratios: damped Gauss-Newton over their logarithms."""
+    start = cost_model.FACTORS
+
+    def factors(x):
+        return dataclasses.replace(start, **dict(zip(FITTED, map(float, np.exp(x)), strict=True)))
+
+    def error(x):
+        return np.log(ratios(figures, factors(x), made))
+
+    x, damping = np.log([getattr(start, name) for name in FITTED]), 1e-2
+    e = error(x)
+    for _ in range(rounds):
+        steps = np.eye(len(x)) * 1e-3
+        J = np.stack([(error(x + s) - e) / 1e-3 for s in steps], axis=1)
+        new = x + np.clip(np.linalg.solve(J.T @ J + damping * np.eye(len(x)), -J.T @ e), -0.4, 0.4)
+        after = error(new)
+        better = after @ after < e @ e
+        damping *= 0.5 if better else 5
+        x, e = (new, after) if better else (x, e)
+    return factors(x)
+
+
+def report(figures: dict, factors: cost_model.Factors, made: dict) -> bool:
+    """Print what is off; whether 9 of 10 are within 30 %."""
+    found = ratios(figures, factors, made)
+    for case, ratio in zip(figures["cases"], found, strict=True):
+        if not 0.7 <= ratio <= 1.3:
+            print(f"{case['id']:32} {case['ns'] / 1e3:10.2f} us measured, predicted {ratio - 1:+.0%}")
+    within = np.mean((found >= 0.7) & (found <= 1.3))
+    spread = math.sqrt(np.mean(np.log(found) ** 2))
+    print(f"{within:.1%} of {len(found)} cases within 30 %; root mean square {spread:.1%}")
+    return bool(within >= 0.9)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("record", help="JSON of fastrnn bench, figures that --keep wrote, or the word measure")
+    parser.add_argument("--keep", type=Path, help="write the figures there")
+    parser.add_argument("--fit", action="store_true", help="fit the factors and print them")
+    args = parser.parse_args(argv)
+    made: dict = {}
+    figures = measure(made) if args.record == "measure" else figures_of(json.loads(Path(args.record).read_text()))
+    if args.keep:
+        rows = ",\n".join(json.dumps(case) for case in figures["cases"])
+        head = json.dumps({k: v for k, v in figures.items() if k != "cases"})
+        args.keep.write_text(f'{head[:-1]}, "cases": [\n{rows}\n]}}\n')
+    ok = report(figures, cost_model.FACTORS, made)
+    if args.fit:
+        factors = fit(figures, made)
+        print("fitted:", ", ".join(f"{n} = {getattr(factors, n):.3g}" for n in FITTED))
+        ok = report(figures, factors, made)
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
