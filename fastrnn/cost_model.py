@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import dims as D
 from .limits import Limits
@@ -26,6 +26,7 @@ TILE_ROWS = {16: 6, 8: 3, 4: 3}
 HOISTED_ROWS, HOISTED_UNITS = 1, 48
 # As in _executor.pyx: the work from which a call is shared between threads.
 FLOPS_A_THREAD = 2_000_000
+MOST_PHASES = 64  # positions of a stream that are looked at, where its calls differ
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,39 @@ def footprint_of(plan: Plan) -> int:
 
 
 def predict(plan: Plan, limits: Limits, batch: int = 1, time: int = 1, threads: int = 1) -> list[Cost]:
-    """The cost of each op of a plan for one call of `batch` rows and `time` steps. Nothing is run."""
-    sizes = {"batch": batch, "time": time, "span": time}
+    """The cost of each op of a plan for one call of `batch` rows and `time` steps. Nothing is run.
+
+    Of a stream plan whose values come at paces of their own: the mean over calls once all is steady.
+    """
+    calls = [_predict_at(plan, limits, sizes, threads) for sizes in sizes_of(plan, batch, time)]
+    return [_mean(costs) for costs in zip(*calls, strict=True)]
+
+
+def sizes_of(plan: Plan, batch: int, time: int) -> list[dict[str, int]]:
+    """What the dims of a plan are over, for each kind of call that there is in the long run."""
+    sizes = {"batch": batch, "time": time, "span": time, "step": 0}
+    table = plan.timetable
+    if table is None or table.plain:
+        return [sizes]
+    starts = range(table.start, table.start + min(table.period, MOST_PHASES))
+    found = [table.counts(position, time, False).sizes for position in starts]
+    return [sizes | dict(zip(table.names, numbers, strict=True)) for numbers in found]
+
+
+def _predict_at(plan: Plan, limits: Limits, sizes: Mapping[str, int], threads: int) -> list[Cost]:
     flops = D.evaluate(plan.flops, sizes) if plan.ops else 0
     used = max(1, min(threads, flops // FLOPS_A_THREAD))
     context = Context(plan, limits, sizes, footprint_of(plan), used)
     return [cost_of(op, context) for op in plan.ops]
+
+
+def _mean(costs: tuple[Cost, ...]) -> Cost:
+    if len(costs) == 1:
+        return costs[0]
+    most = max(costs, key=lambda c: c.ns)
+    means = {n: sum(getattr(c, n) for c in costs) / len(costs) for n in ("least_ns", "ns")}
+    counts = {n: round(sum(getattr(c, n) for c in costs) / len(costs)) for n in ("flops", "weight_bytes", "data_bytes")}
+    return replace(most, **counts, **means)
 
 
 def cost_of(op: Op, context: Context) -> Cost:
@@ -406,6 +434,20 @@ def _rows_of_functions(per_vector: float):
     return rule
 
 
+def _loop(op: Op, context: Context):
+    """The ops of its body, at every step. Their flops are those of all steps already, all else is of one."""
+    steps = context.number(op.fields["steps"])
+    parts, flops, weights, data = _Parts(), 0, 0, 0
+    for inner in context.plan.bodies[op.fields["body"]]:
+        of_one, work, read, moved = _RULES.get(inner.kind, _other)(inner, context)
+        if inner.kind not in _RULES:
+            of_one = _Parts(overhead=work / max(steps, 1) * context.tick)
+        of_one.overhead += context.factors.op * context.tick
+        parts += _times(steps, of_one)
+        flops, weights, data = flops + work, weights + steps * read, data + steps * moved
+    return parts, flops, weights, data
+
+
 def _other(op: Op, context: Context):
     """An op without a rule of its own: one operation a tick and element, as a scalar loop does."""
     work = context.number(op.flops)
@@ -415,6 +457,7 @@ def _other(op: Op, context: Context):
 _RULES: dict[str, Callable] = {
     "cell": _cell,
     "linear": _linear,
+    "loop": _loop,
     "matmul": _matmul,
     "conv": _conv,
     "depthwise": _depthwise,

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from ._timing import OpTimer, clock_ns
 from .cells import CellSpec
 from .cpu import cpu_info
 from .dims import BATCH, TIME
+from .files import replace_file
 from .graph import Graph, Node, Value, validate
 from .model import Model
 
@@ -118,9 +118,7 @@ def measured(again: bool = False) -> Limits:
     limits = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(limits.as_dict(), file)
-        os.replace(file.name, path)
+        replace_file(path, json.dumps(limits.as_dict()).encode())
     except OSError:  # a cache that can't be written costs the next call a second
         pass
     return limits

@@ -148,7 +148,7 @@ def profile(
     predicted = overhead + sum(c.ns for c in costs)
     measured = float(np.median(totals))
     progress(0.6, "other batches")
-    by_batch = _by_batch(twin, steps, found, 0.4 * seconds, progress)
+    by_batch = _by_batch(call, found, 0.4 * seconds, progress)
     least = sum(c.least_ns for c in costs)
     rows = tuple(
         OpProfile(op.kind, op.node, cost, float(ns), cost.least_ns / ns if ns > 0 else None)
@@ -205,10 +205,12 @@ class Call:
             self.calls = _repeater(model, *x)
         self.plan: Plan = self.program.plan
 
-    def predict(self, machine: Limits) -> list[Cost]:
-        """The cost of each op, of all steps of a call."""
+    def predict(self, machine: Limits, batch: int | None = None) -> list[Cost]:
+        """The cost of each op, of all steps of a call; batch: another one than the call's own."""
         once = self.kind == "push"
-        costs = cost_model.predict(self.plan, machine, self.batch, 1 if once else self.steps, self.model.threads)
+        costs = cost_model.predict(
+            self.plan, machine, batch or self.batch, 1 if once else self.steps, self.model.threads
+        )
         return [_repeated(c, self.steps) for c in costs] if once else costs
 
     def measure(self, seconds: float) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +235,8 @@ class Call:
             finally:
                 self.program.timer = None
             each.append(np.maximum(timer.ns - extra, 0.0).sum(axis=0))
-        return np.array(totals), np.median(each, axis=0)
+        paced = self.plan.timetable is not None and not self.plan.timetable.plain  # then calls differ
+        return np.array(totals), (np.mean if paced else np.median)(each, axis=0)
 
 
 def _repeated(cost: Cost, times: int) -> Cost:
@@ -289,17 +292,17 @@ def _feeds(values, shapes, seed: int) -> list[np.ndarray]:
     return arrays
 
 
-def _by_batch(model: Model, steps: int, machine: Limits, seconds: float, progress: Progress) -> tuple[Growth, ...]:
-    """Calls of other batches: predicted, and some measured."""
+def _by_batch(call: Call, machine: Limits, seconds: float, progress: Progress) -> tuple[Growth, ...]:
+    """The same call with other batches: predicted, and some measured."""
+    model, steps = call.model, call.steps
     has_batch = any("batch" in D.symbols(d) for v in model.graph.values.values() for d in v.dims)
+    overhead = machine.step_ns if call.kind == "step" else machine.run_ns
     found = []
     for batch in BATCHES if has_batch else (1,):
-        call = Call(model, batch, steps)
-        overhead = machine.step_ns if call.kind == "step" else machine.run_ns
-        predicted = overhead + sum(c.ns for c in call.predict(machine))
+        predicted = overhead + sum(c.ns for c in call.predict(machine, batch))
         measured = None
         if batch in MEASURED_BATCHES and predicted < 1e9 * seconds:
-            measured = float(np.median(call.measure(seconds / len(MEASURED_BATCHES))[0]))
+            measured = float(np.median(Call(model, batch, steps).measure(seconds / len(MEASURED_BATCHES))[0]))
         found.append(Growth(batch, 1.0, predicted, measured))
         progress(0.6 + 0.4 * len(found) / len(BATCHES), "other batches")
     return tuple(found)
@@ -313,12 +316,10 @@ def _by_size(call: Call, machine: Limits, overhead: float) -> tuple[Growth, ...]
     for scale in SCALES:
         cells = [_scaled(cell, scale) for cell in call.plan.cells]
         plan = replace(call.plan, cells=cells)
-        context = cost_model.Context(
-            plan, machine, {"batch": call.batch, "time": call.steps, "span": call.steps},
-            cost_model.footprint_of(plan), call.model.threads,
-        )  # fmt: skip
-        costs = [cost_model.cost_of(op, context) for op in plan.ops]
-        found.append(Growth(call.batch, scale, overhead + sum(c.ns for c in costs), None))
+        time = 1 if call.kind == "push" else call.steps
+        costs = cost_model.predict(plan, machine, call.batch, time, call.model.threads)
+        whole = overhead + sum(c.ns for c in costs) * (call.steps if call.kind == "push" else 1)
+        found.append(Growth(call.batch, scale, whole, None))
     return tuple(found)
 
 

@@ -62,7 +62,7 @@ LEVELS = {
     "cost_model": 7,
     "profiling": 8,
     "analysis": 8,
-    "report": 9,
+    "report": 8,
     "inference_session": 8,
     "onnx_backend": 8,
     "verification": 8,

@@ -99,7 +99,8 @@ def analyze(
         `load_data`. None: noise is made up, and the result says so: then the figures tell how the model reacts, not
         how it does on your signals.
     steps : most steps of the data to use; at most 8 rows are used
-    long_steps : of the drift; seconds : that the float64 side of it may take, about
+    long_steps : of the drift; seconds : that the float64 side of it may take, about; following
+        a push of the state may take three quarters of them
     seed : of all noise
     progress : called with (share done 0..1, what is being done)
 
@@ -125,7 +126,7 @@ def analyze(
     forgot = touched = None
     if runner.streams:
         progress(0.4, "forgetting")
-        forgot = forgetting(runner, x, rng)
+        forgot = forgetting(runner, x, rng, 0.75 * seconds)
         if forgot is None:
             skipped.append("forgetting: the model keeps no float32 state")
     else:

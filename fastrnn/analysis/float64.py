@@ -13,6 +13,7 @@ from .. import dims as D
 from .. import reference
 from ..cells import CellSpec
 from ..graph import Graph, Node
+from ..loops import Loop, schedule
 from .runner import Arrays, Runner
 
 
@@ -27,13 +28,20 @@ class Float64:
         self.timed = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         self.states: dict[str, tuple] = {}
         self.carried: dict[str, np.ndarray] = {}  # of a graph without a time axis: states that a caller would thread
-        self.free: dict[str, np.ndarray] = {}  # and those of its own `state` nodes
+        self.kept: dict[str, np.ndarray] = {}  # what `state` nodes give at the next step
+        self.loops = any(node.op == "state" for node in graph.nodes)  # then steps go one by one
 
     def push(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
         """The outputs that the runner knows, for a chunk [1, T, ...] of each input, [1, T, ...] float64."""
         if not self.timed:
             return self._stepped(chunk, runner)
         steps = runner.steps_of(chunk)
+        if self.loops and steps > 1:
+            parts = [self.push(runner.cut(chunk, t, t + 1), runner) for t in range(steps)]
+            return [
+                np.concatenate(ys, axis=1) if o.timed else ys[-1]
+                for o, ys in zip(runner.outputs, zip(*parts, strict=True), strict=True)
+            ]
         sizes = {"batch": 1, "time": steps}
         known = {a.name: runner._into_file(a, chunk[a.name]) for a in runner.inputs}
         known = {n: v.astype(reference.WIDE[self.graph.values[n].dtype]) for n, v in known.items()}
@@ -47,11 +55,13 @@ class Float64:
             return D.evaluate(dim, sizes)
 
         with np.errstate(all="ignore"):
-            for node in self.graph.nodes:
-                if node.op == "cell":
-                    self._cell(node, known)
+            for item in schedule(self.graph):
+                if isinstance(item, Loop):
+                    self._loop(item, known, size)
+                elif item.op == "cell":
+                    self._cell(item, known)
                 else:
-                    reference._run_node(self.graph, node, known, size)
+                    reference._run_node(self.graph, item, known, size)
         return [runner._out_of_file(o, known[o.name]) for o in runner.outputs]
 
     def _stepped(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
@@ -67,11 +77,24 @@ class Float64:
                 a.name: chunk[a.name][:, t].reshape([d if isinstance(d, int) else 1 for d in a.file_dims])
                 for a in runner.inputs
             }
-            outputs, self.free = reference._evaluate(graph, {**feeds, **self.carried}, {"batch": 1}, self.free)
+            outputs = reference.run(graph, {**feeds, **self.carried}, sizes={"batch": 1})
             answers = dict(zip(graph.outputs, outputs, strict=True))
             self.carried = {name: answers[after] for name, after in graph.states.items()}
             rows.append([answers[o.name].reshape(1, 1, *o.features) for o in runner.outputs])
         return [np.concatenate(parts, axis=1) for parts in zip(*rows, strict=True)]
+
+    def _loop(self, loop: Loop, known: dict, size) -> None:
+        """One step of a cycle."""
+        for node in loop.states:
+            value = self.graph.values[node.outputs[0]]
+            start = known[node.inputs[1]] if len(node.inputs) > 1 and node.inputs[1] is not None else None
+            if start is None:
+                start = np.zeros([size(d) for d in value.dims], reference.WIDE[value.dtype])
+            known[node.outputs[0]] = self.kept.get(node.name, start)
+        for node in loop.nodes:
+            reference._run_node(self.graph, node, known, size)
+        for node in loop.states:
+            self.kept[node.name] = known[node.inputs[0]]
 
     def _cell(self, node: Node, known: dict) -> None:
         given = [None if n is None else known[n] for n in node.inputs]

@@ -31,6 +31,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--long-steps", type=int, default=100_000, help="steps of the drift, data repeated (default: 100,000)"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="that the float64 side of the drift may take, about (default: 4)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all noise (default: 0)")
     parser.add_argument("--definitions", action="store_true", help="print what each figure means, below the tables")
     parser.add_argument("--report", metavar="FILE.html", help="write a page with figures; needs fastrnn[report]")
@@ -46,7 +49,13 @@ def run(args: argparse.Namespace) -> int:
     model = options.load(args)
     with bar(args.json) as progress:
         found = fastrnn.analyze(
-            model, data, steps=args.steps, long_steps=args.long_steps, seed=args.seed, progress=progress
+            model,
+            data,
+            steps=args.steps,
+            long_steps=args.long_steps,
+            seconds=args.seconds,
+            seed=args.seed,
+            progress=progress,
         )
     if args.report:
         fastrnn.report.write_analysis(found, args.report, Path(args.model).name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import FastRNNError
+from ..files import replace_file
 from ..graph import Graph, Node, Value
-from .page import write_text
 
 SUFFIXES = (".dot", ".svg")
 # Families of ops share a colour; all legible in grey, since the label says what it is.
@@ -21,12 +21,12 @@ def write(graph: Graph, path) -> None:
         raise FastRNNError(f"{path}: a graph is drawn as {' or '.join(SUFFIXES)}")
     drawn = digraph(graph)
     if suffix == ".dot":
-        write_text(drawn.source, path)
+        replace_file(path, drawn.source.encode())
         return
     import graphviz
 
     try:
-        write_text(drawn.pipe(format="svg", encoding="utf-8"), path)
+        replace_file(path, drawn.pipe(format="svg"))
     except graphviz.ExecutableNotFound:
         raise FastRNNError(
             f"{path}: pictures need the program dot of Graphviz (Debian: apt install graphviz); a .dot file does not"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
+
+from ..files import replace_file
 
 STYLE = """
 :root { color-scheme: light; }
@@ -104,21 +103,5 @@ def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
 
 
 def write(page: Page, path) -> None:
-    """Write a page, or a text, under a temporary name and rename it: there is never half of one."""
-    write_text(page.html(), path)
-
-
-def write_text(text: str, path) -> None:
-    """As `write`, of any text."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # as if it had been opened by its own name
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    """Write a page: there is never half of one."""
+    replace_file(path, page.html().encode())
