@@ -14,6 +14,7 @@ from fastrnn._isa cimport fpu_enter, fpu_leave, frnn_cell, frnn_cell_io, team_fo
 
 DEF ALIGN = 64
 DEF CHUNKS = 4  # chunks a thread that a step is cut into: a worker that wakes late still finds some
+DEF ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
 DEF TILE_ROWS = 6  # rows of the widest tile: cutting it wastes registers
 # Where summing the input half ahead pays (100 steps, direct / hoisted time, Zen 4): one row of LSTM 64 1.01,
 # 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. From two rows on a tile reads its weights once for
@@ -124,16 +125,16 @@ cdef struct StepLoop:
     const frnn_cell *cell
     const frnn_cell_io *io
     const Hoisted *ahead
-    int64_t phase, rows, blocks
+    int64_t phase, first, rows, blocks  # rows from `first` on
     bint by_rows
 
 
 cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
     cdef const StepLoop *s = <const StepLoop *> context
-    cdef int64_t row0 = 0, row1 = s.rows, block0 = 0, block1 = s.blocks
+    cdef int64_t row0 = s.first, row1 = s.first + s.rows, block0 = 0, block1 = s.blocks
     cdef uint64_t token = fpu_enter()
     if s.by_rows:
-        row0, row1 = s.rows * chunk // chunks, s.rows * (chunk + 1) // chunks
+        row0, row1 = s.first + s.rows * chunk // chunks, s.first + s.rows * (chunk + 1) // chunks
     else:
         block0, block1 = s.blocks * chunk // chunks, s.blocks * (chunk + 1) // chunks
     if s.ahead != NULL:
@@ -144,16 +145,27 @@ cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogi
 
 
 cdef void share(StepLoop *s) noexcept nogil:
-    """Run one step (or one hoisted input half), by as many threads as the call has."""
-    cdef int64_t threads = team_size(s.f.team), tiles = (s.rows + TILE_ROWS - 1) // TILE_ROWS
-    s.blocks = s.f.table.cell_blocks(s.cell)
-    s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
-    if threads > 1:
-        team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
-    elif s.ahead != NULL:
-        s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, 0, 0, s.rows, 0, s.blocks)
-    else:
-        s.f.table.cell_step(s.cell, s.io, s.phase, 0, s.rows, 0, s.blocks)
+    """Run one step (or one hoisted input half), by as many threads as the call has. Where signals are looked for, a
+    step of very many rows is cut into parts of some 10 ms."""
+    cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles
+    cdef int64_t row_work = 8 * s.cell.H * (s.cell.I + s.cell.H)
+    s.blocks, s.first = s.f.table.cell_blocks(s.cell), 0
+    if s.f.watch != NULL:
+        most = max(TILE_ROWS * 16 * threads, ROWS_WORK // row_work)
+    while s.first < rows:
+        s.rows = min(most, rows - s.first)
+        tiles = (s.rows + TILE_ROWS - 1) // TILE_ROWS
+        s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
+        if threads > 1:
+            team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
+        elif s.ahead != NULL:
+            s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, 0, s.first, s.first + s.rows, 0, s.blocks)
+        else:
+            s.f.table.cell_step(s.cell, s.io, s.phase, s.first, s.first + s.rows, 0, s.blocks)
+        s.first += s.rows
+        if halt(s.f, row_work * s.rows):
+            break
+    s.rows = rows
 
 
 cdef void share_input(const frnn_cell *cell, Frame *f, const Hoisted *ahead, int64_t rows) noexcept nogil:
@@ -250,7 +262,7 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
                 continue
         for loop.phase in range(phases):
             share(&loop)
-        if halt(f, 8 * cell.H * (cell.I + cell.H) * alive):
+        if f.halted:
             return
     for r in range(n):
         t = rows.length[r] - 1

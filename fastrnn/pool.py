@@ -120,12 +120,22 @@ class StreamPool(PoolCore):
 
     def __contains__(self, slot) -> bool:
         """Whether a slot is open."""
-        with self._alone():
-            try:
-                self._place(slot)
-            except StateError:
-                return False
-            return True
+        try:
+            self._place(slot)
+        except StateError:
+            return False
+        return True
+
+    def _require_open(self, slot) -> None:
+        """StateError where a slot is not open; without waiting for a call of another thread."""
+        self._place(slot)
+
+    def _size_like(self, x) -> None:
+        """Lay out the slab for the sizes of x, the argument of a step, where the model leaves them open."""
+        if self.program is None:
+            with self._alone():
+                if self.program is None:
+                    self._lay_out(self.model._sized_like(x))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.slots.tolist())

@@ -56,6 +56,7 @@ LEVELS = {
     "pool": 5,
     "stream": 5,
     "stream_paced": 5,
+    "aio": 6,
     "model": 6,
     "loading": 7,
     "limits": 7,
