@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,24 @@ class TestCheckpoints:
         wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
         model = fastrnn.load(saved(wrapped), layers=torch_nets.NETS["tagger"][1])
         assert sum("off every name" in note for note in model.graph.notes) == 2
+
+    @pytest.mark.parametrize("new", [True, False])
+    def test_weight_norms_are_multiplied_out(self, new):
+        """Of a convolution and of a recurrent weight, as both of torch's functions write them."""
+        module = torch_nets.made("conv")
+        norm = nn.utils.parametrizations.weight_norm if new else nn.utils.weight_norm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older one is deprecated; its files stay
+            norm(module.front)
+            norm(module.rnn, "weight_ih_l0")
+        with torch.no_grad():
+            for name, tensor in module.named_parameters():
+                if name.endswith(("original0", "_g")):
+                    tensor *= 1.7
+        x = torch_nets.feed("conv")
+        model = fastrnn.load(saved(module.state_dict()), layers=torch_nets.NETS["conv"][1])
+        np.testing.assert_allclose(model(x.numpy()), torch_nets.answer(module, x).numpy(), rtol=1e-5, atol=1e-5)
+        assert "multiplied out 2 weight norms" in model.graph.notes
 
     def test_tied_weights_are_one_storage(self):
         emb = torch.randn(7, 5)

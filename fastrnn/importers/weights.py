@@ -6,6 +6,7 @@ a trailing ":0"). Order is the file's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -137,14 +138,48 @@ _WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 
 
 def unwrapped(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """(arrays without the prefixes that a wrapper put before every name, notes that say so)."""
+    """(arrays without the prefixes that a wrapper put before every name, and with weight norms multiplied out, notes
+    that say so)."""
     arrays, notes = dict(arrays), []
     while True:
         found = [p for p in _WRAPPERS if arrays and all(name.startswith(p) for name in arrays)]
         if not found:
-            return arrays, tuple(notes)
+            return _without_weight_norm(arrays, notes), tuple(notes)
         arrays = {name[len(found[0]) :]: array for name, array in arrays.items()}
         notes.append(f"took the prefix {found[0]!r} of {_WRAPPERS[found[0]]} off every name")
+
+
+# torch.nn.utils.weight_norm keeps a weight as its length g and its direction v: (g's name, the weight's, v's).
+_WEIGHT_NORM = (
+    (re.compile(r"(?P<module>.*\.)?parametrizations\.(?P<name>\w+)\.original0"), "parametrizations.{}.original1"),
+    (re.compile(r"(?P<module>.*\.)?(?P<name>weight\w*)_g"), "{}_v"),
+)
+
+
+def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dict[str, np.ndarray]:
+    """The arrays with each pair (g, v) of a weight norm as the weight g*v/|v| that it stands for, in v's place."""
+    weights, gone = {}, set()
+    for name, g in arrays.items():
+        for pattern, form in _WEIGHT_NORM:
+            match = pattern.fullmatch(name)
+            module = (match["module"] or "") if match else ""
+            v = arrays.get(module + form.format(match["name"])) if match else None
+            if match is None or v is None or v.dtype.kind != "f" or g.dtype.kind != "f" or g.ndim != v.ndim:
+                continue
+            if any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=True)):
+                continue  # no norm over whole axes: left as it is, so that whoever asks for the weight says so
+            axes = tuple(k for k, n in enumerate(g.shape) if n == 1)
+            wide = v.astype(np.float64)
+            length = np.sqrt(np.sum(wide**2, axis=axes, keepdims=True))
+            with np.errstate(all="ignore"):  # a direction of zeros has no length; what that gives, torch gives too
+                weight = (g * wide / length).astype(v.dtype)
+            weights[module + form.format(match["name"])] = (module + match["name"], weight)
+            gone.add(name)
+    if not weights:
+        return arrays
+    notes.append(f"multiplied out {len(weights)} weight norms")
+    kept = {name: weights.get(name, (name, array)) for name, array in arrays.items() if name not in gone}
+    return dict(kept.values())
 
 
 def read_safetensors(source) -> Weights:
