@@ -194,12 +194,13 @@ def has_layer_names(file: H5) -> bool:
 def read_weights(source) -> Weights:
     """The named tensors of a Keras file of weights (a path or bytes), of any version, for a list of layers.
 
-    Names are `layer/weight` (a legacy file) or paths such as `layers/lstm/cell/vars/0` (.weights.h5).
+    Names are `layer/weight` (a legacy file) or paths such as `lstm/cell/vars/0` (.weights.h5, whose `layers/` before it
+    is left out).
     """
     with opened(source) as file:
         if has_layer_names(file):
             pairs = [(layer, pair) for layer, tensors in layer_tensors(file).items() for pair in tensors]
             arrays = {f"{layer}/{name}": array for layer, (name, array) in pairs}
         else:
-            arrays = {n: a for n, a in file.walk() if not n.startswith("optimizer/")}
+            arrays = {n.removeprefix("layers/"): a for n, a in file.walk() if not n.startswith("optimizer/")}
         return Weights(arrays, file.where, parts=True)

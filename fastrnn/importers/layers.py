@@ -336,9 +336,9 @@ def _layernorm(stage: _Stage, entry: Entry) -> None:
 def _prelu(stage: _Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, {"weight": "alpha"})
     slope = layer.take("weight", None)
-    if slope.ndim > 1 and slope.size != 1:
+    if any(n != 1 for n in slope.shape[:-1]):  # Keras keeps an axis of one for each that shares its slopes
         raise ModelFormatError(f"{layer.name('weight')} is {list(slope.shape)}, expected one slope, or one a feature")
-    x = stage.features(layer.name("weight")) if slope.size != 1 else stage.current()
+    x = stage.features(layer.name("weight"), slope.ndim - 1) if slope.size != 1 else stage.current()
     held = stage.writer.constant(slope.reshape(-1), f"{entry.label}.weight")
     stage.x = stage.writer.binary("prelu", x, held, entry.label)
 
