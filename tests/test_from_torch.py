@@ -127,6 +127,30 @@ def test_nested_states_take_an_example():
     agrees(model, module, *x)
 
 
+class Decoder(nn.Module):
+    """A state that may be given, and an option that nobody gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.rnn, self.out = nn.Embedding(7, 4), nn.GRU(4, 5, batch_first=True), nn.Linear(5, 7)
+
+    def forward(self, ids, h=None, scale=2.0, flag=True):
+        y, h = self.rnn(self.emb(ids), h)
+        return (self.out(y) * scale if flag else y), h
+
+
+def test_arguments_with_defaults_keep_them():
+    module, ids, h = Decoder(), torch.randint(0, 7, (2, 3)), torch.randn(1, 2, 5)
+    model = fastrnn.from_torch(module)
+    assert [info.name for info in model.inputs] == ["ids"]
+    agrees(model, module, ids)
+    assert model.graph.notes[0] == "the module was traced by torch.fx"
+    model = fastrnn.from_torch(module, (ids, h))
+    assert [info.name for info in model.inputs] == ["ids", "h"]
+    assert model.graph.states == {"h": "y1"}
+    agrees(model, module, ids, h)
+
+
 class Written(nn.Module):
     """A forward of one expression; `rnn`, `lin` and `conv` are at hand."""
 
@@ -180,6 +204,7 @@ WRITTEN = {
     "expand": lambda m, x: m.rnn(x)[0] + m.scale.expand(x.shape[0], 1, 6),
     "expand_minus_one": lambda m, x: m.rnn(x)[0] + x[:, -1:].expand(-1, x.shape[1], -1),
     "repeat": lambda m, x: m.rnn(x)[0].repeat(1, 1, 2),
+    "causal": lambda m, x: m.conv(F.pad(x.transpose(1, 2), (2, 0))).transpose(1, 2),
     "pads": lambda m, x: m.conv(F.pad(m.rnn(x)[0].transpose(1, 2), (2, 0), value=0.5)).transpose(1, 2),
     "flip": lambda m, x: m.rnn(x.flip(1))[0].flip([1]),
     "functional": lambda m, x: F.linear(m.rnn(x)[0], m.lin.weight, m.lin.bias) + F.layer_norm(x, (6,)),
@@ -200,6 +225,8 @@ def test_functions_and_methods(name):
     model = fastrnn.from_torch(module, x)
     assert model.graph.notes[0] == "the module was traced by torch.fx"
     agrees(model, module, x)
+    if name == "causal":  # its input's form shows behind the padding
+        assert fastrnn.from_torch(module).inputs[0].dims == ("batch", "time", 6)
     if name != "expand_minus_one":
         agrees(model, module, torch.randn(3, 8, 6))
 

@@ -50,10 +50,18 @@ def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list
         graph = tracer.trace(module, concrete or None)
     except Exception as error:  # whatever the module's own code raises at a value that isn't there
         raise Unknown(f"torch.fx can't trace it ({type(error).__name__}: {str(error).splitlines()[0]:.120})") from None
-    for node in list(graph.nodes):  # asserts that fx puts in for concrete arguments, and their placeholders
-        if node.op == "placeholder" and node.name in concrete and not node.users:
-            graph.erase_node(node)
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, name in zip(places, names, strict=True):
+        if name in concrete:
+            _erase(graph, node)
     return fx.GraphModule(module, graph), [name for name, default in names.items() if default is _GIVEN]
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Take out the placeholder of an argument that keeps its default, and what fx puts in to check that it does."""
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
 
 
 _GIVEN = object()
@@ -130,6 +138,9 @@ def _dims_by_use(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tupl
             found = _dims_by_use(traced, user) if type(module) in _THROUGH else None
         elif name in _THROUGH_CALLS:
             found = _dims_by_use(traced, user)
+        elif name == "pad" and len(user.args) > 1 and isinstance(user.args[1], tuple | list) and len(user.args[1]) == 2:
+            found = _dims_by_use(traced, user)
+            found = found if found is not None and found[1][-1] == "time" else None
         elif name in ("transpose", "permute"):
             found = _transposed(_dims_by_use(traced, user), name, user.args[1:])
         if found is not None:
