@@ -75,7 +75,9 @@ _TRAINING = frozenset(
     "beta_regularizer gamma_regularizer alpha_regularizer depthwise_regularizer pointwise_regularizer "
     "activity_regularizer kernel_constraint recurrent_constraint bias_constraint embeddings_constraint "
     "beta_constraint gamma_constraint alpha_constraint depthwise_constraint pointwise_constraint "
-    "renorm_clipping renorm_momentum fused virtual_batch_size adjustment dynamic batch_size".split()
+    "renorm_clipping renorm_momentum fused virtual_batch_size adjustment dynamic batch_size input_dim "
+    "consume_less init inner_init forget_bias_init W_regularizer U_regularizer b_regularizer W_constraint b_constraint "
+    "dropout_W dropout_U beta_init gamma_init weights_init".split()
 )
 # Settings that may be there as long as they ask for nothing.
 _EMPTY = frozenset(

@@ -130,6 +130,7 @@ def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: Tensors) -> No
         wanted = list(_leaves(layer, True))
         wanted.sort(key=lambda entry: not entry[3])  # stable: trainable ones first, each kind in its order
         given = [(label, array) for label, array in found.get(layer.name, []) if not _is_state(layer, label, array)]
+        given = _of_keras_1(layer, given)
         if len(given) != len(wanted):
             expected = ", ".join(f"{leaf.name}/{name}" for leaf, _, name, _ in wanted) or "none"
             got = ", ".join(label for label, _ in given) or "none"
@@ -138,8 +139,35 @@ def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: Tensors) -> No
                 f"expected {len(wanted)}: {expected}"
             )
         for (leaf, part, name, _), (label, array) in zip(wanted, given, strict=True):
+            array = _one_axis(leaf, name, array)
             _check_name(leaf, name, label)
             tensors.put(leaf, part, name, label, array)
+
+
+# Keras 1 keeps W, U and b of each gate apart, in these orders; those of Keras 2 are i f c o and z r h.
+_GATES_OF_KERAS_1 = {"LSTM": "icfo", "GRU": "zrh"}
+
+
+def _of_keras_1(layer: Layer, given: Pairs) -> Pairs:
+    """The tensors of Keras 1's recurrent layers as kernel, recurrent kernel and bias; others as they are."""
+    halves = list(layer.parts.values()) if layer.kind == "Bidirectional" else [layer]
+    order = _GATES_OF_KERAS_1.get(halves[0].kind)
+    if order is None or "output_dim" not in halves[0].config or len(given) != 3 * len(order) * len(halves):
+        return given
+    found: Pairs = []
+    for half in range(len(halves)):
+        mine = given[half * 3 * len(order) :]
+        for k, name in enumerate(("kernel", "recurrent_kernel", "bias")):
+            blocks = [mine[3 * order.index(gate) + k][1] for gate in ("ifco" if order == "icfo" else order)]
+            found.append((f"{halves[half].name}/{name}", np.concatenate(blocks, axis=-1)))
+    return found
+
+
+def _one_axis(leaf: Layer, name: str, array: np.ndarray) -> np.ndarray:
+    """Keras 1 gives kernels of Convolution1D an axis of one more."""
+    if leaf.kind == "Convolution1D" and name == "kernel" and array.ndim == 4 and array.shape[1] == 1:
+        return array[:, 0]
+    return array
 
 
 def _check_name(leaf: Layer, name: str, label: str) -> None:
