@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastrnn.graph import OPS
-
 CASES: dict[str, tuple] = {}  # name -> (function of (keras, layers), options)
 
 
@@ -391,7 +389,7 @@ def _graph_cases():
             a, b = keras.Input((5, 3)), keras.Input((4, 3))
             return keras.Model([a, b], L.Dot(axes=2, normalize=normalize)([a, b]))
 
-    for causal in (False, True) if "attention" in OPS else ():
+    for causal in (False, True):
         for masked in (False, True):
 
             @case(
@@ -411,8 +409,6 @@ def _graph_cases():
                 p, q = (L.Masking(-1.0)(v) if masked else v for v in (a, b))
                 return keras.Model([a, b], L.Attention(use_scale=True)([p, q], use_causal_mask=causal))
 
-    if "attention" not in OPS:
-        return
     for kind, more in (
         ("AdditiveAttention", {}),
         ("AdditiveAttention", {"use_scale": False}),

@@ -78,7 +78,8 @@ def streamed(model, inputs, whole) -> None:
     if not any(timed) or any("time" in str(i.dims) and i.dims[1] != "time" for i in model.outputs):
         return
     steps = next(a.shape[1] for a, t in zip(inputs, timed, strict=True) if t)
-    stream, at, parts = model.stream(batch_size=len(inputs[0])), 0, []
+    bound = {"context": steps} if any(n.op == "attention" for n in model.graph.nodes) else {}
+    stream, at, parts = model.stream(batch_size=len(inputs[0]), **bound), 0, []
     for size in (1, 3, steps - 4):
         chunk = [a[:, at : at + size] if t else a for a, t in zip(inputs, timed, strict=True)]
         made = stream.push(chunk[0] if len(chunk) == 1 else tuple(chunk))

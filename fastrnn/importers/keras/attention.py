@@ -9,20 +9,14 @@ from __future__ import annotations
 import math
 from functools import reduce
 
-from ...graph import OPS, Value
+from ...graph import Value
 from .calls import Call, Finding, Tensor, layer
 
 _FAR = -1e9
 
 
-def _have_op() -> None:
-    if "attention" not in OPS:
-        raise Finding("attention")
-
-
 @layer("MultiHeadAttention", masks="own")
 def _multi_head(c: Call) -> list[Tensor]:
-    _have_op()
     heads, d = c.size("num_heads"), c.size("key_dim")
     dv = c.size("value_dim") if c.get("value_dim") is not None else d
     inputs = _query_value_key(c)
@@ -118,7 +112,6 @@ def _bias(c: Call, inputs: list[Tensor]) -> Value | None:
 @layer("Attention", "AdditiveAttention", masks="own")
 def _attention(c: Call) -> list[Tensor]:
     """softmax(score(q, k)) v; the score is a product, or scale * sum(tanh(q + k)) (additive, or score_mode concat)."""
-    _have_op()
     inputs, masks = c.inputs, c.masks()
     if len(inputs) not in (2, 3) or any(len(x.dims) != 3 for x in inputs):
         raise Finding(f"of {len(inputs)} inputs of {[len(x.dims) for x in inputs]} axes")
