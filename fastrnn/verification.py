@@ -27,7 +27,7 @@ SIZES = ((1, 1), (1, 7), (2, 19), (5, 3))
 TOLERANCE = 1e-4
 # An engine that keeps float16 values rounds each of them by up to 2^-11; a few layers add up to ten of those.
 TOLERANCE_FLOAT16 = 5e-3
-ENGINES = ("onnxruntime", "torch", "reference")
+ENGINES = ("onnxruntime", "torch", "keras", "reference")
 MAX_SIZE = 4096  # the largest batch or time that is tried to meet a size that the file has frozen
 
 
@@ -111,9 +111,10 @@ def verify(
     ----------
     model : path or Model
         A file that `fastrnn.load` reads, or a loaded model.
-    against : "onnxruntime", "torch" or "reference"
-        onnxruntime runs the ONNX file itself; torch reads a file of its weights and runs its own modules over them; the
-        reference is fastrnn's float64 NumPy meaning of the graph, so it checks the kernels but not the import.
+    against : "onnxruntime", "torch", "keras" or "reference"
+        onnxruntime runs the ONNX file itself; torch reads a file of its weights and runs its own modules over them;
+        keras loads and runs its own file; the reference is fastrnn's float64 NumPy meaning of the graph, so it checks
+        the kernels but not the import.
     source : path, optional
         The file for the other engine, where `model` is a Model or a `.fastrnn` file made from it.
     seed : int
@@ -167,6 +168,14 @@ def verify(
         if file is None or not file.lower().endswith(SUFFIXES):
             raise UnsupportedError(f"torch needs the file of weights ({' '.join(SUFFIXES)}): give source=, got {file}")
         other = Torch(file, layers, key)
+    elif against == "keras":
+        from .verification_keras import SUFFIXES as KERAS_SUFFIXES
+        from .verification_keras import Keras
+
+        file = os.fspath(source) if source is not None else path
+        if file is None or not file.lower().endswith(KERAS_SUFFIXES):
+            raise UnsupportedError(f"Keras needs its own file ({' '.join(KERAS_SUFFIXES)}): give source=, got {file}")
+        other = Keras(file, TOLERANCE)
     else:
         other = _OnnxRuntime(_onnx_file(source if source is not None else path), bind or {})
     shown = str(path) if path is not None else loaded.name

@@ -277,8 +277,9 @@ def keras_1(rng):
                 for n, s in named:
                     group[n] = rng.normal(size=s).astype(np.float32) * 0.4
         same = {"recurrent_activation": "hard_sigmoid"}
-        new = keras.Sequential([L.Input((None, 3)), L.LSTM(4, return_sequences=True, name="lstm_1", **same),
-                                L.GRU(5, name="gru_1", reset_after=False, **same), L.Dense(2, name="dense_1")])  # fmt: skip
+        layers = [L.Input((None, 3)), L.LSTM(4, return_sequences=True, name="lstm_1", **same)]
+        layers += [L.GRU(5, name="gru_1", reset_after=False, **same), L.Dense(2, name="dense_1")]
+        new = keras.Sequential(layers)
         new.load_weights(path)
         x = rng.normal(size=(3, 6, 3)).astype(np.float32)
         return path.read_bytes(), [x], [new(x)]

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import fastrnn
 
@@ -20,6 +21,7 @@ EXAMPLE = """\
 example:
   fastrnn-convert examples/tone_words.onnx --verify
   fastrnn-convert model.onnx -o out.fastrnn --bind sr=16000 --states h0=hn
+  fastrnn-convert model.keras --verify
   fastrnn-convert weights.pt --layers 'embedding:emb lstm:rnn linear:out softmax' --verify
 
 OUT.fastrnn is replaced if it is a .fastrnn file already; any other file is left alone unless --force is given.
@@ -42,7 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action="store_true",
         help="compare the written file on random inputs with onnxruntime, where MODEL is an ONNX file, or with torch, "
-        "where it is one of PyTorch's weights; with fastrnn's float64 reference where that is not installed",
+        "where it is one of PyTorch's weights, or with Keras, where it is one of its models; with fastrnn's float64 "
+        "reference where that is not installed",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT.fastrnn whatever it holds")
     options.add_common(parser)
@@ -112,11 +115,12 @@ def check(saved: fastrnn.Model, args: argparse.Namespace, target: Path) -> tuple
     judge, why = verify.judge(args.model)
     if judge == "reference":
         return named(fastrnn.verify(saved, against="reference"), target), why
-    given = {"bind": dict(args.bind)} if judge == "onnxruntime" else {"layers": args.layers, "key": args.key}
+    given: dict[str, Any] = {"bind": dict(args.bind)} if judge == "onnxruntime" else {}
+    given |= {"layers": args.layers, "key": args.key} if judge == "torch" else {}
     try:
         return named(fastrnn.verify(saved, judge, source=args.model, **given), target), None
-    except fastrnn.UnsupportedError as error:  # options of layers that torch's modules don't have
-        if judge != "torch":
+    except fastrnn.UnsupportedError as error:  # what the framework itself can't load, or has no module for
+        if judge not in ("torch", "keras"):
             raise
         return named(fastrnn.verify(saved, against="reference"), target), str(error)
 

@@ -51,6 +51,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         "--float32", action="store_true", help="compute a float64 model in float32 (refused unless you say so)"
     )
     add_weights(parser)
+    add_config(parser)
     parser.add_argument(
         "--allow-torch",
         action="store_true",
@@ -68,6 +69,13 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--key", metavar="NAME", help="where the weights lie in a PyTorch checkpoint, such as --key model"
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """--config: the architecture for a Keras file of bare weights."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="the JSON of model.to_json(), for a Keras file that holds weights alone"
     )
 
 
@@ -117,6 +125,7 @@ def load(args: argparse.Namespace) -> fastrnn.Model:
         states=dict(args.states) or None,
         layers=args.layers,
         key=args.key,
+        config=args.config,
         allow_torch=args.allow_torch,
         sizes=dict(args.sizes) or None,
         float64_as_float32=args.float32,

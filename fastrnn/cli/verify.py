@@ -12,6 +12,7 @@ from . import options
 from .output import print_json, print_line, print_table
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 EXAMPLE = """\
 example:
   fastrnn verify examples/tone_words.onnx
@@ -26,10 +27,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
     parser.add_argument(
         "--against",
-        choices=("onnxruntime", "torch", "reference"),
+        choices=("onnxruntime", "torch", "keras", "reference"),
         help="onnxruntime runs the ONNX file itself; torch reads a file of its weights and runs its own modules over "
-        "them; reference is fastrnn's float64 NumPy meaning of the model, which needs nothing installed (default: the "
-        "one that fits the file and is installed, else reference)",
+        "them; keras loads and runs its own file; reference is fastrnn's float64 NumPy meaning of the model, which "
+        "needs nothing installed (default: the one that fits the file and is installed, else reference)",
     )
     parser.add_argument(
         "--source", metavar="FILE", help="the ONNX file or file of weights, where MODEL is a .fastrnn file"
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.against is not None:
         found, why = args.against, why_not_onnxruntime(args.source or args.model)
         why = why if found == "onnxruntime" else None
-    if why and args.source and Path(args.source).suffix.lower() not in (".onnx", *TORCH_SUFFIXES):
+    if why and args.source and Path(args.source).suffix.lower() not in (".onnx", *TORCH_SUFFIXES, *KERAS_SUFFIXES):
         raise fastrnn.UnsupportedError(f"--source: {why}")
     if why and args.against:
         raise fastrnn.UnsupportedError(f"{why}: name the ONNX file with --source, or take --against reference")
@@ -76,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 def judge(path: str) -> tuple[str, str | None]:
     """The engine to compare a file with, and, where that is the reference, why."""
+    if Path(path).suffix.lower() in KERAS_SUFFIXES:
+        if importlib.util.find_spec("keras") is None:
+            return "reference", "Keras is not installed"
+        return "keras", None
     if Path(path).suffix.lower() not in TORCH_SUFFIXES:
         why = why_not_onnxruntime(path)
         return "reference" if why else "onnxruntime", why

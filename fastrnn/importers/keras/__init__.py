@@ -80,6 +80,21 @@ def _from_h5(source, where: str, config, float64: bool) -> Graph:
     return _located(where, lambda: build(root, told, tensors, float64=float64))
 
 
+def written_by(path) -> str | None:
+    """The version of Keras that a file at a path names; None where it names none, or is no Keras file."""
+    try:
+        with open(path, "rb") as file:
+            zipped = is_keras(file.read(8))
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                entries = _entries(archive, str(path))
+                return parse(_entry(archive, entries, "metadata.json", 1 << 20, str(path))).get("keras_version")
+        with opened(path) as h5:
+            return h5.text("keras_version")
+    except (ModelFormatError, zipfile.BadZipFile):
+        return None
+
+
 def _given_config(config) -> dict:
     if isinstance(config, dict):
         return json.loads(json.dumps(config))

@@ -1,0 +1,60 @@
+"""Keras as an engine of `verify`, for whole models: Keras loads the file and runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .errors import FastRNNError, UnsupportedError
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+class Keras:
+    """A file that Keras runs, on whatever backend it has.
+
+    Raises UnsupportedError where Keras is not installed, is of another major version than the file (whose layers it
+    would compute otherwise), or can't load the file.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: str | os.PathLike, tolerance: float):
+        self.tolerance, where = tolerance, os.fspath(path)
+        try:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            import keras
+        except ImportError:
+            raise UnsupportedError(
+                'verifying against Keras needs Keras, which is not installed: verify against="reference"'
+            ) from None
+        from .importers.keras import written_by
+
+        written = written_by(where)
+        if written is None or written.split(".")[0] != keras.__version__.split(".")[0]:
+            raise UnsupportedError(
+                f"{where} was written by Keras {written}; the installed {keras.__version__} computes some layers of "
+                'another major version otherwise: verify against="reference"'
+            )
+        self.keras, self.title = keras, f"Keras {keras.__version__}"
+        try:
+            self.model = keras.models.load_model(where, compile=False)
+        except FastRNNError:
+            raise
+        except Exception as error:  # Keras raises whatever its parts do
+            raise UnsupportedError(f"Keras can't load {where}: {str(error).strip().splitlines()[0]:.160}") from None
+
+    def dims(self, name: str) -> tuple | None:
+        """The sizes of an input that the file has fixed."""
+        return next((tuple(x.shape) for x in self.model.inputs if x.name == name), None)
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """All outputs, in Keras's order."""
+        for layer in self.model.layers:
+            if getattr(layer, "stateful", False):
+                layer.reset_states()
+        given = list(feeds.values())
+        made = self.model(given[0] if len(given) == 1 else given, training=False)
+        return [np.asarray(self.keras.ops.convert_to_numpy(y)) for y in self.keras.tree.flatten(made)]
