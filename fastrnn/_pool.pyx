@@ -364,6 +364,8 @@ cdef class PoolCore:
         cdef int64_t done = 0, rows, i
         cdef Scratch s
         self.check_room(n, 1)
+        if self.program.room >= 0:
+            self.program.check_room(self.slab_data, self.place, n, 1)
         kept = self.keep(n) if self.careful(n) else None
         try:
             while done < n:
@@ -414,6 +416,9 @@ cdef class PoolCore:
         if self.program.room >= 0:
             for r in range(n):
                 self.program.check_room(self.slab_data, self.place + r, 1, lengths[r])
+        if self.program.room >= 0:
+            for r in range(n):
+                self.program.check_room(self.slab_data, self.place + r, 1, <int64_t> lengths[r])
         kept = self.keep(n) if self.careful(total) else None
         try:
             if sides == NULL or data == NULL:
@@ -498,6 +503,28 @@ cdef class PoolCore:
     def _find(self, slots):
         """`find` for the subclass."""
         return self.find(slots)
+
+    def _found(self, int64_t n):
+        """int64 [n]: the places that `_find` has found, a copy."""
+        cdef cnp.npy_intp size = n
+        return cnp.PyArray_SimpleNewFromData(1, &size, cnp.NPY_INT64, self.place).copy()
+
+    @property
+    def _rows_a_call(self):
+        return self.rows_a_call
+
+    def _call_paced(self, places, arrays, int64_t number):
+        """One call of a plan with a timetable, bound to the counts `number`: places int64 [rows], arrays of just the
+        steps that it takes and brings. The caller puts the slab back where this raises."""
+        cdef Scratch s = self.program.take(len(places), number, 0)
+        cdef int64_t i
+        for i in range(len(arrays)):
+            s.base[i] = cnp.PyArray_DATA(<cnp.ndarray?> arrays[i])
+        try:
+            self.program.call(s, self.slab_data, <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray?> places))
+        finally:
+            self.program.give(s)
+        PyErr_CheckSignals()
 
     @property
     def _table_bytes(self):

@@ -83,7 +83,8 @@ class Batcher:
 
         Returns
         -------
-        array [features...], its own memory; a tuple for several outputs.
+        array [features...], its own memory; a tuple for several outputs; what a lone stream's step returns, where
+        outputs don't come one a step.
 
         Raises
         ------
@@ -237,6 +238,8 @@ class Batcher:
     def _step(self, tick: list[_Request]) -> list:
         stacked = [np.stack([r.arrays[i] for r in tick]) for i in range(len(tick[0].arrays))]
         y = self.pool.step([r.slot for r in tick], stacked[0] if len(stacked) == 1 else tuple(stacked))
+        if isinstance(y, list):  # of a PacedPool: each row's own already
+            return y
         outputs = list(zip(self.pool._outputs, y if isinstance(y, tuple) else (y,), strict=True))
         rows = [[(o[i] if a.batched else o).copy() for a, o in outputs] for i in range(len(tick))]
         return [row[0] if len(row) == 1 else tuple(row) for row in rows]

@@ -22,6 +22,7 @@ from .passes.positions import spread_positions
 from .passes.sizes import fix_sizes
 from .plan import has_time
 from .pool import StreamPool
+from .pool_paced import PacedPool
 from .stream import Stream
 from .stream_graph import rewrite
 from .stream_paced import POSITION, PacedStream
@@ -348,7 +349,9 @@ class Model:
         StreamError : the model can't be streamed; the text names each node and why. A context as in `stream`.
         ShapeError : capacity is no int in 1..2^24. StateError : no memory holds it.
         """
-        return StreamPool(self, capacity, self._context(context, at_context))
+        paced = not self._streaming_problems() and not self._timetable.plain
+        bound = self._context(context, at_context)
+        return PacedPool(self, capacity, bound) if paced else StreamPool(self, capacity, bound)
 
     def _stream_parts(
         self, batch_size: int | None, context: Context | None = None

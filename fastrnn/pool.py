@@ -12,7 +12,7 @@ from . import dims as D
 from . import forks, snapshots, states
 from ._pool import PoolCore
 from .arguments import check_out, collect, deliver, plain_forms, whole_number
-from .errors import ShapeError, StateError, StreamError
+from .errors import ShapeError, StateError
 
 if TYPE_CHECKING:
     from .lowering_attention import Context
@@ -41,10 +41,6 @@ class StreamPool(PoolCore):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
         self.model, self._context = model, context
         model._check_streamable()
-        if not model._timetable.plain:  # of slots at different positions, those of equal `Timetable.phase` go together
-            raise StreamError(
-                f"{model.name}: its outputs come at another pace than its inputs, which pools don't step yet"
-            )
         with _memory_for(model, capacity):
             self._resize(capacity)
         if not model._open_sizes:
@@ -57,8 +53,14 @@ class StreamPool(PoolCore):
         plan, sides = program.plan, (*inputs, *outputs)
         shared = not all(a.batched for a in sides)
         batch = plan.has_batch
-        row_bytes = program.arena_bytes(2, 1) - program.arena_bytes(1, 1) if batch else 0
-        row_flops = float(D.evaluate(plan.flops, {"batch": 1, "time": 1, "span": 1}))
+        steady, sizes = 1, {"time": 1, "span": 1}
+        if (
+            plan.paced and plan.timetable is not None
+        ):  # what `Program` has in the place of the time: the number of a step's counts
+            counts = plan.timetable.counts(plan.timetable.start, 1)
+            steady, sizes = counts.number, plan.timetable.sizes(counts.number)
+        row_bytes = program.arena_bytes(2, steady) - program.arena_bytes(1, steady) if batch else 0
+        row_flops = float(D.evaluate(plan.flops, sizes | {"batch": 1}))
         forms = [] if shared else plain_forms(inputs, outputs)
         with _memory_for(model, self.capacity):
             self._begin(program, layout.initial_row, batch, shared, row_bytes, row_flops, forms)
@@ -207,6 +209,14 @@ class StreamPool(PoolCore):
         except ShapeError as error:
             raise ShapeError(f"chunk {i}: {error}") from None
         return next(iter(lengths.values())), arrays
+
+    def flush(self, slot: int):
+        """The outputs of a stream that were held back: of a model that does not look ahead none, as `Stream.flush`."""
+        with self._alone():
+            self._place(slot)
+            self._require_sizes()
+            empty = [np.empty(o.chunk_shape(None, 0), o.stored) if o.timed else None for o in self._outputs]
+        return deliver(empty, None)
 
     # -- states --
     def state(self, slot: int) -> dict[str, np.ndarray]:

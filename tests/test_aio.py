@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from test_model_stream import some
-from test_pool import MODELS, data, opened, same, step_of
+from test_pool import MODELS, PACED, data, opened, same, step_of
 
 import fastrnn
 from fastrnn.aio import Batcher
@@ -20,9 +20,9 @@ def run(main):
 
 
 class TestTicks:
-    @pytest.mark.parametrize("name", ["lstm", "two sides", "words"])
+    @pytest.mark.parametrize("name", ["lstm", "two sides", "words", "looks ahead", "biased"])
     def test_answers_are_those_of_lone_streams(self, name):
-        model = MODELS[name]
+        model = (MODELS | PACED)[name]
         pool, slots = opened(model, 40)
 
         async def caller(batcher, i):

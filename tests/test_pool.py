@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from test_model_stream import some, stack
 from test_plan import weights
+from test_stream_windows import Stack
 
 import fastrnn
 from fastrnn.cells import CellSpec
@@ -54,6 +55,15 @@ def threaded():
     return b.done(b.add("transpose", y, perm=(1, 0, 2)), end, states={"h0": end})
 
 
+def biased():
+    """Looks one step ahead, with an input that has no time axis."""
+    b = GraphBuilder("biased")
+    x, who = b.input("x", "float32", BATCH, 3, TIME), b.input("who", "float32", BATCH, 4, 1)
+    W = b.constant("W", some(4, 3, 3))
+    y = b.add("conv", x, W, strides=(1,), dilations=(1,), pads=(1, 1), groups=1)
+    return b.done(b.add("binary", y, who, fn="add"))
+
+
 MODELS = {
     "lstm": Model(stack("lstm", I=4, H=9)),
     "gru": Model(stack("gru", I=4, H=24, time_major=True)),
@@ -61,6 +71,14 @@ MODELS = {
     "two sides": Model(two_sides()),
     "words": Model(words()),
     "threaded": Model(threaded()),
+}
+
+
+PACED = {
+    "looks ahead": Model(Stack().conv(pads=(1, 1)).conv(stride=2, pads=(2, 2)).cell().done()),
+    "upsamples": Model(Stack().conv_transpose(stride=2).conv(stride=3).done()),
+    "the last step": Model(Stack().conv(pads=(0, 2)).cell().last().done()),
+    "biased": Model(biased()),
 }
 
 
@@ -105,9 +123,11 @@ def same(a, b):
 class PoolMachine(RuleBasedStateMachine):
     """Opens, closes, resets, steps, pushes, grows and copies at random; beside each slot lives a lone stream."""
 
-    @initialize(name=st.sampled_from(sorted(MODELS)), capacity=st.integers(1, 6))
-    def begin(self, name, capacity):
-        self.model = MODELS[name]
+    models = MODELS
+
+    @initialize(choose=st.data(), capacity=st.integers(1, 6))
+    def begin(self, choose, capacity):
+        self.model = self.models[choose.draw(st.sampled_from(sorted(self.models)))]
         self.pool = self.model.pool(capacity=capacity)
         self.live, self.gone, self.seed = {}, [], 0
 
@@ -166,6 +186,23 @@ class PoolMachine(RuleBasedStateMachine):
         for i, (slot, x) in enumerate(zip(slots, arrays, strict=True)):
             mine = tuple(o[i] for o in y) if isinstance(y, tuple) else y[i]
             assert same(self.live[slot].step(x), mine)
+
+    @precondition(lambda self: self.live)
+    @rule(choose=st.data())
+    def flush(self, choose):
+        slot = choose.draw(st.sampled_from(sorted(self.live)))
+        lone = self.live[slot]
+        if lone.steps_done == 0:
+            return
+        assert same(lone.flush(), self.pool.flush(slot))
+        if self.model.delay or self.models is PACED:
+            with pytest.raises(fastrnn.StreamError, match="flushed"):
+                self.pool.push([slot], [self.inputs(1)])
+            state = self.pool.state(slot)
+            assert state["steps_done"] == -1
+            self.pool.set_state(slot, state)
+            self.pool.reset(slot)
+            lone.reset()
 
     @precondition(lambda self: self.live)
     @rule(choose=st.data())
@@ -239,6 +276,16 @@ PoolMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPoolIsManyStreams = PoolMachine.TestCase
+
+
+class PacedMachine(PoolMachine):
+    """The same with models that look ahead or change the rate."""
+
+    models = PACED
+
+
+PacedMachine.TestCase.settings = settings(PoolMachine.TestCase.settings, max_examples=40)
+TestPacedPoolIsManyStreams = PacedMachine.TestCase
 
 
 def opened(model, n, capacity=None):
@@ -336,6 +383,26 @@ class TestRows:
             pool.step(slots, some(2, 8))
         more = pool.open()
         assert np.array_equal(pool.step([more], x[:1, 0]), model.stream(1).step(x[:1, 0]))
+
+
+class TestPaced:
+    @pytest.mark.parametrize("name", sorted(PACED))
+    def test_slots_at_all_phases(self, name):
+        model = PACED[name]
+        pool, slots = opened(model, 150)
+        lone = [model.stream() for _ in range(150)]
+        for round_ in range(3):
+            chunks = [data(model, (i * (7 + round_)) % 75, i) for i in range(150)]
+            for s, chunk, y in zip(lone, chunks, pool.push(slots, chunks), strict=True):
+                assert same(s.push(chunk), y)
+        frames = [step_of(data(model, 1, i), 0) for i in range(150)]
+        for s, x, y in zip(lone, frames, pool.step(slots, stacked(frames)), strict=True):
+            assert same(s.step(x), y)
+
+    def test_no_out(self):
+        pool, slots = opened(PACED["looks ahead"], 2)
+        with pytest.raises(fastrnn.StreamError, match="no out"):
+            pool.step(slots, some(2, 3), out=np.zeros((2, 5), np.float32))
 
 
 class TestCalls:

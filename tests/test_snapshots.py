@@ -123,8 +123,15 @@ class TestTheSameBits:
             other.restore(stream.snapshot())
             with pytest.raises(fastrnn.StreamError, match="flushed"):
                 other.push(x)
-        with pytest.raises(fastrnn.StreamError, match="pool"):
-            model.pool()
+        pool, stream = model.pool(capacity=3), model.stream()
+        stream.push(some(7, 3))
+        slots = [pool.restore(stream.snapshot()), pool.open()]
+        pool.flush(slots[1])
+        again = model.pool(capacity=3)
+        ended = list(again.restore_all(pool.snapshot_all()).values())[1]
+        assert same(again.flush(again.slots[0]), stream.flush())
+        with pytest.raises(fastrnn.StreamError, match="flushed"):
+            again.push([ended], [some(1, 3)])
 
     def test_its_inputs_without_time_are_in_it(self):
         b = GraphBuilder("with a bias")
@@ -136,6 +143,13 @@ class TestTheSameBits:
             stream, other = model.stream(batch_size=n), model.stream(batch_size=n)
             stream.push((some(*((n,) if n else ()), 5, 3), some(*((n,) if n else ()), 4, 1)))
             other.restore(stream.snapshot())
+            if n is None:
+                pool = model.pool(capacity=2)
+                other = Model(model.graph).stream()
+                other.restore(pool.snapshot(pool.restore(stream.snapshot())))
+                slot = pool.restore(stream.snapshot())
+                assert same(other.flush(), pool.flush(slot))
+                other.restore(stream.snapshot())
             assert same(stream.flush(), other.flush())
 
 

@@ -54,6 +54,7 @@ LEVELS = {
     "states": 4,
     "_pool": 5,
     "pool": 5,
+    "pool_paced": 5,
     "stream": 5,
     "stream_paced": 5,
     "aio": 6,
