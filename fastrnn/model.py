@@ -167,7 +167,7 @@ class Model:
         *arrays, **named : the inputs, by position in the file's order and by name; dtypes as `inputs` says
         lengths : ints, one a row of the batch, optional
             Row i ends after lengths[i] steps: its outputs are those of a run of that row alone, cut to that length, and
-            zero from there on.
+            zero from there on. A file's own input of this name is that input.
 
         Returns
         -------
@@ -177,6 +177,8 @@ class Model:
         ------
         ShapeError : a missing or unknown input, a wrong dtype or shape, a length outside 0..time.
         """
+        if lengths is not None and "lengths" in self.graph.inputs:
+            named, lengths = {**named, "lengths": lengths}, None
         feeds = self._collect(arrays, named)
         if lengths is not None:
             return self._run_ragged(feeds, lengths)

@@ -204,10 +204,10 @@ class Builder:
         A Dim whose example is 1 against another size was a real broadcast in the file: it is frozen at 1. A constant
         that is the same number all along an axis of the example's length follows the axis: it is cut to 1 there.
         """
-        from .positions import thaw_masks  # which writes to a Builder itself
+        from .positions import counted, thaw_masks  # which write to a Builder themselves
 
         rank = max(len(v.dims) for v in values)
-        values = thaw_masks(self, list(values))
+        values = [counted(self, v) for v in thaw_masks(self, list(values))]
         for i in range(rank):
             where = [(k, i - rank + len(v.dims)) for k, v in enumerate(values)]
             where = [(k, j) for k, j in where if j >= 0]

@@ -140,6 +140,30 @@ def _thawed(ctx, value, axes: list, size: Dim):
     return ctx.reshape(ctx.one("where", keep, *(Const(v.reshape(())) for v in (inside, outside))), dims)
 
 
+def counted(ctx, value):
+    """A constant that counts along one axis (positions, as arange makes them), or that is a mask which nothing of two
+    like axes met, as a value whose length becomes a size of the file where they meet."""
+    if not isinstance(value, Const) or not value.dims or value.array.size < 2 or value.array.dtype.kind not in "ifb":
+        return value
+    array, n = value.array, value.dims[-1]
+    if array.size == max(value.dims) and (array.reshape(-1) == np.arange(array.size)).all():
+        size = ctx.table.literal(("a constant that counts", value.dims, array.dtype.name), array.size)
+        if not isinstance(size, Dim):
+            return value
+        out, kind = ctx.positions(size), ctx.dtype(array.dtype)
+        out = out if kind == "int64" else ctx.one("cast", out, to=kind)
+        return ctx.reshape(out, tuple(size if d != 1 else 1 for d in value.dims))
+    if len(value.dims) < 2 or value.dims[-2] != n or array.size != n * n:
+        return value
+    found = _band(array.reshape(n, n))
+    size = n if found is None or found[2] != n else ctx.table.literal(("a mask", value.dims, array.dtype.name), n)
+    if not isinstance(size, Dim):
+        return value
+    past, ahead = (Const(np.array(v)) for v in found[:2])
+    chosen = ctx.one("where", triangle(ctx, (size, size), 0, False), past, ahead)
+    return ctx.reshape(chosen, (*(1 for _ in value.dims[:-2]), size, size))
+
+
 def _band(mask: np.ndarray) -> tuple | None:
     """(number inside, number outside, width) of a matrix that is constant in a band below its diagonal; else None."""
     n = len(mask)

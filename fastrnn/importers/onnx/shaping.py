@@ -309,7 +309,7 @@ def _expand(ctx, n: NodeReader):
     value = uniform(x)
     if isinstance(x, Const) and value is not None:
         return [_filled(value, x.array.dtype, _expand_uniform(ctx, x.dims, target))]
-    dims = _expand_dims(ctx, x.dims, target)
+    dims = _expand_dims(ctx, x.dims, target, isinstance(x, Live))
     if x.dims == dims:
         return [x]
     if isinstance(x, Ints) and x.array.size == 1:
@@ -321,7 +321,7 @@ def _expand(ctx, n: NodeReader):
     return [ctx.one("expand", x, dims=dims)]
 
 
-def _expand_dims(ctx, dims: tuple, target: list) -> tuple:
+def _expand_dims(ctx, dims: tuple, target: list, live: bool = False) -> tuple:
     """Broadcasting of dims with a target whose ints may be frozen: one equal to the example follows the dim."""
     rank, out = max(len(dims), len(target)), []
     dims, target = (1,) * (rank - len(dims)) + tuple(dims), (1,) * (rank - len(target)) + tuple(target)
@@ -331,7 +331,7 @@ def _expand_dims(ctx, dims: tuple, target: list) -> tuple:
         if d == t or (isinstance(t, int) and t in (1, -1)):
             out.append(d)
         elif isinstance(d, int) and d == 1:
-            out.append(_frozen_time(ctx, t))
+            out.append(_repeats(ctx, t, len(out) - rank) if live else t)
         elif isinstance(d, Dim) and isinstance(t, int) and ctx.table.example(d) == t:
             out.append(d)
         elif isinstance(d, Dim) and ctx.table.example(d) == 1:
@@ -341,13 +341,10 @@ def _expand_dims(ctx, dims: tuple, target: list) -> tuple:
     return tuple(out)
 
 
-def _frozen_time(ctx, t):
-    """A literal number of repeats that is the length of the file's own time, for which an exporter wrote it: that."""
-    times = [s for s in ctx.table.roots() if s.role == "time" and s.genuine]
-    if isinstance(t, Dim) or t < 2 or len(times) != 1 or times[0].example != t:
-        return t
-    ctx.table.notes.setdefault(f"repeat {ctx.label}", f"{ctx.label}: repeats {t} times, as many as there are steps")
-    return ctx.table.dim(times[0])
+def _repeats(ctx, t, axis: int):
+    """A literal number of repeats: where it is a size of the file, for which an exporter may have written it, it
+    follows that size if they meet, or if it is stepped along as that size is."""
+    return t if isinstance(t, Dim) or t < 2 else ctx.table.literal((ctx.label, axis), t)
 
 
 def _expand_uniform(ctx, dims: tuple, target: list) -> tuple:
@@ -372,7 +369,7 @@ def _tile(ctx, n: NodeReader):
             continue
         size = x.dims[axis]
         if isinstance(size, int) and size == 1:
-            x = ctx.one("expand", x, dims=(*x.dims[:axis], _frozen_time(ctx, r), *x.dims[axis + 1 :]))
+            x = ctx.one("expand", x, dims=(*x.dims[:axis], _repeats(ctx, r, axis), *x.dims[axis + 1 :]))
             continue
         # [.., n, ..] -> [.., 1, n, ..] -> [.., r, n, ..] -> [.., r*n, ..]
         before, after = x.dims[:axis], x.dims[axis + 1 :]

@@ -52,6 +52,7 @@ class SymbolTable:
         self.choices: dict[str, str] = {}  # label of a Reshape -> "right" or "left", of its new ones
         self.recent: list[tuple[str, Dim]] = []  # choices of this walk, in its order, with the size they place
         self.by_key: dict[object, Symbol] = {}
+        self.inputs: set[str] = set()
         self.by_name: dict[str, Symbol] = {}
         self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that a restart repeats none
         self.surplus: list[str] = []  # free sizes that are neither batch nor time, found by settle
@@ -64,6 +65,7 @@ class SymbolTable:
 
     def input_dim(self, input_name: str, axis: int, value: int | None, param: str) -> Dim | int:
         """The dim of one axis of an input. value: the file's number, or None where it leaves it open."""
+        self.inputs.add(input_name)
         key = ("param", param) if value is None and param else (input_name, axis)
         sym = self.by_key.get(key)
         if sym is None:
@@ -144,7 +146,9 @@ class SymbolTable:
             names = ", ".join(sorted({s.label for s in syms}))
             raise Finding(f"{reason}; that fixes the size of {names}, which the file leaves open")
         self.reconsider(syms)
-        for s in syms:
+        # A number that might have been a size is the first that was none.
+        written = [s for s in syms if s.genuine and s.axis < 0]
+        for s in written or syms:
             if s.genuine:
                 self._set(s, s.example, reason)
         raise Restart
@@ -169,6 +173,9 @@ class SymbolTable:
                     self._join(s, t)
         for dim, other in ((a, b), (b, a)):
             if isinstance(other, int):
+                sym = self.single(dim)
+                if sym is not None and sym.role == "time" and not sym.genuine and other > 1:
+                    self.hint(sym, other, reason)
                 self._solve(dim, other, reason)
         self.freeze((a, b), reason)
 
@@ -194,6 +201,18 @@ class SymbolTable:
                 raise ModelFormatError(f"{reason}: {dim} can't be {value}")
             self._set(syms[0], answer, reason)
             raise Restart
+
+    def literal(self, key: tuple, size: int) -> Dim | int:
+        """A number in the file that may be one of its sizes, written down: a symbol of its own where a size has this
+        number, which becomes that size where they meet, and stays the number if they never do."""
+        sym = self.by_key.get(key)
+        if sym is None:
+            if not any(s.genuine and s.example == size and s.frozen is None for s in self.roots()):
+                return size
+            name = f"s{len(self.by_key)}"
+            sym = Symbol(name, f"a {size} written down in {key[0]}", size, True, -1)
+            self.by_key[key] = self.by_name[name] = sym
+        return self.dim(sym)
 
     def hint(self, sym: Symbol, value: int, where: str) -> None:
         """An open symbol gets the number that the exporter wrote for it elsewhere as its example; restart."""
@@ -232,6 +251,8 @@ class SymbolTable:
             self._vote_by_position(free)
         if self._one_time():
             return True  # what was held may show whose rows the others are
+        if has_cells:
+            self._time_of_a_memory()
         changed = False
         for s in self.roots():
             if s.genuine and s.role is None:
@@ -287,6 +308,25 @@ class SymbolTable:
         if times:
             times[0].role = "time"
         return changed
+
+    def _time_of_a_memory(self) -> None:
+        """Where no node steps along an axis, as in one step of a decoder that attends to an encoder's states: the axis
+        behind the batch of an input of rank 3, which nothing in the file holds fast, is the time."""
+        free = self.roots()
+        if any(s.role == "time" for s in free):
+            return
+        ranks: dict[str, int] = {}
+        for key in self.by_key:
+            if isinstance(key, tuple) and key[0] in self.inputs:
+                ranks[key[0]] = max(ranks.get(key[0], 0), key[1] + 1)
+        found = [s for s in free if s.role is None and s.genuine and s.axis == 1 and s.example > 1]
+        found = [s for s in found if ranks.get(s.input) == 3 and self._is_batch(s.input)]
+        if len(found) == 1:
+            found[0].role = "time"
+
+    def _is_batch(self, name: str) -> bool:
+        sym = self.by_key.get((name, 0))
+        return sym is not None and self.root(sym).role == "batch"
 
     def _asked(self, s: Symbol) -> bool:
         """A size that the file's branches ask for is one of its own, not a number of steps."""
