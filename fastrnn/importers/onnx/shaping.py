@@ -11,7 +11,7 @@ from . import files, fold, positions, thaw
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Fill, Ints, as_objects, ints, simplest, uniform
+from .values import Const, Fill, Ints, Live, as_objects, ints, simplest, uniform
 
 _FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
