@@ -170,11 +170,6 @@ _REFUSED = [
         ),
     ),
     (
-        "CumSum of int32",
-        "running sums are of float32",
-        ("cumsum_1d_int32_exclusive cumsum_2d_int32"),
-    ),
-    (
         "computes on quantised integers",
         "they live between QuantizeLinear and DequantizeLinear alone",
         ("quantizelinear quantizelinear_axis quantizelinear_int16 quantizelinear_uint16"),

@@ -57,7 +57,7 @@ def shown(dims):
 @pytest.mark.any_isa
 def test_the_archive_holds_what_its_manifest_says():
     assert set(files()) == {"manifest.json"} | {e[k] for e in MANIFEST for k in ("file", "golden")}
-    assert len(NAMES) >= 17
+    assert len(NAMES) >= 24
     for content in files().values():
         assert b"site-packages" not in content
         assert b'File "' not in content

@@ -332,7 +332,7 @@ def test_three_unsupported_operators_are_named_at_once():
     made = model(
         [
             node("Det", ["x"], ["a"], "one"),
-            node("Hardmax", ["x"], ["b"], "two"),
+            node("GlobalLpPool", ["x"], ["b"], "two"),
             node("If", ["c"], ["e"], "choose", then_branch=branch, else_branch=branch),
             node("Sum", ["a", "b", "e"], ["y"], "all"),
         ],
@@ -340,7 +340,7 @@ def test_three_unsupported_operators_are_named_at_once():
     )
     with pytest.raises(UnsupportedError) as caught:
         import_onnx(made, bind={"c": True})
-    for text in ("node one: operator Det", "node two: operator Hardmax", "in_branch: operator Det"):
+    for text in ("node one: operator Det", "node two: operator GlobalLpPool", "in_branch: operator Det"):
         assert text in str(caught.value)
 
 

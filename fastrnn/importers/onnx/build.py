@@ -21,6 +21,13 @@ _INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 MAX_ELEMENTS = 1 << 31
 
 
+def _least(dim) -> int:
+    """What a dim comes to at sizes of one: the factor that a hostile file may have put before it."""
+    if isinstance(dim, int):
+        return dim
+    return max(1, sum(coefficient for coefficient in dim.terms.values()))
+
+
 class Builder:
     """Collects nodes, values and constants of one walk.
 
@@ -99,7 +106,7 @@ class Builder:
                 continue
             if any(isinstance(d, int) and d < 0 for d in dims):
                 raise ModelFormatError(f"a size below zero: {list(map(str, dims))}")
-            if D.product(d for d in dims if isinstance(d, int)) > MAX_ELEMENTS:
+            if D.product(map(_least, dims)) > MAX_ELEMENTS:
                 raise ModelFormatError(f"a value of {' x '.join(map(str, dims))} elements")
             name = self.fresh(f"{self.label}:{len(self.nodes)}")
             self.values[name] = Value(name, dtype, tuple(dims))

@@ -308,6 +308,9 @@ def _mod(ctx, n: NodeReader):
 def _many(ctx, n: NodeReader):
     values = [n.input(i) for i in range(len(n.values))]
     if any(isinstance(v, Ints) for v in values):
+        known = _largest_size(values) if n.node.op == "Max" else None
+        if known is not None:
+            return [known]
         _hold(ctx, n, values)
     if not values:
         raise ModelFormatError(f"{n.node.op} without inputs")
@@ -318,6 +321,20 @@ def _many(ctx, n: NodeReader):
     if n.node.op == "Mean" and len(values) > 1:
         total = ctx.one("binary", total, Const(np.array(len(values), dtype=np.float32)), fn="div")
     return [total]
+
+
+def _largest_size(values: list):
+    """The larger of sizes that are one size, or one and 1, as where an Einsum is written out; None otherwise."""
+    if not all(isinstance(v, (Ints, Const)) for v in values):
+        return None
+    arrays = np.broadcast_arrays(*(v.array.astype(object) for v in values))
+    out = np.empty(arrays[0].shape, dtype=object)
+    for place in np.ndindex(out.shape):
+        larger = {repr(a[place]): a[place] for a in arrays if isinstance(a[place], Dim) or a[place] != 1}
+        if len(larger) > 1 and any(isinstance(v, Dim) for v in larger.values()):
+            return None
+        out[place] = max(larger.values()) if len(larger) > 1 else next(iter(larger.values()), 1)
+    return simplest(out)
 
 
 @op("Where")

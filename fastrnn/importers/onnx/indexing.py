@@ -14,6 +14,7 @@ from .values import Const, Ints
 
 _OUTSIDE = 1 << 62  # no table has this row: looking it up is the error that an index outside an axis is
 _MOST_PICKS = 16  # of TopK one after the other; more are ranked by comparing each with each
+_MOST_PLACES = 1 << 24
 _MOST_RANKED = 512  # elements that are compared each with each, where their number is known
 
 
@@ -51,6 +52,8 @@ def _added(ctx, total, index, apart):
 
 def _positions(ctx, size, axis: int, rank: int):
     """0.. along `axis` of a value of rank `rank`."""
+    if isinstance(size, int) and size > _MOST_PLACES:
+        raise ModelFormatError(f"an axis of {size} elements")
     return ctx.reshape(ctx.positions(size), tuple(size if i == axis else 1 for i in range(rank)))
 
 

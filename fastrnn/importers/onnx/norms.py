@@ -196,9 +196,15 @@ def _arg(ctx, n: NodeReader):
 
 @op("CumSum", attrs="exclusive reverse")
 def _cumsum(ctx, n: NodeReader):
-    x, axes = ctx.live(_float(ctx, n.input(0), "CumSum")), n.const(1, "axis")
+    x, axes = ctx.live(n.input(0)), n.const(1, "axis")
+    if x.dtype not in ("float32", "int64", "int32"):
+        raise Finding(f"CumSum of {x.dtype}")
     if axes.size != 1 or axes.dtype.kind != "i":
         raise ModelFormatError(f"axis {axes.dtype}{list(axes.shape)}")
     axis = axis_of(int(axes.reshape(-1)[0]), len(x.dims))
     exclusive, reverse = bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
+    if x.dtype == "int32":
+        total = ctx.one("cast", x, to="int64")
+        total = ctx.one("cumsum", total, axis=axis, exclusive=exclusive, reverse=reverse)
+        return [ctx.one("cast", total, to="int32")]
     return [ctx.one("cumsum", x, axis=axis, exclusive=exclusive, reverse=reverse)]
