@@ -5,7 +5,7 @@ import pytest
 from equation_cases import CELLS, FUSED, loop, make_case
 
 import fastrnn
-from fastrnn import reference
+from fastrnn import ModelFormatError, ShapeError, reference
 from fastrnn.importers.equations import from_equations
 
 RNG = np.random.default_rng(11)
@@ -152,3 +152,193 @@ def test_a_cell_whose_inner_values_are_asked_for_stays_what_it_is():
     expected = loop(case, x[0], ("h", "c", "i"))
     for y, name in zip(model.run(x), ("h", "c", "i"), strict=True):
         np.testing.assert_allclose(y[0], expected[name], rtol=0, atol=1e-5)
+
+
+# ---- pools, files, threads -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lstm_two_steps_back", "slstm", "convolutional", "forget_and_output"])
+def test_pools_files_and_threads_have_the_same_bits(name, tmp_path):
+    case = make_case(name, seed=3)
+    model = model_of(case, threads=1)
+    x = RNG.normal(size=(5, 12, model.inputs[0].dims[-1])).astype(np.float32)
+    y = model(x)
+    pool = model.pool(capacity=5)
+    slots = [pool.open() for _ in range(5)]
+    order = np.array([3, 0, 4, 1, 2])
+    got = np.stack([pool.step(np.array(slots)[order], x[order, t]) for t in range(12)], 1)
+    assert np.array_equal(got, y[order])
+    blob = pool.snapshot(slots[2])
+    pool.close(slots[2])
+    again = pool.restore(blob)
+    longer = model(np.concatenate([x, x[:, :1]], 1))
+    assert np.array_equal(pool.step(np.array([again]), x[2:3, 0]), longer[2:3, 12])
+    model.save(tmp_path / "cell.fastrnn")
+    assert np.array_equal(fastrnn.load(tmp_path / "cell.fastrnn")(x), y)
+    assert np.array_equal(model_of(case, threads=2)(x), y)
+
+
+def test_a_heavy_cycle_shared_by_threads_has_the_same_bits():
+    case = make_case("lstm_two_steps_back", I=96, H=256)
+    x = RNG.normal(size=(64, 4, 96)).astype(np.float32)
+    assert np.array_equal(model_of(case, threads=2)(x), model_of(case, threads=1)(x))
+
+
+def test_states_are_shown_set_and_reset():
+    case = make_case("lstm_two_steps_back", seed=4)
+    model = model_of(case)
+    assert sorted((s.name, s.dims) for s in model.states) == [("c", ("batch", 8)), ("h", ("batch", 16))]
+    x = RNG.normal(size=(2, 9, 5)).astype(np.float32)
+    stream = model.stream(batch_size=2)
+    stream.push(x[:, :4])
+    kept = stream.state
+    rest = stream.push(x[:, 4:])
+    stream.reset()
+    stream.state = kept
+    assert np.array_equal(stream.push(x[:, 4:]), rest)
+    whole = loop(case, x[0, :4], ("h",))["h"]
+    np.testing.assert_allclose(kept["h"][0], whole[-2:].ravel(), rtol=0, atol=1e-5)
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lstm_two_steps_back", "lstm"])
+def test_initial_states(name):
+    case = make_case(name, seed=5)
+    h, c = RNG.normal(size=(2, 8)).astype(np.float32)
+    model = model_of(case, initial={"h": h, "c": c})
+    x = RNG.normal(size=(2, 6, 5)).astype(np.float32)
+    expected = np.stack([loop(case, row, ("h",), {"h": h.astype(float), "c": c.astype(float)})["h"] for row in x])
+    np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-5)
+    assert np.array_equal(model.stream(batch_size=2).push(x), model(x))
+
+
+def test_an_initial_state_for_each_step_ago():
+    model = fastrnn.from_equations("h = prev(h, 3) + W @ x", W=np.eye(2), initial={"h": [[1, 2], [3, 4], [5, 6]]})
+    y = model(np.zeros((1, 5, 2), np.float32))[0]
+    assert y.tolist() == [[5, 6], [3, 4], [1, 2], [5, 6], [3, 4]]
+    assert np.array_equal(model.stream().push(np.zeros((5, 2), np.float32)), y)
+
+
+def test_several_inputs_and_outputs():
+    text = "a = W @ x + V @ u; s = prev(s) + a; m = mean(s); p = softmax(concat(s, m)); d = prev(x); n = prev(n) + 1"
+    W, V = RNG.normal(size=(2, 3, 4)).astype(np.float32)
+    model = fastrnn.from_equations(text, inputs=("x", "u"), outputs=("p", "d", "n"), W=W, V=V)
+    assert [(t.name, t.dims) for t in model.outputs] == [
+        ("p", ("batch", "time", 4)), ("d", ("batch", "time", 4)), ("n", ("batch", "time"))
+    ]  # fmt: skip
+    x, u = RNG.normal(size=(2, 2, 6, 4)).astype(np.float32)
+    p, d, n = model.run(x=x, u=u)
+    s = np.cumsum(x @ W.T + u @ V.T, 1)
+    e = np.exp(np.concatenate([s, s.mean(-1, keepdims=True)], -1))
+    np.testing.assert_allclose(p, e / e.sum(-1, keepdims=True), atol=1e-5)
+    assert np.array_equal(d, np.concatenate([np.zeros((2, 1, 4)), x[:, :-1]], 1))
+    assert n.tolist() == [[1, 2, 3, 4, 5, 6]] * 2
+    stream = model.stream(batch_size=2)
+    parts = [stream.push((x[:, a:b], u[:, a:b])) for a, b in ((0, 1), (1, 1), (1, 6))]
+    for k, whole in enumerate((p, d, n)):
+        assert np.array_equal(np.concatenate([part[k] for part in parts], 1), whole)
+
+
+def test_features_of_several_axes():
+    """Channels of a convolution, a product over the first of two axes, powers, slices, numbers."""
+    text = "k = conv1d(K, x); h = 0.5 * tanh(k)**3 + prev(h) / 2; m = V @ h; y = m[1:4] - -m[:3]"
+    K, V = RNG.normal(size=(2, 3, 4)).astype(np.float32), RNG.normal(size=(3, 2)).astype(np.float32)
+    model = fastrnn.from_equations(text, inputs={"x": (3, 5)}, K=K, V=V)
+    x = RNG.normal(size=(2, 4, 3, 5)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (0, 0), (0, 0), (1, 2)))
+    k = sum(np.einsum("oc,btcl->btol", K[:, :, j], padded[..., j : j + 5]) for j in range(4))
+    h = np.zeros((2, 2, 5))
+    for t in range(4):
+        h = 0.5 * np.tanh(k[:, t]) ** 3 + h / 2
+        m = V @ h
+        np.testing.assert_allclose(model(x)[:, t], m[..., 1:4] + m[..., :3], atol=1e-5)
+
+
+# ---- what is wrong with a text, said by line -------------------------------------------------------------------------
+
+ARRAYS = {"W": np.ones((4, 3)), "R": np.ones((4, 4)), "b": np.ones(4)}
+WRONG = {
+    "h = W @ x +": (ModelFormatError, "equation in line 1"),
+    "": (ModelFormatError, "0 equations"),
+    "h = W @ x; import os": (ModelFormatError, "equation 2 .import os.: expected name = expression"),
+    "h = __import__('os').system('true')": (ModelFormatError, "is not a function that is known here"),
+    "h = (lambda: W)() @ x": (ModelFormatError, "is not a function that is known here"),
+    "h = W.T @ x": (ModelFormatError, "W.T is not part of the grammar"),
+    "h = [W for W in x]": (ModelFormatError, "is not part of the grammar"),
+    "h = W @ x if b else R": (ModelFormatError, "is not part of the grammar"),
+    "h += W @ x": (ModelFormatError, "expected name = expression"),
+    "h, c = W @ x": (ModelFormatError, "expected name = expression"),
+    "h = tanh(W @ q)": (ModelFormatError, "q is neither an array that was given .W. nor assigned before"),
+    "h = tanh(h + W @ x)": (ModelFormatError, r"its value one step ago is prev\(h\)"),
+    "h = W @ x; h = R @ h": (ModelFormatError, "equation 2.*h is assigned twice"),
+    "W = x": (ModelFormatError, "W is an array already"),
+    "x = W @ x": (ModelFormatError, "x is an input already"),
+    "tanh = W @ x": (ModelFormatError, "tanh is a function already"),
+    "h = tanh + W @ x": (ModelFormatError, "tanh is a function: write"),
+    "h = tanh(W @ x, b)": (ModelFormatError, "tanh takes 1 arguments, got 2"),
+    "h = norm(W @ x, eps=1)": (ModelFormatError, "norm takes 1 to 3 arguments and epsilon=number"),
+    "h = W @ prev(x, 0)": (ModelFormatError, "prev takes a name and how many steps ago"),
+    "h = W @ prev(x, -1)": (ModelFormatError, "prev takes a name and how many steps ago"),
+    "h = W @ x + prev(R @ x)": (ModelFormatError, "prev takes a name"),
+    "h = W @ x + prev(g)": (ModelFormatError, r"prev\(g\), but g is never assigned"),
+    "h = W @ x + prev(b)": (ModelFormatError, r"prev\(b\), but b is an array"),
+    "h = (W @ x) ** 0.5": (ModelFormatError, "a power is a whole number from 1 to 16, got 0.5"),
+    "h = (W @ x)[::2]": (ModelFormatError, "features are cut as"),
+    "h = (W @ x)[3:9]": (ShapeError, r"the features are \[4\]"),
+    "h = W @ x + True": (ModelFormatError, "True is not a number"),
+    "h = W @ x + 1e99": (ModelFormatError, "is not a number that fits"),
+    "h = W @ x + 'a'": (ModelFormatError, "is not a number"),
+    "h = W @ x; y = W @ h": (ShapeError, r"equation 2 .y = W @ h.: W @ h: \[4, 3\] @ \[4\]: 3 is expected, got 4"),
+    "h = W @ x; y = R @ x": (ShapeError, r"R @ x: \[4, 4\] @ \[3\]: 4 is expected, got 3"),
+    "h = R @ prev(h) + (W @ x)[:3]": (ShapeError, "don't go together"),
+    "h = sum(W @ x); y = R @ prev(h)": (ShapeError, r"R @ prev\(h\): \[4, 4\] @ \[1\]: 4 is expected, got 1"),
+    "h = (W @ x) @ tanh(W @ x)": (ShapeError, "one side of @ must be made of arrays alone"),
+    "h = tanh(x) + prev(h)": (ShapeError, "no equation tells the size of x; give inputs="),
+    "h = conv1d(x, b) + W @ x": (ShapeError, "weights are an array"),
+    "h = conv1d(W, x)": (ShapeError, "weights are an array"),
+    "h = W @ x + conv1d(b, b)": (ModelFormatError, "conv1d of arrays alone"),
+    "h = norm(W @ x, x)": (ShapeError, "argument 2 must be an array"),
+    "h = softmax(prev(n)); n = prev(n) + 1 + sum(W @ x)[0:1]": (None, ""),
+    "h = concat(W @ x, 1)": (ShapeError, "concat of a single number"),
+    "h = " + "-" * 100 + "x": (ModelFormatError, "nested"),
+    "h = " + "(" * 300 + "x" + ")" * 300: (ModelFormatError, "equation"),
+    "x = 1\x00": (ModelFormatError, "equation"),
+    "a = W @ x; " * 501: (ModelFormatError, "equations; from 1 to 500"),
+    "h = W @ x" + " " * 30000: (ModelFormatError, "at most 20000 characters"),
+}
+
+
+@pytest.mark.any_isa
+@pytest.mark.parametrize("text", sorted(WRONG), ids=lambda text: text[:40])
+def test_what_is_wrong_is_said_with_the_equation(text):
+    error, words = WRONG[text]
+    names = {name: array for name, array in ARRAYS.items() if name in text.replace("tanh", "").replace("sub", "")}
+    if error is None:
+        fastrnn.from_equations(text, **names)
+        return
+    with pytest.raises(error, match=words):
+        fastrnn.from_equations(text, **names)
+
+
+@pytest.mark.any_isa
+def test_wrong_options():
+    with pytest.raises(ModelFormatError, match=r"outputs= .'q',. must be some of the assigned names, each once: h"):
+        fastrnn.from_equations("h = W @ x", outputs="q", W=np.ones((4, 3)))
+    with pytest.raises(ModelFormatError, match=r"initial= names c, of which there is no prev\(\)"):
+        fastrnn.from_equations("h = W @ x + prev(h)", initial={"c": 1}, W=np.ones((4, 3)))
+    with pytest.raises(ShapeError, match=r"initial\['h'\] is \[3\]; \[4\] is expected"):
+        fastrnn.from_equations("h = W @ x + prev(h)", initial={"h": np.zeros(3)}, W=np.ones((4, 3)))
+    with pytest.raises(ModelFormatError, match="no equation uses the array V"):
+        fastrnn.from_equations("h = W @ x", W=np.ones((4, 3)), V=np.ones(3))
+    with pytest.raises(ModelFormatError, match="no equation uses the input u"):
+        fastrnn.from_equations("h = W @ x", inputs=("x", "u"), W=np.ones((4, 3)))
+    with pytest.raises(ShapeError, match=r"4 elsewhere|3 is expected, got 4"):
+        fastrnn.from_equations("h = W @ x", inputs={"x": 4}, W=np.ones((4, 3)))
+    with pytest.raises(ModelFormatError, match="inputs= names each input"):
+        fastrnn.from_equations("h = W @ x", inputs={"x": -1}, W=np.ones((4, 3)))
+    with pytest.raises(ModelFormatError, match="array W is of complex128"):
+        fastrnn.from_equations("h = W @ x", W=np.ones((4, 3)) * 1j)
+    with pytest.raises(ModelFormatError, match="array W"):
+        fastrnn.from_equations("h = W @ x", W=[[1, 2], [3]])
