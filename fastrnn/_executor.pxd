@@ -45,7 +45,6 @@ cdef class Program:
 
     cdef _take_weights(self, plan)
     cdef _take_ops(self, plan)
-    cdef _take_loops(self, plan, coefficients, moves)
     cdef Scratch take(self, int64_t batch, int64_t time, int64_t span)
     cdef Scratch _take_other(self, int64_t batch, int64_t time, int64_t span)
     cdef void give(self, Scratch s) noexcept

@@ -34,9 +34,8 @@ import threading
 import numpy as np
 
 from ._ops import KINDS, OP_FIELDS
-from .errors import FastRNNError, ShapeError, StreamError
-from .plan import LARGEST, Coefficients, split_step
-from .tensors import Buffer
+from .errors import ShapeError, StreamError
+from .plan import LARGEST, Coefficients
 
 cnp.import_array()
 
@@ -144,28 +143,16 @@ cdef class Program:
 
     cdef _take_ops(self, plan):
         """Every integer of every op, the work of the plan, the size of every slot, as rows of coefficients."""
-        self.every_op = [*plan.ops, *(op for body in plan.bodies for op in body)]
-        count, moves = len(self.every_op), {}
-        self.kinds = <int32_t *> allocate(count, sizeof(int32_t))
-        self.starts = <int64_t *> allocate(count + 1, sizeof(int64_t))
+        self.every_op = plan.every_op
+        self.kinds = <int32_t *> allocate(len(self.every_op), sizeof(int32_t))
+        self.starts = <int64_t *> allocate(len(self.every_op) + 1, sizeof(int64_t))
         first = {"input": 0, "output": self.n_inputs, "const": self.n_inputs + self.n_outputs}
         first["arena"] = first["const"] + self.n_constants
         coefficients = Coefficients(plan.timetable if plan.paced else None)
+        starts = coefficients.add_ops(plan, OP_FIELDS, first)
         for i, op in enumerate(self.every_op):
-            self.kinds[i] = KINDS[op.kind]
-            self.starts[i] = len(coefficients.rows)
-            known = dict.fromkeys(OP_FIELDS[op.kind], 0)
-            unknown = [k for k in op.fields if k not in known]
-            if unknown:
-                raise FastRNNError(f"op {op.kind} of node {op.node} has no field {unknown}")
-            for value in (known | op.fields).values():
-                value = first[value.kind] + value.index if isinstance(value, Buffer) else value
-                start, per_step = split_step(value)
-                if per_step != 0:
-                    moves.setdefault(i, []).append((len(coefficients.rows), per_step))
-                coefficients.add(start)
-        self.starts[count] = len(coefficients.rows)
-        self._take_loops(plan, coefficients, moves)
+            self.kinds[i], self.starts[i] = KINDS[op.kind], starts[i]
+        self.starts[len(self.every_op)] = starts[len(self.every_op)]
         self.n_integers = len(coefficients.rows)
         coefficients.add(plan.flops)
         self.slot_rows = []
@@ -177,25 +164,6 @@ cdef class Program:
         self.matrix = coefficients.matrix()
         self.batch_linear = self._is_batch_linear(plan)
         self.magnitude = np.abs(self.matrix).astype(np.float64)
-
-    cdef _take_loops(self, plan, coefficients, moves):
-        """Where each loop finds its body, and what moves there from step to step: pairs (integer, distance)."""
-        place = self.n_ops
-        places = []
-        for body in plan.bodies:
-            places.append((place, len(body)))
-            place += len(body)
-        for i, op in enumerate(plan.ops):
-            if op.kind != "loop":
-                continue
-            place, count = places[op.fields["body"]]
-            at = self.starts[i]
-            pairs = [pair for k in range(place, place + count) for pair in moves.get(k, ())]
-            for k, value in enumerate((place - i, count, len(coefficients.rows), len(pairs)), at + 1):
-                coefficients.rows[k] = {0: value}
-            for integer, distance in pairs:
-                coefficients.add(integer)
-                coefficients.add(distance)
 
     def _is_batch_linear(self, plan):
         """Whether a scratch can be bound to another batch by one multiply-add an integer, in the arena it has."""

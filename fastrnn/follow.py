@@ -416,7 +416,10 @@ class _Walk:
         """What a state's input turned out to be has the symbol where its output was said to have it."""
         name, out = node.inputs[0], node.outputs[0]
         if name not in self.lost and out not in self.lost and self.tracks.get(name) != self.tracks.get(out):
-            self.problem(node, f"{self.symbol} is in another place than one step before")
+            text = f"{self.symbol} is in another place than one step before"
+            if self.symbol == "time" and (after := self.tracks.get(name)) is not None and after.clock != INPUT:
+                text = "its cycle runs behind windows or cuts along time, at another pace than the input"
+            self.problem(node, text)
 
     def _conv(self, node):
         """Rows are axis 0; channels are summed; along a spatial axis windows slide."""

@@ -124,7 +124,7 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLower
         for name, (offset, batch_first) in places.items():
             self._close_state(name, offset, batch_first)
         self.advance()
-        self.plan.may_fail = any(op.kind in MAY_FAIL and op.node not in self.sure_lookups for op in self.plan.ops)
+        self.plan.may_fail = any(op.kind in MAY_FAIL and op.node not in self.sure_lookups for op in self.plan.every_op)
         return self.builder.finish()
 
     def _lower_nodes(self, nodes) -> None:

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from . import dims as D
-from .errors import ShapeError
+from .errors import FastRNNError, ShapeError
 from .graph import Graph, Value, check_required
 from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
 from .timetable import Timetable
@@ -135,7 +135,12 @@ class Plan:
     @property
     def flops(self):
         """Floating-point operations of one call, an int or dim."""
-        return sum((op.flops for op in [*self.ops, *(op for body in self.bodies for op in body)]), 0)
+        return sum((op.flops for op in self.every_op), 0)
+
+    @property
+    def every_op(self) -> list[Op]:
+        """The ops, then those of the loops' bodies."""
+        return [*self.ops, *(op for body in self.bodies for op in body)]
 
     @property
     def state_size(self) -> int:
@@ -178,6 +183,45 @@ class Coefficients:
         for mono, coef in D._terms(dim).items():
             row[self.monomials.setdefault(mono, len(self.monomials))] = coef
         self.rows.append(row)
+
+    def add_ops(self, plan: Plan, names: dict, first: dict) -> list[int]:
+        """Append the fields of every op, those of loops' bodies last; returns where each begins, and where all end.
+
+        names : kind -> its fields in order. first : kind of a buffer -> the number of the first of that kind.
+        """
+        starts, moves = [], {}
+        for i, op in enumerate(plan.every_op):
+            starts.append(len(self.rows))
+            known = dict.fromkeys(names[op.kind], 0)
+            unknown = [k for k in op.fields if k not in known]
+            if unknown:
+                raise FastRNNError(f"op {op.kind} of node {op.node} has no field {unknown}")
+            for value in (known | op.fields).values():
+                value = first[value.kind] + value.index if isinstance(value, Buffer) else value
+                start, per_step = split_step(value)
+                if per_step != 0:
+                    moves.setdefault(i, []).append((len(self.rows), per_step))
+                self.add(start)
+        starts.append(len(self.rows))
+        self._add_loops(plan, starts, moves)
+        return starts
+
+    def _add_loops(self, plan: Plan, starts: list[int], moves: dict[int, list]) -> None:
+        """Where each loop finds its body, and what moves there from step to step: pairs (integer, distance)."""
+        place, places = len(plan.ops), []
+        for body in plan.bodies:
+            places.append((place, len(body)))
+            place += len(body)
+        for i, op in enumerate(plan.ops):
+            if op.kind != "loop":
+                continue
+            place, count = places[op.fields["body"]]
+            pairs = [pair for k in range(place, place + count) for pair in moves.get(k, ())]
+            for k, value in enumerate((place - i, count, len(self.rows), len(pairs)), starts[i] + 1):
+                self.rows[k] = {0: value}
+            for integer, distance in pairs:
+                self.add(integer)
+                self.add(distance)
 
     def matrix(self) -> np.ndarray:
         """int64 [rows, monomials]. Raises ShapeError for a size that no integer holds."""

@@ -1,5 +1,8 @@
 """from_equations: cells that no framework has, against a NumPy loop; whole, streamed, by chunk, in a batch."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from equation_cases import CELLS, FUSED, loop, make_case
@@ -342,3 +345,14 @@ def test_wrong_options():
         fastrnn.from_equations("h = W @ x", W=np.ones((4, 3)) * 1j)
     with pytest.raises(ModelFormatError, match="array W"):
         fastrnn.from_equations("h = W @ x", W=[[1, 2], [3]])
+
+
+def test_the_guide_runs(tmp_path, monkeypatch):
+    """Every block of docs/guide/equations.md, one after the other."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "guide" / "equations.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "docs/guide/equations.md", "exec"), names)
+    assert len(blocks) == 3

@@ -286,3 +286,26 @@ def test_what_a_body_cannot_do_is_named():
         "hn = Sub(d, e)", "u = NonZero(d) v = Cast <to = 1> (u) w = ReduceSum <keepdims = 0> (v) hn = Sub(d, w)"
     )
     refused(model(SIGNATURE, SCAN.format(step=step, more="")), "operator NonZero")
+
+
+def test_a_step_that_fails_leaves_the_stream_as_it_was():
+    """A table of 3 rows, looked up by which of 4 units is the largest: the fourth is an error when it is met."""
+    step = (
+        "t = Constant <value = float[3,4] {0.1, 0.2, 0.3, 0.1, 0.3, 0.1, 0.1, 0.2, 0.2, 0.2, 0.4, 0.1}> () "
+        "i = ArgMax <axis = 1, keepdims = 0> (h) e = Gather(t, i) a = MatMul(xt, W) b = Add(a, e) hn = Tanh(b) "
+        "y = Identity(hn)"
+    )
+    proto = model(SIGNATURE, SCAN.format(step=step, more=""))
+    loaded = fastrnn.from_onnx(proto)
+    good = next(x for x in (array(1, 1, 3) for _ in range(99)) if np.tanh(x[0] @ W).argmax() not in (3,))
+    bad = np.linalg.lstsq(W.T, np.array([-5, -5, -5, 5.0]), rcond=None)[0].astype(np.float32).reshape(1, 1, 3)
+    stream, other = loaded.stream(batch_size=1), loaded.stream(batch_size=1)
+    assert np.array_equal(stream.push(np.swapaxes(good, 0, 1)), other.push(np.swapaxes(good, 0, 1)))
+    before = stream.state["h0"].copy()
+    chunk = np.swapaxes(np.concatenate([good * 0.1, bad, good, good]), 0, 1)
+    for _ in range(2):
+        with pytest.raises(fastrnn.ShapeError, match=r"index 3 is outside the table's \[-3, 3\)"):
+            stream.push(chunk)
+        assert np.array_equal(stream.state["h0"], before)
+    chunk[:, 1] = good[0]
+    assert np.array_equal(stream.push(chunk), other.push(chunk))

@@ -64,7 +64,7 @@ def _candidate(graph: Graph, loop: Loop) -> bool:
     if len(loop.states) > 2 or len(dims) != 1 or len(roots) != len(loop.states) or not roots <= made:
         return False
     (shape,) = dims
-    if len(shape) != 3 or not isinstance(shape[2], int):
+    if len(shape) != 3 or shape[0] != TIME or not isinstance(shape[2], int):
         return False
     return all(
         n.op in _ALLOWED and (n.op != "binary" or n.attrs["fn"] in _ARITHMETIC) and _plain(n) for n in loop.nodes
