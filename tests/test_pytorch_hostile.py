@@ -260,6 +260,10 @@ def test_big_endian_files():
                 entries[name.partition("/")[2]] = np.frombuffer(archive.read(name), "<f4").astype(">f4").tobytes()
     x = torch_nets.feed("gru").numpy()
     assert fastrnn.load(rewritten(entries))(x).tobytes() == fastrnn.load(BOTH[0])(x).tobytes()
+    told = BOTH[1].index(b"little_endian") + len("little_endianq\0")
+    assert BOTH[1][told : told + 1] == b"\x88"  # True
+    legacy = BOTH[1][:told] + b"\x89" + BOTH[1][told + 1 :]  # which is written little-endian by every machine
+    assert fastrnn.load(legacy)(x).tobytes() == fastrnn.load(BOTH[0])(x).tobytes()
     with pytest.raises(ModelFormatError, match="byteorder is b'middle'"):
         fastrnn.load(rewritten({"byteorder": b"middle"}))
 

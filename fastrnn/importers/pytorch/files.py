@@ -115,10 +115,8 @@ def _read_legacy(source: bytes, where: str):
     if version.load() != 1001:
         raise ModelFormatError(f"{where}: an unknown version of PyTorch's legacy form")
     machine = Unpickler(source, where, no_storage, budget, version.at)
-    told = machine.load()
-    if not isinstance(told, dict) or not isinstance(told.get("little_endian"), bool):
-        raise ModelFormatError(f"{where}: a legacy PyTorch file that does not tell its byte order")
-    byteorder = "<" if told["little_endian"] else ">"
+    if not isinstance(machine.load(), dict):
+        raise ModelFormatError(f"{where}: a legacy PyTorch file that does not tell its machine")
     places = _storages_at_end(source, where, budget, machine.at)
     codes: dict[str, str] = {}
 
@@ -130,7 +128,8 @@ def _read_legacy(source: bytes, where: str):
         stop = start + count * width_of(code)
         if held != count or stop > len(source):
             raise ModelFormatError(f"{where}: storage {key} of {count} elements has {held}, or is cut off")
-        return Storage(memoryview(source)[start:stop], code, byteorder)
+        # Big-endian machines turn their numbers round as they write this form, whatever they say of themselves.
+        return Storage(memoryview(source)[start:stop], code, "<")
 
     return Unpickler(source, where, storage, budget, machine.at).load()
 
@@ -154,7 +153,6 @@ def _storages_at_end(source: bytes, where: str, budget: Budget, at: int) -> dict
     for key in map(str, found):
         if key not in codes or at + 8 > len(source):
             raise ModelFormatError(f"{where}: storage {key} is cut off, or belongs to no tensor")
-        # torch writes the count in the machine's order of the file; a big-endian one reads as absurd.
         count = int.from_bytes(source[at : at + 8], "little")
         places[key] = (at + 8, count)
         at += 8 + count * width_of(codes[key])
