@@ -8,6 +8,7 @@ import pytest
 import fastrnn
 from fastrnn.errors import FastRNNError, ModelFormatError, ShapeError
 
+pytestmark = pytest.mark.any_isa  # how arrays are laid out; the kernels have tests of their own
 INPUT, HIDDEN = 3, 5
 GATES = {"lstm": "ifog", "gru": "rzn", "rnn": "i"}
 
@@ -190,14 +191,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.any_isa
 @pytest.mark.parametrize(("kind", "changes", "error", "text"), WRONG, ids=lambda v: str(v)[:30])
 def test_what_does_not_fit_is_named(kind, changes, error, text):
     with pytest.raises(error, match=text):
         fastrnn.from_arrays(kind, **{**LSTM, **changes})
 
 
-@pytest.mark.any_isa
 def test_a_missing_array_is_named():
     with pytest.raises(FastRNNError, match="R is missing"):
         fastrnn.from_arrays("lstm", W=LSTM["W"])

@@ -9,7 +9,10 @@ import fastrnn
 from fastrnn.errors import ModelFormatError
 
 # Keras on top of torch, and NumPy 2
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.any_isa,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
+]
 IDS = 7
 
 
@@ -79,7 +82,6 @@ def test_as_keras(keras, tmp_path, name):
     np.testing.assert_allclose(fastrnn.load(tmp_path / "m.h5", layers=given)(x), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.any_isa
 def test_what_does_not_fit(keras, tmp_path):
     model = keras.Sequential(
         [keras.layers.Input((None, 4)), keras.layers.LSTM(6, name="a"), keras.layers.Dense(3, name="b")]

@@ -18,6 +18,7 @@ from torch import nn
 import fastrnn
 from fastrnn.errors import ModelFormatError
 
+pytestmark = pytest.mark.any_isa  # how files are read; the kernels have tests of their own
 ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("zip.pt", "legacy.pth", "safetensors")
 
@@ -93,7 +94,6 @@ def saved(state, **how) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.any_isa
 class TestPrecision:
     """Weights of other precisions compute in float32, exactly as torch does with them converted."""
 
@@ -123,7 +123,6 @@ class TestPrecision:
             fastrnn.load(saved(state))
 
 
-@pytest.mark.any_isa
 class TestCheckpoints:
     def test_tensors_that_are_views(self):
         """A slice, a transpose and two views of one storage, as training code leaves them."""
@@ -255,14 +254,12 @@ WRONG_LISTS = [
 ]
 
 
-@pytest.mark.any_isa
 @pytest.mark.parametrize(("layers", "text"), WRONG_LISTS, ids=lambda v: str(v)[:40])
 def test_a_wrong_list_says_what_does_not_fit(layers, text):
     with pytest.raises(ModelFormatError, match=text):
         fastrnn.load(saved(torch_nets.made("tagger").state_dict()), layers=layers)
 
 
-@pytest.mark.any_isa
 def test_options_of_cells():
     """Activations, a GRU's form and the direction, which no tensor tells, against the reference of the same cell."""
     module = torch_nets.made("gru")
@@ -279,14 +276,12 @@ def test_options_of_cells():
         fastrnn.load(saved(torch_nets.made("lstm").state_dict()), layers=["lstm(reset=before)"])
 
 
-@pytest.mark.any_isa
 def test_layers_are_left_out_by_name():
     state = torch_nets.made("tagger").state_dict()
     model = fastrnn.load(saved(state), layers=["embedding:emb", "lstm:rnn", "skip:out"])
     assert model.outputs[0].dims == ("batch", "time", 16)
 
 
-@pytest.mark.any_isa
 def test_other_options_are_refused():
     blob = saved(torch_nets.made("gru").state_dict())
     with pytest.raises(ModelFormatError, match="bind="):
