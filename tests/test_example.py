@@ -165,3 +165,30 @@ def test_bad_arguments_are_refused():
     done = listen("--seconds", "0")
     assert done.returncode == 2
     assert "--seconds must be positive" in done.stderr
+
+
+def test_live_calls_in_a_pipe():
+    """Two seconds of 60 callers, as fast as they go: a line a second, and what a step took."""
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        str(EXAMPLES / "live_calls.py"),
+        "--fast",
+        "--seconds",
+        "2",
+        "--callers",
+        "60",
+    ]
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    shown = [
+        re.match(r" +(\d)\.0 s +(\d+) calls, +(\d+) speak  step p50 [\d.]+ ms  p99 [\d.]+ ms  load [\d.]+%$", x)
+        for x in lines
+    ]
+    assert [m[1] for m in shown] == ["1", "2"]
+    assert all(0 < int(m[3]) <= int(m[2]) <= 60 for m in shown)
+    assert re.match(r"\d+ steps of callers in 200 frames; [\d.]+ us a step$", last)
