@@ -1,5 +1,7 @@
 """Scan and Loop against onnxruntime: every form, at the file's own length and at others, whole and streamed."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -309,3 +311,29 @@ def test_a_step_that_fails_leaves_the_stream_as_it_was():
         assert np.array_equal(stream.state["h0"], before)
     chunk[:, 1] = good[0]
     assert np.array_equal(stream.push(chunk), other.push(chunk))
+
+
+EXPORTED = Path(__file__).parent / "data" / "loops"  # tools/make_loop_fixtures.py
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in EXPORTED.glob("*.onnx")))
+def test_what_pytorch_exports(name):
+    """Scripted loops and torch's scan: at the exported length, at others, and streamed."""
+    proto = onnx.load(EXPORTED / f"{name}.onnx")
+    loaded = fastrnn.from_onnx(proto)
+    free = proto if "frozen" not in name else onnx.load(EXPORTED / f"{name.removesuffix('_frozen')}.onnx")
+    for steps, batch in ((5, 2), (9, 1), (1, 3)):
+        feeds = {"x": array(batch, steps, 3) if name == "appended" else array(steps, batch, 3)}
+        feeds |= {"h": array(batch, 4)} if name == "appended" else {}
+        same(free, feeds, loaded)
+    x = array(7, 1, 3)
+    stream = loaded.stream()
+    for t in range(7):
+        y = stream.step(x[t, 0])
+    y = y[0] if isinstance(y, tuple) else y
+    whole = loaded.run(**{"x": np.swapaxes(x, 0, 1), "h": array(1, 4) * 0} if name == "appended" else {"x": x})[0]
+    assert np.array_equal(y, {"appended": whole[0, -1:].squeeze(0), "unbound": whole[0]}.get(name, whole[-1, 0]))
+
+
+def test_there_are_exported_files():
+    assert len(list(EXPORTED.glob("*.onnx"))) == 4
