@@ -36,6 +36,9 @@ class Track:
     clock: int = INPUT
 
 
+MOST_GROUPED = 64  # steps that are taken together
+
+
 class Mixed(Exception):
     """This node lets rows (or steps) meet; the text says how."""
 
@@ -253,8 +256,19 @@ class _Walk:
             if a["step"] > 0 and isinstance(a["start"], int) and isinstance(dim - a["stop"], int):
                 cuts = {"begin": -a["start"], "end": a["stop"] - dim}
                 return self._paced(node, "window", track.axis, stride=a["step"], **cuts)
+            grouped = a["start"] == 0 and a["step"] == 1 and self._whole_groups(track, dim, a["stop"])
+            if grouped:
+                return [Track(track.axis, 1, grouped)]
             raise Mixed(f"picks steps [{a['start']}:{a['stop']}:{a['step']}] of a sequence")
         raise Mixed(f"picks rows [{a['start']}:{a['stop']}:{a['step']}] of the batch")
+
+    def _whole_groups(self, track: Track, dim, stop) -> int | None:
+        """The clock of a sequence without the steps that fill no group of r, as x[:, : T // r * r] has it."""
+        r = next((r for r in range(2, MOST_GROUPED) if D.floordiv(dim, r) * r == stop), None)
+        if r is None or track.inner != 1 or dim != self.dim_of(track):
+            return None
+        groups = Clock("window", D.floordiv(dim, r), (track.clock,), stride=r, reach=r)
+        return self.timetable.add(Clock("times", stop, (self.timetable.add(groups),), r))
 
     def _expand(self, node):
         track, rank = self.track(node), len(node.attrs["dims"])

@@ -127,7 +127,7 @@ class WindowLowering:
         parts = W.reshape(groups, C // groups, M, *W.shape[2:])
         parts = np.moveaxis(np.moveaxis(parts, 1, -1), 1, -1)
         spatial = len(W.shape) - 2
-        phases = [_phases(k, a["strides"][i], a["dilations"][i], a["pads"][i]) for i, k in enumerate(W.shape[2:])]
+        phases = [phases_of(k, a["strides"][i], a["dilations"][i], a["pads"][i]) for i, k in enumerate(W.shape[2:])]
         for number in np.ndindex(*map(len, phases)):
             chosen = [phases[i][n] for i, n in enumerate(number)]
             part = parts
@@ -138,7 +138,7 @@ class WindowLowering:
             ]
             starts, axes = [c[0] for c in chosen], [c[1] for c in chosen]
             for i, spread in a.get("spread", {}).items():  # in a stream: the outputs of this call
-                counts[i], starts[i], begin = spread(starts[i], -axes[i].pad)
+                counts[i], starts[i], begin = spread[starts[i]]
                 axes[i] = replace(axes[i], pad=begin)
             fields = self._window_fields(x, y, axes, counts, starts, list(a["strides"]))
             self._emit_conv(
@@ -294,7 +294,7 @@ def _axes_of(attrs, taps) -> list[Axis]:
             for i in range(n)]  # fmt: skip
 
 
-def _phases(taps: int, stride: int, dilation: int, pad: int) -> list[tuple]:
+def phases_of(taps: int, stride: int, dilation: int, pad: int) -> list[tuple]:
     """A transposed convolution along one axis as plain ones: (first output, Axis, taps in the order of inputs) each.
 
     Output o gets W[k] of input i wherever o = i * stride - pad + k * dilation. The outputs o = first + j * stride share

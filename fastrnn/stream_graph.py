@@ -18,6 +18,7 @@ from dataclasses import replace
 from . import dims as D
 from .follow import Followed, Track, follow
 from .graph import Graph, Node, Value
+from .lowering_windows import phases_of
 from .timetable import Timetable
 
 WINDOWS = ("conv", "conv_transpose", "pool")
@@ -53,7 +54,7 @@ class _Rewrite:
         self.nodes: list[Node] = []
         self.values = dict(graph.values)
         self.queued: dict[tuple, str] = {}
-        self.plain = self.table.uniform and not any(self._reads_back(n) for n in graph.nodes if n.op == "pool")
+        self.table.plain = self.table.uniform and not any(self._begins_apart(n) for n in graph.nodes)
         for name, track in followed.tracks.items():
             self.values[name] = self._counted(graph.values[name], track)
 
@@ -123,7 +124,7 @@ class _Rewrite:
         if node.op in WINDOWS and track.axis > 1 and self._has_window(node, track.axis - 2):
             self._window(node, track)
         elif node.op == "slice" and a["axis"] == track.axis and out in self.followed.running:
-            if self.plain:  # every call has a last step
+            if self.table.plain:  # every call has a last step
                 return None
             kept = self._keep(node.inputs[0], track.axis, 1, f"{node.name}.tail")
             end = self.values[kept].dims[track.axis]
@@ -142,10 +143,15 @@ class _Rewrite:
         extra = node.attrs.get("output_padding", (0,) * n)[i]
         return (kernel[i], node.attrs["strides"][i], pads[i], pads[n + i], extra) != (1, 1, 0, 0, 0)
 
-    def _reads_back(self, pool: Node) -> bool:
-        """A pool over time, whose first windows have fewer steps."""
-        track = self.followed.tracks.get(pool.inputs[0])
-        return track is not None and track.axis > 1 and self._has_window(pool, track.axis - 2)
+    def _begins_apart(self, node: Node) -> bool:
+        """A node that does something else at its first steps: a pool sees fewer of them, a pad brings constants. Or one
+        whose outputs are not alike: those of a transposed convolution."""
+        track = self.followed.tracks.get(node.inputs[0])
+        if track is None or node.op not in ("pool", "conv_transpose", "pad"):
+            return False
+        if node.op != "pad":
+            return track.axis > 1 and self._has_window(node, track.axis - 2)
+        return self._moves(node, track)
 
     def _moves(self, node: Node, track: Track) -> bool:
         """The node cuts steps off or puts some on."""
@@ -184,25 +190,26 @@ class _Rewrite:
             attrs["pads"] = tuple(pads)
         self.nodes.append(replace(node, inputs=(source, *node.inputs[1:]), attrs=attrs))
 
-    def _spread(self, node: Node, i: int, y: int, base):
-        """phase of a transposed convolution (first output, first input of it) -> the dims of this call's outputs of
-        that phase: how many, where the first of them lies among all new ones, and where its first input lies."""
-        stride = node.attrs["strides"][i]
+    def _spread(self, node: Node, i: int, y: int, base) -> dict[int, tuple]:
+        """Phase of a transposed convolution, by its first output -> the dims of this call's outputs of that phase: how
+        many, where the first of them lies among all new ones, and where its first input lies."""
+        a, taps = node.attrs, self.graph.values[node.inputs[1]].dims[2 + i]
+        stride, found = a["strides"][i], {}
+        for first, axis, _ in phases_of(taps, stride, a["dilations"][i], a["pads"][i]):
+            found[first] = self._phase(f"{node.name}.{first}", y, stride, first, -axis.pad, base)
+        return found
 
-        def phase(first: int, start: int) -> tuple:
-            def whole(come):  # outputs of this phase among the first `come` ones
-                return max(0, -((first - come) // stride))
+    def _phase(self, name: str, y: int, stride: int, first: int, start: int, base) -> tuple:
+        def whole(come):  # outputs of this phase among the first `come` ones
+            return max(0, -((first - come) // stride))
 
-            def when_some(function):
-                return lambda b, a: function(b) if whole(a[y]) > whole(b[y]) else 0
+        def when_some(function):
+            return lambda b, a: function(b) if whole(a[y]) > whole(b[y]) else 0
 
-            names = [f"{node.name}.{what}{i}.{first}" for what in ("count", "at", "begin")]
-            count = self.table.number(lambda b, a: whole(a[y]) - whole(b[y]), names[0])
-            at = self.table.number(when_some(lambda b: first + whole(b[y]) * stride - b[y]), names[1])
-            begin = self.table.number(when_some(lambda b: base(b) - whole(b[y]) - start), names[2])
-            return count, at, begin
-
-        return phase
+        count = self.table.number(lambda b, a: whole(a[y]) - whole(b[y]), f"{name}.count")
+        at = self.table.number(when_some(lambda b: first + whole(b[y]) * stride - b[y]), f"{name}.at")
+        begin = self.table.number(when_some(lambda b: base(b) - whole(b[y]) - start), f"{name}.begin")
+        return count, at, begin
 
     def _slice(self, node: Node, track: Track) -> None:
         """Steps from a fixed one on, up to a fixed number before the end."""

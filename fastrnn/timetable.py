@@ -75,6 +75,7 @@ class Timetable:
     ----------
     clocks : list of Clock; number `INPUT` is that of the inputs
     names : symbols over which the dims of the plan are written, in the order of `Counts.sizes`
+    plain : the number of new steps says all: calls are bound to it, as where nothing looks along time
     start, period : positions from `start` on repeat after `period`; delay : steps, as `Stream.delay`
     most_a_step : of each output, the most of its steps that one step of the input brings; 0 for a running value
     """
@@ -93,6 +94,7 @@ class Timetable:
         self._cache: dict[tuple, Counts] = {}
         self._by_number: list[Counts] = []
         self._lock = forks.Lock()
+        self.plain = False
 
     # -- building --
     def add(self, clock: Clock) -> int:
@@ -224,20 +226,16 @@ class Timetable:
             self.clocks[clock].kind == "input" and times <= 1 for clock, times in self._output_clocks
         )
 
-    @property
-    def plain(self) -> bool:
-        """Dims over the number of steps say all: calls are bound to it, as where nothing looks along time."""
-        return self.uniform and len(self.names) == 1
-
     def phase(self, position: int) -> int:
         """A small number that stands for a position: equal ones have equal counts, whatever the steps of a call."""
         return position if position < self.start else self.start + (position - self.start) % self.period
 
     def counts(self, position: int, steps: int, final: bool = False) -> Counts:
         """The counts of a call that takes `steps` steps of the input from a position on."""
-        key = (self.phase(position), steps, final)
-        found = self._cache.get(key)
-        return found if found is not None else self._count(*key)
+        if position >= self.start:  # as `phase`, which takes half of this call's time
+            position = self.start + (position - self.start) % self.period
+        found = self._cache.get((position, steps, final))
+        return found if found is not None else self._count(position, steps, final)
 
     def outputs(self, position: int, steps: int, final: bool = False) -> tuple[int, ...]:
         """New steps of each output in a run of calls that take `steps` steps together, as `Counts.outputs`."""

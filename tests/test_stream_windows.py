@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 from graph_builder import GraphBuilder
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from fastrnn import dims as D
 from fastrnn import reference
 from fastrnn.cells import CellSpec
 from fastrnn.dims import BATCH, TIME
+from fastrnn.errors import ShapeError
 from fastrnn.model import Model
 
 
@@ -208,3 +212,90 @@ CASES = {
 def test_a_stream_has_the_bits_of_the_whole_run(name):
     build, delay = CASES[name]
     assert check(build().done()).delay == delay
+
+
+# ---- stacks at random ------------------------------------------------------------------------------------------------
+
+
+def small(low, high):
+    return st.integers(low, high)
+
+
+@st.composite
+def layers(draw):
+    """One layer: a function of a Stack."""
+    kind = draw(
+        st.sampled_from("conv conv causal strided depthwise pool pad cut repeat spread cell norm residual join".split())
+    )
+    k, d = draw(small(1, 4)), draw(small(1, 3))
+    reach = d * (k - 1) + 1
+    if kind == "conv":
+        pads = (draw(small(0, reach)), draw(small(0, reach)))
+        return lambda s: s.conv(k=k, dilation=d, pads=pads)
+    if kind == "causal":
+        return lambda s: s.conv(k=k, dilation=d, pads=(reach - 1, reach - 1)).cut(0, reach - 1).relu()
+    if kind == "strided":
+        stride, pads = draw(small(1, 4)), (draw(small(0, 2)), draw(small(0, 2)))
+        return lambda s: s.conv(k=k, stride=stride, pads=pads)
+    if kind == "depthwise":
+        return lambda s: s.conv(M=s.C, groups=s.C, k=k, dilation=d, pads=(reach - 1, 0))
+    if kind == "pool":
+        pads = (draw(small(0, k - 1)), draw(small(0, k - 1)))
+        fn, ceil, include, stride = draw(
+            st.tuples(st.sampled_from(["max", "mean"]), st.booleans(), st.booleans(), small(1, 3))
+        )
+        return lambda s: s.pool(fn, k, stride, pads, ceil, include)
+    if kind == "pad":
+        begin, end = draw(small(-3, 3)), draw(small(-3, 3))
+        return lambda s: s.pad(begin, end)
+    if kind == "cut":
+        begin, end, step = draw(small(0, 3)), draw(small(0, 3)), draw(small(1, 3))
+        return lambda s: s.cut(begin, end, step)
+    if kind == "repeat":
+        return lambda s: s.repeat(d)
+    if kind == "spread":
+        stride = draw(small(1, 3))
+        pads, extra = (draw(small(0, 2)), draw(small(0, 2))), draw(small(0, max(stride, d) - 1))
+        return lambda s: s.conv_transpose(k=k, stride=stride, dilation=d, pads=pads, extra=extra)
+    if kind == "cell":
+        cell = draw(st.sampled_from(["rnn", "gru", "lstm"]))
+        return lambda s: s.cell(cell)
+    if kind == "norm":
+        return lambda s: s.norm()
+    split = draw(small(0, reach - 1))
+    if kind == "residual":  # what goes round waits for what goes through
+        return lambda s: _round(
+            s, lambda: s.conv(M=s.C, k=k, dilation=d, pads=(reach - 1 - split, split)).relu(), s.add
+        )
+    return lambda s: _round(s, lambda: s.conv(k=k, dilation=d, pads=(split, reach - 1 - split)), s.join, s.C)
+
+
+def _round(stack, layer, join, *args):
+    before = stack.x
+    layer()
+    join(before, *args)
+    return stack
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(layers(), min_size=1, max_size=5),
+    st.sampled_from(["steps", "last", "mean", "max", "both"]),
+    st.lists(small(0, 9), max_size=6),
+    small(20, 50),
+)
+def test_any_stack_cut_anyhow(layers, end, cuts, T):
+    stack = Stack()
+    try:
+        for layer in layers:
+            layer(stack)
+        lengths = [D.evaluate(d, {"batch": 1, "time": T}) for v in stack.b.values.values() for d in v.dims]
+    except ShapeError:
+        assume(False)
+    assume(min(lengths) > 0 and max(lengths) < 300)
+    steps = stack.x
+    if end == "last":
+        stack.last()
+    elif end != "steps":
+        stack.reduce("mean" if end == "both" else end)
+    check(stack.done(*([steps] if end == "both" else [])), T, tuple(cuts), tolerance=1e-4)

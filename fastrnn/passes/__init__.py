@@ -6,8 +6,9 @@ A pass takes a valid graph and returns one that means the same, with a line in `
 from __future__ import annotations
 
 from ..graph import Graph, validate
+from .along_time import join_constants, split_reductions
 from .attention import fuse_attention, merge_steps
-from .conv_pads import fold_pads
+from .conv_pads import fold_cuts, fold_pads
 from .conv_scale import fold_scales
 from .conv_taps import drop_idle_taps
 from .dead import remove_dead_nodes
@@ -21,7 +22,10 @@ standard_passes = (
     simplify_moves,
     fuse_linear,
     roll_up,
+    split_reductions,
+    join_constants,
     fold_pads,
+    fold_cuts,
     drop_idle_taps,
     fold_scales,
     remove_dead_nodes,

@@ -1,5 +1,5 @@
-"""Zeros put around a value that only a convolution reads become the convolution's own pads (a causal one, as PyTorch
-exports it)."""
+"""Zeros put around a value that only convolutions read become their own pads; what is cut off a convolution's result is
+not computed: both are how causal convolutions are written (PyTorch has no other way)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..graph import Graph, Node
 
 
 def fold_pads(graph: Graph) -> Graph:
-    """pad with zeros along spatial axes, then conv: the conv alone. Only where nothing else reads what is padded."""
+    """pad with zeros along spatial axes, then convs: the convs alone. Only where nothing else reads what is padded."""
     readers, producers, outputs = graph.consumers(), graph.producers(), set(graph.outputs)
     nodes: list[Node] = []
     gone: set[str] = set()
@@ -16,7 +16,8 @@ def fold_pads(graph: Graph) -> Graph:
         if before is None or before.op != "pad" or before.outputs[0] in outputs or not _zeros_in_space(before):
             nodes.append(node)
             continue
-        if len(readers[before.outputs[0]]) > 1:
+        others = readers[before.outputs[0]]
+        if not all(n.op == "conv" and n.inputs.count(before.outputs[0]) == 1 for n in others):
             nodes.append(node)
             continue
         rank = len(before.attrs["pads"]) // 2
@@ -29,6 +30,39 @@ def fold_pads(graph: Graph) -> Graph:
         return graph
     kept = tuple(n for n in nodes if n.name not in gone)
     return graph.replace(nodes=kept, notes=(*graph.notes, f"folded {len(gone)} pads into convolutions"))
+
+
+def fold_cuts(graph: Graph) -> Graph:
+    """conv, then a slice that takes off at its ends no more than the conv's padding made: a conv of less padding."""
+    readers, producers, outputs = graph.consumers(), graph.producers(), set(graph.outputs)
+    cut: dict[str, Node] = {}  # conv -> itself with less padding, its result that of the slice
+    gone: set[str] = set()
+    for node in graph.nodes:
+        conv = producers.get(node.inputs[0]) if node.op == "slice" else None
+        conv = cut.get(conv.name, conv) if conv is not None else None
+        if conv is None or conv.op != "conv" or conv.outputs[0] in outputs or len(readers[node.inputs[0]]) > 1:
+            continue
+        pads = _cut_pads(graph, conv, node)
+        if pads is not None:
+            gone.add(node.name)
+            cut[conv.name] = Node("conv", conv.name, conv.inputs, node.outputs, dict(conv.attrs) | {"pads": pads})
+            producers[node.outputs[0]] = cut[conv.name]
+    if not gone:
+        return graph
+    nodes = tuple(cut.get(n.name, n) for n in graph.nodes if n.name not in gone)
+    return graph.replace(nodes=nodes, notes=(*graph.notes, f"folded {len(gone)} cuts into convolutions"))
+
+
+def _cut_pads(graph: Graph, conv: Node, node: Node) -> tuple | None:
+    """The pads with which a conv makes just what the slice takes of it; None where it takes more than padding off."""
+    axis, first, pads = node.attrs["axis"], node.attrs["start"], list(conv.attrs["pads"])
+    rest = graph.values[node.inputs[0]].dims[axis] - node.attrs["stop"]
+    if axis < 2 or node.attrs["step"] != 1 or not isinstance(first, int) or not isinstance(rest, int):
+        return None
+    n, stride = len(pads) // 2, conv.attrs["strides"][axis - 2]
+    pads[axis - 2] -= first * stride
+    pads[n + axis - 2] -= rest * stride
+    return tuple(pads) if min(pads) >= 0 else None
 
 
 def _zeros_in_space(node: Node) -> bool:

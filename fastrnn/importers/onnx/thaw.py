@@ -31,6 +31,8 @@ def slice_bounds(ctx, size, start, end, step: int) -> tuple:
 
     def place(v, lowest: int):
         if isinstance(v, Dim):
+            if isinstance(size + v, int) and size + v >= 0:  # minus a length that is shorter by a fixed number
+                return size + v, size + v
             over = v - size
             beyond = isinstance(over, int) and over > 0
             return (size, example) if beyond else (v, table.example(v))
