@@ -83,7 +83,7 @@ class _Rewrite:
     def _number(self, name: str, clock: int, function) -> object:
         """A symbol for function(before, after) in calls in which `clock` brings steps; 0 in the others, in which it
         does not matter: so that these calls are all alike. A plain number where all calls are."""
-        if self.table.uniform:
+        if self.table.plain:
             return function(*self.table.sample())
         return self.table.number(lambda b, a: function(b, a) if a[clock] > b[clock] else 0, name)
 

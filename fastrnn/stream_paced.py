@@ -28,8 +28,8 @@ class PacedStream(Stream):
 
     `step` returns None while nothing comes, and leaves `out` untouched then. An output of which one step may bring
     several has a first axis (after the batch's) for them in `step` too; it takes no `out`. A value over all steps (the
-    last one, a mean) is that of the steps that have come, None before the first; `copy().flush()` tells what it would
-    be if the sequence ended here.
+    last one, a mean) is that of the whole run of the steps so far: where the model looks ahead, each call works it out
+    by a second one, on the padding that the end would bring. It is None where that run has no steps to take it of.
     """
 
     def __init__(self, model: Model, batch_size: int | None, context: Context | None = None):
@@ -37,6 +37,7 @@ class PacedStream(Stream):
         self._timetable = self.program.plan.timetable
         self._many = [n > 1 for n in self._timetable.most_a_step]
         self._one = not any(self._many)
+        self._fast = self._one and not self._timetable.guesses
         self._still: list = []  # the last arrays of inputs without time, which flush needs again
         self.ended = False
 
@@ -51,7 +52,7 @@ class PacedStream(Stream):
         if self.ended:
             self._refuse()
         self._check_room(1)
-        if self._one:
+        if self._fast:
             y = self._step_paced(self._timetable, x, out)
             if y is not NotImplemented:
                 return y
@@ -91,7 +92,10 @@ class PacedStream(Stream):
         return deliver(self._take(arrays, next(iter(lengths.values()))), None)
 
     def flush(self):
-        """As `Stream.flush`: what was held back, and the final value of what is reduced over time."""
+        """As `Stream.flush`: what was held back, and the final value of what is reduced over time.
+
+        A sequence that is too short for a window of the model, which a whole run refuses, brings nothing more.
+        """
         if self.ended:
             self._refuse()
         batch, still = self.batch_size, iter(self._still)
@@ -123,8 +127,9 @@ class PacedStream(Stream):
         self._check_room(span)
         position, done = self.steps_done, 0
         new = self._timetable.outputs(position, span, final)
-        ends = list(zip(self._outputs, new, strict=True))
-        results = [np.empty(o.chunk_shape(self.batch_size, n), o.stored) for o, n in ends]
+        if final and position < self._timetable.least:  # too short for a window of the model: it brings no more
+            new, final = (0,) * len(new), False
+        results = self._room(new)
         filled = [0] * len(results)
         self._hold()
         before = self.slab.copy()
@@ -146,15 +151,37 @@ class PacedStream(Stream):
                     break
                 done += n
             self.steps_done = position + span
+            if self._timetable.guesses and span and not final:
+                new = self._guess(arrays, results, new)
         except BaseException:
-            self.slab[...] = before
+            self.slab[...], self.steps_done = before, position
             raise
         finally:
             self._release()
         if not all(a.timed for a in self._inputs):
             self._still = [np.array(v) for a, v in zip(self._inputs, arrays, strict=True) if not a.timed]
         nothing = span == 0 and not final
-        return [r if o.timed or (n and not nothing) else None for (o, n), r in zip(ends, results, strict=True)]
+        return [
+            r if o.timed or (n and not nothing) else None for o, n, r in zip(self._outputs, new, results, strict=True)
+        ]
+
+    def _room(self, new: tuple[int, ...]) -> list[np.ndarray]:
+        """An array for so many new steps of each output."""
+        return [np.empty(o.chunk_shape(self.batch_size, n), o.stored) for o, n in zip(self._outputs, new, strict=True)]
+
+    def _guess(self, arrays: list, results: list, new: tuple[int, ...]) -> tuple[int, ...]:
+        """Put values over time as they are if the sequence ended here into `results`; returns `new` with whether each
+        is there. The states stay."""
+        counts = self._timetable.counts(self.steps_done, 0, True)
+        sources = [self._part(a, v, 0, 0) for a, v in zip(self._inputs, arrays, strict=True)]
+        targets, now = self._room(counts.outputs), self.slab.copy()
+        try:
+            self._call_paced([*sources, *targets], counts.number)
+        finally:
+            self.slab[...] = now
+        for i, o in enumerate(self._outputs):
+            results[i] = results[i] if o.timed else targets[i]
+        return tuple(n if o.timed else k for o, n, k in zip(self._outputs, new, counts.outputs, strict=True))
 
     def _part(self, argument, array: np.ndarray, start: int, steps: int) -> np.ndarray:
         """Steps of a chunk as one run of memory: a view where they are one."""

@@ -77,6 +77,8 @@ class Timetable:
     names : symbols over which the dims of the plan are written, in the order of `Counts.sizes`
     plain : the number of new steps says all: calls are bound to it, as where nothing looks along time
     start, period : positions from `start` on repeat after `period`; delay : steps, as `Stream.delay`
+    least : steps that a sequence must have, or the whole run refuses it as too short for a window
+    guesses : an output is reduced over time, and would see more steps if the sequence ended now
     most_a_step : of each output, the most of its steps that one step of the input brings; 0 for a running value
     """
 
@@ -94,7 +96,7 @@ class Timetable:
         self._cache: dict[tuple, Counts] = {}
         self._by_number: list[Counts] = []
         self._lock = forks.Lock()
-        self.plain = False
+        self.plain, self.least = False, 0
 
     # -- building --
     def add(self, clock: Clock) -> int:
@@ -123,6 +125,8 @@ class Timetable:
                 ends = (whole[0] + (c.begin + min(c.end - c.reach + c.stride, 0) + c.stride - 1)) // c.stride
             else:
                 ends = (whole[0] + (c.begin + c.end - c.reach)) // c.stride + 1
+            cut = min(c.begin, 0) + min(c.end, 0)
+            self.least = max(self.least, int(np.searchsorted(whole[0] + cut, 0)))
             some = (come[0] + (c.begin - c.reach)) // c.stride + 1
             rate, period = rate / c.stride, period * c.stride
         elif c.kind == "spread":
@@ -133,6 +137,7 @@ class Timetable:
             ends, some, rate = whole[0] * c.stride, come[0] * c.stride, rate * c.stride
         else:
             ends, some = whole[0], np.minimum.reduce(come)
+        self.least = max(self.least, int(np.searchsorted(ends, 0)))
         ends = np.maximum(ends, 0)
         some = np.clip(some, 0, ends)  # no step that the end would take off again
         some[0] = 0  # before the first input nothing has come, padding neither
@@ -202,7 +207,7 @@ class Timetable:
         if clock is None:
             self._outputs.append(lambda before, after: 1)
         elif running:
-            self._outputs.append(lambda before, after: int(after[clock] > 0))
+            self._outputs.append(lambda before, after: int(after[clock] > 0 and after[INPUT] >= self.least))
         else:
             self._outputs.append(lambda before, after: (after[clock] - before[clock]) * times)
         self._output_clocks.append((INPUT if clock is None else clock, 0 if running else times))
@@ -212,6 +217,8 @@ class Timetable:
         self.start, self.period = self._start(), math.lcm(*self.periods)
         self.delay = max((self._delay(clock) for clock, _ in self._output_clocks), default=0)
         self.most_a_step = tuple(int(np.diff(self.come[clock]).max()) * n for clock, n in self._output_clocks)
+        behind = any(not np.array_equal(a[1:], b[1:]) for a, b in zip(self.come, self.whole, strict=True))
+        self.guesses = behind and any(n == 0 for n in self.most_a_step)
         stop = self.start + self.period
         self._gain = [int(c[stop] - c[self.start]) for c in self.come]  # steps a period
         self._table = [tuple(int(c[n]) for c in self.come) for n in range(stop)]
