@@ -100,10 +100,15 @@ class Timetable:
 
     # -- building --
     def add(self, clock: Clock) -> int:
-        """The number of a clock; that of an equal one where there is one: of the same steps at every position."""
+        """The number of a clock; that of an equal one where there is one: of the same steps at every position.
+
+        Steps taken several times stay a multiple of those that they are made of: reshapes take them apart again.
+        """
+        if clock.kind == "times" and clock in self.clocks:
+            return self.clocks.index(clock)
         come, whole, rate, period = self._tabulate(clock)
         for i, other in enumerate(self.clocks):
-            if other.dim == clock.dim and np.array_equal(self.come[i], come):
+            if clock.kind != "times" and other.dim == clock.dim and np.array_equal(self.come[i], come):
                 return i
         self.clocks.append(clock)
         self.come.append(come)
