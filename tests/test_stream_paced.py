@@ -210,10 +210,6 @@ class TestRefused:
 
         self.problem(build, r"node_concat")
 
-    def test_a_pool_of_streams(self):
-        with pytest.raises(fastrnn.StreamError, match="another pace"):
-            same().pool(capacity=4)
-
 
 class TestTimetable:
     def table(self):
