@@ -107,6 +107,8 @@ class PacedPool(StreamPool):
             raise StreamError("a stream of these slots was flushed: its sequence is at its end; reset() begins another")
         start = [self._steps(int(p)) for p in places]
         new = [self._timetable.outputs(s, int(t), final) for s, t in zip(start, lengths, strict=True)]
+        if final and start[0] < self._timetable.least:  # too short for a window of the model: it brings no more
+            new, final = [(0,) * len(self._outputs)], False
         results = [
             [np.empty(o.chunk_shape(None, k), o.stored) for o, k in zip(self._outputs, counts, strict=True)]
             for counts in new
@@ -120,6 +122,8 @@ class PacedPool(StreamPool):
                     self._take_group(rows, places[rows], steps, start[rows[0]] + done[rows[0]], done, filled,
                                      columns, results, final)  # fmt: skip
                 left = [i for i in left if done[i] < lengths[i]]
+            if self._timetable.guesses and not final:
+                self._guess([i for i in range(n) if lengths[i]], places, start, lengths, columns, results, new)
         except BaseException:
             self.slab[places] = kept
             raise
@@ -135,6 +139,33 @@ class PacedPool(StreamPool):
             ]
             for counts, length, row in zip(new, lengths.tolist(), results, strict=True)
         ]
+
+    def _guess(self, rows, places, start, lengths, columns, results, new) -> None:
+        """Values over time as they are if the sequences ended here, as in `PacedStream`. The states stay."""
+        now, groups = self.slab[places], defaultdict(list)
+        for i in rows:
+            groups[self._timetable.phase(start[i] + int(lengths[i]))].append(i)
+        try:
+            for phase, members in groups.items():
+                counts = self._timetable.counts(phase, 0, True)
+                for first in range(0, len(members), self._rows_a_call):
+                    some = members[first : first + self._rows_a_call]
+                    sources = [
+                        np.stack([c[i][:0] if a.timed else c[i] for i in some])
+                        for a, c in zip(self._inputs, columns, strict=True)
+                    ]
+                    targets = [
+                        np.empty(o.chunk_shape(len(some), k), o.stored)
+                        for o, k in zip(self._outputs, counts.outputs, strict=True)
+                    ]
+                    self._call_paced(places[some], [*sources, *targets], counts.number)
+                    for row, i in enumerate(some):
+                        for j in (j for j, o in enumerate(self._outputs) if not o.timed):
+                            results[i][j][...] = targets[j][row]
+                        both = zip(self._outputs, new[i], counts.outputs, strict=True)
+                        new[i] = tuple(k if o.timed else guessed for o, k, guessed in both)
+        finally:
+            self.slab[places] = now
 
     def _groups(self, left: list[int], start: list[int], done: list[int], lengths) -> dict[tuple, list[int]]:
         """Rows that may share the next call: of equal phase, and as many steps; no more than a call takes."""

@@ -253,3 +253,27 @@ class TestTimetable:
         t = Timetable()
         assert t.add(Clock("window", TIME, (INPUT,), reach=5, begin=4)) == INPUT
         assert t.add(Clock("window", TIME, (INPUT,), reach=5, begin=2, end=2)) != INPUT
+
+
+class TestPool:
+    def test_slots_at_other_positions_have_the_bits_of_streams(self):
+        """Values over time too: those of a sequence that ends here, None where it is too short."""
+        stack = Stack().conv(k=5, stride=2, pads=(1, 2)).cell(H=4)
+        steps = stack.x
+        model = Model(stack.last().done(steps))
+        x, pool = fed(16, batch=3), model.pool(capacity=3)
+        slots, streams = [pool.open() for _ in range(3)], [model.stream() for _ in range(3)]
+        rng = np.random.default_rng(2)
+
+        def alike(ours, theirs):
+            for a, b in zip(ours, theirs, strict=True):
+                assert (a is None) == (b is None)
+                assert a is None or a.tobytes() == b.tobytes()
+
+        for t in range(16):
+            some = [i for i in range(3) if rng.random() < 0.6]
+            got = pool.step([slots[i] for i in some], x[some, t]) if some else []
+            for i, ours in zip(some, got, strict=True):
+                alike(ours, streams[i].step(x[i, t]))
+        for i in range(3):
+            alike(pool.flush(slots[i]), streams[i].flush())
