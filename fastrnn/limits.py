@@ -28,7 +28,7 @@ from .files import replace_file
 from .graph import Graph, Node, Value, validate
 from .model import Model
 
-FORMAT = 2  # of the cache file; another number is measured again
+FORMAT = 3  # of the cache file; another number is measured again
 LEVELS = ("L1", "L2", "L3", "memory")
 KIB = 1024
 # Where the system does not tell: what nearly every server CPU has at least.
@@ -51,6 +51,7 @@ class Limits:
     latency_ns : of one multiply-add that waits for the one before
     function_ns : tanh of one vector of `lanes` numbers, among many
     step_ns, run_ns : from Python to the ops and back, of `Stream.step(x, out=y)` and of `Model.run(x)`
+    general_ns : of a step that is not one plain array in and one out
     """
 
     cpu: str
@@ -63,6 +64,7 @@ class Limits:
     function_ns: float
     step_ns: float
     run_ns: float
+    general_ns: float
 
     def read_rate(self, footprint: float) -> float:
         """Bytes a second at which a working set of so many bytes is read again and again; between two measured sizes
@@ -84,7 +86,7 @@ class Limits:
         values = {name: record[name] for name in cls.__dataclass_fields__}
         values["read"] = tuple((int(size), float(rate)) for size, rate in record["read"])
         values["caches"] = {str(name): int(size) for name, size in record["caches"].items()}
-        for name in ("fma", "latency_ns", "function_ns", "step_ns", "run_ns"):
+        for name in ("fma", "latency_ns", "function_ns", "step_ns", "run_ns", "general_ns"):
             values[name] = float(record[name])
             if not 0 < values[name] < math.inf:
                 raise ValueError(f"{name} is {values[name]}")
@@ -135,10 +137,9 @@ def measure() -> Limits:
         readers = [_roofline.Reader(name, size) for name in NARROWER.get(info.active, (info.active,))]
         rate = max(_best(lambda n, r=r, a=a: r.rate(n, a), size / 20) for r in readers for a in PREFETCH_AHEAD)
         read.append((size, rate))
-    step_ns, run_ns = _call_ns()
     return Limits(
         cpu_info().name, info.active, info.lanes, sizes, fma, tuple(read), _latency_ns(info.lanes), _function_ns(),
-        step_ns, run_ns,
+        *_call_ns(),
     )  # fmt: skip
 
 
@@ -187,8 +188,9 @@ def _function_ns() -> float:
     return max((times[1] - times[0]) / 128, 0.05)
 
 
-def _call_ns() -> tuple[float, float]:
-    """A step of a stream and a run of one step, of a model that does next to nothing: one tanh layer of 4 units."""
+def _call_ns() -> tuple[float, ...]:
+    """A step of a stream, a run of one step, and a step with two outputs, of models that do next to nothing: one tanh
+    layer of 4 units."""
     model = tiny_model()
     stream, x = model.stream(), np.zeros(4, np.float32)
     y, step, run, whole = stream.step(x), stream.step, model.run, x.reshape(1, 1, 4)
@@ -206,7 +208,15 @@ def _call_ns() -> tuple[float, float]:
         for _ in range(n):
             run(whole)
 
-    return tuple(max(_best_ns(calls, n) - kernel, 1.0) for calls, n in ((steps, 500), (runs, 50)))
+    several = tiny_model(outputs=2).stream()
+    out, general = several.step(x), several.step
+
+    def generals(n):
+        for _ in range(n):
+            general(x, out=out)
+
+    timed = ((steps, 500), (runs, 50), (generals, 50))
+    return tuple(max(_best_ns(calls, n) - kernel, 1.0) for calls, n in timed)
 
 
 def _best_ns(calls: Callable[[int], object], repeats: int) -> float:
@@ -214,11 +224,11 @@ def _best_ns(calls: Callable[[int], object], repeats: int) -> float:
     return min(_timed(lambda: calls(repeats), 1) for _ in range(TRIES)) / repeats
 
 
-def tiny_model() -> Model:
-    """x [time, batch, 4] through an RNN of 4 units."""
-    values = [Value("x", "float32", (TIME, BATCH, 4)), Value("y", "float32", (TIME, BATCH, 4))]
+def tiny_model(outputs: int = 1) -> Model:
+    """x [time, batch, 4] through an RNN of 4 units; its second output is the last state."""
+    values = [Value(name, "float32", (TIME, BATCH, 4)) for name in "xy"] + [Value("h", "float32", (BATCH, 4))]
     constants = {name: np.full((4, 4), 0.1, np.float32) for name in "WR"}
     values += [Value(name, "float32", (4, 4)) for name in constants]
-    node = Node("cell", "cell", ("x", "W", "R"), ("y",), {"spec": CellSpec("rnn", 4, 4)})
-    graph = Graph("tiny", ("x",), ("y",), (node,), {v.name: v for v in values}, constants)
+    node = Node("cell", "cell", ("x", "W", "R"), ("y", "h"), {"spec": CellSpec("rnn", 4, 4)})
+    graph = Graph("tiny", ("x",), ("y", "h")[:outputs], (node,), {v.name: v for v in values}, constants)
     return Model(validate(graph), threads=1)

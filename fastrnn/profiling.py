@@ -13,10 +13,10 @@ import numpy as np
 from . import cost_model, limits
 from . import dims as D
 from ._timing import OpTimer, clock_ns
-from .arguments import whole_number
+from .arguments import plain_forms, whole_number
 from .cost_model import Cost
 from .cpu import MAX_THREADS
-from .errors import ShapeError
+from .errors import ShapeError, StreamError
 from .graph import DTYPES
 from .limits import Limits
 from .model import Model
@@ -26,6 +26,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # at which growth is predicted
 MEASURED_BATCHES = (1, 8, 32)  # and measured
 SCALES = (0.5, 1.0, 2.0, 4.0)  # of the cells' sizes, at which growth is predicted
 MOST_CALLS, LEAST_CALLS = 4000, 5
+PACED = 8  # a step of a stream whose values come at paces of their own, in plain ones: it looks up its counts
 MOST_ROWS = 1 << 20  # batch x steps; more is a typing error
 Progress = Callable[[float, str], None]  # (share done, what is being done)
 
@@ -144,7 +145,7 @@ def profile(
     progress(0.2, "this call")
     costs = call.predict(found)
     totals, ops = call.measure(0.6 * seconds)
-    overhead = found.step_ns if call.kind == "step" else found.run_ns
+    overhead = call.overhead_ns(found)
     predicted = overhead + sum(c.ns for c in costs)
     measured = float(np.median(totals))
     progress(0.6, "other batches")
@@ -172,6 +173,15 @@ def _streams(hop_ms: float, steps: int, timed) -> tuple[tuple[int, int], ...]:
     return tuple((rows, int(1e6 * hop_ms * steps // ns) * rows) for rows, ns in sorted(times.items()))
 
 
+def opens(model: Model) -> str | None:
+    """Why no stream of a model opens as it is: it needs the future, or to be told how far its attention looks back."""
+    try:
+        model.stream()
+    except StreamError as error:
+        return str(error)
+    return None
+
+
 class Call:
     """One kind of call of a model at fixed sizes: what it runs, what it should cost, what it does cost.
 
@@ -183,10 +193,14 @@ class Call:
         graph = model.graph
         timed = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         plain = [graph.values[n] for n in graph.inputs if n not in graph.states]
-        if model.streamable and (steps == 1 or not timed):
+        if model._open_sizes:
+            text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
+            raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
+        if opens(model) is None and (steps == 1 or not timed):
             self.kind = "step" if steps == 1 else "push"
             stream = model.stream(batch_size=None if batch == 1 else batch)
             self.program = stream.program
+            self.plain = bool(plain_forms(stream._inputs, stream._outputs, stream.batch_size))
             shapes = [a.step_shape(stream.batch_size) for a in stream._inputs]
             x = _feeds(plain, shapes, seed)
             if self.kind == "push":
@@ -196,14 +210,18 @@ class Call:
         else:
             self.kind = "run"
             sizes = {"batch": batch, "time": steps}
-            if model._open_sizes:
-                text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
-                raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
             shapes = [tuple(D.evaluate(d, sizes) for d in v.dims) for v in plain]
             x = _feeds(plain, shapes, seed)
             self.program = model._program("run")
             self.calls = _repeater(model, *x)
         self.plan: Plan = self.program.plan
+
+    def overhead_ns(self, machine: Limits) -> float:
+        """What the call should cost besides its ops."""
+        if self.kind != "step":
+            return machine.run_ns
+        plain = PACED * machine.step_ns if self.plan.paced else machine.step_ns
+        return plain if self.plain else machine.general_ns
 
     def predict(self, machine: Limits, batch: int | None = None) -> list[Cost]:
         """The cost of each op, of all steps of a call; batch: another one than the call's own."""
@@ -235,8 +253,8 @@ class Call:
             finally:
                 self.program.timer = None
             each.append(np.maximum(timer.ns - extra, 0.0).sum(axis=0))
-        paced = self.plan.timetable is not None and not self.plan.timetable.plain  # then calls differ
-        return np.array(totals), (np.mean if paced else np.median)(each, axis=0)
+        # Calls of a paced plan differ: their ops are told as means.
+        return np.array(totals), (np.mean if self.plan.paced else np.median)(each, axis=0)
 
 
 def _repeated(cost: Cost, times: int) -> Cost:
@@ -288,7 +306,7 @@ def _feeds(values, shapes, seed: int) -> list[np.ndarray]:
     for value, shape in zip(values, shapes, strict=True):
         real = value.dtype in ("float32", "float64")
         made = 0.1 * rng.standard_normal(shape) if real else np.zeros(shape)
-        arrays.append(np.ascontiguousarray(made, DTYPES[value.dtype]))
+        arrays.append(np.asarray(made, DTYPES[value.dtype], order="C"))  # ascontiguousarray makes 0 axes 1
     return arrays
 
 
@@ -296,7 +314,7 @@ def _by_batch(call: Call, machine: Limits, seconds: float, progress: Progress) -
     """The same call with other batches: predicted, and some measured."""
     model, steps = call.model, call.steps
     has_batch = any("batch" in D.symbols(d) for v in model.graph.values.values() for d in v.dims)
-    overhead = machine.step_ns if call.kind == "step" else machine.run_ns
+    overhead = call.overhead_ns(machine)
     found = []
     for batch in BATCHES if has_batch else (1,):
         predicted = overhead + sum(c.ns for c in call.predict(machine, batch))

@@ -234,7 +234,7 @@ class TestModels:
         assert not found.streamed
         assert found.forgetting is None
         assert found.drift is None
-        assert any("does not stream" in text for text in found.skipped)
+        assert any("needs the future" in text for text in found.skipped)
         assert found.corruptions
         assert {g.fill for g in found.gaps} == {"zeroed", "held"}
 

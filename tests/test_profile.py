@@ -25,7 +25,7 @@ FIGURES = json.loads((ROOT / "tests" / "data" / "bench_figures.json").read_text(
 MACHINE = Limits(
     "made up", "avx2", 8, {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}, 100e9,
     ((16 << 10, 200e9), (64 << 10, 100e9), (1 << 20, 100e9), (4 << 20, 50e9), (64 << 20, 20e9)),
-    1.0, 4.0, 100.0, 5000.0,
+    1.0, 4.0, 100.0, 5000.0, 9000.0,
 )  # fmt: skip
 
 
@@ -189,6 +189,21 @@ class TestProfile:
         assert (found.call, found.batch, found.steps) == ("run", 2, 7)
         assert found.predicted_overhead_ns == 5000
         assert found.step_ns == pytest.approx(found.measured_ns / 14)
+
+    def test_of_lookups_and_of_several_outputs(self):
+        for name, overhead in (("language_model.script.onnx", 9000), ("lstm_last_states.dynamo_frozen.onnx", 9000)):
+            model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / name)
+            found = fastrnn.profile(model, seconds=0.02, machine=MACHINE)
+            assert (found.call, found.predicted_overhead_ns) == ("step", overhead)
+
+    def test_of_a_model_that_leaves_a_size_open(self):
+        build = GraphBuilder("open")
+        x = build.input("x", "float32", D.BATCH, D.TIME, D.symbol("size"))
+        model = Model(build.done(build.add("unary", x, fn="tanh", alpha=0.0, beta=0.0)))
+        with pytest.raises(fastrnn.ShapeError, match="load it with sizes="):
+            fastrnn.profile(model, machine=MACHINE)
+        with pytest.raises(fastrnn.ShapeError, match="load it with sizes="):
+            fastrnn.analyze(model)
 
     def test_of_a_model_that_does_not_stream(self):
         model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / "bigru_stacked.script.onnx")

@@ -89,7 +89,9 @@ def best_limits() -> Limits:
     """What three measurements agree on at best: neighbours only ever slow things down."""
     tries = [limits.measure() for _ in range(3)]
     read = tuple((size, max(t.read[i][1] for t in tries)) for i, (size, _) in enumerate(tries[0].read))
-    least = {n: min(getattr(t, n) for t in tries) for n in ("latency_ns", "function_ns", "step_ns", "run_ns")}
+    least = {
+        n: min(getattr(t, n) for t in tries) for n in ("latency_ns", "function_ns", "step_ns", "run_ns", "general_ns")
+    }
     return dataclasses.replace(tries[0], fma=max(t.fma for t in tries), read=read, **least)
 
 

@@ -138,7 +138,7 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
             largest = max(largest, *(float(np.abs(g).max(initial=0.0)) for g in gap))
             compared += n
             going = time.monotonic() - first < seconds
-        elif time.monotonic() - first > 2 * seconds:  # a model so slow that the rest would take too long
+        elif time.monotonic() - first > 1.5 * seconds:  # a model so slow that the rest would take too long
             at += n
             break
         at += n

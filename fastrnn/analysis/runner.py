@@ -11,6 +11,7 @@ from ..arguments import Argument, argument_of
 from ..errors import ShapeError
 from ..graph import DTYPES
 from ..model import Model
+from ..profiling import opens
 from ..stream import Stream
 
 Arrays = dict[str, np.ndarray]  # by input
@@ -24,11 +25,11 @@ class Runner:
 
     def __init__(self, model: Model):
         self.model, graph = model, model.graph
-        self.streams = model.streamable
-        self.why_not = "" if self.streams else "the model does not stream: " + "; ".join(model._streaming_problems())
         if model._open_sizes:
             text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
             raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
+        self.why_not = opens(model) or ""
+        self.streams = not self.why_not
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         has_time = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         self.has_batch = has_batch
