@@ -75,6 +75,7 @@ class TestLimits:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         asked = []
         monkeypatch.setattr(limits, "measure", lambda: asked.append(1) or MACHINE)
+        monkeypatch.setattr(limits, "_fma_rate", lambda: MACHINE.fma)
         assert limits.measured() == limits.measured() == MACHINE
         assert len(asked) == 1
         assert limits.cache_file().is_relative_to(tmp_path)
@@ -85,6 +86,21 @@ class TestLimits:
         assert len(asked) == 7
         assert limits.measured(again=True) == MACHINE
         assert len(asked) == 8
+
+    def test_limits_of_a_busy_moment_do_not_stay(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        slow = dataclasses.replace(
+            MACHINE, fma=50e9, latency_ns=3.0, step_ns=80.0, read=tuple((size, 60e9) for size, _ in MACHINE.read)
+        )
+        monkeypatch.setattr(limits, "measure", lambda: slow)
+        monkeypatch.setattr(limits, "_fma_rate", lambda: MACHINE.fma)
+        assert limits.measured() == slow
+        monkeypatch.setattr(limits, "measure", lambda: MACHINE)
+        found = limits.measured()
+        assert (found.fma, found.latency_ns, found.step_ns) == (MACHINE.fma, MACHINE.latency_ns, 80.0)
+        assert [rate for _, rate in found.read] == [200e9, 100e9, 100e9, 60e9, 60e9]
+        monkeypatch.setattr(limits, "measure", None)
+        assert limits.measured() == found
 
     def test_a_cache_that_cannot_be_written_is_no_error(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")

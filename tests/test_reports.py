@@ -48,7 +48,7 @@ def quick_limits(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     made_up = Limits(
-        "made up", "avx2", 8, {"L1": 32768, "L2": 1 << 20}, 1e11, ((16384, 2e11), (1 << 26, 2e10)), 1, 4, 90, 5e3, 9e3
+        "made up", "avx2", 8, {"L1": 32768, "L2": 1 << 20}, 1e15, ((16384, 2e11), (1 << 26, 2e10)), 1, 4, 90, 5e3, 9e3
     )
     limits.cache_file().parent.mkdir()
     limits.cache_file().write_text(json.dumps(made_up.as_dict()))

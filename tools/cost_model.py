@@ -57,7 +57,11 @@ def figures_of(record: dict) -> dict:
              "ns": round(result["median_ns"], 1)}
         )  # fmt: skip
     print(f"{shared} cases left out: other processes took the core")
-    return {"machine": record["machine"]["cpu"], "limits": best_limits().as_dict(), "cases": cases}
+    return {
+        "machine": record["machine"]["cpu"],
+        "limits": limits.best_of(*(limits.measure() for _ in range(3))).as_dict(),
+        "cases": cases,
+    }
 
 
 def measure(made: dict) -> dict:
@@ -75,7 +79,11 @@ def measure(made: dict) -> dict:
         while len(times) < ROUNDS and (len(times) < 3 or sum(times) * group < CASE_NS):
             times.append(cpu_ns(calls, group) / group)
         cases.append({**entry, "ns": round(float(np.median(times)), 1)})
-    return {"machine": cpu_info().name, "limits": best_limits().as_dict(), "cases": cases}
+    return {
+        "machine": cpu_info().name,
+        "limits": limits.best_of(*(limits.measure() for _ in range(3))).as_dict(),
+        "cases": cases,
+    }
 
 
 def cpu_ns(calls, count: int) -> int:
@@ -83,16 +91,6 @@ def cpu_ns(calls, count: int) -> int:
     start = time.thread_time_ns()
     calls(count)
     return time.thread_time_ns() - start
-
-
-def best_limits() -> Limits:
-    """What three measurements agree on at best: neighbours only ever slow things down."""
-    tries = [limits.measure() for _ in range(3)]
-    read = tuple((size, max(t.read[i][1] for t in tries)) for i, (size, _) in enumerate(tries[0].read))
-    least = {
-        n: min(getattr(t, n) for t in tries) for n in ("latency_ns", "function_ns", "step_ns", "run_ns", "general_ns")
-    }
-    return dataclasses.replace(tries[0], fma=max(t.fma for t in tries), read=read, **least)
 
 
 def plan_of(case: dict, made: dict):
