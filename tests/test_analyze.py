@@ -43,7 +43,7 @@ def linear_rnn(radius, H=6, seed=0, identity_input=False):
 class TestMemory:
     @pytest.mark.parametrize("radius", [0.5, 0.9, 0.97])
     def test_the_forgetting_time_of_a_linear_rnn_is_that_of_its_spectral_radius(self, radius):
-        found = analysis.analyze(linear_rnn(radius), **FAST)
+        found = analysis.analyze(linear_rnn(radius), long_steps=300, seconds=60.0)  # ends long before
         # radius ** n <= 0.01 first holds at n = log 0.01 / log radius.
         expected = math.ceil(math.log(0.01) / math.log(radius))
         assert found.forgetting.steps == pytest.approx(expected, abs=1)
@@ -189,8 +189,8 @@ class TestPrecision:
     def test_drift_finds_what_float32_loses(self):
         """h = h + x in float32: the error grows with the sum; with a decay it does not."""
         x = {"x": np.full((1, 50, 6), 0.1, np.float32)}
-        grows = precision.drift(Runner(_adder(1.0)), x, 4000, 5.0, lambda share: None)
-        settles = precision.drift(Runner(_adder(0.5)), x, 4000, 5.0, lambda share: None)
+        grows = precision.drift(Runner(_adder(1.0)), x, 4000, 60.0, lambda share: None)
+        settles = precision.drift(Runner(_adder(0.5)), x, 4000, 60.0, lambda share: None)
         assert grows.compared == settles.compared == grows.steps == 4000
         assert grows.spans[-1][1] > 5 * settles.spans[-1][1]
         assert settles.spans[-1][1] < 1e-6
@@ -199,7 +199,7 @@ class TestPrecision:
 
     def test_a_stream_that_explodes_is_told(self):
         x = {"x": np.ones((1, 50, 6), np.float32)}
-        assert not precision.drift(Runner(_adder(1.5)), x, 400, 5.0, lambda share: None).finite
+        assert not precision.drift(Runner(_adder(1.5)), x, 400, 60.0, lambda share: None).finite
 
 
 def _adder(factor, H=6):
@@ -213,7 +213,9 @@ def _adder(factor, H=6):
 class TestModels:
     def test_the_example(self):
         seen = []
-        found = fastrnn.analyze(fastrnn.load(EXAMPLE), steps=60, progress=lambda s, t: seen.append(s), **FAST)
+        found = fastrnn.analyze(
+            fastrnn.load(EXAMPLE), steps=60, progress=lambda s, t: seen.append(s), long_steps=300, seconds=60.0
+        )
         assert found.synthetic
         assert (found.steps, found.rows, found.streamed) == (60, 2, True)
         assert [level.decides for level in found.levels] == ["above 0.5"]
