@@ -81,6 +81,11 @@ def plain_names(entry):
     return ins, [n for n in entry["outputs"] if n not in entry["states"].values()]
 
 
+def opened(entry, model, **options):
+    """A stream; attention over all steps takes the bound that the manifest says."""
+    return model.stream(**options, **({"context": entry["context"]} if "context" in entry else {}))
+
+
 def one_or_tuple(arrays):
     """As streams take inputs: the array itself where there is one."""
     arrays = tuple(arrays)
@@ -177,8 +182,8 @@ def test_stream_has_the_bits_of_the_run(entry):
     for row in range(3):
         xs = [as_stream(entry, n, feeds[n], row) for n in ins]
         ys = [as_stream(entry, n, whole[n], row) for n in outs]
-        check_steps(entry, model.stream(), xs, ys, outs)
-        check_chunks(entry, model.stream(), xs, ys, outs, cuts(11, random))
+        check_steps(entry, opened(entry, model), xs, ys, outs)
+        check_chunks(entry, opened(entry, model), xs, ys, outs, cuts(11, random))
 
 
 def check_steps(entry, stream, xs, ys, outs):
@@ -215,7 +220,7 @@ def test_lock_step_streams_have_the_bits_of_the_run(entry):
     feeds = zero_states(entry, feeds_of(entry, 1))
     whole = dict(zip(entry["outputs"], model.run(**feeds), strict=True))
     ins, outs = plain_names(entry)
-    stream = model.stream(batch_size=3)
+    stream = opened(entry, model, batch_size=3)
     for t in range(11):
         rows = [[as_stream(entry, n, feeds[n], row)[t] for row in range(3)] for n in ins]
         answers = as_tuple(stream.step(one_or_tuple(np.stack(r) for r in rows)))
@@ -234,7 +239,7 @@ def test_threaded_states_are_paired(entry):
     assert dict(model.graph.states) == entry["states"]
     feeds = zero_states(entry, feeds_of(entry, 2))
     ins, outs = plain_names(entry)
-    stream = model.stream(batch_size=1)
+    stream = opened(entry, model, batch_size=1)
     for _ in range(3):
         results = dict(zip(entry["outputs"], model.run(**feeds), strict=True))
         x = [np.squeeze(feeds[n], axis_of(entry, n, "time")) if "time" in entry["inputs"][n] else feeds[n] for n in ins]

@@ -20,7 +20,7 @@ class FixtureModel:
 
     build: makes the module (seeded by the caller). example: (time, batch) -> tuple of tensors, one an input.
     axes: value name -> one of "batch", "time" or a size, an axis. states: input -> output of a hand-threaded state.
-    ways: which of make_torch_fixtures.WAYS to export (None: its USUAL four).
+    ways: which of make_torch_fixtures.WAYS to export (None: its USUAL four). context: what its streams are opened with.
     """
 
     about: str
@@ -32,6 +32,7 @@ class FixtureModel:
     states: dict = field(default_factory=dict)
     streamable: bool = True
     ways: tuple[str, ...] | None = None
+    context: int | None = None
 
 
 def floats(layout, *features):
@@ -331,6 +332,53 @@ USUAL = ("dynamo", "dynamo_frozen", "script", "script_frozen")
 OLD, OLDEST = (*USUAL, "script_op11"), (*USUAL, "script_op9")
 MANY = (*USUAL, "dynamo_b1", "dynamo_batch", "script_op11")
 
+
+class CausalBlock(nn.Module):
+    """A GRU and a transformer layer that sees no later step."""
+
+    def __init__(self, features, hidden, heads):
+        super().__init__()
+        self.rnn = nn.GRU(features, hidden, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(hidden, heads, 20, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        y, _ = self.rnn(x)
+        mask = torch.full((x.shape[1], x.shape[1]), float("-inf"), dtype=x.dtype).triu(1)
+        return self.block(y, src_mask=mask, is_causal=True)
+
+
+class Positions(nn.Module):
+    """Attention with learned positions, rotated queries and keys, and only some steps back where `window` says so."""
+
+    def __init__(self, features, heads, window=None, learned=True, rotary=False):
+        super().__init__()
+        self.heads, self.window, self.rotary = heads, window, rotary
+        self.rnn = nn.GRU(features, features, batch_first=True)
+        self.position = nn.Embedding(24, features) if learned else None
+        self.qkv, self.out = nn.Linear(features, 3 * features), nn.Linear(features, 4)
+
+    def rotated(self, x, steps):
+        half = x.shape[-1] // 2
+        angle = steps[:, None] * 0.5 ** torch.arange(half)
+        a, b = x.chunk(2, -1)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+    def forward(self, x):
+        steps = torch.arange(x.shape[1])
+        x = x if self.position is None else x + self.position(steps)
+        y, _ = self.rnn(x)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(y).chunk(3, -1))
+        if self.rotary:
+            q, k = self.rotated(q, steps), self.rotated(k, steps)
+        mask = None
+        if self.window:
+            apart = steps[:, None] - steps
+            mask = (apart >= 0) & (apart < self.window)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
 MODELS: dict[str, FixtureModel] = {
     "lstm_stacked": _simple(
         "two LSTM layers of 20 with dropout between them (off), Linear, Sigmoid; batch first",
@@ -500,5 +548,36 @@ MODELS: dict[str, FixtureModel] = {
         ("y", "hn", "cn"),
         {"h0": "hn", "c0": "cn"},
         ways=("dynamo", "script"),
+    ),
+    "causal_block": FixtureModel(
+        about="GRU 12, TransformerEncoderLayer of 3 heads with a causal mask; batch first",
+        build=lambda: CausalBlock(5, 12, 3),
+        example=floats(BTF, 5),
+        axes={"x": (*BTF, 5), "y": (*BTF, 12)},
+        ways=("dynamo_frozen", "script_frozen"),
+        context=11,
+    ),
+    "causal_positions": FixtureModel(
+        about="learned positions, GRU 12, scaled_dot_product_attention of 3 heads, is_causal; batch first",
+        build=lambda: Positions(12, 3),
+        example=floats(BTF, 12),
+        axes={"x": (*BTF, 12), "y": (*BTF, 4)},
+        ways=("dynamo",),
+        context=11,
+    ),
+    "causal_rotary": FixtureModel(
+        about="GRU 12, attention of 3 heads with rotary positions, is_causal; batch first",
+        build=lambda: Positions(12, 3, learned=False, rotary=True),
+        example=floats(BTF, 12),
+        axes={"x": (*BTF, 12), "y": (*BTF, 4)},
+        ways=("script",),
+        context=11,
+    ),
+    "causal_window": FixtureModel(
+        about="GRU 12, attention of 3 heads over the last 4 steps by a mask; batch first",
+        build=lambda: Positions(12, 3, window=4, learned=False),
+        example=floats(BTF, 12),
+        axes={"x": (*BTF, 12), "y": (*BTF, 4)},
+        ways=("dynamo", "script_frozen"),
     ),
 } | head_models()

@@ -32,6 +32,18 @@ L = keras.layers
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "onnx"
 RUNS = ((7, 2), (11, 3), (1, 1))
 
+
+class CausalAttention(L.Layer):
+    """Keras's attention of a sequence to itself, no step to a later one, beside a residual."""
+
+    def __init__(self, heads, features):
+        super().__init__()
+        self.attention = L.MultiHeadAttention(heads, features)
+
+    def call(self, x):
+        return x + self.attention(x, x, use_causal_mask=True)
+
+
 # name -> (layers, features or None for tokens, streamable, what it is). Layers are made inside `build`, once a dtype.
 MODELS = {
     "keras_rnn": (
@@ -75,6 +87,12 @@ MODELS = {
         6,
         True,
         "LSTM 20 with hard_sigmoid gates (Keras 2: 0.2x + 0.5)",
+    ),
+    "keras_attention": (
+        lambda: [L.GRU(12, return_sequences=True), CausalAttention(3, 4), L.Dense(3)],
+        6,
+        True,
+        "GRU 12, MultiHeadAttention of 3 heads with use_causal_mask, Dense",
     ),
     "keras_gru_after": (
         lambda: [L.GRU(20, return_sequences=True, reset_after=True), L.Dense(3)],
@@ -235,6 +253,7 @@ def make(name: str) -> list[dict]:
                 "frozen": [] if time is None else ["time"],
                 "size": list(RUNS[0]),
                 "streamable": streamable,
+                **({"context": 11} if name == "keras_attention" else {}),
                 "ops": count(proto.graph, {}),
                 "about": about,
             }

@@ -202,6 +202,7 @@ def describe(model, name: str, way: Way, path: Path) -> dict:
         "frozen": frozen,
         "size": list(way.size),
         "streamable": model.streamable,
+        **({"context": model.context} if model.context else {}),
         "ops": dict(sorted(ops.items())),
         "about": model.about,
     }

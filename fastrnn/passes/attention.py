@@ -18,30 +18,50 @@ from .. import reference
 from ..errors import FastRNNError
 from ..graph import Graph, Node, Value
 from .dead import remove_dead_nodes
+from .moves import simplify_moves
 
 LARGEST_PROOF = 2048  # steps at which a mask is computed at most: 4 Mi elements
 LEAST_PROOF = 16
+HIDING = -1e4  # e to the power of it is 0 in float32: what is added to a score that shall not count
 
 
 def fuse_attention(graph: Graph) -> Graph:
     """matmul, softmax, matmul as one `attention` node, with its scale, softcap, mask and bias.
 
-    Only where nobody else reads the scores or weights.
+    Only where nobody else reads the scores or weights. Weights may be turned round, or their batch and heads merged,
+    on the way: as a product of several axes is written out.
     """
-    editor = _Editor(graph)
-    for node in graph.nodes:
+    if not any(n.op == "softmax" for n in graph.nodes) and not any(n.op == "attention" for n in graph.nodes):
+        return graph
+    simple = simplify_moves(graph)
+    editor = _Editor(simple)
+    for node in simple.nodes:
         found = editor.match(node)
         if found is not None:
             editor.emit(node, found)
         else:
-            editor.nodes.append(node)
+            editor.nodes.append(editor.with_mask_read(node))
     if not editor.notes:
         return graph
-    notes = (*graph.notes, *editor.notes)
-    changed = graph.replace(
+    notes = (*simple.notes, *editor.notes)
+    changed = simple.replace(
         nodes=tuple(editor.nodes), values=editor.values, constants=editor.constants, notes=notes
     )  # fmt: skip
     return remove_dead_nodes(changed)
+
+
+@dataclass
+class _Bias:
+    """Something that is added to the scores, as their node sees them: `dims`, and [.., Tk, Tq] where they are turned.
+
+    fn : "add"; "sub" (it is taken off); "show" and "hide" (name is a mask: `low` is added where it is False, or True)
+    """
+
+    name: str
+    fn: str
+    dims: tuple
+    turned: bool
+    low: float = 0.0
 
 
 @dataclass
@@ -56,7 +76,9 @@ class _Found:
     safe: bool = False
     causal: bool = False
     window: int = 0
-    biases: list = field(default_factory=list)  # names of what is added to the scores
+    turned: bool = False  # the scores, as far as they have been followed back, are [.., Tk, Tq]
+    single: bool = False  # there is one query, or one key
+    biases: list = field(default_factory=list)
 
 
 class _Editor:
@@ -83,22 +105,47 @@ class _Editor:
         """The attention whose last product `node` is."""
         if node.op != "matmul" or len(self.graph.values[node.inputs[0]].dims) < 3:
             return None
-        weights, safe = node.inputs[0], False
+        found = _Found("", "", node.inputs[1])
+        found.single = any(map(_is_one, self.graph.values[node.inputs[0]].dims[-2:]))
+        weights = self._followed(node.inputs[0], found)
         guarded = self._guarded(weights)
         if guarded is not None:
-            weights, safe = guarded, True
-        soft = self.makers.get(weights) if safe else self.maker(weights, "softmax")
+            weights, found.safe = guarded, True
+        soft = self.makers.get(weights) if found.safe else self.maker(weights, "softmax")
         if soft is None or soft.op != "softmax" or soft.attrs["log"]:
             return None
-        if soft.attrs["axis"] != len(self.graph.values[weights].dims) - 1:
+        axes = [i for i, d in enumerate(self.graph.values[weights].dims) if found.single or not _is_one(d)]
+        if soft.attrs["axis"] != axes[-2 if found.turned else -1]:
             return None
-        found = _Found("", "", node.inputs[1], safe=safe)
         scores = self._without_bias(soft.inputs[0], found)
         product = self._product(scores, found)
-        if product is None:
+        if product is None or any(n in self.graph.constants for n in (*product, found.v)):
             return None
         found.q, found.k_turned = product
-        return self._judged(found, self.graph.values[weights])
+        return self._judged(found)
+
+    def _followed(self, name: str, found: _Found) -> str:
+        """Back through moves that keep the last two axes, or turn them round (noted), and the order of all others.
+
+        Axes of one don't count; where queries or keys are one, nothing is followed.
+        """
+        while not found.single:
+            node = self.maker(name, "reshape", "transpose")
+            if node is None:
+                break
+            before = self.graph.values[node.inputs[0]].dims
+            if node.op == "reshape":
+                two = [[d for d in dims if not _is_one(d)][-2:] for dims in (before, node.attrs["dims"])]
+                if two[0] != two[1] or len(two[0]) < 2:
+                    break
+            else:
+                kept = [p for p in node.attrs["perm"] if not _is_one(before[p])]
+                *lead, row, column = sorted(kept)
+                if kept not in ([*lead, row, column], [*lead, column, row]):
+                    break
+                found.turned ^= kept != sorted(kept)
+            name = node.inputs[0]
+        return name
 
     def _guarded(self, name: str) -> str | None:
         """w of where(isnan(w), 0, w), as PyTorch guards a row that sees nothing; isnan is not(equal(w, w))."""
@@ -115,41 +162,42 @@ class _Editor:
     def _without_bias(self, name: str, found: _Found) -> str:
         """The scores before masks and biases, which are noted in `found`."""
         while True:
+            name = self._followed(name, found)
             node = self.maker(name, "binary", "where")
-            if node is None:
-                return name
-            inner = self._added(node) if node.op == "binary" else self._hidden(node)
-            if inner is None:
+            inner = None if node is None else self._added(node) if node.op == "binary" else self._hidden(node)
+            if inner is None or (not found.single and any(map(_is_one, self.graph.values[name].dims[-2:]))):
                 return name
             name, bias = inner
+            bias.dims, bias.turned = self.graph.values[node.outputs[0]].dims, found.turned
             found.biases.append(bias)
 
     def _added(self, node: Node) -> tuple | None:
         """(scores, what is added to them): the scores are the side that leads to the product."""
-        if node.attrs["fn"] != "add":
-            return None
-        for scores, bias in (node.inputs, node.inputs[::-1]):
+        sides = [node.inputs] if node.attrs["fn"] == "sub" else [node.inputs, node.inputs[::-1]]
+        for scores, bias in sides if node.attrs["fn"] in ("add", "sub") else ():
             if self._leads_to_product(scores):
-                return scores, bias
+                return scores, _Bias(bias, node.attrs["fn"], (), False)
         return None
 
     def _hidden(self, node: Node) -> tuple | None:
         """(scores, the `where` that hides some of them by a very negative number)."""
         for k in (1, 2):
             low = self.number(node.inputs[3 - k])
-            if low is not None and low <= -1e4 and self._leads_to_product(node.inputs[k]):
-                return node.inputs[k], (node.inputs[0], k == 1, low)
+            if low is not None and low <= HIDING and self._leads_to_product(node.inputs[k]):
+                return node.inputs[k], _Bias(node.inputs[0], "show" if k == 1 else "hide", (), False, low)
         return None
 
     def _leads_to_product(self, name: str) -> bool:
+        """Whether a value is made by a product, of which the rest is done to it element by element."""
+        steps = ("binary", "where", "unary", "matmul", "reshape", "transpose")
         for _ in range(16):
-            node = self.maker(name, "binary", "where", "unary", "matmul")
+            node = self.maker(name, *steps)
             if node is None:
                 return False
             if node.op == "matmul":
                 return True
             sides = node.inputs[1:] if node.op == "where" else node.inputs
-            live = [i for i in sides if self.maker(i, "binary", "where", "unary", "matmul") is not None]
+            live = [i for i in sides if self.maker(i, *steps) is not None]
             if len(live) != 1:
                 return any(self._leads_to_product(i) for i in live)
             name = live[0]
@@ -157,11 +205,11 @@ class _Editor:
 
     def _product(self, name: str, found: _Found) -> tuple[str, str] | None:
         """(q, k turned round) of the product that makes the scores, factors taken into the scale."""
-        name, scale = self._scaled(name)
+        name, scale = self._scaled(name, found)
         node = self.maker(name, "unary", "matmul")
         if node is not None and node.op == "unary" and node.attrs["fn"] == "tanh" and scale > 0:
             found.softcap = scale
-            name, inner = self._scaled(node.inputs[0])
+            name, inner = self._scaled(node.inputs[0], found)
             scale = inner * found.softcap  # the node divides by the softcap itself
             node = self.maker(name, "matmul")
         if node is None or node.op != "matmul" or any(len(self.graph.values[i].dims) < 2 for i in node.inputs):
@@ -174,10 +222,11 @@ class _Editor:
             sides.append(side)
         return sides[0], sides[1]
 
-    def _scaled(self, name: str) -> tuple[str, float]:
-        """x and c of c * x or x / c, where nobody else reads it."""
+    def _scaled(self, name: str, found: _Found | None = None) -> tuple[str, float]:
+        """x and c of c * x or x / c, where nobody else reads it; found: of scores, which may be turned in between."""
         factor = 1.0
         while True:
+            name = name if found is None else self._followed(name, found)
             node = self.maker(name, "binary")
             if node is None or node.attrs["fn"] not in ("mul", "div"):
                 return name, factor
@@ -191,11 +240,11 @@ class _Editor:
                 return name, factor
 
     # -- masks --
-    def _judged(self, found: _Found, weights: Value) -> _Found | None:
-        """Biases that only say which steps are seen become `causal` and `window`; None where one can't be kept."""
+    def _judged(self, found: _Found) -> _Found:
+        """Biases that only say which steps are seen become `causal` and `window`."""
         kept = []
         for bias in found.biases:
-            width = self._seen(bias, weights)
+            width = self._seen(bias)
             if width is None:
                 kept.append(bias)
                 continue
@@ -205,24 +254,36 @@ class _Editor:
         found.biases = kept
         return found
 
-    def _seen(self, bias, weights: Value) -> int | None:
+    def with_mask_read(self, node: Node) -> Node:
+        """An attention node whose bias only says which steps are seen, without that bias."""
+        if node.op != "attention" or len(node.inputs) < 4 or node.attrs["offset"] != 0:
+            return node
+        q, k = (self.graph.values[i].dims for i in node.inputs[:2])
+        width = self._seen(_Bias(node.inputs[3], "add", (*q[:3], k[2]), False))
+        if width is None:
+            return node
+        before = node.attrs["window"]
+        window = min(width, before) if width and before else width or before
+        self.notes.append(f"{node.name}: its mask shows no later step" + (f" and {window} in all" if window else ""))
+        return replace(node, inputs=node.inputs[:3], attrs=dict(node.attrs) | {"causal": True, "window": window})
+
+    def _seen(self, bias: _Bias) -> int | None:
         """How many steps back a query sees, itself counted, 0 for all; None where the bias is another one."""
-        roots = [bias] if isinstance(bias, str) else [bias[0]]
-        nodes = self._made_of(roots[0])
-        if nodes is None or weights.dims[-1] != weights.dims[-2] or isinstance(weights.dims[-1], int):
+        nodes, size = self._made_of(bias.name), bias.dims[-1]
+        if nodes is None or size != bias.dims[-2] or isinstance(size, int):
             return None
         numbers = [abs(self.graph.constants[i]).max() for n in nodes for i in n.inputs if self._is_count(i)]
         tables = [self.graph.values[n.inputs[0]].dims[n.attrs["axis"]] for n in nodes if n.op == "gather"]
         length = max([LEAST_PROOF, *(2 * int(n) + 3 for n in numbers if n < LARGEST_PROOF)])
-        length = min([length, LARGEST_PROOF, *(t for t in tables if isinstance(t, int))])
+        time = _time_for(size, min([length, LARGEST_PROOF, *(t for t in tables if isinstance(t, int))]))
         try:
-            table = self._computed(roots[0], nodes, length)
+            table, length = self._computed(bias.name, nodes, time), D.evaluate(size, {"time": time})
         except FastRNNError:
             return None
-        if not isinstance(bias, str):
-            shown, low = (table, bias[2]) if bias[1] else (~table, bias[2])
-            table = np.where(shown, 0.0, low)
-        return _width(table, length)
+        if bias.fn in ("show", "hide"):
+            table = np.where(table == (bias.fn == "show"), 0.0, bias.low)
+        table = -table if bias.fn == "sub" else table
+        return _width(np.swapaxes(table, -1, -2) if bias.turned and table.ndim > 1 else table, length)
 
     def _made_of(self, name: str) -> list[Node] | None:
         """The nodes that make a value of positions alone, in order; None where an input has a part in it."""
@@ -244,11 +305,11 @@ class _Editor:
         array = self.graph.constants.get(name)
         return array is not None and array.size == 1 and array.dtype.kind in "if" and bool(np.isfinite(array).all())
 
-    def _computed(self, name: str, nodes: list[Node], length: int) -> np.ndarray:
-        """The mask at `length` steps."""
+    def _computed(self, name: str, nodes: list[Node], time: int) -> np.ndarray:
+        """The mask of an input of `time` steps."""
         part = self.graph.replace(inputs=(), outputs=(name,), nodes=tuple(nodes), states={}, requires=())
         names = {s for n in nodes for o in n.outputs if o for d in self.graph.values[o].dims for s in D.symbols(d)}
-        (table,) = reference.run(part, {}, sizes=dict.fromkeys(names, 1) | {"time": length})
+        (table,) = reference.run(part, {}, sizes=dict.fromkeys(names, 1) | {"time": time})
         return table
 
     # -- writing --
@@ -257,16 +318,17 @@ class _Editor:
         start = len(self.nodes)
         dims = self.graph.values[node.outputs[0]].dims
         lead = _lead(dims[:-2])
-        q, v = self._four(node, found.q, lead), self._four(node, found.v, lead)
-        k = found.k_turned
-        rank = len(self.values[k].dims)
-        perm = (*range(rank - 2), rank - 1, rank - 2)
-        k = self._four(node, self._add("transpose", f"{node.name}.k", (k,), {"perm": perm}), lead)
+        q, k = found.q, found.k_turned
+        if found.turned:  # what is written is k q', of which q k' is the other way round
+            q, k = self._turned(node, k), q
+        else:
+            k = self._turned(node, k)
+        q, k, v = (self._four(node, name, lead) for name in (q, k, found.v))
         inputs = [q, k, v]
         if None in inputs:
             self._give_up(start, node)
             return
-        bias = self._bias(node, found, lead, dims)
+        bias = self._bias(node, found, lead)
         if bias is not None:
             inputs.append(bias)
         attrs = {
@@ -301,29 +363,43 @@ class _Editor:
             return name
         return self._add("reshape", f"{node.name}.heads", (name,), {"dims": dims})
 
-    def _bias(self, node: Node, found: _Found, lead: tuple, dims: tuple) -> str | None:
+    def _turned(self, node: Node, name: str) -> str:
+        """The value with its last two axes the other way round."""
+        rank = len(self.values[name].dims)
+        perm = (*range(rank - 2), rank - 1, rank - 2)
+        return self._add("transpose", f"{node.name}.turned", (name,), {"perm": perm})
+
+    def _bias(self, node: Node, found: _Found, lead: tuple) -> str | None:
         """The sum of all biases that are left, as [.., .., Tq, Tk]."""
         total = None
         for bias in found.biases:
-            name = bias if isinstance(bias, str) else self._as_number(node, bias)
-            name = self._four_bias(node, name, lead, dims)
+            name = bias.name if bias.fn in ("add", "sub") else self._as_number(node, bias)
+            if bias.fn == "sub":
+                name = self._add("unary", f"{node.name}.less", (name,), {"fn": "neg", "alpha": 0.0, "beta": 0.0})
+            name = self._four_bias(node, name, bias, lead)
             add = {"fn": "add"}
             total = name if total is None else self._add("binary", f"{node.name}.bias", (total, name), add)
         return total
 
-    def _as_number(self, node: Node, bias: tuple) -> str:
+    def _as_number(self, node: Node, bias: _Bias) -> str:
         """A mask as what it adds to the scores: 0, or a number that leaves nothing of them."""
-        mask, shown, low = bias
-        zero, least = (self._constant(f"{node.name}.{i}", np.float32(v)) for i, v in enumerate((0.0, low)))
-        return self._add("where", f"{node.name}.mask", (mask, *((zero, least) if shown else (least, zero))), {})
+        zero, least = (self._constant(f"{node.name}.{i}", np.float32(v)) for i, v in enumerate((0.0, bias.low)))
+        sides = (zero, least) if bias.fn == "show" else (least, zero)
+        return self._add("where", f"{node.name}.mask", (bias.name, *sides), {})
 
-    def _four_bias(self, node: Node, name: str, lead: tuple, dims: tuple) -> str:
-        have = self.values[name].dims
-        rank = len(dims)
+    def _four_bias(self, node: Node, name: str, bias: _Bias, lead: tuple) -> str:
+        """A bias of scores of `bias.dims` as one of [batch, heads, Tq, Tk]."""
+        have, rank = self.values[name].dims, len(bias.dims)
+        if bias.turned and have:
+            have = have if len(have) > 1 else (1, *have)
+            if have != self.values[name].dims:
+                name = self._add("reshape", f"{node.name}.bias_row", (name,), {"dims": have})
+            name = self._turned(node, name)
+            have = self.values[name].dims
         if rank == 4 or len(have) <= 2:
             return name
         full = ((1,) * (rank - len(have)) + tuple(have))[: rank - 2]
-        four = (*(lead if _lead(full) == lead or D.product(full) == D.product(lead) else _lead(full)), *have[-2:])
+        four = (*(lead if D.product(full) == D.product(lead) else _lead(full)), *have[-2:])
         return name if four == have else self._add("reshape", f"{node.name}.bias_heads", (name,), {"dims": four})
 
     def _constant(self, base: str, array) -> str:
@@ -350,6 +426,10 @@ class _Editor:
         return name
 
 
+def _is_one(dim) -> bool:
+    return isinstance(dim, int) and dim == 1
+
+
 def _lead(dims: tuple) -> tuple:
     """The axes before length and features as batch and heads: a product that holds the batch comes apart."""
     if not dims:
@@ -360,13 +440,24 @@ def _lead(dims: tuple) -> tuple:
     return (dims[0], D.product(dims[1:]))
 
 
+def _time_for(dim, length: int) -> int:
+    """An input's steps for which a sequence of `dim` steps is at least `length` long (or nearly, where it is slow)."""
+    time = length
+    for _ in range(32):
+        left = length - D.evaluate(dim, {"time": time}) if D.symbols(dim) == {"time"} else 0
+        if left <= 0:
+            break
+        time += left
+    return time
+
+
 def _width(table: np.ndarray, length: int) -> int | None:
     """How many steps a query sees by a table of biases; 0 for all before it; None where it is no such table."""
     if table.ndim < 2 or table.shape[-2:] != (length, length) or table.size != length * length:
         return None
     table = table.reshape(length, length)
     seen = table == 0
-    if not (table[~seen] <= -1e4).all():
+    if not (table[~seen] <= HIDING).all():
         return None
     apart = np.arange(length)[:, None] - np.arange(length)
     width = int(seen[:, 0].sum())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...dims import Dim
 from ...errors import ModelFormatError
+from . import positions
 from .nodes import NodeReader, axis_of
 from .products import _float, matmul
 from .registry import op
 from .symbols import Finding
-from .values import Const, Quantized
+from .values import Const, Fill, Quantized
 
 _MICROSOFT = "com.microsoft"
 
@@ -196,13 +198,16 @@ def _arg(ctx, n: NodeReader):
 
 @op("CumSum", attrs="exclusive reverse")
 def _cumsum(ctx, n: NodeReader):
-    x, axes = ctx.live(n.input(0)), n.const(1, "axis")
-    if x.dtype not in ("float32", "int64", "int32"):
-        raise Finding(f"CumSum of {x.dtype}")
+    x, axes = n.input(0), n.const(1, "axis")
     if axes.size != 1 or axes.dtype.kind != "i":
         raise ModelFormatError(f"axis {axes.dtype}{list(axes.shape)}")
     axis = axis_of(int(axes.reshape(-1)[0]), len(x.dims))
     exclusive, reverse = bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
+    if isinstance(x, Fill) and not isinstance(x.value, Dim) and x.dtype.kind in "iu" and not reverse:
+        return [positions.counted(ctx, x, axis, exclusive)]
+    x = ctx.live(x)
+    if x.dtype not in ("float32", "int64", "int32"):
+        raise Finding(f"CumSum of {x.dtype}")
     if x.dtype == "int32":
         total = ctx.one("cast", x, to="int64")
         total = ctx.one("cumsum", total, axis=axis, exclusive=exclusive, reverse=reverse)

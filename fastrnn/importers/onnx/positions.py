@@ -83,6 +83,19 @@ def _trilu(ctx, n: NodeReader):
     return [ctx.one("where", keep, x, Const(np.zeros((), DTYPES[x.dtype])))]
 
 
+def counted(ctx, x: Fill, axis: int, exclusive: bool):
+    """The running sum of one integer: how many there are so far, times that integer."""
+    dims = [1] * len(x.dims)
+    dims[axis] = x.dims[axis]
+    out = ctx.reshape(ctx.positions(x.dims[axis], int(not exclusive)), dims)
+    dtype = ctx.dtype(x.dtype)
+    if dtype != "int64":
+        out = ctx.one("cast", out, to=dtype)
+    if int(x.value) != 1:
+        out = ctx.one("binary", out, Const(np.array(x.value, x.dtype)), fn="mul")
+    return out if out.dims == tuple(x.dims) else ctx.one("expand", out, dims=tuple(x.dims))
+
+
 def slice_table(ctx, x, axis: int, start, end, step: int):
     """The first rows of a fixed number, as many as a size says: looked up by step number. None where that isn't asked.
 
