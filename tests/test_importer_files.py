@@ -64,7 +64,7 @@ def test_recurrences_are_cells():
             cells = sum(node.op == "cell" for node in graph.nodes)
             has = any(op in entry["ops"] for op in ("RNN", "LSTM", "GRU", "Loop", "SequenceAt"))
             assert bool(cells) >= has, entry["file"]
-            assert len(graph.nodes) <= 40, entry["file"]
+            assert len(graph.nodes) <= 50, entry["file"]
 
 
 def test_dtln_packs_its_states_in_one_tensor(published_models):

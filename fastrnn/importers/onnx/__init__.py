@@ -12,8 +12,9 @@ Map of this package, in the order in which a file passes through it:
     fold.py       constants
     thaw.py       frozen numbers read again as functions of sizes
     loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
-    recurrent.py elementwise.py shaping.py products.py einsum.py windows.py resize.py norms.py scatter.py indexing.py
-    sequences.py
+    positions.py  what depends on step numbers alone: ranges, triangles, masks that a file froze
+    recurrent.py attention.py elementwise.py shaping.py products.py einsum.py windows.py resize.py norms.py scatter.py
+    indexing.py sequences.py
                   the operators (registry.py)
     states.py     states that the caller threads by hand
 """
