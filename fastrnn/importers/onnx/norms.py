@@ -204,7 +204,7 @@ def _cumsum(ctx, n: NodeReader):
     axis = axis_of(int(axes.reshape(-1)[0]), len(x.dims))
     exclusive, reverse = bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
     if isinstance(x, Fill) and not isinstance(x.value, Dim) and x.dtype.kind in "iu" and not reverse:
-        return [positions.counted(ctx, x, axis, exclusive)]
+        return [positions.running_count(ctx, x, axis, exclusive)]
     x = ctx.live(x)
     if x.dtype not in ("float32", "int64", "int32"):
         raise Finding(f"CumSum of {x.dtype}")

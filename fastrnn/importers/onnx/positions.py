@@ -83,7 +83,7 @@ def _trilu(ctx, n: NodeReader):
     return [ctx.one("where", keep, x, Const(np.zeros((), DTYPES[x.dtype])))]
 
 
-def counted(ctx, x: Fill, axis: int, exclusive: bool):
+def running_count(ctx, x: Fill, axis: int, exclusive: bool):
     """The running sum of one integer: how many there are so far, times that integer."""
     dims = [1] * len(x.dims)
     dims[axis] = x.dims[axis]
