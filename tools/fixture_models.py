@@ -554,7 +554,7 @@ MODELS: dict[str, FixtureModel] = {
         build=lambda: CausalBlock(5, 12, 3),
         example=floats(BTF, 5),
         axes={"x": (*BTF, 5), "y": (*BTF, 12)},
-        ways=("dynamo_frozen", "script_frozen"),
+        ways=("dynamo_frozen",),
         context=11,
     ),
     "causal_positions": FixtureModel(
@@ -578,6 +578,6 @@ MODELS: dict[str, FixtureModel] = {
         build=lambda: Positions(12, 3, window=4, learned=False),
         example=floats(BTF, 12),
         axes={"x": (*BTF, 12), "y": (*BTF, 4)},
-        ways=("dynamo", "script_frozen"),
+        ways=("dynamo",),
     ),
 } | head_models()
