@@ -132,7 +132,7 @@ class Model:
             arrays = [self.graph.constants[i] for i in node.inputs if i is not None and i in self.graph.constants]
             count = sum(a.size for a in arrays if a.dtype.kind == "f")
             if count:
-                kind, text = _describe(node)
+                kind, text = _describe(node, arrays[0].shape)
                 found.append(LayerInfo(node.name, kind, text, count, sum(a.nbytes for a in arrays)))
         return tuple(found)
 
@@ -494,13 +494,23 @@ def _plain(dim):
     return dim if isinstance(dim, int) else str(dim)
 
 
-def _describe(node) -> tuple[str, str]:
+def _describe(node, weights: tuple) -> tuple[str, str]:
+    """The kind of a layer, and in a few words which; weights: the shape of its first constant."""
     if node.op == "cell":
         spec = node.attrs["spec"]
         return spec.kind, f"{spec.input_size} -> {spec.hidden_size}" + (" reverse" if spec.reverse else "")
     if node.op == "linear":
         act = f" {node.attrs['activation']}" if node.attrs["activation"] else ""
-        return "linear", act.strip()
+        return "linear", f"{weights[0]} -> {weights[1]}{act}"
+    if node.op in ("conv", "conv_transpose"):
+        groups = node.attrs["groups"]
+        ends = (weights[1] * groups, weights[0]) if node.op == "conv" else (weights[0], weights[1] * groups)
+        shown = f"{ends[0]} -> {ends[1]}, {' x '.join(map(str, weights[2:]))}"
+        for name, value in (("stride", node.attrs["strides"]), ("dilation", node.attrs["dilations"])):
+            shown += f" {name} {' x '.join(map(str, value))}" if any(v != 1 for v in value) else ""
+        return node.op, shown + (f" in {groups} groups" if groups > 1 else "")
+    if node.op == "gather":
+        return node.op, " x ".join(map(str, weights))
     return node.op, str(node.attrs.get("fn", ""))
 
 

@@ -244,6 +244,17 @@ class TestInspect:
         assert told["notes"] == list(model.graph.notes)
         assert [t["name"] for t in told["inputs"]] == [i.name for i in model.inputs]
 
+    def test_every_node_is_listed_where_asked(self, capsys):
+        graph = fastrnn.load(STATES).graph
+        _, short, _ = run(capsys, "inspect", STATES)
+        _, long, _ = run(capsys, "inspect", STATES, "--nodes")
+        for node in graph.nodes:
+            for name in filter(None, node.outputs):
+                assert str(graph.values[name]).rsplit("/", 1)[-1] in " ".join(long.split())
+        assert len(long) > len(short)
+        told = json.loads(run(capsys, "inspect", STATES, "--json")[1])
+        assert [n["name"] for n in told["nodes"]] == [n.name for n in graph.nodes]
+
     def test_what_import_did_is_told(self, capsys):
         frozen = DATA / "gru_stacked.dynamo_frozen.onnx"
         notes = fastrnn.load(frozen).graph.notes

@@ -91,3 +91,43 @@ def test_equals_framework(entry):
             expected = golden_of(entry["golden"])[f"r{k}.{name}"]
             scale = max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE * scale, err_msg=f"r{k} {name}")
+
+
+STREAMED = [e for e in MANIFEST if e["streamable"]]
+
+
+def as_stream(entry, name, array, row):
+    """A row as streams take and give it: [time, features...], or [features...] without time."""
+    axes = [a for a in {**entry["inputs"], **entry["outputs"]}[name] if a != "batch"]
+    array = np.take(array, row, {**entry["inputs"], **entry["outputs"]}[name].index("batch"))
+    where = [i for i, a in enumerate(axes) if "time" in str(a)]
+    return np.moveaxis(array, where[0], 0) if where else array
+
+
+@each(STREAMED)
+def test_chunks_and_flush_have_the_bits_of_the_run(entry):
+    model, feeds = model_of(entry["file"]), feeds_of(entry, 1)
+    feeds = {n: np.zeros_like(a) if n in entry["states"] else a for n, a in feeds.items()}
+    whole = dict(zip(entry["outputs"], model.run(**feeds), strict=True))
+    ins = [n for n in entry["inputs"] if n not in entry["states"]]
+    outs = [n for n in entry["outputs"] if n not in entry["states"].values()]
+    for row, cuts in enumerate(([5, 0, 1, 6], [1] * 12, [12])):
+        stream, start, parts = model.stream(), 0, []
+        for count in cuts:
+            chunk = []
+            for name in ins:
+                x = as_stream(entry, name, feeds[name], row)
+                timed = "time" in entry["inputs"][name]
+                chunk.append(x[start : start + count] if timed else x)
+            answer = stream.push(chunk[0] if len(chunk) == 1 else tuple(chunk))
+            parts.append(answer if isinstance(answer, tuple) else (answer,))
+            start += count
+        if stream.delay:
+            rest = stream.flush()
+            parts.append(rest if isinstance(rest, tuple) else (rest,))
+        for i, name in enumerate(outs):
+            expected = as_stream(entry, name, whole[name], row)
+            timed = any("time" in str(a) for a in entry["outputs"][name])
+            got = np.concatenate([p[i] for p in parts]) if timed else parts[-1][i]
+            assert got.shape == expected.shape
+            assert got.tobytes() == expected.tobytes(), f"{name}, row {row}: {np.abs(got - expected).max()}"

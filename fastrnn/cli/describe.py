@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import fastrnn
 
 from .output import count, print_line, print_pairs, print_table, size
@@ -32,6 +34,7 @@ def record(model: fastrnn.Model, path: str) -> dict:
         "streams": streams,
         "why_not": reason,
         "delay": delay,
+        "nodes": [node_record(model.graph, node) for node in model.graph.nodes],
         "notes": list(model.graph.notes),
         "fingerprint": model.fingerprint,
     }
@@ -93,19 +96,57 @@ def text(info: dict) -> str:
     return f"{info['name']}: {info['dtype']} [{', '.join(map(str, info['dims']))}]"
 
 
-def show(told: dict) -> None:
-    """The whole description for a person."""
+def show(told: dict, nodes: bool = False) -> None:
+    """The whole description for a person. nodes: every node of the graph too, one a line."""
     print_line(told["model"], style="bold cyan")
     print_pairs(head(told))
-    if told["layers"]:
+    layers = [layer for layer in told["layers"] if layer["kind"] != "binary"]
+    small = [layer for layer in told["layers"] if layer["kind"] == "binary"]
+    if layers:
         print_line()
+        common = common_path([layer["name"] for layer in layers])
         rows = [
-            (layer["name"], layer["kind"], layer["text"], count(layer["parameters"]), size(layer["bytes"]))
-            for layer in told["layers"]
+            (
+                layer["name"][len(common) :],
+                layer["kind"],
+                layer["text"],
+                count(layer["parameters"]),
+                size(layer["bytes"]),
+            )
+            for layer in layers
         ]
         print_table(("layer", "kind", "what", "parameters", "bytes"), rows, numbers=("parameters", "bytes"))
+        if common:
+            print_line(f"names begin with {common}")
+    if small:
+        parameters = sum(layer["parameters"] for layer in small)
+        print_line(f"besides, {len(small)} scales, shifts, slopes and powers with {count(parameters)} parameters")
+    if nodes:
+        print_line()
+        common = common_path([node["name"] for node in told["nodes"]])
+        listed = [(n["op"], n["makes"], n["reads"]) for n in told["nodes"]]
+        if common:
+            listed = [(op, makes.replace(common, ""), reads.replace(common, "")) for op, makes, reads in listed]
+        print_table(("node", "makes", "reads"), listed)
     if told["notes"]:
         print_line()
         print_pairs(notes(told))
     print_line()
     print_pairs([("fingerprint", told["fingerprint"])])
+
+
+def common_path(names: list[str]) -> str:
+    """The leading parts, up to a slash, that all of several names share."""
+    if len(names) < 2:
+        return ""
+    shared = itertools.takewhile(
+        lambda parts: len(set(parts)) == 1, zip(*(n.split("/")[:-1] for n in names), strict=False)
+    )
+    return "".join(f"{parts[0]}/" for parts in shared)
+
+
+def node_record(graph, node) -> dict:
+    """One node in the graph's words: its name, what it is, what it reads and what it makes, with their dims."""
+    makes = ", ".join(str(graph.values[o]) for o in node.outputs if o is not None)
+    what = node.attrs["spec"].kind if node.op == "cell" else str(node.attrs.get("fn", node.op))
+    return {"name": node.name, "op": what, "reads": ", ".join(i or "_" for i in node.inputs), "makes": makes}

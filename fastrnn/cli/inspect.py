@@ -13,6 +13,7 @@ EXAMPLE = """\
 example:
   fastrnn inspect examples/tone_words.onnx
   fastrnn inspect model.fastrnn --json | jq .layers
+  fastrnn inspect model.fastrnn --nodes
   fastrnn inspect model.fastrnn --graph model.svg
 """
 
@@ -22,6 +23,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
     parser.add_argument(
         "--graph", metavar="FILE", help="draw the graph: .dot is text, .svg a picture; needs fastrnn[report]"
+    )
+    parser.add_argument(
+        "--nodes", action="store_true", help="list every node of the graph, with the dims of what it makes"
     )
     options.add_loading(parser)
     options.add_common(parser)
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(told)
         return 0
-    describe.show(told)
+    describe.show(told, args.nodes)
     if args.graph:
         print_line()
         print_line(f"graph drawn to {args.graph}")
