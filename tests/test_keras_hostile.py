@@ -253,6 +253,11 @@ def test_sizes_that_a_file_only_claims():
     refused(h5_of(squeezed), "claims|shape")
 
 
+def test_models_of_python_code():
+    text = refused(archive({"class_name": "MyModel", "config": {"name": "mine"}}), "MyModel", UnsupportedError)
+    assert "Sequential and Functional" in text
+
+
 def test_versions_and_files_that_are_none():
     refused(archive(metadata='{"keras_version": "4.0"}'), "versions 1, 2 and 3")
     refused(archive(metadata="[]"), "not an object")

@@ -170,6 +170,8 @@ def import_model(model, *, float64_as_float32: bool = False) -> Graph:
     """
     if not all(hasattr(model, name) for name in ("to_json", "layers", "weights")):
         raise ModelFormatError(f"from_keras takes a Keras model, got {type(model).__name__}")
+    if not getattr(model, "built", True):
+        raise ModelFormatError(f"{type(model).__name__}: it was never built: call it once, or give it an Input")
     packages = [kind.__module__.split(".")[0] for kind in type(model).__mro__]
     package = next((p for p in packages if p in ("keras", "tf_keras")), "keras")
     try:

@@ -22,6 +22,9 @@ _TIME_MAJOR = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU", "RNN")
 
 def check_known(root: Layer, name: str) -> None:
     """Raise UnsupportedError that lists every layer whose class fastrnn doesn't have, or won't run."""
+    if root.kind not in MODELS and root.problem is None:
+        text = f"the model is a {root.kind}, Python code of its own; Sequential and Functional models are read"
+        raise UnsupportedError([text], name)
     found = []
     for item in root.walk():
         if item.problem is not None:
@@ -42,8 +45,6 @@ def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = Fa
     Time is free wherever the layers allow: a number that the file gives for it is kept only where a layer needs one.
     Raises UnsupportedError that lists all layers that ask for something fastrnn doesn't have.
     """
-    if root.kind not in MODELS:
-        raise ModelFormatError(f"the config is of a {root.kind}, expected a Sequential or Functional model")
     check_known(root, root.name)
     ways: list[tuple[bool, bool]] = [(True, False)]
     reason = ""
