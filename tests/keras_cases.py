@@ -377,6 +377,18 @@ def _graph_cases():
         z = (y * 2.0 + x) / 3.0 - 0.5
         return keras.Model(x, keras.ops.mean(keras.ops.tanh(-z), axis=-1))
 
+    for name, pick in {
+        "last step": lambda y: y[:, -1],
+        "features": lambda y: y[..., 1:3],
+        "one feature": lambda y: y[:, :, 0],
+        "without the first step": lambda y: y[:, 1:, :],
+    }.items():
+
+        @case(f"index: {name}", h5=False)
+        def index(keras, L, pick=pick):
+            x = keras.Input((None, 3))
+            return keras.Model(x, pick(L.GRU(4, return_sequences=True)(x)))
+
     for normalize in (False, True):
 
         @case(f"Dot of vectors{', normalised' * normalize}")

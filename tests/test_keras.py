@@ -13,7 +13,10 @@ TOLERANCE = 1e-5
 
 
 # Keras warns of masks that are dropped and of the .h5 format: both are what is tested. NumPy 2 of how torch copies.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.any_isa,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
+]
 
 
 def answers(model, inputs) -> list[np.ndarray]:

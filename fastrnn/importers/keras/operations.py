@@ -210,3 +210,55 @@ def _tensorflow(c: Call) -> Value:
         inner.layer.kind = "TFOpLambda"
     c.kwargs = inner.kwargs
     return made
+
+
+@layer("ops.GetItem", masks="drop")
+def _get_item(c: Call) -> Value:
+    """x[..] with numbers, slices of step 1 and an ellipsis. A part that a sequence is too short for is an error of the
+    run, where NumPy would give less."""
+    given = _arguments(c, "x", "key")
+    if len(given) != 2 or not isinstance(given[0], Tensor):
+        raise Finding(f"called with {len(given)} arguments")
+    y = given[0].value
+    key = list(given[1]) if isinstance(given[1], list) else [given[1]]
+    if sum(map(_is_ellipsis, key)) == 0:
+        key.append({"class_name": "__ellipsis__"})
+    at = next(i for i, k in enumerate(key) if _is_ellipsis(k))
+    missing = len(y.dims) - (len(key) - 1)
+    key[at : at + 1] = [None] * missing
+    if missing < 0 or any(map(_is_ellipsis, key)):
+        raise Finding(f"an index of {len(key)} entries over {len(y.dims)} axes")
+    kept = []
+    for axis, part in enumerate(key):
+        size = y.dims[axis]
+        if part is None:
+            kept.append(axis)
+            continue
+        start, stop = _bounds(part, size)
+        if axis == 0 and (start, stop) != (0, size):
+            raise Finding("an index of the batch")
+        if (start, stop) != (0, size):
+            y = c.add("slice", y, axis=axis, start=start, stop=stop, step=1)
+        if type(part) is not int:
+            kept.append(axis)
+    return c.reshape(y, [y.dims[axis] for axis in kept])
+
+
+def _is_ellipsis(part) -> bool:
+    return isinstance(part, dict) and part.get("class_name") == "__ellipsis__"
+
+
+def _bounds(part, size) -> tuple:
+    """(start, stop) of an entry of an index along an axis of `size`, an int or a dim."""
+    if type(part) is int:
+        start = part if part >= 0 else size + part
+        return start, start + 1
+    inner = part.get("config") if isinstance(part, dict) and part.get("class_name") == "__slice__" else None
+    if not isinstance(inner, dict) or inner.get("step") not in (None, 1):
+        raise Finding(f"[{part!r:.60}]")
+    ends = [inner.get("start"), inner.get("stop")]
+    if any(type(e) not in (int, type(None)) for e in ends):
+        raise Finding(f"[{part!r:.60}]")
+    start = 0 if ends[0] is None else ends[0] if ends[0] >= 0 else size + ends[0]
+    stop = size if ends[1] is None else ends[1] if ends[1] >= 0 else size + ends[1]
+    return (start, min(stop, size)) if isinstance(stop, int) and isinstance(size, int) else (start, stop)
