@@ -146,8 +146,8 @@ class _Rewrite:
     def _begins_apart(self, node: Node) -> bool:
         """A node that does something else at its first steps: a pool sees fewer of them, a pad brings constants. Or one
         whose outputs are not alike: those of a transposed convolution."""
-        track = self.followed.tracks.get(node.inputs[0])
-        if track is None or node.op not in ("pool", "conv_transpose", "pad"):
+        track = self.followed.tracks.get(node.inputs[0]) if node.op in ("pool", "conv_transpose", "pad") else None
+        if track is None:
             return False
         if node.op != "pad":
             return track.axis > 1 and self._has_window(node, track.axis - 2)
