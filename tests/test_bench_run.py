@@ -529,3 +529,16 @@ def test_whose_word_is_taken_for_a_model_file(tmp_path):
     runner.compare_answers(both, tmp_path, {})
     assert (both["ort"]["status"], both["fastrnn"]["status"]) == ("ok", "wrong")
     assert "from ort" in both["fastrnn"]["reason"]
+
+
+def test_a_pool_beside_plain_batches_and_sessions(tmp_path):
+    """Every engine of the grid gives the same answers; the plain batch is no peer."""
+    options = runner.Options(grids=("tiny-pool",), rounds=2, round_ns=1_000_000, trial_ns=100_000, costs=False)
+    (case,) = runner.run(options)["cases"]
+    assert (case["slots"], case["batch"]) == (5, 2)
+    assert set(case["results"]) == {"fastrnn", "fastrnn-plain", "ort-gather", "ort-sessions"}
+    for name, found in case["results"].items():
+        assert found["status"] == "ok", (name, found)
+        assert found["difference"] < 1e-5
+    assert case["best_peer"] in ("ort-gather", "ort-sessions")
+    assert case["ratios"]["fastrnn-plain"]["ratio"] > 0

@@ -18,6 +18,10 @@ ODD_SIZES = (8, 16, 20, 24, 40, 50, 130)  # no multiple of the lanes, or less th
 SEQUENCE_STEPS = 100
 CHECK_STEPS = 6  # steps whose answers are compared before a case is timed
 FLOAT = 4  # bytes
+POOL_SLOTS = (1, 8, 32, 128, 1000, 10_000)
+POOL_CELLS = (("lstm", 64), ("lstm", 128), ("gru", 128))
+MOST_SESSIONS = 128  # a session of onnxruntime takes up to 20 MB
+POOL_ENGINES = ("fastrnn", "fastrnn-plain", "ort-gather", "ort-sessions")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Case:
     """One line of the benchmark.
 
     grid : which grid it belongs to; engines : who takes part, or () for all.
+    slots : of the grid `pool`: streams that are open, of which `batch` are stepped; 0 elsewhere.
     kind, I, H, T, batch : the cell and its sizes; kind is "model" for a model file, whose I and H are 0.
     model : the model file's description for kind "model"; folder : where that file lies.
     """
@@ -72,6 +77,7 @@ class Case:
     engines: tuple[str, ...] = ()
     model: PublishedModel | None = None
     folder: str = ""
+    slots: int = 0
 
     @property
     def sequence(self) -> bool:
@@ -136,6 +142,29 @@ def threads_grid() -> list[Case]:
     return cases + [
         cell_case("threads", "lstm", H, SEQUENCE_STEPS, b, both) for H, b in ((64, 1), (256, 16), (512, 16))
     ]
+
+
+def pool_grid(folders: Sequence[Path]) -> list[Case]:
+    """One call that steps some of the open slots, against the same rows in lock-step and against onnxruntime: with
+    states gathered and scattered and, at few slots, with a session a stream."""
+    folder = next((f for f in folders if (f / PUBLISHED["silero_vad_v5"].file).is_file()), None)
+    cases = []
+    for slots in POOL_SLOTS:
+        for rows in sorted({max(1, slots // 10), slots}):
+            engines = POOL_ENGINES if slots <= MOST_SESSIONS else POOL_ENGINES[:-1]
+            for kind, H in POOL_CELLS:
+                cases.append(pool_case(kind, H, slots, rows, engines))
+            if folder is not None:
+                model = PUBLISHED["silero_vad_v5"]
+                name = f"pool/silero_vad_v5-s{slots}-b{rows}"
+                cases.append(Case(name, "pool", "model", 0, 0, 1, rows, engines, model, str(folder), slots))
+    return cases
+
+
+def pool_case(kind: str, H: int, slots: int, rows: int, engines: Sequence[str], grid: str = "pool") -> Case:
+    """A case of one cell, `rows` of `slots` open streams a call."""
+    name = f"{grid}/{kind}-{H}-s{slots}-b{rows}"
+    return Case(name, grid, kind, H, H, 1, rows, tuple(engines), slots=slots)
 
 
 def tiny_grid() -> list[Case]:
@@ -223,6 +252,8 @@ GRIDS = {
     "sequence": f"{SEQUENCE_STEPS} steps in one call, batch 1, 16, 64",
     "models": "the example model, and one frame of published models where they are found",
     "threads": "fastrnn with two threads against one",
+    "pool": "one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped",
+    "tiny-pool": "a tiny pool, for the same",
     "tiny": "three tiny cases, to see that the benchmark works",
 }
 DEFAULT_GRIDS = ("step", "odd", "batch", "sequence", "models")
@@ -240,6 +271,8 @@ def cases_of(grids: Sequence[str], patterns: Sequence[str] = (), folders: Sequen
         "sequence": sequence_grid,
         "models": lambda: models_grid(folders),
         "threads": threads_grid,
+        "pool": lambda: pool_grid(folders),
+        "tiny-pool": lambda: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")],
         "tiny": tiny_grid,
     }
     cases = [case for grid in grids for case in made[grid]()]

@@ -56,11 +56,16 @@ def _cell_job(case: Case, folder: Path, seed: int) -> dict:
     write_cell(folder / "free.onnx", case.kind, weights, None, None, stepped=False)
     fixed = "sequence.onnx" if case.sequence else "stepped.onnx"
     write_cell(folder / fixed, case.kind, weights, case.T, case.batch, stepped=not case.sequence)
+    lone = fixed
+    if case.slots:  # for an engine that has a session a stream
+        lone = "lone.onnx"
+        write_cell(folder / lone, case.kind, weights, 1, 1, stepped=True)
     states = [] if case.sequence else [(s, f"Y_{s}", (1, case.batch, case.H)) for s in STATES[case.kind]]
     return {
         **case.as_dict(),
         "file": str(folder / fixed),
         "free_file": str(folder / "free.onnx"),
+        "lone_file": str(folder / lone),
         "weights": str(folder / "weights.npz"),
         "input": "X",
         "output": "Y" if case.sequence else "Y_h",
@@ -131,6 +136,7 @@ def _model_job(case: Case, folder: Path, seed: int) -> dict:
     return {
         **case.as_dict(),
         "file": str(without_stated_shapes(source, folder) if case.sequence else source),
+        "lone_file": str(source),
         "input": model.input,
         "output": model.output,
         "shape": shape,

@@ -15,7 +15,7 @@ import numpy as np
 from . import costs, machine, models, targets
 from .cases import DEFAULT_GRIDS, GRIDS, Case, cases_of
 from .errors import BenchError
-from .figures import MEASURED, difference, grid_figures, judge, level_of, quantile, summary
+from .figures import MEASURED, PLAIN, difference, grid_figures, judge, level_of, quantile, summary
 from .process import MissingEngine, Worker, WorkerError
 from .records import FORMAT
 
@@ -29,6 +29,12 @@ ENGINES = {
 }
 PEERS = tuple(name for name in ENGINES if name != "fastrnn")
 OWN_THREADS = {"fastrnn-1t": 1, "fastrnn-2t": 2}  # engines of the grid `threads`, whatever --threads says
+# engines of the grid `pool` -> (file, the engine that must be asked for)
+POOL = {
+    PLAIN: ("on_fastrnn.py", "fastrnn"),
+    "ort-gather": ("on_onnxruntime.py", "ort"),
+    "ort-sessions": ("on_onnxruntime.py", "ort"),
+}
 ROOFLINE = "roofline"
 # Judges of a model file's answers, best first: the files' authors checked them against onnxruntime.
 JUDGES = ("ort", "ort-iobinding", "openvino")
@@ -90,7 +96,11 @@ class Bench:
         if found is not None:
             found.close()
         threads = OWN_THREADS.get(name, self.options.threads)
-        file = ENGINES.get(name) or ("on_roofline.py" if name == ROOFLINE else "on_fastrnn.py")
+        file = (
+            ENGINES.get(name)
+            or (POOL[name][0] if name in POOL else None)
+            or ("on_roofline.py" if name == ROOFLINE else "on_fastrnn.py")
+        )
         try:
             self.workers[name] = Worker(name, file, threads, environment(name, threads, self.options.isa))
         except MissingEngine as error:
@@ -182,12 +192,18 @@ def select(options: Options) -> list[Case]:
 def engines_of(case: Case, options: Options) -> list[str]:
     """Who takes part in a case: its own list, as far as it was asked for."""
     own = case.engines or tuple(ENGINES)
-    return [name for name in own if name in options.engines or (name in OWN_THREADS and "fastrnn" in options.engines)]
+    asked = {name for name, (_, base) in POOL.items() if base in options.engines}
+    if "fastrnn" in options.engines:
+        asked |= set(OWN_THREADS)
+    return [name for name in own if name in options.engines or name in asked]
 
 
 def engine_table(bench: Bench, options: Options) -> dict:
     """Every engine that was asked for: version, or why it is missing."""
-    names = [*options.engines, *(n for n in (*OWN_THREADS, ROOFLINE) if n in bench.versions or n in bench.missing)]
+    names = [
+        *options.engines,
+        *(n for n in (*OWN_THREADS, *POOL, ROOFLINE) if n in bench.versions or n in bench.missing),
+    ]
     table = {}
     for name in names:
         if name in bench.missing:

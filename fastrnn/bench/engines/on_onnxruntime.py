@@ -18,7 +18,14 @@ def candidates(job, engine, threads):
     options.log_severity_level = 3
     # Threads may spin inside a run, where it helps; between runs they would take the core from the next engine.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if engine == "ort-sessions":
+        make = lambda: onnxruntime.InferenceSession(  # noqa: E731
+            job["lone_file"], options, providers=["CPUExecutionProvider"]
+        )
+        return [Sessions(job, [make() for _ in range(job["slots"])])]
     session = onnxruntime.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
+    if engine == "ort-gather":
+        return [Gather(job, session)]
     return [IOBinding(job, session) if engine == "ort-iobinding" else Run(job, session)]
 
 
@@ -71,6 +78,73 @@ class Run:
             self.feeds.update(zip(self.states, results, strict=False))
             found.append(results[self.at])
         return np.stack(found)
+
+
+class Gather:
+    """A service that batches by hand: the rows' states are gathered out of one array, and scattered back."""
+
+    name = "gather"
+
+    def __init__(self, job, session):
+        self.plain = Run(job, session)
+        axes = [shape.index(job["batch"]) if job["batch"] > 1 else len(shape) - 2 for _, _, shape in job["states"]]
+        self.rows = np.random.default_rng(0).permutation(job["slots"])[: job["batch"]]
+        self.held = {}
+        for (name, _, shape), axis in zip(job["states"], axes, strict=True):
+            whole = (*shape[:axis], job["slots"], *shape[axis + 1 :])
+            self.held[name] = (np.zeros(whole, np.float32), (slice(None),) * axis + (self.rows,))
+
+    def calls(self, n):
+        plain, held = self.plain, self.held
+        for _ in range(n):
+            for name, (array, rows) in held.items():
+                plain.feeds[name] = array[rows]
+            results = plain.run(plain.names, plain.feeds)
+            for (array, rows), new in zip(held.values(), results, strict=False):
+                array[rows] = new
+        self.last = results
+
+    def answer(self, x):
+        for array, _ in self.held.values():
+            array[...] = 0
+        found = []
+        for row in x:
+            self.plain.feeds[self.plain.input] = row
+            self.calls(1)
+            found.append(self.last[self.plain.at])
+        return np.stack(found)
+
+
+class Sessions:
+    """A session for each stream, as a service that opens one a call has them; those of the rows run one by one."""
+
+    name = "sessions"
+
+    def __init__(self, job, sessions):
+        lone = job | {"batch": 1, "states": [(n, o, one_row(s, job["batch"])) for n, o, s in job["states"]]}
+        lone["shape"] = one_row(job["shape"], job["batch"])
+        self.axis = 1 if job["kind"] != "model" else 0
+        rows = np.random.default_rng(0).permutation(job["slots"])[: job["batch"]]
+        self.streams = [Run(lone, sessions[i]) for i in rows]
+        self.others = sessions  # open, though not stepped now
+
+    def calls(self, n):
+        for _ in range(n):
+            for stream in self.streams:
+                stream.calls(1)
+
+    def answer(self, x):
+        axis = self.axis
+        rows = [s.answer(np.take(x, [i], axis + 1)) for i, s in enumerate(self.streams)]
+        return np.concatenate(rows, axis=rows[0].ndim - 2)
+
+
+def one_row(shape, batch):
+    """The shape of one row where `batch` rows stand on one axis."""
+    if batch == 1:
+        return tuple(shape)
+    axis = list(shape).index(batch)
+    return (*shape[:axis], 1, *shape[axis + 1 :])
 
 
 class IOBinding:
