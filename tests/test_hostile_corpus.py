@@ -13,9 +13,11 @@ import pytest
 FOLDER = Path(__file__).resolve().parent / "hostile"
 ERRORS = json.loads((FOLDER / "errors.json").read_text())
 LOAD_ALL = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 import fastrnn
+def peak():  # KiB of this program alone: getrusage counts what the process was before it began, a copy of the tests'
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 for path in map(Path, sys.argv[1:]):
     start, got = time.perf_counter(), ["none", ""]
     try:
@@ -23,7 +25,7 @@ for path in map(Path, sys.argv[1:]):
     except Exception as error:
         got = [[c.__name__ for c in type(error).__mro__], str(error)]
     print(json.dumps([path.name, *got, time.perf_counter() - start,
-                      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]), flush=True)
+                      peak() / 1024]), flush=True)
 """
 
 
