@@ -37,6 +37,16 @@ for s in streams:
     for _ in steps:
         s.step(x, out=y)
     counting.value = 0
+pool = streams[0].model.pool(capacity=20)
+slots = np.array([pool.open() for _ in range(20)])
+ticks = [(slots[:n], some(n, 5), np.zeros((n, 3), np.float32)) for n in (20, 3, 7, 1)]
+for tick in ticks:
+    pool.step(*tick[:2], out=tick[2])
+steps = iter(ticks * 250)
+counting.value = 1
+for taken, frames, target in steps:
+    pool.step(taken, frames, out=target)
+counting.value = 0
 seen = allocations.value
 counting.value = 1
 s.step(x)

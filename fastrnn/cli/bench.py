@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         choices=[*bench.GRIDS, "all"],
-        help=f"which cases; may be repeated (default: {' '.join(bench.DEFAULT_GRIDS)}). {grids}; all: all but tiny ones",
+        help=f"which cases; may be repeated (default: {' '.join(bench.DEFAULT_GRIDS)}). {grids}; all: all but tiny*",
     )
     parser.add_argument(
         "--case",
