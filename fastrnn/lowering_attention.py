@@ -124,7 +124,8 @@ class AttentionLowering:
         if window and window <= context.steps:
             return window
         if not context.drop:
-            self.limit(context.steps, count, f"its context of {context.steps} steps is full")
+            text = f"its context of {context.steps} steps is full (stream(context=...) gives another)"
+            self.limit(context.steps, count, text)
         return context.steps
 
     def limit(self, most: int, count, text: str) -> None:

@@ -28,6 +28,7 @@ from .stream_graph import rewrite
 from .stream_paced import POSITION, PacedStream
 from .timetable import Timetable
 
+DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps where its opener doesn't say
 KEPT_SIZES = 8  # of other free sizes, each a model of its own
 KEPT_CONTEXTS = 8  # programs of other bounds of attention; streams hold their own
 MOST_CONTEXT = 1 << 24  # steps; more is a typing error
@@ -296,19 +297,20 @@ class Model:
         """A live stream; with batch_size, that many in lock-step.
 
         Where the model leaves a size open (samples a step), the stream's first step fixes it.
+
         Parameters
         ----------
         batch_size : int, optional
         context : int, optional
             How many steps causal attention looks back on, the current one counted; the keys and values of as many are
-            kept. Models whose attention sees all steps before need it; others refuse it.
+            kept. None: 1,024 where attention sees all steps before. Models without attention over time refuse it.
         at_context : "error" or "window"
             What happens at step context + 1: a StreamError that leaves the stream as it is, or the oldest step is
             dropped, as if the model's mask were a band of that width.
 
         Raises
         ------
-        StreamError : the model can't be streamed; the text names each node and why. A context that is missing or
+        StreamError : the model can't be streamed; the text names each node and why. A context that
             has nothing to bound.
         """
         paced = not self._streaming_problems() and not self._timetable.plain
@@ -330,12 +332,8 @@ class Model:
             if not over_time(self.graph):
                 raise StreamError(f"{self.name} has no attention over time that context= could bound")
             return Context(whole_number(context, "context", MOST_CONTEXT), at_context == "window")
-        named = ", ".join(f"node {n.name}" for n in unbounded(self.graph))
-        if named:
-            raise StreamError(
-                f"{self.name}: the attention of {named} looks back on all steps, and a stream keeps a bounded number: "
-                "give stream(context=...), and at_context='window' to drop the oldest rather than end there"
-            )
+        if unbounded(self.graph):
+            return Context(DEFAULT_CONTEXT, at_context == "window")
         return None
 
     def pool(self, capacity: int = 1024, *, context: int | None = None, at_context: str = "error") -> StreamPool:
