@@ -1,9 +1,5 @@
 """Attention: the op against its float64 meaning, the pass that finds it, streams that keep a bounded past."""
 
-import re
-import warnings
-from pathlib import Path
-
 import numpy as np
 import pytest
 from graph_builder import GraphBuilder
@@ -434,17 +430,3 @@ def test_a_stream_counts_its_own_steps(time_major):
         model.stream().push(normal(1, 21, 4))
     with pytest.raises(fastrnn.ShapeError, match="its table has 20 positions"):
         model(normal(1, 21, 1, 4) if time_major else normal(1, 1, 21, 4))
-
-
-@pytest.mark.any_isa
-def test_the_guide_runs(tmp_path, monkeypatch):
-    """Every block of docs/guide/attention.md, one after the other."""
-    pytest.importorskip("torch")
-    text = (Path(__file__).resolve().parent.parent / "docs" / "guide" / "attention.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            exec(compile(block, "docs/guide/attention.md", "exec"), names)
-    assert names["endless"].steps_done == 100
