@@ -14,14 +14,16 @@ from .errors import FastRNNError, UnsupportedError
 from .graph import Graph, Node
 from .loops import Loop, schedule
 from .lowering_attention import AttentionLowering, Context
+from .lowering_cells import CellLowering, descendants, is_of_cells
 from .lowering_elementwise import ElementwiseLowering
-from .lowering_fields import FUNCTIONS, LEVELS, RANK
+from .lowering_fields import RANK
 from .lowering_fields import TYPE_CODES as _TYPE
 from .lowering_fields import at as _at
 from .lowering_fields import contiguous_last as _contiguous_last
 from .lowering_fields import instruction as _instruction
 from .lowering_fields import level_fields as _level_fields
 from .lowering_loops import LoopLowering
+from .lowering_reductions import ReductionLowering
 from .lowering_windows import WindowLowering, channels_last_order
 from .passes.fuse_elementwise import activations, groups
 from .plan import Builder, Plan, StateSlot, axis_of
@@ -31,7 +33,6 @@ from .timetable import Timetable
 
 MOST_LANES = 16  # float32 of the widest vector: the most that columns are padded by
 MAY_FAIL = ("gather",)  # kinds of ops that meet an index that their table does not have
-PRE_FLOATS = 32768  # room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights
 
 
 class Weights:
@@ -58,7 +59,7 @@ class Weights:
         return sum(p.nbytes for p in self._packed.values())
 
 
-class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLowering):
+class Lowering(CellLowering, ReductionLowering, WindowLowering, ElementwiseLowering, LoopLowering, AttentionLowering):
     """One walk over a graph; the methods named `op_...` lower one op each."""
 
     def __init__(
@@ -82,8 +83,8 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLower
         self.problems: list[str] = []
         self._chain_slots: dict[tuple, int] = {}
         threaded = set(graph.states) if mode == "stream" else set()
-        cells_own = {name for name in threaded if _is_of_cells(graph, name)}
-        self.fed_by_state = _descendants(graph, cells_own)
+        cells_own = {name for name in threaded if is_of_cells(graph, name)}
+        self.fed_by_state = descendants(graph, cells_own)
         self.free_states = [n for n in graph.states if n in threaded - cells_own]
         self.input_names = [n for n in graph.inputs if n not in threaded]
         ends = set(graph.states.values()) if mode == "stream" else set()
@@ -460,198 +461,6 @@ class Lowering(WindowLowering, ElementwiseLowering, LoopLowering, AttentionLower
             self.tensors[node.outputs[0]] = out.reshape(dims)
 
     # -- reductions and norms --
-    def op_reduce(self, node: Node) -> None:
-        x, axes = self.real(node), list(node.attrs["axes"])
-        # Rows whose own size depends on the length (scores of all steps) never stream: an ordinary sum.
-        fixed = not any("time" in D.symbols(d) for i, d in enumerate(x.dims) if i not in axes)
-        if len(axes) == 1 and self.is_time(x.dims[axes[0]]) and (fixed or self.mode == "stream"):
-            return self._reduce_over_time(node, x, axes[0])
-        fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
-        x = x.transpose((*keep, *axes))
-        loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
-        if len(loops) > 1:
-            x = self.contiguous_last(x, node, len(axes))
-            loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
-        count, (step,) = loops[0] if loops else (1, (1,))
-        out = self.result(node)
-        if out.dtype == "bool":
-            out = self._float_stand_in(node, out)
-        if node.attrs["keepdims"]:
-            for axis in reversed(axes):
-                out = out.squeeze(axis)
-        rows = self._levels(x.dims[: len(keep)], (x.strides[: len(keep)], out.strides), range(len(keep)), node)
-        self.builder.emit(
-            "reduce", node.name, (x,), (out,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[fn]], count=count, step=step,
-            mean=int(fn == "mean"), **_level_fields(rows, ("x", "y")), **_at("x", x), **_at("y", out),
-        )  # fmt: skip
-
-    def is_time(self, dim) -> bool:
-        """dim is a number of steps, and of nothing else."""
-        return bool(D.symbols(dim)) and self.builder.time_axis((dim,)) == 0 and "batch" not in D.symbols(dim)
-
-    def _reduce_over_time(self, node: Node, x: Tensor, axis: int) -> None:
-        """One step after the other into float64 sums, whole or streamed: a stream's value is that of the run so far."""
-        out = self.result(node)
-        if out.dtype == "bool":
-            out = self._float_stand_in(node, out)
-        if node.attrs["keepdims"]:
-            out = out.squeeze(axis)
-        keep = [a for a in range(len(x.dims)) if a != axis]
-        x = x.transpose((axis, *keep))
-        if self.has_batch and D.BATCH in x.dims:
-            first = x.dims.index(D.BATCH)
-            x = x.transpose((0, first, *(a for a in range(1, len(x.dims)) if a != first)))
-            out = out.transpose((first - 1, *(a for a in range(len(out.dims)) if a != first - 1)))
-        else:
-            x, out = x.unsqueeze(1), out.unsqueeze(0)
-        features = x.dims[2:]
-        if not all(isinstance(d, int) for d in features):
-            raise UnsupportedError(f"a {node.attrs['fn']} over all steps of values of size {features}")
-        x = self.contiguous_last(x, node, len(features))
-        size = D.product(features)
-        dense = collapse(features, (out.strides[1:],), range(len(features)))
-        y = out if dense in ([], [(size, (1,))]) else self.builder.allocate("float32", out.dims)
-        kept = not isinstance(x.dims[1], D.Dim) or x.dims[1] == D.BATCH
-        offset = self.plan.state_size
-        self.plan.states.append(
-            StateSlot(f"{node.name}.{node.attrs['fn']}", node.name, "sum", offset, size + 1, "float64")
-        )
-        self.builder.emit(
-            "running", node.name, (x,), (y,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[node.attrs["fn"]]],
-            mean=int(node.attrs["fn"] == "mean"), steps=x.dims[0], rows=x.dims[1], size=size, x_time=x.strides[0],
-            x_row=x.strides[1], y_row=y.strides[0], per_slot=int(kept), state=offset, **_at("x", x), **_at("y", y),
-        )  # fmt: skip
-        self._copy(y, out, node.name)
-
-    def op_softmax(self, node: Node) -> None:
-        self._along_last(node, node.attrs["axis"], "softmax", 16, log=int(node.attrs["log"]))
-
-    def op_layer_norm(self, node: Node) -> None:
-        axis, dims = node.attrs["axis"], self.graph.values[node.inputs[0]].dims
-        inner = dims[axis:]
-        extra, present = {}, []
-        for i, what in ((1, "scale"), (2, "bias")):
-            array = self.array(node, i, what)
-            if array is None:
-                extra |= {f"{what}_buffer": -1, f"{what}_offset": 0}
-                continue
-            if array.ndim > len(inner) or any(isinstance(d, D.Dim) for d in inner):
-                raise UnsupportedError(f"{what} of shape {array.shape} for normalised axes {inner}")
-            t = self.builder.constant(np.broadcast_to(array, inner).astype(np.float32), "float32")
-            extra |= _at(what, t)
-            present.append(t)
-        epsilon = self.builder.constant(np.array([node.attrs["epsilon"]], np.float32), "float32")
-        self._along_last(node, axis, "layer_norm", 8, epsilon=epsilon.buffer, **extra)
-
-    def _along_last(self, node: Node, axis: int, kind: str, cost: int, **fields) -> None:
-        """softmax and layer_norm: rows of one contiguous run each. A softmax axis that isn't last is moved there."""
-        x = self.real(node)
-        rank = len(x.dims)
-        count = rank - axis if kind == "layer_norm" else 1
-        perm = [a for a in range(rank) if not axis <= a < axis + count] + list(range(axis, axis + count))
-        x = self.contiguous_last(x.transpose(perm), node, count)
-        y, back = self.result(node).transpose(perm), [perm.index(a) for a in range(rank)]
-        dense = collapse(y.dims[rank - count :], (y.strides[rank - count :],), range(count))
-        if len(dense) > 1 or (dense and dense[0][1] != (1,)):
-            y = self.builder.allocate(
-                "float32", y.dims, [*[a for a in x.order if a < rank - count], *range(rank - count, rank)]
-            )
-            self.tensors[node.outputs[0]] = y.transpose(back)
-        keep = rank - count
-        order = [a for a in x.order if a < keep]
-        loops = self._levels(x.dims[:keep], (x.strides[:keep], y.strides[:keep]), order, node)
-        n = D.product(x.dims[keep:])
-        self.builder.emit(
-            kind, node.name, (x,), (y,), D.product(x.dims) * cost, n=n, **fields, **_level_fields(loops, ("x", "y")),
-            **_at("x", x), **_at("y", y),
-        )  # fmt: skip
-
-    def _levels(self, dims, strides, order, node: Node, levels: int = LEVELS) -> list[tuple]:
-        """Rows as at most `levels` nested loops."""
-        loops = collapse(dims, strides, order)
-        if len(loops) > levels:
-            raise UnsupportedError(f"rows over {len(loops)} axes that can't be merged; at most {levels}")
-        return loops
-
-    # -- recurrence --
-    def op_cell(self, node: Node) -> None:
-        spec = node.attrs["spec"]
-        names = ("x", "W", "R", "Wb", "Rb", "P")
-        arrays = tuple(self.array(node, i, names[i]) for i in range(1, 6))
-        packed = self.weights.cell(spec, arrays, ("cell", spec, *node.inputs[1:6]))
-        x = self.contiguous_last(self.real(node), node)
-        steps, batch = x.dims[:2]
-        H = spec.hidden_size
-        h_state, c_state, per_slot = self._cell_states(node, batch, H)
-        lengths = self.tensor_or_none(node, 8)
-        mask = self.real(node, 9) if len(node.inputs) > 9 and node.inputs[9] is not None else None
-        y = None
-        if node.outputs[0] is not None:
-            y = self.result(node, order=x.order if x.order[-1] == 2 else None, rows=True)
-        pointers = Buffer("arena", "float32", batch * _row_scratch(packed, H, y is not None, mask is not None))
-        self.plan.arena.append(pointers)
-        fields = {"cell": len(self.plan.cells), "steps": steps, "rows": batch, "reverse": int(spec.reverse)}
-        self.plan.cells.append(packed)
-        fields |= {"x_time": x.strides[0], "x_row": x.strides[1], **_at("x", x)}
-        fields |= {"y_time": y.strides[0], "y_row": y.strides[1], **_at("y", y)} if y is not None else _absent("y")
-        fields |= {"lengths_stride": lengths.strides[0], **_at("lengths", lengths)} if lengths else _absent("lengths")
-        fields |= (
-            {"mask_time": mask.strides[0], "mask_row": mask.strides[1], **_at("mask", mask)}
-            if mask
-            else _absent("mask")
-        )
-        fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
-        pre = Buffer("arena", "float32", steps * (packed.pre_size + 4), cap=PRE_FLOATS)  # of one row
-        self.plan.arena.append(pre)
-        fields |= {"pre": pre, "pre_capacity": 0 if _is_one(steps) else PRE_FLOATS}
-        reads, writes = [x, *(t for t in (lengths, mask) if t)], [pointers, pre, *([y] if y is not None else [])]
-        for state in (h_state, c_state):
-            if isinstance(state, Buffer):
-                reads.append(state)
-        flops = D.product((steps, batch)) * (2 * spec.gates * H * (spec.input_size + H))
-        self.builder.emit("cell", node.name, reads, writes, flops, **fields)
-        for i, state in ((1, h_state), (2, c_state)):
-            if i < len(node.outputs) and node.outputs[i] is not None:
-                self._state_move("state_store", node.name, state, per_slot, self.result(node, i, rows=True))
-
-    def _cell_states(self, node: Node, batch, H: int) -> tuple:
-        """Where a cell's h and c live: (h place, c place, rows a slot).
-
-        A place is an offset in a slab row where the state is a stream's (rows a slot: the k of batch = k * BATCH), or a
-        buffer of this call (rows a slot: 0) where the cell's steps are not the stream's, as over frequency.
-        """
-        parts = ["h", "c"] if node.attrs["spec"].kind == "lstm" else ["h"]
-        steps = self.graph.values[node.inputs[0]].dims[0]
-        per_slot = D.exact_div(batch, D.BATCH) if self.has_batch else batch
-        over_time = self.is_time(steps) or any(i in self.fed_by_state for i in node.inputs[6:8])
-        if not isinstance(per_slot, int) or (self.mode == "stream" and not over_time):
-            per_slot = 0
-        places: list = [-1, -1]
-        for i, part in enumerate(parts):
-            if per_slot:
-                places[i] = self.plan.state_size
-                self.plan.states.append(StateSlot(f"{node.name}.{part}", node.name, part, places[i], per_slot * H))
-            else:
-                places[i] = Buffer("arena", "float32", batch * H)
-                self.plan.arena.append(places[i])
-            name = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
-            if name is None or name in self.fed_by_state:
-                if not per_slot:
-                    self.builder.emit("zero", node.name, (), (places[i],), buffer=places[i], offset=0, count=batch * H)
-            elif not (per_slot and self.mode == "stream"):  # there, `states.initial_row` has it
-                initial = self.contiguous_last(self.tensor(name), node)
-                self._state_move("state_load", node.name, places[i], per_slot, initial)
-        return (*places, per_slot)
-
-    def _state_move(self, kind: str, node: str, state, per_slot: int, t: Tensor) -> None:
-        touched = (state,) if isinstance(state, Buffer) else ()
-        self.builder.emit(
-            kind, node, (t, *touched), (), rows=t.dims[0], size=t.dims[1], row=t.strides[0], per_slot=per_slot,
-            state=state, **_at("tensor", t),
-        )  # fmt: skip
-
-
-_REDUCE = {"sum": "add", "mean": "add", "max": "max", "min": "min"}
 
 
 def lower(graph: Graph, mode: str, weights: Weights, context: Context | None = None) -> Plan:
@@ -668,27 +477,10 @@ def lower(graph: Graph, mode: str, weights: Weights, context: Context | None = N
     return Lowering(graph, mode, weights, timetable, context).run()
 
 
-def _row_scratch(packed, H: int, y_stored: bool, masked: bool) -> int:
-    """Floats that one row of a cell needs while it runs: pointers, the kernel's own, two h where y is not stored."""
-    pointers = 6 * 2  # x, h, c, y, state, and the row's length and index: 8 bytes each
-    pointers += 5 * 2 if masked else 0  # its mask; x, c, y, state once more, of the rows that are there in a step
-    return pointers + _isa.cell_scratch_size(packed) + (0 if y_stored else 2 * H) + 16
-
-
-def _absent(name: str) -> dict:
-    fields = {f"{name}_buffer": -1, f"{name}_offset": 0}
-    strides = {"y": ("y_time", "y_row"), "mask": ("mask_time", "mask_row"), "lengths": ("lengths_stride",)}[name]
-    return fields | dict.fromkeys(strides, 0)
-
-
 def _rows_of(t: Tensor, order: list[int], batch: int | None, size: int) -> Tensor:
     """A dense tensor, batch axis slowest, as [batch (or 1), size]."""
     rows = 1 if batch is None else t.dims[batch]
     return Tensor(t.buffer, (rows, size), (size, 1), t.offset)
-
-
-def _is_one(dim) -> bool:
-    return isinstance(dim, int) and dim == 1
 
 
 def _without_last(order: tuple) -> list[int]:
@@ -698,36 +490,3 @@ def _without_last(order: tuple) -> list[int]:
 def _rows_order(t: Tensor) -> list[int]:
     """t's memory order with the last axis fastest: the order of a result whose rows follow t's."""
     return [*_without_last(t.order), len(t.dims) - 1]
-
-
-_MOVES = ("transpose", "reshape", "slice", "expand", "concat")
-
-
-def _descendants(graph: Graph, roots: set[str]) -> set[str]:
-    """Values that moving data alone makes of `roots` (and the roots): what a threaded state input turns into."""
-    found = set(roots)
-    for node in graph.nodes:
-        if node.op in _MOVES and any(i in found for i in node.inputs):
-            found.update(o for o in node.outputs if o is not None)
-    return found
-
-
-def _is_of_cells(graph: Graph, name: str) -> bool:
-    """A threaded state that only starts cells, and becomes only what those cells end with."""
-    found = _descendants(graph, {name})
-    for node in graph.nodes:
-        for i, value in enumerate(node.inputs):
-            starts = (node.op == "cell" and i in (6, 7)) or (node.op == "state" and i == 1)
-            if value in found and not (node.op in _MOVES or starts):
-                return False
-    kept = {n.inputs[0] for n in graph.nodes if n.op == "state" and set(n.inputs[1:]) & found}
-    producers, stack = graph.producers(), [graph.states[name]]
-    while stack:
-        value = stack.pop()
-        if value in kept:
-            continue
-        node = producers.get(value)
-        if node is None or not (node.op in _MOVES or (node.op == "cell" and value in node.outputs[1:])):
-            return False
-        stack += node.inputs if node.op in _MOVES else ()
-    return True

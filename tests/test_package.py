@@ -81,7 +81,6 @@ def test_types_are_shipped():
 # File -> why it is longer than the guide says.
 LONG = {
     "fastrnn/_executor.pyx": "programs, and the stream's core that calls them: to be split when it next grows",
-    "fastrnn/lowering.py": "one method an op, all of one class: to be split by family when it next grows",
 }
 
 
