@@ -1,6 +1,7 @@
 """What all tests share: the folder of published models, Keras on top of torch, and a header that names the seed."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,12 @@ def published_models():
     if not folder.is_dir():
         pytest.skip("the published models are not here: they lie in shared/models beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """Ctrl-C works in tests that send it, and in the programs that they start, also where a shell began the run in the
+    background and so with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
