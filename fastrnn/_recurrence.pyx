@@ -14,6 +14,10 @@ from fastrnn._isa cimport fpu_enter, fpu_leave, frnn_cell, frnn_cell_io, team_fo
 
 DEF ALIGN = 64
 DEF CHUNKS = 4  # chunks a thread that a step is cut into: a worker that wakes late still finds some
+# Operations of a step from which on threads share it (100 steps, one row, two threads over one): LSTM 64, 65 thousand a
+# step, lost at 0.81x; LSTM 256, a million, gains.
+DEF SHARED_WORK = 500_000
+DEF SHARED_AHEAD = 8_000_000  # the same of the input half of many steps, between which the other thread falls asleep
 DEF ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
 DEF TILE_ROWS = 6  # rows of the widest tile: cutting it wastes registers
 # Where summing the input half ahead pays (100 steps, direct / hoisted time, Zen 4): one row of LSTM 64 1.01,
@@ -156,7 +160,7 @@ cdef void share(StepLoop *s) noexcept nogil:
         s.rows = min(most, rows - s.first)
         tiles = (s.rows + TILE_ROWS - 1) // TILE_ROWS
         s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
-        if threads > 1:
+        if threads > 1 and row_work * s.rows >= (SHARED_WORK if s.ahead == NULL else SHARED_AHEAD):
             team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
         elif s.ahead != NULL:
             s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, 0, s.first, s.first + s.rows, 0, s.blocks)
