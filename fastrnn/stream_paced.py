@@ -158,7 +158,7 @@ class PacedStream(Stream):
             raise
         finally:
             self._release()
-        if not all(a.timed for a in self._inputs):
+        if span and not all(a.timed for a in self._inputs):  # a chunk of no steps says nothing, not even this
             self._still = [np.array(v) for a, v in zip(self._inputs, arrays, strict=True) if not a.timed]
         nothing = span == 0 and not final
         return [

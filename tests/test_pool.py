@@ -400,6 +400,15 @@ class TestPaced:
         with pytest.raises(fastrnn.StreamError, match="no out"):
             pool.step(slots, some(2, 3), out=np.zeros((2, 5), np.float32))
 
+    def test_a_chunk_of_no_steps_leaves_what_flush_needs(self):
+        model = PACED["biased"]
+        lone, pool = model.stream(), model.pool(1)
+        slot, x, who = pool.open(), some(2, 3), some(4, 1)
+        lone.push((x, who)), pool.push([slot], [(x, who)])
+        lone.push((x[:0], 2 * who)), pool.push([slot], [(x[:0], 2 * who)])
+        want = model(np.ascontiguousarray(x.T[None]), who[None])[0, :, 1:].T
+        assert lone.flush().tobytes() == pool.flush(slot).tobytes() == np.ascontiguousarray(want).tobytes()
+
 
 class TestCalls:
     def test_out_is_written_and_returned(self):
