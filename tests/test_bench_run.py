@@ -430,7 +430,7 @@ class TestTinyRun:
         page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
         tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
         names = [match["name"] for match in tool["BLOCK"].finditer(page)]
-        assert names == ["machine", "targets", "step", "odd", "batch", "sequence", "models", "threads"]
+        assert names == ["machine", "targets", "step", "odd", "batch", "sequence", "models", "threads", "pool"]
 
     def test_picture(self, tiny, tmp_path):
         pytest.importorskip("matplotlib", reason="the plot needs matplotlib, which the tests do not bring")
