@@ -81,7 +81,7 @@ FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, 
     for (int b = 0; b < nb; b++) {
         const float *bias = cell->packed + blocks[b].start * frnn_unit_floats(cell) + q * size;
         t->split[b] = after && !call->pre_out ? bias + vectors * VEC_W : NULL;
-        t->panel[b] = bias + (vectors + after + (io->pre ? cell->I * vectors : 0)) * VEC_W;
+        t->weights[b] = bias + (vectors + after + (io->pre ? cell->I * vectors : 0)) * VEC_W;
         for (int64_t r = 0; r < mr; r++) {
             t->start[b][r] =
                 io->pre ? io->pre[row + r] + io->pre_off + blocks[b].start * G + q * vectors * VEC_W : bias;
@@ -205,7 +205,8 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
     float out_z[FRNN_WAVE * 4 * VEC_W] __attribute__((aligned(64)));
     const frnn_cell_io *io = call->io;
     int before = call->form == FRNN_FORM_GRU_BEFORE;
-    int64_t limit = n > 1 ? FRNN_PAIR_ROWS : FRNN_TILE_ROWS, stride = frnn_scratch_row(call->cell), mr;
+    int nv = (int)(frnn_unit_vectors(call->cell) == 1 ? frnn_gates(call->cell) : blocks[0].nv);
+    int64_t limit = frnn_tile_rows(n, nv), stride = frnn_scratch_row(call->cell), mr;
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         const float *h[FRNN_TILE_ROWS], *rh[FRNN_TILE_ROWS];
         mr = frnn_tile_height(call->row1 - row, limit);

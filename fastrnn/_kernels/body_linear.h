@@ -5,7 +5,7 @@
 
 typedef struct frnn_linear_call {
     int64_t K, N;
-    const float *packed; /* block after block: bias [nv][width], W [K][nv][width] */
+    const float *packed; /* block after block: bias [nv][width], W in panels */
     frnn_act act;
     const float *x;
     float *y;
@@ -16,13 +16,13 @@ typedef struct frnn_linear_call {
 static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *call, const frnn_block *blocks, int nb) {
     float out[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
     int nv = blocks[0].nv;
-    int64_t limit = nb > 1 ? FRNN_PAIR_ROWS : FRNN_TILE_ROWS, mr;
+    int64_t limit = frnn_tile_rows(nb, nv), mr;
     frnn_tile t = {.Kx = call->K, .Kh = 0, .out = out};
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         mr = frnn_tile_height(call->row1 - row, limit);
         for (int b = 0; b < nb; b++) {
             const float *bias = call->packed + blocks[b].start * (1 + call->K);
-            t.panel[b] = bias + nv * VEC_W;
+            t.weights[b] = bias + nv * VEC_W;
             for (int64_t r = 0; r < mr; r++) t.start[b][r] = bias;
         }
         for (int64_t r = 0; r < mr; r++) t.x[r] = call->x + (row + r) * call->x_stride;

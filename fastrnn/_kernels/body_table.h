@@ -31,9 +31,12 @@ static float *frnn_pack_product(const frnn_cell *cell, const float *W, const flo
     for (int half = 0; half < 2; half++) {
         const float *M = half ? R : W;
         int64_t K = half ? cell->H : cell->I;
-        for (int64_t k = 0; k < K; k++) {
-            for (int64_t v = 0; v < nv; v++) {
-                for (int64_t l = 0; l < width; l++) *p++ = l < count[v] ? M[(row[v] + l) * K + k] : 0.0f;
+        int64_t n = frnn_panel_vectors((int)nv);
+        for (int64_t first = 0; first < nv; first += n) {
+            for (int64_t k = 0; k < K; k++) {
+                for (int64_t v = first; v < first + n; v++) {
+                    for (int64_t l = 0; l < width; l++) *p++ = l < count[v] ? M[(row[v] + l) * K + k] : 0.0f;
+                }
             }
         }
     }
@@ -138,10 +141,12 @@ static void FRNN_NAME(linear_pack)(int64_t K, int64_t N, const float *W, int64_t
         int64_t there = rest < columns ? rest : columns;
         float *p = packed + block.start * (1 + K);
         for (int64_t j = 0; j < columns; j++) *p++ = bias && j < there ? bias[block.start + j] : 0.0f;
-        for (int64_t k = 0; k < K; k++) {
-            const float *row = W + k * k_stride + block.start * n_stride;
-            for (int64_t j = 0; j < there; j++) *p++ = row[j * n_stride];
-            for (int64_t j = there; j < columns; j++) *p++ = 0.0f;
+        int64_t panel = (int64_t)frnn_panel_vectors(block.nv) * block.width;
+        for (int64_t first = 0; first < columns; first += panel) {
+            for (int64_t k = 0; k < K; k++) {
+                const float *row = W + k * k_stride + block.start * n_stride;
+                for (int64_t j = first; j < first + panel; j++) *p++ = j < there ? row[j * n_stride] : 0.0f;
+            }
         }
     }
 }

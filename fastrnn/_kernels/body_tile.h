@@ -1,99 +1,113 @@
 /* The inner loop of every product: a tile of mr rows by nb blocks of nv vectors; included once per width.
  *
- *     out[r][b][v] = (sum over k of x[r][k] * panel[b][k][v] + start[b][r][v])
- *                    + sum over k of h[r][k] * panel[b][Kx + k][v]
+ *     out[r][b][v] = (sum over k of x[r][k] * W[b][k][v] + start[b][r][v])
+ *                    + sum over k of h[r][k] * R[b][k][v]
  *
  * each sum in registers from zero, one fused operation a term, k rising. Two sums and not one long one: a chain half as
  * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). With
  * Kx = 0 the first bracket is start itself, whatever the sign of a zero in it: `pre` then continues with the same bits.
- * A panel is [Kx + Kh][nv][VEC_W] floats. Where `split` is set (GRU with reset after the product) the last vector's sum
- * over x is put aside as vector 3, and its sum over h gets split[b] instead. out is [mr][nb][4][VEC_W]. No alignment is
- * needed; nothing beyond the K of a row is read.
+ * weights[b] points to W, then R, of one block, each as panels (blocks.h): [nv / n][K][n][VEC_W]. Where `split` is set
+ * (GRU with reset after the product) the last vector's sum over x is put aside as vector 3, and its sum over h gets
+ * split[b] instead. out is [mr][nb][4][VEC_W]. No alignment is needed; nothing beyond the K of a row is read.
  */
 #ifndef FRNN_BODY_TILE_H
 #define FRNN_BODY_TILE_H
-#define vec_tile_clear FRNN_WIDE(vec_tile_clear)
 #define vec_tile_terms FRNN_WIDE(vec_tile_terms)
-#define vec_tile_add FRNN_WIDE(vec_tile_add)
+#define vec_tile_panels FRNN_WIDE(vec_tile_panels)
+#define vec_tile_half FRNN_WIDE(vec_tile_half)
 #define vec_tile_body FRNN_WIDE(vec_tile_body)
 #define vec_tile_run FRNN_WIDE(vec_tile_run)
-#define FRNN_PAIR_ROWS (FRNN_TILE_ROWS / 2 > 0 ? FRNN_TILE_ROWS / 2 : 1) /* rows up to which two blocks share a tile */
 
 #define FRNN_WAVE 16 /* most blocks of one row that are summed before any of them is finished; >= FRNN_TILE_ROWS */
+#define FRNN_LINE 16 /* floats of a cache line */
 
 typedef struct frnn_tile {
     int64_t Kx, Kh;
     const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
     const float *start[2][FRNN_TILE_ROWS];
-    const float *panel[2];
+    const float *weights[2];
     const float *split[2];
     float *out;
 } frnn_tile;
 typedef void (*frnn_tile_fn)(const frnn_tile *);
 #endif
 
-/* The terms of one operand. mr, nb, nv are constants where this is inlined, so acc lives in registers: but only if every
- * loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on each. Without it on the loops
- * outside the k loop, acc went through the stack four times a tile (LSTM, 128 rows: 1.13 times the cycles at H = 32,
- * 1.09 at 64, 1.04 at 128).
- * No software prefetch: on a Zen 4 it gains nothing from L2 and costs 1.25 times from L3 (LSTM 256, 1 row: 28.2 us with
- * 2 KiB ahead, 22.8 without; 8 and 16 KiB ahead alike). An Intel core gained 1.1 to 1.8 times from L2 with a prototype:
- * if it comes back, then chosen by the CPU. */
-FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][2][4], const float *const rows[], int64_t K,
-                                const float *const panel[2], const int mr, const int nb, const int nv) {
-    const float *row[FRNN_TILE_ROWS], *p[2] = {panel[0], nb > 1 ? panel[1] : panel[0]};
+/* The terms of one operand and np panels of n vectors. mr, np, n are constants where this is inlined, so acc lives in
+ * registers: but only if every loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on each.
+ * Without it on the loops outside the k loop, acc went through the stack four times a tile (LSTM, 128 rows: 1.13 times
+ * the cycles at H = 32, 1.09 at 64, 1.04 at 128).
+ * Software prefetch, where the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
+ * runs 1.34 times as fast with 4 KiB ahead (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a sixth of that).
+ * One row only loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without): its loads alone keep
+ * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row. */
+FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *const rows[], int64_t K,
+                                const float *const panel[4], const int mr, const int np, const int n) {
+    const float *row[FRNN_TILE_ROWS], *p[4];
 #pragma GCC unroll 6
     for (int r = 0; r < mr; r++) row[r] = rows[r];
+#pragma GCC unroll 4
+    for (int i = 0; i < np; i++) p[i] = panel[i];
     for (int64_t k = 0; k < K; k++) {
-#pragma GCC unroll 2
-        for (int b = 0; b < nb; b++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < np; i++) {
             vec w[4];
 #pragma GCC unroll 4
-            for (int v = 0; v < nv; v++) w[v] = vec_load(p[b] + v * VEC_W);
+            for (int v = 0; v < n; v++) w[v] = vec_load(p[i] + v * VEC_W);
 #pragma GCC unroll 6
             for (int r = 0; r < mr; r++) {
                 vec s = vec_splat(row[r][k]);
 #pragma GCC unroll 4
-                for (int v = 0; v < nv; v++) acc[r][b][v] = vec_fma(s, w[v], acc[r][b][v]);
+                for (int v = 0; v < n; v++) acc[r][i][v] = vec_fma(s, w[v], acc[r][i][v]);
             }
-            p[b] += nv * VEC_W;
+            for (int v = 0; FRNN_PREFETCH && mr * n >= 8 && v < n; v += FRNN_LINE / VEC_W) {
+                __builtin_prefetch(p[i] + FRNN_PREFETCH + v * VEC_W);
+            }
+            p[i] += n * VEC_W;
         }
     }
 }
 
-FRNN_INLINE void vec_tile_clear(vec acc[FRNN_TILE_ROWS][2][4], const int mr, const int nb, const int nv) {
+/* np panels from `first` on of the tile's nb blocks, over x, or over h where `hidden`: their sums are added to start, or
+ * to what out holds. */
+FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int first, const int np, const int mr,
+                                 const int nb, const int nv) {
+    const int n = frnn_panel_vectors(nv), panels = nv / n;
+    const int64_t K = hidden ? t->Kh : t->Kx;
+    const float *panel[4];
+    vec acc[FRNN_TILE_ROWS][4][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < np; i++) {
+        int64_t before = (hidden ? t->Kx * nv : 0) + (first + i) % panels * n * K;
+        panel[i] = t->weights[(first + i) / panels] + before * VEC_W;
+#pragma GCC unroll 6
+        for (int r = 0; r < mr; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < n; v++) acc[r][i][v] = vec_splat(0.0f);
+        }
+    }
+    vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, mr, np, n);
 #pragma GCC unroll 6
     for (int r = 0; r < mr; r++) {
-#pragma GCC unroll 2
-        for (int b = 0; b < nb; b++) {
 #pragma GCC unroll 4
-            for (int v = 0; v < nv; v++) acc[r][b][v] = vec_splat(0.0f);
+        for (int i = 0; i < np; i++) {
+            int b = (first + i) / panels, from = (first + i) % panels * n * VEC_W;
+            float *out = t->out + (r * nb + b) * 4 * VEC_W + from;
+            const float *addend = hidden ? out : t->start[b][r] + from;
+#pragma GCC unroll 4
+            for (int v = 0; v < n; v++) vec_store(out + v * VEC_W, vec_load(addend + v * VEC_W) + acc[r][i][v]);
         }
     }
 }
 
-/* out = acc + start where this is the first operand, else out = acc + out. */
-FRNN_INLINE void vec_tile_add(const frnn_tile *t, vec acc[FRNN_TILE_ROWS][2][4], const int first, const int mr,
-                              const int nb, const int nv) {
-#pragma GCC unroll 6
-    for (int r = 0; r < mr; r++) {
-#pragma GCC unroll 2
-        for (int b = 0; b < nb; b++) {
-            float *out = t->out + (r * nb + b) * 4 * VEC_W;
-            const float *addend = first ? t->start[b][r] : out;
-#pragma GCC unroll 4
-            for (int v = 0; v < nv; v++) vec_store(out + v * VEC_W, vec_load(addend + v * VEC_W) + acc[r][b][v]);
-        }
-    }
+/* All panels over one operand: at once where their sums fit the registers, else one by one. */
+FRNN_INLINE void vec_tile_half(const frnn_tile *t, const int hidden, const int mr, const int nb, const int nv) {
+    const int panels = nb * nv / frnn_panel_vectors(nv), np = mr * nb * nv <= FRNN_TILE_SUMS ? panels : 1;
+    for (int first = 0; first < panels; first += np) vec_tile_panels(t, hidden, first, np, mr, nb, nv);
 }
 
 FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, const int nv) {
-    vec acc[FRNN_TILE_ROWS][2][4];
-    const float *panel[2] = {t->panel[0], t->panel[1]};
     if (t->Kx > 0) {
-        vec_tile_clear(acc, mr, nb, nv);
-        vec_tile_terms(acc, t->x, t->Kx, panel, mr, nb, nv);
-        vec_tile_add(t, acc, 1, mr, nb, nv);
+        vec_tile_half(t, 0, mr, nb, nv);
     } else {
         for (int r = 0; r < mr; r++) {
             for (int b = 0; b < nb; b++) {
@@ -110,11 +124,7 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, c
             }
         }
     }
-    if (t->Kh == 0) return;
-    for (int b = 0; b < nb; b++) panel[b] += t->Kx * nv * VEC_W;
-    vec_tile_clear(acc, mr, nb, nv);
-    vec_tile_terms(acc, t->h, t->Kh, panel, mr, nb, nv);
-    vec_tile_add(t, acc, 0, mr, nb, nv);
+    if (t->Kh > 0) vec_tile_half(t, 1, mr, nb, nv);
 }
 
 #define TILE_NAME(mr, nb, nv) FRNN_JOIN(FRNN_WIDE(tile_##mr##x##nb##x##nv), FRNN_ISA)
@@ -127,22 +137,27 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, c
 #define NAMES(mr) {TILE_NAME(mr, 1, 1), TILE_NAME(mr, 1, 2), TILE_NAME(mr, 1, 3), TILE_NAME(mr, 1, 4)}
 #define PAIR_NAMES(mr) {TILE_NAME(mr, 2, 3), TILE_NAME(mr, 2, 4)}
 /* clang-format off */
-TILES(1) TILES(2) TILES(3) PAIRS(1)
-#if FRNN_TILE_ROWS == 6
-TILES(4) TILES(5) TILES(6) PAIRS(2) PAIRS(3)
+TILES(1) TILES(2) TILES(3) TILES(4) PAIRS(1)
+#if FRNN_TILE_SUMS == 24
+TILES(5) TILES(6) PAIRS(2) PAIRS(3)
+#else /* 3 vectors end at 4 rows: frnn_tile_rows */
+TILE(5, 1, 1) TILE(5, 1, 2) TILE(5, 1, 4) TILE(6, 1, 1) TILE(6, 1, 2) TILE(6, 1, 4)
 #endif
 
-/* Run the tile of mr rows (1..FRNN_TILE_ROWS), nb blocks (2 only for nv >= 3 and mr <= FRNN_PAIR_ROWS), nv vectors. */
+/* Run the tile of mr rows (1..frnn_tile_rows), nb blocks (2 only for nv >= 3), nv vectors. */
 FRNN_INLINE void vec_tile_run(const frnn_tile *t, int64_t mr, int nb, int nv) {
     static const frnn_tile_fn tiles[FRNN_TILE_ROWS][4] = {
-        NAMES(1), NAMES(2), NAMES(3),
-#if FRNN_TILE_ROWS == 6
-        NAMES(4), NAMES(5), NAMES(6),
+        NAMES(1), NAMES(2), NAMES(3), NAMES(4),
+#if FRNN_TILE_SUMS == 24
+        NAMES(5), NAMES(6),
+#else
+        {TILE_NAME(5, 1, 1), TILE_NAME(5, 1, 2), NULL, TILE_NAME(5, 1, 4)},
+        {TILE_NAME(6, 1, 1), TILE_NAME(6, 1, 2), NULL, TILE_NAME(6, 1, 4)},
 #endif
     };
     static const frnn_tile_fn pairs[FRNN_PAIR_ROWS][2] = {
         PAIR_NAMES(1),
-#if FRNN_TILE_ROWS == 6
+#if FRNN_TILE_SUMS == 24
         PAIR_NAMES(2), PAIR_NAMES(3),
 #endif
     };

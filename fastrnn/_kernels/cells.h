@@ -6,7 +6,7 @@
  *     RNN                one, up to 4 vectors of units
  *     GRU, reset before  three, r then z then n, each up to 4 vectors of units: r must be known for all units before
  *                        n's hidden half can start
- * and a product is bias [nv][width], W [I][nv][width], R [H][nv][width]: exactly the order in which it is read.
+ * and a product is bias [nv][width], then W, then R, each as panels (blocks.h): the order in which they are read.
  * GRU with reset after keeps Rb of n apart, [width] behind the bias, because r multiplies it. LSTM with peephole ends
  * with P i o f, [3][width].
  * A row of `pre` holds, block after block, the accumulators between x and h: [products][nv][width].

@@ -2,7 +2,8 @@
 #include <immintrin.h>
 #define FRNN_ISA avx512
 #define FRNN_LANES 16
-#define FRNN_TILE_ROWS 6 /* 6 rows x 4 vectors: 24 of 32 registers */
+#define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */
+#define FRNN_PREFETCH 0 /* not measured */
 
 typedef float vec_16 __attribute__((vector_size(64)));
 typedef int32_t vec_int_16 __attribute__((vector_size(64)));

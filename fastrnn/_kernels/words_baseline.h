@@ -4,7 +4,8 @@
 #endif
 #define FRNN_ISA baseline
 #define FRNN_LANES 4
-#define FRNN_TILE_ROWS 3 /* 3 rows x 4 vectors: 12 of 16 registers */
+#define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
+#define FRNN_PREFETCH 1024 /* as AVX2: the CPUs that run this have no more */
 
 typedef float vec_4 __attribute__((vector_size(16)));
 typedef int32_t vec_int_4 __attribute__((vector_size(16)));

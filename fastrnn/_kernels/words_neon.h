@@ -2,7 +2,8 @@
 #include <arm_neon.h>
 #define FRNN_ISA neon
 #define FRNN_LANES 4
-#define FRNN_TILE_ROWS 6 /* 6 rows x 4 vectors: 24 of 32 registers */
+#define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */
+#define FRNN_PREFETCH 0 /* not measured */
 
 typedef float vec_4 __attribute__((vector_size(16)));
 typedef int32_t vec_int_4 __attribute__((vector_size(16)));
