@@ -345,6 +345,7 @@ cdef class Program:
         if self.room >= 0:
             self.check_room(slab, slots, s.batch, s.time)
         f.base, f.slab, f.slots, f.team, f.watch, f.halted = s.base, slab, slots, NULL, NULL, False
+        self.frame.turn += s.time
         if flops < FLOPS_HOLDING_GIL:
             failed = self.walked(s, &f, &bad, ns)
         else:

@@ -16,6 +16,7 @@ cdef struct Frame:
     float *slab  # state rows
     int64_t slab_row  # floats from one row to the next
     const int64_t *slots  # the slab row of each stream of the batch; NULL: the first ones
+    int64_t turn  # odd after an odd number of steps: cells then walk their weights the other way
     frnn_team *team  # threads that share the heavy ops; NULL: this one alone
     void (*watch)(void *frame) noexcept nogil  # looks for signals in a call that may take long; NULL: nobody looks
     int64_t work, looked  # operations since the last look, and when that was, in ns

@@ -34,6 +34,7 @@ cdef extern from "frnn.h" nogil:
         float *const *y
         Py_ssize_t y_off
         float *scratch
+        int32_t backwards
 
     ctypedef struct frnn_instruction:
         int32_t fn, a, b, c

@@ -303,7 +303,7 @@ def _row_array(what, array, columns, rows=None):
     return array
 
 
-def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits=(), rows=None):
+def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits=(), rows=None, backwards=False):
     """One step of some rows; c is updated in place.
 
     Parameters
@@ -316,6 +316,7 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     y : float32 [rows, H], receives the new h; None: a new array
     splits : block numbers between which the step is cut into several calls
     rows : (first, last): only these rows are stepped
+    backwards : walk the blocks from the last to the first
 
     Returns
     -------
@@ -345,7 +346,7 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     memset(&io, 0, sizeof(io))
     io.x, io.h = <const float *const *> x_rows.rows, <const float *const *> h_rows.rows
     io.pre = <const float *const *> pre_rows.rows
-    io.c, io.y, io.scratch = c_rows.rows, y_rows.rows, scratch
+    io.c, io.y, io.scratch, io.backwards = c_rows.rows, y_rows.rows, scratch, bool(backwards)
     cdef uint64_t token = frnn_fpu_enter()
     for phase in range(packed.phases):
         for i in range(len(cuts) - 1):

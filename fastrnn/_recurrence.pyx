@@ -252,6 +252,7 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
                 hoist(a, cell, f, &rows, t, alive, &ahead)
             io.pre = ahead.now
             ahead.now += alive
+        io.backwards = (f.turn + t) & 1
         io.x_off = t * sign * a.x_time
         io.y_off = (t & 1) * y_time if a.y_buffer < 0 else t * y_time
         if t == 0:

@@ -75,7 +75,8 @@ typedef struct frnn_cell_io {
     ptrdiff_t c_off;
     float *const *y; /* [H] each: new hidden state */
     ptrdiff_t y_off;
-    float *scratch;  /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
+    float *scratch;    /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
+    int32_t backwards; /* walk the blocks from the last to the first, with the same bits; see frnn_walk_blocks */
 } frnn_cell_io;
 
 /* ---- attention ---- */

@@ -163,10 +163,11 @@ def test_same_bits_whatever_the_rows(form, isa):
         order = np.random.default_rng(1).permutation(13)  # any order
         mixed = run(packed, x[order], h[order], None if c is None else c[order])
         assert same(mixed, (whole[0][order], None if c is None else whole[1][order])), f"H={H}"
-        for cut in range(packed.blocks + 1):  # any split of the blocks, one row and many
-            assert same(run(packed, x, h, c, splits=(cut,)), whole), f"H={H}, cut at block {cut}"
-            one = run(packed, x[:1], h[:1], None if c is None else c[:1], splits=(cut,))
-            assert one[0].tobytes() == whole[0][:1].tobytes(), f"H={H}, one row cut at block {cut}"
+        for cut in range(packed.blocks + 1):  # any split of the blocks, in either order, one row and many
+            how = dict(splits=(cut,), backwards=cut % 2 == 0)
+            assert same(run(packed, x, h, c, **how), whole), f"H={H}, {how}"
+            one = run(packed, x[:1], h[:1], None if c is None else c[:1], **how)
+            assert one[0].tobytes() == whole[0][:1].tobytes(), f"H={H}, one row, {how}"
 
 
 @pytest.mark.parametrize("isa", ISAS)
