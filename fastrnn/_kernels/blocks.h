@@ -52,14 +52,15 @@ static int64_t frnn_padded(int64_t N, int64_t U) {
  * would. */
 static inline int frnn_panel_vectors(int nv) { return nv == 4 && FRNN_TILE_SUMS < 24 ? 2 : nv; }
 
-/* The most rows of a tile of n blocks of nv vectors. */
+/* The most rows of a tile of n blocks of nv vectors: FRNN_TILE_ROWS, but for panels of 3 vectors in 16 registers. */
 static inline int64_t frnn_tile_rows(int n, int nv) {
-    int rows = FRNN_TILE_SUMS / frnn_panel_vectors(nv);
-    return n > 1 ? FRNN_PAIR_ROWS : rows < FRNN_TILE_ROWS ? rows : FRNN_TILE_ROWS;
+    if (n > 1) return FRNN_PAIR_ROWS;
+    return FRNN_TILE_ROWS * frnn_panel_vectors(nv) <= FRNN_TILE_SUMS ? FRNN_TILE_ROWS : FRNN_TILE_SUMS / 3;
 }
 
 /* How many of `rows` rows the next tile takes: tiles of nearly equal height, none higher than `limit`. */
 static inline int64_t frnn_tile_height(int64_t rows, int64_t limit) {
+    if (rows <= limit) return rows; /* two divisions are a tenth of the step of an RNN of 4 units */
     int64_t tiles = (rows + limit - 1) / limit;
     return (rows + tiles - 1) / tiles;
 }

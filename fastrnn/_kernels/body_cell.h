@@ -190,8 +190,8 @@ FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *block
                                   const float *const *hidden, int64_t row, int64_t mr, float *out) {
     int vectors = (int)(frnn_unit_vectors(call->cell) == 1 ? frnn_gates(call->cell) : blocks[0].nv);
     frnn_tile t;
-    for (int pair = 0; pair < (n + 1) / 2; pair++) {
-        int b = 2 * (call->io->backwards ? (n - 1) / 2 - pair : pair), nb = n - b < 2 ? 1 : 2;
+    for (int b = 0; b < n; b += 2) {
+        int nb = n - b < 2 ? 1 : 2;
         vec_cell_fill(call, blocks + b, nb, q, hidden, row, mr, &t);
         t.out = out + b * 4 * VEC_W;
         vec_tile_run(&t, mr, nb, vectors);

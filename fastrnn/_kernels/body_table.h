@@ -88,37 +88,29 @@ static int frnn_is_usual(const frnn_cell *cell) {
     return gates && (cell->kind == FRNN_GRU || act[2].fn == FRNN_TANH);
 }
 
-/* The blocks at the front (or at the back, where the call walks backwards) of [block0, block1) that are worked on
- * together: for few rows two whole ones, which keep the FMA units busy; for one row up to FRNN_WAVE, since then the sums
- * of all of them flow from the caches without a pause, and the activations after them overlap each other. Returns how
- * many; blocks holds them in rising order. */
-static int frnn_take_blocks(const frnn_call *call, int64_t block0, int64_t block1, frnn_block *blocks) {
+/* How many blocks from `index` on, in the direction in which the call walks, are worked on together: for few rows two
+ * whole ones, which keep the FMA units busy; for one row up to FRNN_WAVE, since then the sums of all of them flow from
+ * the caches without a pause, and the activations after them overlap each other. left: how many there are. */
+static int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t left, frnn_block *blocks) {
     int64_t H = call->cell->H, U = frnn_unit_vectors(call->cell), rows = call->row1 - call->row0;
-    int64_t most = rows == 1 && !call->pre_out ? FRNN_WAVE : rows <= FRNN_PAIR_ROWS ? 2 : 1, n = 1;
-    int64_t step = call->io->backwards ? -1 : 1, edge = step > 0 ? block0 : block1 - 1;
-    frnn_block first = frnn_block_at(H, U, edge);
-    int alone = first.width < FRNN_LANES || (U > 1 && first.nv < 3);
-    if (most > block1 - block0) most = block1 - block0;
-    for (; !alone && n < most; n++) {
-        frnn_block next = frnn_block_at(H, U, edge + n * step);
-        if (next.width < FRNN_LANES || next.nv != first.nv) break;
+    int most = rows == 1 && !call->pre_out ? FRNN_WAVE : rows <= FRNN_PAIR_ROWS ? 2 : 1, n = 1;
+    int step = call->io->backwards ? -1 : 1;
+    blocks[0] = frnn_block_at(H, U, index);
+    if (blocks[0].width < FRNN_LANES || (U > 1 && blocks[0].nv < 3)) return 1;
+    for (; n < most && n < left; n++) {
+        blocks[n] = frnn_block_at(H, U, index + n * step);
+        if (blocks[n].width < FRNN_LANES || blocks[n].nv != blocks[0].nv) break;
     }
-    for (int64_t i = 0; i < n; i++) blocks[i] = frnn_block_at(H, U, (step > 0 ? edge : edge - n + 1) + i);
-    return (int)n;
+    return n;
 }
 
 /* Steps that take turns to walk forwards and backwards begin with the weights that the step before has left in the
  * caches. Weights twice as large as a cache would miss it at every line if every step began at the front. */
 static void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t block0, int64_t block1) {
     frnn_block blocks[FRNN_WAVE];
-    while (block0 < block1) {
-        int n = frnn_take_blocks(call, block0, block1, blocks);
-        BY_WIDTH(vec_cell_block, blocks[0].width, call, phase, blocks, n);
-        if (call->io->backwards) {
-            block1 -= n;
-        } else {
-            block0 += n;
-        }
+    for (int64_t left = block1 - block0, n; left > 0; left -= n) {
+        n = frnn_take_blocks(call, call->io->backwards ? block0 + left - 1 : block1 - left, left, blocks);
+        BY_WIDTH(vec_cell_block, blocks[0].width, call, phase, blocks, (int)n);
     }
 }
 
