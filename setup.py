@@ -79,7 +79,7 @@ def extension(name, *sources):
     )
 
 
-MODULES = ("_isa", "_recurrence", "_ops", "_timing", "_executor", "_pool")
+MODULES = ("_isa", "_kernel_calls", "_recurrence", "_ops", "_timing", "_executor", "_pool")
 directives = {"language_level": 3, "freethreading_compatible": False}
 if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}

@@ -141,3 +141,10 @@ cdef class PackedLinear:
     cdef const frnn_kernels *table
     cdef readonly int64_t nbytes
     cdef float *memory
+
+
+# What calls kernels on arrays (_kernel_calls.pyx) shares with packing.
+cdef float *_aligned(int64_t count) except NULL
+cdef frnn_act _act(name, alpha, beta) except *
+cdef inline float *_data(object array) noexcept:
+    return NULL if array is None else <float *> cnp.PyArray_DATA(<cnp.ndarray> array)

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,72 +40,5 @@ def pack_cell(
     isa: str | None = None,
 ) -> PackedCell: ...
 def cell_scratch_size(packed: PackedCell, rows: int = 1) -> int: ...
-def cell_step(
-    packed: PackedCell,
-    x: _Array | None,
-    h: _Array,
-    c: _Array | None = None,
-    pre: _Array | None = None,
-    y: _Array | None = None,
-    splits: Sequence[int] = (),
-    rows: tuple[int, int] | None = None,
-    backwards: bool = False,
-) -> _Array: ...
-def cell_input(packed: PackedCell, x: _Array, splits: Sequence[int] = ()) -> _Array: ...
 def linear_pack_size(K: int, N: int, isa: str | None = None) -> int: ...
 def pack_linear(W: _Array, bias: _Array | None = None, isa: str | None = None) -> PackedLinear: ...
-def linear(
-    packed: PackedLinear,
-    x: _Array,
-    activation: str = "identity",
-    alpha: float = 0.0,
-    beta: float = 0.0,
-    y: _Array | None = None,
-    splits: Sequence[int] = (),
-) -> _Array: ...
-def map_function(
-    name: str,
-    x: _Array,
-    alpha: float = 0.0,
-    beta: float = 0.0,
-    isa: str | None = None,
-    y: _Array | None = None,
-) -> _Array: ...
-def softmax(x: _Array, log: bool = False, isa: str | None = None) -> _Array: ...
-def layer_norm(
-    x: _Array,
-    scale: _Array | None = None,
-    bias: _Array | None = None,
-    epsilon: float = 1e-5,
-    isa: str | None = None,
-) -> _Array: ...
-def reduce(fn: str, x: _Array, axis: int = -1, scale: float = 1.0, isa: str | None = None) -> _Array: ...
-def elementwise(
-    program: Sequence[tuple[str, tuple[int, ...], float, float]],
-    inputs: Sequence[_Array],
-    out: _Array | None = None,
-    isa: str | None = None,
-) -> _Array: ...
-def depthwise(
-    W: _Array,
-    bias: _Array | None,
-    x: _Array,
-    activation: str = "identity",
-    alpha: float = 0.0,
-    beta: float = 0.0,
-    y: _Array | None = None,
-    isa: str | None = None,
-) -> _Array: ...
-def pool(fn: str, x: _Array, divisor: float = 1.0, isa: str | None = None, y: _Array | None = None) -> _Array: ...
-def attend(
-    q: _Array,
-    k: _Array,
-    v: _Array,
-    scale: float = 1.0,
-    softcap: float = 0.0,
-    bias: _Array | None = None,
-    safe: bool = False,
-    split: int | None = None,
-    y: _Array | None = None,
-    isa: str | None = None,
-) -> _Array: ...

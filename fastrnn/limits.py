@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _isa
+from . import _isa, _kernel_calls
 from ._timing import OpTimer, clock_ns
 from .cells import CellSpec
 from .cpu import cpu_info
@@ -197,7 +197,7 @@ def _latency_ns(lanes: int) -> float:
     for K in (512, 1536):
         packed = _isa.pack_linear(np.zeros((K, lanes), np.float32))
         x = np.zeros((1, K), np.float32)
-        times.append(_timed(lambda packed=packed, x=x: _isa.linear(packed, x), 40))
+        times.append(_timed(lambda packed=packed, x=x: _kernel_calls.linear(packed, x), 40))
     return max((times[1] - times[0]) / 1024, 0.05)
 
 
@@ -206,7 +206,7 @@ def _function_ns() -> float:
     lanes, times = cpu_info().isa.lanes, []
     for count in (64, 192):
         x = np.linspace(-4, 4, count * lanes, dtype=np.float32)
-        times.append(_timed(lambda x=x: _isa.map_function("tanh", x), 100))
+        times.append(_timed(lambda x=x: _kernel_calls.map_function("tanh", x), 100))
     return max((times[1] - times[0]) / 128, 0.05)
 
 

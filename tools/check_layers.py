@@ -20,6 +20,7 @@ LEVELS = {
     "files": 0,
     "forks": 0,
     "_isa": 1,
+    "_kernel_calls": 1,
     "_roofline": 1,
     "cells": 1,
     "cpu": 1,

@@ -130,12 +130,12 @@ def ulp_errors(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def measure(isa: str) -> dict[str, float]:
     """The largest error of each unary function on one instruction set, rounded up to a hundredth."""
-    from fastrnn import _isa
+    from fastrnn import _kernel_calls as calls
 
     x = sweep()
     worst = {}
     for name, case in UNARY.items():
-        y = _isa.map_function(name, x, case.alpha, case.beta, isa=isa)
+        y = calls.map_function(name, x, case.alpha, case.beta, isa=isa)
         worst[name] = math.ceil(float(ulp_errors(name, x, y).max()) * 100) / 100
     return worst
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fastrnn import _isa
+from fastrnn import _kernel_calls as calls
 from fastrnn.errors import FastRNNError, ShapeError
 
 ISAS = _isa.isa_info()["available"]
@@ -25,7 +26,7 @@ def test_linear(K, isa):
     for N in SIZES:
         W, bias = normal([K, N], K, N), normal([K, N, 1], N) if N % 2 else None
         x = normal([K, N, 2], 1 + N % 13, K)
-        y = _isa.linear(_isa.pack_linear(W, bias, isa=isa), x)
+        y = calls.linear(_isa.pack_linear(W, bias, isa=isa), x)
         exact = x.astype(np.float64) @ W.astype(np.float64) + (0 if bias is None else bias)
         np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5, err_msg=f"K={K} N={N}")
 
@@ -33,14 +34,14 @@ def test_linear(K, isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_linear_takes_any_strides_of_W(isa):
     W, x = normal(0, 9, 70), normal(1, 3, 9)
-    expected = _isa.linear(_isa.pack_linear(W, isa=isa), x)
+    expected = calls.linear(_isa.pack_linear(W, isa=isa), x)
     for view in (
         np.asfortranarray(W),
         np.repeat(W, 2, axis=1)[:, ::2],
         W[::-1].copy()[::-1],
         np.tile(W, (1, 2))[:, :70],
     ):
-        assert _isa.linear(_isa.pack_linear(view, isa=isa), x).tobytes() == expected.tobytes()
+        assert calls.linear(_isa.pack_linear(view, isa=isa), x).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -49,8 +50,8 @@ def test_linear_applies_the_function_that_map_applies(name, isa):
     case = cases.UNARY[name]
     packed = _isa.pack_linear(normal(0, 6, 37), normal(1, 37), isa=isa)
     x = normal(2, 4, 6)
-    expected = _isa.map_function(name, _isa.linear(packed, x), case.alpha, case.beta, isa=isa)
-    np.testing.assert_array_equal(_isa.linear(packed, x, name, case.alpha, case.beta), expected)
+    expected = calls.map_function(name, calls.linear(packed, x), case.alpha, case.beta, isa=isa)
+    np.testing.assert_array_equal(calls.linear(packed, x, name, case.alpha, case.beta), expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -58,16 +59,16 @@ def test_linear_same_bits_by_row_split_and_alignment(isa):
     for N in SIZES[1:]:
         packed = _isa.pack_linear(normal(N, 20, N), normal(1, N), isa=isa)
         x = normal(2, 13, 20)
-        whole = _isa.linear(packed, x, "tanh")
+        whole = calls.linear(packed, x, "tanh")
         for count in range(1, 13):
-            assert _isa.linear(packed, x[13 - count :], "tanh").tobytes() == whole[13 - count :].tobytes()
+            assert calls.linear(packed, x[13 - count :], "tanh").tobytes() == whole[13 - count :].tobytes()
         for cut in range(packed.blocks + 1):
-            assert _isa.linear(packed, x, "tanh", splits=(cut,)).tobytes() == whole.tobytes()
-            assert _isa.linear(packed, x[:1], "tanh", splits=(cut,)).tobytes() == whole[:1].tobytes()
+            assert calls.linear(packed, x, "tanh", splits=(cut,)).tobytes() == whole.tobytes()
+            assert calls.linear(packed, x[:1], "tanh", splits=(cut,)).tobytes() == whole[:1].tobytes()
         room = np.full((13, 20 + 3), np.nan, np.float32)
         out = np.full((13, N + 5), np.nan, np.float32)
         room[:, 1:21] = x
-        _isa.linear(packed, room[:, 1:21], "tanh", y=out[:, 3 : 3 + N])
+        calls.linear(packed, room[:, 1:21], "tanh", y=out[:, 3 : 3 + N])
         assert out[:, 3 : 3 + N].tobytes() == whole.tobytes()
         out[:, 3 : 3 + N] = np.nan
         assert np.all(np.isnan(out))
@@ -78,7 +79,7 @@ def test_the_same_bits_on_all_sets_that_fuse():
     if len(fused) < 2:
         pytest.skip(f"only {fused} can be compared")
     W, bias, x = normal(0, 33, 77), normal(1, 77), normal(2, 9, 33)
-    results = [_isa.linear(_isa.pack_linear(W, bias, isa=isa), x, "sigmoid").tobytes() for isa in fused]
+    results = [calls.linear(_isa.pack_linear(W, bias, isa=isa), x, "sigmoid").tobytes() for isa in fused]
     assert len(set(results)) == 1
 
 
@@ -95,7 +96,7 @@ def test_elementwise_broadcasts_as_numpy(isa):
     ]  # fmt: skip
     for case in shapes:
         a, b, c = (normal(i, *shape) for i, shape in enumerate(case))
-        y = _isa.elementwise(program, [a, b, c], isa=isa)
+        y = calls.elementwise(program, [a, b, c], isa=isa)
         np.testing.assert_allclose(y, ((a + b - c) * 2 + 0.5) * a, rtol=1e-5, atol=1e-5, err_msg=str(case))
 
 
@@ -105,10 +106,10 @@ def test_elementwise_walks_any_strides(isa):
     other = normal(1, 130, 6, 4)
     out = np.zeros((4, 260, 6), np.float32)[:, ::2].transpose(2, 1, 0)
     views = [x, other.transpose(1, 0, 2)]
-    _isa.elementwise([("sub", (0, 1), 0, 0)], views, out=out, isa=isa)
+    calls.elementwise([("sub", (0, 1), 0, 0)], views, out=out, isa=isa)
     np.testing.assert_array_equal(out, x - other.transpose(1, 0, 2))
     back = x[::-1, ::-1]
-    np.testing.assert_array_equal(_isa.elementwise([("neg", (0,), 0, 0)], [back], isa=isa), -back)
+    np.testing.assert_array_equal(calls.elementwise([("neg", (0,), 0, 0)], [back], isa=isa), -back)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -116,7 +117,7 @@ def test_elementwise_in_place(isa):
     for n in LENGTHS:
         x, y = normal(n, n), normal(n + 1, n)
         expected = np.tanh((x + y).astype(np.float64))
-        _isa.elementwise([("add", (0, 1), 0, 0), ("tanh", (2,), 0, 0)], [x, y], out=x, isa=isa)
+        calls.elementwise([("add", (0, 1), 0, 0), ("tanh", (2,), 0, 0)], [x, y], out=x, isa=isa)
         np.testing.assert_allclose(x, expected, rtol=1e-5)
 
 
@@ -124,7 +125,7 @@ def test_elementwise_in_place(isa):
 def test_elementwise_writes_nothing_else(isa):
     for n in LENGTHS:
         y = np.full(n + 40, 7.5, np.float32)
-        _isa.elementwise([("abs", (0,), 0, 0), ("sqrt", (1,), 0, 0)], [normal(n, n)], out=y[20 : 20 + n], isa=isa)
+        calls.elementwise([("abs", (0,), 0, 0), ("sqrt", (1,), 0, 0)], [normal(n, n)], out=y[20 : 20 + n], isa=isa)
         assert np.all(y[:20] == 7.5)
         assert np.all(y[20 + n :] == 7.5)
 
@@ -133,12 +134,12 @@ def test_elementwise_longest_program():
     program = [("add", (i, 0), 0, 0) for i in range(8)] + [("add", (7 + i, 0), 0, 0) for i in range(8, 32)]
     inputs = [np.full(200, float(i + 1), np.float32) for i in range(8)]
     for isa in ISAS:
-        y = _isa.elementwise(program, inputs, isa=isa)
+        y = calls.elementwise(program, inputs, isa=isa)
         np.testing.assert_array_equal(y, np.full(200, 8.0 + 1 + 24))
     with pytest.raises(FastRNNError, match="33 instructions"):
-        _isa.elementwise([*program, program[-1]], inputs)
+        calls.elementwise([*program, program[-1]], inputs)
     with pytest.raises(FastRNNError, match=r"instruction 0 \(add\) reads a register that is not written yet"):
-        _isa.elementwise([("add", (0, 1), 0, 0)], [inputs[0]])
+        calls.elementwise([("add", (0, 1), 0, 0)], [inputs[0]])
 
 
 # ---- reductions and norms ----
@@ -150,12 +151,12 @@ def test_reduce(fn, isa):
     meaning = {"add": np.sum, "min": np.min, "max": np.max}[fn]
     for n in LENGTHS:
         x = normal(n, 5, n)
-        y = _isa.reduce(fn, x, scale=0.5, isa=isa)
+        y = calls.reduce(fn, x, scale=0.5, isa=isa)
         np.testing.assert_allclose(y, 0.5 * meaning(x.astype(np.float64), axis=1), rtol=1e-5, atol=1e-5)
-        across = _isa.reduce(fn, np.ascontiguousarray(x.T), axis=0, scale=0.5, isa=isa)
+        across = calls.reduce(fn, np.ascontiguousarray(x.T), axis=0, scale=0.5, isa=isa)
         assert across.tobytes() == y.tobytes(), f"n={n}: the order depends on the stride"
         x[2, n // 2] = np.nan
-        assert np.isnan(_isa.reduce(fn, x, isa=isa)).tolist() == [False, False, True, False, False]
+        assert np.isnan(calls.reduce(fn, x, isa=isa)).tolist() == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -167,12 +168,12 @@ def test_softmax(log, isa):
         x[2, 0] = -np.inf if n > 1 else 0
         e = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
         exact = e / e.sum(axis=1, keepdims=True)
-        y = _isa.softmax(x, log=log, isa=isa)
+        y = calls.softmax(x, log=log, isa=isa)
         with np.errstate(divide="ignore"):
             np.testing.assert_allclose(y, np.log(exact) if log else exact, rtol=2e-6, atol=2e-6 if log else 1e-30)
-        one = _isa.softmax(x[3:], log=log, isa=isa)
+        one = calls.softmax(x[3:], log=log, isa=isa)
         assert one.tobytes() == y[3:].tobytes()
-    assert np.all(np.isnan(_isa.softmax(np.full((1, 5), -np.inf, np.float32), log=log, isa=isa)))
+    assert np.all(np.isnan(calls.softmax(np.full((1, 5), -np.inf, np.float32), log=log, isa=isa)))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -181,21 +182,21 @@ def test_layer_norm(isa):
         x, scale, bias = normal(n, 3, n) * 3 + 10, normal(n + 1, n), normal(n + 2, n)
         wide = x.astype(np.float64)
         exact = (wide - wide.mean(axis=1, keepdims=True)) / np.sqrt(wide.var(axis=1, keepdims=True) + 1e-3)
-        np.testing.assert_allclose(_isa.layer_norm(x, epsilon=1e-3, isa=isa), exact, rtol=1e-4, atol=2e-5)
-        y = _isa.layer_norm(x, scale, bias, epsilon=1e-3, isa=isa)
+        np.testing.assert_allclose(calls.layer_norm(x, epsilon=1e-3, isa=isa), exact, rtol=1e-4, atol=2e-5)
+        y = calls.layer_norm(x, scale, bias, epsilon=1e-3, isa=isa)
         np.testing.assert_allclose(y, exact * scale + bias, rtol=1e-4, atol=5e-5)
-        assert _isa.layer_norm(x[1:2], scale, bias, epsilon=1e-3, isa=isa).tobytes() == y[1:2].tobytes()
+        assert calls.layer_norm(x[1:2], scale, bias, epsilon=1e-3, isa=isa).tobytes() == y[1:2].tobytes()
 
 
 def test_arguments_are_checked():
     packed = _isa.pack_linear(normal(0, 4, 3))
     with pytest.raises(ShapeError, match=r"x: expected shape \[rows, 4\], got \[2, 5\]"):
-        _isa.linear(packed, normal(0, 2, 5))
+        calls.linear(packed, normal(0, 2, 5))
     with pytest.raises(FastRNNError, match="unknown unary function 'add'"):
-        _isa.linear(packed, normal(0, 2, 4), "add")
+        calls.linear(packed, normal(0, 2, 4), "add")
     with pytest.raises(FastRNNError, match="unknown function 'sinh'"):
-        _isa.elementwise([("sinh", (0,), 0, 0)], [normal(0, 3)])
+        calls.elementwise([("sinh", (0,), 0, 0)], [normal(0, 3)])
     with pytest.raises(ShapeError, match=r"bias: expected shape \[3\], got \[4\]"):
         _isa.pack_linear(normal(0, 4, 3), normal(0, 4))
     with pytest.raises(FastRNNError, match="unknown reduction 'mean'"):
-        _isa.reduce("mean", normal(0, 2, 2))
+        calls.reduce("mean", normal(0, 2, 2))

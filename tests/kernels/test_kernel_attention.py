@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fastrnn import _isa
+from fastrnn import _kernel_calls as calls
 
 ISAS = _isa.isa_info()["available"]
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 65, 127, 130]
@@ -40,7 +41,7 @@ def test_values(n, isa):
         q, k, v = normal([n, d], d), normal([n, d, 1], n, d), normal([n, d, 2], n, dv)
         whole = np.full(dv + 2, CANARY, np.float32)
         options = {"scale": 0.5 / np.sqrt(d), "softcap": 1.5 * (d % 2), "bias": normal(d, n) if d % 3 else None}
-        y = _isa.attend(q, apart(k, 3), apart(v, 5), y=whole[1:-1], isa=isa, **options)
+        y = calls.attend(q, apart(k, 3), apart(v, 5), y=whole[1:-1], isa=isa, **options)
         np.testing.assert_allclose(y, exact(q, k, v, **options), rtol=2e-6, atol=2e-6, err_msg=f"d={d} dv={dv}")
         assert whole[0] == whole[-1] == CANARY
 
@@ -49,16 +50,16 @@ def test_values(n, isa):
 def test_bits_do_not_depend_on_where_the_keys_lie(isa):
     n, d, dv = 23, 19, 37
     q, k, v = normal(1, d), normal(2, n, d), normal(3, n, dv)
-    whole = _isa.attend(q, k, v, 0.3, isa=isa)
+    whole = calls.attend(q, k, v, 0.3, isa=isa)
     for split in range(n + 1):
-        assert _isa.attend(q, apart(k, split), apart(v, 1), 0.3, split=split, isa=isa).tobytes() == whole.tobytes()
+        assert calls.attend(q, apart(k, split), apart(v, 1), 0.3, split=split, isa=isa).tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_bias_of_minus_infinity_hides_a_key(isa):
     q, k, v = normal(1, 8), normal(2, 6, 8), normal(3, 6, 5)
     bias = np.array([0, -np.inf, 0, 0, -np.inf, -np.inf], np.float32)
-    y = _isa.attend(q, k, v, 1.0, bias=bias, isa=isa)
+    y = calls.attend(q, k, v, 1.0, bias=bias, isa=isa)
     np.testing.assert_allclose(y, exact(q, k[[0, 2, 3]], v[[0, 2, 3]]), rtol=2e-6, atol=2e-6)
 
 
@@ -66,12 +67,12 @@ def test_a_bias_of_minus_infinity_hides_a_key(isa):
 def test_no_key_is_left(isa):
     q, k, v = normal(1, 8), normal(2, 6, 8), normal(3, 6, 5)
     hidden = np.full(6, -np.inf, np.float32)
-    assert np.isnan(_isa.attend(q, k, v, bias=hidden, isa=isa)).all()
-    assert not _isa.attend(q, k, v, bias=hidden, safe=True, isa=isa).any()
-    assert not _isa.attend(q, k[:0], v[:0], isa=isa).any()
+    assert np.isnan(calls.attend(q, k, v, bias=hidden, isa=isa)).all()
+    assert not calls.attend(q, k, v, bias=hidden, safe=True, isa=isa).any()
+    assert not calls.attend(q, k[:0], v[:0], isa=isa).any()
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_large_scores_do_not_overflow(isa):
     q, k, v = normal(1, 8), normal(2, 6, 8), normal(3, 6, 5)
-    np.testing.assert_allclose(_isa.attend(q, k, v, 1e4, isa=isa), exact(q, k, v, 1e4), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(calls.attend(q, k, v, 1e4, isa=isa), exact(q, k, v, 1e4), rtol=2e-6, atol=2e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastrnn import _isa
+from fastrnn import _kernel_calls as calls
 from fastrnn.cells import ACTIVATIONS, CellSpec, activation
 from fastrnn.errors import FastRNNError, ShapeError
 
@@ -112,7 +113,7 @@ class Layer:
 def run(packed, x, h, c, **options):
     """The kernel's step on copies: bytes-comparable (y, c)."""
     c = None if c is None else c.copy()
-    y = _isa.cell_step(packed, x, h, c, **options)
+    y = calls.cell_step(packed, x, h, c, **options)
     return y, c
 
 
@@ -177,9 +178,9 @@ def test_hoisted_input_has_the_same_bits(form, isa):
         layer = Layer(form, I, H)
         packed = layer.pack(isa)
         x, h, c = layer.rows(9)
-        pre = _isa.cell_input(packed, x)
+        pre = calls.cell_input(packed, x)
         assert same(run(packed, None, h, c, pre=pre), run(packed, x, h, c)), f"I={I} H={H}"
-        one = np.concatenate([_isa.cell_input(packed, x[i : i + 1], splits=(packed.blocks // 2,)) for i in range(9)])
+        one = np.concatenate([calls.cell_input(packed, x[i : i + 1], splits=(packed.blocks // 2,)) for i in range(9)])
         assert one.tobytes() == pre.tobytes(), f"I={I} H={H}"
 
 
@@ -198,7 +199,7 @@ def test_stays_in_bounds_at_any_alignment(form, isa):
             for view, array in zip(views, (x, h, c), strict=False):
                 if array is not None:
                     view[...] = array
-            _isa.cell_step(packed, views[0], views[1], None if c is None else views[2], y=views[3])
+            calls.cell_step(packed, views[0], views[1], None if c is None else views[2], y=views[3])
             assert views[3].tobytes() == plain[0].tobytes(), f"I={I} H={H} gap={gap}"
             for a, view in zip(room, views, strict=True):
                 view[...] = np.nan

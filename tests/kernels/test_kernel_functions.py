@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastrnn import _isa
+from fastrnn import _kernel_calls as calls
 
 ISAS = _isa.isa_info()["available"]
 LANES = 16  # the widest there is
@@ -16,7 +17,7 @@ SWEEP = cases.sweep()
 
 def apply(name, x, isa):
     case = cases.UNARY[name]
-    return _isa.map_function(name, x, case.alpha, case.beta, isa=isa)
+    return calls.map_function(name, x, case.alpha, case.beta, isa=isa)
 
 
 def test_every_function_is_listed():
@@ -93,7 +94,7 @@ def test_unary_writes_nothing_else(name, isa):
     case = cases.UNARY[name]
     for n in range(2 * LANES + 2):
         y = np.full(n + 40, 7.5, np.float32)
-        _isa.map_function(name, np.ones(n, np.float32), case.alpha, case.beta, isa=isa, y=y[20 : 20 + n])
+        calls.map_function(name, np.ones(n, np.float32), case.alpha, case.beta, isa=isa, y=y[20 : 20 + n])
         assert np.all(y[:20] == 7.5), n
         assert np.all(y[20 + n :] == 7.5), n
 
@@ -105,7 +106,7 @@ def test_binary(name, isa):
     values = np.array([0, 1, -1, 0.5, 2, -2, 3, 0.1, -0.1, 7.25, 1e10, -1e10, np.inf, -np.inf, np.nan], np.float32)
     a = np.concatenate([np.repeat(values, values.size), rng.normal(size=500).astype(np.float32) * 4])
     b = np.concatenate([np.tile(values, values.size), rng.normal(size=500).astype(np.float32) * 4])
-    y = _isa.elementwise([(name, (0, 1), 0.0, 0.0)], [a, b], isa=isa)
+    y = calls.elementwise([(name, (0, 1), 0.0, 0.0)], [a, b], isa=isa)
     with np.errstate(all="ignore"):
         arguments = (a.astype(np.float64), b.astype(np.float64))
         expected = cases.BINARY[name](*arguments).astype(np.float64).astype(np.float32)
@@ -116,7 +117,7 @@ def test_binary(name, isa):
 def test_where(isa):
     condition = np.array([1, 0, 2, -1, 0, 0], np.float32)
     a, b = np.arange(6, dtype=np.float32), np.array([9, np.nan, 9, 9, np.inf, 8], np.float32)
-    y = _isa.elementwise([("where", (0, 1, 2), 0.0, 0.0)], [condition, a, b], isa=isa)
+    y = calls.elementwise([("where", (0, 1, 2), 0.0, 0.0)], [condition, a, b], isa=isa)
     np.testing.assert_array_equal(y, np.where(condition != 0, a, b))
 
 

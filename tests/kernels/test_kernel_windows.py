@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fastrnn import _isa
+from fastrnn import _kernel_calls as calls
 from fastrnn.errors import FastRNNError
 
 ISAS = _isa.isa_info()["available"]
@@ -29,7 +30,7 @@ def test_depthwise(K, isa):
         windows = 1 + C % 11
         x = normal([K, C, 2], windows + K, C)[: windows + K - 1]
         whole, y = guarded(windows, C, 3)
-        _isa.depthwise(W, bias, x, isa=isa, y=y)
+        calls.depthwise(W, bias, x, isa=isa, y=y)
         seen = np.array([x[i : i + K] for i in range(windows)], np.float64).reshape(windows, K, C)
         exact = (seen * W).sum(axis=1) + (0 if bias is None else bias)
         np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5, err_msg=f"K={K} C={C}")
@@ -42,11 +43,11 @@ def test_depthwise_bits_do_not_depend_on_the_window(isa):
     """Windows are computed by fours; each has the bits that it has alone, with the activation that map applies."""
     for C in SIZES[1:]:
         W, bias, x = normal(C, 5, C), normal(1, C), normal(2, 14, C)
-        y = _isa.depthwise(W, bias, x, "tanh", isa=isa)
+        y = calls.depthwise(W, bias, x, "tanh", isa=isa)
         for i in range(y.shape[0]):
-            assert _isa.depthwise(W, bias, x[i : i + 5], "tanh", isa=isa).tobytes() == y[i : i + 1].tobytes()
-        plain = _isa.depthwise(W, bias, x, isa=isa)
-        assert _isa.map_function("tanh", plain, isa=isa).tobytes() == y.tobytes()
+            assert calls.depthwise(W, bias, x[i : i + 5], "tanh", isa=isa).tobytes() == y[i : i + 1].tobytes()
+        plain = calls.depthwise(W, bias, x, isa=isa)
+        assert calls.map_function("tanh", plain, isa=isa).tobytes() == y.tobytes()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -55,8 +56,8 @@ def test_pool(isa):
         for K in (1, 2, 9):
             x = normal([C, K], K, C)
             whole, y = guarded(1, C, 3)
-            np.testing.assert_array_equal(_isa.pool("max", x, isa=isa, y=y), x.max(axis=0))
-            np.testing.assert_allclose(_isa.pool("add", x, K, isa=isa, y=y), x.mean(axis=0), rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(calls.pool("max", x, isa=isa, y=y), x.max(axis=0))
+            np.testing.assert_allclose(calls.pool("add", x, K, isa=isa, y=y), x.mean(axis=0), rtol=1e-5, atol=1e-6)
             y[...] = CANARY
             assert (whole == CANARY).all()
 
@@ -67,16 +68,16 @@ def test_pool_keeps_a_nan_in_its_channel(isa):
         x = normal(place, 3, 21)
         x[place, 4] = np.nan
         for fn in ("max", "add"):
-            y = _isa.pool(fn, x, isa=isa)
+            y = calls.pool(fn, x, isa=isa)
             assert np.isnan(y[4])
             assert not np.isnan(np.delete(y, 4)).any()
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_largest_of_nothing(isa):
-    assert (_isa.pool("max", normal(0, 1, 5)[:0], isa=isa) == -np.inf).all()
+    assert (calls.pool("max", normal(0, 1, 5)[:0], isa=isa) == -np.inf).all()
 
 
 def test_an_unknown_pooling_is_named():
     with pytest.raises(FastRNNError, match="median"):
-        _isa.pool("median", normal(0, 2, 2))
+        calls.pool("median", normal(0, 2, 2))
