@@ -11,14 +11,24 @@ The map of the package is HACKING.md.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .cpu import CpuInfo, cpu_info
+from . import _isa as _isa  # chooses the kernels: a FASTRNN_ISA that can't be had is an error of the import itself
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
-from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load
-from .model import LayerInfo, Model, TensorInfo
-from .stream import Stream
 
-# Names whose modules need libraries that a service does without: imported when first used.
+# Where each other name lives; None: it is a module itself. They are imported when first used, so that what a service
+# imports before it forks, or a command before it prints its help, costs next to nothing beside NumPy.
 _LAZY = {
+    "CpuInfo": "cpu",
+    "cpu_info": "cpu",
+    "from_arrays": "loading",
+    "from_equations": "loading",
+    "from_keras": "loading",
+    "from_onnx": "loading",
+    "from_torch": "loading",
+    "load": "loading",
+    "LayerInfo": "model",
+    "Model": "model",
+    "TensorInfo": "model",
+    "Stream": "stream",
     "verify": "verification",
     "VerifyReport": "verification",
     "Analysis": "analysis",
@@ -67,8 +77,12 @@ if TYPE_CHECKING:
     __version__: str
     from . import onnx_backend, report
     from .analysis import Analysis, analyze, load_data
+    from .cpu import CpuInfo, cpu_info
     from .inference_session import InferenceSession
+    from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load
+    from .model import LayerInfo, Model, TensorInfo
     from .profiling import Profile, profile
+    from .stream import Stream
     from .verification import VerifyReport, verify
 else:
 

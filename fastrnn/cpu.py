@@ -8,7 +8,6 @@ lock-step, and one whose members get throttled in turn is slower than a smaller 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ class IsaInfo:
 
     detected : the best one that this CPU and its operating system run.
     active : the one in use.
-    forced_by : the environment setting that chose it ("FASTRNN_ISA=avx2"), or None.
+    forced_by : the environment setting that chose it ("FASTRNN_ISA"), or None.
     available : those that can run here, best first; compiled : those that this build holds.
     lanes : float32 numbers in the active one's widest vector.
     """
@@ -73,6 +72,8 @@ class CpuInfo:
 
     def to_json(self) -> str:
         """`as_dict` as JSON text."""
+        import json
+
         return json.dumps(self.as_dict())
 
     def __str__(self) -> str:

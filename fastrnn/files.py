@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 
@@ -13,7 +12,7 @@ def replace_file(path, blob: bytes) -> None:
     What was there before stays until the new file is on the disk. Raises OSError, with the old file untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
         # Made like any new file, so that the user's umask decides who reads it; "x": it is nobody else's.
         with open(temporary, "xb") as file:

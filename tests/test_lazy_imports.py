@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastrnn
@@ -42,6 +43,50 @@ def loaded_by(code: str) -> set[str]:
 def test_importing_loads_numpy_alone():
     found = loaded_by("import fastrnn")
     assert found - {"numpy"} == {"fastrnn"}
+
+
+def test_importing_loads_the_kernels_and_the_errors_and_nothing_of_the_standard_library():
+    """What else there is comes with the first name that needs it: an import costs NumPy's and a few milliseconds."""
+    code = """
+import sys, json, numpy
+before = set(sys.modules)
+import fastrnn
+print(json.dumps(sorted(m for m in set(sys.modules) - before if "cython" not in m)))
+"""
+    # -I -S: no site-packages that bring modules of their own, as an editable install's finder does.
+    paths = [str(ROOT), str(Path(np.__file__).parent.parent)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path += {paths}\n{code}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["fastrnn", "fastrnn._isa", "fastrnn.errors"]
+
+
+def test_a_name_brings_its_module_and_stays():
+    code = """
+import sys, fastrnn
+assert "fastrnn.model" not in sys.modules
+assert fastrnn.load is sys.modules["fastrnn.loading"].load
+assert "load" in vars(fastrnn)
+from fastrnn import *
+assert Model is sys.modules["fastrnn.model"].Model
+"""
+    loaded_by(code)
+
+
+def test_an_instruction_set_that_is_not_there_is_an_error_of_the_import():
+    done = subprocess.run(
+        [sys.executable, "-c", "import fastrnn"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FASTRNN_ISA": "bogus"},
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "FastRNNError: FASTRNN_ISA asks for 'bogus': no such instruction set in this build; available:" in done.stderr
 
 
 def test_a_service_loads_numpy_and_safetensors_alone(tmp_path):
