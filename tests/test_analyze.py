@@ -186,6 +186,59 @@ class TestPrecision:
         ):
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
 
+    @pytest.mark.parametrize("kind", ["gru", "lstm"])
+    def test_a_float64_step_runs_cells_over_an_axis_of_its_own_both_ways(self, kind):
+        """A step function of [batch, 5, 3]: its cells run over the 5, in both directions, with no state between steps;
+        what is between steps is a sum that the caller threads."""
+        rng = np.random.default_rng(0)
+        build = GraphBuilder("inner")
+        x = build.input("x", "float32", D.BATCH, 5, 3)
+        kept = build.input("kept", "float32", 5, D.BATCH, 4)
+        turned, made = build.add("transpose", x, perm=(1, 0, 2)), kept
+        for reverse in (False, True):
+            spec = CellSpec(kind, 3, 4, reverse=reverse)  # of GRUs the form that has no quick way
+            shapes = {"W": (spec.gates * 4, 3), "R": (spec.gates * 4, 4)}
+            names = [
+                build.constant(f"{n}{reverse}", 0.5 * rng.standard_normal(s).astype(np.float32))
+                for n, s in shapes.items()
+            ]
+            y = build.add("cell", turned, *names, name=f"cell{reverse}", outputs=(f"y{reverse}",), spec=spec)[0]
+            made = build.add("binary", made, y, fn="add")
+        doubled = build.add("binary", made, made, fn="add", name="doubled")
+        model = Model(build.done(doubled, made, states={"kept": made}))
+        runner = Runner(model)
+        chunk = {"x": rng.standard_normal((1, 6, 5, 3)).astype(np.float32)}
+        exact = float64.Float64(model.graph)
+        parts = [exact.push(runner.cut(chunk, a, b), runner)[0] for a, b in ((0, 4), (4, 6))]
+        state = np.zeros((5, 1, 4))
+        for t, got in enumerate(np.concatenate(parts, axis=1)[0]):
+            want, state = reference.run(model.graph, {"x": chunk["x"][:, t], "kept": state})
+            np.testing.assert_allclose(got, want.reshape(got.shape), rtol=1e-12, atol=1e-13)
+
+    def test_drift_keeps_to_its_time(self, monkeypatch):
+        """However slow float64 is, or the model: about as many seconds as were given, not those of a whole chunk."""
+        now = [0.0]
+        monkeypatch.setattr(precision.time, "monotonic", lambda: now[0])
+        push, answers = float64.Float64.push, Runner.answers
+
+        def slow_push(self, chunk, runner):
+            now[0] += 0.1 * runner.steps_of(chunk)
+            return push(self, chunk, runner)
+
+        def slow_answers(self, stream, x, last=False):
+            now[0] += 0.001 * self.steps_of(x)
+            return answers(self, stream, x, last)
+
+        runner = Runner(_adder(0.5))
+        x = {"x": np.full((1, 50, 6), 0.1, np.float32)}
+        monkeypatch.setattr(precision, "chunkable", lambda runner, x: True)
+        monkeypatch.setattr(precision.Float64, "push", slow_push)
+        monkeypatch.setattr(Runner, "answers", slow_answers)
+        found = precision.drift(runner, x, 100_000, 4.0, lambda share: None)
+        assert 20 <= found.compared <= 45
+        assert now[0] <= 7.0
+        assert found.steps > 500
+
     def test_drift_finds_what_float32_loses(self):
         """h = h + x in float32: the error grows with the sum; with a decay it does not."""
         x = {"x": np.full((1, 50, 6), 0.1, np.float32)}

@@ -99,8 +99,9 @@ def analyze(
         `load_data`. None: noise is made up, and the result says so: then the figures tell how the model reacts, not
         how it does on your signals.
     steps : most steps of the data to use; at most 8 rows are used
-    long_steps : of the drift; seconds : that the float64 side of it may take, about; following
-        a push of the state may take three quarters of them
+    long_steps : of the drift
+    seconds : about; following a push of the state may take three quarters of them, as may the float64 side of the
+        drift, whose steps beyond may take half as long again
     seed : of all noise
     progress : called with (share done 0..1, what is being done)
 
@@ -138,7 +139,7 @@ def analyze(
     progress(0.65, "rounded weights")
     rounded = roundings(model, x, figures)
     progress(0.75, "drift")
-    drifted = drift(runner, x, long_steps, seconds, lambda share: progress(0.75 + 0.25 * share, "drift"))
+    drifted = drift(runner, x, long_steps, 0.75 * seconds, lambda share: progress(0.75 + 0.25 * share, "drift"))
     if isinstance(drifted, str):
         skipped.append(f"drift: {drifted}")
         drifted = None

@@ -7,6 +7,9 @@ is left for the loop. `chunkable` compares with reference.py before anybody reli
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
 from .. import dims as D
@@ -30,6 +33,8 @@ class Float64:
         self.carried: dict[str, np.ndarray] = {}  # of a graph without a time axis: states that a caller would thread
         self.kept: dict[str, np.ndarray] = {}  # what `state` nodes give at the next step
         self.loops = any(node.op == "state" for node in graph.nodes)  # then steps go one by one
+        self.constants = {n: np.asarray(a, reference.WIDE[graph.values[n].dtype]) for n, a in graph.constants.items()}
+        self.order = list(schedule(graph))
 
     def push(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
         """The outputs that the runner knows, for a chunk [1, T, ...] of each input, [1, T, ...] float64."""
@@ -48,40 +53,45 @@ class Float64:
         for name in self.graph.states:
             value = self.graph.values[name]
             known[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], reference.WIDE[value.dtype])
-        for name, array in self.graph.constants.items():
-            known[name] = np.asarray(array, reference.WIDE[self.graph.values[name].dtype])
+        self._run(known, sizes)
+        return [runner._out_of_file(o, known[o.name]) for o in runner.outputs]
+
+    def _stepped(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
+        """A graph without a time axis is itself one step."""
+        graph, rows, sizes = self.graph, [], {"batch": 1, "time": 1}
+        if not self.carried:
+            for name in graph.states:
+                value = graph.values[name]
+                shape = [D.evaluate(d, sizes) for d in value.dims]
+                self.carried[name] = np.zeros(shape, reference.WIDE[value.dtype])
+        for t in range(runner.steps_of(chunk)):
+            known = {
+                a.name: chunk[a.name][:, t]
+                .reshape([d if isinstance(d, int) else 1 for d in a.file_dims])
+                .astype(reference.WIDE[graph.values[a.name].dtype])
+                for a in runner.inputs
+            }
+            known |= self.carried
+            self._run(known, sizes)
+            self.carried = {name: known[after] for name, after in graph.states.items()}
+            rows.append([known[o.name].reshape(1, 1, *o.features) for o in runner.outputs])
+        return [np.concatenate(parts, axis=1) for parts in zip(*rows, strict=True)]
+
+    def _run(self, known: dict, sizes: dict[str, int]) -> None:
+        """Every node once: `known` holds the inputs, and all values afterwards."""
+        known |= self.constants
 
         def size(dim):
             return D.evaluate(dim, sizes)
 
         with np.errstate(all="ignore"):
-            for item in schedule(self.graph):
+            for item in self.order:
                 if isinstance(item, Loop):
                     self._loop(item, known, size)
                 elif item.op == "cell":
                     self._cell(item, known)
                 else:
                     reference._run_node(self.graph, item, known, size)
-        return [runner._out_of_file(o, known[o.name]) for o in runner.outputs]
-
-    def _stepped(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
-        """A graph without a time axis is itself one step."""
-        graph, rows = self.graph, []
-        if not self.carried:
-            for name in graph.states:
-                value = graph.values[name]
-                shape = [D.evaluate(d, {"batch": 1, "time": 1}) for d in value.dims]
-                self.carried[name] = np.zeros(shape, reference.WIDE[value.dtype])
-        for t in range(runner.steps_of(chunk)):
-            feeds = {
-                a.name: chunk[a.name][:, t].reshape([d if isinstance(d, int) else 1 for d in a.file_dims])
-                for a in runner.inputs
-            }
-            outputs = reference.run(graph, {**feeds, **self.carried}, sizes={"batch": 1})
-            answers = dict(zip(graph.outputs, outputs, strict=True))
-            self.carried = {name: answers[after] for name, after in graph.states.items()}
-            rows.append([answers[o.name].reshape(1, 1, *o.features) for o in runner.outputs])
-        return [np.concatenate(parts, axis=1) for parts in zip(*rows, strict=True)]
 
     def _loop(self, loop: Loop, known: dict, size) -> None:
         """One step of a cycle."""
@@ -100,11 +110,17 @@ class Float64:
         given = [None if n is None else known[n] for n in node.inputs]
         given += [None] * (9 - len(given))
         x, W, R, Wb, Rb, P, h0, c0, _ = given[:9]
-        if any(g is not None for g in node.inputs[8:]) or node.attrs["spec"].reverse:
-            y, h, c = reference.cell(node.attrs["spec"], *given[:8], *given[8:])
+        spec = node.attrs["spec"]
+        over_time = "time" in D.symbols(self.graph.values[str(node.inputs[0])].dims[0])  # or over an axis of its own
+        if any(g is not None for g in node.inputs[8:]) or (spec.reverse and over_time):
+            y, h, c = reference.cell(spec, *given[:8], *given[8:])
+        elif not over_time:
+            turn = slice(None, None, -1 if spec.reverse else 1)
+            y, h, c = cell(spec, x[turn], W, R, Wb, Rb, P, h0, c0)
+            y = y[turn]
         else:
             h0, c0 = self.states.get(node.name, (h0, c0))
-            y, h, c = cell(node.attrs["spec"], x, W, R, Wb, Rb, P, h0, c0)
+            y, h, c = cell(spec, x, W, R, Wb, Rb, P, h0, c0)
             self.states[node.name] = (h, c)
         for name, value in zip(node.outputs, (y, h, c), strict=False):
             if name is not None:
@@ -112,37 +128,50 @@ class Float64:
 
 
 def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None):
-    """`reference.cell` for a forward layer without lengths: x float64 [T, B, I] -> y [T, B, H], h_n, c_n [B, H]."""
+    """`reference.cell` without lengths, forward whatever spec says: x float64 [T, B, I] -> y [T, B, H], h_n, c_n."""
     T, B, _ = x.shape
     H, G = spec.hidden_size, spec.gates
     zeros = np.zeros(G * H)
     Wb, Rb = zeros if Wb is None else Wb, zeros if Rb is None else Rb
     h = np.zeros((B, H)) if h0 is None else np.array(h0, np.float64)
     c = np.zeros((B, H)) if c0 is None else np.array(c0, np.float64)
+    Rt, y = np.ascontiguousarray(R.T), np.empty((T, B, H))
     if spec.kind != "gru" and P is None:  # their biases just add up, and all gates are one product
-        pre, Rt, y = x @ W.T + (Wb + Rb), np.ascontiguousarray(R.T), np.empty((T, B, H))
-        acts = reference._activations(spec)
+        pre, acts = x @ W.T + (Wb + Rb), _activations(spec)
         for t in range(T):
             a = pre[t] + h @ Rt
             if spec.kind == "rnn":
                 h = acts[0](a)
             else:
-                i, o, f = np.split(acts[0](a[:, : 3 * H]), 3, axis=1)
-                f = 1 - i if spec.input_forget else f
+                gates = acts[0](a[:, : 3 * H])
+                i, o = gates[:, :H], gates[:, H : 2 * H]
+                f = 1 - i if spec.input_forget else gates[:, 2 * H :]
                 c = f * c + i * acts[1](a[:, 3 * H :])
                 h = o * acts[2](c)
             y[t] = h
         return y, h, c
     if spec.kind == "gru" and spec.linear_before_reset:
-        pre, Rt, y = x @ W.T + Wb, np.ascontiguousarray(R.T), np.empty((T, B, H))
-        gate, new = reference._activations(spec)
+        pre = x @ W.T + Wb
+        pre[:, :, : 2 * H] += Rb[: 2 * H]
+        gate, new = _activations(spec)
         for t in range(T):
-            a = h @ Rt + Rb
-            z, r = np.split(gate(pre[t, :, : 2 * H] + a[:, : 2 * H]), 2, axis=1)
-            h = (1 - z) * new(pre[t, :, 2 * H :] + r * a[:, 2 * H :]) + z * h
+            a = h @ Rt
+            gates = gate(pre[t, :, : 2 * H] + a[:, : 2 * H])
+            z, r = gates[:, :H], gates[:, H:]
+            n = new(pre[t, :, 2 * H :] + r * (a[:, 2 * H :] + Rb[2 * H :]))
+            h = n + z * (h - n)
             y[t] = h
         return y, h, c
-    return reference.cell(spec, x, W, R, Wb, Rb, P, h, c)
+    return reference.cell(replace(spec, reverse=False), x, W, R, Wb, Rb, P, h, c)
+
+
+def _activations(spec: CellSpec) -> list[Callable]:
+    """Those of reference.py; the usual ones in few sweeps, since a sweep over some hundred numbers is mostly its call."""
+    if spec.clip is not None:
+        return reference._activations(spec)
+    usual = {"tanh": np.tanh, "sigmoid": lambda v: 0.5 * np.tanh(0.5 * v) + 0.5}
+    exact = reference._activations(spec)
+    return [usual.get(act.name, fn) for act, fn in zip(spec.activations, exact, strict=True)]
 
 
 def chunkable(runner: Runner, x: Arrays, steps: int = 12) -> bool:

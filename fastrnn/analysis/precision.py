@@ -15,7 +15,8 @@ from .float64 import Float64, chunkable
 from .runner import Arrays, Runner
 
 SPANS = 20  # successive parts of a long stream
-CHUNK = 1000  # steps at a time: few enough to fit any memory
+FIRST, CHUNK = 4, 1000  # steps at a time: at first, and at most, few enough to fit any memory
+IN_FLOAT32 = 0.5  # of the time for float64: what the steps beyond may take, in float32 alone
 # op -> {input: the axis along which outputs lie}: one int8 scale each
 OUTPUT_AXES = {
     "cell": {1: 0, 2: 0},
@@ -101,7 +102,8 @@ def to_int8(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Callable[[float], None]) -> Drift | str:
-    """Stream the data again and again, `steps` steps; float64 goes along as far as it gets in `seconds`.
+    """Stream the data again and again, `steps` steps, or as many as fit into 1.5 x `seconds`; float64 goes along as far
+    as it gets in `seconds`.
 
     Returns why it can't be done, where it can't.
     """
@@ -113,18 +115,17 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
     if stream.delay or not timed or runner.run(row)[timed[0]].shape[1] != runner.steps_of(x):
         return "the outputs lag behind the inputs, or have fewer steps"
     exact = Float64(runner.model.graph)
-    size = CHUNK
     if not exact.timed:
-        size, how = 50, "step by step"
+        how = "step by step"
     elif chunkable(runner, row):
         how = "chunk by chunk"
     else:
         return "float64 can't be cut into chunks here: an output depends on all steps"
     errors, levels, at, first = [], [], 0, time.monotonic()
     compared, finite, largest, state = 0, True, 0.0, 0.0
-    going = True
-    while at < steps:
-        n = min(size if going else CHUNK, steps - at)
+    going, size, spent = True, FIRST, 0.0
+    while at < steps and spent < (1 + IN_FLOAT32) * seconds:
+        n = min(size, steps - at)
         chunk = _circle(runner, row, at, n)
         got = runner.answers(stream, chunk)
         finite = finite and all(np.isfinite(y).all() for y in got)
@@ -137,11 +138,11 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
             levels.append(np.sum([np.sum(want[i].reshape(n, -1) ** 2, axis=1) for i in timed], axis=0))
             largest = max(largest, *(float(np.abs(g).max(initial=0.0)) for g in gap))
             compared += n
-            going = time.monotonic() - first < seconds
-        elif time.monotonic() - first > 1.5 * seconds:  # a model so slow that the rest would take too long
-            at += n
-            break
         at += n
+        before, spent = spent, time.monotonic() - first
+        going = spent < seconds
+        if spent - before < 0.05 * seconds:  # else twice as many steps could go far beyond the time that is left
+            size = min(2 * size, CHUNK)
         progress(at / steps)
     return Drift(
         at, compared, _spans(np.concatenate(errors), np.concatenate(levels)), largest, finite,

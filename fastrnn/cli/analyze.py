@@ -32,7 +32,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--long-steps", type=int, default=100_000, help="steps of the drift, data repeated (default: 100,000)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="that the float64 side of the drift may take, about (default: 4)"
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="for forgetting and drift, which go as far as they get: about three quarters for each (default: 4)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all noise (default: 0)")
     parser.add_argument("--definitions", action="store_true", help="print what each figure means, below the tables")
