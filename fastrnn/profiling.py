@@ -26,9 +26,29 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # at which growth is predicted
 MEASURED_BATCHES = (1, 8, 32)  # and measured
 SCALES = (0.5, 1.0, 2.0, 4.0)  # of the cells' sizes, at which growth is predicted
 MOST_CALLS, LEAST_CALLS = 4000, 5
+TIMED_ROWS = 1 << 14  # ops times walks of one timer: 128 KiB
 PACED = 8  # a step of a stream whose values come at paces of their own, in plain ones: it looks up its counts
 MOST_ROWS = 1 << 20  # batch x steps; more is a typing error
 Progress = Callable[[float, str], None]  # (share done, what is being done)
+DEFINITIONS = {
+    "FLOPs": "floating point operations; a multiply-add is two. Activations and other functions of single numbers are "
+    "not counted",
+    "weights": "bytes of weights that are read, once for each time that an op reads them",
+    "data": "bytes of an op's inputs and outputs",
+    "read from": "the nearest cache that holds all weights of a call, where they stay from one call to the next",
+    "predicted": "what the performance model says, from the limits of this machine alone; nothing is run for it",
+    "measured": "the median over calls; of an op by a clock around it, whose own cost is taken off. p99: 99 of 100 "
+    "calls took no longer",
+    "bound": "what the predicted time is made of most. fma: multiply-adds; L1, L2, L3, memory: reading weights or data "
+    "from there; latency: multiply-adds that wait for the one before; activations: tanh, sigmoid and other functions; "
+    "overhead: the fixed costs of an op, a step, a row",
+    "roofline": "the time that the machine's limits alone allow over the measured time: the larger of FLOPs at the "
+    "peak of multiply-adds, and bytes of weights at the rate of where they are read from",
+    "the call": "the measured time that is in no op: Python, checks, binding",
+    "streams a core": "real-time streams that one core carries when it does nothing else: the calls that fit a hop, "
+    "times the rows of a call",
+    "cells' size": "predicted, with the input and hidden size of every cell scaled and all else as it is",
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,18 @@ class Profile:
 
     def as_dict(self) -> dict:
         """The same as dicts, lists, strings and numbers."""
-        return {**asdict(self), "limits": self.limits.as_dict(), "step_ns": self.step_ns, "flops": self.flops}
+        return {
+            **asdict(self),
+            "limits": self.limits.as_dict(),
+            "step_ns": self.step_ns,
+            "flops": self.flops,
+            "definitions": DEFINITIONS,
+        }
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """Figure -> what it means."""
+        return dict(DEFINITIONS)
 
 
 def profile(
@@ -149,7 +180,7 @@ def profile(
     predicted = overhead + sum(c.ns for c in costs)
     measured = float(np.median(totals))
     progress(0.6, "other batches")
-    by_batch = _by_batch(call, found, 0.4 * seconds, progress)
+    by_batch = _by_batch(call, found, measured, 0.4 * seconds, progress)
     least = sum(c.least_ns for c in costs)
     rows = tuple(
         OpProfile(op.kind, op.node, cost, float(ns), cost.least_ns / ns if ns > 0 else None)
@@ -161,16 +192,16 @@ def profile(
         model.name, call.kind, batch, steps, threads, found, rows, predicted, measured,
         float(np.quantile(totals, 0.99)), max(measured - float(ops.sum()), 0.0), overhead, least, least / measured,
         len(totals), model.memory_bytes, footprint, found.level(footprint), hop_ms,
-        _streams(hop_ms, steps, [(batch, measured), *((g.batch, g.measured_ns) for g in by_batch)]),
+        _streams(hop_ms, steps, [(g.batch, g.measured_ns) for g in by_batch], threads),
         by_batch, _by_size(call, found, overhead),
     )  # fmt: skip
 
 
-def _streams(hop_ms: float, steps: int, timed) -> tuple[tuple[int, int], ...]:
+def _streams(hop_ms: float, steps: int, timed, threads: int = 1) -> tuple[tuple[int, int], ...]:
     """(rows a call, streams that one core carries) for each timed batch: as many calls as fit a hop, each of so many
-    rows. A call of several steps serves as many hops."""
+    rows. A call of several steps serves as many hops, and one of several threads takes as many cores."""
     times = {rows: ns for rows, ns in timed if ns}
-    return tuple((rows, int(1e6 * hop_ms * steps // ns) * rows) for rows, ns in sorted(times.items()))
+    return tuple((rows, int(1e6 * hop_ms * steps // ns) * rows // threads) for rows, ns in sorted(times.items()))
 
 
 def opens(model: Model) -> str | None:
@@ -236,25 +267,37 @@ class Call:
         self.calls(1)  # binds the sizes
         first = _ns(self.calls, 1)
         group = max(1, min(1000, int(20_000 / max(first, 1))))  # calls between two looks at the clock
-        budget = 0.6e9 * seconds
+        group = max(1, min(group, TIMED_ROWS // (self._rows() * max(len(self.plan.ops), 1))))
+        extra, budget = clock_ns(), 1e9 * seconds
         totals: list[float] = []
-        while budget > 0 or len(totals) < LEAST_CALLS:
+        each: list[np.ndarray] = []
+        # In turns: what else the machine does meanwhile shows in both alike.
+        while (budget > 0 or len(totals) < LEAST_CALLS) and len(totals) < MOST_CALLS:
+            start = time.perf_counter_ns()
             totals.append(_ns(self.calls, group) / group)
-            budget -= totals[-1] * group
-            if len(totals) >= MOST_CALLS:
-                break
-        count = int(max(LEAST_CALLS, min(MOST_CALLS // 4, 0.4e9 * seconds / max(first, 1))))
-        each, extra = [], clock_ns()
-        for _ in range(count):
-            timer = OpTimer(len(self.plan.ops), 4 * self.steps + 16)
-            self.program.timer = timer
-            try:
-                self.calls(1)
-            finally:
-                self.program.timer = None
-            each.append(np.maximum(timer.ns - extra, 0.0).sum(axis=0))
+            each.append(self._op_ns(group, extra))
+            budget -= time.perf_counter_ns() - start
         # Calls of a paced plan differ: their ops are told as means.
-        return np.array(totals), (np.mean if self.plan.paced else np.median)(each, axis=0)
+        return np.array(totals), (np.mean if self.plan.paced else np.median)(np.concatenate(each), axis=0)
+
+    def _rows(self) -> int:
+        """The most walks over the plan that a call makes, of which each is timed."""
+        return 4 * self.steps + 16 if self.kind == "push" or self.plan.paced else 1
+
+    def _op_ns(self, calls: int, extra: float) -> np.ndarray:
+        """ns of each op, [calls, ops], of calls that follow each other as those of a service do: with anything between
+        them that touches other memory, the ops of small models take twice their time. extra: of a clock, in each of
+        them. [1, ops], the mean call, of a paced plan."""
+        timer = OpTimer(len(self.plan.ops), calls * self._rows())
+        self.program.timer = timer
+        try:
+            self.calls(calls)
+        finally:
+            self.program.timer = None
+        ns = np.maximum(timer.ns - extra, 0.0)
+        if self.plan.paced:
+            return ns.sum(axis=0, keepdims=True) / calls
+        return ns.reshape(calls, -1, ns.shape[1]).sum(axis=1)
 
 
 def _repeated(cost: Cost, times: int) -> Cost:
@@ -310,19 +353,20 @@ def _feeds(values, shapes, seed: int) -> list[np.ndarray]:
     return arrays
 
 
-def _by_batch(call: Call, machine: Limits, seconds: float, progress: Progress) -> tuple[Growth, ...]:
-    """The same call with other batches: predicted, and some measured."""
+def _by_batch(call: Call, machine: Limits, known: float, seconds: float, progress: Progress) -> tuple[Growth, ...]:
+    """The same call with other batches: predicted, and some measured. known: measured ns of the call itself."""
     model, steps = call.model, call.steps
     has_batch = any("batch" in D.symbols(d) for v in model.graph.values.values() for d in v.dims)
     overhead = call.overhead_ns(machine)
     found = []
-    for batch in BATCHES if has_batch else (1,):
+    batches = sorted({*BATCHES, call.batch}) if has_batch else [call.batch]
+    for batch in batches:
         predicted = overhead + sum(c.ns for c in call.predict(machine, batch))
-        measured = None
-        if batch in MEASURED_BATCHES and predicted < 1e9 * seconds:
+        measured = known if batch == call.batch else None
+        if measured is None and batch in MEASURED_BATCHES and predicted < 1e9 * seconds:
             measured = float(np.median(Call(model, batch, steps).measure(seconds / len(MEASURED_BATCHES))[0]))
         found.append(Growth(batch, 1.0, predicted, measured))
-        progress(0.6 + 0.4 * len(found) / len(BATCHES), "other batches")
+        progress(0.6 + 0.4 * len(found) / len(batches), "other batches")
     return tuple(found)
 
 

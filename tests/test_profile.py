@@ -199,6 +199,39 @@ class TestProfile:
     def test_streams_are_what_fits_a_hop(self):
         assert profiling._streams(10.0, 1, [(1, 3e6), (4, 4e6), (8, None)]) == ((1, 3), (4, 8))
         assert profiling._streams(10.0, 2, [(1, 3e6)]) == ((1, 6),)
+        assert profiling._streams(10.0, 1, [(8, 1e6)], threads=2) == ((8, 40),)
+
+    @pytest.mark.parametrize("batch", [1, 5])
+    def test_a_call_has_one_measured_time(self, batch):
+        found = fastrnn.profile(fastrnn.load(EXAMPLE), batch=batch, seconds=0.02, machine=MACHINE)
+        assert [g.batch for g in found.by_batch] == sorted({*profiling.BATCHES, batch})
+        (own,) = [g for g in found.by_batch if g.batch == batch]
+        assert (own.measured_ns, own.predicted_ns) == (found.measured_ns, pytest.approx(found.predicted_ns))
+        assert dict(found.streams)[batch] == int(32e6 // found.measured_ns) * batch
+
+    def test_ops_are_timed_in_calls_that_follow_each_other(self, monkeypatch):
+        """As those of a service do: what lies between two calls is not in the ops."""
+        call = profiling.Call(Model(fastrnn.load(EXAMPLE).graph, 1), 1, 1)
+        asked = []
+        calls = call.calls
+        call.calls = lambda n: asked.append((n, call.program.timer is not None)) or calls(n)
+        call.measure(0.02)
+        timed = [n for n, with_timer in asked if with_timer]
+        assert len(timed) >= profiling.LEAST_CALLS
+        assert min(timed) > 1
+        ns = call._op_ns(7, 0.0)
+        assert ns.shape == (7, 3)
+        assert (ns > 0).all()
+
+    def test_ops_of_several_steps_are_those_of_the_whole_call(self):
+        model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / "step_function.script.onnx")
+        call = profiling.Call(Model(model.graph, 1), 1, 6)
+        assert call.kind == "push"
+        assert call._op_ns(3, 0.0).shape == (3, len(call.plan.ops))
+
+    def test_every_column_of_its_tables_is_defined(self):
+        names = ("FLOPs", "weights", "data", "bound", "predicted", "measured", "roofline", "the call", "cells' size")
+        assert set(names) <= set(profiling.DEFINITIONS)
 
     def test_of_a_run(self):
         found = fastrnn.profile(fastrnn.load(EXAMPLE), batch=2, steps=7, seconds=0.02, machine=MACHINE)

@@ -166,7 +166,7 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None):
 
 
 def _activations(spec: CellSpec) -> list[Callable]:
-    """Those of reference.py; the usual ones in few sweeps, since a sweep over some hundred numbers is mostly its call."""
+    """Those of reference.py; the usual ones in few sweeps: one over some hundred numbers is mostly its call."""
     if spec.clip is not None:
         return reference._activations(spec)
     usual = {"tanh": np.tanh, "sigmoid": lambda v: 0.5 * np.tanh(0.5 * v) + 0.5}

@@ -157,7 +157,7 @@ def dirt_rows(found: fastrnn.Analysis) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     before = None
     for c in found.corruptions:
-        strength = f"{c.strength:g} dB" if c.unit == "dB" else f"{c.strength:.0%}"
+        strength = f"{c.strength:g} dB" if c.unit == "dB" else share(c.strength)
         rows.append(
             ("" if c.kind == before else c.kind, strength, share(c.relative_error), f"{c.largest_change:.3g}",
              share(c.decisions_changed))

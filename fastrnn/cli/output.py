@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+GAP = 2  # columns of a terminal between two columns of a table
+READABLE = 12  # characters of a line of text in a table: fewer, and names fall to pieces
 PIPE_WIDTH = 10_000  # columns of a pipe: wide enough that nothing wraps, whatever reads it
 
 
@@ -28,15 +30,42 @@ def print_line(text: str = "", style: str | None = None, file: TextIO | None = N
     _write(Text(text, style=style or ""), stream)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """A table; the columns named in `numbers` align to the right."""
-    terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, header_style="bold", pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = (), spare: Sequence[str] = ()
+) -> None:
+    """A table; the columns named in `numbers` align to the right and are never broken. On a terminal that is too narrow
+    for all, those named in `spare` are left out, the first ones first, and a line says so."""
+    terminal, width = sys.stdout.isatty(), Console().width
+    kept = list(columns)
+    least = [_least(name, [row[i] for row in rows], name in numbers) for i, name in enumerate(columns)]
+    left_out = []
+    for name in spare if terminal else ():
+        if sum(least[columns.index(n)] + GAP for n in kept) - GAP <= width:
+            break
+        kept.remove(name)
+        left_out.append(name)
+    table = Table(
+        box=box.SIMPLE_HEAD if terminal else None, header_style="bold", pad_edge=False, show_edge=False,
+        padding=(0, 1, 0, 0) if terminal else (0, 1),
+    )  # fmt: skip
+    places = [i for i, name in enumerate(columns) if name in kept]
+    narrow = sum(max(map(len, (columns[i], *(row[i] for row in rows)))) + GAP for i in places) - GAP > width
+    for i in places:
+        right = columns[i] in numbers
+        # A number's column is as narrow as its numbers: its head is broken between words instead.
+        head = columns[i].replace(" ", "\n") if right and terminal and narrow else columns[i]
+        table.add_column(head, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(row[i]) for i in places))
     _write(table, sys.stdout)
+    if left_out:
+        print_line(f"left out on a terminal this narrow: {', '.join(left_out)}", style="dim")
+
+
+def _least(name: str, cells: Sequence[str], number: bool) -> int:
+    """Columns of a terminal that a column of a table needs to be read: a number whole, text in pieces."""
+    whole = max([len(cell) for cell in cells], default=0)
+    return max(whole if number else min(whole, READABLE), max(len(word) for word in name.split() or [""]))
 
 
 def print_pairs(rows: Sequence[tuple[str, str]]) -> None:

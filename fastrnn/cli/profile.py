@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fastrnn
 
-from . import options
+from . import describe, options
 from .output import count, print_json, print_line, print_pairs, print_table, size
 from .progress import bar
 
@@ -20,6 +20,7 @@ example:
 
 predicted: what the performance model says (docs/performance_model.md); roofline: the share that the machine's limits
 alone would take of the measured time. The limits are measured once, in about a second, and kept in the user's cache.
+--definitions tells what each figure means.
 """
 SHOWN = 16  # ops in the table, the dearest ones; --all shows every one
 
@@ -35,6 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to measure, about (default: 1)")
     parser.add_argument("--all", action="store_true", help=f"show every op, not the {SHOWN} dearest")
+    parser.add_argument("--definitions", action="store_true", help="print what each figure means, below the tables")
     parser.add_argument("--report", metavar="FILE.html", help="write a page with figures; needs fastrnn[report]")
     options.add_loading(parser)
     options.add_common(parser)
@@ -61,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
         print_json({"ok": True, "report": args.report, **found.as_dict()})
         return 0
     show(found, args.model, None if args.all else SHOWN)
+    if args.definitions:
+        print_line()
+        print_pairs(list(found.definitions.items()))
     if args.report:
         print_line()
         print_line(f"report written to {args.report}")
@@ -73,13 +78,15 @@ def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
     print_pairs(summary(found))
     print_line()
     columns = ("op", "node", "FLOPs", "weights", "data", "bound", "predicted", "measured", "roofline")
-    print_table(columns, op_rows(found, most), numbers=columns[2:5] + columns[6:])
+    common = describe.common_path([op.node for op in found.ops])
+    rows = op_rows(found, most, len(common))
+    print_table(columns, rows, numbers=columns[2:5] + columns[6:], spare=("data", "weights", "FLOPs", "node"))
+    if common:
+        print_line(f"names of nodes begin with {common}")
     print_line()
-    print_table(
-        ("batch", "predicted", "measured", "a row"),
-        growth_rows(found),
-        numbers=("batch", "predicted", "measured", "a row"),
-    )
+    each = "a row" if found.steps == 1 else "a row and step"
+    columns = ("batch", "predicted", f"{each}, predicted", "measured", f"{each}, measured")
+    print_table(columns, growth_rows(found), numbers=columns)
     if found.by_size:
         print_line()
         print_table(
@@ -137,14 +144,15 @@ def spread(read: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [read[i] for i in chosen]
 
 
-def op_rows(found: fastrnn.Profile, most: int | None) -> list[tuple[str, ...]]:
-    """A row an op in the plan's order; where there are more than `most`, the dearest ones and one row for the rest."""
+def op_rows(found: fastrnn.Profile, most: int | None, skip: int = 0) -> list[tuple[str, ...]]:
+    """A row an op in the plan's order; where there are more than `most`, the dearest ones and one row for the rest.
+    skip: letters at the beginning of every node's name that are not shown."""
     ops = list(found.ops)
     kept = set(sorted(range(len(ops)), key=lambda i: -ops[i].measured_ns)[: most or len(ops)])
     rows: list[tuple[str, ...]] = [
         (
             op.kind,
-            shortened(op.node),
+            shortened(op.node[skip:]),
             quantity(op.cost.flops) if op.cost.flops else "",
             size(op.cost.weight_bytes) if op.cost.weight_bytes else "",
             size(op.cost.data_bytes),
@@ -173,13 +181,16 @@ def op_rows(found: fastrnn.Profile, most: int | None) -> list[tuple[str, ...]]:
 
 
 def growth_rows(found: fastrnn.Profile) -> list[tuple[str, ...]]:
-    """A row a batch: predicted, measured where it was, and what one row of it costs."""
+    """A row a batch: predicted, measured where it was, and of both what one row of it costs."""
+
+    def both(ns: float | None, rows: int) -> tuple[str, str]:
+        return ("", "") if ns is None else (microseconds(ns), microseconds(ns / rows))
+
     return [
         (
             str(g.batch),
-            microseconds(g.predicted_ns),
-            microseconds(g.measured_ns) if g.measured_ns else "",
-            microseconds((g.measured_ns or g.predicted_ns) / (g.batch * found.steps)),
+            *both(g.predicted_ns, g.batch * found.steps),
+            *both(g.measured_ns, g.batch * found.steps),
         )
         for g in found.by_batch
     ]
@@ -198,8 +209,9 @@ def microseconds(ns: float) -> str:
 
 def quantity(number: float) -> str:
     """ "812 ", "49.2 k", "3.1 M", with a blank before the unit that follows."""
-    for unit in ("", "k", "M", "G"):
-        if number < 1000 or unit == "G":
-            return f"{number:.0f} {unit}" if number < 10 and not unit else f"{number:.3g} {unit}"
+    for unit in ("", "k", "M", "G", "T"):
+        text = f"{number:.0f}" if number >= 99.95 else f"{number:.3g}"
+        if float(text) < 1000 or unit == "T":
+            return f"{text} {unit}"
         number /= 1000
     raise AssertionError(number)

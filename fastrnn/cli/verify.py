@@ -109,7 +109,8 @@ def show(report: fastrnn.VerifyReport, why: str | None = None) -> None:
     ]
     columns = ("output", "largest absolute difference", "relative", "")
     print_table(columns, rows, numbers=("largest absolute difference", "relative"))
-    print_line(f"{len(report.runs)} runs with random inputs, tolerance {report.tolerance:g}, seed {report.seed}")
+    runs = "1 run" if len(report.runs) == 1 else f"{len(report.runs)} runs"
+    print_line(f"{runs} with random inputs, tolerance {report.tolerance:g}, seed {report.seed}")
     for out in report.outputs:
         if not out.ok:
             print_line(f"{out.name}: {out.where}", style="red")

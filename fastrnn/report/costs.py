@@ -28,6 +28,8 @@ def page_of(found: Profile, name: str | None = None) -> Page:
     _ops(page, found)
     _growth(page, found)
     _machine(page, found)
+    page.section("What each figure means")
+    page.definitions(list(found.definitions.items()))
     return page
 
 

@@ -91,7 +91,7 @@ def _dirt(page: Page, found: Analysis) -> None:
     columns = ("dirt", "strength", "relative error", "largest change", "decisions changed")
     rows = [
         (
-            c.kind, f"{c.strength:g} dB" if c.unit == "dB" else f"{c.strength:.0%}", percent(c.relative_error),
+            c.kind, f"{c.strength:g} dB" if c.unit == "dB" else percent(c.strength), percent(c.relative_error),
             f"{c.largest_change:.3g}", percent(c.decisions_changed),
         )
         for c in found.corruptions
