@@ -28,6 +28,7 @@ TOLERANCE = 1e-4
 # An engine that keeps float16 values rounds each of them by up to 2^-11; a few layers add up to ten of those.
 TOLERANCE_FLOAT16 = 5e-3
 ENGINES = ("onnxruntime", "torch", "keras", "reference")
+FREE = 3  # for a size that the model leaves open besides those
 MAX_SIZE = 4096  # the largest batch or time that is tried to meet a size that the file has frozen
 
 
@@ -103,6 +104,10 @@ def verify(
     states: Mapping[str, str] | None = None,
     layers: Sequence[str] | str | None = None,
     key: str | None = None,
+    config: Any = None,
+    allow_torch: bool = False,
+    float64_as_float32: bool = False,
+    fixed_sizes: Mapping[str, int] | None = None,
     sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> VerifyReport:
     """Run a model here and elsewhere on the same random inputs and report the largest differences.
@@ -123,7 +128,8 @@ def verify(
         Default 1e-4, 5e-3 where the ONNX file computes in float16.
     bind, states : as in `fastrnn.load`
         `bind` also says what onnxruntime gets for the inputs that were fixed at load, or at conversion.
-    layers, key : as in `fastrnn.load`
+    layers, key, config, allow_torch, float64_as_float32 : as in `fastrnn.load`
+    fixed_sizes : as `sizes` of `fastrnn.load`
     sizes : pairs (batch, time)
         Tried where the model leaves them free; a size that the file has frozen is kept as it is.
 
@@ -157,7 +163,11 @@ def verify(
         built_in = path.lower().endswith(".fastrnn")
         given = {"layers": layers, "key": key} if not (built_in and against == "torch") else {}
         bound = None if built_in and against == "onnxruntime" else bind or None
-        loaded = load(path, bind=bound, states=states or None, **given)
+        options = {"config": config, "sizes": fixed_sizes, "allow_torch": allow_torch}
+        options = {name: value for name, value in options.items() if value}
+        loaded = load(
+            path, bind=bound, states=states or None, float64_as_float32=float64_as_float32, **given, **options
+        )
     other: Any
     if against == "reference":
         other = _Reference(loaded.graph)
@@ -300,9 +310,11 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
         for name, got, want in zip(names, ours, theirs, strict=True):
             worst[name] = _worse(worst.get(name), _difference(name, got, want, limit, text))
     if not runs:
-        raise UnsupportedError(
-            skipped or ["no size fits the model's inputs"], f"verifying {shown} against {other.title}"
-        )
+        why = skipped or ["no size fits the model's inputs"]
+        if model._open_sizes:
+            names = ", ".join(model._open_sizes)
+            why.append(f"the model leaves {names} open, which was tried as {FREE}: fix it with fixed_sizes= (--sizes)")
+        raise UnsupportedError(why, f"verifying {shown} against {other.title}")
     return VerifyReport(
         model=shown,
         against=other.title,
@@ -398,7 +410,7 @@ def _environments(model: Model, other, sizes) -> list[dict[str, int]]:
                 raise ShapeError(f"input {name}: {other.title} takes {list(theirs)}, fastrnn {list(mine)}")
     found: list[dict[str, int]] = []
     for batch, time in sizes:
-        env = {s: pinned.get(s, {"batch": batch, "time": time}.get(s, 3)) for s in sorted(symbols)}
+        env = {s: pinned.get(s, {"batch": batch, "time": time}.get(s, FREE)) for s in sorted(symbols)}
         if env not in found:
             found.append(env)
     return found

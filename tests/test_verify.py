@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_builder import GraphBuilder
 
 import fastrnn
+from fastrnn import cli
+from fastrnn import dims as D
 from fastrnn import verification as V
 from fastrnn.dims import BATCH, TIME
 from fastrnn.graph import Graph, Node, Value
@@ -314,3 +317,39 @@ def test_bound_inputs_are_fed_to_onnxruntime(tmp_path):
     assert fastrnn.verify(tmp_path / "m.fastrnn", source=tmp_path / "m.onnx", bind={"k": 2.5}).ok
     with pytest.raises(fastrnn.ShapeError, match="the ONNX file has no input q; it has x, k"):
         fastrnn.verify(fastrnn.load(tmp_path / "m.onnx", bind={"k": 2.5}), source=tmp_path / "m.onnx", bind={"q": 1})
+
+
+class TestHowTheFileIsRead:
+    """What changes how `load` reads a file, `verify` takes too."""
+
+    def test_float64(self, tmp_path):
+        x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.DOUBLE, ["batch", "time", 4])
+        y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.DOUBLE, ["batch", "time", 4])
+        node = onnx.helper.make_node("Tanh", ["x"], ["y"])
+        proto = onnx.helper.make_model(
+            onnx.helper.make_graph([node], "double", [x], [y]), opset_imports=[onnx.helper.make_opsetid("", 17)]
+        )
+        proto.ir_version = 8
+        onnx.save(proto, tmp_path / "m.onnx")
+        with pytest.raises(fastrnn.UnsupportedError):
+            fastrnn.verify(tmp_path / "m.onnx", "reference")
+        assert fastrnn.verify(tmp_path / "m.onnx", "reference", float64_as_float32=True).ok
+
+    @pytest.fixture
+    def wide(self, tmp_path):
+        """A file that leaves `width` open, and has no meaning below 5 of them."""
+        build = GraphBuilder("wide")
+        x = build.input("x", "float32", BATCH, TIME, D.symbol("width"))
+        build.add("slice", x, axis=2, start=4, stop=5, step=1, name="y")
+        fastrnn.Model(build.done("y")).save(tmp_path / "wide.fastrnn")
+        return tmp_path / "wide.fastrnn"
+
+    def test_a_size_that_is_open(self, wide, monkeypatch):
+        assert fastrnn.verify(wide, "reference", fixed_sizes={"width": 7}).runs[0].startswith("x [1, 1, 7]")
+        monkeypatch.setattr(V._Reference, "run", lambda *args: 1 / 0)
+        with pytest.raises(fastrnn.UnsupportedError, match="leaves width open, which was tried as 3: fix it"):
+            fastrnn.verify(wide, "reference")
+
+    def test_the_command(self, wide, capsys):
+        assert cli.main(["verify", str(wide), "--against", "reference", "--sizes", "width=7"]) == 0
+        assert "answers as" in capsys.readouterr().out

@@ -123,7 +123,7 @@ def forgetting_text(memory) -> str:
     """When a push of the state has died out."""
     decay = "" if memory.decay is None else f"; a factor of {memory.decay:.4g} a step"
     if memory.steps is None:
-        return f"not within {count(memory.followed)} steps{decay}"
+        return f"a push of the state does not fall to 1 % within {count(memory.followed)} steps{decay}"
     worst = "one not within those followed" if memory.worst is None else f"{count(memory.worst)} at worst"
     return f"a push of the state falls to 1 % within {memory.steps:g} steps ({worst}){decay}"
 

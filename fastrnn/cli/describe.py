@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import fastrnn
 
 from .output import count, print_line, print_pairs, print_table, size
@@ -104,7 +102,7 @@ def show(told: dict, nodes: bool = False) -> None:
     small = [layer for layer in told["layers"] if layer["kind"] == "binary"]
     if layers:
         print_line()
-        common = common_path([layer["name"] for layer in layers])
+        common = fastrnn.report.common_path([layer["name"] for layer in layers])
         rows = [
             (
                 layer["name"][len(common) :],
@@ -123,7 +121,7 @@ def show(told: dict, nodes: bool = False) -> None:
         print_line(f"besides, {len(small)} scales, shifts, slopes and powers with {count(parameters)} parameters")
     if nodes:
         print_line()
-        common = common_path([node["name"] for node in told["nodes"]])
+        common = fastrnn.report.common_path([node["name"] for node in told["nodes"]])
         listed = [(n["op"], n["makes"], n["reads"]) for n in told["nodes"]]
         if common:
             listed = [(op, makes.replace(common, ""), reads.replace(common, "")) for op, makes, reads in listed]
@@ -133,16 +131,6 @@ def show(told: dict, nodes: bool = False) -> None:
         print_pairs(notes(told))
     print_line()
     print_pairs([("fingerprint", told["fingerprint"])])
-
-
-def common_path(names: list[str]) -> str:
-    """The leading parts, up to a slash, that all of several names share."""
-    if len(names) < 2:
-        return ""
-    shared = itertools.takewhile(
-        lambda parts: len(set(parts)) == 1, zip(*(n.split("/")[:-1] for n in names), strict=False)
-    )
-    return "".join(f"{parts[0]}/" for parts in shared)
 
 
 def node_record(graph, node) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fastrnn
 
-from . import describe, options
+from . import options
 from .output import count, print_json, print_line, print_pairs, print_table, size
 from .progress import bar
 
@@ -78,7 +78,7 @@ def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
     print_pairs(summary(found))
     print_line()
     columns = ("op", "node", "FLOPs", "weights", "data", "bound", "predicted", "measured", "roofline")
-    common = describe.common_path([op.node for op in found.ops])
+    common = fastrnn.report.common_path([op.node for op in found.ops])
     rows = op_rows(found, most, len(common))
     print_table(columns, rows, numbers=columns[2:5] + columns[6:], spare=("data", "weights", "FLOPs", "node"))
     if common:
@@ -152,7 +152,7 @@ def op_rows(found: fastrnn.Profile, most: int | None, skip: int = 0) -> list[tup
     rows: list[tuple[str, ...]] = [
         (
             op.kind,
-            shortened(op.node[skip:]),
+            fastrnn.report.shortened(op.node[skip:], 36),
             quantity(op.cost.flops) if op.cost.flops else "",
             size(op.cost.weight_bytes) if op.cost.weight_bytes else "",
             size(op.cost.data_bytes),
@@ -194,11 +194,6 @@ def growth_rows(found: fastrnn.Profile) -> list[tuple[str, ...]]:
         )
         for g in found.by_batch
     ]
-
-
-def shortened(name: str, most: int = 36) -> str:
-    """A node's name; a long one without its middle."""
-    return name if len(name) <= most else name[: most // 2 - 1] + "…" + name[-(most // 2) :]
 
 
 def microseconds(ns: float) -> str:

@@ -18,6 +18,7 @@ example:
   fastrnn verify examples/tone_words.onnx
   fastrnn verify tone_words.fastrnn --source examples/tone_words.onnx
   fastrnn verify tone_words.fastrnn --against reference
+  fastrnn verify silero_vad.onnx --bind sr=16000 --sizes size=576
   fastrnn verify weights.pt --layers 'lstm:rnn last linear:out'
 """
 
@@ -42,8 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="pass where |difference| <= X * (1 + |expected|) (default: 1e-4; 5e-3 for float16 files)",
     )
-    options.add_binding(parser)
-    options.add_weights(parser)
+    options.add_loading(parser)
     options.add_common(parser)
 
 
@@ -67,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
         states=dict(args.states) or None,
         layers=args.layers,
         key=args.key,
+        config=args.config,
+        allow_torch=args.allow_torch,
+        float64_as_float32=args.float32,
+        fixed_sizes=dict(args.sizes) or None,
     )
     if args.json:
         print_json({**report.as_dict(), "why_reference": why})

@@ -5,6 +5,7 @@
     costs.py      the page of a `Profile`
     trust.py      the page of an `Analysis`
     drawing.py    a graph as dot text or a picture, through graphviz
+    names.py      long names of nodes, shortened
 
 A page loads nothing: no script, no font, no picture from elsewhere. matplotlib and graphviz are imported when they are
 used; `pip install 'fastrnn[report]'` brings them.
@@ -15,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import FastRNNError
+from .names import common_path, shortened
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -59,4 +61,4 @@ def draw(graph: Graph, path) -> None:
     drawing.write(graph, path)
 
 
-__all__ = ["draw", "require", "write_analysis", "write_profile"]
+__all__ = ["common_path", "draw", "require", "shortened", "write_analysis", "write_profile"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..profiling import OpProfile, Profile
 from . import figures
+from .names import common_path, shortened
 from .page import Page
 
 SHOWN = 12  # ops in a figure; the table has all
@@ -59,6 +60,8 @@ def _ops(page: Page, found: Profile) -> None:
         "alone would take.",
     )
     ops = _dearest(found)
+    path = common_path([op.node for op in found.ops])
+    names = {id(op): op.node[len(path) :] for op in found.ops}
     total = sum(op.measured_ns for op in found.ops) or 1.0
     heavy = [op for op in found.ops if op.cost.flops and op.cost.weight_bytes and op.measured_ns > 0]
     sizes = dict(limits.caches)
@@ -69,7 +72,7 @@ def _ops(page: Page, found: Profile) -> None:
         (op.node, op.cost.flops / op.cost.weight_bytes, 1e9 * op.cost.flops / op.measured_ns, op.measured_ns / total)
         for op in heavy
     ]
-    labels = [f"{op.kind}  {short(op.node, 22)}" for op in ops]
+    labels = [f"{op.kind}  {shortened(names[id(op)], 22)}" for op in ops]
     pairs = [
         (
             figures.paired_bars(
@@ -93,7 +96,7 @@ def _ops(page: Page, found: Profile) -> None:
     columns = ("op", "node", "FLOP", "weights", "data", "bound", "predicted", "measured", "roofline")
     rows = [
         (
-            op.kind, op.node, f"{op.cost.flops:,}" if op.cost.flops else "",
+            op.kind, names[id(op)], f"{op.cost.flops:,}" if op.cost.flops else "",
             data(op.cost.weight_bytes) if op.cost.weight_bytes else "", data(op.cost.data_bytes), op.cost.bound,
             micro(op.cost.ns), micro(op.measured_ns),
             f"{op.share:.0%}" if op.share and op.cost.least_ns else "",
@@ -101,6 +104,8 @@ def _ops(page: Page, found: Profile) -> None:
         for op in found.ops
     ]  # fmt: skip
     call = ("the call", "", "", "", "", "overhead", micro(found.predicted_overhead_ns), micro(found.overhead_ns), "")
+    if path:
+        page.text(f"Names of nodes begin with {path}")
     if len(rows) <= 2 * SHOWN:
         page.table(columns, [*rows, call], columns[2:5] + columns[6:])
         return
@@ -185,8 +190,3 @@ def data(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} GiB"
-
-
-def short(name: str, most: int) -> str:
-    """A long name without its middle."""
-    return name if len(name) <= most else name[: most // 2 - 1] + "…" + name[-(most // 2) :]

@@ -77,7 +77,8 @@ def roofline(
         for _, x, y, weight in points:
             axes.scatter([x], [y / 1e9], s=20 + 180 * weight, color="#000000", alpha=0.55, lw=0)
         axes.set(xscale="log", yscale="log", xlabel="FLOP a byte of weights", ylabel="GFLOP/s", xlim=(low, high))
-        axes.legend(fontsize=8, loc="lower right", title="read from", title_fontsize=8)
+        # Below: there is no corner of the axes that no dot can be in.
+        axes.figure.legend(fontsize=8, loc="outside lower center", ncols=4, title="read from", title_fontsize=8)
     return drawing.svg
 
 
@@ -97,13 +98,19 @@ def paired_bars(labels: Sequence[str], first: Sequence[float], second: Sequence[
 
 
 def _plain_ticks(axes, low: float, high: float) -> None:
-    """Numbers instead of powers of ten, as long as they are short: 0.2 0.5 1 2."""
-    if low < 1e-3 or high > 1e4:
-        return
+    """As few numbers as a reader needs, and no powers where they are short: 0.2 0.5 1 2."""
     narrow = high / low < 60
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=20))
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=20 if narrow else 8))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _plain(value)))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _plain(value: float) -> str:
+    """A number as a tick says it: 0.002, 500, 2·10⁻⁵."""
+    if 1e-3 <= value < 1e5:
+        return f"{value:g}"
+    digits, _, power = f"{value:.0e}".partition("e")
+    return rf"$10^{{{int(power)}}}$" if digits == "1" else rf"${digits}\cdot10^{{{int(power)}}}$"
 
 
 def curves(

@@ -25,20 +25,31 @@ p { margin: 0.4rem 0 0.8rem; max-width: 70ch; }
 figure { margin: 0; max-width: 34rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { color: #4d5763; font-size: 0.9rem; }
-.wide { overflow-x: auto; }
+/* A shadow at an edge behind which there is more of a table: the white covers move with it, the shadows do not. */
+.wide { overflow-x: auto; background:
+  linear-gradient(to right, #fff 40%, #fff0) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, #fff 40%, #fff0) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, #8a94a066, #8a94a000) left / 0.8rem 100% no-repeat scroll,
+  linear-gradient(to left, #8a94a066, #8a94a000) right / 0.8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem 0.25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e7eaee; }
 th { border-bottom: 2px solid #9aa4b0; }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+th { vertical-align: bottom; }
 td { white-space: nowrap; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 10rem; }
+@media (min-width: 40rem) { th { white-space: nowrap; } }
 summary { cursor: pointer; margin: 0.6rem 0; }
 .note { border-left: 4px solid #d08700; padding: 0.3rem 0.8rem; background: #fff8e8; }
 dt { font-weight: 600; } dd { margin: 0 0 0.6rem; max-width: 80ch; }
 footer { color: #4d5763; font-size: 0.85rem; margin-top: 2rem; }
 @media print {
   body { max-width: none; font-size: 10.5pt; padding: 0; }
-  figure, .tile, tr { break-inside: avoid; } h2 { break-after: avoid; }
-  .wide { overflow: visible; } .figures { grid-template-columns: 1fr 1fr; }
+  figure, .tile, tr, dt { break-inside: avoid; } h2, h2 + p, dt { break-after: avoid; }
+  /* Paper does not scroll: a table that is wider gets smaller letters, and long names are broken. */
+  .wide { overflow: visible; background: none; } table { font-size: 8.5pt; max-width: 100%; }
+  th { white-space: normal; } td.long { min-width: 6rem; }
+  .figures { grid-template-columns: 1fr 1fr; }
 }
 """
 
@@ -59,6 +70,10 @@ class Page:
     def section(self, title: str, text: str = "") -> None:
         """A heading and a paragraph."""
         self.parts.append(f"<h2>{escape(title)}</h2>" + (f"<p>{escape(text)}</p>" if text else ""))
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self.parts.append(f"<p>{escape(text)}</p>")
 
     def note(self, text: str) -> None:
         """Something that a reader must not miss."""
@@ -98,8 +113,16 @@ class Page:
         )
 
 
+LONG = 24  # letters; a longer text in a table may be broken
+_LONG = ' class="long"'
+
+
 def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}{k}>{escape(v)}</{tag}>" for k, v in zip(kinds, cells, strict=True)) + "</tr>"
+    made = (
+        f"<{tag}{kind or (_LONG if len(v) > LONG else '')}>{escape(v)}</{tag}>"
+        for kind, v in zip(kinds, cells, strict=True)
+    )
+    return f"<tr>{''.join(made)}</tr>"
 
 
 def write(page: Page, path) -> None:

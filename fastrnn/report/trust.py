@@ -142,7 +142,8 @@ def _memory(page: Page, found: Analysis) -> None:
     pairs = []
     if memory is not None:
         curve = [max(100 * v, 1e-7) for v in memory.curve]
-        decay = "" if memory.decay is None else f" It shrinks by a factor of {memory.decay:.4g} a step."
+        how = "shrinks" if memory.decay is not None and memory.decay < 1 else "does not shrink: it changes"
+        decay = "" if memory.decay is None else f" It {how} by a factor of {memory.decay:.4g} a step."
         pairs.append(
             (
                 figures.curves("Distance of a pushed state over steps", [("distance", range(len(curve)), curve)],

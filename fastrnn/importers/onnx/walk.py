@@ -197,7 +197,9 @@ def _taken(file: File, ctx: Builder, condition) -> bool:
     value = uniform(condition)
     if value is None or isinstance(value, Dim):
         names = ", ".join(map(repr, _sources(file, ctx, condition)))
-        raise Finding(f"its condition is computed from the input {names}; fix that with bind={{name: value}}")
+        raise Finding(
+            f"its condition is computed from the input {names}; fix that with bind={{name: value}}, or --bind"
+        )
     return bool(value)
 
 
