@@ -312,8 +312,8 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
     if not runs:
         why = skipped or ["no size fits the model's inputs"]
         if model._open_sizes:
-            names = ", ".join(model._open_sizes)
-            why.append(f"the model leaves {names} open, which was tried as {FREE}: fix it with fixed_sizes= (--sizes)")
+            opened = ", ".join(model._open_sizes)
+            why.append(f"the model leaves {opened} open, which was tried as {FREE}: fix it with fixed_sizes= (--sizes)")
         raise UnsupportedError(why, f"verifying {shown} against {other.title}")
     return VerifyReport(
         model=shown,

@@ -352,6 +352,27 @@ class TestData:
         with pytest.raises(fastrnn.ModelFormatError, match=r"x\."):
             fastrnn.load_data(tmp_path / name)
 
+    def test_csv_with_a_head_and_without(self, tmp_path):
+        numbers = "1,2\n3,4\n"
+        for text in (numbers, "a,b\n" + numbers, "\ufeffa,b\r\n1,2\r\n3,4\r\n", "\n\n" + numbers):
+            (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+            assert fastrnn.load_data(tmp_path / "x.csv").arrays.tolist() == [[1, 2], [3, 4]]
+
+    @pytest.mark.parametrize("text", ["", "\n", "a,b\n", "1,b\n3,4\n", "1,2\n3\n"])
+    def test_csv_that_is_none(self, tmp_path, text):
+        """A first line with one number and one word is a row with an error, not a head."""
+        (tmp_path / "x.csv").write_text(text)
+        with pytest.raises(fastrnn.ModelFormatError):
+            fastrnn.load_data(tmp_path / "x.csv")
+
+    def test_data_of_zeros_are_told(self):
+        found = fastrnn.analyze(fastrnn.load(EXAMPLE), np.zeros((12, 20), np.float32), **FAST)
+        assert any("the data for bands are all zero" in text for text in found.skipped)
+
+    def test_the_shape_in_an_error_is_that_of_the_data(self):
+        with pytest.raises(fastrnn.ShapeError, match=r"got \[30, 19\]"):
+            fastrnn.analyze(fastrnn.load(EXAMPLE), np.zeros((30, 19), np.float32))
+
     def test_no_pickle_is_opened(self, tmp_path):
         np.save(tmp_path / "x.npy", np.array([{}], object), allow_pickle=True)
         with pytest.raises(fastrnn.ModelFormatError):

@@ -381,6 +381,16 @@ class TestErrors:
             ["convert", "m.onnx", "--bind", "=3"],
             ["convert", "m.onnx", "--states", "h0"],
             ["verify", "m.onnx", "--against", "tvm"],
+            ["verify", "m.onnx", "--seed", "-1"],
+            ["verify", "m.onnx", "--tolerance", "nan"],
+            ["profile", "m.onnx", "--batch", "0"],
+            ["profile", "m.onnx", "--steps", "1.5"],
+            ["profile", "m.onnx", "--threads", "2000"],
+            ["profile", "m.onnx", "--hop-ms", "inf"],
+            ["profile", "m.onnx", "--seconds", "0"],
+            ["analyze", "m.onnx", "--steps", "1"],
+            ["analyze", "m.onnx", "--long-steps", "x"],
+            ["analyze", "m.onnx", "--seconds", "-3"],
         ],
     )
     def test_wrong_usage_is_exit_2(self, capsys, argv):
@@ -419,6 +429,26 @@ class TestParsing:
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+class TestPlaces:
+    """Where a file can't be written is found before the work, and told under the name that was given."""
+
+    @pytest.mark.parametrize("place", ["absent/x", "file/x", "."])
+    @pytest.mark.parametrize("what", [["profile", "--report"], ["analyze", "--report"], ["inspect", "--graph"]])
+    def test_they_are_checked_first(self, capsys, tmp_path, monkeypatch, what, place):
+        pytest.importorskip("matplotlib")
+        pytest.importorskip("graphviz")
+        (tmp_path / "file").write_text("")
+        target = tmp_path / place if place == "." else tmp_path / f"{place}.{'svg' if what[0] == 'inspect' else 'html'}"
+        if (place, what[0]) == (".", "inspect"):
+            target = tmp_path / "folder.svg"
+            target.mkdir()
+        for name in ("profile", "analyze"):
+            monkeypatch.setitem(vars(fastrnn), name, None)
+        code, _, err = run(capsys, what[0], STATES, what[1], target)
+        assert code == 1
+        assert err.startswith(f"error: {target}: ")
 
 
 class TestTables:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..model import Model
-from .corruption import Corruption, Gap, corruptions, gaps
+from .corruption import Corruption, Gap, corruptions, gaps, quiet_inputs
 from .data import Data, load_data, made_up
 from .figures import DEFINITIONS, ErrorFigures, Level
 from .memory import Forgetting, Touch, forgetting, touch
@@ -119,7 +119,7 @@ def analyze(
     progress(0.0, "clean outputs")
     clean = runner.run(x)
     figures = ErrorFigures(clean)
-    skipped = list(figures.problems)
+    skipped = [*figures.problems, *quiet_inputs(runner, x)]
     progress(0.05, "dirty input")
     dirty = corruptions(runner, x, figures, rng)
     progress(0.3, "gaps")

@@ -61,6 +61,12 @@ def corruptions(runner: Runner, x: Arrays, figures: ErrorFigures, rng) -> tuple[
     return tuple(found)
 
 
+def quiet_inputs(runner: Runner, x: Arrays) -> list[str]:
+    """What to say of inputs that are zero: dirt is in proportion to them, so that there is none."""
+    names = [a.name for a in runner.real() if not np.any(x[a.name])]
+    return [f"dirt: the data for {name} are all zero, and so is noise in proportion to them" for name in names]
+
+
 def _spoiled(runner: Runner, x: Arrays, spoil) -> Arrays:
     """x with every real input spoiled, rest untouched."""
     real = {a.name for a in runner.real()}

@@ -50,10 +50,13 @@ def load_data(path) -> Data:
     if not path.is_file():
         raise FileNotFoundError(f"no data file {path}")
     try:
-        arrays = {".npy": _npy, ".npz": _npz, ".wav": _wav, ".csv": _csv}[suffix](path)
+        if suffix == ".wav":
+            arrays, how = _wav(path)
+        else:
+            arrays, how = {".npy": _npy, ".npz": _npz, ".csv": _csv}[suffix](path), ""
     except (ValueError, EOFError, KeyError) as error:
         raise ModelFormatError(f"{path}: {error}") from None
-    return Data(arrays, str(path))
+    return Data(arrays, f"{path}{how}")
 
 
 def _npy(path: Path):
@@ -74,14 +77,21 @@ def _npz(path: Path):
 
 
 def _csv(path: Path):
-    with path.open(encoding="utf-8-sig") as file:
-        head = file.readline()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    if lines and not any(map(_is_number, lines[first].split(","))):  # a head: names of the columns
+        first += 1
+    if not any(line.strip() for line in lines[first:]):
+        raise ValueError("holds no numbers")
+    return np.loadtxt(lines[first:], np.float32, delimiter=",", ndmin=2)
+
+
+def _is_number(text: str) -> bool:
     try:
-        [float(v) for v in head.split(",")]
-        skipped = 0
+        float(text)
     except ValueError:
-        skipped = 1
-    return np.loadtxt(path, np.float32, delimiter=",", skiprows=skipped, ndmin=2, encoding="utf-8-sig")
+        return False
+    return True
 
 
 def _wav(path: Path):
@@ -90,10 +100,11 @@ def _wav(path: Path):
     except ImportError:
         raise FastRNNError("reading .wav needs the soundfile package: pip install 'fastrnn[report]'") from None
     try:
-        sound, _ = soundfile.read(path, dtype="float32", always_2d=True)
+        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(str(error)) from None
-    return np.ascontiguousarray(sound[:, 0])
+    channels = "" if sound.shape[1] == 1 else f", the first of {sound.shape[1]} channels"
+    return np.ascontiguousarray(sound[:, 0]), f" ({rate:,} Hz{channels})"
 
 
 def made_up(runner: Runner, steps: int, seed: int) -> Data:

@@ -67,7 +67,7 @@ class Runner:
         if len(set(timed.values())) != 1:
             raise ShapeError(f"inputs have different numbers of steps: {timed}")
         if min(timed.values()) < 2:
-            raise ShapeError(f"the data have {min(timed.values())} steps; at least 2 are needed")
+            raise ShapeError(f"the data are {min(timed.values())} steps long; at least 2 are needed")
         if len({v.shape[0] for v in found.values()}) != 1:
             raise ShapeError(f"inputs have different numbers of rows: { ({n: v.shape[0] for n, v in found.items()}) }")
         return found
@@ -76,7 +76,7 @@ class Runner:
         return next(a for a in self.inputs if a.name == name)
 
     def _fit_one(self, a: Argument, array: np.ndarray, steps: int, rows: int) -> np.ndarray:
-        features = a.features
+        features, given = a.features, list(array.shape)
         size = int(np.prod(features, dtype=np.int64))
         whole = (("T",) if a.timed else ()) + features
         if a.timed and array.ndim == 1 and array.shape[0] >= size > 0 and features != ():  # sound: steps in a row
@@ -85,7 +85,7 @@ class Runner:
             array = array[None]
         if array.ndim != len(whole) + 1 or tuple(array.shape[1 + len(whole) - len(features) :]) != features:
             text = ", ".join(map(str, whole))
-            raise ShapeError(f"input {a.name} takes data [{text}] or [rows, {text}], got {list(array.shape)}")
+            raise ShapeError(f"input {a.name} takes data [{text}] or [rows, {text}], got {given}")
         want = np.dtype(DTYPES[a.dtype])
         if array.dtype.kind not in "fiub" or (want.kind in "ib" and array.dtype.kind == "f"):
             raise ShapeError(f"input {a.name} takes {want}, the data are {array.dtype}")

@@ -27,17 +27,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
     parser.add_argument("--data", metavar="FILE", help="what the model is fed: .npy, .npz, .wav or .csv")
-    parser.add_argument("--steps", type=int, default=400, help="most steps of the data to use (default: 400)")
     parser.add_argument(
-        "--long-steps", type=int, default=100_000, help="steps of the drift, data repeated (default: 100,000)"
+        "--steps", type=options.whole(2), default=400, help="most steps of the data to use (default: 400)"
+    )
+    parser.add_argument(
+        "--long-steps",
+        type=options.whole(2, 10**9),
+        default=100_000,
+        help="steps of the drift, data repeated (default: 100,000)",
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=options.positive,
         default=4.0,
         help="for forgetting and drift, which go as far as they get: about three quarters for each (default: 4)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all noise (default: 0)")
+    parser.add_argument("--seed", type=options.whole(0, 2**32 - 1), default=0, help="seed of all noise (default: 0)")
     parser.add_argument("--definitions", action="store_true", help="print what each figure means, below the tables")
     parser.add_argument("--report", metavar="FILE.html", help="write a page with figures; needs fastrnn[report]")
     options.add_loading(parser)
@@ -47,7 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Analyse, print, and write the report; 0."""
     if args.report:
-        fastrnn.report.require()
+        fastrnn.report.require(args.report)
     data = None if args.data is None else fastrnn.load_data(args.data)
     model = options.load(args)
     with bar(args.json) as progress:

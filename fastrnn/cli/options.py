@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 import fastrnn
@@ -115,6 +117,32 @@ def fixed_size(text: str) -> tuple[str, int]:
     if not name or not value.isdecimal():
         raise argparse.ArgumentTypeError(f"expected NAME=SIZE with a whole number, got {text!r}")
     return name, int(value)
+
+
+def whole(least: int, most: int = 1 << 20) -> Callable[[str], int]:
+    """What parses a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most:,}, got {text!r}")
+        return number
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """ "0.5" -> 0.5: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
 
 
 def load(args: argparse.Namespace) -> fastrnn.Model:

@@ -28,13 +28,18 @@ SHOWN = 16  # ops in the table, the dearest ones; --all shows every one
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
-    parser.add_argument("--batch", type=int, default=1, help="rows a call (default: 1)")
-    parser.add_argument("--steps", type=int, default=1, help="steps a call; 1 is a live stream's step (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, help="threads a call may use (default: 1)")
+    parser.add_argument("--batch", type=options.whole(1), default=1, help="rows a call (default: 1)")
     parser.add_argument(
-        "--hop-ms", type=float, default=32.0, help="how often a live stream makes a step, in ms (default: 32)"
+        "--steps", type=options.whole(1), default=1, help="steps a call; 1 is a live stream's step (default: 1)"
     )
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long to measure, about (default: 1)")
+    parser.add_argument("--threads", type=options.whole(1, 1024), default=1, help="threads a call may use (default: 1)")
+    parser.add_argument(
+        "--hop-ms",
+        type=options.positive,
+        default=32.0,
+        help="how often a live stream makes a step, in ms (default: 32)",
+    )
+    parser.add_argument("--seconds", type=options.positive, default=1.0, help="how long to measure, about (default: 1)")
     parser.add_argument("--all", action="store_true", help=f"show every op, not the {SHOWN} dearest")
     parser.add_argument("--definitions", action="store_true", help="print what each figure means, below the tables")
     parser.add_argument("--report", metavar="FILE.html", help="write a page with figures; needs fastrnn[report]")
@@ -45,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write the report; 0."""
     if args.report:
-        fastrnn.report.require()
+        fastrnn.report.require(args.report)
     model = options.load(args)
     with bar(args.json) as progress:
         found = fastrnn.profile(
@@ -85,8 +90,8 @@ def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
         print_line(f"names of nodes begin with {common}")
     print_line()
     each = "a row" if found.steps == 1 else "a row and step"
-    columns = ("batch", "predicted", f"{each}, predicted", "measured", f"{each}, measured")
-    print_table(columns, growth_rows(found), numbers=columns)
+    growth = ("batch", "predicted", f"{each}, predicted", "measured", f"{each}, measured")
+    print_table(growth, growth_rows(found), numbers=growth)
     if found.by_size:
         print_line()
         print_table(

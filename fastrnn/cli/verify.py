@@ -36,10 +36,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", metavar="FILE", help="the ONNX file or file of weights, where MODEL is a .fastrnn file"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random inputs (default: 0)")
+    parser.add_argument(
+        "--seed", type=options.whole(0, 2**32 - 1), default=0, help="seed of the random inputs (default: 0)"
+    )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=options.positive,
         metavar="X",
         help="pass where |difference| <= X * (1 + |expected|) (default: 1e-4; 5e-3 for float16 files)",
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import FastRNNError
+from ..files import check_place
 from .names import common_path, shortened
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from ..profiling import Profile
 
 
-def require() -> None:
-    """Raise FastRNNError now where a page could not be drawn later."""
+def require(path=None) -> None:
+    """Raise FastRNNError now where a page could not be drawn later, OSError where it could not be written to path."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise FastRNNError("reports need matplotlib: pip install 'fastrnn[report]'") from None
+    if path is not None:
+        check_place(path)
 
 
 def write_profile(profile: Profile, path, name: str | None = None) -> None:

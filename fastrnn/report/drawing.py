@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import FastRNNError
-from ..files import replace_file
+from ..files import check_place, replace_file
 from ..graph import Graph, Node, Value
 from .names import common_path, shortened
 
@@ -24,6 +24,7 @@ def write(graph: Graph, path) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise FastRNNError(f"{path}: a graph is drawn as {' or '.join(SUFFIXES)}")
+    check_place(path)
     drawn = digraph(graph)
     if suffix == ".dot":
         replace_file(path, drawn.source.encode())
