@@ -130,7 +130,7 @@ class InferenceSession:
 
         Parameters
         ----------
-        output_names : the outputs to return, in this order; None is all
+        output_names : the outputs to return, in this order; None or an empty list is all, as for onnxruntime
         input_feed : input name -> array
         run_options : None; onnxruntime's are not honoured
 
@@ -152,7 +152,7 @@ class InferenceSession:
         missing = [name for name in inputs if name not in input_feed]
         if missing:
             raise ShapeError(f"the input {', '.join(missing)} is missing; inputs are {', '.join(inputs)}")
-        wanted = outputs if output_names is None else list(output_names)
+        wanted = list(output_names or outputs)
         for name in wanted:
             if name not in outputs:
                 raise ShapeError(_unknown("output", name, outputs))

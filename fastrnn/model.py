@@ -160,7 +160,7 @@ class Model:
         return f"<Model {self.name}: {ins} -> {outs}>"
 
     # -- whole sequences --
-    def run(self, *arrays, lengths: Sequence[int] | None = None, **named) -> tuple[np.ndarray, ...]:
+    def run(self, /, *arrays, lengths: Sequence[int] | None = None, **named) -> tuple[np.ndarray, ...]:
         """Whole sequences: the file's own inputs and outputs, in its own axis order.
 
         Parameters
@@ -178,14 +178,15 @@ class Model:
         ------
         ShapeError : a missing or unknown input, a wrong dtype or shape, a length outside 0..time.
         """
+        return self._run_named(arrays, named, lengths)
+
+    def _run_named(self, arrays: tuple, named: dict, lengths) -> tuple[np.ndarray, ...]:
         if lengths is not None and "lengths" in self.graph.inputs:
             named, lengths = {**named, "lengths": lengths}, None
         feeds = self._collect(arrays, named)
-        if lengths is not None:
-            return self._run_ragged(feeds, lengths)
-        return self._run(feeds)
+        return self._run(feeds) if lengths is None else self._run_ragged(feeds, lengths)
 
-    def __call__(self, *arrays, lengths=None, **named):
+    def __call__(self, /, *arrays, lengths=None, **named):
         """`run` without the states that a caller would thread: they start at zero (or as the file says).
 
         Returns one array for a model with one output that isn't a state, else a tuple.
@@ -204,7 +205,7 @@ class Model:
             for name in missing:
                 value = self.graph.values[name]
                 named[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], DTYPES[value.dtype])
-        results = self.run(lengths=lengths, **named)
+        results = self._run_named((), named, lengths)
         kept = [r for n, r in zip(self.graph.outputs, results, strict=True) if n not in ends]
         return kept[0] if len(kept) == 1 else tuple(kept)
 

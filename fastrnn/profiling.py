@@ -83,7 +83,8 @@ class Profile:
     overhead_ns : what of measured_ns is not in the ops, that is the call itself; predicted_overhead_ns
     least_ns : what the roofline alone allows for all ops; share : least_ns / measured_ns
     calls : how many were timed
-    hop_ms, streams : real-time streams that one core carries if each makes a step every hop_ms: (rows a call, streams)
+    hop_ms, streams : real-time streams that one core carries if each makes a step every hop_ms: (rows a call, streams);
+        none of a model that does not stream
     by_batch, by_size : how the cost grows
     """
 
@@ -192,7 +193,7 @@ def profile(
         model.name, call.kind, batch, steps, threads, found, rows, predicted, measured,
         float(np.quantile(totals, 0.99)), max(measured - float(ops.sum()), 0.0), overhead, least, least / measured,
         len(totals), model.memory_bytes, footprint, found.level(footprint), hop_ms,
-        _streams(hop_ms, steps, [(g.batch, g.measured_ns) for g in by_batch], threads),
+        _streams(hop_ms, steps, [(g.batch, g.measured_ns) for g in by_batch if call.streams], threads),
         by_batch, _by_size(call, found, overhead),
     )  # fmt: skip
 
@@ -227,7 +228,8 @@ class Call:
         if model._open_sizes:
             text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
             raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
-        if opens(model) is None and (steps == 1 or not timed):
+        self.streams = opens(model) is None
+        if self.streams and (steps == 1 or not timed):
             self.kind = "step" if steps == 1 else "push"
             stream = model.stream(batch_size=None if batch == 1 else batch)
             self.program = stream.program
@@ -237,7 +239,9 @@ class Call:
             if self.kind == "push":
                 at = 0 if batch == 1 else 1
                 x = [np.repeat(np.expand_dims(a, at), steps, at) for a in x]
-            self.calls = _stepper(stream, x) if self.kind == "step" else _repeater(stream.push, _one(x))
+            calls = _stepper(stream, x) if self.kind == "step" else _repeater(stream.push, _one(x))
+            room = self.program.plan.room
+            self.calls = calls if room is None else _renewed(calls, stream.reset, room // steps)
         else:
             self.kind = "run"
             sizes = {"batch": batch, "time": steps}
@@ -321,6 +325,23 @@ def _repeater(call: Callable, *given) -> Callable[[int], None]:
             call(*given)
 
     return calls
+
+
+def _renewed(calls: Callable[[int], None], reset: Callable[[], None], most: int) -> Callable[[int], None]:
+    """n calls of a stream that ends after `most` of them, as attention over so many steps does: it begins anew."""
+    left = 0
+
+    def renewed(n: int) -> None:
+        nonlocal left
+        while n > 0:
+            if left == 0:
+                reset()
+                left = max(most, 1)
+            count = min(n, left)
+            calls(count)
+            left, n = left - count, n - count
+
+    return renewed
 
 
 def _one(arrays: list):

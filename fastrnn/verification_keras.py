@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from .errors import FastRNNError, UnsupportedError
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def _choose_backend() -> None:
+    """Keras 3 computes with tensorflow where nobody says otherwise, and writes that down as its setting when it is
+    first imported; where tensorflow is missing, it gets what is installed."""
+    if "KERAS_BACKEND" in os.environ or "keras" in sys.modules:
+        return
+    for backend in (_configured(), "tensorflow", "torch", "jax"):
+        if backend is not None and importlib.util.find_spec(backend) is not None:
+            os.environ["KERAS_BACKEND"] = backend
+            return
+
+
+def _configured() -> str | None:
+    """The backend of Keras's own settings file, where there is one."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    try:
+        backend = json.loads((Path(home) / "keras.json").read_text(encoding="utf-8"))["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return backend if isinstance(backend, str) and backend.isidentifier() else None
 
 
 class Keras:
@@ -23,12 +48,18 @@ class Keras:
 
     def __init__(self, path: str | os.PathLike, tolerance: float):
         self.tolerance, where = tolerance, os.fspath(path)
-        try:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            import keras
-        except ImportError:
+        if importlib.util.find_spec("keras") is None:
             raise UnsupportedError(
                 'verifying against Keras needs Keras, which is not installed: verify against="reference"'
+            )
+        try:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            _choose_backend()
+            import keras
+        except ImportError as error:
+            raise UnsupportedError(
+                f"Keras can't be imported ({error}; KERAS_BACKEND names what it computes with): verify "
+                'against="reference"'
             ) from None
         from .importers.keras import written_by
 

@@ -215,6 +215,42 @@ class TestPrecision:
             want, state = reference.run(model.graph, {"x": chunk["x"][:, t], "kept": state})
             np.testing.assert_allclose(got, want.reshape(got.shape), rtol=1e-12, atol=1e-13)
 
+    def test_drift_of_a_masked_cell(self):
+        """Its state is carried from chunk to chunk, steps that the mask leaves out included."""
+        spec = CellSpec("gru", 3, 4, linear_before_reset=True)
+        rng = np.random.default_rng(0)
+        build = GraphBuilder("masked")
+        x = build.input("x", "float32", D.TIME, D.BATCH, 3)
+        mask = build.input("mask", "bool", D.TIME, D.BATCH)
+        shapes = {"W": (12, 3), "R": (12, 4)}
+        names = [build.constant(n, rng.standard_normal(s).astype(np.float32)) for n, s in shapes.items()]
+        given = (x, *names, *[None] * 6, mask)
+        y = build.add("cell", *given, name="cell", outputs=("y",), spec=spec)[0]
+        runner = Runner(Model(build.done(y)))
+        data = {"x": rng.standard_normal((1, 40, 3)).astype(np.float32), "mask": rng.random((1, 40)) < 0.7}
+        assert float64.chunkable(runner, data)
+        found = precision.drift(runner, data, 300, 60.0, lambda share: None)
+        assert (found.compared, found.how) == (300, "chunk by chunk")
+        assert max(error for _, error in found.spans) < 1e-6
+
+    def test_drift_where_ops_look_beyond_their_step(self):
+        """A causal convolution: float64 runs the first steps at once, and the float32 stream is compared with them."""
+        build = GraphBuilder("causal")
+        x = build.input("x", "float32", D.BATCH, 2, D.TIME)
+        W = build.constant("W", np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32))
+        runner = Runner(Model(build.done(build.add("conv", x, W, strides=(1,), dilations=(1,), pads=(3, 0), groups=1))))
+        data = {"x": np.random.default_rng(1).standard_normal((1, 30, 2)).astype(np.float32)}
+        assert not float64.chunkable(runner, data)
+        found = precision.drift(runner, data, 200, 60.0, lambda share: None)
+        assert (found.steps, found.compared, found.how) == (200, 200, "in one run")
+        assert 0 < found.spans[-1][1] < 1e-6
+
+    def test_a_stream_whose_attention_ends_is_looked_at_as_far_as_it_goes(self):
+        model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / "causal_block.dynamo_frozen.onnx")
+        found = fastrnn.analyze(model, steps=1100, long_steps=3000, seconds=0.4)
+        assert found.steps == found.drift.steps == 1024
+        assert any("1,024 steps" in text for text in found.skipped)
+
     def test_drift_keeps_to_its_time(self, monkeypatch):
         """However slow float64 is, or the model: about as many seconds as were given, not those of a whole chunk."""
         now = [0.0]

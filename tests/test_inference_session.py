@@ -28,7 +28,8 @@ def test_it_runs_as_onnxruntime(session):
     swapped = session.run(["Y_c", "Y"], inputs)
     np.testing.assert_array_equal(swapped[0], answers[2])
     np.testing.assert_array_equal(swapped[1], answers[0])
-    assert session.run([], inputs) == []
+    every = session.run([], inputs)  # no names: all outputs, as onnxruntime takes it
+    assert len(every) == len(answers)
 
 
 def test_it_describes_itself(session):

@@ -123,6 +123,15 @@ class TestRun:
             assert np.array_equal(y[row, :n], model(x[row : row + 1, :n])[0]) if n else True
             assert not y[row, n:].any()
 
+    def test_an_input_may_have_the_name_of_an_argument(self):
+        b = GraphBuilder("named")
+        sums = [b.input(name, "float32", BATCH, TIME, 2) for name in ("lengths", "self")]
+        model = Model(b.done(b.add("binary", *sums, fn="add")))
+        x, y = some(1, 3, 2), some(1, 3, 2)
+        for got in (model(x, y), model(x, self=y), model(lengths=x, self=y), *model.run(x, y)):
+            np.testing.assert_array_equal(got, x + y)
+        np.testing.assert_array_equal(model.run(lengths=x, self=y)[0], x + y)
+
     def test_lengths_reach_a_last_step(self):
         model, x = Model(stack(last=True)), some(3, 9, 5)
         y = model(x, lengths=[2, 9, 5])

@@ -229,6 +229,16 @@ class TestProfile:
         assert call.kind == "push"
         assert call._op_ns(3, 0.0).shape == (3, len(call.plan.ops))
 
+    def test_of_a_stream_that_ends(self):
+        """Attention keeps so many steps, and then the stream must begin anew: it does, as often as it takes."""
+        model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / "causal_positions.dynamo.onnx")
+        call = profiling.Call(Model(model.graph, 1), 1, 1)
+        assert call.plan.room == 24
+        call.calls(100)
+        assert call._op_ns(50, 0.0).shape[0] == 50
+        found = fastrnn.profile(model, seconds=0.05, machine=MACHINE)
+        assert found.call == "step"
+
     def test_every_column_of_its_tables_is_defined(self):
         names = ("FLOPs", "weights", "data", "bound", "predicted", "measured", "roofline", "the call", "cells' size")
         assert set(names) <= set(profiling.DEFINITIONS)
@@ -258,6 +268,7 @@ class TestProfile:
         model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / "bigru_stacked.script.onnx")
         found = fastrnn.profile(model, seconds=0.02, machine=MACHINE)
         assert found.call == "run"
+        assert found.streams == ()  # a run of one step is no step of a stream
 
     def test_it_is_a_record(self):
         found = fastrnn.profile(fastrnn.load(EXAMPLE), seconds=0.02, machine=MACHINE)

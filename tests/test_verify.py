@@ -353,3 +353,47 @@ class TestHowTheFileIsRead:
     def test_the_command(self, wide, capsys):
         assert cli.main(["verify", str(wide), "--against", "reference", "--sizes", "width=7"]) == 0
         assert "answers as" in capsys.readouterr().out
+
+
+class TestKerasBackend:
+    @pytest.fixture
+    def chosen(self, tmp_path, monkeypatch):
+        """settings file's text, installed modules -> KERAS_BACKEND afterwards."""
+        from fastrnn import verification_keras as K
+
+        def choose(settings, *installed):
+            monkeypatch.delenv("KERAS_BACKEND", raising=False)
+            monkeypatch.delitem(sys.modules, "keras", raising=False)
+            monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+            (tmp_path / "keras.json").write_text(settings)
+            monkeypatch.setattr(K.importlib.util, "find_spec", lambda name: name if name in installed else None)
+            with monkeypatch.context() as inner:
+                inner.setattr(K.os, "environ", dict(K.os.environ))
+                K._choose_backend()
+                return K.os.environ.get("KERAS_BACKEND")
+
+        return choose
+
+    def test_what_is_installed(self, chosen):
+        tensorflow = '{"backend": "tensorflow"}'  # Keras writes this itself when it is first imported
+        assert chosen(tensorflow, "torch") == "torch"
+        assert chosen(tensorflow, "torch", "tensorflow") == "tensorflow"
+        assert chosen('{"backend": "jax"}', "torch", "jax") == "jax"
+        assert chosen("not json", "torch", "jax") == "torch"
+        assert chosen('{"backend": 3}') is None
+
+    def test_what_was_said_stays(self, chosen, monkeypatch):
+        from fastrnn import verification_keras as K
+
+        monkeypatch.setenv("KERAS_BACKEND", "jax")
+        K._choose_backend()
+        assert K.os.environ["KERAS_BACKEND"] == "jax"
+
+    def test_the_command_takes_the_reference_where_keras_cannot(self, capsys, monkeypatch):
+        from fastrnn.cli import verify as command
+
+        weights = DATA / "gru_stacked.script.onnx"
+        monkeypatch.setattr(command, "judge", lambda path: ("keras", None))
+        assert cli.main(["verify", str(weights)]) == 0
+        out = capsys.readouterr().out
+        assert "compared with the float64 reference: Keras needs its own file" in out

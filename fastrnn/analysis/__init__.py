@@ -143,6 +143,8 @@ def analyze(
     if isinstance(drifted, str):
         skipped.append(f"drift: {drifted}")
         drifted = None
+    elif drifted.steps == runner.horizon:
+        skipped.append(f"drift beyond {runner.horizon:,} steps: a stream of this model ends there")
     progress(1.0, "done")
     return Analysis(
         model.name, given.text, given.synthetic, runner.steps_of(x), runner.rows_of(x), runner.streams,

@@ -7,6 +7,7 @@ is left for the loop. `chunkable` compares with reference.py before anybody reli
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from ..cells import CellSpec
 from ..graph import Graph, Node
 from ..loops import Loop, schedule
 from .runner import Arrays, Runner
+
+MOST_WHOLE = 2048  # steps that are run at once: attention over all of them takes memory by the square
 
 
 class Float64:
@@ -108,19 +111,20 @@ class Float64:
 
     def _cell(self, node: Node, known: dict) -> None:
         given = [None if n is None else known[n] for n in node.inputs]
-        given += [None] * (9 - len(given))
-        x, W, R, Wb, Rb, P, h0, c0, _ = given[:9]
+        given += [None] * (10 - len(given))
+        x, W, R, Wb, Rb, P, h0, c0, lengths, mask = given
         spec = node.attrs["spec"]
         over_time = "time" in D.symbols(self.graph.values[str(node.inputs[0])].dims[0])  # or over an axis of its own
-        if any(g is not None for g in node.inputs[8:]) or (spec.reverse and over_time):
-            y, h, c = reference.cell(spec, *given[:8], *given[8:])
-        elif not over_time:
+        carried = over_time and not spec.reverse and lengths is None
+        if carried:
+            h0, c0 = self.states.get(node.name, (h0, c0))
+        if lengths is not None or mask is not None or (spec.reverse and over_time):
+            y, h, c = reference.cell(spec, x, W, R, Wb, Rb, P, h0, c0, lengths, mask)
+        else:
             turn = slice(None, None, -1 if spec.reverse else 1)
             y, h, c = cell(spec, x[turn], W, R, Wb, Rb, P, h0, c0)
             y = y[turn]
-        else:
-            h0, c0 = self.states.get(node.name, (h0, c0))
-            y, h, c = cell(spec, x, W, R, Wb, Rb, P, h0, c0)
+        if carried:
             self.states[node.name] = (h, c)
         for name, value in zip(node.outputs, (y, h, c), strict=False):
             if name is not None:
@@ -172,6 +176,38 @@ def _activations(spec: CellSpec) -> list[Callable]:
     usual = {"tanh": np.tanh, "sigmoid": lambda v: 0.5 * np.tanh(0.5 * v) + 0.5}
     exact = reference._activations(spec)
     return [usual.get(act.name, fn) for act, fn in zip(spec.activations, exact, strict=True)]
+
+
+class Whole:
+    """A graph whose ops look beyond their own step: reference.py runs the first steps at once, `push` hands them out.
+
+    Half the time that there is goes into finding out how many steps the other half is enough for, at most MOST_WHOLE.
+    """
+
+    def __init__(self, runner: Runner, steps: int, seconds: float, data: Callable[[int, int], Arrays]):
+        self.runner, self.data, self.at, self.steps = runner, data, 0, 0
+        size, first = min(8, steps), time.monotonic()
+        while True:
+            begin = time.monotonic()
+            self.outputs, self.steps = self._run(size), size
+            took, left = time.monotonic() - begin, seconds - (time.monotonic() - first)
+            if size >= min(steps, MOST_WHOLE) or 5 * took > left:  # twice the steps may take four times as long
+                return
+            size = min(2 * size, steps, MOST_WHOLE)
+
+    def _run(self, steps: int) -> list[np.ndarray]:
+        graph, runner, sizes = self.runner.model.graph, self.runner, {"batch": 1, "time": steps}
+        x = self.data(0, steps)
+        feeds = {a.name: runner._into_file(a, x[a.name]) for a in runner.inputs}
+        for name in graph.states:
+            feeds[name] = np.zeros([D.evaluate(d, sizes) for d in graph.values[name].dims])
+        found = dict(zip(graph.outputs, reference.run(graph, feeds, sizes=sizes), strict=True))
+        return [runner._out_of_file(o, found[o.name]) for o in runner.outputs]
+
+    def push(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
+        """The next steps, as many as the chunk has; of an output without steps what it is after all of them."""
+        first, self.at = self.at, self.at + runner.steps_of(chunk)
+        return [y[:, first : self.at] if o.timed else y for o, y in zip(runner.outputs, self.outputs, strict=True)]
 
 
 def chunkable(runner: Runner, x: Arrays, steps: int = 12) -> bool:

@@ -102,7 +102,7 @@ def _follow(runner: Runner, stream: Stream, other: Stream, x: Arrays, first: int
     start = np.linalg.norm(runner.flat_state(other) - runner.flat_state(stream), axis=1)
     start[start == 0] = np.inf  # a state of nothing but zeros that a push did not move: forgotten at once
     curves, steps, end = [np.ones_like(start)], runner.steps_of(x), time.monotonic() + seconds
-    for t in range(first, first + LONGEST):
+    for t in range(first, min(first + LONGEST, runner.horizon)):
         chunk = runner.cut(x, t % steps, t % steps + 1)
         runner.answers(stream, chunk)
         runner.answers(other, chunk)

@@ -11,7 +11,7 @@ import numpy as np
 from ..graph import Graph
 from ..model import Model
 from .figures import ErrorFigures
-from .float64 import Float64, chunkable
+from .float64 import Float64, Whole, chunkable
 from .runner import Arrays, Runner
 
 SPANS = 20  # successive parts of a long stream
@@ -114,18 +114,21 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
     stream = runner.open(1)
     if stream.delay or not timed or runner.run(row)[timed[0]].shape[1] != runner.steps_of(x):
         return "the outputs lag behind the inputs, or have fewer steps"
-    exact = Float64(runner.model.graph)
+    steps = min(steps, runner.horizon)
+    exact: Float64 | Whole = Float64(runner.model.graph)
+    reach = steps  # of float64
     if not exact.timed:
         how = "step by step"
     elif chunkable(runner, row):
         how = "chunk by chunk"
     else:
-        return "float64 can't be cut into chunks here: an output depends on all steps"
+        exact = Whole(runner, steps, 0.5 * seconds, lambda at, n: _circle(runner, row, at, n))
+        how, reach = "in one run", exact.steps
     errors, levels, at, first = [], [], 0, time.monotonic()
     compared, finite, largest, state = 0, True, 0.0, 0.0
     going, size, spent = True, FIRST, 0.0
     while at < steps and spent < (1 + IN_FLOAT32) * seconds:
-        n = min(size, steps - at)
+        n = min(size, (reach if going else steps) - at)
         chunk = _circle(runner, row, at, n)
         got = runner.answers(stream, chunk)
         finite = finite and all(np.isfinite(y).all() for y in got)
@@ -140,7 +143,7 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
             compared += n
         at += n
         before, spent = spent, time.monotonic() - first
-        going = spent < seconds
+        going = spent < seconds and at < reach
         if spent - before < 0.05 * seconds:  # else twice as many steps could go far beyond the time that is left
             size = min(2 * size, CHUNK)
         progress(at / steps)

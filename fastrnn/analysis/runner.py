@@ -15,6 +15,7 @@ from ..profiling import opens
 from ..stream import Stream
 
 Arrays = dict[str, np.ndarray]  # by input
+NO_END = 1 << 62
 
 
 class Runner:
@@ -30,6 +31,9 @@ class Runner:
             raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
         self.why_not = opens(model) or ""
         self.streams = not self.why_not
+        # Steps after which a stream of it ends: those that its attention looks back on, or has positions for.
+        room = model.stream().program.plan.room if self.streams else None
+        self.horizon = NO_END if room is None else room
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         has_time = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         self.has_batch = has_batch
@@ -51,6 +55,7 @@ class Runner:
 
         Raises ShapeError where they don't fit: a 1-d array is cut into steps of the input's size, as sound is.
         """
+        steps = min(steps, self.horizon)
         if not isinstance(arrays, Mapping):
             if len(self.inputs) != 1:
                 names = [a.name for a in self.inputs]

@@ -87,8 +87,10 @@ def show(found: fastrnn.Analysis, path: str, definitions: bool) -> None:
         (("weights", "size", "relative error", "largest change", "decisions changed"), rounding_rows(found)),
     ):
         if rows:
+            told = [i for i, _ in enumerate(columns) if any(row[i] for row in rows)]  # a figure that none has is none
+            shown = [columns[i] for i in told]
             print_line()
-            print_table(columns, rows, numbers=columns[1:])
+            print_table(shown, [[row[i] for i in told] for row in rows], numbers=shown[1:])
     if definitions:
         print_line()
         print_pairs(list(found.definitions.items()))

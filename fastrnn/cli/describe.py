@@ -6,6 +6,8 @@ import fastrnn
 
 from .output import count, print_line, print_pairs, print_table, size
 
+SMALL = ("binary", "where")  # kinds of layers that are told together: what was not folded into a neighbour
+
 
 def record(model: fastrnn.Model, path: str) -> dict:
     """Everything that `inspect` tells, as dicts, lists, strings and numbers."""
@@ -74,7 +76,7 @@ def layers_read(told: dict) -> list[str]:
     kinds: dict[str, int] = {}
     for layer in told["layers"]:
         name = {"gather": "embedding", "layer_norm": "layer norm"}.get(layer["kind"], layer["kind"])
-        if name != "binary":  # a scale and a shift that were not folded into a neighbour
+        if name not in SMALL:
             kinds[name] = kinds.get(name, 0) + 1
     return [", ".join(f"{n} {kind}" for kind, n in kinds.items())] if kinds else []
 
@@ -98,8 +100,8 @@ def show(told: dict, nodes: bool = False) -> None:
     """The whole description for a person. nodes: every node of the graph too, one a line."""
     print_line(told["model"], style="bold cyan")
     print_pairs(head(told))
-    layers = [layer for layer in told["layers"] if layer["kind"] != "binary"]
-    small = [layer for layer in told["layers"] if layer["kind"] == "binary"]
+    layers = [layer for layer in told["layers"] if layer["kind"] not in SMALL]
+    small = [layer for layer in told["layers"] if layer["kind"] in SMALL]
     if layers:
         print_line()
         common = fastrnn.report.common_path([layer["name"] for layer in layers])
@@ -118,7 +120,8 @@ def show(told: dict, nodes: bool = False) -> None:
             print_line(f"names begin with {common}")
     if small:
         parameters = sum(layer["parameters"] for layer in small)
-        print_line(f"besides, {len(small)} scales, shifts, slopes and powers with {count(parameters)} parameters")
+        numbers = "1 parameter" if parameters == 1 else f"{count(parameters)} parameters"
+        print_line(f"besides, {numbers} of scales, shifts, slopes, powers and choices ({len(small)} in all)")
     if nodes:
         print_line()
         common = fastrnn.report.common_path([node["name"] for node in told["nodes"]])

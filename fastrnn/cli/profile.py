@@ -103,12 +103,13 @@ def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
 
 def call_text(found: fastrnn.Profile) -> str:
     """What one call is, in words."""
+    steps = "1 step" if found.steps == 1 else f"{count(found.steps)} steps"
     rows = "one stream" if found.batch == 1 else f"{found.batch} streams in lock-step"
     if found.call == "step":
         return f"one step of {rows}"
     if found.call == "push":
-        return f"{found.steps} steps of {rows} in one call"
-    return f"a run of {found.steps} steps, batch {found.batch}"
+        return f"{steps} of {rows} in one call"
+    return f"a run of {steps}, batch {found.batch}"
 
 
 def summary(found: fastrnn.Profile) -> list[tuple[str, str]]:
@@ -133,8 +134,11 @@ def summary(found: fastrnn.Profile) -> list[tuple[str, str]]:
     ]
     for batch, streams in found.streams:
         what = "one at a time" if batch == 1 else f"{batch} rows a call"
-        rows.append(("streams" if batch == found.streams[0][0] else "", f"{count(streams)} a core, {what}"))
-    rows[-len(found.streams)] = ("streams", rows[-len(found.streams)][1] + f"; a step every {found.hop_ms:g} ms")
+        first = batch == found.streams[0][0]
+        hop = f"; a step every {found.hop_ms:g} ms" if first else ""
+        rows.append(("streams" if first else "", f"{count(streams)} a core, {what}{hop}"))
+    if not found.streams:
+        rows.append(("streams", "none: this model is run on whole sequences (fastrnn inspect says why)"))
     rows.append(("threads", str(found.threads)))
     rates = ", ".join(f"{size(b)} {rate / 1e9:.0f}" for b, rate in spread(limits.read))
     rows.append(

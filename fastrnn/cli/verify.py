@@ -59,21 +59,18 @@ def run(args: argparse.Namespace) -> int:
         raise fastrnn.UnsupportedError(f"--source: {why}")
     if why and args.against:
         raise fastrnn.UnsupportedError(f"{why}: name the ONNX file with --source, or take --against reference")
-    report = fastrnn.verify(
-        args.model,
-        found,
-        source=args.source,
-        seed=args.seed,
-        tolerance=args.tolerance,
-        bind=dict(args.bind) or None,
-        states=dict(args.states) or None,
-        layers=args.layers,
-        key=args.key,
-        config=args.config,
-        allow_torch=args.allow_torch,
-        float64_as_float32=args.float32,
-        fixed_sizes=dict(args.sizes) or None,
-    )
+    given = {
+        "source": args.source, "seed": args.seed, "tolerance": args.tolerance, "bind": dict(args.bind) or None,
+        "states": dict(args.states) or None, "layers": args.layers, "key": args.key, "config": args.config,
+        "allow_torch": args.allow_torch, "float64_as_float32": args.float32, "fixed_sizes": dict(args.sizes) or None,
+    }  # fmt: skip
+    try:
+        report = fastrnn.verify(args.model, found, **given)
+    except fastrnn.UnsupportedError as error:
+        # What the framework itself can't load, or has no module for; where nobody asked for it, the reference will do.
+        if args.against is not None or found not in ("torch", "keras"):
+            raise
+        report, why = fastrnn.verify(args.model, "reference", **given | {"source": None}), str(error)
     if args.json:
         print_json({**report.as_dict(), "why_reference": why})
     else:

@@ -35,10 +35,11 @@ def page_of(found: Profile, name: str | None = None) -> Page:
 
 
 def _lead(found: Profile) -> str:
+    steps = "1 step" if found.steps == 1 else f"{found.steps:,} steps"
     what = {
         "step": f"One step of {_rows(found.batch)}, called from Python.",
-        "push": f"{found.steps} steps of {_rows(found.batch)} in one call.",
-        "run": f"A run of {found.steps} steps, batch {found.batch}.",
+        "push": f"{steps} of {_rows(found.batch)} in one call.",
+        "run": f"A run of {steps}, batch {found.batch}.",
     }[found.call]
     return f"{what} {found.threads} thread{'s' if found.threads > 1 else ''}, {found.limits.isa}, float32."
 
@@ -148,16 +149,20 @@ def _growth(page: Page, found: Profile) -> None:
             )
         )  # fmt: skip
     page.figures(pairs)
+    columns = ["rows a call", "predicted", "measured"]
+    streams = dict(found.streams)
+    if streams:
+        columns.append(f"streams a core at {found.hop_ms:g} ms")
     page.table(
-        ("rows a call", "predicted", "measured", f"streams a core at {found.hop_ms:g} ms"),
+        columns,
         [
-            (
+            [
                 str(g.batch), micro(g.predicted_ns), micro(g.measured_ns) if g.measured_ns else "",
-                f"{dict(found.streams).get(g.batch, ''):,}" if g.batch in dict(found.streams) else "",
-            )
+                f"{streams[g.batch]:,}" if g.batch in streams else "",
+            ][: len(columns)]
             for g in found.by_batch
         ],
-        ("rows a call", "predicted", "measured", f"streams a core at {found.hop_ms:g} ms"),
+        columns,
     )  # fmt: skip
 
 
