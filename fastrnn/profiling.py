@@ -37,8 +37,8 @@ DEFINITIONS = {
     "data": "bytes of an op's inputs and outputs",
     "read from": "the nearest cache that holds all weights of a call, where they stay from one call to the next",
     "predicted": "what the performance model says, from the limits of this machine alone; nothing is run for it",
-    "measured": "the median over calls; of an op by a clock around it, whose own cost is taken off. p99: 99 of 100 "
-    "calls took no longer",
+    "measured": "the median over calls; of an op by a clock around it, whose own cost is taken off. Calls shorter than "
+    "20 us are timed some at once; p99: 99 of 100 of these times are no longer",
     "bound": "what the predicted time is made of most. fma: multiply-adds; L1, L2, L3, memory: reading weights or data "
     "from there; latency: multiply-adds that wait for the one before; activations: tanh, sigmoid and other functions; "
     "overhead: the fixed costs of an op, a step, a row",
