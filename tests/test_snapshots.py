@@ -1,5 +1,6 @@
 """Snapshots: what goes on from one has the same bits; what is no whole one of this model is refused with the reason."""
 
+import errno
 import json
 import os
 import signal
@@ -296,11 +297,12 @@ class TestFiles:
         stream.reset()
 
         def full(descriptor):
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(OSError, match="no space left") as caught:
             stream.snapshot(path)
+        assert caught.value.filename == str(path)  # not the temporary one
         assert [p.name for p in tmp_path.iterdir()] == ["state"]
         assert snapshots.read(path, stream.model.fingerprint, "").steps.tolist() == [7]
         assert load_tensors(path.read_bytes()).keys() == load_tensors(old).keys()
