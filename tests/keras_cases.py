@@ -178,6 +178,11 @@ def _layer_cases():
         "Normalization": lambda L: L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 0.5]),
         "Normalization inverted": lambda L: L.Normalization(mean=0.5, variance=2.0, invert=True),
         "Normalization with weights": lambda L: L.Normalization(),
+        "Normalization of all alike": lambda L: L.Normalization(axis=None, mean=0.3, variance=2.0),
+        "Normalization of all alike, with weights": lambda L: L.Normalization(axis=None),
+        "Conv1D strided same": lambda L: L.Conv1D(4, 4, strides=2, padding="same"),
+        "MaxPooling1D same": lambda L: L.MaxPooling1D(2, padding="same"),
+        "AveragePooling1D same, wide": lambda L: L.AveragePooling1D(2, strides=5, padding="same"),
         "GlobalAveragePooling1D": lambda L: L.GlobalAveragePooling1D(),
         "GlobalAveragePooling1D kept": lambda L: L.GlobalAveragePooling1D(keepdims=True),
         "GlobalMaxPooling1D": lambda L: L.GlobalMaxPooling1D(),
@@ -369,6 +374,11 @@ def _graph_cases():
         x = keras.Input((None, 3))
         y = L.Dense(2)(x)
         return keras.Model(x, [y, x, y])
+
+    @case("layers beside operations in a legacy config")
+    def beside(keras, L):
+        x = keras.Input((None, 3))
+        return keras.Model(x, keras.ops.tanh(L.SpatialDropout1D(0.2)(x)))
 
     @case("operators", h5=False)
     def operators(keras, L):

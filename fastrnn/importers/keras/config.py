@@ -16,6 +16,7 @@ from ...errors import ModelFormatError
 MAX_TEXT = 1 << 26  # characters of a config; the largest published models have 4 MB
 MAX_NESTING = 32  # of models, wrappers and cells in one another
 MODELS = ("Functional", "Sequential", "Model")
+_NOT_TRAINABLE = ("SpatialDropout1D", "SpatialDropout2D")  # layers whose configs leave out trainable, as no other does
 _OPERATIONS = re.compile(r"(tf_)?keras\.src\.ops\b|keras\.ops\b")
 
 
@@ -123,7 +124,8 @@ def _is_operation(data: dict) -> bool:
     module, calls = data.get("module"), data.get("inbound_nodes")
     if isinstance(module, str):
         return _OPERATIONS.match(module) is not None
-    return bool(calls) and isinstance(calls[0], dict) and "trainable" not in data["config"]
+    layered = "trainable" in data["config"] or data["class_name"] in _NOT_TRAINABLE
+    return bool(calls) and isinstance(calls[0], dict) and not layered
 
 
 def _descend(layer: Layer, depth: int) -> None:

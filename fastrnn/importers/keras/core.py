@@ -163,7 +163,7 @@ def _normalization(c: Call) -> Value:
     """(x - mean)/sqrt(variance), the variance at least 1e-7 squared; the other way round with invert."""
     x, axis = c.x, c.get("axis", -1)
     mean, variance = c.get("mean"), c.get("variance")
-    axes = [] if axis is None else _axes(c, axis, len(x.dims))
+    axes = _axes(c, axis, len(x.dims)) if axis not in (None, []) else []  # Keras 3 writes None as a list of none
     dims = tuple(c.fixed(x.dims[a], "it has a mean for each place of that axis") for a in axes)
     if mean is None:
         mean, variance = c.take("mean", dims), c.take("variance", dims)

@@ -33,16 +33,14 @@ def _back(c: Call, y: Value, first: bool) -> Value:
 
 def _same_pads(size, reach: int, stride: int) -> tuple[int, int]:
     """What 'same' puts before and after an axis: an output for each stride begun, what is odd at the end."""
-    if stride == 1:
-        total = reach - 1
-    elif isinstance(size, Dim):
-        if reach <= 1:
-            total = 0
-        else:
-            raise NeedsLength(f"padding='same' with strides of {stride} starts where the length says (here {size})")
-    else:
-        total = max(reach - stride if size % stride == 0 else reach - size % stride, 0)
-    return total // 2, total - total // 2
+    totals = [max(reach - (rest or stride), 0) for rest in range(stride)]  # by what the last stride leaves over
+    if not isinstance(size, Dim):
+        total = totals[size % stride]
+        return total // 2, total - total // 2
+    begin = totals[0] // 2
+    if any(total // 2 != begin for total in totals):
+        raise NeedsLength(f"padding='same' with strides of {stride} starts where the length says (here {size})")
+    return begin, max(totals) - begin  # what is too much at the end is less than a stride: no window begins there
 
 
 def _pads(c: Call, dims: tuple, kernel, strides, dilations) -> tuple[int, ...]:
