@@ -94,6 +94,23 @@ def masked_time_distributed():
     return seq(L.Masking(-1.0), L.TimeDistributed(L.Dense(4, activation="relu")), L.LSTM(3))
 
 
+@model
+def masked_rescaled():
+    """Layers that drop the mask here and keep it in Keras 3."""
+    x = keras.Input((None, 3))
+    h = L.Masking(-1.0)(x)
+    ways = L.Rescaling(0.5)(h), L.Normalization(mean=0.5, variance=2.0)(h), L.Identity()(h)
+    return keras.Model(x, [L.GRU(3, return_sequences=True)(y) for y in ways])
+
+
+@model
+def masked_unrolled():
+    layers = (L.GRU(3, unroll=True, return_sequences=True), L.GRU(3, unroll=True))
+    x = keras.Input((6, 3))
+    h = L.Masking(-1.0)(x)
+    return keras.Model(x, [L.Bidirectional(layer)(h) for layer in layers])
+
+
 def merged(kind):
     a, b = keras.Input((None, 3)), keras.Input((None, 3))
     both = getattr(L, kind)()([L.Masking(-1.0)(a), L.Masking(-1.0)(b)])

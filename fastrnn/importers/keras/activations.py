@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ...cells import ACTIVATIONS, Activation, activation
 from ...graph import Value
-from .calls import Call, Finding, Tensor, layer
+from .calls import Call, Finding, layer
 
 _SELU = (1.6732632423543772, 1.0507009873554805)
 # name -> (function of graph.UNARY, alpha, beta)
@@ -202,10 +202,11 @@ def _softmax_layer(c: Call) -> Value:
 
 @layer(
     "Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
-    "ActivityRegularization", "Identity",
+    "ActivityRegularization",
 )  # fmt: skip
-def _nothing(c: Call) -> Tensor:
+@layer("Identity", masks="keep from 3")
+def _nothing(c: Call) -> Value:
     """Layers that act in training only."""
     for name in ("l1", "l2", "data_format", "alpha", "rank", "p", "sigma"):
         c.get(name)
-    return Tensor(c.x, c.mask)
+    return c.x

@@ -56,11 +56,15 @@ class Import:
 
 @dataclass(frozen=True)
 class Entry:
-    """A layer of the table. masks: "keep" (the output has the mask of the first input), "drop", or "own" (the function
-    returns Tensors with theirs)."""
+    """A layer of the table. masks: "keep" (the output has the mask of the first input), "drop", "keep from 3" (of those
+    that drop it before Keras 3), or "own" (the function returns Tensors with theirs)."""
 
     function: Callable
     masks: str
+
+    def keeps(self, version: Version) -> bool:
+        """Whether the output has the mask of the first input."""
+        return self.masks == "keep" or (self.masks == "keep from 3" and version.major >= 3)
 
 
 LAYERS: dict[str, Entry] = {}

@@ -158,7 +158,7 @@ def unit_length(c: Call, x: Value, axes: list[int], least: float) -> Value:
     return c.binary("div", x, c.unary("sqrt", c.binary("max", square, c.number(least))))
 
 
-@layer("Normalization")
+@layer("Normalization", masks="keep from 3")
 def _normalization(c: Call) -> Value:
     """(x - mean)/sqrt(variance), the variance at least 1e-7 squared; the other way round with invert."""
     x, axis = c.x, c.get("axis", -1)
@@ -183,7 +183,7 @@ def _normalization(c: Call) -> Value:
     return c.binary("div", c.binary("sub", x, c.held(mean, "mean")), c.held(deviation, "deviation"))
 
 
-@layer("Rescaling")
+@layer("Rescaling", masks="keep from 3")
 def _rescaling(c: Call) -> Value:
     scale, offset = np.asarray(c.get("scale", 1.0), np.float64), np.asarray(c.get("offset", 0.0), np.float64)
     y = c.binary("mul", c.x, c.held(scale, "scale"))

@@ -41,7 +41,8 @@ def _layer(c: Call, item: Layer, turned: bool, states: list | None = None, zero:
     x, mask, passed = c.inputs[0].value, c.mask, c.passed_mask
     sequences, backwards = c.flag("return_sequences"), c.flag("go_backwards")
     major, returns = c.flag("time_major"), c.flag("return_state")
-    c.flag("stateful"), c.flag("unroll")
+    c.flag("stateful")
+    unrolled = c.flag("unroll")
     zero = c.flag("zero_output_for_mask") if zero is None else zero
     if len(x.dims) != 3:
         raise Finding(f"over {len(x.dims)} axes; [batch, time, features] is expected")
@@ -55,7 +56,9 @@ def _layer(c: Call, item: Layer, turned: bool, states: list | None = None, zero:
     there = mask if mask is None or major else c.w.transpose(mask, 1, 0)
     run = _run_cells(c, cells, steps, there, states, backwards, sequences)
     if sequences:
-        y = _masked_output(c, run.y, there, bool(states), backwards, zero)
+        # A loop that Keras unrolls goes backwards over inputs and masks, but zeroes its outputs by the mask as it came.
+        odd = there is not None and zero and unrolled and backwards
+        y = _masked_output(c, run.y, _flipped(c, there, 0) if odd else there, bool(states), backwards, zero)
         y = y if major else c.w.transpose(y, 1, 0, 2)
         if backwards and not turned:
             y = _flipped(c, y, 0 if major else 1)

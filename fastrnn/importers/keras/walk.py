@@ -402,7 +402,7 @@ def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[Tensor]:
     outputs = []
     for x in made if isinstance(made, list) else [made]:
         if isinstance(x, Value):
-            x = Tensor(x, call.passed_mask if entry.masks == "keep" and not outputs else None)
+            x = Tensor(x, call.passed_mask if entry.keeps(work.version) and not outputs else None)
         outputs.append(x)
     return outputs
 
