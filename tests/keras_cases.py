@@ -13,7 +13,7 @@ CASES: dict[str, tuple] = {}  # name -> (function of (keras, layers), options)
 def case(name: str, **options):
     """options: T (the number of steps is fixed by the model), refused (text of the error), masked (draw masked steps),
     ids (inputs are whole numbers below 7), rows (compare only steps that count), tolerance, h5 (False: Keras itself
-    can't save it so)."""
+    can't save it so), attends (False: its attention is over no sequence)."""
 
     def register(function):
         assert name not in CASES
@@ -375,6 +375,34 @@ def _graph_cases():
         y = L.Dense(2)(x)
         return keras.Model(x, [y, x, y])
 
+    @case("layers as activations")
+    def as_activations(keras, L):
+        x = keras.Input((None, 3))
+        y = L.Dense(4, activation=L.LeakyReLU(negative_slope=0.3))(x)
+        y = L.Dense(4, activation=L.ReLU(max_value=1.0, negative_slope=0.1))(y)
+        y = L.LSTM(3, activation=L.ReLU(max_value=2.0), return_sequences=True)(y)
+        y = L.GRU(3, activation=L.ReLU(), return_sequences=True)(y)
+        return keras.Model(x, L.Dense(4, activation=L.Softmax())(y))
+
+    @case("attention by hand", h5=False)
+    def by_hand(keras, L):
+        x = keras.Input((None, 3))
+        h = L.LSTM(5, return_sequences=True)(x)
+        scores = L.Dense(1, activation="tanh")(h)
+        pooled = L.Dot(axes=1)([L.Activation("softmax")(L.Flatten()(scores)), h])
+        return keras.Model(x, [pooled, keras.ops.softmax(h, axis=1)])
+
+    @case("a memory of fixed length", attends=False)
+    def memory(keras, L):
+        a, b = keras.Input((None, 4)), keras.Input((5, 4))
+        return keras.Model([a, b], L.LSTM(3)(L.MultiHeadAttention(2, 3)(a, b, b)))
+
+    @case("two axes of the same fixed length", T=5)
+    def square(keras, L):
+        x, start, mask = keras.Input((5, 4)), keras.Input((3,)), keras.Input((5, 5), dtype="bool")
+        y = L.Concatenate()([x, L.RepeatVector(5)(start)])
+        return keras.Model([x, start, mask], L.MultiHeadAttention(2, 3)(y, y, attention_mask=mask))
+
     @case("layers beside operations in a legacy config")
     def beside(keras, L):
         x = keras.Input((None, 3))
@@ -479,7 +507,8 @@ def data(model, options: dict, steps: int, rows: int = 3, seed: int = 0) -> list
     inputs = []
     for x in model.inputs:
         shape = [rows if a == 0 else d for a, d in enumerate(x.shape)]
-        if not options.get("flat") and len(shape) > (1 if options.get("ids") else 2) and "T" not in options:
+        known = "T" in options or options.get("attends") is False
+        if not options.get("flat") and len(shape) > (1 if options.get("ids") else 2) and not known:
             shape[1] = steps
         shape = [steps if d is None else d for d in shape]
         if options.get("ids"):

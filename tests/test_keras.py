@@ -72,16 +72,17 @@ def test_each_case_is_what_keras_says(name, tmp_path):
     for a, b in zip(fastrnn.load(tmp_path / "m.fastrnn").run(*inputs), whole, strict=True):
         np.testing.assert_array_equal(a, b)
     if first.streamable:
-        streamed(first, inputs, whole)
+        streamed(first, inputs, whole, options)
 
 
-def streamed(model, inputs, whole) -> None:
+def streamed(model, inputs, whole, options) -> None:
     """Chunks give the bits of the whole run."""
     timed = ["time" in i.dims for i in model.inputs]
     if not any(timed) or any("time" in str(i.dims) and i.dims[1] != "time" for i in model.outputs):
         return
     steps = next(a.shape[1] for a, t in zip(inputs, timed, strict=True) if t)
-    bound = {"context": steps} if any(n.op == "attention" for n in model.graph.nodes) else {}
+    attends = options.get("attends", any(n.op == "attention" for n in model.graph.nodes))
+    bound = {"context": steps} if attends else {}
     stream, at, parts = model.stream(batch_size=len(inputs[0]), **bound), 0, []
     for size in (1, 3, steps - 4):
         chunk = [a[:, at : at + size] if t else a for a, t in zip(inputs, timed, strict=True)]

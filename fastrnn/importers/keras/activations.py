@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from ...cells import ACTIVATIONS, Activation, activation
 from ...graph import Value
-from .calls import Call, Finding, layer
+from .calls import LAYERS, Call, Finding, Tensor, layer
+from .config import layer_of
 
 _SELU = (1.6732632423543772, 1.0507009873554805)
 # name -> (function of graph.UNARY, alpha, beta)
@@ -100,27 +101,50 @@ def cell_activation(call: Call, value) -> Activation:
 
 
 def _layer_form(config: dict) -> tuple[str, float, float] | None:
-    """LeakyReLU and ELU given as the activation of another layer."""
+    """LeakyReLU, ELU and ReLU given as the activation of a cell."""
     kind, inner = config["class_name"], config["config"]
-    slope = inner.get("negative_slope", inner.get("alpha", 0.3))
-    if isinstance(slope, dict):  # Keras 2 wrote NumPy scalars so
-        slope = slope.get("value", slope.get("config"))
-    if kind == "LeakyReLU" and type(slope) in (int, float):
-        return "leaky_relu", float(slope), 0.0
-    if kind == "ELU" and type(inner.get("alpha", 1.0)) in (int, float):
-        return "elu", float(inner.get("alpha", 1.0)), 0.0
-    return None
+    names = {"LeakyReLU": ("negative_slope", "alpha"), "ELU": ("alpha",), "ReLU": ("negative_slope", "max_value")}
+    given = {name: _plain(inner[name]) for name in names.get(kind, ()) if inner.get(name) is not None}
+    if kind not in names or any(type(value) not in (int, float) for value in given.values()):
+        return None
+    if kind == "ELU":
+        return "elu", float(given.get("alpha", 1.0)), 0.0
+    slope = float(given.get("negative_slope", given.get("alpha", 0.3 if kind == "LeakyReLU" else 0.0)))
+    if kind == "LeakyReLU" or (not inner.get("threshold") and "max_value" not in given):
+        return "leaky_relu", slope, 0.0
+    return None if slope or inner.get("threshold") else ("clip", 0.0, float(given["max_value"]))
+
+
+def _plain(value):
+    """A number, which Keras 2 wrote as a dict where it was NumPy's."""
+    return value.get("value", value.get("config")) if isinstance(value, dict) else value
+
+
+_AS_ACTIVATIONS = ("LeakyReLU", "ELU", "ReLU", "ThresholdedReLU", "Softmax", "Activation")
 
 
 def activate(call: Call, x: Value, value) -> Value:
     """The activation that a config names, on a whole value."""
     name = _name(call, value)
-    form = _form(call, name) if isinstance(name, str) else _layer_form(name)
+    if isinstance(name, dict):
+        return _as_layer(call, x, name)
+    form = _form(call, name)
     if form is not None:
         return x if form == ("affine", 1.0, 0.0) else call.unary(form[0], x, form[1], form[2])
-    if isinstance(name, str) and name in _COMPOSED:
+    if name in _COMPOSED:
         return _COMPOSED[name](call, x)
-    raise Finding(f"activation {name if isinstance(name, str) else name.get('class_name')!r:.60}")
+    raise Finding(f"activation {name!r:.60}")
+
+
+def _as_layer(call: Call, x: Value, data: dict) -> Value:
+    """A layer without weights that stands as the activation of another."""
+    item = layer_of(data, call.label)
+    if item.problem is not None or item.kind not in _AS_ACTIVATIONS:
+        raise Finding(f"activation {item.kind!r:.60}")
+    inner = Call(call.work, item, [Tensor(x)], {})
+    made = LAYERS[item.kind].function(inner)
+    inner.finish()
+    return made
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
@@ -132,9 +156,7 @@ def _activation(c: Call) -> Value:
 
 
 def _number(c: Call, name: str, default: float) -> float:
-    value = c.get(name, default)
-    if isinstance(value, dict):
-        value = value.get("value", value.get("config"))
+    value = _plain(c.get(name, default))
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if type(value) not in (int, float):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 
-from ...dims import Dim
 from ...graph import Value
 from .calls import Call, Finding, Tensor, layer
 from .core import unit_length
@@ -139,8 +138,6 @@ def _dot(c: Call) -> Value:
         for value, axis in ((a, first), (b, second)):
             c.fixed(value.dims[axis], "it normalises over that axis")
         a, b = unit_length(c, a, [first], least), unit_length(c, b, [second], least)
-    if isinstance(a.dims[first], Dim):
-        c.fixed(a.dims[first], "it sums over all steps")
     left = a if ranks[0] == 3 else c.reshape(a, (a.dims[0], 1, a.dims[1]))
     left = c.w.transpose(left, 0, 2, 1) if ranks[0] == 3 and first == 1 else left
     right = b if ranks[1] == 3 else c.reshape(b, (b.dims[0], b.dims[1], 1))

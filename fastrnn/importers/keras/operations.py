@@ -7,7 +7,6 @@ import numpy as np
 
 from ...dims import Dim
 from ...graph import Value
-from .activations import activate
 from .calls import Call, Finding, Tensor, layer
 
 _BINARY = {
@@ -96,9 +95,10 @@ def _square(c: Call) -> Value:
 
 @layer("ops.Softmax", "ops.LogSoftmax", masks="drop")
 def _softmax(c: Call) -> Value:
-    if c.get("axis", -1) not in (-1, len(c.x.dims) - 1):
+    axes = _axis(c, len(c.x.dims), c.get("axis", -1))
+    if len(axes) != 1 or axes == [0]:
         raise Finding(f"axis={c.get('axis')!r:.40}")
-    return activate(c, c.x, "softmax" if c.layer.kind == "ops.Softmax" else "log_softmax")
+    return c.add("softmax", c.x, axis=axes[0], log=c.layer.kind == "ops.LogSoftmax")
 
 
 def _axis(c: Call, rank: int, value) -> list[int]:

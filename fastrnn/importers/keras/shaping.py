@@ -10,12 +10,14 @@ from .calls import Call, Finding, NeedsLength, layer
 
 @layer("Flatten", masks="drop")
 def _flatten(c: Call) -> Value:
-    """All axes but the batch become one: over time that is a size which grows with it, so time stays fixed."""
+    """All axes but the batch become one: over steps of more than a number that is a size which grows with time, so time
+    stays fixed."""
     x = c.x
     if c.get("data_format") == "channels_first" and len(x.dims) > 2:
         x = c.w.transpose(x, 0, *range(2, len(x.dims)), 1)
-    for dim in x.dims[1:]:
-        c.fixed(dim, "it makes features of all steps")
+    if any(dim != 1 for dim in x.dims[2:]):  # numbers of one axis each stay a sequence of them
+        for dim in x.dims[1:]:
+            c.fixed(dim, "it makes features of all steps")
     return c.reshape(x, (x.dims[0], D.product(x.dims[1:])))
 
 

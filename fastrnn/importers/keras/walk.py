@@ -6,7 +6,7 @@ doesn't support masks drops it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ... import dims as D
 from ...errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedError
@@ -46,33 +46,46 @@ def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = Fa
     Raises UnsupportedError that lists all layers that ask for something fastrnn doesn't have.
     """
     check_known(root, root.name)
-    ways: list[tuple[bool, bool]] = [(True, False)]
-    reason = ""
-    while ways:
-        free, apart = ways.pop()
+
+    def attempt(free: bool, apart: bool) -> tuple[Import, list[Tensor], list[Tensor]]:
         work = Import(GraphWriter(root.name), version, tensors, None, float64=float64)
-        try:
-            inputs = _declare_inputs(root, work, free, apart)
-            outputs = _run_model(root, work, inputs)
-        except NeedsLength as error:
-            if not free or work.steps is None:
-                raise UnsupportedError([str(error)], root.name) from None
-            ways, reason = [(False, False)], str(error)
-            continue
+        inputs = _declare_inputs(root, work, free, apart)
+        outputs = _run_model(root, work, inputs)
         if work.problems:
             raise UnsupportedError(work.problems, root.name)
-        # An encoder and a decoder have sequences of their own lengths; they do not stream together in any case.
-        if free and not apart and work.given_states and _sequences(inputs) > 1:
-            ways = [(True, True)]
-            try:
-                again = Import(GraphWriter(root.name), version, tensors, None, float64=float64)
-                other = _declare_inputs(root, again, True, True)
-                outputs, work = _run_model(root, again, other), again
-                work.writer.notes.append("sequences of inputs may differ in length")
-            except (Finding, FastRNNError):
-                pass  # they meet step by step somewhere, so they are equally long
-        return _finish(root, work, outputs, reason)
-    raise AssertionError("unreachable: the last way returns or raises")
+        return work, inputs, outputs
+
+    lengths = {shape[axis] for _, shape, axis in _shapes(root) if axis is not None}
+    mixed = None in lengths and len(lengths) > 1
+    reason = "another input's is free" if mixed else ""
+    try:
+        work, inputs, outputs = attempt(not mixed, False)
+    except FastRNNError as error:
+        # A layer needs the number; or sizes are equal in the file, and not at all lengths.
+        work, inputs, outputs = _otherwise(lambda: attempt(mixed, False), error, root.name)
+        reason = "" if mixed else str(error).removeprefix(f"{root.name}: ")
+    # An encoder and a decoder have sequences of their own lengths; they do not stream together in any case.
+    if (mixed or not reason) and work.given_states and _sequences(inputs) + mixed > 1:
+        try:
+            work, _, outputs = attempt(True, True)
+            work.writer.notes.append("sequences of inputs may differ in length")
+            reason = ""
+        except FastRNNError:
+            pass  # they meet step by step somewhere, so they are equally long
+    return _finish(root, work, outputs, reason)
+
+
+def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, list[Tensor], list[Tensor]]:
+    """What another way gives where the first one gave an error; of two errors, the one that says more."""
+    try:
+        made = way()
+    except FastRNNError as again:
+        if isinstance(again, NeedsLength):  # of a model whose length no file says
+            raise UnsupportedError([str(again)], name) from None
+        raise again if isinstance(error, NeedsLength) else error from None
+    if made[0].steps is None:
+        raise error
+    return made
 
 
 def _sequences(inputs: Sequence[Tensor]) -> int:
@@ -134,14 +147,10 @@ def _input_layers(root: Layer) -> list[Layer]:
 
 def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[Tensor]:
     """The model's inputs as values. free: time is a symbol; apart: each sequence has its own."""
-    time_major = any(item.kind in _TIME_MAJOR and item.config.get("time_major") for item in root.walk())
     inputs, numbers = [], []
-    for item in _input_layers(root):
-        shape, dtype = _shape(item)
-        sequence = len(shape) > 2 or (len(shape) == 2 and (shape[1] is None or _feeds_embedding(root, item)))
+    for item, shape, axis in _shapes(root):
         dims: list = [D.BATCH, *shape[1:]]
-        if sequence:
-            axis = 0 if time_major else 1
+        if axis is not None:
             if shape[axis] is not None:
                 numbers.append(shape[axis])
             dims[1 - axis] = D.BATCH
@@ -155,27 +164,44 @@ def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[
                     f"layer {item.path}: axis {axis} of its shape {shape} is free; besides the batch, only time may be"
                 )
                 raise UnsupportedError([text], root.name)
-        if _feeds_embedding(root, item, only=True):
-            dtype = "int64"  # a row of a table is a whole number, though Keras declares float32 by default
+        # A row of a table is a whole number, though Keras declares float32 by default.
+        dtype = "int64" if _feeds_embedding(root, item, only=True) else _dtype(item)
         inputs.append(Tensor(work.writer.input(item.name, dtype, tuple(dims))))
     work.steps = numbers[0] if numbers else None
     return inputs
 
 
-def _shape(item: Layer) -> tuple[list, str]:
-    """([batch, axes..], the dtype in the graph) of an InputLayer."""
+def _shapes(root: Layer) -> list[tuple[Layer, list, int | None]]:
+    """(layer, its shape, the axis of time or None) of each input."""
+    time_major = any(item.kind in _TIME_MAJOR and item.config.get("time_major") for item in root.walk())
+    found = []
+    for item in _input_layers(root):
+        shape = _shape(item)
+        sequence = len(shape) > 2 or (len(shape) == 2 and (shape[1] is None or _feeds_embedding(root, item)))
+        found.append((item, shape, (0 if time_major else 1) if sequence else None))
+    return found
+
+
+def _shape(item: Layer) -> list:
+    """[batch, axes..] of an InputLayer."""
     config = item.config
     shape = config.get("batch_shape", config.get("batch_input_shape"))
     if not isinstance(shape, list) or not shape or any(not (d is None or (type(d) is int and d > 0)) for d in shape):
         raise ModelFormatError(f"layer {item.path}: its shape is {shape!r:.60}")
     if config.get("sparse") or config.get("ragged") or config.get("optional"):
         raise UnsupportedError([f"layer {item.path}: a sparse, ragged or optional input"], item.path)
+    return shape
+
+
+def _dtype(item: Layer) -> str:
+    """The dtype in the graph of an InputLayer."""
+    config = item.config
     dtype = config.get("dtype", "float32")
     dtype = dtype.get("config", {}).get("name", "float32") if isinstance(dtype, dict) else str(dtype)
     kind = _DTYPES.get(dtype.removeprefix("mixed_").rstrip("0123456789"))
     if kind is None:
         raise UnsupportedError([f"layer {item.path}: an input of dtype {dtype!r:.40}"], item.path)
-    return shape, kind
+    return kind
 
 
 def _feeds_embedding(root: Layer, item: Layer, only: bool = False) -> bool:
