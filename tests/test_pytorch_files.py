@@ -187,6 +187,20 @@ class TestCheckpoints:
         with pytest.raises(ModelFormatError, match=r"under key='nothing'; there are: 'model', 'ema.shadow'"):
             fastrnn.load(blob, key="nothing")
 
+    @pytest.mark.parametrize("new", [True, False])
+    def test_tensors_beside_the_state_dict_are_no_weights(self, new):
+        module = nn.GRU(5, 8, batch_first=True)
+        around = {"loss": torch.tensor(0.3), "run": {"rng": torch.ones(9), "state_dict": module.state_dict()}}
+        model = fastrnn.load(saved(around, _use_new_zipfile_serialization=new))
+        x = torch.randn(2, 6, 5)
+        np.testing.assert_allclose(model(x.numpy()), module(x)[0].detach(), atol=1e-6)
+        assert "left out what lies beside the state dict: loss, rng" in model.graph.notes
+
+    def test_a_dict_under_two_names_is_found_by_both(self):
+        state = nn.GRU(5, 8).state_dict()
+        blob = saved({"model": state, "ema": state})
+        assert fastrnn.load(blob, key="ema").graph.nodes == fastrnn.load(blob).graph.nodes
+
     def test_no_tensors(self):
         with pytest.raises(ModelFormatError, match="no dict of tensors"):
             fastrnn.load(saved({"epoch": 3}))

@@ -187,45 +187,51 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> W
 
 def weights_in(tree, key: str | None, where: str) -> Weights:
     """The state dict in what a file holds; as `read_weights`."""
-    path, found = _state_dict(tree, key, where)
+    path, found, beside = _state_dict(tree, key, where)
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     notes = [f"the state dict is the checkpoint's {path!r}"] if path and key is None else []
+    if beside:
+        notes.append(f"left out what lies beside the state dict: {', '.join(beside)}")
     if any(t.code == "bf16" for t in tensors.values()):
         notes.append("the file's bfloat16 computes in float32")
     arrays, more = unwrapped({name: tensor.array() for name, tensor in tensors.items()})
     return Weights(arrays, where, (*notes, *more))
 
 
-def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict]:
-    """(its path, the dict) of the one dict in `tree` that holds tensors by name."""
+def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]]:
+    """(its path, the dict, names of tensors beside it) of the one dict in `tree` that holds tensors by name."""
     found = dict(_candidates(tree, (), set()))
     names = {".".join(path): path for path in found}
     if key is not None:
         if key not in names:
             known = ", ".join(map(repr, names)) or "none"
             raise ModelFormatError(f"{where}: no dict of tensors under key={key!r}; there are: {known}")
-        return key, found[names[key]]
+        return key, found[names[key]], []
     if not found:
         raise ModelFormatError(f"{where}: holds {_kind(tree)} and no dict of tensors by name, so no weights")
-    if len(found) > 1:
-        listed = ", ".join(repr(name) for name in names if name)
+    # A state dict is flat: tensors beside a dict of tensors are a loss, or the state of a random generator.
+    around = found.keys() & {path[:k] for path in found for k in range(len(path))}
+    flat = {path: inner for path, inner in found.items() if path not in around}
+    if len({id(inner) for inner in flat.values()}) > 1:
+        listed = ", ".join(repr(".".join(path)) for path in found if path)
         raise ModelFormatError(f"{where}: several dicts of tensors; say which is the model's with key=: {listed}")
-    ((name, path),) = names.items()
-    return name, found[path]
+    path, inner = next(iter(flat.items()))
+    beside = [name for p in sorted(around) for name, value in found[p].items() if isinstance(value, Tensor)]
+    return ".".join(path), inner, beside
 
 
 def _candidates(tree, path: tuple[str, ...], seen: set[int]):
     """(path, dict) of each dict that holds tensors by name. Those under a number are an optimizer's and no weights.
 
-    Each dict is visited once: a hostile file may hang one into another over and over.
+    Each dict is searched once, however often it occurs: a hostile file may hang one into another over and over.
     """
-    if not isinstance(tree, dict) or len(path) > MAX_DEPTH or id(tree) in seen:
-        return
-    seen.add(id(tree))
-    if not all(isinstance(name, str) for name in tree):
+    if not isinstance(tree, dict) or len(path) > MAX_DEPTH or not all(isinstance(name, str) for name in tree):
         return
     if any(isinstance(value, Tensor) for value in tree.values()):
         yield path, tree
+    if id(tree) in seen:
+        return
+    seen.add(id(tree))
     for name, value in tree.items():
         yield from _candidates(value, (*path, name), seen)
 
