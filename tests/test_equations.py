@@ -90,7 +90,28 @@ IN_OTHER_WORDS = {
         {"Wr": (4, 3), "Wz": (4, 3), "Wn": (4, 3), "Rr": (4, 4), "Rz": (4, 4), "Rn": (4, 4)}),
     "also read one step late": (
         "rnn", "h = tanh(W @ x + R @ prev(h)); y = V @ prev(h)", {"W": (4, 3), "R": (4, 4), "V": (2, 4)}),
+    "also read three steps late": (
+        "rnn", "h = tanh(W @ x + R @ prev(h)); y = V @ prev(h, 3)", {"W": (4, 3), "R": (4, 4), "V": (2, 4)}),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("also", ["h + prev(c)", "h + prev(c, 2)", "prev(f) * h"])
+def test_a_cell_whose_inside_others_read_one_step_late(also):
+    """A memory cell's c is not to be had step by step from a cell, so the cycle stays as it is written."""
+    text = f"""f = sigmoid(W @ x + R @ prev(h)); c = f * prev(c) + (1 - f) * tanh(V @ x + S @ prev(h))
+    o = sigmoid(V @ x); h = o * tanh(c); y = {also}"""
+    arrays = arrays_of({"W": (4, 3), "R": (4, 4), "V": (4, 3), "S": (4, 4)})
+    feeds = {"x": RNG.normal(size=(2, 6, 3)).astype(np.float32)}
+    (expected,) = reference.run(from_equations(text, arrays), feeds)
+    np.testing.assert_allclose(fastrnn.from_equations(text, **arrays)(feeds["x"]), expected, rtol=0, atol=1e-6)
+
+
+def test_numbers_that_float32_can_not_hold():
+    for where in ({"W": np.full((2, 2), 1e300)}, {"W": np.ones((2, 2)), "initial": {"h": np.full(2, -1e39)}}):
+        with pytest.raises(ModelFormatError, match=r"(W|h).* has numbers up to 1e\+\d+, which float32 can't hold"):
+            fastrnn.from_equations("h = tanh(W @ x + prev(h))", **where)
+    with pytest.raises(ModelFormatError, match="which float32 can't hold"):
+        fastrnn.from_arrays("rnn", W=np.full((2, 2), 1e300), R=np.ones((2, 2)))
 
 
 def arrays_of(shapes):

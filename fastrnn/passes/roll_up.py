@@ -276,12 +276,15 @@ def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
     """The graph with the cell in the cycle's place; unchanged where others read what only the cycle has."""
     values, constants, names = dict(graph.values), dict(graph.constants), {n.name for n in graph.nodes}
     h, *rest = (s.inputs[0] for s in found.states)
-    gone = {n.name for n in loop.nodes}
-    outside = {i for n in graph.nodes if n.name not in gone and n.op != "state" for i in n.inputs} | set(graph.outputs)
+    gone, own = {n.name for n in loop.nodes}, {s.name for s in loop.states}
+    outside = {i for n in graph.nodes if n.name not in gone | own for i in n.inputs} | set(graph.outputs)
     # Of c only its last step can be had, of h that too.
     ends = {name: [n for n in graph.nodes if n.name not in gone and _is_end(graph, n, name)] for name in (h, *rest)}
-    outside -= {c for c in rest if {n.name for n in ends[c]} >= _readers(graph, c, gone) and c not in graph.outputs}
-    if {o for n in loop.nodes for o in n.outputs} & outside - {h}:
+    outside -= {
+        c for c in rest if {n.name for n in ends[c]} >= _readers(graph, c, gone | own) and c not in graph.outputs
+    }
+    within = {o for n in loop.nodes for o in n.outputs} | {s.outputs[0] for s in loop.states if s.inputs[0] != h}
+    if within & outside - {h}:
         return graph
 
     def fresh(text: str, taken) -> str:
@@ -294,7 +297,7 @@ def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
         values[text] = Value(text, dtype, tuple(dims))
         return text
 
-    label, nodes, inputs = fresh(loop.name, names - {s.name for s in loop.states}), [], []
+    label, nodes, inputs = fresh(loop.name, names - own), [], []
     for text, array in zip(("W", "R", "Wb", "Rb", "P"), found.arrays, strict=True):
         inputs.append(None if array is None else add(f"{label}.{text}", "float32", array.shape))
         if array is not None:
@@ -333,7 +336,7 @@ def _is_end(graph: Graph, node: Node, name: str) -> bool:
 
 
 def _readers(graph: Graph, name: str, gone: set[str]) -> set[str]:
-    return {n.name for n in graph.nodes if name in n.inputs and n.name not in gone and n.op != "state"}
+    return {n.name for n in graph.nodes if name in n.inputs and n.name not in gone}
 
 
 def _flat(graph: Graph) -> Iterator[Node]:

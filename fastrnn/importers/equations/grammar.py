@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import ModelFormatError
+from ..builder import as_float32
 
 MAX_TEXT, MAX_LINES, MAX_DEPTH, MAX_AGO, MAX_POWER = 20_000, 500, 60, 64, 16
 EPSILON = 1e-5  # of norm, where the equation names none: that of PyTorch's and of ONNX's layer norm
@@ -91,7 +92,7 @@ def as_array(name: str, value) -> np.ndarray:
         raise ModelFormatError(f"array {name}: {error}") from None
     if array.dtype.kind not in "fiub":
         raise ModelFormatError(f"array {name} is of {array.dtype}; numbers are needed")
-    return array.astype(np.float32).astype(np.float64)
+    return as_float32(array, f"array {name}").astype(np.float64)
 
 
 def _shapes_of(inputs) -> dict[str, tuple | None]:
