@@ -27,6 +27,7 @@ SIZES = ((1, 1), (1, 7), (2, 19), (5, 3))
 TOLERANCE = 1e-4
 # An engine that keeps float16 values rounds each of them by up to 2^-11; a few layers add up to ten of those.
 TOLERANCE_FLOAT16 = 5e-3
+MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
 ENGINES = ("onnxruntime", "torch", "keras", "reference")
 FREE = 3  # for a size that the model leaves open besides those
 MAX_SIZE = 4096  # the largest batch or time that is tried to meet a size that the file has frozen
@@ -161,9 +162,10 @@ def verify(
         path = os.fspath(model)
         # A .fastrnn file has bind and states built in, and refuses them; onnxruntime still needs bind.
         built_in = path.lower().endswith(".fastrnn")
-        given = {"layers": layers, "key": key} if not (built_in and against == "torch") else {}
+        beside = {"layers": layers, "key": key, "config": config}  # of the other engine's file, not of this one
+        given = {} if built_in and against in ("torch", "keras") else beside
         bound = None if built_in and against == "onnxruntime" else bind or None
-        options = {"config": config, "sizes": fixed_sizes, "allow_torch": allow_torch}
+        options = {"sizes": fixed_sizes, "allow_torch": allow_torch}
         options = {name: value for name, value in options.items() if value}
         loaded = load(
             path, bind=bound, states=states or None, float64_as_float32=float64_as_float32, **given, **options
@@ -185,7 +187,7 @@ def verify(
         file = os.fspath(source) if source is not None else path
         if file is None or not file.lower().endswith(KERAS_SUFFIXES):
             raise UnsupportedError(f"Keras needs its own file ({' '.join(KERAS_SUFFIXES)}): give source=, got {file}")
-        other = Keras(file, TOLERANCE)
+        other = Keras(file, TOLERANCE, config)
     else:
         other = _OnnxRuntime(_onnx_file(source if source is not None else path), bind or {})
     shown = str(path) if path is not None else loaded.name
@@ -324,13 +326,23 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
         outputs=tuple(worst.values()),
         runs=tuple(runs),
         skipped=tuple(skipped),
-        notes=(*other.notes, *_told(model.graph), *_unchecked([sizes_of[text] for text in runs], sizes)),
+        notes=(
+            *other.notes,
+            *_told(model.graph),
+            *_too_short(model.graph),
+            *_unchecked([sizes_of[text] for text in runs], sizes),
+        ),
     )
 
 
 def _told(graph: Graph) -> list[str]:
     """What the import noted of onnxruntime."""
     return [note for note in graph.notes if "onnxruntime" in note]
+
+
+def _too_short(graph: Graph) -> list[str]:
+    least = least_steps(graph)
+    return [f"runs have {least} steps and more: of fewer a window of the model sees none"] if least > 1 else []
 
 
 def _unchecked(envs: Sequence[Mapping[str, int]], sizes: Sequence[tuple[int, int]]) -> list[str]:
@@ -409,11 +421,25 @@ def _environments(model: Model, other, sizes) -> list[dict[str, int]]:
             elif isinstance(size, int) and size != dim:
                 raise ShapeError(f"input {name}: {other.title} takes {list(theirs)}, fastrnn {list(mine)}")
     found: list[dict[str, int]] = []
+    more = least_steps(graph, sizes[0][0]) - 1
     for batch, time in sizes:
-        env = {s: pinned.get(s, {"batch": batch, "time": time}.get(s, FREE)) for s in sorted(symbols)}
+        env = {s: pinned.get(s, {"batch": batch, "time": time + more}.get(s, FREE)) for s in sorted(symbols)}
         if env not in found:
             found.append(env)
     return found
+
+
+def least_steps(graph: Graph, batch: int = 1) -> int:
+    """The fewest steps for which each window of a graph has something to look at; 1 where none asks for more."""
+    free = {s for v in graph.values.values() for d in v.dims for s in D.symbols(d)} - {"batch", "time"}
+    sides = {(d, 0) for v in graph.values.values() for d in v.dims if "time" in D.symbols(d)}
+    windows = {o for node in graph.nodes if node.op in ("conv", "pool") for o in node.outputs if o is not None}
+    sides |= {(d, 1) for name in windows for d in graph.values[name].dims if "time" in D.symbols(d)}
+    for steps in range(1, MOST_STEPS):
+        env = {"batch": batch, "time": steps, **dict.fromkeys(free, 3)}
+        if all(D.evaluate(d, env) >= least for d, least in sides):
+            return steps
+    return 1
 
 
 def _solve(name: str, dim: D.Dim, size: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def _configured() -> str | None:
 
 
 class Keras:
-    """A file that Keras runs, on whatever backend it has.
+    """A file that Keras runs, on whatever backend it has; config: of weights alone, as in `fastrnn.load`.
 
     Raises UnsupportedError where Keras is not installed, is of another major version than the file (whose layers it
     would compute otherwise), or can't load the file.
@@ -46,7 +47,7 @@ class Keras:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, path: str | os.PathLike, tolerance: float):
+    def __init__(self, path: str | os.PathLike, tolerance: float, config=None):
         self.tolerance, where = tolerance, os.fspath(path)
         if importlib.util.find_spec("keras") is None:
             raise UnsupportedError(
@@ -61,17 +62,22 @@ class Keras:
                 f"Keras can't be imported ({error}; KERAS_BACKEND names what it computes with): verify "
                 'against="reference"'
             ) from None
-        from .importers.keras import written_by
+        from .importers.keras import config_text, written_by
 
-        written = written_by(where)
-        if written is None or written.split(".")[0] != keras.__version__.split(".")[0]:
+        written = written_by(where, config)
+        if written is None or re.split(r"\D", written)[0] != keras.__version__.split(".")[0]:
+            told = written or "of no version that it names"
             raise UnsupportedError(
-                f"{where} was written by Keras {written}; the installed {keras.__version__} computes some layers of "
+                f"{where} was written by Keras {told}; the installed {keras.__version__} computes some layers of "
                 'another major version otherwise: verify against="reference"'
             )
         self.keras, self.title = keras, f"Keras {keras.__version__}"
         try:
-            self.model = keras.models.load_model(where, compile=False)
+            if config is None:
+                self.model = keras.models.load_model(where, compile=False)
+            else:
+                self.model = keras.models.model_from_json(config_text(config))
+                self.model.load_weights(where)
         except FastRNNError:
             raise
         except Exception as error:  # Keras raises whatever its parts do

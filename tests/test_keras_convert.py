@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.cli import convert_main
+from fastrnn.cli import convert_main, main
 
 ARCHIVE = Path(__file__).resolve().parent / "data" / "keras2.zip"
 pytestmark = [pytest.mark.any_isa, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
@@ -58,6 +58,22 @@ def test_weights_beside_their_config(saved, tmp_path, capsys):
     np.testing.assert_array_equal(fastrnn.load(out)(x), fastrnn.load(saved / "m.keras")(x))
     with pytest.raises(fastrnn.ModelFormatError, match="config="):
         fastrnn.load(weights)
+
+
+def test_weights_beside_their_config_are_compared_with_keras(saved, tmp_path, capsys):
+    weights, config, out = saved / "m.weights.h5", saved / "m.json", tmp_path / "w.fastrnn"
+    assert convert_main([str(weights), "--config", str(config), "-o", str(out), "--verify", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["verify"]
+    assert told["ok"]
+    assert told["against"].startswith("Keras 3")
+    assert main(["verify", str(weights), "--config", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["against"].startswith("Keras 3")
+    assert fastrnn.verify(out, "keras", source=weights, config=config).ok
+
+
+def test_layers_of_a_file_that_has_its_own(saved):
+    with pytest.raises(fastrnn.ModelFormatError, match=r"has its architecture in it, and takes no layers="):
+        fastrnn.load(saved / "m.keras", layers=["gru:gru"])
 
 
 def test_a_difference_is_found(saved):

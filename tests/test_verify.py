@@ -15,6 +15,8 @@ from fastrnn import dims as D
 from fastrnn import verification as V
 from fastrnn.dims import BATCH, TIME
 from fastrnn.graph import Graph, Node, Value
+from fastrnn.importers.builder import GraphWriter
+from fastrnn.model import Model
 
 DATA = Path(__file__).resolve().parent / "data" / "onnx"
 
@@ -397,3 +399,15 @@ class TestKerasBackend:
         assert cli.main(["verify", str(weights)]) == 0
         out = capsys.readouterr().out
         assert "compared with the float64 reference: Keras needs its own file" in out
+
+
+def test_runs_are_long_enough_for_the_windows():
+    w = GraphWriter("pooled")
+    x = w.input("x", "float32", (BATCH, 2, TIME))
+    how = {"fn": "mean", "dilations": (1,), "count_include_pad": False, "ceil": False, "pads": (0, 0)}
+    y = w.add("pool", x, kernel=(3,), strides=(1,), **how)
+    graph = w.done(w.add("pool", y, kernel=(3,), strides=(3,), **how))
+    report = fastrnn.verify(Model(graph), "reference")
+    assert report.ok
+    assert report.runs == tuple(f"x [{batch}, 2, {steps + 4}]" for batch, steps in V.SIZES)
+    assert "runs have 5 steps and more: of fewer a window of the model sees none" in report.notes

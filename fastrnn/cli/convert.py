@@ -117,6 +117,7 @@ def check(saved: fastrnn.Model, args: argparse.Namespace, target: Path) -> tuple
         return named(fastrnn.verify(saved, against="reference"), target), why
     given: dict[str, Any] = {"bind": dict(args.bind)} if judge == "onnxruntime" else {}
     given |= {"layers": args.layers, "key": args.key} if judge == "torch" else {}
+    given |= {"config": args.config} if judge == "keras" else {}
     try:
         return named(fastrnn.verify(saved, judge, source=args.model, **given), target), None
     except fastrnn.UnsupportedError as error:  # what the framework itself can't load, or has no module for

@@ -35,7 +35,9 @@ def opened(source) -> Iterator[H5]:
     else:
         handle = open(source, "rb")  # noqa: SIM115 - closed below; HDF5 itself would say of a missing file only "unable"
         size = handle.seek(0, io.SEEK_END)
-        handle.seek(0)
+    handle.seek(0)
+    zipped = handle.read(4) == b"PK\x03\x04"
+    handle.seek(0)
     try:
         with h5py.File(handle, "r") as file:
             yield H5(file, where, size)
@@ -51,6 +53,9 @@ def opened(source) -> Iterator[H5]:
         MemoryError,
         RecursionError,
     ) as error:
+        if zipped:
+            text = "a zip, as a .keras file is: that has its architecture in it, and takes no layers="
+            raise ModelFormatError(f"{where}: {text}") from None
         raise ModelFormatError(f"{where}: not an HDF5 file, or a damaged one ({error!s:.200})") from None
     finally:
         handle.close()

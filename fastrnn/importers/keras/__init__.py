@@ -80,8 +80,14 @@ def _from_h5(source, where: str, config, float64: bool) -> Graph:
     return _located(where, lambda: build(root, told, tensors, float64=float64))
 
 
-def written_by(path) -> str | None:
-    """The version of Keras that a file at a path names; None where it names none, or is no Keras file."""
+def config_text(config) -> str:
+    """The text of a config that is given as a text, a dict, or a path."""
+    return json.dumps(_given_config(config))
+
+
+def written_by(path, config=None) -> str | None:
+    """The version of Keras that a file at a path names, or that the config beside its weights shows; None where it
+    names none, or is no Keras file."""
     try:
         with open(path, "rb") as file:
             zipped = is_keras(file.read(8))
@@ -90,7 +96,11 @@ def written_by(path) -> str | None:
                 entries = _entries(archive, str(path))
                 return parse(_entry(archive, entries, "metadata.json", 1 << 20, str(path))).get("keras_version")
         with opened(path) as h5:
-            return h5.text("keras_version")
+            named = h5.text("keras_version")
+        if config is None:
+            return named
+        data = _given_config(config)
+        return version_of(data.get("keras_version") or named, data).text
     except (ModelFormatError, zipfile.BadZipFile):
         return None
 
