@@ -172,12 +172,28 @@ def test_zip_bombs_and_strange_entries():
     bomb = archive(config=" " * (1 << 27))
     assert len(bomb) < 1 << 20
     refused(bomb, "unpacks|characters")
+    refused(archive(h5=weights() + bytes(1 << 22)), "model.weights.h5 unpacks from")
     refused(archive(extra=[("../evil", b"x")]), r"\.\./evil")
     refused(archive(extra=[("code.py", b"import os")]), "code.py")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
         file.writestr("config.json", "{}")
     refused(out.getvalue() + b"model.weights.h5", "metadata.json|class_name|not a .keras")
+
+
+def test_an_entry_before_the_beginning_of_the_file(tmp_path):
+    blob = bytearray(archive())
+    at = blob.rindex(b"PK\x05\x06") + 16  # where the directory begins
+    blob[at : at + 4] = (int.from_bytes(blob[at : at + 4], "little") + 9).to_bytes(4, "little")
+    path = tmp_path / "m.keras"
+    path.write_bytes(blob)
+    refused(path, "damaged")
+
+
+def test_an_error_names_its_layer_once(tmp_path):
+    with pytest.raises(ModelFormatError) as caught:
+        fastrnn.load(archive(config=sequential(dense(units=-1))))
+    assert str(caught.value).count("layer ") == 1
 
 
 def test_truncated_and_damaged_files():

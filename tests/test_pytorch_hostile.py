@@ -130,6 +130,16 @@ def test_a_plain_pickle_and_an_old_tar():
         files.read_tree(b"hello", "m.pt")
 
 
+def test_an_entry_before_the_beginning_of_the_file(tmp_path):
+    blob = bytearray(rewritten({}))
+    at = blob.rindex(b"PK\x05\x06") + 16  # where the directory begins
+    blob[at : at + 4] = (int.from_bytes(blob[at : at + 4], "little") + 9).to_bytes(4, "little")
+    path = tmp_path / "m.pt"
+    path.write_bytes(blob)
+    with pytest.raises(ModelFormatError, match="damaged"):
+        fastrnn.load(path)
+
+
 def test_zip_bombs():
     """Compressed entries, and entries that claim more bytes than the file has."""
     bomb = rewritten({"data/0": bytes(200_000_000)}, method=zipfile.ZIP_DEFLATED)

@@ -23,13 +23,16 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @contextmanager
-def opened(source) -> Iterator[H5]:
-    """The HDF5 file at a path or in bytes, open while the `with` lasts. Raises ModelFormatError for whatever is wrong
-    with it, OSError where it can't be read at all."""
+def opened(source, where: str | None = None) -> Iterator[H5]:
+    """The HDF5 file at a path or in bytes, open while the `with` lasts; where: its name in errors.
+
+    Raises ModelFormatError for whatever is wrong with it, OSError where it can't be read at all.
+    """
     import h5py
 
-    where = "bytes" if isinstance(source, bytes | bytearray | memoryview) else str(source)
-    if where == "bytes":
+    in_memory = isinstance(source, bytes | bytearray | memoryview)
+    where = where or ("bytes" if in_memory else str(source))
+    if in_memory:
         blob = bytes(source)
         size, handle = len(blob), io.BytesIO(blob)
     else:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -29,6 +30,7 @@ from .walk import build, check_known
 _FILES = frozenset(("config.json", "metadata.json", "model.weights.h5"))
 _MOST_ENTRIES = 64
 _MOST_GROWTH = 1100  # unpacked bytes a packed one: deflate can't give more than 1,032
+_MOST_GROWTH_OF_WEIGHTS = 16  # Keras packs nothing; numbers of a trained model packed by hand shrink by a tenth
 _MOST_BYTES = 1 << 36
 T = TypeVar("T")
 
@@ -120,14 +122,19 @@ def _from_zip(source, where: str, float64: bool) -> Graph:
             entries = _entries(archive, where)
             config = parse(_entry(archive, entries, "config.json", MAX_TEXT, where))
             metadata = parse(_entry(archive, entries, "metadata.json", 1 << 20, where))
-            blob = _entry(archive, entries, "model.weights.h5", _MOST_BYTES, where)
+            blob = _entry(archive, entries, "model.weights.h5", _MOST_BYTES, where, _MOST_GROWTH_OF_WEIGHTS)
+    except ModelFormatError:
+        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the disk's; else a place that no file has
+            raise
+        raise ModelFormatError(f"{where}: a damaged .keras file: an entry lies before its beginning") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         raise ModelFormatError(f"{where}: not a .keras file, or a damaged one ({error!s:.200})") from None
     version = metadata.get("keras_version")
     if not isinstance(version, str):
         raise ModelFormatError(f"{where}: its metadata names no keras_version")
-    with opened(blob) as file:
-        file.where = f"{where}: model.weights.h5"
+    with opened(blob, f"{where}: model.weights.h5") as file:
         root, told, tensors = _located(where, lambda: _read(config, version, file))
     return _located(where, lambda: build(root, told, tensors, float64=float64))
 
@@ -144,12 +151,14 @@ def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
     return {i.filename: i for i in infos}
 
 
-def _entry(archive: zipfile.ZipFile, entries: dict, name: str, most: int, where: str) -> bytes:
+def _entry(
+    archive: zipfile.ZipFile, entries: dict, name: str, most: int, where: str, growth: int = _MOST_GROWTH
+) -> bytes:
     """The bytes of an entry, never more than it says, nor than its packed size can make."""
     info = entries.get(name)
     if info is None:
         raise ModelFormatError(f"{where}: it has no {name}")
-    if info.file_size > min(most, 4096 + _MOST_GROWTH * info.compress_size):
+    if info.file_size > min(most, 4096 + growth * info.compress_size):
         raise ModelFormatError(f"{where}: {name} unpacks from {info.compress_size} to {info.file_size} bytes")
     with archive.open(info) as file:
         data = file.read(info.file_size + 1)

@@ -422,6 +422,8 @@ def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[Tensor]:
     except Finding as error:
         work.problems.append(f"layer {item.path} ({item.kind}): {error}")
         return [UNKNOWN] * _MOST_OUTPUTS
+    except ModelFormatError:
+        raise  # it names the layer
     except (ShapeError, TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         # Whatever a malformed config makes NumPy or Python say; the cause stays attached.
         raise ModelFormatError(f"layer {item.path} ({item.kind}): {error}") from error

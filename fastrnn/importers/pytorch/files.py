@@ -8,6 +8,7 @@ Storages are views of the file's own bytes; what they add up to is bounded by th
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -41,9 +42,13 @@ def read_tree(source: str | os.PathLike | bytes, where: str):
         raise
     except _DAMAGED as error:
         raise ModelFormatError(f"{where}: a damaged PyTorch file ({type(error).__name__}: {error!s:.200})") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ModelFormatError(f"{where}: a damaged PyTorch file: an entry lies before its beginning") from None
 
 
-# What reading a damaged file may raise. (An OSError is the disk's.)
+# What reading a damaged file may raise. (An OSError is the disk's, but for a place that no file has.)
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError, LookupError),
     *(OverflowError, RuntimeError, MemoryError),
