@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +19,17 @@ from fastrnn.graph import Graph
 from fastrnn.model import Model
 
 HERE = Path(__file__).resolve().parent
+WAITS = """
+import os, signal, sys
+import numpy as np
+import fastrnn
+
+fastrnn.load(sys.argv[1], threads=2)(np.zeros((64, 40, 5), np.float32))
+print(len(os.listdir("/proc/self/task")), "threads")
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.kill(os.getpid(), signal.SIGTERM)
+print(int(signal.sigtimedwait({signal.SIGTERM}, 20).si_signo))
+"""
 COUNT = """
 import ctypes, itertools, sys
 import numpy as np
@@ -151,6 +163,16 @@ class TestThreads:
         start = time.process_time()
         time.sleep(0.5)
         assert time.process_time() - start < 0.1
+
+    @pytest.mark.any_isa
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+    def test_a_signal_that_the_program_blocks_does_not_come_to_a_worker(self, tmp_path):
+        """A service that waits for SIGTERM by sigwait: a thread that was made before would take it, and end all."""
+        Model(stack("lstm", H=256)).save(tmp_path / "model.fastrnn")
+        command = [sys.executable, "-c", WAITS, str(tmp_path / "model.fastrnn")]
+        env = os.environ | {"PYTHONPATH": str(HERE.parent), "OPENBLAS_NUM_THREADS": "1"}  # NumPy's own take any signal
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"2 threads\n{int(signal.SIGTERM)}\n", "")
 
     @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

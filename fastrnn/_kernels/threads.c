@@ -1,7 +1,10 @@
+#define _POSIX_C_SOURCE 200809L /* pthread_sigmask, which C99 alone does not have */
+
 #include "threads.h"
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 
 /* A loop is announced by its ticket: loop number (24 bits), chunks (20), next chunk to take (20). Taking a chunk is one
  * compare-and-swap of the whole, so a worker that read an old ticket can't take a chunk of a newer loop; and once it has
@@ -65,7 +68,7 @@ static void *worker(void *number) {
     uint64_t seen = 0;
     for (;;) {
         pthread_mutex_lock(&team->sleep);
-        while (team->call == seen || index >= team->threads - 1) {
+        while (team->call == seen || index >= __atomic_load_n(&team->threads, __ATOMIC_RELAXED) - 1) {
             seen = team->call;
             pthread_cond_wait(&team->wake, &team->sleep);
         }
@@ -95,6 +98,24 @@ static void forget_workers(void) {
     taken = 0;
 }
 
+/* One more worker; 0 where there is none to be had. Signals are the program's: one that it blocks in its own threads (to
+ * wait for it by sigwait) must not come to a worker that was made before, where its default is the end of the process.
+ * Faults of the worker itself stay open, or nobody could report them. */
+static int add_worker(frnn_team *team) {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    sigset_t all, before;
+    pthread_t thread;
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) sigdelset(&all, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* a thread begins with its maker's */
+    int failed = pthread_create(&thread, NULL, worker, (void *)(intptr_t)team->workers);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) return 0;
+    pthread_detach(thread);
+    team->workers++;
+    return 1;
+}
+
 frnn_team *frnn_team_begin(int threads) {
     frnn_team *team = &the_team;
     int free_now = 0;
@@ -104,12 +125,8 @@ frnn_team *frnn_team_begin(int threads) {
         return NULL;
     }
     if (!fork_watched) fork_watched = pthread_atfork(NULL, NULL, forget_workers) == 0;
-    while (fork_watched && team->workers < threads - 1) {
-        pthread_t thread;
-        if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)team->workers) != 0) break;
-        pthread_detach(thread);
-        team->workers++;
-    }
+    int can_add = fork_watched;
+    while (can_add && team->workers < threads - 1) can_add = add_worker(team);
     if (team->workers == 0) {
         __atomic_store_n(&taken, 0, __ATOMIC_RELEASE);
         return NULL;
@@ -128,7 +145,7 @@ void frnn_team_end(frnn_team *team) {
     __atomic_store_n(&taken, 0, __ATOMIC_RELEASE);
 }
 
-int frnn_team_size(const frnn_team *team) { return team ? team->threads : 1; }
+int frnn_team_size(const frnn_team *team) { return team ? __atomic_load_n(&team->threads, __ATOMIC_RELAXED) : 1; }
 
 void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) {
     if (!team || chunks < 2 || chunks > MOST_CHUNKS) {
