@@ -11,8 +11,8 @@ import numpy as np
 
 from . import artifact, forks, lowering, passes, streaming, threadpools
 from . import dims as D
-from ._executor import Program
-from .arguments import Argument, argument_of, as_dtype, collect, solve_sizes, whole_number
+from ._executor import Program, StreamParts
+from .arguments import Argument, argument_of, as_dtype, collect, plain_forms, solve_sizes, whole_number
 from .cpu import MAX_THREADS, thread_info
 from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .follow import follow
@@ -32,6 +32,8 @@ DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps where its opene
 KEPT_SIZES = 8  # of other free sizes, each a model of its own
 KEPT_CONTEXTS = 8  # programs of other bounds of attention; streams hold their own
 MOST_CONTEXT = 1 << 24  # steps; more is a typing error
+KEPT_PARTS = 16  # of streams of other batch sizes and bounds; streams hold their own
+MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
 KEPT_SHAPES = 64  # of inputs, whose sizes are known: solving them takes 10 us
 
 
@@ -89,6 +91,7 @@ class Model:
         self._lock = forks.Lock()
         self._programs: dict[tuple, Program] = {}
         self._layouts: dict[Context | None, streaming.StateLayout] = {}
+        self._parts: dict[tuple[int | None, Context | None], StreamParts] = {}
         self._problems: list[str] | None = None
         self._fingerprint: str | None = None
         self._inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
@@ -316,7 +319,10 @@ class Model:
         """
         paced = not self._streaming_problems() and not self._timetable.plain
         bound = self._context(context, at_context)
-        return PacedStream(self, batch_size, bound) if paced else Stream(self, batch_size, bound)
+        if batch_size is not None:
+            batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
+        parts = self._stream_parts(batch_size, bound)
+        return PacedStream(self, parts) if paced else Stream(self, parts)
 
     @property
     def delay(self) -> int:
@@ -354,17 +360,28 @@ class Model:
         bound = self._context(context, at_context)
         return PacedPool(self, capacity, bound) if paced else StreamPool(self, capacity, bound)
 
-    def _stream_parts(
-        self, batch_size: int | None, context: Context | None = None
-    ) -> tuple[Program, streaming.StateLayout, list[Argument], list[Argument]]:
-        """What a `Stream` is made of. context: as `_context` gives it."""
+    def _stream_parts(self, batch_size: int | None, context: Context | None = None) -> StreamParts:
+        """What all such streams share; pools take those without a batch size. context: as `_context` gives it."""
+        key = batch_size, context
+        found = self._parts.get(key)
+        if found is None:
+            found = self._make_parts(batch_size, context)
+            with self._lock:
+                self._parts[key] = found
+                while len(self._parts) > KEPT_PARTS:
+                    del self._parts[next(iter(self._parts))]
+        return found
+
+    def _make_parts(self, batch_size: int | None, context: Context | None) -> StreamParts:
         self._check_streamable()
-        program = self._program("stream", context)
-        layout = self._stream_layout(context)
+        if self._open_sizes:
+            return StreamParts(batch_size, context)
+        program, layout = self._program("stream", context), self._stream_layout(context)
         has_batch, inputs, outputs = self._stream_arguments
         if batch_size not in (None, 1) and not has_batch:
             raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
-        return program, layout, inputs, outputs
+        forms = plain_forms(inputs, outputs, batch_size)
+        return StreamParts(batch_size, context, self._given_sizes, program, layout, inputs, outputs, forms)
 
     def _check_streamable(self) -> None:
         found = self._streaming_problems()

@@ -49,7 +49,8 @@ class StreamPool(PoolCore):
 
     def _lay_out(self, model: Model) -> None:
         """Make the slab. A model that leaves sizes open comes here at the first step, with those of that step."""
-        program, layout, inputs, outputs = model._stream_parts(None, self._context)
+        parts = model._stream_parts(None, self._context)
+        program, inputs, outputs = parts.program, parts.inputs, parts.outputs
         plan, sides = program.plan, (*inputs, *outputs)
         shared = not all(a.batched for a in sides)
         batch = plan.has_batch
@@ -63,9 +64,9 @@ class StreamPool(PoolCore):
         row_flops = float(D.evaluate(plan.flops, sizes | {"batch": 1}))
         forms = [] if shared else plain_forms(inputs, outputs)
         with _memory_for(model, self.capacity):
-            self._begin(program, layout.initial_row, batch, shared, row_bytes, row_flops, forms)
-        self._sized, self._layout, self._inputs, self._outputs = model, layout, inputs, outputs
-        self._names = [a.name for a in inputs]
+            self._begin(program, parts.layout.initial_row, batch, shared, row_bytes, row_flops, forms)
+        self._parts, self._layout, self._inputs, self._outputs = parts, parts.layout, inputs, outputs
+        self._names = parts.names
 
     # -- slots --
     def open(self) -> int:
@@ -271,7 +272,7 @@ class StreamPool(PoolCore):
         self._require_sizes()
         steps = np.array([self._steps(int(p)) for p in places], np.int64)
         rows, ended = self._layout.rows(self.slab[places]), np.zeros(len(steps), np.bool_)
-        return snapshots.Snapshot(steps, rows, slots, self._sized._given_sizes, ended, {})
+        return snapshots.Snapshot(steps, rows, slots, self._parts.sizes, ended, {})
 
     def restore(self, source) -> int:
         """A new slot that goes on where a snapshot was taken, with the same bits on the same instruction set.
@@ -311,8 +312,8 @@ class StreamPool(PoolCore):
             raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")
         if self.program is None:
             self._lay_out(self.model._sized_as(taken.sizes))
-        elif taken.sizes != self._sized._given_sizes:
-            raise StateError(f"the snapshot has the sizes {taken.sizes}, this pool {self._sized._given_sizes}")
+        elif taken.sizes != self._parts.sizes:
+            raise StateError(f"the snapshot has the sizes {taken.sizes}, this pool {self._parts.sizes}")
         rows = np.empty((n, self.slab.shape[1]), np.float32)
         self._layout.load_rows(rows, taken.rows)
         slots = [self._open() for _ in range(n)]

@@ -233,8 +233,9 @@ class Call:
             self.kind = "step" if steps == 1 else "push"
             stream = model.stream(batch_size=None if batch == 1 else batch)
             self.program = stream.program
-            self.plain = bool(plain_forms(stream._inputs, stream._outputs, stream.batch_size))
-            shapes = [a.step_shape(stream.batch_size) for a in stream._inputs]
+            parts = stream._parts
+            self.plain = bool(plain_forms(parts.inputs, parts.outputs, stream.batch_size))
+            shapes = [a.step_shape(stream.batch_size) for a in parts.inputs]
             x = _feeds(plain, shapes, seed)
             if self.kind == "push":
                 at = 0 if batch == 1 else 1

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import snapshots, states
-from ._executor import StreamCore
-from .arguments import check_out, collect, deliver, plain_forms, whole_number
+from ._executor import StreamCore, StreamParts
+from .arguments import check_out, collect, deliver
 from .errors import ShapeError, StateError, StreamError
 
 if TYPE_CHECKING:
-    from .lowering_attention import Context
     from .model import Model
-
-
-MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
 
 
 class Stream(StreamCore):
@@ -26,40 +21,39 @@ class Stream(StreamCore):
     Streams of one model are independent and may run in different threads at the same time; one stream may be used
     by one thread at a time (a second one gets a `StreamError`). Outputs have the same bits, however the input is
     cut into steps and chunks, and whatever the batch size.
+
+    Attributes
+    ----------
+    model : the Model
+    batch_size : None, or how many rows are in lock-step
+    steps_done : steps taken since opening, `reset` or `restore`
     """
 
-    def __init__(self, model: Model, batch_size: int | None, context: Context | None = None):
-        if batch_size is not None:
-            batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
-        self.model = model
-        self.batch_size = batch_size
-        self._context = context
-        model._check_streamable()
-        if not model._open_sizes:
-            self._begin(model)
+    __slots__ = ("__weakref__", "model")  # and no dict: thousands of streams cost their states
 
-    def _begin(self, model: Model) -> None:
-        """Lay out the state. A model that leaves sizes open comes here at its first step, with those of that step."""
-        batch_size, self._sized = self.batch_size, model
-        program, layout, inputs, outputs = model._stream_parts(batch_size, self._context)
-        self._names = [a.name for a in inputs]
-        self._layout, self._inputs, self._outputs = layout, inputs, outputs
-        slab = np.empty((batch_size or 1, layout.size), np.float32)
-        slab[:] = layout.initial_row
-        sides = (*inputs, *outputs)
-        forms = plain_forms(inputs, outputs, batch_size)
-        self._open(program, batch_size or 1, slab, bool(forms), *(forms or (None, None)))
-        self._time_axis = len(inputs[0]._lead(batch_size)) if inputs else 0
-        self._plain_shape = inputs[0].step_shape(batch_size) if forms and all(a.timed for a in sides) else None
+    def __init__(self, model: Model, parts: StreamParts):
+        self.model = model
+        self._begin(parts)
+
+    def _size_like(self, x) -> None:
+        """Lay out the state for the sizes of x, the argument of a first step or push, where the model leaves them
+        open."""
+        with self._held():
+            if self.program is None:
+                self._begin_sized(self.model._sized_like(x))
+
+    def _begin_sized(self, sized: Model) -> None:
+        self._begin(sized._stream_parts(self.batch_size, self._parts.context))
 
     def _step_general(self, x, out):
         """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""
         if self.program is None:
-            self._begin(self.model._sized_like(x))
+            self._size_like(x)
             return self.step(x, out)
-        outs = check_out(self._outputs, out, self.batch_size)
-        arrays = [a.check_step(v, self.batch_size) for a, v in zip(self._inputs, collect(self._names, x), strict=True)]
-        results = [np.empty(o.step_shape(self.batch_size), o.stored) for o in self._outputs]
+        inputs, outputs, batch = self._parts.inputs, self._parts.outputs, self.batch_size
+        outs = check_out(outputs, out, batch)
+        arrays = [a.check_step(v, batch) for a, v in zip(inputs, collect(self._parts.names, x), strict=True)]
+        results = [np.empty(o.step_shape(batch), o.stored) for o in outputs]
         self._advance(arrays, results, [0] * len(arrays), [0] * len(results), 1)
         return deliver(results, outs)
 
@@ -83,32 +77,37 @@ class Stream(StreamCore):
         ShapeError, StreamError : as `step`.
         """
         if self.program is None:
-            self._begin(self.model._sized_like(chunk))
-        batch = self.batch_size
+            self._size_like(chunk)
+        inputs, outputs, batch = self._parts.inputs, self._parts.outputs, self.batch_size
         if self._is_plain(chunk):
-            span = chunk.shape[self._time_axis]
-            result = np.empty(self._outputs[0].chunk_shape(batch, span), np.float32)
-            self._advance([chunk], [result], [self._inputs[0].step_bytes], [self._outputs[0].step_bytes], span)
+            span = chunk.shape[self._parts.time_axis]
+            result = np.empty(outputs[0].chunk_shape(batch, span), np.float32)
+            self._advance([chunk], [result], [inputs[0].step_bytes], [outputs[0].step_bytes], span)
             return result
-        given = collect(self._names, chunk)
-        arrays = [a.check_chunk(v, batch) for a, v in zip(self._inputs, given, strict=True)]
-        lengths = {a.name: a.steps(v, batch) for a, v in zip(self._inputs, arrays, strict=True) if a.timed}
-        if len(set(lengths.values())) != 1:
-            raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
-        span = next(iter(lengths.values()))
-        results = [np.empty(o.chunk_shape(batch, span), o.stored) for o in self._outputs]
-        strides = [[a.step_bytes if a.timed else 0 for a in side] for side in (self._inputs, self._outputs)]
+        arrays, span = self._checked_chunk(chunk)
+        results = [np.empty(o.chunk_shape(batch, span), o.stored) for o in outputs]
+        strides = [[a.step_bytes if a.timed else 0 for a in side] for side in (inputs, outputs)]
         self._advance(arrays, results, *strides, span)
         if span == 0:
-            results = [r if o.timed else None for o, r in zip(self._outputs, results, strict=True)]
+            results = [r if o.timed else None for o, r in zip(outputs, results, strict=True)]
         return deliver(results, None)
+
+    def _checked_chunk(self, chunk) -> tuple[list[np.ndarray], int]:
+        """The arrays of all inputs of a chunk, and its steps."""
+        inputs, batch = self._parts.inputs, self.batch_size
+        arrays = [a.check_chunk(v, batch) for a, v in zip(inputs, collect(self._parts.names, chunk), strict=True)]
+        lengths = {a.name: a.steps(v, batch) for a, v in zip(inputs, arrays, strict=True) if a.timed}
+        if len(set(lengths.values())) != 1:
+            raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
+        return arrays, next(iter(lengths.values()))
 
     def _is_plain(self, chunk) -> bool:
         """A chunk that needs no check besides this one, in a model of one input and one output: 2 us instead of 14."""
-        if type(chunk) is not np.ndarray or self._plain_shape is None or chunk.dtype != np.float32:
+        plain = self._parts.plain_shape
+        if type(chunk) is not np.ndarray or plain is None or chunk.dtype != np.float32:
             return False
-        axis, shape, flags = self._time_axis, chunk.shape, chunk.flags
-        return shape[:axis] + shape[axis + 1 :] == self._plain_shape and flags.c_contiguous and flags.aligned
+        axis, shape, flags = self._parts.time_axis, chunk.shape, chunk.flags
+        return shape[:axis] + shape[axis + 1 :] == plain and flags.c_contiguous and flags.aligned
 
     @property
     def state(self) -> dict[str, np.ndarray]:
@@ -118,31 +117,37 @@ class Stream(StreamCore):
         [batch_size, hidden_size].
         """
         with self._alone():
-            return states.exported(self._layout, self.model.graph, self.slab, self.batch_size is None)
+            return self._states()
 
     @state.setter
     def state(self, new):
         with self._alone():
-            states.load(self._layout, self.model.graph, self.slab, new, self.batch_size is None)
+            self._set_states(new)
+
+    def _states(self) -> dict[str, np.ndarray]:
+        """`state`, of a stream that is held."""
+        return states.exported(self._parts.layout, self.model.graph, self.slab, self.batch_size is None)
+
+    def _set_states(self, new) -> None:
+        """Inverse of `_states`."""
+        states.load(self._parts.layout, self.model.graph, self.slab, new, self.batch_size is None)
 
     def reset(self) -> None:
         """Back to the initial state, as after opening; sizes that the first step fixed stay."""
-        if self.program is None:
-            return
-        with self._alone():
-            self.slab[:] = self._layout.initial_row
+        with self._held():
+            if self.program is not None:
+                self.slab[:] = self._parts.layout.initial_row
             self.steps_done = 0
+            self._set_tail(False, [])
 
     def copy(self) -> Stream:
         """An independent stream in the same state."""
-        other = type(self)(self.model, self.batch_size, self._context)
-        if self.program is None:
-            return other
-        if other.program is None:
-            other._begin(self._sized)
-        with self._alone():
-            other.slab[:] = self.slab
+        with self._held():
+            other = type(self)(self.model, self._parts)
+            if self.program is not None:
+                other.slab[:] = self.slab
             other.steps_done = self.steps_done
+            other._set_tail(*self._own_tail())
         return other
 
     __copy__ = copy
@@ -153,17 +158,12 @@ class Stream(StreamCore):
     def __reduce__(self):
         raise TypeError("a stream can't be pickled: keep a `snapshot`, and the model as a .fastrnn file")
 
-    @contextmanager
     def _alone(self):
-        """Hold the stream: a thread that uses it meanwhile gets a StreamError."""
+        """Hold the stream, a context manager: a thread that uses it meanwhile gets a StreamError."""
         if self.program is None:
             text = ", ".join(self.model._open_sizes)
             raise StreamError(f"{text} is known from the first step on: take one, or load the model with sizes=")
-        self._hold()
-        try:
-            yield
-        finally:
-            self._release()
+        return self._held()
 
     def snapshot(self, path=None) -> bytes:
         """The stream's state and step count as bytes, for `restore` here or in another process; see `snapshots.py`.
@@ -177,9 +177,9 @@ class Stream(StreamCore):
         StreamError : another thread is using this stream. OSError : the file can't be written.
         """
         with self._alone():
-            rows, n, (ended, still) = self._layout.rows(self.slab), self.slab.shape[0], self._tail()
-            steps, sizes = np.full(n, self.steps_done), self._sized._given_sizes
-            taken = snapshots.Snapshot(steps, rows, None, sizes, np.full(n, ended), still)
+            n, (ended, still) = self.batch, self._tail()
+            rows, steps = self._parts.layout.rows(self.slab), np.full(n, self.steps_done)
+            taken = snapshots.Snapshot(steps, rows, None, self._parts.sizes, np.full(n, ended), still)
         return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
 
     def restore(self, source) -> None:
@@ -192,7 +192,7 @@ class Stream(StreamCore):
         Raises
         ------
         StateError : a damaged, truncated or later snapshot, one of another model or of another number of streams.
-        Nothing has changed then.
+        StreamError : another thread is using this stream. Nothing has changed then.
         """
         taken = snapshots.read(source, self.model.fingerprint, self.model.name)
         n = self.batch_size or 1
@@ -201,13 +201,13 @@ class Stream(StreamCore):
             raise StateError(f"the snapshot is of {kind}, this stream has {n} row{'s' * (n > 1)}")
         if (taken.steps != taken.steps[0]).any() or (taken.ended != taken.ended[0]).any():
             raise StateError("the snapshot's streams have taken different numbers of steps, rows in lock-step have not")
-        if self.program is None:
-            self._begin(self.model._sized_as(taken.sizes))
-        elif taken.sizes != self._sized._given_sizes:
-            raise StateError(f"the snapshot has the sizes {taken.sizes}, this stream {self._sized._given_sizes}")
-        with self._alone():
+        with self._held():
+            if self.program is None:
+                self._begin_sized(self.model._sized_as(taken.sizes))
+            elif taken.sizes != self._parts.sizes:
+                raise StateError(f"the snapshot has the sizes {taken.sizes}, this stream {self._parts.sizes}")
             tail = self._checked_tail(bool(taken.ended[0]), taken.still)
-            self._layout.load_rows(self.slab, taken.rows)
+            self._parts.layout.load_rows(self.slab, taken.rows)
             self.steps_done = int(taken.steps[0])
             self._set_tail(*tail)
 
@@ -221,6 +221,10 @@ class Stream(StreamCore):
         if ended or still:
             raise StateError("the snapshot is of a stream that looks ahead, which this model's do not")
         return ended, []
+
+    def _own_tail(self) -> tuple[bool, list]:
+        """What `_set_tail` takes."""
+        return False, []
 
     def _set_tail(self, ended: bool, still: list) -> None:
         """Inverse of `_tail`, second half."""
@@ -238,8 +242,9 @@ class Stream(StreamCore):
         run; its stream takes no more steps until `reset`. Where nothing looks ahead, nothing is held back: a chunk of
         no steps is returned (None for an output that is reduced over time), and the stream may go on.
         """
-        outputs = [np.empty(o.chunk_shape(self.batch_size, 0), o.dtype) if o.timed else None for o in self._outputs]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        with self._alone():
+            outs = self._parts.outputs
+        return deliver([np.empty(o.chunk_shape(self.batch_size, 0), o.stored) if o.timed else None for o in outs], None)
 
     def __repr__(self):
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"

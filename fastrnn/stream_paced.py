@@ -11,16 +11,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._executor import StreamParts
 from .arguments import as_dtype, check_out, collect, deliver
-from .errors import ShapeError, StateError, StreamError
+from .errors import StateError, StreamError
 from .stream import Stream
+from .timetable import Timetable
 
 if TYPE_CHECKING:
-    from .lowering_attention import Context
     from .model import Model
+    from .plan import Plan
 
 LARGEST = 64  # steps of one call: powers of two, so that few sizes are bound, whatever the lengths of chunks
 POSITION = "steps_done"  # beside the states: how far the sequence is; -1 after `flush`
+
+
+def check_room(plan: Plan, who: str, taken: int, span: int) -> None:
+    """Raise StreamError where a stream that has taken so many steps can't take `span` more."""
+    if plan.room is not None and taken + span > plan.room:
+        text = f"{plan.room_text}; {who} has taken {taken} steps and is given {span} more"
+        raise StreamError(f"{plan.graph.name}: {text}. reset() begins anew")
+
+
+def take_position(state, name: str) -> tuple[int, dict]:
+    """`steps_done` of a state as its user sees it, -1 after `flush`, and the other entries; StateError without it."""
+    try:
+        position = as_dtype(state[POSITION], "int64", f"state {POSITION}")
+        rest = {k: v for k, v in state.items() if k != POSITION}
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise StateError(f"a state of {name} is a dict that holds {POSITION} too") from None
+    if position.shape != () or position < -1:
+        raise StateError(f"{POSITION} must be one number of steps, got {state[POSITION]!r:.80}")
+    return int(position), rest
 
 
 class PacedStream(Stream):
@@ -32,14 +53,15 @@ class PacedStream(Stream):
     by a second one, on the padding that the end would bring. It is None where that run has no steps to take it of.
     """
 
-    def __init__(self, model: Model, batch_size: int | None, context: Context | None = None):
-        super().__init__(model, batch_size, context)
-        self._timetable = self.program.plan.timetable
-        self._many = [n > 1 for n in self._timetable.most_a_step]
-        self._one = not any(self._many)
-        self._fast = self._one and not self._timetable.guesses
+    __slots__ = ("_still",)
+
+    def __init__(self, model: Model, parts: StreamParts):
         self._still: list = []  # the last arrays of inputs without time, which flush needs again
-        self.ended = False
+        super().__init__(model, parts)
+
+    @property
+    def _timetable(self) -> Timetable:
+        return self._parts.timetable
 
     @property
     def phase(self) -> int:
@@ -49,26 +71,24 @@ class PacedStream(Stream):
     # -- calls --
     def step(self, x, out=None):
         """As `Stream.step`; None (or a tuple with None) where no step of an output comes."""
-        if self.ended:
-            self._refuse()
-        self._check_room(1)
-        if self._fast:
-            y = self._step_paced(self._timetable, x, out)
+        if self._timetable.simple:
+            y = self._step_paced(x, out)
             if y is not NotImplemented:
                 return y
         return self._step_general(x, out)
 
     def _step_general(self, x, out):
-        batch = self.batch_size
-        if out is not None and not self._one:
+        parts, batch, many = self._parts, self.batch_size, self._timetable.many
+        if out is not None and any(many):
             raise StreamError(f"{self.model.name}: a step may bring several steps of an output, so it takes no out")
-        outs = check_out(self._outputs, out, batch)
-        given = collect(self._names, x)
-        arrays = [a.check_step(v, batch) for a, v in zip(self._inputs, given, strict=True)]
-        arrays = [v.reshape(a.chunk_shape(batch, 1)) for a, v in zip(self._inputs, arrays, strict=True)]
-        results = self._take(arrays, 1)
-        for i, (argument, result) in enumerate(zip(self._outputs, results, strict=True)):
-            if result is not None and argument.timed and not self._many[i]:
+        outs = check_out(parts.outputs, out, batch)
+        given = collect(parts.names, x)
+        arrays = [a.check_step(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
+        arrays = [v.reshape(a.chunk_shape(batch, 1)) for a, v in zip(parts.inputs, arrays, strict=True)]
+        with self._held():
+            results = self._take(arrays, 1)
+        for i, (argument, result) in enumerate(zip(parts.outputs, results, strict=True)):
+            if result is not None and argument.timed and not many[i]:
                 result = result.reshape(argument.step_shape(batch)) if result.size or 0 in argument.features else None
             elif result is not None and argument.timed and result.shape[self._axis(argument)] == 0:
                 result = None
@@ -82,68 +102,61 @@ class PacedStream(Stream):
 
     def push(self, chunk):
         """As `Stream.push`; the outputs are those that come with these steps."""
-        if self.ended:
-            self._refuse()
-        given = collect(self._names, chunk)
-        arrays = [a.check_chunk(v, self.batch_size) for a, v in zip(self._inputs, given, strict=True)]
-        lengths = {a.name: a.steps(v, self.batch_size) for a, v in zip(self._inputs, arrays, strict=True) if a.timed}
-        if len(set(lengths.values())) != 1:
-            raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
-        return deliver(self._take(arrays, next(iter(lengths.values()))), None)
+        arrays, span = self._checked_chunk(chunk)
+        with self._held():
+            return deliver(self._take(arrays, span), None)
 
     def flush(self):
         """As `Stream.flush`: what was held back, and the final value of what is reduced over time.
 
         A sequence that is too short for a window of the model, which a whole run refuses, brings nothing more.
         """
-        if self.ended:
-            self._refuse()
-        batch, still = self.batch_size, iter(self._still)
-        if not self._still and not all(a.timed for a in self._inputs):
-            raise StreamError(
-                f"{self.model.name}: flush before the first step, with inputs unknown that have no time axis"
-            )
-        arrays = [np.empty(a.chunk_shape(batch, 0), a.stored) if a.timed else next(still) for a in self._inputs]
-        results = self._take(arrays, 0, final=True)
-        self.ended = True
+        batch, inputs = self.batch_size, self._parts.inputs
+        with self._held():
+            if not self.ended and not self._still and not all(a.timed for a in inputs):
+                raise StreamError(
+                    f"{self.model.name}: flush before the first step, with inputs unknown that have no time axis"
+                )
+            still = iter(self._still)
+            arrays = [
+                np.empty(a.chunk_shape(batch, 0), a.stored) if a.timed else next(still, np.empty(0)) for a in inputs
+            ]
+            results = self._take(arrays, 0, final=True)
+            self.ended = True
         return deliver(results, None)
-
-    def _refuse(self):
-        raise StreamError("this stream was flushed: its sequence is at its end; reset() begins another")
 
     def _check_room(self, span: int) -> None:
         """Raise StreamError where the stream can't take `span` steps more."""
-        plan = self.program.plan
-        if plan.room is not None and self.steps_done + span > plan.room:
-            taken = f"the stream has taken {self.steps_done} steps and is given {span} more"
-            raise StreamError(f"{self.model.name}: {plan.room_text}; {taken}. reset() begins anew")
+        if self.ended:
+            raise StreamError("this stream was flushed: its sequence is at its end; reset() begins another")
+        check_room(self._parts.program.plan, "the stream", self.steps_done, span)
 
     def _axis(self, argument) -> int:
         """The axis of steps in a chunk."""
         return len(argument._lead(self.batch_size))
 
     def _take(self, arrays: list, span: int, final: bool = False) -> list:
-        """Advance by the steps of checked chunks; returns what comes, None for a value over time that is not there."""
+        """Advance the stream, which is held, by the steps of checked chunks; returns what comes, None for a value over
+        time that is not there."""
         self._check_room(span)
-        position, done = self.steps_done, 0
+        parts, position, done = self._parts, self.steps_done, 0
         new = self._timetable.outputs(position, span, final)
         if final and position < self._timetable.least:  # too short for a window of the model: it brings no more
             new, final = (0,) * len(new), False
         results = self._room(new)
         filled = [0] * len(results)
-        self._hold()
         before = self.slab.copy()
         try:
             while done < span or (final and done == span == 0):
                 n = min(LARGEST, 1 << (span - done).bit_length() - 1) if span else 0
                 counts = self._timetable.counts(position + done, n, final and done + n == span)
-                sources = [self._part(a, v, done, n) for a, v in zip(self._inputs, arrays, strict=True)]
+                sources = [self._part(a, v, done, n) for a, v in zip(parts.inputs, arrays, strict=True)]
                 targets = [
                     self._part(o, r, at, k)
-                    for o, r, at, k in zip(self._outputs, results, filled, counts.outputs, strict=True)
+                    for o, r, at, k in zip(parts.outputs, results, filled, counts.outputs, strict=True)
                 ]
                 self._call_paced([*sources, *targets], counts.number)
-                for i, (o, target) in enumerate(zip(self._outputs, targets, strict=True)):
+                for i, (o, target) in enumerate(zip(parts.outputs, targets, strict=True)):
                     if o.timed:
                         self._put(o, results[i], filled[i], target)
                         filled[i] += counts.outputs[i]
@@ -156,32 +169,31 @@ class PacedStream(Stream):
         except BaseException:
             self.slab[...], self.steps_done = before, position
             raise
-        finally:
-            self._release()
-        if span and not all(a.timed for a in self._inputs):  # a chunk of no steps says nothing, not even this
-            self._still = [np.array(v) for a, v in zip(self._inputs, arrays, strict=True) if not a.timed]
+        if span and not all(a.timed for a in parts.inputs):  # a chunk of no steps says nothing, not even this
+            self._still = [np.array(v) for a, v in zip(parts.inputs, arrays, strict=True) if not a.timed]
         nothing = span == 0 and not final
         return [
-            r if o.timed or (n and not nothing) else None for o, n, r in zip(self._outputs, new, results, strict=True)
+            r if o.timed or (n and not nothing) else None for o, n, r in zip(parts.outputs, new, results, strict=True)
         ]
 
     def _room(self, new: tuple[int, ...]) -> list[np.ndarray]:
         """An array for so many new steps of each output."""
-        return [np.empty(o.chunk_shape(self.batch_size, n), o.stored) for o, n in zip(self._outputs, new, strict=True)]
+        both = zip(self._parts.outputs, new, strict=True)
+        return [np.empty(o.chunk_shape(self.batch_size, n), o.stored) for o, n in both]
 
     def _guess(self, arrays: list, results: list, new: tuple[int, ...]) -> tuple[int, ...]:
         """Put values over time as they are if the sequence ended here into `results`; returns `new` with whether each
         is there. The states stay."""
         counts = self._timetable.counts(self.steps_done, 0, True)
-        sources = [self._part(a, v, 0, 0) for a, v in zip(self._inputs, arrays, strict=True)]
+        sources = [self._part(a, v, 0, 0) for a, v in zip(self._parts.inputs, arrays, strict=True)]
         targets, now = self._room(counts.outputs), self.slab.copy()
         try:
             self._call_paced([*sources, *targets], counts.number)
         finally:
             self.slab[...] = now
-        for i, o in enumerate(self._outputs):
+        for i, o in enumerate(self._parts.outputs):
             results[i] = results[i] if o.timed else targets[i]
-        return tuple(n if o.timed else k for o, n, k in zip(self._outputs, new, counts.outputs, strict=True))
+        return tuple(n if o.timed else k for o, n, k in zip(self._parts.outputs, new, counts.outputs, strict=True))
 
     def _part(self, argument, array: np.ndarray, start: int, steps: int) -> np.ndarray:
         """Steps of a chunk as one run of memory: a view where they are one."""
@@ -197,52 +209,34 @@ class PacedStream(Stream):
             array[index] = part
 
     # -- state --
-    @property
-    def state(self) -> dict[str, np.ndarray]:
-        """As `Stream.state`, with `steps_done`: int64, where in the sequence the states belong; -1 after `flush`."""
-        states = super().state
-        return states | {POSITION: np.array(-1 if self.ended else self.steps_done, np.int64)}
+    def _states(self) -> dict[str, np.ndarray]:
+        """With `steps_done`: int64, where in the sequence the states belong; -1 after `flush`."""
+        return super()._states() | {POSITION: np.array(-1 if self.ended else self.steps_done, np.int64)}
 
-    @state.setter
-    def state(self, states):
-        try:
-            position = as_dtype(states[POSITION], "int64", f"state {POSITION}")
-        except (TypeError, KeyError, IndexError):
-            raise StateError(f"a state of {self.model.name} is a dict that holds {POSITION} too") from None
-        if position.shape != () or position < -1:
-            raise StateError(f"{POSITION} must be one number of steps, got {states[POSITION]!r:.80}")
-        Stream.state.fset(self, {k: v for k, v in states.items() if k != POSITION})  # type: ignore[attr-defined]
-        self.ended, self.steps_done = int(position) == -1, max(int(position), 0)
-
-    def reset(self) -> None:
-        """Back to the beginning of a sequence, as after opening."""
-        super().reset()
-        self.ended, self._still = False, []
-
-    def copy(self) -> PacedStream:
-        """An independent stream in the same state."""
-        other = super().copy()
-        assert isinstance(other, PacedStream)
-        other.ended, other._still = self.ended, self._still
-        return other
-
-    __copy__ = copy
+    def _set_states(self, new) -> None:
+        position, states = take_position(new, self.model.name)
+        super()._set_states(states)
+        self.ended, self.steps_done = position == -1, max(position, 0)
 
     def _tail(self) -> tuple[bool, dict[str, np.ndarray]]:
-        n, names = self.slab.shape[0], [a for a in self._inputs if not a.timed]
+        n, names = self.slab.shape[0], [a for a in self._parts.inputs if not a.timed]
         whole = [v if len(a._lead(self.batch_size)) else v[None] for a, v in zip(names, self._still, strict=False)]
         still = {a.name: np.broadcast_to(v, (n, *v.shape[1:])) for a, v in zip(names, whole, strict=False)}
         return self.ended, still
 
     def _checked_tail(self, ended: bool, still: dict[str, np.ndarray]):
         found = []
-        for a in (a for a in self._inputs if not a.timed) if still else ():
+        names = [a for a in self._parts.inputs if not a.timed] if still else []
+        for a in names:
             want = np.empty((self.slab.shape[0], *a.features), a.stored)
             got = still.get(a.name)
-            if got is None or got.shape != want.shape or got.dtype != want.dtype or len(still) > len(self._inputs):
+            if got is None or got.shape != want.shape or got.dtype != want.dtype or len(still) != len(names):
                 raise StateError(f"the snapshot's input {a.name} is not {want.dtype}{list(want.shape)}")
             found.append(np.array(got if len(a._lead(self.batch_size)) else got[0]))
         return ended, found
+
+    def _own_tail(self) -> tuple[bool, list]:
+        return self.ended, self._still
 
     def _set_tail(self, ended: bool, still: list) -> None:
         self.ended, self._still = ended, still

@@ -80,6 +80,8 @@ class Timetable:
     least : steps that a sequence must have, or the whole run refuses it as too short for a window
     guesses : an output is reduced over time, and would see more steps if the sequence ended now
     most_a_step : of each output, the most of its steps that one step of the input brings; 0 for a running value
+    many : of each output, whether a step of the input may bring several of its steps
+    simple : a step brings at most one step of each output, all worked out by one call
     """
 
     def __init__(self):
@@ -224,6 +226,8 @@ class Timetable:
         self.most_a_step = tuple(int(np.diff(self.come[clock]).max()) * n for clock, n in self._output_clocks)
         behind = any(not np.array_equal(a[1:], b[1:]) for a, b in zip(self.come, self.whole, strict=True))
         self.guesses = behind and any(n == 0 for n in self.most_a_step)
+        self.many = tuple(n > 1 for n in self.most_a_step)
+        self.simple = not any(self.many) and not self.guesses
         stop = self.start + self.period
         self._gain = [int(c[stop] - c[self.start]) for c in self.come]  # steps a period
         self._table = [tuple(int(c[n]) for c in self.come) for n in range(stop)]

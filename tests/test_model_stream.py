@@ -486,8 +486,9 @@ class TestRowsAndSteps:
         model = Model(self.graph(lambda b, x: b.add("softmax", x, axis=2, log=False), BATCH, TIME, symbol("width")))
         assert model.streamable
         stream, x = model.stream(batch_size=2), some(2, 3, 7)
-        with pytest.raises(fastrnn.StreamError, match="width is known from the first step on"):
-            _ = stream.state
+        for call in (lambda: stream.state, stream.flush, stream.snapshot):
+            with pytest.raises(fastrnn.StreamError, match="width is known from the first step on"):
+                call()
         with pytest.raises(fastrnn.ShapeError, match="a step has 1 axes"):
             stream.step(np.float32(0))
         stream.reset()

@@ -60,6 +60,16 @@ def biased():
     return b.done(b.add("binary", y, who, fn="add"))
 
 
+def open_size():
+    """A size that the first step tells."""
+    b, rng = GraphBuilder("open"), np.random.default_rng(4)
+    x = b.input("x", "float32", BATCH, TIME, symbol("size"))
+    x = b.add("reduce", x, fn="max", axes=(2,), keepdims=True)
+    y, _ = b.add("cell", b.add("transpose", x, perm=(1, 0, 2)), weights(rng, b, "W", 6, 1),
+                 weights(rng, b, "R", 6, 6), outputs=("y", None), spec=CellSpec("rnn", 1, 6))  # fmt: skip
+    return b.done(b.add("transpose", y, perm=(1, 0, 2)))
+
+
 MODELS = {
     "lstm": Model(stack("lstm", I=4, H=9)),
     "gru": Model(stack("gru", I=4, H=24, time_major=True)),
@@ -355,12 +365,7 @@ class TestRows:
 
     @pytest.mark.parametrize("first", ["step", "push"])
     def test_a_size_that_the_file_leaves_open_comes_with_the_first_step(self, first):
-        b, rng = GraphBuilder("open"), np.random.default_rng(4)
-        x = b.input("x", "float32", BATCH, TIME, symbol("size"))
-        x = b.add("reduce", x, fn="max", axes=(2,), keepdims=True)
-        y, _ = b.add("cell", b.add("transpose", x, perm=(1, 0, 2)), weights(rng, b, "W", 6, 1),
-                     weights(rng, b, "R", 6, 6), outputs=("y", None), spec=CellSpec("rnn", 1, 6))  # fmt: skip
-        model = Model(b.done(b.add("transpose", y, perm=(1, 0, 2))))
+        model = Model(open_size())
         pool = model.pool(capacity=3)
         slots = [pool.open() for _ in range(2)]
         pool.close(slots.pop(0))

@@ -1,4 +1,4 @@
-"""One pool in several threads: calls take turns, and no state is torn."""
+"""Several threads: calls of one pool take turns, a lone stream is one thread's at a time, and no state is torn."""
 
 import sys
 import threading
@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from test_model_stream import some, stack
-from test_pool import MODELS, opened
+from test_pool import MODELS, PACED, data, open_size, opened, same, step_of
 
 import fastrnn
 from fastrnn.model import Model
@@ -62,3 +62,85 @@ class TestThreads:
         with pytest.raises(fastrnn.FastRNNError, match="within"):
             pool.step(slots, Sly())
         assert pool.step(slots, some(2, 4)).shape == (2, 3)
+
+
+def by_two_threads(calls, seconds=0.5):
+    """Call both functions over and over, each in a thread of its own, as entangled as the interpreter allows; returns
+    how often each went through. A StreamError is what the one that comes second gets."""
+    done, problems, stop = [0, 0], [], time.monotonic() + seconds
+
+    def work(i):
+        while time.monotonic() < stop and not problems:
+            try:
+                calls[i]()
+                done[i] += 1
+            except fastrnn.StreamError:
+                pass
+            except Exception as error:
+                problems.append(repr(error))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert problems == []
+    return done
+
+
+@pytest.mark.any_isa
+class TestALoneStream:
+    @pytest.mark.parametrize("name", sorted(MODELS | PACED))
+    def test_two_threads_tear_no_state(self, name):
+        """Every call that went through has taken its step, and no other one has."""
+        model = (MODELS | PACED)[name]
+        stream, chunk = model.stream(), data(model, 1, 1)
+        x = step_of(chunk, 0)
+        taken = sum(by_two_threads([lambda: stream.push(chunk), lambda: stream.step(x)]))
+        lone = model.stream()
+        for _ in range(taken):
+            lone.step(x)
+        assert stream.steps_done == taken > 0
+        assert all(same(v, lone.state[k]) for k, v in stream.state.items())
+
+    def test_a_state_is_that_of_one_moment(self):
+        """States and `steps_done` of a model that looks ahead belong together, whoever steps meanwhile."""
+        model = PACED["looks ahead"]
+        stream, x, wrong = model.stream(), data(model, 1, 1), []
+        first, known = model.stream(), []
+        for _ in range(40):
+            known.append(first.state)
+            first.push(x)
+
+        def step():
+            stream.push(x) if stream.steps_done < 39 else stream.reset()
+
+        def look():
+            state = stream.state
+            want = known[int(state["steps_done"])]
+            if not all(same(state[k], want[k]) for k in want):
+                wrong.append(state)
+
+        by_two_threads([step, look])
+        assert not wrong
+
+    def test_a_first_step_that_fixes_a_size_is_one_threads_alone(self):
+        model = Model(open_size())
+        for _ in range(10):
+            stream, x = model.stream(), some(7)
+            taken = by_two_threads([lambda: stream.step(x), lambda: stream.step(x)], 0.02)  # noqa: B023
+            assert stream.steps_done == sum(taken)
+
+    def test_it_is_refused_in_its_own_call(self):
+        stream = PACED["looks ahead"].stream()
+        with stream._held():
+            for call in (lambda: stream.step(some(3)), lambda: stream.push(some(2, 3)), stream.flush, stream.reset,
+                         stream.copy, stream.snapshot, lambda: stream.state):  # fmt: skip
+                with pytest.raises(fastrnn.StreamError, match="in use by another thread"):
+                    call()
+        assert stream.step(some(3)) is None

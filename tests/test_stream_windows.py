@@ -130,7 +130,7 @@ def streamed(model, x, cuts, batch):
         note(s.push(x[at : at + 7] if batch is None else x[:, at : at + 7]))
         at = min(at + 7, T)
     note(s.flush())
-    timed = [o.timed for o in s._outputs]
+    timed = [o.timed for o in s._parts.outputs]
     return [
         np.concatenate(o, axis) if t else [y for y in o if y is not None][-1]
         for o, t in zip(outputs, timed, strict=True)
@@ -153,19 +153,19 @@ def by_steps(model, x):
     """The same one step at a time, of x [T, C]."""
     s = model.stream()
     outputs = [[] for _ in model.outputs]
-    many = getattr(s, "_many", [False] * len(outputs))
+    many = s._parts.timetable.many if s._parts.timetable else [False] * len(outputs)
     for t, row in enumerate(x):
         ys = s.step(row)
         for i, (all_, y, m) in enumerate(zip(outputs, ys if isinstance(ys, tuple) else (ys,), many, strict=True)):
             if y is not None:
                 all_.append(y if m else y[None])
-            if not s._outputs[i].timed and t % 3 == 2:  # as if the sequence ended here
+            if not s._parts.outputs[i].timed and t % 3 == 2:  # as if the sequence ended here
                 same_as_whole(model, x[: t + 1], i, y)
     last = s.flush()
-    for all_, y, o in zip(outputs, last if isinstance(last, tuple) else (last,), s._outputs, strict=True):
+    for all_, y, o in zip(outputs, last if isinstance(last, tuple) else (last,), s._parts.outputs, strict=True):
         if y is not None:
             all_.append(y if o.timed else y[None])
-    return [np.concatenate(o) if a.timed else o[-1][0] for o, a in zip(outputs, s._outputs, strict=True)]
+    return [np.concatenate(o) if a.timed else o[-1][0] for o, a in zip(outputs, s._parts.outputs, strict=True)]
 
 
 def check(graph, T=29, cuts=(1, 5, 0, 2, 13), seed=3, tolerance=3e-5):
@@ -245,7 +245,7 @@ def test_a_step_comes_as_soon_as_no_later_input_can_change_it(name):
     that a stream must have given."""
     model = Model(CASES[name][0]().done())
     s, x = model.stream(), real(4, 1, model.inputs[0].dims[1], 12)
-    if not s._outputs[0].timed:
+    if not s._parts.outputs[0].timed:
         pytest.skip("a value over time")
     told = 0
     for n in range(1, 12):

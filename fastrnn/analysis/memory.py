@@ -77,7 +77,7 @@ def forgetting(runner: Runner, x: Arrays, rng, seconds: float = 3.0) -> Forgetti
 def _pushed(runner: Runner, stream: Stream, rng) -> Stream:
     """A copy whose float32 states are moved by PUSH of their norm, each row in a direction of its own."""
     other = stream.copy()
-    shown = {s.name: s for s in stream._layout.shown if s.dtype == "float32"}
+    shown = {s.name: s for s in stream._parts.layout.shown if s.dtype == "float32"}
     states = other.state
     norm = np.linalg.norm(runner.flat_state(stream), axis=1)
     moves = {n: rng.standard_normal(states[n].shape) for n in shown}

@@ -168,7 +168,7 @@ class Runner:
     # -- states --
     def states(self, stream: Stream) -> dict[str, np.ndarray]:
         """The float32 states, rows first: what decays. Counts and sums that never forget are left out."""
-        shown = {s.name: s for s in stream._layout.shown if s.dtype == "float32"}
+        shown = {s.name: s for s in stream._parts.layout.shown if s.dtype == "float32"}
         found = {}
         for name, array in stream.state.items():
             if name not in shown:
