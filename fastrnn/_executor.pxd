@@ -58,7 +58,8 @@ cdef class Program:
         return s.integers[self.n_integers]
 
     cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil
-    cdef int check_room(self, const float *slab, const int64_t *slots, int64_t batch, int64_t span) except -1
+    cdef int check_room(self, const float *slab, const int64_t *slots, int64_t first, int64_t rows,
+                        int64_t span) except -1
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1
 
 

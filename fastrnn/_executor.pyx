@@ -322,11 +322,12 @@ cdef class Program:
         return sum((<Scratch> s).arena_bytes + 8 * self.n_integers for s in everything)
 
     # -- running --
-    cdef int check_room(self, const float *slab, const int64_t *slots, int64_t batch, int64_t span) except -1:
-        """Raise StreamError where a stream can't take `span` steps more. Nothing is touched: call it before the first
-        of several calls; `call` asks as well."""
+    cdef int check_room(self, const float *slab, const int64_t *slots, int64_t first, int64_t rows,
+                        int64_t span) except -1:
+        """Raise StreamError where one of these rows can't take `span` steps more. Nothing is touched: call it before
+        the first of several calls; `call` asks as well."""
         cdef int64_t r, seen
-        for r in range(batch):
+        for r in range(first, first + rows):
             memcpy(&seen, slab + (r if slots == NULL else slots[r]) * self.state_size + self.position, sizeof(int64_t))
             if seen + span > self.room:
                 text = f"{self.plan.room_text}; row {r} has taken {seen} steps and is given {span} more"
@@ -343,7 +344,7 @@ cdef class Program:
         cdef int64_t *ns = NULL if self.timer is None else self.timer.next_row()
         global last_shared
         if self.room >= 0:
-            self.check_room(slab, slots, s.batch, s.time)
+            self.check_room(slab, slots, 0, s.batch, s.time)
         f.base, f.slab, f.slots, f.team, f.watch, f.halted = s.base, slab, slots, NULL, NULL, False
         self.frame.turn += s.time
         if flops < FLOPS_HOLDING_GIL:
@@ -686,7 +687,7 @@ cdef class StreamCore:
             if program.may_fail:
                 before = self.slab.copy()
             if program.room >= 0:
-                program.check_room(self.slab_data, NULL, batch, span)
+                program.check_room(self.slab_data, NULL, 0, batch, span)
             while done < span:
                 n = largest
                 while n > span - done:  # powers of two: few sizes to bind, whatever the lengths of chunks

@@ -52,6 +52,19 @@ cdef struct Side:  # one input or output of a ragged push
     char *packed  # [rows, steps, ...] of one call
 
 
+cdef class Alone:
+    """A context manager that has a pool for itself, other threads wait. `__enter__` is one call in C: a Ctrl-C comes
+    before it or inside the `with`, never between, where nobody would let go again."""
+
+    cdef PoolCore pool
+
+    def __enter__(self):
+        self.pool.hold()
+
+    def __exit__(self, *error):
+        self.pool.let_go()
+
+
 cdef class PoolCore:
     """The slab, the slots and the lock of a pool. Its methods with a leading underscore want the lock held."""
 
@@ -159,11 +172,11 @@ cdef class PoolCore:
         self.owner = 0
         PyThread_release_lock(self.lock)
 
-    def _hold(self):
-        self.hold()
-
-    def _let_go(self):
-        self.let_go()
+    def _alone(self):
+        """A context manager: other threads wait."""
+        cdef Alone alone = Alone.__new__(Alone)
+        alone.pool = self
+        return alone
 
     def _hold_for_fork(self):
         """Wait for calls of other threads; one of this thread may be under way, where a signal's handler forks."""
@@ -325,10 +338,10 @@ cdef class PoolCore:
 
     cdef int step_rows(self, int64_t n, x, out) except -1:
         cdef Scratch s
-        self.check_room(n, 1)
         if n <= self.rows_a_call and not self.careful(n):
             if n == 0:
                 return 0
+            self.check_room(n, 1)
             s = self.program.take(n, 1, 1)
             s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
             s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> out)
@@ -343,7 +356,7 @@ cdef class PoolCore:
     cdef int check_room(self, int64_t n, int64_t span) except -1:
         """Raise StreamError, with nothing touched, where one of the n streams in `place` can't take `span` more."""
         if self.program.room >= 0:
-            self.program.check_room(self.slab_data, self.place, n, span)
+            self.program.check_room(self.slab_data, self.place, 0, n, span)
         return 0
 
     cdef inline bint careful(self, int64_t row_steps) noexcept:
@@ -364,8 +377,6 @@ cdef class PoolCore:
         cdef int64_t done = 0, rows, i
         cdef Scratch s
         self.check_room(n, 1)
-        if self.program.room >= 0:
-            self.program.check_room(self.slab_data, self.place, n, 1)
         kept = self.keep(n) if self.careful(n) else None
         try:
             while done < n:
@@ -413,16 +424,14 @@ cdef class PoolCore:
         cdef Side *sides = <Side *> PyMem_Calloc(max(n_sides, 1), sizeof(Side))
         cdef char **data = <char **> PyMem_Calloc(max(n * n_sides, 1), sizeof(char *))
         cdef cnp.npy_intp size = n
-        if self.program.room >= 0:
-            for r in range(n):
-                self.program.check_room(self.slab_data, self.place + r, 1, lengths[r])
-        if self.program.room >= 0:
-            for r in range(n):
-                self.program.check_room(self.slab_data, self.place + r, 1, <int64_t> lengths[r])
-        kept = self.keep(n) if self.careful(total) else None
+        kept = None
         try:
             if sides == NULL or data == NULL:
                 raise MemoryError()
+            if self.program.room >= 0:
+                for r in range(n):
+                    self.program.check_room(self.slab_data, self.place, r, 1, lengths[r])
+            kept = self.keep(n) if self.careful(total) else None
             for i in range(n_sides):
                 sides[i].data, sides[i].step, sides[i].timed = data + i * n, steps[i], timed[i]
                 column = <list?> arrays[i]

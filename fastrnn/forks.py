@@ -3,10 +3,15 @@
 Every lock of the package that is held longer than a bytecode is one of these, or registers its owner here. Before
 `os.fork` the forking thread takes them all, so that whatever they guard is whole in both processes; after it both let
 them go. (The team of threads has its own handler in C: see threads.c.)
+
+It takes them in the order in which calls do, or it would wait for a thread that waits for it: first the owners, which
+are pools, whose calls take locks on the way; then the locks, the oldest first, since a lock's holder takes on the way
+those of what it made itself.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -20,42 +25,43 @@ class Held(Protocol):
     def _let_go_after_fork(self) -> None: ...
 
 
-class Lock:
+class Lock(type(threading.RLock())):  # type: ignore[misc]  # its `__enter__` is one call in C: no Ctrl-C finds it half done
     """A context manager: a lock that one thread has at a time, and may take again."""
 
     def __init__(self):
-        self._lock = threading.RLock()
-        register(self)
-
-    def __enter__(self) -> Lock:
-        self._lock.acquire()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._lock.release()
+        self._number = next(_numbers)
+        _locks.add(weakref.ref(self, _locks.discard))
 
     def _hold_for_fork(self) -> None:
-        self._lock.acquire()
+        self.acquire()
 
     def _let_go_after_fork(self) -> None:
-        self._lock.release()
+        self.release()
 
 
-_everyone: weakref.WeakSet[Held] = weakref.WeakSet()
+_numbers = itertools.count()
+# Sets of references, not WeakSets: other threads make pools and models while one forks, and this is copied in one go.
+_locks: set[weakref.ref[Lock]] = set()
+_owners: set[weakref.ref[Held]] = set()
 _forking = threading.RLock()  # two threads that fork at once must not take the locks in different orders
 _held: list[Held] = []
 
 
 def register(owner: Held) -> None:
     """Hold this owner's lock over every fork from here on; it is forgotten with its last reference."""
-    _everyone.add(owner)
+    _owners.add(weakref.ref(owner, _owners.discard))
 
 
 def _before() -> None:
     _forking.acquire()
-    for owner in list(_everyone):
-        owner._hold_for_fork()
-        _held.append(owner)
+    owners, locks = _alive(_owners), _alive(_locks)
+    for held in (*owners, *sorted(locks, key=lambda lock: lock._number)):
+        held._hold_for_fork()
+        _held.append(held)
+
+
+def _alive(references: set) -> list:
+    return [owner for owner in (reference() for reference in list(references)) if owner is not None]
 
 
 def _after() -> None:

@@ -56,7 +56,7 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        return sum(p.nbytes for p in self._packed.values())
+        return sum(p.nbytes for p in list(self._packed.values()))  # another thread may be packing
 
 
 class Lowering(CellLowering, ReductionLowering, WindowLowering, ElementwiseLowering, LoopLowering, AttentionLowering):

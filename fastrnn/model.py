@@ -142,9 +142,13 @@ class Model:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse."""
-        held = sum(a.nbytes for a in self.graph.constants.values()) + self._weights.nbytes
-        return held + sum(p.scratch_bytes for p in self._programs.values())
+        """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse; where it leaves sizes
+        open, also of those that it was run with."""
+        models = [self, *self._fixed.values()]
+        constants = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}  # the most are shared
+        packed = sum(m._weights.nbytes for m in models)
+        scratch = sum(p.scratch_bytes for m in models for p in list(m._programs.values()))
+        return sum(constants.values()) + packed + scratch
 
     @property
     def fingerprint(self) -> str:

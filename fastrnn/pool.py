@@ -225,7 +225,7 @@ class StreamPool(PoolCore):
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
-            return states.exported(self._layout, self.model.graph, self.slab[place : place + 1], True)
+            return self._states(place)
 
     def set_state(self, slot: int, state: dict[str, Any]) -> None:
         """Replace every state of a stream by a dict of the form that `state` returns.
@@ -238,7 +238,15 @@ class StreamPool(PoolCore):
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
-            states.load(self._layout, self.model.graph, self.slab[place : place + 1], state, True)
+            self._set_states(place, state)
+
+    def _states(self, place: int) -> dict[str, np.ndarray]:
+        """`state` of the stream in a place."""
+        return states.exported(self._layout, self.model.graph, self.slab[place : place + 1], True)
+
+    def _set_states(self, place: int, state) -> None:
+        """Inverse of `_states`."""
+        states.load(self._layout, self.model.graph, self.slab[place : place + 1], state, True)
 
     def steps_done(self, slot: int) -> int:
         """Steps that a stream has taken since it was opened, reset or restored. StateError: the slot is not open."""
@@ -335,15 +343,6 @@ class StreamPool(PoolCore):
         return self._table_bytes + (0 if self.program is None else self.slab.nbytes)
 
     # -- the rest --
-    @contextmanager
-    def _alone(self):
-        """Hold the pool: other threads wait."""
-        self._hold()
-        try:
-            yield
-        finally:
-            self._let_go()
-
     def __copy__(self):
         raise TypeError("a pool can't be copied: open another one, and restore snapshots into it")
 

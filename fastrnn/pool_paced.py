@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arguments import as_dtype, collect, deliver
+from .arguments import collect, deliver
 from .errors import ShapeError, StateError, StreamError
 from .pool import MOST_SLOTS, StreamPool
 from .snapshots import Snapshot
-from .stream_paced import LARGEST, POSITION
+from .stream_paced import LARGEST, POSITION, check_room, take_position
 
 if TYPE_CHECKING:
     from .model import Model
@@ -30,7 +30,6 @@ class PacedPool(StreamPool):
         if not all(a.batched for a in (*self._inputs, *self._outputs)):
             raise StreamError(f"{model.name}: an input or output has no batch axis, and its streams look ahead")
         self._timetable = self.program.plan.timetable
-        self._many = [n > 1 for n in self._timetable.most_a_step]
         self._still: dict[int, list] = {}  # place -> the last arrays of inputs without time, which flush needs again
         self._ended: set[int] = set()  # places whose streams were flushed
 
@@ -69,7 +68,7 @@ class PacedPool(StreamPool):
             return result
         if result.shape[0] == 0:
             return None
-        return result if self._many[i] else result[0]
+        return result if self._timetable.many[i] else result[0]
 
     def push(self, slots, chunks) -> list:
         """As `StreamPool.push`; the outputs of each are those that come with these steps."""
@@ -106,6 +105,8 @@ class PacedPool(StreamPool):
         if flushed:
             raise StreamError("a stream of these slots was flushed: its sequence is at its end; reset() begins another")
         start = [self._steps(int(p)) for p in places]
+        for i, (taken, steps) in enumerate(zip(start, lengths.tolist(), strict=True)):
+            check_room(self.program.plan, f"row {i}", taken, steps)
         new = [self._timetable.outputs(s, int(t), final) for s, t in zip(start, lengths, strict=True)]
         if final and start[0] < self._timetable.least:  # too short for a window of the model: it brings no more
             new, final = [(0,) * len(self._outputs)], False
@@ -217,23 +218,15 @@ class PacedPool(StreamPool):
                 self._still[new] = self._still[place]
         return slot
 
-    def state(self, slot: int) -> dict[str, np.ndarray]:
-        """As `StreamPool.state`, with `steps_done`: where in the sequence the states belong; -1 after `flush`."""
-        states, place = super().state(slot), self._place(slot)
-        return states | {POSITION: np.array(-1 if place in self._ended else self._steps(place), np.int64)}
+    def _states(self, place: int) -> dict[str, np.ndarray]:
+        """With `steps_done`: where in the sequence the states belong; -1 after `flush`."""
+        position = -1 if place in self._ended else self._steps(place)
+        return super()._states(place) | {POSITION: np.array(position, np.int64)}
 
-    def set_state(self, slot: int, state) -> None:
-        """As `StreamPool.set_state`, with `steps_done`."""
-        self._place(slot)
-        try:
-            position = as_dtype(state[POSITION], "int64", f"state {POSITION}")
-        except (TypeError, KeyError, IndexError):
-            raise StateError(f"a state of {self.model.name} is a dict that holds {POSITION} too") from None
-        if position.shape != () or position < -1:
-            raise StateError(f"{POSITION} must be one number of steps, got {state[POSITION]!r:.80}")
-        super().set_state(slot, {k: v for k, v in state.items() if k != POSITION})
-        place = self._place(slot)
-        self._set_steps(place, max(int(position), 0))
+    def _set_states(self, place: int, state) -> None:
+        position, rest = take_position(state, self.model.name)
+        super()._set_states(place, rest)
+        self._set_steps(place, max(position, 0))
         (self._ended.add if position == -1 else self._ended.discard)(place)
 
     # -- snapshots --

@@ -391,6 +391,52 @@ def test_state_snapshot_and_copy_go_on_with_the_same_bits():
         model.stream(context=5, at_context="window").restore(stream.snapshot())
 
 
+def behind_a_window():
+    """A convolution that looks a step ahead, then attention: a stream that lags, with a context that fills."""
+    b = GraphBuilder("lagging")
+    x = b.add("transpose", b.input("x", "float32", BATCH, TIME, 8), perm=(0, 2, 1))
+    x = b.add("conv", x, b.constant("K", normal(9, 8, 8, 3) / 3), strides=(1,), dilations=(1,), pads=(1, 1), groups=1)
+    x = b.add("transpose", x, perm=(0, 2, 1))
+    heads = b.add("transpose", b.add("reshape", x, dims=(BATCH, TIME, 2, 4)), perm=(0, 2, 1, 3))
+    y = b.add("transpose", b.add("attention", heads, heads, heads, name="look", **PLAIN), perm=(0, 2, 1, 3))
+    return b.done(b.add("reshape", y, dims=(BATCH, TIME, 8)))
+
+
+def test_a_full_context_of_a_pool_that_lags_is_an_error_that_changes_nothing():
+    model, x = Model(behind_a_window(), threads=1), normal(1, 20, 8)
+    pool, lone = model.pool(3, context=6), model.stream(context=6)
+    a, b = pool.open(), pool.open()
+    assert model.delay == 1
+    want = lone.push(x[:5])
+    assert pool.push([b], [x[:5]])[0].tobytes() == want.tobytes()
+    before = pool.slab.copy()
+    for call in (
+        lambda: pool.push([a, b], [x[:2], x[:3]]),
+        lambda: pool.step([a, b], x[:2]) and pool.step([a, b], x[:2]),
+    ):
+        with pytest.raises(fastrnn.StreamError, match=r"context of 6 steps is full .*; row 1 has taken [56] steps"):
+            call()
+    assert pool.steps_done(a) == 1
+    assert pool.push([b], [x[:0]])[0].shape == (0, 8)
+    pool.reset(a)
+    assert np.array_equal(pool.slab[[0, 2]], before[[0, 2]])
+    lone.step(x[1])
+    assert pool.flush(b).tobytes() == lone.flush().tobytes()
+
+
+def test_a_full_context_of_a_pool_names_the_row():
+    model, x = Model(self_attention(), threads=1), normal(1, 20, 8)
+    pool = model.pool(3, context=6)
+    slots = [pool.open() for _ in range(3)]
+    pool.push(slots, [x[:3], x[:2], x[:5]])
+    before = pool.slab.copy()
+    with pytest.raises(fastrnn.StreamError, match="row 2 has taken 5 steps and is given 2 more"):
+        pool.push(slots, [x[:3], x[:4], x[:2]])
+    with pytest.raises(fastrnn.StreamError, match="row 1 has taken 5 steps and is given 7 more"):
+        pool.push([slots[0], slots[2]], [x[:3], x[:7]])
+    assert np.array_equal(pool.slab, before)
+
+
 # ---- positions -------------------------------------------------------------------------------------------------------
 
 

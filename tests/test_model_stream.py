@@ -499,6 +499,9 @@ class TestRowsAndSteps:
         with pytest.raises(fastrnn.ShapeError, match=r"one step is \[2, 7\], got \[2, 6\]"):
             stream.step(some(2, 6))
         assert np.array_equal(model.stream().step(x[0, 0, :4]), model(x[:1, :1, :4])[0, 0])
+        sized = list(model._fixed.values())
+        assert len(sized) == 2
+        assert model.memory_bytes >= sum(p.scratch_bytes for m in sized for p in m._programs.values()) > 0
 
 
 class TestObjects:
@@ -524,11 +527,10 @@ class TestObjects:
 
     def test_a_stream_in_use_is_not_read(self):
         s = Model(stack()).stream()
-        s._hold()
-        for use in (s.reset, s.copy, lambda: s.state, lambda: s.step(some(5)), lambda: s.push(some(2, 5))):
-            with pytest.raises(fastrnn.StreamError, match="another thread"):
-                use()
-        s._release()
+        with s._held():
+            for use in (s.reset, s.copy, lambda: s.state, lambda: s.step(some(5)), lambda: s.push(some(2, 5))):
+                with pytest.raises(fastrnn.StreamError, match="another thread"):
+                    use()
         s.step(some(5))
 
     @pytest.mark.parametrize("state", [None, 3, {"a": 1}])

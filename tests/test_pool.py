@@ -380,6 +380,7 @@ class TestRows:
             assert np.array_equal(pool.step(slots, x[:, 0]), lone.step(x[:, 0]))
         else:
             assert np.array_equal(np.stack(pool.push(slots, x)), lone.push(x))
+        assert pool.memory_bytes == 4 * 5 * 8 + pool.slab.nbytes
         with pytest.raises(fastrnn.ShapeError, match="x"):
             pool.step(slots, some(2, 8))
         more = pool.open()

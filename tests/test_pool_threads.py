@@ -1,8 +1,10 @@
 """Several threads: calls of one pool take turns, a lone stream is one thread's at a time, and no state is torn."""
 
+import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,35 @@ from test_pool import MODELS, PACED, data, open_size, opened, same, step_of
 
 import fastrnn
 from fastrnn.model import Model
+
+
+def by_two_threads(calls, seconds=0.5):
+    """Call both functions over and over, each in a thread of its own, as entangled as the interpreter allows; returns
+    how often each went through. A StreamError is what the one that comes second gets."""
+    done, problems, stop = [0, 0], [], time.monotonic() + seconds
+
+    def work(i):
+        while time.monotonic() < stop and not problems:
+            try:
+                calls[i]()
+                done[i] += 1
+            except fastrnn.StreamError:
+                pass
+            except Exception as error:
+                problems.append(repr(error))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert problems == []
+    return done
 
 
 @pytest.mark.any_isa
@@ -52,6 +83,60 @@ class TestThreads:
         assert problems == []
         assert len(pool) == 0
 
+    def test_a_state_is_that_of_one_moment(self):
+        """States and `steps_done` of a pool whose streams look ahead belong together, whoever steps meanwhile."""
+        model = PACED["looks ahead"]
+        pool, x, wrong = model.pool(1), data(model, 1, 1), []
+        slot, lone, known = pool.open(), model.stream(), []
+        for _ in range(40):
+            known.append(lone.state)
+            lone.push(x)
+
+        def look():
+            state = pool.state(slot)
+            want = known[int(state["steps_done"])]
+            if not all(same(state[k], want[k]) for k in want):
+                wrong.append(state)
+            pool.set_state(slot, known[int(state["steps_done"]) % 7])
+
+        by_two_threads([lambda: pool.push([slot], [x]) if pool.steps_done(slot) < 39 else pool.reset(slot), look])
+        assert not wrong
+
+    def test_ctrl_c_while_waiting_leaves_the_pool_to_others(self):
+        """The main thread waits for a pool; the signal comes with the lock: whoever is interrupted lets it go."""
+        pool, slots = opened(PACED["looks ahead"], 4)
+        stop, x = threading.Event(), some(4, 3)
+
+        def work():
+            while not stop.is_set():
+                pool.step(slots, x)
+
+        def interrupt(signum, frame):
+            if Path(frame.f_code.co_filename).parent == Path(fastrnn.__file__).parent:  # not this test itself
+                raise KeyboardInterrupt
+
+        worker = threading.Thread(target=work)
+        old, interval = signal.signal(signal.SIGALRM, interrupt), sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        worker.start()
+        caught, end = 0, time.monotonic() + 2
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-3, 1.3e-3)
+            while time.monotonic() < end:
+                try:
+                    pool.state(slots[0])
+                except KeyboardInterrupt:
+                    caught += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+            sys.setswitchinterval(interval)
+            stop.set()
+            worker.join(20)
+        assert not worker.is_alive()
+        assert caught > 50
+        assert pool.steps_done(slots[0]) > 0
+
     def test_a_call_within_a_call_is_refused(self):
         pool, slots = opened(MODELS["lstm"], 2)
 
@@ -62,35 +147,6 @@ class TestThreads:
         with pytest.raises(fastrnn.FastRNNError, match="within"):
             pool.step(slots, Sly())
         assert pool.step(slots, some(2, 4)).shape == (2, 3)
-
-
-def by_two_threads(calls, seconds=0.5):
-    """Call both functions over and over, each in a thread of its own, as entangled as the interpreter allows; returns
-    how often each went through. A StreamError is what the one that comes second gets."""
-    done, problems, stop = [0, 0], [], time.monotonic() + seconds
-
-    def work(i):
-        while time.monotonic() < stop and not problems:
-            try:
-                calls[i]()
-                done[i] += 1
-            except fastrnn.StreamError:
-                pass
-            except Exception as error:
-                problems.append(repr(error))
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert problems == []
-    return done
 
 
 @pytest.mark.any_isa

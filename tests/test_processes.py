@@ -1,6 +1,7 @@
 """Processes: a fork after work neither hangs nor corrupts; streams go on in both, each for itself."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from test_model_stream import some, stack
 
 import fastrnn
+from fastrnn import forks
 from fastrnn.model import Model
 
 pytestmark = pytest.mark.any_isa
@@ -144,6 +146,65 @@ class TestFork:
         assert got == [len(answers(model))] * 3
 
 
+class TestLocksOverForks:
+    """The forking thread waits for those who hold a lock; none of them may wait for it meanwhile."""
+
+    def test_it_takes_locks_in_the_order_of_calls(self, model):
+        """A call of a pool takes a model's lock on the way, whose holder takes those of what it made."""
+        pool, (first, second) = model.pool(2), (forks.Lock(), forks.Lock())
+        others = [forks.Lock() for _ in range(20)]  # some of them would be before those two in no order at all
+        begun, go_on = threading.Event(), threading.Event()
+
+        def call():
+            with pool._alone():
+                begun.set()
+                go_on.wait()
+                time.sleep(0.05)  # the fork is waiting for the pool
+                with first, second:
+                    pass
+
+        worker = threading.Thread(target=call)
+        worker.start()
+        begun.wait()
+        go_on.set()
+        assert in_child(lambda: b"alive") == b"alive"
+        worker.join(10)
+        assert not worker.is_alive()
+        assert len(others) == 20
+
+    def test_pools_and_models_may_come_and_go_meanwhile(self, model, monkeypatch):
+        told, stop = [], threading.Event()
+        monkeypatch.setattr(sys, "unraisablehook", told.append)
+        small = Model(stack("rnn"))
+
+        def work():
+            while not stop.is_set():
+                [small.pool(1) for _ in range(20)]
+
+        workers = [threading.Thread(target=work) for _ in range(2)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for w in workers:
+                w.start()
+            for _ in range(10):
+                assert in_child(lambda: b"alive") == b"alive"
+        finally:
+            sys.setswitchinterval(interval)
+            stop.set()
+            for w in workers:
+                w.join()
+        assert told == []
+
+    def test_a_lock_that_is_gone_is_forgotten(self):
+        before = len(forks._locks), len(forks._owners)
+        pool = Model(stack("rnn")).pool(1)
+        assert (len(forks._locks), len(forks._owners)) > before
+        del pool
+        gc.collect()
+        assert (len(forks._locks), len(forks._owners)) == before
+
+
 def len_of_answers(model):
     """How much `answers` tells; run in another process."""
     return len(answers(model))
@@ -153,6 +214,7 @@ APP = """
 import os, sys
 import numpy as np
 import fastrnn
+from fastrnn import forks
 
 model = fastrnn.load({path!r}, threads=2)
 x = np.random.default_rng(0).standard_normal((48, 30, 5)).astype(np.float32)
