@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import collect
+from .arguments import collect, whole_number
 from .errors import FastRNNError, ShapeError, StreamError
 from .pool import StreamPool
+
+MOST_STEPS = 1 << 31  # that may wait; more is a typing error
 
 
 @dataclass(eq=False)
@@ -42,7 +44,7 @@ class Batcher:
     pool : StreamPool; others may use it too, from any thread
     max_delay : seconds that a step may wait for others to join it; 0: as soon as the worker is free, with whoever
         waits then
-    max_queue : steps that may wait; who asks for one more waits for room first
+    max_queue : steps that may wait for a tick; who asks for one more waits for room first, in the order of asking
     max_rows : steps of one tick; None: as many as wait
 
     Raises
@@ -53,20 +55,22 @@ class Batcher:
     -----
     For the tasks of one event loop, the one that first steps. A caller that is cancelled before its tick begins leaves
     its stream's state untouched; from then on its step is taken and the answer dropped. `close`, or the end of
-    `async with`, refuses new steps and waits for those that are asked for.
+    `async with`, refuses new steps and waits for those that are asked for. Where the task that runs the ticks is
+    cancelled, as by a service that cancels all tasks at its end, who waits gets a StreamError.
     """
 
     def __init__(
         self, pool: StreamPool, max_delay: float = 0.002, max_queue: int = 10_000, max_rows: int | None = None
     ):
-        if not isinstance(max_delay, int | float) or not 0 <= max_delay < float("inf"):
+        if not isinstance(max_delay, int | float | np.number) or not 0 <= max_delay < float("inf"):
             raise ShapeError(f"max_delay must be seconds >= 0, got {max_delay!r}")
-        for name, value in (("max_queue", max_queue), ("max_rows", max_rows)):
-            if not (value is None and name == "max_rows") and (type(value) is not int or value < 1):
-                raise ShapeError(f"{name} must be an int >= 1, got {value!r}")
-        self.pool, self.max_delay, self.max_queue, self.max_rows = pool, max_delay, max_queue, max_rows
+        self.pool = pool
+        self.max_delay = float(max_delay)
+        self.max_queue = whole_number(max_queue, "max_queue", MOST_STEPS)
+        self.max_rows = None if max_rows is None else whole_number(max_rows, "max_rows", MOST_STEPS)
         self.ticks = self.steps = 0  # taken so far
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[_Request] = deque()  # for a tick; at most max_queue
+        self._outside: deque[_Request] = deque()  # for room
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticker: asyncio.Task | None = None
@@ -95,12 +99,8 @@ class Batcher:
         """
         self._enter()
         request = self._checked(slot, x)
-        while len(self._waiting) >= self.max_queue:
-            await self._room.wait()
-            self._room.clear()
-            if self._closed:
-                raise StreamError("this batcher is closed")
-        self._waiting.append(request)
+        self._outside.append(request)
+        self._let_in()
         self._news.set()
         try:
             return await request.future
@@ -109,12 +109,20 @@ class Batcher:
             raise
 
     async def close(self) -> None:
-        """Refuse new steps, wait for those that are asked for, end the worker. May be called again."""
+        """Refuse new steps, wait for those that are asked for, end the worker. May be called again, as after a close
+        that was itself cancelled: the steps go on being taken.
+
+        Raises
+        ------
+        StreamError : another event loop than that of the steps.
+        """
         self._closed = True
-        if self._ticker is not None:
+        ticker = self._ticker
+        if ticker is not None and not ticker.done() and self._loop is not None and not self._loop.is_closed():
+            if self._loop is not asyncio.get_running_loop():
+                raise StreamError("this batcher belongs to another event loop, which is where it is closed")
             self._news.set()
-            self._room.set()
-            await self._ticker
+            await asyncio.wait([ticker])  # not `await ticker`, which a cancelled close would cancel too
         self._worker.shutdown(wait=True)
 
     async def __aenter__(self) -> Batcher:
@@ -133,14 +141,14 @@ class Batcher:
 
     # -- checks: what is wrong is its caller's alone --
     def _enter(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise StreamError("this batcher belongs to another event loop: open one for each loop")
         if self._closed:
             raise StreamError("this batcher is closed")
-        loop = asyncio.get_running_loop()
         if self._loop is None:
-            self._loop, self._news, self._room = loop, asyncio.Event(), asyncio.Event()
+            self._loop, self._news = loop, asyncio.Event()
             self._ticker = loop.create_task(self._run(), name="fastrnn-batcher")
-        elif self._loop is not loop:
-            raise StreamError("this batcher belongs to another event loop: open one for each loop")
 
     def _checked(self, slot: int, x) -> _Request:
         pool = self.pool
@@ -156,19 +164,31 @@ class Batcher:
 
     # -- the ticks --
     async def _run(self) -> None:
-        """One tick after the other, until closed and drained."""
-        assert self._loop is not None
-        while True:
-            while not self._waiting and not self._closed:
-                self._news.clear()
-                await self._news.wait()
-            if not self._waiting:
-                return
-            await self._gather()
-            tick = self._next()
-            self._room.set()
-            if tick:
-                await self._take(tick)
+        """One tick after the other, until closed and drained; nobody goes on waiting where that ends before."""
+        try:
+            while self._waiting or not self._closed:
+                if not self._waiting:
+                    self._news.clear()
+                    await self._news.wait()
+                    continue
+                await self._gather()
+                tick = self._next()
+                if tick:
+                    await self._take(tick)
+        finally:
+            self._closed = True
+            for request in (*self._waiting, *self._outside):
+                if not request.future.done():
+                    request.future.set_exception(StreamError("the batcher was stopped"))
+            self._waiting.clear()
+            self._outside.clear()
+
+    def _let_in(self) -> None:
+        """Those who wait for room, as far as there is some."""
+        while self._outside and len(self._waiting) < self.max_queue:
+            request = self._outside.popleft()
+            if not request.future.cancelled():
+                self._waiting.append(request)
 
     async def _gather(self) -> None:
         """Wait for others, until max_delay is over, or as many wait as a tick takes or the queue holds."""
@@ -198,6 +218,7 @@ class Batcher:
                 tick.append(request)
             slots.add(request.slot)
         self._waiting = later
+        self._let_in()
         return tick
 
     async def _take(self, tick: list[_Request]) -> None:

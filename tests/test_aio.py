@@ -66,6 +66,27 @@ class TestTicks:
 
         assert np.array_equal(run(main()), model.stream().push(x))
 
+    def test_steps_of_one_stream_keep_their_order_where_the_queue_is_full(self):
+        """One waits for room; another one comes just when there is some, and has to come after it."""
+        model = MODELS["lstm"]
+        pool, slots = opened(model, 2)
+        x = some(3, 4)
+
+        async def main():
+            async with Batcher(pool, max_delay=0, max_queue=1) as batcher:
+                go = asyncio.Event()
+
+                async def late():
+                    await go.wait()
+                    return await batcher.step(slots[0], x[2])
+
+                tick = batcher._next
+                batcher._next = lambda: (go.set(), tick())[1]  # the late one is woken first when there is room
+                asked = [batcher.step(slots[0], x[0]), batcher.step(slots[0], x[1]), late()]
+                return np.stack(await asyncio.gather(*asked))
+
+        assert np.array_equal(run(main()), model.stream().push(x))
+
     def test_max_rows(self):
         pool, slots = opened(MODELS["lstm"], 10)
 
@@ -123,6 +144,91 @@ class TestTicks:
                     turns += 1
                 assert turns > 20
                 task.result()
+
+        run(main())
+
+
+class TestTheEnd:
+    """However it ends, nobody waits for ever."""
+
+    def test_a_close_that_is_cancelled_goes_on(self):
+        pool, slots = opened(MODELS["lstm"], 4)
+
+        async def main():
+            batcher = Batcher(pool, max_delay=0)
+            pool._hold_for_fork()  # the worker waits for the pool
+            asked = [asyncio.ensure_future(batcher.step(s, some(4))) for s in slots]
+            try:
+                await asyncio.sleep(0.02)
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(batcher.close(), 0.02)
+            finally:
+                pool._let_go_after_fork()
+            with pytest.raises(fastrnn.StreamError, match="closed"):
+                await batcher.step(slots[0], some(4))
+            assert all(y.shape == (3,) for y in await asyncio.gather(*asked))
+            await batcher.close()
+
+        run(main())
+
+    @pytest.mark.parametrize("when", ["waiting", "running"])
+    def test_its_task_is_cancelled(self, when):
+        """As a service does that cancels every task at its end."""
+        pool, slots = opened(MODELS["lstm"], 4)
+
+        async def main():
+            batcher = Batcher(pool, *((0, 2) if when == "running" else (5, 9)))
+            if when == "running":
+                pool._hold_for_fork()
+            asked = [asyncio.ensure_future(batcher.step(s, some(4))) for s in slots[:3]]
+            try:
+                await asyncio.sleep(0.02)
+                for task in asyncio.all_tasks():
+                    if task.get_name() == "fastrnn-batcher":
+                        task.cancel()
+                got = await asyncio.gather(*asked, return_exceptions=True)
+            finally:
+                if when == "running":
+                    pool._let_go_after_fork()
+            assert [type(y) for y in got] == [fastrnn.StreamError] * 3
+            assert "stopped" in str(got[0])
+            with pytest.raises(fastrnn.StreamError, match="closed"):
+                await batcher.step(slots[3], some(4))
+            await batcher.close()
+
+        run(main())
+
+    def test_closing_drains_those_who_wait_for_room_too(self):
+        pool, slots = opened(MODELS["lstm"], 9)
+
+        async def main():
+            batcher = Batcher(pool, max_delay=5, max_queue=2)
+            asked = [asyncio.ensure_future(batcher.step(s, some(4))) for s in slots]
+            await asyncio.sleep(0)
+            await batcher.close()
+            assert all(y.shape == (3,) for y in await asyncio.gather(*asked))
+
+        run(main())
+
+    def test_another_loop_may_close_what_the_first_one_left(self):
+        pool, slots = opened(MODELS["lstm"], 2)
+        batcher = Batcher(pool)
+
+        async def step():
+            await batcher.step(slots[0], some(4))
+
+        run(step())
+        run(batcher.close())
+        assert not any(t.is_alive() for t in batcher._worker._threads)
+
+    def test_another_loop_does_not_close_it_while_the_first_one_runs(self):
+        pool, slots = opened(MODELS["lstm"], 2)
+
+        async def main():
+            async with Batcher(pool) as batcher:
+                await batcher.step(slots[0], some(4))
+                with pytest.raises(fastrnn.StreamError, match="another event loop"):
+                    await asyncio.to_thread(asyncio.run, batcher.close())
 
         run(main())
 
@@ -203,20 +309,6 @@ class TestWhatGoesWrong:
 
         run(main())
 
-    def test_who_waits_for_room_is_told_of_the_end(self):
-        pool, slots = opened(MODELS["lstm"], 8)
-
-        async def main():
-            batcher = Batcher(pool, max_delay=5, max_queue=2)
-            asked = [asyncio.ensure_future(batcher.step(s, some(4))) for s in slots]
-            await asyncio.sleep(0)
-            await batcher.close()
-            got = await asyncio.gather(*asked, return_exceptions=True)
-            assert all(isinstance(y, fastrnn.StreamError | np.ndarray) for y in got)
-            assert sum(isinstance(y, np.ndarray) for y in got) == sum(pool.steps_done(s) for s in slots) >= 2
-
-        run(main())
-
     def test_one_event_loop(self):
         pool, slots = opened(MODELS["lstm"], 2)
         batcher = Batcher(pool, max_delay=0)
@@ -231,7 +323,14 @@ class TestWhatGoesWrong:
         run(first())
         run(second())
 
-    @pytest.mark.parametrize("wrong", [{"max_delay": -1}, {"max_delay": "1"}, {"max_queue": 0}, {"max_rows": 1.5}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"max_delay": -1}, {"max_delay": "1"}, {"max_delay": float("nan")}, {"max_queue": 0}, {"max_rows": 1.5}],
+    )
     def test_wrong_arguments(self, wrong):
         with pytest.raises(fastrnn.ShapeError, match=next(iter(wrong))):
             Batcher(MODELS["lstm"].pool(capacity=1), **wrong)
+
+    def test_numbers_of_numpy(self):
+        batcher = Batcher(MODELS["lstm"].pool(1), np.float32(0.5), np.int32(7), np.uint8(3))
+        assert (batcher.max_delay, batcher.max_queue, batcher.max_rows) == (0.5, 7, 3)
