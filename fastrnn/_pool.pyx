@@ -546,6 +546,8 @@ def _as_slots(slots):
         array = np.asarray(slots)
     except (ValueError, TypeError, OverflowError) as error:
         raise StateError(f"slots are ints that open() returned: {error}") from None
+    if array.ndim == 0 and array.dtype.kind not in "iufb":
+        raise ShapeError(f"slots must be an array or a sequence, with one axis, got {type(slots).__name__}")
     if array.ndim != 1:
         raise ShapeError(f"slots must have one axis, got {list(array.shape)}; a single one is written [slot]")
     if array.size and array.dtype.kind not in "iu":

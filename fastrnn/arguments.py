@@ -109,6 +109,8 @@ class Argument:
 def as_dtype(x, dtype: str, where: str) -> np.ndarray:
     """x as a C-contiguous native array of `dtype`. Lists and safe casts are taken; a lossy cast is a ShapeError."""
     want = np.dtype(DTYPES[dtype])
+    if isinstance(x, np.ndarray) and type(x) is not np.ndarray and np.any(getattr(x, "mask", False)):
+        raise ShapeError(f"{where}: a masked array, of which the mask would be lost: fill it")
     try:
         array = np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of other libraries that refuse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -178,9 +178,7 @@ class StreamPool(PoolCore):
         """
         with self._alone():
             n = self._find(slots)
-            chunks = list(chunks)
-            if len(chunks) != n:
-                raise ShapeError(f"{n} slots take {n} chunks, got {len(chunks)}")
+            chunks = self._listed(n, chunks)
             if n == 0:
                 return []
             if self.program is None:
@@ -194,6 +192,16 @@ class StreamPool(PoolCore):
             moves, timed = [a.step_bytes for a in sides], [a.timed for a in sides]
             self._push(n, lengths, columns, moves, timed, len(self._inputs))
         return [deliver(self._seen(t, made), None) for t, made in zip(lengths.tolist(), results, strict=True)]
+
+    @staticmethod
+    def _listed(n: int, chunks) -> list:
+        """The chunks of n slots."""
+        if isinstance(chunks, Mapping) or not isinstance(chunks, Iterable):
+            raise ShapeError(f"chunks are a sequence with one for each slot, got {type(chunks).__name__}")
+        found = list(chunks)
+        if len(found) != n:
+            raise ShapeError(f"{n} slots take {n} chunks, got {len(found)}")
+        return found
 
     def _seen(self, steps: int, made: list) -> list:
         """None for what a chunk of no steps has no value of."""

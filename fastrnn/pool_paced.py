@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .arguments import collect, deliver
-from .errors import ShapeError, StateError, StreamError
+from .errors import StateError, StreamError
 from .pool import MOST_SLOTS, StreamPool
 from .snapshots import Snapshot
 from .stream_paced import LARGEST, POSITION, check_room, take_position
@@ -74,10 +74,7 @@ class PacedPool(StreamPool):
         """As `StreamPool.push`; the outputs of each are those that come with these steps."""
         with self._alone():
             n = self._find(slots)
-            chunks = list(chunks)
-            if len(chunks) != n:
-                raise ShapeError(f"{n} slots take {n} chunks, got {len(chunks)}")
-            given = [self._check_chunk(i, c) for i, c in enumerate(chunks)]
+            given = [self._check_chunk(i, c) for i, c in enumerate(self._listed(n, chunks))]
             lengths = np.array([length for length, _ in given], np.int64)
             columns = [[arrays[i] for _, arrays in given] for i in range(len(self._inputs))]
             results = self._take(n, lengths, columns)

@@ -22,6 +22,7 @@ import numpy as np
 
 from .errors import FastRNNError, StateError
 from .files import replace_file
+from .streaming import MOST_STEPS
 
 FORMAT = "fastrnn snapshot "
 VERSION = 1
@@ -148,8 +149,8 @@ def _checked(metadata: dict, tensors: dict[str, np.ndarray], where: str) -> Snap
         for array in (steps, slots):
             if array is not None and (array.dtype != np.int64 or array.shape != steps.shape or array.ndim != 1):
                 raise ValueError(f"steps and slots of {array.dtype}{list(array.shape)}")
-        if (steps < 0).any():
-            raise ValueError("a stream that has taken fewer than no steps")
+        if steps.size and not (0 <= steps.min() and steps.max() <= MOST_STEPS):
+            raise ValueError(f"streams that have taken {steps.min()}..{steps.max()} steps")
         if slots is not None and len(np.unique(slots)) != len(slots):
             raise ValueError("a slot that is there twice")
         strange = [k for k, a in tensors.items() if not k.startswith((STATE, INPUT)) or a.shape[:1] != steps.shape]

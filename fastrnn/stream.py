@@ -33,7 +33,14 @@ class Stream(StreamCore):
 
     def __init__(self, model: Model, parts: StreamParts):
         self.model = model
-        self._begin(parts)
+        self._take_parts(parts)
+
+    def _take_parts(self, parts: StreamParts) -> None:
+        try:
+            self._begin(parts)
+        except MemoryError:
+            rows = f"{parts.batch} streams in lock-step" if parts.batch_size else "a stream"
+            raise StateError(f"no memory for {rows} of {self.model.name}") from None
 
     def _size_like(self, x) -> None:
         """Lay out the state for the sizes of x, the argument of a first step or push, where the model leaves them
@@ -43,7 +50,7 @@ class Stream(StreamCore):
                 self._begin_sized(self.model._sized_like(x))
 
     def _begin_sized(self, sized: Model) -> None:
-        self._begin(sized._stream_parts(self.batch_size, self._parts.context))
+        self._take_parts(sized._stream_parts(self.batch_size, self._parts.context))
 
     def _step_general(self, x, out):
         """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""

@@ -15,6 +15,7 @@ from ._executor import StreamParts
 from .arguments import as_dtype, check_out, collect, deliver
 from .errors import StateError, StreamError
 from .stream import Stream
+from .streaming import MOST_STEPS
 from .timetable import Timetable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def take_position(state, name: str) -> tuple[int, dict]:
         rest = {k: v for k, v in state.items() if k != POSITION}
     except (TypeError, KeyError, IndexError, AttributeError):
         raise StateError(f"a state of {name} is a dict that holds {POSITION} too") from None
-    if position.shape != () or position < -1:
+    if position.shape != () or not -1 <= position <= MOST_STEPS:
         raise StateError(f"{POSITION} must be one number of steps, got {state[POSITION]!r:.80}")
     return int(position), rest
 
@@ -78,6 +79,7 @@ class PacedStream(Stream):
         return self._step_general(x, out)
 
     def _step_general(self, x, out):
+        self._check_room(1)  # before what is wrong with x; once more when the stream is held
         parts, batch, many = self._parts, self.batch_size, self._timetable.many
         if out is not None and any(many):
             raise StreamError(f"{self.model.name}: a step may bring several steps of an output, so it takes no out")
@@ -102,6 +104,7 @@ class PacedStream(Stream):
 
     def push(self, chunk):
         """As `Stream.push`; the outputs are those that come with these steps."""
+        self._check_room(0)
         arrays, span = self._checked_chunk(chunk)
         with self._held():
             return deliver(self._take(arrays, span), None)

@@ -19,6 +19,7 @@ from .loops import loops
 from .lowering_loops import chains
 from .plan import Plan
 
+MOST_STEPS = 1 << 60  # of a stream: what is more was never counted
 _MOVES = frozenset("transpose reshape slice expand concat".split())
 
 
@@ -190,7 +191,8 @@ class StateLayout:
         return out
 
     def load_rows(self, slab: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-        """Inverse of `rows`. StateError, with nothing changed, where one is missing, unknown or of another shape."""
+        """Inverse of `rows`. StateError, with nothing changed, where one is missing, unknown, of another shape
+        or no number of steps."""
         names = [s.name for s in self.shown]
         if set(rows) != set(names):
             raise StateError(f"states are {sorted(names)}, got {sorted(rows)}")
@@ -199,8 +201,11 @@ class StateLayout:
             if got.shape != want or got.dtype != state.dtype:
                 text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
                 raise StateError(f"state {state.name}: {text}")
+            if state.dtype == "int64" and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
+                # the one kind of state that is no value but says where others lie
+                raise StateError(f"state {state.name}: it counts steps, got {got.min()}..{got.max()}")
         for state in self.shown:
-            flat = rows[state.name].reshape(slab.shape[0], -1)
+            flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self._row_dims(state))))
             for part in state.parts:
                 values = np.ascontiguousarray(flat[:, part.places], state.dtype).view(np.float32)
                 slab[:, part.offset : part.offset + values.shape[1]] = values

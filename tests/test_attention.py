@@ -1,11 +1,14 @@
 """Attention: the op against its float64 meaning, the pass that finds it, streams that keep a bounded past."""
 
+import json
+
 import numpy as np
 import pytest
+import safetensors.numpy
 from graph_builder import GraphBuilder
 
 import fastrnn
-from fastrnn import reference
+from fastrnn import reference, snapshots
 from fastrnn.artifact import load as read_graph
 from fastrnn.artifact import to_bytes
 from fastrnn.dims import BATCH, TIME
@@ -422,6 +425,42 @@ def test_a_full_context_of_a_pool_that_lags_is_an_error_that_changes_nothing():
     assert np.array_equal(pool.slab[[0, 2]], before[[0, 2]])
     lone.step(x[1])
     assert pool.flush(b).tobytes() == lone.flush().tobytes()
+
+
+@pytest.mark.parametrize("steps", [-1, -(1 << 63), (1 << 63) - 1])
+@pytest.mark.parametrize("build", [self_attention, behind_a_window])
+def test_a_number_of_steps_that_no_stream_has_is_refused(build, steps):
+    """It says where keys and values are kept: a wrong one would be written beside the stream's own memory."""
+    model = Model(build(), threads=1)
+    pool, stream = model.pool(2, context=6, at_context="window"), model.stream(context=6, at_context="window")
+    slot, wrong = pool.open(), np.array(steps)
+    before, blob = pool.state(slot), pool.snapshot(slot)
+    counts = [name for name, v in before.items() if v.dtype == np.int64]
+    assert counts
+    for name in counts:
+        if (name, steps) == ("steps_done", -1):  # flushed
+            continue
+        changed = before | {name: np.full_like(before[name], wrong)}
+        with pytest.raises(fastrnn.StateError, match="steps"):
+            pool.set_state(slot, changed)
+        with pytest.raises(fastrnn.StateError, match="steps"):
+            stream.state = changed
+        key = "steps" if name == "steps_done" else f"state/{name}"
+        crafted = with_tensor(blob, key, np.full(1 if key == "steps" else (1, 1), steps, np.int64))
+        for restore in (pool.restore, stream.restore):
+            with pytest.raises(fastrnn.StateError, match="steps"):
+                restore(crafted)
+    assert all(np.array_equal(before[k], v) for k, v in pool.state(slot).items())
+
+
+def with_tensor(blob, name, array):
+    """A snapshot with another tensor, and a checksum that fits: anyone can compute one."""
+    size = int.from_bytes(blob[:8], "little")
+    metadata = json.loads(blob[8 : 8 + size])["__metadata__"]
+    tensors = safetensors.numpy.load(blob)
+    tensors[name] = array.reshape(tensors[name].shape)
+    metadata["checksum"] = snapshots._checksum(metadata, tensors)
+    return safetensors.numpy.save(tensors, metadata=metadata)
 
 
 def test_a_full_context_of_a_pool_names_the_row():

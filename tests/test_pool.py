@@ -467,6 +467,8 @@ class TestCalls:
             (lambda s: np.array([s[0]] * 3, float), fastrnn.StateError, "float64"),
             (lambda s: [True, False, True], fastrnn.StateError, "bool"),
             (lambda s: "abc", fastrnn.ShapeError, "one axis"),
+            (lambda s: set(s), fastrnn.ShapeError, "a sequence, with one axis, got set"),
+            (lambda s: None, fastrnn.ShapeError, "a sequence, with one axis, got NoneType"),
             (lambda s: s[0], fastrnn.ShapeError, "one axis"),
             (lambda s: [[s[0], s[1], s[2]]], fastrnn.ShapeError, "one axis"),
         ],
@@ -503,6 +505,7 @@ class TestCalls:
             (np.zeros((3, 5), np.float32), r"\[3, 4\], got \[3, 5\]"),
             (np.zeros((3, 4)), "float32 expected, got float64"),
             (None, "x"),
+            (np.ma.masked_array(np.zeros((3, 4), np.float32), mask=np.eye(3, 4)), "mask would be lost"),
         ],
     )
     def test_wrong_inputs(self, x, match):
@@ -517,6 +520,11 @@ class TestCalls:
             pool.push(slots, [good, some(2, 5), good])
         with pytest.raises(fastrnn.ShapeError, match="3 slots take 3 chunks, got 2"):
             pool.push(slots, [good, good])
+        for wrong in (None, 3, {"x": [good, good, good]}):
+            with pytest.raises(
+                fastrnn.ShapeError, match=f"a sequence with one for each slot, got {type(wrong).__name__}"
+            ):
+                pool.push(slots, wrong)
         assert not any(pool.steps_done(s) for s in slots)
 
     @pytest.mark.parametrize(

@@ -76,6 +76,10 @@ class TestTheSameBits:
         assert np.array_equal(a.slab, b.slab)
         assert same(a.push(one), b.push(one))
 
+    def test_a_pool_of_nobody(self):
+        model = MODELS["lstm"]
+        assert model.pool(3).restore_all(model.pool(2).snapshot_all()) == {}
+
     def test_a_whole_pool(self, tmp_path):
         model = MODELS["two sides"]
         pool, slots = opened(model, 6, 8)
