@@ -79,7 +79,7 @@ class Model:
 
     def __init__(self, graph: Graph, threads: int | None = None):
         self.threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
-        threadpools.register_if_in_use()
+        threadpools.note(self.threads)
         self.graph = passes.run(graph)
         self.name = graph.name
         self._open_sizes = _open_sizes(self.graph)

@@ -10,12 +10,20 @@ import sys
 from .cpu import thread_info
 
 _registered = False
+_most = 0  # threads of any model made so far
 
 
-def register_if_in_use() -> None:
-    """`register` where the process has imported threadpoolctl already."""
+def note(threads: int) -> None:
+    """A model is made whose calls may use so many threads. Registers, where the process has imported threadpoolctl."""
+    global _most
+    _most = max(_most, threads)
     if not _registered and "threadpoolctl" in sys.modules:
         register()
+
+
+def most() -> int:
+    """How many threads some call may use where nothing limits it."""
+    return max(_most, thread_info().count)
 
 
 def register() -> None:
@@ -39,10 +47,11 @@ def register() -> None:
 
         def get_num_threads(self) -> int:
             limit = self.dynlib.frnn_thread_limit()
-            return min(limit, thread_info().count) if limit else thread_info().count
+            return min(limit, most()) if limit else most()
 
         def set_num_threads(self, num_threads: int) -> None:
-            self.dynlib.frnn_set_thread_limit(num_threads)
+            # What `get_num_threads` said is how threadpoolctl lifts a limit; one that stayed would bind later models.
+            self.dynlib.frnn_set_thread_limit(0 if num_threads >= most() else num_threads)
 
         def get_version(self) -> None:
             return None

@@ -271,8 +271,6 @@ class TestThreadpoolctl:
         import threadpoolctl
 
         from fastrnn import threadpools
-        from fastrnn.cpu import thread_info
-
         threadpools.register()
         threadpools.register()  # once is enough
 
@@ -280,7 +278,7 @@ class TestThreadpoolctl:
             (info,) = [i for i in threadpoolctl.threadpool_info() if i["user_api"] == "fastrnn"]
             return info["num_threads"]
 
-        assert ours() == thread_info().count
+        assert ours() == threadpools.most()
         want = model(X)
         with threadpoolctl.threadpool_limits(1):
             assert ours() == 1
@@ -292,6 +290,12 @@ class TestThreadpoolctl:
                 return time.process_time() - started <= 1.2 * (time.thread_time() - before) + 0.02
 
             assert any(alone() for _ in range(5))
-        assert ours() == thread_info().count
+        assert ours() == threadpools.most()
         with threadpoolctl.threadpool_limits(1, user_api="fastrnn"):
             assert ours() == 1
+        before = threadpools.most()
+        Model(stack("rnn"), threads=before + 3)
+        assert ours() == before + 3  # a limit that was lifted does not bind it
+        with threadpoolctl.threadpool_limits(before):
+            assert ours() == before
+        assert ours() == before + 3
