@@ -53,6 +53,7 @@ class BuildKernels(build_ext):
     def compile_kernels(self):
         flags = ISA_FLAGS.get(target_machine(self.compiler.compiler[:1]), {})
         folder = Path(self.build_temp) / "kernels"
+        (folder / KERNELS).mkdir(parents=True, exist_ok=True)  # two compilers at once would each leave it to the other
         newest = max(p.stat().st_mtime for p in [*KERNELS.glob("*.h"), Path(__file__)])
 
         def compile_one(source):
