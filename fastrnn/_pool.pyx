@@ -78,8 +78,8 @@ cdef class PoolCore:
     cdef int64_t *place  # the places of the call under way, one a row
     cdef int64_t *free  # a stack of the places that are closed
     cdef int64_t n_free, calls, first_generation
-    cdef bint simple
-    cdef Form x_form, y_form
+    cdef bint simple, timed
+    cdef Form x_form, y_form  # of the step of `dims[0]` rows, or of the chunk of as many steps
     cdef int64_t rows_a_call, rows_a_push
     cdef double row_flops  # of one step of one row
     cdef object initial_row
@@ -104,13 +104,13 @@ cdef class PoolCore:
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
 
-    def _begin(self, Program program, initial_row, bint batched, bint shared, row_bytes, row_flops, forms):
+    def _begin(self, Program program, initial_row, bint batched, bint shared, row_bytes, row_flops, forms, timed):
         """Take what the subclass prepared, after `_resize`; streams that were opened before begin here.
 
         initial_row : float32 [state_size]. batched : the model has a batch axis, so rows may share a call. shared : an
         input or output has none, so that rows which bring their own of it can't.
         row_bytes : scratch of a call a row. forms : () or, for a model with one float32 input and output each, their
-        (numpy type number, shape of one step of one stream).
+        (numpy type number, shape of one step of one stream). timed : both have a time axis.
         """
         cdef int i
         cdef Form *form
@@ -120,7 +120,7 @@ cdef class PoolCore:
         self.program, self.initial_row, self.row_flops = program, initial_row, row_flops
         self.rows_a_call = max(LEAST_ROWS, CALL_BYTES // max(<int64_t> row_bytes, 1)) if batched else 1
         self.rows_a_push = 1 if shared else self.rows_a_call
-        self.simple = len(forms) == 2
+        self.simple, self.timed = len(forms) == 2, timed
         for i, (number, shape) in enumerate(forms):
             form = &self.x_form if i == 0 else &self.y_form
             form.type, form.ndim = number, len(shape) + 1
@@ -408,6 +408,29 @@ cdef class PoolCore:
             self.slab[places] = states
 
     # -- chunks --
+    def _push_plain(self, int64_t n, list chunks):
+        """`push` of the n streams found, where each chunk is a plain array of the one input of a model that has one
+        output: the new arrays. None, and nothing has happened, where a chunk needs a general check: 15 us each."""
+        cdef int64_t i
+        cdef cnp.npy_intp size = n
+        cdef list results
+        if not (self.simple and self.timed):
+            return None
+        lengths = cnp.PyArray_EMPTY(1, &size, cnp.NPY_INT64, 0)
+        for i in range(n):
+            if not cnp.PyArray_CheckExact(chunks[i]) or cnp.PyArray_NDIM(<cnp.ndarray> chunks[i]) == 0:
+                return None
+            self.x_form.dims[0] = cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)
+            if not fits(chunks[i], &self.x_form):
+                return None
+            (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths))[i] = self.x_form.dims[0]
+        results = []
+        for i in range(n):
+            self.y_form.dims[0] = cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)
+            results.append(cnp.PyArray_EMPTY(self.y_form.ndim, self.y_form.dims, self.y_form.type, 0))
+        self._push(n, lengths, [chunks, results], [self.x_form.step_bytes, self.y_form.step_bytes], [True, True], 1)
+        return results
+
     def _push(self, int64_t n, lengths, list arrays, list steps, list timed, int64_t n_in):
         """All steps of a chunk a row, each of its own length.
 

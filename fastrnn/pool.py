@@ -62,9 +62,9 @@ class StreamPool(PoolCore):
             steady, sizes = counts.number, plan.timetable.sizes(counts.number)
         row_bytes = program.arena_bytes(2, steady) - program.arena_bytes(1, steady) if batch else 0
         row_flops = float(D.evaluate(plan.flops, sizes | {"batch": 1}))
-        forms = [] if shared else plain_forms(inputs, outputs)
+        forms, timed = [] if shared else plain_forms(inputs, outputs), all(a.timed for a in sides)
         with _memory_for(model, self.capacity):
-            self._begin(program, parts.layout.initial_row, batch, shared, row_bytes, row_flops, forms)
+            self._begin(program, parts.layout.initial_row, batch, shared, row_bytes, row_flops, forms, timed)
         self._parts, self._layout, self._inputs, self._outputs = parts, parts.layout, inputs, outputs
         self._names = parts.names
 
@@ -183,6 +183,9 @@ class StreamPool(PoolCore):
                 return []
             if self.program is None:
                 self._lay_out(self.model._sized_like(chunks[0]))
+            plain = self._push_plain(n, chunks)
+            if plain is not None:
+                return plain
             given = [self._check_chunk(i, c) for i, c in enumerate(chunks)]
             lengths = np.array([length for length, _ in given], np.int64)
             results = [[np.empty(o.chunk_shape(None, t), o.stored) for o in self._outputs] for t in lengths.tolist()]

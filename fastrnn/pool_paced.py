@@ -199,6 +199,16 @@ class PacedPool(StreamPool):
             done[i] += steps
 
     # -- states --
+    @property
+    def memory_bytes(self) -> int:
+        """As `StreamPool.memory_bytes`, and what streams were last told by inputs without time."""
+        return super().memory_bytes + sum(a.nbytes for arrays in list(self._still.values()) for a in arrays)
+
+    def _close(self, place: int) -> None:
+        super()._close(place)
+        self._ended.discard(place)
+        self._still.pop(place, None)
+
     def _reset(self, place: int) -> None:
         super()._reset(place)
         if self.program is not None:

@@ -326,6 +326,27 @@ class TestRows:
             assert same(model.stream().push(chunk), y)
         assert [pool.steps_done(s) for s in slots] == lengths.tolist()
 
+    @pytest.mark.parametrize("name", ["lstm", "rnn, last step", "words"])
+    def test_chunks_that_are_plain_and_chunks_that_are_not(self, name):
+        """Lists, strided and half-precision arrays between plain ones: all of a call take the same way."""
+        model = MODELS[name]
+        pool, slots = opened(model, 6)
+        chunks = [data(model, t, t) for t in (3, 0, 70, 5, 1, 2)]
+        lone = [model.stream() for _ in slots]
+        for round_ in range(3):
+            given, exact = list(chunks), list(chunks)
+            if round_ == 1:
+                given[2] = np.repeat(chunks[2], 2, 0)[::2]
+                given[0] = chunks[0].tolist()
+                if chunks[3].dtype == np.float32:
+                    given[3] = chunks[3].astype(np.float16)
+                    exact[3] = given[3].astype(np.float32)
+            for s, x, y in zip(lone, exact, pool.push(slots, given), strict=True):
+                assert same(s.push(x), y)
+        with pytest.raises(fastrnn.ShapeError, match="chunk 4: input"):
+            pool.push(slots, [*chunks[:4], np.float32(1), chunks[5]])
+        assert [pool.steps_done(s) for s in slots] == [s.steps_done for s in lone]
+
     def test_nan_stays_where_it_is(self):
         model = MODELS["lstm"]
         pool, slots = opened(model, 20)
@@ -400,6 +421,17 @@ class TestPaced:
         frames = [step_of(data(model, 1, i), 0) for i in range(150)]
         for s, x, y in zip(lone, frames, pool.step(slots, stacked(frames)), strict=True):
             assert same(s.step(x), y)
+
+    def test_memory_counts_what_streams_were_told(self):
+        model = PACED["biased"]
+        pool, slots = opened(model, 3)
+        before = pool.memory_bytes
+        for s in slots:
+            pool.step([s], (some(1, 3), some(1, 4, 1)))
+        assert pool.memory_bytes == before + 3 * 16
+        for s in slots:
+            pool.close(s)
+        assert pool.memory_bytes == before
 
     def test_no_out(self):
         pool, slots = opened(PACED["looks ahead"], 2)

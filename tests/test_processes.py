@@ -271,6 +271,7 @@ class TestThreadpoolctl:
         import threadpoolctl
 
         from fastrnn import threadpools
+
         threadpools.register()
         threadpools.register()  # once is enough
 
