@@ -174,6 +174,21 @@ class TestThreads:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"2 threads\n{int(signal.SIGTERM)}\n", "")
 
+    @pytest.mark.any_isa
+    def test_the_team_races_with_nobody(self, tmp_path):
+        """ThreadSanitizer over the team's C code, with three callers that fight for it."""
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            pytest.skip("needs a C compiler")
+        kernels, program = HERE.parent / "fastrnn" / "_kernels", tmp_path / "race"
+        flags = ["-std=c99", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{kernels}"]
+        sources = [HERE / "race_team.c", kernels / "threads.c"]
+        made = subprocess.run([compiler, *flags, *sources, "-o", program], capture_output=True, text=True)
+        done = subprocess.run([program], capture_output=True, text=True, timeout=120) if made.returncode == 0 else made
+        if made.returncode != 0 or "unexpected memory mapping" in done.stderr:
+            pytest.skip("no ThreadSanitizer here: " + done.stderr.strip()[-200:])
+        assert (done.returncode, done.stdout, done.stderr) == (0, "all chunks ran once\n", "")
+
     @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_a_fork_makes_a_team_of_its_own(self):
