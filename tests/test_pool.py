@@ -6,6 +6,8 @@ from graph_builder import GraphBuilder
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from test_attention import self_attention
+from test_masks import masked_cell
 from test_model_stream import some, stack
 from test_plan import weights
 from test_stream_windows import Stack
@@ -88,6 +90,23 @@ PACED = {
 }
 
 
+def ago():
+    """A cell that no framework has: it sees the state before last."""
+    rng = np.random.default_rng(7)
+    text = "h = tanh(W @ x + R @ prev(h) + Q @ prev(h, 2) + b); y = V @ h"
+    shapes = {"W": (7, 3), "R": (7, 7), "Q": (7, 7), "b": (7,), "V": (2, 7)}
+    arrays = {k: (rng.standard_normal(s) * 0.4).astype(np.float32) for k, s in shapes.items()}
+    return fastrnn.from_equations(text, initial={"h": arrays["b"]}, **arrays)
+
+
+KEPT = {  # other kinds of state: tails of windows, keys and values, what a mask holds, more than one step
+    "causal windows": Model(Stack().conv(k=5, dilation=2, pads=(8, 0)).conv(k=2, pads=(1, 0)).done()),
+    "attention": Model(self_attention(window=5)),
+    "masked": Model(masked_cell("lstm")[0]),
+    "two steps ago": ago(),
+}
+
+
 def data(model, T, seed):
     """Random inputs of one stream: an array [T, ...], or a tuple with one for each input."""
     rng = np.random.default_rng(seed)
@@ -100,14 +119,18 @@ def data(model, T, seed):
         shape = [d for d in value.dims if isinstance(d, int)]
         if value.dtype == "int64":
             arrays.append(rng.integers(0, 10, [T, *shape]))
+        elif value.dtype == "bool":
+            arrays.append(rng.random([T, *shape]) < 0.6)
         else:
             arrays.append(rng.standard_normal([T, *shape] if timed else shape).astype(np.float32))
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
 
 def step_of(arrays, t):
-    """Step t of such inputs."""
-    return arrays[t] if isinstance(arrays, np.ndarray) else (arrays[0][t], arrays[1])
+    """Step t of such inputs, of which the second has a time axis where it is a mask."""
+    if isinstance(arrays, np.ndarray):
+        return arrays[t]
+    return arrays[0][t], arrays[1][t] if arrays[1].dtype == np.bool_ else arrays[1]
 
 
 def stacked(items):
@@ -292,6 +315,16 @@ class PacedMachine(PoolMachine):
 
 PacedMachine.TestCase.settings = settings(PoolMachine.TestCase.settings, max_examples=40)
 TestPacedPoolIsManyStreams = PacedMachine.TestCase
+
+
+class KeptMachine(PoolMachine):
+    """The same with every other kind of state."""
+
+    models = KEPT
+
+
+KeptMachine.TestCase.settings = settings(PoolMachine.TestCase.settings, max_examples=30)
+TestPoolOfEveryStateIsManyStreams = KeptMachine.TestCase
 
 
 def opened(model, n, capacity=None):
