@@ -197,6 +197,7 @@ class TestLocksOverForks:
         assert told == []
 
     def test_a_lock_that_is_gone_is_forgotten(self):
+        gc.collect()
         before = len(forks._locks), len(forks._owners)
         pool = Model(stack("rnn")).pool(1)
         assert (len(forks._locks), len(forks._owners)) > before
