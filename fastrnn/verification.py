@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ TOLERANCE_FLOAT16 = 5e-3
 MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
 ENGINES = ("onnxruntime", "torch", "keras", "reference")
 FREE = 3  # for a size that the model leaves open besides those
+EVERY = 128  # lengths up to this are all tried where a model runs at none of `SIZES`, some of those beyond
 MAX_SIZE = 4096  # the largest batch or time that is tried to meet a size that the file has frozen
 
 
@@ -289,7 +290,8 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
     sizes_of: dict[str, dict[str, int]] = {}
     skipped = []
     rng = np.random.default_rng(seed)
-    for env in _environments(model, other, sizes):
+
+    def run(env: dict[str, int]) -> None:
         feeds = random_inputs(model.graph, env, rng)
         text = ", ".join(f"{name} [{', '.join(map(str, array.shape))}]" for name, array in feeds.items())
         sizes_of[text] = env
@@ -299,8 +301,26 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
             raise
         except Exception as error:  # as above: the classes are onnxruntime's own
             skipped.append(f"{text}: {other.title} refused it: {_first_line(error)}")
-            continue
+            return
         done.append((text, [np.asarray(a) for a in model.run(*feeds.values())], [np.asarray(a) for a in expected]))
+
+    environments = _environments(model, other, sizes)
+    for env in environments:
+        run(env)
+    if sizes is SIZES:
+        first = list(skipped)
+        for env in _longer(environments, {sizes_of[text]["time"] for text, _, _ in done if "time" in sizes_of[text]}):
+            run(env)
+            if done and any(array.size == 0 for array in done[-1][1]):
+                done.pop()  # too short for a window, which onnxruntime's pools take for one step
+            if len(done) >= len(environments):
+                break
+        if len(done) == 1 < len(environments):  # the file's one length: at least with all batches
+            only = sizes_of[done[0][0]]
+            others = {env["batch"] for env in environments if "time" in only and "batch" in env} - {only.get("batch")}
+            for batch in sorted(others):
+                run(only | {"batch": batch})
+        skipped = first  # of a search only what it found is of use
     worst: dict[str, OutputDifference] = {}
     runs = []
     for text, ours, theirs in done:
@@ -440,6 +460,19 @@ def least_steps(graph: Graph, batch: int = 1) -> int:
         if all(D.evaluate(d, env) >= least for d, least in sides):
             return steps
     return 1
+
+
+def _longer(environments: list[dict[str, int]], done: set[int]) -> Iterator[dict[str, int]]:
+    """More lengths where only one of those tried, or none, was run: windows may need hundreds of steps, and a Reshape
+    may hold the one length that the file was exported at."""
+    if len(done) > 1 or len({env.get("time") for env in environments}) == 1:
+        return
+    tried = {env["time"] for env in environments}
+    lengths = [n for n in range(1, EVERY + 1) if n not in tried]
+    while lengths[-1] < MAX_SIZE:
+        lengths.append(min(MAX_SIZE, lengths[-1] * 9 // 8))
+    for k, time in enumerate(lengths):
+        yield environments[k % len(environments)] | {"time": time}
 
 
 def _solve(name: str, dim: D.Dim, size: int) -> dict[str, int]:

@@ -376,3 +376,30 @@ def test_a_slice_to_a_computed_end(beyond, want):
     )
     assert dims(import_onnx(made), "z")[0] == want
     agrees_with_onnxruntime(made, x=noise(6, 2, 3))
+
+
+def test_an_open_length_that_a_reshape_has_as_a_number():
+    """F.multi_head_attention_forward, traced: [t, b, 4] -> [12, 2*b, 2], long before a recurrent node names the time."""
+    made = model(
+        "(float[b,t,4] x) => (float[t,b,2] y)",
+        """s = Transpose <perm = [1, 0, 2]> (x) all = Shape(s) n = Slice(all, one, end) n2 = Mul(n, end)
+           to = Concat <axis = 0> (twelve, n2, end) r = Reshape(s, to) q = Reshape(r, all)
+           y0, h = RNN <hidden_size = 2> (q, W, R) y = Squeeze(y0, one)""",
+        one=np.int64([1]),
+        end=np.int64([2]),
+        twelve=np.int64([12]),
+        F=4,
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "y") == ["time", "batch", 2]
+    agrees_with_onnxruntime(made, x=noise(3, 12, 4))
+    plain = import_onnx(
+        model(
+            "(float[b,t,4] x) => (float[t,b,2] y)",
+            "q = Transpose <perm = [1, 0, 2]> (x) y0, h = RNN <hidden_size = 2> (q, W, R) y = Squeeze(y0, one)",
+            one=np.int64([1]),
+            F=4,
+        )
+    )
+    x = noise(2, 5, 4)
+    np.testing.assert_array_equal(reference.run(graph, {"x": x})[0], reference.run(plain, {"x": x})[0])

@@ -185,6 +185,36 @@ def test_a_length_that_onnxruntime_does_not_follow_is_skipped_and_told():
     assert any("answers as if axis 0 of y were 7 long, which the file has written into it" in s for s in report.skipped)
 
 
+def searched(path, body, **constants):
+    made = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {body}')
+    arrays = {"W": np.ones((1, 2, 3)), "R": np.eye(2)[None]}
+    arrays = {k: v.astype(np.float32) for k, v in arrays.items()} | constants
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+    onnx.save(made, path)
+    return path
+
+
+def test_lengths_are_searched_where_windows_need_more_steps(tmp_path):
+    """A front end of 400 samples; before, all four sizes were refused and that was an error."""
+    body = """(float[b,1,t] x) => (float[n,1,b,2] y)
+        { c = Conv <strides = [160]> (x, K) s = Transpose <perm = [2, 0, 1]> (c) y = RNN <hidden_size = 2> (s, W, R) }"""
+    path = searched(tmp_path / "m.onnx", body, K=np.full((3, 1, 400), 0.01, np.float32))
+    report = fastrnn.verify(path)
+    assert report.ok, str(report)
+    assert len(report.runs) == len(V.SIZES)
+    assert not report.notes
+
+
+def test_the_one_length_of_a_file_is_searched(tmp_path):
+    """Open by its name, and 12 by its Reshape: onnxruntime runs no other."""
+    body = """(float[t,b,3] x) => (float[t,b,2] z)
+        { y = RNN <hidden_size = 2> (x, W, R) z = Reshape(y, to) }"""
+    report = fastrnn.verify(searched(tmp_path / "m.onnx", body, to=np.int64([12, -1, 2])))
+    assert report.ok, str(report)
+    assert all(run.startswith("x [12, ") for run in report.runs)
+    assert any("only time 12 was compared" in note for note in report.notes)
+
+
 def divided_by_its_length(path):
     """y = (a recurrence over x) / 6, where the exporter has made the 6 of the example's length."""
     made = onnx.parser.parse_model(

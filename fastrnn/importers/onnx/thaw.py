@@ -173,15 +173,17 @@ def _by_examples(ctx, dims, out, holes, exact) -> tuple:
 def _misfit(ctx, dims, out):
     """What to raise where even the examples don't fit.
 
-    PyTorch's exporter leaves an input's length open and yet writes the example's into a Reshape behind a recurrent
-    node. Such a number, at the place of an axis that a recurrent node calls time or batch, becomes its example.
+    PyTorch's exporters leave an input's length open and yet write the example's into a Reshape. Such a number becomes
+    the example of the axis at its place, where that is one that a recurrent node calls time or batch, or where all
+    sizes of the Reshape come out even by it.
     """
     # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N]. Ones are no sizes.
     apart = [part for d in dims for part in (ctx.table.merged.get(d, (d,)) if len(dims) < len(out) else (d,))]
     known = {s.example for s in ctx.table.roots() if s.genuine and s.role}
     for d, t in zip(*([v for v in side if not (isinstance(v, int) and v == 1)] for side in (apart, out)), strict=False):
         sym = ctx.table.single(d)
-        if sym is not None and (sym.role or t in known) and not sym.genuine and isinstance(t, int) and t > 0:
+        meant = sym is not None and not sym.genuine and isinstance(t, int) and t > 0
+        if meant and (sym.role or t in known or _comes_out_even(ctx, dims, out, d, t)):
             ctx.table.hint(sym, t, f"{ctx.label} (Reshape to {_show(out)})")
         if not (isinstance(t, int) and t == -1) and not (isinstance(d, Dim) and d == t):
             break
@@ -189,6 +191,17 @@ def _misfit(ctx, dims, out):
     if opened:
         return Finding(f"Reshape of {_show(dims)} to {_show(out)}, which fixes a size that the file leaves open")
     return ModelFormatError(f"Reshape of {_show([ctx.table.example(d) for d in dims])} to {_show(out)}")
+
+
+def _comes_out_even(ctx, dims, out, free: Dim, size: int) -> bool:
+    """Whether [s, b, 8] -> [12, 2*b, 4] keeps its elements, whatever b is, just where the free s is 12: the file then
+    runs at no other length. A -1 could take up any other."""
+    if -1 in [t for t in out if isinstance(t, int)]:
+        return False
+    (name,) = D.symbols(free)
+    symbols = [s for d in (*dims, *out) for s in ctx.table.of(d) if s.genuine]
+    known = {(s.final or s.name): s.example for s in symbols}
+    return D.substitute(D.product(dims), known | {name: size}) == D.substitute(D.product(out), known)
 
 
 def _match(ctx, dims, out, blamed: list) -> tuple | None:
