@@ -86,7 +86,7 @@ DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int3
 # clip: min(max(x, alpha), beta); selu: beta*(x if x > 0 else alpha*(exp(x)-1)); gelu: x*Phi(x); gelu_tanh its tanh
 # form; hard_swish: x*relu6(x+3)/6; silu: x*sigmoid(x); mish: x*tanh(softplus(x)); sign: -1, 0, 1; recip: 1/x.
 UNARY = frozenset(
-    "neg abs exp log sqrt recip sign floor ceil round erf sin cos not "
+    "neg abs exp log sqrt recip sign floor ceil round erf sin cos tan asin acos atan sinh cosh asinh acosh atanh not "
     "tanh sigmoid relu affine leaky_relu thresholded_relu scaled_tanh hard_sigmoid elu selu softsign softplus "
     "gelu gelu_tanh silu hard_swish mish clip".split()
 )

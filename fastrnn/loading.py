@@ -13,6 +13,7 @@ from .errors import FastRNNError, ModelFormatError
 from .graph import Graph
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
+from .streaming import problems
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Format:
 def _read_onnx(source, **options) -> Graph:
     from .importers.onnx import import_onnx  # onnx takes 100 ms to import
 
-    return import_onnx(source, **options)
+    return import_onnx(source, streams=lambda graph: not problems(graph), **options)
 
 
 def _read_fastrnn(source) -> Graph:

@@ -434,7 +434,7 @@ class Model:
                 elif found:
                     pass
                 elif self._program("stream").plan.steps_one and not self._stream_layout().size:
-                    found = ["it has neither a time axis nor a state that is threaded from call to call"]
+                    found = [streaming.no_steps(self.graph)]
                 else:
                     self._stream_layout()
             except (StateError, UnsupportedError) as error:

@@ -38,6 +38,15 @@ def problems(graph: Graph) -> list[str]:
     return found
 
 
+def no_steps(graph: Graph) -> str:
+    """Why a graph without time and states has no steps, and which states the caller might name."""
+    text = "it has neither a time axis nor a state that is threaded from call to call"
+    kind = {n: (graph.values[n].dtype, graph.values[n].dims) for n in (*graph.inputs, *graph.outputs)}
+    alike = {i: [o for o in graph.outputs if kind[o] == kind[i]] for i in graph.inputs}
+    found = [f"{i!r} from {' or '.join(map(repr, names))}" for i, names in alike.items() if names]
+    return text + (f"; by their sizes states={{...}} could continue {', '.join(found)}" if found else "")
+
+
 def _initial_problem(graph: Graph, names: tuple) -> str | None:
     """An initial state must be a constant or a threaded input: a stream begins before any input is seen."""
     for name in names:

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from fastrnn import loading
 from fastrnn.errors import ModelFormatError, ShapeError, StateError
 from fastrnn.importers.onnx import import_onnx
 
@@ -183,3 +184,96 @@ def test_a_bound_input_fixes_the_sizes_it_shares():
     graph = import_onnx(model(signature, body), bind={"p": np.ones((1, 2, 2)), "q": np.zeros((1, 2, 2))})
     assert graph.inputs == ("x",)
     assert [str(d) for d in graph.values["x"].dims] == ["time", "2", "3"]
+
+
+CACHE = "(float[b,1,{T}] x, float[b,1,4] {old}) => (float[b,1,n] y, float[b,1,4] {new})"
+CACHED = """all = Concat <axis = 2> ({old}, x) y = Conv (all, K) s = Shape(all)
+    n = Slice(s, i2, i3, i0) from = Sub(n, four) {new} = Slice(all, from, n, i2)"""
+
+
+@pytest.mark.parametrize("length", ["t", "3", "1"])
+def test_a_cache_is_what_comes_out_of_its_end(length):
+    """Found by dataflow: steps of the input, new ones behind them, and as many of the last. Names tell nothing."""
+    names = {"old": "p", "new": "q"}
+    made = model(CACHE.format(T=length, **names), CACHED.format(**names), K=np.ones((1, 1, 5), np.float32), four=[4])
+    assert dict(import_onnx(made).states) == {"p": "q"}
+    shorter = CACHED.replace("Slice(all, from, n, i2)", "Slice(all, i0, four, i2)").format(**names)
+    made = model(CACHE.format(T=length, **names), shorter, K=np.ones((1, 1, 5), np.float32), four=[4])
+    assert not import_onnx(made).states
+
+
+def test_packed_inputs_joined_and_taken_apart_are_no_cache():
+    body = """all = Concat <axis = 0> (p, q) a = Slice(all, i0, i1, i0) c = Slice(all, i1, i2, i0)
+        y, r, s = LSTM <hidden_size = 2> (x, W, R, , , a, c)"""
+    assert dict(import_onnx(model(SIGNATURE, body)).states) == {"p": "r", "q": "s"}
+
+
+STEP = "(float[b,3] x, float[b,3] {old}) => (float[b,3] y, float[b,3] {new})"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "paired"),
+    [
+        ("past_key", "present_key", True),
+        ("r1i", "r1o", True),
+        ("h_prev", "h", True),
+        ("ah", "ah2", True),
+        ("input_state", "output_state", True),
+        ("h", "memory", False),
+        ("frame_in", "frame_out", False),
+        ("audio_in", "audio_out", False),
+        ("input_2", "output_2", False),
+    ],
+)
+def test_names_of_states(old, new, paired):
+    body = f"s = Add(x, {old}) {new} = Tanh(s) y = Neg(s)"
+    graph = import_onnx(model(STEP.format(old=old, new=new), body))
+    assert dict(graph.states) == ({old: new} if paired else {})
+
+
+def test_a_frame_is_no_state_beside_one():
+    signature = "(float[b,3] frame_in, float[b,3] k, float[b,3] buf_in) => (float[b,3] frame_out, float[b,3] buf_out)"
+    body = "s = Add(frame_in, buf_in) buf_out = Mul(s, k) frame_out = Neg(buf_out)"
+    assert dict(import_onnx(model(signature, body)).states) == {"buf_in": "buf_out"}
+
+
+SLIDING = """c = Conv (x, K) s = Transpose <perm = [2, 0, 1]> (c) z, r, q = LSTM <hidden_size = 2> (s, W, R, , , p, k)
+    y = Transpose <perm = [2, 0, 1, 3]> (z)"""
+SLIDING_SIGNATURE = (
+    "(float[b,3,{T}] x, float[1,b,2] p, float[1,b,2] k) => (float[b,{U},1,2] y, float[1,b,2] r, float[1,b,2] q)"
+)
+
+
+@pytest.mark.parametrize(("length", "out", "kept"), [(5, 1, True), (5, "u", True), (7, 3, False), ("t", "u", False)])
+def test_a_window_that_the_caller_slides_along_is_one_step(length, out, kept):
+    """Five steps in, one out, states threaded: each call is one step, and takes those five."""
+    made = model(SLIDING_SIGNATURE.format(T=length, U=out), SLIDING, K=np.ones((3, 3, 5), np.float32))
+    graph = loading.from_onnx(made).graph
+    assert [str(d) for d in graph.values["x"].dims] == ["batch", "3", str(length) if kept else "time"]
+    assert dict(graph.states) == {"p": "r", "k": "q"}
+    assert any("the file is one step, whose states the caller threads" in n for n in graph.notes) == kept
+
+
+ATTENDED = """z, hn, cn = LSTM <hidden_size = 2> (x, W, R, , , h, c) y = Transpose <perm = [2, 0, 1, 3]> (z)
+    q = Squeeze(y, i1) all = Concat <axis = 1> (keys, q) kt = Transpose <perm = [0, 2, 1]> (all)
+    score = MatMul(q, kt) weight = Softmax <axis = -1> (score) out = MatMul(weight, all)
+    new_keys = Slice(all, i1, five, i1)"""
+
+
+def test_a_step_with_a_cache_of_keys_keeps_its_length():
+    """Freed, its step would look at all keys of a call; as the file has it, it streams."""
+    signature = (
+        "(float[1,b,3] x, float[1,b,2] h, float[1,b,2] c, float[b,4,2] keys)"
+        " => (float[b,1,2] out, float[1,b,2] hn, float[1,b,2] cn, float[b,4,2] new_keys)"
+    )
+    found = loading.from_onnx(model(signature, ATTENDED, five=[5]))
+    assert dict(found.graph.states) == {"h": "hn", "c": "cn", "keys": "new_keys"}
+    assert [str(d) for d in found.graph.values["x"].dims] == ["1", "batch", "3"]
+    rng = np.random.default_rng(1)
+    stream, states = found.stream(), {"h": (1, 1, 2), "c": (1, 1, 2), "keys": (1, 4, 2)}
+    states = {name: np.zeros(shape, np.float32) for name, shape in states.items()}
+    for _ in range(6):
+        x = rng.standard_normal((1, 1, 3)).astype(np.float32)
+        out, *new = found.run(x=x, **states)
+        states = dict(zip(states, new, strict=True))
+        assert stream.step(x).tobytes() == out.tobytes()

@@ -450,8 +450,12 @@ class TestRowsAndSteps:
     def test_neither_time_nor_state(self):
         model = Model(self.graph(lambda b, x: b.add("unary", x, fn="tanh", alpha=0.0, beta=0.0), BATCH, 9, 4))
         assert not model.streamable
-        with pytest.raises(fastrnn.StreamError, match="neither a time axis nor a state"):
+        with pytest.raises(
+            fastrnn.StreamError, match=r"neither a time axis nor a state .*; by their sizes states="
+        ) as e:
             model.stream()
+        (x,), (y,) = model.graph.inputs, model.graph.outputs
+        assert str(e.value).endswith(f"states={{...}} could continue {x!r} from {y!r}")
 
     def test_a_state_that_is_read_elsewhere_too(self):
         b = GraphBuilder("leak")

@@ -29,7 +29,10 @@ def torch_unary():
 
     plain = {
         name: (getattr(torch, name), 0.0, 0.0)
-        for name in "neg abs exp log sqrt sign floor ceil round erf sin cos tanh sigmoid relu".split()
+        for name in (
+            "neg abs exp log sqrt sign floor ceil round erf sin cos tan asin acos atan sinh cosh asinh acosh atanh "
+            "tanh sigmoid relu"
+        ).split()
     }
     return plain | {
         "recip": (torch.reciprocal, 0.0, 0.0),

@@ -379,7 +379,7 @@ def test_a_slice_to_a_computed_end(beyond, want):
 
 
 def test_an_open_length_that_a_reshape_has_as_a_number():
-    """F.multi_head_attention_forward, traced: [t, b, 4] -> [12, 2*b, 2], long before a recurrent node names the time."""
+    """F.multi_head_attention_forward, traced: [t, b, 4] -> [12, 2*b, 2], before a recurrent node names the time."""
     made = model(
         "(float[b,t,4] x) => (float[t,b,2] y)",
         """s = Transpose <perm = [1, 0, 2]> (x) all = Shape(s) n = Slice(all, one, end) n2 = Mul(n, end)

@@ -197,7 +197,8 @@ def searched(path, body, **constants):
 def test_lengths_are_searched_where_windows_need_more_steps(tmp_path):
     """A front end of 400 samples; before, all four sizes were refused and that was an error."""
     body = """(float[b,1,t] x) => (float[n,1,b,2] y)
-        { c = Conv <strides = [160]> (x, K) s = Transpose <perm = [2, 0, 1]> (c) y = RNN <hidden_size = 2> (s, W, R) }"""
+        { c = Conv <strides = [160]> (x, K) s = Transpose <perm = [2, 0, 1]> (c)
+          y = RNN <hidden_size = 2> (s, W, R) }"""
     path = searched(tmp_path / "m.onnx", body, K=np.full((3, 1, 400), 0.01, np.float32))
     report = fastrnn.verify(path)
     assert report.ok, str(report)

@@ -18,7 +18,8 @@ _UNARY = {
     "Negative": "neg", "Absolute": "abs", "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Sign": "sign",
     "Floor": "floor", "Ceil": "ceil", "Sin": "sin", "Cos": "cos", "Tanh": "tanh", "Sigmoid": "sigmoid",
     "Relu": "relu", "Softplus": "softplus", "Softsign": "softsign", "Silu": "silu", "LogicalNot": "not",
-    "Reciprocal": "recip",
+    "Reciprocal": "recip", "Tan": "tan", "Arcsin": "asin", "Arccos": "acos", "Arctan": "atan", "Sinh": "sinh",
+    "Cosh": "cosh", "Arcsinh": "asinh", "Arccosh": "acosh", "Arctanh": "atanh",
 }  # fmt: skip
 _REDUCE = {"Sum": "sum", "Mean": "mean", "Max": "max", "Min": "min", "Amax": "max", "Amin": "min"}
 _LOGIC = ("and", "or", "xor")

@@ -14,19 +14,20 @@ Map of this package, in the order in which a file passes through it:
     loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
     positions.py  what depends on step numbers alone: ranges, triangles, masks that a file froze
     recurrent.py attention.py elementwise.py shaping.py products.py einsum.py windows.py resize.py norms.py scatter.py
-    indexing.py sequences.py
+    indexing.py sequences.py quantised.py
                   the operators (registry.py)
     states.py     states that the caller threads by hand
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from ... import dims as D
 from ...errors import ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
 from . import chains, files, guesses, unroll
@@ -44,6 +45,7 @@ def import_onnx(
     bind: Mapping | None = None,
     states: Mapping | None = None,
     float64_as_float32: bool = False,
+    streams: Callable[[Graph], bool] | None = None,
 ) -> Graph:
     """Read an ONNX model.
 
@@ -53,6 +55,8 @@ def import_onnx(
     bind : input name -> value that the input has from now on; it is then no input of the graph.
     states : input name -> output name of states that the caller threads by hand. None: found by dataflow.
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
+    streams : whether a graph can be streamed. Where given, a file whose states the caller threads keeps its length if
+        only that lets it stream, or if it has several steps of input for its one step of output: it is one step.
 
     Returns
     -------
@@ -73,7 +77,11 @@ def import_onnx(
     model, where, folder = files.read_model(source)
     try:
         file = _prepare(model, where, folder, bind, float64_as_float32)
-        graph = guesses.thawed(lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states))
+        graph = _read(file, states, hold=False)
+        if streams is not None and graph.states and (_makes_one_step(file, graph) or not streams(graph)):
+            held = _read(file, states, hold=True)
+            if set(graph.states) <= set(held.states) and streams(held):
+                graph = held
     except Finding as finding:
         raise UnsupportedError(str(finding), where) from None
     except (ModelFormatError, ShapeError) as error:
@@ -82,7 +90,31 @@ def import_onnx(
         if not head and not tail:
             raise
         raise type(error)(f"{head}{error}{tail}") from error
+    return graph
+
+
+def _read(file: File, states: Mapping | None, hold: bool) -> Graph:
+    def threads(graph: Graph) -> bool:
+        return state_pairs.threads(graph, states)
+
+    graph = guesses.thawed(lambda table: _settled(file, table), threads, hold)
     return state_pairs.pair(validate(graph), states)
+
+
+def _makes_one_step(file: File, graph: Graph) -> bool:
+    """Whether the file has several steps of input for its one step of output: a window that the caller slides along."""
+    shapes = {info.name: info.type.tensor_type.shape.dim for info in file.model.graph.input}
+    lengths = {
+        declared.dim_value
+        for name in graph.inputs
+        for d, declared in zip(graph.values[name].dims, shapes[name], strict=True)
+        if d == D.TIME
+    }
+    ends = [d for name in graph.outputs for d in graph.values[name].dims if "time" in D.symbols(d)]
+    if len(lengths) != 1 or not ends or any(D.symbols(d) != {"time"} for d in ends):
+        return False
+    (length,) = lengths
+    return length > 1 and all(D.evaluate(d, {"time": length}) == 1 for d in ends)
 
 
 def _bound(bind: dict) -> str:

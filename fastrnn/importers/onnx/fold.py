@@ -25,8 +25,8 @@ def foldable(node: OnnxNode) -> bool:
 
 _OWN = frozenset(
     (
-        "Constant ConstantOfShape DequantizeLinear Expand Tile Range SplitToSequence SequenceAt SequenceConstruct "
-        "Dropout RNN LSTM GRU Identity Shape Size"
+        "Constant ConstantOfShape DequantizeLinear DynamicQuantizeLinear Expand Tile Range SplitToSequence SequenceAt "
+        "SequenceConstruct Dropout RNN LSTM GRU Identity Shape Size"
     ).split()
 )
 

@@ -11,7 +11,7 @@ from .nodes import NodeReader, axis_of
 from .products import _float, matmul
 from .registry import op
 from .symbols import Finding
-from .values import Const, Fill, Quantized
+from .values import Const, Fill
 
 _MICROSOFT = "com.microsoft"
 
@@ -126,63 +126,6 @@ def _fused_matmul(ctx, n: NodeReader):
         sides.append(value)
     out = matmul(ctx, *sides)
     return [out if alpha == 1.0 else ctx.one("binary", out, Const(np.float32(alpha).reshape(())), fn="mul")]
-
-
-# --- quantised files: arithmetic in float, with the integers' steps --------------------------------------------------
-
-_RANGES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
-
-
-def _along(ctx, x, value: np.ndarray, axis: int) -> np.ndarray:
-    """A scale or zero point for all of x, or one a slice of `axis`, in a shape that broadcasts."""
-    if value.size == 1:
-        return value.reshape(())
-    if value.ndim != 1:
-        raise Finding("scales in blocks")
-    axis = axis_of(axis, len(x.dims))
-    ctx.equal(x.dims[axis], len(value), "a scale a channel")
-    return value.reshape((len(value),) + (1,) * (len(x.dims) - axis - 1))
-
-
-@op("QuantizeLinear", attrs="axis saturate block_size output_dtype precision")
-def _quantize(ctx, n: NodeReader):
-    """round(x / scale) + zero_point, saturated: in float32, which holds each of those integers exactly.
-
-    What comes out is a `Quantized`, which DequantizeLinear alone reads."""
-    x = ctx.live(_float(ctx, n.input(0), n.node.op))
-    scale, zero = n.const(1, "scale"), n.const(2, "zero point", optional=True)
-    n.attr("saturate", "int", 1)
-    n.only("block_size", "int", 0, (0,))
-    n.only("output_dtype", "int", 0, (0,))
-    n.only("precision", "int", 0, (0,))
-    axis = n.attr("axis", "int", 1)
-    zero = np.zeros((), np.uint8) if zero is None else zero
-    if zero.dtype.name not in _RANGES:
-        raise Finding(f"to {zero.dtype.name}")
-    low, high = _RANGES[zero.dtype.name]
-    scale = Const(_along(ctx, x, scale.astype(np.float32), axis))
-    offset = Const(_along(ctx, x, zero.astype(np.float32), axis))
-    steps = ctx.unary("round", ctx.one("binary", x, scale, fn="div"))
-    out = ctx.unary("clip", ctx.one("binary", steps, offset, fn="add"), low, high)
-    return [Quantized(out)]
-
-
-@op("DequantizeLinear", attrs="axis block_size output_dtype")
-def _dequantize(ctx, n: NodeReader):
-    x, scale, zero = n.input(0), n.const(1, "scale"), n.const(2, "zero point", optional=True)
-    n.only("block_size", "int", 0, (0,))
-    n.only("output_dtype", "int", 0, (0, 1))
-    axis = n.attr("axis", "int", 1)
-    if isinstance(x, Quantized):
-        x = x.value
-    elif not isinstance(x, Const):
-        raise Finding("of integers that no QuantizeLinear made")
-    scale = _along(ctx, x, scale.astype(np.float32), axis)
-    zero = None if zero is None or not zero.any() else _along(ctx, x, zero.astype(np.float32), axis)
-    if isinstance(x, Const):
-        return [Const((x.array.astype(np.float32) - (0 if zero is None else zero)) * scale)]
-    x = x if zero is None else ctx.one("binary", x, Const(zero), fn="sub")
-    return [ctx.one("binary", x, Const(scale), fn="mul")]
 
 
 # --- arg max, running sums, triangles --------------------------------------------------------------------------------

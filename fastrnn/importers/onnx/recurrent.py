@@ -262,6 +262,10 @@ def _quantised_lstm(ctx, n):
     """An LSTM of 8-bit weights W [D, I, 4*H] and R [D, H, 4*H], a scale and a zero point a direction (or a column of
     it). Computed with the weights as the numbers that they stand for; onnxruntime also rounds x and h to 8 bits at
     every step, which loses digits and is not repeated."""
+    ctx.table.notes.setdefault(
+        "quantised lstm",
+        "x and h of DynamicQuantizeLSTM are not rounded to 8 bits; answers differ from onnxruntime's by what it loses",
+    )
     weights = {}
     for i, scale_at, what in ((1, 8, "W"), (2, 10, "R")):
         array, scale = n.const(i, what), n.const(scale_at, f"the scale of {what}")

@@ -11,7 +11,7 @@ from . import files, fold, positions, thaw
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
-from .values import Const, Fill, Ints, Live, as_objects, ints, simplest, uniform
+from .values import Const, Fill, Ints, Live, Quantized, as_objects, ints, simplest, uniform
 
 _FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
@@ -211,6 +211,9 @@ def _gather(ctx, n: NodeReader):
     elif isinstance(indices, Const):
         if indices.array.dtype not in (np.int64, np.int32):
             raise ModelFormatError(f"indices must be int32 or int64, got {indices.array.dtype}")
+    elif isinstance(x, Const) and x.array.dtype in (np.int8, np.uint8):  # a table whose rows are dequantised later
+        table = Const(x.array.astype(np.float32))
+        return [Quantized(_gather_live(ctx, table, ctx.live(indices), axis))]
     else:
         return [_gather_live(ctx, x, ctx.live(indices), axis)]
     if isinstance(x, Ints):

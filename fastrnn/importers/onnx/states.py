@@ -3,8 +3,9 @@
 Found by dataflow: the elements of every input are numbered and followed through nodes that only move data into the
 initial states of cells; a cell hands the numbers of its h0 and c0 on to h_n and c_n; an output whose elements then
 carry exactly the numbers of one input, in order, is that input's next value. This sees through stacked layers,
-packed tensors and transposed layouts alike. States that no cell holds (a single step written out, a cache) are
-paired by name and shape afterwards.
+packed tensors and transposed layouts alike. So does a cache: an input with new steps put behind it, of which the last
+ones, as many as it has, come out. States that neither holds (a single step written out) are paired by name and shape
+afterwards.
 """
 
 from __future__ import annotations
@@ -95,8 +96,10 @@ def _links(graph: Graph) -> list[tuple[str, str]]:
         first[name] = at
         at += count
     through: set[str] = set()  # values that a cell has renewed: an input that goes straight to an output is no state
+    queues: dict[str, tuple] = {}  # what has new steps behind an input's -> (the numbers of that, the axis)
     for node in graph.nodes:
         _follow(graph, node, numbers, through, sizes)
+        _queued(graph, node, numbers, through, queues, first)
     links = []
     for output in graph.outputs:
         got = numbers.get(output)
@@ -110,32 +113,49 @@ def _links(graph: Graph) -> list[tuple[str, str]]:
 
 
 _BEFORE = re.compile(
-    r"^(prev|previous|old|in|init|initial|start)_|_?(0|_prev|_previous|_old|_in|_init|_initial|_start)$"
+    r"^(prev|previous|past|old|in|input|init|initial|start)_|_?(0|_prev|_previous|_past|_old|_in|_input|_init|_initial|_start)$"
 )
-_AFTER = re.compile(r"^(new|next|out|final|last)_|_?(n|N|_new|_next|_out|_final|_last)$")
+_AFTER = re.compile(
+    r"^(new|next|present|out|output|final|last|updated)_|"
+    r"_?(n|N|2|_new|_next|_present|_out|_output|_final|_last|_updated)$"
+)
+# What a model takes and gives anew at each step, whatever its names have in common: frame_in -> frame_out.
+_SIGNAL = re.compile(
+    r"\d*|(audio|data|feat|feature|frame|image|input|mag|magnitude|mask|mic|noisy|output|sample|signal|spec|spectrum|"
+    r"speech|stft|wav|waveform|x|y)(s|es)?_?\d*"
+)
 
 
 def _by_name(graph: Graph, states: dict[str, str]) -> dict[str, str]:
-    """Pairs such as h0 -> hn, state -> stateN, conv_cache -> conv_cache_out: the same stem, dtype and dims, without
-    time, the output depending on the input, unambiguous, and never so many that no input is left for data."""
+    """Pairs such as h0 -> hn, state -> stateN, past_key -> present_key, r1i -> r1o, h_prev -> h: the same stem, dtype
+    and dims, without time, the output depending on the input, unambiguous, and never so many that no input is left for
+    data."""
     found: dict[str, str] = {}
     for source in graph.inputs:
         value = graph.values[source]
         if source in states or any("time" in D.symbols(d) for d in value.dims) or value.dtype != "float32":
             continue
-        stem = _BEFORE.sub("", source)
         same = [
             o
             for o in graph.outputs
             if o not in states.values()
             and (graph.values[o].dtype, graph.values[o].dims) == (value.dtype, value.dims)
-            and _AFTER.search(o)
-            and _AFTER.sub("", o) == stem
+            and _alike(source, o)
             and source in _needs(graph, o)
         ]
-        if len(same) == 1 and stem and same[0] not in found.values():
+        if len(same) == 1 and same[0] not in found.values():
             found[source] = same[0]
     return found if len(states) + len(found) < len(graph.inputs) else {}
+
+
+def _alike(source: str, output: str) -> bool:
+    """Whether the two names are one state before a step and after it."""
+    stem = _BEFORE.sub("", source)
+    if _SIGNAL.fullmatch(stem.lower()):
+        return False
+    after = _AFTER.sub("", output) if _AFTER.search(output) else None
+    marked = output == stem != source
+    return after in (stem, source) or marked or (source[-1:] == "i" and output == source[:-1] + "o")
 
 
 def _needs(graph: Graph, output: str) -> set[str]:
@@ -169,6 +189,24 @@ def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: d
     numbers[node.outputs[0]] = moved
     if any(i in through for i in node.inputs):
         through.add(node.outputs[0])
+
+
+def _queued(graph: Graph, node: Node, numbers: dict, through: set[str], queues: dict, first: dict) -> None:
+    """Follow a cache: steps of an input, new ones behind them, and the last of all of these."""
+    a, source = node.attrs, node.inputs[0] if node.inputs else None
+    if node.op == "concat" and source in numbers:
+        queues[node.outputs[0]] = (numbers[source], a["axis"])
+    if source not in queues:
+        return
+    (held, axis), out = queues[source], node.outputs[0]
+    if node.op == "transpose":
+        queues[out] = (held.transpose(a["perm"]), a["perm"].index(axis))
+    elif node.op == "slice" and a["axis"] == axis and a["step"] == 1:
+        size = graph.values[source].dims[axis]
+        whole = out in numbers and numbers[out].size and numbers[out].flat[0] in first.values()  # of packed inputs
+        if a["stop"] == size and size - a["start"] == held.shape[axis] and not whole:
+            numbers[out] = held
+            through.add(out)
 
 
 def _slice(xs, attrs, size):

@@ -67,7 +67,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Integers that QuantizeLinear made, held as float32 by `value`; only DequantizeLinear reads them."""
+    """Integers that QuantizeLinear made, held as float32 by `value`; only operators on quantised integers read them."""
 
     value: Live
 

@@ -22,6 +22,7 @@ from . import (  # noqa: F401  (they fill OPERATORS)
     norms,
     positions,
     products,
+    quantised,
     recurrent,
     resize,
     scatter,
@@ -323,7 +324,7 @@ def _step(file: File, ctx: Builder, node: OnnxNode, values: list, wanted: set, p
     try:
         if fold.foldable(node) and values and all(v is None or isinstance(v, Const) for v in values):
             return _fold(file, node, values)
-        outputs = OPERATORS[(node.domain, node.op)].handler(ctx, reader)
+        outputs = quantised.run(OPERATORS[(node.domain, node.op)].handler, ctx, reader)
         reader.finish()
         if len(outputs) < len(node.outputs):
             outputs = [*outputs, *([None] * (len(node.outputs) - len(outputs)))]

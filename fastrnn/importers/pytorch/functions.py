@@ -70,6 +70,8 @@ _PLAIN = {
     "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "sin": "Sin",
     "cos": "Cos", "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softsign": "Softsign", "mish": "Mish",
     "hardswish": "HardSwish", "floor": "Floor", "ceil": "Ceil", "round": "Round", "sign": "Sign", "erf": "Erf",
+    "tan": "Tan", "asin": "Asin", "acos": "Acos", "atan": "Atan", "arctan": "Atan", "sinh": "Sinh", "cosh": "Cosh",
+    "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh",
     "logical_not": "Not", "invert": "Not", "absolute": "Abs", "negative": "Neg",
 }  # fmt: skip
 
