@@ -30,6 +30,7 @@ import onnx
 from ... import dims as D
 from ...errors import ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
+from ...passes.sizes import fix_sizes
 from . import chains, files, guesses, unroll
 from . import states as state_pairs
 from .nodes import collect, known_names, reads
@@ -77,11 +78,7 @@ def import_onnx(
     model, where, folder = files.read_model(source)
     try:
         file = _prepare(model, where, folder, bind, float64_as_float32)
-        graph = _read(file, states, hold=False)
-        if streams is not None and graph.states and (_makes_one_step(file, graph) or not streams(graph)):
-            held = _read(file, states, hold=True)
-            if set(graph.states) <= set(held.states) and streams(held):
-                graph = held
+        graph = guesses.thawed(lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states))
     except Finding as finding:
         raise UnsupportedError(str(finding), where) from None
     except (ModelFormatError, ShapeError) as error:
@@ -90,19 +87,16 @@ def import_onnx(
         if not head and not tail:
             raise
         raise type(error)(f"{head}{error}{tail}") from error
-    return graph
+    graph = state_pairs.pair(validate(graph), states)
+    return graph if streams is None else _one_step(file, graph, streams)
 
 
-def _read(file: File, states: Mapping | None, hold: bool) -> Graph:
-    def threads(graph: Graph) -> bool:
-        return state_pairs.threads(graph, states)
+def _one_step(file: File, graph: Graph, streams: Callable[[Graph], bool]) -> Graph:
+    """The graph at the length that the file has, if that is one step of a stream whose states the caller threads.
 
-    graph = guesses.thawed(lambda table: _settled(file, table), threads, hold)
-    return state_pairs.pair(validate(graph), states)
-
-
-def _makes_one_step(file: File, graph: Graph) -> bool:
-    """Whether the file has several steps of input for its one step of output: a window that the caller slides along."""
+    It is where a longer one would not stream (its steps would meet in a cache of keys), and where the file has several
+    steps of input for its one step of output: a window that the caller slides along.
+    """
     shapes = {info.name: info.type.tensor_type.shape.dim for info in file.model.graph.input}
     lengths = {
         declared.dim_value
@@ -110,11 +104,18 @@ def _makes_one_step(file: File, graph: Graph) -> bool:
         for d, declared in zip(graph.values[name].dims, shapes[name], strict=True)
         if d == D.TIME
     }
-    ends = [d for name in graph.outputs for d in graph.values[name].dims if "time" in D.symbols(d)]
-    if len(lengths) != 1 or not ends or any(D.symbols(d) != {"time"} for d in ends):
-        return False
+    if not graph.states or len(lengths) != 1 or lengths == {0}:
+        return graph
     (length,) = lengths
-    return length > 1 and all(D.evaluate(d, {"time": length}) == 1 for d in ends)
+    ends = [d for name in graph.outputs for d in graph.values[name].dims if D.symbols(d) == {"time"}]
+    window = length > 1 and ends and all(D.evaluate(d, {"time": length}) == 1 for d in ends)
+    if not window and streams(graph):
+        return graph
+    held = fix_sizes(graph, {"time": length})
+    return held.replace(notes=(*held.notes, _ONE_STEP)) if streams(held) else graph
+
+
+_ONE_STEP = "the length stays as it was: the file is one step, whose states the caller threads"
 
 
 def _bound(bind: dict) -> str:

@@ -21,13 +21,12 @@ _TOLERANCE = 1e-9  # in float64; a row in the wrong place differs in the first d
 _MAX_WORK = 1 << 26  # weights times steps that the proof may take: about a second
 
 
-def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool], hold: bool = False) -> Graph:
+def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool]) -> Graph:
     """The graph that `build` makes with guesses, if it made any and they prove true; without them otherwise.
 
     threads: whether a state is threaded through a graph. Without one, nothing tells where an output's batch stands.
-    hold: the time keeps the file's own number.
     """
-    table = SymbolTable(guess=True, hold=hold)
+    table = SymbolTable(guess=True)
     try:
         graph = build(table)
         if not table.guessed or (has_batch(graph) and threads(graph) and rows_stand_alone(graph)):
@@ -35,7 +34,7 @@ def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], boo
     except (FastRNNError, Finding):
         if not table.guessed:
             raise
-    return build(SymbolTable(hold=hold))
+    return build(SymbolTable())
 
 
 def has_batch(graph: Graph) -> bool:

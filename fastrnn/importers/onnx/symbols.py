@@ -46,8 +46,7 @@ class Symbol:
 class SymbolTable:
     """All symbols of one file; survives restarts."""
 
-    def __init__(self, guess: bool = False, hold: bool = False):
-        self.hold = hold  # whether the length that the file has is kept
+    def __init__(self, guess: bool = False):
         self.guess = guess  # whether a free one that can have several places gets one, rather than be frozen
         self.guessed = False
         self.choices: dict[str, str] = {}  # label of a Reshape -> "right" or "left", of its new ones
@@ -250,7 +249,7 @@ class SymbolTable:
             return False
         if not has_cells:
             self._vote_by_position(free)
-        if self._one_time() or (self.hold and self._hold_time()):
+        if self._one_time():
             return True  # what was held may show whose rows the others are
         if has_cells:
             self._time_of_a_memory()
@@ -309,13 +308,6 @@ class SymbolTable:
         if times:
             times[0].role = "time"
         return changed
-
-    def _hold_time(self) -> bool:
-        """Keep the file's own number for the time; True if there was one."""
-        times = [s for s in self.roots() if s.genuine and s.role == "time"]
-        for s in times:
-            self._set(s, s.example, "the file is one step, whose states the caller threads")
-        return bool(times)
 
     def _time_of_a_memory(self) -> None:
         """Where no node steps along an axis, as in one step of a decoder that attends to an encoder's states: the axis
