@@ -11,6 +11,8 @@ from onnx import numpy_helper
 from fastrnn import passes, reference
 from fastrnn.graph import validate
 from fastrnn.importers.onnx import import_onnx
+from fastrnn.model import Model
+from fastrnn.passes.along_time import cut_runs
 from fastrnn.passes.dead import remove_dead_nodes
 from fastrnn.passes.linear import fuse_linear
 from fastrnn.passes.moves import simplify_moves
@@ -171,3 +173,38 @@ def test_bidirectional_outputs_become_one_concat():
 def test_keras_dense_keeps_batch_and_time_apart():
     graph = passes.run(import_onnx(DATA / "onnx" / "keras_gru_before.tf2onnx.onnx"))
     assert ops(graph) == ["transpose", "cell", "transpose", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("signature", "index", "offsets", "cuts"),
+    [
+        ("(float[b,t,2] x) => (float[b,u,v,2] y)", "Unsqueeze(r, zero)", [[0]], 1),
+        ("(float[b,t,2] x) => (float[b,u,v,2] y)", "Unsqueeze(r, zero)", [[0], [1], [2]], 3),
+        ("(float[b,t,2] x) => (float[b,u,v,2] y)", "Unsqueeze(r, one)", [[0, 1, 2]], 3),
+        ("(float[b,t,2] x) => (float[b,u,v,2] y)", "Unsqueeze(r, zero)", [[0], [4]], 0),  # beyond the padding
+    ],
+)
+def test_lookups_by_step_numbers_are_cuts(signature, index, offsets, cuts):
+    """torch's Unfold: x[t + 0], x[t + 1].. for every t, of a sequence with two steps of padding before it."""
+    body = f"""s = Shape(x) n = Gather(s, single) r = Range(start, n, single) u = {index} i = Add(u, offsets)
+        p = Pad(x, pads) y = Gather <axis = 1> (p, i)"""
+    numbers = {"zero": np.int64([0]), "one": np.int64([1]), "single": np.int64(1), "start": np.int64(0)}
+    graph = graph_of(signature, body, offsets=np.int64(offsets), pads=np.int64([0, 2, 0, 0, 0, 0]), **numbers)
+    after = cut_runs(graph)
+    assert ops(after).count("slice") == cuts
+    assert (len(ops(graph)) == len(ops(after))) == (cuts == 0)
+    if cuts:
+        same_answers(graph, after, x=noise(2, 7, 2))
+        same_answers(graph, after, x=noise(3, 2, 2))
+    assert cut_runs(after) == after
+
+
+def test_a_sequence_looked_up_by_step_numbers_streams():
+    """Before, this was refused: it picks steps by index."""
+    body = """s = Shape(x) n = Gather(s, single) r = Range(start, n, single) u = Unsqueeze(r, zero) i = Add(u, offsets)
+        p = Pad(x, pads) w = Gather <axis = 1> (p, i) y = ReduceSum <keepdims = 0> (w, one)"""
+    numbers = {"zero": np.int64([0]), "one": np.int64([1]), "single": np.int64(1), "start": np.int64(0)}
+    offsets = {"offsets": np.int64([[0], [1], [2]]), "pads": np.int64([0, 2, 0, 0, 0, 0])}
+    model = Model(graph_of("(float[b,t,2] x) => (float[b,t,2] y)", body, **offsets, **numbers))
+    x, stream = noise(1, 9, 2), model.stream()
+    assert np.stack([stream.step(row) for row in x[0]]).tobytes() == model(x)[0].tobytes()

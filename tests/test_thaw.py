@@ -403,3 +403,21 @@ def test_an_open_length_that_a_reshape_has_as_a_number():
     )
     x = noise(2, 5, 4)
     np.testing.assert_array_equal(reference.run(graph, {"x": x})[0], reference.run(plain, {"x": x})[0])
+
+
+def test_zeros_of_the_examples_batch_expanded_to_an_open_batch():
+    """onnxruntime runs this file with two rows alone."""
+    made = model(
+        "(float[t,b,3] x) => (float[t,1,b,2] y)",
+        """s = Shape(x) n = Slice(s, one, two) q = Concat <axis = 0> (one, n, two) h0 = Expand(zeros, q)
+           y, h = RNN <hidden_size = 2> (x, W, R, , , h0)""",
+        one=np.int64([1]),
+        two=np.int64([2]),
+        zeros=np.zeros((1, 2, 2), np.float32),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == ["time", "batch", 3]
+    agrees_with_onnxruntime(made, x=noise(5, 2, 3))
+    x = noise(5, 3, 3)
+    rows = [reference.run(graph, {"x": x[:, [k]]})[0] for k in range(3)]
+    np.testing.assert_allclose(reference.run(graph, {"x": x})[0], np.concatenate(rows, 2), rtol=1e-12)

@@ -6,7 +6,7 @@ A pass takes a valid graph and returns one that means the same, with a line in `
 from __future__ import annotations
 
 from ..graph import Graph, validate
-from .along_time import join_constants, split_reductions
+from .along_time import cut_runs, join_constants, split_reductions
 from .attention import fuse_attention, merge_steps
 from .conv_pads import fold_cuts, fold_pads
 from .conv_scale import fold_scales
@@ -17,6 +17,7 @@ from .moves import simplify_moves
 from .roll_up import roll_up
 
 standard_passes = (
+    cut_runs,
     merge_steps,
     fuse_attention,
     simplify_moves,

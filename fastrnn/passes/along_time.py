@@ -72,6 +72,72 @@ def _as_pad(graph: Graph, node: Node, alike: dict) -> Node | None:
     return Node("pad", node.name, (node.inputs[where],), node.outputs, attrs)
 
 
+MOST_RUNS = 64  # of one lookup; windows of more steps than this are left as they are
+
+
+def cut_runs(graph: Graph) -> Graph:
+    """A lookup of steps t + 0, t + 1.. for every t, as Unfold is exported: cuts of the sequence, side by side."""
+    producers, nodes = graph.producers(), []
+    values, names, count = dict(graph.values), {n.name for n in graph.nodes} | set(graph.values), 0
+    for node in graph.nodes:
+        run = _run(graph, producers, node.inputs[1]) if node.op == "gather" else None
+        parts = _as_cuts(node, values, names, *run) if run is not None else None
+        nodes += parts or [node]
+        count += parts is not None
+    if not count:
+        return graph
+    notes = (*graph.notes, f"took {count} lookups by step numbers as cuts")
+    return graph.replace(nodes=tuple(nodes), values=values, notes=notes)
+
+
+def _run(graph: Graph, producers: dict, name: str) -> tuple | None:
+    """(offsets, time first) of indices [k, T] or [T, k] that are t + offsets[j], at t = 0 to T - 1."""
+    offset, dims = np.zeros(1, np.int64), graph.values[name].dims
+    while (node := producers.get(name)) is not None and node.op != "steps":
+        if node.op == "binary" and node.attrs["fn"] == "add" and offset.size == 1:
+            known = [i for i in node.inputs if i in graph.constants]
+            if len(known) != 1:
+                return None
+            offset = offset + graph.constants[known[0]].reshape(-1)
+            name = next(i for i in node.inputs if i != known[0])
+        elif node.op == "reshape" and graph.values[name].dims.count(D.TIME) == 1:
+            name = node.inputs[0]
+        else:
+            return None
+    if node is None or node.attrs["dims"] != (D.TIME,) or not isinstance(node.attrs["start"], int):
+        return None
+    long = [d for d in dims if d not in (1, D.TIME)]
+    if dims.count(D.TIME) != 1 or offset.size > MOST_RUNS or long != ([offset.size] if offset.size > 1 else []):
+        return None
+    first = bool(long) and dims.index(D.TIME) < dims.index(offset.size)
+    return offset + node.attrs["start"], first
+
+
+def _as_cuts(node: Node, values: dict[str, Value], names: set[str], offsets, time_first: bool) -> list[Node] | None:
+    x, axis = values[node.inputs[0]], node.attrs["axis"]
+    room = x.dims[axis] - D.TIME
+    if not isinstance(room, int) or min(offsets) < 0 or max(offsets) > room:
+        return None
+    made, parts = [], []
+
+    def add(op: str, what: str, inputs: tuple, dims: tuple, attrs: dict) -> str:
+        name = _new(f"{node.name}.{what}", names)
+        values[name] = Value(name, x.dtype, dims)
+        made.append(Node(op, name, inputs, (name,), attrs))
+        return name
+
+    before, after = x.dims[:axis], x.dims[axis + 1 :]
+    for start in map(int, offsets):
+        attrs = {"axis": axis, "start": start, "stop": D.TIME + start, "step": 1}
+        cut = add("slice", f"from{start}", (x.name,), (*before, D.TIME, *after), attrs)
+        dims = (*before, *((D.TIME, 1) if time_first else (1, D.TIME)), *after)
+        parts.append(add("reshape", f"at{start}", (cut,), dims, {"dims": dims}))
+    k, out = len(offsets), values[node.outputs[0]]
+    dims = (*before, *((D.TIME, k) if time_first else (k, D.TIME)), *after)
+    joined = add("concat", "joined", tuple(parts), dims, {"axis": axis + time_first}) if k > 1 else parts[0]
+    return [*made, Node("reshape", node.name, (joined,), node.outputs, {"dims": out.dims})]
+
+
 def _alike(array: np.ndarray) -> bool:
     return array.dtype == np.float32 and bool((array == array.flat[0]).all())
 

@@ -351,9 +351,14 @@ def _repeats(ctx, t, axis: int):
 
 
 def _expand_uniform(ctx, dims: tuple, target: list) -> tuple:
-    """As `_expand_dims` for one number everywhere: its own length is the example's, and follows the target's size."""
+    """As `_expand_dims` for one number everywhere: its own length is the example's, and follows the target's size, also
+    one that the file calls open: PyTorch writes the zeros of the example's batch, and expands them to the batch."""
     rank = max(len(dims), len(target))
     dims, target = (1,) * (rank - len(dims)) + tuple(dims), (1,) * (rank - len(target)) + tuple(target)
+    for d, t in zip(dims, target, strict=True):
+        sym = ctx.table.single(t)
+        if d > 1 and sym is not None and not sym.genuine:
+            ctx.table.hint(sym, d, f"{ctx.label} (Expand of {d} equal ones)")
     loose = [1 if isinstance(t, Dim) and ctx.table.example(t) == d else d for d, t in zip(dims, target, strict=True)]
     return _expand_dims(ctx, tuple(loose), list(target))
 
