@@ -12,7 +12,7 @@ from fastrnn import passes, reference
 from fastrnn.graph import validate
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.model import Model
-from fastrnn.passes.along_time import cut_runs
+from fastrnn.passes.along_time import cut_runs, step_sums
 from fastrnn.passes.dead import remove_dead_nodes
 from fastrnn.passes.linear import fuse_linear
 from fastrnn.passes.moves import simplify_moves
@@ -208,3 +208,30 @@ def test_a_sequence_looked_up_by_step_numbers_streams():
     model = Model(graph_of("(float[b,t,2] x) => (float[b,t,2] y)", body, **offsets, **numbers))
     x, stream = noise(1, 9, 2), model.stream()
     assert np.stack([stream.step(row) for row in x[0]]).tobytes() == model(x)[0].tobytes()
+
+
+@pytest.mark.parametrize(("axis", "exclusive"), [(1, 0), (1, 1), (-2, 0), (2, 0)])
+def test_running_sums_over_time_stream(axis, exclusive):
+    """A cumulative norm's sums; over features they are left as they are. Before, they were refused."""
+    body = f"y = CumSum <exclusive = {exclusive}> (x, axis)"
+    graph = graph_of("(float[b,t,3] x) => (float[b,t,3] y)", body, axis=np.int64(axis))
+    after = step_sums(graph)
+    assert ("state" in ops(after)) == (axis != 2)
+    same_answers(graph, after, x=noise(2, 7, 3))
+    model, x = Model(graph), noise(2, 70, 3)
+    want = x if axis == 2 else x.swapaxes(1, 2)
+    want = np.cumsum(want, -1, dtype=np.float32).astype(np.float32)
+    want = want if axis == 2 else want.swapaxes(1, 2)
+    if exclusive:
+        want = np.concatenate([np.zeros_like(want[:, :1]), want[:, :-1]], 1)
+    np.testing.assert_allclose(model(x), want, rtol=1e-5, atol=1e-5)
+    stream = model.stream(batch_size=2)
+    parts = [stream.push(x[:, a:b]) for a, b in ((0, 1), (1, 1), (1, 40), (40, 70))]
+    assert np.concatenate(parts, 1).tobytes() == model(x).tobytes()
+
+
+def test_running_sums_from_the_end_need_the_future():
+    body = "y = CumSum <reverse = 1> (x, axis)"
+    graph = graph_of("(float[b,t,3] x) => (float[b,t,3] y)", body, axis=np.int64(1))
+    assert step_sums(graph) == graph
+    assert not Model(graph).streamable

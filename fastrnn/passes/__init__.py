@@ -6,7 +6,7 @@ A pass takes a valid graph and returns one that means the same, with a line in `
 from __future__ import annotations
 
 from ..graph import Graph, validate
-from .along_time import cut_runs, join_constants, split_reductions
+from .along_time import cut_runs, join_constants, split_reductions, step_sums
 from .attention import fuse_attention, merge_steps
 from .conv_pads import fold_cuts, fold_pads
 from .conv_scale import fold_scales
@@ -18,6 +18,7 @@ from .roll_up import roll_up
 
 standard_passes = (
     cut_runs,
+    step_sums,
     merge_steps,
     fuse_attention,
     simplify_moves,

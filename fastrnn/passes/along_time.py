@@ -72,6 +72,38 @@ def _as_pad(graph: Graph, node: Node, alike: dict) -> Node | None:
     return Node("pad", node.name, (node.inputs[where],), node.outputs, attrs)
 
 
+def step_sums(graph: Graph) -> Graph:
+    """A running sum over time: each step's is that of the step before and its own value, which a stream keeps."""
+    nodes: list[Node] = []
+    values, names, count = dict(graph.values), {n.name for n in graph.nodes} | set(graph.values), 0
+    for node in graph.nodes:
+        parts = _as_steps(node, values, names) if node.op == "cumsum" else None
+        nodes += parts or [node]
+        count += parts is not None
+    if not count:
+        return graph
+    notes = (*graph.notes, f"took {count} running sums step by step")
+    return graph.replace(nodes=tuple(nodes), values=values, notes=notes)
+
+
+def _as_steps(node: Node, values: dict[str, Value], names: set[str]) -> list[Node] | None:
+    x, axis = values[node.inputs[0]], node.attrs["axis"]
+    if x.dims[axis] != D.TIME or node.attrs["reverse"] or x.dtype != "float32":
+        return None
+    first = (axis, *(a for a in range(len(x.dims)) if a != axis))
+    back = tuple(first.index(a) for a in range(len(x.dims)))
+    dims = tuple(x.dims[a] for a in first)
+    steps, before, total = (_new(f"{node.name}.{part}", names) for part in ("steps", "before", "sum"))
+    values |= {name: Value(name, x.dtype, dims) for name in (steps, before, total)}
+    result = before if node.attrs["exclusive"] else total
+    return [
+        Node("transpose", steps, (x.name,), (steps,), {"perm": first}),
+        Node("state", before, (total,), (before,), {}),
+        Node("binary", total, (before, steps), (total,), {"fn": "add"}),
+        Node("transpose", node.name, (result,), node.outputs, {"perm": back}),
+    ]
+
+
 MOST_RUNS = 64  # of one lookup; windows of more steps than this are left as they are
 
 
