@@ -421,3 +421,26 @@ def test_zeros_of_the_examples_batch_expanded_to_an_open_batch():
     x = noise(5, 3, 3)
     rows = [reference.run(graph, {"x": x[:, [k]]})[0] for k in range(3)]
     np.testing.assert_allclose(reference.run(graph, {"x": x})[0], np.concatenate(rows, 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("divisor", "thawed"), [(11.0, True), (10.0, False)])
+def test_a_variance_over_all_steps_divides_by_as_many_as_there_are(divisor, thawed):
+    """var and std by PyTorch's exporter: the mean of the squares times 12, over 11, both of the example's length."""
+    made = model(
+        "(float[2,12,3] x) => (float[2,2] v)",
+        f"""s = Transpose <perm = [1, 0, 2]> (x) y, h = RNN <hidden_size = 2> (s, W, R) q = Squeeze(y, one)
+           m = ReduceMean <axes = [0]> (q) d = Sub(q, m) e = Mul(d, d) w = ReduceMean <axes = [0], keepdims = 0> (e)
+           n = Constant <value = float {{12.0}}> () k = Constant <value = float {{{divisor}}}> ()
+           f = Mul(w, n) v = Div(f, k)""",
+        one=np.int64([1]),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == ["batch", "time", 3]
+    agrees_with_onnxruntime(made, x=noise(2, 12, 3))
+    weights = {n.name: numpy_helper.to_array(n).astype(float) for n in made.graph.initializer}
+    x, h, steps = noise(3, 5, 3), np.zeros((3, 2)), []
+    for t in range(5):
+        h = np.tanh(x[:, t] @ weights["W"][0].T + h @ weights["R"][0].T)
+        steps.append(h)
+    want = np.var(steps, 0, ddof=1) if thawed else np.var(steps, 0) * 12 / divisor
+    np.testing.assert_allclose(reference.run(graph, {"x": x})[0], want, rtol=1e-6)

@@ -257,10 +257,40 @@ def _binary(ctx, n: NodeReader):
     a, b = ctx.broadcast([a, b], n.node.op)
     if fn == "pow" and ctx.kind(a) != ctx.kind(b):
         b = _as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
+    if fn == "div":
+        a, b = _of_all_steps(ctx, a, b)
     out = ctx.one("binary", a, b, fn=fn)
     if fn in ("mul", "div"):
         _scale_size(ctx, fn, a, b, out)
     return [out]
+
+
+def _of_all_steps(ctx, a, b) -> tuple:
+    """The sides of a Div. A mean over N steps times N, divided by N - 1, is what PyTorch's exporter makes of var and
+    std, with the N of its example: here it is as many as there are."""
+    less = float(b.array.reshape(-1)[0]) if isinstance(b, Const) and b.array.size == 1 else None
+    if less is None or not any(s.genuine and s.example == less + 1 for s in ctx.table.roots()):
+        return a, b
+    factor = _maker(ctx, a, "binary", "mul")
+    mean = next((m for i in (factor[2] if factor else ()) if (m := _maker(ctx, i, "reduce", "mean"))), None)
+    if mean is None:
+        return a, b
+    out, source = ctx.values[mean[3][0]], ctx.values[mean[2][0]]
+    count = D.product(source.dims[axis] for axis in mean[4]["axes"])
+    times = [float(ctx.constants[i].reshape(-1)[0]) for i in factor[2] if i in ctx.constants]
+    sure = isinstance(count, Dim) and ctx.table.genuine(count) and ctx.table.example(count) == less + 1
+    if not sure or times != [less + 1]:
+        return a, b
+    steps = ctx.number_of(count, "float32")
+    total = ctx.one("binary", Live(out.name, out.dtype, out.dims), steps, fn="mul")
+    return total, ctx.one("binary", steps, Const(np.ones((), np.float32)), fn="sub")
+
+
+def _maker(ctx, value, op: str, fn: str) -> tuple | None:
+    """The entry of Builder.nodes that made a value, if it is this op."""
+    name = value.name if isinstance(value, Live) else value
+    entry = next((e for e in reversed(ctx.nodes) if name in e[3]), None) if isinstance(name, str) else None
+    return entry if entry is not None and entry[0] == op and entry[4].get("fn") == fn else None
 
 
 def _scale_size(ctx, fn: str, a, b, out) -> None:
