@@ -444,3 +444,17 @@ def test_a_variance_over_all_steps_divides_by_as_many_as_there_are(divisor, thaw
         steps.append(h)
     want = np.var(steps, 0, ddof=1) if thawed else np.var(steps, 0) * 12 / divisor
     np.testing.assert_allclose(reference.run(graph, {"x": x})[0], want, rtol=1e-6)
+
+
+def test_steps_that_are_rows_of_a_convolution_are_steps():
+    """[t, 1, 4] -> [t, 1, 1, 4] for a convolution over features: its rows are the steps of the RNN behind it."""
+    made = model(
+        "(float[12,1,4] x) => (float[12,1,1,2] y)",
+        """r = Reshape(x, rows) c = Conv (r, K) s = Reshape(c, steps) y, h = RNN <hidden_size = 2> (s, W, R)""",
+        rows=np.int64([12, 1, 1, 4]),
+        steps=np.int64([12, 1, 3]),
+        K=np.ones((1, 1, 1, 2), np.float32),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x")[0] == "time"
+    agrees_with_onnxruntime(made, x=noise(12, 1, 4))

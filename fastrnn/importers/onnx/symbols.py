@@ -40,6 +40,7 @@ class Symbol:
     frozen: int | None = None
     joined: Symbol | None = None
     role: str | None = None  # "batch" or "time"
+    sure: bool = False  # whether a recurrent node says so
     final: str | None = None  # the name in the graph, given when the walk has settled
 
 
@@ -231,14 +232,15 @@ class SymbolTable:
     def cell(self, label: str, time, batch, forward: bool) -> None:
         """Note the axes of a recurrent node: its steps, its rows, and whether it runs forward alone."""
         self._cells[label] = (time, batch, forward)
-        self.vote(time, "time")
-        self.vote(batch, "batch")
+        self.vote(time, "time", sure=True)
+        self.vote(batch, "batch", sure=True)
 
-    def vote(self, dim, role: str) -> None:
-        """The first vote for a symbol stays."""
+    def vote(self, dim, role: str, sure: bool = False) -> None:
+        """The first vote for a symbol stays, the first of a recurrent node above all: to a convolution before it, all
+        steps of all rows are rows."""
         syms = self.of(dim)
-        if len(syms) == 1 and syms[0].role is None:
-            syms[0].role = role
+        if len(syms) == 1 and (syms[0].role is None or (sure and not syms[0].sure)):
+            syms[0].role, syms[0].sure = role, sure
 
     # --- the end -----------------------------------------------------------------------------------------------
 
