@@ -94,8 +94,8 @@ def import_onnx(
 def _one_step(file: File, graph: Graph, streams: Callable[[Graph], bool]) -> Graph:
     """The graph at the length that the file has, if that is one step of a stream whose states the caller threads.
 
-    It is where a longer one would not stream (its steps would meet in a cache of keys), and where the file has several
-    steps of input for its one step of output: a window that the caller slides along.
+    It is where the file has one step and several would not stream (they meet in a cache of keys), and where it has
+    several steps of input for its one step of output: a window that the caller slides along.
     """
     shapes = {info.name: info.type.tensor_type.shape.dim for info in file.model.graph.input}
     lengths = {
@@ -109,7 +109,7 @@ def _one_step(file: File, graph: Graph, streams: Callable[[Graph], bool]) -> Gra
     (length,) = lengths
     ends = [d for name in graph.outputs for d in graph.values[name].dims if D.symbols(d) == {"time"}]
     window = length > 1 and ends and all(D.evaluate(d, {"time": length}) == 1 for d in ends)
-    if not window and streams(graph):
+    if not window and (length > 1 or streams(graph)):
         return graph
     held = fix_sizes(graph, {"time": length})
     return held.replace(notes=(*held.notes, _ONE_STEP)) if streams(held) else graph
