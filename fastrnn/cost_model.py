@@ -21,8 +21,9 @@ from .limits import Limits
 from .plan import Op, Plan
 
 FLOAT = 4
-# As in _recurrence.pyx and _kernels: the rows of the widest tile by lanes, when the input half is summed ahead.
-TILE_ROWS = {16: 6, 8: 3, 4: 3}
+# As in _kernels: the sums that a tile's registers hold by lanes, its most rows; as in _recurrence.pyx: when the input
+# half is summed ahead.
+TILE_SUMS, TILE_ROWS = {16: 24, 8: 12, 4: 12}, 6
 HOISTED_ROWS, HOISTED_UNITS = 1, 48
 # As in _executor.pyx: the work from which a call is shared between threads.
 FLOPS_A_THREAD = 2_000_000
@@ -219,11 +220,11 @@ def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: Context,
     """rows x K times K x the blocks' columns, tile by tile. (width, vectors) of each block; the weights are read once
     for all rows of a block, which then stay in a cache nearer by."""
     limits, factors, lanes = context.limits, context.factors, context.lanes
-    tiles = math.ceil(rows / TILE_ROWS[lanes])
     vector_ns = 2e9 * lanes / (limits.fma * factors.fma)
     parts = _Parts()
     for (width, vectors), count in _tiled(rows, blocks, lanes):
         parts.fma += rows * K * count * vectors * vector_ns * (1.0 if width == lanes else factors.narrow)
+        tiles = _tiles(rows, vectors, lanes)
         parts.latency += tiles * K * limits.latency_ns
         parts.reading += 1e9 * count * K * vectors * width * FLOAT / (limits.read_rate(footprint) * factors.read)
         parts.overhead += (tiles * factors.tile + rows * count * factors.row) * context.tick
@@ -232,7 +233,7 @@ def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: Context,
 
 def _tiled(rows: int, blocks: list[tuple[int, int]], lanes: int) -> list[tuple[tuple[int, int], int]]:
     """(block, 1 or 2): few rows take two neighbouring blocks at once, which hides the latency of multiply-adds."""
-    pair, found, index = rows <= max(1, TILE_ROWS[lanes] // 2), [], 0
+    pair, found, index = rows <= TILE_SUMS[lanes] // 8, [], 0
     while index < len(blocks):
         same = blocks[index : index + 2] == [blocks[index]] * 2 and blocks[index][1] >= 3 and blocks[index][0] == lanes
         count = 2 if pair and same else 1
@@ -241,8 +242,14 @@ def _tiled(rows: int, blocks: list[tuple[int, int]], lanes: int) -> list[tuple[t
     return found
 
 
+def _tiles(rows: int, vectors: int, lanes: int) -> int:
+    """How many tiles take all rows of a block; see frnn_tile_rows in _kernels/blocks.h."""
+    narrow = vectors == 3 and TILE_SUMS[lanes] < 3 * TILE_ROWS
+    return math.ceil(rows / (TILE_SUMS[lanes] // 3 if narrow else TILE_ROWS))
+
+
 def _tile_count(rows: int, blocks: list[tuple[int, int]], lanes: int) -> int:
-    return math.ceil(rows / TILE_ROWS[lanes]) * len(_tiled(rows, blocks, lanes))
+    return sum(_tiles(rows, vectors, lanes) for (_, vectors), _ in _tiled(rows, blocks, lanes))
 
 
 def _busiest(parts: _Parts) -> _Parts:

@@ -349,7 +349,6 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
         notes=(
             *other.notes,
             *_told(model.graph),
-            *_too_short(model.graph),
             *_unchecked([sizes_of[text] for text in runs], sizes),
         ),
     )
@@ -358,11 +357,6 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
 def _told(graph: Graph) -> list[str]:
     """What the import noted of onnxruntime."""
     return [note for note in graph.notes if "onnxruntime" in note]
-
-
-def _too_short(graph: Graph) -> list[str]:
-    least = least_steps(graph)
-    return [f"runs have {least} steps and more: of fewer a window of the model sees none"] if least > 1 else []
 
 
 def _unchecked(envs: Sequence[Mapping[str, int]], sizes: Sequence[tuple[int, int]]) -> list[str]:
@@ -441,7 +435,7 @@ def _environments(model: Model, other, sizes) -> list[dict[str, int]]:
             elif isinstance(size, int) and size != dim:
                 raise ShapeError(f"input {name}: {other.title} takes {list(theirs)}, fastrnn {list(mine)}")
     found: list[dict[str, int]] = []
-    more = least_steps(graph, sizes[0][0]) - 1
+    more = _least_steps(graph, sizes[0][0]) - 1
     for batch, time in sizes:
         env = {s: pinned.get(s, {"batch": batch, "time": time + more}.get(s, FREE)) for s in sorted(symbols)}
         if env not in found:
@@ -449,7 +443,7 @@ def _environments(model: Model, other, sizes) -> list[dict[str, int]]:
     return found
 
 
-def least_steps(graph: Graph, batch: int = 1) -> int:
+def _least_steps(graph: Graph, batch: int = 1) -> int:
     """The fewest steps for which each window of a graph has something to look at; 1 where none asks for more."""
     free = {s for v in graph.values.values() for d in v.dims for s in D.symbols(d)} - {"batch", "time"}
     sides = {(d, 0) for v in graph.values.values() for d in v.dims if "time" in D.symbols(d)}

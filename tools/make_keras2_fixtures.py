@@ -318,9 +318,9 @@ def main(target):
     for name, function in (("cudnn", cudnn), ("keras_1", keras_1)):
         blob, inputs, outputs = function(np.random.default_rng(1))
         files[f"{name}.h5"], files[f"{name}.npz"] = blob, arrays(inputs, outputs)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_LZMA) as archive:
         for name in sorted(files):
-            archive.writestr(zipfile.ZipInfo(name), files[name], zipfile.ZIP_DEFLATED, 9)
+            archive.writestr(zipfile.ZipInfo(name), files[name], zipfile.ZIP_LZMA)
     print(f"{target}: {len(files)} files, {Path(target).stat().st_size} bytes")
 
 

@@ -194,8 +194,8 @@ def test_arguments_are_checked():
         calls.linear(packed, normal(0, 2, 5))
     with pytest.raises(FastRNNError, match="unknown unary function 'add'"):
         calls.linear(packed, normal(0, 2, 4), "add")
-    with pytest.raises(FastRNNError, match="unknown function 'sinh'"):
-        calls.elementwise([("sinh", (0,), 0, 0)], [normal(0, 3)])
+    with pytest.raises(FastRNNError, match="unknown function 'sech'"):
+        calls.elementwise([("sech", (0,), 0, 0)], [normal(0, 3)])
     with pytest.raises(ShapeError, match=r"bias: expected shape \[3\], got \[4\]"):
         _isa.pack_linear(normal(0, 4, 3), normal(0, 4))
     with pytest.raises(FastRNNError, match="unknown reduction 'mean'"):
