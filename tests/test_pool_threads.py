@@ -15,6 +15,20 @@ import fastrnn
 from fastrnn.model import Model
 
 
+def side_by_side(work, count, interval):
+    """work(0) to work(count - 1), a thread each, which take turns every `interval` seconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(before)
+
+
 def by_two_threads(calls, seconds=0.5):
     """Call both functions over and over, each in a thread of its own, as entangled as the interpreter allows; returns
     how often each went through. A StreamError is what the one that comes second gets."""
@@ -30,16 +44,7 @@ def by_two_threads(calls, seconds=0.5):
             except Exception as error:
                 problems.append(repr(error))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    finally:
-        sys.setswitchinterval(interval)
+    side_by_side(work, 2, 1e-6)
     assert problems == []
     return done
 
@@ -70,16 +75,7 @@ class TestThreads:
             except Exception as error:
                 problems.append(repr(error))
 
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-5)
-        try:
-            threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-            for t in threads:
-                t.start()
-            for t in threads:
-                t.join()
-        finally:
-            sys.setswitchinterval(interval)
+        side_by_side(work, 4, 1e-5)
         assert problems == []
         assert len(pool) == 0
 
