@@ -12,6 +12,8 @@
  */
 #ifndef FRNN_BODY_TILE_H
 #define FRNN_BODY_TILE_H
+#define vec_tile_add FRNN_WIDE(vec_tile_add)
+#define vec_tile_term FRNN_WIDE(vec_tile_term)
 #define vec_tile_terms FRNN_WIDE(vec_tile_terms)
 #define vec_tile_panels FRNN_WIDE(vec_tile_panels)
 #define vec_tile_half FRNN_WIDE(vec_tile_half)
@@ -32,6 +34,46 @@ typedef struct frnn_tile {
 typedef void (*frnn_tile_fn)(const frnn_tile *);
 #endif
 
+/* sum += s * w, with many rows in place: GCC 12 else copies sums, and spills some, where terms follow without a jump. */
+FRNN_INLINE void vec_tile_add(vec *sum, vec s, vec w, const int mr) {
+    if (mr > 1) {
+        vec_add_term(sum, s, w);
+    } else {
+        *sum = vec_fma(s, w, *sum);
+    }
+}
+
+/* Term k of one operand, for np panels of n vectors: acc += row[r][k] * p[i][v], and p moves on. The lesser side waits in
+ * registers, the rows' values or a panel's vectors, while the other passes. */
+FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const row[], int64_t k, const float *p[4],
+                               const int mr, const int np, const int n) {
+    const int rows_wait = mr < np * n ? mr : 0, rows_pass = mr - rows_wait;
+    vec s[FRNN_TILE_ROWS], w[4];
+    /* no loads of two terms at once: there are no registers for them */
+    if (FRNN_UNROLL > 1 && mr > 1) __asm__ volatile("" ::: "memory");
+#pragma GCC unroll 6
+    for (int r = 0; r < rows_wait; r++) s[r] = vec_splat(row[r][k]);
+#pragma GCC unroll 4
+    for (int i = 0; i < np; i++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < n; v++) {
+            w[v] = vec_load(p[i] + v * VEC_W);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows_wait; r++) vec_tile_add(&acc[r][i][v], s[r], w[v], mr);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < rows_pass; r++) {
+            s[r] = vec_splat(row[r][k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < n; v++) vec_tile_add(&acc[r][i][v], s[r], w[v], mr);
+        }
+        for (int v = 0; FRNN_PREFETCH && mr * n >= 8 && v < n; v += FRNN_LINE / VEC_W) {
+            __builtin_prefetch(p[i] + FRNN_PREFETCH + v * VEC_W);
+        }
+        p[i] += n * VEC_W;
+    }
+}
+
 /* The terms of one operand and np panels of n vectors. mr, np, n are constants where this is inlined, so acc lives in
  * registers: but only if every loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on each.
  * Without it on the loops outside the k loop, acc went through the stack four times a tile (LSTM, 128 rows: 1.13 times
@@ -39,32 +81,27 @@ typedef void (*frnn_tile_fn)(const frnn_tile *);
  * Software prefetch, where the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
  * runs 1.34 times as fast with 4 KiB ahead (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a sixth of that).
  * One row only loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without): its loads alone keep
- * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row. */
+ * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row.
+ * FRNN_UNROLL terms a turn of the loop, of many rows: a tile of 6 x 2 is then 22 operations a term and not 25. On a Zen 3
+ * that is nothing while the core is its own (12 of them are multiply-adds, 6 cycles, and it issues 6 a cycle), but 1.04 to
+ * 1.18 times the speed where another thread of the core takes half of its issue slots, as neighbours of a virtual machine
+ * do. One row waits for its weights and not for issue slots: 0.98 to 1.00. */
 FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *const rows[], int64_t K,
                                 const float *const panel[4], const int mr, const int np, const int n) {
     const float *row[FRNN_TILE_ROWS], *p[4];
+    const int unroll = mr > 1 ? FRNN_UNROLL : 1;
+    int64_t k = 0;
 #pragma GCC unroll 6
     for (int r = 0; r < mr; r++) row[r] = rows[r];
 #pragma GCC unroll 4
     for (int i = 0; i < np; i++) p[i] = panel[i];
-    for (int64_t k = 0; k < K; k++) {
+#pragma GCC unroll 1
+    for (; k + unroll <= K; k += unroll) {
 #pragma GCC unroll 4
-        for (int i = 0; i < np; i++) {
-            vec w[4];
-#pragma GCC unroll 4
-            for (int v = 0; v < n; v++) w[v] = vec_load(p[i] + v * VEC_W);
-#pragma GCC unroll 6
-            for (int r = 0; r < mr; r++) {
-                vec s = vec_splat(row[r][k]);
-#pragma GCC unroll 4
-                for (int v = 0; v < n; v++) acc[r][i][v] = vec_fma(s, w[v], acc[r][i][v]);
-            }
-            for (int v = 0; FRNN_PREFETCH && mr * n >= 8 && v < n; v += FRNN_LINE / VEC_W) {
-                __builtin_prefetch(p[i] + FRNN_PREFETCH + v * VEC_W);
-            }
-            p[i] += n * VEC_W;
-        }
+        for (int u = 0; u < unroll; u++) vec_tile_term(acc, row, k + u, p, mr, np, n);
     }
+#pragma GCC unroll 1
+    for (; unroll > 1 && k < K; k++) vec_tile_term(acc, row, k, p, mr, np, n);
 }
 
 /* np panels from `first` on of the tile's nb blocks, over x, or over h where `hidden`: their sums are added to start, or

@@ -1,13 +1,14 @@
 /* Vector words: the small vocabulary that every kernel body is written in, for the width VEC_W (floats a vector).
  *
  * An instruction set's words_<isa>.h defines, for each of its widths, the words that need its instructions:
- *     vec_splat vec_fma vec_max vec_min vec_sqrt vec_select vec_load_part vec_store_part
+ *     vec_splat vec_fma vec_add_term vec_max vec_min vec_sqrt vec_select vec_load_part vec_store_part
  * This file, included once per width, defines the types and all other words with the vector extension of GCC and
  * Clang, so that + - * / and comparisons work on vectors as on floats. A word's name carries its width (vec_fma_16);
  * bodies say `vec_fma` and get the width that is current.
  *
  *     vec            VEC_W floats                     vec_int   VEC_W int32 (also masks: all ones or zero a lane)
  *     vec_fma(a, b, c)         a * b + c, one rounding (baseline: two)
+ *     vec_add_term(&sum, s, w) sum = vec_fma(s, w, sum), in the register that held the sum
  *     vec_max(a, b)            a > b ? a : b, so a NaN in b is kept; a must not be NaN. vec_min likewise.
  *     vec_select(m, a, b)      m ? a : b a lane
  *     vec_load_part(p, n)      n floats (0 <= n <= VEC_W), zeros beyond; reads nothing past p + n
@@ -29,6 +30,7 @@
 #define vec_int FRNN_WIDE(vec_int)
 #define vec_splat FRNN_WIDE(vec_splat)
 #define vec_fma FRNN_WIDE(vec_fma)
+#define vec_add_term FRNN_WIDE(vec_add_term)
 #define vec_max FRNN_WIDE(vec_max)
 #define vec_min FRNN_WIDE(vec_min)
 #define vec_sqrt FRNN_WIDE(vec_sqrt)

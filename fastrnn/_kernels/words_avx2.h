@@ -4,6 +4,7 @@
 #define FRNN_LANES 8
 #define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
 #define FRNN_PREFETCH 1024 /* floats ahead that a tile of many rows asks for; see body_tile.h */
+#define FRNN_UNROLL 4  /* terms of many rows a turn of the loop; see body_tile.h */
 
 typedef float vec_8 __attribute__((vector_size(32)));
 typedef int32_t vec_int_8 __attribute__((vector_size(32)));
@@ -15,6 +16,9 @@ static const int32_t frnn_lane_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0,
 
 FRNN_INLINE vec_8 vec_splat_8(float s) { return _mm256_set1_ps(s); }
 FRNN_INLINE vec_8 vec_fma_8(vec_8 a, vec_8 b, vec_8 c) { return _mm256_fmadd_ps(a, b, c); }
+FRNN_INLINE void vec_add_term_8(vec_8 *sum, vec_8 s, vec_8 w) {
+    __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(s), "x"(w));
+}
 FRNN_INLINE vec_8 vec_max_8(vec_8 a, vec_8 b) { return _mm256_max_ps(a, b); }
 FRNN_INLINE vec_8 vec_min_8(vec_8 a, vec_8 b) { return _mm256_min_ps(a, b); }
 FRNN_INLINE vec_8 vec_sqrt_8(vec_8 a) { return _mm256_sqrt_ps(a); }
@@ -28,6 +32,9 @@ FRNN_INLINE void vec_store_part_8(float *p, int64_t n, vec_8 v) {
 
 FRNN_INLINE vec_4 vec_splat_4(float s) { return _mm_set1_ps(s); }
 FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) { return _mm_fmadd_ps(a, b, c); }
+FRNN_INLINE void vec_add_term_4(vec_4 *sum, vec_4 s, vec_4 w) {
+    __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(s), "x"(w));
+}
 FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return _mm_max_ps(a, b); }
 FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return _mm_min_ps(a, b); }
 FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return _mm_sqrt_ps(a); }

@@ -4,6 +4,7 @@
 #define FRNN_LANES 16
 #define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */
 #define FRNN_PREFETCH 0 /* not measured */
+#define FRNN_UNROLL 1  /* not measured */
 
 typedef float vec_16 __attribute__((vector_size(64)));
 typedef int32_t vec_int_16 __attribute__((vector_size(64)));
@@ -17,6 +18,7 @@ FRNN_INLINE __mmask16 frnn_first(int64_t n) { return (__mmask16)((1u << n) - 1u)
 
 FRNN_INLINE vec_16 vec_splat_16(float s) { return _mm512_set1_ps(s); }
 FRNN_INLINE vec_16 vec_fma_16(vec_16 a, vec_16 b, vec_16 c) { return _mm512_fmadd_ps(a, b, c); }
+FRNN_INLINE void vec_add_term_16(vec_16 *sum, vec_16 s, vec_16 w) { *sum = vec_fma_16(s, w, *sum); }
 FRNN_INLINE vec_16 vec_max_16(vec_16 a, vec_16 b) { return _mm512_max_ps(a, b); }
 FRNN_INLINE vec_16 vec_min_16(vec_16 a, vec_16 b) { return _mm512_min_ps(a, b); }
 FRNN_INLINE vec_16 vec_sqrt_16(vec_16 a) { return _mm512_sqrt_ps(a); }
@@ -28,6 +30,7 @@ FRNN_INLINE void vec_store_part_16(float *p, int64_t n, vec_16 v) { _mm512_mask_
 
 FRNN_INLINE vec_8 vec_splat_8(float s) { return _mm256_set1_ps(s); }
 FRNN_INLINE vec_8 vec_fma_8(vec_8 a, vec_8 b, vec_8 c) { return _mm256_fmadd_ps(a, b, c); }
+FRNN_INLINE void vec_add_term_8(vec_8 *sum, vec_8 s, vec_8 w) { *sum = vec_fma_8(s, w, *sum); }
 FRNN_INLINE vec_8 vec_max_8(vec_8 a, vec_8 b) { return _mm256_max_ps(a, b); }
 FRNN_INLINE vec_8 vec_min_8(vec_8 a, vec_8 b) { return _mm256_min_ps(a, b); }
 FRNN_INLINE vec_8 vec_sqrt_8(vec_8 a) { return _mm256_sqrt_ps(a); }
@@ -41,6 +44,7 @@ FRNN_INLINE void vec_store_part_8(float *p, int64_t n, vec_8 v) {
 
 FRNN_INLINE vec_4 vec_splat_4(float s) { return _mm_set1_ps(s); }
 FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) { return _mm_fmadd_ps(a, b, c); }
+FRNN_INLINE void vec_add_term_4(vec_4 *sum, vec_4 s, vec_4 w) { *sum = vec_fma_4(s, w, *sum); }
 FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return _mm_max_ps(a, b); }
 FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return _mm_min_ps(a, b); }
 FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return _mm_sqrt_ps(a); }

@@ -6,12 +6,14 @@
 #define FRNN_LANES 4
 #define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
 #define FRNN_PREFETCH 1024 /* as AVX2: the CPUs that run this have no more */
+#define FRNN_UNROLL 1  /* a term is two operations here, the loop little beside them */
 
 typedef float vec_4 __attribute__((vector_size(16)));
 typedef int32_t vec_int_4 __attribute__((vector_size(16)));
 
 FRNN_INLINE vec_4 vec_splat_4(float s) { return (vec_4){s, s, s, s}; }
 FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) { return a * b + c; }
+FRNN_INLINE void vec_add_term_4(vec_4 *sum, vec_4 s, vec_4 w) { *sum = vec_fma_4(s, w, *sum); }
 FRNN_INLINE vec_4 vec_select_4(vec_int_4 m, vec_4 a, vec_4 b) {
     return (vec_4)((m & (vec_int_4)a) | (~m & (vec_int_4)b));
 }

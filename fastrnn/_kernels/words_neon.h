@@ -4,6 +4,7 @@
 #define FRNN_LANES 4
 #define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */
 #define FRNN_PREFETCH 0 /* not measured */
+#define FRNN_UNROLL 1  /* not measured */
 
 typedef float vec_4 __attribute__((vector_size(16)));
 typedef int32_t vec_int_4 __attribute__((vector_size(16)));
@@ -12,6 +13,7 @@ FRNN_INLINE vec_4 vec_splat_4(float s) { return (vec_4){s, s, s, s}; }
 FRNN_INLINE vec_4 vec_fma_4(vec_4 a, vec_4 b, vec_4 c) {
     return (vec_4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
+FRNN_INLINE void vec_add_term_4(vec_4 *sum, vec_4 s, vec_4 w) { *sum = vec_fma_4(s, w, *sum); }
 FRNN_INLINE vec_4 vec_max_4(vec_4 a, vec_4 b) { return (vec_4)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 FRNN_INLINE vec_4 vec_min_4(vec_4 a, vec_4 b) { return (vec_4)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return (vec_4)vsqrtq_f32((float32x4_t)a); }
