@@ -21,10 +21,12 @@ DEF SHARED_AHEAD = 8_000_000  # the same of the input half of many steps, betwee
 DEF ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
 DEF TILE_ROWS = 6  # rows of the widest tile: cutting it wastes registers
 # Where summing the input half ahead pays (100 steps, direct / hoisted time, Zen 4): one row of LSTM 64 1.01,
-# 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. From two rows on a tile reads its weights once for
-# all of them, and it costs up to a quarter (LSTM 64 with 16 rows 0.88, GRU 128 0.78).
-DEF HOISTED_ROWS = 1
+# 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. A tile of more rows reads its weights once for all of
+# them, and what is summed ahead has to be written and read again. On a Zen 3, alone: two rows of LSTM 128 1.06, 256 1.10,
+# 512 1.00, GRU 256 1.06, but LSTM 64 0.94; 3 rows of LSTM 256 0.96, 4 0.92 to 0.95; 16 rows of LSTM 64 to 512 0.89 to 0.96
+# and of GRU 256 and 512 0.92 to 0.95, whether 32, 64 or 128 rows of sums are kept. Zen 4: LSTM 64 with 16 rows 0.88.
 DEF HOISTED_UNITS = 48
+DEF HOISTED_PAIR = 131072  # floats of W and R from which on two rows gain
 
 
 cdef struct CellRows:  # one entry a row, longest first
@@ -240,7 +242,8 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
     alive = n
     ahead.now = NULL
     ahead.end, ahead.size = 0, f.table.cell_pre_size(cell)
-    hoisting = rows.mask == NULL and n <= HOISTED_ROWS and cell.H >= HOISTED_UNITS and a.steps > 1
+    hoisting = n == 1 and cell.H >= HOISTED_UNITS or n == 2 and ahead.size * (cell.I + cell.H) >= HOISTED_PAIR
+    hoisting = hoisting and rows.mask == NULL and a.steps > 1
     hoisting = hoisting and a.pre_capacity // (ahead.size + 4) >= 2 * n
     for t in range(a.steps):
         while alive > 0 and rows.length[alive - 1] <= t:

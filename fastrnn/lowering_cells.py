@@ -43,7 +43,8 @@ class CellLowering:
             else _absent("mask")
         )
         fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
-        pre = Buffer("arena", "float32", steps * (packed.pre_size + 4), cap=PRE_FLOATS)  # of one row
+        sums = 0 if is_one(steps) else D.product((steps, batch)) * (packed.pre_size + 4)
+        pre = Buffer("arena", "float32", sums, cap=PRE_FLOATS)
         self.plan.arena.append(pre)
         fields |= {"pre": pre, "pre_capacity": 0 if is_one(steps) else PRE_FLOATS}
         reads, writes = [x, *(t for t in (lengths, mask) if t)], [pointers, pre, *([y] if y is not None else [])]

@@ -91,6 +91,13 @@ FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, 
         t->x[r] = io->pre ? NULL : io->x[row + r] + io->x_off;
         t->h[r] = hidden ? hidden[r] : NULL;
     }
+    t->pace = 0;
+    if (FRNN_PREFETCH && call->far) {
+        int64_t tiles = (call->row1 - call->row0 + mr - 1) / mr, n = frnn_panel_vectors((int)vectors);
+        t->pace = (n * VEC_W * (int)sizeof(float) + tiles - 1) / tiles;
+        t->ahead = (const char *)(t->weights[0] + (io->backwards ? -size : size));
+        t->ahead += (row - call->row0) / mr * (t->Kx + t->Kh) * (vectors / n) * t->pace;
+    }
 }
 
 /* cell_input: put the accumulators of a tile into rows of pre. */

@@ -23,12 +23,19 @@
 #define FRNN_WAVE 16 /* most blocks of one row that are summed before any of them is finished; >= FRNN_TILE_ROWS */
 #define FRNN_LINE 16 /* floats of a cache line */
 
+/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: a line each, 0 where the tile makes none. */
+static inline int frnn_prefetches(int mr, int n, int width) {
+    return FRNN_PREFETCH && mr * n >= 8 ? (n * width + FRNN_LINE - 1) / FRNN_LINE : 0;
+}
+
 typedef struct frnn_tile {
     int64_t Kx, Kh;
     const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
     const float *start[2][FRNN_TILE_ROWS];
     const float *weights[2];
     const float *split[2];
+    const char *ahead; /* the part of the next block that this tile prefetches */
+    int64_t pace;      /* its bytes a term; 0: it prefetches 4 KiB ahead of what it reads itself */
     float *out;
 } frnn_tile;
 typedef void (*frnn_tile_fn)(const frnn_tile *);
@@ -43,10 +50,10 @@ FRNN_INLINE void vec_tile_add(vec *sum, vec s, vec w, const int mr) {
     }
 }
 
-/* Term k of one operand, for np panels of n vectors: acc += row[r][k] * p[i][v], and p moves on. The lesser side waits in
+/* Term k of one operand, for np panels of n vectors: acc += row[r][k] * p[i][v]; p moves on. The lesser side waits in
  * registers, the rows' values or a panel's vectors, while the other passes. */
 FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const row[], int64_t k, const float *p[4],
-                               const int mr, const int np, const int n) {
+                               const char *ahead, const int far, const int mr, const int np, const int n) {
     const int rows_wait = mr < np * n ? mr : 0, rows_pass = mr - rows_wait;
     vec s[FRNN_TILE_ROWS], w[4];
     /* no loads of two terms at once: there are no registers for them */
@@ -67,10 +74,11 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
 #pragma GCC unroll 4
             for (int v = 0; v < n; v++) vec_tile_add(&acc[r][i][v], s[r], w[v], mr);
         }
-        for (int v = 0; FRNN_PREFETCH && mr * n >= 8 && v < n; v += FRNN_LINE / VEC_W) {
-            __builtin_prefetch(p[i] + FRNN_PREFETCH + v * VEC_W);
-        }
         p[i] += n * VEC_W;
+    }
+    const int count = frnn_prefetches(mr, n, VEC_W), apart = n * VEC_W * (int)sizeof(float) / (count > 0 ? count : 1);
+    for (int i = 0; i < count; i++) {
+        __builtin_prefetch(far ? ahead + i * apart : (const char *)(p[0] + FRNN_PREFETCH) + i * apart);
     }
 }
 
@@ -80,6 +88,10 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
  * the cycles at H = 32, 1.09 at 64, 1.04 at 128).
  * Software prefetch, where the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
  * runs 1.34 times as fast with 4 KiB ahead (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a sixth of that).
+ * Only a block's first tile waits for the far caches, though, for 32 GB/s of them (48 with panels of 3 vectors), and the
+ * tiles after it for none: where that is too much, each tile prefetches a part of the next block instead (t->ahead).
+ * LSTM 512 with 16 rows 1.08 to 1.16 times as fast, GRU 512 1.07 to 1.16, GRU 256 1.05 to 1.08, LSTM 512 with 4 or 64 rows
+ * 1.04 to 1.20; but RNN 512 and LSTM 256 0.96 to 1.03, LSTM 128 0.98: hence FRNN_FAR_FLOATS.
  * One row only loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without): its loads alone keep
  * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row.
  * FRNN_UNROLL terms a turn of the loop, of many rows: a tile of 6 x 2 is then 22 operations a term and not 25. On a Zen 3
@@ -87,7 +99,8 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
  * 1.18 times the speed where another thread of the core takes half of its issue slots, as neighbours of a virtual machine
  * do. One row waits for its weights and not for issue slots: 0.98 to 1.00. */
 FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *const rows[], int64_t K,
-                                const float *const panel[4], const int mr, const int np, const int n) {
+                                const float *const panel[4], const char *ahead, int64_t pace, const int far,
+                                const int mr, const int np, const int n) {
     const float *row[FRNN_TILE_ROWS], *p[4];
     const int unroll = mr > 1 ? FRNN_UNROLL : 1;
     int64_t k = 0;
@@ -98,16 +111,17 @@ FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *cons
 #pragma GCC unroll 1
     for (; k + unroll <= K; k += unroll) {
 #pragma GCC unroll 4
-        for (int u = 0; u < unroll; u++) vec_tile_term(acc, row, k + u, p, mr, np, n);
+        for (int u = 0; u < unroll; u++) vec_tile_term(acc, row, k + u, p, ahead + u * pace, far, mr, np, n);
+        ahead += unroll * pace;
     }
 #pragma GCC unroll 1
-    for (; unroll > 1 && k < K; k++) vec_tile_term(acc, row, k, p, mr, np, n);
+    for (; unroll > 1 && k < K; k++, ahead += pace) vec_tile_term(acc, row, k, p, ahead, far, mr, np, n);
 }
 
 /* np panels from `first` on of the tile's nb blocks, over x, or over h where `hidden`: their sums are added to start, or
  * to what out holds. */
-FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int first, const int np, const int mr,
-                                 const int nb, const int nv) {
+FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int first, const int far, const int np,
+                                 const int mr, const int nb, const int nv) {
     const int n = frnn_panel_vectors(nv), panels = nv / n;
     const int64_t K = hidden ? t->Kh : t->Kx;
     const float *panel[4];
@@ -122,7 +136,8 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
             for (int v = 0; v < n; v++) acc[r][i][v] = vec_splat(0.0f);
         }
     }
-    vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, mr, np, n);
+    const char *ahead = far ? t->ahead + ((hidden ? t->Kx * panels : 0) + first * K) * t->pace : (const char *)panel[0];
+    vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, ahead, far ? t->pace : 0, far, mr, np, n);
 #pragma GCC unroll 6
     for (int r = 0; r < mr; r++) {
 #pragma GCC unroll 4
@@ -137,14 +152,15 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
 }
 
 /* All panels over one operand: at once where their sums fit the registers, else one by one. */
-FRNN_INLINE void vec_tile_half(const frnn_tile *t, const int hidden, const int mr, const int nb, const int nv) {
+FRNN_INLINE void vec_tile_half(const frnn_tile *t, const int hidden, const int far, const int mr, const int nb,
+                               const int nv) {
     const int panels = nb * nv / frnn_panel_vectors(nv), np = mr * nb * nv <= FRNN_TILE_SUMS ? panels : 1;
-    for (int first = 0; first < panels; first += np) vec_tile_panels(t, hidden, first, np, mr, nb, nv);
+    for (int first = 0; first < panels; first += np) vec_tile_panels(t, hidden, first, far, np, mr, nb, nv);
 }
 
-FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, const int nv) {
+FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int far, const int mr, const int nb, const int nv) {
     if (t->Kx > 0) {
-        vec_tile_half(t, 0, mr, nb, nv);
+        vec_tile_half(t, 0, far, mr, nb, nv);
     } else {
         for (int r = 0; r < mr; r++) {
             for (int b = 0; b < nb; b++) {
@@ -161,14 +177,15 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int mr, const int nb, c
             }
         }
     }
-    if (t->Kh > 0) vec_tile_half(t, 1, mr, nb, nv);
+    if (t->Kh > 0) vec_tile_half(t, 1, far, mr, nb, nv);
 }
 
 #define TILE_NAME(mr, nb, nv) FRNN_JOIN(FRNN_WIDE(tile_##mr##x##nb##x##nv), FRNN_ISA)
-#define TILE(mr, nb, nv)                                                                                               \
-    static __attribute__((noinline, unused)) void TILE_NAME(mr, nb, nv)(const frnn_tile *t) {                          \
-        vec_tile_body(t, mr, nb, nv);                                                                                  \
-    }
+#define FAR_NAME(mr, nv) FRNN_JOIN(FRNN_WIDE(far_##mr##x##nv), FRNN_ISA)
+#define TILE_FN(name, far, mr, nb, nv)                                                                                 \
+    static __attribute__((noinline, unused)) void name(const frnn_tile *t) { vec_tile_body(t, far, mr, nb, nv); }
+#define TILE(mr, nb, nv) TILE_FN(TILE_NAME(mr, nb, nv), 0, mr, nb, nv)
+#define FAR(mr, nv) TILE_FN(FAR_NAME(mr, nv), 1, mr, 1, nv)
 #define TILES(mr) TILE(mr, 1, 1) TILE(mr, 1, 2) TILE(mr, 1, 3) TILE(mr, 1, 4)
 #define PAIRS(mr) TILE(mr, 2, 3) TILE(mr, 2, 4)
 #define NAMES(mr) {TILE_NAME(mr, 1, 1), TILE_NAME(mr, 1, 2), TILE_NAME(mr, 1, 3), TILE_NAME(mr, 1, 4)}
@@ -179,6 +196,9 @@ TILES(1) TILES(2) TILES(3) TILES(4) PAIRS(1)
 TILES(5) TILES(6) PAIRS(2) PAIRS(3)
 #else /* 3 vectors end at 4 rows: frnn_tile_rows */
 TILE(5, 1, 1) TILE(5, 1, 2) TILE(5, 1, 4) TILE(6, 1, 1) TILE(6, 1, 2) TILE(6, 1, 4)
+#endif
+#if FRNN_PREFETCH /* of the others, none prefetches: frnn_prefetches */
+FAR(3, 3) FAR(4, 3) FAR(4, 4) FAR(5, 4) FAR(6, 4)
 #endif
 
 /* Run the tile of mr rows (1..frnn_tile_rows), nb blocks (2 only for nv >= 3), nv vectors. */
@@ -198,6 +218,15 @@ FRNN_INLINE void vec_tile_run(const frnn_tile *t, int64_t mr, int nb, int nv) {
         PAIR_NAMES(2), PAIR_NAMES(3),
 #endif
     };
+#if FRNN_PREFETCH
+    static const frnn_tile_fn far[FRNN_TILE_ROWS][2] = { /* of 3 and 4 vectors, which far weights have (but for a tail) */
+        {NULL}, {NULL}, {FAR_NAME(3, 3)}, {FAR_NAME(4, 3), FAR_NAME(4, 4)}, {NULL, FAR_NAME(5, 4)}, {NULL, FAR_NAME(6, 4)},
+    };
+    if (t->pace > 0 && nb == 1 && nv >= 3 && far[mr - 1][nv - 3]) {
+        far[mr - 1][nv - 3](t);
+        return;
+    }
+#endif
     if (nb == 1) {
         tiles[mr - 1][nv - 1](t);
     } else {
@@ -206,8 +235,11 @@ FRNN_INLINE void vec_tile_run(const frnn_tile *t, int64_t mr, int nb, int nv) {
 }
 /* clang-format on */
 #undef TILE
+#undef FAR
 #undef TILES
 #undef PAIRS
 #undef NAMES
 #undef PAIR_NAMES
 #undef TILE_NAME
+#undef FAR_NAME
+#undef TILE_FN
