@@ -25,8 +25,8 @@ cdef extern from "frnn.h" nogil:
     ctypedef struct frnn_cell_io:
         const float *const *x
         Py_ssize_t x_off
-        const float *const *pre
-        Py_ssize_t pre_off
+        const float *pre
+        int64_t pre_rows
         const float *const *h
         Py_ssize_t h_off
         float *const *c
@@ -72,8 +72,8 @@ cdef extern from "frnn.h" nogil:
         void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
                           int64_t block0, int64_t block1) noexcept nogil
         int64_t (*cell_pre_size)(const frnn_cell *cell) noexcept nogil
-        void (*cell_input)(const frnn_cell *cell, const float *const *x, Py_ssize_t x_off, float *const *pre,
-                           Py_ssize_t pre_off, int64_t row0, int64_t row1, int64_t block0,
+        void (*cell_input)(const frnn_cell *cell, const float *const *x, Py_ssize_t x_off, float *pre,
+                           int64_t pre_rows, int64_t row0, int64_t row1, int64_t block0,
                            int64_t block1) noexcept nogil
         int64_t (*linear_pack_size)(int64_t K, int64_t N) noexcept nogil
         void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,

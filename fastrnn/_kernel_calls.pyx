@@ -86,7 +86,7 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     x : float32 [rows, I], rows contiguous; None where pre is given
     h : float32 [rows, H]
     c : float32 [rows, H], LSTM only, updated in place
-    pre : float32 [rows, pre_size] from `cell_input`
+    pre : float32 [rows * pre_size] of one step, from `cell_input`
     y : float32 [rows, H], receives the new h; None: a new array
     splits : block numbers between which the step is cut into several calls
     rows : (first, last): only these rows are stepped
@@ -109,17 +109,19 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     if x is not None:
         _row_array("x", x, packed.cell.I, count)
     if pre is not None:
-        _row_array("pre", pre, packed.pre_size, count)
+        _row_array("pre", pre[None], packed.pre_size * count, 1)
     y = np.zeros((count, H), np.float32) if y is None else _row_array("y", y, H, count)
     row0, row1 = (0, count) if rows is None else rows
     cuts = [0, *splits, packed.blocks]
     if not 0 <= row0 <= row1 <= count or sorted(cuts) != cuts:
         raise ShapeError(f"rows {rows} of {count}, splits {splits} of {packed.blocks} blocks")
-    cdef _Rows x_rows = _Rows(x), h_rows = _Rows(h), c_rows = _Rows(c), y_rows = _Rows(y), pre_rows = _Rows(pre)
+    cdef _Rows x_rows = _Rows(x), h_rows = _Rows(h), c_rows = _Rows(c), y_rows = _Rows(y)
     cdef float *scratch = _aligned(packed.table.cell_scratch(&packed.cell, count))
     memset(&io, 0, sizeof(io))
     io.x, io.h = <const float *const *> x_rows.rows, <const float *const *> h_rows.rows
-    io.pre = <const float *const *> pre_rows.rows
+    io.pre, io.pre_rows = NULL, count
+    if pre is not None:
+        io.pre = _data(pre)
     io.c, io.y, io.scratch, io.backwards = c_rows.rows, y_rows.rows, scratch, bool(backwards)
     cdef uint64_t token = frnn_fpu_enter()
     for phase in range(packed.phases):
@@ -130,16 +132,19 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     return y
 
 
-def cell_input(PackedCell packed not None, x, splits=()):
-    """The input half of some rows: x [rows, I] -> pre [rows, pre_size]."""
+def cell_input(PackedCell packed not None, x, steps=1, splits=()):
+    """The input half of the rows of some steps: x [steps * rows, I] -> pre [steps, rows * pre_size]."""
     _row_array("x", x, packed.cell.I)
-    pre = np.zeros((x.shape[0], packed.pre_size), np.float32)
-    cdef _Rows x_rows = _Rows(x), pre_rows = _Rows(pre)
+    if x.shape[0] % steps:
+        raise ShapeError(f"x: {x.shape[0]} rows are not those of {steps} steps")
+    cdef int64_t rows = x.shape[0] // steps
+    pre = np.zeros((steps, rows * packed.pre_size), np.float32)
+    cdef _Rows x_rows = _Rows(x)
     cuts = [0, *splits, packed.blocks]
     cdef uint64_t token = frnn_fpu_enter()
     for a, b in zip(cuts, cuts[1:]):
-        packed.table.cell_input(&packed.cell, <const float *const *> x_rows.rows, 0, pre_rows.rows, 0, 0, x.shape[0],
-                                a, b)
+        packed.table.cell_input(&packed.cell, <const float *const *> x_rows.rows, 0, <float *> _data(pre), rows, 0,
+                                x.shape[0], a, b)
     frnn_fpu_leave(token)
     return pre
 

@@ -91,7 +91,7 @@ OP_FIELDS = {
     "cell": ("cell", "steps", "rows", "reverse", "x_buffer", "x_offset", "x_time", "x_row", "y_buffer", "y_offset",
              "y_time", "y_row", "lengths_buffer", "lengths_offset", "lengths_stride", "mask_buffer", "mask_offset",
              "mask_time", "mask_row", "per_slot", "h_state", "c_state",
-             "scratch", "pre", "pre_capacity"),
+             "scratch", "pre", "pre_capacity", "hoisted_rows"),
     "linear": ("packed", *_ends, *_levels("x", "y")),
     "matmul": ("m", "k", "n", "a_buffer", "a_offset", "b_buffer", "b_offset", "y_buffer", "y_offset", "a_row", "b_row",
                "b_column", "y_row", "scratch", *_levels("a", "b", "y", levels=2)),

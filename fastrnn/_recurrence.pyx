@@ -20,13 +20,6 @@ DEF SHARED_WORK = 500_000
 DEF SHARED_AHEAD = 8_000_000  # the same of the input half of many steps, between which the other thread falls asleep
 DEF ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
 DEF TILE_ROWS = 6  # rows of the widest tile: cutting it wastes registers
-# Where summing the input half ahead pays (100 steps, direct / hoisted time, Zen 4): one row of LSTM 64 1.01,
-# 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35; but LSTM 32 0.93. A tile of more rows reads its weights once for all of
-# them, and what is summed ahead has to be written and read again. On a Zen 3, alone: two rows of LSTM 128 1.06, 256 1.10,
-# 512 1.00, GRU 256 1.06, but LSTM 64 0.94; 3 rows of LSTM 256 0.96, 4 0.92 to 0.95; 16 rows of LSTM 64 to 512 0.89 to 0.96
-# and of GRU 256 and 512 0.92 to 0.95, whether 32, 64 or 128 rows of sums are kept. Zen 4: LSTM 64 with 16 rows 0.88.
-DEF HOISTED_UNITS = 48
-DEF HOISTED_PAIR = 131072  # floats of W and R from which on two rows gain
 
 
 cdef struct CellRows:  # one entry a row, longest first
@@ -117,11 +110,10 @@ cdef int64_t present_rows(const CellArgs *a, int64_t H, const CellRows *rows, in
     return n
 
 
-cdef struct Hoisted:  # the input half, summed ahead for the steps before `end`
-    int64_t end, size  # size: floats of one row of pre
+cdef struct Hoisted:  # the input half, summed ahead for the steps before `end`, of `rows` rows each
+    int64_t end, rows, size  # size: floats of one row of pre
     const float **x
-    float **pre
-    const float **now  # the rows of the current step
+    float *pre
 
 
 # ---- sharing a step among threads: by blocks of hidden units (each core then keeps its part of R), or by rows ----
@@ -144,7 +136,7 @@ cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogi
     else:
         block0, block1 = s.blocks * chunk // chunks, s.blocks * (chunk + 1) // chunks
     if s.ahead != NULL:
-        s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, 0, row0, row1, block0, block1)
+        s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, row0, row1, block0, block1)
     else:
         s.f.table.cell_step(s.cell, s.io, s.phase, row0, row1, block0, block1)
     fpu_leave(token)
@@ -165,7 +157,7 @@ cdef void share(StepLoop *s) noexcept nogil:
         if threads > 1 and row_work * s.rows >= (SHARED_WORK if s.ahead == NULL else SHARED_AHEAD):
             team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
         elif s.ahead != NULL:
-            s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, 0, s.first, s.first + s.rows, 0, s.blocks)
+            s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, s.first, s.first + s.rows, 0, s.blocks)
         else:
             s.f.table.cell_step(s.cell, s.io, s.phase, s.first, s.first + s.rows, 0, s.blocks)
         s.first += s.rows
@@ -182,24 +174,19 @@ cdef void share_input(const frnn_cell *cell, Frame *f, const Hoisted *ahead, int
 
 cdef void hoist(const CellArgs *a, const frnn_cell *cell, Frame *f, const CellRows *rows, int64_t t, int64_t alive,
                 Hoisted *h) noexcept nogil:
-    """Sum bias + x W for as many steps from t as there is room for: one product of many rows, at the speed of a matrix
-    product instead of a vector's. Loading an accumulator back is exact, so the bits are those of the direct step."""
+    """Sum bias + x W for as many steps from t as have these rows and room: one product of many rows, at the speed of a
+    matrix product instead of a vector's. Loading an accumulator back is exact, so the bits are those of the direct
+    step."""
     cdef int64_t capacity = min(a.pre_capacity // (h.size + 4), a.steps * a.rows)
     cdef int64_t n = 0, r, step = -a.x_time if a.reverse else a.x_time
     cdef float *memory = <float *> f.base[a.pre]
     h.x = <const float **> memory
-    h.pre = <float **> (h.x + capacity)
-    memory = <float *> (h.pre + capacity)
-    h.now = <const float **> h.pre
+    h.pre = <float *> (h.x + capacity)
+    h.rows = alive
     h.end = t
-    while h.end < a.steps:
-        while alive > 0 and rows.length[alive - 1] <= h.end:
-            alive -= 1
-        if alive == 0 or n + alive > capacity:
-            break
+    while h.end < rows.length[alive - 1] and n + alive <= capacity:
         for r in range(alive):
             h.x[n] = rows.x[r] + h.end * step
-            h.pre[n] = memory + n * h.size
             n += 1
         h.end += 1
     share_input(cell, f, h, n)
@@ -235,16 +222,13 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
             rows.y[r] = spare + 2 * r * cell.H
         spare += 2 * n * cell.H
     io.scratch = <float *> ((<uintptr_t> spare + ALIGN - 1) & ~(<uintptr_t> (ALIGN - 1)))
-    io.pre, io.pre_off = NULL, 0
+    io.pre, io.pre_rows = NULL, 0
     io.x, io.c, io.y = present.x, present.c if cell.kind == 1 else NULL, present.y
     io.c_off = 0
     loop.f, loop.cell, loop.io, loop.ahead = f, cell, &io, NULL
     alive = n
-    ahead.now = NULL
     ahead.end, ahead.size = 0, f.table.cell_pre_size(cell)
-    hoisting = n == 1 and cell.H >= HOISTED_UNITS or n == 2 and ahead.size * (cell.I + cell.H) >= HOISTED_PAIR
-    hoisting = hoisting and rows.mask == NULL and a.steps > 1
-    hoisting = hoisting and a.pre_capacity // (ahead.size + 4) >= 2 * n
+    hoisting = n <= a.hoisted_rows and a.steps > 1 and a.pre_capacity >= 2 * n * (ahead.size + 4)
     for t in range(a.steps):
         while alive > 0 and rows.length[alive - 1] <= t:
             alive -= 1
@@ -253,8 +237,9 @@ cdef void run_cell(const CellArgs *a, Frame *f) noexcept nogil:
         if hoisting:
             if t == ahead.end:
                 hoist(a, cell, f, &rows, t, alive, &ahead)
-            io.pre = ahead.now
-            ahead.now += alive
+                io.pre, io.pre_rows = ahead.pre, alive
+            else:
+                io.pre += alive * ahead.size
         io.backwards = (f.turn + t) & 1
         io.x_off = t * sign * a.x_time
         io.y_off = (t & 1) * y_time if a.y_buffer < 0 else t * y_time

@@ -11,6 +11,7 @@
 #define vec_lstm_output FRNN_WIDE(vec_lstm_output)
 #define vec_gru_gates FRNN_WIDE(vec_gru_gates)
 #define vec_gru_output FRNN_WIDE(vec_gru_output)
+#define vec_pre_at FRNN_WIDE(vec_pre_at)
 #define vec_cell_fill FRNN_WIDE(vec_cell_fill)
 #define vec_cell_product FRNN_WIDE(vec_cell_product)
 #define vec_cell_finish FRNN_WIDE(vec_cell_finish)
@@ -68,6 +69,17 @@ FRNN_INLINE void vec_gru_output(const frnn_cell *cell, const int usual, const fl
     vec_store_n(y, n, vec_fma(z, vec_load_n(h, n), (vec_splat(1.0f) - z) * g));
 }
 
+/* Where in pre the sums of product q of a row and a block begin; a row of cell_input may be one of a later step. */
+FRNN_INLINE int64_t vec_pre_at(const frnn_call *call, const frnn_block *block, int q, int64_t row) {
+    int64_t G = frnn_gates(call->cell), rows = call->io->pre_rows, step = 0;
+    int64_t vectors = frnn_unit_vectors(call->cell) == 1 ? G : block->nv;
+    if (call->pre_out) {
+        step = row / rows * rows * call->pre_size;
+        row %= rows;
+    }
+    return step + block->start * G * rows + (row * frnn_products(call->cell) + q) * vectors * VEC_W;
+}
+
 /* Describe the rows, starts and panels of one tile. q: which product of the block; hidden: rows of the hidden half. */
 FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, int nb, int q,
                                const float *const *hidden, int64_t row, int64_t mr, frnn_tile *t) {
@@ -83,8 +95,7 @@ FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, 
         t->split[b] = after && !call->pre_out ? bias + vectors * VEC_W : NULL;
         t->weights[b] = bias + (vectors + after + (io->pre ? cell->I * vectors : 0)) * VEC_W;
         for (int64_t r = 0; r < mr; r++) {
-            t->start[b][r] =
-                io->pre ? io->pre[row + r] + io->pre_off + blocks[b].start * G + q * vectors * VEC_W : bias;
+            t->start[b][r] = io->pre ? io->pre + vec_pre_at(call, &blocks[b], q, row + r) : bias;
         }
     }
     for (int64_t r = 0; r < mr; r++) {
@@ -106,7 +117,7 @@ FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *bloc
     int64_t G = frnn_gates(call->cell), vectors = frnn_unit_vectors(call->cell) == 1 ? G : blocks[0].nv;
     for (int64_t r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {
-            float *pre = call->pre_out[row + r] + call->pre_out_off + blocks[b].start * G + q * vectors * VEC_W;
+            float *pre = call->pre_out + vec_pre_at(call, &blocks[b], q, row + r);
             memcpy(pre, out + (r * nb + b) * 4 * VEC_W, (size_t)vectors * VEC_W * sizeof(float));
         }
     }

@@ -120,10 +120,11 @@ static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, 
     frnn_walk_blocks(&call, phase, block0, block1);
 }
 
-static void FRNN_NAME(cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *const *pre,
-                                  ptrdiff_t pre_off, int64_t row0, int64_t row1, int64_t block0, int64_t block1) {
-    frnn_cell_io io = {.x = x, .x_off = x_off};
-    frnn_call call = {cell, &io, pre, pre_off, row0, row1, frnn_form(cell), 0, frnn_is_far(cell)};
+static void FRNN_NAME(cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *pre,
+                                  int64_t pre_rows, int64_t row0, int64_t row1, int64_t block0, int64_t block1) {
+    frnn_cell_io io = {.x = x, .x_off = x_off, .pre_rows = pre_rows};
+    int64_t size = FRNN_NAME(cell_pre_size)(cell);
+    frnn_call call = {cell, &io, pre, size, row0, row1, frnn_form(cell), 0, frnn_is_far(cell)};
     frnn_walk_blocks(&call, 0, block0, block1);
 }
 

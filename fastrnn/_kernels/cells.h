@@ -9,7 +9,9 @@
  * and a product is bias [nv][width], then W, then R, each as panels (blocks.h): the order in which they are read.
  * GRU with reset after keeps Rb of n apart, [width] behind the bias, because r multiplies it. LSTM with peephole ends
  * with P i o f, [3][width].
- * A row of `pre` holds, block after block, the accumulators between x and h: [products][nv][width].
+ * `pre` holds the accumulators between x and h, step after step and block after block: [rows of a step][products][nv]
+ * [width]. Tiles write and read it in runs: rows that lie apart by their 8 KiB (LSTM 512) share cache sets, and cost 16 of
+ * them 4 % of a step.
  */
 #ifndef FRNN_CELLS_H
 #define FRNN_CELLS_H
@@ -46,8 +48,8 @@ static inline int64_t frnn_scratch_row(const frnn_cell *cell) { /* floats of r *
 typedef struct frnn_call {
     const frnn_cell *cell;
     const frnn_cell_io *io;
-    float *const *pre_out;
-    ptrdiff_t pre_out_off;
+    float *pre_out;
+    int64_t pre_size; /* floats a row of pre; with pre_out */
     int64_t row0, row1;
     int form, usual; /* usual: no clip, input_forget or peephole, sigmoid and tanh */
     int far;         /* the weights come from caches too slow for a block's first tile (body_tile.h) */

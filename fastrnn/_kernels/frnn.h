@@ -60,7 +60,7 @@ typedef struct frnn_cell {
 } frnn_cell;
 
 /* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every
- * pointer of its array, so that a time loop moves all rows by changing one number. Rows of x, h, y, pre are contiguous;
+ * pointer of its array, so that a time loop moves all rows by changing one number. Rows of x, h, y are contiguous;
  * rows must not overlap each other; y must not overlap h (all of h is read for every block of y). c is updated in
  * place. clip, where it is finite, bounds the arguments of f and g and not that of h (as onnxruntime does).
  */
@@ -68,8 +68,8 @@ typedef struct frnn_cell_io {
     const float *const *x; /* [I] each; unused where pre is given */
     ptrdiff_t x_off;
     /* NULL, or the input half already summed: bias + x W in packed gate order, from cell_input */
-    const float *const *pre;
-    ptrdiff_t pre_off;
+    const float *pre;
+    int64_t pre_rows; /* the rows of one step in pre */
     const float *const *h; /* [H] each: previous hidden state */
     ptrdiff_t h_off;
     float *const *c; /* [H] each: LSTM cell state, in place; NULL for RNN and GRU */
@@ -136,11 +136,12 @@ typedef struct frnn_kernels {
     int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows);
     void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
                       int64_t block0, int64_t block1);
-    /* The input half for many rows at once: pre[r] = bias + x[r] W, exactly the accumulators with which cell_step
-     * would reach its hidden half. pre rows have cell_pre_size floats. */
+    /* The input half for the rows of some steps at once: bias + x[r] W, exactly the accumulators with which cell_step
+     * would reach its hidden half. Row r is row r % pre_rows of step r / pre_rows, and a step takes pre_rows *
+     * cell_pre_size floats of pre, where cell_step's io.pre then points. */
     int64_t (*cell_pre_size)(const frnn_cell *cell);
-    void (*cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *const *pre,
-                       ptrdiff_t pre_off, int64_t row0, int64_t row1, int64_t block0, int64_t block1);
+    void (*cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *pre, int64_t pre_rows,
+                       int64_t row0, int64_t row1, int64_t block0, int64_t block1);
 
     /* y[r, n] = act(bias[n] + sum_k x[r, k] W[k, n]); W [K, N] with strides (in floats), bias [N] or NULL.
      * Row r of x is x + r * x_stride, contiguous; of y likewise. y must not overlap x. Columns split into
