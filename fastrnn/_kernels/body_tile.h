@@ -88,16 +88,10 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
  * the cycles at H = 32, 1.09 at 64, 1.04 at 128).
  * Software prefetch, where the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
  * runs 1.34 times as fast with 4 KiB ahead (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a sixth of that).
- * Only a block's first tile waits for the far caches, though, for 32 GB/s of them (48 with panels of 3 vectors), and the
- * tiles after it for none: where that is too much, each tile prefetches a part of the next block instead (t->ahead).
- * LSTM 512 with 16 rows 1.08 to 1.16 times as fast, GRU 512 1.07 to 1.16, GRU 256 1.05 to 1.08, LSTM 512 with 4 or 64 rows
- * 1.04 to 1.20; but RNN 512 and LSTM 256 0.96 to 1.03, LSTM 128 0.98: hence FRNN_FAR_FLOATS.
  * One row only loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without): its loads alone keep
  * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row.
- * FRNN_UNROLL terms a turn of the loop, of many rows: a tile of 6 x 2 is then 22 operations a term and not 25. On a Zen 3
- * that is nothing while the core is its own (12 of them are multiply-adds, 6 cycles, and it issues 6 a cycle), but 1.04 to
- * 1.18 times the speed where another thread of the core takes half of its issue slots, as neighbours of a virtual machine
- * do. One row waits for its weights and not for issue slots: 0.98 to 1.00. */
+ * far: of far weights (cells.h) each tile of a block prefetches its part of the next block instead; FRNN_UNROLL terms a
+ * turn save issue slots (docs/decisions/0011 has the figures of both). */
 FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *const rows[], int64_t K,
                                 const float *const panel[4], const char *ahead, int64_t pace, const int far,
                                 const int mr, const int np, const int n) {
