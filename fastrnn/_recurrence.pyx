@@ -145,21 +145,22 @@ cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogi
 cdef void share(StepLoop *s) noexcept nogil:
     """Run one step (or one hoisted input half), by as many threads as the call has. Where signals are looked for, a
     step of very many rows is cut into parts of some 10 ms."""
-    cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles
+    cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles, last
     cdef int64_t row_work = 8 * s.cell.H * (s.cell.I + s.cell.H)
     s.blocks, s.first = s.f.table.cell_blocks(s.cell), 0
     if s.f.watch != NULL:
         most = max(TILE_ROWS * 16 * threads, ROWS_WORK // row_work)
     while s.first < rows:
         s.rows = min(most, rows - s.first)
+        last = s.first + s.rows
         tiles = (s.rows + TILE_ROWS - 1) // TILE_ROWS
         s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
         if threads > 1 and row_work * s.rows >= (SHARED_WORK if s.ahead == NULL else SHARED_AHEAD):
             team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
         elif s.ahead != NULL:
-            s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, s.first, s.first + s.rows, 0, s.blocks)
+            s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, s.first, last, 0, s.blocks)
         else:
-            s.f.table.cell_step(s.cell, s.io, s.phase, s.first, s.first + s.rows, 0, s.blocks)
+            s.f.table.cell_step(s.cell, s.io, s.phase, s.first, last, 0, s.blocks)
         s.first += s.rows
         if halt(s.f, row_work * s.rows):
             break
