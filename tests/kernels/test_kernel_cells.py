@@ -172,6 +172,25 @@ def test_same_bits_whatever_the_rows(form, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("form", "H"), [("rnn", 1030), ("lstm peephole", 515), ("gru after", 405), ("gru before", 430), ("lstm", 520)]
+)
+def test_far_weights_have_the_same_bits(form, H, isa):
+    """From FRNN_FAR_FLOATS on, tiles of every height prefetch their part of the next block, in either direction."""
+    layer = Layer(form, H, H)
+    packed = layer.pack(isa)
+    x, h, c = layer.rows(17)
+    rows = [run(packed, x[i : i + 1], h[i : i + 1], None if c is None else c[i : i + 1]) for i in range(17)]
+    for count, backwards in itertools.product((2, 3, 4, 5, 6, 10, 17), (False, True)):
+        first = slice(17 - count, 17)
+        y, state = run(packed, x[first], h[first], None if c is None else c[first], backwards=backwards)
+        assert y.tobytes() == b"".join(row[0].tobytes() for row in rows[first])
+        assert c is None or state.tobytes() == b"".join(row[1].tobytes() for row in rows[first])
+    (pre,) = calls.cell_input(packed, x)
+    assert same(run(packed, None, h, c, pre=pre), run(packed, x, h, c))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("form", FORMS)
 def test_hoisted_input_has_the_same_bits(form, isa):
     for H, I in ((1, 1), (5, 3), (20, 7), (32, 32), (50, 9), (64, 64), (130, 5)):  # noqa: E741
