@@ -18,8 +18,8 @@ from libc.string cimport memset
 
 cnp.import_array()
 
-cdef extern from "stdlib.h" nogil:
-    int posix_memalign(void **out, size_t alignment, size_t size)
+cdef extern from "pages.h" nogil:
+    void *frnn_allocate(size_t size)
 
 cdef extern from "frnn.h" nogil:
     const frnn_kernels *const *frnn_available() noexcept
@@ -154,10 +154,10 @@ def _code(name, bint unary_only=False):
 # ---- memory and checks -------------------------------------------------------------------------------------------
 
 cdef float *_aligned(int64_t count) except NULL:
-    """count floats (at least one cache line), 64-byte aligned, zero."""
-    cdef void *memory = NULL
+    """count floats (at least one cache line), 64-byte aligned, zero; in huge pages where there is one to fill."""
     cdef size_t size = max(count, 16) * sizeof(float)
-    if posix_memalign(&memory, 64, size) != 0:
+    cdef void *memory = frnn_allocate(size)
+    if memory == NULL:
         raise MemoryError(f"{size} bytes")
     memset(memory, 0, size)
     return <float *> memory

@@ -8,8 +8,8 @@ from libc.string cimport memset
 import time
 
 
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void **memory, size_t alignment, size_t size)
+cdef extern from "pages.h" nogil:
+    void *frnn_allocate(size_t size)
 
 
 cdef extern from "roofline.h" nogil:
@@ -19,9 +19,6 @@ cdef extern from "roofline.h" nogil:
         float (*fma)(int64_t repeats) noexcept nogil
         int32_t (*read)(const void *data, size_t size, int64_t repeats, size_t ahead) noexcept nogil
     const frnn_probe *frnn_probe_of(const char *isa)
-
-
-cdef size_t HUGE_PAGE = 1 << 21
 
 
 cdef const frnn_probe *find(str isa) except NULL:
@@ -59,10 +56,8 @@ cdef class Reader:
     def __cinit__(self, str isa, size_t size):
         self.probe = find(isa)
         self.size = (size + 1023) // 1024 * 1024 if size > 0 else 1024
-        # A huge page's alignment lets the system back the larger buffers with such pages, as it does packed weights.
-        cdef size_t alignment = HUGE_PAGE if self.size >= HUGE_PAGE else 64
-        if posix_memalign(&self.data, alignment, self.size) != 0:
-            self.data = NULL
+        self.data = frnn_allocate(self.size)  # as packed weights are
+        if self.data == NULL:
             raise MemoryError(f"{self.size} bytes for the roofline probe")
         memset(self.data, 1, self.size)
 

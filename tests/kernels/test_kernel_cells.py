@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -188,6 +189,19 @@ def test_far_weights_have_the_same_bits(form, H, isa):
         assert c is None or state.tobytes() == b"".join(row[1].tobytes() for row in rows[first])
     (pre,) = calls.cell_input(packed, x)
     assert same(run(packed, None, h, c, pre=pre), run(packed, x, h, c))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="this system does not tell how memory is mapped")
+def test_large_weights_ask_for_huge_pages():
+    """The wish (`hg`), and not whether the system had such pages to give."""
+
+    def wishes():
+        return sum("hg" in line.split() for line in open("/proc/self/smaps") if line.startswith("VmFlags"))
+
+    packed = [Layer("rnn", 64, 64).pack(None)]
+    before = wishes()
+    packed.append(Layer("lstm", 512, 512).pack(None))
+    assert wishes() == before + os.path.exists("/sys/kernel/mm/transparent_hugepage")
 
 
 @pytest.mark.parametrize("isa", ISAS)
