@@ -217,6 +217,22 @@ def test_contradiction(case):
         import_onnx(made)
 
 
+@pytest.mark.parametrize("place", ["op", "x", "y", "name", "domain", "attribute", "w"])
+def test_names_that_are_not_utf8(place):
+    """protobuf gives such strings as bytes, which sort beside no text (the fuzzer found an attribute's name)."""
+    names = dict(op="Elu", x="x", y="y", name="n", domain="", attribute="alpha", w="w") | {place: "QQQQ"}
+    first = node(names["op"], [names["x"]], [names["y"]], names["name"], domain=names["domain"])
+    first.attribute.append(helper.make_attribute(names["attribute"], 1.0))
+    made = model(
+        [first, node("Add", [names["y"], names["w"]], ["z"])],
+        [float_info(names["x"], [3])],
+        [float_info("z", None)],
+        [helper.make_tensor(names["w"], TensorProto.FLOAT, [3], [1, 2, 3])],
+    )
+    with pytest.raises(ModelFormatError, match="is not UTF-8"):
+        import_onnx(made.SerializeToString().replace(b"QQQQ", b"\xff\xfe\xff\xfe"))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

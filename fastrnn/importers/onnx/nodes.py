@@ -89,6 +89,10 @@ def _node(proto: onnx.NodeProto, labels: set[str]) -> OnnxNode:
         label, k = f"{base}#{k}", k + 1
     labels.add(label)
     attrs = {}
+    names = [a.name for a in proto.attribute]
+    for text in (proto.op_type, proto.domain, proto.name, *proto.input, *outputs, *names):
+        if isinstance(text, bytes):  # how protobuf gives a string that is not UTF-8
+            raise ModelFormatError(f"node {label}: the name {text!r} is not UTF-8")
     for attr in proto.attribute:
         if attr.name in attrs:
             raise ModelFormatError(f"node {label}: attribute {attr.name!r} is given twice")
