@@ -193,6 +193,8 @@ CONTRADICTIONS = {
         "the_node",
     ),
     "a required input left out": ({"nodes": [node("MatMul", ["x"], ["y"])]}, "input 1 is missing"),
+    "a Gather of nothing": ({"nodes": [node("Gather", ["x"], ["y"])]}, "input 1 is missing"),
+    "a Gather of no input": ({"nodes": [node("Gather", [], ["y"])]}, "input 0 is missing"),
     "an attribute given twice": (
         {"nodes": [onnx.parser.parse_node("y = Elu <alpha = 1.0> (x)")] * 1},
         "given twice",
