@@ -21,10 +21,8 @@ from .limits import Limits
 from .plan import Op, Plan
 
 FLOAT = 4
-# As in _kernels: the sums that a tile's registers hold by lanes, its most rows; as in _recurrence.pyx: when the input
-# half is summed ahead.
+# As in _kernels: the sums that a tile's registers hold by lanes, its most rows.
 TILE_SUMS, TILE_ROWS = {16: 24, 8: 12, 4: 12}, 6
-HOISTED_ROWS, HOISTED_UNITS = 1, 48
 # As in _executor.pyx: the work from which a call is shared between threads.
 FLOPS_A_THREAD = 2_000_000
 MOST_PHASES = 64  # positions of a stream that are looked at, where its calls differ
@@ -274,14 +272,15 @@ def _cell(op: Op, context: Context):
     else:
         blocks = _blocks(H, 4, context.lanes) * (3 if before else 1)
     W, R = FLOAT * G * H * (I + 1), FLOAT * G * H * H
-    hoisted = rows <= HOISTED_ROWS and H >= HOISTED_UNITS and steps > 1
+    sums, room = rows * G * H, op.fields["pre_capacity"]  # floats of a step's input half, and what there is room for
+    hoisted = 0 < rows <= op.fields["hoisted_rows"] and steps > 1 and room >= 2 * sums
     small = FLOAT * rows * (I + 3 * H)  # what else a step works on: x, h, c, y
     alone = max(context.footprint if steps == 1 else W + R, W + R) + small
     if hoisted:
         parts = _product(steps * rows, I, blocks, context, W + small)
-        ahead = limits.read_rate(FLOAT * G * H * min(steps, 32768 // (G * H) or 1))
-        parts += _Parts(overhead=2e9 * FLOAT * G * H * steps / ahead)
-        step = _product(rows, H, blocks, context, R + small + min(FLOAT * G * H * steps, 128 << 10) // 2)
+        ahead = limits.read_rate(FLOAT * sums * min(steps, room // sums))
+        parts += _Parts(overhead=2e9 * FLOAT * sums * steps / ahead)
+        step = _product(rows, H, blocks, context, R + small + FLOAT * min(sums * steps, room) // 2)
         weights = W + steps * R
     else:
         step = _product(rows, I + H, blocks, context, alone)

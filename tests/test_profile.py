@@ -141,6 +141,23 @@ class TestCostModel:
         by_steps = [sum(c.ns for c in cost_model.predict(plan, MACHINE, time=t)) for t in (1, 10, 100)]
         assert by_steps == sorted(by_steps)
 
+    @pytest.mark.parametrize(("kind", "H", "batch"), [("lstm", 256, 1), ("lstm", 128, 2), ("rnn", 1024, 16)])
+    def test_input_halves_are_summed_ahead_where_the_plan_says_so(self, cells, kind, H, batch):
+        """W is then read once and not at every step: the model keeps no rule of its own."""
+        plan = cells(kind, H)._program("run").plan
+        (cell,) = [op for op in plan.ops if op.kind == "cell"]
+
+        def weights():
+            return sum(cost.weight_bytes for cost in cost_model.predict(plan, MACHINE, batch, 50))
+
+        ahead, most = weights(), cell.fields["hoisted_rows"]
+        cell.fields["hoisted_rows"] = 0
+        try:
+            direct = weights()
+        finally:
+            cell.fields["hoisted_rows"] = most
+        assert direct > 1.8 * ahead
+
     def test_threads_share_large_work_alone(self, cells):
         plan = cells("lstm", 256)._program("run").plan
         one, two = (sum(c.ns for c in cost_model.predict(plan, MACHINE, 16, 20, threads=n)) for n in (1, 2))
