@@ -56,10 +56,9 @@ def _takes(graph: _Graph) -> dict[tuple, dict[str, int]]:
     """(sequence, axis) -> value name -> index, for Gathers of one index."""
     found: dict[tuple, dict[str, int]] = {}
     for node in {id(n): n for n in graph.maker.values()}.values():
-        whole = (
-            node.op == "Gather" and node.domain == "" and len(node.inputs) == 2
-        )  # else the walk says what is missing
-        if whole and node.inputs[0] not in graph.constants:
+        if node.op != "Gather" or node.domain != "" or len(node.inputs) != 2:
+            continue  # of one that lacks an input the walk says what is missing
+        if node.inputs[0] not in graph.constants:
             axis, index = node.attrs["axis"].i if "axis" in node.attrs else 0, graph.constants.get(node.inputs[1])
             if axis in (0, 1) and index is not None and index.ndim == 0:
                 found.setdefault((node.inputs[0], axis), {})[node.outputs[0]] = int(index)
