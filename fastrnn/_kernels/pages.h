@@ -2,8 +2,9 @@
  * probe reads, so that both see the same caches.
  *
  * Linux gives pages of 2 MiB where asked (transparent_hugepage: madvise, as most distributions have it). 8 MiB of weights
- * are 2,048 pages of 4 KiB else, as many as a Zen 3's second TLB holds: with huge ones a step of LSTM 512 runs 1.17 times
- * as fast, of GRU 512 1.19, of LSTM 512 with 16 rows 1.05; up to 2 MiB of weights 1.00 to 1.02.
+ * are 2,048 pages of 4 KiB else, as many as a Zen 3's second TLB holds: with huge ones a step of LSTM 512 runs 1.09 to 1.17
+ * times as fast beside busy neighbours, of GRU 512 1.08 to 1.19, of LSTM 512 with 16 rows 1.05 to 1.14; up to 2 MiB of
+ * weights 0.99 to 1.02.
  */
 #ifndef FRNN_PAGES_H
 #define FRNN_PAGES_H
