@@ -1,0 +1,161 @@
+"""Runs a file at sizes of its own and at others, and judges each answer by PyTorch's.
+
+An answer is `right`, `refused` (a FastRNNError, when loading or running), `wrong` (other numbers or another shape) or `error` (any
+other exception). The truth is eager PyTorch in float64 (in float32 if the program can't do float64). For sizes that the file
+itself allows, onnxruntime's answer of the same file counts too: an exporter's mistake is part of the file. A size at which PyTorch raises is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .exports import quiet
+from .registry import Program
+
+
+@dataclass(frozen=True)
+class Answer:
+    """verdict: right, refused, wrong or error. difference: the largest one, for wrong answers. why: the error's text."""
+
+    verdict: str
+    why: str = ""
+    difference: float | None = None
+
+
+def other_sizes(program: Program) -> list[tuple[int, int]]:
+    """(T, B) that differ from the exported ones: in T alone, B alone and both; one step and one row among them."""
+    T, B = program.T, program.B
+    drawn = [
+        (T + 5, B),
+        (T, B + 1),
+        (2 * T + 1, B + 2),
+        (T // 2, 5),
+        (T + 4, 1 if B > 1 else 3),
+        (T - 1, B),
+        (T, 1 if B > 1 else 4),
+        (1, B),
+        (3, 1),
+    ]
+    m, made = program.multiple, []
+    for t, b in drawn:
+        t = max(t // m * m, -(-program.least // m) * m, m)
+        size = (t if program.has("T") else T, b if program.has("B") else B)
+        if size != (T, B) and size not in made:
+            made.append(size)
+    return made
+
+
+def expected(program: Program, net, size) -> list[list[np.ndarray]]:
+    """Answers that PyTorch gives, float64 first; empty if it raises."""
+    found = []
+    args = program.tensors(*size)
+    for dtype in (torch.float64, torch.float32):
+        before = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(dtype)
+            with torch.no_grad(), quiet():
+                out = net.to(dtype)(*[a.to(dtype) if a.is_floating_point() else a for a in args])
+        except Exception:  # sizes that the program doesn't allow, or dtypes that don't mix
+            continue
+        finally:
+            torch.set_default_dtype(before)
+            net.float()
+        found.append([np.asarray(o.numpy()) for o in flat(out)])
+    return found
+
+
+def flat(out) -> list[torch.Tensor]:
+    return [out] if isinstance(out, torch.Tensor) else [t for o in out for t in flat(o)]
+
+
+def differ(got, want, tolerance: float) -> float | str | None:
+    """None if equal within the tolerance, else the largest difference or what else is wrong."""
+    if len(got) != len(want):
+        return f"{len(got)} outputs, not {len(want)}"
+    largest = 0.0
+    for a, b in zip(got, want, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape:
+            return f"shape {list(a.shape)}, not {list(b.shape)}"
+        if (a.dtype.kind == "f") != (b.dtype.kind == "f"):
+            return f"dtype {a.dtype}, not {b.dtype}"
+        if not a.size:
+            continue
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            finite = np.isfinite(b)
+            scale = max(1.0, float(np.abs(b[finite]).max(initial=0.0)))
+            away = np.where(same, 0.0, np.abs(a - b))
+        away = float("inf") if not np.isfinite(away).all() else float(away.max())
+        if away > tolerance * scale:
+            largest = max(largest, away)
+    return largest or None
+
+
+class File:
+    """One exported file: loaded once, run at many sizes."""
+
+    def __init__(self, program: Program, content: bytes, net=None):
+        import fastrnn
+
+        self.program, self.content, self.net = program, content, net or program.net()
+        self.failure, self.model, self._session = None, None, None
+        try:
+            self.model = fastrnn.load(content, threads=1)
+        except fastrnn.FastRNNError as e:
+            self.failure = Answer("refused", f"load: {type(e).__name__}: {e}")
+        except Exception as e:
+            self.failure = Answer("error", f"load: {type(e).__name__}: {e}")
+
+    def feeds(self, size) -> dict[str, np.ndarray]:
+        arrays = {i.name: t.numpy() for i, t in zip(self.program.inputs, self.program.tensors(*size), strict=True)}
+        if self.model is None:
+            return arrays
+        return {info.name: arrays[info.name] for info in self.model.inputs}
+
+    def onnxruntime(self, size) -> list[np.ndarray] | None:
+        """What onnxruntime answers; None if it refuses, as it does at sizes that the file writes down differently."""
+        import onnxruntime
+
+        if self._session is None:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            try:
+                self._session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+            except Exception:
+                self._session = False
+        if not self._session:
+            return None
+        arrays = {i.name: t.numpy() for i, t in zip(self.program.inputs, self.program.tensors(*size), strict=True)}
+        try:
+            return self._session.run(None, {i.name: arrays[i.name] for i in self._session.get_inputs()})
+        except Exception:
+            return None
+
+    def answer(self, size, truths) -> Answer:
+        """The verdict at a size; truths: the answers that count, `expected` makes them."""
+        import fastrnn
+
+        if self.failure is not None:
+            return self.failure
+        try:
+            got = self.model.run(**self.feeds(size))
+        except fastrnn.FastRNNError as e:
+            return Answer("refused", f"{type(e).__name__}: {e}")
+        except Exception as e:
+            return Answer("error", f"{type(e).__name__}: {e}")
+        found = [differ(got, want, self.program.tolerance) for want in truths]
+        if None in found:
+            return Answer("right")
+        meant = self.onnxruntime(size)
+        if meant is not None:
+            if differ(got, meant, self.program.tolerance) is None:
+                return Answer("right", "as onnxruntime, not as PyTorch")
+            found.append(f"and as onnxruntime: {differ(got, meant, self.program.tolerance)}")
+        numbers = [d for d in found if isinstance(d, float)]
+        return Answer("wrong", "" if numbers else str(found[0]), min(numbers, default=None))

@@ -1,0 +1,169 @@
+"""What a program is, and the decorator that lists one.
+
+    @program("x: B T 5; h0: 1 B 6", T=12, B=2, rnn=lambda: nn.GRU(5, 6, batch_first=True))
+    def gru_from_a_state(net, x, h0):
+        return net.rnn(x, h0)[0]
+
+The first argument describes the inputs, separated by `;`: a name and its axes, where `T` is the length, `B` the batch and
+a number itself (`T+3` and `2*T` are allowed). A word at the end says what is in it: nothing (normal noise), `<11` (int64 below 11),
+`lengths` (int64 from T down to 1, the first T), `bool`, `positive` (noise of (0, 1]), `int32<7`.
+Keywords other than the ones of `Program` are modules, parameters or buffers of the network, each made by a function
+without arguments, or with one, the exported length. Weights are drawn from a seed made of the name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+PROGRAMS: dict[str, Program] = {}
+LENGTHS = (12, 7, 16, 20, 8, 19, 24, 4, 64)  # exported at, by turns, unless the program says otherwise
+BATCHES = (2, 1, 3)
+
+
+@dataclass(frozen=True)
+class Input:
+    """name, axes ("B", "T", a number as text, ...) and what fills it."""
+
+    name: str
+    axes: tuple[str, ...]
+    content: str = ""
+
+    def shape(self, T: int, B: int) -> tuple[int, ...]:
+        return tuple(int(eval(a, {"T": T, "B": B})) for a in self.axes)  # texts of this repository
+
+    def tensor(self, T: int, B: int, generator: torch.Generator) -> torch.Tensor:
+        shape = self.shape(T, B)
+        if self.content.lstrip("int32").startswith("<"):
+            high = int(self.content.split("<")[1])
+            dtype = torch.int32 if self.content.startswith("int32") else torch.int64
+            return torch.randint(0, high, shape, generator=generator, dtype=dtype)
+        if self.content == "lengths":
+            drawn = torch.randint(1, T + 1, shape, generator=generator).sort(descending=True).values
+            drawn[0] = T
+            return drawn
+        if self.content == "bool":
+            return torch.rand(shape, generator=generator) < 0.6
+        if self.content == "positive":
+            return 1 - torch.rand(shape, generator=generator)
+        return torch.randn(shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function of a network and its inputs.
+
+    T, B: the exported size. multiple: T is rounded down to multiples of it, when other sizes are drawn. least: the
+    smallest T. tolerance: largest difference, relative to the largest magnitude of the answer (at least 1).
+    parts: name -> function that makes a module, a parameter or a buffer.
+    """
+
+    name: str
+    forward: Callable
+    inputs: tuple[Input, ...]
+    T: int
+    B: int
+    family: str
+    multiple: int = 1
+    least: int = 1
+    tolerance: float = 1e-4
+    parts: dict[str, Callable] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return zlib.crc32(self.name.encode())
+
+    @property
+    def source(self) -> str:
+        """What the bytes of its files depend on."""
+        return f"{inspect.getsource(self.forward)} {self.T} {self.B}"
+
+    def net(self) -> nn.Module:
+        """A fresh network in eval mode, the same each time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            net = type("Net", (nn.Module,), {"forward": self.forward})()
+            for name, make in self.parts.items():
+                part = make(self.T) if inspect.signature(make).parameters else make()
+                if isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter):
+                    net.register_buffer(name, part)
+                else:
+                    setattr(net, name, part)
+        return net.eval()
+
+    def tensors(self, T: int, B: int) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(self.seed % 10**6 + 1000 * T + B)
+        return tuple(i.tensor(T, B, generator) for i in self.inputs)
+
+    def has(self, axis: str) -> bool:
+        return any(axis in a for i in self.inputs for a in i.axes)
+
+
+def parse_inputs(text: str) -> tuple[Input, ...]:
+    made = []
+    for part in text.split(";"):
+        name, words = part.split(":")
+        axes, content = words.split(), ""
+        if axes[-1] in ("lengths", "bool", "positive") or "<" in axes[-1]:
+            content = axes.pop()
+        made.append(Input(name.strip(), tuple(axes), content))
+    return tuple(made)
+
+
+def program(inputs: str, *, T: int | None = None, B: int | None = None, name: str | None = None, **more):
+    """List a function as a program; see the docstring of the module."""
+
+    def add(forward):
+        called = name or forward.__name__
+        if called in PROGRAMS:
+            raise ValueError(f"two programs are called {called!r}")
+        turn = zlib.crc32(called.encode())
+        own = {k: more[k] for k in ("multiple", "least", "tolerance") if k in more}
+        PROGRAMS[called] = Program(
+            name=called,
+            forward=forward,
+            inputs=parse_inputs(inputs),
+            T=T or LENGTHS[turn % len(LENGTHS)],
+            B=B or BATCHES[turn // 16 % len(BATCHES)],
+            family=forward.__module__.rpartition(".")[2],
+            parts={k: v for k, v in more.items() if k not in own},
+            **own,
+        )
+        return forward
+
+    return add
+
+
+def all_programs() -> dict[str, Program]:
+    """Every program of this package, by name; imports all families."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name not in ("registry", "exports", "compare"):
+            importlib.import_module(f"{__package__}.{module.name}")
+    return PROGRAMS
+
+
+# Parts that many programs share.
+
+
+def lstm(i=5, h=6, **more):
+    return lambda: nn.LSTM(i, h, batch_first=True, **more)
+
+
+def gru(i=5, h=6, **more):
+    return lambda: nn.GRU(i, h, batch_first=True, **more)
+
+
+def linear(i=6, o=4, **more):
+    return lambda: nn.Linear(i, o, **more)
+
+
+def noise(*shape, scale=1.0):
+    return lambda: nn.Parameter(scale * torch.randn(*shape))
