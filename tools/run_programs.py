@@ -1,13 +1,15 @@
 """Runs the exported programs of tests/programs through fastrnn at other lengths and batches, and counts the answers.
 
-    PYTHONPATH=. python tools/run_programs.py --cache build/programs               # everything; exports once
-    PYTHONPATH=. python tools/run_programs.py --cache build/programs --only flip   # names that contain "flip"
-    PYTHONPATH=. python tools/run_programs.py --cache build/programs --json now.json --compare before.json
+    PYTHONPATH=. python tools/run_programs.py               # everything; exports once, which takes long
+    PYTHONPATH=. python tools/run_programs.py --only flip   # names that contain "flip"
+    PYTHONPATH=. python tools/run_programs.py --json now.json --compare before.json
 
-Needs torch, onnxscript and onnxruntime. Each program is run in a process of its own (`--no-fork`: in this one, for a debugger or a
-sanitizer), so that a crash is an answer like any other ("error"). A program is exported by both exporters, with nothing, time, or batch and time free, and
-run at its own size and up to nine others; `tests/programs/compare.py` says what counts as right. Other options:
+Needs torch, onnxscript and onnxruntime. Each program is run in a process of its own, so that a crash is an answer like
+any other ("error"); `--no-fork` stays in this one. A program is exported by both exporters, with nothing, time, or
+batch and time free, and run at its own size and up to nine others; `tests/programs/compare.py` says what counts as
+right.
 
+    --cache FOLDER    where exported files are kept (default: build/programs)
     --list            names, inputs and sizes; runs nothing
     --family loops    one module of tests/programs
     --kind script     exporters or forms of files: script, dynamo, frozen, time, both, or script.frozen and the like

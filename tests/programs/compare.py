@@ -1,24 +1,25 @@
 """Runs a file at sizes of its own and at others, and judges each answer by PyTorch's.
 
-An answer is `right`, `refused` (a FastRNNError, when loading or running), `wrong` (other numbers or another shape) or `error` (any
-other exception). The truth is eager PyTorch in float64 (in float32 if the program can't do float64). For sizes that the file
-itself allows, onnxruntime's answer of the same file counts too: an exporter's mistake is part of the file. A size at which PyTorch raises is left out.
+An answer is `right`, `refused` (a FastRNNError, when loading or running), `wrong` (other numbers or another shape) or
+`error` (any other exception). The truth is eager PyTorch in float64, or in float32 if the program can't do float64. For
+sizes that the file itself allows, onnxruntime's answer of the same file counts too: an exporter's mistake is part of
+the file. A size at which PyTorch raises is left out.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .exports import quiet
 from .registry import Program
 
 
 @dataclass(frozen=True)
 class Answer:
-    """verdict: right, refused, wrong or error. difference: the largest one, for wrong answers. why: the error's text."""
+    """verdict: right, refused, wrong or error. why: the error's text. difference: the largest one, of wrong answers."""
 
     verdict: str
     why: str = ""
@@ -56,7 +57,8 @@ def expected(program: Program, net, size) -> list[list[np.ndarray]]:
         before = torch.get_default_dtype()
         try:
             torch.set_default_dtype(dtype)
-            with torch.no_grad(), quiet():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 out = net.to(dtype)(*[a.to(dtype) if a.is_floating_point() else a for a in args])
         except Exception:  # sizes that the program doesn't allow, or dtypes that don't mix
             continue

@@ -4,18 +4,20 @@
     def gru_from_a_state(net, x, h0):
         return net.rnn(x, h0)[0]
 
-The first argument describes the inputs, separated by `;`: a name and its axes, where `T` is the length, `B` the batch and
-a number itself (`T+3` and `2*T` are allowed). A word at the end says what is in it: nothing (normal noise), `<11` (int64 below 11),
-`lengths` (int64 from T down to 1, the first T), `bool`, `positive` (noise of (0, 1]), `int32<7`.
+The first argument describes the inputs, separated by `;`: a name and its axes, where `T` is the length, `B` the batch
+and a number itself (`T+3` and `2*T` are allowed). A word at the end says what is in it: nothing (normal noise), `<11`
+(int64 below 11), `int32<7`, `lengths` (int64 from T down to 1, the first T), `bool`, `positive` (noise of (0, 1]).
 Keywords other than the ones of `Program` are modules, parameters or buffers of the network, each made by a function
 without arguments, or with one, the exported length. Weights are drawn from a seed made of the name.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import textwrap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,7 +85,7 @@ class Program:
     @property
     def source(self) -> str:
         """What the bytes of its files depend on."""
-        return f"{inspect.getsource(self.forward)} {self.T} {self.B}"
+        return f"{ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.forward))))} {self.T} {self.B}"
 
     def net(self) -> nn.Module:
         """A fresh network in eval mode, the same each time."""
