@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -197,8 +197,11 @@ def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:
     return Argument(value.name, value.dtype, tuple(features), timed, batched, value.dims)
 
 
-def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]:
-    """batch, time and other free sizes from whole-run inputs; ShapeError names input, axis, got and expected."""
+def solve_sizes(values: list[Value], arrays: list[np.ndarray], held: Sequence[tuple] = ()) -> dict[str, int]:
+    """batch, time and other free sizes from whole-run inputs; ShapeError names input, axis, got and expected.
+
+    held : (input, axis, why) of axes that stay at the file's number, as `Graph.held` has them.
+    """
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
     for value, array in zip(values, arrays, strict=True):
@@ -208,7 +211,8 @@ def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]
         for axis, (dim, size) in enumerate(zip(value.dims, array.shape, strict=True)):
             if isinstance(dim, int):
                 if dim != size:
-                    raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}")
+                    why = "".join(f": {w}" for name, a, w in held if (name, a) == (value.name, axis))
+                    raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}{why}")
                 continue
             names = D.symbols(dim)
             name = next(iter(names))

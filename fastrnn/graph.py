@@ -158,6 +158,7 @@ class Graph:
         (the output of one call is the input of the next).
     requires : (dim, int) pairs: what else has to hold of the sizes of the inputs, such as that windows over one of them
         are just one. Whoever fixes the sizes checks them (`check_required`).
+    held : (input, axis, why) of each axis of an input that stays at the file's number because of evidence in the file.
     notes : lines that tell a person what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
@@ -170,6 +171,7 @@ class Graph:
     states: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     requires: tuple[tuple[Dim, int], ...] = ()
+    held: tuple[tuple[str, int, str], ...] = ()
 
     def __post_init__(self):
         for name in ("values", "constants", "states"):

@@ -124,6 +124,11 @@ class Model:
         return tuple(found)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What import and passes did, a line each: sizes that were thawed or stay, what was assumed, what was folded."""
+        return self.graph.notes
+
+    @property
     def parameters(self) -> int:
         """How many numbers the model was trained with (its constants that are not indices)."""
         return sum(a.size for a in self.graph.constants.values() if a.dtype.kind == "f")
@@ -208,7 +213,7 @@ class Model:
         if missing:
             known = [n for n in self.graph.inputs if n in named]
             typed = [as_dtype(named[n], self.graph.values[n].dtype, f"input {n}") for n in known]
-            sizes = solve_sizes([self.graph.values[n] for n in known], typed)
+            sizes = solve_sizes([self.graph.values[n] for n in known], typed, self.graph.held)
             for name in missing:
                 value = self.graph.values[name]
                 named[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], DTYPES[value.dtype])
@@ -249,7 +254,9 @@ class Model:
 
     def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
         """The sizes that these inputs mean, and the shapes of the outputs at them (none where sizes are left open)."""
-        sizes = {"batch": 1, "time": 1} | solve_sizes([self.graph.values[n] for n in self.graph.inputs], feeds)
+        sizes = {"batch": 1, "time": 1} | solve_sizes(
+            [self.graph.values[n] for n in self.graph.inputs], feeds, self.graph.held
+        )
         shapes: list[list[int]] = []
         for value in () if self._open_sizes else self._ends:
             shapes.append([D.evaluate(d, sizes) for d in value.dims])
@@ -274,7 +281,7 @@ class Model:
     def _run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
         """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
         values = [self.graph.values[n] for n in self.graph.inputs]
-        sizes = solve_sizes(values, feeds)
+        sizes = solve_sizes(values, feeds, self.graph.held)
         if "batch" not in sizes or "time" not in sizes:
             raise ShapeError(f"{self.name} has no batch and time axes: lengths don't apply")
         mixed = follow(self.graph, "batch").problems

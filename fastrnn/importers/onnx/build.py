@@ -221,6 +221,7 @@ class Builder:
             sizes = [values[k].dims[j] for k, j in where]
             symbolic = [d for d in sizes if isinstance(d, Dim)]
             if not symbolic:
+                self._note_brought(values, where)
                 continue
             for (k, j), d in zip(where, sizes, strict=True):
                 if isinstance(d, int) and d > 1:
@@ -234,6 +235,17 @@ class Builder:
                 self.equal(sizes[0], d, f"{what} of unlike sizes")
         self._once(values, rank)
         return values
+
+    def _note_brought(self, values: list, where: list) -> None:
+        """Tell the ledger of a constant that makes an axis of one longer, as a table over a frozen length does."""
+        for k, j in where:
+            length, others = values[k].dims[j], [values[m] for m, i in where if m != k]
+            if (
+                length > 1
+                and isinstance(values[k], Const | Fill)
+                and all(values[m].dims[i] == 1 for m, i in where if m != k)
+            ):
+                self.table.ledger.bring(length, self.label, others)
 
     def _once(self, values: list, rank: int) -> None:
         """A free one that meets itself on two axes stands in the wrong place in one of the values."""

@@ -281,6 +281,8 @@ def _of_all_steps(ctx, a, b) -> tuple:
     sure = isinstance(count, Dim) and ctx.table.genuine(count) and ctx.table.example(count) == less + 1
     if not sure or times != [less + 1]:
         return a, b
+    for label in (factor[1], ctx.label):
+        ctx.table.ledger.explain(label)
     steps = ctx.number_of(count, "float32")
     total = ctx.one("binary", Live(out.name, out.dtype, out.dims), steps, fn="mul")
     return total, ctx.one("binary", steps, Const(np.ones((), np.float32)), fn="sub")

@@ -178,6 +178,8 @@ def _top_k(ctx, n: NodeReader):
     if isinstance(k, Dim) or (isinstance(size, Dim) and k == ctx.table.example(size) and ctx.table.genuine(size)):
         ctx.equal(k, size, "k of TopK")
         k = size
+    elif k != 1:
+        ctx.table.ledger.count(size, ctx.label, f"takes the {k} largest")
     if isinstance(k, int) and k <= _MOST_PICKS and x.dtype == "float32":
         return _picked(ctx, x, k, axis, largest)
     if isinstance(size, int) and size > _MOST_RANKED:

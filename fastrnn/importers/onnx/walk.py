@@ -59,6 +59,7 @@ class File:
     folder: Path | None = None
     folded: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # (label of a node, output) -> array
     branches: dict[str, tuple] = field(default_factory=dict)  # label of an If and branch -> its nodes and constants
+    overruled: list[str] = field(default_factory=list)  # weak evidence that the caller had passed over
     refused: set[str] = field(default_factory=set)  # labels of nodes that precheck found wanting
 
 
@@ -103,6 +104,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     """The graph as far as the table knows. Appends findings to `problems`; raises Restart through the table."""
     graph = file.model.graph
     table.recent.clear()
+    table.ledger.clear()
     table.assumed.clear()
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
@@ -281,7 +283,8 @@ def _input(file: File, ctx: Builder, info: onnx.ValueInfoProto) -> Const | Live:
         if value is not None and not 0 <= value < _MAX_DIM:
             raise ModelFormatError(f"input {info.name!r} has the dim {value}")
         # Some exporters write 0 for "any size"; nothing computes on an axis that is always empty.
-        dims.append(ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
+        keeps = value and not ctx.table.policy.thaw
+        dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
     if info.name in file.bind:
         return Const(_bound(ctx, info, file.bind[info.name], dtype, dims))
     return ctx.declare(info.name, dtype, tuple(dims))
@@ -321,6 +324,7 @@ def _step(file: File, ctx: Builder, node: OnnxNode, values: list, wanted: set, p
         return [UNKNOWN] * len(node.outputs)
     needed = [bool(o) and o in wanted for o in node.outputs]
     reader = NodeReader(node, values, file.opsets.get(node.domain, 1), needed)
+    ctx.table.ledger.scalar(node, values)
     try:
         if fold.foldable(node) and values and all(v is None or isinstance(v, Const) for v in values):
             return _fold(file, node, values)
