@@ -85,7 +85,10 @@ class Program:
     @property
     def source(self) -> str:
         """What the bytes of its files depend on."""
-        return f"{ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.forward))))} {self.T} {self.B}"
+        inner = [c.cell_contents for c in self.forward.__closure__ or () if inspect.isfunction(c.cell_contents)]
+        codes = [(f.__code__.co_code, f.__code__.co_consts, f.__code__.co_names) for f in inner]
+        text = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.forward))))
+        return f"{text} {self.T} {self.B}" + (f" {codes}" if codes else "")
 
     def net(self) -> nn.Module:
         """A fresh network in eval mode, the same each time."""
