@@ -125,7 +125,7 @@ class Model:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What import and passes did, a line each: sizes that were thawed or stay, what was assumed, what was folded."""
+        """What import and passes did, a line each: sizes that were freed or stay, what was assumed or folded."""
         return self.graph.notes
 
     @property

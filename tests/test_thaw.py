@@ -229,7 +229,7 @@ def test_a_lag_is_no_position():
     """x[2:] - x[:-2], the difference to the step before last."""
     made = model(
         "(float[19,4,3] x) => (float[n,4,3] z, float[19,1,4,2] y)",
-        "p = Slice(x, two, far, zero) q = Slice(x, zero, back, zero) z = Sub(p, q) y, h = RNN <hidden_size = 2> (x, W, R)",
+        "p = Slice(x, two, far, zero) q = Slice(x, zero, back, zero) z = Sub(p, q) " + RNN.format(x="x"),
         two=np.int64([2]),
         far=np.int64([_END]),
         back=np.int64([-2]),

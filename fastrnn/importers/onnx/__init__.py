@@ -10,7 +10,7 @@ Map of this package, in the order in which a file passes through it:
     guesses.py    a batch of one that can be read in several ways: each tried, and proved on two rows
     walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
     fold.py       constants
-    evidence.py   what says that a frozen size is meant
+    evidence.py   what says that a frozen size is meant; judge.py weighs it
     thaw.py       frozen numbers read again as functions of sizes
     loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
     positions.py  what depends on step numbers alone: ranges, triangles, masks that a file froze
@@ -36,6 +36,7 @@ from ...passes.sizes import fix_sizes
 from . import chains, files, guesses, unroll
 from . import states as state_pairs
 from .evidence import Policy
+from .judge import verdicts
 from .nodes import collect, known_names, reads
 from .symbols import Finding, Restart, SymbolTable
 from .walk import File, precheck, read_constants, walk
@@ -172,7 +173,7 @@ def _settled(file: File, table: SymbolTable) -> Graph:
             continue
         if problems:
             raise UnsupportedError(problems, file.where)
-        if not table.settle(ctx):
+        if not table.settle(ctx, verdicts):
             notes = [*table.notes.values(), *table.surplus]
             if ctx.half:
                 notes.append("the file's float16 computes in float32, and float32 goes in and out")

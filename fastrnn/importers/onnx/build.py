@@ -245,7 +245,7 @@ class Builder:
                 and isinstance(values[k], Const | Fill)
                 and all(values[m].dims[i] == 1 for m, i in where if m != k)
             ):
-                self.table.ledger.bring(length, self.label, others)
+                self.table.ledger.table(length, self.label, others)
 
     def _once(self, values: list, rank: int) -> None:
         """A free one that meets itself on two axes stands in the wrong place in one of the values."""

@@ -8,6 +8,7 @@ begins again with what is now known, and ends when nothing changes, after at mos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ... import dims as D
@@ -257,8 +258,9 @@ class SymbolTable:
 
     # --- the end -----------------------------------------------------------------------------------------------
 
-    def settle(self, ctx) -> bool:
-        """After a full walk: name what is free, hold fast what is not; True if something changed (walk again)."""
+    def settle(self, ctx, judge: Callable) -> bool:
+        """After a full walk: name what is free, hold fast what is not; True if something changed (walk again). judge:
+        `judge.verdicts`."""
         free, has_cells = self.roots(), ctx.cells > 0
         if any(s.final for s in free):
             return False
@@ -274,10 +276,10 @@ class SymbolTable:
             if s.genuine and s.role is None:
                 s.frozen = s.example
                 changed = True
-        verdicts = self.ledger.verdicts(self, ctx)
-        for s, reason in verdicts:
+        held = judge(self, ctx)
+        for s, reason in held:
             self._set(s, s.example, reason)
-        if verdicts:
+        if held:
             return True  # other sizes may hang on those
         changed |= self._join_batches()
         taken: set[str] = set()

@@ -12,6 +12,7 @@ from math import prod
 from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
+from .evidence import Shift, part_of
 from .symbols import Finding
 
 _FAR = 2**31 - 1
@@ -81,12 +82,12 @@ def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
     if 0 <= end < _FAR:
         ledger.count(size, label, f"takes steps up to {end}", weak=end == example)
     elif start == 0 and end < 0:
-        ledger.cut(source, axis, -end)
+        ledger.cuts.add((source, axis, -end))
     for place in [p for p in (start, end) if p < 0 and not restored]:
-        if ledger.part(-place, example):
+        if part_of(-place, example):
             ledger.count(size, label, f"takes a step {-place} before the end, which is a part of {example}")
     if start > 0 and not restored and (start, end) != (1, -1):
-        ledger.shift(source, axis, start, size, label)
+        ledger.shifts.append(Shift(source, axis, start, size, label))
 
 
 def _check_order(ctx, size, low, high, step: int) -> None:

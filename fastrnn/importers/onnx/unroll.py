@@ -515,8 +515,8 @@ def _whole(ctx, x, payload: Rolled, trip):
         if sym is not None and not sym.genuine:
             ctx.table.notes.setdefault(
                 f"unrolled {ctx.label}",
-                f"{ctx.label}: unrolled {steps} times over a length that the file leaves open: it reads the first {steps} "
-                "steps of any sequence; export the model without dynamic axes to free its length",
+                f"{ctx.label}: unrolled {steps} times over a length that the file leaves open: it reads the first "
+                f"{steps} steps of any sequence; export the model without dynamic axes to free its length",
             )
             return ctx.slice(x, 0, time - steps, time) if payload.turned else ctx.slice(x, 0, 0, steps)
     else:

@@ -375,6 +375,7 @@ def _outputs(ctx: Builder, graph: onnx.GraphProto, known: dict, inputs: set, pro
             if isinstance(value, (Ints, Items)):
                 raise Finding("a size or a sequence is returned, which has no place in a graph without lengths")
             _declared(ctx, info, value)
+            ctx.table.ledger.output(info.name, value)
             if not isinstance(value, Live) or value.name != info.name:
                 _place(ctx, ctx.live(value), info.name, inputs)
         except Finding as finding:
