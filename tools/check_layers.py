@@ -22,6 +22,7 @@ LEVELS = {
     "_isa": 1,
     "_kernel_calls": 1,
     "_roofline": 1,
+    "casts": 1,
     "cells": 1,
     "cpu": 1,
     "arguments": 1,

@@ -28,6 +28,7 @@ import numpy as np
 import onnx
 
 from ... import dims as D
+from ...casts import check_float32
 from ...errors import ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
 from ...passes.sizes import fix_sizes
@@ -138,6 +139,9 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
     constants = read_constants(model.graph, folder, wanted)
+    for name, array in constants.items() if float64_as_float32 else ():
+        if array.dtype == np.float64:
+            check_float32(array, f"tensor {name!r}", ModelFormatError)
     nodes = chains.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
