@@ -44,8 +44,9 @@ Moving data
                 negative: then start > stop, stop >= -1, as in range())
     concat      (x, ...); attrs: axis >= 0
     expand      (x,); attrs: dims (x broadcasts to them)
-    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0.
-                Indices lie in [-size, size); one outside is an error when it is met.
+    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0, from_zero
+                (bool, may be absent: false). Indices lie in [-size, size), a negative one counted from the end; with
+                from_zero in [0, size), as PyTorch's embedding takes them. One outside is an error when it is met.
     pad         (x,); attrs: pads (begins then ends, an entry an axis, dims; a negative one cuts off), mode ("constant"
                 "reflect" "edge"), value (what "constant" pads with). reflect leaves the edge out, and so pads by less
                 than the size of its axis.
@@ -234,6 +235,10 @@ _FORM = {
 }
 
 
+# Attributes that a node may lack: false then. Files of older versions have none of them.
+_MAY_LACK = {"gather": {"from_zero"}}
+
+
 def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
     """Raise ShapeError where sizes of the inputs, a number a symbol, break what the graph requires of them."""
     for dim, number in graph.requires:
@@ -267,7 +272,7 @@ def validate(graph: Graph) -> Graph:
             )
         if None in node.inputs[:least]:
             raise ModelFormatError(f"node {node.name}: a required input of {node.op} is absent")
-        if set(node.attrs) != attrs:
+        if set(node.attrs) - _MAY_LACK.get(node.op, set()) != attrs:
             raise ModelFormatError(
                 f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(attrs)}"
             )

@@ -87,6 +87,7 @@ FOREIGN = {
     "keras": ("verification_keras",),
     "onnx": ("bench", "importers", "onnx_backend"),
     "onnxruntime": ("bench", "verification"),
+    "onnxscript": ("importers",),
     "openvino": ("bench",),
     "rich": ("bench", "cli"),
     "safetensors": ("verification_torch", "artifact", "importers", "snapshots"),

@@ -21,7 +21,7 @@ from ... import dims as D
 from ...casts import check_float32
 from ...errors import ModelFormatError, UnsupportedError
 from ...graph import Graph
-from . import tracing
+from . import lookups, tracing
 from .emit import Unknown
 from .through_torch import quiet
 
@@ -229,9 +229,13 @@ def _exported(module: nn.Module, args: tuple, why: str) -> Converted:
 
 def _export(module: nn.Module, args: tuple, dynamo: bool) -> onnx.ModelProto:
     if dynamo:
-        return torch.onnx.export(module, args, None, dynamo=True, verbose=False).model_proto
+        table = lookups.translations()
+        return torch.onnx.export(
+            module, args, None, dynamo=True, verbose=False, custom_translation_table=table
+        ).model_proto
     file = io.BytesIO()
-    torch.onnx.export(module, args, file, dynamo=False, opset_version=17)
+    with lookups.older_form(opset=17):
+        torch.onnx.export(module, args, file, dynamo=False, opset_version=17, custom_opsets={lookups.DOMAIN: 1})
     return onnx.load_from_string(file.getvalue())
 
 
