@@ -338,15 +338,29 @@ _CHOICES = {
 }
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _check_functions(graph: Graph, node: Node) -> None:
-    """Functions are known ones, and what the vocabulary calls constant is."""
+    """Functions are known ones, float32 holds their alpha and beta, and what the vocabulary calls constant is one."""
     attr, known = _CHOICES.get(node.op, (None, ()))
     if attr is not None and node.attrs[attr] not in known:
         raise ModelFormatError(f"node {node.name}: {attr} of {node.op} is {node.attrs[attr]!r:.80}, which is unknown")
+    for value in _parameters(node):
+        if _LARGEST < abs(value) < float("inf"):
+            raise ModelFormatError(f"node {node.name}: alpha or beta is {value:.6g}, which float32 can't hold")
     if node.op in ("linear", "conv", "conv_transpose"):
         for name in node.inputs[1:]:
             if name is not None and name not in graph.constants:
                 raise ModelFormatError(f"node {node.name}: {name} must be a constant")
+
+
+def _parameters(node: Node) -> list[float]:
+    """alpha and beta of the functions of a node. Not of clip: bounds beyond float32 bound nothing, as infinite ones."""
+    if node.op == "cell":
+        return [number for a in node.attrs["spec"].activations for number in (a.alpha, a.beta)]
+    name = node.attrs["fn" if node.op == "unary" else "activation"] if node.op in ("unary", "linear") else "clip"
+    return [] if name == "clip" else [node.attrs["alpha"], node.attrs["beta"]]
 
 
 def _declared(graph: Graph, name: str, what: str) -> Value:

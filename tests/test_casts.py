@@ -445,7 +445,23 @@ def test_an_example_beyond_float32_is_refused():
         fastrnn.from_torch(nn.Linear(2, 1), torch.full((1, 3, 2), 1e300, dtype=torch.float64))
 
 
-def test_settings_of_keras_beyond_float32_are_refused():
-    layer = {"class_name": "ReLU", "config": {"name": "r", "max_value": 1e300, "negative_slope": 0.0, "threshold": 0.0}}
-    with pytest.raises(ModelFormatError, match="the number has numbers up to 1e\\+300"):
-        fastrnn.load(archive(sequential(dense(), layer)))
+RELU = {"name": "r", "max_value": 1e300, "negative_slope": 0.0, "threshold": 0.0}
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda: fastrnn.load(archive(sequential(dense(), {"class_name": "ReLU", "config": RELU}))),
+        lambda: fastrnn.load(
+            archive(sequential(dense(), {"class_name": "LeakyReLU", "config": {"name": "r", "alpha": -1e39}}))
+        ),
+        lambda: fastrnn.load(save({"w.weight": np.ones((2, 2))}), layers=["linear:w", "elu(alpha=1e300)"]),
+        lambda: fastrnn.from_torch(nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(1e300))),
+        lambda: fastrnn.from_arrays("rnn", W=[[1]], R=[[1]], activations=[("leaky_relu", 1e300, 0.0)]),
+        lambda: fastrnn.from_equations("y = x * 1e300", inputs={"x": 1}),
+    ],
+    ids=["Keras ReLU", "Keras LeakyReLU", "layers=", "from_torch", "from_arrays", "from_equations"],
+)
+def test_settings_beyond_float32_are_refused(load):
+    with pytest.raises(FastRNNError, match=r"float32|without overflow"):  # the second is torch's own word
+        load()
