@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from . import dims as D
+from .casts import as_dtype
 from .errors import ShapeError
 from .graph import DTYPES, Value
 
@@ -104,23 +105,6 @@ class Argument:
 
     def _typed(self, x) -> np.ndarray:
         return as_dtype(x, self.dtype, f"input {self.name}")
-
-
-def as_dtype(x, dtype: str, where: str) -> np.ndarray:
-    """x as a C-contiguous native array of `dtype`. Lists and safe casts are taken; a lossy cast is a ShapeError."""
-    want = np.dtype(DTYPES[dtype])
-    if isinstance(x, np.ndarray) and type(x) is not np.ndarray and np.any(getattr(x, "mask", False)):
-        raise ShapeError(f"{where}: a masked array, of which the mask would be lost: fill it")
-    try:
-        array = np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of other libraries that refuse
-        raise ShapeError(f"{where}: can't be read as an array ({error})") from None
-    listed = not isinstance(x, np.ndarray | np.generic) and array.dtype.kind in "fiu" and want.kind == "f"
-    if array.dtype != want and not np.can_cast(array.dtype, want, "safe") and not listed and array.size:
-        raise ShapeError(
-            f"{where}: dtype {want} expected, got {array.dtype}; convert it where that loses nothing you need"
-        )
-    return np.ascontiguousarray(array, want).reshape(array.shape)
 
 
 def whole_number(value, name: str, most: int) -> int:

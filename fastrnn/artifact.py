@@ -37,7 +37,7 @@ _ATTR_TYPES = {
     "strides": (tuple,), "dilations": (tuple,), "pads": (tuple,), "output_padding": (tuple,), "groups": (int,),
     "count_include_pad": (bool,), "ceil": (bool,), "last": (bool,), "largest": (bool,), "exclusive": (bool,),
     "reverse": (bool,), "scale": (int, float), "softcap": (int, float), "causal": (bool,), "window": (int,),
-    "safe": (bool,),
+    "safe": (bool,), "from_zero": (bool,),
 }  # fmt: skip
 
 

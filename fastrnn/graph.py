@@ -44,8 +44,9 @@ Moving data
                 negative: then start > stop, stop >= -1, as in range())
     concat      (x, ...); attrs: axis >= 0
     expand      (x,); attrs: dims (x broadcasts to them)
-    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0.
-                Indices lie in [-size, size); one outside is an error when it is met.
+    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0, from_zero
+                (bool, may be absent: false). Indices lie in [-size, size), a negative one counted from the end; with
+                from_zero in [0, size), as PyTorch's embedding takes them. One outside is an error when it is met.
     pad         (x,); attrs: pads (begins then ends, an entry an axis, dims; a negative one cuts off), mode ("constant"
                 "reflect" "edge"), value (what "constant" pads with). reflect leaves the edge out, and so pads by less
                 than the size of its axis.
@@ -236,6 +237,10 @@ _FORM = {
 }
 
 
+# Attributes that a node may lack: false then. Files of older versions have none of them.
+_MAY_LACK = {"gather": {"from_zero"}}
+
+
 def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
     """Raise ShapeError where sizes of the inputs, a number a symbol, break what the graph requires of them."""
     for dim, number in graph.requires:
@@ -269,7 +274,7 @@ def validate(graph: Graph) -> Graph:
             )
         if None in node.inputs[:least]:
             raise ModelFormatError(f"node {node.name}: a required input of {node.op} is absent")
-        if set(node.attrs) != attrs:
+        if set(node.attrs) - _MAY_LACK.get(node.op, set()) != attrs:
             raise ModelFormatError(
                 f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(attrs)}"
             )
@@ -335,15 +340,29 @@ _CHOICES = {
 }
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _check_functions(graph: Graph, node: Node) -> None:
-    """Functions are known ones, and what the vocabulary calls constant is."""
+    """Functions are known ones, float32 holds their alpha and beta, and what the vocabulary calls constant is one."""
     attr, known = _CHOICES.get(node.op, (None, ()))
     if attr is not None and node.attrs[attr] not in known:
         raise ModelFormatError(f"node {node.name}: {attr} of {node.op} is {node.attrs[attr]!r:.80}, which is unknown")
+    for value in _parameters(node):
+        if _LARGEST < abs(value) < float("inf"):
+            raise ModelFormatError(f"node {node.name}: alpha or beta is {value:.6g}, which float32 can't hold")
     if node.op in ("linear", "conv", "conv_transpose"):
         for name in node.inputs[1:]:
             if name is not None and name not in graph.constants:
                 raise ModelFormatError(f"node {node.name}: {name} must be a constant")
+
+
+def _parameters(node: Node) -> list[float]:
+    """alpha and beta of the functions of a node. Not of clip: bounds beyond float32 bound nothing, as infinite ones."""
+    if node.op == "cell":
+        return [number for a in node.attrs["spec"].activations for number in (a.alpha, a.beta)]
+    name = node.attrs["fn" if node.op == "unary" else "activation"] if node.op in ("unary", "linear") else "clip"
+    return [] if name == "clip" else [node.attrs["alpha"], node.attrs["beta"]]
 
 
 def _declared(graph: Graph, name: str, what: str) -> Value:

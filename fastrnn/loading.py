@@ -203,7 +203,7 @@ def load(
         any, a stream keeps those of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights compute in float32 whatever the file
-        keeps them in, and the model's notes say so.
+        keeps them in, and the model's notes say so. A number that float32 can't hold is a ModelFormatError either way.
 
     Raises
     ------
@@ -314,7 +314,8 @@ def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     Raises
     ------
     ShapeError : an array that does not fit; the text names it. ModelFormatError : an unknown word, or one that does
-    not fit the kind.
+    not fit the kind; a number that float32 can't hold (floats of any precision round, 1e300 is refused; an integer must
+    be exact).
 
     Examples
     --------

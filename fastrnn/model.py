@@ -12,7 +12,8 @@ import numpy as np
 from . import artifact, forks, lowering, passes, streaming, threadpools
 from . import dims as D
 from ._executor import Program, StreamParts
-from .arguments import Argument, argument_of, as_dtype, collect, plain_forms, solve_sizes, whole_number
+from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
+from .casts import as_dtype
 from .cpu import MAX_THREADS, thread_info
 from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .follow import follow
@@ -177,7 +178,9 @@ class Model:
 
         Parameters
         ----------
-        *arrays, **named : the inputs, by position in the file's order and by name; dtypes as `inputs` says
+        *arrays, **named : the inputs, by position in the file's order and by name
+            Arrays or tensors of the dtype that `inputs` says, or of one whose values all fit it exactly (float16 into
+            float32); or numbers and lists of numbers that fit.
         lengths : ints, one a row of the batch, optional
             Row i ends after lengths[i] steps: its outputs are those of a run of that row alone, cut to that length, and
             zero from there on. A file's own input of this name is that input.
@@ -188,7 +191,8 @@ class Model:
 
         Raises
         ------
-        ShapeError : a missing or unknown input, a wrong dtype or shape, a length outside 0..time.
+        ShapeError : a missing or unknown input, a wrong dtype or shape, a number that does not fit the dtype, a length
+            outside 0..time.
         """
         return self._run_named(arrays, named, lengths)
 

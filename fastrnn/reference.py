@@ -264,11 +264,12 @@ def _slice(x, axis, start, stop, step):
     return np.take(x, indices, axis=axis)
 
 
-def _gather(x, indices, axis):
+def _gather(x, indices, axis, from_zero=False):
     size = x.shape[axis]
-    bad = indices[(indices < -size) | (indices >= size)]
+    low = 0 if from_zero else -size
+    bad = indices[(indices < low) | (indices >= size)]
     if bad.size:
-        raise ShapeError(f"index {bad[0]} is outside [{-size}, {size}), the size of axis {axis}")
+        raise ShapeError(f"index {bad[0]} is outside [{low}, {size}), the size of axis {axis}")
     return np.take(x, indices, axis=axis)
 
 
@@ -374,7 +375,7 @@ _OPS: dict[str, Callable] = {
     ),
     "concat": lambda node, v, size: np.concatenate(v, axis=node.attrs["axis"]),
     "expand": lambda node, v, size: np.broadcast_to(v[0], [size(d) for d in node.attrs["dims"]]),
-    "gather": lambda node, v, size: _gather(v[0], v[1], node.attrs["axis"]),
+    "gather": lambda node, v, size: _gather(v[0], v[1], **node.attrs),
     "reduce": lambda node, v, size: _reduce(v[0], **node.attrs),
     "softmax": lambda node, v, size: _softmax(v[0], **node.attrs),
     "layer_norm": lambda node, v, size: _layer_norm(v[0], _optional(v, 1), _optional(v, 2), **node.attrs),

@@ -30,6 +30,7 @@ import numpy as np
 import onnx
 
 from ... import dims as D
+from ...casts import check_float32
 from ...errors import FastRNNWarning, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
 from ...passes.sizes import fix_sizes
@@ -51,7 +52,7 @@ def import_onnx(
     states: Mapping | None = None,
     float64_as_float32: bool = False,
     streams: Callable[[Graph], bool] | None = None,
-    policy: Policy = Policy(),
+    policy: Policy | None = None,
 ) -> Graph:
     """Read an ONNX model.
 
@@ -63,7 +64,7 @@ def import_onnx(
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
     streams : whether a graph can be streamed. Where given, a file whose states the caller threads keeps its length if
         only that lets it stream, or if it has several steps of input for its one step of output: it is one step.
-    policy : which frozen sizes may be freed.
+    policy : which frozen sizes may be freed. None: those against which nothing in the file speaks.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def import_onnx(
     try:
         file = _prepare(model, where, folder, bind, float64_as_float32)
         graph = guesses.thawed(
-            lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states), policy
+            lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states), policy or Policy()
         )
     except Finding as finding:
         raise UnsupportedError(str(finding), where) from None
@@ -149,6 +150,9 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
     constants = read_constants(model.graph, folder, wanted)
+    for name, array in constants.items() if float64_as_float32 else ():
+        if array.dtype == np.float64:
+            check_float32(array, f"tensor {name!r}", ModelFormatError)
     nodes = chains.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)

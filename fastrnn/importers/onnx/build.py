@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from ... import dims as D
+from ...casts import check_float32
 from ...dims import Dim
 from ...errors import ModelFormatError
 from ...graph import DTYPES, Graph, Node, Value
@@ -185,6 +186,7 @@ class Builder:
     def constant(self, array: np.ndarray) -> Live:
         """A stored constant, in the graph's dtype; one copy an array."""
         dtype = self.dtype(array.dtype)
+        check_float32(array, "a constant", ModelFormatError) if dtype == "float32" else None
         array = np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(array.shape)
         key = (dtype, array.shape, array.tobytes())
         name = self._shared.get(key)

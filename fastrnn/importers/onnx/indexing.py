@@ -8,7 +8,7 @@ from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
 from .nodes import NodeReader, axis_of
-from .registry import op
+from .registry import OPERATORS, op
 from .symbols import Finding
 from .values import Const, Ints
 
@@ -81,6 +81,23 @@ def _gather_elements(ctx, n: NodeReader):
         flat = ctx.one("expand", flat, dims=index.dims)
     total = D.product(x.dims)
     return [ctx.one("gather", ctx.reshape(x, (total,)), _clamped(ctx, flat, total), axis=0)]
+
+
+@op("Lookup", attrs="axis", domain="fastrnn")
+def _lookup(ctx, n: NodeReader):
+    """Gather whose indices count from 0, as those of PyTorch's embedding: -1 is an error, not the last row.
+
+    The importer of PyTorch's modules writes it (pytorch/lookups.py).
+    """
+    table, indices = n.input(0), n.input(1)
+    if isinstance(table, Ints) or isinstance(indices, Ints):
+        return OPERATORS[("", "Gather")].handler(ctx, n)
+    if isinstance(indices, Const):
+        if indices.array.size and indices.array.min() < 0:
+            raise ModelFormatError(f"index {indices.array.min()} is below 0")
+        return OPERATORS[("", "Gather")].handler(ctx, n)
+    axis, indices = axis_of(n.attr("axis", "int", 0), len(table.dims)), _indices(ctx, n, 1)
+    return [ctx.one("gather", table, indices, axis=axis, from_zero=True)]
 
 
 @op("GatherND", attrs="batch_dims")

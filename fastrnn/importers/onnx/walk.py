@@ -300,8 +300,9 @@ def _bound(ctx: Builder, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims
             raise ValueError
         with np.errstate(invalid="ignore", over="ignore"):
             same = array.astype(dtype)
-        exact = same == array if dtype.kind != "f" else np.isfinite(same) | ~np.isfinite(array)
-        if not exact.all():
+        whole = dtype.kind != "f" or array.dtype.kind in "iu"  # nothing rounds, into floats neither
+        exact = same.astype(object) == array.astype(object) if whole else np.isfinite(same) | ~np.isfinite(array)
+        if not np.all(exact):
             raise ValueError
     except (TypeError, ValueError):
         raise ShapeError(f"{shown} {value!r:.60}") from None

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from ... import dims as D
+from ...casts import check_float32
 from ...errors import ModelFormatError, UnsupportedError
 from ...graph import Graph
-from . import tracing
+from . import lookups, tracing
 from .emit import Unknown
 from .through_torch import quiet
 
@@ -129,12 +130,13 @@ def convert(module: nn.Module, example=None, *, float64_as_float32: bool = False
 
 def _ready(module: nn.Module, float64_as_float32: bool) -> nn.Module:
     """The module in eval mode, on the CPU, in float32: a copy."""
-    tensors = [*module.parameters(), *module.buffers()]
-    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
-    if torch.float64 in dtypes and not float64_as_float32:
+    wide = {n: t for n, t in (*module.named_parameters(), *module.named_buffers()) if t.dtype == torch.float64}
+    if wide and not float64_as_float32:
         raise UnsupportedError(
             "computes in float64 (double); pass float64_as_float32=True to compute in float32", type(module).__name__
         )
+    for name, tensor in wide.items():
+        check_float32(tracing.numbers(tensor), f"{type(module).__name__}: {name}", ModelFormatError)
     try:
         with quiet():
             held = copy.deepcopy(module)
@@ -150,6 +152,8 @@ def _arguments(example) -> tuple:
             value = torch.from_numpy(np.ascontiguousarray(value))
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
+            if value.dtype == torch.float64:
+                check_float32(tracing.numbers(value), "example=", ModelFormatError)
             return value.float() if value.is_floating_point() else value
         if isinstance(value, tuple | list):
             return tuple(tensor(part) for part in value)
@@ -225,9 +229,13 @@ def _exported(module: nn.Module, args: tuple, why: str) -> Converted:
 
 def _export(module: nn.Module, args: tuple, dynamo: bool) -> onnx.ModelProto:
     if dynamo:
-        return torch.onnx.export(module, args, None, dynamo=True, verbose=False).model_proto
+        table = lookups.translations()
+        return torch.onnx.export(
+            module, args, None, dynamo=True, verbose=False, custom_translation_table=table
+        ).model_proto
     file = io.BytesIO()
-    torch.onnx.export(module, args, file, dynamo=False, opset_version=17)
+    with lookups.older_form(opset=17):
+        torch.onnx.export(module, args, file, dynamo=False, opset_version=17, custom_opsets={lookups.DOMAIN: 1})
     return onnx.load_from_string(file.getvalue())
 
 
