@@ -226,8 +226,8 @@ def _made_of(ctx, name: str) -> tuple:
 
 
 def _summed(table: SymbolTable, ctx, sym: Symbol) -> tuple[set[str], set[str]]:
-    """Names of the values that are sums over a size, as they are or moved, and of all that hang on a value that is summed
-    or counted over it."""
+    """Names of the values that are sums over a size, as they are or moved, and of all that hang on a value which is
+    summed or counted over it."""
     sums: set[str] = set()
     counted: set[str] = set()
     for op, _, inputs, outputs, attrs in ctx.nodes:

@@ -46,14 +46,19 @@ class Converted:
             return None
         return [tracing.numbers(t) for t in _tensors(result)]
 
-    def check(self, graph: Graph, run: Callable) -> None:
-        """Raise UnsupportedError where `run` (arrays by name -> arrays), of the graph that was made of this, answers
-        otherwise than the module: at the example's sizes, and at others that graph and module take."""
-        sizes = [None, {"batch": 2, "time": 7}, {"batch": 1, "time": 4}]
-        for feeds in (self._feeds(graph, env) for env in sizes):
+    def check(self, graph: Graph, run: Callable) -> bool:
+        """Compare `run` (arrays by name -> arrays), of the graph that was made of this, with the module: at the
+        example's sizes, and at others that graph and module take. True if each size that is free in the graph was
+        compared at two other numbers at least. Raises UnsupportedError if an answer differs."""
+        own = self._own_sizes(graph)
+        seen: dict[str, set[int]] = {name: set() for name in own}
+        for env in (None, *_other_sizes(own)):
+            feeds = self._feeds(graph, env)
             want = None if feeds is None else self.answer(feeds)
             if want is None:
                 continue
+            for name in own if env is not None else ():
+                seen[name] |= {env[name]} - {own[name]}
             told = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             got = run(**{name: feeds[name] for name in graph.inputs})
             if len(got) != len(want):
@@ -67,6 +72,15 @@ class Converted:
                 if not gap <= TOLERANCE:
                     text = f"is off by {gap:.2g} from the module's ({self.how})"
                     raise UnsupportedError(f"at {told} its output {name} {text}", type(self.module).__name__)
+        return all(len(numbers) > 1 for numbers in seen.values())
+
+    def _own_sizes(self, graph: Graph) -> dict[str, int]:
+        """The example's numbers for the batch and time of the graph, where they are free."""
+        found: dict[str, int] = {}
+        for name in graph.inputs:
+            for dim, size in zip(graph.values[name].dims, self.example[name].shape, strict=True):
+                found |= {"batch": size} if dim == D.BATCH else {"time": size} if dim == D.TIME else {}
+        return found
 
     def _feeds(self, graph: Graph, env: dict[str, int] | None) -> dict[str, np.ndarray] | None:
         """Arrays of the example's kind at other sizes, or the example itself where `env` is None."""
@@ -81,6 +95,13 @@ class Converted:
             floats = array.dtype.kind == "f"
             feeds[name] = rng.normal(size=shape).astype(array.dtype) if floats else np.resize(array, shape)
         return feeds
+
+
+def _other_sizes(own: Mapping[str, int]) -> list[dict[str, int]]:
+    """Batches and lengths other than the example's: few and many, even and odd; a module need not take them all."""
+    rows, steps = own.get("batch", 1), own.get("time", 1)
+    pairs = [(2, 7), (1, 4), (rows + 1, 2 * steps), (rows, steps + 1), (rows + 2, steps + 8), (3, max(1, steps // 2))]
+    return [{"batch": batch, "time": time} for batch, time in pairs]
 
 
 # A wrong order of gates or a length of the example's shows as 1e-2 and more, two float32 engines differ by some 1e-6.
