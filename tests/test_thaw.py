@@ -195,8 +195,6 @@ def along_time(*, start, end, step=1):
         (3, 4, "takes step 3 by its number"),
         (4, _END, "takes steps from 4 on"),
         (2, _END, "takes steps from 2 on"),
-        (-9, _END, "a step 9 before the end, which is a part of 19"),
-        (0, -9, "a step 9 before the end"),
         (0, 24, "takes steps up to 24"),
     ],
 )
@@ -210,9 +208,18 @@ def test_a_position_by_number_holds_the_length(start, end, text, strict):
     assert "strict=False" not in why
 
 
-@pytest.mark.parametrize(("start", "end", "key"), [(0, 19, np.s_[:]), (18, 19, np.s_[-1:]), (1, 19, np.s_[1:])])
-def test_the_length_itself_as_a_position_holds_it_unless_overruled(start, end, key):
-    """x[:19] of 19 steps: all of them, or the first 19 of any sequence."""
+NEAR_THE_END = [
+    (0, 19, np.s_[:]),
+    (18, 19, np.s_[-1:]),
+    (1, 19, np.s_[1:]),
+    (-9, _END, np.s_[-9:]),
+    (0, -9, np.s_[:-9]),
+]
+
+
+@pytest.mark.parametrize(("start", "end", "key"), NEAR_THE_END)
+def test_the_length_or_a_part_of_it_as_a_position_holds_it_unless_overruled(start, end, key):
+    """x[:19] of 19 steps: all of them, or the first 19 of any sequence. x[-9:]: the last half, or the last nine."""
     made = along_time(start=start, end=end)
     graph = import_onnx(made)
     assert dims(graph, "x") == [19, "batch", 3]

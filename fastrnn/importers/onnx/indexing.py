@@ -9,6 +9,7 @@ from ...dims import Dim
 from ...errors import ModelFormatError
 from .nodes import NodeReader, axis_of
 from .registry import OPERATORS, op
+from .shaping import gather_run
 from .symbols import Finding
 from .values import Const, Ints
 
@@ -19,6 +20,10 @@ _MOST_RANKED = 512  # elements that are compared each with each, where their num
 
 
 def _indices(ctx, n: NodeReader, i: int):
+    """Input i as live int64 indices. Known ones are positions by number: they hold the sizes of what they look into."""
+    if isinstance(n.input(i), Const):
+        for size in n.input(0).dims:
+            ctx.table.ledger.count(size, ctx.label, "looks up positions by number")
     value = ctx.live(n.input(i))
     if value.dtype not in ("int64", "int32"):
         raise ModelFormatError(f"indices must be int32 or int64, got {value.dtype}")
@@ -102,7 +107,12 @@ def _lookup(ctx, n: NodeReader):
 
 @op("GatherND", attrs="batch_dims")
 def _gather_nd(ctx, n: NodeReader):
-    x, index, batch = ctx.live(n.input(0)), _indices(ctx, n, 1), n.attr("batch_dims", "int", 0)
+    batch, known = n.attr("batch_dims", "int", 0), n.input(1)
+    if isinstance(known, Const) and batch == 0 and len(known.dims) == 2 and known.dims[1] == 1:  # as Gather has them
+        run = gather_run(ctx, ctx.live(n.input(0)), 0, known.array[:, 0].tolist(), 1)
+        if run is not None:
+            return [run]
+    x, index = ctx.live(n.input(0)), _indices(ctx, n, 1)
     rank = len(index.dims)
     depth = ctx.number(index.dims[-1], "the indices of GatherND") if rank else 0
     if not 0 <= batch < rank or not 1 <= depth <= len(x.dims) - batch:

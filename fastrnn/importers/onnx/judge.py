@@ -61,9 +61,10 @@ def _counts(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iter
     yield from sorted(ledger.counts, key=lambda count: count.weak)
     yield from _shifts(ledger, table)
     yield from _loops(ledger, table)
-    yield from _tables(ledger, table, ctx, free)
     yield from _pads(table, ctx)
-    yield from _copies(table, ctx, free)
+    for sym in [s for s in free if s.role == "time"]:
+        yield from _tables(ledger, table, ctx, sym)
+        yield from _copies(table, ctx, sym)
 
 
 def _shifts(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
@@ -83,13 +84,12 @@ def _loops(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
             yield Count(size, source, f"is taken apart into its {example} steps")
 
 
-def _tables(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iterator[Count]:
+def _tables(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
     """Constants as long as a size that nothing they meet has: a table of the steps meets what is summed over them."""
     for constant in ledger.tables:
-        for sym in free:
-            apart = all(sym not in table.of(D.product(ctx.values[name].dims)) for name in constant.others)
-            if sym.example == constant.length and apart:
-                yield Count(table.dim(sym), constant.label, f"has a constant of {constant.length} steps")
+        apart = all(sym not in table.of(D.product(ctx.values[name].dims)) for name in constant.others)
+        if sym.example == constant.length and apart:
+            yield Count(table.dim(sym), constant.label, f"has a constant of {constant.length} steps")
 
 
 def _pads(table: SymbolTable, ctx) -> Iterator[Count]:
@@ -128,7 +128,7 @@ def _windowed(ctx, name: str, length: int, steps: int) -> bool:
     return bool(readers)
 
 
-def _copies(table: SymbolTable, ctx, free: list[Symbol]) -> Iterator[Count]:
+def _copies(table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
     """Weights that are used in turn as often as there are steps: a loop that was written out, and reads no step of the
     input."""
     uses: dict[str, list[str]] = {}
@@ -136,11 +136,12 @@ def _copies(table: SymbolTable, ctx, free: list[Symbol]) -> Iterator[Count]:
         for name in inputs[1:] if op in ("linear", "matmul", "conv") else inputs[1:2] if op == "cell" else ():
             if name in ctx.constants and ctx.constants[name].ndim > 1:
                 uses.setdefault(name, []).append(label)
+    n = sym.example
     for labels in uses.values():
-        for sym in free:
-            n, times = sym.example, len(labels)
-            if times > 1 and times in (n - 1, n, n + 1, n // 2, -(-n // 2)) and _hangs(ctx, labels[0], labels[-1]):
-                yield Count(table.dim(sym), labels[0], f"and {times - 1} others use the same weights in turn")
+        times = len(labels)
+        likely = times in (n - 1, n, n + 1) or (times > 2 and times in (n // 2, -(-n // 2)))
+        if times > 1 and likely and _hangs(ctx, labels[0], labels[-1]):
+            yield Count(table.dim(sym), labels[0], f"and {times - 1} others use the same weights in turn")
 
 
 def _hangs(ctx, first: str, last: str) -> bool:

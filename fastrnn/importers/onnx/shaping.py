@@ -222,7 +222,7 @@ def _gather(ctx, n: NodeReader):
             raise ModelFormatError(f"indices {wanted.tolist()} outside a shape of {x.array.shape[axis]}")
         return [simplest(x.array.take(wanted, axis=axis))]
     flat = [v if isinstance(v, Dim) else int(v) for v in indices.array.flat]
-    part = _gather_run(ctx, x, axis, flat, len(indices.dims))
+    part = gather_run(ctx, x, axis, flat, len(indices.dims))
     if part is not None:
         middle = (part.dims[axis],) if len(indices.dims) == 1 else indices.dims
         return [ctx.reshape(part, (*x.dims[:axis], *middle, *x.dims[axis + 1 :]))]
@@ -235,7 +235,7 @@ def _gather(ctx, n: NodeReader):
     return [ctx.one("gather", x, Const(np.where(wanted < 0, wanted + size, wanted)), axis=axis)]
 
 
-def _gather_run(ctx, x, axis: int, indices: list, rank: int):
+def gather_run(ctx, x, axis: int, indices: list, rank: int):
     """Constant indices that count up by one, or all of the axis backwards, as a slice; None otherwise."""
     size = x.dims[axis]
     if not indices or any(isinstance(v, Dim) for v in indices[1:]):

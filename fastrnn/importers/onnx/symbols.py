@@ -292,10 +292,10 @@ class SymbolTable:
             s.final = name
             changed = True
             if s.genuine:
-                self.notes[s.name] = (
-                    f"thawed {name}: {s.label} was {s.example}; that it is free is assumed, since nothing in the file "
-                    f"depends on {s.example} (thaw=False, --no-thaw keeps it)"
-                )
+                why = f"that it is free is assumed: no number in the file seems to depend on {s.example}"
+                if self.policy.compared:
+                    why = "answers at other sizes were compared with the module's"
+                self.notes[s.name] = f"thawed {name}: {s.label} was {s.example}; {why}"
         self.surplus = self._surplus()
         return changed
 

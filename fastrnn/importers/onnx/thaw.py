@@ -85,8 +85,9 @@ def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
         ledger.cuts.add((source, axis, -end))
     for place in [p for p in (start, end) if p < 0 and not restored]:
         if part_of(-place, example):
-            ledger.count(size, label, f"takes a step {-place} before the end, which is a part of {example}")
-    if start > 0 and not restored and (start, end) != (1, -1):
+            ledger.count(size, label, f"takes a step {-place} before the end, a part of {example}", weak=True)
+    both_ends = start == -end and start <= max(1, example // 8)
+    if start > 0 and not restored and not both_ends:
         ledger.shifts.append(Shift(source, axis, start, size, label))
 
 
