@@ -98,6 +98,27 @@ def differ(got, want, tolerance: float) -> float | str | None:
     return largest or None
 
 
+def _session(content: bytes, loosened: bool):
+    """A session of onnxruntime; None if it can't load the file."""
+    import onnx
+    import onnxruntime
+
+    if loosened:
+        model = onnx.load_from_string(content)
+        for value in model.graph.input:
+            for k, dim in enumerate(value.type.tensor_type.shape.dim):
+                dim.dim_param = f"{value.name}_{k}"
+        del model.graph.value_info[:]
+        content = model.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception:
+        return None
+
+
 class File:
     """One exported file: loaded once, run at many sizes."""
 
@@ -105,7 +126,7 @@ class File:
         import fastrnn
 
         self.program, self.content, self.net = program, content, net or program.net()
-        self.failure, self.model, self._session = None, None, None
+        self.failure, self.model, self._sessions = None, None, {}
         try:
             self.model = fastrnn.load(content, threads=1)
         except fastrnn.FastRNNError as e:
@@ -119,25 +140,31 @@ class File:
             return arrays
         return {info.name: arrays[info.name] for info in self.model.inputs}
 
-    def onnxruntime(self, size) -> list[np.ndarray] | None:
-        """What onnxruntime answers; None if it refuses, as it does at sizes that the file writes down differently."""
-        import onnxruntime
+    def onnxruntime(self, size, loosened: bool = False) -> list[np.ndarray] | None:
+        """What onnxruntime answers; None if it refuses, as it does at sizes that the file writes down differently.
 
-        if self._session is None:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
-            try:
-                self._session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
-            except Exception:
-                self._session = False
-        if not self._session:
+        loosened: the sizes that the file's inputs write down are taken out first.
+        """
+        if loosened not in self._sessions:
+            self._sessions[loosened] = _session(self.content, loosened)
+        session = self._sessions[loosened]
+        if session is None:
             return None
         arrays = {i.name: t.numpy() for i, t in zip(self.program.inputs, self.program.tensors(*size), strict=True)}
         try:
-            return self._session.run(None, {i.name: arrays[i.name] for i in self._session.get_inputs()})
+            return session.run(None, {i.name: arrays[i.name] for i in session.get_inputs()})
         except Exception:
             return None
+
+    def meant(self, size) -> list[np.ndarray] | None:
+        """onnxruntime's answer if it counts: the file allows the size, or the length alone, which its exporter spoilt."""
+        found = self.onnxruntime(size)
+        own = (size[0], self.program.B)
+        if found is None and size != own:
+            here, truths = self.onnxruntime(own), expected(self.program, self.net, own)
+            if here is not None and truths and all(differ(here, t, self.program.tolerance) for t in truths):
+                found = self.onnxruntime(size, loosened=True)
+        return found
 
     def answer(self, size, truths) -> Answer:
         """The verdict at a size; truths: the answers that count, `expected` makes them."""
@@ -154,7 +181,7 @@ class File:
         found = [differ(got, want, self.program.tolerance) for want in truths]
         if None in found:
             return Answer("right")
-        meant = self.onnxruntime(size)
+        meant = self.meant(size)
         if meant is not None:
             if differ(got, meant, self.program.tolerance) is None:
                 return Answer("right", "as onnxruntime, not as PyTorch")

@@ -150,7 +150,7 @@ def all_programs() -> dict[str, Program]:
     """Every program of this package, by name; imports all families."""
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("registry", "exports", "compare", "running"):
+        if module.name not in ("registry", "exports", "compare", "running", "grammar"):
             importlib.import_module(f"{__package__}.{module.name}")
     return PROGRAMS
 
