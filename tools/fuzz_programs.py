@@ -6,9 +6,9 @@
 
 `tests/programs/grammar.py` draws the programs, `tests/programs/compare.py` judges them; an answer that is wrong or an
 error is a finding. It is made small (statements are dropped while it stays) and printed with its seed and the text of
-the program, which can be pasted into a module of tests/programs. Findings that come down to the same statements are printed
-once. Each program runs in a process of its own, so that a crash is a finding too. dynamo's exporter takes seconds: with
-`--exporter both` it gets one program in ten.
+the program, which can be pasted into a module of tests/programs. Findings that come down to the same statements are
+printed once. Each program runs in a process of its own, so that a crash is a finding too. dynamo's exporter takes
+seconds: with `--exporter both` it gets one program in ten.
 
 On a sanitizer build torch would be slow. So write files first, then replay them without torch: every file is run at
 sizes drawn from the seed, 0 and 1 among them, and what crashes or raises anything but a FastRNNError is a finding:

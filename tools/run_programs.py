@@ -36,7 +36,7 @@ from programs.exports import KINDS, NotExported, applies, exported  # noqa: E402
 from programs.registry import Program, all_programs  # noqa: E402
 from programs.running import each, run, run_apart  # noqa: E402
 
-VERDICTS = ("right", "refused", "wrong", "error")
+VERDICTS = ("right", "refused", "twin", "wrong", "error")
 
 
 def is_own(program: Program, size: str) -> bool:

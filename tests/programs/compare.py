@@ -1,9 +1,10 @@
 """Runs a file at sizes of its own and at others, and judges each answer by PyTorch's.
 
-An answer is `right`, `refused` (a FastRNNError, when loading or running), `wrong` (other numbers or another shape) or
-`error` (any other exception). The truth is eager PyTorch in float64, or in float32 if the program can't do float64. For
-sizes that the file itself allows, onnxruntime's answer of the same file counts too: an exporter's mistake is part of
-the file. A size at which PyTorch raises is left out.
+An answer is `right`, `refused` (a FastRNNError, when loading or running), `wrong` (other numbers or another shape),
+`error` (any other exception) or `twin` (right for another program whose file is the same; see `Program.twin`). The
+truth is eager PyTorch in float64, or in float32 if the program can't do float64. For sizes that the file itself allows,
+onnxruntime's answer of the same file counts too: an exporter's mistake is part of the file. A size at which PyTorch
+raises is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .registry import Program
 
 @dataclass(frozen=True)
 class Answer:
-    """verdict: right, refused, wrong or error. why: the error's text. difference: the largest one, of wrong answers."""
+    """verdict: one word of the module's docstring. why: the error's text. difference: the largest, of wrong answers."""
 
     verdict: str
     why: str = ""
@@ -98,6 +99,29 @@ def differ(got, want, tolerance: float) -> float | str | None:
     return largest or None
 
 
+def plain(content: bytes) -> list:
+    """A file without names: two programs that write the same one can't be told apart."""
+    import onnx
+
+    graph = onnx.load_from_string(content).graph
+    held = {t.name: t for t in graph.initializer}
+    numbers: dict[str, int] = {}
+    made = [[d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim] for i in graph.input]
+    for value in graph.input:
+        numbers[value.name] = len(numbers)
+    for node in graph.node:
+        for name in node.input:
+            if name in held and name not in numbers:
+                t = onnx.numpy_helper.to_array(held[name])
+                made.append((t.dtype.str, t.shape, t.tobytes()))
+            numbers.setdefault(name, len(numbers))
+        for name in node.output:
+            numbers.setdefault(name, len(numbers))
+        attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+        made.append((node.op_type, [numbers[n] for n in node.input], [numbers[n] for n in node.output], attributes))
+    return [*made, [numbers.get(o.name) for o in graph.output]]
+
+
 def _session(content: bytes, loosened: bool):
     """A session of onnxruntime; None if it can't load the file."""
     import onnx
@@ -122,11 +146,13 @@ def _session(content: bytes, loosened: bool):
 class File:
     """One exported file: loaded once, run at many sizes."""
 
-    def __init__(self, program: Program, content: bytes, net=None):
+    def __init__(self, program: Program, content: bytes, net=None, twin: bytes | None = None):
+        """twin: the file of the program's twin, exported the same way."""
         import fastrnn
 
         self.program, self.content, self.net = program, content, net or program.net()
         self.failure, self.model, self._sessions = None, None, {}
+        self.twin = program.its_twin() if twin is not None and plain(twin) == plain(content) else None
         try:
             self.model = fastrnn.load(content, threads=1)
         except fastrnn.FastRNNError as e:
@@ -157,7 +183,7 @@ class File:
             return None
 
     def meant(self, size) -> list[np.ndarray] | None:
-        """onnxruntime's answer if it counts: the file allows the size, or the length alone, which its exporter spoilt."""
+        """onnxruntime's answer if it counts: the file allows the size, or the length that its exporter spoilt."""
         found = self.onnxruntime(size)
         own = (size[0], self.program.B)
         if found is None and size != own:
@@ -186,5 +212,9 @@ class File:
             if differ(got, meant, self.program.tolerance) is None:
                 return Answer("right", "as onnxruntime, not as PyTorch")
             found.append(f"and as onnxruntime: {differ(got, meant, self.program.tolerance)}")
+        if self.twin is not None and any(
+            differ(got, want, self.program.tolerance) is None for want in expected(self.twin, self.twin.net(), size)
+        ):
+            return Answer("twin")
         numbers = [d for d in found if isinstance(d, float)]
         return Answer("wrong", "" if numbers else str(found[0]), min(numbers, default=None))

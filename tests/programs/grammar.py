@@ -1,8 +1,9 @@
 """Random programs: statements drawn from templates, each tried on real tensors before it is kept.
 
-A template is lines of Python with holes. `{a}` and `{b}` are values [B, t, F], `{v}` and `{w}` values [B, F]. `{F}` is the number of features of `a`, `{k}` a small number below its length, `{H}` a hidden size, `{c}` a number (often
-one that looks like a length), `{m}` a part of the network, made by the text behind `|`. What a template yields is known
-by running it, not by rules.
+A template is lines of Python with holes. `{a}` and `{b}` are values [B, t, F], `{v}` and `{w}` values [B, F]. `{F}` is
+the number of features of `a`, `{k}` a small number below its length, `{H}` a hidden size, `{c}` a number (often one
+that looks like a length), `{m}` a part of the network, made by the text behind `|`. Running it shows what a template
+yields; there are no rules.
 
 What its file can't tell apart from another program is left out: branches on a length, slices that the exporter drops.
 """

@@ -20,7 +20,7 @@ import pkgutil
 import textwrap
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -64,7 +64,8 @@ class Program:
 
     T, B: the exported size. multiple: T is rounded down to multiples of it, when other sizes are drawn. least: the
     smallest T. tolerance: largest difference, relative to the largest magnitude of the answer (at least 1).
-    parts: name -> function that makes a module, a parameter or a buffer.
+    parts: name -> function that makes a module, a parameter or a buffer. twin: another function of the
+    same net and inputs, which writes the same file at this size but means something else at others: no reader can know.
     """
 
     name: str
@@ -77,6 +78,10 @@ class Program:
     least: int = 1
     tolerance: float = 1e-4
     parts: dict[str, Callable] = field(default_factory=dict)
+    twin: Callable | None = None
+
+    def its_twin(self) -> Program:
+        return replace(self, forward=self.twin, twin=None)
 
     @property
     def seed(self) -> int:
@@ -85,10 +90,13 @@ class Program:
     @property
     def source(self) -> str:
         """What the bytes of its files depend on."""
+        text = f"{self.T} {self.B}"
+        if self.forward.__name__ != "<lambda>":
+            text = f"{ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.forward))))} {text}"
         inner = [c.cell_contents for c in self.forward.__closure__ or () if inspect.isfunction(c.cell_contents)]
-        codes = [(f.__code__.co_code, f.__code__.co_consts, f.__code__.co_names) for f in inner]
-        text = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.forward))))
-        return f"{text} {self.T} {self.B}" + (f" {codes}" if codes else "")
+        for f in inner or [self.forward] * (self.forward.__name__ == "<lambda>"):
+            text += f" {[(f.__code__.co_code, f.__code__.co_consts, f.__code__.co_names)]}"
+        return text
 
     def net(self) -> nn.Module:
         """A fresh network in eval mode, the same each time."""
@@ -130,7 +138,7 @@ def program(inputs: str, *, T: int | None = None, B: int | None = None, name: st
         if called in PROGRAMS:
             raise ValueError(f"two programs are called {called!r}")
         turn = zlib.crc32(called.encode())
-        own = {k: more[k] for k in ("multiple", "least", "tolerance") if k in more}
+        own = {k: more[k] for k in ("multiple", "least", "tolerance", "twin") if k in more}
         PROGRAMS[called] = Program(
             name=called,
             forward=forward,

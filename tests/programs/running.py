@@ -28,7 +28,8 @@ def run(program: Program, kinds, cache: Path | None, sizes=None, sound=bool) -> 
         if not applies(program, kind):
             continue
         try:
-            file = File(program, exported(program, kind, cache), net)
+            twin = exported(program.its_twin(), kind, cache) if program.twin else None
+            file = File(program, exported(program, kind, cache), net, twin)
         except NotExported as e:
             results[kind] = {"not exported": str(e)}
             continue
