@@ -161,7 +161,7 @@ class File:
             self.failure = Answer("error", f"load: {type(e).__name__}: {e}")
 
     def feeds(self, size) -> dict[str, np.ndarray]:
-        arrays = {i.name: t.numpy() for i, t in zip(self.program.inputs, self.program.tensors(*size), strict=True)}
+        arrays = self.program.arrays(*size)
         if self.model is None:
             return arrays
         return {info.name: arrays[info.name] for info in self.model.inputs}
@@ -176,7 +176,7 @@ class File:
         session = self._sessions[loosened]
         if session is None:
             return None
-        arrays = {i.name: t.numpy() for i, t in zip(self.program.inputs, self.program.tensors(*size), strict=True)}
+        arrays = self.program.arrays(*size)
         try:
             return session.run(None, {i.name: arrays[i.name] for i in session.get_inputs()})
         except Exception:

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .registry import Program, parse_inputs
+from .inputs import parse_inputs
+from .registry import Program
 
 CELL = "h, out = {a}.new_zeros({a}.shape[0], {H}), []\nfor t in {steps}:\n    {update}\n    out.append(h)\n{y} = "
 STEPS = (
