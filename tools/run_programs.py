@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import pickle
 import sys
 from collections import Counter
 from pathlib import Path
@@ -34,58 +32,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from programs.compare import Answer, File, expected, other_sizes  # noqa: E402
 from programs.exports import KINDS, NotExported, applies, exported  # noqa: E402
 from programs.registry import Program, all_programs  # noqa: E402
+from programs.running import each, run, run_apart  # noqa: E402
 
-VERDICTS = ("right", "refused", "wrong", "error")
-
-
-def run(program: Program, kinds, cache: Path | None) -> dict:
-    """kind -> {"T,B": [verdict, why, difference]}, or {"not exported": why}."""
-    results, net = {}, program.net()
-    sizes = [(program.T, program.B), *other_sizes(program)]
-    truths = {size: expected(program, net, size) for size in sizes}
-    for kind in kinds:
-        if not applies(program, kind):
-            continue
-        try:
-            file = File(program, exported(program, kind, cache), net)
-        except NotExported as e:
-            results[kind] = {"not exported": str(e)}
-            continue
-        results[kind] = {}
-        for size in sizes:
-            if truths[size]:
-                a = file.answer(size, truths[size])
-                results[kind][f"{size[0]},{size[1]}"] = [a.verdict, a.why, a.difference]
-    return results
-
-
-def run_apart(program: Program, kinds, cache: Path | None) -> dict:
-    """`run` in a child; what it took down with it is an error of each kind not answered, one kind at a time."""
-    results, left = {}, [k for k in kinds if applies(program, k)]
-    for group in (left, *([k] for k in left)):
-        group = [k for k in group if k not in results]
-        if not group:
-            continue
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(read)
-            with os.fdopen(write, "wb") as out:
-                pickle.dump(run(program, group, cache), out)
-            os._exit(0)
-        os.close(write)
-        with os.fdopen(read, "rb") as f:
-            content = f.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status == 0:
-            results |= pickle.loads(content)
-        elif len(group) == 1:
-            own = f"{program.T},{program.B}"
-            results[group[0]] = {own: list(vars(Answer("error", f"the process ended with {status}")).values())}
-    return results
+VERDICTS = ("right", "refused", "twin", "wrong", "error")
 
 
 def is_own(program: Program, size: str) -> bool:
@@ -122,14 +73,6 @@ def table(programs, results) -> str:
 def _row(title, files, count) -> str:
     own, other = ("".join(f"{count[k][v]:>9}" for v in VERDICTS) for k in (True, False))
     return f"{title:16}{files:>6}             {own}                {other}"
-
-
-def each(results):
-    for name, kinds in results.items():
-        for kind, answers in kinds.items():
-            for size, a in answers.items():
-                if size != "not exported":
-                    yield name, kind, size, a
 
 
 def shown(results, verdicts) -> list[str]:

@@ -8,58 +8,58 @@ from torch.nn import functional as F
 from .registry import gru, lstm, noise, program
 
 
-@program("x: B T 5", T=12, rnn=lstm())
+@program("x: B T 5", T=12, rnn=lstm(), twin=lambda net, x: net.rnn(x)[0] * 2)
 def doubled_if_longer_than_ten(net, x):
     y = net.rnn(x)[0]
     return y * 2 if x.shape[1] > 10 else y
 
 
-@program("x: B T 5", T=8, rnn=lstm())
+@program("x: B T 5", T=8, rnn=lstm(), twin=lambda net, x: net.rnn(x)[0])
 def doubled_if_longer_than_ten_short(net, x):
     y = net.rnn(x)[0]
     return y * 2 if x.shape[1] > 10 else y
 
 
-@program("x: B T 5", T=12, rnn=lstm())
+@program("x: B T 5", T=12, rnn=lstm(), twin=lambda net, x: net.rnn(x[:, :10])[0])
 def cut_if_longer_than_ten(net, x):
     x = x[:, :10] if x.shape[1] > 10 else x
     return net.rnn(x)[0]
 
 
-@program("x: B T 5", T=8, rnn=lstm())
+@program("x: B T 5", T=8, rnn=lstm(), twin=lambda net, x: net.rnn(x)[0])
 def last_ten_steps_if_more(net, x):
     return net.rnn(x[:, -10:])[0]
 
 
-@program("x: B T 5", T=7, rnn=lstm())
+@program("x: B T 5", T=7, rnn=lstm(), twin=lambda net, x: net.rnn(torch.cat([x, x[:, -1:]], 1))[0])
 def another_step_if_odd(net, x):
     x = torch.cat([x, x[:, -1:]], 1) if x.shape[1] % 2 else x
     return net.rnn(x)[0]
 
 
-@program("x: B T 5", T=8, rnn=lstm())
+@program("x: B T 5", T=8, rnn=lstm(), twin=lambda net, x: net.rnn(x)[0])
 def another_step_if_odd_even(net, x):
     x = torch.cat([x, x[:, -1:]], 1) if x.shape[1] % 2 else x
     return net.rnn(x)[0]
 
 
-@program("x: B T 5", B=1, rnn=lstm())
+@program("x: B T 5", B=1, rnn=lstm(), twin=lambda net, x: net.rnn(x)[0].squeeze(0))
 def squeezed_if_one_row(net, x):
     y = net.rnn(x)[0]
     return y.squeeze(0) if x.shape[0] == 1 else y
 
 
-@program("x: B T 5", T=12, rnn=lstm())
+@program("x: B T 5", T=12, rnn=lstm(), twin=lambda net, x: net.rnn(x)[0][:, :8])
 def smaller_of_length_and_eight(net, x):
     return net.rnn(x)[0][:, : min(x.shape[1], 8)]
 
 
-@program("x: B T 5", T=7, rnn=lstm())
+@program("x: B T 5", T=7, rnn=lstm(), twin=lambda net, x: net.rnn(x)[0])
 def smaller_of_length_and_eight_short(net, x):
     return net.rnn(x)[0][:, : min(x.shape[1], 8)]
 
 
-@program("x: B T 5", T=16, rnn=lstm())
+@program("x: B T 5", T=16, rnn=lstm(), twin=lambda net, x: F.avg_pool1d(net.rnn(x)[0].transpose(1, 2), 4, 4))
 def pooled_by_a_quarter(net, x):
     k = x.shape[1] // 4
     y = net.rnn(x)[0].transpose(1, 2)

@@ -7,14 +7,17 @@ from torch.nn import functional as F
 from .registry import gru, linear, lstm, noise, program
 
 
-def after_lstm(name, what, **more):
+def after_lstm(name, what, twin=None, **more):
     """A program that reduces what an LSTM answers."""
 
     def forward(net, x):
         return what(net.rnn(x)[0])
 
+    def other(net, x):
+        return twin(net.rnn(x)[0])
+
     forward.__module__ = __name__
-    program("x: B T 5", name=name, rnn=lstm(), **more)(forward)
+    program("x: B T 5", name=name, rnn=lstm(), twin=twin and other, **more)(forward)
 
 
 after_lstm("mean_over_time", lambda y: y.mean(1))
@@ -51,8 +54,18 @@ after_lstm("normalized_over_time", lambda y: F.normalize(y, dim=1))
 after_lstm("normalized_over_features", lambda y: F.normalize(y, dim=-1))
 after_lstm("adaptive_average_to_one", lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 1).squeeze(-1))
 after_lstm("adaptive_max_to_one", lambda y: F.adaptive_max_pool1d(y.transpose(1, 2), 1).squeeze(-1))
-after_lstm("adaptive_average_to_two", lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 2), T=8)
-after_lstm("adaptive_average_to_four", lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 4), T=12)
+after_lstm(
+    "adaptive_average_to_two",
+    lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 2),
+    lambda y: F.avg_pool1d(y.transpose(1, 2), 4),
+    T=8,
+)
+after_lstm(
+    "adaptive_average_to_four",
+    lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 4),
+    lambda y: F.avg_pool1d(y.transpose(1, 2), 3),
+    T=12,
+)
 after_lstm("gram_matrix", lambda y: y.transpose(1, 2) @ y)
 after_lstm("gram_matrix_over_length", lambda y: y.transpose(1, 2) @ y / y.shape[1])
 after_lstm("self_similarity", lambda y: y @ y.transpose(1, 2))

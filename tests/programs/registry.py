@@ -4,9 +4,7 @@
     def gru_from_a_state(net, x, h0):
         return net.rnn(x, h0)[0]
 
-The first argument describes the inputs, separated by `;`: a name and its axes, where `T` is the length, `B` the batch
-and a number itself (`T+3` and `2*T` are allowed). A word at the end says what is in it: nothing (normal noise), `<11`
-(int64 below 11), `int32<7`, `lengths` (int64 from T down to 1, the first T), `bool`, `positive` (noise of (0, 1]).
+The first argument describes the inputs, see `inputs.parse_inputs`.
 Keywords other than the ones of `Program` are modules, parameters or buffers of the network, each made by a function
 without arguments, or with one, the exported length. Weights are drawn from a seed made of the name.
 """
@@ -20,42 +18,17 @@ import pkgutil
 import textwrap
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import nn
+
+from .inputs import Input, draw_inputs, parse_inputs
 
 PROGRAMS: dict[str, Program] = {}
 LENGTHS = (12, 7, 16, 20, 8, 19, 24, 4, 64)  # exported at, by turns, unless the program says otherwise
 BATCHES = (2, 1, 3)
-
-
-@dataclass(frozen=True)
-class Input:
-    """name, axes ("B", "T", a number as text, ...) and what fills it."""
-
-    name: str
-    axes: tuple[str, ...]
-    content: str = ""
-
-    def shape(self, T: int, B: int) -> tuple[int, ...]:
-        return tuple(int(eval(a, {"T": T, "B": B})) for a in self.axes)  # texts of this repository
-
-    def tensor(self, T: int, B: int, generator: torch.Generator) -> torch.Tensor:
-        shape = self.shape(T, B)
-        if self.content.lstrip("int32").startswith("<"):
-            high = int(self.content.split("<")[1])
-            dtype = torch.int32 if self.content.startswith("int32") else torch.int64
-            return torch.randint(0, high, shape, generator=generator, dtype=dtype)
-        if self.content == "lengths":
-            drawn = torch.randint(1, T + 1, shape, generator=generator).sort(descending=True).values
-            drawn[0] = T
-            return drawn
-        if self.content == "bool":
-            return torch.rand(shape, generator=generator) < 0.6
-        if self.content == "positive":
-            return 1 - torch.rand(shape, generator=generator)
-        return torch.randn(shape, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -64,7 +37,8 @@ class Program:
 
     T, B: the exported size. multiple: T is rounded down to multiples of it, when other sizes are drawn. least: the
     smallest T. tolerance: largest difference, relative to the largest magnitude of the answer (at least 1).
-    parts: name -> function that makes a module, a parameter or a buffer.
+    parts: name -> function that makes a module, a parameter or a buffer. twin: another function of the
+    same net and inputs, which writes the same file at this size but means something else at others: no reader can know.
     """
 
     name: str
@@ -77,6 +51,10 @@ class Program:
     least: int = 1
     tolerance: float = 1e-4
     parts: dict[str, Callable] = field(default_factory=dict)
+    twin: Callable | None = None
+
+    def its_twin(self) -> Program:
+        return replace(self, forward=self.twin, twin=None)
 
     @property
     def seed(self) -> int:
@@ -85,10 +63,13 @@ class Program:
     @property
     def source(self) -> str:
         """What the bytes of its files depend on."""
+        text = f"{self.T} {self.B}"
+        if self.forward.__name__ != "<lambda>":
+            text = f"{ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.forward))))} {text}"
         inner = [c.cell_contents for c in self.forward.__closure__ or () if inspect.isfunction(c.cell_contents)]
-        codes = [(f.__code__.co_code, f.__code__.co_consts, f.__code__.co_names) for f in inner]
-        text = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.forward))))
-        return f"{text} {self.T} {self.B}" + (f" {codes}" if codes else "")
+        for f in inner or [self.forward] * (self.forward.__name__ == "<lambda>"):
+            text += f" {[(f.__code__.co_code, f.__code__.co_consts, f.__code__.co_names)]}"
+        return text
 
     def net(self) -> nn.Module:
         """A fresh network in eval mode, the same each time."""
@@ -103,23 +84,14 @@ class Program:
                     setattr(net, name, part)
         return net.eval()
 
+    def arrays(self, T: int, B: int) -> dict[str, np.ndarray]:
+        return draw_inputs(self.inputs, self.name, T, B)
+
     def tensors(self, T: int, B: int) -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator().manual_seed(self.seed % 10**6 + 1000 * T + B)
-        return tuple(i.tensor(T, B, generator) for i in self.inputs)
+        return tuple(torch.from_numpy(a) for a in self.arrays(T, B).values())
 
     def has(self, axis: str) -> bool:
         return any(axis in a for i in self.inputs for a in i.axes)
-
-
-def parse_inputs(text: str) -> tuple[Input, ...]:
-    made = []
-    for part in text.split(";"):
-        name, words = part.split(":")
-        axes, content = words.split(), ""
-        if axes[-1] in ("lengths", "bool", "positive") or "<" in axes[-1]:
-            content = axes.pop()
-        made.append(Input(name.strip(), tuple(axes), content))
-    return tuple(made)
 
 
 def program(inputs: str, *, T: int | None = None, B: int | None = None, name: str | None = None, **more):
@@ -130,7 +102,7 @@ def program(inputs: str, *, T: int | None = None, B: int | None = None, name: st
         if called in PROGRAMS:
             raise ValueError(f"two programs are called {called!r}")
         turn = zlib.crc32(called.encode())
-        own = {k: more[k] for k in ("multiple", "least", "tolerance") if k in more}
+        own = {k: more[k] for k in ("multiple", "least", "tolerance", "twin") if k in more}
         PROGRAMS[called] = Program(
             name=called,
             forward=forward,
@@ -150,7 +122,7 @@ def all_programs() -> dict[str, Program]:
     """Every program of this package, by name; imports all families."""
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("registry", "exports", "compare"):
+        if module.name not in ("compare", "exports", "grammar", "inputs", "registry", "running"):
             importlib.import_module(f"{__package__}.{module.name}")
     return PROGRAMS
 

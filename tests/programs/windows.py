@@ -143,7 +143,13 @@ def padded_by_negative(net, x):
     return F.pad(x, (-1, -2))
 
 
-@program("x: B 5 T", T=12, conv=conv(k=4, stride=4), rnn=lstm(6, 6))
+@program(
+    "x: B 5 T",
+    T=12,
+    conv=conv(k=4, stride=4),
+    rnn=lstm(6, 6),
+    twin=lambda net, x: net.rnn(net.conv(x).transpose(1, 2))[0],
+)
 def padded_to_the_stride(net, x):
     return net.rnn(net.conv(F.pad(x, (0, (4 - x.shape[-1] % 4) % 4))).transpose(1, 2))[0]
 
