@@ -48,7 +48,11 @@ HEADER = """
     v1 = MatMul(x, Wv) v2 = Reshape(v1, split) v = Transpose<perm = [0, 2, 1, 3]>(v2)
     half = Constant<value = float {0.5}>() nought = Constant<value = float {0.0}>() unit = Constant<value = float {1.0}>()
 """
-GUARD = "bad = IsNaN(w) v_w = Where(bad, nought, w)"
+GUARDS = {
+    "": "v_w = Identity(w)",
+    "where": "bad = IsNaN(w) v_w = Where(bad, nought, w)",
+    "nan_to_num": "bad = IsNaN(w) some = Where(bad, nought, w) endless = IsInf(some) v_w = Where(endless, unit, some)",
+}
 
 
 def constants(fills) -> list:
@@ -57,7 +61,7 @@ def constants(fills) -> list:
     return held + [onnx.numpy_helper.from_array(np.array(f, np.float32), f"f{i}") for i, f in enumerate(fills)]
 
 
-def written(*chain, scaled="before", guard=False) -> bytes:
+def written(*chain, scaled="before", guard="") -> bytes:
     """Attention of two heads whose scores go through `chain`, each (how, mask, fill):
 
     where : Where(mask, s, fill); masked : Where(not mask, fill, s); add : s + Where(mask, 0, fill);
@@ -86,7 +90,7 @@ def written(*chain, scaled="before", guard=False) -> bytes:
     if scaled == "last":
         body.append(f"last = Mul({s}, half)")
         s = "last"
-    body.append(f"w = Softmax<axis = -1>({s}) {GUARD if guard else 'v_w = Identity(w)'}")
+    body.append(f"w = Softmax<axis = -1>({s}) {GUARDS[guard]}")
     body.append("y1 = MatMul(v_w, v) y2 = Transpose<perm = [0, 2, 1, 3]>(y1) y = Reshape(y2, joined)")
     used = " ".join(m or "" for _, m, _ in chain)
     inputs = ["float[batch, time, 8] x"]
@@ -139,14 +143,14 @@ def attends(model) -> bool:
 @pytest.mark.parametrize("fill", FILLS, ids="{:g}".format)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_score_is_replaced(mask, fill):
-    for how, scaled, guard in (("where", "before", False), ("masked", "first", True), ("masked", "last", False)):
+    for how, scaled, guard in (("where", "before", ""), ("masked", "first", "where"), ("masked", "last", "nan_to_num")):
         check(written((how, mask, fill), scaled=scaled, guard=guard), exact=True)
 
 
 @pytest.mark.parametrize("fill", FILLS, ids="{:g}".format)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_mask_that_is_added_stays_an_addition(mask, fill):
-    for how, guard in (("add", True), ("times", False)):
+    for how, guard in (("add", "where"), ("times", "")):
         if how == "add" or np.isfinite(fill):  # 0 * -inf is NaN
             check(written((how, mask, fill), guard=guard), loud=(1.0,), exact=fill == -np.inf)
 
