@@ -119,7 +119,8 @@ def _attention(inputs, attrs):
     if any(len(x.dims) != 4 for x in (q, k, v)):
         raise ShapeError(f"q, k and v must be [batch, heads, length, features], got {q}, {k}, {v}")
     if any(x is not None and x.dtype != ("bool" if i == 4 else "float32") for i, x in enumerate(inputs)):
-        raise ShapeError(f"attention of {', '.join(str(x) for x in inputs if x is not None)}: float32 is computed, under a mask of bool")
+        given = ", ".join(str(x) for x in inputs if x is not None)
+        raise ShapeError(f"attention of {given}: float32 is computed, under a mask of bool")
     batch, heads, rows = q.dims[:3]
     one = [x.dims[0] == batch or _is_one(x.dims[0]) for x in (k, v)]
     if k.dims[:3] != v.dims[:3] or q.dims[3] != k.dims[3] or not all(one):

@@ -46,7 +46,8 @@ HEADER = """
     q1 = MatMul(x, Wq) q2 = Reshape(q1, split) q = Transpose<perm = [0, 2, 1, 3]>(q2)
     k1 = MatMul(x, Wk) k2 = Reshape(k1, split) k = Transpose<perm = [0, 2, 3, 1]>(k2)
     v1 = MatMul(x, Wv) v2 = Reshape(v1, split) v = Transpose<perm = [0, 2, 1, 3]>(v2)
-    half = Constant<value = float {0.5}>() nought = Constant<value = float {0.0}>() unit = Constant<value = float {1.0}>()
+    half = Constant<value = float {0.5}>() nought = Constant<value = float {0.0}>()
+    unit = Constant<value = float {1.0}>()
 """
 GUARDS = {
     "": "v_w = Identity(w)",
@@ -184,3 +185,49 @@ PAIRS = [
 def test_masks_one_after_the_other(chain):
     added = any(how in ("add", "bias") and np.isfinite(f) for how, _, f in chain)  # to -1e4: float32 rounds that
     check(written(*chain), loud=(1.0,) if added else (1.0, 5.0), exact=not added)
+
+
+@pytest.mark.parametrize("fill", [-1e4, -1e9, LOWEST, -np.inf])
+@pytest.mark.parametrize("mask", ["causal", "band"])
+@pytest.mark.parametrize("how", ["where", "add"])
+def test_a_causal_mask_streams_whatever_hides(how, mask, fill):
+    model = fastrnn.load(written((how, mask, fill)), threads=1)
+    assert attends(model)
+    x = feeds_for(ort.InferenceSession(written(("where", mask, fill))), 2, 15)["x"]
+    whole, stream = model(x), model.stream(batch_size=2, context=15)
+    assert np.concatenate([stream.push(x[:, :4]), stream.push(x[:, 4:])], 1).tobytes() == whole.tobytes()
+    pool = model.pool(2, context=15)
+    slot = pool.open()
+    assert pool.push([slot], [x[1]])[0].tobytes() == np.ascontiguousarray(whole[1]).tobytes()
+    assert any("hides a step from scores above -10000" in note for note in model.graph.notes) == (fill == -1e4)
+
+
+@pytest.mark.parametrize("chain", [[("where", "causal_key", -1e9)], [("where", "key", -1e9), ("add", "causal", -1e9)]])
+def test_a_query_that_may_see_no_key_can_not_stream(chain):
+    """Later steps have weights in it."""
+    model = fastrnn.load(written(*chain))
+    assert attends(model)
+    assert not model.streamable
+
+
+@pytest.mark.parametrize("chain", [[("where", "both", -1e4)], PAIRS[0], PAIRS[12]])
+def test_the_bits_do_not_depend_on_batch_and_threads(chain):
+    file = written(*chain)
+    feeds = feeds_for(ort.InferenceSession(file), 5, 33)
+    whole = fastrnn.load(file, threads=2).run(**feeds)[0]
+    alone = fastrnn.load(file, threads=1)
+    for row in range(5):
+        one = {n: a[row : row + 1] if n != "bias" else a for n, a in feeds.items()}
+        assert alone.run(**one)[0].tobytes() == np.ascontiguousarray(whole[row : row + 1]).tobytes()
+
+
+def test_a_key_that_is_replaced_may_hold_anything():
+    """Its score leaves no trace: NaN in it stays out, if its value is a number."""
+    file = written(("where", "key", -1e9))
+    model = fastrnn.load(file)
+    feeds = feeds_for(ort.InferenceSession(file), 2, 6)
+    feeds["key"][1] = [True, False, True, True, True, True]
+    feeds["x"][1, 1] = 3e38  # its scores overflow
+    with np.errstate(all="ignore"):
+        want = ort.InferenceSession(file).run(None, feeds)[0]
+    np.testing.assert_array_equal(np.isnan(model.run(**feeds)[0]), np.isnan(want))

@@ -15,7 +15,7 @@ import numpy as np
 from .. import dims as D
 from ..errors import FastRNNError
 from ..graph import Graph, Node, Value
-from .attention_masks import HIDING, Bias, Positions, seen_alone
+from .attention_masks import HIDING, WEAK, Bias, Positions, seen_alone
 from .dead import remove_dead_nodes
 from .moves import simplify_moves
 
@@ -57,6 +57,7 @@ class _Found:
     safe: bool = False
     causal: bool = False
     window: int = 0
+    low: float = -np.inf  # the largest number that hides a step of which `causal` and `window` know
     turned: bool = False  # the scores, as far as they have been followed back, are [.., Tk, Tq]
     single: bool = False  # there is one query, or one key
     biases: list = field(default_factory=list)  # the outermost first
@@ -104,8 +105,9 @@ class _Editor:
         if product is None or any(n in self.graph.constants for n in (*product, found.v)):
             return None
         found.q, found.k_turned = product
-        found.biases, widths = seen_alone(self.positions, found.biases)
-        found.causal, found.window = bool(widths), min((w for w in widths if w), default=0)
+        found.biases, bands = seen_alone(self.positions, found.biases)
+        found.causal, found.window = bool(bands), min((b.width for b in bands if b.width), default=0)
+        found.low = max((b.low for b in bands), default=-np.inf)
         return found
 
     def _followed(self, name: str, found: _Found) -> str:
@@ -229,10 +231,10 @@ class _Editor:
         if node.op != "attention" or len(node.inputs) < 4 or node.attrs["offset"] != 0:
             return node
         q, k = (self.graph.values[i].dims for i in node.inputs[:2])
-        _, widths = seen_alone(self.positions, [Bias(node.inputs[3], "add", (*q[:3], k[2]), False)])
-        if len(node.inputs) > 4 or not widths:
+        _, bands = seen_alone(self.positions, [Bias(node.inputs[3], "add", (*q[:3], k[2]), False)])
+        if len(node.inputs) > 4 or not bands:
             return node
-        (width,) = widths
+        width = bands[0].width
         before = node.attrs["window"]
         window = min(width, before) if width and before else width or before
         self.notes.append(f"{node.name}: its mask shows no later step" + (f" and {window} in all" if window else ""))
@@ -271,7 +273,8 @@ class _Editor:
         self.nodes.append(Node("reshape", joined, (out,), node.outputs, {"dims": dims}))
         shown = "causal " if found.causal else ""
         window = f" over the last {found.window} steps" if found.window else ""
-        self.notes.append(f"{node.name}: products and softmax are one {shown}attention{window}")
+        weak = f"; its mask of {found.low:g} hides a step from scores above {found.low:g}" if found.low > WEAK else ""
+        self.notes.append(f"{node.name}: products and softmax are one {shown}attention{window}{weak}")
 
     def _give_up(self, start: int, node: Node) -> None:
         del self.nodes[start:]

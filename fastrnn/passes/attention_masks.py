@@ -20,6 +20,7 @@ from ..graph import Graph, Node
 LARGEST_PROOF = 2048  # steps at which a mask is computed at most: 4 Mi elements
 LEAST_PROOF = 16
 HIDING = -1e4  # e to the power of it is 0 in float32: what is added to a score that shall not count
+WEAK = -1e6  # a mask above that is told of: inputs of a few hundreds, not scaled, may have such scores
 ORDINARY = 1e3  # what else is added may be as large, and HIDING still hides
 
 
@@ -37,9 +38,8 @@ class Bias:
     low: float = 0.0
 
 
-def seen_alone(positions: Positions, chain: Sequence[Bias]) -> tuple[list[Bias], list[int]]:
-    """The biases of a chain (the outermost first) without those that only say which steps are seen, and the widths of
-    those: how many steps back a query sees, itself counted, 0 for all.
+def seen_alone(positions: Positions, chain: Sequence[Bias]) -> tuple[list[Bias], list[Band]]:
+    """The biases of a chain (the outermost first) without those that only say which steps are seen, and what those say.
 
     A step that is not seen has no weight at all only if some seen one has more than the number that hides it. So a
     finite number hides alone, or beside what is known to be ordinary at the query's own step; a query of which all seen
@@ -48,7 +48,7 @@ def seen_alone(positions: Positions, chain: Sequence[Bias]) -> tuple[list[Bias],
     """
     tables = [positions.table(bias) for bias in chain]
     bands = [None if table is None else _band(table) for table in tables]
-    kept, widths = [], []
+    kept, found = [], []
     for k, (bias, band) in enumerate(zip(chain, bands, strict=True)):
         if band is None:
             kept.append(bias)
@@ -59,10 +59,10 @@ def seen_alone(positions: Positions, chain: Sequence[Bias]) -> tuple[list[Bias],
         else:
             hides = all(bands[i] is not None or _is_ordinary(chain[i], tables[i]) for i in others)
         if hides:
-            widths.append(band.width)
+            found.append(band)
         else:
             kept.append(bias)
-    return kept, widths
+    return kept, found
 
 
 def _is_ordinary(bias: Bias, table: np.ndarray | None) -> bool:
@@ -73,14 +73,14 @@ def _is_ordinary(bias: Bias, table: np.ndarray | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Band:
-    """width : how many steps a query sees, 0 for all before it; low : the largest number that hides one."""
+class Band:
+    """width : how many steps back a query sees, itself counted, 0 for all; low : the largest number that hides one."""
 
     width: int
     low: float
 
 
-def _band(table: np.ndarray) -> _Band | None:
+def _band(table: np.ndarray) -> Band | None:
     """What a table [length, length] of biases shows; None if it says more than which steps are seen."""
     length = len(table)
     seen = table == 0
@@ -90,7 +90,7 @@ def _band(table: np.ndarray) -> _Band | None:
     width = int(seen[:, 0].sum())
     if not (seen == ((apart >= 0) & (apart < width))).all() or not width:
         return None
-    return _Band(0 if width == length else width, float(table[~seen].max(initial=-np.inf)))
+    return Band(0 if width == length else width, float(table[~seen].max(initial=-np.inf)))
 
 
 class Positions:

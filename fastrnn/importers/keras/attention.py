@@ -1,8 +1,8 @@
 """MultiHeadAttention, Attention, AdditiveAttention.
 
-A query that sees no key attends to all alike, as Keras has it: MultiHeadAttention gives keys that don't count a score of
--1e9, Attention takes 1e9 off it. The later steps of a causal layer are among those keys, so a causal layer that masks
-keys as well has one mask of both. (Keras 3 on PyTorch gives other numbers to queries that are masked themselves.)
+A query that sees no key attends to all alike, as Keras has it: MultiHeadAttention gives keys that don't count a score
+of -1e9, Attention takes 1e9 off it. The later steps of a causal layer are among those keys, so a causal layer that
+masks keys as well has one mask of both. (Keras 3 on PyTorch gives other numbers to queries that are masked themselves.)
 """
 
 from __future__ import annotations
