@@ -22,13 +22,15 @@ Products
                 alpha, beta
     matmul      (a, b) -> numpy.matmul(a, b), neither needs to be constant
 Attention
-    attention   (q[B,Hq,Tq,d], k[B,Hk,Tk,d], v[B,Hk,Tk,dv], bias?) -> [B,Hq,Tq,dv]: softmax(score + bias) v, over the
-                keys that a query sees. k and v may have 1 for B; Hk divides Hq, and query head h reads key head
-                h // (Hq // Hk). score = scale * q.k, and with softcap c > 0 c * tanh(score / c); bias broadcasts to
-                [B,Hq,Tq,Tk]. Query i stands at key p = i + offset. attrs: scale, softcap (floats), causal (bool: it
-                sees keys j <= p only), window (int, 0 for none: it sees keys j > p - window only), offset (dim), safe
-                (bool: a query whose weights are NaN, as where each score is -inf, gets zeros for weights).
-                A query that sees no key at all gives 0. A key that is not seen plays no part, whatever it holds.
+    attention   (q[B,Hq,Tq,d], k[B,Hk,Tk,d], v[B,Hk,Tk,dv], bias?, mask?) -> [B,Hq,Tq,dv]: softmax(score + bias) v, over
+                the keys that a query sees. k and v may have 1 for B; Hk divides Hq, and query head h reads key head
+                h // (Hq // Hk). score = scale * q.k, and with softcap c > 0 c * tanh(score / c); if the bool mask is
+                False, the score is 0, so that the bias alone counts: where(mask, score, fill) is mask and a bias of
+                where(mask, 0, fill). bias and mask broadcast to [B,Hq,Tq,Tk]. Query i stands at key p = i + offset.
+                attrs: scale, softcap (floats), causal (bool: it sees keys j <= p only), window (int, 0 for none: it
+                sees keys j > p - window only), offset (dim), safe (bool: a query whose weights are NaN, as where each
+                score is -inf, gets zeros for weights). A query that sees no key at all gives 0. A key that is not seen
+                plays no part, whatever it holds.
 Positions
     steps       () -> int64 dims, element i along the last axis being start + i. attrs: dims ((n,), or (rows, n) with
                 all rows alike), start (dim). Where n is TIME, a stream counts on: these are its own step numbers.
@@ -213,7 +215,7 @@ _FORM = {
     "state": (1, 2, 1, set()),
     "linear": (2, 3, 1, {"activation", "alpha", "beta"}),
     "matmul": (2, 2, 1, set()),
-    "attention": (3, 4, 1, {"scale", "softcap", "causal", "window", "offset", "safe"}),
+    "attention": (3, 5, 1, {"scale", "softcap", "causal", "window", "offset", "safe"}),
     "steps": (0, 0, 1, {"dims", "start"}),
     "unary": (1, 1, 1, {"fn", "alpha", "beta"}),
     "binary": (2, 2, 1, {"fn"}),

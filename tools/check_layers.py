@@ -72,6 +72,8 @@ LEVELS = {
     "inference_session": 8,
     "onnx_backend": 8,
     "verification": 8,
+    "verification_inputs": 3,
+    "verification_lengths": 8,
     "verification_keras": 8,
     "verification_torch": 8,
     "__init__": 9,
