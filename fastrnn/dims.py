@@ -268,6 +268,14 @@ def evaluate(dim, env: Mapping[str, int]) -> int:
     return value
 
 
+def evaluate_atom(atom, env: Mapping[str, int]) -> int:
+    """The int that an atom of a dim is."""
+    if isinstance(atom, str):
+        return env[atom]
+    number = evaluate(atom.num, env)
+    return max(number, 0) if isinstance(atom, Positive) else number // atom.den
+
+
 def parse(text) -> Dim | int:
     """Inverse of `repr`: an int, or text over + - * // parentheses, ints and symbol names.
 

@@ -266,7 +266,7 @@ class Coefficients:
         for mono in self.monomials:
             value = 1
             for atom in mono:
-                value *= env[atom] if isinstance(atom, str) else D.evaluate(D.Dim({(atom,): 1}), env)
+                value *= D.evaluate_atom(atom, env)
             if abs(value) > 1 << 46:
                 raise ShapeError(f"batch {batch} and time {time} are too large for this model")
             values.append(value)

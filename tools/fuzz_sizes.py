@@ -142,9 +142,21 @@ class Case:
             if "can't tell" in str(error) or "needs a value" in str(error):
                 return
             raise Finding(f"run answers, the reference refuses: {error}") from None
-        for name, a, b, c in zip(self.graph.outputs, got, again, expected, strict=True):
+        moved = None
+        for i, (name, a, b, c) in enumerate(zip(self.graph.outputs, got, again, expected, strict=True)):
             self.same(f"run again, {name}", b, a)
-            self.close(f"run, {name}", a, c)
+            try:
+                self.close(f"run, {name}", a, c)
+            except Finding:
+                if moved is None:  # inputs that differ by some float32 roundings: is the answer that sensitive?
+                    moved = reference.run(self.graph, {n: self.near(x) for n, x in feeds.items()})
+                with np.errstate(all="ignore"):
+                    if a.shape != c.shape or not np.abs(moved[i] - c).max() * 20 > np.abs(a - c).max():
+                        raise
+
+    def near(self, x: np.ndarray) -> np.ndarray:
+        """x with a relative error of 1e-5, some float32 roundings, either way."""
+        return x * (1 + 1e-5 * self.numbers.choice((-1, 1), x.shape)) if x.dtype.kind == "f" else x
 
     def close(self, what: str, got: np.ndarray, expected: np.ndarray) -> None:
         """As near to the reference as float32 comes."""
