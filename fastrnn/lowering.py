@@ -359,8 +359,7 @@ class Lowering(CellLowering, ReductionLowering, WindowLowering, ElementwiseLower
         text = f"node {node.name}: a slice [{a['start']}:{a['stop']}:{a['step']}] needs an axis that long, not {whole}"
         first, last = (a["start"], a["stop"] - 1) if a["step"] > 0 else (a["stop"] + 1, a["start"])
         for dim in (first, last - first + 1, whole - 1 - last):
-            if isinstance(dim, D.Dim):
-                self.plan.conditions.append((dim, text))
+            self.need(dim, text)
         self.tensors[node.outputs[0]] = self.tensor(node.inputs[0]).narrow(a["axis"], a["start"], size, a["step"])
 
     def op_expand(self, node: Node) -> None:
