@@ -297,7 +297,7 @@ class Model:
             for whole, value, piece in zip(results, outs, pieces, strict=True):
                 if any(p > w for p, w in zip(piece.shape, whole.shape, strict=True)):  # a pad up to a fixed length
                     text = f"of length {length} is {list(piece.shape)}, which is no part of {list(whole.shape)}"
-                    raise ShapeError(f"output {value}: that of rows {text}; lengths don't apply if shorter rows give more")
+                    raise ShapeError(f"output {value}: that of rows {text}; shorter rows give more")
                 whole[_index(value, rows, int(length), piece.shape)] = piece
         return tuple(results)
 
