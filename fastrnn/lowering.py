@@ -28,7 +28,7 @@ from .lowering_windows import WindowLowering, channels_last_order
 from .passes.fuse_elementwise import activations, groups
 from .plan import Builder, Plan, StateSlot, axis_of
 from .stream_graph import rewrite
-from .tensors import ITEMSIZE, Buffer, Tensor, collapse
+from .tensors import ITEMSIZE, Buffer, Tensor, collapse, contiguous
 from .timetable import Timetable
 
 MOST_LANES = 16  # float32 of the widest vector: the most that columns are padded by
@@ -347,9 +347,8 @@ class Lowering(CellLowering, ReductionLowering, WindowLowering, ElementwiseLower
         if view is None and self.feeds_window(node.outputs[0]):
             view = self.reshaped_for_window(x, node)
         if view is None:
-            dense = self.builder.allocate(x.dtype, x.dims)
-            self._copy(x, dense, node.name)
-            view = dense.reshape(dims)
+            dense = self._dense(x, node)
+            view = contiguous(dense.buffer, dims)  # in row-major order the elements are those of any dims
         self.tensors[node.outputs[0]] = view
 
     def op_slice(self, node: Node) -> None:

@@ -220,7 +220,7 @@ class Model:
             sizes = solve_sizes([self.graph.values[n] for n in known], typed, self.graph.held)
             for name in missing:
                 value = self.graph.values[name]
-                named[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], DTYPES[value.dtype])
+                named[name] = np.zeros(_shape(value, sizes), DTYPES[value.dtype])
         results = self._run_named((), named, lengths)
         kept = [r for n, r in zip(self.graph.outputs, results, strict=True) if n not in ends]
         return kept[0] if len(kept) == 1 else tuple(kept)
@@ -305,6 +305,9 @@ class Model:
             except ShapeError as error:
                 raise ShapeError(f"row {rows[0]}, of length {length}: {error}") from None
             for whole, value, piece in zip(results, outs, pieces, strict=True):
+                if any(p > w for p, w in zip(piece.shape, whole.shape, strict=True)):  # a pad up to a fixed length
+                    text = f"of length {length} is {list(piece.shape)}, which is no part of {list(whole.shape)}"
+                    raise ShapeError(f"output {value}: that of rows {text}; shorter rows give more")
                 whole[_index(value, rows, int(length), piece.shape)] = piece
         return tuple(results)
 

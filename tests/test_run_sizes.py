@@ -202,6 +202,30 @@ def test_a_size_below_zero_names_the_node_that_makes_it():
             model.run(normal(2, time, 2), lengths=[time, time])
 
 
+def test_a_copy_of_no_elements_takes_any_shape():
+    """An AttributeError: dims of which one is 0 don't fall together."""
+    b = GraphBuilder("none")
+    b.input("x", "float32", BATCH, TIME, 8)
+    b.add("slice", "x", name="cut", axis=1, start=2, stop=2, step=2)
+    b.add("reshape", "cut", name="pairs", dims=(BATCH, 0, 16))
+    b.add("reduce", "pairs", name="y", fn="sum", axes=(1,), keepdims=False)
+    pairs, y = Model(b.done("pairs", "y")).run(normal(3, 4, 8))
+    assert pairs.shape == (3, 0, 16)
+    np.testing.assert_array_equal(y, np.zeros((3, 16)))
+
+
+def test_lengths_where_a_shorter_row_has_a_longer_output_are_refused():
+    """An IndexError, or a row cut off."""
+    b = GraphBuilder("shorter")
+    b.input("x", "float32", BATCH, TIME, 2)
+    b.add("pad", "x", name="y", pads=(0, 9 - 2 * TIME, 0, 0, 0, 0), mode="constant", value=0.0)
+    model = Model(b.done("y"))
+    x = normal(2, 4, 2)
+    np.testing.assert_array_equal(model.run(x, lengths=[4, 4])[0], model.run(x)[0])
+    with pytest.raises(ShapeError, match=r"output y.*of length 3 is \[1, 6, 2\], which is no part of \[2, 5, 2\]"):
+        model.run(x, lengths=[3, 4])
+
+
 # ---- the check of every binding --------------------------------------------------------------------------------------
 
 

@@ -104,6 +104,22 @@ def concat(w: Writer, x: str) -> str:
     return w.op("Concat", *w.rng.sample([x, other], 2), axis=1)
 
 
+def rows(w: Writer, x: str) -> str:
+    """Sizes of the batch axis: some rows cut off, put on, or turned round."""
+    size, k = w.size(x, 0), w.constant([w.rng.randint(1, 4)])
+    kind = w.rng.randrange(4)
+    if kind == 0:
+        zero = w.constant([0])
+        pads = w.op("Concat", w.op("Sub", k, size), zero, zero, zero, zero, zero, axis=0)
+        return w.op("Pad", x, pads, mode="constant")
+    if kind == 1:
+        half = w.op("Div", size, w.constant([2]))
+        return w.op("Slice", x, half, w.constant([2**31 - 1]), w.constant([0]), w.constant([1]))
+    if kind == 2:
+        return w.op("Slice", x, w.constant([-1]), w.constant([NEGATIVE]), w.constant([0]), w.constant([-1]))
+    return w.op("Sub", x, w.op("ReduceMean", x, w.constant([0]), keepdims=1))
+
+
 def running(w: Writer, x: str) -> str:
     if w.rng.random() < 0.5:
         flags = {"exclusive": w.rng.randrange(2), "reverse": w.rng.randrange(2)}
@@ -246,7 +262,7 @@ def looped(w: Writer, x: str) -> str:
     return w.op("Add", seen, w.op("Unsqueeze", final, w.constant([1]))) if w.rng.random() < 0.3 else seen
 
 
-BLOCKS = (pad, pad, cut, cut, split, concat, running, running, positions, positions, last, last, masked, reshape,
+BLOCKS = (pad, pad, cut, cut, split, concat, rows, running, running, positions, positions, last, last, masked, reshape,
           reshape, window, window, recurrent, recurrent, dense, dense, looped)  # fmt: skip
 
 

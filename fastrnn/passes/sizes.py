@@ -32,8 +32,8 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     for node in nodes:
         for made in (values[name] for name in node.outputs if name is not None):
             if any(isinstance(d, int) and d < 0 for d in made.dims):
-                where = f"{graph.name}: node {node.name} ({node.op})"
-                raise ShapeError(f"{where} would make {made}, but {shown}: give others")
+                text = f"node {node.name} ({node.op}) would make {made}"
+                raise ShapeError(f"{graph.name}: {text}, but {shown}: give others")
     try:
         return validate(graph.replace(values=values, nodes=nodes, requires=left, notes=notes))
     except ModelFormatError as error:  # the graph was valid: only the sizes can be wrong
