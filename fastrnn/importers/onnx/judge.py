@@ -62,6 +62,7 @@ def _counts(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iter
     yield from _shifts(ledger, table)
     yield from _loops(ledger, table)
     yield from _pads(table, ctx)
+    yield from _loops_of_open_axes(ledger, table, free)
     for sym in [s for s in free if s.role == "time"]:
         yield from _tables(ledger, table, ctx, sym)
         yield from _copies(table, ctx, sym)
@@ -82,6 +83,16 @@ def _loops(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
         example = table.example(size)
         if example > 1 and taken >= set(range(example)):
             yield Count(size, source, f"is taken apart into its {example} steps")
+
+
+def _loops_of_open_axes(ledger: Ledger, table: SymbolTable, free: list[Symbol]) -> Iterator[Count]:
+    """A loop that was written out over an axis which the file leaves open reads its first steps alone, whatever the
+    program did. At the file's own batch that is what the file means; at another, nothing says so."""
+    for (source, _, size), taken in ledger.singles.items():
+        if not table.genuine(size) and len(taken) > 1 and taken >= set(range(len(taken))):
+            text = f"is read by its first {len(taken)} steps alone, although the file leaves its length open"
+            for sym in free:
+                yield Count(table.dim(sym), source, text)
 
 
 def _tables(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
