@@ -229,6 +229,22 @@ def _term_quotient(num: tuple, den: tuple):
     return None if num[1] % den[1] else _normal({tuple(rest): num[1] // den[1]})
 
 
+_FAR = 1 << 40  # more than any size
+
+
+def shortfall(dim, least: int):
+    """A dim that is 0 if `dim` is `least` or more, and -1 if it is less."""
+    return floordiv(dim - least, _FAR)
+
+
+def of_shortfall(dim) -> Dim | None:
+    """What has to be 0 or more, of a dim that `shortfall` made; None of any other."""
+    atoms = [mono[0] for mono in dim.terms if len(mono) == 1] if isinstance(dim, Dim) else []
+    if len(atoms) == 1 and isinstance(atoms[0], FloorDiv) and atoms[0].den == _FAR:
+        return atoms[0].num + dim.terms.get((), 0) * _FAR
+    return None
+
+
 def symbols(dim) -> frozenset[str]:
     """Names of all symbols in a dim (empty for an int)."""
     if not isinstance(dim, Dim):

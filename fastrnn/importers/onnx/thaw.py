@@ -34,6 +34,8 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
     def place(v, lowest: int):
         if isinstance(v, Dim):
             if isinstance(size + v, int) and size + v >= 0:  # minus a length that is shorter by a fixed number
+                if size + v > 0:  # as long as the number is below 0: from the end
+                    table.shortfalls.append(D.shortfall(size, size + v + 1))
                 return size + v, size + v
             over = v - size
             beyond = isinstance(over, int) and over > 0
