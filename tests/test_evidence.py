@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from onnx_text import END, RNN, agrees_with_onnxruntime, dims, model, noise
 
+import fastrnn
 from fastrnn import reference
-from fastrnn.errors import FastRNNWarning
+from fastrnn.errors import FastRNNWarning, ShapeError
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.importers.onnx.evidence import Policy
 
@@ -136,3 +137,40 @@ def test_a_constant_of_unlike_rows_is_the_state_of_each():
 def test_nothing_is_freed_if_the_caller_says_so():
     graph = import_onnx(model("(float[6,4,3] x) => (float[6,1,4,2] y)", RNN.format(x="x")), policy=Policy(thaw=False))
     assert dims(graph, "x") == [6, 4, 3]
+
+
+def test_a_loop_over_an_open_axis_reads_its_first_steps_and_keeps_the_batch():
+    """Two of any number of steps are taken by number, one after the other, as onnxruntime does; the batch stays 2."""
+    made = model(
+        "(float[2,t,3] x) => (float[2,3] z, float[t,1,2,2] y)",
+        """p = Gather <axis = 1> (x, first) a = Tanh(p) q = Gather <axis = 1> (x, second) r = Add(a, q) z = Tanh(r)
+           s = Transpose <perm = [1, 0, 2]> (x) y, h = RNN <hidden_size = 2> (s, W, R)""",
+        first=np.int64(0),
+        second=np.int64(1),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == [2, "time", 3]
+    assert any(axis == 0 and "its first 2 steps alone" in why for _, axis, why in graph.held)
+    agrees_with_onnxruntime(made, x=noise(2, 7, 3))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 7])
+def test_a_quotient_of_sizes_below_zero_is_refused(steps):
+    """(T - 4) / 2 + 1: onnxruntime rounds towards zero, which is not what floor does of negative numbers."""
+    made = model(
+        "(float[t,b,3] x) => (float[t,b,3] z, float[t,1,b,2] y)",
+        """s = Shape(x) n = Gather <axis = 0> (s, zero) m = Sub(n, four) q = Div(m, two) k = Add(q, one)
+           f = Cast <to = 1> (k) z = Mul(x, f) y, h = RNN <hidden_size = 2> (x, W, R)""",
+        zero=np.int64(0),
+        four=np.int64(4),
+        two=np.int64(2),
+        one=np.int64(1),
+    )
+    loaded = fastrnn.from_onnx(made)
+    if steps < 4:
+        with pytest.raises(ShapeError, match="too small"):
+            loaded.run(noise(steps, 2, 3))
+    else:
+        np.testing.assert_allclose(
+            loaded.run(noise(steps, 2, 3))[0], noise(steps, 2, 3) * ((steps - 4) // 2 + 1), rtol=1e-6
+        )
