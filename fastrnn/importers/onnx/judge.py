@@ -225,9 +225,10 @@ def _numbers(n: int) -> list[tuple[float, str]]:
     if n < 2:
         return []
     plain = [(n, "the length"), (n - 1, "one less than"), (n + 1, "one more than"), (n // 2, "half of")]
-    plain += [(n / 2, "half of"), (2 * n, "twice"), (sqrt(n), "the square root of"), (n * n, "the square of")]
-    plain.append((log(n), "the logarithm of"))
-    return [*plain, *((1 / v, f"the reciprocal of {text}") for v, text in plain)]
+    plain += [(n / 2, "half of"), (2 * n, "twice"), (n * n, "the square of")]
+    for m, text in ((n, ""), (n - 1, " one less than"), (n + 1, " one more than")):
+        plain += [(sqrt(m), f"the square root of{text}"), (log(m), f"the logarithm of{text}")]
+    return [*plain, *((1 / v, f"the reciprocal of {text}") for v, text in plain if v)]
 
 
 def _scales_a_product(ctx, scalar: Scalar) -> bool:
