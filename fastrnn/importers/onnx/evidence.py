@@ -23,6 +23,7 @@ import numpy as np
 from ...dims import Dim
 from .values import Const, Fill, Live, uniform
 
+SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
 _LARGEST = 1 << 16  # elements of a constant that is looked at for one number everywhere
 # Operators whose inputs may be bare scalars of the program.
 _SCALAR_OPS = frozenset(

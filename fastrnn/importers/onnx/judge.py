@@ -11,13 +11,12 @@ from math import isclose, log, sqrt
 
 from ... import dims as D
 from ...dims import Dim
-from .evidence import Count, Ledger, Scalar
+from .evidence import SMALL, Count, Ledger, Scalar
 from .symbols import Symbol, SymbolTable
 
 REMEDY = "export the model with a dynamic axis to free it"
 OVERRULE = "strict=False (--no-strict) frees it nevertheless"
 
-_SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
 _COMMON = (0.5, 1.0, 2.0, 3.0)  # in every file too, whatever its length
 _PLAIN_SHIFT = 8  # from this length on, a shift by one step is a shift by one step: T // k is 1 for odd k alone
 _MOVES = ("reshape", "transpose", "cast")
@@ -199,7 +198,7 @@ def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[t
         if scalar.op == "Concat" and number not in (0.0, 1.0):
             yield scalar, "a feature that no step changes"
             continue
-        usual = sym.example <= _SMALL or number in _COMMON
+        usual = sym.example <= SMALL or number in _COMMON
         what = _computed(number, _lengths(table, ctx, sym, scalar))
         if what is not None and (not usual or counted & others):
             yield scalar, what
