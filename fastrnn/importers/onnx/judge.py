@@ -42,7 +42,7 @@ def verdicts(table: SymbolTable, ctx) -> list[tuple[Symbol, str]]:
 
     for count in _counts(ledger, table, ctx, free):
         for sym in table.of(count.size):
-            if any(sym is s for s in free):
+            if any(sym is s for s in free) and (sym.role == "time" or not count.steps):
                 meant = "" if count.weak else f", a number that may have been computed from {sym.example}"
                 holds(sym, f"node {count.label} {count.text}{meant}", count.weak)
     for sym in free:

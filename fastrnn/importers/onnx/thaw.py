@@ -127,7 +127,7 @@ def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
     for t in {t for t in found if isinstance(t, int) and t > SMALL}:
         for d in dims:  # [b, 6, 6] -> [-1, 6]: rows of features, or of steps
             if isinstance(d, Dim) and ctx.table.genuine(d) and ctx.table.example(d) == t and d not in found:
-                ctx.table.ledger.count(d, ctx.label, f"has {t} for an axis", weak=True)
+                ctx.table.ledger.count(d, ctx.label, f"has {t} for an axis", weak=True, steps=True)
     return found
 
 
