@@ -168,10 +168,10 @@ def _pool(ctx, n: NodeReader):
 
 def _note_windows(ctx, size, k: int, stride: int) -> None:
     """Windows that share an axis out evenly may be adaptive pooling, which makes a fixed number of windows of any
-    length; up to three steps wide, and where there are many of them, they are what models pool by."""
+    length; two or three steps wide, they are what models pool by."""
     if isinstance(size, Dim) and ctx.table.genuine(size):
         example = ctx.table.example(size)
-        if k >= example or (k > 3 and k == stride and example % k == 0):
+        if k >= example or k == 1 or (k > 3 and k == stride and example % k == 0):
             ctx.table.ledger.count(size, ctx.label, f"pools {k} of {example} steps at a time")
 
 
