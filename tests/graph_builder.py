@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastrnn.graph import Graph, Node, Value, validate
-from fastrnn.shapes import infer
+from fastrnn.graph.shapes import infer
 
 
 class GraphBuilder:

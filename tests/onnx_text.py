@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fastrnn import reference
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
 END = 2**63 - 1  # "to the end", as exporters write it

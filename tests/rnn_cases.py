@@ -8,7 +8,7 @@
     ort_run(case, inputs)  onnxruntime's answers, asked in a way that it understands
 
 Most cases are drawn so that every pair of switches (kind x direction, lengths x layout, ...) occurs together; `SEED`
-makes the list. The nasty ones are written out by hand. Words: D directions, G gates, the rest as in graph.py.
+makes the list. The nasty ones are written out by hand. Words: D directions, G gates, the rest as in graph/types.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from graph_builder import GraphBuilder
 
-from fastrnn import reference
-from fastrnn.cells import ACTIVATIONS, GATES, CellSpec, activation
-from fastrnn.dims import BATCH, TIME
-from fastrnn.graph import Graph
+from fastrnn.graph import Graph, reference
+from fastrnn.graph.cells import ACTIVATIONS, GATES, CellSpec, activation
+from fastrnn.graph.dims import BATCH, TIME
 
 SEED = 20240607
 DRAWN = {"rnn": 95, "lstm": 130, "gru": 105}  # how many drawn cases a kind

@@ -10,12 +10,13 @@ import pytest
 from graph_builder import GraphBuilder
 
 import fastrnn
-from fastrnn import analysis, reference
-from fastrnn import dims as D
-from fastrnn.analysis import corruption, float64, memory, precision
-from fastrnn.analysis.figures import DEFINITIONS, ErrorFigures
-from fastrnn.analysis.runner import Runner
-from fastrnn.cells import Activation, CellSpec
+from fastrnn.graph import dims as D
+from fastrnn.graph import reference
+from fastrnn.graph.cells import Activation, CellSpec
+from fastrnn.insight import analysis
+from fastrnn.insight.analysis import corruption, float64, memory, precision
+from fastrnn.insight.analysis.figures import DEFINITIONS, ErrorFigures
+from fastrnn.insight.analysis.runner import Runner
 from fastrnn.model import Model
 
 pytestmark = pytest.mark.any_isa

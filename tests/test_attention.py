@@ -9,13 +9,14 @@ import safetensors.numpy
 from graph_builder import GraphBuilder
 
 import fastrnn
-from fastrnn import reference, snapshots
-from fastrnn.artifact import load as read_graph
-from fastrnn.artifact import to_bytes
-from fastrnn.dims import BATCH, TIME
 from fastrnn.errors import ModelFormatError
+from fastrnn.graph import reference
+from fastrnn.graph.artifact import load as read_graph
+from fastrnn.graph.artifact import to_bytes
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
 from fastrnn.passes.attention import fuse_attention
+from fastrnn.runtime import snapshots
 
 PLAIN = {"scale": 0.5, "softcap": 0.0, "causal": True, "window": 0, "offset": 0, "safe": False}
 HEADS = (BATCH, 2, TIME, 4)

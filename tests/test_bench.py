@@ -341,7 +341,7 @@ class TestMachine:
 @any_isa
 class TestRoofline:
     def test_every_instruction_set(self):
-        from fastrnn import _roofline
+        from fastrnn.machine import _roofline
 
         for isa in fastrnn.cpu_info().isa.available:
             assert 0 < _roofline.fma_rate(isa, 100) < math.inf
@@ -351,7 +351,7 @@ class TestRoofline:
             assert all(0 < reader.rate(3, ahead) < math.inf for ahead in (0, 2048))
 
     def test_unknown_instruction_set(self):
-        from fastrnn import _roofline
+        from fastrnn.machine import _roofline
 
         with pytest.raises(ValueError, match="'mmx'"):
             _roofline.fma_rate("mmx", 1)

@@ -13,7 +13,7 @@ import pytest
 from rnn_cases import BY_ID, CASES, expected, make_inputs, make_model, make_weights, ort_run
 
 import fastrnn
-from fastrnn import reference
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
 # The bar is onnxruntime's largest error of a case and a tenth; but that is the luck of a few roundings (a case may have

@@ -18,9 +18,9 @@ from torch import nn
 import fastrnn
 from fastrnn import onnx_backend
 from fastrnn.aio import Batcher
-from fastrnn.casts import as_dtype
-from fastrnn.dims import BATCH, TIME
 from fastrnn.errors import FastRNNError, ModelFormatError, ShapeError
+from fastrnn.graph.casts import as_dtype
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
 
 DTYPES = {"float32": np.float32, "int64": np.int64, "int32": np.int32, "bool": np.bool_}

@@ -14,7 +14,7 @@ import pytest
 import fastrnn
 from fastrnn import cli
 from fastrnn.cli import options, output
-from fastrnn.verification import OutputDifference
+from fastrnn.insight.verification import OutputDifference
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "onnx"

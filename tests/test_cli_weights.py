@@ -14,7 +14,7 @@ import torch_nets
 from test_cli import convert, run
 
 import fastrnn
-from fastrnn.verification_torch import Torch
+from fastrnn.insight.verification_torch import Torch
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,11 +1,11 @@
-"""fastrnn.cpu: thread counts from affinity, quota and environment; caches."""
+"""fastrnn.machine.cpu: thread counts from affinity, quota and environment; caches."""
 
 import os
 
 import pytest
 
-from fastrnn import cpu
 from fastrnn.errors import FastRNNError
+from fastrnn.machine import cpu
 
 pytestmark = pytest.mark.any_isa
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from graph_builder import GraphBuilder
 
-from fastrnn import lowering, reference
-from fastrnn._executor import Program
-from fastrnn.dims import BATCH, TIME
-from fastrnn.graph import validate
+from fastrnn.compile import lowering
+from fastrnn.graph import reference, validate
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.passes.conv_taps import drop_idle_taps
+from fastrnn.runtime._executor import Program
 
 
 def conv(size, taps, stride=1, dilation=1, pads=(0, 0)):

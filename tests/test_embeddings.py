@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastrnn
-from fastrnn import reference
-from fastrnn.dims import BATCH, TIME
 from fastrnn.errors import ModelFormatError, ShapeError
+from fastrnn.graph import reference
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.importers.pytorch import modules
 from fastrnn.model import Model

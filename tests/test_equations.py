@@ -8,7 +8,8 @@ import pytest
 from equation_cases import CELLS, FUSED, loop, make_case
 
 import fastrnn
-from fastrnn import ModelFormatError, ShapeError, reference
+from fastrnn import ModelFormatError, ShapeError
+from fastrnn.graph import reference
 from fastrnn.importers.equations import from_equations
 
 RNG = np.random.default_rng(11)

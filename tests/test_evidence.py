@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from onnx_text import END, RNN, agrees_with_onnxruntime, dims, model, noise
 
-from fastrnn import reference
 from fastrnn.errors import FastRNNWarning
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.importers.onnx.evidence import Policy
 

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from graph_builder import GraphBuilder
 
-from fastrnn import artifact, reference
-from fastrnn.dims import BATCH, symbol
 from fastrnn.errors import ModelFormatError, ShapeError
-from fastrnn.graph import validate
+from fastrnn.graph import artifact, reference, validate
+from fastrnn.graph.dims import BATCH, symbol
+from fastrnn.graph.shapes import windows
 from fastrnn.model import Model
 from fastrnn.passes.sizes import fix_sizes
-from fastrnn.shapes import windows
 
 SIZE = symbol("size")
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from graph_builder import GraphBuilder
 
-from fastrnn import reference
-from fastrnn.dims import BATCH, TIME
-from fastrnn.graph import validate
+from fastrnn.graph import reference, validate
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.passes.conv_scale import fold_scales
 
 

@@ -5,10 +5,11 @@ from graph_builder import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrnn import lowering, reference
-from fastrnn._executor import Program
-from fastrnn.dims import BATCH, TIME
+from fastrnn.compile import lowering
+from fastrnn.graph import reference
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.passes.fuse_elementwise import MAX_INPUTS, MAX_INSTRUCTIONS, activations, groups
+from fastrnn.runtime._executor import Program
 
 BITS = {"float32": np.float32, "bool": np.bool_}
 

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import artifact
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
-from fastrnn.graph import Graph, Node, Value, validate
+from fastrnn.graph import Graph, Node, Value, artifact, validate
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20260

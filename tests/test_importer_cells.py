@@ -8,8 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rnn_cases import CASES, expected, make_inputs, make_model
 
-from fastrnn import passes, reference
+from fastrnn import passes
 from fastrnn.errors import FastRNNError, ModelFormatError, UnsupportedError
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
 
@@ -77,7 +78,7 @@ def test_alpha_and_beta_go_in_order_to_those_that_take_them():
 
 
 def reference_activation(name):
-    from fastrnn.cells import activation
+    from fastrnn.graph.cells import activation
 
     return activation(name)
 

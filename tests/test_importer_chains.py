@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from fastrnn import reference
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
 B, I, H = 2, 3, 4  # noqa: E741  (the project's word for the input size)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrnn import passes, reference
+from fastrnn import passes
 from fastrnn.errors import FastRNNError
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
 DATA = Path(__file__).resolve().parent / "data"

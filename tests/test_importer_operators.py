@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastrnn import reference
 from fastrnn.errors import ModelFormatError, UnsupportedError
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
 RNG = np.random.default_rng(41)

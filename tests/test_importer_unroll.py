@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fastrnn import passes, reference
+from fastrnn import passes
 from fastrnn.errors import FastRNNError, UnsupportedError
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
 T, B, I, H = 5, 2, 3, 4  # noqa: E741  (the project's word for the input size)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastrnn import reference
-from fastrnn.artifact import load, to_bytes
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
 from fastrnn.errors import ModelFormatError, ShapeError
-from fastrnn.importers.builder import GraphWriter
+from fastrnn.graph import reference
+from fastrnn.graph.artifact import load, to_bytes
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
+from fastrnn.importers.shared.builder import GraphWriter
 from fastrnn.model import Model
 
 KINDS = [

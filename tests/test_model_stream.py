@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from test_plan import tagger, weights
 
 import fastrnn
-from fastrnn import reference
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
+from fastrnn.graph import reference
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
 
 
@@ -471,7 +471,7 @@ class TestRowsAndSteps:
         assert model(some(2, 3, 4)).shape == (2, 3, 4)
 
     def test_a_third_free_size_is_run_and_may_be_fixed_at_load(self, tmp_path):
-        from fastrnn.dims import symbol
+        from fastrnn.graph.dims import symbol
 
         model = Model(self.graph(lambda b, x: b.add("softmax", x, axis=2, log=False), BATCH, TIME, symbol("width")))
         for width in (*range(1, 20), 3):
@@ -485,7 +485,7 @@ class TestRowsAndSteps:
             fastrnn.load(tmp_path / "m.fastrnn", sizes={"height": 3})
 
     def test_a_third_free_size_is_that_of_the_first_step(self):
-        from fastrnn.dims import symbol
+        from fastrnn.graph.dims import symbol
 
         model = Model(self.graph(lambda b, x: b.add("softmax", x, axis=2, log=False), BATCH, TIME, symbol("width")))
         assert model.streamable

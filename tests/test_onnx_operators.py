@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 
 import fastrnn
-from fastrnn import reference
+from fastrnn.graph import reference
 
 ort = pytest.importorskip("onnxruntime", reason="operators are compared with onnxruntime, which is not installed")
 

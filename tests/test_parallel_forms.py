@@ -8,7 +8,8 @@ import onnx.parser
 import pytest
 
 import fastrnn
-from fastrnn import cli, reference
+from fastrnn import cli
+from fastrnn.graph import reference
 from fastrnn.passes.parallel_forms import MARK
 
 ort = pytest.importorskip("onnxruntime", reason="answers are compared with onnxruntime, which is not installed")

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fastrnn import passes, reference
-from fastrnn.graph import validate
+from fastrnn import passes
+from fastrnn.graph import reference, validate
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.model import Model
 from fastrnn.passes.along_time import cut_runs, step_sums

@@ -6,12 +6,12 @@ from graph_builder import GraphBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrnn import dims as D
-from fastrnn import lowering
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
+from fastrnn.compile import lowering
+from fastrnn.compile.tensors import Buffer, Tensor, collapse, contiguous
 from fastrnn.errors import ModelFormatError, ShapeError, UnsupportedError
-from fastrnn.tensors import Buffer, Tensor, collapse, contiguous
+from fastrnn.graph import dims as D
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
 
 
 class TestDims:

@@ -13,8 +13,8 @@ from test_plan import weights
 from test_stream_windows import Stack
 
 import fastrnn
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME, symbol
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME, symbol
 from fastrnn.model import Model
 
 

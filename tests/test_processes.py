@@ -17,7 +17,7 @@ import pytest
 from test_model_stream import some, stack
 
 import fastrnn
-from fastrnn import forks
+from fastrnn.machine import forks
 from fastrnn.model import Model
 
 pytestmark = pytest.mark.any_isa
@@ -215,7 +215,7 @@ APP = """
 import os, sys
 import numpy as np
 import fastrnn
-from fastrnn import forks
+from fastrnn.machine import forks
 
 model = fastrnn.load({path!r}, threads=2)
 x = np.random.default_rng(0).standard_normal((48, 30, 5)).astype(np.float32)
@@ -271,7 +271,7 @@ class TestThreadpoolctl:
     def test_it_sees_and_limits_the_team(self, model):
         import threadpoolctl
 
-        from fastrnn import threadpools
+        from fastrnn.machine import threadpools
 
         threadpools.register()
         threadpools.register()  # once is enough

@@ -10,11 +10,11 @@ import pytest
 from graph_builder import GraphBuilder
 
 import fastrnn
-from fastrnn import cost_model, limits, profiling
-from fastrnn import dims as D
 from fastrnn.bench.models import cell_weights
-from fastrnn.cells import CellSpec
-from fastrnn.limits import Limits
+from fastrnn.graph import dims as D
+from fastrnn.graph.cells import CellSpec
+from fastrnn.insight import cost_model, limits, profiling
+from fastrnn.insight.limits import Limits
 from fastrnn.model import Model
 
 pytestmark = pytest.mark.any_isa

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrnn import reference
-from fastrnn.dims import BATCH, TIME, symbols
 from fastrnn.errors import ShapeError, UnsupportedError
+from fastrnn.graph import reference
+from fastrnn.graph.dims import BATCH, TIME, symbols
 from fastrnn.importers.onnx import import_onnx
 
 MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"

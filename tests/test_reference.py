@@ -22,9 +22,9 @@ from rnn_cases import (
     switches,
 )
 
-from fastrnn import reference
-from fastrnn.cells import GATES, KERAS_ORDER, TORCH_ORDER, CellSpec, activation, reorder_gates
 from fastrnn.errors import ShapeError
+from fastrnn.graph import reference
+from fastrnn.graph.cells import GATES, KERAS_ORDER, TORCH_ORDER, CellSpec, activation, reorder_gates
 
 RNG = np.random.default_rng(7)
 

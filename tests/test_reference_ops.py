@@ -8,11 +8,10 @@ import pytest
 from graph_builder import GraphBuilder
 from rnn_cases import CASES, graph_of, make_inputs
 
-from fastrnn import reference
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME, floordiv, symbol
 from fastrnn.errors import ShapeError, StreamError
-from fastrnn.graph import BINARY, OPS, UNARY, Graph, Node, Value, validate
+from fastrnn.graph import BINARY, OPS, UNARY, Graph, Node, Value, reference, validate
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME, floordiv, symbol
 
 RNG = np.random.default_rng(11)
 # Both signs, halves (which round to even), both ends of exp, and the special values.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from graph_builder import GraphBuilder
 
-from fastrnn import artifact, reference
-from fastrnn.dims import BATCH, TIME, evaluate
 from fastrnn.errors import ModelFormatError, ShapeError
-from fastrnn.shapes import windows
+from fastrnn.graph import artifact, reference
+from fastrnn.graph.dims import BATCH, TIME, evaluate
+from fastrnn.graph.shapes import windows
 
 RNG = np.random.default_rng(23)
 

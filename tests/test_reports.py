@@ -18,8 +18,8 @@ import pytest
 
 import fastrnn
 from fastrnn import cli
-from fastrnn.limits import Limits
-from fastrnn.report import drawing, page
+from fastrnn.insight.limits import Limits
+from fastrnn.insight.report import drawing, page
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ pytest.importorskip("matplotlib", reason="reports are drawn with matplotlib, whi
 @pytest.fixture(scope="module", autouse=True)
 def quick_limits(tmp_path_factory):
     """Limits of a made-up machine in a cache of the tests' own: no test measures or touches the user's cache."""
-    from fastrnn import limits
+    from fastrnn.insight import limits
 
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -369,7 +369,7 @@ class TestNames:
         assert fastrnn.report.shortened("abcdefghij", 6) == "ab…hij"
 
     def test_ticks_are_short(self):
-        from fastrnn.report.figures import _plain
+        from fastrnn.insight.report.figures import _plain
 
         assert [_plain(v) for v in (0.002, 0.5, 1, 500, 20_000)] == ["0.002", "0.5", "1", "500", "20000"]
         assert [_plain(v) for v in (1e-6, 2e-5)] == ["$10^{-6}$", r"$2\cdot10^{-5}$"]

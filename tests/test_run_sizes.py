@@ -14,15 +14,16 @@ from graph_builder import GraphBuilder
 from onnx import TensorProto, helper, numpy_helper
 
 import fastrnn
-from fastrnn import bounds, lowering, reference
-from fastrnn import dims as D
-from fastrnn._executor import Program
-from fastrnn._ops import OP_FIELDS
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
+from fastrnn.compile import bounds, lowering
+from fastrnn.compile.tensors import Buffer
 from fastrnn.errors import FastRNNError, ShapeError
+from fastrnn.graph import dims as D
+from fastrnn.graph import reference
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
-from fastrnn.tensors import Buffer
+from fastrnn.runtime._executor import Program
+from fastrnn.runtime._ops import OP_FIELDS
 
 pytestmark = pytest.mark.any_isa
 RNG = np.random.default_rng(12)
@@ -146,9 +147,9 @@ import sys
 import numpy as np
 sys.path.insert(0, {folder!r})
 from graph_builder import GraphBuilder
-from fastrnn.dims import BATCH, TIME
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
-from fastrnn.tensors import Buffer
+from fastrnn.compile.tensors import Buffer
 b = GraphBuilder("wide")
 b.input("x", "float32", BATCH, TIME, 1)
 b.constant("c", np.arange(9000, dtype=np.float32).reshape(1, 9000))

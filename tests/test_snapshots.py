@@ -18,9 +18,9 @@ from test_pool import MODELS, data, opened, same, stacked, step_of
 from test_stream_windows import Stack
 
 import fastrnn
-from fastrnn import snapshots
-from fastrnn.dims import BATCH, TIME
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
+from fastrnn.runtime import snapshots
 
 pytestmark = pytest.mark.any_isa
 

@@ -6,12 +6,12 @@ from graph_builder import GraphBuilder
 from test_stream_windows import Stack, in_steps, real
 
 import fastrnn
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
-from fastrnn.stream import Stream
-from fastrnn.stream_paced import PacedStream
-from fastrnn.timetable import INPUT, Clock, Timetable
+from fastrnn.serving.stream import Stream
+from fastrnn.serving.stream_paced import PacedStream
+from fastrnn.streaming.timetable import INPUT, Clock, Timetable
 
 
 def same(delay=2, H=4):

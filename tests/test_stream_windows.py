@@ -6,11 +6,11 @@ from graph_builder import GraphBuilder
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fastrnn import dims as D
-from fastrnn import reference
-from fastrnn.cells import CellSpec
-from fastrnn.dims import BATCH, TIME
 from fastrnn.errors import ShapeError
+from fastrnn.graph import dims as D
+from fastrnn.graph import reference
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
 
 

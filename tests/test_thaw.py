@@ -8,8 +8,8 @@ from onnx import numpy_helper
 from onnx_text import END, RNN, agrees_with_onnxruntime, dims, model, noise
 
 import fastrnn
-from fastrnn import reference
 from fastrnn.errors import ModelFormatError, ShapeError, UnsupportedError
+from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.importers.onnx.evidence import Policy
 

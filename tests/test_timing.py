@@ -7,9 +7,9 @@ import pytest
 from graph_builder import GraphBuilder
 
 import fastrnn
-from fastrnn import dims as D
-from fastrnn._timing import OpTimer, clock_ns
+from fastrnn.graph import dims as D
 from fastrnn.model import Model
+from fastrnn.runtime._timing import OpTimer, clock_ns
 
 pytestmark = pytest.mark.any_isa
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tone_words.onnx"

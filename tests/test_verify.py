@@ -11,11 +11,11 @@ from graph_builder import GraphBuilder
 
 import fastrnn
 from fastrnn import cli
-from fastrnn import dims as D
-from fastrnn import verification as V
-from fastrnn.dims import BATCH, TIME
 from fastrnn.graph import Graph, Node, Value
-from fastrnn.importers.builder import GraphWriter
+from fastrnn.graph import dims as D
+from fastrnn.graph.dims import BATCH, TIME
+from fastrnn.importers.shared.builder import GraphWriter
+from fastrnn.insight import verification as V
 from fastrnn.model import Model
 
 DATA = Path(__file__).resolve().parent / "data" / "onnx"
@@ -420,7 +420,7 @@ class TestKerasBackend:
     @pytest.fixture
     def chosen(self, tmp_path, monkeypatch):
         """settings file's text, installed modules -> KERAS_BACKEND afterwards."""
-        from fastrnn import verification_keras as K
+        from fastrnn.insight import verification_keras as K
 
         def choose(settings, *installed):
             monkeypatch.delenv("KERAS_BACKEND", raising=False)
@@ -444,7 +444,7 @@ class TestKerasBackend:
         assert chosen('{"backend": 3}') is None
 
     def test_what_was_said_stays(self, chosen, monkeypatch):
-        from fastrnn import verification_keras as K
+        from fastrnn.insight import verification_keras as K
 
         monkeypatch.setenv("KERAS_BACKEND", "jax")
         K._choose_backend()

@@ -6,14 +6,16 @@ from graph_builder import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrnn import _isa, lowering, reference, streaming
-from fastrnn import _kernel_calls as calls
-from fastrnn import dims as D
-from fastrnn._executor import Program
-from fastrnn.dims import BATCH, TIME
+from fastrnn.compile import lowering
 from fastrnn.errors import ShapeError, UnsupportedError
-from fastrnn.graph import DTYPES
+from fastrnn.graph import DTYPES, reference
+from fastrnn.graph import dims as D
+from fastrnn.graph.dims import BATCH, TIME
+from fastrnn.machine import _isa
+from fastrnn.machine import _kernel_calls as calls
 from fastrnn.model import Model
+from fastrnn.runtime._executor import Program
+from fastrnn.streaming import conditions
 
 ISAS = _isa.isa_info()["available"]
 
@@ -377,11 +379,11 @@ def test_an_integer_function_without_a_kernel_is_named():
 
 
 def test_what_mirrors_or_picks_steps_of_all_is_refused_by_a_stream_by_name():
-    assert streaming.problems(conv_graph(CASES["causal"])) == []
+    assert conditions.problems(conv_graph(CASES["causal"])) == []
     b = GraphBuilder("others")
     x = b.input("x", "float32", BATCH, TIME, 6)
     padded = b.add("pad", x, pads=(0, 1, 0, 0, 0, 0), mode="edge", value=0.0)
     total = b.add("cumsum", x, axis=1, exclusive=False, reverse=False)
     best = b.add("argmax", x, axis=1, keepdims=False, last=False, largest=True)
-    found = " ".join(streaming.problems(b.done(padded, total, best)))
+    found = " ".join(conditions.problems(b.done(padded, total, best)))
     assert all(word in found for word in ("pads a sequence with a mirror", "cumsum runs", "argmax runs"))

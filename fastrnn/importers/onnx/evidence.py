@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...dims import Dim
+from ...graph.dims import Dim
 from .values import Const, Fill, Live, uniform
 
 _LARGEST = 1 << 16  # elements of a constant that is looked at for one number everywhere
