@@ -8,6 +8,7 @@ its architecture and picks a table when it is imported. Switches, from the envir
     FASTRNN_WERROR=1                     warnings of the C kernels are errors
 """
 
+import contextlib
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
 
 KERNELS = Path("fastrnn/_kernels")
 PROBES = KERNELS / "roofline.c"  # belongs to the benchmark's extension, not to the kernels
@@ -43,6 +45,13 @@ def target_machine(compiler):
 
 class BuildKernels(build_ext):
     """build_ext that compiles each C kernel with its own flags and links all of them into fastrnn.machine._isa."""
+
+    def run(self):
+        super().run()
+        if not self.inplace:
+            # A Python that is started beside setup.py finds the package of this folder, not the installed one.
+            with contextlib.suppress(OSError, BaseError):  # a folder that can't be written to stays as it is
+                self.copy_extensions_to_source()
 
     def build_extension(self, ext):
         if ext.name == "fastrnn.machine._isa":

@@ -12,9 +12,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
-from .machine import (
-    _isa as _isa,  # chooses the kernels: a FASTRNN_ISA that can't be had is an error of the import itself
-)
+
+try:
+    # Chooses the kernels: a FASTRNN_ISA that can't be had is an error of the import itself.
+    from .machine import _isa as _isa
+except ImportError as error:
+    if error.name != "fastrnn.machine":  # NumPy is missing, or the compiled part itself is broken
+        raise
+    raise ImportError(
+        f"the compiled parts of fastrnn are not in {__path__[0]}: build them with `pip install .` or "
+        "`python setup.py build_ext --inplace` in the source folder, or start Python in another folder"
+    ) from None
 
 # The module of each other name, and the public modules. They are imported when first used, so that what a service
 # imports before it forks, or a command before it prints its help, costs next to nothing beside NumPy.
