@@ -8,6 +8,7 @@ its architecture and picks a table when it is imported. Switches, from the envir
     FASTRNN_WERROR=1                     warnings of the C kernels are errors
 """
 
+import contextlib
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
 
 KERNELS = Path("fastrnn/_kernels")
 PROBES = KERNELS / "roofline.c"  # belongs to the benchmark's extension, not to the kernels
@@ -42,10 +44,17 @@ def target_machine(compiler):
 
 
 class BuildKernels(build_ext):
-    """build_ext that compiles each C kernel with its own flags and links all of them into fastrnn._isa."""
+    """build_ext that compiles each C kernel with its own flags and links all of them into fastrnn.machine._isa."""
+
+    def run(self):
+        super().run()
+        if not self.inplace:
+            # A Python that is started beside setup.py finds the package of this folder, not the installed one.
+            with contextlib.suppress(OSError, BaseError):  # a folder that can't be written to stays as it is
+                self.copy_extensions_to_source()
 
     def build_extension(self, ext):
-        if ext.name == "fastrnn._isa":
+        if ext.name == "fastrnn.machine._isa":
             ext.extra_objects = self.compile_kernels()
             ext.depends = [*ext.depends, *ext.extra_objects]  # link again where one of them is newer
         super().build_extension(ext)
@@ -70,7 +79,7 @@ class BuildKernels(build_ext):
 def extension(name, *sources):
     return Extension(
         f"fastrnn.{name}",
-        [f"fastrnn/{name}.pyx", *map(str, sources)],
+        [f"fastrnn/{name.replace('.', '/')}.pyx", *map(str, sources)],
         include_dirs=[str(KERNELS), numpy.get_include()],
         depends=[str(p) for p in KERNELS.glob("*.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
@@ -80,13 +89,21 @@ def extension(name, *sources):
     )
 
 
-MODULES = ("_isa", "_kernel_calls", "_recurrence", "_ops", "_timing", "_executor", "_pool")
+MODULES = (
+    "machine._isa",
+    "machine._kernel_calls",
+    "runtime._recurrence",
+    "runtime._ops",
+    "runtime._timing",
+    "runtime._executor",
+    "serving._pool",
+)
 directives = {"language_level": 3, "freethreading_compatible": False}
 if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
 setup(
     ext_modules=cythonize(
-        [*map(extension, MODULES), extension("_roofline", PROBES)],
+        [*map(extension, MODULES), extension("machine._roofline", PROBES)],
         compiler_directives=directives,
     ),
     cmdclass={"build_ext": BuildKernels},

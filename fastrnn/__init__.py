@@ -11,14 +11,24 @@ The map of the package is HACKING.md.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import _isa as _isa  # chooses the kernels: a FASTRNN_ISA that can't be had is an error of the import itself
 from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 
-# Where each other name lives; None: it is a module itself. They are imported when first used, so that what a service
+try:
+    # Chooses the kernels: a FASTRNN_ISA that can't be had is an error of the import itself.
+    from .machine import _isa as _isa
+except ImportError as error:
+    if error.name != "fastrnn.machine":  # NumPy is missing, or the compiled part itself is broken
+        raise
+    raise ImportError(
+        f"the compiled parts of fastrnn are not in {__path__[0]}: build them with `pip install .` or "
+        "`python setup.py build_ext --inplace` in the source folder, or start Python in another folder"
+    ) from None
+
+# The module of each other name, and the public modules. They are imported when first used, so that what a service
 # imports before it forks, or a command before it prints its help, costs next to nothing beside NumPy.
 _LAZY = {
-    "CpuInfo": "cpu",
-    "cpu_info": "cpu",
+    "CpuInfo": "machine.cpu",
+    "cpu_info": "machine.cpu",
     "from_arrays": "loading",
     "from_equations": "loading",
     "from_keras": "loading",
@@ -28,18 +38,17 @@ _LAZY = {
     "LayerInfo": "model",
     "Model": "model",
     "TensorInfo": "model",
-    "Stream": "stream",
-    "verify": "verification",
-    "VerifyReport": "verification",
-    "Analysis": "analysis",
-    "analyze": "analysis",
-    "load_data": "analysis",
-    "report": None,
-    "Profile": "profiling",
-    "profile": "profiling",
+    "Stream": "serving.stream",
+    "verify": "insight.verification",
+    "VerifyReport": "insight.verification",
+    "Analysis": "insight.analysis",
+    "analyze": "insight.analysis",
+    "load_data": "insight.analysis",
+    "Profile": "insight.profiling",
+    "profile": "insight.profiling",
     "InferenceSession": "inference_session",
-    "onnx_backend": None,
 }
+_MODULES = {"onnx_backend": "onnx_backend", "report": "insight.report"}
 
 __all__ = [
     "Analysis",
@@ -75,24 +84,27 @@ __all__ = [
 
 if TYPE_CHECKING:
     __version__: str
-    from . import onnx_backend, report
-    from .analysis import Analysis, analyze, load_data
-    from .cpu import CpuInfo, cpu_info
+    from . import onnx_backend
     from .inference_session import InferenceSession
+    from .insight import report
+    from .insight.analysis import Analysis, analyze, load_data
+    from .insight.profiling import Profile, profile
+    from .insight.verification import VerifyReport, verify
     from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load
+    from .machine.cpu import CpuInfo, cpu_info
     from .model import LayerInfo, Model, TensorInfo
-    from .profiling import Profile, profile
-    from .stream import Stream
-    from .verification import VerifyReport, verify
+    from .serving.stream import Stream
 else:
 
     def __getattr__(name):
         if name == "__version__":
             return _version()
-        if name not in _LAZY:
+        if name in _MODULES:
+            value = import_module(f".{_MODULES[name]}", __name__)
+        elif name in _LAZY:
+            value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        else:
             raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
-        module = import_module(f".{_LAZY[name] or name}", __name__)
-        value = getattr(module, name) if _LAZY[name] else module
         globals()[name] = value
         return value
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import collect, whole_number
 from .errors import FastRNNError, ShapeError, StreamError
-from .pool import StreamPool
+from .runtime.arguments import collect, whole_number
+from .serving.pool import StreamPool
 
 MOST_STEPS = 1 << 31  # that may wait; more is a typing error
 

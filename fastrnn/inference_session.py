@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .casts import as_dtype
 from .errors import ShapeError, UnsupportedError
+from .graph.casts import as_dtype
 from .loading import load
 from .model import TensorInfo
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
-from . import artifact
 from .errors import FastRNNError, ModelFormatError
-from .graph import Graph
+from .graph import Graph, artifact
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
-from .streaming import problems
+from .streaming.conditions import problems
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,15 @@ def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph
 
 def _read_safetensors(source, layers=None, float64_as_float32=False) -> Graph:
     from .importers import layers as list_of_layers
-    from .importers import weights
+    from .importers.shared import weights
 
     return list_of_layers.build(weights.read_safetensors(source), layers)
 
 
 def _read_keras(source, layers=None, config=None, float64_as_float32=False, thaw=True) -> Graph:
     if layers is not None:
-        from .importers import h5
         from .importers import layers as list_of_layers
+        from .importers.shared import h5
 
         if config is not None:
             raise ModelFormatError("layers= and config= both say what the architecture is; give one")
@@ -109,7 +108,7 @@ def _read_keras(source, layers=None, config=None, float64_as_float32=False, thaw
 
 
 def _is_keras(blob: bytes) -> bool:
-    from .importers import h5
+    from .importers.shared import h5
 
     return h5.is_h5(blob) or (blob.startswith(b"PK") and b"config.json" in blob and b"model.weights.h5" in blob)
 
@@ -121,7 +120,7 @@ def _is_pytorch(blob: bytes) -> bool:
 
 
 def _is_safetensors(blob: bytes) -> bool:
-    from .importers import weights
+    from .importers.shared import weights
 
     return weights.is_weights(blob)
 

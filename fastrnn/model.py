@@ -9,25 +9,29 @@ from pathlib import Path
 
 import numpy as np
 
-from . import artifact, forks, lowering, passes, streaming, threadpools
-from . import dims as D
-from ._executor import Program, StreamParts
-from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
-from .casts import as_dtype
-from .cpu import MAX_THREADS, thread_info
+from . import passes
+from .compile import lowering
+from .compile.lowering.attention import Context, over_time, unbounded
+from .compile.plan import has_time
 from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
-from .follow import follow
-from .graph import DTYPES, Graph
-from .lowering_attention import Context, over_time, unbounded
+from .graph import DTYPES, Graph, artifact
+from .graph import dims as D
+from .graph.casts import as_dtype
+from .machine import forks, threadpools
+from .machine.cpu import MAX_THREADS, thread_info
 from .passes.positions import spread_positions
 from .passes.sizes import fix_sizes
-from .plan import has_time
-from .pool import StreamPool
-from .pool_paced import PacedPool
-from .stream import Stream
-from .stream_graph import rewrite
-from .stream_paced import POSITION, PacedStream
-from .timetable import Timetable
+from .runtime._executor import Program, StreamParts
+from .runtime.arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
+from .runtime.layout import StateLayout
+from .serving.pool import StreamPool
+from .serving.pool_paced import PacedPool
+from .serving.stream import Stream
+from .serving.stream_paced import POSITION, PacedStream
+from .streaming import conditions
+from .streaming.follow import follow
+from .streaming.rewrite import rewrite
+from .streaming.timetable import Timetable
 
 DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps where its opener doesn't say
 KEPT_SIZES = 8  # of other free sizes, each a model of its own
@@ -91,7 +95,7 @@ class Model:
         self._weights = lowering.Weights()
         self._lock = forks.Lock()
         self._programs: dict[tuple, Program] = {}
-        self._layouts: dict[Context | None, streaming.StateLayout] = {}
+        self._layouts: dict[Context | None, StateLayout] = {}
         self._parts: dict[tuple[int | None, Context | None], StreamParts] = {}
         self._problems: list[str] | None = None
         self._fingerprint: str | None = None
@@ -436,7 +440,7 @@ class Model:
 
     def _streaming_problems(self) -> list[str]:
         if self._problems is None:
-            found = streaming.problems(self.graph)
+            found = conditions.problems(self.graph)
             try:  # what only shows when the stream is planned: a state that is read elsewhere too
                 if not found and self._open_sizes:  # planning waits for a stream's first step
                     if not self._timetable.plain:
@@ -445,7 +449,7 @@ class Model:
                 elif found:
                     pass
                 elif self._program("stream").plan.steps_one and not self._stream_layout().size:
-                    found = [streaming.no_steps(self.graph)]
+                    found = [conditions.no_steps(self.graph)]
                 else:
                     self._stream_layout()
             except (StateError, UnsupportedError) as error:
@@ -463,11 +467,11 @@ class Model:
         ends = set(self.graph.states.values())
         return rewrite(self.graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
 
-    def _stream_layout(self, context: Context | None = None) -> streaming.StateLayout:
+    def _stream_layout(self, context: Context | None = None) -> StateLayout:
         plan = self._program("stream", context).plan
         with self._lock:
             if context not in self._layouts:
-                self._layouts[context] = streaming.StateLayout(self.graph, plan)
+                self._layouts[context] = StateLayout(self.graph, plan)
                 _keep_last(self._layouts, KEPT_CONTEXTS)
             return self._layouts[context]
 

@@ -21,32 +21,49 @@ def test_imports_point_down(layers):
     assert layers.check(ROOT / "fastrnn") == []
 
 
-def test_every_level_is_in_use(layers):
-    """A name that no longer exists leaves the table, or the table stops being a map."""
-    package = ROOT / "fastrnn"
-    files = (path for suffix in ("*.py", "*.pyx", "*.pxd") for path in package.rglob(suffix))
-    found = {path.relative_to(package).with_suffix("").parts[0] for path in files}
-    assert set(layers.LEVELS) - found == set()
+def test_the_table_is_the_code(layers):
+    """A package or an arrow that no longer exists leaves the table, or the table stops being a map."""
+    assert {name: " ".join(below) for name, below in layers.arrows(ROOT / "fastrnn").items()} == layers.ARROWS
+    assert {name for name in layers.TOP if not (ROOT / "fastrnn" / f"{name}.py").exists()} == set()
+
+
+def test_every_arrow_of_the_table_points_down(layers):
+    """So there is no circle: a package imports only those that stand before it."""
+    above: set[str] = set()
+    for name, below in layers.ARROWS.items():
+        assert set(below.split()) <= above, name
+        above.add(name)
+
+
+def test_the_picture_in_hacking_is_what_the_code_says(layers):
+    text = (ROOT / "HACKING.md").read_text(encoding="utf-8")
+    picture = "".join(f"    {line}\n" for line in layers.show(ROOT / "fastrnn").splitlines())
+    assert f"\n\n{picture}\n" in text, "HACKING.md must hold what `python tools/check_layers.py --arrows` prints"
 
 
 @pytest.mark.parametrize(
     ("module", "line", "complaint"),
     [
-        ("graph.py", "from .model import Model", "graph (level 1) imports model (level 6)"),
-        ("graph.py", "import fastrnn", "graph (level 1) imports __init__ (level 9)"),
-        ("graph.py", "from fastrnn import plan", "graph (level 1) imports plan (level 3)"),
-        ("graph.py", "def f():\n    from . import plan", "graph (level 1) imports plan (level 3)"),
+        ("graph/types.py", "from ..model import Model", "graph imports model; it may import: errors, machine"),
+        ("graph/types.py", "import fastrnn", "graph imports fastrnn; it may import: errors, machine"),
+        ("graph/types.py", "from fastrnn import compile", "graph imports compile; it may import: errors, machine"),
+        ("graph/types.py", "def f():\n    from ..compile import plan", "graph imports compile; it may import"),
+        ("errors.py", "from .graph import Graph", "errors imports graph; it may import: nothing"),
+        ("serving/stream.py", "from ..compile.plan import Plan", "serving imports compile; it may import"),
         ("importers/keras.py", "from .torch import read", "importer keras imports importer torch"),
         ("importers/onnx/reader.py", "from ..torch import read", "importer onnx imports importer torch"),
-        ("importers/onnx/reader.py", "from ...stream import Stream", "importers (level 2) imports stream (level 5)"),
+        ("importers/shared/names.py", "from ..torch import read", "importer shared imports importer torch"),
+        ("importers/onnx/reader.py", "from ...serving.stream import Stream", "importers imports serving"),
         ("model.py", "import onnx", "model imports onnx; allowed in: bench, importers, onnx_backend"),
-        ("model.py", "import keras", "model imports keras; allowed in: verification_keras"),
+        ("model.py", "import keras", "model imports keras; allowed in: insight.verification_keras"),
+        ("insight/limits.py", "import keras", "insight.limits imports keras; allowed in: insight.verification_keras"),
         ("model.py", "import pandas as pd", "model imports pandas, which has no entry in FOREIGN"),
         ("cli/inspect.py", "from ..graph import Graph", "cli uses the public package alone"),
         ("cli/inspect.py", "from fastrnn.model import Model", "cli uses the public package alone"),
-        ("new.py", "", "module new has no level"),
-        ("_executor.pyx", "from .stream cimport Stream", "_executor (level 4) imports stream (level 5)"),
-        ("_executor.pyx", "from . cimport model, _isa", "_executor (level 4) imports model (level 6)"),
+        ("new.py", "", "new is in no package"),
+        ("runtime/_executor.pyx", "from ..serving._pool cimport Pool", "runtime imports serving"),
+        ("runtime/_executor.pyx", "from .. cimport model, machine", "runtime imports model"),
+        ("runtime/_loop.pxi", "from fastrnn.serving._pool cimport Pool", "runtime imports serving"),
     ],
 )
 def test_wrong_arrows_are_found(layers, tmp_path, module, line, complaint):
@@ -64,12 +81,13 @@ def test_wrong_arrows_are_found(layers, tmp_path, module, line, complaint):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("model.py", "import numpy as np\nfrom .graph import Graph\nfrom . import stream"),
+        ("model.py", "import numpy as np\nfrom .graph import Graph\nfrom .serving import stream"),
         ("importers/onnx/reader.py", "import onnx\nfrom . import symbols\nfrom ...graph import Graph"),
+        ("importers/onnx/reader.py", "from ..shared.builder import GraphWriter"),
         ("importers/__init__.py", "from . import torch"),
-        ("stream.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .model import Model"),
+        ("serving/stream.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..model import Model"),
         ("cli/inspect.py", "import fastrnn\nfrom .output import table\nfrom fastrnn import FastRNNError"),
-        ("_executor.pyx", "cimport cython\nfrom libc.stdint cimport int64_t\nfrom ._isa cimport active_kernels"),
+        ("runtime/_executor.pyx", "cimport cython\nfrom libc.stdint cimport int64_t\nfrom ._ops cimport walk"),
     ],
 )
 def test_right_arrows_pass(layers, tmp_path, module, line):
@@ -87,6 +105,19 @@ def test_the_command_reports_and_exits(layers, tmp_path, capsys):
     package.mkdir()
     (package / "errors.py").write_text("from .graph import Graph\n")
     assert layers.main(["check_layers.py", str(package)]) == 1
-    assert "errors.py:1: errors (level 0) imports graph (level 1)" in capsys.readouterr().out
+    assert "errors.py:1: errors imports graph; it may import: nothing" in capsys.readouterr().out
     (package / "errors.py").write_text("")
     assert layers.main(["check_layers.py", str(package)]) == 0
+    assert layers.main(["check_layers.py", "--arrows", str(package)]) == 0
+    assert capsys.readouterr().out.endswith("errors\n")
+
+
+def test_arrows_are_read_from_the_code(layers, tmp_path):
+    package = tmp_path / "fastrnn"
+    (package / "runtime").mkdir(parents=True)
+    (package / "errors.py").write_text("")
+    (package / "runtime" / "_ops.pyx").write_text(
+        "from fastrnn.machine._isa cimport walk\nfrom ..errors import ShapeError\n"
+    )
+    assert layers.arrows(package) == {"errors": [], "runtime": ["errors", "machine"]}
+    assert layers.show(package) == "errors\nruntime  -> errors machine\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ print(json.dumps(sorted(m for m in set(sys.modules) - before if "cython" not in 
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["fastrnn", "fastrnn._isa", "fastrnn.errors"]
+    assert json.loads(done.stdout) == ["fastrnn", "fastrnn.errors", "fastrnn.machine", "fastrnn.machine._isa"]
 
 
 def test_a_name_brings_its_module_and_stays():
@@ -87,6 +88,22 @@ def test_an_instruction_set_that_is_not_there_is_an_error_of_the_import():
     )
     assert done.returncode == 1
     assert "FastRNNError: FASTRNN_ISA asks for 'bogus': no such instruction set in this build; avail" in done.stderr
+
+
+def test_a_source_folder_without_compiled_parts_says_so(tmp_path):
+    """It shadows an installed package for a Python that is started beside it."""
+    shutil.copytree(ROOT / "fastrnn", tmp_path / "fastrnn", ignore=shutil.ignore_patterns("*.so", "*.pyd", "*.c"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import fastrnn"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "ImportError: the compiled parts of fastrnn are not in" in done.stderr
+    assert "build_ext --inplace" in done.stderr
 
 
 def test_a_service_loads_numpy_and_safetensors_alone(tmp_path):

@@ -74,14 +74,14 @@ def test_readme_files_exist():
 
 def test_types_are_shipped():
     assert (ROOT / "fastrnn" / "py.typed").exists()
-    for source in (ROOT / "fastrnn").glob("*.pyx"):
+    for source in (ROOT / "fastrnn").rglob("*.pyx"):
         assert source.with_suffix(".pyi").exists(), f"{source.name} has no stub"
 
 
 def test_no_file_is_too_long():
     """The guide is 500 lines a file; a quarter more is where it stops being one."""
     suffixes = {".py", ".pyx", ".c", ".h", ".pyi"}
-    made = {p.with_suffix(".c") for p in (ROOT / "fastrnn").glob("*.pyx")}
+    made = {p.with_suffix(".c") for p in (ROOT / "fastrnn").rglob("*.pyx")}
     for folder in ("fastrnn", "tools", "tests", "examples"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in suffixes and path not in made:

@@ -1,7 +1,10 @@
-"""Check that imports inside the package point down only. Run: python tools/check_layers.py [package folder]
+"""Check that imports inside the package point down only.
 
-Every module has a level in `LEVELS` (the table of the layout in HACKING.md). A module imports only from levels below
-its own or from its own level; importers of different formats never import each other; the commands use the public
+    python tools/check_layers.py [package folder]            # complain of each import that points the wrong way
+    python tools/check_layers.py --arrows [package folder]   # print the packages and the arrows between them
+
+`ARROWS` holds the packages, lowest first, and which others each imports. `--arrows` reads the same from the code; the
+picture in HACKING.md is its output. Importers of different formats never import each other; the commands use the public
 package alone; foreign libraries are imported where `FOREIGN` says. Imports inside functions count too: they change
 when a module is loaded, not which way the arrow points. Those under `if TYPE_CHECKING` don't: they never run.
 """
@@ -13,95 +16,55 @@ import re
 import sys
 from pathlib import Path
 
-# Module, or package for all modules in it -> level. A module that is not here is an error: decide where it belongs.
-LEVELS = {
-    "errors": 0,
-    "dims": 0,
-    "files": 0,
-    "forks": 0,
-    "_isa": 1,
-    "_kernel_calls": 1,
-    "_roofline": 1,
-    "casts": 1,
-    "cells": 1,
-    "cpu": 1,
-    "arguments": 1,
-    "graph": 1,
-    "loops": 1,
-    "shapes": 1,
-    "artifact": 2,
-    "importers": 2,
-    "passes": 2,
-    "reference": 2,
-    "bounds": 3,
-    "follow": 3,
-    "reference_windows": 2,
-    "lowering": 3,
-    "lowering_attention": 3,
-    "lowering_elementwise": 3,
-    "lowering_cells": 3,
-    "lowering_fields": 3,
-    "lowering_reductions": 3,
-    "lowering_loops": 3,
-    "lowering_windows": 3,
-    "plan": 3,
-    "stream_graph": 3,
-    "streaming": 3,
-    "tensors": 3,
-    "threadpools": 2,
-    "timetable": 3,
-    "_frame": 4,
-    "_recurrence": 4,
-    "_ops": 4,
-    "_timing": 4,
-    "_executor": 4,
-    "snapshots": 4,
-    "states": 4,
-    "_pool": 5,
-    "pool": 5,
-    "pool_paced": 5,
-    "stream": 5,
-    "stream_paced": 5,
-    "aio": 6,
-    "model": 6,
-    "loading": 7,
-    "limits": 7,
-    "cost_model": 7,
-    "profiling": 8,
-    "analysis": 8,
-    "report": 8,
-    "inference_session": 8,
-    "onnx_backend": 8,
-    "verification": 8,
-    "verification_inputs": 3,
-    "verification_lengths": 8,
-    "verification_keras": 8,
-    "verification_torch": 8,
-    "__init__": 9,
-    "bench": 10,
-    "cli": 11,
-    "__main__": 12,
+# Package -> those below it that it imports. One that is not here is an error: decide where it belongs.
+ARROWS = {
+    "errors": "",
+    "machine": "errors",
+    "graph": "errors machine",
+    "passes": "errors graph",
+    "importers": "errors graph passes",
+    "streaming": "errors machine graph",
+    "compile": "errors machine graph passes streaming",
+    "runtime": "errors machine graph streaming compile",
+    "serving": "errors machine graph streaming runtime",
+    "model": "errors machine graph passes importers streaming compile runtime serving",
+    "insight": "errors machine graph passes importers compile runtime serving model",
+    "fastrnn": "errors machine graph importers runtime serving model",
+    "bench": "errors machine graph model fastrnn",
+    "cli": "fastrnn bench",
 }
+# Modules at the top of fastrnn/ -> the entry of `ARROWS` that they belong to.
+TOP = {
+    "model": "model",
+    "loading": "model",
+    "__init__": "fastrnn",
+    "aio": "fastrnn",
+    "dims": "fastrnn",
+    "inference_session": "fastrnn",
+    "onnx_backend": "fastrnn",
+    "threadpools": "fastrnn",
+    "__main__": "cli",
+}
+SUFFIXES = ("*.py", "*.pyx", "*.pxd", "*.pxi")
 # Foreign library -> where it may be imported at all. numpy and the standard library may be anywhere.
 FOREIGN = {
-    "graphviz": ("report",),
+    "graphviz": ("insight.report",),
     "h5py": ("importers",),
-    "matplotlib": ("report",),
-    "keras": ("verification_keras",),
+    "matplotlib": ("insight.report",),
+    "keras": ("insight.verification_keras",),
     "onnx": ("bench", "importers", "onnx_backend"),
-    "onnxruntime": ("bench", "verification"),
+    "onnxruntime": ("bench", "insight.verification"),
     "onnxscript": ("importers",),
     "openvino": ("bench",),
     "rich": ("bench", "cli"),
-    "safetensors": ("verification_torch", "artifact", "importers", "snapshots"),
-    "soundfile": ("analysis",),
+    "safetensors": ("graph.artifact", "importers", "insight.verification_torch", "runtime.snapshots"),
+    "soundfile": ("insight.analysis",),
     "tensorflow": (),
-    "threadpoolctl": ("threadpools",),
-    "torch": ("bench", "importers", "verification_torch"),
+    "threadpoolctl": ("machine.threadpools",),
+    "torch": ("bench", "importers", "insight.verification_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
-# Modules of importers/ that all the others may use, because they know no format.
-SHARED_IMPORTERS: set[str] = {"builder", "h5", "stacks", "weights"}
+SHARED = "shared"  # the folder of importers/ that all the others may use, because it knows no format
 CIMPORT = re.compile(
     r"^\s*(?:from\s+(?P<module>[.\w]+)\s+c?import\s+(?P<names>[^#\n]+)|c?import\s+(?P<plain>[\w., ]+))"
 )
@@ -155,51 +118,94 @@ def _from(line, module, dots, names):
 def check(package: Path) -> list[str]:
     """One line a violation in the package folder, sorted by file; empty when all is well."""
     problems = []
-    for path in sorted(p for s in ("*.py", "*.pyx", "*.pxd") for p in package.rglob(s)):
-        parts = path.relative_to(package).with_suffix("").parts
-        if parts[0] not in LEVELS:
-            problems.append(f"{path}: module {parts[0]} has no level: add it to LEVELS in tools/check_layers.py")
+    for path, parts in _modules(package):
+        mine = _entry(parts)
+        if mine is None:
+            problems.append(f"{path}: {parts[0]} is in no package: add it to ARROWS or TOP in tools/check_layers.py")
             continue
         for line, name, dots in imports_of(path):
-            complaint = _complaint(package, parts, name, dots)
+            complaint = _complaint(package, mine, parts, name, dots)
             if complaint:
                 problems.append(f"{path}:{line}: {complaint}")
     return problems
 
 
-def _complaint(package: Path, parts: tuple[str, ...], name: str, dots: int) -> str | None:
-    mine = parts[0]
+def arrows(package: Path) -> dict[str, list[str]]:
+    """Each entry of `ARROWS` that the package folder has -> those that its code imports, both lowest first."""
+    found: dict[str, set[str]] = {}
+    for path, parts in _modules(package):
+        mine = _entry(parts)
+        if mine is None:
+            continue
+        found.setdefault(mine, set())
+        for _, name, dots in imports_of(path):
+            target = _target(package, parts, name, dots)
+            if target is not None:
+                found[mine].add(_entry(target) or "fastrnn")
+    order = list(ARROWS)
+    return {name: sorted(found[name] - {name}, key=order.index) for name in sorted(found, key=order.index)}
+
+
+def show(package: Path) -> str:
+    """The arrows as text: one line a package, lowest first."""
+    found = arrows(package)
+    width = max(map(len, found))
+    return "".join(
+        f"{name:<{width}}  -> {' '.join(below)}\n" if below else f"{name}\n" for name, below in found.items()
+    )
+
+
+def _modules(package: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """Each file of the package with its dotted name below the package, in parts."""
+    paths = sorted(p for suffix in SUFFIXES for p in package.rglob(suffix))
+    return [(path, path.relative_to(package).with_suffix("").parts) for path in paths]
+
+
+def _entry(parts: tuple[str, ...]) -> str | None:
+    """The entry of `ARROWS` that a module belongs to; None where it has no place."""
+    head = parts[0] if parts else "__init__"
+    return TOP.get(head, head if head in ARROWS and head != "fastrnn" else None)
+
+
+def _target(package: Path, parts: tuple[str, ...], name: str, dots: int) -> tuple[str, ...] | None:
+    """What an import of a module names, below the package; None where it is foreign."""
     names = tuple(name.split("."))
     if dots:
-        target = (*parts[: len(parts) - dots], *names)
-    elif names[0] == package.name:
-        target = names[1:]
-    else:
-        return _foreign(mine, names[0])
+        return (*parts[: len(parts) - dots], *names)
+    return names[1:] if names[0] == package.name else None
+
+
+def _complaint(package: Path, mine: str, parts: tuple[str, ...], name: str, dots: int) -> str | None:
+    target = _target(package, parts, name, dots)
+    if target is None:
+        return _foreign(parts, name.split(".")[0])
     if mine == "cli":
         return _cli(target, name)
-    head = target[0] if target and target[0] in LEVELS else "__init__"
-    if LEVELS[head] > LEVELS[mine]:
-        return f"{mine} (level {LEVELS[mine]}) imports {head} (level {LEVELS[head]})"
+    head = _entry(target) or "fastrnn"
+    if head != mine and head not in ARROWS[mine].split():
+        allowed = ", ".join(ARROWS[mine].split()) or "nothing"
+        return f"{mine} imports {head}; it may import: {allowed}"
     if mine == head == "importers" and len(target) > 1:
         source, other = parts[1], target[1]
-        if source not in (other, "__init__") and other not in SHARED_IMPORTERS and _is_module(package, other):
+        if source not in (other, "__init__") and other != SHARED and _is_module(package, other):
             return f"importer {source} imports importer {other}"
     return None
 
 
 def _cli(target: tuple[str, ...], name: str) -> str | None:
-    if target and target[0] in ("bench", "cli"):
+    entry = _entry(target)
+    if entry in ("bench", "cli") or entry is None or target[:1] in ((), ("__init__",)):
         return None
-    if target and target[0] in LEVELS and target[0] != "__init__":
-        return f"cli uses the public package alone: write fastrnn.{target[-1]}, not {name}"
-    return None
+    return f"cli uses the public package alone: write fastrnn.{target[-1]}, not {name}"
 
 
-def _foreign(mine: str, library: str) -> str | None:
+def _foreign(parts: tuple[str, ...], library: str) -> str | None:
+    mine = ".".join(parts)
     if library in FOREIGN:
-        allowed = ", ".join(FOREIGN[library]) or "no module"
-        return None if mine in FOREIGN[library] else f"{mine} imports {library}; allowed in: {allowed}"
+        places = FOREIGN[library]
+        if any(mine == place or mine.startswith(place + ".") for place in places):
+            return None
+        return f"{mine} imports {library}; allowed in: {', '.join(places) or 'no module'}"
     if library in ANYWHERE or library in sys.stdlib_module_names:
         return None
     return f"{mine} imports {library}, which has no entry in FOREIGN in tools/check_layers.py"
@@ -211,7 +217,14 @@ def _is_module(package: Path, importer: str) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    package = Path(argv[1]) if len(argv) > 1 else Path(__file__).resolve().parent.parent / "fastrnn"
+    options, places = {a for a in argv[1:] if a.startswith("--")}, [a for a in argv[1:] if not a.startswith("--")]
+    if options - {"--arrows"}:
+        print(__doc__)
+        return 2
+    package = Path(places[0]) if places else Path(__file__).resolve().parent.parent / "fastrnn"
+    if options:
+        print(show(package), end="")
+        return 0
     problems = check(package)
     for problem in problems:
         print(problem)

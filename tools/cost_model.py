@@ -23,14 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrnn import cost_model, limits
 from fastrnn.bench.cases import cases_of
 from fastrnn.bench.models import cell_weights
-from fastrnn.cells import CellSpec
-from fastrnn.cpu import cpu_info
-from fastrnn.dims import BATCH, TIME
 from fastrnn.graph import Graph, Node, Value, validate
-from fastrnn.limits import Limits
+from fastrnn.graph.cells import CellSpec
+from fastrnn.graph.dims import BATCH, TIME
+from fastrnn.insight import cost_model, limits
+from fastrnn.insight.limits import Limits
+from fastrnn.machine.cpu import cpu_info
 from fastrnn.model import Model
 
 BUSY = 0.97
@@ -66,7 +66,7 @@ def figures_of(record: dict) -> dict:
 
 def measure(made: dict) -> dict:
     """Figures of the benchmark's cases in CPU time: medians over short batches of calls."""
-    from fastrnn.profiling import Call
+    from fastrnn.insight.profiling import Call
 
     cases = []
     for case in cases_of(GRIDS):

@@ -81,7 +81,7 @@ class Case:
     """A model at sizes and inputs that a seed draws."""
 
     def __init__(self, model, seed: int):
-        from fastrnn import dims
+        from fastrnn.graph import dims
 
         self.model, self.rng, self.numbers = model, random.Random(seed), np.random.default_rng(seed)
         self.graph, self.evaluate = model.graph, dims.evaluate
@@ -131,7 +131,8 @@ class Case:
 
     def whole(self) -> None:
         """`run` against the float64 reference."""
-        from fastrnn import FastRNNError, reference
+        from fastrnn import FastRNNError
+        from fastrnn.graph import reference
 
         feeds = self.feeds(self.graph.inputs, self.sizes)
         got = self.model.run(**feeds)
@@ -182,7 +183,7 @@ class Case:
 
     def axis(self, name: str, kind: str) -> int | None:
         """Which axis of a value depends on batch or time."""
-        from fastrnn import dims
+        from fastrnn.graph import dims
 
         return next((i for i, d in enumerate(self._dims(name)) if kind in dims.symbols(d)), None)
 
@@ -446,7 +447,7 @@ def _package() -> str:
     """Which package is tried, and with which sanitizers."""
     import fastrnn
 
-    folder = Path(fastrnn.__file__).parent
+    folder = Path(fastrnn.__file__).parent / "runtime"
     (ops,) = (p for p in folder.glob("_ops.*") if p.suffix in (".so", ".pyd"))
     code = ops.read_bytes()
     found = [name for name, mark in (("address", b"__asan_init"), ("undefined", b"__ubsan_handle")) if mark in code]

@@ -24,7 +24,7 @@
 /* A line is a group of names, not one name. */
 /* clang-format off */
 enum frnn_fn {
-    /* unary; alpha, beta as in fastrnn/graph.py UNARY */
+    /* unary; alpha, beta as in fastrnn/graph/types.py UNARY */
     FRNN_IDENTITY, FRNN_NEG, FRNN_ABS, FRNN_EXP, FRNN_LOG, FRNN_SQRT, FRNN_RECIP, FRNN_SIGN, FRNN_FLOOR, FRNN_CEIL,
     FRNN_ROUND, FRNN_ERF, FRNN_SIN, FRNN_COS, FRNN_TAN, FRNN_ASIN, FRNN_ACOS, FRNN_ATAN, FRNN_SINH,
     FRNN_COSH, FRNN_ASINH, FRNN_ACOSH, FRNN_ATANH, FRNN_NOT, FRNN_TANH, FRNN_SIGMOID, FRNN_RELU, FRNN_AFFINE,

@@ -1,7 +1,7 @@
 /* Every elementwise function, in the order of enum frnn_fn: UNARY(code, name, value of x, alpha, beta),
  * BINARY(code, name, value of a, b), TERNARY(code, name, value of a, b, c). Included wherever something is made for
  * each of them: the names, the loops over arrays, the activation switch. x, a, b, c, alpha, beta are vectors.
- * What alpha and beta mean: fastrnn/graph.py, UNARY. */
+ * What alpha and beta mean: fastrnn/graph/types.py, UNARY. */
 /* clang-format off */
 #define ONE vec_splat(1.0f)
 #define ZERO vec_splat(0.0f)

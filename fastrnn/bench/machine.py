@@ -7,7 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-from ..cpu import cpu_info
+from ..machine.cpu import cpu_info
 
 KIB = 1024
 # Where the probe's buffers get their sizes if the system does not tell: what nearly every server CPU has at least.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import reference
-from ..cells import CellSpec
+from ..graph import reference
+from ..graph.cells import CellSpec
 from .cases import CHECK_STEPS, GATES, Case, PublishedModel
 
 OPSET = 17

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..casts import check_float32, check_list
-from ..cells import DEFAULT_ACTIVATIONS, GATE_ORDER, GATES, TORCH_ORDER, Activation, CellSpec, activation, reorder_gates
-from ..dims import BATCH, TIME
 from ..errors import ModelFormatError, ShapeError
 from ..graph import Graph, Value
-from .builder import GraphWriter
+from ..graph.casts import check_float32, check_list
+from ..graph.cells import (
+    DEFAULT_ACTIVATIONS,
+    GATE_ORDER,
+    GATES,
+    TORCH_ORDER,
+    Activation,
+    CellSpec,
+    activation,
+    reorder_gates,
+)
+from ..graph.dims import BATCH, TIME
+from .shared.builder import GraphWriter
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # Letters that texts give the gates -> those of `GATE_ORDER`.
@@ -154,7 +163,7 @@ def _clip(clip) -> float | None:
 
 
 def _array(name: str, array, D: int, shape: tuple, text: str | None = None) -> np.ndarray | None:
-    """float64 [D, *shape], every number one that float32 can hold, rounded or exact (fastrnn.casts).
+    """float64 [D, *shape], every number one that float32 can hold, rounded or exact (fastrnn.graph.casts).
 
     One direction may leave its axis out. None in `shape` is any size from 1 on.
     """

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..cells import ACTIVATIONS
-from ..dims import BATCH, TIME
 from ..errors import FastRNNError, ModelFormatError
 from ..graph import Graph, Value
-from . import stacks
-from .builder import GraphWriter
-from .weights import Tensors, Weights
+from ..graph.cells import ACTIVATIONS
+from ..graph.dims import BATCH, TIME
+from .shared import stacks
+from .shared.builder import GraphWriter
+from .shared.weights import Tensors, Weights
 
 # Elementwise words: word -> (graph function, alpha, beta), alpha as an option where the second entry names it.
 _FUNCTIONS = {

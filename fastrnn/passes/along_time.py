@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import dims as D
 from ..graph import Graph, Node, Value
+from ..graph import dims as D
 
 
 def split_reductions(graph: Graph) -> Graph:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .. import dims as D
 from ..errors import FastRNNError
 from ..graph import Graph, Node, Value
+from ..graph import dims as D
 from .attention_masks import HIDING, WEAK, Bias, Positions, seen_alone
 from .dead import remove_dead_nodes
 from .moves import simplify_moves
@@ -342,7 +342,7 @@ class _Editor:
         return name
 
     def _add(self, op: str, label: str, inputs: tuple, attrs: dict) -> str:
-        from ..shapes import infer
+        from ..graph.shapes import infer
 
         ((dtype, dims),) = infer(op, [None if i is None else self.values[i] for i in inputs], attrs)
         name = self._fresh(f"{label}:out", self.values)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import dims as D
-from .. import reference
 from ..errors import FastRNNError
-from ..graph import Graph, Node
+from ..graph import Graph, Node, reference
+from ..graph import dims as D
 
 LARGEST_PROOF = 2048  # steps at which a mask is computed at most: 4 Mi elements
 LEAST_PROOF = 16

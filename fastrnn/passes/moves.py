@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import dims as D
 from ..graph import Graph, Node, Value
+from ..graph import dims as D
 
 
 def simplify_moves(graph: Graph) -> Graph:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .. import dims as D
 from ..graph import Graph, Node
+from ..graph import dims as D
 
 MARK = "loses digits and overflows in float32 after some steps"
 _MOVES = frozenset({"cast", "transpose", "reshape", "slice", "concat", "expand", "pad", "gather"})

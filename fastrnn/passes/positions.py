@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .. import dims as D
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value, validate
-from ..shapes import infer
+from ..graph import dims as D
+from ..graph.shapes import infer
 
 
 def spread_positions(graph: Graph) -> Graph:

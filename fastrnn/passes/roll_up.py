@@ -15,11 +15,10 @@ from itertools import permutations
 
 import numpy as np
 
-from .. import reference
-from ..cells import ACTIVATIONS, Activation, CellSpec, activation
-from ..dims import TIME
-from ..graph import Graph, Node, Value
-from ..loops import Loop, loops, schedule
+from ..graph import Graph, Node, Value, reference
+from ..graph.cells import ACTIVATIONS, Activation, CellSpec, activation
+from ..graph.dims import TIME
+from ..graph.loops import Loop, loops, schedule
 from .sums import Sum, Sums
 
 _ALLOWED = frozenset("linear matmul binary unary slice concat".split())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..dims import Dim, substitute, symbols
 from ..errors import ModelFormatError, ShapeError
 from ..graph import Graph, Node, Value, check_required, validate
+from ..graph.dims import Dim, substitute, symbols
 
 
 def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:

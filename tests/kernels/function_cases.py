@@ -139,7 +139,7 @@ def ulp_errors(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def measure(isa: str) -> dict[str, float]:
     """The largest error of each unary function on one instruction set, rounded up to a hundredth."""
-    from fastrnn import _kernel_calls as calls
+    from fastrnn.machine import _kernel_calls as calls
 
     x = sweep()
     worst = {}
@@ -150,7 +150,7 @@ def measure(isa: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from fastrnn import _isa
+    from fastrnn.machine import _isa
 
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     for isa in _isa.isa_info()["available"]:

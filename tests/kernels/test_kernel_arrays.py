@@ -4,9 +4,9 @@ import function_cases as cases
 import numpy as np
 import pytest
 
-from fastrnn import _isa
-from fastrnn import _kernel_calls as calls
 from fastrnn.errors import FastRNNError, ShapeError
+from fastrnn.machine import _isa
+from fastrnn.machine import _kernel_calls as calls
 
 ISAS = _isa.isa_info()["available"]
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 47, 48, 49, 63, 64, 65, 72, 128, 130, 200]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrnn import _isa
-from fastrnn import _kernel_calls as calls
-from fastrnn.cells import ACTIVATIONS, CellSpec, activation
 from fastrnn.errors import FastRNNError, ShapeError
+from fastrnn.graph.cells import ACTIVATIONS, CellSpec, activation
+from fastrnn.machine import _isa
+from fastrnn.machine import _kernel_calls as calls
 
 ISAS = _isa.isa_info()["available"]
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 20, 24, 31, 32, 33, 40, 47, 48, 49, 50, 64, 65, 80, 130]

@@ -6,8 +6,8 @@ import function_cases as cases
 import numpy as np
 import pytest
 
-from fastrnn import _isa
-from fastrnn import _kernel_calls as calls
+from fastrnn.machine import _isa
+from fastrnn.machine import _kernel_calls as calls
 
 ISAS = _isa.isa_info()["available"]
 LANES = 16  # the widest there is

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrnn import _isa
-from fastrnn import _kernel_calls as calls
 from fastrnn.errors import FastRNNError
+from fastrnn.machine import _isa
+from fastrnn.machine import _kernel_calls as calls
 
-KERNELS = Path(_isa.__file__).parent / "_kernels"
+KERNELS = Path(_isa.__file__).parents[1] / "_kernels"
 HERE = Path(__file__).parent
 INFO = _isa.isa_info()
 
 
 def python(code, **environ):
     """Run code in a fresh interpreter; (exit status, output)."""
-    environ = {**os.environ, "PYTHONPATH": str(Path(_isa.__file__).parents[1]), **environ}
+    environ = {**os.environ, "PYTHONPATH": str(Path(_isa.__file__).parents[2]), **environ}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -52,7 +52,7 @@ def test_forcing_a_set(isa):
 
 
 def test_forcing_what_is_not_there_is_an_error_that_names_what_is():
-    status, text = python("import fastrnn._isa", FASTRNN_ISA="sse9")
+    status, text = python("import fastrnn.machine._isa", FASTRNN_ISA="sse9")
     assert status == 1
     assert "FastRNNError: FASTRNN_ISA asks for 'sse9': no such instruction set in this build; available: " in text
     assert text.rstrip().endswith("baseline")

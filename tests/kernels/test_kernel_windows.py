@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fastrnn import _isa
-from fastrnn import _kernel_calls as calls
 from fastrnn.errors import FastRNNError
+from fastrnn.machine import _isa
+from fastrnn.machine import _kernel_calls as calls
 
 ISAS = _isa.isa_info()["available"]
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 49]

@@ -1,7 +1,7 @@
 """No engine: what the machine itself can do, measured between the engines' rounds."""
 
 import fastrnn
-from fastrnn import _roofline
+from fastrnn.machine import _roofline
 
 PREFETCH_AHEAD = (0, 2048)  # bytes; which one is faster depends on the CPU and the level
 NARROWER = {"avx512": ("avx512", "avx2")}  # some CPUs read wide vectors in halves and gain nothing by them

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...casts import as_float32, check_list
 from ...errors import ModelFormatError
+from ...graph.casts import as_float32, check_list
 
 MAX_TEXT, MAX_LINES, MAX_DEPTH, MAX_AGO, MAX_POWER = 20_000, 500, 60, 64, 16
 EPSILON = 1e-5  # of norm, where the equation names none: that of PyTorch's and of ONNX's layer norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from ...errors import ShapeError
-from ...shapes import broadcast
+from ...graph.shapes import broadcast
 from .grammar import ACTIVATIONS, System, ends, is_fixed
 
 Shape = tuple[int, ...]

@@ -6,11 +6,11 @@ import ast
 
 import numpy as np
 
-from ...dims import BATCH, TIME
 from ...errors import ModelFormatError, ShapeError
 from ...graph import Graph, Node, Value
-from ...reference import binary, unary
-from ..builder import GraphWriter
+from ...graph.dims import BATCH, TIME
+from ...graph.reference import binary, unary
+from ..shared.builder import GraphWriter
 from .grammar import ACTIVATIONS, OPERATORS, System, as_array, ends, epsilon_of, is_fixed
 from .shapes import Shape
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...cells import ACTIVATIONS, Activation, activation
 from ...graph import Value
+from ...graph.cells import ACTIVATIONS, Activation, activation
 from .calls import LAYERS, Call, Finding, Tensor, layer
 from .config import layer_of
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...casts import as_float32
-from ...dims import Dim
 from ...errors import FastRNNError, ModelFormatError
 from ...graph import Value
-from ..builder import GraphWriter
+from ...graph.casts import as_float32
+from ...graph.dims import Dim
+from ..shared.builder import GraphWriter
 from .config import Layer, Version
 from .tensors import Tensors
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import dims as D
 from ...graph import Value
+from ...graph import dims as D
 from .activations import activate
 from .calls import Call, Finding, Tensor, layer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...dims import Dim
 from ...graph import Value
+from ...graph.dims import Dim
 from .calls import Call, Finding, Tensor, layer
 
 _BINARY = {

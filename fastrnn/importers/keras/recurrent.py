@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...cells import GATES, KERAS_ORDER, CellSpec, reorder_gates
 from ...graph import Value
+from ...graph.cells import GATES, KERAS_ORDER, CellSpec, reorder_gates
 from .activations import cell_activation
 from .calls import Call, Finding, Tensor, layer
 from .config import Layer

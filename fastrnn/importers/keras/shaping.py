@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ... import dims as D
-from ...dims import Dim
 from ...graph import Value
+from ...graph import dims as D
+from ...graph.dims import Dim
 from .calls import Call, Finding, NeedsLength, layer
 
 

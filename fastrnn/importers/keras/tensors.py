@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ...casts import check_float32
 from ...errors import ModelFormatError
-from ..h5 import H5, has_layer_names, layer_tensors
+from ...graph.casts import check_float32
+from ..shared.h5 import H5, has_layer_names, layer_tensors
 from .config import MODELS, Layer, unique_names
 
 Pairs = list[tuple[str, np.ndarray]]  # (the file's name of a tensor, the tensor)

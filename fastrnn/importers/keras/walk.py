@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ... import dims as D
 from ...errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedError
 from ...graph import Graph, Value
-from ..builder import GraphWriter
+from ...graph import dims as D
+from ..shared.builder import GraphWriter
 from .calls import LAYERS, Call, Finding, Import, NeedsLength, Tensor
 from .config import MODELS, Layer, Version
 from .tensors import Tensors

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...dims import Dim
 from ...graph import Value
+from ...graph.dims import Dim
 from .activations import activate
 from .calls import Call, Finding, NeedsLength, layer
 

@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ... import dims as D
-from ...casts import check_float32
 from ...errors import FastRNNWarning, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
+from ...graph import dims as D
+from ...graph.casts import check_float32
 from ...passes.sizes import fix_sizes
 from . import chains, files, guesses, unroll
 from . import states as state_pairs

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from ... import dims as D
 from ...errors import ModelFormatError
+from ...graph import dims as D
 from . import positions
 from .nodes import NodeReader
 from .products import _float

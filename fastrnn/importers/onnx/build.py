@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from ... import dims as D
-from ...casts import check_float32
-from ...dims import Dim
 from ...errors import ModelFormatError
 from ...graph import DTYPES, Graph, Node, Value
-from ...shapes import infer
+from ...graph import dims as D
+from ...graph.casts import check_float32
+from ...graph.dims import Dim
+from ...graph.shapes import infer
 from .symbols import Finding, SymbolTable
 from .values import Collected, Const, Fill, Ints, Items, Live, Quantized
 
@@ -311,7 +311,7 @@ class Builder:
         return self.one("transpose", x, perm=perm)
 
     def slice(self, x, axis: int, start, stop, step: int = 1):
-        """x[start:stop:step] along axis, all resolved as graph.py wants them."""
+        """x[start:stop:step] along axis, all resolved as graph/types.py wants them."""
         size = x.dims[axis]
         if step == 1 and start == 0 and stop == size:
             return x

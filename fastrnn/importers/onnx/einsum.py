@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import dims as D
 from ...errors import ModelFormatError
+from ...graph import dims as D
 from .nodes import NodeReader
 from .products import _float, matmul
 from .registry import op

@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 from onnx import TensorProto
 
-from ... import dims as D
-from ...dims import Dim
 from ...errors import ModelFormatError, ShapeError
+from ...graph import dims as D
+from ...graph.dims import Dim
 from . import files
 from .nodes import NodeReader
 from .registry import op

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...dims import Dim
+from ...graph.dims import Dim
 from .values import Const, Fill, Live, uniform
 
 SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2

@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ... import reference
-from ...dims import BATCH, evaluate, symbols
 from ...errors import FastRNNError
-from ...graph import Graph
+from ...graph import Graph, reference
+from ...graph.dims import BATCH, evaluate, symbols
 from .evidence import Policy
 from .symbols import Finding, SymbolTable
 

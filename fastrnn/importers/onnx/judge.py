@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isclose, log, sqrt
 
-from ... import dims as D
-from ...dims import Dim
+from ...graph import dims as D
+from ...graph.dims import Dim
 from .evidence import SMALL, Count, Ledger, Scalar
 from .symbols import Symbol, SymbolTable
 

@@ -10,7 +10,7 @@ What depends on nothing that differs stays as it is, and is computed once.
 
 from __future__ import annotations
 
-from ... import dims as D
+from ...graph import dims as D
 from .symbols import Finding
 from .values import Live
 

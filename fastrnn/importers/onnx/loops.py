@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...dims import Dim
 from ...errors import ModelFormatError, ShapeError
+from ...graph.dims import Dim
 from .lift import Lift
 from .nodes import NodeReader, OnnxNode, axis_of
 from .recognise import NotACell

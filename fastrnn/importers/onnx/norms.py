@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...dims import Dim
 from ...errors import ModelFormatError
+from ...graph.dims import Dim
 from . import positions
 from .nodes import NodeReader, axis_of
 from .products import _float, matmul

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import dims as D
-from ...dims import Dim
 from ...errors import ModelFormatError
 from ...graph import DTYPES
+from ...graph import dims as D
+from ...graph.dims import Dim
 from .nodes import NodeReader
 from .registry import op
 from .symbols import Finding

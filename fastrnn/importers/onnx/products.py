@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import dims as D
-from ...dims import Dim
 from ...errors import ModelFormatError
+from ...graph import dims as D
+from ...graph.dims import Dim
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...cells import DEFAULT_ACTIVATIONS, GATES, CellSpec, activation
 from ...errors import ModelFormatError
+from ...graph.cells import DEFAULT_ACTIVATIONS, GATES, CellSpec, activation
 from .nodes import NodeReader
 from .registry import op
 from .symbols import Finding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...dims import Dim
 from ...errors import ModelFormatError
+from ...graph.dims import Dim
 from .nodes import NodeReader
 from .registry import op
 from .symbols import Finding

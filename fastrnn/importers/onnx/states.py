@@ -14,9 +14,9 @@ import re
 
 import numpy as np
 
-from ... import dims as D
 from ...errors import StateError
 from ...graph import Graph, Node
+from ...graph import dims as D
 
 _MAX_ELEMENTS = 1 << 24  # of one numbered input; states are far smaller, and sequences need no following
 

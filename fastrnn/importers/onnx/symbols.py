@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ... import dims as D
-from ...dims import Dim
 from ...errors import ModelFormatError, ShapeError
+from ...graph import dims as D
+from ...graph.dims import Dim
 from .evidence import Ledger, Policy
 
 # Invented examples: large primes, so that a product of them factors in one way only and equals no real size.

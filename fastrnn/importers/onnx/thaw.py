@@ -9,9 +9,9 @@ from __future__ import annotations
 from itertools import product as choices
 from math import prod
 
-from ... import dims as D
-from ...dims import Dim
 from ...errors import ModelFormatError
+from ...graph import dims as D
+from ...graph.dims import Dim
 from .evidence import SMALL, Shift, part_of
 from .symbols import Finding
 
@@ -19,7 +19,7 @@ _FAR = 2**31 - 1
 
 
 def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
-    """(start, stop) of x[start:end:step] on an axis, resolved as graph.py wants them.
+    """(start, stop) of x[start:end:step] on an axis, resolved as graph/types.py wants them.
 
     An end at or beyond the example length means "to the end"; a start at the last element means the last element. Other
     numbers are evidence that the length is meant (evidence.py).

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...dims import Dim
+from ...graph.dims import Dim
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ...dims import Dim
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph
+from ...graph.dims import Dim
 from . import (  # noqa: F401  (they fill OPERATORS)
     attention,
     einsum,

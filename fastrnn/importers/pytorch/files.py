@@ -16,7 +16,7 @@ import zipfile
 import zlib
 
 from ...errors import FastRNNError, ModelFormatError
-from ..weights import Weights, unwrapped
+from ..shared.weights import Weights, unwrapped
 from .pickles import HOW_TO_SAVE, Budget, Refused, Storage, Tensor, Unpickler, no_storage, storage_id, width_of
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

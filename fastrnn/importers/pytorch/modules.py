@@ -17,10 +17,10 @@ import onnx
 import torch
 from torch import nn
 
-from ... import dims as D
-from ...casts import check_float32
 from ...errors import ModelFormatError, UnsupportedError
 from ...graph import Graph
+from ...graph import dims as D
+from ...graph.casts import check_float32
 from . import lookups, tracing
 from .emit import Unknown
 from .through_torch import quiet

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...cells import TORCH_ORDER, reorder_gates
+from ...graph.cells import TORCH_ORDER, reorder_gates
 from .emit import Emitter, Unknown, V
 
 _OPERATORS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}

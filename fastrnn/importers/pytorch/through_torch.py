@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import UnsupportedError
-from ..weights import Weights
+from ..shared.weights import Weights
 from .files import weights_in
 from .pickles import Tensor
 

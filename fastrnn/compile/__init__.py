@@ -1,0 +1,7 @@
+"""Graph -> Plan.
+
+tensors.py   memory as strided views
+plan.py      Plan: a flat list of kernel calls over one arena
+bounds.py    which memory each op touches, checked at every binding to sizes
+lowering/    one file a family of ops
+"""

@@ -1,0 +1,52 @@
+"""What the lowering of every op shares: codes of functions and dtypes, and the fields that describe loops of rows."""
+
+from __future__ import annotations
+
+from ...machine import _isa
+from ..tensors import Tensor
+
+LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own
+RANK = 6  # axes of an elementwise or copying op
+FUNCTIONS = {name: code for code, name in enumerate(_isa.functions())}
+TYPE_CODES = {"float32": 0, "int64": 1, "int32": 2, "bool": 3, "float64": 4}
+
+
+def at(name: str, t: Tensor) -> dict:
+    """The fields that say where a tensor starts."""
+    return {f"{name}_buffer": t.buffer, f"{name}_offset": t.offset}
+
+
+def level_fields(loops: list[tuple], names: tuple, levels: int = LEVELS) -> dict:
+    """n0, n1, .. and a stride of each operand a level, slowest first; missing outer levels have size 1."""
+    loops = [(1, (0,) * len(names))] * (levels - len(loops)) + loops
+    fields = {}
+    for i, (size, steps) in enumerate(loops):
+        fields[f"n{i}"] = size
+        fields |= {f"{name}_stride{i}": step for name, step in zip(names, steps, strict=True)}
+    return fields
+
+
+def space_fields(loops: list[tuple], names: tuple) -> dict:
+    """rank, size0.., and a stride of each operand an axis, for ops that walk up to RANK axes element by element."""
+    fields = {"rank": max(len(loops), 1)}
+    for i in range(RANK):
+        size, steps = loops[i] if i < len(loops) else (1, (0,) * len(names))
+        fields[f"size{i}"] = size
+        fields |= {f"{name}_stride{i}": step for name, step in zip(names, steps, strict=True)}
+    return fields
+
+
+def instruction(fn: str, registers: tuple, alpha: float = 0.0, beta: float = 0.0) -> tuple:
+    """One instruction of an elementwise program, or an activation, as the executor takes it."""
+    a, b, c = (*registers, 0, 0)[:3]
+    return (FUNCTIONS[fn], a, b, c, float(alpha), float(beta))
+
+
+def contiguous_last(t: Tensor) -> bool:
+    """The last axis of t is one run of memory."""
+    return not t.dims or t.strides[-1] == 1 or t.dims[-1] == 1
+
+
+def is_one(dim) -> bool:
+    """dim is the number 1."""
+    return isinstance(dim, int) and dim == 1

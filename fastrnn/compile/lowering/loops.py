@@ -1,0 +1,232 @@
+"""Lowering of cycles (fastrnn.graph.loops): a `loop` op whose body is lowered as any graph is, at one step.
+
+A state keeps no copy of its own: the value that it remembers is written into memory that holds n more steps before the
+first one, n the states in a row, and the state is the same memory seen from n steps earlier.
+
+    h[T+1]:  initial  h(0)  h(1) ..  h(T-1)        h = memory[1:], prev(h) = memory[:-1]
+
+In a stream the first n steps of it come from the slab row, and its last n go back there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import UnsupportedError
+from ...graph import Graph, Node, Value
+from ...graph import dims as D
+from ...graph.loops import Loop
+from ...streaming.follow import Track, follow
+from ..plan import STEP, StateSlot
+from ..tensors import Tensor
+
+_DIMS = ("dims", "start", "stop", "pads")  # attributes that hold dims
+
+
+@dataclass
+class Chain:
+    """States one after the other: `root`, then its value one step ago, two steps ago, ... in `memory` [T+n, ..]."""
+
+    root: str
+    states: list[Node]
+    memory: Tensor | None = None
+
+    @property
+    def depth(self) -> int:
+        return len(self.states)
+
+
+def chains(loop: Loop) -> list[Chain]:
+    """The states of a loop, grouped: each state that remembers the last one of a chain joins it."""
+    made = {s.outputs[0] for s in loop.states}
+    found = [Chain(s.inputs[0], [s]) for s in loop.states if s.inputs[0] not in made]
+    left = [s for s in loop.states if s.inputs[0] in made]
+    while left:
+        for state in left:
+            chain = next((c for c in found if c.states[-1].outputs[0] == state.inputs[0]), None)
+            if chain is not None:
+                chain.states.append(state)
+                break
+        else:  # two states remember one: the second keeps its own
+            state = left[0]
+            found.append(Chain(state.inputs[0], [state]))
+        left.remove(state)
+    return found
+
+
+class LoopLowering:
+    """The methods of `fastrnn.compile.lowering.Lowering` for cycles; self is that class."""
+
+    def loop(self, loop: Loop) -> None:
+        """All ops of a cycle: its states' memory filled, its body at every step, what a stream keeps put back."""
+        self._check_loop(loop)
+        found = chains(loop)
+        for chain in found:
+            self._open_chain(chain)
+        if loop.nodes:
+            self._steps(loop, found)
+        else:
+            for chain in found:
+                self._copy(self.tensor(chain.root), self._remembered(chain, 0), loop.name)
+        for chain in found:
+            if self.mode == "stream":
+                self._slab_moves(chain, "state_load", D.TIME)
+
+    def _remembered(self, chain: Chain, ago: int) -> Tensor:
+        """The chain's root as it was `ago` steps ago: [T, ..]."""
+        return chain.memory.narrow(0, chain.depth - ago, D.TIME)
+
+    def _check_loop(self, loop: Loop) -> None:
+        """Every node of the loop keeps the steps apart, so that it can be computed step by step."""
+        for state in loop.states:
+            value = self.graph.values[state.outputs[0]]
+            if value.dims[0] != D.TIME:
+                raise UnsupportedError(
+                    f"a cycle over {value.dims[0]} steps ({value}): only over all steps of the input"
+                )
+        if not loop.nodes:
+            return
+        inside = {n.name for n in (*loop.nodes, *loop.states)}
+        made = {o for n in (*loop.nodes, *loop.states) for o in n.outputs}
+        outside = {i for n in (*loop.nodes, *loop.states) for i in n.inputs if i is not None and i not in made}
+        nodes = tuple(n for n in self.graph.nodes if n.name in inside)
+        inputs = tuple(sorted(outside - set(self.graph.constants)))
+        part = Graph(self.graph.name, inputs, (), nodes, self.graph.values, self.graph.constants)
+        if any(n.op == "cell" for n in loop.nodes):
+            raise UnsupportedError("a recurrent layer inside a cycle: its steps and those of the cycle are one axis")
+        walked = follow(part, "time")
+        if walked.problems:
+            raise UnsupportedError(f"in a cycle, {walked.problems[0]}")
+        self._tracks = walked.tracks
+
+    def _open_chain(self, chain: Chain) -> None:
+        """Its memory, whose first steps hold what the states begin with."""
+        value, n = self.graph.values[chain.root], chain.depth
+        order = [0, *([] if (b := self._batch_axis(value)) is None else [b])]
+        order += [a for a in range(len(value.dims)) if a not in order]
+        chain.memory = self.builder.allocate(value.dtype, (n + value.dims[0], *value.dims[1:]), order)
+        for ago, state in enumerate(chain.states, 1):
+            self.tensors[state.outputs[0]] = self._remembered(chain, ago)
+        if self.mode == "stream":
+            return self._keep_chain(chain, value)
+        for ago, state in enumerate(chain.states, 1):
+            first = chain.memory.narrow(0, n - ago, 1).squeeze(0)
+            if len(state.inputs) > 1 and state.inputs[1] is not None:
+                self._copy(self.tensor(state.inputs[1]), first, state.name)
+            else:
+                zero = self.builder.constant(np.zeros((1,) * len(first.dims)), "float64")
+                self._copy(zero.expand(first.dims), first, state.name)
+
+    def _batch_axis(self, value: Value) -> int | None:
+        axes = [a for a, d in enumerate(value.dims) if "batch" in D.symbols(d)]
+        if len(axes) > 1 or (axes and not isinstance(D.exact_div(value.dims[axes[0]], D.BATCH), int)):
+            raise UnsupportedError(f"the state {value} has no plain batch axis")
+        return axes[0] if axes else None
+
+    def _keep_chain(self, chain: Chain, value: Value) -> None:
+        """Room in the slab row for the n steps that a stream keeps, oldest first, and their way from there."""
+        name, batch = chain.states[0].name, self._batch_axis(value)
+        size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
+        rows = 1 if batch is None else D.exact_div(value.dims[batch], D.BATCH)
+        if value.dtype != "float32":
+            raise UnsupportedError(f"the state {value} of a stream is not float32")
+        if isinstance(size, D.Dim) or (self.has_batch and batch is None):
+            raise UnsupportedError(f"the state {value} has no plain batch axis")
+        self._chain_slots[chain.root, name] = self.plan.state_size
+        self.plan.states.append(StateSlot(name, name, "steps", self.plan.state_size, chain.depth * rows * size))
+        self._slab_moves(chain, "state_store", 0)
+
+    def _slab_moves(self, chain: Chain, kind: str, first) -> None:
+        """Steps first .. first + n of its memory to or from the slab."""
+        value, offset = self.graph.values[chain.root], self._chain_slots[chain.root, chain.states[0].name]
+        batch = self._batch_axis(value)
+        size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
+        rows = 1 if batch is None else value.dims[batch]
+        per_slot = 1 if batch is None else D.exact_div(rows, D.BATCH)
+        for k in range(chain.depth):
+            step = chain.memory.narrow(0, first + k, 1)
+            flat = Tensor(step.buffer, (rows, size), (size, 1), step.offset)
+            self._state_move(kind, chain.states[0].name, offset + k * per_slot * size, per_slot, flat)
+
+    # -- the body --
+    def _steps(self, loop: Loop, found: list[Chain]) -> None:
+        """The loop op. A value of the body is one step of what the graph declares; kept ones lie in whole sequences."""
+        kept = {c.root: self._remembered(c, 0) for c in reversed(found)}
+        for name in self._seen_outside(loop):
+            if name not in kept:
+                kept[name] = self.destinations.get(name) or self._sequence(name)
+        outer, whole, aims = self.tensors, self.graph, self.destinations
+        self.graph = _one_step(whole, loop)
+        self.tensors = self._step_tensors(loop, outer)
+        self.destinations = {name: self._step_of(t, name) for name, t in kept.items() if name not in self.tensors}
+        targets = dict(self.destinations)
+        for node in reversed(loop.nodes):
+            if node.op == "concat":
+                self._aim_concat(node)
+        mark = self.builder.begin_loop(loop.name, D.TIME)
+        try:
+            self._lower_nodes(n for n in self.graph.nodes if n.op != "state")
+            for name, target in targets.items():
+                self._copy(self.tensor(name), target, loop.name)
+            for chain in found:
+                own = self._step_of(self._remembered(chain, 0), chain.root)
+                self._copy(self.tensor(chain.root), own, loop.name)
+        finally:
+            self.builder.end_loop(mark, [*kept.values(), *(c.memory for c in found)])
+            shared = {n: t for n, t in self.tensors.items() if n in whole.constants}
+            self.graph, self.tensors, self.destinations = whole, {**shared, **outer}, aims
+            self.tensors |= {name: t for name, t in kept.items() if name not in outer}
+
+    def _seen_outside(self, loop: Loop) -> list[str]:
+        """Values of the body that other nodes or the caller read."""
+        inside = {n.name for n in (*loop.nodes, *loop.states)}
+        outputs = {*self.output_names, *(self.graph.states.values() if self.mode == "stream" else ())}
+        made = [o for n in loop.nodes for o in n.outputs if o is not None]
+        return [o for o in made if o in outputs or any(r.name not in inside for r in self.consumers.get(o, ()))]
+
+    def _sequence(self, name: str) -> Tensor:
+        """Memory for all steps of a value, steps slowest."""
+        value, axis = self.graph.values[name], self._tracks[name].axis
+        return self.builder.allocate(value.dtype, value.dims, [axis, *(a for a in range(len(value.dims)) if a != axis)])
+
+    def _step_tensors(self, loop: Loop, outer: dict) -> dict:
+        """What the body reads of outside it, at the step it is at; a state as it was a step ago."""
+        states = {s.outputs[0]: s.inputs[0] for s in loop.states}
+        made = {o for n in loop.nodes for o in n.outputs}
+        tensors = {}
+        for name in {i for n in loop.nodes for i in n.inputs if i is not None} - made:
+            if name in outer:
+                tensors[name] = self._step_of(outer[name], name)
+        return tensors | {name: self._step_of(outer[name], name) for name in states}
+
+    def _step_of(self, whole: Tensor, name: str) -> Tensor:
+        """One step of a value, where the loop is; the value itself where it has no steps."""
+        track: Track | None = self._tracks.get(name)
+        if track is None:
+            return whole
+        dim = D.exact_div(whole.dims[track.axis], D.TIME * track.inner)
+        if dim != 1:
+            raise UnsupportedError(f"in a cycle, {self.graph.values[name]}: its steps don't lie one after the other")
+        return whole.narrow(track.axis, STEP * track.inner, track.inner)
+
+
+def _one_step(graph: Graph, loop: Loop) -> Graph:
+    """The graph with the loop's values and nodes as they are at a single step."""
+
+    def at_one(dim):
+        return D.substitute(dim, {"time": 1})
+
+    values, nodes = dict(graph.values), []
+    for node in (*loop.nodes, *loop.states):
+        for name in (*node.inputs, *node.outputs):
+            if name is not None:
+                value = graph.values[name]
+                values[name] = Value(name, value.dtype, tuple(map(at_one, value.dims)))
+        attrs = dict(node.attrs)
+        for key in _DIMS:
+            if key in attrs and node.op in ("reshape", "expand", "slice", "pad"):
+                attrs[key] = tuple(map(at_one, attrs[key])) if isinstance(attrs[key], tuple) else at_one(attrs[key])
+        nodes.append(Node(node.op, node.name, node.inputs, node.outputs, attrs))
+    return graph.replace(values=values, nodes=tuple(nodes))

@@ -1,0 +1,9 @@
+"""What a model does and costs, and whether it is right.
+
+verification*.py   comparing with other engines
+limits.py          what this machine allows, measured once and cached
+cost_model.py      what each op should cost
+profiling.py       `profile`
+analysis/          `analyze`: dirt, memory, precision
+report/            their pages, and the drawing of a graph
+"""

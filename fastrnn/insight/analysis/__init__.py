@@ -1,0 +1,156 @@
+"""analyze: can a model be trusted on dirty input, after a restart, over a long time, and at lower precision?
+
+    runner.py       runs a model on sequences, whole or streamed, and reads its states
+    data.py         sequences from npy, npz, wav and csv files, or made up
+    corruption.py   what goes wrong with input: noise, impulses, dropped steps and features, saturation, gaps
+    memory.py       how an output remembers: forgetting, warm-up, the answer to a touch of one step
+    precision.py    rounded weights, and drift against float64
+    figures.py      the definitions: what each figure means, and the arithmetic of errors
+
+`analyze` does all of it and returns an `Analysis`; every figure's definition is in `DEFINITIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ...errors import ShapeError
+from ...model import Model
+from .corruption import Corruption, Gap, corruptions, gaps, quiet_inputs
+from .data import Data, load_data, made_up
+from .figures import DEFINITIONS, ErrorFigures, Level
+from .memory import Forgetting, Touch, forgetting, touch
+from .precision import Drift, Rounding, drift, roundings
+from .runner import Runner
+
+MOST_STEPS = 400  # of the data that are used, from its beginning: enough for the figures, and quick
+MOST_ROWS = 8
+LONG_STEPS = 100_000
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` returns.
+
+    data : what the model was fed; steps, rows : how much of it was used
+    levels : of the clean outputs: their rms, whether they decide something, and what
+    corruptions, gaps : dirty input; forgetting, touch : memory, None where there is no state to follow
+    roundings : weights in bfloat16 and int8; drift : float32 against float64 over a long stream
+    skipped : what was not done, and why
+    definitions : figure -> what it means
+    """
+
+    model: str
+    data: str
+    synthetic: bool
+    steps: int
+    rows: int
+    streamed: bool
+    levels: tuple[Level, ...]
+    corruptions: tuple[Corruption, ...]
+    gaps: tuple[Gap, ...]
+    forgetting: Forgetting | None
+    touch: Touch | None
+    roundings: tuple[Rounding, ...]
+    drift: Drift | None
+    skipped: tuple[str, ...]
+    definitions: Mapping[str, str]
+
+    def as_dict(self) -> dict:
+        """The same as dicts, lists, strings and numbers."""
+        return _plain(asdict(self))
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def analyze(
+    model: Model,
+    data=None,
+    *,
+    steps: int = MOST_STEPS,
+    long_steps: int = LONG_STEPS,
+    seconds: float = 4.0,
+    seed: int = 0,
+    progress: Progress = lambda share, text: None,
+) -> Analysis:
+    """How a model's outputs move under dirty input, another start, a long run and rounded weights.
+
+    Parameters
+    ----------
+    model : Model
+    data : what it is fed: an array [T, features...] or [rows, T, features...], a dict of them by input, or a `Data` of
+        `load_data`. None: noise is made up, and the result says so: then the figures tell how the model reacts, not
+        how it does on your signals.
+    steps : most steps of the data to use; at most 8 rows are used
+    long_steps : of the drift
+    seconds : about; following a push of the state may take three quarters of them, as may the float64 side of the
+        drift, whose steps beyond may take half as long again
+    seed : of all noise
+    progress : called with (share done 0..1, what is being done)
+
+    Raises
+    ------
+    ShapeError : the data do not fit the model, or have fewer than 2 steps.
+    """
+    if steps < 2 or long_steps < 2 or not seconds > 0:
+        raise ShapeError(f"steps, long_steps and seconds must be at least 2, 2 and above 0, got {steps}, {long_steps}, "
+                         f"{seconds}")  # fmt: skip
+    runner = Runner(model)
+    given = made_up(runner, steps, seed) if data is None else data if isinstance(data, Data) else Data.of(data)
+    x = runner.fit(given.arrays, steps, MOST_ROWS)
+    rng = np.random.default_rng(seed)
+    progress(0.0, "clean outputs")
+    clean = runner.run(x)
+    figures = ErrorFigures(clean)
+    skipped = [*figures.problems, *quiet_inputs(runner, x)]
+    progress(0.05, "dirty input")
+    dirty = corruptions(runner, x, figures, rng)
+    progress(0.3, "gaps")
+    missing = gaps(runner, x, figures)
+    forgot = touched = None
+    if runner.streams:
+        progress(0.4, "forgetting")
+        forgot = forgetting(runner, x, rng, 0.75 * seconds)
+        if forgot is None:
+            skipped.append("forgetting: the model keeps no float32 state")
+    else:
+        skipped.append(f"forgetting, and gaps that are skipped: {runner.why_not}")
+    progress(0.55, "touching one step")
+    touched = touch(runner, x, rng)
+    if touched is None:
+        skipped.append("touching one step: no output has a time axis, or no input is real")
+    progress(0.65, "rounded weights")
+    rounded = roundings(model, x, figures)
+    progress(0.75, "drift")
+    drifted = drift(runner, x, long_steps, 0.75 * seconds, lambda share: progress(0.75 + 0.25 * share, "drift"))
+    if isinstance(drifted, str):
+        skipped.append(f"drift: {drifted}")
+        drifted = None
+    elif drifted.steps == runner.horizon:
+        skipped.append(f"drift beyond {runner.horizon:,} steps: a stream of this model ends there")
+    progress(1.0, "done")
+    return Analysis(
+        model.name, given.text, given.synthetic, runner.steps_of(x), runner.rows_of(x), runner.streams,
+        figures.levels(runner.output_names), dirty, missing, forgot, touched, rounded, drifted, tuple(skipped),
+        DEFINITIONS,
+    )  # fmt: skip
+
+
+__all__ = ["Analysis", "Data", "analyze", "load_data"]

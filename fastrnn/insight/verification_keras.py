@@ -1,0 +1,97 @@
+"""Keras as an engine of `verify`, for whole models: Keras loads the file and runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FastRNNError, UnsupportedError
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def _choose_backend() -> None:
+    """Keras 3 computes with tensorflow where nobody says otherwise, and writes that down as its setting when it is
+    first imported; where tensorflow is missing, it gets what is installed."""
+    if "KERAS_BACKEND" in os.environ or "keras" in sys.modules:
+        return
+    for backend in (_configured(), "tensorflow", "torch", "jax"):
+        if backend is not None and importlib.util.find_spec(backend) is not None:
+            os.environ["KERAS_BACKEND"] = backend
+            return
+
+
+def _configured() -> str | None:
+    """The backend of Keras's own settings file, where there is one."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    try:
+        backend = json.loads((Path(home) / "keras.json").read_text(encoding="utf-8"))["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return backend if isinstance(backend, str) and backend.isidentifier() else None
+
+
+class Keras:
+    """A file that Keras runs, on whatever backend it has; config: of weights alone, as in `fastrnn.load`.
+
+    Raises UnsupportedError where Keras is not installed, is of another major version than the file (whose layers it
+    would compute otherwise), or can't load the file.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: str | os.PathLike, tolerance: float, config=None):
+        self.tolerance, where = tolerance, os.fspath(path)
+        if importlib.util.find_spec("keras") is None:
+            raise UnsupportedError(
+                'verifying against Keras needs Keras, which is not installed: verify against="reference"'
+            )
+        try:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            _choose_backend()
+            import keras
+        except ImportError as error:
+            raise UnsupportedError(
+                f"Keras can't be imported ({error}; KERAS_BACKEND names what it computes with): verify "
+                'against="reference"'
+            ) from None
+        from ..importers.keras import config_text, written_by
+
+        written = written_by(where, config)
+        if written is None or re.split(r"\D", written)[0] != keras.__version__.split(".")[0]:
+            told = written or "of no version that it names"
+            raise UnsupportedError(
+                f"{where} was written by Keras {told}; the installed {keras.__version__} computes some layers of "
+                'another major version otherwise: verify against="reference"'
+            )
+        self.keras, self.title = keras, f"Keras {keras.__version__}"
+        try:
+            if config is None:
+                self.model = keras.models.load_model(where, compile=False)
+            else:
+                self.model = keras.models.model_from_json(config_text(config))
+                self.model.load_weights(where)
+        except FastRNNError:
+            raise
+        except Exception as error:  # Keras raises whatever its parts do
+            raise UnsupportedError(f"Keras can't load {where}: {str(error).strip().splitlines()[0]:.160}") from None
+
+    def dims(self, name: str) -> tuple | None:
+        """The sizes of an input that the file has fixed."""
+        return next((tuple(x.shape) for x in self.model.inputs if x.name == name), None)
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """All outputs, in Keras's order."""
+        for layer in self.model.layers:
+            if getattr(layer, "stateful", False):
+                layer.reset_states()
+        given = list(feeds.values())
+        made = self.model(given[0] if len(given) == 1 else given, training=False)
+        return [np.asarray(self.keras.ops.convert_to_numpy(y)) for y in self.keras.tree.flatten(made)]

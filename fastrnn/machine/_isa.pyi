@@ -1,0 +1,44 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph.cells import CellSpec
+
+_Array = NDArray[np.float32]
+
+class PackedCell:
+    spec: CellSpec
+    nbytes: int
+    @property
+    def isa(self) -> str: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def phases(self) -> int: ...
+    @property
+    def pre_size(self) -> int: ...
+
+class PackedLinear:
+    K: int
+    N: int
+    nbytes: int
+    @property
+    def isa(self) -> str: ...
+    @property
+    def blocks(self) -> int: ...
+
+def isa_info() -> dict[str, Any]: ...
+def functions() -> tuple[str, ...]: ...
+def pack_cell(
+    spec: CellSpec,
+    W: _Array,
+    R: _Array,
+    Wb: _Array | None = None,
+    Rb: _Array | None = None,
+    P: _Array | None = None,
+    isa: str | None = None,
+) -> PackedCell: ...
+def cell_scratch_size(packed: PackedCell, rows: int = 1) -> int: ...
+def linear_pack_size(K: int, N: int, isa: str | None = None) -> int: ...
+def pack_linear(W: _Array, bias: _Array | None = None, isa: str | None = None) -> PackedLinear: ...

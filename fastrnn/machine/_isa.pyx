@@ -1,0 +1,314 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Instruction sets: picks the kernel table at import and packs weights for it.
+
+All C kernels are linked here and nowhere else; other Cython modules reach them through `active_kernels` and
+`kernels_named` of `_isa.pxd`. FASTRNN_ISA names the table to use instead of the best one. `isa=None` is the name of a
+table, None for the active one. Arrays are float32 and C-contiguous.
+"""
+
+import os
+
+import numpy as np
+
+from ..errors import FastRNNError, ShapeError
+
+from libc.math cimport INFINITY
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+cnp.import_array()
+
+cdef extern from "pages.h" nogil:
+    void *frnn_allocate(size_t size)
+
+cdef extern from "frnn.h" nogil:
+    const frnn_kernels *const *frnn_available() noexcept
+    const char *const *frnn_compiled() noexcept
+    const char *const *frnn_function_names() noexcept
+    uint64_t c_fpu_enter "frnn_fpu_enter"() noexcept
+    void c_fpu_leave "frnn_fpu_leave"(uint64_t token) noexcept
+
+cdef const frnn_kernels *ACTIVE = NULL
+cdef object FORCED_BY = None
+_KINDS = {"rnn": FRNN_RNN, "lstm": FRNN_LSTM, "gru": FRNN_GRU}
+
+
+# ---- choosing a table --------------------------------------------------------------------------------------------
+
+def _compiled():
+    cdef const char *const *names = frnn_compiled()
+    found = []
+    while names[0] != NULL:
+        found.append(names[0].decode())
+        names += 1
+    return tuple(found)
+
+
+def _available():
+    cdef const frnn_kernels *const *tables = frnn_available()
+    found = []
+    while tables[0] != NULL:
+        found.append(tables[0].isa.decode())
+        tables += 1
+    return tuple(found)
+
+
+cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
+    cdef const frnn_kernels *const *tables = frnn_available()
+    while tables[0] != NULL:
+        if tables[0].isa.decode() == isa:
+            return tables[0]
+        tables += 1
+    there = isa in _compiled()
+    why = "this CPU or operating system does not run it" if there else "no such instruction set in this build"
+    raise FastRNNError(f"{asked_by} asks for {isa!r}: {why}; available: {', '.join(_available())}")
+
+
+cdef const frnn_kernels *active_kernels() noexcept nogil:
+    return ACTIVE
+
+
+cdef frnn_team *team_begin(int threads) noexcept nogil:
+    return frnn_team_begin(threads)
+
+
+cdef void team_end(frnn_team *team) noexcept nogil:
+    frnn_team_end(team)
+
+
+cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil:
+    frnn_team_for(team, chunks, fn, context)
+
+
+cdef int team_size(const frnn_team *team) noexcept nogil:
+    return frnn_team_size(team)
+
+
+cdef uint64_t fpu_enter() noexcept nogil:
+    return frnn_fpu_enter()
+
+
+cdef void fpu_leave(uint64_t token) noexcept nogil:
+    frnn_fpu_leave(token)
+
+
+cdef const frnn_kernels *kernels_named(isa) except NULL:
+    return ACTIVE if isa is None else _find(isa, "isa")
+
+
+def _activate():
+    global ACTIVE, FORCED_BY
+    forced = os.environ.get("FASTRNN_ISA", "")
+    FORCED_BY = "FASTRNN_ISA" if forced else None
+    ACTIVE = _find(forced, "FASTRNN_ISA") if forced else frnn_available()[0]
+
+
+_activate()
+
+
+cdef uint64_t frnn_fpu_enter() noexcept nogil:
+    return c_fpu_enter()
+
+
+cdef void frnn_fpu_leave(uint64_t token) noexcept nogil:
+    c_fpu_leave(token)
+
+
+def isa_info():
+    """What was found and chosen.
+
+    Returns
+    -------
+    dict: detected (best table this CPU runs), active, forced_by ("FASTRNN_ISA" or None), available and compiled
+    (tuples of names, best first), lanes (floats in the active table's widest vector).
+    """
+    available = _available()
+    return {
+        "detected": available[0],
+        "active": ACTIVE.isa.decode(),
+        "forced_by": FORCED_BY,
+        "available": available,
+        "compiled": _compiled(),
+        "lanes": ACTIVE.lanes,
+    }
+
+
+def functions():
+    """Names of the elementwise functions, a tuple in the order of their codes."""
+    cdef const char *const *names = frnn_function_names()
+    return tuple([names[i].decode() for i in range(FRNN_FN_COUNT)])
+
+
+_CODES = {name: code for code, name in enumerate(functions())}
+_UNARY_END = _CODES["add"]  # unary functions come first
+
+
+def _code(name, bint unary_only=False):
+    code = _CODES.get(name)
+    if code is None or (unary_only and code >= _UNARY_END):
+        known = ", ".join([n for n, c in _CODES.items() if not unary_only or c < _UNARY_END])
+        raise FastRNNError(f"unknown {'unary ' if unary_only else ''}function {name!r}; known: {known}")
+    return code
+
+
+# ---- memory and checks -------------------------------------------------------------------------------------------
+
+cdef float *_aligned(int64_t count) except NULL:
+    """count floats (at least one cache line), 64-byte aligned, zero; in huge pages where there is one to fill."""
+    cdef size_t size = max(count, 16) * sizeof(float)
+    cdef void *memory = frnn_allocate(size)
+    if memory == NULL:
+        raise MemoryError(f"{size} bytes")
+    memset(memory, 0, size)
+    return <float *> memory
+
+
+def _check(what, array, shape, writeable=False):
+    """array, if it is a float32, C-contiguous ndarray of this shape (None: any size); ShapeError otherwise."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not array.flags.c_contiguous:
+        got = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ShapeError(f"{what}: expected a C-contiguous float32 array, got {got}")
+    if array.ndim != len(shape) or any([s is not None and s != d for s, d in zip(shape, array.shape)]):
+        text = ", ".join(["any" if s is None else str(s) for s in shape])
+        raise ShapeError(f"{what}: expected shape [{text}], got {list(array.shape)}")
+    if writeable and not array.flags.writeable:
+        raise ShapeError(f"{what}: the array is read-only")
+    return array
+
+
+cdef frnn_act _act(name, alpha, beta) except *:
+    cdef frnn_act act
+    act.fn, act.alpha, act.beta = _code(name, True), alpha, beta
+    return act
+
+
+# ---- cells -------------------------------------------------------------------------------------------------------
+
+cdef class PackedCell:
+    def __dealloc__(self):
+        free(self.memory)
+
+    @property
+    def isa(self):
+        """Name of the table it is packed for."""
+        return self.table.isa.decode()
+
+    @property
+    def blocks(self):
+        """Into how many blocks of hidden units a step can be split."""
+        return self.table.cell_blocks(&self.cell)
+
+    @property
+    def phases(self):
+        """Phases of a step: 2 for a GRU that resets before the product."""
+        return self.table.cell_phases(&self.cell)
+
+    @property
+    def pre_size(self):
+        """Floats of the input half of one row (`cell_input`)."""
+        return self.table.cell_pre_size(&self.cell)
+
+
+def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
+    """Pack the weights of one direction of one recurrent layer.
+
+    Parameters
+    ----------
+    spec : CellSpec
+    W, R : float32 arrays, shapes [G*H, I] and [G*H, H], C-contiguous, gates in ONNX order
+    Wb, Rb : float32 arrays, shape [G*H]; None is zeros
+    P : float32 array, shape [3*H], peepholes i o f; None for none. LSTM only.
+    isa : name of a table; None is the active one
+
+    Returns
+    -------
+    PackedCell : owns a copy of the weights.
+
+    Raises
+    ------
+    ShapeError : an array does not fit the spec.
+    FastRNNError : the table can't be had on this machine.
+    """
+    cdef PackedCell packed = PackedCell.__new__(PackedCell)
+    cdef int64_t size, i
+    H, GH = spec.hidden_size, spec.gates * spec.hidden_size
+    _check("W", W, (GH, spec.input_size))
+    _check("R", R, (GH, H))
+    for name, array in (("Wb", Wb), ("Rb", Rb)):
+        if array is not None:
+            _check(name, array, (GH,))
+    if P is not None:
+        if spec.kind != "lstm":
+            raise ShapeError(f"P: a {spec.kind} has no peephole")
+        _check("P", P, (3 * H,))
+    packed.table = kernels_named(isa)
+    packed.spec = spec
+    packed.cell.kind = _KINDS[spec.kind]
+    packed.cell.input_forget = spec.input_forget
+    packed.cell.reset_after = spec.linear_before_reset
+    packed.cell.peephole = P is not None
+    packed.cell.I, packed.cell.H = spec.input_size, H
+    packed.cell.clip = INFINITY if spec.clip is None else spec.clip
+    for i, act in enumerate(spec.activations):
+        packed.cell.act[i] = _act(act.name, act.alpha, act.beta)
+    size = packed.table.cell_pack_size(&packed.cell)
+    packed.memory = _aligned(size)
+    packed.nbytes = size * sizeof(float)
+    packed.table.cell_pack(&packed.cell, _data(W), _data(R), _data(Wb), _data(Rb), _data(P), packed.memory)
+    packed.cell.packed = packed.memory
+    return packed
+
+
+def cell_scratch_size(PackedCell packed not None, int64_t rows=1):
+    """Floats of scratch that a step of `rows` rows needs; proportional to rows."""
+    return packed.table.cell_scratch(&packed.cell, rows)
+
+
+# ---- linear layers -----------------------------------------------------------------------------------------------
+
+cdef class PackedLinear:
+    def __dealloc__(self):
+        free(self.memory)
+
+    @property
+    def isa(self):
+        """Name of the table it is packed for."""
+        return self.table.isa.decode()
+
+    @property
+    def blocks(self):
+        """Into how many blocks of columns the product can be split."""
+        return self.table.linear_blocks(self.K, self.N)
+
+
+def linear_pack_size(int64_t K, int64_t N, isa=None):
+    """Floats that `pack_linear` needs for W [K, N] and its bias."""
+    return kernels_named(isa).linear_pack_size(K, N)
+
+
+def pack_linear(W, bias=None, isa=None):
+    """Pack W, float32 [K, N] (any strides of whole floats), and bias, float32 [N] or None.
+
+    Returns
+    -------
+    PackedLinear : owns a copy.
+
+    Raises
+    ------
+    ShapeError, FastRNNError : as `pack_cell`.
+    """
+    cdef PackedLinear packed = PackedLinear.__new__(PackedLinear)
+    cdef int64_t size
+    if not isinstance(W, np.ndarray) or W.dtype != np.float32 or W.ndim != 2 or any([s % 4 for s in W.strides]):
+        raise ShapeError("W: expected a float32 array [K, N]")
+    if bias is not None:
+        _check("bias", bias, (W.shape[1],))
+    packed.table = kernels_named(isa)
+    packed.K, packed.N = W.shape
+    size = packed.table.linear_pack_size(packed.K, packed.N)
+    packed.memory = _aligned(size)
+    packed.nbytes = size * sizeof(float)
+    packed.table.linear_pack(packed.K, packed.N, _data(W), W.strides[0] // 4, W.strides[1] // 4, _data(bias),
+                             packed.memory)
+    packed.data = packed.memory
+    return packed

@@ -1,0 +1,185 @@
+# Part of _ops.pyx: attention over keys that are there, or over those that a stream keeps; and a stream's step numbers.
+#
+# A stream's slab row holds, for each attention over time, the last `capacity` keys and values of every head, [heads,
+# capacity, features], the one of step p at place p % capacity; and, once for all ops, how many steps it has seen.
+
+from fastrnn.machine._isa cimport frnn_attention, frnn_keys
+
+DEF PARTS = 16  # pieces of work at once, as compile/lowering/attention.py has it: each has its own room for scores
+
+cdef struct AttentionArgs:
+    int64_t batch, heads, group, rows, keys, d, dv  # heads: of the keys; group: heads of q that read one of them
+    int64_t q_buffer, q_offset, q_batch, q_head, q_row
+    int64_t k_buffer, k_offset, k_batch, k_head, k_step
+    int64_t v_buffer, v_offset, v_batch, v_head, v_step
+    int64_t y_buffer, y_offset, y_batch, y_head, y_row
+    int64_t bias_buffer, bias_offset, bias_batch, bias_head, bias_row, bias_step  # bias_buffer -1: none
+    int64_t mask_buffer, mask_offset, mask_batch, mask_head, mask_row, mask_step  # as bias; 0 where a score is replaced
+    int64_t how, causal, window, offset, safe, scratch, room  # how: scale and softcap; room: floats a part of scratch
+    int64_t capacity, per_slot, k_state, v_state, position  # capacity 0: the keys are those of this call
+
+cdef struct StepsArgs:
+    int64_t rows, count, start, y_buffer, y_offset, y_row, y_step, position  # position -1: counted from start alone
+
+cdef struct AdvanceArgs:
+    int64_t rows, count, position
+
+cdef enum AttentionOpKind:
+    OP_ATTENTION = 200
+    OP_STEPS, OP_ADVANCE
+
+
+def _strided(name, *axes):
+    return (f"{name}_buffer", f"{name}_offset", *(f"{name}_{axis}" for axis in axes))
+
+
+for _kind, _code, _size, _fields in (
+    ("attention", OP_ATTENTION, sizeof(AttentionArgs),
+     ("batch", "heads", "group", "rows", "keys", "d", "dv", *_strided("q", "batch", "head", "row"),
+      *_strided("k", "batch", "head", "step"), *_strided("v", "batch", "head", "step"),
+      *_strided("y", "batch", "head", "row"), *_strided("bias", "batch", "head", "row", "step"),
+      *_strided("mask", "batch", "head", "row", "step"),
+      "how", "causal", "window", "offset", "safe", "scratch", "room", "capacity", "per_slot", "k_state", "v_state",
+      "position")),
+    ("steps", OP_STEPS, sizeof(StepsArgs),
+     ("rows", "count", "start", "y_buffer", "y_offset", "y_row", "y_step", "position")),
+    ("advance", OP_ADVANCE, sizeof(AdvanceArgs), ("rows", "count", "position")),
+):
+    if 8 * len(_fields) != _size:
+        raise ImportError(f"op {_kind}: {len(_fields)} fields named, the struct has {_size // 8}")
+    OP_FIELDS[_kind], KINDS[_kind] = _fields, _code
+
+
+cdef inline int64_t steps_seen(Frame *f, int64_t position, int64_t row) noexcept nogil:
+    """How many steps the stream of this row has seen before this call."""
+    cdef int64_t seen
+    memcpy(&seen, state_row(f, 1, position, 2, row), sizeof(int64_t))
+    return seen
+
+
+cdef struct AttentionLoop:
+    const AttentionArgs *a
+    Frame *f
+    frnn_attention how
+
+
+cdef inline const float *of_query(Frame *f, int64_t buffer, int64_t offset) noexcept nogil:
+    """Where a bias or mask starts; NULL: there is none."""
+    return <const float *> NULL if buffer < 0 else <const float *> at(f, buffer, offset)
+
+
+cdef void attend_to_given(const AttentionLoop *s, int64_t unit, float *scores) noexcept nogil:
+    """One query of one head, over the keys of this call that it sees."""
+    cdef const AttentionArgs *a = s.a
+    cdef Frame *f = s.f
+    cdef int64_t heads = a.heads * a.group, i = unit % a.rows, head = unit // a.rows % heads
+    cdef int64_t b = unit // a.rows // heads, at_ = i + a.offset, first = 0, end = a.keys
+    cdef const float *bias = of_query(f, a.bias_buffer, a.bias_offset)
+    cdef const float *mask = of_query(f, a.mask_buffer, a.mask_offset)
+    cdef frnn_keys keys
+    if a.causal:
+        end = max(min(at_ + 1, end), 0)
+    if a.window > 0:
+        first = min(max(at_ - a.window + 1, 0), end)
+    keys.k[0] = at(f, a.k_buffer, a.k_offset) + b * a.k_batch + head // a.group * a.k_head + first * a.k_step
+    keys.v[0] = at(f, a.v_buffer, a.v_offset) + b * a.v_batch + head // a.group * a.v_head + first * a.v_step
+    keys.k[1], keys.v[1], keys.n[0], keys.n[1] = keys.k[0], keys.v[0], end - first, 0
+    keys.k_step, keys.v_step = a.k_step, a.v_step
+    if bias != NULL:
+        bias += b * a.bias_batch + head * a.bias_head + i * a.bias_row + first * a.bias_step
+    if mask != NULL:
+        mask += b * a.mask_batch + head * a.mask_head + i * a.mask_row + first * a.mask_step
+    f.table.attend(a.d, a.dv, &s.how, at(f, a.q_buffer, a.q_offset) + b * a.q_batch + head * a.q_head + i * a.q_row,
+                   &keys, bias, a.bias_step, mask, a.mask_step, scores,
+                   at(f, a.y_buffer, a.y_offset) + b * a.y_batch + head * a.y_head + i * a.y_row)
+
+
+cdef void attend_to_kept(const AttentionLoop *s, int64_t unit, float *scores) noexcept nogil:
+    """All steps of one head of keys: each key and value takes its place in the slab, then the queries of its step see
+    what is there, the oldest first: the order, and so the bits, of a whole run."""
+    cdef const AttentionArgs *a = s.a
+    cdef Frame *f = s.f
+    cdef int64_t head = unit % a.heads, b = unit // a.heads, t, g, place, seen, first
+    cdef float *k_kept = state_row(f, a.per_slot, a.k_state, a.heads * a.capacity * a.d, b) + head * a.capacity * a.d
+    cdef float *v_kept = state_row(f, a.per_slot, a.v_state, a.heads * a.capacity * a.dv, b) + head * a.capacity * a.dv
+    cdef const float *k = at(f, a.k_buffer, a.k_offset) + b * a.k_batch + head * a.k_head
+    cdef const float *v = at(f, a.v_buffer, a.v_offset) + b * a.v_batch + head * a.v_head
+    cdef int64_t before = steps_seen(f, a.position, b // a.per_slot)
+    cdef const float *bias = of_query(f, a.bias_buffer, a.bias_offset)
+    cdef const float *mask = of_query(f, a.mask_buffer, a.mask_offset)
+    cdef frnn_keys keys
+    keys.k_step, keys.v_step = a.d, a.dv
+    if bias != NULL:  # one number for all steps, of each row and head
+        bias += b * a.bias_batch
+    if mask != NULL:
+        mask += b * a.mask_batch
+    for t in range(a.rows):
+        place = (before + t) % a.capacity
+        memcpy(k_kept + place * a.d, k + t * a.k_step, a.d * sizeof(float))
+        memcpy(v_kept + place * a.dv, v + t * a.v_step, a.dv * sizeof(float))
+        seen = min(before + t + 1, a.capacity)
+        first = place + 1 - seen
+        if first < 0:
+            first += a.capacity
+        keys.n[0] = min(seen, a.capacity - first)
+        keys.n[1] = seen - keys.n[0]
+        keys.k[0], keys.k[1] = k_kept + first * a.d, k_kept
+        keys.v[0], keys.v[1] = v_kept + first * a.dv, v_kept
+        for g in range(head * a.group, (head + 1) * a.group):
+            f.table.attend(a.d, a.dv, &s.how,
+                           at(f, a.q_buffer, a.q_offset) + b * a.q_batch + g * a.q_head + t * a.q_row, &keys,
+                           bias + g * a.bias_head if bias != NULL else NULL, 0,
+                           mask + g * a.mask_head if mask != NULL else NULL, 0,
+                           scores, at(f, a.y_buffer, a.y_offset) + b * a.y_batch + g * a.y_head + t * a.y_row)
+
+
+cdef void attention_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
+    cdef const AttentionLoop *s = <const AttentionLoop *> context
+    cdef const AttentionArgs *a = s.a
+    cdef int64_t units = a.batch * a.heads * (1 if a.capacity > 0 else a.group * a.rows), u
+    cdef float *scores = (<float *> s.f.base[a.scratch]) + chunk * a.room
+    cdef uint64_t token = fpu_enter()
+    for u in range(units * chunk // chunks, units * (chunk + 1) // chunks):
+        if a.capacity > 0:
+            attend_to_kept(s, u, scores)
+        else:
+            attend_to_given(s, u, scores)
+    fpu_leave(token)
+
+
+cdef void run_attention(const AttentionArgs *a, Frame *f) noexcept nogil:
+    cdef AttentionLoop s
+    cdef const float *how = <const float *> f.base[a.how]
+    cdef int64_t units = a.batch * a.heads * (1 if a.capacity > 0 else a.group * a.rows)
+    cdef int64_t threads = team_size(f.team)
+    s.a, s.f, s.how.scale, s.how.softcap, s.how.safe = a, f, how[0], how[1], <int32_t> a.safe
+    if threads == 1:
+        attention_chunk(&s, 0, 1)
+    else:
+        team_for(f.team, min(min(CHUNKS * threads, PARTS), units), attention_chunk, &s)
+
+
+cdef void run_steps(const StepsArgs *a, Frame *f) noexcept nogil:
+    cdef int64_t r, i, first
+    cdef int64_t *y = (<int64_t *> f.base[a.y_buffer]) + a.y_offset
+    for r in range(a.rows):
+        first = a.start + (steps_seen(f, a.position, r) if a.position >= 0 else 0)
+        for i in range(a.count):
+            y[r * a.y_row + i * a.y_step] = first + i
+
+
+cdef void run_advance(const AdvanceArgs *a, Frame *f) noexcept nogil:
+    """Every stream of the call has seen `count` steps more."""
+    cdef int64_t r, seen
+    for r in range(a.rows):
+        seen = steps_seen(f, a.position, r) + a.count
+        memcpy(state_row(f, 1, a.position, 2, r), &seen, sizeof(int64_t))
+
+
+cdef void run_attention_op(int32_t kind, const int64_t *a, Frame *f) noexcept nogil:
+    if kind == OP_ATTENTION:
+        run_attention(<const AttentionArgs *> a, f)
+    elif kind == OP_STEPS:
+        run_steps(<const StepsArgs *> a, f)
+    else:
+        run_advance(<const AdvanceArgs *> a, f)

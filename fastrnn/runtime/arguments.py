@@ -1,0 +1,210 @@
+"""What callers hand in and get back: checks of dtype and shape, with errors that say which argument."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..graph import DTYPES, Value
+from ..graph import dims as D
+from ..graph.casts import as_dtype
+
+MOST_AXES = 8  # of an array on the fast path of a step, with the axis of a pool's rows
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One input or output of a stream: batch first, then time, then features.
+
+    features : ints (dims where the model leaves a size open), in the file's order without batch and time.
+    timed : it has a time axis (in a model that is a step function every argument has one here: the calls).
+    batched : it has a batch axis.
+    """
+
+    name: str
+    dtype: str
+    features: tuple[int, ...]
+    timed: bool
+    batched: bool
+    file_dims: tuple = ()
+
+    @property
+    def stored(self) -> str:
+        """The dtype of the array that the executor reads or writes: the argument's own."""
+        return self.dtype
+
+    @cached_property  # every chunk asks: 5 us
+    def step_bytes(self) -> int:
+        """Bytes of one step of one stream."""
+        return int(np.prod(self.features, dtype=np.int64)) * np.dtype(DTYPES[self.dtype]).itemsize
+
+    def step_shape(self, batch: int | None) -> tuple[int, ...]:
+        """Shape of one step."""
+        return (*self._lead(batch), *self.features)
+
+    def _lead(self, batch: int | None) -> tuple[int, ...]:
+        return () if batch is None or not self.batched else (batch,)
+
+    def chunk_shape(self, batch: int | None, span: int) -> tuple[int, ...]:
+        """Shape of `span` steps."""
+        lead = self._lead(batch)
+        return (*lead, span, *self.features) if self.timed else (*lead, *self.features)
+
+    def steps(self, array: np.ndarray, batch: int | None) -> int:
+        """How many steps a checked chunk holds."""
+        return array.shape[len(self._lead(batch))]
+
+    def check_step(self, x, batch: int | None) -> np.ndarray:
+        """x as a contiguous array of one step, or ShapeError. The file's own shape of one step is taken too."""
+        array = self._typed(x)
+        want = self.step_shape(batch)
+        if array.shape != want:
+            own = tuple((batch or 1) if d == D.BATCH else 1 if not isinstance(d, int) else d for d in self.file_dims)
+            if array.shape == own and (batch is None or not self.batched or self.file_dims[0] == D.BATCH):
+                return array.reshape(want)
+            raise ShapeError(f"input {self.name}: one step is {list(want)}, got {list(array.shape)}")
+        return array
+
+    def check_chunk(self, x, batch: int | None) -> np.ndarray:
+        """x as a contiguous array of a chunk, or ShapeError."""
+        array = self._typed(x)
+        want = [*self._lead(batch), *(["T"] if self.timed else []), *self.features]
+        if array.ndim != len(want) or any(w not in ("T", s) for w, s in zip(want, array.shape, strict=True)):
+            text = ", ".join(map(str, want))
+            raise ShapeError(f"input {self.name}: a chunk is [{text}], got {list(array.shape)}")
+        return array
+
+    def check_out(self, out, shape: tuple[int, ...]) -> None:
+        """Refuse an `out` that can't take the result as it is."""
+        want = np.dtype(DTYPES[self.dtype])
+        if not isinstance(out, np.ndarray) or out.dtype != want or out.shape != shape:
+            got = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise ShapeError(f"out for {self.name}: {want}{list(shape)} expected, got {got}")
+        if not out.flags.writeable:
+            raise ShapeError(f"out for {self.name} is read-only")
+
+    def open_sizes(self, array: np.ndarray) -> dict[str, int]:
+        """The sizes that `features` leaves open: those of a step or chunk, whose last axes are the features."""
+        found: dict[str, int] = {}
+        for back, dim in enumerate(reversed(self.features), 1):
+            for name in D.symbols(dim):
+                if dim != D.symbol(name):
+                    raise ShapeError(f"input {self.name}: the size {dim} can't be solved: load the model with sizes=")
+                if back > array.ndim:
+                    raise ShapeError(
+                        f"input {self.name}: a step has {len(self.features)} axes: got {list(array.shape)}"
+                    )
+                if found.setdefault(name, array.shape[-back]) != array.shape[-back]:
+                    raise ShapeError(f"input {self.name}: {name} is both {found[name]} and {array.shape[-back]}")
+        return found
+
+    def _typed(self, x) -> np.ndarray:
+        return as_dtype(x, self.dtype, f"input {self.name}")
+
+
+def whole_number(value, name: str, most: int) -> int:
+    """value as an int in 1..most (NumPy's integers are taken, bools are not), or ShapeError."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not 1 <= number <= most:
+        raise ShapeError(f"{name} must be an int in 1..{most}, got {value!r}")
+    return number
+
+
+def collect(names: list[str], x) -> list:
+    """The arrays of all inputs, in order: x itself for one input, else a tuple or list, or a dict by name."""
+    if isinstance(x, Mapping):
+        if set(x) != set(names):
+            raise ShapeError(f"inputs are {names}, got {sorted(x)}")
+        return [x[n] for n in names]
+    if len(names) == 1:
+        return [x]
+    if not isinstance(x, tuple | list) or len(x) != len(names):
+        got = f"{len(x)} arrays" if isinstance(x, tuple | list) else type(x).__name__
+        raise ShapeError(f"the model takes a tuple of {len(names)} inputs {names}, got {got}")
+    return list(x)
+
+
+def check_out(outputs: list[Argument], out, batch: int | None):
+    """The arrays that the outputs of a step are written to, as a list; None where `out` is. ShapeError otherwise."""
+    if out is None:
+        return None
+    outs = out if isinstance(out, tuple | list) else (out,)
+    if len(outs) != len(outputs):
+        raise ShapeError(f"out has {len(outs)} arrays, the model has {len(outputs)} outputs")
+    for argument, array in zip(outputs, outs, strict=True):
+        argument.check_out(array, argument.step_shape(batch))
+    for i, array in enumerate(outs):
+        if any(np.may_share_memory(array, other) for other in outs[:i]):
+            raise ShapeError(f"out for {outputs[i].name} shares memory with another output's")
+    return outs
+
+
+def deliver(results: list, outs):
+    """One array for one output, else a tuple; copied into `outs` where given."""
+    for target, array in zip(outs or (), results, strict=False):
+        np.copyto(target, array)
+    final = outs or results
+    return final[0] if len(final) == 1 else tuple(final)
+
+
+def plain_forms(inputs: list[Argument], outputs: list[Argument], batch: int | None = None) -> list[tuple]:
+    """(NumPy's type number, shape of a step) of the one input and the one output of a model whose arguments need no
+    general check, being float32 of few axes; [] for any other model."""
+    if len(inputs) != 1 or len(outputs) != 1:
+        return []
+    sides = (*inputs, *outputs)
+    shapes = [a.step_shape(batch) for a in sides]
+    if any(a.stored != "float32" for a in sides) or any(len(s) >= MOST_AXES for s in shapes):
+        return []
+    return [(np.dtype(np.float32).num, shape) for shape in shapes]
+
+
+def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:
+    """The stream's view of a graph input or output. has_batch: some value of the graph has a batch axis."""
+    features, timed, batched = [], steps_one, not has_batch
+    for dim in value.dims:
+        names = D.symbols(dim)
+        if "time" in names:
+            timed = True
+        elif "batch" in names:
+            batched = True
+        else:
+            features.append(dim)
+    return Argument(value.name, value.dtype, tuple(features), timed, batched, value.dims)
+
+
+def solve_sizes(values: list[Value], arrays: list[np.ndarray], held: Sequence[tuple] = ()) -> dict[str, int]:
+    """batch, time and other free sizes from whole-run inputs; ShapeError names input, axis, got and expected.
+
+    held : (input, axis, why) of axes that stay at the file's number, as `Graph.held` has them.
+    """
+    sizes: dict[str, int] = {}
+    source: dict[str, str] = {}
+    for value, array in zip(values, arrays, strict=True):
+        text = "[" + ", ".join(map(str, value.dims)) + "]"
+        if array.ndim != len(value.dims):
+            raise ShapeError(f"input {value.name}: {text} expected, got {list(array.shape)}")
+        for axis, (dim, size) in enumerate(zip(value.dims, array.shape, strict=True)):
+            if isinstance(dim, int):
+                if dim != size:
+                    why = "".join(f": {w}" for name, a, w in held if (name, a) == (value.name, axis))
+                    raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}{why}")
+                continue
+            names = D.symbols(dim)
+            name = next(iter(names))
+            if len(names) > 1 or dim != D.symbol(name):
+                raise ShapeError(f"input {value.name}: axis {axis} has the size {dim}, which can't be solved")
+            if sizes.setdefault(name, size) != size:
+                raise ShapeError(
+                    f"input {value.name}: axis {axis} ({name}) is {size}, but {sizes[name]} in {source[name]}"
+                )
+            source.setdefault(name, value.name)
+    return sizes

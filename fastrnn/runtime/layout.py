@@ -1,0 +1,227 @@
+"""What a stream keeps: `StateLayout` maps the states that `Model.states` shows to places in a slab row.
+
+Such a state is a cell's own h and c, or a state that the file threads through an input and an output (`h0 -> hn`),
+which may pack several cells' states into one tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..compile.lowering.loops import chains
+from ..compile.plan import Plan
+from ..errors import StateError
+from ..graph import Graph
+from ..graph import dims as D
+from ..graph.loops import loops
+from ..streaming.conditions import roots_of
+
+MOST_STEPS = 1 << 60  # of a stream: what is more was never counted
+_MOVES = frozenset("transpose reshape slice expand concat".split())
+
+
+@dataclass(frozen=True)
+class StatePart:
+    """Elements `places` (flat indices, for one stream) of a shown state lie in a slab row from float32 `offset` on."""
+
+    offset: int
+    places: np.ndarray
+
+    def of(self, slab: np.ndarray, dtype: str) -> np.ndarray:
+        """These elements of slab rows, [batch, places]: a view where they are float32, else a copy."""
+        floats = self.places.size * np.dtype(dtype).itemsize // 4
+        part = slab[:, self.offset : self.offset + floats]
+        return part if dtype == "float32" else np.ascontiguousarray(part).view(dtype)
+
+
+@dataclass(frozen=True)
+class ShownState:
+    """One entry of `Model.states`. dims: with "batch" on `batch_axis`; parts: where its elements lie in a slab row."""
+
+    name: str
+    dims: tuple
+    batch_axis: int
+    parts: tuple[StatePart, ...]
+    dtype: str = "float32"
+
+
+class StateLayout:
+    """How a slab row is made up, and what it holds when a stream begins.
+
+    Raises StateError where a threaded state isn't just cells' states, moved about.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan):
+        self.size = plan.state_size
+        self.initial_row = np.zeros(self.size, np.float32)
+        self.shown: list[ShownState] = []
+        slots = {(s.node, s.part): s for s in plan.states}
+        cells = [n for n in graph.nodes if n.op == "cell" and (n.name, "h") in slots]
+        threaded: dict[str, list[StatePart]] = {}
+        covered: set = set()
+        located: dict[str, tuple[str, np.ndarray]] = {}
+        for node in cells:
+            for i, part in enumerate("hc"):
+                slot = slots.get((node.name, part))
+                name = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
+                if slot is None or name is None:
+                    continue
+                roots = roots_of(graph, name) & set(graph.states)
+                if not roots:
+                    self._set_initial(graph, name, slot)
+                    continue
+                if len(roots) > 1:
+                    raise StateError(
+                        f"node {node.name}: its initial {part} mixes the states {', '.join(sorted(roots))}"
+                    )
+                root = roots.pop()
+                places = _places(graph, root, name, f"node {node.name}")
+                threaded.setdefault(root, []).append(StatePart(slot.offset, places))
+                located[node.outputs[1 + i]] = (root, places)
+                covered.add((node.name, part))
+        self._chains(graph, slots, threaded, located, covered)
+        for name, parts in threaded.items():
+            self._show_threaded(graph, name, parts)
+            _check_return(graph, name, {key: p for key, p in located.items() if p[0] == name})
+        for slot in plan.states:
+            if slot.part == "value":
+                threaded[slot.name] = [StatePart(slot.offset, np.arange(slot.size))]
+                self._show_threaded(graph, slot.name, threaded[slot.name])
+            elif (slot.node, slot.part) not in covered:
+                part = StatePart(slot.offset, np.arange(slot.size))
+                dims = slot.dims or (slot.size,)
+                self.shown.append(ShownState(slot.name, ("batch", *dims), 0, (part,), slot.dtype))
+        unused = set(graph.states) - set(threaded)
+        if unused:
+            raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")
+
+    def _chains(self, graph: Graph, slots, threaded: dict, located: dict, covered: set) -> None:
+        """What `state` nodes keep and begin with: a chain of n of them the last n steps, the oldest first."""
+        for chain in (c for loop in loops(graph) for c in chains(loop)):
+            slot = slots.get((chain.states[0].name, "steps"))
+            for ago, state in enumerate(chain.states, 1):
+                name = state.inputs[1] if len(state.inputs) > 1 else None
+                if slot is None or name is None:
+                    continue
+                size = slot.size // chain.depth
+                place = replace(slot, offset=slot.offset + (chain.depth - ago) * size, size=size)
+                roots = roots_of(graph, name) & set(graph.states)
+                if not roots:
+                    self._set_initial(graph, name, place)
+                    continue
+                if len(roots) > 1 or chain.depth > 1:
+                    raise StateError(
+                        f"node {state.name}: it mixes the states {', '.join(sorted(roots))} of several steps"
+                    )
+                root = roots.pop()
+                places = _places(graph, root, name, f"node {state.name}")
+                threaded.setdefault(root, []).append(StatePart(place.offset, places))
+                located[state.inputs[0]] = (root, places)
+                covered.add((slot.node, slot.part))
+
+    def _set_initial(self, graph: Graph, name: str, slot) -> None:
+        sub = _subgraph(graph, [], [name])
+        (value,) = _run(sub, {})
+        self.initial_row[slot.offset : slot.offset + slot.size] = value.reshape(-1)
+
+    def _show_threaded(self, graph: Graph, name: str, parts: list[StatePart]) -> None:
+        value = graph.values[name]
+        batch_axis = next((i for i, d in enumerate(value.dims) if "batch" in D.symbols(d)), None)
+        if batch_axis is not None and value.dims[batch_axis] != D.BATCH:
+            raise StateError(f"state {value}: its batch axis is not plain batch")
+        count = sum(p.places.size for p in parts)
+        total = D.evaluate(D.product(value.dims), {"batch": 1, "time": 1})
+        if count != total:
+            raise StateError(f"state {value}: {count} of its {total} elements start cells; the rest is not understood")
+        dims = tuple("batch" if i == batch_axis else d for i, d in enumerate(value.dims))
+        self.shown.append(ShownState(name, dims, -1 if batch_axis is None else batch_axis, tuple(parts)))
+
+    def rows(self, slab: np.ndarray) -> dict[str, np.ndarray]:
+        """The shown states of slab rows [batch, size], as copies [batch, dims...]: their dims without batch."""
+        out = {}
+        for state in self.shown:
+            dims = self._row_dims(state)
+            flat = np.empty((slab.shape[0], int(np.prod(dims))), state.dtype)
+            for part in state.parts:
+                flat[:, part.places] = part.of(slab, state.dtype)
+            out[state.name] = flat.reshape(slab.shape[0], *dims)
+        return out
+
+    def load_rows(self, slab: np.ndarray, rows: dict[str, np.ndarray]) -> None:
+        """Inverse of `rows`. StateError, with nothing changed, where one is missing, unknown, of another shape
+        or no number of steps."""
+        names = [s.name for s in self.shown]
+        if set(rows) != set(names):
+            raise StateError(f"states are {sorted(names)}, got {sorted(rows)}")
+        for state in self.shown:
+            got, want = rows[state.name], (slab.shape[0], *self._row_dims(state))
+            if got.shape != want or got.dtype != state.dtype:
+                text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
+                raise StateError(f"state {state.name}: {text}")
+            if state.dtype == "int64" and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
+                # the one kind of state that is no value but says where others lie
+                raise StateError(f"state {state.name}: it counts steps, got {got.min()}..{got.max()}")
+        for state in self.shown:
+            flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self._row_dims(state))))
+            for part in state.parts:
+                values = np.ascontiguousarray(flat[:, part.places], state.dtype).view(np.float32)
+                slab[:, part.offset : part.offset + values.shape[1]] = values
+
+    def _row_dims(self, state: ShownState) -> list[int]:
+        return [d for i, d in enumerate(state.dims) if i != state.batch_axis]
+
+    def export(self, slab: np.ndarray) -> dict[str, np.ndarray]:
+        """The shown states of slab rows [batch, size], as copies, in their own dims."""
+        rows = self.rows(slab)
+        axes = {s.name: s.batch_axis for s in self.shown}
+        return {k: np.moveaxis(r, 0, axes[k]) if axes[k] >= 0 else r[0] for k, r in rows.items()}
+
+    def load(self, slab: np.ndarray, states: dict[str, np.ndarray]) -> None:
+        """Inverse of `export` into slab rows; the arrays' shapes were checked by the caller."""
+        axes = {s.name: s.batch_axis for s in self.shown}
+        self.load_rows(slab, {k: np.moveaxis(a, axes[k], 0) if axes[k] >= 0 else a[None] for k, a in states.items()})
+
+
+def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The float64 outputs of a small graph for one stream and one step."""
+    from ..graph import reference  # 15 ms of import that a model without initial states does not need
+
+    return reference.run(graph, feeds, sizes={"batch": 1, "time": 1})
+
+
+def _subgraph(graph: Graph, inputs: list[str], outputs: list[str]) -> Graph:
+    """The part of a graph that computes `outputs` from `inputs` and constants."""
+    producers, wanted, stack = graph.producers(), set(), list(outputs)
+    while stack:
+        name = stack.pop()
+        node = producers.get(name)
+        if node is None or name in inputs or node.name in wanted:
+            continue
+        wanted.add(node.name)
+        stack += [i for i in node.inputs if i is not None]
+    nodes = tuple(n for n in graph.nodes if n.name in wanted)
+    return graph.replace(inputs=tuple(inputs), outputs=tuple(outputs), nodes=nodes, states={})
+
+
+def _check_return(graph: Graph, name: str, ends: dict) -> None:
+    """The output that a state becomes must put each cell's last state where the input had its first one."""
+    sub = _subgraph(graph, list(ends), [graph.states[name]])
+    shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
+    feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}
+    (back,) = _run(sub, feeds)
+    if not np.array_equal(back.reshape(-1), np.arange(back.size)):
+        raise StateError(f"state {name} -> {graph.states[name]}: the output holds the cells' states in another order")
+
+
+def _places(graph: Graph, root: str, name: str, where: str) -> np.ndarray:
+    """Which flat elements of the input `root` (batch 1) arrive in `name`: found by sending their numbers through."""
+    sub = _subgraph(graph, [root], [name])
+    for node in sub.nodes:
+        if node.op not in _MOVES:
+            raise StateError(f"{where}: its initial state is the input {root} after a {node.op} (node {node.name})")
+    shape = [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[root].dims]
+    numbers = np.arange(int(np.prod(shape)), dtype=np.float64).reshape(shape)
+    (moved,) = _run(sub, {root: numbers})
+    return np.asarray(moved, np.int64).reshape(-1)

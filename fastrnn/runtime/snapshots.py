@@ -1,0 +1,162 @@
+"""Snapshots: the states of streams as bytes or a file, so that another process or machine goes on where one stopped.
+
+Format 1, a safetensors container. Tensors: `steps` int64 [n], the steps that each stream has taken; `state/NAME`
+[n, dims...] for each of `Model.states`, without its batch axis, in its own dtype; `ended` bool [n], whether it was
+flushed; `input/NAME` [n, dims...], what a stream that looks ahead was last told by inputs without time; for a whole
+pool `slots` int64 [n].
+Metadata: `format` ("fastrnn snapshot 1"), `model` and `name` (fingerprint and name of the model), `sizes` (JSON: sizes
+that the model leaves open, as the first step fixed them) and `checksum`: SHA-256 over all the others and
+every tensor. States are logical: by name, in the model's dims, whatever instruction set, thread count or slot they come
+from. On one instruction set a restored stream goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FastRNNError, StateError
+from ..machine.files import replace_file
+from .layout import MOST_STEPS
+
+FORMAT = "fastrnn snapshot "
+VERSION = 1
+STATE, INPUT = "state/", "input/"
+MOST_BYTES = 1 << 40  # of a file that is read at all
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The states of n streams.
+
+    steps : int64 [n]. rows : state name -> [n, dims...]. slots : int64 [n], or None where it is not of a whole pool.
+    sizes : sizes that the model leaves open. ended : bool [n]. still : input name -> [n, dims...].
+    """
+
+    steps: np.ndarray
+    rows: dict[str, np.ndarray]
+    slots: np.ndarray | None
+    sizes: dict[str, int]
+    ended: np.ndarray
+    still: dict[str, np.ndarray]
+
+
+def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> bytes:
+    """The bytes of a snapshot of the model with this fingerprint; written to `path` too where that is given."""
+    from safetensors.numpy import save
+
+    steps, ended = np.ascontiguousarray(snapshot.steps, np.int64), np.ascontiguousarray(snapshot.ended, np.bool_)
+    tensors = {"steps": steps, "ended": ended}
+    tensors |= {INPUT + key: np.ascontiguousarray(rows) for key, rows in snapshot.still.items()}
+    tensors |= {STATE + key: np.ascontiguousarray(rows) for key, rows in snapshot.rows.items()}
+    if snapshot.slots is not None:
+        tensors["slots"] = np.ascontiguousarray(snapshot.slots, np.int64)
+    metadata = {
+        "format": f"{FORMAT}{VERSION}",
+        "model": fingerprint,
+        "name": name,
+        "sizes": json.dumps(snapshot.sizes, sort_keys=True),
+    }
+    metadata["checksum"] = _checksum(metadata, tensors)
+    blob = save(tensors, metadata=metadata)
+    if path is not None:
+        replace_file(path, blob)
+    return blob
+
+
+def read(source, fingerprint: str, name: str) -> Snapshot:
+    """Inverse of `to_bytes`.
+
+    Parameters
+    ----------
+    source : bytes, or the path of a file
+    fingerprint, name : of the model that the snapshot must belong to
+
+    Raises
+    ------
+    StateError : no snapshot, a damaged or truncated one, one of a later format or of another model: the text tells.
+    OSError : the file can't be read.
+    """
+    blob, where = _bytes_of(source)
+    try:
+        metadata, tensors = _parse(blob)
+    except FastRNNError:
+        raise
+    except Exception as error:  # safetensors raises its own types; none of them may leave here
+        raise StateError(f"{where}: not a snapshot, or a truncated or damaged one ({error})") from None
+    _check_format(metadata.get("format"), where)
+    if metadata.get("checksum") != _checksum(metadata, tensors):
+        raise StateError(f"{where}: the checksum does not fit: the snapshot is damaged")
+    if metadata.get("model") != fingerprint:
+        theirs = f"{metadata.get('name')!r:.80} (fingerprint {metadata.get('model')!s:.12})"
+        raise StateError(f"{where}: it belongs to the model {theirs}, not to {name!r} (fingerprint {fingerprint[:12]})")
+    return _checked(metadata, tensors, where)
+
+
+def _bytes_of(source) -> tuple[bytes, str]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), "snapshot"
+    if not isinstance(source, str | os.PathLike):
+        raise StateError(f"a snapshot is bytes or the path of a file, got {type(source).__name__}")
+    path = Path(source)
+    if path.stat().st_size > MOST_BYTES:
+        raise StateError(f"{path}: {path.stat().st_size} bytes are no snapshot")
+    return path.read_bytes(), str(path)
+
+
+def _parse(blob: bytes) -> tuple[dict, dict[str, np.ndarray]]:
+    from safetensors.numpy import load
+
+    tensors = load(blob)  # checks the header's sizes against the bytes that are there
+    size = int.from_bytes(blob[:8], "little")
+    return json.loads(blob[8 : 8 + size]).get("__metadata__", {}), tensors
+
+
+def _check_format(text, where: str) -> None:
+    if not isinstance(text, str) or not text.startswith(FORMAT) or not text[len(FORMAT) :].isdecimal():
+        kind = f"its format is {text!r:.40}" if text else "it has no format of ours"
+        raise StateError(f"{where}: not a snapshot: {kind}")
+    version = int(text[len(FORMAT) :][:9])
+    if version != VERSION:
+        later = " by a later fastrnn" if version > VERSION else ""
+        raise StateError(f"{where}: written{later} in format {version}; this version reads format {VERSION}")
+
+
+def _checksum(metadata: dict, tensors: dict[str, np.ndarray]) -> str:
+    known = {k: v for k, v in metadata.items() if k != "checksum"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _checked(metadata: dict, tensors: dict[str, np.ndarray], where: str) -> Snapshot:
+    """The parts of a snapshot whose checksum fits; anyone can compute a checksum, so nothing is believed yet."""
+    try:
+        sizes = json.loads(metadata["sizes"])
+        if not isinstance(sizes, dict) or any(type(v) is not int or v < 1 for v in sizes.values()):
+            raise ValueError(f"sizes {metadata['sizes']:.80}")
+        steps, slots, ended = tensors.pop("steps"), tensors.pop("slots", None), tensors.pop("ended")
+        if ended.dtype != np.bool_ or ended.shape != steps.shape:
+            raise ValueError(f"ended of {ended.dtype}{list(ended.shape)}")
+        for array in (steps, slots):
+            if array is not None and (array.dtype != np.int64 or array.shape != steps.shape or array.ndim != 1):
+                raise ValueError(f"steps and slots of {array.dtype}{list(array.shape)}")
+        if steps.size and not (0 <= steps.min() and steps.max() <= MOST_STEPS):
+            raise ValueError(f"streams that have taken {steps.min()}..{steps.max()} steps")
+        if slots is not None and len(np.unique(slots)) != len(slots):
+            raise ValueError("a slot that is there twice")
+        strange = [k for k, a in tensors.items() if not k.startswith((STATE, INPUT)) or a.shape[:1] != steps.shape]
+        if strange:
+            raise ValueError(f"a tensor {strange[0]!r:.80} of another number of streams")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"{where}: malformed: {type(error).__name__} {error}") from None
+    rows, still = ({k[len(p) :]: a for k, a in tensors.items() if k.startswith(p)} for p in (STATE, INPUT))
+    return Snapshot(steps, rows, slots, sizes, ended, still)

@@ -1,0 +1,60 @@
+"""Can a graph be run step by step? Answers about a graph; nothing is run here.
+
+`problems(graph)` lists, by node, what needs the future.
+"""
+
+from __future__ import annotations
+
+from ..graph import Graph
+from .follow import follow
+
+
+def problems(graph: Graph) -> list[str]:
+    """One sentence for each node that can't be run one step, or one row, at a time; empty where the graph streams."""
+    over_time, over_batch = follow(graph, "time"), follow(graph, "batch")
+    found = [*over_time.problems, *over_batch.problems]
+    for node in graph.nodes:
+        track = over_time.tracks.get(node.inputs[0]) if node.inputs else None
+        if node.op == "cell" and track is not None and track.axis == 0:
+            text = _initial_problem(graph, node.inputs[6:8])
+            found += [f"node {node.name} (cell): {text}"] if text else []
+        if node.op == "state" and node.outputs[0] in over_time.tracks:
+            text = _initial_problem(graph, node.inputs[1:])
+            found += [f"node {node.name} (state): {text}"] if text else []
+    return found
+
+
+def no_steps(graph: Graph) -> str:
+    """Why a graph without time and states has no steps, and which states the caller might name."""
+    text = "it has neither a time axis nor a state that is threaded from call to call"
+    kind = {n: (graph.values[n].dtype, graph.values[n].dims) for n in (*graph.inputs, *graph.outputs)}
+    alike = {i: [o for o in graph.outputs if kind[o] == kind[i]] for i in graph.inputs}
+    found = [f"{i!r} from {' or '.join(map(repr, names))}" for i, names in alike.items() if names]
+    held = [(name, axis, why) for name, axis, why in graph.held if "dynamic axis" in why]
+    text += "".join(f"; axis {axis} of input {name!r} has one size alone: {why}" for name, axis, why in held)
+    return text + (f"; by their sizes states={{...}} could continue {', '.join(found)}" if found else "")
+
+
+def _initial_problem(graph: Graph, names: tuple) -> str | None:
+    """An initial state must be a constant or a threaded input: a stream begins before any input is seen."""
+    for name in names:
+        if name is None:
+            continue
+        roots = roots_of(graph, name)
+        live = [r for r in roots if r in graph.inputs and r not in graph.states]
+        if live:
+            return f"its initial state is computed from the input {', '.join(live)}"
+    return None
+
+
+def roots_of(graph: Graph, name: str) -> set[str]:
+    """The inputs on which a value depends."""
+    producers, seen, stack = graph.producers(), set(), [name]
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in producers:
+            stack += [i for i in producers[value].inputs if i is not None]
+    return {v for v in seen if v in graph.inputs}
