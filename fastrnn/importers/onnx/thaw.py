@@ -214,16 +214,19 @@ def _misfit(ctx, dims, out):
     """What to raise where even the examples don't fit.
 
     PyTorch's exporters leave an input's length open and yet write the example's into a Reshape. Such a number becomes
-    the example of the axis at its place, where that is one that a recurrent node calls time or batch, or where all
-    sizes of the Reshape come out even by it.
+    the example of the axis at its place if all sizes of the Reshape come out even by it, or if a hole takes up what is
+    left and an output of the file is declared to be as long. Any other number is meant: blocks of frames, say, of which
+    a sequence has as many as it likes.
     """
     # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N]. Ones are no sizes.
     apart = [part for d in dims for part in (ctx.table.merged.get(d, (d,)) if len(dims) < len(out) else (d,))]
-    known = {s.example for s in ctx.table.roots() if s.genuine and s.role}
-    for d, t in zip(*([v for v in side if not (isinstance(v, int) and v == 1)] for side in (apart, out)), strict=False):
+    sides = [[v for v in side if not (isinstance(v, int) and v == 1)] for side in (apart, out)]
+    holes = [t for t in out if isinstance(t, int) and t == -1]
+    for d, t in zip(*sides, strict=False):
         sym = ctx.table.single(d)
         meant = sym is not None and not sym.genuine and isinstance(t, int) and t > 0
-        if meant and (sym.role or t in known or _comes_out_even(ctx, dims, out, d, t)):
+        taken_up = meant and sym.role != "batch" and t in ctx.table.declared and _fills(ctx, dims, out, d, t)
+        if taken_up or (meant and not holes and _comes_out_even(ctx, dims, out, d, t)):
             ctx.table.hint(sym, t, f"{ctx.label} (Reshape to {_show(out)})")
         if not (isinstance(t, int) and t == -1) and not (isinstance(d, Dim) and d == t):
             break
@@ -233,12 +236,20 @@ def _misfit(ctx, dims, out):
     return ModelFormatError(f"Reshape of {_show([ctx.table.example(d) for d in dims])} to {_show(out)}")
 
 
+def _fills(ctx, dims, out, free: Dim, size: int) -> bool:
+    """Whether the hole of [b, s, 12] -> [-1, 7, 3, 4] is another free size, b, just where the free s is 7."""
+    (name,) = D.symbols(free)
+    rest = D.product(t for t in out if not (isinstance(t, int) and t == -1))
+    hole = D.exact_div(D.substitute(D.product(dims), {name: size}), rest)
+    return -1 in [t for t in out if isinstance(t, int)] and isinstance(hole, Dim) and name not in D.symbols(rest)
+
+
 def _comes_out_even(ctx, dims, out, free: Dim, size: int) -> bool:
     """Whether [s, b, 8] -> [12, 2*b, 4] keeps its elements, whatever b is, just where the free s is 12: the file then
-    runs at no other length. A -1 could take up any other."""
-    if -1 in [t for t in out if isinstance(t, int)]:
-        return False
+    runs at no other length. It is not if the target follows s itself."""
     (name,) = D.symbols(free)
+    if any(name in D.symbols(t) for t in out):
+        return False
     symbols = [s for d in (*dims, *out) for s in ctx.table.of(d) if s.genuine]
     known = {(s.final or s.name): s.example for s in symbols}
     return D.substitute(D.product(dims), known | {name: size}) == D.substitute(D.product(out), known)
