@@ -24,6 +24,7 @@ from ...graph.dims import Dim
 from .values import Const, Fill, Live, uniform
 
 SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
+_LISTED = 64  # numbers of a constant output that are looked at one by one
 _LARGEST = 1 << 16  # elements of a constant that is looked at for one number everywhere
 # Operators whose inputs may be bare scalars of the program.
 _SCALAR_OPS = frozenset(
@@ -93,12 +94,13 @@ class Ledger:
     cuts: set[tuple] = field(default_factory=set)  # (source, axis, k) of slices that leave out the last k steps alone
     singles: dict[tuple, set[int]] = field(default_factory=dict)  # (source, axis, size) -> positions of single steps
     tables: list[Table] = field(default_factory=list)
+    widths: list[tuple[int, str]] = field(default_factory=list)
     scalars: dict[tuple, Scalar] = field(default_factory=dict)
     overruled: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
         """Begin a walk: only what the last walk saw counts."""
-        for part in (self.counts, self.shifts, self.cuts, self.singles, self.tables, self.scalars):
+        for part in (self.counts, self.shifts, self.cuts, self.singles, self.tables, self.widths, self.scalars):
             part.clear()
 
     def count(self, size, label: str, text: str, **how: bool) -> None:
@@ -110,6 +112,10 @@ class Ledger:
         """One step of `source` is taken at the number `index`."""
         if isinstance(size, Dim) and index >= 0:
             self.singles.setdefault((source, axis, size), set()).add(index)
+
+    def width(self, length: int, label: str) -> None:
+        """A node makes an axis of `length` elements, which the program may have computed from the steps."""
+        self.widths.append((length, label))
 
     def table(self, length: int, label: str, values: list) -> None:
         """Record a `Table` of the walk's values."""
@@ -125,12 +131,18 @@ class Ledger:
             if number is not None:
                 self.scalars[node.label, number] = Scalar(node.label, node.op, number, others)
 
+    def number(self, number: float, node, values: list) -> None:
+        """Record a scalar that a node has as a setting."""
+        others = tuple(v.name for v in values if isinstance(v, Live))
+        self.scalars[node.label, number] = Scalar(node.label, node.op, number, others)
+
     def output(self, name: str, value) -> None:
         """An output that does not depend on the input may hold or have the length: positions, a count."""
         if isinstance(value, Const | Fill):
-            label, number = f"output {name}", _number(value)
-            self.tables += [Table(d, label, ()) for d in value.dims if isinstance(d, int) and d > 1]
-            if number is not None:
+            label = f"output {name}"
+            self.tables += [Table(d, label, ()) for d in value.dims if isinstance(d, int)]
+            numbers = value.array.reshape(-1)[:_LISTED].tolist() if isinstance(value, Const) else [value.value]
+            for number in [float(n) for n in numbers if not isinstance(n, Dim)]:
                 self.scalars[label, number] = Scalar(label, "output", number, ())
 
     def explain(self, label: str) -> None:

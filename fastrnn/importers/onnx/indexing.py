@@ -167,6 +167,8 @@ def _one_hot(ctx, n: NodeReader):
         raise ModelFormatError(f"OneHot with depth {list(map(str, depth))} and values of shape {list(values.shape)}")
     index = index if index.dtype == "int64" else ctx.one("cast", index, to="int64")
     depth, rank = depth[0], len(index.dims) + 1
+    if isinstance(depth, int):
+        ctx.table.ledger.width(depth, ctx.label)
     axis = axis_of(n.attr("axis", "int", -1), rank)
     index = ctx.reshape(index, (*index.dims[:axis], 1, *index.dims[axis:]))
     turned = ctx.one("binary", index, _number(ctx, depth), fn="add")

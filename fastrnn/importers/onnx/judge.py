@@ -61,6 +61,8 @@ def _counts(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iter
     yield from _shifts(ledger, table)
     yield from _loops(ledger, table)
     yield from _pads(table, ctx)
+    for sym in free:
+        yield from _constant_outputs(ledger, table, sym)
     yield from _loops_of_open_axes(ledger, table, ctx, free)
     for sym in [s for s in free if s.role == "time"]:
         yield from _tables(ledger, table, ctx, sym)
@@ -84,6 +86,14 @@ def _loops(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
             yield Count(size, source, f"is taken apart into its {example} steps")
 
 
+def _constant_outputs(ledger: Ledger, table: SymbolTable, sym: Symbol) -> Iterator[Count]:
+    """Outputs that no input reaches, with an axis as long as a size: zeros of the batch, positions of the steps. A
+    batch of one may be any axis of one."""
+    for constant in ledger.tables:
+        if not constant.others and constant.length == sym.example and (sym.example > 1 or sym.role == "batch"):
+            yield Count(table.dim(sym), constant.label, f"is a constant with an axis of {constant.length}")
+
+
 def _loops_of_open_axes(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iterator[Count]:
     """A loop that was written out over an axis which the file leaves open reads its first steps alone, whatever the
     program did. At the file's own batch that is what the file means; at another, nothing says so."""
@@ -103,7 +113,10 @@ def _loops_of_open_axes(ledger: Ledger, table: SymbolTable, ctx, free: list[Symb
 
 def _tables(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
     """Constants as long as a size that nothing they meet has: a table of the steps meets what is summed over them."""
-    for constant in ledger.tables:
+    for length, label in ledger.widths:
+        if length in (sym.example - 1, sym.example, sym.example + 1, 2 * sym.example) and length > SMALL:
+            yield Count(table.dim(sym), label, f"makes an axis of {length}")
+    for constant in [c for c in ledger.tables if c.others]:
         apart = all(sym not in table.of(D.product(ctx.values[name].dims)) for name in constant.others)
         if sym.example == constant.length and apart:
             yield Count(table.dim(sym), constant.label, f"has a constant of {constant.length} steps")
@@ -198,7 +211,7 @@ def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[t
         if scalar.op == "Concat" and number not in (0.0, 1.0):
             yield scalar, "a feature that no step changes"
             continue
-        usual = sym.example <= SMALL or number in _COMMON
+        usual = scalar.op != "output" and (sym.example <= SMALL or number in _COMMON)
         what = _computed(number, _lengths(table, ctx, sym, scalar))
         if what is not None and (not usual or counted & others):
             yield scalar, what

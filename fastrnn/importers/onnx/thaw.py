@@ -71,6 +71,8 @@ def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
     if not isinstance(size, Dim) or isinstance(start, Dim) or isinstance(end, Dim):
         return
     example, label = ctx.table.example(size), ctx.label
+    if abs(step) > 2 and (abs(step) >= example // 8 or example <= 8):
+        ledger.count(size, label, f"takes each {abs(step)}th step")
     if step < 0:
         if (0 <= start < example - 1) or end >= 0:
             ledger.count(size, label, f"takes steps from {start} back to {end}")
@@ -134,8 +136,9 @@ def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
 def _note_merged(ctx, dims, found) -> None:
     """Remember of which dims, in order, a product in `found` is made: of some that stood side by side, or of one and a
     part of the next ([b, 16] -> [4*b, 4])."""
+    joined, ctx.table.joined = ctx.table.joined, set()
     for whole in found:
-        if not isinstance(whole, Dim) or whole in dims or ctx.table.single(whole) is not None:
+        if not isinstance(whole, Dim) or whole in dims or whole in joined or ctx.table.single(whole) is not None:
             continue
         for d in dims:
             factor = D.exact_div(whole, d) if isinstance(d, Dim) else None
@@ -196,6 +199,7 @@ def _by_examples(ctx, dims, out, holes, exact) -> tuple:
         raise _misfit(ctx, dims, out)
     blamed: list = []
     found = _match(ctx, dims, out, blamed)
+    found = None if found is not None and _misplaced(ctx, dims, out, found, blamed) else found
     if found is None or D.product(found) != D.product(dims):
         if exact is not None and not any(table.genuine(d) for d in dims if isinstance(d, Dim)):
             return exact
@@ -239,8 +243,9 @@ def _misfit(ctx, dims, out):
 def _fills(ctx, dims, out, free: Dim, size: int) -> bool:
     """Whether the hole of [b, s, 12] -> [-1, 7, 3, 4] is another free size, b, just where the free s is 7."""
     (name,) = D.symbols(free)
+    known = {(s.final or s.name): s.example for d in dims for s in ctx.table.of(d) if s.genuine and s.role is None}
     rest = D.product(t for t in out if not (isinstance(t, int) and t == -1))
-    hole = D.exact_div(D.substitute(D.product(dims), {name: size}), rest)
+    hole = D.exact_div(D.substitute(D.product(dims), known | {name: size}), rest)
     return -1 in [t for t in out if isinstance(t, int)] and isinstance(hole, Dim) and name not in D.symbols(rest)
 
 
@@ -281,7 +286,7 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
             result[where] = d
         if carried and 0 < j0 == j < len(out) and i < len(dims) and size[i] <= goal[j]:
             # [t, 1, N] -> [t, N]: rows join steps; they would not join an axis of features alone.
-            result[j - 1] = D.product(carried) * result[j - 1]
+            result[j - 1] = _joined(ctx, result[j - 1], carried)
             carried = []
         i1, j1 = i, j
         if i == len(dims) or j == len(out):
@@ -300,7 +305,7 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
         inner, end = list(dims[i1:i]), j
         if not carried and len(inner) > 1 and end == j1 + 1 and j1 > 0:
             ones, inner[0] = _leading_ones(ctx, inner[0])
-            result[j1 - 1] = D.product(ones) * result[j1 - 1]
+            result[j1 - 1] = _joined(ctx, result[j1 - 1], ones)
         if not carried and len(inner) == 1:
             *ones, (_, inner[0]) = _apart(ctx, inner[0], [k for k in range(j0, j1) if isinstance(result[k], int)])
             for where, d in ones:
@@ -314,6 +319,29 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
             return None
         result[j1:end] = part
     return tuple(result)
+
+
+def _joined(ctx, size, ones: list):
+    """A size joined by free ones that stand behind it; how it was put together is remembered."""
+    whole = D.product(ones) * size
+    if ones:
+        ctx.table.merged[whole] = (*ctx.table.merged.get(size, (size,)), *ones)
+        ctx.table.joined.add(whole)
+    return whole
+
+
+def _misplaced(ctx, dims, out, found, blamed: list) -> bool:
+    """Whether a free one was joined to its neighbours although the target has a place of one that nothing fills:
+    [1, 8, 6] -> [8, 1, 6] turns rows and steps round, or lets them stand in a row; nothing tells which. `blamed` gets
+    the free ones."""
+    ones = [d for d in dims if isinstance(d, Dim) and ctx.table.single(d) is not None and ctx.table.example(d) == 1]
+    joined = [d for d in ones if d not in found]
+    spare = sum(f == 1 for f in found if isinstance(f, int)) - sum(d == 1 for d in dims if isinstance(d, int))
+    written = [t for t in out if isinstance(t, Dim)]
+    if joined and spare > 0 and not any(d in written for d in joined):
+        blamed += joined
+        return True
+    return False
 
 
 def _ones(ctx, dims, places) -> tuple | None:

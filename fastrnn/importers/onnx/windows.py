@@ -213,6 +213,7 @@ def _pad(ctx, n: NodeReader):
     x = ctx.live(x)
     if x.dtype != "float32":
         raise Finding(f"of {x.dtype}")
+    ctx.table.ledger.number(value, n.node, [x])
     return [_padded(ctx, x, pads, mode, value)]
 
 
