@@ -21,6 +21,8 @@ class ReductionLowering:
 
     def op_reduce(self, node: Node) -> None:
         x, axes = self.real(node), list(node.attrs["axes"])
+        if self.mode != "stream":
+            self._need_elements(node, D.product(x.dims[a] for a in axes))
         # Rows whose own size depends on the length (scores of all steps) never stream: an ordinary sum.
         fixed = not any("time" in D.symbols(d) for i, d in enumerate(x.dims) if i not in axes)
         if len(axes) == 1 and self.is_time(x.dims[axes[0]]) and (fixed or self.mode == "stream"):
@@ -43,6 +45,13 @@ class ReductionLowering:
             "reduce", node.name, (x,), (out,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[fn]], count=count, step=step,
             mean=int(fn == "mean"), **_level_fields(rows, ("x", "y")), **_at("x", x), **_at("y", out),
         )  # fmt: skip
+
+    def _need_elements(self, node: Node, count) -> None:
+        """The largest of no elements is no number. A mean of none is NaN, as in PyTorch; where windows leave no step of
+        a sequence that is too short for them, PyTorch and onnxruntime refuse the sequence."""
+        fn = node.attrs["fn"]
+        if isinstance(count, D.Dim) and (fn in ("max", "min") or (fn == "mean" and D.may_be_negative(count))):
+            self.plan.conditions.append((count - 1, f"node {node.name}: the {fn} of no elements"))
 
     def is_time(self, dim) -> bool:
         """dim is a number of steps, and of nothing else."""
