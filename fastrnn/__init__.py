@@ -11,7 +11,15 @@ The map of the package is HACKING.md.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .errors import FastRNNError, ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
+from .errors import (
+    FastRNNError,
+    FastRNNWarning,
+    ModelFormatError,
+    ShapeError,
+    StateError,
+    StreamError,
+    UnsupportedError,
+)
 
 try:
     # Chooses the kernels: a FASTRNN_ISA that can't be had is an error of the import itself.
@@ -54,6 +62,7 @@ __all__ = [
     "Analysis",
     "CpuInfo",
     "FastRNNError",
+    "FastRNNWarning",
     "InferenceSession",
     "LayerInfo",
     "Model",

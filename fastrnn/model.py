@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -231,6 +231,8 @@ class Model:
 
     def _collect(self, arrays: tuple, named: dict) -> list[np.ndarray]:
         names = list(self.graph.inputs)
+        if any(isinstance(array, Mapping) for array in arrays):
+            raise ShapeError(f"{self.name} takes arrays, by position or by name, and got a dict: pass run(**feeds)")
         if len(arrays) > len(names):
             raise ShapeError(f"{self.name} takes {len(names)} inputs {names}, got {len(arrays)}")
         feeds = dict(zip(names, arrays, strict=False))

@@ -240,8 +240,8 @@ def shortfall(dim, least: int):
 def of_shortfall(dim) -> Dim | None:
     """What has to be 0 or more, of a dim that `shortfall` made; None of any other."""
     atoms = [mono[0] for mono in dim.terms if len(mono) == 1] if isinstance(dim, Dim) else []
-    if len(atoms) == 1 and isinstance(atoms[0], FloorDiv) and atoms[0].den == _FAR:
-        return atoms[0].num + dim.terms.get((), 0) * _FAR
+    if len(atoms) == 1 and isinstance(atoms[0], FloorDiv) and atoms[0].den % _FAR == 0:
+        return atoms[0].num + dim.terms.get((), 0) * atoms[0].den
     return None
 
 

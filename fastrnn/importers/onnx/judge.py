@@ -240,6 +240,8 @@ def _numbers(n: int) -> list[tuple[float, str]]:
     plain += [(n / 2, "half of"), (2 * n, "twice"), (n * n, "the square of")]
     for m, text in ((n, ""), (n - 1, " one less than"), (n + 1, " one more than")):
         plain += [(sqrt(m), f"the square root of{text}"), (log(m), f"the logarithm of{text}")]
+    if n > 10 and n % 5:  # 0.7 and 0.2 are likelier a setting than a length in other units
+        plain += [(n / k, f"1/{k} of") for k in (10, 100, 1000)]
     return [*plain, *((1 / v, f"the reciprocal of {text}") for v, text in plain if v)]
 
 

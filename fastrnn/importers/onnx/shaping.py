@@ -255,7 +255,7 @@ def gather_run(ctx, x, axis: int, indices: list, rank: int):
         return None
     whole = first == 0 and last + 1 == ctx.table.example(size)  # as arange(T) counts
     low, high = thaw.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 and not whole else _FAR, 1)
-    if high - low != len(indices):
+    if high - low != len(indices) and not (whole and high - low == size):
         raise ModelFormatError(f"indices {first} to {last} outside an axis of {ctx.table.example(size)}")
     return ctx.slice(x, axis, low, high)
 

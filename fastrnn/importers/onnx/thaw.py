@@ -37,6 +37,9 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
                 if size + v > 0:  # as long as the number is below 0: from the end
                     table.shortfalls.append(D.shortfall(size, size + v + 1))
                 return size + v, size + v
+            if not D.may_be_negative(-v) and isinstance(size + v, Dim):  # -(T // 2): from the end, if it is not 0
+                table.shortfalls += [D.shortfall(-v, 1), D.shortfall(size + v, 0)]
+                return size + v, table.example(size + v)
             over = v - size
             beyond = isinstance(over, int) and over > 0
             return (size, example) if beyond else (v, table.example(v))
@@ -229,7 +232,8 @@ def _misfit(ctx, dims, out):
     for d, t in zip(*sides, strict=False):
         sym = ctx.table.single(d)
         meant = sym is not None and not sym.genuine and isinstance(t, int) and t > 0
-        taken_up = meant and sym.role != "batch" and t in ctx.table.declared and _fills(ctx, dims, out, d, t)
+        steps = meant and (sym.role == "time" or (sym.role is None and sym.axis > 0))
+        taken_up = steps and t in ctx.table.declared and _fills(ctx, dims, out, d, t)
         if taken_up or (meant and not holes and _comes_out_even(ctx, dims, out, d, t)):
             ctx.table.hint(sym, t, f"{ctx.label} (Reshape to {_show(out)})")
         if not (isinstance(t, int) and t == -1) and not (isinstance(d, Dim) and d == t):

@@ -1,11 +1,14 @@
 """What holds a frozen size at the file's number, what explains such a number, and what the caller may overrule."""
 
+import warnings
+
 import numpy as np
+import onnx
 import pytest
 from onnx_text import END, RNN, agrees_with_onnxruntime, dims, model, noise
 
 import fastrnn
-from fastrnn.errors import FastRNNWarning, ShapeError
+from fastrnn.errors import FastRNNWarning, ShapeError, UnsupportedError
 from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.importers.onnx.evidence import Policy
@@ -186,3 +189,136 @@ def test_rows_as_long_as_the_steps_are_ambiguous(features, held):
         F=features,
     )
     assert dims(import_onnx(made), "x")[0] == (6 if held else "time")
+
+
+RNN_FIRST = "s = Transpose <perm = [1, 0, 2]> (x) y, h = RNN <hidden_size = 2> (s, W, R)"
+
+
+@pytest.mark.parametrize("target", [[-1, 4, 6], [2, -1, 6], [4, -1], [-1, 12]], ids=str)
+def test_blocks_of_an_open_length_are_not_its_example(target):
+    """[b, t, 6] -> [-1, 4, 6] is blocks of four frames, of any sequence that has them: 4 is not the length."""
+    made = model(
+        "(float[b,t,6] x) => (float[m] q, float[t,1,b,2] y)",
+        f"z = Reshape(x, to) flat = Reshape(z, all) q = Relu(flat) {RNN_FIRST}",
+        to=np.int64(target),
+        all=np.int64([-1]),
+        F=6,
+    )
+    with pytest.raises(UnsupportedError, match="fixes a size that the file leaves open"):
+        import_onnx(made)
+
+
+def test_blocks_of_half_the_steps_are_not_two_steps():
+    """[b, t, 6] -> [b, 2, t // 2, 6]: the target follows t, so its 2 is no t."""
+    made = model(
+        "(float[b,t,6] x) => (float[m] q, float[t,1,b,2] y)",
+        """s0 = Shape(x) n = Slice(s0, one, two) half = Div(n, two) b1 = Slice(s0, zero, one)
+           to = Concat <axis = 0> (b1, two, half, six) z = Reshape(x, to) flat = Reshape(z, all) q = Relu(flat) """
+        + RNN_FIRST,
+        zero=np.int64([0]),
+        one=np.int64([1]),
+        two=np.int64([2]),
+        six=np.int64([6]),
+        all=np.int64([-1]),
+        F=6,
+    )
+    with pytest.raises(UnsupportedError, match="fixes a size that the file leaves open"):
+        import_onnx(made)
+
+
+def test_a_batch_of_one_between_places_of_one_is_held():
+    """[1, 8, 3] -> [8, 1, 3]: rows and steps change places, or all rows stand in a row; nothing tells which."""
+    made = model(
+        "(float[1,8,3] x) => (float[8,1,3] z, float[8,1,1,2] y)",
+        f"z = Reshape(x, to) {RNN_FIRST}",
+        to=np.int64([8, 1, 3]),
+    )
+    assert dims(import_onnx(made), "x")[0] == 1
+
+
+def test_heads_of_a_batch_of_one_come_apart_as_they_were_put_together():
+    """Attention of PyTorch's older exporter: [t, 2*b, 4] -> [8, 8] -> [8, 1, 8], also where the length is held at 8."""
+    made = model(
+        "(float[1,8,8] x) => (float[8,1,8] z, float[8,1,1,2] y)",
+        f"{RNN_FIRST} m = MatMul(s, K) p = Reshape(m, heads) q = Tanh(p) r = Reshape(q, flat) z = Reshape(r, steps)",
+        heads=np.int64([8, 2, 4]),
+        flat=np.int64([8, 8]),
+        steps=np.int64([8, 1, 8]),
+        K=np.eye(8, dtype=np.float32),
+        F=8,
+    )
+    for strict in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FastRNNWarning)
+            graph = import_onnx(made, policy=Policy(strict=strict))
+        x = noise(2, *((8,) if strict else (5,)), 8)
+        np.testing.assert_allclose(reference.run(graph, {"x": x})[0], np.tanh(x.astype(float)).transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("constant", "held"),
+    [
+        (np.zeros((2, 3), np.float32), 0),  # a row each of the batch of two
+        (np.arange(19), 1),
+        (np.int64([0, 18]), 1),
+        (np.int64([2, 19, 3]), 1),
+        (np.float32([0.5, 7.0]), None),
+    ],
+    ids=["zeros", "positions", "ends", "shape", "settings"],
+)
+def test_a_constant_output_may_hold_a_size(constant, held):
+    made = model("(float[2,19,3] x) => (float[19,1,2,2] y)", f"{RNN_FIRST} k = Identity(c)", c=constant)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(constant.dtype)
+    made.graph.output.append(onnx.helper.make_tensor_value_info("k", kind, constant.shape))
+    found = dims(import_onnx(made), "x")
+    if held is None:
+        assert found[1] == "time"
+    else:
+        assert found[held] == (2, 19)[held]
+
+
+@pytest.mark.parametrize("step", [4, 9, 18])
+def test_wide_steps_of_a_slice_hold_the_length(step):
+    assert dims(import_onnx(along_time(start=0, end=END, step=step)), "x")[0] == 19
+    assert dims(import_onnx(along_time(start=0, end=END, step=2)), "x")[0] == "time"
+
+
+def test_as_wide_as_the_steps_one_hot_holds_them():
+    made = model(
+        "(int64[2,19] i, float[19,2,3] x) => (float[2,19,n] z, float[19,1,2,2] y)",
+        "z = OneHot(i, depth, values) " + RNN.format(x="x"),
+        depth=np.int64([19]),
+        values=np.float32([0, 1]),
+    )
+    assert dims(import_onnx(made), "x")[0] == 19
+
+
+def test_what_windows_leave_nothing_of_is_refused():
+    """Windows of three over two steps: the largest of none was -inf, the mean NaN; PyTorch refuses the sequence."""
+    for fn in ("ReduceMax", "ReduceMean"):
+        made = model(
+            "(float[b,3,t] x) => (float[b,4] z, float[t,1,b,2] y)",
+            f"c = Conv(x, K) z = {fn} <axes = [2], keepdims = 0> (c) "
+            "s = Transpose <perm = [2, 0, 1]> (x) y, h = RNN <hidden_size = 2> (s, W, R)",
+            K=noise(4, 3, 3),
+        )
+        loaded = fastrnn.from_onnx(made)
+        loaded.run(noise(2, 3, 3))
+        with pytest.raises(ShapeError, match="of no elements"):
+            loaded.run(noise(2, 3, 2))
+
+
+def test_half_of_an_open_length_counts_from_the_end():
+    """x[-(T // 2):] of an open length was refused at every length; of one step it is x[-0:], all of it, and refused."""
+    made = model(
+        "(float[t,b,3] x) => (float[n,b,3] z, float[t,1,b,2] y)",
+        "s = Shape(x) n = Gather <axis = 0> (s, zero) k = Div(n, two) e = Neg(k) z = Slice(x, e, far, zero) "
+        + RNN.format(x="x"),
+        zero=np.int64([0]),
+        two=np.int64([2]),
+        far=np.int64([END]),
+    )
+    for steps in (2, 5, 8):
+        agrees_with_onnxruntime(made, x=noise(steps, 2, 3))
+    with pytest.raises(ShapeError, match="too small"):
+        fastrnn.from_onnx(made).run(noise(1, 2, 3))
