@@ -96,7 +96,8 @@ cdef extern from "frnn.h" nogil:
         void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps,
                      float *y) noexcept nogil
         void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
-                       const float *bias, int64_t bias_step, float *scores, float *y) noexcept nogil
+                       const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores,
+                       float *y) noexcept nogil
 
 
 # As frnn.h describes them; wrapped, because the C library is linked into this extension alone.

@@ -69,6 +69,7 @@ def attend(
     scale: float = 1.0,
     softcap: float = 0.0,
     bias: _Array | None = None,
+    mask: _Array | None = None,
     safe: bool = False,
     split: int | None = None,
     y: _Array | None = None,

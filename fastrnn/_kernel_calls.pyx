@@ -314,14 +314,14 @@ def pool(fn, x, divisor=1.0, isa=None, y=None):
     return y[0]
 
 
-def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, safe=False, split=None, y=None, isa=None):
-    """One query's attention: softmax(softcap(scale * k q) + bias) v.
+def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, mask=None, safe=False, split=None, y=None, isa=None):
+    """One query's attention: softmax(where(mask, softcap(scale * k q), 0) + bias) v.
 
     Parameters
     ----------
     q : float32 [d]
     k, v : float32 [n, d] and [n, dv], rows contiguous
-    bias : float32 [n] or None
+    bias, mask : float32 [n] or None; a mask holds 0 where the score is replaced
     split : the keys before it and those from it on are given to the kernel as two runs; None: one run
     y : float32 [dv]; None: a new array
     """
@@ -331,6 +331,8 @@ def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, safe=False, split=None, y
     _row_array("v", v, v.shape[1], k.shape[0])
     if bias is not None:
         _check("bias", bias, (k.shape[0],))
+    if mask is not None:
+        _check("mask", mask, (k.shape[0],))
     y = np.zeros(v.shape[1], np.float32) if y is None else _check("y", y, (v.shape[1],), True)
     cdef int64_t n = k.shape[0], first = n if split is None else min(max(split, 0), n)
     scores = np.empty(max(n, 1), np.float32)
@@ -342,6 +344,7 @@ def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, safe=False, split=None, y
     keys.k[1], keys.v[1] = keys.k[0] + first * keys.k_step, keys.v[0] + first * keys.v_step
     keys.n[0], keys.n[1] = first, n - first
     cdef uint64_t token = frnn_fpu_enter()
-    table.attend(q.shape[0], v.shape[1], &how, _data(q), &keys, _data(bias), 1, _data(scores), _data(y))
+    table.attend(q.shape[0], v.shape[1], &how, _data(q), &keys, _data(bias), 1, _data(mask), 1, _data(scores),
+                 _data(y))
     frnn_fpu_leave(token)
     return y

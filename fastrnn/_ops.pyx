@@ -48,7 +48,7 @@ cdef struct CopyArgs:
     int64_t target_stride[6]
 
 cdef struct GatherArgs:
-    int64_t table_buffer, table_offset, table_row, count, inner, item
+    int64_t table_buffer, table_offset, table_row, count, inner, item, from_zero
     int64_t index_buffer, index_offset, index_type, y_buffer, y_offset
     int64_t n0, n1, n2, i0, i1, i2, y0, y1, y2
 
@@ -103,8 +103,8 @@ OP_FIELDS = {
     "copy": ("source_type", "target_type", "source_buffer", "source_offset", "target_buffer", "target_offset", "rank",
              *(f"size{i}" for i in range(RANK)), *(f"source_stride{i}" for i in range(RANK)),
              *(f"target_stride{i}" for i in range(RANK))),
-    "gather": ("table_buffer", "table_offset", "table_row", "count", "inner", "item", "index_buffer", "index_offset",
-               "index_type", "y_buffer", "y_offset", *_levels("index", "y")),
+    "gather": ("table_buffer", "table_offset", "table_row", "count", "inner", "item", "from_zero", "index_buffer",
+               "index_offset", "index_type", "y_buffer", "y_offset", *_levels("index", "y")),
     "reduce": ("fn", "mean", "count", "step", *_ends, *_levels("x", "y")),
     "softmax": ("n", "log", *_ends, *_levels("x", "y")),
     "layer_norm": ("n", "epsilon", "scale_buffer", "scale_offset", "bias_buffer", "bias_offset", *_ends,
@@ -286,7 +286,7 @@ cdef void run_copy(const CopyArgs *a, Frame *f) noexcept nogil:
 
 cdef int run_gather(const GatherArgs *a, Frame *f, int64_t *bad) noexcept nogil:
     """Rows of a table. Returns -1, with the index in `bad`, where one lies outside."""
-    cdef int64_t i, j, k, index, size = a.inner * a.item
+    cdef int64_t i, j, k, index, size = a.inner * a.item, low = 0 if a.from_zero else -a.count
     cdef const char *table = <const char *> f.base[a.table_buffer] + a.table_offset * a.item
     cdef char *y = <char *> f.base[a.y_buffer] + a.y_offset * a.item
     for i in range(a.n0):
@@ -297,7 +297,7 @@ cdef int run_gather(const GatherArgs *a, Frame *f, int64_t *bad) noexcept nogil:
                     index = (<const int64_t *> f.base[a.index_buffer])[index]
                 else:
                     index = (<const int32_t *> f.base[a.index_buffer])[index]
-                if index < -a.count or index >= a.count:
+                if index < low or index >= a.count:
                     bad[0] = index
                     return -1
                 if index < 0:
@@ -472,4 +472,5 @@ cdef object explain(int32_t kind, const int64_t *integers, int64_t bad):
     if kind == OP_CELL:
         return f"lengths must lie in 0..{(<const CellArgs *> integers).steps} (the steps of x), got {bad}"
     rows = (<const GatherArgs *> integers).count
-    return f"index {bad} is outside the table's [-{rows}, {rows})"
+    low = 0 if (<const GatherArgs *> integers).from_zero else -rows
+    return f"index {bad} is outside the table's [{low}, {rows})"

@@ -14,6 +14,7 @@ cdef struct AttentionArgs:
     int64_t v_buffer, v_offset, v_batch, v_head, v_step
     int64_t y_buffer, y_offset, y_batch, y_head, y_row
     int64_t bias_buffer, bias_offset, bias_batch, bias_head, bias_row, bias_step  # bias_buffer -1: none
+    int64_t mask_buffer, mask_offset, mask_batch, mask_head, mask_row, mask_step  # as bias; 0 where a score is replaced
     int64_t how, causal, window, offset, safe, scratch, room  # how: scale and softcap; room: floats a part of scratch
     int64_t capacity, per_slot, k_state, v_state, position  # capacity 0: the keys are those of this call
 
@@ -36,8 +37,8 @@ for _kind, _code, _size, _fields in (
     ("attention", OP_ATTENTION, sizeof(AttentionArgs),
      ("batch", "heads", "group", "rows", "keys", "d", "dv", *_strided("q", "batch", "head", "row"),
       *_strided("k", "batch", "head", "step"), *_strided("v", "batch", "head", "step"),
-      *_strided("y", "batch", "head", "row"), *_strided("bias", "batch", "head", "row", "step"), "how", "causal",
-      "window", "offset", "safe", "scratch", "room", "capacity", "per_slot", "k_state", "v_state", "position")),
+      *_strided("y", "batch", "head", "row"), *_strided("bias", "batch", "head", "row", "step"),
+      *_strided("mask", "batch", "head", "row", "step"), "how", "causal", "window", "offset", "safe", "scratch", "room", "capacity", "per_slot", "k_state", "v_state", "position")),
     ("steps", OP_STEPS, sizeof(StepsArgs),
      ("rows", "count", "start", "y_buffer", "y_offset", "y_row", "y_step", "position")),
     ("advance", OP_ADVANCE, sizeof(AdvanceArgs), ("rows", "count", "position")),
@@ -60,13 +61,19 @@ cdef struct AttentionLoop:
     frnn_attention how
 
 
+cdef inline const float *of_query(Frame *f, int64_t buffer, int64_t offset) noexcept nogil:
+    """Where a bias or mask starts; NULL: there is none."""
+    return <const float *> NULL if buffer < 0 else <const float *> at(f, buffer, offset)
+
+
 cdef void attend_to_given(const AttentionLoop *s, int64_t unit, float *scores) noexcept nogil:
     """One query of one head, over the keys of this call that it sees."""
     cdef const AttentionArgs *a = s.a
     cdef Frame *f = s.f
     cdef int64_t heads = a.heads * a.group, i = unit % a.rows, head = unit // a.rows % heads
     cdef int64_t b = unit // a.rows // heads, at_ = i + a.offset, first = 0, end = a.keys
-    cdef const float *bias = NULL
+    cdef const float *bias = of_query(f, a.bias_buffer, a.bias_offset)
+    cdef const float *mask = of_query(f, a.mask_buffer, a.mask_offset)
     cdef frnn_keys keys
     if a.causal:
         end = max(min(at_ + 1, end), 0)
@@ -76,11 +83,12 @@ cdef void attend_to_given(const AttentionLoop *s, int64_t unit, float *scores) n
     keys.v[0] = at(f, a.v_buffer, a.v_offset) + b * a.v_batch + head // a.group * a.v_head + first * a.v_step
     keys.k[1], keys.v[1], keys.n[0], keys.n[1] = keys.k[0], keys.v[0], end - first, 0
     keys.k_step, keys.v_step = a.k_step, a.v_step
-    if a.bias_buffer >= 0:
-        bias = at(f, a.bias_buffer, a.bias_offset) + b * a.bias_batch + head * a.bias_head
-        bias += i * a.bias_row + first * a.bias_step
+    if bias != NULL:
+        bias += b * a.bias_batch + head * a.bias_head + i * a.bias_row + first * a.bias_step
+    if mask != NULL:
+        mask += b * a.mask_batch + head * a.mask_head + i * a.mask_row + first * a.mask_step
     f.table.attend(a.d, a.dv, &s.how, at(f, a.q_buffer, a.q_offset) + b * a.q_batch + head * a.q_head + i * a.q_row,
-                   &keys, bias, a.bias_step, scores,
+                   &keys, bias, a.bias_step, mask, a.mask_step, scores,
                    at(f, a.y_buffer, a.y_offset) + b * a.y_batch + head * a.y_head + i * a.y_row)
 
 
@@ -95,8 +103,14 @@ cdef void attend_to_kept(const AttentionLoop *s, int64_t unit, float *scores) no
     cdef const float *k = at(f, a.k_buffer, a.k_offset) + b * a.k_batch + head * a.k_head
     cdef const float *v = at(f, a.v_buffer, a.v_offset) + b * a.v_batch + head * a.v_head
     cdef int64_t before = steps_seen(f, a.position, b // a.per_slot)
+    cdef const float *bias = of_query(f, a.bias_buffer, a.bias_offset)
+    cdef const float *mask = of_query(f, a.mask_buffer, a.mask_offset)
     cdef frnn_keys keys
     keys.k_step, keys.v_step = a.d, a.dv
+    if bias != NULL:  # one number for all steps, of each row and head
+        bias += b * a.bias_batch
+    if mask != NULL:
+        mask += b * a.mask_batch
     for t in range(a.rows):
         place = (before + t) % a.capacity
         memcpy(k_kept + place * a.d, k + t * a.k_step, a.d * sizeof(float))
@@ -111,7 +125,9 @@ cdef void attend_to_kept(const AttentionLoop *s, int64_t unit, float *scores) no
         keys.v[0], keys.v[1] = v_kept + first * a.dv, v_kept
         for g in range(head * a.group, (head + 1) * a.group):
             f.table.attend(a.d, a.dv, &s.how,
-                           at(f, a.q_buffer, a.q_offset) + b * a.q_batch + g * a.q_head + t * a.q_row, &keys, NULL, 0,
+                           at(f, a.q_buffer, a.q_offset) + b * a.q_batch + g * a.q_head + t * a.q_row, &keys,
+                           bias + g * a.bias_head if bias != NULL else NULL, 0,
+                           mask + g * a.mask_head if mask != NULL else NULL, 0,
                            scores, at(f, a.y_buffer, a.y_offset) + b * a.y_batch + g * a.y_head + t * a.y_row)
 
 

@@ -297,7 +297,7 @@ cdef class PoolCore:
         Parameters
         ----------
         slots : ints that `open` returned, an array or sequence of shape [n]; any of them, in any order, none twice
-        x : array, shape [n, features...]; row i is the input of slots[i]
+        x : array or list, shape [n, features...]; row i is the input of slots[i]; dtypes as in `Model.run`
             A model with several inputs takes a tuple in the order of `model.inputs`, or a dict by name. An input
             without a batch axis has none here: the rows share it.
         out : array, optional
@@ -310,7 +310,7 @@ cdef class PoolCore:
         Raises
         ------
         StateError : a slot that is closed, of another pool, or there twice.
-        ShapeError : dtype or shape of x or out; an index outside an embedding's table.
+        ShapeError : dtype or shape of x or out; a number that does not fit; an index outside an embedding's table.
         After an error, and after Ctrl-C, no state has changed.
 
         Notes

@@ -126,7 +126,8 @@ cdef class StreamCore:
 
         Parameters
         ----------
-        x : array, shape [features...], or [batch_size, features...] for a stream opened with batch_size
+        x : array or list, shape [features...], or [batch_size, features...] for a stream opened with batch_size
+            dtypes as in `Model.run`
             A model with several inputs takes a tuple in the order of `model.inputs`, or a dict by name.
         out : array, optional
             Where the result is written: C-contiguous, of the output's dtype and shape. With it, and a
@@ -138,7 +139,7 @@ cdef class StreamCore:
 
         Raises
         ------
-        ShapeError : dtype or shape of x or out; an index outside an embedding's table.
+        ShapeError : dtype or shape of x or out; a number that does not fit; an index outside an embedding's table.
         StreamError : another thread is using this stream.
         """
         cdef Scratch s

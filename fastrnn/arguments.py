@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from . import dims as D
+from .casts import as_dtype
 from .errors import ShapeError
 from .graph import DTYPES, Value
 
@@ -106,23 +107,6 @@ class Argument:
         return as_dtype(x, self.dtype, f"input {self.name}")
 
 
-def as_dtype(x, dtype: str, where: str) -> np.ndarray:
-    """x as a C-contiguous native array of `dtype`. Lists and safe casts are taken; a lossy cast is a ShapeError."""
-    want = np.dtype(DTYPES[dtype])
-    if isinstance(x, np.ndarray) and type(x) is not np.ndarray and np.any(getattr(x, "mask", False)):
-        raise ShapeError(f"{where}: a masked array, of which the mask would be lost: fill it")
-    try:
-        array = np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of other libraries that refuse
-        raise ShapeError(f"{where}: can't be read as an array ({error})") from None
-    listed = not isinstance(x, np.ndarray | np.generic) and array.dtype.kind in "fiu" and want.kind == "f"
-    if array.dtype != want and not np.can_cast(array.dtype, want, "safe") and not listed and array.size:
-        raise ShapeError(
-            f"{where}: dtype {want} expected, got {array.dtype}; convert it where that loses nothing you need"
-        )
-    return np.ascontiguousarray(array, want).reshape(array.shape)
-
-
 def whole_number(value, name: str, most: int) -> int:
     """value as an int in 1..most (NumPy's integers are taken, bools are not), or ShapeError."""
     try:
@@ -197,8 +181,11 @@ def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:
     return Argument(value.name, value.dtype, tuple(features), timed, batched, value.dims)
 
 
-def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]:
-    """batch, time and other free sizes from whole-run inputs; ShapeError names input, axis, got and expected."""
+def solve_sizes(values: list[Value], arrays: list[np.ndarray], held: Sequence[tuple] = ()) -> dict[str, int]:
+    """batch, time and other free sizes from whole-run inputs; ShapeError names input, axis, got and expected.
+
+    held : (input, axis, why) of axes that stay at the file's number, as `Graph.held` has them.
+    """
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
     for value, array in zip(values, arrays, strict=True):
@@ -208,7 +195,8 @@ def solve_sizes(values: list[Value], arrays: list[np.ndarray]) -> dict[str, int]
         for axis, (dim, size) in enumerate(zip(value.dims, array.shape, strict=True)):
             if isinstance(dim, int):
                 if dim != size:
-                    raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}")
+                    why = "".join(f": {w}" for name, a, w in held if (name, a) == (value.name, axis))
+                    raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}{why}")
                 continue
             names = D.symbols(dim)
             name = next(iter(names))

@@ -2,7 +2,7 @@
 
 Format 1. Metadata keys: `format` ("fastrnn 1"), `graph` (the JSON below), `fingerprint` (SHA-256 over both).
 JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..],
-"requires": [[dim, int]..] (absent where there are none), "values": {name: [dtype, [dims..]]},
+"requires": [[dim, int]..], "held": [[input, axis, why]..] (both absent if empty), "values": {name: [dtype, [dims..]]},
 "nodes": [[op, name, [inputs..], [outputs..], {attrs}]..]}; a dim is an int or text such as "2*time+1"; a cell's spec is
 an object of `CellSpec`'s fields. Nothing in a file is executed; every size is checked against the bytes that are there
 (by safetensors) and the graph against the vocabulary (by `graph.validate`).
@@ -37,7 +37,7 @@ _ATTR_TYPES = {
     "strides": (tuple,), "dilations": (tuple,), "pads": (tuple,), "output_padding": (tuple,), "groups": (int,),
     "count_include_pad": (bool,), "ceil": (bool,), "last": (bool,), "largest": (bool,), "exclusive": (bool,),
     "reverse": (bool,), "scale": (int, float), "softcap": (int, float), "causal": (bool,), "window": (int,),
-    "safe": (bool,),
+    "safe": (bool,), "from_zero": (bool,),
 }  # fmt: skip
 
 
@@ -69,6 +69,7 @@ def graph_to_json(graph: Graph) -> str:
             "states": dict(graph.states),
             "notes": graph.notes,
             **({"requires": [[str(dim), number] for dim, number in graph.requires]} if graph.requires else {}),
+            **({"held": graph.held} if graph.held else {}),
             "values": {v.name: [v.dtype, [_dim_to_json(d) for d in v.dims]] for v in graph.values.values()},
             "nodes": [[n.op, n.name, n.inputs, n.outputs, _attrs_to_json(n)] for n in graph.nodes],
         },
@@ -131,12 +132,13 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
     notes = tuple(map(str, data["notes"]))
     inputs, outputs = tuple(data["inputs"]), tuple(data["outputs"])
     requires = tuple((D.parse(dim), number) for dim, number in data.get("requires", ()))
-    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, notes, requires)
+    held = tuple((str(name), int(axis), str(why)) for name, axis, why in data.get("held", ()))
+    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, notes, requires, held)
 
 
 def fingerprint(graph: Graph) -> str:
     """SHA-256 (hex) over the graph's meaning and every weight: what a snapshot of its streams is tied to."""
-    digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), name="")).encode())
+    digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), held=(), name="")).encode())
     for name in sorted(graph.constants):
         array = np.asarray(graph.constants[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -8,6 +8,10 @@ class FastRNNError(Exception):
     """Base of all errors that fastrnn raises on purpose."""
 
 
+class FastRNNWarning(UserWarning):
+    """A choice of the caller may change answers, such as `strict=False` at load; the text names node and value."""
+
+
 class ModelFormatError(FastRNNError, ValueError):
     """A file or blob is damaged, truncated, hostile, or not what its name claims."""
 

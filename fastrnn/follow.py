@@ -325,7 +325,9 @@ class _Walk:
     def _attention(self, node):
         """Along batch and heads each row attends by itself; along q's length each query does; along the keys' length
         steps stay apart only where q has the same steps and sees none that comes after its own."""
-        q, k, v, bias = (self.track(node, i) for i in range(4))
+        q, k, v = (self.track(node, i) for i in range(3))
+        added = [(i, self.track(node, i)) for i in (3, 4)]  # bias and mask
+        added = [(i, t) for i, t in added if t is not None]
         what = "steps" if self.symbol == "time" else "rows of the batch"
         if any(t is not None and t.axis == 3 for t in (q, k, v)):
             raise Mixed(f"sums over {self.symbol}")
@@ -335,17 +337,18 @@ class _Walk:
                 raise Mixed(f"attends to all {what}")
             if not streams_causally(self.graph, node):
                 raise Mixed("attends to all steps: it needs the future")
-            if bias is not None:
-                raise Mixed("adds a bias that has a time axis to the scores of a sequence")
+            if added:
+                what = "adds a bias" if added[0][0] == 3 else "masks by a value"
+                raise Mixed(f"{what} that has a time axis to the scores of a sequence")
             self._sequence(node)
             return [q]
-        if any(t != q for t in keys) or (bias is not None and bias != self._bias_track(node, q)):
+        if any(t != q for t in keys) or any(t != self._bias_track(node, q, i) for i, t in added):
             raise Mixed(f"brings {self.symbol} along one axis together with {self.symbol} along another")
         return [q]
 
-    def _bias_track(self, node: Node, q: Track | None) -> Track | None:
-        """Where the symbol of q is in a bias that broadcasts to [B, H, Tq, Tk]."""
-        return None if q is None else replace(q, axis=q.axis - 4 + len(self.value(node, 3).dims))
+    def _bias_track(self, node: Node, q: Track | None, i: int) -> Track | None:
+        """Where the symbol of q is in input i, a bias or mask that broadcasts to [B, H, Tq, Tk]."""
+        return None if q is None else replace(q, axis=q.axis - 4 + len(self.value(node, i).dims))
 
     def _steps(self, node):
         dims, start = node.attrs["dims"], node.attrs["start"]

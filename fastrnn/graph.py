@@ -22,13 +22,15 @@ Products
                 alpha, beta
     matmul      (a, b) -> numpy.matmul(a, b), neither needs to be constant
 Attention
-    attention   (q[B,Hq,Tq,d], k[B,Hk,Tk,d], v[B,Hk,Tk,dv], bias?) -> [B,Hq,Tq,dv]: softmax(score + bias) v, over the
-                keys that a query sees. k and v may have 1 for B; Hk divides Hq, and query head h reads key head
-                h // (Hq // Hk). score = scale * q.k, and with softcap c > 0 c * tanh(score / c); bias broadcasts to
-                [B,Hq,Tq,Tk]. Query i stands at key p = i + offset. attrs: scale, softcap (floats), causal (bool: it
-                sees keys j <= p only), window (int, 0 for none: it sees keys j > p - window only), offset (dim), safe
-                (bool: a query whose weights are NaN, as where each score is -inf, gets zeros for weights).
-                A query that sees no key at all gives 0. A key that is not seen plays no part, whatever it holds.
+    attention   (q[B,Hq,Tq,d], k[B,Hk,Tk,d], v[B,Hk,Tk,dv], bias?, mask?) -> [B,Hq,Tq,dv]: softmax(score + bias) v, over
+                the keys that a query sees. k and v may have 1 for B; Hk divides Hq, and query head h reads key head
+                h // (Hq // Hk). score = scale * q.k, and with softcap c > 0 c * tanh(score / c); if the bool mask is
+                False, the score is 0, so that the bias alone counts: where(mask, score, fill) is mask and a bias of
+                where(mask, 0, fill). bias and mask broadcast to [B,Hq,Tq,Tk]. Query i stands at key p = i + offset.
+                attrs: scale, softcap (floats), causal (bool: it sees keys j <= p only), window (int, 0 for none: it
+                sees keys j > p - window only), offset (dim), safe (bool: a query whose weights are NaN, as where each
+                score is -inf, gets zeros for weights). A query that sees no key at all gives 0. A key that is not seen
+                plays no part, whatever it holds.
 Positions
     steps       () -> int64 dims, element i along the last axis being start + i. attrs: dims ((n,), or (rows, n) with
                 all rows alike), start (dim). Where n is TIME, a stream counts on: these are its own step numbers.
@@ -44,8 +46,9 @@ Moving data
                 negative: then start > stop, stop >= -1, as in range())
     concat      (x, ...); attrs: axis >= 0
     expand      (x,); attrs: dims (x broadcasts to them)
-    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0.
-                Indices lie in [-size, size); one outside is an error when it is met.
+    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0, from_zero
+                (bool, may be absent: false). Indices lie in [-size, size), a negative one counted from the end; with
+                from_zero in [0, size), as PyTorch's embedding takes them. One outside is an error when it is met.
     pad         (x,); attrs: pads (begins then ends, an entry an axis, dims; a negative one cuts off), mode ("constant"
                 "reflect" "edge"), value (what "constant" pads with). reflect leaves the edge out, and so pads by less
                 than the size of its axis.
@@ -158,6 +161,7 @@ class Graph:
         (the output of one call is the input of the next).
     requires : (dim, int) pairs: what else has to hold of the sizes of the inputs, such as that windows over one of them
         are just one. Whoever fixes the sizes checks them (`check_required`).
+    held : (input, axis, why) of each axis of an input that stays at the file's number because of evidence in the file.
     notes : lines that tell a person what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
@@ -170,6 +174,7 @@ class Graph:
     states: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     requires: tuple[tuple[Dim, int], ...] = ()
+    held: tuple[tuple[str, int, str], ...] = ()
 
     def __post_init__(self):
         for name in ("values", "constants", "states"):
@@ -210,7 +215,7 @@ _FORM = {
     "state": (1, 2, 1, set()),
     "linear": (2, 3, 1, {"activation", "alpha", "beta"}),
     "matmul": (2, 2, 1, set()),
-    "attention": (3, 4, 1, {"scale", "softcap", "causal", "window", "offset", "safe"}),
+    "attention": (3, 5, 1, {"scale", "softcap", "causal", "window", "offset", "safe"}),
     "steps": (0, 0, 1, {"dims", "start"}),
     "unary": (1, 1, 1, {"fn", "alpha", "beta"}),
     "binary": (2, 2, 1, {"fn"}),
@@ -232,6 +237,10 @@ _FORM = {
     "argmax": (1, 1, 1, {"axis", "keepdims", "last", "largest"}),
     "cumsum": (1, 1, 1, {"axis", "exclusive", "reverse"}),
 }
+
+
+# Attributes that a node may lack: false then. Files of older versions have none of them.
+_MAY_LACK = {"gather": {"from_zero"}}
 
 
 def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
@@ -267,7 +276,7 @@ def validate(graph: Graph) -> Graph:
             )
         if None in node.inputs[:least]:
             raise ModelFormatError(f"node {node.name}: a required input of {node.op} is absent")
-        if set(node.attrs) != attrs:
+        if set(node.attrs) - _MAY_LACK.get(node.op, set()) != attrs:
             raise ModelFormatError(
                 f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(attrs)}"
             )
@@ -333,15 +342,29 @@ _CHOICES = {
 }
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _check_functions(graph: Graph, node: Node) -> None:
-    """Functions are known ones, and what the vocabulary calls constant is."""
+    """Functions are known ones, float32 holds their alpha and beta, and what the vocabulary calls constant is one."""
     attr, known = _CHOICES.get(node.op, (None, ()))
     if attr is not None and node.attrs[attr] not in known:
         raise ModelFormatError(f"node {node.name}: {attr} of {node.op} is {node.attrs[attr]!r:.80}, which is unknown")
+    for value in _parameters(node):
+        if _LARGEST < abs(value) < float("inf"):
+            raise ModelFormatError(f"node {node.name}: alpha or beta is {value:.6g}, which float32 can't hold")
     if node.op in ("linear", "conv", "conv_transpose"):
         for name in node.inputs[1:]:
             if name is not None and name not in graph.constants:
                 raise ModelFormatError(f"node {node.name}: {name} must be a constant")
+
+
+def _parameters(node: Node) -> list[float]:
+    """alpha and beta of the functions of a node. Not of clip: bounds beyond float32 bound nothing, as infinite ones."""
+    if node.op == "cell":
+        return [number for a in node.attrs["spec"].activations for number in (a.alpha, a.beta)]
+    name = node.attrs["fn" if node.op == "unary" else "activation"] if node.op in ("unary", "linear") else "clip"
+    return [] if name == "clip" else [node.attrs["alpha"], node.attrs["beta"]]
 
 
 def _declared(graph: Graph, name: str, what: str) -> Value:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .casts import as_dtype
 from .errors import ShapeError, UnsupportedError
 from .loading import load
 from .model import TensorInfo
@@ -131,7 +132,10 @@ class InferenceSession:
         Parameters
         ----------
         output_names : the outputs to return, in this order; None or an empty list is all, as for onnxruntime
-        input_feed : input name -> array
+        input_feed : input name -> array of the input's dtype, or a list of numbers
+            A list is cast, as onnxruntime casts it, if that loses nothing but the rounding of a fraction: [1.0] into
+            integers, NumPy's numbers of any dtype into float32, 0 and 1 into bool. An array of another dtype goes by
+            the rule of `Model.run`.
         run_options : None; onnxruntime's are not honoured
 
         Returns
@@ -140,7 +144,8 @@ class InferenceSession:
 
         Raises
         ------
-        ShapeError : an unknown or missing name, a wrong dtype or shape. UnsupportedError : run_options.
+        ShapeError : an unknown or missing name, a wrong dtype or shape; a list that a cast would change (1.5 into
+        integers, 1e300 into float32), which onnxruntime does silently. UnsupportedError : run_options.
         """
         if run_options is not None:
             raise UnsupportedError(f"run_options must be None, got {run_options!r:.60}")
@@ -157,7 +162,8 @@ class InferenceSession:
             if name not in outputs:
                 raise ShapeError(_unknown("output", name, outputs))
         # By position: an input may have the name of an argument of `Model.run`.
-        results = dict(zip(outputs, self.model.run(*(input_feed[name] for name in inputs)), strict=True))
+        feeds = (as_dtype(input_feed[i.name], i.dtype, f"input {i.name}", by_value=True) for i in self.model.inputs)
+        results = dict(zip(outputs, self.model.run(*feeds), strict=True))
         return [results[name] for name in wanted]
 
 

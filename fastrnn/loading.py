@@ -29,10 +29,12 @@ class Format:
     begins: Callable[[bytes], bool]
 
 
-def _read_onnx(source, **options) -> Graph:
+def _read_onnx(source, *, strict=True, thaw=True, compared=False, **options) -> Graph:
     from .importers.onnx import import_onnx  # onnx takes 100 ms to import
+    from .importers.onnx.evidence import Policy
 
-    return import_onnx(source, streams=lambda graph: not problems(graph), **options)
+    policy = Policy(thaw, strict, compared)
+    return import_onnx(source, streams=lambda graph: not problems(graph), policy=policy, **options)
 
 
 def _read_fastrnn(source) -> Graph:
@@ -72,11 +74,18 @@ def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph
 
     converted = convert(module, example, float64_as_float32=float64_as_float32)
     name, how = type(module).__name__, f"the module was {converted.how}"
-    graph = _read_onnx(converted.proto, states=states)
-    graph = graph.replace(name=name, notes=(how, *graph.notes))
-    model = Model(graph, 1)
-    converted.check(model.graph, model.run)
-    return graph
+
+    def made(compared: bool) -> tuple[Graph, bool]:
+        graph = _read_onnx(converted.proto, states=states, compared=compared)
+        graph = graph.replace(name=name, notes=(how, *graph.notes))
+        model = Model(graph, 1)
+        return graph, converted.check(model.graph, model.run)
+
+    try:  # a length that the module itself is seen to follow is free, whatever numbers are in the file
+        graph, followed = made(compared=True)
+    except FastRNNError:
+        followed = False
+    return graph if followed else made(compared=False)[0]
 
 
 def _read_safetensors(source, layers=None, float64_as_float32=False) -> Graph:
@@ -86,7 +95,7 @@ def _read_safetensors(source, layers=None, float64_as_float32=False) -> Graph:
     return list_of_layers.build(weights.read_safetensors(source), layers)
 
 
-def _read_keras(source, layers=None, config=None, float64_as_float32=False) -> Graph:
+def _read_keras(source, layers=None, config=None, float64_as_float32=False, thaw=True) -> Graph:
     if layers is not None:
         from .importers import h5
         from .importers import layers as list_of_layers
@@ -96,7 +105,7 @@ def _read_keras(source, layers=None, config=None, float64_as_float32=False) -> G
         return list_of_layers.build(h5.read_weights(source), layers)
     from .importers.keras import import_keras
 
-    return import_keras(source, config=config, float64_as_float32=float64_as_float32)
+    return import_keras(source, config=config, float64_as_float32=float64_as_float32, thaw=thaw)
 
 
 def _is_keras(blob: bytes) -> bool:
@@ -122,7 +131,7 @@ FORMATS = (
         "keras",
         (".keras", ".h5", ".hdf5"),
         _read_keras,
-        frozenset({"layers", "config", "float64_as_float32"}),
+        frozenset({"layers", "config", "float64_as_float32", "thaw"}),
         _FOR_WEIGHTS + "; key= is for PyTorch's own files, whose weights may lie in a checkpoint",
         _is_keras,
     ),
@@ -147,14 +156,15 @@ FORMATS = (
         (".fastrnn",),
         _read_fastrnn,
         frozenset(),
-        "bind=, states= and layers= are settled when a model is converted; a .fastrnn file has them built in",
+        "bind=, states=, layers=, strict= and thaw= are settled when a model is converted; a .fastrnn file has them "
+        "built in",
         lambda blob: blob[8:9] == b"{",
     ),
     Format(
         "onnx",
         (".onnx",),
         _read_onnx,
-        frozenset({"bind", "states", "float64_as_float32"}),
+        frozenset({"bind", "states", "float64_as_float32", "strict", "thaw"}),
         "layers= is for files of bare weights; an .onnx file has its architecture in it",
         lambda blob: True,  # protobuf has no magic number: last in this table
     ),
@@ -174,6 +184,8 @@ def load(
     threads=None,
     sizes=None,
     float64_as_float32=False,
+    strict=True,
+    thaw=True,
 ) -> Model:
     """Load a model file.
 
@@ -203,7 +215,14 @@ def load(
         any, a stream keeps those of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights compute in float32 whatever the file
-        keeps them in, and the model's notes say so.
+        keeps them in, and the model's notes say so. A number that float32 can't hold is a ModelFormatError either way.
+    strict : bool
+        For .onnx files. True: a size that the file has as a number stays that number if a scalar in the file may have
+        been computed from it, such as 19.0 or 1/19 in a file of 19 steps. False: such scalars are passed over with a
+        `FastRNNWarning` that names node and number. Positions and counts (`y[:, 9]`) hold a size either way.
+    thaw : bool
+        For .onnx and Keras files. False: every size that the file has as a number stays that number. True: batch and
+        length are freed if nothing in the file depends on them; `model.notes` says what was assumed.
 
     Raises
     ------
@@ -213,6 +232,7 @@ def load(
     form = _format_of(path_or_bytes)
     given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
     given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
+    given |= {"strict": None if strict else False, "thaw": None if thaw else False}
     given = {name: value for name, value in given.items() if value is not None}
     if form.name == "fastrnn":  # it has computed in float32 since it was converted
         given.pop("float64_as_float32", None)
@@ -314,7 +334,8 @@ def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     Raises
     ------
     ShapeError : an array that does not fit; the text names it. ModelFormatError : an unknown word, or one that does
-    not fit the kind.
+    not fit the kind; a number that float32 can't hold (floats of any precision round, 1e300 is refused; an integer must
+    be exact).
 
     Examples
     --------

@@ -55,14 +55,16 @@ class AttentionLowering:
         if not isinstance(sizes["d"], int) or not isinstance(sizes["dv"], int):
             raise UnsupportedError(f"keys of {sizes['d']} and values of {sizes['dv']} features: both must be fixed")
         reads = [q, k, v]
-        bias = self._bias(node, (batch, q.dims[1], q.dims[2], k.dims[2]))
-        if bias is None or kept:
-            fields |= {"bias_buffer": -1, "bias_offset": 0}
-        else:
-            reads.append(bias)
-            fields |= at("bias", bias) | dict(
-                zip((f"bias_{axis}" for axis in ("batch", "head", "row", "step")), bias.strides, strict=True)
-            )
+        for what, i in (("bias", 3), ("mask", 4)):
+            added = self._of_scores(node, i, (batch, q.dims[1], q.dims[2], k.dims[2]))
+            if added is None:
+                fields |= {f"{what}_buffer": -1, f"{what}_offset": 0}
+                continue
+            if kept and any(added.strides[2:]):
+                raise UnsupportedError(f"a {what} of single steps, {self.graph.values[node.inputs[i]]}, in a stream")
+            reads.append(added)
+            axes = (f"{what}_{axis}" for axis in ("batch", "head", "row", "step"))
+            fields |= at(what, added) | dict(zip(axes, added.strides, strict=True))
         how = self.builder.constant(np.array([a["scale"], a["softcap"]], np.float32), "float32")
         fields |= {"causal": int(a["causal"]), "window": a["window"], "offset": a["offset"], "safe": int(a["safe"])}
         room = k.dims[2]
@@ -88,12 +90,9 @@ class AttentionLowering:
         """Of a fresh result: [batch, length, heads, features], since heads are joined next."""
         return [0, 2, 1, 3]
 
-    def _bias(self, node: Node, full: tuple) -> Tensor | None:
-        t = self.tensor_or_none(node, 3)
-        if t is None:
-            return None
-        t = self.real(node, 3)
-        return t.expand(full)
+    def _of_scores(self, node: Node, i: int, full: tuple) -> Tensor | None:
+        """Input i, a bias or mask, as one of [batch, heads, Tq, Tk]; None if absent."""
+        return None if self.tensor_or_none(node, i) is None else self.real(node, i).expand(full)
 
     def _kept(self, node: Node, sizes: dict) -> dict:
         """The keys and values of one node in the slab, and the fields that say where."""

@@ -25,6 +25,10 @@ INTEGER_FUNCTIONS = frozenset(
 )
 
 
+def _from_zero(node: Node) -> int:
+    return int(node.attrs.get("from_zero", False))
+
+
 class ElementwiseLowering:
     """The methods `op_...` of `fastrnn.lowering.Lowering` for these ops; self is that class."""
 
@@ -52,15 +56,17 @@ class ElementwiseLowering:
         fields = level_fields(loops, ("index", "y"))
         self.builder.emit(
             "gather", node.name, (table, indices), (out,), **fields, count=table.dims[0], table_row=table.strides[0],
-            inner=inner, index_type=TYPE_CODES[indices.dtype], item=ITEMSIZE[table.dtype], **at("table", table),
-            **at("index", indices), **at("y", flat),
+            inner=inner, index_type=TYPE_CODES[indices.dtype], item=ITEMSIZE[table.dtype], from_zero=_from_zero(node),
+            **at("table", table), **at("index", indices), **at("y", flat),
         )  # fmt: skip
 
     def _gather_view(self, node: Node, axis: int) -> Tensor | None:
         """Constant indices in even steps (as an unfold into overlapping frames has) are another view of the table."""
         picks, table = self.graph.constants.get(node.inputs[1]), self.tensor(node.inputs[0])
         size = table.dims[axis]
-        if picks is None or picks.size == 0 or not isinstance(size, int) or picks.min() < -size or picks.max() >= size:
+        if picks is None or picks.size == 0 or not isinstance(size, int):
+            return None
+        if picks.min() < (0 if node.attrs.get("from_zero") else -size) or picks.max() >= size:
             return None
         picks = np.where(picks < 0, picks + size, picks)
         first = int(picks.flat[0])
@@ -87,7 +93,8 @@ class ElementwiseLowering:
         self.builder.emit(
             "gather", node.name, (table, indices), (out,), **level_fields(loops, ("index", "y")),
             count=table.dims[0], table_row=table.strides[0], inner=inner, index_type=TYPE_CODES[indices.dtype],
-            item=ITEMSIZE[table.dtype], **at("table", table), **at("index", indices), **at("y", out),
+            item=ITEMSIZE[table.dtype], from_zero=_from_zero(node), **at("table", table), **at("index", indices),
+            **at("y", out),
         )  # fmt: skip
         before = range(picks, picks + axis)
         self.tensors[node.outputs[0]] = out.transpose((*before, *range(picks), *range(picks + axis, len(out.dims))))

@@ -12,7 +12,8 @@ import numpy as np
 from . import artifact, forks, lowering, passes, streaming, threadpools
 from . import dims as D
 from ._executor import Program, StreamParts
-from .arguments import Argument, argument_of, as_dtype, collect, plain_forms, solve_sizes, whole_number
+from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
+from .casts import as_dtype
 from .cpu import MAX_THREADS, thread_info
 from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
 from .follow import follow
@@ -124,6 +125,11 @@ class Model:
         return tuple(found)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What import and passes did, a line each: sizes that were freed or stay, what was assumed or folded."""
+        return self.graph.notes
+
+    @property
     def parameters(self) -> int:
         """How many numbers the model was trained with (its constants that are not indices)."""
         return sum(a.size for a in self.graph.constants.values() if a.dtype.kind == "f")
@@ -172,7 +178,9 @@ class Model:
 
         Parameters
         ----------
-        *arrays, **named : the inputs, by position in the file's order and by name; dtypes as `inputs` says
+        *arrays, **named : the inputs, by position in the file's order and by name
+            Arrays or tensors of the dtype that `inputs` says, or of one whose values all fit it exactly (float16 into
+            float32); or numbers and lists of numbers that fit.
         lengths : ints, one a row of the batch, optional
             Row i ends after lengths[i] steps: its outputs are those of a run of that row alone, cut to that length, and
             zero from there on. A file's own input of this name is that input.
@@ -183,7 +191,8 @@ class Model:
 
         Raises
         ------
-        ShapeError : a missing or unknown input, a wrong dtype or shape, a length outside 0..time.
+        ShapeError : a missing or unknown input, a wrong dtype or shape, a number that does not fit the dtype, a length
+            outside 0..time.
         """
         return self._run_named(arrays, named, lengths)
 
@@ -208,7 +217,7 @@ class Model:
         if missing:
             known = [n for n in self.graph.inputs if n in named]
             typed = [as_dtype(named[n], self.graph.values[n].dtype, f"input {n}") for n in known]
-            sizes = solve_sizes([self.graph.values[n] for n in known], typed)
+            sizes = solve_sizes([self.graph.values[n] for n in known], typed, self.graph.held)
             for name in missing:
                 value = self.graph.values[name]
                 named[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], DTYPES[value.dtype])
@@ -249,7 +258,9 @@ class Model:
 
     def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
         """The sizes that these inputs mean, and the shapes of the outputs at them (none where sizes are left open)."""
-        sizes = {"batch": 1, "time": 1} | solve_sizes([self.graph.values[n] for n in self.graph.inputs], feeds)
+        sizes = {"batch": 1, "time": 1} | solve_sizes(
+            [self.graph.values[n] for n in self.graph.inputs], feeds, self.graph.held
+        )
         shapes: list[list[int]] = []
         for value in () if self._open_sizes else self._ends:
             shapes.append([D.evaluate(d, sizes) for d in value.dims])
@@ -274,7 +285,7 @@ class Model:
     def _run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
         """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
         values = [self.graph.values[n] for n in self.graph.inputs]
-        sizes = solve_sizes(values, feeds)
+        sizes = solve_sizes(values, feeds, self.graph.held)
         if "batch" not in sizes or "time" not in sizes:
             raise ShapeError(f"{self.name} has no batch and time axes: lengths don't apply")
         mixed = follow(self.graph, "batch").problems

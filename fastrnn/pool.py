@@ -163,7 +163,7 @@ class StreamPool(PoolCore):
         Parameters
         ----------
         slots : ints that `open` returned, an array or sequence of shape [n]; any of them, in any order, none twice
-        chunks : sequence of n; chunks[i] is [T_i, features...], T_i >= 0
+        chunks : sequence of n; chunks[i] is [T_i, features...], T_i >= 0; dtypes as in `Model.run`
             For a model with several inputs each is a tuple or dict; an input without a time axis has none here.
 
         Returns

@@ -264,11 +264,12 @@ def _slice(x, axis, start, stop, step):
     return np.take(x, indices, axis=axis)
 
 
-def _gather(x, indices, axis):
+def _gather(x, indices, axis, from_zero=False):
     size = x.shape[axis]
-    bad = indices[(indices < -size) | (indices >= size)]
+    low = 0 if from_zero else -size
+    bad = indices[(indices < low) | (indices >= size)]
     if bad.size:
-        raise ShapeError(f"index {bad[0]} is outside [{-size}, {size}), the size of axis {axis}")
+        raise ShapeError(f"index {bad[0]} is outside [{low}, {size}), the size of axis {axis}")
     return np.take(x, indices, axis=axis)
 
 
@@ -308,11 +309,12 @@ def _linear(x, W, bias, activation, alpha, beta):
     return y if activation is None else unary(activation, y, alpha, beta)
 
 
-def _attention(q, k, v, bias, scale, softcap, causal, window, offset, safe):
+def _attention(q, k, v, bias, mask, scale, softcap, causal, window, offset, safe):
     """Query by query, each over the keys that it sees and no others."""
     heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
     k, v = (np.broadcast_to(np.repeat(x, heads // x.shape[1], 1), (len(q), heads, *x.shape[2:])) for x in (k, v))
     bias = np.broadcast_to(0.0 if bias is None else bias, (*q.shape[:3], keys))
+    mask = np.broadcast_to(True if mask is None else mask, (*q.shape[:3], keys))
     y = np.zeros((*q.shape[:3], v.shape[3]))
     for i in range(rows):
         position = i + offset
@@ -323,6 +325,7 @@ def _attention(q, k, v, bias, scale, softcap, causal, window, offset, safe):
         score = scale * np.einsum("bhd,bhjd->bhj", q[:, :, i], k[:, :, first:end])
         if softcap > 0:
             score = softcap * np.tanh(score / softcap)
+        score = np.where(mask[:, :, i, first:end], score, 0.0)
         weight = _softmax(score + bias[:, :, i, first:end], 2, False)
         if safe:
             weight = np.where(np.isnan(weight), 0, weight)
@@ -360,7 +363,7 @@ _OPS: dict[str, Callable] = {
     "linear": lambda node, v, size: _linear(v[0], v[1], _optional(v, 2), **node.attrs),
     "matmul": lambda node, v, size: np.matmul(*v),
     "attention": lambda node, v, size: _attention(
-        *v[:3], _optional(v, 3), **{**node.attrs, "offset": size(node.attrs["offset"])}
+        *v[:3], _optional(v, 3), _optional(v, 4), **{**node.attrs, "offset": size(node.attrs["offset"])}
     ),
     "steps": lambda node, v, size: _steps([size(d) for d in node.attrs["dims"]], size(node.attrs["start"])),
     "unary": lambda node, v, size: unary(node.attrs["fn"], v[0], node.attrs["alpha"], node.attrs["beta"]),
@@ -374,7 +377,7 @@ _OPS: dict[str, Callable] = {
     ),
     "concat": lambda node, v, size: np.concatenate(v, axis=node.attrs["axis"]),
     "expand": lambda node, v, size: np.broadcast_to(v[0], [size(d) for d in node.attrs["dims"]]),
-    "gather": lambda node, v, size: _gather(v[0], v[1], node.attrs["axis"]),
+    "gather": lambda node, v, size: _gather(v[0], v[1], **node.attrs),
     "reduce": lambda node, v, size: _reduce(v[0], **node.attrs),
     "softmax": lambda node, v, size: _softmax(v[0], **node.attrs),
     "layer_norm": lambda node, v, size: _layer_norm(v[0], _optional(v, 1), _optional(v, 2), **node.attrs),

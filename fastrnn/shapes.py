@@ -118,8 +118,9 @@ def _attention(inputs, attrs):
     q, k, v = inputs[:3]
     if any(len(x.dims) != 4 for x in (q, k, v)):
         raise ShapeError(f"q, k and v must be [batch, heads, length, features], got {q}, {k}, {v}")
-    if any(x is not None and x.dtype != "float32" for x in inputs):
-        raise ShapeError(f"attention of {', '.join(str(x) for x in inputs if x is not None)}: float32 is computed")
+    if any(x is not None and x.dtype != ("bool" if i == 4 else "float32") for i, x in enumerate(inputs)):
+        given = ", ".join(str(x) for x in inputs if x is not None)
+        raise ShapeError(f"attention of {given}: float32 is computed, under a mask of bool")
     batch, heads, rows = q.dims[:3]
     one = [x.dims[0] == batch or _is_one(x.dims[0]) for x in (k, v)]
     if k.dims[:3] != v.dims[:3] or q.dims[3] != k.dims[3] or not all(one):
@@ -128,9 +129,9 @@ def _attention(inputs, attrs):
     if groups is None:
         raise ShapeError(f"the {k.dims[1]} heads of {k} don't divide the {heads} of {q}")
     full = (batch, heads, rows, k.dims[2])
-    bias = inputs[3] if len(inputs) > 3 else None
-    if bias is not None and broadcast(bias.dims, full) != full:
-        raise ShapeError(f"the bias {bias} does not broadcast to [{', '.join(map(str, full))}]")
+    for what, x in zip(("bias", "mask"), inputs[3:], strict=False):
+        if x is not None and broadcast(x.dims, full) != full:
+            raise ShapeError(f"the {what} {x} does not broadcast to [{', '.join(map(str, full))}]")
     if attrs["window"] < 0 or attrs["softcap"] < 0:
         raise ShapeError(f"window {attrs['window']} and softcap {attrs['softcap']} must not be below 0")
     return [("float32", (batch, heads, rows, v.dims[3]))]

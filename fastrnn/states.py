@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .arguments import as_dtype
+from .casts import as_dtype
 from .errors import ShapeError, StateError
 from .graph import Graph
 from .streaming import ShownState, StateLayout

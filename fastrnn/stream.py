@@ -69,7 +69,7 @@ class Stream(StreamCore):
 
         Parameters
         ----------
-        chunk : array, shape [T, features...], or [batch_size, T, features...]; T >= 0
+        chunk : array or list, shape [T, features...], or [batch_size, T, features...]; T >= 0; dtypes as in `Model.run`
             A model with several inputs takes a tuple or dict; an input without a time axis has none here.
 
         Returns

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._executor import StreamParts
-from .arguments import as_dtype, check_out, collect, deliver
+from .arguments import check_out, collect, deliver
+from .casts import as_dtype
 from .errors import StateError, StreamError
 from .stream import Stream
 from .streaming import MOST_STEPS

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import dims as D
-from .errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedError
-from .graph import DTYPES, Graph
+from .errors import FastRNNError, ShapeError, UnsupportedError
+from .graph import Graph
+from .verification_inputs import least_steps, random_inputs
+from .verification_lengths import LongRuns, compared_sizes, long_runs, size_notes
 
 if TYPE_CHECKING:
     from .model import Model
@@ -27,7 +29,6 @@ SIZES = ((1, 1), (1, 7), (2, 19), (5, 3))
 TOLERANCE = 1e-4
 # An engine that keeps float16 values rounds each of them by up to 2^-11; a few layers add up to ten of those.
 TOLERANCE_FLOAT16 = 5e-3
-MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
 ENGINES = ("onnxruntime", "torch", "keras", "reference")
 FREE = 3  # for a size that the model leaves open besides those
 EVERY = 128  # lengths up to this are all tried where a model runs at none of `SIZES`, some of those beyond
@@ -53,11 +54,14 @@ class OutputDifference:
 class VerifyReport:
     """What `verify` returns.
 
-    ok : every element of every output within `tolerance` * (1 + |expected|), and every shape equal.
+    ok : every element of every output within `tolerance` * (1 + |expected|), and every shape equal; of `long` as well.
     against : the engine compared with, and its version.
     outputs : one `OutputDifference` an output, in the model's order.
     runs : the sizes of the inputs of each run; skipped : runs that the other engine refused, and why.
-    notes : what else a reader should know.
+    notes : what else a reader should know: that only one length could be compared, that a free one is an assumption.
+    compared : what was compared of each size that the model leaves free: "batch" and "time" -> ascending numbers.
+    long : for a model that holds a recurrence in parallel form, which float32 fails after some steps: longer sequences
+        against the float64 reference; else None.
     """
 
     model: str
@@ -69,6 +73,21 @@ class VerifyReport:
     runs: tuple[str, ...]
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
+    compared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    long: LongRuns | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all outputs answer as the other engine's, whatever `long` says."""
+        return all(out.ok for out in self.outputs)
+
+    @property
+    def sizes(self) -> str:
+        """What was compared, in words."""
+        if not self.compared:
+            return "compared at the one size that the model takes"
+        parts = (f"{name} {', '.join(map(str, values))}" for name, values in self.compared.items())
+        return f"compared at {'; '.join(parts)}"
 
     def as_dict(self) -> dict:
         """The same as dicts, lists, strings and numbers; an infinite difference is the text "inf"."""
@@ -77,6 +96,8 @@ class VerifyReport:
             for key in ("absolute", "relative"):
                 if not np.isfinite(output[key]):
                     output[key] = "inf"
+        if self.long is not None and not np.isfinite(self.long.difference):
+            record["long"]["difference"] = "inf"
         return record
 
     def to_json(self) -> str:
@@ -84,12 +105,15 @@ class VerifyReport:
         return json.dumps(self.as_dict())
 
     def __str__(self) -> str:
-        verdict = "answers as" if self.ok else "does NOT answer as"
+        verdict = "answers as" if self.agrees else "does NOT answer as"
         lines = [f"{self.model} {verdict} {self.against} ({len(self.runs)} runs, tolerance {self.tolerance:g})"]
         for out in self.outputs:
             mark = "ok  " if out.ok else "FAIL"
             figures = f"largest difference {out.absolute:.2e} absolute, {out.relative:.2e} relative"
             lines.append(f"  {mark} {out.name}: {figures}" + ("" if out.ok else f" ({out.where})"))
+        lines.append(f"  {self.sizes}")
+        if self.long is not None:
+            lines.append(f"  {'ok  ' if self.long.ok else 'FAIL'} {self.long}")
         lines += [f"  skipped {text}" for text in self.skipped]
         lines += [f"  note: {text}" for text in self.notes]
         return "\n".join(lines)
@@ -337,10 +361,12 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
             opened = ", ".join(model._open_sizes)
             why.append(f"the model leaves {opened} open, which was tried as {FREE}: fix it with fixed_sizes= (--sizes)")
         raise UnsupportedError(why, f"verifying {shown} against {other.title}")
+    compared = compared_sizes([sizes_of[text] for text in runs])
+    long = long_runs(model, seed, TOLERANCE if tolerance is None else limit)
     return VerifyReport(
         model=shown,
         against=other.title,
-        ok=all(found.ok for found in worst.values()),
+        ok=all(found.ok for found in worst.values()) and (long is None or long.ok),
         tolerance=limit,
         seed=seed,
         outputs=tuple(worst.values()),
@@ -349,27 +375,16 @@ def _compare(model: Model, other, shown: str, seed: int, tolerance: float | None
         notes=(
             *other.notes,
             *_told(model.graph),
-            *_unchecked([sizes_of[text] for text in runs], sizes),
+            *size_notes(model.graph, compared, sizes, other.title, is_own=isinstance(other, _Reference)),
         ),
+        compared=compared,
+        long=long,
     )
 
 
 def _told(graph: Graph) -> list[str]:
     """What the import noted of onnxruntime."""
     return [note for note in graph.notes if "onnxruntime" in note]
-
-
-def _unchecked(envs: Sequence[Mapping[str, int]], sizes: Sequence[tuple[int, int]]) -> list[str]:
-    """A line for each free size of the model of which only one value was compared, though others were to be."""
-    found = []
-    for k, symbol in enumerate(("batch", "time")):
-        seen = {env[symbol] for env in envs if symbol in env}
-        if len(seen) == 1 and len({size[k] for size in sizes}) > 1:
-            found.append(
-                f"only {symbol} {seen.pop()} was compared, which the file has written into it; numbers that its "
-                f"exporter computed from that (a divisor, a scale) are the same at every other {symbol}"
-            )
-    return found
 
 
 def _frozen(names, ours, theirs, done) -> str | None:
@@ -435,25 +450,12 @@ def _environments(model: Model, other, sizes) -> list[dict[str, int]]:
             elif isinstance(size, int) and size != dim:
                 raise ShapeError(f"input {name}: {other.title} takes {list(theirs)}, fastrnn {list(mine)}")
     found: list[dict[str, int]] = []
-    more = _least_steps(graph, sizes[0][0]) - 1
+    more = least_steps(graph, sizes[0][0]) - 1
     for batch, time in sizes:
         env = {s: pinned.get(s, {"batch": batch, "time": time + more}.get(s, FREE)) for s in sorted(symbols)}
         if env not in found:
             found.append(env)
     return found
-
-
-def _least_steps(graph: Graph, batch: int = 1) -> int:
-    """The fewest steps for which each window of a graph has something to look at; 1 where none asks for more."""
-    free = {s for v in graph.values.values() for d in v.dims for s in D.symbols(d)} - {"batch", "time"}
-    sides = {(d, 0) for v in graph.values.values() for d in v.dims if "time" in D.symbols(d)}
-    windows = {o for node in graph.nodes if node.op in ("conv", "pool") for o in node.outputs if o is not None}
-    sides |= {(d, 1) for name in windows for d in graph.values[name].dims if "time" in D.symbols(d)}
-    for steps in range(1, MOST_STEPS):
-        env = {"batch": batch, "time": steps, **dict.fromkeys(free, 3)}
-        if all(D.evaluate(d, env) >= least for d, least in sides):
-            return steps
-    return 1
 
 
 def _longer(environments: list[dict[str, int]], done: set[int]) -> Iterator[dict[str, int]]:
@@ -477,54 +479,3 @@ def _solve(name: str, dim: D.Dim, size: int) -> dict[str, int]:
             if D.evaluate(dim, {symbol: value}) == size:
                 return {symbol: value}
     raise ShapeError(f"input {name}: no size up to {MAX_SIZE} makes {dim} the {size} of the file")
-
-
-def random_inputs(graph: Graph, env: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """An array for each input of the graph, of its dtype and of its dims under `env`.
-
-    Floats are normal; integers that index a constant table lie within it, lengths between 0 and the steps there are,
-    other integers are 0 to 3; bools are fair.
-    """
-    limits = _integer_limits(graph, env)
-    feeds: dict[str, np.ndarray] = {}
-    for name in graph.inputs:
-        value = graph.values[name]
-        shape = tuple(D.evaluate(d, env) for d in value.dims)
-        if value.dtype == "bool":
-            array: Any = rng.random(shape) < 0.5
-        elif value.dtype in ("int32", "int64"):
-            array = rng.integers(0, limits.get(name, 4), shape)
-        elif value.dtype in ("float32", "float64"):
-            array = rng.standard_normal(shape)
-        else:
-            raise ModelFormatError(f"input {name} has the dtype {value.dtype}")
-        feeds[name] = np.asarray(array).astype(DTYPES[value.dtype])
-    return feeds
-
-
-# Ops that hand on the numbers of their first (concat: every) input unchanged.
-_MOVING = frozenset({"cast", "transpose", "reshape", "slice", "concat", "expand"})
-
-
-def _integer_limits(graph: Graph, env: Mapping[str, int]) -> dict[str, int]:
-    """Input name -> one more than the largest integer that may be fed; only inputs of which a node limits that."""
-    consumers = graph.consumers()
-    limits = {}
-    for name in graph.inputs:
-        if graph.values[name].dtype not in ("int32", "int64"):
-            continue
-        found, waiting, seen = [], [name], {name}
-        while waiting:
-            value = waiting.pop()
-            for node in consumers.get(value, ()):
-                first, made = str(node.inputs[0]), str(node.outputs[0])
-                if node.op == "gather" and value == node.inputs[1]:
-                    found.append(D.evaluate(graph.values[first].dims[node.attrs["axis"]], env))
-                elif node.op == "cell" and value in node.inputs[8:9]:
-                    found.append(D.evaluate(graph.values[first].dims[0], env) + 1)
-                elif node.op in _MOVING and made not in seen:
-                    seen.add(made)
-                    waiting.append(made)
-        if found:
-            limits[name] = max(1, min(found))
-    return limits

@@ -403,6 +403,27 @@ def _graph_cases():
         y = L.Concatenate()([x, L.RepeatVector(5)(start)])
         return keras.Model([x, start, mask], L.MultiHeadAttention(2, 3)(y, y, attention_mask=mask))
 
+    for dropout in (0.0, 0.1):
+        for causal in (False, True):
+
+            @case(f"queries that see no key{' causal' * causal} dropout {dropout}", T=5)
+            def hidden(keras, L, causal=causal, dropout=dropout):
+                x, start, mask = keras.Input((5, 4)), keras.Input((3,)), keras.Input((5, 5), dtype="bool")
+                y = L.Concatenate()([x, L.RepeatVector(5)(start)])
+                some = keras.ops.logical_and(mask, keras.ops.expand_dims(x[:, :, 0] > 0, 2))  # few keys, or none
+                y = L.MultiHeadAttention(2, 3, dropout=dropout)(y, y, attention_mask=some, use_causal_mask=causal)
+                return keras.Model([x, start, mask], y)
+
+    for kind in ("MultiHeadAttention", "Attention"):
+
+        @case(f"{kind} causal over masked keys", masked=-1.0)
+        def over_masked(keras, L, kind=kind):
+            a, b = keras.Input((None, 4)), keras.Input((None, 4))
+            layer = L.Attention() if kind == "Attention" else L.MultiHeadAttention(2, 3)
+            inputs = (a, L.Masking(-1.0)(b))
+            y = layer([*inputs], use_causal_mask=True) if kind == "Attention" else layer(*inputs, use_causal_mask=True)
+            return keras.Model([a, b], y)
+
     @case("layers beside operations in a legacy config")
     def beside(keras, L):
         x = keras.Input((None, 3))

@@ -1,6 +1,7 @@
 """Attention: the op against its float64 meaning, the pass that finds it, streams that keep a bounded past."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,12 +25,14 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def attention_graph(q=HEADS, k=HEADS, v=HEADS, bias=None, **attrs):
+def attention_graph(q=HEADS, k=HEADS, v=HEADS, bias=None, mask=None, **attrs):
     """A graph of one attention node over inputs of these dims."""
     b = GraphBuilder("attends")
     names = [b.input(n, "float32", *dims) for n, dims in (("q", q), ("k", k), ("v", v))]
     if bias is not None:
         names.append(b.input("bias", "float32", *bias))
+    if mask is not None:
+        names += [None] * (4 - len(names)) + [b.input("mask", "bool", *mask)]
     return b.done(b.add("attention", *names, **(PLAIN | attrs)))
 
 
@@ -51,6 +54,7 @@ def self_attention(window=0, **attrs):
 def check(graph, *sizes, tolerance=3e-6):
     """The engine's answer is the reference's."""
     feeds = {n: normal(i, *shape) for i, (n, shape) in enumerate(zip(graph.inputs, sizes, strict=True))}
+    feeds |= {"mask": feeds["mask"] > 0} if "mask" in feeds else {}
     got = Model(graph, threads=2).run(**feeds)[0]
     (expected,) = reference.run(graph, feeds)
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
@@ -88,6 +92,15 @@ def test_a_bias_broadcasts(bias):
     graph = attention_graph(k=(BATCH, 2, 5, 4), v=(BATCH, 2, 5, 4), bias=bias, causal=False)
     shape = tuple({BATCH: 3, TIME: 7}.get(d, d) for d in bias)
     check(graph, (3, 2, 7, 4), (3, 2, 5, 4), (3, 2, 5, 4), shape)
+
+
+@pytest.mark.parametrize("bias", [None, (BATCH, 1, 1, 5), (TIME, 1)], ids=str)
+@pytest.mark.parametrize("mask", [(BATCH, 1, 1, 5), (2, TIME, 5), (TIME, 1), ()], ids=str)
+@pytest.mark.parametrize("attrs", [{}, {"softcap": 0.7, "safe": True}, {"window": 3}], ids=str)
+def test_a_mask_makes_scores_0(mask, bias, attrs):
+    graph = attention_graph(k=(BATCH, 2, 5, 4), v=(BATCH, 2, 5, 4), bias=bias, mask=mask, **({"causal": False} | attrs))
+    shapes = [tuple({BATCH: 3, TIME: 7}.get(d, d) for d in dims) for dims in (bias, mask) if dims is not None]
+    check(graph, (3, 2, 7, 4), (3, 2, 5, 4), (3, 2, 5, 4), *shapes)
 
 
 def test_one_memory_for_all_rows():
@@ -135,6 +148,7 @@ def test_a_query_that_sees_nothing(safe):
         ({"v": (BATCH, 2, 7, 4)}, {}, "don't fit"),
         ({"q": (BATCH, TIME, 4)}, {}, "must be"),
         ({"bias": (7, 7)}, {}, "broadcast"),
+        ({"mask": (7, 7)}, {}, "broadcast"),
         ({}, {"window": -1}, "must not be below 0"),
         ({}, {"softcap": -1.0}, "must not be below 0"),
     ],
@@ -209,7 +223,7 @@ def soft(b, scores):
 @pytest.mark.any_isa
 @pytest.mark.parametrize(
     ("mask", "seen"),
-    [(causal, (True, 0, 3)), (band, (True, 70, 3)), (forward, (False, 0, 4)), (soft, (False, 0, 4))],
+    [(causal, (True, 0, 3)), (band, (True, 70, 3)), (forward, (False, 0, 5)), (soft, (False, 0, 4))],
     ids=["causal", "band", "forward", "soft"],
 )
 def test_a_mask_is_read_by_what_it_is(mask, seen):
@@ -277,6 +291,24 @@ def test_a_window_is_the_run_with_a_band(context):
     assert got[:, :context].tobytes() == np.ascontiguousarray(model(x)[:, :context]).tobytes()
     assert chunked(banded.stream(batch_size=2), x).tobytes() == got.tobytes()
     assert chunked(banded.stream(batch_size=2, context=9), x).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_all_steps_have_in_common_is_added_in_a_stream_too(hidden):
+    """A bias and a mask of each head, without steps of their own."""
+    graph = self_attention()
+    b = GraphBuilder("heads")
+    b.nodes, b.values, b.constants = list(graph.nodes), dict(graph.values), dict(graph.constants)
+    bias = b.constant("bias", np.array([[[30.0]], [[-7.0]]], np.float32))
+    mask = b.constant("mask", np.array([[[True]], [[not hidden]]]))
+    at = next(i for i, n in enumerate(b.nodes) if n.op == "attention")
+    b.nodes[at] = replace(b.nodes[at], inputs=(*b.nodes[at].inputs, bias, mask))
+    graph = graph.replace(nodes=tuple(b.nodes), values=b.values, constants=b.constants)
+    model, x = Model(graph, threads=1), normal(1, 2, 20, 8)
+    whole = model(x)
+    np.testing.assert_allclose(whole, reference.run(graph, {"x": x})[0], rtol=2e-5, atol=2e-6)
+    assert chunked(model.stream(batch_size=2, context=20), x).tobytes() == whole.tobytes()
+    assert (np.abs(whole - Model(self_attention(), threads=1)(x)).max() > 0.01) == hidden
 
 
 def test_a_full_context_is_an_error_that_changes_nothing():

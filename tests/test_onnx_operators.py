@@ -40,6 +40,13 @@ case(
     """w = Transpose<perm = [0, 2, 1]>(x) g = Constant<value = float[6] {1, 2, 3, 4, 5, 6}>()
     b = Constant<value = float[6] {-1, 0, 1, 2, 3, 4}>() y = InstanceNormalization(w, g, b)""",
 )
+for negative, positive in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    case(
+        f"infinities {negative}{positive}",
+        f"""z0 = Sub(x, x) z1 = Div(x, z0) big = Constant<value = float {{1.0}}>() c = Greater(x, big)
+        u = Where(c, z1, x) l = Constant<value = float {{-1.0}}>() d = Less(x, l) v = Where(d, z1, u)
+        i = IsInf<detect_negative = {negative}, detect_positive = {positive}>(v) y = Cast<to = 1>(i)""",
+    )
 case("range over time", f"{SIZE} r = Range(zero, t, one) y = Cast<to = 1>(r)")
 case(
     "range of floats in steps",

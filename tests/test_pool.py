@@ -515,7 +515,7 @@ class TestCalls:
         assert pool.step([], np.zeros((0, 4), np.float32)).shape == (0, 3)
         assert pool.push([], []) == []
         twice, _ = opened(MODELS["two sides"], 2)
-        shapes = [y.shape for y in twice.step([], (np.zeros((0, 4)), np.zeros((0, 1, 6))))]
+        shapes = [y.shape for y in twice.step([], (np.zeros((0, 4), np.float32), np.zeros((0, 1, 6), np.float32)))]
         assert shapes == [(0, 1, 6), (0, 6)] or shapes == [(0, 6), (0, 6)]
 
     @pytest.mark.parametrize(

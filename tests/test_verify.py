@@ -216,11 +216,11 @@ def test_the_one_length_of_a_file_is_searched(tmp_path):
     assert any("only time 12 was compared" in note for note in report.notes)
 
 
-def divided_by_its_length(path):
-    """y = (a recurrence over x) / 6, where the exporter has made the 6 of the example's length."""
+def of_six_steps(path):
+    """A recurrence over x [6, b, 3], and nothing that says whether the 6 is meant."""
     made = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17]> g (float[6,b,3] x) => (float[6,1,b,2] y)
-        { d = Constant <value = float {6.0}> () z, h = RNN <hidden_size = 2> (x, W, R) y = Div(z, d) }"""
+        { y, h = RNN <hidden_size = 2> (x, W, R) }"""
     )
     rng = np.random.default_rng(0)
     arrays = {"W": rng.standard_normal((1, 2, 3)), "R": rng.standard_normal((1, 2, 2))}
@@ -230,22 +230,50 @@ def divided_by_its_length(path):
 
 
 def test_that_only_the_own_length_was_compared_is_told(tmp_path):
-    path = divided_by_its_length(tmp_path / "m.onnx")
+    path = of_six_steps(tmp_path / "m.onnx")
     report = fastrnn.verify(path)
     assert report.ok
-    (note,) = (n for n in report.notes if "only" in n)
-    assert note.startswith("only time 6 was compared, which the file has written into it; numbers that its exporter")
-    assert note.endswith("computed from that (a divisor, a scale) are the same at every other time")
-    assert any("thawed time" in n and "computed from 6 stay as they are" in n for n in fastrnn.load(path).graph.notes)
-    assert "only time 6 was compared" in str(report)
-    assert not fastrnn.verify(path, "reference").notes
-    assert not fastrnn.verify(DATA / "last_step.script.onnx").notes
-    assert not fastrnn.verify(path, sizes=[(3, 6)]).notes
+    only, assumed = report.notes
+    assert only.startswith("only time 6 was compared: onnxruntime ")
+    assert only.endswith("takes no other of this file")
+    assert assumed.startswith(
+        "that other sizes of time are right is an assumption, which this comparison can't prove: "
+    )
+    assert "the file has 6 written into it. An export with time as a dynamic axis could, and so could" in assumed
+    assert all(text in str(report) for text in report.notes)
+    assert "compared at batch 1, 2, 5; time 6" in str(report)
+    assert report.as_dict()["compared"] == {"batch": (1, 2, 5), "time": (6,)}
+    (assumed,) = fastrnn.verify(path, sizes=[(3, 6)]).notes
+    assert "assumption" in assumed
+
+
+def test_the_reference_proves_no_freed_length(tmp_path):
+    """It runs what was read, at every length that this says is free."""
+    path = of_six_steps(tmp_path / "m.onnx")
+    report = fastrnn.verify(path, "reference")
+    assert report.compared["time"] == (1, 3, 7, 19)
+    (assumed,) = report.notes
+    assert "can't prove: fastrnn's float64 reference runs fastrnn's own reading of the file" in assumed
+
+
+@pytest.mark.parametrize("against", ["onnxruntime", "reference"])
+def test_a_length_that_the_file_leaves_free_is_no_assumption(against):
+    report = fastrnn.verify(DATA / "last_step.script.onnx", against)
+    assert report.compared == {"batch": (1, 2, 5), "time": (1, 3, 7, 19)}
+    assert not report.notes
+    assert "compared at batch 1, 2, 5; time 1, 3, 7, 19" in str(report)
+
+
+def test_a_model_of_one_size_is_compared_at_that(tmp_path):
+    path = of_six_steps(tmp_path / "m.onnx")
+    report = fastrnn.verify(fastrnn.load(path, sizes={"batch": 2, "time": 6}), source=path)
+    assert report.compared == {}
+    assert "compared at the one size that the model takes" in str(report)
 
 
 def test_a_default_that_onnxruntime_takes_otherwise_is_told(tmp_path):
     """onnxruntime's Affine without alpha is 0 * x: the report differs, and says why it may."""
-    made = onnx.load(divided_by_its_length(tmp_path / "m.onnx"))
+    made = onnx.load(of_six_steps(tmp_path / "m.onnx"))
     node = next(n for n in made.graph.node if n.op_type == "RNN")
     node.attribute.append(onnx.helper.make_attribute("activations", ["Affine"]))
     onnx.save(made, tmp_path / "m.onnx")

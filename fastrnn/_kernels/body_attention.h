@@ -32,7 +32,8 @@ FRNN_INLINE void frnn_values(const int count, int64_t n, const float *weights, c
 }
 
 static void frnn_attend(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
-                        const float *bias, int64_t bias_step, float *scores, float *y) {
+                        const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores,
+                        float *y) {
     int64_t n = keys->n[0] + keys->n[1], at = 0;
     for (int run = 0; run < 2; run++) {
         const float *k = keys->k[run];
@@ -46,6 +47,9 @@ static void frnn_attend(int64_t d, int64_t dv, const frnn_attention *how, const 
     if (how->softcap > 0) {
         frnn_act cap = {FRNN_SCALED_TANH, how->softcap, 1.0f / how->softcap};
         frnn_map(cap, n, scores, scores);
+    }
+    if (mask) { /* a score that is replaced leaves no trace, not even a rounded one */
+        for (int64_t j = 0; j < n; j++) scores[j] = mask[j * mask_step] != 0.0f ? scores[j] : 0.0f;
     }
     if (bias) {
         for (int64_t j = 0; j < n; j++) scores[j] += bias[j * bias_step];

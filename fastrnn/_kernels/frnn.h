@@ -176,11 +176,11 @@ typedef struct frnn_kernels {
      * (FRNN_ADD). */
     void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps, float *y);
 
-    /* One query. s[j] = scale * (q [d] . key j); softcap c > 0: c * tanh(s[j] / c); + bias[j * bias_step] (NULL: none);
-     * w = softmax(s) over all keys; y [dv] = sum_j w[j] value j, j ascending. No keys: y is 0. scores: room for as many
-     * floats as there are keys. y overlaps nothing. */
+    /* One query. s[j] = scale * (q [d] . key j); softcap c > 0: c * tanh(s[j] / c); 0 if mask[j * mask_step] is 0 (NULL:
+     * none); + bias[j * bias_step] (NULL: none); w = softmax(s) over all keys; y [dv] = sum_j w[j] value j, j ascending.
+     * No keys: y is 0. scores: room for as many floats as there are keys. y overlaps nothing. */
     void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
-                   const float *bias, int64_t bias_step, float *scores, float *y);
+                   const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores, float *y);
 } frnn_kernels;
 
 /* ---- choosing a table (dispatch.c) ---- */

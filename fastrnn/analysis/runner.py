@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import dims as D
 from ..arguments import Argument, argument_of
+from ..casts import as_float32
 from ..errors import ShapeError
 from ..graph import DTYPES
 from ..model import Model
@@ -97,7 +98,10 @@ class Runner:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ShapeError(f"the data for {a.name} hold NaN or infinity")
         array = array[: rows if self.has_batch else 1]
-        return np.ascontiguousarray(array[:, :steps] if a.timed else array, want)
+        array = array[:, :steps] if a.timed else array
+        return (
+            as_float32(array, f"the data for {a.name}") if a.dtype == "float32" else np.ascontiguousarray(array, want)
+        )
 
     def steps_of(self, x: Arrays) -> int:
         return next(x[a.name].shape[1] for a in self.inputs if a.timed)

@@ -35,6 +35,7 @@ def record(model: fastrnn.Model, path: str) -> dict:
         "why_not": reason,
         "delay": delay,
         "nodes": [node_record(model.graph, node) for node in model.graph.nodes],
+        "held": [{"input": name, "axis": axis, "why": why} for name, axis, why in model.graph.held],
         "notes": list(model.graph.notes),
         "fingerprint": model.fingerprint,
     }

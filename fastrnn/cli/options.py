@@ -52,6 +52,15 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--float32", action="store_true", help="compute a float64 model in float32 (refused unless you say so)"
     )
+    parser.add_argument(
+        "--no-strict",
+        action="store_true",
+        help="free a length of an ONNX file although a number in the file may have been computed from it (a warning "
+        "names it)",
+    )
+    parser.add_argument(
+        "--no-thaw", action="store_true", help="keep every size that an ONNX or Keras file has as a number"
+    )
     add_weights(parser)
     add_config(parser)
     parser.add_argument(
@@ -157,4 +166,6 @@ def load(args: argparse.Namespace) -> fastrnn.Model:
         allow_torch=args.allow_torch,
         sizes=dict(args.sizes) or None,
         float64_as_float32=args.float32,
+        strict=not args.no_strict,
+        thaw=not args.no_thaw,
     )

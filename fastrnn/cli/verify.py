@@ -50,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare and report; 0 where the answers agree, 1 where they don't."""
+    """Compare and report; 0 where the answers agree, 1 where they don't, or where float32 fails long sequences."""
     found, why = judge(args.source or args.model)
     if args.against is not None:
         found, why = args.against, why_not_onnxruntime(args.source or args.model)
@@ -105,8 +105,8 @@ def show(report: fastrnn.VerifyReport, why: str | None = None) -> None:
     """The report for a person. why: what kept it from being compared with onnxruntime."""
     if why:
         print_line(f"compared with the float64 reference: {why}", style="yellow")
-    verdict = f"answers as {report.against} does" if report.ok else f"does NOT answer as {report.against} does"
-    print_line(f"{report.model} {verdict}", style="bold green" if report.ok else "bold red")
+    verdict = f"answers as {report.against} does" if report.agrees else f"does NOT answer as {report.against} does"
+    print_line(f"{report.model} {verdict}", style="bold green" if report.agrees else "bold red")
     rows = [
         (out.name, f"{out.absolute:.2e}", f"{out.relative:.2e}", "ok" if out.ok else "FAIL") for out in report.outputs
     ]
@@ -114,6 +114,11 @@ def show(report: fastrnn.VerifyReport, why: str | None = None) -> None:
     print_table(columns, rows, numbers=("largest absolute difference", "relative"))
     runs = "1 run" if len(report.runs) == 1 else f"{len(report.runs)} runs"
     print_line(f"{runs} with random inputs, tolerance {report.tolerance:g}, seed {report.seed}")
+    print_line(report.sizes)
+    if report.long is not None:
+        print_line(
+            f"{'' if report.long.ok else 'FAIL: '}{report.long}", style="green" if report.long.ok else "bold red"
+        )
     for out in report.outputs:
         if not out.ok:
             print_line(f"{out.name}: {out.where}", style="red")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..casts import check_float32, check_list
 from ..cells import DEFAULT_ACTIVATIONS, GATE_ORDER, GATES, TORCH_ORDER, Activation, CellSpec, activation, reorder_gates
 from ..dims import BATCH, TIME
 from ..errors import ModelFormatError, ShapeError
@@ -153,7 +154,10 @@ def _clip(clip) -> float | None:
 
 
 def _array(name: str, array, D: int, shape: tuple, text: str | None = None) -> np.ndarray | None:
-    """float64 [D, *shape]; one direction may leave its axis out. None in `shape` is any size from 1 on."""
+    """float64 [D, *shape], every number one that float32 can hold, rounded or exact (fastrnn.casts).
+
+    One direction may leave its axis out. None in `shape` is any size from 1 on.
+    """
     if array is None:
         if name in ("W", "R"):
             raise ShapeError(f"{name} is missing")
@@ -169,6 +173,8 @@ def _array(name: str, array, D: int, shape: tuple, text: str | None = None) -> n
         raise ShapeError(f"{name} is {list(found.shape)}, expected {want}")
     if 0 in full.shape:
         raise ShapeError(f"{name} is {list(found.shape)}, which holds nothing")
+    check_list(array, name, ModelFormatError)
+    check_float32(full, name, ModelFormatError)
     return full.astype(np.float64)
 
 

@@ -14,19 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..casts import as_float32
 from ..cells import CellSpec
 from ..errors import ModelFormatError, ShapeError
 from ..graph import DTYPES, Graph, Node, Value, validate
 from ..shapes import infer
-
-
-def as_float32(array: np.ndarray, name: str) -> np.ndarray:
-    """A copy in float32. Raises ModelFormatError, with the array's name, where a finite number becomes infinite."""
-    with np.errstate(over="ignore"):
-        held = np.array(array, np.float32, order="C")
-    if array.dtype.itemsize > 4 and np.isinf(held).any() and not np.isinf(array).any():
-        raise ModelFormatError(f"{name} has numbers up to {np.abs(array).max():.3g}, which float32 can't hold")
-    return held
 
 
 class GraphWriter:
@@ -49,10 +41,17 @@ class GraphWriter:
         return value
 
     def constant(self, array, name: str = "constant") -> Value:
-        """A copy of an array (floating point becomes float32, integers int64, bools stay) as a constant."""
+        """A copy of an array (floating point becomes float32, integers int64, bools stay) as a constant.
+
+        Raises ModelFormatError, with the name, for a finite number that is beyond float32.
+        """
         array = np.asarray(array)
         dtype = {"f": "float32", "b": "bool"}.get(array.dtype.kind, "int64")
-        held = as_float32(array, name) if dtype == "float32" else np.array(array, DTYPES[dtype], order="C")
+        held = (
+            as_float32(array, name, ModelFormatError)
+            if dtype == "float32"
+            else np.array(array, DTYPES[dtype], order="C")
+        )
         value = Value(_free(name, self.values), dtype, held.shape)
         self.values[value.name], self.constants[value.name] = value, held
         return value

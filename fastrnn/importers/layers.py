@@ -229,7 +229,7 @@ def _embedding(stage: _Stage, entry: Entry) -> None:
     table = layer.take("weight", (None, None))
     ids = stage.writer.input("ids", "int64", (BATCH, TIME))
     held = stage.writer.constant(table, f"{entry.label}.weight")
-    stage.x = stage.writer.add("gather", held, ids, label=entry.label, axis=0)
+    stage.x = stage.writer.add("gather", held, ids, label=entry.label, axis=0, from_zero=True)
 
 
 def _recurrent(stage: _Stage, entry: Entry) -> None:

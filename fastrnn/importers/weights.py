@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..casts import check_float32
 from ..errors import ModelFormatError
 
 
@@ -82,8 +83,8 @@ class Tensors:
     def take(self, name: str, shape: tuple | None, optional: bool = False) -> np.ndarray | None:
         """One array by its full name; None in `shape` is any size, None for `shape` any shape.
 
-        Raises ModelFormatError where it is missing, is not floating point, has another shape, or was taken before
-        under another shape.
+        Raises ModelFormatError if it is missing, is not floating point, has another shape, or holds a finite number
+        that float32 does not.
         """
         array = self.arrays.get(name)
         if array is None:
@@ -102,6 +103,7 @@ class Tensors:
             raise ModelFormatError(f"{name} is {list(array.shape)}, expected {want}")
         if 0 in array.shape:
             raise ModelFormatError(f"{name} is {list(array.shape)}, which holds nothing")
+        check_float32(array, name, ModelFormatError)
         self._taken.add(name)
         return array
 

@@ -14,9 +14,11 @@ from .conv_taps import drop_idle_taps
 from .dead import remove_dead_nodes
 from .linear import fuse_linear
 from .moves import simplify_moves
+from .parallel_forms import note_parallel_forms
 from .roll_up import roll_up
 
 standard_passes = (
+    note_parallel_forms,
     cut_runs,
     step_sums,
     merge_steps,

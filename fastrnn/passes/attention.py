@@ -2,9 +2,8 @@
 
     softmax(scale * q k' [softcapped] [+ bias | where(mask)]) v        [weights that are NaN replaced by 0]
 
-A mask that depends on nothing but positions is not matched by how it is written (exporters write triangles, ranges,
-comparisons, slices of a stored table) but by what it is: it is computed, at a length beyond every number that it is
-made of, and compared with "no later step" and "no later step, and of the earlier ones the last w".
+A mask that only says which steps are seen becomes `causal` and `window` (attention_masks.py); any other stays what the
+program wrote: an addition is the node's bias, a choice its mask and bias.
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .. import dims as D
-from .. import reference
 from ..errors import FastRNNError
 from ..graph import Graph, Node, Value
+from .attention_masks import HIDING, WEAK, Bias, Positions, seen_alone
 from .dead import remove_dead_nodes
 from .moves import simplify_moves
-
-LARGEST_PROOF = 2048  # steps at which a mask is computed at most: 4 Mi elements
-LEAST_PROOF = 16
-HIDING = -1e4  # e to the power of it is 0 in float32: what is added to a score that shall not count
 
 
 def fuse_attention(graph: Graph) -> Graph:
@@ -51,20 +46,6 @@ def fuse_attention(graph: Graph) -> Graph:
 
 
 @dataclass
-class _Bias:
-    """Something that is added to the scores, as their node sees them: `dims`, and [.., Tk, Tq] where they are turned.
-
-    fn : "add"; "sub" (it is taken off); "show" and "hide" (name is a mask: `low` is added where it is False, or True)
-    """
-
-    name: str
-    fn: str
-    dims: tuple
-    turned: bool
-    low: float = 0.0
-
-
-@dataclass
 class _Found:
     """One attention: names of q [.., Tq, d], of k turned round [.., d, Tk] and of v [.., Tk, dv]."""
 
@@ -76,9 +57,10 @@ class _Found:
     safe: bool = False
     causal: bool = False
     window: int = 0
+    low: float = -np.inf  # the largest number that hides a step of which `causal` and `window` know
     turned: bool = False  # the scores, as far as they have been followed back, are [.., Tk, Tq]
     single: bool = False  # there is one query, or one key
-    biases: list = field(default_factory=list)
+    biases: list = field(default_factory=list)  # the outermost first
 
 
 class _Editor:
@@ -88,6 +70,7 @@ class _Editor:
         self.values, self.constants = dict(graph.values), dict(graph.constants)
         self.notes: list[str] = []
         self.labels = {n.name for n in graph.nodes}
+        self.positions = Positions(graph)
 
     # -- reading --
     def maker(self, name: str, *ops: str) -> Node | None:
@@ -122,7 +105,10 @@ class _Editor:
         if product is None or any(n in self.graph.constants for n in (*product, found.v)):
             return None
         found.q, found.k_turned = product
-        return self._judged(found)
+        found.biases, bands = seen_alone(self.positions, found.biases)
+        found.causal, found.window = bool(bands), min((b.width for b in bands if b.width), default=0)
+        found.low = max((b.low for b in bands), default=-np.inf)
+        return found
 
     def _followed(self, name: str, found: _Found) -> str:
         """Back through moves that keep the last two axes, or turn them round (noted), and the order of all others.
@@ -176,7 +162,7 @@ class _Editor:
         sides = [node.inputs] if node.attrs["fn"] == "sub" else [node.inputs, node.inputs[::-1]]
         for scores, bias in sides if node.attrs["fn"] in ("add", "sub") else ():
             if self._leads_to_product(scores):
-                return scores, _Bias(bias, node.attrs["fn"], (), False)
+                return scores, Bias(bias, node.attrs["fn"], (), False)
         return None
 
     def _hidden(self, node: Node) -> tuple | None:
@@ -184,7 +170,7 @@ class _Editor:
         for k in (1, 2):
             low = self.number(node.inputs[3 - k])
             if low is not None and low <= HIDING and self._leads_to_product(node.inputs[k]):
-                return node.inputs[k], _Bias(node.inputs[0], "show" if k == 1 else "hide", (), False, low)
+                return node.inputs[k], Bias(node.inputs[0], "show" if k == 1 else "hide", (), False, low)
         return None
 
     def _leads_to_product(self, name: str) -> bool:
@@ -240,77 +226,19 @@ class _Editor:
                 return name, factor
 
     # -- masks --
-    def _judged(self, found: _Found) -> _Found:
-        """Biases that only say which steps are seen become `causal` and `window`."""
-        kept = []
-        for bias in found.biases:
-            width = self._seen(bias)
-            if width is None:
-                kept.append(bias)
-                continue
-            found.causal = True
-            if width and (not found.window or width < found.window):
-                found.window = width
-        found.biases = kept
-        return found
-
     def with_mask_read(self, node: Node) -> Node:
         """An attention node whose bias only says which steps are seen, without that bias."""
         if node.op != "attention" or len(node.inputs) < 4 or node.attrs["offset"] != 0:
             return node
         q, k = (self.graph.values[i].dims for i in node.inputs[:2])
-        width = self._seen(_Bias(node.inputs[3], "add", (*q[:3], k[2]), False))
-        if width is None:
+        _, bands = seen_alone(self.positions, [Bias(node.inputs[3], "add", (*q[:3], k[2]), False)])
+        if len(node.inputs) > 4 or not bands:
             return node
+        width = bands[0].width
         before = node.attrs["window"]
         window = min(width, before) if width and before else width or before
         self.notes.append(f"{node.name}: its mask shows no later step" + (f" and {window} in all" if window else ""))
         return replace(node, inputs=node.inputs[:3], attrs=dict(node.attrs) | {"causal": True, "window": window})
-
-    def _seen(self, bias: _Bias) -> int | None:
-        """How many steps back a query sees, itself counted, 0 for all; None where the bias is another one."""
-        nodes, size = self._made_of(bias.name), bias.dims[-1]
-        if nodes is None or size != bias.dims[-2] or isinstance(size, int):
-            return None
-        numbers = [abs(self.graph.constants[i]).max() for n in nodes for i in n.inputs if self._is_count(i)]
-        tables = [self.graph.values[n.inputs[0]].dims[n.attrs["axis"]] for n in nodes if n.op == "gather"]
-        length = max([LEAST_PROOF, *(2 * int(n) + 3 for n in numbers if n < LARGEST_PROOF)])
-        time = _time_for(size, min([length, LARGEST_PROOF, *(t for t in tables if isinstance(t, int))]))
-        try:
-            table, length = self._computed(bias.name, nodes, time), D.evaluate(size, {"time": time})
-        except FastRNNError:
-            return None
-        if bias.fn in ("show", "hide"):
-            table = np.where(table == (bias.fn == "show"), 0.0, bias.low)
-        table = -table if bias.fn == "sub" else table
-        return _width(np.swapaxes(table, -1, -2) if bias.turned and table.ndim > 1 else table, length)
-
-    def _made_of(self, name: str) -> list[Node] | None:
-        """The nodes that make a value of positions alone, in order; None where an input has a part in it."""
-        wanted, stack = set(), [name]
-        while stack:
-            value = stack.pop()
-            node = self.makers.get(value)
-            if node is None:
-                if value not in self.graph.constants:
-                    return None
-            elif node.name not in wanted:
-                if node.op in ("cell", "state"):
-                    return None
-                wanted.add(node.name)
-                stack += [i for i in node.inputs if i is not None]
-        return [n for n in self.graph.nodes if n.name in wanted]
-
-    def _is_count(self, name: str | None) -> bool:
-        array = self.graph.constants.get(name)
-        return array is not None and array.size == 1 and array.dtype.kind in "if" and bool(np.isfinite(array).all())
-
-    def _computed(self, name: str, nodes: list[Node], time: int) -> np.ndarray:
-        """The mask of an input of `time` steps."""
-        part = self.graph.replace(inputs=(), outputs=(name,), nodes=tuple(nodes), states={}, requires=())
-        names = {s for n in nodes for o in n.outputs if o for d in self.graph.values[o].dims for s in D.symbols(d)}
-        (table,) = reference.run(part, {}, sizes=dict.fromkeys(names, 1) | {"time": time})
-        return table
 
     # -- writing --
     def emit(self, node: Node, found: _Found) -> None:
@@ -328,15 +256,15 @@ class _Editor:
         if None in inputs:
             self._give_up(start, node)
             return
-        bias = self._bias(node, found, lead)
-        if bias is not None:
-            inputs.append(bias)
         attrs = {
             "scale": found.scale, "softcap": found.softcap, "causal": found.causal, "window": found.window,
             "offset": 0, "safe": found.safe,
         }  # fmt: skip
         self.labels.discard(node.name)
         try:
+            inputs += self._bias_and_mask(node, found, lead)
+            while inputs[-1] is None:
+                inputs.pop()
             out = self._add("attention", node.name, tuple(inputs), attrs)
         except FastRNNError:
             self._give_up(start, node)
@@ -345,7 +273,8 @@ class _Editor:
         self.nodes.append(Node("reshape", joined, (out,), node.outputs, {"dims": dims}))
         shown = "causal " if found.causal else ""
         window = f" over the last {found.window} steps" if found.window else ""
-        self.notes.append(f"{node.name}: products and softmax are one {shown}attention{window}")
+        weak = f"; its mask of {found.low:g} hides a step from scores above {found.low:g}" if found.low > WEAK else ""
+        self.notes.append(f"{node.name}: products and softmax are one {shown}attention{window}{weak}")
 
     def _give_up(self, start: int, node: Node) -> None:
         del self.nodes[start:]
@@ -369,25 +298,29 @@ class _Editor:
         perm = (*range(rank - 2), rank - 1, rank - 2)
         return self._add("transpose", f"{node.name}.turned", (name,), {"perm": perm})
 
-    def _bias(self, node: Node, found: _Found, lead: tuple) -> str | None:
-        """The sum of all biases that are left, as [.., .., Tq, Tk]."""
-        total = None
-        for bias in found.biases:
-            name = bias.name if bias.fn in ("add", "sub") else self._as_number(node, bias)
-            if bias.fn == "sub":
-                name = self._add("unary", f"{node.name}.less", (name,), {"fn": "neg", "alpha": 0.0, "beta": 0.0})
-            name = self._four_bias(node, name, bias, lead)
-            add = {"fn": "add"}
-            total = name if total is None else self._add("binary", f"{node.name}.bias", (total, name), add)
-        return total
+    def _bias_and_mask(self, node: Node, found: _Found, lead: tuple) -> list[str | None]:
+        """Inputs 3 and 4 of the node: all that is done to the scores, from the innermost on, as [.., .., Tq, Tk].
 
-    def _as_number(self, node: Node, bias: _Bias) -> str:
-        """A mask as what it adds to the scores: 0, or a number that leaves nothing of them."""
-        zero, least = (self._constant(f"{node.name}.{i}", np.float32(v)) for i, v in enumerate((0.0, bias.low)))
-        sides = (zero, least) if bias.fn == "show" else (least, zero)
-        return self._add("where", f"{node.name}.mask", (bias.name, *sides), {})
+        Where(m, s, fill) is (s where m, else 0) + (0 where m, else fill); what was added to s before goes where s goes.
+        """
+        added, kept = None, None
+        for bias in reversed(found.biases):
+            name = self._four_bias(node, bias.name, bias, lead)
+            if bias.fn in ("add", "sub"):
+                if bias.fn == "sub":
+                    name = self._add("unary", f"{node.name}.less", (name,), {"fn": "neg", "alpha": 0.0, "beta": 0.0})
+                label = f"{node.name}.bias"
+                added = name if added is None else self._add("binary", label, (added, name), {"fn": "add"})
+                continue
+            if bias.fn == "hide":
+                name = self._add("unary", f"{node.name}.shown", (name,), {"fn": "not", "alpha": 0.0, "beta": 0.0})
+            kept = name if kept is None else self._add("binary", f"{node.name}.mask", (kept, name), {"fn": "and"})
+            before = self._constant(f"{node.name}.0", np.float32(0.0)) if added is None else added
+            fill = self._constant(f"{node.name}.1", np.float32(bias.low))
+            added = self._add("where", f"{node.name}.fill", (name, before, fill), {})
+        return [added, kept]
 
-    def _four_bias(self, node: Node, name: str, bias: _Bias, lead: tuple) -> str:
+    def _four_bias(self, node: Node, name: str, bias: Bias, lead: tuple) -> str:
         """A bias of scores of `bias.dims` as one of [batch, heads, Tq, Tk]."""
         have, rank = self.values[name].dims, len(bias.dims)
         if bias.turned and have:
@@ -411,7 +344,7 @@ class _Editor:
     def _add(self, op: str, label: str, inputs: tuple, attrs: dict) -> str:
         from ..shapes import infer
 
-        ((dtype, dims),) = infer(op, [self.values[i] for i in inputs], attrs)
+        ((dtype, dims),) = infer(op, [None if i is None else self.values[i] for i in inputs], attrs)
         name = self._fresh(f"{label}:out", self.values)
         label = self._fresh(label, self.labels)
         self.labels.add(label)
@@ -438,32 +371,6 @@ def _lead(dims: tuple) -> tuple:
         heads = D.exact_div(dims[0], D.BATCH) if isinstance(dims[0], D.Dim) else None
         return (dims[0], 1) if heads is None else (D.BATCH, heads)
     return (dims[0], D.product(dims[1:]))
-
-
-def _time_for(dim, length: int) -> int:
-    """An input's steps for which a sequence of `dim` steps is at least `length` long (or nearly, where it is slow)."""
-    time = length
-    for _ in range(32):
-        left = length - D.evaluate(dim, {"time": time}) if D.symbols(dim) == {"time"} else 0
-        if left <= 0:
-            break
-        time += left
-    return time
-
-
-def _width(table: np.ndarray, length: int) -> int | None:
-    """How many steps a query sees by a table of biases; 0 for all before it; None where it is no such table."""
-    if table.ndim < 2 or table.shape[-2:] != (length, length) or table.size != length * length:
-        return None
-    table = table.reshape(length, length)
-    seen = table == 0
-    if not (table[~seen] <= HIDING).all():
-        return None
-    apart = np.arange(length)[:, None] - np.arange(length)
-    width = int(seen[:, 0].sum())
-    if not (seen == ((apart >= 0) & (apart < width))).all() or not width:
-        return None
-    return 0 if width == length else width
 
 
 def merge_steps(graph: Graph) -> Graph:

@@ -128,10 +128,10 @@ class _Spread:
         table, indices = node.inputs
         axis = node.attrs["axis"]
         if indices not in self.rows:
-            return self._add(node, "gather", (self.rows[table], indices), {"axis": axis + 1})
+            return self._add(node, "gather", (self.rows[table], indices), {**node.attrs, "axis": axis + 1})
         if table in self.rows:
             self._refuse(node)
-        out = self._add(node, "gather", (table, self.rows[indices]), {"axis": axis})
+        out = self._add(node, "gather", (table, self.rows[indices]), node.attrs)
         if axis == 0:
             return out
         rank = len(self.values[out].dims)

@@ -15,11 +15,12 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def exact(q, k, v, scale=1.0, softcap=0.0, bias=None):
+def exact(q, k, v, scale=1.0, softcap=0.0, bias=None, mask=None):
     """The same in float64, as written in frnn.h."""
     q, k, v = (a.astype(np.float64) for a in (q, k, v))
     score = scale * (k @ q)
     score = softcap * np.tanh(score / softcap) if softcap else score
+    score = score if mask is None else np.where(mask, score, 0.0)
     score = score if bias is None else score + bias
     weight = np.exp(score - score.max())
     return weight / weight.sum() @ v
@@ -40,7 +41,8 @@ def test_values(n, isa):
         dv = SIZES[-1 - i]
         q, k, v = normal([n, d], d), normal([n, d, 1], n, d), normal([n, d, 2], n, dv)
         whole = np.full(dv + 2, CANARY, np.float32)
-        options = {"scale": 0.5 / np.sqrt(d), "softcap": 1.5 * (d % 2), "bias": normal(d, n) if d % 3 else None}
+        options = {"scale": 0.5 / np.sqrt(d), "softcap": 1.5 * (d % 2), "bias": normal(d, n) if d % 3 else None,
+                   "mask": (normal(d + 1, n) > 0).astype(np.float32) if d % 5 else None}  # fmt: skip
         y = calls.attend(q, apart(k, 3), apart(v, 5), y=whole[1:-1], isa=isa, **options)
         np.testing.assert_allclose(y, exact(q, k, v, **options), rtol=2e-6, atol=2e-6, err_msg=f"d={d} dv={dv}")
         assert whole[0] == whole[-1] == CANARY
@@ -61,6 +63,17 @@ def test_a_bias_of_minus_infinity_hides_a_key(isa):
     bias = np.array([0, -np.inf, 0, 0, -np.inf, -np.inf], np.float32)
     y = calls.attend(q, k, v, 1.0, bias=bias, isa=isa)
     np.testing.assert_allclose(y, exact(q, k[[0, 2, 3]], v[[0, 2, 3]]), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fill", [-1e4, -1e9, -3e38])
+def test_scores_that_are_all_replaced_are_equal(fill, isa):
+    """An addition would keep a part of them: -1e4 rounds to 2^-10."""
+    q, k, v = normal(1, 8), normal(2, 6, 8), normal(3, 6, 5)
+    bias, mask = np.full(6, fill, np.float32), np.zeros(6, np.float32)
+    k[2], k[3] = np.inf, np.nan  # what is replaced plays no part
+    y = calls.attend(q, k, v, bias=bias, mask=mask, isa=isa)
+    np.testing.assert_allclose(y, v.mean(0), rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)

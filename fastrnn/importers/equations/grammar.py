@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...casts import as_float32, check_list
 from ...errors import ModelFormatError
-from ..builder import as_float32
 
 MAX_TEXT, MAX_LINES, MAX_DEPTH, MAX_AGO, MAX_POWER = 20_000, 500, 60, 64, 16
 EPSILON = 1e-5  # of norm, where the equation names none: that of PyTorch's and of ONNX's layer norm
@@ -92,7 +92,8 @@ def as_array(name: str, value) -> np.ndarray:
         raise ModelFormatError(f"array {name}: {error}") from None
     if array.dtype.kind not in "fiub":
         raise ModelFormatError(f"array {name} is of {array.dtype}; numbers are needed")
-    return as_float32(array, f"array {name}").astype(np.float64)
+    check_list(value, f"array {name}", ModelFormatError)
+    return as_float32(array, f"array {name}", ModelFormatError).astype(np.float64)
 
 
 def _shapes_of(inputs) -> dict[str, tuple | None]:

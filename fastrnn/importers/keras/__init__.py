@@ -40,10 +40,11 @@ def is_keras(head: bytes) -> bool:
     return head.startswith(b"PK\x03\x04")
 
 
-def import_keras(source, *, config=None, float64_as_float32: bool = False) -> Graph:
+def import_keras(source, *, config=None, float64_as_float32: bool = False, thaw: bool = True) -> Graph:
     """The graph of a Keras file (a path or bytes).
 
     config : for files of weights alone: the text of `model.to_json()`, its dict, or a path to it
+    thaw : free a length that the file fixes, if no layer needs it
 
     Raises
     ------
@@ -58,15 +59,15 @@ def import_keras(source, *, config=None, float64_as_float32: bool = False) -> Gr
         with open(source, "rb") as file:
             head = file.read(8)
     if is_h5(head):
-        return _from_h5(source, where, config, float64_as_float32)
+        return _from_h5(source, where, config, float64=float64_as_float32, thaw=thaw)
     if not is_keras(head):
         raise ModelFormatError(f"{where}: neither a zip (.keras) nor an HDF5 file (.h5)")
     if config is not None:
         raise ModelFormatError(f"{where}: config= is for files of weights alone; this one has its config in it")
-    return _from_zip(source, where, float64_as_float32)
+    return _from_zip(source, where, float64=float64_as_float32, thaw=thaw)
 
 
-def _from_h5(source, where: str, config, float64: bool) -> Graph:
+def _from_h5(source, where: str, config, **how) -> Graph:
     with opened(source) as file:
         text, version = file.text("model_config"), file.text("keras_version")
         if text is not None and config is not None:
@@ -79,7 +80,7 @@ def _from_h5(source, where: str, config, float64: bool) -> Graph:
         # Weights take the version that their config names; a file's own where that says nothing.
         version = data.pop("keras_version", None) or version
         root, told, tensors = _located(where, lambda: _read(data, version, file))
-    return _located(where, lambda: build(root, told, tensors, float64=float64))
+    return _located(where, lambda: build(root, told, tensors, **how))
 
 
 def config_text(config) -> str:
@@ -116,7 +117,7 @@ def _given_config(config) -> dict:
     return parse(text)
 
 
-def _from_zip(source, where: str, float64: bool) -> Graph:
+def _from_zip(source, where: str, **how) -> Graph:
     try:
         with zipfile.ZipFile(io.BytesIO(bytes(source)) if where == "bytes" else source) as archive:
             entries = _entries(archive, where)
@@ -136,7 +137,7 @@ def _from_zip(source, where: str, float64: bool) -> Graph:
         raise ModelFormatError(f"{where}: its metadata names no keras_version")
     with opened(blob, f"{where}: model.weights.h5") as file:
         root, told, tensors = _located(where, lambda: _read(config, version, file))
-    return _located(where, lambda: build(root, told, tensors, float64=float64))
+    return _located(where, lambda: build(root, told, tensors, **how))
 
 
 def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:

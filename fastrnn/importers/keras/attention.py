@@ -1,7 +1,8 @@
 """MultiHeadAttention, Attention, AdditiveAttention.
 
-Keys that don't count get 1e9 less for their score, as Keras has it: where none counts, all are alike. (Keras 3 on
-PyTorch gives other numbers there, but only to queries that are masked themselves.)
+A query that sees no key attends to all alike, as Keras has it: MultiHeadAttention gives keys that don't count a score
+of -1e9, Attention takes 1e9 off it. The later steps of a causal layer are among those keys, so a causal layer that
+masks keys as well has one mask of both. (Keras 3 on PyTorch gives other numbers to queries that are masked themselves.)
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ def _multi_head(c: Call) -> list[Tensor]:
         _heads(c, x, f"{part}_dense", heads, size)
         for x, part, size in ((query, "query", d), (key, "key", d), (value, "value", dv))
     )
-    bias = _bias(c, inputs)
     causal = bool(c.kwargs.pop("use_causal_mask", False))
+    mask = _seen(c, inputs, causal)
     if c.kwargs.pop("return_attention_scores", False):
         raise Finding("called with return_attention_scores=True")
     y = c.add(
-        "attention", q, k, v, *([] if bias is None else [bias]), scale=1 / math.sqrt(d), softcap=0.0, causal=causal,
-        window=0, offset=0, safe=False,
+        "attention", q, k, v, *([] if mask is None else [_added(c, mask), mask]), scale=1 / math.sqrt(d), softcap=0.0,
+        causal=causal and mask is None, window=0, offset=0, safe=False,
     )  # fmt: skip
     B, T = query.dims[:2]
-    y = c.reshape(c.w.transpose(y, 0, 2, 1, 3), (B, T, heads * dv))
+    y = c.reshape(c.w.transpose(_zeroed(c, y, mask), 0, 2, 1, 3), (B, T, heads * dv))
     size = c.get("output_shape")
     size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size if size is not None else query.dims[2]
     if type(size) is not int:
@@ -82,8 +83,8 @@ def _heads(c: Call, x: Value, part: str, heads: int, size: int) -> Value:
     return c.w.transpose(c.reshape(y, (*x.dims[:2], heads, size)), 0, 2, 1, 3)
 
 
-def _bias(c: Call, inputs: list[Tensor]) -> Value | None:
-    """What masks add to the scores, [B or 1, 1, Tq or 1, Tk]; None where there are none.
+def _seen(c: Call, inputs: list[Tensor], causal: bool) -> Value | None:
+    """All masks of the scores as one, bool [B or 1, 1, Tq or 1, Tk]; None if absent, or if it would be `causal` alone.
 
     The query's own mask is left out: it moves nothing but the queries that don't count.
     """
@@ -105,8 +106,28 @@ def _bias(c: Call, inputs: list[Tensor]) -> Value | None:
     if not masks:
         return None
     c.work.masked.append(c.label)
-    together = reduce(lambda a, b: c.binary("and", a, b), masks)
-    return c.where(together, c.number(0.0), c.number(_FAR))
+    if causal:
+        masks.append(_triangle(c, inputs[0].value.dims[1], inputs[1].value.dims[1]))
+    return reduce(lambda a, b: c.binary("and", a, b), masks)
+
+
+def _triangle(c: Call, rows, columns) -> Value:
+    """bool [rows, columns]: column <= row."""
+    first, second = (c.add("steps", dims=(n,), start=0) for n in (columns, rows))
+    return c.binary("less_equal", first, c.reshape(second, (rows, 1)))
+
+
+def _zeroed(c: Call, y: Value, mask: Value | None) -> Value:
+    """y [B, H, Tq, dv] with 0 for a query that sees no key, if the layer has a dropout: Keras 3 computes it by another
+    function then."""
+    if mask is None or c.version.major < 3 or not c.get("dropout"):
+        return y
+    seen = c.reduce("max", c.add("cast", mask, to="float32"), (3,), keepdims=True)
+    return c.where(c.add("cast", seen, to="bool"), y, c.number(0.0))
+
+
+def _added(c: Call, mask: Value) -> Value:
+    return c.where(mask, c.number(0.0), c.number(_FAR))
 
 
 @layer("Attention", "AdditiveAttention", masks="own")
@@ -125,14 +146,17 @@ def _attention(c: Call) -> list[Tensor]:
     bias = None
     if masks[1] is not None:
         c.work.masked.append(c.label)
-        bias = c.where(masks[1], c.number(0.0), c.number(_FAR))
+        mask = c.reshape(masks[1], (masks[1].dims[0], 1, masks[1].dims[1]))
+        if causal and not additive:
+            mask, causal = c.binary("and", mask, _triangle(c, q.dims[1], k.dims[1])), False
+        bias = _added(c, mask)
     if additive:
         y = _additive(c, q, k, v, bias, causal)
     else:
         scale = float(c.take("scale", ())) if c.get("use_scale") else 1.0
         parts = [c.reshape(x, (x.dims[0], 1, *x.dims[1:])) for x in (q, k, v)]
         if bias is not None:
-            parts.append(c.reshape(bias, (bias.dims[0], 1, 1, bias.dims[1])))
+            parts.append(c.reshape(bias, (bias.dims[0], 1, *bias.dims[1:])))
         y = c.add("attention", *parts, scale=scale, softcap=0.0, causal=causal, window=0, offset=0, safe=False)
         y = c.reshape(y, (*q.dims[:2], v.dims[2]))
     if masks[0] is not None:
@@ -155,6 +179,6 @@ def _additive(c: Call, q: Value, k: Value, v: Value, bias: Value | None, causal:
         scores = c.reduce("sum", c.unary("tanh", inner), (3,))
         scores = c.unary("affine", scores, float(c.take("concat_score_weight", ())), 0.0)
     if bias is not None:
-        scores = c.binary("add", scores, c.reshape(bias, (bias.dims[0], 1, bias.dims[1])))
+        scores = c.binary("add", scores, bias)
     weights = c.add("softmax", scores, axis=2, log=False)
     return c.add("matmul", weights, v)

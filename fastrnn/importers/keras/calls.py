@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...casts import as_float32
 from ...dims import Dim
 from ...errors import FastRNNError, ModelFormatError
 from ...graph import Value
@@ -224,7 +225,8 @@ class Call:
         """A float32 scalar."""
         key = ("number", float(value))
         if key not in self.work.constants:
-            self.work.constants[key] = self.w.constant(np.float32(value), "number")
+            held = as_float32(np.asarray(value, np.float64), f"{self.label}: the number", ModelFormatError)
+            self.work.constants[key] = self.w.constant(held, "number")
         return self.work.constants[key]
 
     def fixed(self, dim, why: str) -> int:

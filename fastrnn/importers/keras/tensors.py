@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ...casts import check_float32
 from ...errors import ModelFormatError
 from ..h5 import H5, has_layer_names, layer_tensors
 from .config import MODELS, Layer, unique_names
@@ -74,7 +75,8 @@ class Tensors:
         self.count += array.size
 
     def take(self, layer: Layer, name: str, shape: tuple, part: str = "") -> np.ndarray:
-        """A tensor of a layer; None in `shape` is any size. Raises ModelFormatError for another shape."""
+        """A tensor of a layer; None in `shape` is any size. Raises ModelFormatError for another shape, and for a
+        number that float32 does not have."""
         label, array = self._found[id(layer)][part, name]
         fits = array.ndim == len(shape) and all(w in (None, g) for w, g in zip(shape, array.shape, strict=True))
         if not fits:
@@ -82,6 +84,7 @@ class Tensors:
             raise ModelFormatError(f"{label} of layer {layer.path} has shape {list(array.shape)}, expected {want}")
         if array.dtype.kind != "f":
             raise ModelFormatError(f"{label} of layer {layer.path} is {array.dtype}, expected floating point")
+        check_float32(array, f"{label} of layer {layer.path}", ModelFormatError)
         return array
 
     def rank(self, layer: Layer, name: str, part: str = "") -> int:

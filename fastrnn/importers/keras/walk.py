@@ -39,10 +39,11 @@ def _is_cell(kind: str) -> bool:
     return kind in ("SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells")
 
 
-def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = False) -> Graph:
+def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = False, thaw: bool = True) -> Graph:
     """The graph of a model.
 
-    Time is free wherever the layers allow: a number that the file gives for it is kept only where a layer needs one.
+    Time is free wherever the layers allow: a number that the file gives for it is kept only where a layer needs one,
+    or if `thaw` is False.
     Raises UnsupportedError that lists all layers that ask for something fastrnn doesn't have.
     """
     check_known(root, root.name)
@@ -55,6 +56,9 @@ def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = Fa
             raise UnsupportedError(work.problems, root.name)
         return work, inputs, outputs
 
+    if not thaw:
+        work, _, outputs = attempt(False, False)
+        return _finish(root, work, outputs, "thaw=False" if work.steps is not None else "")
     lengths = {shape[axis] for _, shape, axis in _shapes(root) if axis is not None}
     mixed = None in lengths and len(lengths) > 1
     reason = "another input's is free" if mixed else ""

@@ -10,6 +10,7 @@ Map of this package, in the order in which a file passes through it:
     guesses.py    a batch of one that can be read in several ways: each tried, and proved on two rows
     walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
     fold.py       constants
+    evidence.py   what says that a frozen size is meant; judge.py weighs it
     thaw.py       frozen numbers read again as functions of sizes
     loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
     positions.py  what depends on step numbers alone: ranges, triangles, masks that a file froze
@@ -21,6 +22,7 @@ Map of this package, in the order in which a file passes through it:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,11 +30,14 @@ import numpy as np
 import onnx
 
 from ... import dims as D
-from ...errors import ModelFormatError, ShapeError, StateError, UnsupportedError
+from ...casts import check_float32
+from ...errors import FastRNNWarning, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
 from ...passes.sizes import fix_sizes
 from . import chains, files, guesses, unroll
 from . import states as state_pairs
+from .evidence import Policy
+from .judge import verdicts
 from .nodes import collect, known_names, reads
 from .symbols import Finding, Restart, SymbolTable
 from .walk import File, precheck, read_constants, walk
@@ -47,6 +52,7 @@ def import_onnx(
     states: Mapping | None = None,
     float64_as_float32: bool = False,
     streams: Callable[[Graph], bool] | None = None,
+    policy: Policy | None = None,
 ) -> Graph:
     """Read an ONNX model.
 
@@ -58,11 +64,13 @@ def import_onnx(
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
     streams : whether a graph can be streamed. Where given, a file whose states the caller threads keeps its length if
         only that lets it stream, or if it has several steps of input for its one step of output: it is one step.
+    policy : which frozen sizes may be freed. None: those against which nothing in the file speaks.
 
     Returns
     -------
-    Graph, validated. Batch and time are free where the file allows it, also where it has the example's own sizes
-    written into it; `notes` says what was thawed and what stayed frozen and why. float16 models compute in float32.
+    Graph, validated. Batch and time are free if the file allows it. A file that has the example's own sizes
+    written into it is thawed, unless it holds evidence that a size is meant; `notes` says what was thawed, `held` and
+    `notes` what stayed frozen and why. float16 models compute in float32.
 
     Raises
     ------
@@ -78,7 +86,9 @@ def import_onnx(
     model, where, folder = files.read_model(source)
     try:
         file = _prepare(model, where, folder, bind, float64_as_float32)
-        graph = guesses.thawed(lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states))
+        graph = guesses.thawed(
+            lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states), policy or Policy()
+        )
     except Finding as finding:
         raise UnsupportedError(str(finding), where) from None
     except (ModelFormatError, ShapeError) as error:
@@ -87,6 +97,8 @@ def import_onnx(
         if not head and not tail:
             raise
         raise type(error)(f"{head}{error}{tail}") from error
+    for text in file.overruled:
+        warnings.warn(f"{where}: {text}", FastRNNWarning, stacklevel=4)
     graph = state_pairs.pair(validate(graph), states)
     return graph if streams is None else _one_step(file, graph, streams)
 
@@ -138,6 +150,9 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
         raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
     constants = read_constants(model.graph, folder, wanted)
+    for name, array in constants.items() if float64_as_float32 else ():
+        if array.dtype == np.float64:
+            check_float32(array, f"tensor {name!r}", ModelFormatError)
     nodes = chains.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
@@ -162,8 +177,9 @@ def _settled(file: File, table: SymbolTable) -> Graph:
             continue
         if problems:
             raise UnsupportedError(problems, file.where)
-        if not table.settle(ctx.cells > 0):
+        if not table.settle(ctx, verdicts):
             notes = [*table.notes.values(), *table.surplus]
             if ctx.half:
                 notes.append("the file's float16 computes in float32, and float32 goes in and out")
-            return graph.replace(notes=tuple(notes))
+            file.overruled = list(table.ledger.overruled)
+            return graph.replace(notes=(*notes, *table.ledger.overruled), held=table.held())

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from ... import dims as D
+from ...casts import check_float32
 from ...dims import Dim
 from ...errors import ModelFormatError
 from ...graph import DTYPES, Graph, Node, Value
@@ -185,6 +186,7 @@ class Builder:
     def constant(self, array: np.ndarray) -> Live:
         """A stored constant, in the graph's dtype; one copy an array."""
         dtype = self.dtype(array.dtype)
+        check_float32(array, "a constant", ModelFormatError) if dtype == "float32" else None
         array = np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(array.shape)
         key = (dtype, array.shape, array.tobytes())
         name = self._shared.get(key)
@@ -221,6 +223,7 @@ class Builder:
             sizes = [values[k].dims[j] for k, j in where]
             symbolic = [d for d in sizes if isinstance(d, Dim)]
             if not symbolic:
+                self._note_brought(values, where)
                 continue
             for (k, j), d in zip(where, sizes, strict=True):
                 if isinstance(d, int) and d > 1:
@@ -234,6 +237,17 @@ class Builder:
                 self.equal(sizes[0], d, f"{what} of unlike sizes")
         self._once(values, rank)
         return values
+
+    def _note_brought(self, values: list, where: list) -> None:
+        """Tell the ledger of a constant that makes an axis of one longer, as a table over a frozen length does."""
+        for k, j in where:
+            length, others = values[k].dims[j], [values[m] for m, i in where if m != k]
+            if (
+                length > 1
+                and isinstance(values[k], Const | Fill)
+                and all(values[m].dims[i] == 1 for m, i in where if m != k)
+            ):
+                self.table.ledger.table(length, self.label, others)
 
     def _once(self, values: list, rank: int) -> None:
         """A free one that meets itself on two axes stands in the wrong place in one of the values."""

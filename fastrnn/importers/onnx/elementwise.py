@@ -120,6 +120,16 @@ def _is_nan(ctx, n: NodeReader):
     return [ctx.unary("not", ctx.one("binary", x, x, fn="equal"))]
 
 
+@op("IsInf", attrs="detect_negative detect_positive")
+def _is_inf(ctx, n: NodeReader):
+    x, signs = n.input(0), [n.attr(f"detect_{sign}", "int", 1) for sign in ("positive", "negative")]
+    if not any(signs):
+        return [ctx.one("binary", x, x, fn="less")]  # False of every number
+    bounds = [v for v, wanted in zip((np.inf, -np.inf), signs, strict=True) if wanted]
+    found = [ctx.one("binary", x, Const(np.array(v, np.float32)), fn="equal") for v in bounds]
+    return [found[0] if len(found) == 1 else ctx.one("binary", *found, fn="or")]
+
+
 @op(*_SHAPED, attrs="alpha beta gamma")
 def _shaped(ctx, n: NodeReader):
     fn, alpha, beta = _SHAPED[n.node.op]
@@ -281,6 +291,8 @@ def _of_all_steps(ctx, a, b) -> tuple:
     sure = isinstance(count, Dim) and ctx.table.genuine(count) and ctx.table.example(count) == less + 1
     if not sure or times != [less + 1]:
         return a, b
+    for label in (factor[1], ctx.label):
+        ctx.table.ledger.explain(label)
     steps = ctx.number_of(count, "float32")
     total = ctx.one("binary", Live(out.name, out.dtype, out.dims), steps, fn="mul")
     return total, ctx.one("binary", steps, Const(np.ones((), np.float32)), fn="sub")

@@ -15,18 +15,19 @@ from ... import reference
 from ...dims import BATCH, evaluate, symbols
 from ...errors import FastRNNError
 from ...graph import Graph
+from .evidence import Policy
 from .symbols import Finding, SymbolTable
 
 _TOLERANCE = 1e-9  # in float64; a row in the wrong place differs in the first digit
 _MAX_WORK = 1 << 26  # weights times steps that the proof may take: about a second
 
 
-def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool]) -> Graph:
+def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool], policy: Policy) -> Graph:
     """The graph that `build` makes with guesses, if it made any and they prove true; without them otherwise.
 
     threads: whether a state is threaded through a graph. Without one, nothing tells where an output's batch stands.
     """
-    table = SymbolTable(guess=True)
+    table = SymbolTable(policy, guess=policy.thaw)
     try:
         graph = build(table)
         if not table.guessed or (has_batch(graph) and threads(graph) and rows_stand_alone(graph)):
@@ -34,7 +35,7 @@ def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], boo
     except (FastRNNError, Finding):
         if not table.guessed:
             raise
-    return build(SymbolTable())
+    return build(SymbolTable(policy))
 
 
 def has_batch(graph: Graph) -> bool:

@@ -8,7 +8,8 @@ from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
 from .nodes import NodeReader, axis_of
-from .registry import op
+from .registry import OPERATORS, op
+from .shaping import gather_run
 from .symbols import Finding
 from .values import Const, Ints
 
@@ -19,6 +20,10 @@ _MOST_RANKED = 512  # elements that are compared each with each, where their num
 
 
 def _indices(ctx, n: NodeReader, i: int):
+    """Input i as live int64 indices. Known ones are positions by number: they hold the sizes of what they look into."""
+    if isinstance(n.input(i), Const):
+        for size in n.input(0).dims:
+            ctx.table.ledger.count(size, ctx.label, "looks up positions by number")
     value = ctx.live(n.input(i))
     if value.dtype not in ("int64", "int32"):
         raise ModelFormatError(f"indices must be int32 or int64, got {value.dtype}")
@@ -83,9 +88,31 @@ def _gather_elements(ctx, n: NodeReader):
     return [ctx.one("gather", ctx.reshape(x, (total,)), _clamped(ctx, flat, total), axis=0)]
 
 
+@op("Lookup", attrs="axis", domain="fastrnn")
+def _lookup(ctx, n: NodeReader):
+    """Gather whose indices count from 0, as those of PyTorch's embedding: -1 is an error, not the last row.
+
+    The importer of PyTorch's modules writes it (pytorch/lookups.py).
+    """
+    table, indices = n.input(0), n.input(1)
+    if isinstance(table, Ints) or isinstance(indices, Ints):
+        return OPERATORS[("", "Gather")].handler(ctx, n)
+    if isinstance(indices, Const):
+        if indices.array.size and indices.array.min() < 0:
+            raise ModelFormatError(f"index {indices.array.min()} is below 0")
+        return OPERATORS[("", "Gather")].handler(ctx, n)
+    axis, indices = axis_of(n.attr("axis", "int", 0), len(table.dims)), _indices(ctx, n, 1)
+    return [ctx.one("gather", table, indices, axis=axis, from_zero=True)]
+
+
 @op("GatherND", attrs="batch_dims")
 def _gather_nd(ctx, n: NodeReader):
-    x, index, batch = ctx.live(n.input(0)), _indices(ctx, n, 1), n.attr("batch_dims", "int", 0)
+    batch, known = n.attr("batch_dims", "int", 0), n.input(1)
+    if isinstance(known, Const) and batch == 0 and len(known.dims) == 2 and known.dims[1] == 1:  # as Gather has them
+        run = gather_run(ctx, ctx.live(n.input(0)), 0, known.array[:, 0].tolist(), 1)
+        if run is not None:
+            return [run]
+    x, index = ctx.live(n.input(0)), _indices(ctx, n, 1)
     rank = len(index.dims)
     depth = ctx.number(index.dims[-1], "the indices of GatherND") if rank else 0
     if not 0 <= batch < rank or not 1 <= depth <= len(x.dims) - batch:
@@ -178,6 +205,8 @@ def _top_k(ctx, n: NodeReader):
     if isinstance(k, Dim) or (isinstance(size, Dim) and k == ctx.table.example(size) and ctx.table.genuine(size)):
         ctx.equal(k, size, "k of TopK")
         k = size
+    elif k != 1:
+        ctx.table.ledger.count(size, ctx.label, f"takes the {k} largest")
     if isinstance(k, int) and k <= _MOST_PICKS and x.dtype == "float32":
         return _picked(ctx, x, k, axis, largest)
     if isinstance(size, int) and size > _MOST_RANKED:

@@ -181,7 +181,7 @@ class Lift:
             return self._later("gather", names, attrs, "axis")
         if self._differs(names[0]):
             raise Finding("a lookup in a table that differs from step to step, by an index that does")
-        found = self.ctx.one("gather", table, self._of(index), axis=axis)
+        found = self.ctx.one("gather", table, self._of(index), **attrs)
         return self.ctx.transpose(found, (axis, *(a for a in range(len(found.dims)) if a != axis)))
 
     def _rows(self, op: str, names, attrs, dims):

@@ -132,10 +132,10 @@ def _state(ctx, value, d: int, directions: int, dims: tuple, layout: int, what: 
         part = value.array.take(d, axis=axis)
         if (part == 0).all():
             return None
-        if len(part) != 1:
-            if (part != part[:1]).any():
-                ctx.equal(batch, len(part), f"{what} is a constant of {len(part)} unlike rows")
-            part = part[:1]
+        if (part != part[:1]).any():
+            ctx.equal(batch, len(part), f"{what} is a constant of {len(part)} unlike rows")
+            return Const(part)
+        part = part[:1]
         return ctx.one("expand", Const(part), dims=(batch, hidden)) if (batch != 1) else Const(part)
     part = ctx.slice(value, axis, d, d + 1)
     return ctx.reshape(part, (batch, hidden))

@@ -76,7 +76,8 @@ def _ratio(ctx, new, old) -> Fraction:
     if isinstance(factor, int):
         return Fraction(factor)
     if isinstance(old, Dim) and isinstance(new, int) and ctx.table.genuine(old):
-        return Fraction(new, ctx.table.example(old))  # a length that the exporter wrote down
+        ctx.table.ledger.count(old, ctx.label, f"makes {new} steps of {ctx.table.example(old)}")
+        return Fraction(new, ctx.table.example(old))
     if isinstance(new, Dim) and isinstance(old, Dim):
         for divisor in range(2, 17):
             if D.floordiv(old, divisor) == new:

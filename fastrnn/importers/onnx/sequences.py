@@ -65,7 +65,7 @@ def _sequence_at(ctx, n: NodeReader):
             raise ModelFormatError(f"position {i} of a sequence of {len(items.parts)}")
         return [items.parts[i]]
     x = items.source
-    low, high = thaw.slice_bounds(ctx, x.dims[items.axis], i, i + 1 if i != -1 else _FAR, 1)
+    low, high = thaw.slice_bounds(ctx, x, items.axis, i, i + 1 if i != -1 else _FAR, 1)
     part = ctx.slice(x, items.axis, low, high)
     return [part if items.keepdims else ctx.reshape(part, (*x.dims[: items.axis], *x.dims[items.axis + 1 :]))]
 

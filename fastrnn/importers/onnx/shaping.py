@@ -127,7 +127,7 @@ def _slice(ctx, n: NodeReader):
         if rows is not None:
             x = rows
             continue
-        low, high = thaw.slice_bounds(ctx, x.dims[axis], start, end, step)
+        low, high = thaw.slice_bounds(ctx, x, axis, start, end, step)
         x = ctx.slice(x, axis, low, high, step)
     return [x]
 
@@ -222,7 +222,7 @@ def _gather(ctx, n: NodeReader):
             raise ModelFormatError(f"indices {wanted.tolist()} outside a shape of {x.array.shape[axis]}")
         return [simplest(x.array.take(wanted, axis=axis))]
     flat = [v if isinstance(v, Dim) else int(v) for v in indices.array.flat]
-    part = _gather_run(ctx, x, axis, flat, len(indices.dims))
+    part = gather_run(ctx, x, axis, flat, len(indices.dims))
     if part is not None:
         middle = (part.dims[axis],) if len(indices.dims) == 1 else indices.dims
         return [ctx.reshape(part, (*x.dims[:axis], *middle, *x.dims[axis + 1 :]))]
@@ -235,7 +235,7 @@ def _gather(ctx, n: NodeReader):
     return [ctx.one("gather", x, Const(np.where(wanted < 0, wanted + size, wanted)), axis=axis)]
 
 
-def _gather_run(ctx, x, axis: int, indices: list, rank: int):
+def gather_run(ctx, x, axis: int, indices: list, rank: int):
     """Constant indices that count up by one, or all of the axis backwards, as a slice; None otherwise."""
     size = x.dims[axis]
     if not indices or any(isinstance(v, Dim) for v in indices[1:]):
@@ -253,7 +253,8 @@ def _gather_run(ctx, x, axis: int, indices: list, rank: int):
         ctx.table.freeze([size], "Gather takes its one element")
     if len(indices) > 1 and (indices != list(range(first, first + len(indices))) or (first < 0) != (last < 0)):
         return None
-    low, high = thaw.slice_bounds(ctx, size, first, last + 1 if last != -1 else _FAR, 1)
+    whole = first == 0 and last + 1 == ctx.table.example(size)  # as arange(T) counts
+    low, high = thaw.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 and not whole else _FAR, 1)
     if high - low != len(indices):
         raise ModelFormatError(f"indices {first} to {last} outside an axis of {ctx.table.example(size)}")
     return ctx.slice(x, axis, low, high)

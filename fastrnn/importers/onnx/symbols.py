@@ -8,11 +8,13 @@ begins again with what is now known, and ends when nothing changes, after at mos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError, ShapeError
+from .evidence import Ledger, Policy
 
 # Invented examples: large primes, so that a product of them factors in one way only and equals no real size.
 _FIRST_INVENTED = 1_000_003
@@ -47,7 +49,10 @@ class Symbol:
 class SymbolTable:
     """All symbols of one file; survives restarts."""
 
-    def __init__(self, guess: bool = False):
+    def __init__(self, policy: Policy, guess: bool = False):
+        self.policy = policy
+        self.ledger = Ledger(policy)
+        self.reasons: dict[str, str] = {}  # name of a symbol that stays at the file's number -> why
         self.guess = guess  # whether a free one that can have several places gets one, rather than be frozen
         self.guessed = False
         self.choices: dict[str, str] = {}  # label of a Reshape -> "right" or "left", of its new ones
@@ -123,6 +128,14 @@ class SymbolTable:
         """Whether every symbol of the dim has the file's own number as its example."""
         return all(s.genuine for s in self.of(dim))
 
+    def held(self) -> tuple[tuple[str, int, str], ...]:
+        """(input, axis, why) of each axis of an input that stays at the file's number for a reason."""
+        return tuple(
+            (s.input, s.axis, self.reasons[self.root(s).name])
+            for s in self.by_key.values()
+            if s.axis >= 0 and self.root(s).frozen is not None and self.root(s).name in self.reasons
+        )
+
     # --- guessing ----------------------------------------------------------------------------------------------
 
     def choose(self, label: str, dims) -> str:
@@ -156,6 +169,7 @@ class SymbolTable:
 
     def _set(self, sym: Symbol, value: int, reason: str) -> None:
         sym.frozen = value
+        self.reasons[sym.name] = reason
         self.notes[sym.name] = f"{sym.label} stays {value}: {reason}"
 
     def equal(self, a, b, reason: str) -> None:
@@ -211,7 +225,7 @@ class SymbolTable:
             if not any(s.genuine and s.example == size and s.frozen is None for s in self.roots()):
                 return size
             name = f"s{len(self.by_key)}"
-            sym = Symbol(name, f"a {size} written down in {key[0]}", size, True, -1)
+            sym = Symbol(name, f"a {size} written down in {key[0]}", size, True, -1, str(key[0]))
             self.by_key[key] = self.by_name[name] = sym
         return self.dim(sym)
 
@@ -244,9 +258,10 @@ class SymbolTable:
 
     # --- the end -----------------------------------------------------------------------------------------------
 
-    def settle(self, has_cells: bool) -> bool:
-        """After a full walk: name what is free, hold fast what is not; True if something changed (walk again)."""
-        free = self.roots()
+    def settle(self, ctx, judge: Callable) -> bool:
+        """After a full walk: name what is free, hold fast what is not; True if something changed (walk again). judge:
+        `judge.verdicts`."""
+        free, has_cells = self.roots(), ctx.cells > 0
         if any(s.final for s in free):
             return False
         if not has_cells:
@@ -255,11 +270,17 @@ class SymbolTable:
             return True  # what was held may show whose rows the others are
         if has_cells:
             self._time_of_a_memory()
+        self._note_literals()
         changed = False
         for s in self.roots():
             if s.genuine and s.role is None:
                 s.frozen = s.example
                 changed = True
+        held = judge(self, ctx)
+        for s, reason in held:
+            self._set(s, s.example, reason)
+        if held:
+            return True  # other sizes may hang on those
         changed |= self._join_batches()
         taken: set[str] = set()
         for s in self.roots():
@@ -271,12 +292,19 @@ class SymbolTable:
             s.final = name
             changed = True
             if s.genuine:
-                self.notes[s.name] = (
-                    f"thawed {name}: {s.label} was {s.example}; numbers that the exporter computed from {s.example} "
-                    "stay as they are"
-                )
+                why = f"that it is free is assumed: no number in the file seems to depend on {s.example}"
+                if self.policy.compared:
+                    why = "answers at other sizes were compared with the module's"
+                self.notes[s.name] = f"thawed {name}: {s.label} was {s.example}; {why}"
         self.surplus = self._surplus()
         return changed
+
+    def _note_literals(self) -> None:
+        """A number written down that is a size's, and met no size, is a count that the exporter may have computed."""
+        for literal in [s for s in self.roots() if s.axis < 0]:
+            for s in self.roots():
+                if s.axis >= 0 and s.genuine and s.example == literal.example:
+                    self.ledger.count(self.dim(s), literal.input, f"has the count {literal.example}")
 
     @staticmethod
     def _vote_by_position(free: list[Symbol]) -> None:

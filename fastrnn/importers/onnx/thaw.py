@@ -12,17 +12,19 @@ from math import prod
 from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
+from .evidence import Shift, part_of
 from .symbols import Finding
 
 _FAR = 2**31 - 1
 
 
-def slice_bounds(ctx, size, start, end, step: int) -> tuple:
-    """(start, stop) of x[start:end:step] on an axis of `size`, resolved as graph.py wants them.
+def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
+    """(start, stop) of x[start:end:step] on an axis, resolved as graph.py wants them.
 
-    An end at or beyond the example length means "to the end"; a start at the last element means the last element.
+    An end at or beyond the example length means "to the end"; a start at the last element means the last element. Other
+    numbers are evidence that the length is meant (evidence.py).
     """
-    table = ctx.table
+    table, size = ctx.table, x.dims[axis]
     if not isinstance(size, Dim) and isinstance(start, int) and isinstance(end, int):
         found = range(*slice(start, end if abs(end) < 2**62 else (_FAR if end > 0 else -_FAR), step).indices(size))
         stop = found.start + len(found) * step if len(found) == 0 else found.stop
@@ -56,7 +58,37 @@ def slice_bounds(ctx, size, start, end, step: int) -> tuple:
         raise Finding(f"Slice [{start}:{end}:{step}] of an axis of the size {size}")
     if isinstance(low, Dim) or isinstance(high, Dim):
         _check_order(ctx, size, low, high, step)
+    _note_numbers(ctx, x, axis, (start, end, step), (low, high))
     return low, high
+
+
+def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
+    """Tell the ledger which numbers of a slice act as positions on an axis of a free size."""
+    (start, end, step), (low, high), ledger = written, resolved, ctx.table.ledger
+    size, source = x.dims[axis], getattr(x, "name", "")
+    if not isinstance(size, Dim) or isinstance(start, Dim) or isinstance(end, Dim):
+        return
+    example, label = ctx.table.example(size), ctx.label
+    if step < 0:
+        if (0 <= start < example - 1) or end >= 0:
+            ledger.count(size, label, f"takes steps from {start} back to {end}")
+        return
+    if start >= 0 and end == start + 1:  # one step
+        ledger.single(source, axis, size, start)
+        if start:
+            ledger.count(size, label, f"takes step {start} by its number", weak=start == example - 1)
+        return
+    restored = ctx.table.single(high - low) is not None and ctx.table.single(size) is None
+    if 0 <= end < _FAR:
+        ledger.count(size, label, f"takes steps up to {end}", weak=end == example)
+    elif start == 0 and end < 0:
+        ledger.cuts.add((source, axis, -end))
+    for place in [p for p in (start, end) if p < 0 and not restored]:
+        if part_of(-place, example):
+            ledger.count(size, label, f"takes a step {-place} before the end, a part of {example}", weak=True)
+    both_ends = start == -end and start <= max(1, example // 8)
+    if start > 0 and not restored and not both_ends:
+        ledger.shifts.append(Shift(source, axis, start, size, label))
 
 
 def _check_order(ctx, size, low, high, step: int) -> None:

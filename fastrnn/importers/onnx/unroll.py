@@ -40,6 +40,8 @@ class Rolled:
     flip_y: bool = False
     stack: int | None = 0
     rows: int = 1  # the batch that constants within the steps were written for
+    split: bool = False  # the steps come from SplitToSequence: PyTorch's newer exporter unrolled a whole nn.RNN itself
+    turned: bool = False  # the steps are counted from the end of the sequence
     lead: bool = False  # h has an axis of one before [batch, H], where h0 is not there to tell
 
 
@@ -81,6 +83,7 @@ class _Graph:
     def __init__(self, nodes: list[OnnxNode], constants: dict, opset: int):
         self.maker = {o: n for n in nodes for o in n.outputs if o}
         self.constants, self.opset = constants, opset
+        self.split: set[str] = set()  # sequences that SplitToSequence takes apart
         for node in nodes:
             if node.op == "Constant" and "value" in node.attrs and node.domain == "":
                 tensor = node.attrs["value"].t
@@ -106,6 +109,7 @@ def _take(graph: _Graph, node: OnnxNode, name: str) -> tuple[str, int] | None:
             return None
         attrs = {k: v.i for k, v in source.attrs.items()}
         index = graph.scalar(node.inputs[1])
+        graph.split.add(source.inputs[0])
         return (
             (source.inputs[0], index)
             if not attrs.get("axis", 0) and not attrs.get("keepdims", 1) and index is not None
@@ -193,9 +197,11 @@ def _lstm_chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, s
     count = len(names)
     if len(sources) != 1 or indices not in (list(range(count)), list(range(count))[::-1]):
         raise NotACell
-    source, turned = _unflip(graph, sources.pop())
+    taken_from = sources.pop()
+    source, turned = _unflip(graph, taken_from)
     flip_x = indices[0] != 0
-    payload = Rolled(first, count, flip_x != turned, flip_y, stack, rows, stack is None)
+    split = taken_from in graph.split
+    payload = Rolled(first, count, flip_x != turned, flip_y, stack, rows, split, turned, stack is None)
     return _node(node.label, [source, *starts, ""], [node.outputs[0], names[-1], ends[-1]], payload)
 
 
@@ -256,9 +262,10 @@ def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack:
         flip_x = True
     else:
         raise NotACell
+    split = source in graph.split
     source, turned = _unflip(graph, source)
     source, cell = _absorb(graph, source, first)
-    payload = Rolled(cell, count, flip_x != turned, flip_y, stack, rows, stack is None)
+    payload = Rolled(cell, count, flip_x != turned, flip_y, stack, rows, split, turned, stack is None)
     return _node(node.label, [source, start or "", "", ""], [node.outputs[0], names[-1], ""], payload)
 
 
@@ -497,13 +504,21 @@ def _rolled(ctx, n: NodeReader):
 
 
 def _whole(ctx, x, payload: Rolled, trip):
-    """The part of the sequence that the steps cover: all of it, in every file that an exporter writes."""
+    """The part of the sequence that the steps cover: all of it, unless the file leaves the length open and yet has one
+    copy of the cell for each step of its example: it then reads as many steps of any sequence, no more."""
     time = x.dims[0]
     if payload.steps is not None:
-        sym = ctx.table.single(time)
-        if sym is not None and not sym.genuine:
-            ctx.table.hint(sym, payload.steps, f"{ctx.label} (unrolled {payload.steps} times)")
         steps = payload.steps
+        sym = ctx.table.single(time)
+        if sym is not None and not sym.genuine and payload.split:
+            ctx.table.hint(sym, steps, f"{ctx.label} (unrolled {steps} times)")
+        if sym is not None and not sym.genuine:
+            ctx.table.notes.setdefault(
+                f"unrolled {ctx.label}",
+                f"{ctx.label}: unrolled {steps} times over a length that the file leaves open: it reads the first "
+                f"{steps} steps of any sequence; export the model without dynamic axes to free its length",
+            )
+            return ctx.slice(x, 0, time - steps, time) if payload.turned else ctx.slice(x, 0, 0, steps)
     else:
         steps = _count(trip)
         if steps is None:
@@ -514,6 +529,7 @@ def _whole(ctx, x, payload: Rolled, trip):
         raise Finding(f"a recurrence over {steps} of {time} steps")
     if steps > ctx.table.example(time):
         raise ModelFormatError(f"a recurrence of {steps} steps over a sequence of {ctx.table.example(time)}")
+    ctx.table.ledger.count(time, ctx.label, f"takes the first {steps} steps")
     return ctx.slice(x, 0, 0, steps)
 
 

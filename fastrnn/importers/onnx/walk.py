@@ -59,6 +59,7 @@ class File:
     folder: Path | None = None
     folded: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # (label of a node, output) -> array
     branches: dict[str, tuple] = field(default_factory=dict)  # label of an If and branch -> its nodes and constants
+    overruled: list[str] = field(default_factory=list)  # weak evidence that the caller had passed over
     refused: set[str] = field(default_factory=set)  # labels of nodes that precheck found wanting
 
 
@@ -103,6 +104,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     """The graph as far as the table knows. Appends findings to `problems`; raises Restart through the table."""
     graph = file.model.graph
     table.recent.clear()
+    table.ledger.clear()
     table.assumed.clear()
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
@@ -281,7 +283,8 @@ def _input(file: File, ctx: Builder, info: onnx.ValueInfoProto) -> Const | Live:
         if value is not None and not 0 <= value < _MAX_DIM:
             raise ModelFormatError(f"input {info.name!r} has the dim {value}")
         # Some exporters write 0 for "any size"; nothing computes on an axis that is always empty.
-        dims.append(ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
+        keeps = value and not ctx.table.policy.thaw
+        dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
     if info.name in file.bind:
         return Const(_bound(ctx, info, file.bind[info.name], dtype, dims))
     return ctx.declare(info.name, dtype, tuple(dims))
@@ -297,8 +300,9 @@ def _bound(ctx: Builder, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims
             raise ValueError
         with np.errstate(invalid="ignore", over="ignore"):
             same = array.astype(dtype)
-        exact = same == array if dtype.kind != "f" else np.isfinite(same) | ~np.isfinite(array)
-        if not exact.all():
+        whole = dtype.kind != "f" or array.dtype.kind in "iu"  # nothing rounds, into floats neither
+        exact = same.astype(object) == array.astype(object) if whole else np.isfinite(same) | ~np.isfinite(array)
+        if not np.all(exact):
             raise ValueError
     except (TypeError, ValueError):
         raise ShapeError(f"{shown} {value!r:.60}") from None
@@ -321,6 +325,7 @@ def _step(file: File, ctx: Builder, node: OnnxNode, values: list, wanted: set, p
         return [UNKNOWN] * len(node.outputs)
     needed = [bool(o) and o in wanted for o in node.outputs]
     reader = NodeReader(node, values, file.opsets.get(node.domain, 1), needed)
+    ctx.table.ledger.scalar(node, values)
     try:
         if fold.foldable(node) and values and all(v is None or isinstance(v, Const) for v in values):
             return _fold(file, node, values)
@@ -371,6 +376,7 @@ def _outputs(ctx: Builder, graph: onnx.GraphProto, known: dict, inputs: set, pro
             if isinstance(value, (Ints, Items)):
                 raise Finding("a size or a sequence is returned, which has no place in a graph without lengths")
             _declared(ctx, info, value)
+            ctx.table.ledger.output(info.name, value)
             if not isinstance(value, Live) or value.name != info.name:
                 _place(ctx, ctx.live(value), info.name, inputs)
         except Finding as finding:

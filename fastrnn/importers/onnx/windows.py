@@ -157,11 +157,22 @@ def _pool(ctx, n: NodeReader):
             ctx.table.freeze(size, "AveragePool with auto_pad") if all(map(ctx.table.genuine, size)) else None
             raise Finding("auto_pad over a free size")
     x, pads = _pads(ctx, n, x, kernel, strides, dilations, -np.inf)
+    for size, k, stride in zip(x.dims[2:], kernel, strides, strict=True):
+        _note_windows(ctx, size, k, stride)
     attrs = {
         "fn": "mean" if mean else "max", "kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations,
         "ceil": ceil, "count_include_pad": include and mean,
     }  # fmt: skip
     return ctx.emit("pool", [x], attrs)
+
+
+def _note_windows(ctx, size, k: int, stride: int) -> None:
+    """Windows that share an axis out evenly may be adaptive pooling, which makes a fixed number of windows of any
+    length; up to three steps wide, and where there are many of them, they are what models pool by."""
+    if isinstance(size, Dim) and ctx.table.genuine(size):
+        example = ctx.table.example(size)
+        if k >= example or (k > 3 and k == stride and example % k == 0):
+            ctx.table.ledger.count(size, ctx.label, f"pools {k} of {example} steps at a time")
 
 
 @op("GlobalAveragePool", "GlobalMaxPool")

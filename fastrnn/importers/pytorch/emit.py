@@ -14,6 +14,8 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
+from .lookups import DOMAIN
+
 OPSET = 20
 DTYPES = {torch.float32: 1, torch.int64: 7, torch.int32: 6, torch.bool: 9}
 _MAX_INT = np.iinfo(np.int64).max
@@ -65,6 +67,10 @@ class Emitter:
     def op(self, kind: str, *inputs: str | None, **attrs) -> str:
         """Append a node of one output; returns its name."""
         return self.ops(kind, inputs, **attrs)[0]
+
+    def lookup(self, table: str, indices: str, axis: int) -> str:
+        """Rows by index, of which -1 is an error: what ONNX's Gather takes for the last one, PyTorch refuses."""
+        return self.op("Lookup", table, indices, axis=axis, domain=DOMAIN)
 
     def const(self, array) -> str:
         """An initializer; one copy of equal arrays."""
@@ -120,7 +126,8 @@ class Emitter:
             self.nodes.append(helper.make_node("Identity", [value.name], [name], f"output.{name}"))
             ends.append(helper.make_tensor_value_info(name, onnx_dtype(value.value.dtype), None))
         graph = helper.make_graph(self.nodes, "module", list(inputs), ends, self.initializers)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def onnx_dtype(dtype: torch.dtype) -> int:

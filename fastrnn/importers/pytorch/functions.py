@@ -228,7 +228,7 @@ def _embedding(b, out, input, weight, padding_idx=None, max_norm=None, norm_type
                sparse=False):  # fmt: skip
     if max_norm is not None:
         raise Unknown("an embedding with max_norm")
-    return b.op("Gather", b.name(weight), input.name, axis=0)
+    return b.lookup(b.name(weight), input.name, 0)
 
 
 @does("softmax", "log_softmax")

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from ... import dims as D
+from ...casts import check_float32
 from ...errors import ModelFormatError, UnsupportedError
 from ...graph import Graph
-from . import tracing
+from . import lookups, tracing
 from .emit import Unknown
 from .through_torch import quiet
 
@@ -45,14 +46,19 @@ class Converted:
             return None
         return [tracing.numbers(t) for t in _tensors(result)]
 
-    def check(self, graph: Graph, run: Callable) -> None:
-        """Raise UnsupportedError where `run` (arrays by name -> arrays), of the graph that was made of this, answers
-        otherwise than the module: at the example's sizes, and at others that graph and module take."""
-        sizes = [None, {"batch": 2, "time": 7}, {"batch": 1, "time": 4}]
-        for feeds in (self._feeds(graph, env) for env in sizes):
+    def check(self, graph: Graph, run: Callable) -> bool:
+        """Compare `run` (arrays by name -> arrays), of the graph that was made of this, with the module: at the
+        example's sizes, and at others that graph and module take. True if each size that is free in the graph was
+        compared at two other numbers at least. Raises UnsupportedError if an answer differs."""
+        own = self._own_sizes(graph)
+        seen: dict[str, set[int]] = {name: set() for name in own}
+        for env in (None, *_other_sizes(own)):
+            feeds = self._feeds(graph, env)
             want = None if feeds is None else self.answer(feeds)
             if want is None:
                 continue
+            for name in own if env is not None else ():
+                seen[name] |= {env[name]} - {own[name]}
             told = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             got = run(**{name: feeds[name] for name in graph.inputs})
             if len(got) != len(want):
@@ -66,6 +72,15 @@ class Converted:
                 if not gap <= TOLERANCE:
                     text = f"is off by {gap:.2g} from the module's ({self.how})"
                     raise UnsupportedError(f"at {told} its output {name} {text}", type(self.module).__name__)
+        return all(len(numbers) > 1 for numbers in seen.values())
+
+    def _own_sizes(self, graph: Graph) -> dict[str, int]:
+        """The example's numbers for the batch and time of the graph, where they are free."""
+        found: dict[str, int] = {}
+        for name in graph.inputs:
+            for dim, size in zip(graph.values[name].dims, self.example[name].shape, strict=True):
+                found |= {"batch": size} if dim == D.BATCH else {"time": size} if dim == D.TIME else {}
+        return found
 
     def _feeds(self, graph: Graph, env: dict[str, int] | None) -> dict[str, np.ndarray] | None:
         """Arrays of the example's kind at other sizes, or the example itself where `env` is None."""
@@ -80,6 +95,13 @@ class Converted:
             floats = array.dtype.kind == "f"
             feeds[name] = rng.normal(size=shape).astype(array.dtype) if floats else np.resize(array, shape)
         return feeds
+
+
+def _other_sizes(own: Mapping[str, int]) -> list[dict[str, int]]:
+    """Batches and lengths other than the example's: few and many, even and odd; a module need not take them all."""
+    rows, steps = own.get("batch", 1), own.get("time", 1)
+    pairs = [(2, 7), (1, 4), (rows + 1, 2 * steps), (rows, steps + 1), (rows + 2, steps + 8), (3, max(1, steps // 2))]
+    return [{"batch": batch, "time": time} for batch, time in pairs]
 
 
 # A wrong order of gates or a length of the example's shows as 1e-2 and more, two float32 engines differ by some 1e-6.
@@ -129,12 +151,13 @@ def convert(module: nn.Module, example=None, *, float64_as_float32: bool = False
 
 def _ready(module: nn.Module, float64_as_float32: bool) -> nn.Module:
     """The module in eval mode, on the CPU, in float32: a copy."""
-    tensors = [*module.parameters(), *module.buffers()]
-    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
-    if torch.float64 in dtypes and not float64_as_float32:
+    wide = {n: t for n, t in (*module.named_parameters(), *module.named_buffers()) if t.dtype == torch.float64}
+    if wide and not float64_as_float32:
         raise UnsupportedError(
             "computes in float64 (double); pass float64_as_float32=True to compute in float32", type(module).__name__
         )
+    for name, tensor in wide.items():
+        check_float32(tracing.numbers(tensor), f"{type(module).__name__}: {name}", ModelFormatError)
     try:
         with quiet():
             held = copy.deepcopy(module)
@@ -150,6 +173,8 @@ def _arguments(example) -> tuple:
             value = torch.from_numpy(np.ascontiguousarray(value))
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
+            if value.dtype == torch.float64:
+                check_float32(tracing.numbers(value), "example=", ModelFormatError)
             return value.float() if value.is_floating_point() else value
         if isinstance(value, tuple | list):
             return tuple(tensor(part) for part in value)
@@ -225,9 +250,13 @@ def _exported(module: nn.Module, args: tuple, why: str) -> Converted:
 
 def _export(module: nn.Module, args: tuple, dynamo: bool) -> onnx.ModelProto:
     if dynamo:
-        return torch.onnx.export(module, args, None, dynamo=True, verbose=False).model_proto
+        table = lookups.translations()
+        return torch.onnx.export(
+            module, args, None, dynamo=True, verbose=False, custom_translation_table=table
+        ).model_proto
     file = io.BytesIO()
-    torch.onnx.export(module, args, file, dynamo=False, opset_version=17)
+    with lookups.older_form(opset=17):
+        torch.onnx.export(module, args, file, dynamo=False, opset_version=17, custom_opsets={lookups.DOMAIN: 1})
     return onnx.load_from_string(file.getvalue())
 
 

@@ -197,7 +197,7 @@ def _narrow(b, out, input, dim, start, length):
 
 @does("index_select")
 def _index_select(b, out, input, dim, index):
-    return b.op("Gather", input.name, b.name(index), axis=axis_of(input, dim))
+    return b.lookup(input.name, b.name(index), axis_of(input, dim))
 
 
 @does("getitem")

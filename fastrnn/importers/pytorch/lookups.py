@@ -1,0 +1,57 @@
+"""Embeddings in torch's exporters: as `fastrnn.Lookup`, since in the Gather that they write index -1 is the last row.
+
+An nn.Embedding refuses it; `table[ids]`, which becomes a Gather too, takes it. Once they are written, the two can't be
+told apart.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from onnx.defs import OpSchema
+
+DOMAIN = "fastrnn"  # as the ONNX importer has it (onnx/indexing.py)
+_LOCK = threading.Lock()  # the older exporter's forms of operators are global
+
+
+def translations() -> dict:
+    """custom_translation_table= of torch's newer exporter."""
+    from onnxscript import values
+
+    floats, ints = "T", "I"
+    schema = OpSchema(
+        "Lookup",
+        DOMAIN,
+        1,
+        inputs=[OpSchema.FormalParameter("table", floats), OpSchema.FormalParameter("indices", ints)],
+        outputs=[OpSchema.FormalParameter("rows", floats)],
+        type_constraints=[(floats, ["tensor(float)"], ""), (ints, ["tensor(int32)", "tensor(int64)"], "")],
+    )
+    lookup = values.Op(values.Opset(DOMAIN, 1), "Lookup", schema)
+
+    def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+        return lookup(weight, indices)
+
+    return {torch.ops.aten.embedding.default: embedding}
+
+
+@contextmanager
+def older_form(opset: int) -> Iterator[None]:
+    """Within it, torch's older exporter writes embeddings as Lookup; it is told custom_opsets={DOMAIN: 1}."""
+
+    def embedding(g, weight, indices, padding_idx, scale_grad_by_freq, sparse):
+        rows = g.op(f"{DOMAIN}::Lookup", weight, indices)
+        table, ids = weight.type().sizes(), indices.type().sizes()
+        if table is not None and ids is not None:
+            rows.setType(weight.type().with_sizes([*ids, *table[1:]]))
+        return rows
+
+    with _LOCK:
+        torch.onnx.register_custom_op_symbolic("aten::embedding", embedding, opset)
+        try:
+            yield
+        finally:
+            torch.onnx.unregister_custom_op_symbolic("aten::embedding", opset)

@@ -1,0 +1,90 @@
+"""Recurrences that a program writes in parallel, by running sums, whose form fails in float32 after some steps.
+
+    h = exp(a) * cumsum(z * exp(-a)), a = cumsum(log keep)            [minGRU, Mamba and others by running sums]
+    h = w * cumsum(x / w), w = 0.9 ** steps
+    y = mask((q * exp(a)) (k * exp(-a))')                             [decayed attention]
+
+What is summed grows or shrinks exponentially with the steps, so that float32 runs out of range: at a mean gate of 0.5,
+exp(-a) is infinite after 128 steps, and digits are lost long before. The answer stays what the file's own arithmetic
+gives, as every engine gives it; a note says so, and `fastrnn verify` from how many steps on it is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import dims as D
+from ..graph import Graph, Node
+
+MARK = "loses digits and overflows in float32 after some steps"
+_MOVES = frozenset({"cast", "transpose", "reshape", "slice", "concat", "expand", "pad", "gather"})
+# What they return stays small, whatever goes in.
+_BOUNDED = frozenset({"sigmoid", "tanh", "hard_sigmoid", "sin", "cos", "erf", "softsign", "sign", "not", "log", "atan"})
+
+
+def note_parallel_forms(graph: Graph) -> Graph:
+    """The graph with a note for each node that sums what an exponential of steps or of a running sum has scaled."""
+    sums = [n for n in graph.nodes if n.op == "cumsum" and graph.values[n.inputs[0]].dtype == "float32"]
+    if not any(n.op in ("cumsum", "matmul") for n in graph.nodes):
+        return graph
+    readers = graph.consumers()
+    counted = [n for n in graph.nodes if n.op == "steps" and any(D.symbols(d) for d in n.attrs["dims"])]
+    found: dict[str, tuple[Node, Node]] = {}  # name of a node that fails -> itself, and where the growth comes from
+    for source in (*sums, *counted):
+        grown: dict[str, str] = {}  # value that is scaled by an exponential -> that exponential's node
+        for power in _reached(readers, source, _linear):
+            if _is_power(power, source):
+                for node in (power, *_reached(readers, power, _carries)):
+                    grown |= dict.fromkeys((o for o in node.outputs if o), power.name)
+        for node in graph.nodes:
+            sides = {grown[i] for i in node.inputs if i in grown}
+            if (node.op == "cumsum" and sides) or (node.op == "matmul" and len(sides) > 1):
+                found.setdefault(node.name, (node, source))
+    notes = [_told(node, source) for node, source in found.values()]
+    return graph.replace(notes=(*graph.notes, *notes)) if notes else graph
+
+
+def _told(node: Node, source: Node) -> str:
+    what = "a running sum" if node.op == "cumsum" else "a product"
+    grows = f"the running sum {source.name}" if source.op == "cumsum" else "step numbers"
+    return (
+        f"{node.name}: {what} of values that are scaled by an exponential of {grows}: a recurrence in parallel form, "
+        f"which {MARK}; fastrnn verify says after how many"
+    )
+
+
+def _reached(readers: dict[str, list[Node]], source: Node, passes: Callable[[Node], bool]) -> list[Node]:
+    """The nodes that read what `source` makes, and what those that pass make of it, each once."""
+    found: dict[str, Node] = {}
+    waiting = [o for o in source.outputs if o]
+    while waiting:
+        for node in readers.get(waiting.pop(), ()):
+            if node.name not in found:
+                found[node.name] = node
+                if passes(node):
+                    waiting += [o for o in node.outputs if o]
+    return list(found.values())
+
+
+def _linear(node: Node) -> bool:
+    """Hands on a sum of steps as something that grows with the steps as well."""
+    if node.op == "binary":
+        return node.attrs["fn"] in ("add", "sub", "mul", "div")
+    return node.op in _MOVES or (node.op == "unary" and node.attrs["fn"] in ("neg", "affine"))
+
+
+def _is_power(node: Node, source: Node) -> bool:
+    if node.op == "unary":
+        return node.attrs["fn"] == "exp"
+    return node.op == "binary" and node.attrs["fn"] == "pow" and source.op == "steps"
+
+
+def _carries(node: Node) -> bool:
+    """Hands on what an exponential has scaled."""
+    if node.op == "unary":
+        return node.attrs["fn"] not in _BOUNDED
+    return (
+        node.op in _MOVES
+        or node.op == "where"
+        or (node.op == "binary" and node.attrs["fn"] in ("mul", "div", "add", "sub"))
+    )

@@ -1,0 +1,78 @@
+"""Random inputs for a graph, and how long they must be at least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import dims as D
+from .errors import ModelFormatError
+from .graph import DTYPES, Graph
+
+MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
+
+
+def least_steps(graph: Graph, batch: int = 1) -> int:
+    """The fewest steps for which each window of a graph has something to look at; 1 where none asks for more."""
+    free = {s for v in graph.values.values() for d in v.dims for s in D.symbols(d)} - {"batch", "time"}
+    sides = {(d, 0) for v in graph.values.values() for d in v.dims if "time" in D.symbols(d)}
+    windows = {o for node in graph.nodes if node.op in ("conv", "pool") for o in node.outputs if o is not None}
+    sides |= {(d, 1) for name in windows for d in graph.values[name].dims if "time" in D.symbols(d)}
+    for steps in range(1, MOST_STEPS):
+        env = {"batch": batch, "time": steps, **dict.fromkeys(free, 3)}
+        if all(D.evaluate(d, env) >= least for d, least in sides):
+            return steps
+    return 1
+
+
+def random_inputs(graph: Graph, env: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """An array for each input of the graph, of its dtype and of its dims under `env`.
+
+    Floats are normal; integers that index a constant table lie within it, lengths between 0 and the steps there are,
+    other integers are 0 to 3; bools are fair.
+    """
+    limits = integer_limits(graph, env)
+    feeds: dict[str, np.ndarray] = {}
+    for name in graph.inputs:
+        value = graph.values[name]
+        shape = tuple(D.evaluate(d, env) for d in value.dims)
+        if value.dtype == "bool":
+            array: Any = rng.random(shape) < 0.5
+        elif value.dtype in ("int32", "int64"):
+            array = rng.integers(0, limits.get(name, 4), shape)
+        elif value.dtype in ("float32", "float64"):
+            array = rng.standard_normal(shape)
+        else:
+            raise ModelFormatError(f"input {name} has the dtype {value.dtype}")
+        feeds[name] = np.asarray(array).astype(DTYPES[value.dtype])
+    return feeds
+
+
+# Ops that hand on the numbers of their first (concat: every) input unchanged.
+_MOVING = frozenset({"cast", "transpose", "reshape", "slice", "concat", "expand"})
+
+
+def integer_limits(graph: Graph, env: Mapping[str, int]) -> dict[str, int]:
+    """Input name -> one more than the largest integer that may be fed; only inputs of which a node limits that."""
+    consumers = graph.consumers()
+    limits = {}
+    for name in graph.inputs:
+        if graph.values[name].dtype not in ("int32", "int64"):
+            continue
+        found, waiting, seen = [], [name], {name}
+        while waiting:
+            value = waiting.pop()
+            for node in consumers.get(value, ()):
+                first, made = str(node.inputs[0]), str(node.outputs[0])
+                if node.op == "gather" and value == node.inputs[1]:
+                    found.append(D.evaluate(graph.values[first].dims[node.attrs["axis"]], env))
+                elif node.op == "cell" and value in node.inputs[8:9]:
+                    found.append(D.evaluate(graph.values[first].dims[0], env) + 1)
+                elif node.op in _MOVING and made not in seen:
+                    seen.add(made)
+                    waiting.append(made)
+        if found:
+            limits[name] = max(1, min(found))
+    return limits
