@@ -52,7 +52,10 @@ def verdict(program, kind, model, name, size) -> str:
     except fastrnn.FastRNNError:
         return "refused"
     got = [digest(np.asarray(y)) for y in outputs]
-    wanted = [*program["answers"][size], *([program["meant"][kind][size]] if size in program["meant"].get(kind, {}) else [])]
+    wanted = [
+        *program["answers"][size],
+        *([program["meant"][kind][size]] if size in program["meant"].get(kind, {}) else []),
+    ]
     return "right" if any(alike(got, want, program["tolerance"]) for want in wanted) else "wrong"
 
 
