@@ -5,7 +5,8 @@ the number of features of `a`, `{k}` a small number below its length, `{H}` a hi
 that looks like a length), `{m}` a part of the network, made by the text behind `|`. Running it shows what a template
 yields; there are no rules.
 
-What its file can't tell apart from another program is left out: branches on a length, slices that the exporter drops.
+What its file can't tell apart from another program is left out: branches on a length, slices that the exporter drops,
+numbers of rows at one row, and numbers that are a batch, which is no evidence anywhere.
 """
 
 from __future__ import annotations
@@ -129,9 +130,8 @@ SCALARS = (
     "{y} = {a} * ({a}.shape[1] + 1) / 10",
     "{y} = {a} + {a}.shape[1] // 2",
     "{y} = {a} * math.log({a}.shape[1] + 1)",
-    "{y} = {a} / {a}.shape[0]",
-    "{y} = {v} / {a}.shape[1]",
-    "{y} = {v} + {a}.shape[1]",
+    "{y} = {v} / a0.shape[1]",
+    "{y} = {v} + a0.shape[1]",
     "{y} = {a}.sum(1) / {a}.shape[1]",
     "{y} = {a}.sum(1) / ({a}.shape[1] + 1)",
     "{y} = {a} * {c}",
@@ -316,6 +316,8 @@ def _extended(draft: Draft, k: int, rng: random.Random) -> Draft | None:
     vecs = [n for n, v in have.items() if v.dim() == 2] + ["z"] * ("z" in draft.inputs)
     template = rng.choice(rng.choices([f for f, _ in FAMILIES], [w for _, w in FAMILIES])[0])
     if (not seqs and "{a}" in template) or (not vecs and "{v}" in template):
+        return None
+    if draft.B == 1 and template in ROWS:
         return None
     a = seqs[-1] if seqs and rng.random() < 0.75 else rng.choice(seqs or ["x"])
     near = [draft.T, draft.T - 1, draft.T + 1, draft.T // 2, 1 / draft.T, 0.5, 0.125, 0.1, 2, 7, 3]
