@@ -2,12 +2,13 @@
 
 Run by hand, the results are committed; needs torch, onnxscript and onnxruntime:
 
-    PYTHONPATH=. python tools/make_program_fixtures.py                 # exports (or takes from --cache) and packs
-    PYTHONPATH=. python tools/make_program_fixtures.py --expectations  # writes tests/data/programs.json anew: review its diff
+    PYTHONPATH=. python tools/make_program_fixtures.py                 # exports what --cache lacks, and packs
+    PYTHONPATH=. python tools/make_program_fixtures.py --expectations  # tests/data/programs.json anew: review its diff
 
-The archive holds three `.onnx` a program (both exporters with nothing free, one of them with batch and time free) and
-`programs.json`: a program's inputs, sizes and the digests of the answers that count at each (see tests/programs/digests.py and compare.py). Inputs are drawn anew by
-the test. tests/data/programs.json says what each file is expected to give with this tree, see EXPECTATIONS in tests/test_programs.py.
+The archive holds up to three `.onnx` of a program (by both exporters with nothing free, by one of them with batch and
+time free) and `programs.json`: a program's inputs, sizes, and the digests of the answers that count at each, see
+tests/programs/digests.py and compare.py. The test draws the inputs anew. tests/data/programs.json says what each file is
+expected to give with this tree, see tests/test_programs.py.
 """
 
 from __future__ import annotations
@@ -51,12 +52,11 @@ def pack(cache: Path, archive: Path) -> None:
 
 def entry_of(program, cache: Path):
     """What the archive says of a program, and its files as (name, content)."""
-    import torch
     from programs.compare import File, expected, other_sizes
     from programs.digests import alike, digest
     from programs.exports import NotExported, applies, exported
 
-    net, files, meant = program.net(), [], {}
+    net, files, others = program.net(), [], {}
     sizes = [(program.T, program.B), *other_sizes(program)]
     truths = {s: [[digest(a) for a in t] for t in expected(program, net, s)] for s in sizes}
     truths = {s: t[: 1 if len(t) == 2 and alike(t[0], t[1], 1e-5) else 2] for s, t in truths.items() if t}
@@ -68,16 +68,16 @@ def entry_of(program, cache: Path):
         if content is None or len(content) > LARGEST:
             continue
         files.append((f"{program.name}.{kind}.onnx", content))
-        file = File(program, content, net)
+        file = File(program, content, net, exported(program.its_twin(), kind, cache) if program.twin else None)
         for s, found in truths.items():
-            other = file.meant(s)
-            other = other and [digest(a) for a in other]
-            if other and not any(alike(other, t, program.tolerance) for t in found):
-                meant.setdefault(kind, {})[f"{s[0]},{s[1]}"] = other
+            also = [[digest(a) for a in answer] for answer in file.others(s)]
+            also = [a for a in also if not any(alike(a, t, program.tolerance) for t in found)]
+            if also:
+                others.setdefault(kind, {})[f"{s[0]},{s[1]}"] = also
     inputs = "; ".join(f"{i.name}: {' '.join(i.axes)} {i.content}".strip() for i in program.inputs)
     answers = {f"{s[0]},{s[1]}": t for s, t in truths.items()}
     entry = {"inputs": inputs, "own": f"{program.T},{program.B}", "tolerance": program.tolerance, "answers": answers}
-    return {**entry, "meant": meant}, files
+    return {**entry, "others": others}, files
 
 
 def add(tar, name: str, content: bytes) -> None:
@@ -89,7 +89,7 @@ def add(tar, name: str, content: bytes) -> None:
 def expectations(path: Path) -> None:
     import test_programs
 
-    found = {}
+    found: dict[str, dict] = {}
     for name, kind in test_programs.FILES:
         found.setdefault(name, {})[kind] = test_programs.summary(test_programs.verdicts(name, kind))
     path.write_text("{\n" + ",\n".join(f"{json.dumps(n)}: {json.dumps(v)}" for n, v in sorted(found.items())) + "\n}\n")

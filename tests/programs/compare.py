@@ -193,6 +193,11 @@ class File:
                 found = self._by_rows(arrays, size[1])
         return found
 
+    def others(self, size) -> list[list[np.ndarray]]:
+        """The answers that count beside the program's own: onnxruntime's, and those of its twin."""
+        twin = expected(self.twin, self.twin.net(), size)[:1] if self.twin is not None else []
+        return [a for a in (self.meant(size), *twin) if a is not None]
+
     def _is_spoilt(self, T: int) -> bool:
         """Whether the file allows a length, and means something else than PyTorch at it."""
         own = (T, self.program.B)
