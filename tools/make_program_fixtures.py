@@ -7,8 +7,8 @@ Run by hand, the results are committed; needs torch, onnxscript and onnxruntime:
 
 The archive holds up to three `.onnx` of a program (by both exporters with nothing free, by one of them with batch and
 time free) and `programs.json`: a program's inputs, sizes, and the digests of the answers that count at each, see
-tests/programs/digests.py and compare.py. The test draws the inputs anew. tests/data/programs.json says what each file is to
-give with this tree, see tests/test_programs.py.
+tests/programs/digests.py and compare.py. The test draws the inputs anew. What each file is expected to give with
+this tree is in tests/data/programs.json, see tests/test_programs.py.
 """
 
 from __future__ import annotations

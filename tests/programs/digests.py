@@ -1,8 +1,8 @@
 """Answers cut down to a few numbers each, so that an archive of thousands of them stays small.
 
 A digest holds an answer's shape, the kind of its dtype, its largest magnitude and NUMBERS sums of all its elements,
-each times a random -1 or 1. Two answers that differ in one element by more than the tolerance times the square root of their
-size differ in every sum.
+each times a random -1 or 1. Two answers that differ in one element by more than the tolerance times the square root of
+their size differ in every sum.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ def draw(seed: int) -> Draft:
     """A program that runs at its own size; the same for the same seed."""
     rng = random.Random(seed)
     inputs = rng.choice(INPUTS)
-    draft = Draft(seed, inputs, rng.choice((4, 7, 8, 9, 12, 16, 19)), rng.choice((1, 2, 2, 3)))
+    draft = Draft(seed, inputs, rng.choice((5, 7, 8, 9, 12, 16, 19)), rng.choice((1, 2, 2, 3)))
     start = START.get(inputs, "a0 = x")
     lines, _, part = start.partition(" | ")
     draft = replace(draft, statements=(Statement("a0", lines, "m0" if part else "", part),), returned=("a0",))
