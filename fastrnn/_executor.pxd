@@ -29,8 +29,10 @@ cdef class Program:
     cdef int64_t n_ops
     cdef int32_t *kinds
     cdef int64_t *starts  # of each op's integers; an entry more than there are ops, those in bodies of loops too
-    cdef int64_t n_integers, n_monomials
-    cdef object matrix, magnitude, coefficients, slot_rows, keep
+    cdef int64_t n_integers, n_bound, n_monomials  # n_bound: with the work of a call, and the rows of `accesses`
+    cdef object matrix, magnitude, coefficients, slot_rows, keep, bounds
+    cdef int64_t *accesses  # as `Bounds.table`
+    cdef int64_t n_accesses
     cdef list every_op  # those of the plan, then those of its loops' bodies
     cdef int64_t n_inputs, n_outputs, n_constants, n_slots
     cdef readonly int64_t state_size
@@ -53,6 +55,8 @@ cdef class Program:
     cdef _values(self, int64_t batch, int64_t time, int64_t span)
     cdef _evaluate(self, Scratch s, int64_t span)
     cdef _rebind(self, Scratch s, int64_t batch)
+    cdef int _check_bounds(self, Scratch s) except -1
+    cdef _refuse(self, Scratch s, int64_t k, int64_t size, int64_t first, int64_t last, int64_t room)
     cdef inline int64_t work(self, Scratch s) noexcept:
         """Floating-point operations of a call."""
         return s.integers[self.n_integers]

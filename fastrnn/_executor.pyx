@@ -34,6 +34,7 @@ import threading
 import numpy as np
 
 from ._ops import KINDS, OP_FIELDS
+from .bounds import Bounds
 from .errors import ShapeError, StreamError
 from .plan import LARGEST, Coefficients
 
@@ -50,7 +51,23 @@ cdef extern from "Python.h":
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **out, size_t alignment, size_t size)
+cdef extern from * nogil:
+    """
+    #if defined(__SANITIZE_ADDRESS__)
+    #include <sanitizer/asan_interface.h>
+    #define FRNN_REDZONE 64
+    #else
+    #define FRNN_REDZONE 0
+    #define ASAN_POISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
+    #define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
+    #endif
+    """
+    enum: FRNN_REDZONE  # bytes behind each slot of an arena that no op may touch: seen by AddressSanitizer alone
+    void ASAN_POISON_MEMORY_REGION(void *start, size_t size)
+    void ASAN_UNPOISON_MEMORY_REGION(void *start, size_t size)
+
 DEF ALIGN = 64
+DEF FARTHEST = 1 << 50  # elements from the start of a buffer; no memory has so many, and float64 counts them exactly
 
 # Work of a call, in floating-point operations, from which something pays; an op does 40 to 100 of them a nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
@@ -78,6 +95,8 @@ cdef class Scratch:
         PyMem_Free(self.integers)
         PyMem_Free(self.linear)
         PyMem_Free(self.base)
+        if self.arena != NULL:
+            ASAN_UNPOISON_MEMORY_REGION(self.arena, self.arena_bytes)
         free(self.arena)
 
 
@@ -110,6 +129,7 @@ cdef class Program:
     def __dealloc__(self):
         PyMem_Free(self.kinds)
         PyMem_Free(self.starts)
+        PyMem_Free(self.accesses)
         PyMem_Free(<void *> self.frame.cells)
         PyMem_Free(<void *> self.frame.linears)
         PyMem_Free(<void *> self.frame.linear_sizes)
@@ -155,6 +175,12 @@ cdef class Program:
         self.starts[len(self.every_op)] = starts[len(self.every_op)]
         self.n_integers = len(coefficients.rows)
         coefficients.add(plan.flops)
+        self.bounds = Bounds(plan, coefficients)
+        self.n_bound = len(coefficients.rows)
+        self.n_accesses = len(self.bounds.about)
+        self.accesses = <int64_t *> allocate(len(self.bounds.table), sizeof(int64_t))
+        for i, number in enumerate(self.bounds.table):
+            self.accesses[i] = number
         self.slot_rows = []
         for sizes in plan.slot_sizes:
             self.slot_rows.append(len(coefficients.rows))
@@ -169,7 +195,7 @@ cdef class Program:
         """Whether a scratch can be bound to another batch by one multiply-add an integer, in the arena it has."""
         if plan.depends("batch") or self.coefficients.degree("batch") > 1:
             return False
-        arena = self.matrix[self.n_integers + 1 :, self.coefficients.holds("batch")]
+        arena = self.matrix[self.n_bound :, self.coefficients.holds("batch")]
         return bool((arena >= 0).all())  # a smaller batch never takes more room
 
     # -- binding to sizes --
@@ -243,9 +269,9 @@ cdef class Program:
         cdef int64_t n_base = self.n_inputs + self.n_outputs + self.n_constants
         self.plan.check_sizes(batch, time)
         s.batch, s.time, s.span, s.room, s.n_linear = batch, time, -1, room, -1
-        s.integers = <int64_t *> allocate(self.n_integers + 1, sizeof(int64_t))
+        s.integers = <int64_t *> allocate(self.n_bound, sizeof(int64_t))
         s.base = <void **> allocate(n_base + self.n_slots, sizeof(void *))
-        sizes = self._slot_bytes(room, time)
+        sizes = [-(-size // ALIGN) * ALIGN + FRNN_REDZONE for size in self._slot_bytes(room, time)]
         total = max(sum(sizes), 1)
         if total > 1 << 40:
             raise ShapeError(f"batch {batch} and time {time} would take {total >> 30} GiB of scratch")
@@ -253,8 +279,11 @@ cdef class Program:
             raise MemoryError(f"no {total} bytes of scratch for batch {batch}, time {time}")
         s.arena_bytes = total
         place = 0
-        for i in range(self.n_slots):
+        if FRNN_REDZONE:
+            ASAN_POISON_MEMORY_REGION(s.arena, total)
+        for i, size in enumerate(self._slot_bytes(room, time)):
             s.base[n_base + i] = s.arena + place
+            ASAN_UNPOISON_MEMORY_REGION(s.arena + place, size)
             place += sizes[i]
         for i, array in enumerate(self.plan.constants):
             s.base[self.n_inputs + self.n_outputs + i] = cnp.PyArray_DATA(<cnp.ndarray> array)
@@ -266,25 +295,26 @@ cdef class Program:
         sizes = []
         for first, shared in zip(self.slot_rows, self.plan.slot_sizes, strict=True):
             need = [min(int(v), v if cap is None else cap) for v, (_, cap) in zip(values[first:], shared, strict=False)]
-            sizes.append((int(max(need)) + ALIGN - 1) // ALIGN * ALIGN)
+            sizes.append(max(0, *need))
         return sizes
 
     def arena_bytes(self, batch, time):
         """Bytes that a call at these sizes works in, besides its arguments and the states."""
-        return sum(self._slot_bytes(batch, time))
+        return sum(-(-size // ALIGN) * ALIGN for size in self._slot_bytes(batch, time))
 
     cdef _values(self, int64_t batch, int64_t time, int64_t span):
         monomials = self.coefficients.evaluate_monomials(batch, time, span)
-        if (self.magnitude @ monomials).max(initial=0) > LARGEST:  # in float64, which does not wrap around
+        if (self.magnitude @ np.abs(monomials)).max(initial=0) > LARGEST:  # in float64, which does not wrap around
             raise ShapeError(f"batch {batch} and time {time} are too large for this model")
         return self.matrix @ monomials
 
     cdef _evaluate(self, Scratch s, int64_t span):
         """The integers of all ops at the sizes of s."""
         cdef int64_t[::1] values = self._values(s.batch, s.time, span)
-        memcpy(s.integers, &values[0], (self.n_integers + 1) * sizeof(int64_t))
+        memcpy(s.integers, &values[0], self.n_bound * sizeof(int64_t))
         s.span = span
         s.n_linear = -1
+        self._check_bounds(s)
 
     cdef _rebind(self, Scratch s, int64_t batch):
         """Bind to another batch of at most `s.room` rows: only the integers that grow with the batch are written.
@@ -297,7 +327,7 @@ cdef class Program:
         if s.n_linear < 0:
             self._values(s.room, s.time, s.span)  # refuses sizes that would wrap around
             monomials = self.coefficients.evaluate_monomials(1, s.time, s.span)
-            rows = self.matrix[: self.n_integers + 1]
+            rows = self.matrix[: self.n_bound]
             growth = rows @ np.where(self.coefficients.holds("batch"), monomials, 0)
             changed = np.flatnonzero(growth)
             at_zero = rows[changed] @ monomials - growth[changed]
@@ -312,6 +342,50 @@ cdef class Program:
             entry = s.linear + 3 * i
             s.integers[entry[0]] = entry[1] + entry[2] * batch
         s.batch = batch
+        self._check_bounds(s)
+
+    cdef int _check_bounds(self, Scratch s) except -1:
+        """Raise ShapeError if an op, run at the sizes that s is bound to, would touch memory that is not its own.
+
+        Every binding comes here, and nothing else makes the integers of ops: so no op has to check its own.
+        """
+        cdef int64_t k, level, count, first, last, room, size
+        cdef double span
+        cdef bint empty
+        cdef const int64_t *access = self.accesses
+        cdef const int64_t *n = s.integers
+        for k in range(self.n_accesses):
+            first = last = n[access[1]]
+            room = (max(s.batch, 1) if access[0] < 0 else n[access[0]]) // access[2]
+            empty = False
+            size = 0
+            for level in range(access[3]):
+                count = n[access[4 + 2 * level]]
+                if count <= 0:
+                    empty = True
+                    size = min(size, count)
+                    continue
+                span = <double> (count - 1) * <double> n[access[5 + 2 * level]]
+                if span > FARTHEST or span < -FARTHEST:
+                    first, last = -FARTHEST, FARTHEST
+                elif span < 0:
+                    first += <int64_t> span
+                else:
+                    last += <int64_t> span
+            if size < 0 or not (empty or (0 <= first and last < room)):
+                self._refuse(s, k, size, first, last, room)
+            access += 4 + 2 * access[3]
+        return 0
+
+    cdef _refuse(self, Scratch s, int64_t k, int64_t size, int64_t first, int64_t last, int64_t room):
+        op, access = self.bounds.about[k]
+        what = "elements" if access.buffer is not None else "rows of states"
+        text = f"a count of {size}" if size < 0 else f"{what} {first} to {last} of {room}"
+        given = f"{s.time} steps" if not self.plan.paced else "the steps of this call"
+        raise ShapeError(
+            f"node {op.node}: at batch {s.batch} and {given} its {op.kind} ({access.what}) would work with {text}: the "
+            "model has no meaning at these sizes; give others"
+        )
 
     @property
     def scratch_bytes(self):
@@ -386,7 +460,8 @@ cdef class Program:
         cdef Scratch s = self.take(batch, time, time)
         cdef float *slab
         cdef int64_t i
-        slab_array = np.zeros(max(batch * self.state_size, 1), np.float32)
+        # One row at least: what depends on no row of the batch, as a sum over step numbers, has its state in the first.
+        slab_array = np.zeros(max(batch, 1) * max(self.state_size, 1), np.float32)
         slab = <float *> cnp.PyArray_DATA(<cnp.ndarray> slab_array)
         for i, array in enumerate((*inputs, *outputs)):
             s.base[i] = cnp.PyArray_DATA(<cnp.ndarray?> array)

@@ -90,7 +90,7 @@ cdef class StreamCore:
         cdef cnp.ndarray initial
         if parts.program is not None:
             row, initial = parts.program.state_size, parts.layout.initial_row
-            self.slab_data = <float *> allocate(parts.batch * row, sizeof(float))
+            self.slab_data = <float *> allocate(parts.batch, max(row, 1) * sizeof(float))  # calloc sees an overflow
             for r in range(parts.batch):
                 memcpy(self.slab_data + r * row, cnp.PyArray_DATA(initial), row * sizeof(float))
         self._parts = parts

@@ -1,10 +1,10 @@
 """Symbolic sizes: what an axis of a value is long, as a function of BATCH and TIME.
 
 A dim is an int or a `Dim`: a polynomial with integer coefficients over atoms, an atom being a symbol
-(`batch`, `time`, or any other name) or a floor division of a dim by a positive int (what a strided
-convolution makes of a length: `(time + 2)//3`). Dims are immutable, hashable and compare by normal form;
-an expression that turns out constant is returned as a plain int, so `isinstance(d, int)` means "known".
-Symbols stand for sizes >= 0.
+(`batch`, `time`, or any other name), a floor division of a dim by a positive int (what a strided
+convolution makes of a length: `(time + 2)//3`), or, in plans alone, `max(dim, 0)` (`positive`). Dims are
+immutable, hashable and compare by normal form; an expression that turns out constant is returned as a plain int, so
+`isinstance(d, int)` means "known". Symbols stand for sizes >= 0.
 """
 
 from __future__ import annotations
@@ -34,6 +34,24 @@ class FloorDiv:
 
     def __repr__(self):
         return f"({self.num})//{self.den}"
+
+
+class Positive:
+    """The atom `max(num, 0)`; num a `Dim`. Lowering makes it; graphs and files hold none, so `parse` knows none."""
+
+    __slots__ = ("num",)
+
+    def __init__(self, num: Dim):
+        self.num = num
+
+    def __eq__(self, other):
+        return isinstance(other, Positive) and self.num == other.num
+
+    def __hash__(self):
+        return hash(("max", self.num))
+
+    def __repr__(self):
+        return f"max({self.num}, 0)"
 
 
 def _atom_key(atom) -> str:
@@ -162,6 +180,23 @@ def floordiv(num, den):
     return _normal(whole) + Dim({(FloorDiv(rest, den),): 1})
 
 
+def may_be_negative(dim) -> bool:
+    """Whether some sizes might make a dim negative; False is certain, True is not."""
+    return any(
+        coef < 0 or any(isinstance(a, FloorDiv) and may_be_negative(a.num) for a in mono)
+        for mono, coef in _terms(dim).items()
+    )
+
+
+def positive(dim):
+    """max(dim, 0)."""
+    if not isinstance(dim, Dim):
+        return max(dim, 0)
+    if not may_be_negative(dim):
+        return dim
+    return Dim({(Positive(dim),): 1}) if may_be_negative(-dim) else 0
+
+
 def exact_div(num, den):
     """num / den where that is a polynomial again, else None."""
     if isinstance(num, int) and isinstance(den, int):
@@ -194,6 +229,22 @@ def _term_quotient(num: tuple, den: tuple):
     return None if num[1] % den[1] else _normal({tuple(rest): num[1] // den[1]})
 
 
+_FAR = 1 << 40  # more than any size
+
+
+def shortfall(dim, least: int):
+    """A dim that is 0 if `dim` is `least` or more, and -1 if it is less."""
+    return floordiv(dim - least, _FAR)
+
+
+def of_shortfall(dim) -> Dim | None:
+    """What has to be 0 or more, of a dim that `shortfall` made; None of any other."""
+    atoms = [mono[0] for mono in dim.terms if len(mono) == 1] if isinstance(dim, Dim) else []
+    if len(atoms) == 1 and isinstance(atoms[0], FloorDiv) and atoms[0].den == _FAR:
+        return atoms[0].num + dim.terms.get((), 0) * _FAR
+    return None
+
+
 def symbols(dim) -> frozenset[str]:
     """Names of all symbols in a dim (empty for an int)."""
     if not isinstance(dim, Dim):
@@ -215,6 +266,8 @@ def substitute(dim, env: Mapping[str, Dim | int]):
         for atom in mono:
             if isinstance(atom, str):
                 value = env.get(atom, symbol(atom))
+            elif isinstance(atom, Positive):
+                value = positive(substitute(atom.num, env))
             else:
                 value = floordiv(substitute(atom.num, env), atom.den)
             part = value * part
@@ -229,6 +282,14 @@ def evaluate(dim, env: Mapping[str, int]) -> int:
         missing = ", ".join(sorted(symbols(value)))
         raise ShapeError(f"the size {dim} needs a value for {missing}")
     return value
+
+
+def evaluate_atom(atom, env: Mapping[str, int]) -> int:
+    """The int that an atom of a dim is."""
+    if isinstance(atom, str):
+        return env[atom]
+    number = evaluate(atom.num, env)
+    return max(number, 0) if isinstance(atom, Positive) else number // atom.den
 
 
 def parse(text) -> Dim | int:

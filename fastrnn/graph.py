@@ -80,7 +80,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .cells import CellSpec
-from .dims import Dim, evaluate, symbols
+from .dims import Dim, evaluate, of_shortfall, symbols
 from .errors import ModelFormatError, ShapeError
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
@@ -247,6 +247,9 @@ def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
     """Raise ShapeError where sizes of the inputs, a number a symbol, break what the graph requires of them."""
     for dim, number in graph.requires:
         got = evaluate(dim, sizes)
+        if got != number and (bound := of_shortfall(dim)) is not None:
+            at = ", ".join(f"{name} = {sizes[name]}" for name in sorted(symbols(dim)))
+            raise ShapeError(f"{graph.name}: {at} is too small: the model takes inputs where {bound} is 0 or more")
         if got != number:
             given = ", ".join(f"{name} = {sizes[name]}" for name in sorted(symbols(dim)))
             raise ShapeError(f"{graph.name}: {given} makes {dim} {got}; the model takes inputs where it is {number}")

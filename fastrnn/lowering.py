@@ -28,7 +28,7 @@ from .lowering_windows import WindowLowering, channels_last_order
 from .passes.fuse_elementwise import activations, groups
 from .plan import Builder, Plan, StateSlot, axis_of
 from .stream_graph import rewrite
-from .tensors import ITEMSIZE, Buffer, Tensor, collapse
+from .tensors import ITEMSIZE, Buffer, Tensor, collapse, contiguous
 from .timetable import Timetable
 
 MOST_LANES = 16  # float32 of the widest vector: the most that columns are padded by
@@ -347,9 +347,8 @@ class Lowering(CellLowering, ReductionLowering, WindowLowering, ElementwiseLower
         if view is None and self.feeds_window(node.outputs[0]):
             view = self.reshaped_for_window(x, node)
         if view is None:
-            dense = self.builder.allocate(x.dtype, x.dims)
-            self._copy(x, dense, node.name)
-            view = dense.reshape(dims)
+            dense = self._dense(x, node)
+            view = contiguous(dense.buffer, dims)  # in row-major order the elements are those of any dims
         self.tensors[node.outputs[0]] = view
 
     def op_slice(self, node: Node) -> None:
@@ -359,8 +358,7 @@ class Lowering(CellLowering, ReductionLowering, WindowLowering, ElementwiseLower
         text = f"node {node.name}: a slice [{a['start']}:{a['stop']}:{a['step']}] needs an axis that long, not {whole}"
         first, last = (a["start"], a["stop"] - 1) if a["step"] > 0 else (a["stop"] + 1, a["start"])
         for dim in (first, last - first + 1, whole - 1 - last):
-            if isinstance(dim, D.Dim):
-                self.plan.conditions.append((dim, text))
+            self.need(dim, text)
         self.tensors[node.outputs[0]] = self.tensor(node.inputs[0]).narrow(a["axis"], a["start"], size, a["step"])
 
     def op_expand(self, node: Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _isa
 from . import dims as D
+from .errors import UnsupportedError
 from .graph import Graph, Node
 from .lowering_fields import at as _at
 from .lowering_fields import is_one
@@ -67,6 +68,8 @@ class CellLowering:
         self.builder.emit("cell", node.name, reads, writes, flops, **fields)
         for i, state in ((1, h_state), (2, c_state)):
             if i < len(node.outputs) and node.outputs[i] is not None:
+                if state == -1:
+                    raise UnsupportedError(f"the last c of a {spec.kind}, which has none")
                 self._state_move("state_store", node.name, state, per_slot, self.result(node, i, rows=True))
 
     def _cell_states(self, node: Node, batch, H: int) -> tuple:

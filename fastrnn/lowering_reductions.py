@@ -70,7 +70,6 @@ class ReductionLowering:
         size = D.product(features)
         dense = collapse(features, (out.strides[1:],), range(len(features)))
         y = out if dense in ([], [(size, (1,))]) else self.builder.allocate("float32", out.dims)
-        kept = not isinstance(x.dims[1], D.Dim) or x.dims[1] == D.BATCH
         offset = self.plan.state_size
         self.plan.states.append(
             StateSlot(f"{node.name}.{node.attrs['fn']}", node.name, "sum", offset, size + 1, "float64")
@@ -78,7 +77,7 @@ class ReductionLowering:
         self.builder.emit(
             "running", node.name, (x,), (y,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[node.attrs["fn"]]],
             mean=int(node.attrs["fn"] == "mean"), steps=x.dims[0], rows=x.dims[1], size=size, x_time=x.strides[0],
-            x_row=x.strides[1], y_row=y.strides[0], per_slot=int(kept), state=offset, **_at("x", x), **_at("y", y),
+            x_row=x.strides[1], y_row=y.strides[0], per_slot=1, state=offset, **_at("x", x), **_at("y", y),
         )  # fmt: skip
         self._copy(y, out, node.name)
 

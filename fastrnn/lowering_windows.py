@@ -216,13 +216,13 @@ class WindowLowering:
         x, a = self.tensor(node.inputs[0]), node.attrs
         rank = len(x.dims)
         before, after = list(a["pads"][:rank]), list(a["pads"][rank:])
-        for axis in range(rank):  # negative pads cut
-            low, high = min(_least(before[axis]), 0), min(_least(after[axis]), 0)
-            if low or high:
-                x = x.narrow(axis, -low, x.dims[axis] + low + high)
-                if isinstance(x.dims[axis], D.Dim):
-                    self.plan.conditions.append((x.dims[axis], f"node {node.name}: axis {axis} is cut to nothing"))
-                before[axis], after[axis] = before[axis] - low, after[axis] - high
+        for axis in range(rank):  # negative pads cut; which ones are may depend on the sizes
+            low, high = D.positive(-before[axis]), D.positive(-after[axis])
+            if not (_is_zero(low) and _is_zero(high)):
+                text = f"node {node.name}: axis {axis} of {x.dims[axis]} elements is cut by {low} and {high}"
+                x = x.narrow(axis, low, x.dims[axis] - low - high)
+                self.need(x.dims[axis], text)
+                before[axis], after[axis] = D.positive(before[axis]), D.positive(after[axis])
         y = self.result(node, order=x.order)
         if y.dtype == "bool" and x.dtype != "bool":  # held as 0.0 and 1.0 until an output asks for bytes
             y = self._float_stand_in(node, y)
@@ -252,10 +252,14 @@ class WindowLowering:
         for pad in (before, after):
             need = size - least - (pad if node.attrs["mode"] == "reflect" else 0)
             text = f"node {node.name}: axis {axis} of {size} elements is too short to be padded ({node.attrs['mode']})"
-            if isinstance(need, D.Dim):
-                self.plan.conditions.append((need, text))
-            elif need < 0:
-                raise UnsupportedError(text)
+            self.need(need, text)
+
+    def need(self, dim, text: str) -> None:
+        """The node has a meaning only if `dim` is not below 0: a condition of each call, or an error now."""
+        if isinstance(dim, D.Dim):
+            self.plan.conditions.append((dim, text))
+        elif dim < 0:
+            raise UnsupportedError(text)
 
     # -- along an axis --
     def op_argmax(self, node: Node) -> None:
@@ -337,8 +341,3 @@ def _is_one(dim) -> bool:
 
 def _is_zero(dim) -> bool:
     return isinstance(dim, int) and dim == 0
-
-
-def _least(dim) -> int:
-    """A pad that depends on sizes is taken as one that adds; whole numbers may cut."""
-    return dim if isinstance(dim, int) else 0

@@ -220,7 +220,7 @@ class Model:
             sizes = solve_sizes([self.graph.values[n] for n in known], typed, self.graph.held)
             for name in missing:
                 value = self.graph.values[name]
-                named[name] = np.zeros([D.evaluate(d, sizes) for d in value.dims], DTYPES[value.dtype])
+                named[name] = np.zeros(_shape(value, sizes), DTYPES[value.dtype])
         results = self._run_named((), named, lengths)
         kept = [r for n, r in zip(self.graph.outputs, results, strict=True) if n not in ends]
         return kept[0] if len(kept) == 1 else tuple(kept)
@@ -258,15 +258,12 @@ class Model:
 
     def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
         """The sizes that these inputs mean, and the shapes of the outputs at them (none where sizes are left open)."""
-        sizes = {"batch": 1, "time": 1} | solve_sizes(
-            [self.graph.values[n] for n in self.graph.inputs], feeds, self.graph.held
-        )
-        shapes: list[list[int]] = []
-        for value in () if self._open_sizes else self._ends:
-            shapes.append([D.evaluate(d, sizes) for d in value.dims])
-            if any(s < 0 for s in shapes[-1]):
-                raise ShapeError(f"output {value} has no size at batch {sizes['batch']}, time {sizes['time']}")
-        return sizes, shapes
+        values = [self.graph.values[n] for n in self.graph.inputs]
+        sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds, self.graph.held)
+        if self._open_sizes:
+            return sizes, []
+        self._program("run").plan.check_sizes(sizes["batch"], sizes["time"])  # names the node
+        return sizes, [_shape(value, sizes) for value in self._ends]
 
     def _with_sizes(self, sizes: dict[str, int]) -> Model:
         """This model compiled for fixed free sizes; the last few are kept."""
@@ -299,7 +296,7 @@ class Model:
         if lengths.size and not (0 <= lengths.min() and lengths.max() <= sizes["time"]):
             raise ShapeError(f"lengths must lie in 0..{sizes['time']}, got {lengths.min()}..{lengths.max()}")
         outs = [self.graph.values[n] for n in self.graph.outputs]
-        results: list[np.ndarray] = [np.zeros([D.evaluate(d, sizes) for d in v.dims], DTYPES[v.dtype]) for v in outs]
+        results: list[np.ndarray] = [np.zeros(_shape(v, sizes), DTYPES[v.dtype]) for v in outs]
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             part = [_cut(a, v, rows, int(length)) for a, v in zip(feeds, values, strict=True)]
@@ -308,6 +305,9 @@ class Model:
             except ShapeError as error:
                 raise ShapeError(f"row {rows[0]}, of length {length}: {error}") from None
             for whole, value, piece in zip(results, outs, pieces, strict=True):
+                if any(p > w for p, w in zip(piece.shape, whole.shape, strict=True)):  # a pad up to a fixed length
+                    text = f"of length {length} is {list(piece.shape)}, which is no part of {list(whole.shape)}"
+                    raise ShapeError(f"output {value}: that of rows {text}; shorter rows give more")
                 whole[_index(value, rows, int(length), piece.shape)] = piece
         return tuple(results)
 
@@ -543,6 +543,15 @@ def _describe(node, weights: tuple) -> tuple[str, str]:
     if node.op == "gather":
         return node.op, " x ".join(map(str, weights))
     return node.op, str(node.attrs.get("fn", ""))
+
+
+def _shape(value, sizes: dict[str, int]) -> list[int]:
+    """The shape of a value at these sizes. Raises ShapeError if an axis has none."""
+    shape = [D.evaluate(d, sizes) for d in value.dims]
+    if any(s < 0 for s in shape):
+        given = " and ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ShapeError(f"{value} has no size at {given}: its axes would be {shape}; give other sizes")
+    return shape
 
 
 def _empty(value, shape: list[int]) -> np.ndarray:

@@ -121,16 +121,31 @@ class Plan:
     def depends(self, name: str) -> bool:
         """Whether the size `name` decides if the graph has a meaning: `check_sizes` must then see it."""
         required = [dim for dim, _ in self.graph.requires]
-        return any(name in D.symbols(dim) for dim in (*required, *(dim for dim, _ in self.conditions)))
+        return any(name in D.symbols(dim) for dim in (*required, *(dim for dim, _ in self.all_conditions)))
+
+    @cached_property
+    def all_conditions(self) -> list[tuple]:
+        """`conditions`, then that no axis of any value is below 0: (dim, text) pairs, each dim once."""
+        texts: dict[object, str] = {}
+        for dim, text in self.conditions:
+            texts.setdefault(dim, text)
+        for node in self.graph.nodes:
+            for name in node.outputs:
+                for axis, dim in enumerate(() if name is None else self.graph.values[name].dims):
+                    if isinstance(dim, D.Dim) and D.may_be_negative(dim):
+                        text = f"node {node.name} ({node.op}): axis {axis} of what it makes has {dim} elements"
+                        texts.setdefault(dim, text)
+        return list(texts.items())
 
     def check_sizes(self, batch: int, time: int) -> None:
         """Raise ShapeError where the graph has no meaning at these sizes (a slice of steps that aren't there)."""
-        if self.paced:
+        if self.paced:  # the timetable counts no steps below 0, and sees that a sequence is long enough
             return
-        check_required(self.graph, {"batch": batch, "time": time})
-        for dim, text in self.conditions:
-            if D.evaluate(dim, {"batch": batch, "time": time}) < 0:
-                raise ShapeError(f"{text}, but batch is {batch} and time is {time}")
+        sizes = {"batch": batch, "time": time}
+        check_required(self.graph, sizes)
+        for dim, text in self.all_conditions:
+            if D.evaluate(dim, sizes) < 0:
+                raise ShapeError(f"{text}, but batch is {batch} and time is {time}: give other sizes")
 
     @property
     def flops(self):
@@ -234,12 +249,12 @@ class Coefficients:
         return out
 
     def degree(self, name: str) -> int:
-        """The highest power of a symbol; 2 and more where it stands inside a floor."""
+        """The highest power of a symbol; 2 and more where it stands inside a floor or a max."""
         floors = any(name in D.symbols(atom.num) for m in self.monomials for atom in m if not isinstance(atom, str))
         return 2 if floors else max(mono.count(name) for mono in self.monomials)
 
     def holds(self, name: str) -> np.ndarray:
-        """bool [monomials]: those in which a symbol stands (not inside a floor)."""
+        """bool [monomials]: those in which a symbol stands (not inside a floor or a max)."""
         return np.array([name in mono for mono in self.monomials])
 
     def evaluate_monomials(self, batch: int, time: int, span: int) -> np.ndarray:
@@ -251,8 +266,8 @@ class Coefficients:
         for mono in self.monomials:
             value = 1
             for atom in mono:
-                value *= env[atom] if isinstance(atom, str) else D.evaluate(atom.num, env) // atom.den
-            if value > 1 << 46:
+                value *= D.evaluate_atom(atom, env)
+            if abs(value) > 1 << 46:
                 raise ShapeError(f"batch {batch} and time {time} are too large for this model")
             values.append(value)
         return np.array(values, np.int64)

@@ -8,6 +8,7 @@ from fastrnn import artifact, reference
 from fastrnn.dims import BATCH, symbol
 from fastrnn.errors import ModelFormatError, ShapeError
 from fastrnn.graph import validate
+from fastrnn.model import Model
 from fastrnn.passes.sizes import fix_sizes
 from fastrnn.shapes import windows
 
@@ -54,3 +55,13 @@ def test_what_no_input_tells_can_not_be_required():
     for requires in (((symbol("other"), 1),), ((3, 3),), ((SIZE, "1"),)):
         with pytest.raises(ModelFormatError, match="which no input's size tells"):
             validate(framed().replace(requires=requires))
+
+
+def test_a_size_at_which_a_node_has_no_meaning_names_it():
+    b = GraphBuilder("cut")
+    b.input("x", "float32", BATCH, SIZE)
+    b.add("slice", "x", name="y", axis=1, start=3, stop=SIZE - 2, step=1)
+    model = Model(b.done("y"))
+    assert model.run(np.ones((2, 6), np.float32))[0].shape == (2, 1)
+    with pytest.raises(ShapeError, match=r"cut: node node_y \(slice\) would make y.*, but size is 4: give others"):
+        model.run(np.ones((2, 4), np.float32))

@@ -44,6 +44,24 @@ class TestDims:
         with pytest.raises(ShapeError, match="divide"):
             D.floordiv(TIME, BATCH)
 
+    @given(st.integers(0, 30), st.integers(0, 5), st.integers(-9, 9), st.integers(-2, 2))
+    def test_positive_is_max_with_zero(self, t, b, p, q):
+        dim = D.positive(q * TIME + p) - D.positive((TIME - p) // 3) * BATCH
+        sizes = {"time": t, "batch": b}
+        expected = max(q * t + p, 0) - max((t - p) // 3, 0) * b
+        assert D.evaluate(dim, sizes) == expected
+        assert D.evaluate(D.substitute(dim, {"batch": b}), {"time": t}) == expected
+        assert expected >= 0 or D.may_be_negative(dim)
+
+    def test_what_can_not_be_negative_needs_no_max(self):
+        assert D.positive(TIME + 3) == TIME + 3
+        assert D.positive(-2 - TIME) == 0
+        assert D.positive(-2) == 0
+        assert str(D.positive(TIME - 10)) == "max(time-10, 0)"
+        assert D.positive(TIME - 10) == D.positive(TIME - 10) != D.positive(TIME - 11)
+        assert not D.may_be_negative(TIME // 2 * BATCH)
+        assert D.may_be_negative((TIME - 1) // 2)
+
     def test_a_missing_size_is_named(self):
         with pytest.raises(ShapeError, match="batch"):
             D.evaluate(TIME * BATCH, {"time": 2})

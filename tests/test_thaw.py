@@ -3,49 +3,15 @@
 import re
 
 import numpy as np
-import onnx
 import pytest
 from onnx import numpy_helper
+from onnx_text import END, RNN, agrees_with_onnxruntime, dims, model, noise
 
+import fastrnn
 from fastrnn import reference
-from fastrnn.errors import FastRNNWarning, ModelFormatError, UnsupportedError
+from fastrnn.errors import ModelFormatError, ShapeError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.importers.onnx.evidence import Policy
-
-RNN = "y, h = RNN <hidden_size = 2> ({x}, W, R)"
-
-
-def model(signature, body, *, opset=17, **constants):
-    """A model in ONNX's text form; W [1,2,F] and R [1,2,2] are there, further constants by name."""
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g {signature} {{ {body} }}'
-    made = onnx.parser.parse_model(text)
-    features = constants.pop("F", 3)
-    rng = np.random.default_rng(3)
-    arrays = {"W": rng.standard_normal((1, 2, features)), "R": rng.standard_normal((1, 2, 2))}
-    arrays = {k: v.astype(np.float32) for k, v in arrays.items()} | {k: np.asarray(v) for k, v in constants.items()}
-    used = {i for n in made.graph.node for i in n.input}
-    made.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items() if k in used)
-    return made
-
-
-def dims(graph, name):
-    return [d if isinstance(d, int) else str(d) for d in graph.values[name].dims]
-
-
-def agrees_with_onnxruntime(made, **feeds):
-    """At the file's own sizes the graph is what onnxruntime makes of the file."""
-    ort = pytest.importorskip("onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    want = ort.InferenceSession(made.SerializeToString(), options).run(None, feeds)
-    for a, b in zip(reference.run(import_onnx(made), feeds), want, strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-def noise(*shape):
-    return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
-
 
 RESHAPES = [
     # (input of the RNN [T, batch, 3], what its output [T, 1, batch, 2] is reshaped to, dims that must come out)
@@ -134,17 +100,16 @@ def test_a_true_factor_of_an_open_size_is_no_frozen_one():
     assert dims(graph, "z") == ["2*batch", 3]
 
 
-_END = 2**63 - 1
 SLICES = [
     # (starts, ends, steps, dims of the slice of [T=19, B=4, 3] along time, numpy's key)
-    (0, _END, 1, "time", np.s_[:]),
-    (1, _END, 1, "time-1", np.s_[1:]),
+    (0, END, 1, "time", np.s_[:]),
+    (1, END, 1, "time-1", np.s_[1:]),
     (1, -1, 1, "time-2", np.s_[1:-1]),
     (-1, 2**31 - 1, 1, 1, np.s_[-1:]),
     (-3, -1, 1, 2, np.s_[-3:-1]),
     (0, -2, 1, "time-2", np.s_[:-2]),
     (-1, -(2**63), -1, "time", np.s_[::-1]),
-    (0, _END, 2, "(time+1)//2", np.s_[::2]),
+    (0, END, 2, "(time+1)//2", np.s_[::2]),
     (18, -(2**31), -1, "time", np.s_[::-1]),
 ]
 
@@ -175,125 +140,6 @@ def test_gather_of_one_step(index, key):
     )
     x = noise(11, 2, 3)
     np.testing.assert_array_equal(reference.run(import_onnx(made), {"x": x})[0], x[key].astype(np.float64))
-
-
-def along_time(*, start, end, step=1):
-    return model(
-        "(float[19,4,3] x) => (float[n,1,4,2] y, float[n,4,3] z)",
-        "z = Slice(x, a, b, c, d)\n y, h = RNN <hidden_size = 2> (x, W, R)",
-        a=np.int64([start]),
-        b=np.int64([end]),
-        c=np.int64([0]),
-        d=np.int64([step]),
-    )
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "text"),
-    [
-        (0, 5, "takes steps up to 5"),
-        (3, 4, "takes step 3 by its number"),
-        (4, _END, "takes steps from 4 on"),
-        (2, _END, "takes steps from 2 on"),
-        (0, 24, "takes steps up to 24"),
-    ],
-)
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_position_by_number_holds_the_length(start, end, text, strict):
-    graph = import_onnx(along_time(start=start, end=end), policy=Policy(strict=strict))
-    assert dims(graph, "x") == [19, "batch", 3]
-    why = {(name, axis): why for name, axis, why in graph.held}["x", 0]
-    assert text in why
-    assert "dynamic axis" in why
-    assert "strict=False" not in why
-
-
-NEAR_THE_END = [
-    (0, 19, np.s_[:]),
-    (18, 19, np.s_[-1:]),
-    (1, 19, np.s_[1:]),
-    (-9, _END, np.s_[-9:]),
-    (0, -9, np.s_[:-9]),
-]
-
-
-@pytest.mark.parametrize(("start", "end", "key"), NEAR_THE_END)
-def test_the_length_or_a_part_of_it_as_a_position_holds_it_unless_overruled(start, end, key):
-    """x[:19] of 19 steps: all of them, or the first 19 of any sequence. x[-9:]: the last half, or the last nine."""
-    made = along_time(start=start, end=end)
-    graph = import_onnx(made)
-    assert dims(graph, "x") == [19, "batch", 3]
-    assert any(axis == 0 and "strict=False" in why for _, axis, why in graph.held)
-    with pytest.warns(FastRNNWarning, match="freed from 19, although node"):
-        graph = import_onnx(made, policy=Policy(strict=False))
-    assert dims(graph, "x") == ["time", "batch", 3]
-    assert not any(axis == 0 for _, axis, _ in graph.held)
-    x = noise(23, 2, 3)
-    np.testing.assert_array_equal(reference.run(graph, {"x": x})[1], x[key].astype(np.float64))
-
-
-def test_a_lag_is_no_position():
-    """x[2:] - x[:-2], the difference to the step before last."""
-    made = model(
-        "(float[19,4,3] x) => (float[n,4,3] z, float[19,1,4,2] y)",
-        "p = Slice(x, two, far, zero) q = Slice(x, zero, back, zero) z = Sub(p, q) " + RNN.format(x="x"),
-        two=np.int64([2]),
-        far=np.int64([_END]),
-        back=np.int64([-2]),
-        zero=np.int64([0]),
-    )
-    assert dims(import_onnx(made), "z") == ["time-2", "batch", 3]
-
-
-SCALARS = [19.0, 18.0, 20.0, 9.0, 9.5, 1 / 19, 1 / 18, 19**0.5, 19**-0.5]
-
-
-@pytest.mark.parametrize("number", SCALARS)
-def test_a_scalar_of_the_length_holds_it_unless_overruled(number):
-    made = model(
-        "(float[19,4,3] x) => (float[19,1,4,2] y)",
-        "p = Mul(x, k) " + RNN.format(x="p"),
-        k=np.float32(number),
-    )
-    graph = import_onnx(made)
-    assert dims(graph, "x") == [19, "batch", 3]
-    assert any(axis == 0 and "strict=False" in why for _, axis, why in graph.held)
-    with pytest.warns(FastRNNWarning, match="has the number"):
-        graph = import_onnx(made, policy=Policy(strict=False))
-    assert dims(graph, "x") == ["time", "batch", 3]
-    assert any("although node" in note for note in graph.notes)
-
-
-@pytest.mark.parametrize("number", [0.3, 2.0, 0.5, 17.0, 1e-5])
-def test_another_scalar_is_none(number):
-    made = model("(float[19,4,3] x) => (float[19,1,4,2] y)", "p = Mul(x, k) " + RNN.format(x="p"), k=np.float32(number))
-    assert dims(import_onnx(made), "x") == ["time", "batch", 3]
-
-
-@pytest.mark.parametrize(("features", "held"), [(16, False), (3, True)])
-def test_the_scale_of_a_product_is_none(features, held):
-    """1/4 at 16 steps is 1 / sqrt(16): of the features that are multiplied and added, if there are as many."""
-    made = model(
-        f"(float[16,4,{features}] x) => (float[16,4,n] z, float[16,1,4,2] y)",
-        "m = MatMul(x, K) z = Mul(m, k) " + RNN.format(x="x"),
-        K=noise(features, 5),
-        k=np.float32(0.25),
-        F=features,
-    )
-    assert (dims(import_onnx(made), "x")[0] == 16) is held
-
-
-def test_at_few_steps_only_a_scalar_that_meets_a_sum_over_them_counts():
-    body = "m = ReduceMean <axes = [0], keepdims = 1> ({x}) z = Mul(m, k) y, h = RNN <hidden_size = 2> (x, W, R)"
-    for scaled, held in (("x", True), ("y0", False)):
-        text = body.format(x="x") if held else "y0 = Mul(x, k) y, h = RNN <hidden_size = 2> (y0, W, R) z = Relu(y0)"
-        made = model("(float[4,2,3] x) => (float[n,2,3] z, float[4,1,2,2] y)", text, k=np.float32(4))
-        assert (dims(import_onnx(made), "x")[0] == 4) is held, scaled
-
-
-def test_nothing_is_freed_if_the_caller_says_so():
-    graph = import_onnx(model("(float[6,4,3] x) => (float[6,1,4,2] y)", RNN.format(x="x")), policy=Policy(thaw=False))
-    assert dims(graph, "x") == [6, 4, 3]
 
 
 def test_indices_that_turn_time_around():
@@ -495,6 +341,24 @@ def test_a_slice_to_a_computed_end(beyond, want):
     )
     assert dims(import_onnx(made), "z")[0] == want
     agrees_with_onnxruntime(made, x=noise(6, 2, 3))
+
+
+@pytest.mark.parametrize("where", ["Slice(x, zero, e, zero)", "Slice(x, e, far, zero)"])
+def test_a_bound_of_a_number_less_the_length_counts_from_the_end(where):
+    """x[: 7 - T] counts from the end if there are more than 7 steps; with 7 it is x[:0], which is refused."""
+    made = model(
+        "(float[t,b,3] x) => (float[n,b,3] z, float[t,1,b,2] y)",
+        f"s = Shape(x) n = Gather <axis = 0> (s, zero) e = Sub(seven, n) z = {where} " + RNN.format(x="x"),
+        zero=np.int64([0]),
+        seven=np.int64([7]),
+        far=np.int64([END]),
+    )
+    for steps in (8, 12):
+        agrees_with_onnxruntime(made, x=noise(steps, 2, 3))
+    loaded = fastrnn.from_onnx(made)
+    for steps in (7, 5):
+        with pytest.raises(ShapeError, match=f"time = {steps} is too small: .* where time-8 is 0 or more"):
+            loaded.run(noise(steps, 2, 3))
 
 
 def test_an_open_length_that_a_reshape_has_as_a_number():

@@ -33,6 +33,7 @@ LEVELS = {
     "importers": 2,
     "passes": 2,
     "reference": 2,
+    "bounds": 3,
     "follow": 3,
     "reference_windows": 2,
     "lowering": 3,

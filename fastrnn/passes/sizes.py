@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..dims import Dim, substitute, symbols
-from ..errors import ShapeError
+from ..errors import ModelFormatError, ShapeError
 from ..graph import Graph, Node, Value, check_required, validate
 
 
@@ -14,7 +14,7 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
 
     What the graph requires of sizes is checked as soon as all its symbols are numbers, and is then required no longer.
     A model whose input has a free `size` is compiled for one size this way. Raises ShapeError for a symbol that no
-    input has, and where a size breaks what the graph requires.
+    input has, for a size that breaks what the graph requires, and for one at which a node has no meaning.
     """
     known = {s for name in graph.inputs for d in graph.values[name].dims for s in symbols(d)}
     unknown = sorted(set(sizes) - known)
@@ -29,7 +29,15 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, _fixed(n.attrs, sizes)) for n in graph.nodes)
     shown = ", ".join(f"{name} is {sizes[name]}" for name in sorted(sizes))
     notes = (*graph.notes, f"fixed: {shown}") if sizes else graph.notes
-    return validate(graph.replace(values=values, nodes=nodes, requires=left, notes=notes))
+    for node in nodes:
+        for made in (values[name] for name in node.outputs if name is not None):
+            if any(isinstance(d, int) and d < 0 for d in made.dims):
+                text = f"node {node.name} ({node.op}) would make {made}"
+                raise ShapeError(f"{graph.name}: {text}, but {shown}: give others")
+    try:
+        return validate(graph.replace(values=values, nodes=nodes, requires=left, notes=notes))
+    except ModelFormatError as error:  # the graph was valid: only the sizes can be wrong
+        raise ShapeError(f"{error}, where {shown}: give others") from None
 
 
 def _fixed(attrs: Mapping, sizes: Mapping[str, int]) -> dict:

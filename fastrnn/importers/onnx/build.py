@@ -351,7 +351,7 @@ class Builder:
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
         """The finished graph, not yet validated."""
         nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
-        requires = tuple(self.table.assumed.items())
+        requires = (*self.table.assumed.items(), *((dim, 0) for dim in self.table.shortfalls))
         return Graph(
             name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), requires
         )

@@ -214,10 +214,21 @@ def _on_sizes(ctx, fn: str, a, b):
         return _sizes_equal(left, right)
     if fn == "div":
         try:
-            return simplest(np.frompyfunc(lambda p, q: p // q, 2, 1)(left, right))
+            return simplest(np.frompyfunc(lambda p, q: _quotient(ctx, p, q), 2, 1)(left, right))
         except ShapeError:
             return None  # one size by another, of which only the example's quotient is known
     return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
+
+
+def _quotient(ctx, p, q):
+    """p / q of integers, which ONNX rounds towards zero. Sizes are floored: they must not be negative."""
+    if isinstance(p, Dim) and isinstance(q, int) and D.exact_div(p, q) is None and D.may_be_negative(p):
+        if ctx.table.example(p) < 0:
+            raise ShapeError(f"{p} is below zero")
+        ctx.table.shortfalls.append(D.shortfall(p, 0))
+    if isinstance(p, Dim) or isinstance(q, Dim):
+        return p // q
+    return abs(p) // abs(q) * (1 if (p < 0) == (q < 0) else -1)
 
 
 def _assumed(ctx, fn: str, a, b):

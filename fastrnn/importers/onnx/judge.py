@@ -62,6 +62,7 @@ def _counts(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iter
     yield from _shifts(ledger, table)
     yield from _loops(ledger, table)
     yield from _pads(table, ctx)
+    yield from _loops_of_open_axes(ledger, table, ctx, free)
     for sym in [s for s in free if s.role == "time"]:
         yield from _tables(ledger, table, ctx, sym)
         yield from _copies(table, ctx, sym)
@@ -82,6 +83,23 @@ def _loops(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
         example = table.example(size)
         if example > 1 and taken >= set(range(example)):
             yield Count(size, source, f"is taken apart into its {example} steps")
+
+
+def _loops_of_open_axes(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iterator[Count]:
+    """A loop that was written out over an axis which the file leaves open reads its first steps alone, whatever the
+    program did. At the file's own batch that is what the file means; at another, nothing says so."""
+    found: list[tuple[str, str]] = []
+    for (source, _, size), taken in ledger.singles.items():
+        if not table.genuine(size) and len(taken) > 1 and taken >= set(range(len(taken))):
+            text = f"is read by its first {len(taken)} steps alone, although the file leaves its length open"
+            found.append((source, text))
+    if any(not s.genuine and s.role == "time" for s in table.roots()):
+        for labels in _repeated(ctx):
+            if len(labels) > 2:
+                found.append((labels[0], f"{_ALIKE.format(len(labels) - 1)}, although the file leaves its length open"))
+    for sym in free:
+        for label, text in found:
+            yield Count(table.dim(sym), label, text)
 
 
 def _tables(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
@@ -131,17 +149,24 @@ def _windowed(ctx, name: str, length: int, steps: int) -> bool:
 def _copies(table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
     """Weights that are used in turn as often as there are steps: a loop that was written out, and reads no step of the
     input."""
+    n = sym.example
+    for labels in _repeated(ctx):
+        times = len(labels)
+        if times in (n - 1, n, n + 1) or (times > 2 and times in (n // 2, -(-n // 2))):
+            yield Count(table.dim(sym), labels[0], _ALIKE.format(times - 1))
+
+
+_ALIKE = "and {} others use the same weights in turn"
+
+
+def _repeated(ctx) -> list[list[str]]:
+    """Labels of nodes that use the same weights, the last of which depends on the first; two at least."""
     uses: dict[str, list[str]] = {}
     for op, label, inputs, _, _ in ctx.nodes:
         for name in inputs[1:] if op in ("linear", "matmul", "conv") else inputs[1:2] if op == "cell" else ():
             if name in ctx.constants and ctx.constants[name].ndim > 1:
                 uses.setdefault(name, []).append(label)
-    n = sym.example
-    for labels in uses.values():
-        times = len(labels)
-        likely = times in (n - 1, n, n + 1) or (times > 2 and times in (n // 2, -(-n // 2)))
-        if times > 1 and likely and _hangs(ctx, labels[0], labels[-1]):
-            yield Count(table.dim(sym), labels[0], f"and {times - 1} others use the same weights in turn")
+    return [labels for labels in uses.values() if len(labels) > 1 and _hangs(ctx, labels[0], labels[-1])]
 
 
 def _hangs(ctx, first: str, last: str) -> bool:

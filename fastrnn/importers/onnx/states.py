@@ -185,7 +185,10 @@ def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: d
         return
     if node.op not in _MOVES or any(i not in numbers for i in node.inputs):
         return
-    moved = _MOVES[node.op]([numbers[i] for i in node.inputs], node.attrs, lambda d: D.evaluate(d, sizes))
+    try:
+        moved = _MOVES[node.op]([numbers[i] for i in node.inputs], node.attrs, lambda d: D.evaluate(d, sizes))
+    except ValueError:  # these sizes are too small for what the file takes by number: it is followed no further
+        return
     numbers[node.outputs[0]] = moved
     if any(i in through for i in node.inputs):
         through.add(node.outputs[0])

@@ -65,6 +65,7 @@ class SymbolTable:
         self._cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
         self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> the dims that it was made of, in order
         self.assumed: dict[Dim, int] = {}  # sizes that no symbol tells, on which the file's own branches depend
+        self.shortfalls: list[Dim] = []  # what `dims.shortfall` has to find 0: sizes that must not be too small
         self._next = _FIRST_INVENTED
 
     # --- making and reading ------------------------------------------------------------------------------------

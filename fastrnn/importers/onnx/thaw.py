@@ -34,6 +34,8 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
     def place(v, lowest: int):
         if isinstance(v, Dim):
             if isinstance(size + v, int) and size + v >= 0:  # minus a length that is shorter by a fixed number
+                if size + v > 0:  # as long as the number is below 0: from the end
+                    table.shortfalls.append(D.shortfall(size, size + v + 1))
                 return size + v, size + v
             over = v - size
             beyond = isinstance(over, int) and over > 0
@@ -126,14 +128,16 @@ def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
 
 
 def _note_merged(ctx, dims, found) -> None:
-    """Remember of which dims, in order, a product in `found` is made."""
+    """Remember of which dims, in order, a product in `found` is made: of some that stood side by side, or of one and a
+    part of the next ([b, 16] -> [4*b, 4])."""
     for whole in found:
         if not isinstance(whole, Dim) or whole in dims or ctx.table.single(whole) is not None:
             continue
-        for i, d in enumerate(dims):
+        for d in dims:
             factor = D.exact_div(whole, d) if isinstance(d, Dim) else None
-            if isinstance(factor, int):  # [b, 16] -> [4*b, 4]
+            if isinstance(factor, int):
                 ctx.table.merged[whole] = (d, factor)
+        for i in range(len(dims)):
             for j in range(i + 2, len(dims) + 1):
                 if D.product(dims[i:j]) == whole:
                     ctx.table.merged[whole] = tuple(d for d in dims[i:j] if not (isinstance(d, int) and d == 1))

@@ -518,6 +518,8 @@ def _whole(ctx, x, payload: Rolled, trip):
                 f"{ctx.label}: unrolled {steps} times over a length that the file leaves open: it reads the first "
                 f"{steps} steps of any sequence; export the model without dynamic axes to free its length",
             )
+            for k in range(steps):
+                ctx.table.ledger.single(ctx.label, 0, time, k)
             return ctx.slice(x, 0, time - steps, time) if payload.turned else ctx.slice(x, 0, 0, steps)
     else:
         steps = _count(trip)

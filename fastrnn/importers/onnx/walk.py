@@ -106,6 +106,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     table.recent.clear()
     table.ledger.clear()
     table.assumed.clear()
+    table.shortfalls.clear()
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}

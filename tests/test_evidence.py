@@ -1,0 +1,176 @@
+"""What holds a frozen size at the file's number, what explains such a number, and what the caller may overrule."""
+
+import numpy as np
+import pytest
+from onnx_text import END, RNN, agrees_with_onnxruntime, dims, model, noise
+
+import fastrnn
+from fastrnn import reference
+from fastrnn.errors import FastRNNWarning, ShapeError
+from fastrnn.importers.onnx import import_onnx
+from fastrnn.importers.onnx.evidence import Policy
+
+
+def along_time(*, start, end, step=1):
+    return model(
+        "(float[19,4,3] x) => (float[n,1,4,2] y, float[n,4,3] z)",
+        "z = Slice(x, a, b, c, d)\n y, h = RNN <hidden_size = 2> (x, W, R)",
+        a=np.int64([start]),
+        b=np.int64([end]),
+        c=np.int64([0]),
+        d=np.int64([step]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "text"),
+    [
+        (0, 5, "takes steps up to 5"),
+        (3, 4, "takes step 3 by its number"),
+        (4, END, "takes steps from 4 on"),
+        (2, END, "takes steps from 2 on"),
+        (0, 24, "takes steps up to 24"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_position_by_number_holds_the_length(start, end, text, strict):
+    graph = import_onnx(along_time(start=start, end=end), policy=Policy(strict=strict))
+    assert dims(graph, "x") == [19, "batch", 3]
+    why = {(name, axis): why for name, axis, why in graph.held}["x", 0]
+    assert text in why
+    assert "dynamic axis" in why
+    assert "strict=False" not in why
+
+
+NEAR_THEEND = [
+    (0, 19, np.s_[:]),
+    (18, 19, np.s_[-1:]),
+    (1, 19, np.s_[1:]),
+    (-9, END, np.s_[-9:]),
+    (0, -9, np.s_[:-9]),
+]
+
+
+@pytest.mark.parametrize(("start", "end", "key"), NEAR_THEEND)
+def test_the_length_or_a_part_of_it_as_a_position_holds_it_unless_overruled(start, end, key):
+    """x[:19] of 19 steps: all of them, or the first 19 of any sequence. x[-9:]: the last half, or the last nine."""
+    made = along_time(start=start, end=end)
+    graph = import_onnx(made)
+    assert dims(graph, "x") == [19, "batch", 3]
+    assert any(axis == 0 and "strict=False" in why for _, axis, why in graph.held)
+    with pytest.warns(FastRNNWarning, match="freed from 19, although node"):
+        graph = import_onnx(made, policy=Policy(strict=False))
+    assert dims(graph, "x") == ["time", "batch", 3]
+    assert not any(axis == 0 for _, axis, _ in graph.held)
+    x = noise(23, 2, 3)
+    np.testing.assert_array_equal(reference.run(graph, {"x": x})[1], x[key].astype(np.float64))
+
+
+def test_a_lag_is_no_position():
+    """x[2:] - x[:-2], the difference to the step before last."""
+    made = model(
+        "(float[19,4,3] x) => (float[n,4,3] z, float[19,1,4,2] y)",
+        "p = Slice(x, two, far, zero) q = Slice(x, zero, back, zero) z = Sub(p, q) " + RNN.format(x="x"),
+        two=np.int64([2]),
+        far=np.int64([END]),
+        back=np.int64([-2]),
+        zero=np.int64([0]),
+    )
+    assert dims(import_onnx(made), "z") == ["time-2", "batch", 3]
+
+
+SCALARS = [19.0, 18.0, 20.0, 9.0, 9.5, 1 / 19, 1 / 18, 19**0.5, 19**-0.5]
+
+
+@pytest.mark.parametrize("number", SCALARS)
+def test_a_scalar_of_the_length_holds_it_unless_overruled(number):
+    made = model(
+        "(float[19,4,3] x) => (float[19,1,4,2] y)",
+        "p = Mul(x, k) " + RNN.format(x="p"),
+        k=np.float32(number),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == [19, "batch", 3]
+    assert any(axis == 0 and "strict=False" in why for _, axis, why in graph.held)
+    with pytest.warns(FastRNNWarning, match="has the number"):
+        graph = import_onnx(made, policy=Policy(strict=False))
+    assert dims(graph, "x") == ["time", "batch", 3]
+    assert any("although node" in note for note in graph.notes)
+
+
+@pytest.mark.parametrize("number", [0.3, 2.0, 0.5, 17.0, 1e-5])
+def test_another_scalar_is_none(number):
+    made = model("(float[19,4,3] x) => (float[19,1,4,2] y)", "p = Mul(x, k) " + RNN.format(x="p"), k=np.float32(number))
+    assert dims(import_onnx(made), "x") == ["time", "batch", 3]
+
+
+@pytest.mark.parametrize(("features", "held"), [(16, False), (3, True)])
+def test_the_scale_of_a_product_is_none(features, held):
+    """1/4 at 16 steps is 1 / sqrt(16): of the features that are multiplied and added, if there are as many."""
+    made = model(
+        f"(float[16,4,{features}] x) => (float[16,4,n] z, float[16,1,4,2] y)",
+        "m = MatMul(x, K) z = Mul(m, k) " + RNN.format(x="x"),
+        K=noise(features, 5),
+        k=np.float32(0.25),
+        F=features,
+    )
+    assert (dims(import_onnx(made), "x")[0] == 16) is held
+
+
+def test_at_few_steps_only_a_scalar_that_meets_a_sum_over_them_counts():
+    body = "m = ReduceMean <axes = [0], keepdims = 1> ({x}) z = Mul(m, k) y, h = RNN <hidden_size = 2> (x, W, R)"
+    for scaled, held in (("x", True), ("y0", False)):
+        text = body.format(x="x") if held else "y0 = Mul(x, k) y, h = RNN <hidden_size = 2> (y0, W, R) z = Relu(y0)"
+        made = model("(float[4,2,3] x) => (float[n,2,3] z, float[4,1,2,2] y)", text, k=np.float32(4))
+        assert (dims(import_onnx(made), "x")[0] == 4) is held, scaled
+
+
+def test_a_constant_of_unlike_rows_is_the_state_of_each():
+    """h0 of a GRU as a parameter with a row for each of the batch: the first row was every row's."""
+    made = model(
+        "(float[5,2,3] x) => (float[5,1,2,2] y)", "y, h = RNN <hidden_size = 2> (x, W, R, , , h0)", h0=noise(1, 2, 2)
+    )
+    assert dims(import_onnx(made), "x") == ["time", 2, 3]
+    agrees_with_onnxruntime(made, x=noise(5, 2, 3))
+
+
+def test_nothing_is_freed_if_the_caller_says_so():
+    graph = import_onnx(model("(float[6,4,3] x) => (float[6,1,4,2] y)", RNN.format(x="x")), policy=Policy(thaw=False))
+    assert dims(graph, "x") == [6, 4, 3]
+
+
+def test_a_loop_over_an_open_axis_reads_its_first_steps_and_keeps_the_batch():
+    """Two of any number of steps are taken by number, one after the other, as onnxruntime does; the batch stays 2."""
+    made = model(
+        "(float[2,t,3] x) => (float[2,3] z, float[t,1,2,2] y)",
+        """p = Gather <axis = 1> (x, first) a = Tanh(p) q = Gather <axis = 1> (x, second) r = Add(a, q) z = Tanh(r)
+           s = Transpose <perm = [1, 0, 2]> (x) y, h = RNN <hidden_size = 2> (s, W, R)""",
+        first=np.int64(0),
+        second=np.int64(1),
+    )
+    graph = import_onnx(made)
+    assert dims(graph, "x") == [2, "time", 3]
+    assert any(axis == 0 and "its first 2 steps alone" in why for _, axis, why in graph.held)
+    agrees_with_onnxruntime(made, x=noise(2, 7, 3))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 7])
+def test_a_quotient_of_sizes_below_zero_is_refused(steps):
+    """(T - 4) / 2 + 1: onnxruntime rounds towards zero, which is not what floor does of negative numbers."""
+    made = model(
+        "(float[t,b,3] x) => (float[t,b,3] z, float[t,1,b,2] y)",
+        """s = Shape(x) n = Gather <axis = 0> (s, zero) m = Sub(n, four) q = Div(m, two) k = Add(q, one)
+           f = Cast <to = 1> (k) z = Mul(x, f) y, h = RNN <hidden_size = 2> (x, W, R)""",
+        zero=np.int64(0),
+        four=np.int64(4),
+        two=np.int64(2),
+        one=np.int64(1),
+    )
+    loaded = fastrnn.from_onnx(made)
+    if steps < 4:
+        with pytest.raises(ShapeError, match="too small"):
+            loaded.run(noise(steps, 2, 3))
+    else:
+        np.testing.assert_allclose(
+            loaded.run(noise(steps, 2, 3))[0], noise(steps, 2, 3) * ((steps - 4) // 2 + 1), rtol=1e-6
+        )
