@@ -1,8 +1,8 @@
 """Runs a file at sizes of its own and at others, and judges each answer by PyTorch's.
 
 An answer is `right`, `refused` (a FastRNNError, when loading or running), `wrong` (other numbers or another shape),
-`error` (any other exception) or `twin` (right for another program whose file is the same; see `Program.twin`). The
-truth is eager PyTorch in float64, or in float32 if the program can't do float64. For sizes that the file itself allows,
+`error` (any other exception), `twin` (right for another program whose file is the same, see `Program.twin`) or `noted`
+(wrong, but a note of the model says that it is no good, see `Program.noted`). The truth is eager PyTorch in float64, or in float32 if the program can't do float64. For sizes that the file itself allows,
 onnxruntime's answer of the same file counts too: an exporter's mistake is part of the file. A size at which PyTorch
 raises is left out.
 """
@@ -248,5 +248,7 @@ class File:
             differ(got, want, self.program.tolerance) is None for want in expected(self.twin, self.twin.net(), size)
         ):
             return Answer("twin")
+        if self.program.noted and any(self.program.noted in note for note in self.model.notes):
+            return Answer("noted")
         numbers = [d for d in found if isinstance(d, float)]
         return Answer("wrong", ("" if numbers else str(found[0])) + more, min(numbers, default=None))

@@ -129,7 +129,7 @@ SCALARS = (
     "{y} = {a} - ({a}.shape[1] - 1)",
     "{y} = {a} * ({a}.shape[1] + 1) / 10",
     "{y} = {a} + {a}.shape[1] // 2",
-    "{y} = {a} * math.log({a}.shape[1] + 1)",
+    "{y} = {a} * math.log({a}.shape[1])",
     "{y} = {v} / a0.shape[1]",
     "{y} = {v} + a0.shape[1]",
     "{y} = {a}.sum(1) / {a}.shape[1]",
@@ -331,7 +331,7 @@ def _extended(draft: Draft, k: int, rng: random.Random) -> Draft | None:
         "m": f"m{k}",
         "F": have[a].shape[-1] if a in have else 4,
         "H": rng.choice((3, 4, 5, 6)),
-        "k": rng.randint(1, max(1, min(length - 1, 5))),
+        "k": rng.randint(1, max(1, min(length - 2, 5))),
         "s": rng.choice((1, 2)),
         "c": round(rng.choice(near), 6),
     }
