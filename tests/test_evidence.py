@@ -174,3 +174,15 @@ def test_a_quotient_of_sizes_below_zero_is_refused(steps):
         np.testing.assert_allclose(
             loaded.run(noise(steps, 2, 3))[0], noise(steps, 2, 3) * ((steps - 4) // 2 + 1), rtol=1e-6
         )
+
+
+@pytest.mark.parametrize(("features", "held"), [(6, True), (5, False)])
+def test_rows_as_long_as_the_steps_are_ambiguous(features, held):
+    """[6, 2, 6] -> [-1, 6]: rows of features, as almost every program means it, or of steps."""
+    made = model(
+        f"(float[6,2,{features}] x) => (float[n,{features}] z, float[6,1,2,2] y)",
+        "z = Reshape(x, s) " + RNN.format(x="x"),
+        s=np.int64([-1, features]),
+        F=features,
+    )
+    assert dims(import_onnx(made), "x")[0] == (6 if held else "time")

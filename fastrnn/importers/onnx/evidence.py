@@ -23,6 +23,7 @@ import numpy as np
 from ...dims import Dim
 from .values import Const, Fill, Live, uniform
 
+SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
 _LARGEST = 1 << 16  # elements of a constant that is looked at for one number everywhere
 # Operators whose inputs may be bare scalars of the program.
 _SCALAR_OPS = frozenset(
@@ -42,12 +43,14 @@ class Policy:
 
 @dataclass(frozen=True)
 class Count:
-    """A number acts as a position or a count on an axis of `size`. text: what the node does with it, for people."""
+    """A number acts as a position or a count on an axis of `size`. text: what the node does with it, for people.
+    steps: it counts only if the size is the time."""
 
     size: Dim
     label: str
     text: str
     weak: bool = False
+    steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,10 @@ class Ledger:
         for part in (self.counts, self.shifts, self.cuts, self.singles, self.tables, self.scalars):
             part.clear()
 
-    def count(self, size, label: str, text: str, weak: bool = False) -> None:
+    def count(self, size, label: str, text: str, **how: bool) -> None:
         """Record a `Count`, if the size is free."""
         if isinstance(size, Dim):
-            self.counts.append(Count(size, label, text, weak))
+            self.counts.append(Count(size, label, text, **how))
 
     def single(self, source: str, axis: int, size, index: int) -> None:
         """One step of `source` is taken at the number `index`."""

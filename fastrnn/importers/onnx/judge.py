@@ -11,13 +11,12 @@ from math import isclose, log, sqrt
 
 from ... import dims as D
 from ...dims import Dim
-from .evidence import Count, Ledger, Scalar
+from .evidence import SMALL, Count, Ledger, Scalar
 from .symbols import Symbol, SymbolTable
 
 REMEDY = "export the model with a dynamic axis to free it"
 OVERRULE = "strict=False (--no-strict) frees it nevertheless"
 
-_SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
 _COMMON = (0.5, 1.0, 2.0, 3.0)  # in every file too, whatever its length
 _PLAIN_SHIFT = 8  # from this length on, a shift by one step is a shift by one step: T // k is 1 for odd k alone
 _MOVES = ("reshape", "transpose", "cast")
@@ -43,7 +42,7 @@ def verdicts(table: SymbolTable, ctx) -> list[tuple[Symbol, str]]:
 
     for count in _counts(ledger, table, ctx, free):
         for sym in table.of(count.size):
-            if any(sym is s for s in free):
+            if any(sym is s for s in free) and (sym.role == "time" or not count.steps):
                 meant = "" if count.weak else f", a number that may have been computed from {sym.example}"
                 holds(sym, f"node {count.label} {count.text}{meant}", count.weak)
     for sym in free:
@@ -199,7 +198,7 @@ def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[t
         if scalar.op == "Concat" and number not in (0.0, 1.0):
             yield scalar, "a feature that no step changes"
             continue
-        usual = sym.example <= _SMALL or number in _COMMON
+        usual = sym.example <= SMALL or number in _COMMON
         what = _computed(number, _lengths(table, ctx, sym, scalar))
         if what is not None and (not usual or counted & others):
             yield scalar, what
@@ -225,9 +224,10 @@ def _numbers(n: int) -> list[tuple[float, str]]:
     if n < 2:
         return []
     plain = [(n, "the length"), (n - 1, "one less than"), (n + 1, "one more than"), (n // 2, "half of")]
-    plain += [(n / 2, "half of"), (2 * n, "twice"), (sqrt(n), "the square root of"), (n * n, "the square of")]
-    plain.append((log(n), "the logarithm of"))
-    return [*plain, *((1 / v, f"the reciprocal of {text}") for v, text in plain)]
+    plain += [(n / 2, "half of"), (2 * n, "twice"), (n * n, "the square of")]
+    for m, text in ((n, ""), (n - 1, " one less than"), (n + 1, " one more than")):
+        plain += [(sqrt(m), f"the square root of{text}"), (log(m), f"the logarithm of{text}")]
+    return [*plain, *((1 / v, f"the reciprocal of {text}") for v, text in plain if v)]
 
 
 def _scales_a_product(ctx, scalar: Scalar) -> bool:

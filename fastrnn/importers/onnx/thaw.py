@@ -12,7 +12,7 @@ from math import prod
 from ... import dims as D
 from ...dims import Dim
 from ...errors import ModelFormatError
-from .evidence import Shift, part_of
+from .evidence import SMALL, Shift, part_of
 from .symbols import Finding
 
 _FAR = 2**31 - 1
@@ -124,6 +124,10 @@ def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
     else:
         found = _by_examples(ctx, dims, out, holes, exact)
     _note_merged(ctx, dims, found)
+    for t in {t for t in found if isinstance(t, int) and t > SMALL}:
+        for d in dims:  # [b, 6, 6] -> [-1, 6]: rows of features, or of steps
+            if isinstance(d, Dim) and ctx.table.genuine(d) and ctx.table.example(d) == t and d not in found:
+                ctx.table.ledger.count(d, ctx.label, f"has {t} for an axis", weak=True, steps=True)
     return found
 
 

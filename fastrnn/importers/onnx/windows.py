@@ -158,7 +158,7 @@ def _pool(ctx, n: NodeReader):
             raise Finding("auto_pad over a free size")
     x, pads = _pads(ctx, n, x, kernel, strides, dilations, -np.inf)
     for size, k, stride in zip(x.dims[2:], kernel, strides, strict=True):
-        _note_windows(ctx, size, k, stride)
+        _note_windows(ctx, size, k, stride, alone=set(kernel) == {1})
     attrs = {
         "fn": "mean" if mean else "max", "kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations,
         "ceil": ceil, "count_include_pad": include and mean,
@@ -166,12 +166,12 @@ def _pool(ctx, n: NodeReader):
     return ctx.emit("pool", [x], attrs)
 
 
-def _note_windows(ctx, size, k: int, stride: int) -> None:
+def _note_windows(ctx, size, k: int, stride: int, alone: bool) -> None:
     """Windows that share an axis out evenly may be adaptive pooling, which makes a fixed number of windows of any
-    length; up to three steps wide, and where there are many of them, they are what models pool by."""
+    length; two or three steps wide, they are what models pool by. alone: each window is one element."""
     if isinstance(size, Dim) and ctx.table.genuine(size):
         example = ctx.table.example(size)
-        if k >= example or (k > 3 and k == stride and example % k == 0):
+        if k >= example or alone or (k > 3 and k == stride and example % k == 0):
             ctx.table.ledger.count(size, ctx.label, f"pools {k} of {example} steps at a time")
 
 
