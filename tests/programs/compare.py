@@ -2,9 +2,11 @@
 
 An answer is `right`, `refused` (a FastRNNError, when loading or running), `wrong` (other numbers or another shape),
 `error` (any other exception), `twin` (right for another program whose file is the same, see `Program.twin`) or `noted`
-(wrong, but a note of the model says that it is no good, see `Program.noted`). The truth is eager PyTorch in float64, or in float32 if the program can't do float64. For sizes that the file itself allows,
-onnxruntime's answer of the same file counts too: an exporter's mistake is part of the file. A size at which PyTorch
-raises is left out.
+(wrong, but a note of the model says that it is no good, see `Program.noted`).
+
+The truth is eager PyTorch in float64, or in float32 if the program can't do float64. For sizes that the file itself
+allows, onnxruntime's answer of the same file counts too: an exporter's mistake is part of the file. A size at which
+PyTorch raises is left out.
 """
 
 from __future__ import annotations
