@@ -36,7 +36,7 @@ from programs.exports import KINDS, NotExported, applies, exported  # noqa: E402
 from programs.registry import Program, all_programs  # noqa: E402
 from programs.running import each, run, run_apart  # noqa: E402
 
-VERDICTS = ("right", "refused", "twin", "wrong", "error")
+VERDICTS = ("right", "refused", "twin", "noted", "wrong", "error")
 
 
 def is_own(program: Program, size: str) -> bool:
@@ -80,7 +80,7 @@ def shown(results, verdicts) -> list[str]:
     for name, kind, size, (verdict, why, difference) in each(results):
         if verdict in verdicts:
             what = f"differs by {difference:.3g}" if difference is not None else ""
-            lines.append(f"{verdict:8}{name:36}{kind:15}T,B={size:7} {what}{why[:240] if verdict != 'right' else why}")
+            lines.append(f"{verdict:8}{name:40}{kind:15}T,B={size:7} {what}{why[:240] if verdict != 'right' else why}")
     return lines
 
 
@@ -90,7 +90,7 @@ def lost(results, before: dict) -> list[str]:
     for name, kind, size, (verdict, why, _) in each(results):
         old = before.get(name, {}).get(kind, {}).get(size)
         if old and old[0] == "right" and verdict != "right":
-            lines.append(f"was right, is {verdict:8}{name:36}{kind:15}T,B={size:7} {why[:240]}")
+            lines.append(f"was right, is {verdict:8}{name:40}{kind:15}T,B={size:7} {why[:240]}")
     return lines
 
 

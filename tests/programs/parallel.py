@@ -119,7 +119,7 @@ def mamba_like_by_cumsum(net, x):
     return (torch.exp(a) * (step * x * torch.exp(-a)).cumsum(1)) * torch.sigmoid(x)
 
 
-@program("x: B T 4", T=150, B=1, w=linear(4, 8))
+@program("x: B T 4", T=150, B=1, noted="parallel form", w=linear(4, 8))
 def min_gru_by_cumsum_at_150(net, x):
     z, n = net.w(x).chunk(2, -1)
     keep = torch.sigmoid(z)

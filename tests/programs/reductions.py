@@ -57,13 +57,13 @@ after_lstm("adaptive_max_to_one", lambda y: F.adaptive_max_pool1d(y.transpose(1,
 after_lstm(
     "adaptive_average_to_two",
     lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 2),
-    lambda y: F.avg_pool1d(y.transpose(1, 2), 4),
+    lambda y: F.avg_pool2d(y.transpose(1, 2).unsqueeze(-2), (1, 4)).squeeze(-2),
     T=8,
 )
 after_lstm(
     "adaptive_average_to_four",
     lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 4),
-    lambda y: F.avg_pool1d(y.transpose(1, 2), 3),
+    lambda y: F.avg_pool2d(y.transpose(1, 2).unsqueeze(-2), (1, 3)).squeeze(-2),
     T=12,
 )
 after_lstm("gram_matrix", lambda y: y.transpose(1, 2) @ y)

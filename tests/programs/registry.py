@@ -39,6 +39,7 @@ class Program:
     smallest T. tolerance: largest difference, relative to the largest magnitude of the answer (at least 1).
     parts: name -> function that makes a module, a parameter or a buffer. twin: another function of the
     same net and inputs, which writes the same file at this size but means something else at others: no reader can know.
+    noted: words of a note of the model that says that its numbers can't be trusted.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Program:
     tolerance: float = 1e-4
     parts: dict[str, Callable] = field(default_factory=dict)
     twin: Callable | None = None
+    noted: str = ""
 
     def its_twin(self) -> Program:
         return replace(self, forward=self.twin, twin=None)
@@ -102,7 +104,7 @@ def program(inputs: str, *, T: int | None = None, B: int | None = None, name: st
         if called in PROGRAMS:
             raise ValueError(f"two programs are called {called!r}")
         turn = zlib.crc32(called.encode())
-        own = {k: more[k] for k in ("multiple", "least", "tolerance", "twin") if k in more}
+        own = {k: more[k] for k in ("multiple", "least", "tolerance", "twin", "noted") if k in more}
         PROGRAMS[called] = Program(
             name=called,
             forward=forward,

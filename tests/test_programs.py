@@ -1,0 +1,95 @@
+"""Exported PyTorch programs at lengths and batches other than the exported ones: a right answer or a FastRNNError.
+
+tests/data/programs.tar.xz holds the files and digests of their answers; tools/make_program_fixtures.py makes it from
+the programs of tests/programs. tests/data/programs.json says what each file is expected to give:
+
+    right       at every size
+    refused     at every size but its own, where it is right
+    never       refused at its own size too
+    T,B T,B     right but at these sizes, where it is refused
+
+An answer that is better than expected passes; write the list anew with `--expectations` and review its diff.
+"""
+
+import functools
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from programs.digests import alike, digest
+from programs.inputs import draw_inputs, parse_inputs
+
+import fastrnn
+
+DATA = Path(__file__).resolve().parent / "data"
+
+
+@functools.cache
+def archive() -> dict[str, bytes]:
+    with tarfile.open(DATA / "programs.tar.xz") as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+
+
+PROGRAMS = json.loads(archive()["programs.json"])
+FILES = [tuple(f.removesuffix(".onnx").split(".", 1)) for f in archive() if f.endswith(".onnx")]
+
+
+@functools.cache
+def expectations() -> dict[str, dict[str, str]]:
+    return json.loads((DATA / "programs.json").read_text())
+
+
+@functools.cache
+def verdicts(name: str, kind: str) -> dict[str, str]:
+    """size -> right, refused or wrong, the file's own size first. What is not a FastRNNError is raised."""
+    sizes = PROGRAMS[name]["answers"]
+    try:
+        model = fastrnn.load(archive()[f"{name}.{kind}.onnx"], threads=1)
+    except fastrnn.FastRNNError:
+        return dict.fromkeys(sizes, "refused")
+    return {size: verdict(name, kind, model, size) for size in sizes}
+
+
+def verdict(name: str, kind: str, model, size: str) -> str:
+    program = PROGRAMS[name]
+    arrays = draw_inputs(parse_inputs(program["inputs"]), name, *map(int, size.split(",")))
+    try:
+        got = [digest(y) for y in model.run(**{i.name: arrays[i.name] for i in model.inputs})]
+    except fastrnn.FastRNNError:
+        return "refused"
+    wanted = [*program["answers"][size], *program["others"].get(kind, {}).get(size, [])]
+    return "right" if any(alike(got, want, program["tolerance"]) for want in wanted) else "wrong"
+
+
+def summary(found: dict[str, str]) -> str:
+    """The verdicts of a file as one word, or the sizes at which it is refused."""
+    own, *others = found.values()
+    if own != "right":
+        return "never"
+    if set(others) <= {"right"}:
+        return "right"
+    return "refused" if set(others) == {"refused"} else " ".join(s for s, v in found.items() if v == "refused")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_right_or_refused(name):
+    """Nothing is wrong, and what is expected to be right is."""
+    for kind in (k for n, k in FILES if n == name):
+        found, expected = verdicts(name, kind), expectations()[name][kind]
+        assert "wrong" not in found.values(), kind
+        own, *_ = found
+        for size, got in found.items():
+            may = {"right": (), "refused": [s for s in found if s != own], "never": found}.get(
+                expected, expected.split()
+            )
+            assert got == "right" or size in may, f"{kind} at T,B = {size}"
+
+
+@pytest.mark.any_isa
+def test_files_are_right_at_their_own_sizes():
+    """At least 95 %, the rest is refused; and at least 150 programs."""
+    count = [next(iter(verdicts(*file).values())) for file in FILES]
+    assert count.count("right") >= 0.95 * len(count)
+    assert len(PROGRAMS) >= 150
+    assert {n: set(k) for n, k in expectations().items()} == {n: {k for m, k in FILES if m == n} for n in PROGRAMS}
