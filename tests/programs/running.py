@@ -47,7 +47,7 @@ def run_apart(program: Program, kinds, cache: Path | None, **more) -> dict:
         group = [k for k in group if k not in results]
         if not group:
             continue
-        ended, found = _in_a_child(lambda group=group: run(program, group, cache, **more))
+        ended, found = in_a_child(lambda group=group: run(program, group, cache, **more))
         if ended == 0:
             results |= found
         elif len(group) == 1:
@@ -56,7 +56,7 @@ def run_apart(program: Program, kinds, cache: Path | None, **more) -> dict:
     return results
 
 
-def _in_a_child(work) -> tuple[int, object]:
+def in_a_child(work) -> tuple[int, object]:
     """(exit code, or minus the signal; what work() returned if that is 0)."""
     read, write = os.pipe()
     child = os.fork()
