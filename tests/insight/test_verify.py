@@ -207,8 +207,8 @@ def test_lengths_are_searched_where_windows_need_more_steps(tmp_path):
 
 
 def test_the_one_length_of_a_file_is_searched(tmp_path):
-    """Open by its name, and 12 by its Reshape: onnxruntime runs no other."""
-    body = """(float[t,b,3] x) => (float[t,b,2] z)
+    """Open by its name, and 12 by its Reshape and its output."""
+    body = """(float[t,b,3] x) => (float[12,b,2] z)
         { y = RNN <hidden_size = 2> (x, W, R) z = Reshape(y, to) }"""
     report = fastrnn.verify(searched(tmp_path / "m.onnx", body, to=np.int64([12, -1, 2])))
     assert report.ok, str(report)

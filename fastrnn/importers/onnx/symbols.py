@@ -20,6 +20,9 @@ from .evidence import Ledger, Policy
 _FIRST_INVENTED = 1_000_003
 
 
+_NO_STEPS = "no recurrent layer steps along it, nor has it as its batch; an export with that axis dynamic frees it"
+
+
 class Restart(Exception):
     """The table learned something; the walk must begin again."""
 
@@ -278,6 +281,7 @@ class SymbolTable:
         for s in self.roots():
             if s.genuine and s.role is None:
                 s.frozen = s.example
+                self.reasons[s.name] = _NO_STEPS
                 changed = True
         held = judge(self, ctx)
         for s, reason in held:
