@@ -206,7 +206,7 @@ def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[t
             if whole > 1.5 and isclose(whole, round(whole), rel_tol=1e-6):
                 yield scalar, f"by which a sum over {sym.example} is divided"
                 continue
-        if sym.role != "time" or _scales_a_product(ctx, scalar):
+        if sym.role != "time" or number == 1 or _scales_a_product(ctx, scalar):
             continue
         if scalar.op == "Concat" and number not in (0.0, 1.0):
             yield scalar, "a feature that no step changes"
