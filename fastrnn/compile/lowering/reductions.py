@@ -47,10 +47,10 @@ class ReductionLowering:
         )  # fmt: skip
 
     def _need_elements(self, node: Node, count) -> None:
-        """The largest of no elements is no number. A mean of none is NaN, as in PyTorch; where windows leave no step of
-        a sequence that is too short for them, PyTorch and onnxruntime refuse the sequence."""
+        """Where windows leave no step of a sequence that is too short for them, PyTorch and onnxruntime refuse it. Of an
+        empty sequence ONNX itself has a largest element, -inf."""
         fn = node.attrs["fn"]
-        if isinstance(count, D.Dim) and (fn in ("max", "min") or (fn == "mean" and D.may_be_negative(count))):
+        if isinstance(count, D.Dim) and fn != "sum" and D.may_be_negative(count):
             self.plan.conditions.append((count - 1, f"node {node.name}: the {fn} of no elements"))
 
     def is_time(self, dim) -> bool:

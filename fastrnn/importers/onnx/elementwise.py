@@ -370,7 +370,7 @@ def _mod(ctx, n: NodeReader):
 def _many(ctx, n: NodeReader):
     values = [n.input(i) for i in range(len(n.values))]
     if any(isinstance(v, Ints) for v in values):
-        known = _largest_size(values) if n.node.op == "Max" else None
+        known = _largest_size(ctx, values) if n.node.op == "Max" else None
         if known is not None:
             return [known]
         _hold(ctx, n, values)
@@ -385,7 +385,7 @@ def _many(ctx, n: NodeReader):
     return [total]
 
 
-def _largest_size(values: list):
+def _largest_size(ctx, values: list):
     """The larger of sizes that are one size, or one and 1, as where an Einsum is written out; None otherwise."""
     if not all(isinstance(v, (Ints, Const)) for v in values):
         return None
@@ -395,6 +395,9 @@ def _largest_size(values: list):
         larger = {repr(a[place]): a[place] for a in arrays if isinstance(a[place], Dim) or a[place] != 1}
         if len(larger) > 1 and any(isinstance(v, Dim) for v in larger.values()):
             return None
+        for size in larger.values():
+            if isinstance(size, Dim) and ctx.table.single(size) is None:  # max(T - 1, 1) is T - 1 if that is 1 or more
+                ctx.table.shortfalls.append(D.shortfall(size, 1))
         out[place] = max(larger.values()) if len(larger) > 1 else next(iter(larger.values()), 1)
     return simplest(out)
 

@@ -24,7 +24,7 @@ from ...graph.dims import Dim
 from .values import Const, Fill, Live, uniform
 
 SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
-_LISTED = 64  # numbers of a constant output that are looked at one by one
+_LISTED = 64  # numbers of a small constant that are looked at one by one
 _LARGEST = 1 << 16  # elements of a constant that is looked at for one number everywhere
 # Operators whose inputs may be bare scalars of the program.
 _SCALAR_OPS = frozenset(
@@ -94,13 +94,23 @@ class Ledger:
     cuts: set[tuple] = field(default_factory=set)  # (source, axis, k) of slices that leave out the last k steps alone
     singles: dict[tuple, set[int]] = field(default_factory=dict)  # (source, axis, size) -> positions of single steps
     tables: list[Table] = field(default_factory=list)
+    vectors: list[tuple] = field(default_factory=list)  # (label, operator, numbers) of small constants
     widths: list[tuple[int, str]] = field(default_factory=list)
     scalars: dict[tuple, Scalar] = field(default_factory=dict)
     overruled: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
         """Begin a walk: only what the last walk saw counts."""
-        for part in (self.counts, self.shifts, self.cuts, self.singles, self.tables, self.widths, self.scalars):
+        for part in (
+            self.counts,
+            self.shifts,
+            self.cuts,
+            self.singles,
+            self.tables,
+            self.widths,
+            self.vectors,
+            self.scalars,
+        ):
             part.clear()
 
     def count(self, size, label: str, text: str, **how: bool) -> None:
@@ -126,10 +136,13 @@ class Ledger:
         if node.op not in _SCALAR_OPS or node.domain:
             return
         others = tuple(v.name for v in values if isinstance(v, Live))
-        for value in values if others else ():
+        sized = any(isinstance(v, Fill) and any(isinstance(d, Dim) for d in v.dims) for v in values)
+        for value in values if others or sized else ():
             number = _number(value)
             if number is not None:
                 self.scalars[node.label, number] = Scalar(node.label, node.op, number, others)
+            elif isinstance(value, Const) and 1 < value.array.size <= _LISTED and value.array.dtype.kind in "iuf":
+                self.vectors.append((node.label, node.op, tuple(value.array.reshape(-1).tolist())))
 
     def number(self, number: float, node, values: list) -> None:
         """Record a scalar that a node has as a setting."""

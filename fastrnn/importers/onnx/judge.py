@@ -198,6 +198,12 @@ def _hangs(ctx, first: str, last: str) -> bool:
 def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[tuple[Scalar, str]]:
     """Scalars that may be computed from the example of a size, with how. Of the batch, only those that divide a sum
     over it."""
+    for label, op, numbers in ledger.vectors if sym.role == "time" and sym.example > SMALL else ():
+        if _multiples(numbers, sym.example):
+            yield (
+                Scalar(label, op, max(numbers, key=abs), ()),
+                f"of numbers that are multiples of 1/{sym.example} or it",
+            )
     sums, counted = _summed(table, ctx, sym)
     for scalar in ledger.scalars.values():
         others, number = set(scalar.others), abs(scalar.number)
@@ -215,6 +221,18 @@ def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[t
         what = _computed(number, _lengths(table, ctx, sym, scalar))
         if what is not None and (not usual or counted & others):
             yield scalar, what
+
+
+def _multiples(numbers: tuple, n: int) -> bool:
+    """Whether numbers are 0, n, 2*n.. or 0, 1/n, 2/n.., as arange(6) / n is. Eighths are rounded weights."""
+    for unit in (n,) if n & (n - 1) == 0 else (1 / n, n):
+        times = [number / unit for number in numbers]
+        if all(isclose(t, round(t), rel_tol=1e-5, abs_tol=1e-6) for t in times) and max(map(abs, times)) < 1e6:
+            if any(abs(round(t)) == 1 for t in times) and not all(float(number).is_integer() for number in numbers):
+                return True
+            if unit == n and any(round(t) for t in times):
+                return True
+    return False
 
 
 def _lengths(table: SymbolTable, ctx, sym: Symbol, scalar: Scalar) -> list[int]:

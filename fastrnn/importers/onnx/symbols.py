@@ -201,7 +201,9 @@ class SymbolTable:
         self.freeze((a, b), reason)
 
     def _join(self, a: Symbol, b: Symbol) -> None:
-        keep, drop = (b, a) if b.genuine and not a.genuine else (a, b)
+        keep, drop = (
+            (b, a) if (b.genuine and not a.genuine) or (a.axis < 0 <= b.axis and a.genuine == b.genuine) else (a, b)
+        )
         if a.param and b.param:
             self.notes[f"join {drop.name}"] = f"{self._shown(drop)} and {self._shown(keep)} are one size: they meet"
         drop.joined = keep
@@ -279,7 +281,7 @@ class SymbolTable:
         self._note_literals()
         changed = False
         for s in self.roots():
-            if s.genuine and s.role is None:
+            if s.genuine and (s.role is None or s.axis < 0):  # a number that met no size of an input is a number
                 s.frozen = s.example
                 self.reasons[s.name] = _NO_STEPS
                 changed = True

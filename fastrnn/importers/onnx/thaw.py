@@ -250,7 +250,11 @@ def _fills(ctx, dims, out, free: Dim, size: int) -> bool:
     known = {(s.final or s.name): s.example for d in dims for s in ctx.table.of(d) if s.genuine and s.role is None}
     rest = D.product(t for t in out if not (isinstance(t, int) and t == -1))
     hole = D.exact_div(D.substitute(D.product(dims), known | {name: size}), rest)
-    return -1 in [t for t in out if isinstance(t, int)] and isinstance(hole, Dim) and name not in D.symbols(rest)
+    return (
+        -1 in [t for t in out if isinstance(t, int)]
+        and ctx.table.single(hole) is not None
+        and name not in D.symbols(rest)
+    )
 
 
 def _comes_out_even(ctx, dims, out, free: Dim, size: int) -> bool:
@@ -447,8 +451,7 @@ def _group(ctx, dims, out, goal) -> list | None:
             if D.product(parts) == whole and literal and parts not in [f[1] for f in found]:
                 exactly = sum(g == e for g, e in zip(goal, examples, strict=True))
                 found.append((exactly, parts))
-    whole_axes = [f for f in found if _stays_an_axis(ctx, dims, f[1])]
-    found = whole_axes or found
+    found = [f for f in found if _stays_an_axis(ctx, dims, f[1])]
     best = max((f[0] for f in found), default=0)
     top = [f[1] for f in found if f[0] == best]
     return top[0] if len(top) == 1 else None

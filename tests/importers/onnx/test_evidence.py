@@ -322,3 +322,21 @@ def test_half_of_an_open_length_counts_from_the_end():
         agrees_with_onnxruntime(made, x=noise(steps, 2, 3))
     with pytest.raises(ShapeError, match="too small"):
         fastrnn.from_onnx(made).run(noise(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "held"),
+    [
+        (np.arange(3) * 19, True),
+        (np.arange(3) / 19, True),
+        ([1.0, 2.0, 3.0], False),
+        ([0.5, 0.25, 0.125], False),
+        ([0.0, 0.0, 0.0], False),
+    ],
+    ids=str,
+)
+def test_a_vector_scaled_by_the_length_holds_it(numbers, held):
+    made = model(
+        "(float[19,2,3] x) => (float[19,1,2,2] y)", "p = Add(x, v) " + RNN.format(x="p"), v=np.float32(numbers)
+    )
+    assert (dims(import_onnx(made), "x")[0] == 19) is held
