@@ -47,7 +47,7 @@ class ReductionLowering:
         )  # fmt: skip
 
     def _need_elements(self, node: Node, count) -> None:
-        """Where windows leave no step of a sequence that is too short for them, PyTorch and onnxruntime refuse it. Of an
+        """If windows leave no step of a sequence that is too short for them, PyTorch and onnxruntime refuse it. Of an
         empty sequence ONNX itself has a largest element, -inf."""
         fn = node.attrs["fn"]
         if isinstance(count, D.Dim) and fn != "sum" and D.may_be_negative(count):
