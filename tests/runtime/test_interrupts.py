@@ -59,7 +59,7 @@ class TestCtrlC:
 
     def test_a_long_run_by_two_threads(self):
         model = Model(stack("lstm", I=64, H=128), threads=2)
-        x = some(64, 1, 64).repeat(3000, 1)
+        x = some(64, 1, 64).repeat(6000, 1)
         assert soon(lambda: model(x))
 
     def test_a_convolution(self):
@@ -72,7 +72,7 @@ class TestCtrlC:
         s = MODELS["lstm"].stream(batch_size=batch)
         lead = () if batch is None else (batch,)
         s.push(some(*lead, 5, 64))
-        before, x = s.slab.copy(), some(*lead, 1, 64).repeat(60_000 if batch is None else 9_000, -2)
+        before, x = s.slab.copy(), some(*lead, 1, 64).repeat(60_000 if batch is None else 30_000, -2)
         assert soon(lambda: s.push(x))
         assert np.array_equal(s.slab, before)
         assert s.steps_done == 5
