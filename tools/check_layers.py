@@ -51,17 +51,17 @@ FOREIGN = {
     "graphviz": ("insight.report",),
     "h5py": ("importers",),
     "matplotlib": ("insight.report",),
-    "keras": ("insight.verification_keras",),
+    "keras": ("insight.verification.engine_keras",),
     "onnx": ("bench", "importers", "onnx_backend"),
     "onnxruntime": ("bench", "insight.verification"),
     "onnxscript": ("importers",),
     "openvino": ("bench",),
     "rich": ("bench", "cli"),
-    "safetensors": ("graph.artifact", "importers", "insight.verification_torch", "runtime.snapshots"),
+    "safetensors": ("graph.artifact", "importers", "insight.verification.engine_torch", "runtime.snapshots"),
     "soundfile": ("insight.analysis",),
     "tensorflow": (),
     "threadpoolctl": ("machine.threadpools",),
-    "torch": ("bench", "importers", "insight.verification_torch"),
+    "torch": ("bench", "importers", "insight.verification.engine_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
 SHARED = "shared"  # the folder of importers/ that all the others may use, because it knows no format

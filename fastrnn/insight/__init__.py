@@ -1,6 +1,6 @@
 """What a model does and costs, and whether it is right.
 
-verification*.py   comparing with other engines
+verification/     comparing with other engines
 limits.py          what this machine allows, measured once and cached
 cost_model.py      what each op should cost
 profiling.py       `profile`

@@ -14,7 +14,7 @@ import torch_nets
 from test_cli import convert, run
 
 import fastrnn
-from fastrnn.insight.verification_torch import Torch
+from fastrnn.insight.verification.engine_torch import TorchEngine
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +103,7 @@ def test_torch_as_a_judge(tmp_path, name):
     module, layers = torch_nets.made(name), torch_nets.NETS[name][1]
     torch.save(module.state_dict(), tmp_path / "m.pt")
     x = torch_nets.feed(name)
-    (got,) = Torch(tmp_path / "m.pt", layers).run({"x": x.numpy()}, ["y"])
+    (got,) = TorchEngine(tmp_path / "m.pt", layers).run({"x": x.numpy()}, ["y"])
     np.testing.assert_allclose(got, torch_nets.answer(module, x).numpy(), rtol=1e-5, atol=1e-5)
     assert fastrnn.verify(tmp_path / "m.pt", "torch", layers=layers).ok
 

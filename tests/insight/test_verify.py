@@ -15,14 +15,14 @@ from fastrnn.graph import Graph, Node, Value
 from fastrnn.graph import dims as D
 from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.importers.shared.builder import GraphWriter
-from fastrnn.insight import verification as V
+from fastrnn.insight.verification import SIZES, comparison, engines, inputs
 from fastrnn.model import Model
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "onnx"
 
 
 def difference(got, want, tolerance=1e-4):
-    return V._difference("y", np.array(got, np.float32), np.array(want, np.float32), tolerance, "x [1]")
+    return comparison._difference("y", np.array(got, np.float32), np.array(want, np.float32), tolerance, "x [1]")
 
 
 class TestDifference:
@@ -47,7 +47,7 @@ class TestDifference:
         ("want", "gap", "ok"), [(0.0, 0.9e-4, True), (0.0, 1.1e-4, False), (9.0, 9e-4, True), (9.0, 11e-4, False)]
     )
     def test_tolerance_grows_with_the_expected_value(self, want, gap, ok):
-        assert V._difference("y", np.array([want + gap]), np.array([want]), 1e-4, "").ok is ok
+        assert comparison._difference("y", np.array([want + gap]), np.array([want]), 1e-4, "").ok is ok
 
     def test_shapes_must_be_equal(self):
         found = difference([[1.0]], [1.0])
@@ -62,9 +62,9 @@ class TestDifference:
 
     def test_the_worst_of_several_runs_is_kept(self):
         small, large = difference([1.5], [1.0]), difference([3.0], [100.0])
-        worst = V._worse(V._worse(None, small), large)
+        worst = comparison._worse(comparison._worse(None, small), large)
         assert (worst.absolute, worst.relative, worst.ok) == (97.0, 0.97, False)
-        assert V._worse(large, small).absolute == 97.0
+        assert comparison._worse(large, small).absolute == 97.0
 
 
 def graph(inputs, nodes=(), outputs=(), constants=None):
@@ -78,7 +78,7 @@ def graph(inputs, nodes=(), outputs=(), constants=None):
 class TestRandomInputs:
     def test_dtypes_and_dims(self):
         g = graph([Value("x", "float32", (BATCH, TIME, 3)), Value("m", "bool", (2 * TIME,)), Value("n", "int64", ())])
-        feeds = V.random_inputs(g, {"batch": 2, "time": 5}, np.random.default_rng(0))
+        feeds = inputs.random_inputs(g, {"batch": 2, "time": 5}, np.random.default_rng(0))
         assert {k: (v.dtype.name, v.shape) for k, v in feeds.items()} == {
             "x": ("float32", (2, 5, 3)),
             "m": ("bool", (10,)),
@@ -87,7 +87,7 @@ class TestRandomInputs:
 
     def test_the_same_seed_gives_the_same_inputs(self):
         g = graph([Value("x", "float32", (TIME,))])
-        a, b, c = (V.random_inputs(g, {"time": 9}, np.random.default_rng(s))["x"] for s in (0, 0, 1))
+        a, b, c = (inputs.random_inputs(g, {"time": 9}, np.random.default_rng(s))["x"] for s in (0, 0, 1))
         assert (a == b).all()
         assert (a != c).any()
 
@@ -104,11 +104,11 @@ class TestRandomInputs:
         ]
         tables = {"small": np.zeros((7, 4), np.float32), "large": np.zeros((50, 4), np.float32)}
         g = graph([ids], nodes, [wide, flat, a, b], tables)
-        drawn = V.random_inputs(g, {"batch": 20, "time": 50}, np.random.default_rng(0))["ids"]
+        drawn = inputs.random_inputs(g, {"batch": 20, "time": 50}, np.random.default_rng(0))["ids"]
         assert set(np.unique(drawn)) == set(range(7))
 
     def test_unlimited_integers_are_small(self):
-        drawn = V.random_inputs(graph([Value("n", "int64", (TIME,))]), {"time": 99}, np.random.default_rng(0))["n"]
+        drawn = inputs.random_inputs(graph([Value("n", "int64", (TIME,))]), {"time": 99}, np.random.default_rng(0))["n"]
         assert set(np.unique(drawn)) == {0, 1, 2, 3}
 
 
@@ -128,28 +128,28 @@ class TestSizes:
 
     def test_free_sizes_take_all(self):
         model = self.Engine(Value("x", "float32", (BATCH, TIME, 3)))
-        found = V._environments(model, self.Other(x=("n", None, 3)), V.SIZES)
-        assert [(e["batch"], e["time"]) for e in found] == list(V.SIZES)
+        found = comparison._environments(model, self.Other(x=("n", None, 3)), SIZES)
+        assert [(e["batch"], e["time"]) for e in found] == list(SIZES)
 
     def test_a_frozen_length_is_kept(self):
         model = self.Engine(Value("x", "float32", (BATCH, TIME, 3)))
-        found = V._environments(model, self.Other(x=("n", 19, 3)), V.SIZES)
+        found = comparison._environments(model, self.Other(x=("n", 19, 3)), SIZES)
         assert [(e["batch"], e["time"]) for e in found] == [(1, 19), (2, 19), (5, 19)]
 
     def test_a_frozen_file_runs_at_its_own_sizes_alone(self):
         model = self.Engine(Value("x", "float32", (BATCH, 2 * TIME + 1)))
-        assert V._environments(model, self.Other(x=(1, 39)), V.SIZES) == [{"batch": 1, "time": 19}]
+        assert comparison._environments(model, self.Other(x=(1, 39)), SIZES) == [{"batch": 1, "time": 19}]
 
     def test_an_impossible_size_is_an_error(self):
         model = self.Engine(Value("x", "float32", (2 * TIME,)))
         with pytest.raises(fastrnn.ShapeError, match=r"input x: no size up to 4096 makes 2\*time the 3 of the file"):
-            V._environments(model, self.Other(x=(3,)), V.SIZES)
+            comparison._environments(model, self.Other(x=(3,)), SIZES)
 
     @pytest.mark.parametrize("theirs", [(2, 3), (2, 4, 4)])
     def test_disagreement_about_an_input_is_an_error(self, theirs):
         model = self.Engine(Value("x", "float32", (BATCH, 4, 5)))
         with pytest.raises(fastrnn.ShapeError, match="input x: other takes"):
-            V._environments(model, self.Other(x=theirs), V.SIZES)
+            comparison._environments(model, self.Other(x=theirs), SIZES)
 
 
 NAMES = ["gru_states.script", "language_model.script", "bigru_stacked.dynamo_frozen", "last_step.dynamo"]
@@ -202,7 +202,7 @@ def test_lengths_are_searched_where_windows_need_more_steps(tmp_path):
     path = searched(tmp_path / "m.onnx", body, K=np.full((3, 1, 400), 0.01, np.float32))
     report = fastrnn.verify(path)
     assert report.ok, str(report)
-    assert len(report.runs) == len(V.SIZES)
+    assert len(report.runs) == len(SIZES)
     assert not report.notes
 
 
@@ -290,10 +290,10 @@ def test_what_a_converted_file_has_built_in_is_not_given_again(tmp_path):
 
 def test_a_wrong_shape_is_no_frozen_length(monkeypatch):
     """One that follows the input, or that fastrnn never has, is a difference."""
-    real = V._OnnxRuntime.run
-    monkeypatch.setattr(V._OnnxRuntime, "run", lambda *args: [a[1:] for a in real(*args)])
+    real = engines.OnnxRuntimeEngine.run
+    monkeypatch.setattr(engines.OnnxRuntimeEngine, "run", lambda *args: [a[1:] for a in real(*args)])
     assert not fastrnn.verify(DATA / "gru_states.script.onnx", sizes=[(1, 7), (1, 4)]).ok
-    monkeypatch.setattr(V._OnnxRuntime, "run", lambda *args: [a[:2] for a in real(*args)])
+    monkeypatch.setattr(engines.OnnxRuntimeEngine, "run", lambda *args: [a[:2] for a in real(*args)])
     assert not fastrnn.verify(DATA / "gru_states.script.onnx", sizes=[(1, 7), (1, 4)]).ok
 
 
@@ -321,7 +321,7 @@ def test_a_saved_file_is_compared_with_its_source(tmp_path):
     source = DATA / "last_step.script.onnx"
     fastrnn.load(source).save(tmp_path / "m.fastrnn")
     assert fastrnn.verify(tmp_path / "m.fastrnn", source=source).ok
-    with pytest.raises(fastrnn.UnsupportedError, match=r'm\.fastrnn is no ONNX file.*source="model\.onnx"'):
+    with pytest.raises(fastrnn.UnsupportedError, match=r'm\.fastrnn is not an ONNX file.*source="model\.onnx"'):
         fastrnn.verify(tmp_path / "m.fastrnn")
     with pytest.raises(fastrnn.UnsupportedError, match="onnxruntime needs the ONNX file"):
         fastrnn.verify(fastrnn.load(source))
@@ -354,7 +354,7 @@ def test_an_unknown_judge_is_refused():
 
 
 def test_what_onnxruntime_refuses_at_every_size_is_an_error(monkeypatch):
-    monkeypatch.setattr(V._OnnxRuntime, "run", lambda *args: (_ for _ in ()).throw(RuntimeError("no\nmore")))
+    monkeypatch.setattr(engines.OnnxRuntimeEngine, "run", lambda *args: (_ for _ in ()).throw(RuntimeError("no\nmore")))
     with pytest.raises(fastrnn.UnsupportedError, match=r"refused it: no") as caught:
         fastrnn.verify(DATA / "last_step.script.onnx")
     assert "more" not in str(caught.value)
@@ -407,7 +407,7 @@ class TestHowTheFileIsRead:
 
     def test_a_size_that_is_open(self, wide, monkeypatch):
         assert fastrnn.verify(wide, "reference", fixed_sizes={"width": 7}).runs[0].startswith("x [1, 1, 7]")
-        monkeypatch.setattr(V._Reference, "run", lambda *args: 1 / 0)
+        monkeypatch.setattr(engines.ReferenceEngine, "run", lambda *args: 1 / 0)
         with pytest.raises(fastrnn.UnsupportedError, match="leaves width open, which was tried as 3: fix it"):
             fastrnn.verify(wide, "reference")
 
@@ -420,7 +420,7 @@ class TestKerasBackend:
     @pytest.fixture
     def chosen(self, tmp_path, monkeypatch):
         """settings file's text, installed modules -> KERAS_BACKEND afterwards."""
-        from fastrnn.insight import verification_keras as K
+        from fastrnn.insight.verification import engine_keras as K
 
         def choose(settings, *installed):
             monkeypatch.delenv("KERAS_BACKEND", raising=False)
@@ -444,7 +444,7 @@ class TestKerasBackend:
         assert chosen('{"backend": 3}') is None
 
     def test_what_was_said_stays(self, chosen, monkeypatch):
-        from fastrnn.insight import verification_keras as K
+        from fastrnn.insight.verification import engine_keras as K
 
         monkeypatch.setenv("KERAS_BACKEND", "jax")
         K._choose_backend()
@@ -468,4 +468,4 @@ def test_runs_are_long_enough_for_the_windows():
     graph = w.done(w.add("pool", y, kernel=(3,), strides=(3,), **how))
     report = fastrnn.verify(Model(graph), "reference")
     assert report.ok
-    assert report.runs == tuple(f"x [{batch}, 2, {steps + 4}]" for batch, steps in V.SIZES)
+    assert report.runs == tuple(f"x [{batch}, 2, {steps + 4}]" for batch, steps in SIZES)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FastRNNError, UnsupportedError
+from ...errors import FastRNNError, UnsupportedError
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
@@ -38,7 +38,7 @@ def _configured() -> str | None:
     return backend if isinstance(backend, str) and backend.isidentifier() else None
 
 
-class Keras:
+class KerasEngine:
     """A file that Keras runs, on whatever backend it has; config: of weights alone, as in `fastrnn.load`.
 
     Raises UnsupportedError where Keras is not installed, is of another major version than the file (whose layers it
@@ -46,6 +46,7 @@ class Keras:
     """
 
     notes: tuple[str, ...] = ()
+    is_own = False
 
     def __init__(self, path: str | os.PathLike, tolerance: float, config=None):
         self.tolerance, where = tolerance, os.fspath(path)
@@ -62,7 +63,7 @@ class Keras:
                 f"Keras can't be imported ({error}; KERAS_BACKEND names what it computes with): verify "
                 'against="reference"'
             ) from None
-        from ..importers.keras import config_text, written_by
+        from ...importers.keras import config_text, written_by
 
         written = written_by(where, config)
         if written is None or re.split(r"\D", written)[0] != keras.__version__.split(".")[0]:

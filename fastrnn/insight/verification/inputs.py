@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelFormatError
-from ..graph import DTYPES, Graph
-from ..graph import dims as D
+from ...errors import ModelFormatError
+from ...graph import DTYPES, Graph
+from ...graph import dims as D
 
 MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
 

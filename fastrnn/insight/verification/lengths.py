@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import FastRNNError
-from ..graph import Graph, reference
-from ..graph import dims as D
-from ..passes.parallel_forms import MARK
-from .verification_inputs import integer_limits, least_steps, random_inputs
+from ...errors import FastRNNError
+from ...graph import Graph, reference
+from ...graph import dims as D
+from ...passes.parallel_forms import MARK
+from .inputs import integer_limits, least_steps, random_inputs
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ...model import Model
 
 LONGEST = 256  # steps up to which a parallel form is tested: those seen fail between 50 and 150
 _LENGTHS = (16, 32, 64, 128, LONGEST)

@@ -12,21 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedError
-from ..importers import layers as list_of_layers
-from ..importers.shared import stacks
-from ..importers.shared.weights import Tensors, Weights, unwrapped
+from ...errors import UnsupportedError
+from ...importers import layers as list_of_layers
+from ...importers.shared import stacks
+from ...importers.shared.weights import Tensors, Weights, unwrapped
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
-class Torch:
+class TorchEngine:
     """The modules that a list of layers stands for, run by torch in float32.
 
     Raises UnsupportedError where torch is not installed, can't read the file, or has no such layer.
     """
 
     notes: tuple[str, ...] = ()
+    is_own = False
 
     def __init__(self, path: str | os.PathLike, layers=None, key: str | None = None, tolerance: float = 1e-4):
         try:
@@ -45,7 +46,7 @@ class Torch:
         self.steps = [self._step(entry) for entry in self.entries]
 
     def _read(self, key: str | None) -> Weights:
-        from ..importers.pytorch import through_torch
+        from ...importers.pytorch import through_torch
 
         if self.where.lower().endswith(".safetensors"):
             from safetensors.torch import load_file

@@ -1,0 +1,112 @@
+"""Does a model answer here as it does elsewhere: random inputs through both, the largest differences reported.
+
+engines.py      the float64 reference and onnxruntime; `engine` opens the one that the caller names
+engine_*.py     PyTorch and Keras
+inputs.py       random inputs for a graph
+comparison.py   runs at several sizes, and how far apart the answers are
+lengths.py      which lengths a comparison covers, and parallel forms over long sequences
+report.py       `VerifyReport`
+
+The package is not named for its function, because `fastrnn.verify` must be the function.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UnsupportedError
+from .comparison import SIZES, compare
+from .engines import ENGINES, engine
+from .report import OutputDifference, VerifyReport
+
+if TYPE_CHECKING:
+    from ...model import Model
+
+__all__ = ["ENGINES", "SIZES", "OutputDifference", "VerifyReport", "verify"]
+
+
+def verify(
+    model: Model | str | os.PathLike,
+    against: str = "onnxruntime",
+    *,
+    source: str | os.PathLike | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    bind: Mapping[str, Any] | None = None,
+    states: Mapping[str, str] | None = None,
+    layers: Sequence[str] | str | None = None,
+    key: str | None = None,
+    config: Any = None,
+    allow_torch: bool = False,
+    float64_as_float32: bool = False,
+    fixed_sizes: Mapping[str, int] | None = None,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+) -> VerifyReport:
+    """Run a model here and in another engine on the same random inputs, and report the largest differences.
+
+    Parameters
+    ----------
+    model : path or Model
+        A file that `fastrnn.load` reads, or a loaded model.
+    against : "onnxruntime", "torch", "keras" or "reference"
+        onnxruntime runs the ONNX file itself. torch reads a file of its weights and runs its own modules over them.
+        keras loads and runs its own file. The reference is fastrnn's float64 NumPy meaning of the graph: it checks
+        the kernels, but not the import.
+    source : path, optional
+        The file for the other engine, if `model` is a Model or a `.fastrnn` file made from it.
+    seed : int
+        Of the random inputs: floats are normal, integers that index a table are within it, lengths within the
+        sequence.
+    tolerance : float, optional
+        Default 1e-4, or 5e-3 if the ONNX file computes in float16.
+    bind, states : as in `fastrnn.load`
+        `bind` also gives onnxruntime the inputs that were fixed at load, or at conversion.
+    layers, key, config, allow_torch, float64_as_float32 : as in `fastrnn.load`
+    fixed_sizes : as `sizes` of `fastrnn.load`
+    sizes : pairs (batch, time)
+        The sizes to compare, if the model leaves them free. A size that the file has frozen is kept as it is.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    UnsupportedError
+        The other engine is not installed, can't run the file at any size, or there is no file to give to it.
+    FastRNNError
+        What `fastrnn.load` raises.
+
+    Examples
+    --------
+    >>> report = fastrnn.verify("examples/tone_words.onnx")
+    >>> report.ok
+    True
+    """
+    from ...model import Model
+
+    if against not in ENGINES:
+        raise UnsupportedError(f"can't verify against {against!r}; known: {', '.join(ENGINES)}")
+    path = None if isinstance(model, Model) else os.fspath(model)
+    beside = {"layers": layers, "key": key, "config": config}
+    if isinstance(model, Model):
+        loaded = model
+    else:
+        options = {"sizes": fixed_sizes, "allow_torch": allow_torch, "bind": bind, "states": states}
+        loaded = _load(model, against, beside, options, float64_as_float32)
+    other = engine(against, loaded.graph, path if source is None else os.fspath(source), bind or {}, beside)
+    return compare(loaded, other, path if path is not None else loaded.name, seed, tolerance, sizes)
+
+
+def _load(path: str | os.PathLike, against: str, beside: dict, options: dict, float64_as_float32: bool) -> Model:
+    """The model of a file. `beside` describes the other engine's file if that is not `path` itself."""
+    from ...loading import load
+
+    # A .fastrnn file has bind and states built in, and refuses them. onnxruntime still needs bind.
+    if os.fspath(path).lower().endswith(".fastrnn"):
+        beside = {} if against in ("torch", "keras") else beside
+        options = options | {"bind": None} if against == "onnxruntime" else options
+    given = {name: value for name, value in options.items() if value}
+    return load(path, float64_as_float32=float64_as_float32, **beside, **given)

@@ -1,0 +1,95 @@
+"""What `verify` returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from .lengths import LongRuns
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output: its largest differences over all runs, and where the absolute one was seen.
+
+    absolute : largest |got - expected|; inf where one has a NaN or an infinity that the other has not.
+    relative : largest over the runs of (largest |got - expected| of the run) / (largest |expected| of the run).
+    """
+
+    name: str
+    absolute: float
+    relative: float
+    ok: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` returns.
+
+    ok : every element of every output within `tolerance` * (1 + |expected|), and every shape equal; of `long` as well.
+    against : the engine compared with, and its version.
+    outputs : one `OutputDifference` an output, in the model's order.
+    runs : the sizes of the inputs of each run; skipped : runs that the other engine refused, and why.
+    notes : what else a reader should know: that only one length could be compared, that a free one is an assumption.
+    compared : what was compared of each size that the model leaves free: "batch" and "time" -> ascending numbers.
+    long : for a model that holds a recurrence in parallel form, which float32 fails after some steps: longer sequences
+        against the float64 reference; else None.
+    """
+
+    model: str
+    against: str
+    ok: bool
+    tolerance: float
+    seed: int
+    outputs: tuple[OutputDifference, ...]
+    runs: tuple[str, ...]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+    compared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    long: LongRuns | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all outputs answer as the other engine's, whatever `long` says."""
+        return all(out.ok for out in self.outputs)
+
+    @property
+    def sizes(self) -> str:
+        """What was compared, in words."""
+        if not self.compared:
+            return "compared at the one size that the model takes"
+        parts = (f"{name} {', '.join(map(str, values))}" for name, values in self.compared.items())
+        return f"compared at {'; '.join(parts)}"
+
+    def as_dict(self) -> dict:
+        """The same as dicts, lists, strings and numbers; an infinite difference is the text "inf"."""
+        record = asdict(self)
+        for output in record["outputs"]:
+            for key in ("absolute", "relative"):
+                if not np.isfinite(output[key]):
+                    output[key] = "inf"
+        if self.long is not None and not np.isfinite(self.long.difference):
+            record["long"]["difference"] = "inf"
+        return record
+
+    def to_json(self) -> str:
+        """`as_dict` as JSON text."""
+        return json.dumps(self.as_dict())
+
+    def __str__(self) -> str:
+        verdict = "answers as" if self.agrees else "does NOT answer as"
+        lines = [f"{self.model} {verdict} {self.against} ({len(self.runs)} runs, tolerance {self.tolerance:g})"]
+        for out in self.outputs:
+            mark = "ok  " if out.ok else "FAIL"
+            figures = f"largest difference {out.absolute:.2e} absolute, {out.relative:.2e} relative"
+            lines.append(f"  {mark} {out.name}: {figures}" + ("" if out.ok else f" ({out.where})"))
+        lines.append(f"  {self.sizes}")
+        if self.long is not None:
+            lines.append(f"  {'ok  ' if self.long.ok else 'FAIL'} {self.long}")
+        lines += [f"  skipped {text}" for text in self.skipped]
+        lines += [f"  note: {text}" for text in self.notes]
+        return "\n".join(lines)
