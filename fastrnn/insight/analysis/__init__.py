@@ -124,7 +124,22 @@ def analyze(
     dirty = corruptions(runner, x, figures, rng)
     progress(0.3, "gaps")
     missing = gaps(runner, x, figures)
-    forgot = touched = None
+    forgot, touched = _memory(runner, x, rng, seconds, progress, skipped)
+    progress(0.65, "rounded weights")
+    rounded = roundings(model, x, figures)
+    progress(0.75, "drift")
+    drifted = _drift(runner, x, long_steps, seconds, progress, skipped)
+    progress(1.0, "done")
+    return Analysis(
+        model.name, given.text, given.synthetic, runner.steps_of(x), runner.rows_of(x), runner.streams,
+        figures.levels(runner.output_names), dirty, missing, forgot, touched, rounded, drifted, tuple(skipped),
+        DEFINITIONS,
+    )  # fmt: skip
+
+
+def _memory(runner: Runner, x, rng, seconds: float, progress: Progress, skipped: list[str]):
+    """(Forgetting or None, Touch or None); what was not done is added to `skipped`."""
+    forgot = None
     if runner.streams:
         progress(0.4, "forgetting")
         forgot = forgetting(runner, x, rng, 0.75 * seconds)
@@ -136,21 +151,18 @@ def analyze(
     touched = touch(runner, x, rng)
     if touched is None:
         skipped.append("touching one step: no output has a time axis, or no input is real")
-    progress(0.65, "rounded weights")
-    rounded = roundings(model, x, figures)
-    progress(0.75, "drift")
-    drifted = drift(runner, x, long_steps, 0.75 * seconds, lambda share: progress(0.75 + 0.25 * share, "drift"))
-    if isinstance(drifted, str):
-        skipped.append(f"drift: {drifted}")
-        drifted = None
-    elif drifted.steps == runner.horizon:
+    return forgot, touched
+
+
+def _drift(runner: Runner, x, steps: int, seconds: float, progress: Progress, skipped: list[str]) -> Drift | None:
+    """The drift over `steps` steps; if there is none, why is added to `skipped`."""
+    found = drift(runner, x, steps, 0.75 * seconds, lambda share: progress(0.75 + 0.25 * share, "drift"))
+    if isinstance(found, str):
+        skipped.append(f"drift: {found}")
+        return None
+    if found.steps == runner.horizon:
         skipped.append(f"drift beyond {runner.horizon:,} steps: a stream of this model ends there")
-    progress(1.0, "done")
-    return Analysis(
-        model.name, given.text, given.synthetic, runner.steps_of(x), runner.rows_of(x), runner.streams,
-        figures.levels(runner.output_names), dirty, missing, forgot, touched, rounded, drifted, tuple(skipped),
-        DEFINITIONS,
-    )  # fmt: skip
+    return found
 
 
 __all__ = ["Analysis", "Data", "analyze", "load_data"]

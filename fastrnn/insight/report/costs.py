@@ -53,16 +53,23 @@ def _dearest(found: Profile) -> list[OpProfile]:
 
 
 def _ops(page: Page, found: Profile) -> None:
-    limits = found.limits
     page.section(
         "Where the time goes",
         "Each op of the plan: floating point operations, bytes of weights and of other data that it touches, what "
         "bounds it most, predicted and measured time, and the share of the measured time that the machine's limits "
         "alone would take.",
     )
-    ops = _dearest(found)
     path = common_path([op.node for op in found.ops])
     names = {id(op): op.node[len(path) :] for op in found.ops}
+    _ops_drawn(page, found, names)
+    if path:
+        page.text(f"Names of nodes begin with {path}")
+    _ops_listed(page, found, names)
+
+
+def _ops_drawn(page: Page, found: Profile, names: dict[int, str]) -> None:
+    """The dearest ops beside their predictions, and all with weights under the roofline."""
+    limits, ops = found.limits, _dearest(found)
     total = sum(op.measured_ns for op in found.ops) or 1.0
     heavy = [op for op in found.ops if op.cost.flops and op.cost.weight_bytes and op.measured_ns > 0]
     sizes = dict(limits.caches)
@@ -94,6 +101,10 @@ def _ops(page: Page, found: Profile) -> None:
             )
         )
     page.figures(pairs)
+
+
+def _ops_listed(page: Page, found: Profile, names: dict[int, str]) -> None:
+    """A table of the dearest ops, and one of all if that is much longer."""
     columns = ("op", "node", "FLOP", "weights", "data", "bound", "predicted", "measured", "roofline")
     rows = [
         (
@@ -105,12 +116,10 @@ def _ops(page: Page, found: Profile) -> None:
         for op in found.ops
     ]  # fmt: skip
     call = ("the call", "", "", "", "", "overhead", micro(found.predicted_overhead_ns), micro(found.overhead_ns), "")
-    if path:
-        page.text(f"Names of nodes begin with {path}")
     if len(rows) <= 2 * SHOWN:
         page.table(columns, [*rows, call], columns[2:5] + columns[6:])
         return
-    kept = {id(op) for op in ops}
+    kept = {id(op) for op in _dearest(found)}
     few = [row for op, row in zip(found.ops, rows, strict=True) if id(op) in kept]
     page.table(columns, [*few, call], columns[2:5] + columns[6:])
     page.table(columns, rows, columns[2:5] + columns[6:], folded=f"all {len(rows)} ops, in the order in which they run")
