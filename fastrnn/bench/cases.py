@@ -7,9 +7,11 @@ of a published model. Its id is `grid/kind-H...`; `--case` filters by it.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from .published import EXAMPLE_FILE, PUBLISHED, PublishedModel, example_model
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 KINDS = ("lstm", "gru", "rnn")
@@ -36,25 +38,6 @@ class Work:
     flops: int
     bytes: int
     footprint: int
-
-
-@dataclass(frozen=True)
-class PublishedModel:
-    """A model file and how one frame of it is run.
-
-    shape : of one call's input at batch 1.
-    state_batch_axis : the axis of the states that counts rows; None where the file has a single row.
-
-    states : input -> output that the caller feeds back; bind : inputs that stay constant.
-    """
-
-    file: str
-    input: str
-    output: str
-    shape: tuple[int, ...]
-    states: tuple[tuple[str, str, tuple[int, ...]], ...]
-    state_batch_axis: int | None = None
-    bind: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,42 +159,6 @@ def tiny_grid() -> list[Case]:
     ]
 
 
-PUBLISHED = {
-    "silero_vad_v5": PublishedModel(
-        "silero_vad_v5.onnx",
-        "input",
-        "output",
-        (1, 576),
-        (("state", "stateN", (2, 1, 128)),),
-        state_batch_axis=1,
-        bind=(("sr", 16000),),
-    ),
-    "dtln_1": PublishedModel(
-        "dtln_1.onnx",
-        "input_2",
-        "activation_2",
-        (1, 1, 257),
-        (("input_3", "tf_op_layer_stack_2", (1, 2, 128, 2)),),
-    ),
-    "dtln_2": PublishedModel(
-        "dtln_2.onnx",
-        "input_4",
-        "conv1d_3",
-        (1, 1, 512),
-        (("input_5", "tf_op_layer_stack_5", (1, 2, 128, 2)),),
-    ),
-    "gtcrn": PublishedModel(
-        "gtcrn_simple.onnx",
-        "mix",
-        "enh",
-        (1, 257, 1, 2),
-        (
-            ("conv_cache", "conv_cache_out", (2, 1, 16, 16, 33)),
-            ("tra_cache", "tra_cache_out", (2, 3, 1, 1, 16)),
-            ("inter_cache", "inter_cache_out", (2, 1, 33, 16)),
-        ),
-    ),
-}
 # torch is left out: a model file has no PyTorch module. It is not "refused", so no line says that it lost.
 MODEL_ENGINES = ("fastrnn", "ort", "ort-iobinding", "openvino")
 
@@ -237,45 +184,33 @@ def example_cases(folder: Path) -> list[Case]:
     path = folder / EXAMPLE_FILE
     if not path.is_file():
         return []
-    from .models import example_model
-
     model = example_model(path, SEQUENCE_STEPS)
     name = f"models/{path.stem}-t{SEQUENCE_STEPS}"
     return [Case(name, "models", "model", 0, 0, SEQUENCE_STEPS, 1, MODEL_ENGINES, model, str(folder))]
 
 
-EXAMPLE_FILE = "tone_words.onnx"
-GRIDS = {
-    "step": "one step of one stream, H = I = 32 to 512",
-    "odd": "one step of one stream at sizes that fill no whole vectors",
-    "batch": "one step of 16 and of 128 streams",
-    "sequence": f"{SEQUENCE_STEPS} steps in one call, batch 1, 16, 64",
-    "models": "the example model, and one frame of published models where they are found",
-    "threads": "fastrnn with two threads against one",
-    "pool": "one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped",
-    "tiny-pool": "a tiny pool, for the same",
-    "tiny": "three tiny cases, to see that the benchmark works",
+# Grid -> what it measures, and its cases (of model files in some folders).
+_GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
+    "step": ("one step of one stream, H = I = 32 to 512", lambda _: step_grid()),
+    "odd": ("one step of one stream at sizes that fill no whole vectors", lambda _: odd_grid()),
+    "batch": ("one step of 16 and of 128 streams", lambda _: batch_grid()),
+    "sequence": (f"{SEQUENCE_STEPS} steps in one call, batch 1, 16, 64", lambda _: sequence_grid()),
+    "models": ("the example model, and one frame of published models where they are found", models_grid),
+    "threads": ("fastrnn with two threads against one", lambda _: threads_grid()),
+    "pool": ("one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped", pool_grid),
+    "tiny-pool": ("a tiny pool, for the same", lambda _: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")]),
+    "tiny": ("three tiny cases, to see that the benchmark works", lambda _: tiny_grid()),
 }
+GRIDS = {name: text for name, (text, _) in _GRIDS.items()}
 DEFAULT_GRIDS = ("step", "odd", "batch", "sequence", "models")
 
 
 def cases_of(grids: Sequence[str], patterns: Sequence[str] = (), folders: Sequence[Path] = ()) -> list[Case]:
-    """The cases of these grids whose id matches one of the patterns (all where there is none).
+    """The cases of these grids whose id matches one of the patterns; all if there are no patterns.
 
     patterns : as in a shell, or any part of the id: "lstm-64*", "step/gru-128", "-b16".
     """
-    made = {
-        "step": step_grid,
-        "odd": odd_grid,
-        "batch": batch_grid,
-        "sequence": sequence_grid,
-        "models": lambda: models_grid(folders),
-        "threads": threads_grid,
-        "pool": lambda: pool_grid(folders),
-        "tiny-pool": lambda: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")],
-        "tiny": tiny_grid,
-    }
-    cases = [case for grid in grids for case in made[grid]()]
+    cases = [case for grid in grids for case in _GRIDS[grid][1](folders)]
     if not patterns:
         return cases
     return [c for c in cases if any(fnmatch.fnmatch(c.id, p) or p in c.id for p in patterns)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..graph import reference
 from ..graph.cells import CellSpec
-from .cases import CHECK_STEPS, GATES, Case, PublishedModel
+from .cases import CHECK_STEPS, GATES, Case
 
 OPSET = 17
 STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
@@ -157,15 +157,3 @@ def without_stated_shapes(source: Path, folder: Path) -> Path:
     del model.graph.value_info[:]
     onnx.save(model, folder / source.name)
     return folder / source.name
-
-
-def example_model(path: Path, steps: int) -> PublishedModel:
-    """How the example's file is run whole: its first input at batch 1 and `steps` steps, where they are free."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    first = next(v for v in graph.input if v.name not in weights)
-    free = iter((1, steps))
-    shape = tuple(d.dim_value or next(free) for d in first.type.tensor_type.shape.dim)
-    return PublishedModel(path.name, first.name, graph.output[0].name, shape, ())
