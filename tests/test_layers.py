@@ -104,6 +104,19 @@ def test_right_arrows_pass(layers, tmp_path, module, line):
     assert layers.check(package) == []
 
 
+def test_a_circle_of_modules_is_found(layers, tmp_path):
+    package = tmp_path / "fastrnn"
+    (package / "graph").mkdir(parents=True)
+    (package / "graph" / "__init__.py").write_text("from .types import Graph\n")
+    (package / "graph" / "types.py").write_text("from . import shapes\n")
+    (package / "graph" / "shapes.py").write_text("def rule():\n    from .types import Value\n")
+    (problem,) = layers.check(package)
+    assert problem.startswith("modules import each other in a circle: ")
+    assert {"graph.types", "graph.shapes"} <= set(problem.split(": ")[1].split(" -> "))
+    (package / "graph" / "shapes.py").write_text("")
+    assert layers.check(package) == []
+
+
 def test_the_command_reports_and_exits(layers, tmp_path, capsys):
     package = tmp_path / "fastrnn"
     package.mkdir()

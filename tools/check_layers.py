@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 # Package -> those below it that it imports. One that is not here is an error: decide where it belongs.
@@ -71,7 +72,7 @@ CIMPORT = re.compile(
 
 
 def imports_of(path: Path) -> list[tuple[int, str, int]]:
-    """(line, dotted name, leading dots) of each import in a .py, .pyx or .pxd file; `from . import a` gives "a"."""
+    """(line, dotted name, leading dots) of each import in a .py, .pyx or .pxd file; `from .a import b` gives "a.b"."""
     if path.suffix == ".py":
         return list(_python_imports(ast.parse(path.read_text(encoding="utf-8"), str(path))))
     return list(_cython_imports(path.read_text(encoding="utf-8")))
@@ -108,11 +109,8 @@ def _cython_imports(text):
 
 
 def _from(line, module, dots, names):
-    if module and module != "fastrnn":
-        yield line, module, dots
-    else:  # from . import a, b; from fastrnn import a, b
-        for name in names:
-            yield line, f"{module}.{name}" if module else name, dots
+    for name in names:
+        yield line, f"{module}.{name}" if module else name, dots
 
 
 def check(package: Path) -> list[str]:
@@ -125,9 +123,27 @@ def check(package: Path) -> list[str]:
             continue
         for line, name, dots in imports_of(path):
             complaint = _complaint(package, mine, parts, name, dots)
-            if complaint:
+            if complaint and f"{path}:{line}: {complaint}" not in problems:
                 problems.append(f"{path}:{line}: {complaint}")
-    return problems
+    return problems + [f"modules import each other in a circle: {' -> '.join(circle)}" for circle in circles(package)]
+
+
+def circles(package: Path) -> list[list[str]]:
+    """A circle of imports among the modules of the package folder, if there is one: its names, the first one twice."""
+    modules = {parts[:-1] if parts[-1] == "__init__" else parts for _, parts in _modules(package)}
+    graph: dict[tuple, set] = {}
+    for path, parts in _modules(package):
+        mine = graph.setdefault(parts[:-1] if parts[-1] == "__init__" else parts, set())
+        for _, name, dots in imports_of(path):
+            target = _target(package, parts, name, dots) or ()
+            mine |= {next((t for t in (target, target[:-1]) if t and t in modules), parts)}
+    for name, below in graph.items():
+        below.discard(name)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [[".".join(name) for name in error.args[1]]]
+    return []
 
 
 def arrows(package: Path) -> dict[str, list[str]]:
