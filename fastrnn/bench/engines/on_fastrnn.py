@@ -72,6 +72,16 @@ def rss():
         return 0
 
 
+def steps_of(candidate, x) -> np.ndarray:
+    """The answers of one call per row of x, stacked; the candidate's `calls` reads its `x` and writes its `y`."""
+    found = []
+    for row in x:
+        candidate.x[...] = row.reshape(candidate.x.shape)
+        candidate.calls(1)
+        found.append(candidate.y.copy())
+    return np.stack(found)
+
+
 class Step:
     """`stream.step(x, out=y)`."""
 
@@ -92,12 +102,7 @@ class Step:
 
     def answer(self, x):
         self.stream.reset()
-        found = []
-        for row in x:
-            self.x[...] = row.reshape(self.x.shape)
-            self.calls(1)
-            found.append(self.y.copy())
-        return np.stack(found)
+        return steps_of(self, x)
 
 
 class PoolStep:
@@ -121,12 +126,7 @@ class PoolStep:
     def answer(self, x):
         for slot in self.slots:
             self.pool.reset(slot)
-        found = []
-        for row in x:
-            self.x[...] = row.reshape(self.x.shape)
-            self.calls(1)
-            found.append(self.y.copy())
-        return np.stack(found)
+        return steps_of(self, x)
 
 
 class Push:
