@@ -31,7 +31,7 @@ class Work:
     """What a case has to do at the least, for the roofline.
 
     flops : floating point operations of one call; a multiply-add is two. Activations are not counted.
-    bytes : weight bytes that one call must read from where they live.
+    bytes : weight bytes that one call must read.
     footprint : bytes that are read again and again, so must fit a cache level to be read from there.
     """
 
@@ -47,7 +47,7 @@ class Case:
     grid : which grid it belongs to; engines : who takes part, or () for all.
     slots : of the grid `pool`: streams that are open, of which `batch` are stepped; 0 elsewhere.
     kind, I, H, T, batch : the cell and its sizes; kind is "model" for a model file, whose I and H are 0.
-    model : the model file's description for kind "model"; folder : where that file lies.
+    model : the model file's description for kind "model"; folder : where that file is.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Case:
 
     @property
     def sequence(self) -> bool:
-        """True where one call is a whole sequence from the initial state; else it is one step with the state kept."""
+        """True if one call is a whole sequence from the initial state; else it is one step with the state kept."""
         return self.grid == "sequence" or self.T > 1
 
     @property
@@ -129,7 +129,7 @@ def threads_grid() -> list[Case]:
 
 def pool_grid(folders: Sequence[Path]) -> list[Case]:
     """One call that steps some of the open slots, against the same rows in lock-step and against onnxruntime: with
-    states gathered and scattered and, at few slots, with a session a stream."""
+    states gathered and scattered and, at few slots, with one session per stream."""
     folder = next((f for f in folders if (f / PUBLISHED["silero_vad_v5"].file).is_file()), None)
     cases = []
     for slots in POOL_SLOTS:
@@ -164,7 +164,7 @@ MODEL_ENGINES = ("fastrnn", "ort", "ort-iobinding", "openvino")
 
 
 def models_grid(folders: Sequence[Path]) -> list[Case]:
-    """One frame of each published model that lies in one of the folders; the example model as a whole sequence."""
+    """One frame of each published model that is in one of the folders; the example model as a whole sequence."""
     cases = []
     for name, model in PUBLISHED.items():
         folder = next((f for f in folders if (f / model.file).is_file()), None)
@@ -195,7 +195,7 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "odd": ("one step of one stream at sizes that fill no whole vectors", lambda _: odd_grid()),
     "batch": ("one step of 16 and of 128 streams", lambda _: batch_grid()),
     "sequence": (f"{SEQUENCE_STEPS} steps in one call, batch 1, 16, 64", lambda _: sequence_grid()),
-    "models": ("the example model, and one frame of published models where they are found", models_grid),
+    "models": ("the example model, and one frame of published models if they are found", models_grid),
     "threads": ("fastrnn with two threads against one", lambda _: threads_grid()),
     "pool": ("one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped", pool_grid),
     "tiny-pool": ("a tiny pool, for the same", lambda _: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")]),

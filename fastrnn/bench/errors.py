@@ -1,4 +1,4 @@
-"""What goes wrong in a benchmark that is no single engine's fault."""
+"""Errors of a benchmark as a whole, not of a single engine."""
 
 from ..errors import FastRNNError
 

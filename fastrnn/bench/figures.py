@@ -1,6 +1,6 @@
 """Arithmetic of the benchmark: quantiles, ratios, means, shares of the roofline. Knows no engine and no clock.
 
-Everything here works on the plain dicts of the JSON record, so that a file from elsewhere can be judged anew.
+Everything here works on the plain dicts of the JSON record, so that a file from elsewhere can be judged again.
 """
 
 from __future__ import annotations

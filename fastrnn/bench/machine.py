@@ -10,7 +10,7 @@ from pathlib import Path
 from ..machine.cpu import cpu_info
 
 KIB = 1024
-# Where the probe's buffers get their sizes if the system does not tell: what nearly every server CPU has at least.
+# Sizes of the probe's buffers if the system does not say: what nearly every server CPU has at least.
 DEFAULT_CACHES = {"L1": 32 * KIB, "L2": 512 * KIB, "L3": 8192 * KIB}
 MAX_L3_BUFFER = 8 << 20  # an L3 is shared; neighbours' share of a larger one is not ours to use
 MAX_MEMORY_BUFFER = 256 << 20
@@ -35,13 +35,13 @@ def describe() -> dict:
 
 
 def caches(found: dict[str, int]) -> dict[str, int]:
-    """Level -> bytes of the data cache ("L1", not "L1d"); where nothing was found, `DEFAULT_CACHES`."""
+    """Level -> bytes of the data cache ("L1", not "L1d"); `DEFAULT_CACHES` if nothing was found."""
     named = {level.rstrip("d"): size for level, size in found.items() if level.rstrip("d") in DEFAULT_CACHES}
     return named or dict(DEFAULT_CACHES)
 
 
 def probe_sizes(sizes: dict[str, int]) -> dict[str, int]:
-    """Bytes of the buffer that stands for each level: it fits there with room to spare, and not one level nearer."""
+    """Bytes of the buffer that represents each level: it fits there with room to spare, and not one level nearer."""
     found = {level: sizes[level] // 2 for level in ("L1", "L2") if level in sizes}
     if "L3" in sizes:
         found["L3"] = max(2 * sizes.get("L2", 0), min(sizes["L3"] // 4, MAX_L3_BUFFER))

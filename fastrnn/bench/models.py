@@ -57,7 +57,7 @@ def _cell_job(case: Case, folder: Path, seed: int) -> dict:
     fixed = "sequence.onnx" if case.sequence else "stepped.onnx"
     write_cell(folder / fixed, case.kind, weights, case.T, case.batch, stepped=not case.sequence)
     lone = fixed
-    if case.slots:  # for an engine that has a session a stream
+    if case.slots:  # for an engine that has one session per stream
         lone = "lone.onnx"
         write_cell(folder / lone, case.kind, weights, 1, 1, stepped=True)
     states = [] if case.sequence else [(s, f"Y_{s}", (1, case.batch, case.H)) for s in STATES[case.kind]]

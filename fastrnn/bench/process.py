@@ -1,4 +1,4 @@
-"""A worker process as the runner sees it: ask, wait with a limit, tell what went wrong."""
+"""A worker process as the runner sees it: ask, wait with a limit, report what went wrong."""
 
 from __future__ import annotations
 

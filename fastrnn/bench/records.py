@@ -24,7 +24,7 @@ def save(record: dict, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike) -> dict:
-    """Read a record. Raises BenchError where the file is no record of this format, OSError where it can't be read."""
+    """Read a record. Raises BenchError if the file is not a record of this format, OSError if it can't be read."""
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     try:
         record = json.loads(text)
@@ -32,7 +32,7 @@ def load(path: str | os.PathLike) -> dict:
         raise BenchError(f"{path} is no JSON file: {error}") from None
     missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
     if missing:
-        raise BenchError(f"{path} is no record of fastrnn bench: it has no {', '.join(missing)}")
+        raise BenchError(f"{path} is not a record of fastrnn bench: it has no {', '.join(missing)}")
     if record["format"] != FORMAT:
         raise BenchError(f"{path} has format {record['format']!r}; this version reads format {FORMAT}")
     return record

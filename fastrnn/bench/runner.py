@@ -38,7 +38,7 @@ POOL = {
 ROOFLINE = "roofline"
 # Judges of a model file's answers, best first: the files' authors checked them against onnxruntime.
 JUDGES = ("ort", "ort-iobinding", "openvino")
-# An element passes at |got - expected| <= TOLERANCE * (1 + |expected|). float32 engines differ by some 1e-6 here; a
+# An element passes at |got - expected| <= TOLERANCE * (1 + |expected|). float32 engines differ by about 1e-6 here; a
 # wrong gate order, form or state by 1e-2 and more; bfloat16 by 1e-3 and more.
 TOLERANCE = 1e-4
 OPEN_SECONDS, ROUND_SECONDS = 300.0, 120.0
@@ -87,7 +87,7 @@ class Bench:
     total: float = 1.0
 
     def worker(self, name: str) -> Worker | None:
-        """The engine's process, started if it is not running; None where the engine is missing."""
+        """The engine's process, started if it is not running; None if the engine is missing."""
         if name in self.missing:
             return None
         found = self.workers.get(name)
@@ -139,7 +139,7 @@ def environment(name: str, threads: int, isa: str | None) -> dict[str, str]:
 def run(options: Options, progress: Progress = lambda done, total, text: None) -> dict:
     """Run the benchmark and return its record.
 
-    progress is called with (rounds done, rounds in all, what is being done). Raises BenchError where nothing can be
+    progress is called with (rounds done, rounds in all, what is being done). Raises BenchError if nothing can be
     run: no such grid, no case that matches, fastrnn itself does not start.
     """
     cases = select(options)
@@ -175,7 +175,7 @@ def run(options: Options, progress: Progress = lambda done, total, text: None) -
 
 
 def select(options: Options) -> list[Case]:
-    """The cases of a run. Raises BenchError for an unknown grid or engine, or where no case is left."""
+    """The cases of a run. Raises BenchError for an unknown grid or engine, or if no case is left."""
     for what, given, known in (("grid", options.grids, GRIDS), ("engine", options.engines, ENGINES)):
         unknown = [name for name in given if name not in known]
         if unknown:
@@ -216,13 +216,13 @@ def engine_table(bench: Bench, options: Options) -> dict:
 
 
 def require_fastrnn(bench: Bench) -> None:
-    """Raise BenchError where fastrnn was asked for and does not start: better now than after ten minutes of peers."""
+    """Raise BenchError if fastrnn was asked for and does not start: better now than after ten minutes of peers."""
     if "fastrnn" in bench.options.engines and bench.worker("fastrnn") is None:
         raise BenchError(f"fastrnn {bench.missing['fastrnn']}")
 
 
 def whole_roofline(bench: Bench, caches: Mapping[str, int]) -> dict | None:
-    """The machine's limits at the start of the run, all levels; None where the probe is not built."""
+    """The machine's limits at the start of the run, all levels; None if the probe is not built."""
     bench.progress(0, bench.total, "roofline")
     worker = bench.worker(ROOFLINE)
     if worker is None:
@@ -232,7 +232,7 @@ def whole_roofline(bench: Bench, caches: Mapping[str, int]) -> dict | None:
 
 
 def probe_size(level: str, footprint: int, caches: Mapping[str, int]) -> int:
-    """Bytes of the buffer that stands for a case's weights: as many as they are, so that it lives where they live.
+    """Bytes of the buffer that represents a case's weights: as many as they are, so that it is in the same cache.
 
     In L1 at least half of it: a loop over one or two KiB would measure its own beginning and end.
     """

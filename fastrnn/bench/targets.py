@@ -1,6 +1,6 @@
 """The project's targets, and whether a record reaches them. Each line says what was wanted and what was reached.
 
-A target is judged only where all its cases were run; otherwise it is "not measured", with the reason.
+A target is judged only if all its cases were run; otherwise it is "not measured", with the reason.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SHARE_FROM = 64  # H: below, activations and the call weigh more than the weight
 
 @dataclass(frozen=True)
 class Line:
-    """One target. wanted: "at least" (or "at most") `limit`; got: the figure, None where it was not measured.
+    """One target. wanted: "at least" (or "at most") `limit`; got: the figure, None if it was not measured.
 
     ok : True, False, or None where not measured; note : the worst case, or why it was not measured.
-    asked : whether this run had any of the target's cases; False: nobody asked for it.
+    asked : whether this run had any of the target's cases.
     """
 
     text: str

@@ -2,17 +2,17 @@
 
     python worker.py FILE ENGINE THREADS     FILE: engines/on_....py; ENGINE: its name in the tables
 
-It reads one JSON object a line from stdin and writes one a line to stdout. It imports nothing of fastrnn (the file of
-fastrnn's own engine does), so that a peer's process holds the peer alone: its thread pool, its allocator.
+It reads one JSON object per line from stdin and writes one per line to stdout. It imports nothing of fastrnn (the file
+of fastrnn's own engine does), so that a peer's process holds the peer alone: its thread pool, its allocator.
 
     {"do": "open", "job": ..., "trial_ns": n, "batch_ns": n}  -> setup, trials, batch, stream_bytes
     {"do": "answer", "to": path}                              -> the answers to the job's inputs, saved as npy
     {"do": "round", "ns": n}                                  -> batch, ns: [a batch each], cpu_ns, wall_ns
-    {"do": "close"}                                           -> peak_rss: bytes, since open where the system allows
+    {"do": "close"}                                           -> peak_rss: bytes, since open if the system allows it
 
 A file of engines/ has `version()`, `candidates(job, engine, threads)`, which returns a list of objects with a `name`,
 `calls(n)`, which makes n calls one after the other, and `answer(x)`; and perhaps `stream_bytes(job)`. Where there are
-several candidates, the fastest in a short trial stands for the engine: its fastest honest set-up on this case.
+several candidates, the fastest in a short trial represents the engine: its fastest honest set-up on this case.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def time_batches(calls, batch, ns):
 
 
 def batch_for(calls, ns):
-    """How many calls take `ns` at least: reading the clock (some 50 ns) then costs nothing."""
+    """How many calls take `ns` at least: reading the clock (about 50 ns) then costs nothing."""
     batch = 1
     while batch < MAX_BATCH:
         best = min(time_batches(calls, batch, 0)[0] for _ in range(3))
@@ -69,13 +69,13 @@ def choose(candidates, trial_ns, batch_ns):
 
 
 def forget_peak():
-    """Let the peak of resident memory begin anew (Linux; elsewhere it is the process's)."""
+    """Let the peak of resident memory start again (Linux; elsewhere it is the process's)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_rss():
-    """Peak resident memory in bytes; None where the system does not tell."""
+    """Peak resident memory in bytes; None if the system does not say."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -3,7 +3,7 @@
     limits = measured()        from the cache of this CPU and instruction set, or measured now and put there
     limits = measure()         measured now
 
-The cache lies in $XDG_CACHE_HOME/fastrnn (or ~/.cache/fastrnn) and may be deleted at any time.
+The cache is stored in $XDG_CACHE_HOME/fastrnn (or ~/.cache/fastrnn) and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..runtime._timing import OpTimer, clock_ns
 FORMAT = 3  # of the cache file; another number is measured again
 LEVELS = ("L1", "L2", "L3", "memory")
 KIB = 1024
-# Where the system does not tell: what nearly every server CPU has at least.
+# If the system does not say: what nearly every server CPU has at least.
 USUAL_CACHES = {"L1": 32 * KIB, "L2": 512 * KIB, "L3": 8192 * KIB}
 LARGEST_L3 = 8 << 20  # an L3 is shared; neighbours' share of a larger one is not ours
 MEMORY_BYTES = 64 << 20
@@ -68,13 +68,13 @@ class Limits:
     general_ns: float
 
     def read_rate(self, footprint: float) -> float:
-        """Bytes a second at which a working set of so many bytes is read again and again; between two measured sizes
+        """Bytes a second at which a working set of that many bytes is read again and again; between two measured sizes
         by the logarithm of the size."""
         sizes = [math.log(size) for size, _ in self.read]
         return float(np.interp(math.log(max(footprint, 1)), sizes, [rate for _, rate in self.read]))
 
     def level(self, footprint: float) -> str:
-        """The nearest level that holds so many bytes: "L1", "L2", "L3" or "memory"."""
+        """The nearest level that holds that many bytes: "L1", "L2", "L3" or "memory"."""
         return next((n for n in LEVELS[:-1] if n in self.caches and footprint <= self.caches[n]), "memory")
 
     def as_dict(self) -> dict:
@@ -97,7 +97,7 @@ class Limits:
 
 
 def caches() -> dict[str, int]:
-    """Level -> bytes of the data caches of this machine; `USUAL_CACHES` where the system does not tell."""
+    """Level -> bytes of the data caches of this machine; `USUAL_CACHES` if the system does not say."""
     found = {name.rstrip("d"): size for name, size in cpu_info().caches.items()}
     return {name: found[name] for name in LEVELS[:-1] if name in found} or dict(USUAL_CACHES)
 

@@ -35,7 +35,7 @@ DEFINITIONS = {
     "not counted",
     "weights": "bytes of weights that are read, once for each time that an op reads them",
     "data": "bytes of an op's inputs and outputs",
-    "read from": "the nearest cache that holds all weights of a call, where they stay from one call to the next",
+    "read from": "the nearest cache that holds all weights of a call and keeps them from one call to the next",
     "predicted": "what the performance model says, from the limits of this machine alone; nothing is run for it",
     "measured": "the median over calls; of an op by a clock around it, whose own cost is taken off. Calls shorter than "
     "20 us are timed some at once; p99: 99 of 100 of these times are no longer",
@@ -43,7 +43,7 @@ DEFINITIONS = {
     "from there; latency: multiply-adds that wait for the one before; activations: tanh, sigmoid and other functions; "
     "overhead: the fixed costs of an op, a step, a row",
     "roofline": "the time that the machine's limits alone allow over the measured time: the larger of FLOPs at the "
-    "peak of multiply-adds, and bytes of weights at the rate of where they are read from",
+    "peak of multiply-adds, and bytes of weights at the rate of the cache or memory that they are read from",
     "the call": "the measured time that is in no op: Python, checks, binding",
     "streams a core": "real-time streams that one core carries when it does nothing else: the calls that fit a hop, "
     "times the rows of a call",
@@ -65,7 +65,7 @@ class OpProfile:
 
 @dataclass(frozen=True)
 class Growth:
-    """A call of `batch` rows, or one with cells `scale` times as large. measured_ns: None where it was not run."""
+    """A call of `batch` rows, or one with cells `scale` times as large. measured_ns: None if it was not run."""
 
     batch: int
     scale: float
@@ -153,10 +153,10 @@ def profile(
     Parameters
     ----------
     model : Model; it is left alone: the calls go to a twin of it
-    batch, steps, threads : of a call. One step goes through `Stream.step` where the model streams; several, or a model
+    batch, steps, threads : of a call. One step goes through `Stream.step` if the model streams; several, or a model
         that does not stream, through `Model.run` (a step function through `Stream.push`).
     hop_ms : how often a real-time stream makes a step
-    seconds : of measuring, about; the roofline takes about one more where it is not in its cache yet
+    seconds : of measuring, about; the roofline takes about one more if it is not in its cache yet
     machine : limits to predict with; None: those of this machine, measured or from the cache
     progress : called with (share done 0..1, what is being done)
 
@@ -199,14 +199,14 @@ def profile(
 
 
 def _streams(hop_ms: float, steps: int, timed, threads: int = 1) -> tuple[tuple[int, int], ...]:
-    """(rows a call, streams that one core carries) for each timed batch: as many calls as fit a hop, each of so many
+    """(rows a call, streams that one core carries) for each timed batch: as many calls as fit a hop, each of that many
     rows. A call of several steps serves as many hops, and one of several threads takes as many cores."""
     times = {rows: ns for rows, ns in timed if ns}
     return tuple((rows, int(1e6 * hop_ms * steps // ns) * rows // threads) for rows, ns in sorted(times.items()))
 
 
 def opens(model: Model) -> str | None:
-    """Why no stream of a model opens as it is: it needs the future, or to be told how far its attention looks back."""
+    """Why no stream of a model opens as it is: it needs the future, or `context=` for its attention."""
     try:
         model.stream()
     except StreamError as error:
@@ -284,7 +284,7 @@ class Call:
             totals.append(_ns(self.calls, group) / group)
             each.append(self._op_ns(group, extra))
             budget -= time.perf_counter_ns() - start
-        # Calls of a paced plan differ: their ops are told as means.
+        # Calls of a paced plan differ: their ops are reported as means.
         return np.array(totals), (np.mean if self.plan.paced else np.median)(np.concatenate(each), axis=0)
 
     def _rows(self) -> int:
@@ -331,7 +331,7 @@ def _repeater(call: Callable, *given) -> Callable[[int], None]:
 
 
 def _renewed(calls: Callable[[int], None], reset: Callable[[], None], most: int) -> Callable[[int], None]:
-    """n calls of a stream that ends after `most` of them, as attention over so many steps does: it begins anew."""
+    """n calls of a stream that ends after `most` of them, as attention over that many steps does: it starts again."""
     left = 0
 
     def renewed(n: int) -> None:
@@ -410,7 +410,7 @@ def _by_size(call: Call, machine: Limits, overhead: float) -> tuple[Growth, ...]
 
 
 def _scaled(cell, scale: float):
-    """What stands in for a packed cell of another size."""
+    """Replaces a packed cell by one of another size."""
     spec = cell.spec
     size = {n: max(1, round(scale * getattr(spec, n))) for n in ("input_size", "hidden_size")}
     ratio = (sum(size.values()) * size["hidden_size"]) / ((spec.input_size + spec.hidden_size) * spec.hidden_size)

@@ -65,7 +65,7 @@ def stream_bytes(job):
 
 
 def rss():
-    """Resident bytes of this process; 0 where the system does not tell."""
+    """Resident bytes of this process; 0 if the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -116,7 +116,7 @@ class Gather:
 
 
 class Sessions:
-    """A session for each stream, as a service that opens one a call has them; those of the rows run one by one."""
+    """A session for each stream, as in a service that opens one per call; the rows' sessions run one by one."""
 
     name = "sessions"
 
@@ -140,7 +140,7 @@ class Sessions:
 
 
 def one_row(shape, batch):
-    """The shape of one row where `batch` rows stand on one axis."""
+    """The shape of one row, if `batch` rows share one axis."""
     if batch == 1:
         return tuple(shape)
     axis = list(shape).index(batch)

@@ -1,4 +1,4 @@
-"""PyTorch: eval, inference_mode; layers, cells, traced forms, with and without oneDNN: the fastest stands for it."""
+"""PyTorch: eval, inference_mode; layers, cells, traced forms, with and without oneDNN: the fastest represents it."""
 
 import contextlib
 import warnings

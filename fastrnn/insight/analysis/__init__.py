@@ -39,7 +39,7 @@ class Analysis:
 
     data : what the model was fed; steps, rows : how much of it was used
     levels : of the clean outputs: their rms, whether they decide something, and what
-    corruptions, gaps : dirty input; forgetting, touch : memory, None where there is no state to follow
+    corruptions, gaps : dirty input; forgetting, touch : memory, None if there is no state to follow
     roundings : weights in bfloat16 and int8; drift : float32 against float64 over a long stream
     skipped : what was not done, and why
     definitions : figure -> what it means

@@ -34,7 +34,7 @@ class Corruption:
 @dataclass(frozen=True)
 class Gap:
     """So many missing steps, filled in one way ("zeroed", "held", "skipped"). error: after the gap; recovery: steps,
-    None where the data end before."""
+    None if the data end before."""
 
     steps: int
     fill: str

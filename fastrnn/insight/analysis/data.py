@@ -19,7 +19,7 @@ SUFFIXES = (".npy", ".npz", ".wav", ".csv")
 
 @dataclass(frozen=True)
 class Data:
-    """arrays: one array, or a dict by input. text: where they come from. synthetic: they are made up."""
+    """arrays: one array, or a dict by input. text: their source. synthetic: they are made up."""
 
     arrays: object
     text: str
@@ -36,7 +36,7 @@ def load_data(path) -> Data:
     """Read sequences from a file.
 
     .npy : an array [T, features...] or [rows, T, features...]; .npz : such arrays by the names of the inputs
-    .csv : a row a step, comma between features; a first line that is no numbers is skipped
+    .csv : one row per step, commas between features; a first line that does not hold numbers is skipped
     .wav : sound, one channel (the first), as float32 in -1..1, cut into steps of the input's size; needs soundfile
 
     Raises

@@ -90,7 +90,7 @@ class ErrorFigures:
         return relative, float(np.max(np.abs(gap), initial=0.0)), share
 
     def by_step(self, got: Sequence[np.ndarray], steps: int) -> np.ndarray:
-        """Relative error of each step, [steps]: the largest over rows and outputs that have so many steps."""
+        """Relative error of each step, [steps]: the largest over rows and outputs that have that many steps."""
         found = np.zeros(steps)
         for y, z, rms in zip(self.clean, got, self.rms, strict=True):
             if y.ndim > 1 and y.shape[1] == steps and rms > 0:

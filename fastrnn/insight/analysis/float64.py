@@ -25,7 +25,7 @@ MOST_WHOLE = 2048  # steps that are run at once: attention over all of them take
 class Float64:
     """One stream of a graph in float64.
 
-    timed : the graph has a time axis; then chunks are right where every other op works step by step (`chunkable`).
+    timed : the graph has a time axis; then chunks are right if every other op works step by step (`chunkable`).
     """
 
     def __init__(self, graph: Graph):

@@ -25,8 +25,8 @@ CURVE = 400  # points of a curve that are kept
 @dataclass(frozen=True)
 class Forgetting:
     """steps: median over rows and starts, None where more than half did not forget in `followed` steps; worst: the
-    largest, None where one did not. decay: factor a step. curve: the median distance, of what it was, by step.
-    warm_up: steps, None where a fresh stream had not met the running one by the end of the data."""
+    largest, None if one did not. decay: factor a step. curve: the median distance, of what it was, by step.
+    warm_up: steps, None if a fresh stream had not met the running one by the end of the data."""
 
     steps: float | None
     worst: int | None
@@ -114,7 +114,7 @@ def _follow(runner: Runner, stream: Stream, other: Stream, x: Arrays, first: int
 
 
 def _settled(curve: np.ndarray, bound: float) -> int | None:
-    """The first step from which on a curve stays at or below the bound; None where it ends above."""
+    """The first step from which on a curve stays at or below the bound; None if it ends above."""
     above = np.flatnonzero(~(curve <= bound))
     if not above.size:
         return 0

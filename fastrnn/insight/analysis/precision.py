@@ -105,7 +105,7 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
     """Stream the data again and again, `steps` steps, or as many as fit into 1.5 x `seconds`; float64 goes along as far
     as it gets in `seconds`.
 
-    Returns why it can't be done, where it can't.
+    Returns the reason if it can't be done.
     """
     timed = [i for i, o in enumerate(runner.outputs) if o.timed]
     row = {n: v[:1] for n, v in x.items()}

@@ -20,7 +20,7 @@ NO_END = 1 << 62
 
 
 class Runner:
-    """Feeds a model whole sequences of some rows, through a stream where it has one.
+    """Feeds a model whole sequences of some rows, through a stream if it has one.
 
     inputs, outputs : the model's, without the states that a caller would thread. streams, why_not : as the model says.
     """
@@ -54,7 +54,7 @@ class Runner:
     def fit(self, arrays, steps: int, rows: int) -> Arrays:
         """Data for the model, cut to `steps` and `rows`: an array for its one input, or a dict by name.
 
-        Raises ShapeError where they don't fit: a 1-d array is cut into steps of the input's size, as sound is.
+        Raises ShapeError if they don't fit: a 1-d array is cut into steps of the input's size, as sound is.
         """
         steps = min(steps, self.horizon)
         if not isinstance(arrays, Mapping):
@@ -67,7 +67,7 @@ class Runner:
         if len(self.inputs) == len(arrays) == 1:
             arrays = {self.inputs[0].name: next(iter(arrays.values()))}
         elif missing or extra:
-            raise ShapeError(f"the data lack {missing or 'nothing'} and have {extra or 'nothing'} that is no input")
+            raise ShapeError(f"the data lack {missing or 'nothing'} and have {extra or 'nothing'} that is not an input")
         found = {a.name: self._fit_one(a, np.asarray(arrays[a.name]), steps, rows) for a in self.inputs}
         timed = {n: v.shape[1] for n, v in found.items() if self._argument(n).timed}
         if len(set(timed.values())) != 1:
@@ -111,7 +111,7 @@ class Runner:
 
     # -- running --
     def run(self, x: Arrays, model: Model | None = None) -> list[np.ndarray]:
-        """Every output, [rows, T', features...] float64 (or [rows, features...] where it has no time axis)."""
+        """Every output, [rows, T', features...] float64 (or [rows, features...] if it has no time axis)."""
         model = model or self.model
         if self.streams:
             stream = self.open(self.rows_of(x), model)
@@ -122,7 +122,7 @@ class Runner:
         return [self._out_of_file(a, y).astype(np.float64) for a, y in zip(self.outputs, results, strict=True)]
 
     def open(self, rows: int, model: Model | None = None) -> Stream:
-        """A stream of so many rows."""
+        """A stream of that many rows."""
         return (model or self.model).stream(batch_size=rows if self.has_batch else None)
 
     def answers(self, stream: Stream, x: Arrays, last: bool = False) -> list[np.ndarray]:

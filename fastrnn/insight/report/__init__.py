@@ -8,7 +8,7 @@
     names.py      long names of nodes, shortened
 
 A page loads nothing: no script, no font, no picture from elsewhere. matplotlib and graphviz are imported when they are
-used; `pip install 'fastrnn[report]'` brings them.
+used; `pip install 'fastrnn[report]'` installs them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def require(path=None) -> None:
-    """Raise FastRNNError now where a page could not be drawn later, OSError where it could not be written to path."""
+    """Raise FastRNNError now if a page could not be drawn later, OSError if it could not be written to path."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -38,7 +38,7 @@ def require(path=None) -> None:
 def write_profile(profile: Profile, path, name: str | None = None) -> None:
     """Write the page of a profile; name: the model's, for its heading.
 
-    Raises FastRNNError without matplotlib, OSError where it can't be written.
+    Raises FastRNNError without matplotlib, OSError if it can't be written.
     """
     require()
     from . import costs, page

@@ -1,7 +1,7 @@
 """A graph as a drawing: boxes are nodes with the dims of what they make, arrows are values.
 
 Text for `dot`, or a picture through it. No arrow has a label: `dot` takes each for a node of its own, and with them
-half a minute for a graph of some 200 nodes instead of two seconds.
+half a minute for a graph of about 200 nodes instead of two seconds.
 """
 
 from __future__ import annotations

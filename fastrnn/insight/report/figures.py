@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-SIZE = (4.6, 3.3)  # inches: at a phone's width (some 390 px) its letters are nearly as large as the text's
+SIZE = (4.6, 3.3)  # inches: at a phone's width (about 390 px) its letters are nearly as large as the text's
 # Distinct for most colour-blind readers, and in grey (Okabe and Ito's set).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 SETTINGS = {

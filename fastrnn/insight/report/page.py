@@ -80,14 +80,14 @@ class Page:
         self.parts.append(f'<p class="note">{escape(text)}</p>')
 
     def figures(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Figures side by side where there is room: (SVG text, caption)."""
+        """Figures side by side if there is room: (SVG text, caption)."""
         inner = "".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in pairs)
         self.parts.append(f'<div class="figures">{inner}</div>')
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = (), folded: str = ""
     ) -> None:
-        """A table that scrolls by itself where it is wider than the page; folded: behind a click on these words."""
+        """A table that scrolls by itself if it is wider than the page; folded: behind a click on these words."""
         kinds = [' class="number"' if c in numbers else "" for c in columns]
         head = _row("th", kinds, columns)
         body = "".join(_row("td", kinds, row) for row in rows)

@@ -51,26 +51,19 @@ def verify(
     model : path or Model
         A file that `fastrnn.load` reads, or a loaded model.
     against : "onnxruntime", "torch", "keras" or "reference"
-        onnxruntime runs the ONNX file itself. torch reads a file of its weights and runs its own modules over them.
-        keras loads and runs its own file. The reference is fastrnn's float64 NumPy meaning of the graph: it checks
-        the kernels, but not the import.
+        onnxruntime runs the ONNX file, keras its own file, and torch its own modules over a file of weights. The
+        reference is the graph's float64 meaning in NumPy: it checks the kernels, but not the import.
     source : path, optional
         The file for the other engine, if `model` is a Model or a `.fastrnn` file made from it.
     seed : int
-        Of the random inputs: floats are normal, integers that index a table are within it, lengths within the
-        sequence.
+        Of the random inputs: normal floats, integers within their tables, lengths within the sequence.
     tolerance : float, optional
         Default 1e-4, or 5e-3 if the ONNX file computes in float16.
-    bind, states : as in `fastrnn.load`
+    bind, states, layers, key, config, allow_torch, float64_as_float32 : as in `fastrnn.load`
         `bind` also gives onnxruntime the inputs that were fixed at load, or at conversion.
-    layers, key, config, allow_torch, float64_as_float32 : as in `fastrnn.load`
     fixed_sizes : as `sizes` of `fastrnn.load`
     sizes : pairs (batch, time)
         The sizes to compare, if the model leaves them free. A size that the file has frozen is kept as it is.
-
-    Returns
-    -------
-    VerifyReport
 
     Raises
     ------

@@ -112,7 +112,7 @@ class _Runs:
             others = {env["batch"] for env in environments if "time" in only and "batch" in env} - {only.get("batch")}
             for batch in sorted(others):
                 self.add(only | {"batch": batch})
-        self.skipped = first  # sizes that a search tried in vain tell the reader nothing
+        self.skipped = first  # sizes that a search tried in vain are of no use to the reader
 
 
 def _no_run(model: Model, shown: str, title: str, skipped: Sequence[str]) -> UnsupportedError:

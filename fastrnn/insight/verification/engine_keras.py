@@ -18,8 +18,8 @@ SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
 def _choose_backend() -> None:
-    """Keras 3 computes with tensorflow where nobody says otherwise, and writes that down as its setting when it is
-    first imported; where tensorflow is missing, it gets what is installed."""
+    """Name the backend before Keras is imported. Keras 3 takes tensorflow by default and saves that choice at its first
+    import; if tensorflow is missing, name one that is installed."""
     if "KERAS_BACKEND" in os.environ or "keras" in sys.modules:
         return
     for backend in (_configured(), "tensorflow", "torch", "jax"):
@@ -29,7 +29,7 @@ def _choose_backend() -> None:
 
 
 def _configured() -> str | None:
-    """The backend of Keras's own settings file, where there is one."""
+    """The backend of Keras's own settings file, if there is one."""
     home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     try:
         backend = json.loads((Path(home) / "keras.json").read_text(encoding="utf-8"))["backend"]
@@ -41,7 +41,7 @@ def _configured() -> str | None:
 class KerasEngine:
     """A file that Keras runs, on whatever backend it has; config: of weights alone, as in `fastrnn.load`.
 
-    Raises UnsupportedError where Keras is not installed, is of another major version than the file (whose layers it
+    Raises UnsupportedError if Keras is not installed, is of another major version than the file (whose layers it
     would compute otherwise), or can't load the file.
     """
 
@@ -67,7 +67,7 @@ class KerasEngine:
 
         written = written_by(where, config)
         if written is None or re.split(r"\D", written)[0] != keras.__version__.split(".")[0]:
-            told = written or "of no version that it names"
+            told = written or "of a version that it does not name"
             raise UnsupportedError(
                 f"{where} was written by Keras {told}; the installed {keras.__version__} computes some layers of "
                 'another major version otherwise: verify against="reference"'

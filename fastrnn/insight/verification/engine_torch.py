@@ -23,7 +23,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 class TorchEngine:
     """The modules that a list of layers stands for, run by torch in float32.
 
-    Raises UnsupportedError where torch is not installed, can't read the file, or has no such layer.
+    Raises UnsupportedError if torch is not installed, can't read the file, or has no such layer.
     """
 
     notes: tuple[str, ...] = ()

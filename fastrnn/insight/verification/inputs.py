@@ -15,7 +15,7 @@ MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
 
 
 def least_steps(graph: Graph, batch: int = 1) -> int:
-    """The fewest steps for which each window of a graph has something to look at; 1 where none asks for more."""
+    """The fewest steps for which each window of a graph has something to look at; 1 if none asks for more."""
     free = {s for v in graph.values.values() for d in v.dims for s in D.symbols(d)} - {"batch", "time"}
     sides = {(d, 0) for v in graph.values.values() for d in v.dims if "time" in D.symbols(d)}
     windows = {o for node in graph.nodes if node.op in ("conv", "pool") for o in node.outputs if o is not None}

@@ -64,7 +64,7 @@ class LongRuns:
 
     steps : the lengths that were run, ascending.
     fails_from : the fewest of them that are beyond the tolerance; None if none is.
-    difference : the largest |got - expected| of all runs; inf where the answer is NaN or infinite and float64's is not.
+    difference : the largest |got - expected| of all runs; inf if the answer is NaN or infinite and float64's is not.
     worst_at : at how many steps.
     """
 
@@ -104,7 +104,7 @@ def long_runs(model: Model, seed: int, tolerance: float) -> LongRuns | None:
     whole = random_inputs(graph, sizes | {"time": max(lengths)}, np.random.default_rng(seed))
 
     def wrong(steps: int) -> bool:
-        """Whether so many steps fail; FastRNNError if the model does not take them, or float64 fails as well."""
+        """Whether that many steps fail; FastRNNError if the model does not take them, or float64 fails as well."""
         got, want = _both(model, whole, sizes | {"time": steps})
         if not all(np.isfinite(a).all() for a in want):
             raise FastRNNError(f"the float64 reference is not finite at {steps} steps")

@@ -15,7 +15,7 @@ from .lengths import LongRuns
 class OutputDifference:
     """One output: its largest differences over all runs, and where the absolute one was seen.
 
-    absolute : largest |got - expected|; inf where one has a NaN or an infinity that the other has not.
+    absolute : largest |got - expected|; inf if one has a NaN or an infinity that the other has not.
     relative : largest over the runs of (largest |got - expected| of the run) / (largest |expected| of the run).
     """
 
