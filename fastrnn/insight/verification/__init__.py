@@ -84,11 +84,8 @@ def verify(
         raise UnsupportedError(f"can't verify against {against!r}; known: {', '.join(ENGINES)}")
     path = None if isinstance(model, Model) else os.fspath(model)
     beside = {"layers": layers, "key": key, "config": config}
-    if isinstance(model, Model):
-        loaded = model
-    else:
-        options = {"sizes": fixed_sizes, "allow_torch": allow_torch, "bind": bind, "states": states}
-        loaded = _load(model, against, beside, options, float64_as_float32)
+    options = {"sizes": fixed_sizes, "allow_torch": allow_torch, "bind": bind, "states": states}
+    loaded = model if isinstance(model, Model) else _load(model, against, beside, options, float64_as_float32)
     other = engine(against, loaded.graph, path if source is None else os.fspath(source), bind or {}, beside)
     return compare(loaded, other, path if path is not None else loaded.name, seed, tolerance, sizes)
 
