@@ -65,7 +65,7 @@ def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> byte
     metadata["checksum"] = _checksum(metadata, tensors)
     blob = save(tensors, metadata=metadata)
     if path is not None:
-        replace_file(path, blob)
+        replace_file(path, blob, private=True)
     return blob
 
 
