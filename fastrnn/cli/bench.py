@@ -202,7 +202,7 @@ def header(record: Mapping) -> list[tuple[str, str]]:
     caches = ", ".join(f"{level} {size(n)}" for level, n in machine["caches"].items())
     rows = [("machine", f"{machine['cpu']}; {caches}"), ("", f"{machine['system']}, Python {machine['python']}")]
     if machine["load"] and machine["load"][0] > 0.5:
-        rows.append(("busy", f"the machine's load was {machine['load'][0]:.1f} at the start: figures are rougher"))
+        rows.append(("busy", f"the machine's load was {machine['load'][0]:.1f} at the start: the figures are less precise"))
     rows += [("engines" if i == 0 else "", line) for i, line in enumerate(engine_lines(record["engines"]))]
     if roofline is None:
         rows.append(("limits", "not measured: " + record["engines"].get("roofline", {}).get("text", "no probe")))
@@ -210,7 +210,7 @@ def header(record: Mapping) -> list[tuple[str, str]]:
         rates = [f"{level} {rate / 1e9:.0f} GB/s" for level, rate in roofline.items() if level in LEVELS]
         rows.append(("limits", f"{roofline['fma'] / 1e9:.0f} GFLOP/s ({roofline['isa']}), reads {', '.join(rates)}"))
     each = f"{settings['rounds']} rounds of {settings['round_ns'] / 1e6:g} ms"
-    rows.append(("run", f"{each}, {settings['threads']} thread(s) an engine, {record['seconds']:.0f} s in all"))
+    rows.append(("run", f"{each}, {settings['threads']} thread(s) per engine, {record['seconds']:.0f} s in all"))
     return rows
 
 
@@ -267,7 +267,7 @@ def micro(ns: float | None) -> str:
 
 def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
     """What a grid comes to, and every answer that is missing or wrong, with the reason."""
-    lines = ["microseconds a call, median of the rounds' medians; ratio: best peer / fastrnn, median over the rounds"]
+    lines = ["microseconds per call, median of round medians; ratio: best peer / fastrnn, median of rounds"]
     if figures["geometric_mean"] is not None:
         over = ", ".join(f"{ENGINE_TITLES.get(n, n)} {mean:.2f}x" for n, mean in figures["against"].items())
         least = figures["least"]
@@ -284,10 +284,10 @@ def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
                 lines.append(f"{case['id']}: {name} {result['status']}: {shortened(result['reason'])}")
             elif len(result["trials"]) > 1:
                 setups.setdefault(name, {})[result["setup"]] = None
-    lines += [f"{name}: the fastest of its set-ups was used: {' / '.join(found)}" for name, found in setups.items()]
+    lines += [f"{name}: fastest set-up used: {' / '.join(found)}" for name, found in setups.items()]
     busy = [r["cpu_share"] for c in cases for r in c["results"].values() if r["status"] == "ok" and r["cpu_share"]]
     if busy and min(busy) < 0.9:
-        lines.append(f"a neighbour took the core at times: an engine got {min(busy):.0%} of it in one case")
+        lines.append(f"other processes used the core at times: in one case an engine got only {min(busy):.0%} of it")
     return lines
 
 
