@@ -202,7 +202,9 @@ def header(record: Mapping) -> list[tuple[str, str]]:
     caches = ", ".join(f"{level} {size(n)}" for level, n in machine["caches"].items())
     rows = [("machine", f"{machine['cpu']}; {caches}"), ("", f"{machine['system']}, Python {machine['python']}")]
     if machine["load"] and machine["load"][0] > 0.5:
-        rows.append(("busy", f"the machine's load was {machine['load'][0]:.1f} at the start: the figures are less precise"))
+        rows.append(
+            ("busy", f"the machine's load was {machine['load'][0]:.1f} at the start: the figures are less precise")
+        )
     rows += [("engines" if i == 0 else "", line) for i, line in enumerate(engine_lines(record["engines"]))]
     if roofline is None:
         rows.append(("limits", "not measured: " + record["engines"].get("roofline", {}).get("text", "no probe")))
