@@ -15,8 +15,8 @@ from features import HOP, RATE
 WORDS = {"rise": (500, 900, 1600), "fall": (1600, 900, 500), "hop": (900, 1600, 500)}
 NAMES = tuple(WORDS)
 PITCHES = (500, 900, 1600)
-# A word counts as heard from this probability on. Over 20 minutes at each of 0, 3, 10 and 20 dB, 0.7 hears as many words
-# as 0.5 (1901 of 1902), with 4 false alarms instead of 15.
+# A word counts as heard from this probability on. Over 20 minutes at each of 0, 3, 10 and 20 dB, 0.7 hears as many
+# words as 0.5 (1901 of 1902), with 4 false alarms instead of 15.
 THRESHOLD = 0.7
 
 
