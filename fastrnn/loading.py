@@ -387,8 +387,8 @@ def from_equations(
 
     Returns
     -------
-    Model that takes [batch, T, features] for each input and returns the same for each output. A cell that is an RNN,
-    LSTM or GRU in other words runs as that, and `model.notes` says so.
+    Model that takes [batch, T, features] for each input and returns the same for each output. A cell that is
+    equivalent to an RNN, LSTM or GRU runs as that, and `model.notes` says so.
 
     Raises
     ------

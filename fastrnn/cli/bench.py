@@ -150,7 +150,7 @@ def default_folders() -> list[str]:
 
 
 def run_with_progress(options) -> dict:
-    """Run, with a bar and the time left on stderr where that is a terminal."""
+    """Run, with a progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         return bench.run(options)
     from rich import progress as bars

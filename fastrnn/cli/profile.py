@@ -101,7 +101,7 @@ def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
     if found.by_size:
         print_line()
         print_table(
-            ("cell size", "predicted"),
+            ("cells' size", "predicted"),
             [(f"x {g.scale:g}", microseconds(g.predicted_ns)) for g in found.by_size],
             numbers=("predicted",),
         )
