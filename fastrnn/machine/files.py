@@ -1,4 +1,4 @@
-"""Atomic writing of files: a reader sees the whole file or none."""
+"""Files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def check_place(path) -> None:
-    """Raise the OSError that `replace_file` would raise, before the work: the folder is missing or read-only."""
+    """Raise the OSError that `replace_file` would, before the work for it: no such folder, or none to write in."""
     path = Path(path)
     folder = path.parent
     if path.is_dir():
@@ -25,27 +25,27 @@ def check_place(path) -> None:
 
 
 def replace_file(path, blob: bytes) -> None:
-    """Write `blob` to a temporary file next to `path` and rename it, so that no reader or crash sees half a file.
+    """Write `blob` to a temporary name beside `path` and rename it: no reader, and no crash, leaves half of a file.
 
-    An old file stays until the new one is on the disk. Raises OSError on failure and leaves the old file unchanged.
+    What was there before stays until the new file is on the disk. Raises OSError, with the old file untouched.
     """
     path = Path(path)
     check_place(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
-        # Created like any new file, so the user's umask decides who may read it. "x" fails if the name exists.
+        # Made like any new file, so that the user's umask decides who reads it; "x": it is nobody else's.
         with open(temporary, "xb") as file:
             file.write(blob)
             file.flush()
-            os.fsync(file.fileno())  # without it, a power failure after the rename could leave an empty file
+            os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:  # report the name that the caller passed
+        if isinstance(error, OSError) and error.errno is not None:  # said under the name that the caller knows
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # makes the new name durable
+        os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
