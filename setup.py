@@ -1,11 +1,11 @@
-"""Build of the extensions; everything else about the package is in pyproject.toml.
+"""Builds the extensions. Everything else about the package is in pyproject.toml.
 
-Each kernels_<isa>.c is compiled with that instruction set's flags and no other file is, so the wheel runs on any CPU of
-its architecture and picks a table when it is imported. Switches, from the environment:
+Only kernels_<isa>.c is compiled with the flags of its instruction set. The wheel therefore runs on any CPU of its
+architecture, and the package picks a kernel table at import. Environment variables:
 
-    FASTRNN_SANITIZE=address,undefined   compile and link with these sanitizers (run with the ASan runtime preloaded)
-    FASTRNN_DEBUG=1                      -O1 -g, assertions on, bounds of Cython code checked
-    FASTRNN_WERROR=1                     warnings of the C kernels are errors
+    FASTRNN_SANITIZE=address,undefined   compile and link with these sanitizers (preload the ASan runtime to run)
+    FASTRNN_DEBUG=1                      -O1 -g, assertions and bounds checks in Cython code
+    FASTRNN_WERROR=1                     warnings in the C kernels are errors
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError
 
 KERNELS = Path("fastrnn/_kernels")
-PROBES = KERNELS / "roofline.c"  # belongs to the benchmark's extension, not to the kernels
+PROBES = KERNELS / "roofline.c"  # part of the benchmark's extension, not of the kernels
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if DEBUG or SANITIZE else ["-O3"]
 SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTRNN_WERROR", "0") not in ("", "0") else [])
-# No -ffast-math: a NaN must stay one. No contraction: which operations are fused is written in the code, not chosen by
-# the optimiser, or the bits would depend on the compiler. errno of sqrtf is not read.
+# No -ffast-math: a NaN must stay a NaN. No contraction: the code decides which operations are fused. If the optimiser
+# did, the bits would depend on the compiler. Nothing reads the errno of sqrtf.
 KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *WARNINGS, *SANITIZERS]
-ISA_FLAGS = {  # by the machine that the compiler makes code for; a file not listed takes no flags of its own
+ISA_FLAGS = {  # by the compiler's target machine; a file that is not listed has no flags of its own
     "x86_64": {
         "kernels_avx2.c": ["-mavx2", "-mfma"],
         "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
@@ -39,7 +39,7 @@ ISA_FLAGS = {  # by the machine that the compiler makes code for; a file not lis
 
 
 def target_machine(compiler):
-    """The architecture that `compiler` (a command as a list) makes code for: "x86_64", "aarch64", ..."""
+    """The target architecture of `compiler` (a command as a list): "x86_64", "aarch64", ..."""
     return subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.split("-")[0]
 
 
@@ -49,20 +49,20 @@ class BuildKernels(build_ext):
     def run(self):
         super().run()
         if not self.inplace:
-            # A Python that is started beside setup.py finds the package of this folder, not the installed one.
-            with contextlib.suppress(OSError, BaseError):  # a folder that can't be written to stays as it is
+            # Python started in this folder imports the package from here, not the installed one.
+            with contextlib.suppress(OSError, BaseError):  # ignored if the folder can't be written to
                 self.copy_extensions_to_source()
 
     def build_extension(self, ext):
         if ext.name == "fastrnn.machine._isa":
             ext.extra_objects = self.compile_kernels()
-            ext.depends = [*ext.depends, *ext.extra_objects]  # link again where one of them is newer
+            ext.depends = [*ext.depends, *ext.extra_objects]  # link again if one of them is newer
         super().build_extension(ext)
 
     def compile_kernels(self):
         flags = ISA_FLAGS.get(target_machine(self.compiler.compiler[:1]), {})
         folder = Path(self.build_temp) / "kernels"
-        (folder / KERNELS).mkdir(parents=True, exist_ok=True)  # two compilers at once would each leave it to the other
+        (folder / KERNELS).mkdir(parents=True, exist_ok=True)  # before the threads start, which would race to create it
         newest = max(p.stat().st_mtime for p in [*KERNELS.glob("*.h"), Path(__file__)])
 
         def compile_one(source):
@@ -72,7 +72,7 @@ class BuildKernels(build_ext):
                 self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=own)
             return str(target)
 
-        with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as the rest together
+        with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as all others together
             return list(pool.map(compile_one, sorted(set(KERNELS.glob("*.c")) - {PROBES})))
 
 

@@ -1,12 +1,12 @@
-"""A thousand calls at once: callers come, speak and hang up; each has a slot of one pool, stepped in real time.
+"""A thousand calls at once: callers come, speak and hang up. Each has a slot of one pool, stepped in real time.
 
     python examples/live_calls.py                        # 1,000 callers for 20 seconds
     python examples/live_calls.py --callers 200 --seconds 60 --seed 7
-    python examples/live_calls.py --fast --seconds 2 | cat    # as fast as it goes, a line a second, in a pipe
+    python examples/live_calls.py --fast --seconds 2 | cat    # as fast as possible, one line per second
     python examples/live_calls.py --model silero_vad_v5.onnx --bind sr=16000 --size 576 --hop-ms 32
 
-Every 10 ms each caller that speaks hands in one frame, and one call of the pool steps them all. A terminal shows a
-picture of the calls in progress, the time that a step took and its share of the 10 ms; a pipe gets a line a second.
+Every 10 ms each speaking caller delivers one frame, and one call of the pool steps them all. A terminal shows the calls
+in progress, the time of a step and its share of the 10 ms. A pipe gets one line per second.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 import fastrnn
 
 MODEL = Path(__file__).resolve().parent / "tone_words.onnx"
-COME, HANG_UP = 0.02, 0.001  # chances a frame: who is away calls, who is on the line hangs up
-SPEAK, PAUSE = 0.02, 0.01  # who is silent begins to speak, who speaks pauses
-BANK = 2000  # frames that callers speak, each beginning somewhere else
-WINDOW = 500  # frames that the shown figures are of
+COME, HANG_UP = 0.02, 0.001  # probabilities per frame: an absent caller calls, a present one hangs up
+SPEAK, PAUSE = 0.02, 0.01  # probabilities per frame: a silent caller starts to speak, a speaking one pauses
+BANK = 2000  # frames of speech; each caller starts at another one
+WINDOW = 500  # frames in the displayed figures
 
 
 class Callers:
-    """Who is on the line, in which slot, and what each says next."""
+    """Which callers are on the line, in which slot, and the next frame of each."""
 
     def __init__(self, pool, bank: np.ndarray, count: int, rng):
         self.pool, self.bank, self.rng = pool, bank, rng
@@ -37,7 +37,7 @@ class Callers:
         self.at = rng.integers(0, len(bank), count)
 
     def live(self) -> tuple[np.ndarray, np.ndarray]:
-        """One frame's time goes by; returns the slots of those who speak [n], and their frames [n, features...]."""
+        """Advance by one frame; returns the slots of the speaking callers [n] and their frames [n, features...]."""
         chance = self.rng.random(len(self.slots))
         away = self.slots == 0
         for i in np.flatnonzero(away & (chance < COME)):
@@ -53,14 +53,14 @@ class Callers:
 
 
 class Figures:
-    """What was seen so far: of each frame, how many were on the line, how many spoke, and how long the step took."""
+    """The figures of each frame so far: callers on the line, callers speaking, and the time of the step."""
 
     def __init__(self, hop: float):
         self.hop = hop
         self.lines: list[tuple[int, int, float]] = []
 
     def quantile(self, q: float) -> float:
-        """Of the step's time over the last frames, in ms."""
+        """Quantile of the step time over the last frames, in ms."""
         return 1e3 * float(np.quantile([t for _, _, t in self.lines[-WINDOW:]], q))
 
     def load(self) -> float:
@@ -68,7 +68,7 @@ class Figures:
         return float(np.mean([t for _, _, t in self.lines[-WINDOW:]])) / self.hop
 
     def text(self) -> str:
-        """One line."""
+        """The current figures as one line."""
         calls, speaking, _ = self.lines[-1]
         head = f"{len(self.lines) * self.hop:6.1f} s  {calls:5} calls, {speaking:5} speak"
         times = f"step p50 {self.quantile(0.5):.3f} ms  p99 {self.quantile(0.99):.3f} ms"
@@ -76,11 +76,11 @@ class Figures:
 
 
 def frames_for(model, size: int | None, rng) -> np.ndarray:
-    """[BANK, features...]: features of tone words for the example's model, noise for any other."""
+    """[BANK, features...]: features of tone words for the example model, noise for any other."""
     (info,) = [i for i in model.inputs if i.name not in model.graph.states]
     shape = [d if isinstance(d, int) else size for d in info.dims if d not in ("batch", "time")]
     if None in shape:
-        raise SystemExit(f"{info} leaves a size open: give it by --size")
+        raise SystemExit(f"{info} leaves a size open: pass it with --size")
     if Path(model.name).stem == "tone_words" or shape == [20]:
         from features import HOP, LiveFeatures
         from tones import synthesise
@@ -92,7 +92,7 @@ def frames_for(model, size: int | None, rng) -> np.ndarray:
 
 
 def picture(figures: Figures, callers: Callers):
-    """The terminal's view: bars of calls, speakers and load, and the newest figures."""
+    """The terminal view: bars for calls, speakers and load, and the newest figures."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
@@ -108,13 +108,13 @@ def picture(figures: Figures, callers: Callers):
         ("load", busy, 1.0, f"{busy:.1%} of a core"),
     ):
         table.add_row(Text(name, style="bold"), ProgressBar(total=total, completed=min(value, total), width=40), text)
-    times = f"a step for all: p50 {figures.quantile(0.5):.3f} ms, p99 {figures.quantile(0.99):.3f} ms"
+    times = f"one step for all: p50 {figures.quantile(0.5):.3f} ms, p99 {figures.quantile(0.99):.3f} ms"
     memory = f"states: {callers.pool.memory_bytes / 2**20:.1f} MiB for {callers.pool.capacity} slots"
     return Panel(Group(table, Text(times), Text(memory, style="dim")), title="live calls", width=78)
 
 
 def run(callers: Callers, figures: Figures, seconds: float, fast: bool, show) -> None:
-    """Frame after frame, each when it is due, or at once where `fast`; show() now and then."""
+    """Run the frames, each when it is due, or at once if `fast`; call show() at intervals."""
     start, every = time.perf_counter(), max(1, round((1.0 if show is None else 0.1) / figures.hop))
     for frame in range(round(seconds / figures.hop)):
         if not fast:
@@ -138,13 +138,13 @@ def arguments(argv) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, default=MODEL, help="the model file (default: %(default)s)")
     parser.add_argument("--bind", action="append", default=[], metavar="NAME=INT", help="fix an input of the model")
-    parser.add_argument("--size", type=int, help="a size of a frame that the model leaves open")
-    parser.add_argument("--callers", type=int, default=1000, help="how many there are (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long (default: %(default)s)")
-    parser.add_argument("--hop-ms", type=float, default=10.0, help="time of a frame (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="another seed is another crowd (default: %(default)s)")
-    parser.add_argument("--fast", action="store_true", help="do not wait for real time")
-    parser.add_argument("--plain", action="store_true", help="lines, no drawing, in a terminal too")
+    parser.add_argument("--size", type=int, help="the size of a frame, if the model leaves it open")
+    parser.add_argument("--callers", type=int, default=1000, help="number of callers (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long to run (default: %(default)s)")
+    parser.add_argument("--hop-ms", type=float, default=10.0, help="duration of a frame (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the callers (default: %(default)s)")
+    parser.add_argument("--fast", action="store_true", help="run as fast as possible, not in real time")
+    parser.add_argument("--plain", action="store_true", help="print lines instead of drawing, also in a terminal")
     args = parser.parse_args(argv)
     if args.callers < 1 or not args.seconds > 0 or not args.hop_ms > 0:
         parser.error("--callers, --seconds and --hop-ms must be positive")
@@ -170,7 +170,7 @@ def main(argv=None) -> int:
         pass
     steps = sum(n for _, n, _ in figures.lines)
     spent = sum(t for _, _, t in figures.lines)
-    print(f"{steps} steps of callers in {len(figures.lines)} frames; {1e6 * spent / max(steps, 1):.2f} us a step")
+    print(f"{steps} steps in {len(figures.lines)} frames; {1e6 * spent / max(steps, 1):.2f} us per step")
     return 0
 
 

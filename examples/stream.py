@@ -1,12 +1,12 @@
-"""Listen for tone words, live: a signal is made up, its features are stepped through the model, and a bar a word moves.
+"""Listen for tone words live: step the features of a synthetic signal through the model and draw a bar per word.
 
-    python examples/stream.py                     # 20 seconds, as they would come from a microphone
+    python examples/stream.py                        # 20 seconds in real time, as from a microphone
     python examples/stream.py --seconds 60 --snr 3 --seed 7
-    python examples/stream.py --fast | grep missed   # as fast as it goes, plain lines in a pipe
+    python examples/stream.py --fast | grep missed   # as fast as possible, plain lines in a pipe
 
-Every 10 ms one frame of 20 features goes in and three probabilities come out; the model's state stays in the stream.
-In a terminal the truth stands beside each bar; in a pipe each word is one line. Exits 0; 1 where a word was missed or
-a false one heard and --strict is given.
+Every 10 ms, one frame of 20 features goes in and three probabilities come out. The stream keeps the model's state. A
+terminal shows the truth next to each bar; a pipe gets one line per word. The exit code is 0, or 1 with --strict if a
+word was missed or a false one was heard.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tones import NAMES, Ear, matches, score, synthesise
 import fastrnn
 
 MODEL = Path(__file__).resolve().parent / "tone_words.onnx"
-SETTLE = int(0.3 * RATE)  # samples after a word's end in which it may still be heard
+SETTLE = int(0.3 * RATE)  # samples after a word's end in which it still counts as heard
 
 
 class Listener:
-    """One live stream: sound in, detections out, and what was heard so far."""
+    """One live stream: takes sound, returns detections, and keeps a list of them."""
 
     def __init__(self, path):
         self.stream = fastrnn.load(path).stream()
@@ -39,7 +39,7 @@ class Listener:
         self.step_seconds: list[float] = []  # time spent in each step of the model
 
     def push(self, samples: np.ndarray) -> list[int]:
-        """Hear HOP samples; returns the words that were recognised in this frame."""
+        """Process HOP samples; returns the words recognised in this frame."""
         bands = self.live.push(samples)
         start = time.perf_counter()
         self.stream.step(bands, out=self.words)
@@ -55,7 +55,7 @@ class Listener:
 
 
 def frames(signal: np.ndarray, fast: bool):
-    """The signal in pieces of HOP samples, each when a sound card would hand it over, or at once where `fast`."""
+    """Yields pieces of HOP samples, each when a sound card would deliver it, or at once if `fast`."""
     start = time.perf_counter()
     for number in range(len(signal) // HOP):
         if not fast:
@@ -64,7 +64,7 @@ def frames(signal: np.ndarray, fast: bool):
 
 
 def sentence(frame: int, word: int, probability: float, events) -> str:
-    """What a detection was worth: right, or a false alarm."""
+    """The line for a detection: right, or a false alarm."""
     at = (frame + 1) * HOP / RATE
     for event in events:
         if matches(frame, word, event):
@@ -73,19 +73,19 @@ def sentence(frame: int, word: int, probability: float, events) -> str:
 
 
 def missed(event) -> str:
-    """The line for a word that nobody heard."""
+    """The line for a word that was not heard."""
     return f"{event.end / RATE:6.2f} s  missed {NAMES[event.word]}"
 
 
 class Judge:
-    """Compares detections with the truth as time goes by, and words it."""
+    """Compares detections with the truth over time and formats the result."""
 
     def __init__(self, events):
         self.events = events
         self.pending = deque(e for e in events if e.word >= 0)
 
     def lines(self, listener: Listener, heard: list[int]) -> list[str]:
-        """New lines after a frame: what was heard in it, and words whose time to be heard has just passed."""
+        """Lines to print after a frame: words heard in it, and missed words whose time has just passed."""
         out = [sentence(listener.frame, w, float(listener.words[w]), self.events) for w in heard]
         now = (listener.frame + 1) * HOP
         while self.pending and now > self.pending[0].end + SETTLE:
@@ -95,7 +95,7 @@ class Judge:
         return out
 
     def sounding(self, sample: int) -> int | None:
-        """Index of the word that sounds now or ended less than SETTLE ago; -1 for a distractor, None for nothing."""
+        """Index of the word that sounds now or ended less than SETTLE ago; -1 for a distractor, None for silence."""
         for event in self.events:
             if event.start <= sample <= event.end + (SETTLE if event.word >= 0 else 0):
                 return event.word
@@ -103,14 +103,14 @@ class Judge:
 
 
 def run_plain(listener: Listener, signal, judge: Judge, fast: bool) -> None:
-    """One line a word, for pipes and files."""
+    """Prints one line per word, for pipes and files."""
     for samples in frames(signal, fast):
         for line in judge.lines(listener, listener.push(samples)):
             print(line, flush=True)
 
 
 def picture(listener: Listener, judge: Judge, log, seconds: float):
-    """The terminal view: a bar a word with the truth beside it, then the latest lines."""
+    """The terminal view: a bar per word with the truth next to it, then the latest lines."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.progress_bar import ProgressBar
@@ -131,18 +131,18 @@ def picture(listener: Listener, judge: Judge, log, seconds: float):
         bar = ProgressBar(total=1.0, completed=probability, width=40, complete_style=style, finished_style=style)
         table.add_row(Text(name, style="bold"), bar, f"{probability:.2f}", sign)
     table.add_row("", Text("something else sounds" if truth == -1 else "", style="dim"), "", "")
-    foot = f"{now / RATE:5.1f} of {seconds:.0f} s   a step of the model: {listener.step_median():.1f} µs of 10,000"
+    foot = f"{now / RATE:5.1f} of {seconds:.0f} s   one step of the model: {listener.step_median():.1f} µs of 10,000"
     body = Group(table, *[Text(line, style="red" if bad(line) else "green") for line in log])
     return Panel(body, title="tone words", subtitle=foot, width=78, height=6 + log.maxlen)
 
 
 def bad(line: str) -> bool:
-    """Whether a line of the log tells of a mistake."""
+    """Whether a line of the log reports a mistake."""
     return "missed" in line or "false alarm" in line
 
 
 def run_drawn(listener: Listener, signal, judge: Judge, fast: bool, seconds: float) -> None:
-    """Bars that move, 20 pictures a second."""
+    """Draws the bars, 20 times per second."""
     from rich.live import Live
 
     log: deque[str] = deque(maxlen=8)
@@ -160,10 +160,10 @@ def arguments(argv) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, default=MODEL, help="the model file (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to listen (default: %(default)s)")
-    parser.add_argument("--snr", type=float, default=10.0, help="tones over noise in dB (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="another seed is another signal (default: %(default)s)")
-    parser.add_argument("--fast", action="store_true", help="do not wait for real time")
-    parser.add_argument("--plain", action="store_true", help="lines, no drawing, in a terminal too")
+    parser.add_argument("--snr", type=float, default=10.0, help="signal-to-noise ratio in dB (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the signal (default: %(default)s)")
+    parser.add_argument("--fast", action="store_true", help="run as fast as possible, not in real time")
+    parser.add_argument("--plain", action="store_true", help="print lines instead of drawing, also in a terminal")
     parser.add_argument("--strict", action="store_true", help="exit 1 after a mistake")
     args = parser.parse_args(argv)
     if not args.seconds > 0:
@@ -185,7 +185,7 @@ def main(argv=None) -> int:
     words, heard, false = score(listener.found, events)
     sound = f"{(listener.frame + 1) * HOP / RATE:.1f} s of sound"
     print(f"heard {heard} of {words} words, {false} false alarms, in {sound}; ", end="")
-    print(f"a step of the model took {listener.step_median():.1f} us")
+    print(f"one step of the model took {listener.step_median():.1f} us")
     return int(args.strict and (heard < words or false > 0))
 
 

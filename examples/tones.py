@@ -1,7 +1,7 @@
-"""The sound of the example: three words made of three gliding tones each, among other tones, in noise.
+"""The sound of the example: three words of three gliding tones each, among other tones, in noise.
 
-A word is three tones of about a tenth of a second in a given order; pitch, glide, length and loudness vary. What is
-not a word sounds alike on purpose: the same tones, fewer or in another order, so that only memory tells them apart.
+A word is three tones of about a tenth of a second in a given order; pitch, glide, length and loudness vary. Distractors
+sound alike on purpose: they have the same tones, fewer or in another order, so that only memory can separate them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from features import HOP, RATE
 WORDS = {"rise": (500, 900, 1600), "fall": (1600, 900, 500), "hop": (900, 1600, 500)}
 NAMES = tuple(WORDS)
 PITCHES = (500, 900, 1600)
-# A word is heard at this probability. Over 20 minutes at each of 0, 3, 10 and 20 dB, 0.7 hears as many words as 0.5
-# (1901 of 1902) with 4 false alarms instead of 15.
+# A word counts as heard from this probability on. Over 20 minutes at each of 0, 3, 10 and 20 dB, 0.7 hears as many
+# words as 0.5 (1901 of 1902), with 4 false alarms instead of 15.
 THRESHOLD = 0.7
 
 
@@ -24,7 +24,7 @@ THRESHOLD = 0.7
 class Event:
     """Something that sounds.
 
-    word is a number into NAMES, or -1 for a distractor; start and end in samples; tones: (pitch, end) of each.
+    word : index into NAMES, or -1 for a distractor. start, end : in samples. tones : (pitch, end) of each tone.
     """
 
     word: int
@@ -44,7 +44,7 @@ def tone(pitch: float, seconds: float, random: np.random.Generator) -> np.ndarra
 
 
 def phrase(pitches, random: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Tones one after another, with one shift of pitch and one tempo for all; and (pitch, end in samples) of each."""
+    """Consecutive tones with a common pitch shift and tempo, and the (pitch, end in samples) of each tone."""
     shift, tempo = random.uniform(0.93, 1.07), random.uniform(0.8, 1.3)
     parts, ends, length = [], [], 0
     for pitch in pitches:
@@ -57,7 +57,7 @@ def phrase(pitches, random: np.random.Generator) -> tuple[np.ndarray, list[tuple
 
 
 def distractor(random: np.random.Generator):
-    """A `phrase` that is no word: one, two or (mostly) three of the same tones."""
+    """A `phrase` that is not a word: one, two or (mostly) three of the same tones."""
     while True:
         pitches = tuple(int(p) for p in random.choice(PITCHES, random.choice((1, 2, 3, 3, 3))))
         if pitches not in WORDS.values():
@@ -65,7 +65,7 @@ def distractor(random: np.random.Generator):
 
 
 def synthesise(seconds: float, random: np.random.Generator, snr_db: float | None = None):
-    """A signal and what sounds in it.
+    """A signal and the events in it.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def synthesise(seconds: float, random: np.random.Generator, snr_db: float | None
         at += len(sound) + int(random.uniform(0.45, 1.2) * RATE)
     snr_db = random.uniform(-3, 25) if snr_db is None else snr_db
     noise = random.normal(size=n).astype(np.float32)
-    # Half of the noise is low, as rooms and engines are.
+    # Half of the noise has low frequencies, like rooms and engines.
     low = np.convolve(random.normal(size=n), np.ones(12) / np.sqrt(12), mode="same").astype(np.float32)
     level = 0.3 * np.sqrt(0.5) * 10 ** (-snr_db / 20)
     return (0.3 * signal + level * np.sqrt(0.5) * (noise + low)).astype(np.float32), events
@@ -99,7 +99,7 @@ def synthesise(seconds: float, random: np.random.Generator, snr_db: float | None
 def detections(y: np.ndarray, threshold: float = THRESHOLD, hold: int = 30) -> list[tuple[int, int]]:
     """(frame, word) of each rise of a probability above `threshold`: y is [frames, words].
 
-    A word that was just heard is deaf for `hold` frames, so that a wavering probability is one detection.
+    After a detection, the word is ignored for `hold` frames, so that a wavering probability is one detection.
     """
     ear, found = Ear(threshold, hold), []
     for frame, row in enumerate(y):
@@ -108,17 +108,17 @@ def detections(y: np.ndarray, threshold: float = THRESHOLD, hold: int = 30) -> l
 
 
 class Ear:
-    """Turns probabilities into detections, a frame at a time."""
+    """Turns probabilities into detections, frame by frame."""
 
     def __init__(self, threshold: float = THRESHOLD, hold: int = 30):
         self.threshold, self.hold, self.deaf = threshold, hold, [0] * len(NAMES)
 
     def hear(self, row) -> list[int]:
-        """Words heard in this frame; row: a probability a word."""
+        """Words heard in this frame. row: one probability per word."""
         heard = []
         for word, probability in enumerate(row):
             if self.deaf[word]:
-                # Deafness ends only once the probability is down again.
+                # The word is ignored until the probability has dropped again.
                 self.deaf[word] -= self.deaf[word] > 1 or probability < self.threshold
             elif probability >= self.threshold:
                 heard.append(word)
@@ -133,7 +133,7 @@ def matches(frame: int, word: int, event: Event) -> bool:
 
 
 def score(found: list[tuple[int, int]], events: list[Event]) -> tuple[int, int, int]:
-    """(words that sounded, words heard, false alarms)."""
+    """Returns (words that sounded, words heard, false alarms)."""
     words = [e for e in events if e.word >= 0]
     heard = sum(any(matches(*f, e) for f in found) for e in words)
     false = sum(not any(matches(*f, e) for e in words) for f in found)

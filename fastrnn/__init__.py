@@ -1,11 +1,11 @@
-"""fastrnn: runs recurrent networks on a CPU inside production services.
+"""fastrnn runs recurrent networks on a CPU inside production services.
 
-    model = fastrnn.load("model.onnx")     # or .fastrnn; see also from_onnx
+    model = fastrnn.load("model.onnx")     # or .keras, .h5, .pt, .safetensors, .fastrnn
     y = model(x)                           # whole sequences
     s = model.stream()                     # one live stream
-    y = s.step(x)                          # one time step, state kept
+    y = s.step(x)                          # one time step; the stream keeps the state
 
-The map of the package is HACKING.md.
+README.md shows how to use it; HACKING.md is the map of the package.
 """
 
 from importlib import import_module
@@ -22,18 +22,18 @@ from .errors import (
 )
 
 try:
-    # Chooses the kernels: a FASTRNN_ISA that can't be had is an error of the import itself.
+    # Chooses the kernels. If FASTRNN_ISA names an instruction set that can't run here, the import fails.
     from .machine import _isa as _isa
 except ImportError as error:
-    if error.name != "fastrnn.machine":  # NumPy is missing, or the compiled part itself is broken
+    if error.name != "fastrnn.machine":  # NumPy is missing, or a compiled module is broken
         raise
     raise ImportError(
         f"the compiled parts of fastrnn are not in {__path__[0]}: build them with `pip install .` or "
         "`python setup.py build_ext --inplace` in the source folder, or start Python in another folder"
     ) from None
 
-# The module of each other name, and the public modules. They are imported when first used, so that what a service
-# imports before it forks, or a command before it prints its help, costs next to nothing beside NumPy.
+# The module of each other name, and the public modules. They are imported on first use, so that importing fastrnn
+# costs next to nothing on top of NumPy: for a service before it forks, or a command before it prints its help.
 _LAZY = {
     "CpuInfo": "machine.cpu",
     "cpu_info": "machine.cpu",
@@ -119,11 +119,11 @@ else:
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # 10 ms that a service does without
+    from importlib.metadata import PackageNotFoundError, version  # takes 10 ms, so only on demand
 
     try:
         return version("fastrnn")
-    except PackageNotFoundError:  # a source tree that was not installed
+    except PackageNotFoundError:  # a source tree that is not installed
         return "0+unknown"
 
 

@@ -1,4 +1,4 @@
-"""The public name of `fastrnn.graph.dims`: sizes that depend on batch and time."""
+"""Sizes that depend on batch and time. Public name of `fastrnn.graph.dims`."""
 
 from .graph.dims import (
     BATCH,

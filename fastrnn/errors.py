@@ -1,30 +1,31 @@
-"""The error tree: everything fastrnn raises on purpose derives from `FastRNNError`.
+"""The errors of fastrnn; all derive from `FastRNNError`.
 
-A message says where (file, node, argument), what it got and what it expected.
+A message says where (file, node, argument), what was found and what was expected. Files that are missing or can't be
+read or written raise Python's own `OSError`, such as `FileNotFoundError`.
 """
 
 
 class FastRNNError(Exception):
-    """Base of all errors that fastrnn raises on purpose."""
+    """Base class of the errors of fastrnn."""
 
 
 class FastRNNWarning(UserWarning):
-    """A choice of the caller may change answers, such as `strict=False` at load; the text names node and value."""
+    """An option of the caller may change answers, such as `strict=False` at load. The text names node and value."""
 
 
 class ModelFormatError(FastRNNError, ValueError):
-    """A file or blob is damaged, truncated, hostile, or not what its name claims."""
+    """A file or its bytes are damaged, truncated, hostile, or not of the claimed format."""
 
 
 class UnsupportedError(FastRNNError, NotImplementedError):
-    """A valid model uses something fastrnn does not run.
+    """A valid model uses something that fastrnn does not support.
 
     Parameters
     ----------
     problems : list of str
-        One line a finding; all findings of a file are reported in one error.
+        One line per problem. One error reports all problems of a file.
     where : str
-        The file (or object) that was being read.
+        The file or object that was read.
     """
 
     def __init__(self, problems, where=""):
@@ -40,12 +41,12 @@ class UnsupportedError(FastRNNError, NotImplementedError):
 
 
 class ShapeError(FastRNNError, ValueError):
-    """An array has the wrong shape or dtype, or dims of a graph contradict each other."""
+    """An array has the wrong shape or dtype, or the dims of a graph contradict each other."""
 
 
 class StateError(FastRNNError, ValueError):
-    """A state is missing, ambiguous, damaged, or does not belong to the model; a pool is full."""
+    """A state is missing, ambiguous, damaged or of another model, a slot is not open, or a pool is full."""
 
 
 class StreamError(FastRNNError, RuntimeError):
-    """The model can't be streamed (the text names the node), or a stream is used wrongly."""
+    """The model can't be streamed (the text names the node), or a stream is used incorrectly."""

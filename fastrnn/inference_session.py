@@ -1,4 +1,4 @@
-"""InferenceSession: onnxruntime's calls over a fastrnn model, so that a service tries fastrnn by changing one line."""
+"""InferenceSession: onnxruntime's API for a fastrnn model, so that a service can try fastrnn by changing one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class NodeArg:
-    """An input or output, as onnxruntime describes it. shape: ints, and text such as "batch" for a free size."""
+    """An input or output, as in onnxruntime. shape: ints, and names such as "batch" for free sizes."""
 
     name: str
     type: str
@@ -35,37 +35,38 @@ class NodeArg:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a file says of itself, as onnxruntime names it; a `.fastrnn` file keeps the graph's name alone."""
+    """The metadata of a file, with onnxruntime's names. A `.fastrnn` file keeps only the name of the graph."""
 
     graph_name: str
     producer_name: str = ""
     domain: str = ""
     description: str = ""
     graph_description: str = ""
-    version: int = 2**63 - 1  # onnxruntime's for a file that names none
+    version: int = 2**63 - 1  # onnxruntime's default
     custom_metadata_map: dict[str, str] = field(default_factory=dict)
 
 
 class InferenceSession:
-    """A model, called as onnxruntime's session of that name. Several threads may run it at once.
+    """A model with the API of onnxruntime's InferenceSession. Several threads may run it at once.
 
     Parameters
     ----------
-    path_or_bytes : whatever `fastrnn.load` takes
+    path_or_bytes : as in `fastrnn.load`
     sess_options : an onnxruntime.SessionOptions, or None
-        Its intra_op_num_threads, where above 0, are the threads; all else of it tunes onnxruntime.
-    providers : names as for onnxruntime, in order of preference; where there are any, "CPUExecutionProvider" must be
-        among them
-    provider_options : one dict a provider; the CPU's must be empty
-    **options : those of `fastrnn.load` (threads, bind, ...); its threads go before those of sess_options
+        If its intra_op_num_threads is above 0, that is the number of threads. The other settings tune onnxruntime and
+        have no effect.
+    providers : names as for onnxruntime, in order of preference
+        If given, they must include "CPUExecutionProvider".
+    provider_options : one dict per provider; the one of the CPU must be empty
+    **options : as in `fastrnn.load` (threads, bind, ...); `threads` overrides sess_options
 
     Attributes
     ----------
-    model : the `fastrnn.Model`, to step and to stream
+    model : the `fastrnn.Model`, which can also stream
 
     Raises
     ------
-    UnsupportedError : providers, or options of them, that are not the CPU's. What `fastrnn.load` raises.
+    UnsupportedError : providers without the CPU, or options for it. Also the errors of `fastrnn.load`.
 
     Example
     -------
@@ -90,11 +91,11 @@ class InferenceSession:
         self._source = path_or_bytes
 
     def get_providers(self) -> list[str]:
-        """Where the model runs."""
+        """The execution providers in use: always the CPU."""
         return ["CPUExecutionProvider"]
 
     def get_modelmeta(self) -> ModelMetadata:
-        """What the file says of itself; an ONNX file is read once more for it."""
+        """The metadata of the file. This reads an ONNX file again."""
         source = self._source
         fastrnn_file = (
             bytes(source[8:9]) == b"{"
@@ -131,12 +132,12 @@ class InferenceSession:
 
         Parameters
         ----------
-        output_names : the outputs to return, in this order; None or an empty list is all, as for onnxruntime
+        output_names : the outputs to return, in this order; None or an empty list returns all, as in onnxruntime
         input_feed : input name -> array of the input's dtype, or a list of numbers
-            A list is cast, as onnxruntime casts it, if that loses nothing but the rounding of a fraction: [1.0] into
-            integers, NumPy's numbers of any dtype into float32, 0 and 1 into bool. An array of another dtype goes by
-            the rule of `Model.run`.
-        run_options : None; onnxruntime's are not honoured
+            A list is cast as in onnxruntime if the cast changes nothing except for rounding a fraction: [1.0] to
+            integers, NumPy numbers of any dtype to float32, 0 and 1 to bool. An array of another dtype follows the rule
+            of `Model.run`.
+        run_options : None; onnxruntime's RunOptions are not supported
 
         Returns
         -------
@@ -144,8 +145,9 @@ class InferenceSession:
 
         Raises
         ------
-        ShapeError : an unknown or missing name, a wrong dtype or shape; a list that a cast would change (1.5 into
-        integers, 1e300 into float32), which onnxruntime does silently. UnsupportedError : run_options.
+        ShapeError : an unknown or missing name, a wrong dtype or shape, or a list that a cast would change (1.5 to
+            integers, 1e300 to float32), which onnxruntime does silently.
+        UnsupportedError : run_options is not None.
         """
         if run_options is not None:
             raise UnsupportedError(f"run_options must be None, got {run_options!r:.60}")
@@ -156,7 +158,7 @@ class InferenceSession:
                 raise ShapeError(_unknown("input", name, inputs))
         missing = [name for name in inputs if name not in input_feed]
         if missing:
-            raise ShapeError(f"the input {', '.join(missing)} is missing; inputs are {', '.join(inputs)}")
+            raise ShapeError(f"missing input {', '.join(missing)}; the inputs are {', '.join(inputs)}")
         wanted = list(output_names or outputs)
         for name in wanted:
             if name not in outputs:
@@ -168,21 +170,23 @@ class InferenceSession:
 
 
 def _check_providers(providers: Sequence | None, provider_options: Sequence[Mapping] | None) -> None:
-    """Raise UnsupportedError for what the CPU is not, or for options of it, of which there are none here."""
+    """Raise UnsupportedError if the CPU is not among the providers, or if it has options: fastrnn has none."""
     pairs = [(p, {}) if isinstance(p, str) else (p[0], p[1]) for p in providers or ["CPUExecutionProvider"]]
     names = [name for name, _ in pairs]
     if "CPUExecutionProvider" not in names:
-        raise UnsupportedError(f"the providers {names}; there is CPUExecutionProvider")
+        raise UnsupportedError(
+            f"providers {names} are not supported: add CPUExecutionProvider, the only one of fastrnn"
+        )
     given = list(provider_options or [])
     if given and len(given) != len(names):
-        raise UnsupportedError(f"provider_options must be one dict a provider, got {len(given)} for {len(names)}")
+        raise UnsupportedError(f"provider_options must be one dict per provider, got {len(given)} for {len(names)}")
     for (name, own), more in zip(pairs, given or [{}] * len(pairs), strict=True):
         if name == "CPUExecutionProvider" and (own or more):
-            raise UnsupportedError(f"options of CPUExecutionProvider: {dict(own or more)}; fastrnn has none")
+            raise UnsupportedError(f"CPUExecutionProvider takes no options in fastrnn, got {dict(own or more)}")
 
 
 def _threads(sess_options: Any) -> int | None:
-    """The threads that onnxruntime's options ask for; None where they leave it open."""
+    """The number of threads in onnxruntime's options, or None if they set none."""
     if sess_options is None:
         return None
     threads = getattr(sess_options, "intra_op_num_threads", None)
@@ -198,4 +202,4 @@ def _node_arg(info: TensorInfo) -> NodeArg:
 def _unknown(what: str, name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(str(name), known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"there is no {what} {name!r}; {what}s are {', '.join(known)}{hint}"
+    return f"unknown {what} {name!r}; the {what}s are {', '.join(known)}{hint}"

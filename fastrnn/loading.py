@@ -1,4 +1,4 @@
-"""load and the from_... functions: a source of any format becomes a Model. What each format takes is in one table."""
+"""`load` and the `from_...` functions, which make a Model. One table lists the formats and their options."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from .streaming.conditions import problems
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file. suffixes: how its names end. read: (path or bytes, **options) -> Graph. options: those of `load`
-    that it takes; `refusal` says why the others don't apply. begins: of a file's bytes, whether it is such a file."""
+    """A file format.
+
+    suffixes : endings of its file names
+    read : (path or bytes, **options) -> Graph
+    options : the options of `load` that it takes
+    refusal : why the other options don't apply
+    begins : whether the bytes of a file are of this format
+    """
 
     name: str
     suffixes: tuple[str, ...]
@@ -40,7 +46,7 @@ def _read_fastrnn(source) -> Graph:
     return artifact.load(source)
 
 
-_FOR_WEIGHTS = "a file of bare weights is told what it is by layers="
+_FOR_WEIGHTS = "describe a file of bare weights with layers="
 
 
 def _read_pytorch(
@@ -59,16 +65,20 @@ def _read_pytorch(
         found = through_torch.load(source, key)
         if not isinstance(found, files.Weights):
             if layers is not None:
-                raise ModelFormatError("layers= is for files of bare weights; this one holds a module") from None
+                raise ModelFormatError(
+                    "layers= is for files of bare weights, but this file holds a module: leave layers= out"
+                ) from None
             return _graph_of_module(found, example, states, float64_as_float32)
         weights = found
     if example is not None or states is not None:
-        raise ModelFormatError("example= and states= are for files that hold a module; this one holds bare weights")
+        raise ModelFormatError(
+            "example= and states= are for files that hold a module, but this one holds bare weights: leave them out"
+        )
     return list_of_layers.build(weights, layers)
 
 
 def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph:
-    """A live module's graph, which answers as the module does."""
+    """The graph of a live module, compared with the module."""
     from .importers.pytorch.modules import convert
 
     converted = convert(module, example, float64_as_float32=float64_as_float32)
@@ -80,7 +90,7 @@ def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph
         model = Model(graph, 1)
         return graph, converted.check(model.graph, model.run)
 
-    try:  # a length that the module itself is seen to follow is free, whatever numbers are in the file
+    try:  # if the module itself is seen to follow a length, it is free, whatever numbers the file contains
         graph, followed = made(compared=True)
     except FastRNNError:
         followed = False
@@ -100,7 +110,7 @@ def _read_keras(source, layers=None, config=None, float64_as_float32=False, thaw
         from .importers.shared import h5
 
         if config is not None:
-            raise ModelFormatError("layers= and config= both say what the architecture is; give one")
+            raise ModelFormatError("layers= and config= both describe the architecture: pass only one")
         return list_of_layers.build(h5.read_weights(source), layers)
     from .importers.keras import import_keras
 
@@ -131,7 +141,7 @@ FORMATS = (
         (".keras", ".h5", ".hdf5"),
         _read_keras,
         frozenset({"layers", "config", "float64_as_float32", "thaw"}),
-        _FOR_WEIGHTS + "; key= is for PyTorch's own files, whose weights may lie in a checkpoint",
+        _FOR_WEIGHTS + "; key= selects the weights in a PyTorch checkpoint",
         _is_keras,
     ),
     Format(
@@ -139,7 +149,7 @@ FORMATS = (
         (".pt", ".pth", ".ckpt", ".bin"),
         _read_pytorch,
         frozenset({"layers", "key", "allow_torch", "example", "states", "float64_as_float32"}),
-        "bind= is for files with inputs of their own; " + _FOR_WEIGHTS,
+        "bind= needs a file that names its inputs; " + _FOR_WEIGHTS,
         _is_pytorch,
     ),
     Format(
@@ -147,7 +157,7 @@ FORMATS = (
         (".safetensors",),
         _read_safetensors,
         frozenset({"layers", "float64_as_float32"}),
-        _FOR_WEIGHTS + "; key= is for PyTorch's own files, whose weights may lie in a checkpoint",
+        _FOR_WEIGHTS + "; key= selects the weights in a PyTorch checkpoint",
         _is_safetensors,
     ),
     Format(
@@ -155,8 +165,7 @@ FORMATS = (
         (".fastrnn",),
         _read_fastrnn,
         frozenset(),
-        "bind=, states=, layers=, strict= and thaw= are settled when a model is converted; a .fastrnn file has them "
-        "built in",
+        "bind=, states=, layers=, strict= and thaw= are settled when a model is converted: convert it again with them",
         lambda blob: blob[8:9] == b"{",
     ),
     Format(
@@ -164,8 +173,8 @@ FORMATS = (
         (".onnx",),
         _read_onnx,
         frozenset({"bind", "states", "float64_as_float32", "strict", "thaw"}),
-        "layers= is for files of bare weights; an .onnx file has its architecture in it",
-        lambda blob: True,  # protobuf has no magic number: last in this table
+        "layers=, key=, config=, example= and allow_torch= are for files of weights, but an .onnx file is complete",
+        lambda blob: True,  # protobuf has no magic number, so this format is last
     ),
 )
 
@@ -190,60 +199,62 @@ def load(
 
     Parameters
     ----------
-    path_or_bytes : path (.onnx, .fastrnn, .keras, .h5, .hdf5, .pt, .pth, .ckpt, .bin, .safetensors), or the bytes of
-        such a file
+    path_or_bytes : path or bytes
+        A file (.onnx, .fastrnn, .keras, .h5, .hdf5, .pt, .pth, .ckpt, .bin or .safetensors), or its bytes.
     bind : dict, optional
-        Input name -> constant, fixed at load (`{"sr": 16000}`).
+        Input name -> constant that replaces the input, such as `{"sr": 16000}`. For .onnx files.
     states : dict, optional
-        Input name -> output name of states that the caller would thread; found by dataflow where not given.
+        Input name -> output name of states that the caller would thread. Default: found by dataflow.
     layers : list, optional
-        The architecture for a file of bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"];
-        not needed where every tensor belongs to one recurrent stack.
+        The architecture for a file of bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"].
+        Not needed if every tensor belongs to one recurrent stack.
     key : str, optional
-        Where the state dict lies in a PyTorch checkpoint that holds several dicts of tensors.
+        Name of the state dict in a PyTorch checkpoint that holds several dicts of tensors.
     allow_torch : bool
-        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs what the
-        file asks for; such files are refused otherwise.
+        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs the code in
+        the file. Such files are refused otherwise.
     example : as in `from_torch`, for such a file
     config : str, dict or path, optional
-        The architecture for a Keras file of bare weights: what `model.to_json()` gives.
+        The architecture for a Keras file of bare weights: the result of `model.to_json()`.
     threads : int, optional
-        Threads a call may use; None: as `cpu_info()` says.
+        Number of threads that a call may use. Default: the number in `cpu_info()`.
     sizes : dict, optional
-        Name -> number of sizes that the file leaves free besides batch and time, such as samples a step; `run` takes
-        any, a stream keeps those of its first step.
+        Name -> number, for sizes that the file leaves free besides batch and time, such as samples per step. By
+        default `run` accepts any size, and a stream keeps the sizes of its first step.
     float64_as_float32 : bool
-        Compute a float64 model in float32; it is refused otherwise. Bare weights compute in float32 whatever the file
-        keeps them in, and the model's notes say so. A number that float32 can't hold is a ModelFormatError either way.
+        Compute a float64 model in float32; such a model is refused otherwise. Bare weights always compute in float32,
+        and the model's notes say so. A number that float32 can't hold is a ModelFormatError in both cases.
     strict : bool
-        For .onnx files. True: a size that the file has as a number stays that number if a scalar in the file may have
-        been computed from it, such as 19.0 or 1/19 in a file of 19 steps. False: such scalars are passed over with a
-        `FastRNNWarning` that names node and number. Positions and counts (`y[:, 9]`) hold a size either way.
+        For .onnx files. True: a size that is a number in the file stays fixed if a scalar in the file may have been
+        computed from it, such as 19.0 or 1/19 in a file of 19 steps. False: such scalars are ignored, with a
+        `FastRNNWarning` that names node and number. Positions and counts (`y[:, 9]`) fix a size in both cases.
     thaw : bool
-        For .onnx and Keras files. False: every size that the file has as a number stays that number. True: batch and
-        length are freed if nothing in the file depends on them; `model.notes` says what was assumed.
+        For .onnx and Keras files. True: batch and length are freed if nothing in the file depends on them;
+        `model.notes` says what was assumed. False: every size that is a number in the file stays fixed.
 
     Raises
     ------
-    ModelFormatError : damaged, hostile, or not a model. UnsupportedError : lists everything the file needs and fastrnn
-    lacks. OSError : the file can't be read.
+    ModelFormatError : the file is damaged, hostile or not a model, or an option does not apply to it.
+    UnsupportedError : the file needs something that fastrnn lacks; the error lists all of it.
+    OSError : the file can't be read; `FileNotFoundError` if it does not exist.
     """
     form = _format_of(path_or_bytes)
     given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
     given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
     given |= {"strict": None if strict else False, "thaw": None if thaw else False}
     given = {name: value for name, value in given.items() if value is not None}
-    if form.name == "fastrnn":  # it has computed in float32 since it was converted
+    if form.name == "fastrnn":  # the conversion already made it float32
         given.pop("float64_as_float32", None)
     unknown = sorted(set(given) - form.options)
     if unknown:
-        raise ModelFormatError(f"{', '.join(f'{n}=' for n in unknown)}: {form.refusal}")
+        options = ", ".join(f"{n}=" for n in unknown)
+        raise ModelFormatError(f"load of a {form.name} file does not take {options}: {form.refusal}")
     graph = form.read(path_or_bytes, **given)
     return Model(fix_sizes(graph, sizes or {}), threads)
 
 
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
-    """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
+    """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
     graph = _read_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
     return Model(fix_sizes(graph, sizes or {}), threads)
 
@@ -251,29 +262,30 @@ def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, 
 def from_torch(
     module, example=None, *, states=None, threads: int | None = None, sizes=None, float64_as_float32: bool = False
 ) -> Model:
-    """A model from a live `torch.nn.Module`, which is taken as in eval mode and left as it is.
+    """Make a model from a live `torch.nn.Module`, as in eval mode. The module itself is not changed.
 
-    The module is traced; where that can't be done, torch's exporters write it down. Either way the model is compared
-    with the module itself before it is returned, at the example's sizes and at two others.
+    The module is traced. If it can't be traced, PyTorch's exporters write it down. In both cases the model is compared
+    with the module before it is returned, at the sizes of the example and at two others.
 
     Parameters
     ----------
     module : torch.nn.Module
     example : tensor or array, or a tuple of the arguments of `forward`, optional
-        Needed where the first layer does not tell what the module takes, and where it can't be traced (loops over a
+        Needed if the first layer does not show what the module takes, or if the module can't be traced (loops over a
         length, attention). Its batch and length are free in the model as far as the module allows.
     states, threads, sizes, float64_as_float32 : as in `load`
 
     Returns
     -------
-    Model with the module's own axis order. Its inputs are named as the arguments of `forward`, its outputs y, or y0,
-    y1, ... in the order in which they stand in what the module returns; initial states that are arguments and last
-    states that are returned become a stream's states.
+    Model with the axis order of the module. Inputs are named after the arguments of `forward`. Outputs are named y, or
+    y0, y1, ... in the order in which the module returns them. Initial states among the arguments and last states among
+    the outputs become the states of a stream.
 
     Raises
     ------
-    ModelFormatError : no module, or an example is needed. UnsupportedError : it can't be written down, or answers
-    otherwise here than in PyTorch. ImportError : PyTorch is not installed.
+    ModelFormatError : `module` is not a module, or an example is needed.
+    UnsupportedError : the module can't be converted, or the model gives other answers than PyTorch.
+    ImportError : PyTorch is not installed.
 
     Examples
     --------
@@ -285,9 +297,10 @@ def from_torch(
 
 
 def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = False) -> Model:
-    """A model from a live Keras model (Sequential or Functional, of Keras 2 or 3, any backend), at its present weights.
+    """Make a model from a live Keras model, with its current weights.
 
-    Arguments and errors as `load`. Only the model's own methods are used; its weights are copied.
+    The model may be Sequential or Functional, from Keras 2 or 3, any backend. Only its own methods are used, and its
+    weights are copied. Arguments and errors are those of `load`.
     """
     from .importers.keras import import_model
 
@@ -295,46 +308,46 @@ def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = 
 
 
 def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
-    """A model of one recurrent layer whose weights are arrays: of an npz, of JSON, of a paper.
+    """Make a model of one recurrent layer from arrays, for example from an npz file, JSON or a paper.
 
-    It takes float32 `x` [batch, time, I] and gives `y` [batch, time, D*H], D directions. Where nothing else is said,
-    arrays lie as in PyTorch. In what follows G is the number of gates: rnn 1, lstm 4, gru 3.
+    The model takes float32 `x` [batch, time, I] and returns `y` [batch, time, D*H] for D directions. The defaults are
+    PyTorch's layout. Below, G is the number of gates: rnn 1, lstm 4, gru 3.
 
     Parameters
     ----------
     kind : "rnn", "rnn_relu", "lstm" or "gru"
     W : array, shape (G*H, I), or (D, G*H, I)
-        Input weights, a block of H rows a gate.
+        Input weights, a block of H rows per gate.
     R : array, shape (G*H, H), or (D, G*H, H)
         Recurrent weights.
     Wb, Rb : arrays, shape (G*H,), or (D, G*H), optional
-        Input and recurrent bias; zeros where left out. Where there is only one, it is Wb.
+        Input and recurrent bias; zeros by default. If there is only one bias, pass it as Wb.
     P : array, shape (3*H,), or (D, 3*H), optional
-        Peepholes of an lstm, its gates in the order of `order` without the candidate; the output gate sees the new c.
+        Peepholes of an lstm, in the order of `order` without the candidate. The output gate sees the new c.
     order : str, optional
-        The order of the gates, a letter each: of an lstm i f o and g (or c) for the candidate, "ifgo" by default; of a
-        gru r z (or u) and n (or h) for the candidate, "rzn" by default.
+        The order of the gates, one letter per gate. lstm: i, f, o, and g (or c) for the candidate; "ifgo" by default.
+        gru: r, z (or u), and n (or h) for the candidate; "rzn" by default.
     reset : "after" or "before"
-        Whether a gru's reset gate multiplies R h + Rb (PyTorch) or h itself.
+        Whether the reset gate of a gru multiplies R h + Rb ("after", as in PyTorch) or h itself ("before").
     z_keeps : "old" or "new"
-        h = z*h_old + (1-z)*n, as in PyTorch, Keras and ONNX, or h = (1-z)*h_old + z*n, as in some papers.
+        "old": h = z*h_old + (1-z)*n, as in PyTorch, Keras and ONNX. "new": h = (1-z)*h_old + z*n, as in some papers.
     activations : sequence of names, or of (name, alpha, beta), optional
-        Of the gates, the candidate and the output (lstm), the gates and the candidate (gru), the state (rnn).
+        lstm: for the gates, the candidate and the output. gru: for the gates and the candidate. rnn: for the state.
     clip : float, optional
-        Bounds every gate's argument to [-clip, clip].
+        Limits the argument of every gate to [-clip, clip].
     input_forget : bool
-        An lstm whose forget gate is 1 - i.
+        Whether the forget gate of an lstm is 1 - i.
     direction : "forward", "reverse" or "bidirectional"
-        The last needs the axis D = 2 in every array.
+        "bidirectional" needs the axis D = 2 in every array.
     h0, c0 : arrays, shape (H,), or (D, H), optional
-        Initial states, the same for every row; zeros where left out.
+        Initial states, the same for every row; zeros by default.
     threads : as in `load`
 
     Raises
     ------
-    ShapeError : an array that does not fit; the text names it. ModelFormatError : an unknown word, or one that does
-    not fit the kind; a number that float32 can't hold (floats of any precision round, 1e300 is refused; an integer must
-    be exact).
+    ShapeError : an array does not fit; the text names it.
+    ModelFormatError : an unknown argument, one that does not apply to the kind, or a number that float32 can't hold.
+        Floats of any precision are rounded, but 1e300 is refused; an integer must be exact.
 
     Examples
     --------
@@ -357,29 +370,30 @@ def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
 def from_equations(
     text: str, *, outputs=None, initial=None, inputs=None, threads: int | None = None, **arrays
 ) -> Model:
-    """A model of a recurrent cell that is written as equations.
+    """Make a model from the equations of a recurrent cell.
 
     Parameters
     ----------
-    text : assignments, separated by `;` or line ends: `h = tanh(W @ x + R @ prev(h) + b)`
-        `*` is elementwise, `@` a product with an array ([out, in] @ features), `prev(v)` and `prev(v, n)` the value
-        one and n steps ago. docs/guide/equations.md lists everything that may be written.
-    outputs : name or names of assigned values; None: the last one
+    text : assignments, separated by `;` or line ends, such as `h = tanh(W @ x + R @ prev(h) + b)`
+        `*` is elementwise, and `@` a product with an array ([out, in] @ features). `prev(v)` is the value one step ago,
+        `prev(v, n)` n steps ago. docs/guide/equations.md describes the grammar.
+    outputs : name or names of assigned values. Default: the last one.
     initial : dict, optional
-        Name -> what prev(name) is at the first step (zeros where absent), [features..], or [n, features..] for what it
-        was 1 to n steps ago.
+        Name -> value of prev(name) at the first step, [features..], or [n, features..] for the values 1 to n steps
+        ago. Default: zeros.
     inputs : dict, optional
-        Name -> size (or shape) of features. None: there is one input, `x`, and its size follows from a product with it.
-    **arrays : the arrays that the equations name
+        Name -> size (or shape) of features. Default: one input, `x`, whose size follows from a product with it.
+    **arrays : the arrays that the equations use
 
     Returns
     -------
-    Model that takes [batch, T, features] of each input and returns the same of each output. A cell that is an RNN, an
-    LSTM or a GRU in other words runs as that (`model.graph.notes` says so).
+    Model that takes [batch, T, features] for each input and returns the same for each output. A cell that is
+    equivalent to an RNN, LSTM or GRU runs as that, and `model.notes` says so.
 
     Raises
     ------
-    ModelFormatError : what is not in the grammar. ShapeError : sizes that don't go together. Both name the equation.
+    ModelFormatError : something that is not in the grammar; the text names the equation.
+    ShapeError : sizes that don't fit together; the text names the equation.
 
     Examples
     --------
@@ -394,7 +408,7 @@ def from_equations(
 
 
 def _format_of(source) -> Format:
-    """The format of a file: by what they begin with for bytes, by its suffix (the longest that fits) for a path."""
+    """The format of a source: from the content for bytes, from the longest matching suffix for a path."""
     if isinstance(source, bytes | bytearray | memoryview):
         blob = bytes(source)
         return next(form for form in FORMATS if form.begins(blob))
@@ -404,9 +418,9 @@ def _format_of(source) -> Format:
     fitting = [(len(suffix), form) for form in FORMATS for suffix in form.suffixes if name.endswith(suffix)]
     if not fitting:
         known = ", ".join(suffix for form in FORMATS for suffix in form.suffixes)
-        raise ModelFormatError(f"{source}: don't know the file type {Path(source).suffix.lower()!r}; known: {known}")
+        raise ModelFormatError(f"{source}: unknown file type {Path(source).suffix.lower()!r}, expected one of {known}")
     if not Path(source).is_file():
-        raise FileNotFoundError(f"no model file {source}")
+        raise FileNotFoundError(f"{source}: no such file, expected a model file")
     return max(fitting, key=lambda pair: pair[0])[1]
 
 

@@ -1,8 +1,8 @@
-"""The onnx.backend API over fastrnn: prepare, run_model, run_node, supports_device, is_compatible.
+"""The onnx.backend API for fastrnn: prepare, run_model, run_node, supports_device, is_compatible.
 
-What fastrnn must know before it runs (weights of a cell, the shape of a Reshape, the axes of a Squeeze) may be inputs
-of an ONNX graph. Such a graph is imported at its first run, with the arrays of that run built in, and again when a
-later run brings other ones; all other graphs are imported by `prepare`.
+fastrnn must know some values before it runs: the weights of a cell, the shape of a Reshape, the axes of a Squeeze. An
+ONNX graph may have them as inputs. Such a graph is imported at its first run, with the arrays of that run built in, and
+again if a later run passes other arrays. All other graphs are imported by `prepare`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "supports_device",
 ]
 
-# Operator -> the inputs, by position, that fastrnn takes as constants alone.
+# Operator -> positions of the inputs that must be constants.
 _CELL = (1, 2, 3, 7)  # W, R, B, P
 _AXES = (1,)
 _KNOWN_BEFORE = {
@@ -69,7 +69,7 @@ _KNOWN_BEFORE = {
 
 
 def _known_before(model: onnx.ModelProto) -> list[str]:
-    """The graph's inputs (not initializers) that feed such a position."""
+    """The inputs of the graph (without initializers) that feed such a position."""
     free = {value.name for value in model.graph.input} - {array.name for array in model.graph.initializer}
     found = set()
     for node in model.graph.node:
@@ -80,7 +80,7 @@ def _known_before(model: onnx.ModelProto) -> list[str]:
 
 
 class FastRNNBackendRep(BackendRep):
-    """A model that is ready to run; made by `prepare`. Several threads may run it at once."""
+    """A model that is ready to run, made by `prepare`. Several threads may run it at once."""
 
     def __init__(self, proto: onnx.ModelProto, options: dict):
         initialized = {array.name for array in proto.graph.initializer}
@@ -88,7 +88,7 @@ class FastRNNBackendRep(BackendRep):
         self._outputs = [value.name for value in proto.graph.output]
         self._built_in = _known_before(proto)
         self._proto, self._options = proto, options
-        # (arrays that are built in, model): replaced as one, so that a thread sees both or neither.
+        # (arrays that are built in, model): replaced together, so that a thread sees both or neither.
         self._ready: tuple[list[np.ndarray], Model] | None = None
         if not self._built_in:
             self._ready = ([], from_onnx(proto, **options))
@@ -102,15 +102,15 @@ class FastRNNBackendRep(BackendRep):
 
         Returns
         -------
-        a named tuple of arrays, one an output
+        a named tuple of arrays, one per output
 
         Raises
         ------
-        ShapeError : a missing, surplus or unknown input, a wrong shape or dtype.
-        UnsupportedError : what the graph needs and fastrnn lacks.
+        ShapeError : an input is missing or unknown, there are too many, or a shape or dtype is wrong.
+        UnsupportedError : the graph needs something that fastrnn lacks.
         """
         if kwargs:
-            raise UnsupportedError(f"run takes inputs alone, got {', '.join(sorted(kwargs))}")
+            raise UnsupportedError(f"run takes only inputs, got {', '.join(sorted(kwargs))}")
         feeds = self._by_name(inputs)
         values = [np.asarray(feeds[name]) for name in self._built_in]
         ready = self._ready
@@ -133,7 +133,7 @@ class FastRNNBackendRep(BackendRep):
         unlike = sorted(set(inputs) ^ set(self._names))
         if unlike:
             what = "unknown" if unlike[0] in inputs else "missing"
-            raise ShapeError(f"the input {unlike[0]!r} is {what}; inputs are {', '.join(self._names)}")
+            raise ShapeError(f"{what} input {unlike[0]!r}; the inputs are {', '.join(self._names)}")
         return dict(inputs)
 
 
@@ -142,20 +142,20 @@ def _identical(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 class FastRNNBackend(Backend):
-    """See the module; one class with class methods, as onnx.backend.base asks for."""
+    """The functions of this module as class methods, as onnx.backend.base requires."""
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
         """True for "CPU" and "CPU:0"."""
         try:
             parsed = Device(device)
-        except (AttributeError, ValueError):  # no such type of device; its number is no number
+        except (AttributeError, ValueError):  # an unknown type of device, or its number is not a number
             return False
         return parsed.type == DeviceType.CPU and parsed.device_id == 0
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs) -> bool:
-        """Whether `prepare` takes the model. Of a graph that is imported at its first run, that alone can tell."""
+        """Whether `prepare` accepts the model. A graph that is imported at its first run may still fail then."""
         try:
             cls.prepare(model, device, **kwargs)
         except UnsupportedError:
@@ -164,11 +164,11 @@ class FastRNNBackend(Backend):
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs) -> FastRNNBackendRep:
-        """Import a model; kwargs are those of `fastrnn.from_onnx`.
+        """Import a model. kwargs are those of `fastrnn.from_onnx`.
 
         Raises
         ------
-        UnsupportedError : another device than the CPU, or what the model needs and fastrnn lacks.
+        UnsupportedError : the device is not the CPU, or the model needs something that fastrnn lacks.
         onnx.checker.ValidationError : the model is not valid ONNX.
         """
         cls._check_device(device)
@@ -178,19 +178,19 @@ class FastRNNBackend(Backend):
     @classmethod
     def _check_device(cls, device: str) -> None:
         if not cls.supports_device(device):
-            raise UnsupportedError(f"the device {device!r}; there is CPU")
+            raise UnsupportedError(f"device {device!r} is not supported: use 'CPU'")
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs, device: str = "CPU", **kwargs):
-        """`prepare` and run once."""
+        """`prepare` the model and run it once."""
         return cls.prepare(model, device, **kwargs).run(inputs)
 
     @classmethod
     def run_node(cls, node: onnx.NodeProto, inputs, device: str = "CPU", outputs_info=None, **kwargs):
-        """Run one node on arrays, in the order of its inputs that are not omitted.
+        """Run one node on arrays, given in the order of its inputs without omitted ones.
 
-        outputs_info : dtypes and shapes of the outputs, as onnx allows; they are inferred, so it is not needed.
-        opset_version : the version of the operator's set; the newest that the installed onnx knows where it is absent.
+        outputs_info : dtypes and shapes of the outputs, as in onnx; not needed, because they are inferred.
+        opset_version : the opset of the operator; the newest of the installed onnx by default.
         """
         cls._check_device(device)
         version = kwargs.pop("opset_version", onnx.defs.onnx_opset_version())
@@ -210,7 +210,7 @@ class FastRNNBackend(Backend):
         ]
         shown = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
         graph = helper.make_graph([node], node.name or node.op_type, values, shown)
-        # The node was checked; this model is not, for it says nothing of its outputs, which onnx would not forgive.
+        # The node is checked above. The model is not: it has no types for its outputs, which onnx would refuse.
         return FastRNNBackendRep(helper.make_model(graph, opset_imports=[opset]), kwargs).run(arrays)
 
 

@@ -1,4 +1,4 @@
-"""The public name of `fastrnn.machine.threadpools`: what threadpoolctl sees of the team of threads."""
+"""Makes fastrnn's threads visible to threadpoolctl. Public name of `fastrnn.machine.threadpools`."""
 
 from .machine.threadpools import (
     register,

@@ -147,8 +147,8 @@ def test_prepare_and_run_take_arrays_in_each_form():
     ("inputs", "text"),
     [
         ([], "got 0 inputs, expected 1: x"),
-        ({"z": 1}, "the input 'x' is missing; inputs are x"),
-        ({"x": 1, "z": 1}, "the input 'z' is unknown; inputs are x"),
+        ({"z": 1}, "missing input 'x'; the inputs are x"),
+        ({"x": 1, "z": 1}, "unknown input 'z'; the inputs are x"),
     ],
 )
 def test_wrong_inputs_say_which(inputs, text):
@@ -158,9 +158,9 @@ def test_wrong_inputs_say_which(inputs, text):
 
 def test_what_is_not_supported_is_refused():
     model, _ = gemm_model()
-    with pytest.raises(UnsupportedError, match="the device 'CUDA'; there is CPU"):
+    with pytest.raises(UnsupportedError, match="device 'CUDA' is not supported: use 'CPU'"):
         onnx_backend.prepare(model, "CUDA")
-    with pytest.raises(UnsupportedError, match="run takes inputs alone, got seed"):
+    with pytest.raises(UnsupportedError, match="run takes only inputs, got seed"):
         onnx_backend.prepare(model).run([np.ones((1, 3), np.float32)], seed=1)
     model.graph.node[0].op_type = "MatMulInteger"
     with pytest.raises((UnsupportedError, onnx.checker.ValidationError)):

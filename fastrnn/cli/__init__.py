@@ -1,7 +1,8 @@
-"""The commands: `fastrnn` (convert, inspect, verify) and `fastrnn-convert`.
+"""The commands `fastrnn` and `fastrnn-convert`.
 
-They use the public package alone. main.py parses and turns errors into exit codes; convert.py, inspect.py and
-verify.py do one command each; describe.py says what a model is; output.py writes for a person, a pipe or a program.
+They use only the public package. main.py parses arguments and turns errors into exit codes. analyze.py, bench.py,
+convert.py, inspect.py, profile.py and verify.py implement one command each. describe.py describes a model, and
+output.py writes for a terminal, a pipe or a program.
 """
 
 from .main import convert_main, main

@@ -1,4 +1,4 @@
-"""`fastrnn analyze`: can a model be trusted on dirty input, after a restart, over a long time, at lower precision?"""
+"""`fastrnn analyze`: how a model copes with noisy input, a restart, a long run and lower precision."""
 
 from __future__ import annotations
 
@@ -17,40 +17,42 @@ example:
   fastrnn analyze model.fastrnn --data recording.npy --report robustness.html
   fastrnn analyze silero_vad.onnx --bind sr=16000 --sizes size=576 --data speech.wav --json | jq .forgetting
 
-Data: .npy or .npz (by input name) of [T, features...] or [rows, T, features...]; .csv, a row a step; .wav, cut into
-steps of the input's size (needs fastrnn[report]). Without --data noise is made up, and the result says so.
---definitions tells what each figure means.
+Data: .npy or .npz (by input name) with [T, features...] or [rows, T, features...]; .csv with one row per step; .wav,
+cut into steps of the input's size (needs fastrnn[report]). Without --data, the input is random noise, and the result
+says so. --definitions explains each figure.
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
-    parser.add_argument("--data", metavar="FILE", help="what the model is fed: .npy, .npz, .wav or .csv")
+    parser.add_argument("model", metavar="MODEL", help="a model file")
+    parser.add_argument("--data", metavar="FILE", help="the input data: .npy, .npz, .wav or .csv")
     parser.add_argument(
-        "--steps", type=options.whole(2), default=400, help="most steps of the data to use (default: 400)"
+        "--steps", type=options.whole(2), default=400, help="use at most this many steps of the data (default: 400)"
     )
     parser.add_argument(
         "--long-steps",
         type=options.whole(2, 10**9),
         default=100_000,
-        help="steps of the drift, data repeated (default: 100,000)",
+        help="steps of the drift measurement, with repeated data (default: 100,000)",
     )
     parser.add_argument(
         "--seconds",
         type=options.positive,
         default=4.0,
-        help="for forgetting and drift, which go as far as they get: about three quarters for each (default: 4)",
+        help="time for forgetting and for drift, about three quarters of it each (default: 4)",
     )
     parser.add_argument("--seed", type=options.whole(0, 2**32 - 1), default=0, help="seed of all noise (default: 0)")
-    parser.add_argument("--definitions", action="store_true", help="print what each figure means, below the tables")
-    parser.add_argument("--report", metavar="FILE.html", help="write a page with figures; needs fastrnn[report]")
+    parser.add_argument("--definitions", action="store_true", help="explain each figure below the tables")
+    parser.add_argument(
+        "--report", metavar="FILE.html", help="write an HTML report with figures; needs fastrnn[report]"
+    )
     options.add_loading(parser)
     options.add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Analyse, print, and write the report; 0."""
+    """Analyse, print, and write the report. Returns 0."""
     if args.report:
         fastrnn.report.require(args.report)
     data = None if args.data is None else fastrnn.load_data(args.data)
@@ -78,16 +80,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(found: fastrnn.Analysis, path: str, definitions: bool) -> None:
-    """The whole analysis for a person."""
+    """Print the whole analysis for a person."""
     print_line(path, style="bold cyan")
     print_pairs(summary(found))
     for columns, rows in (
-        (("dirty input", "strength", "relative error", "largest change", "decisions changed"), dirt_rows(found)),
+        (("corrupted input", "strength", "relative error", "largest change", "decisions changed"), dirt_rows(found)),
         (("missing steps: error after, recovery", "zeroed", "held", "skipped"), gap_rows(found)),
         (("weights", "size", "relative error", "largest change", "decisions changed"), rounding_rows(found)),
     ):
         if rows:
-            told = [i for i, _ in enumerate(columns) if any(row[i] for row in rows)]  # a figure that none has is none
+            told = [
+                i for i, _ in enumerate(columns) if any(row[i] for row in rows)
+            ]  # leave out columns without a value
             shown = [columns[i] for i in told]
             print_line()
             print_table(shown, [[row[i] for i in told] for row in rows], numbers=shown[1:])
@@ -97,7 +101,7 @@ def show(found: fastrnn.Analysis, path: str, definitions: bool) -> None:
 
 
 def summary(found: fastrnn.Analysis) -> list[tuple[str, str]]:
-    """Rows of label and text."""
+    """The summary as rows of label and text."""
     rows = [
         (
             "data",
@@ -106,7 +110,7 @@ def summary(found: fastrnn.Analysis) -> list[tuple[str, str]]:
         ),
     ]
     if found.synthetic:
-        rows.append(("", "noise is not your signal: give --data for figures that mean something for a service"))
+        rows.append(("", "noise is not your signal: pass --data for figures that apply to your service"))
     for level in found.levels:
         decides = f", decides by {level.decides}" if level.decides else ""
         rows.append(("outputs" if level is found.levels[0] else "", f"{level.output}: rms {level.rms:.3g}{decides}"))
@@ -117,7 +121,7 @@ def summary(found: fastrnn.Analysis) -> list[tuple[str, str]]:
     if found.touch is not None:
         touch = found.touch
         rows.append(
-            ("sensitivity", (f"{touch.response[0]:.3g} in the touched step, {touch.total:.3g} in all; half within "
+            ("sensitivity", (f"{touch.response[0]:.3g} in the touched step, {touch.total:.3g} in total; half within "
              f"{touch.half + 1} steps"))
         )  # fmt: skip
     if found.drift is not None:
@@ -127,28 +131,28 @@ def summary(found: fastrnn.Analysis) -> list[tuple[str, str]]:
 
 
 def forgetting_text(memory) -> str:
-    """When a push of the state has died out."""
-    decay = "" if memory.decay is None else f"; a factor of {memory.decay:.4g} a step"
+    """When a push of the state has decayed."""
+    decay = "" if memory.decay is None else f"; a factor of {memory.decay:.4g} per step"
     if memory.steps is None:
         return f"a push of the state does not fall to 1 % within {count(memory.followed)} steps{decay}"
-    worst = "one not within those followed" if memory.worst is None else f"{count(memory.worst)} at worst"
+    worst = "one did not fall in the measured steps" if memory.worst is None else f"{count(memory.worst)} at worst"
     return f"a push of the state falls to 1 % within {memory.steps:g} steps ({worst}){decay}"
 
 
 def warm_up_text(memory) -> str:
-    """How long a fresh stream is wrong."""
+    """How long a fresh stream gives different answers."""
     if not memory.warm_up_data:
         return "not measured: outputs lag behind inputs, or have fewer steps"
     if memory.warm_up is None:
-        return f"a fresh stream differs by more than 1 % still after {count(memory.warm_up_data)} steps"
+        return f"a fresh stream still differs by more than 1 % after {count(memory.warm_up_data)} steps"
     return f"a fresh stream is within 1 % of a running one after {count(memory.warm_up)} steps"
 
 
 def drift_text(drift) -> str:
-    """How far float32 is from float64 over time."""
+    """The error of float32 against float64 over time."""
     first, last = drift.spans[0][1], drift.spans[-1][1]
     text = (
-        f"relative error against float64 {first:.2g} at first, {last:.2g} in the last of {count(drift.compared)} steps"
+        f"relative error against float64 {first:.2g} at first, {last:.2g} at the end of {count(drift.compared)} steps"
     )
     if drift.compared < drift.steps:
         text += (
@@ -160,7 +164,7 @@ def drift_text(drift) -> str:
 
 
 def dirt_rows(found: fastrnn.Analysis) -> list[tuple[str, ...]]:
-    """A row a kind and strength."""
+    """One row per kind and strength."""
     rows: list[tuple[str, ...]] = []
     before = None
     for c in found.corruptions:
@@ -174,7 +178,7 @@ def dirt_rows(found: fastrnn.Analysis) -> list[tuple[str, ...]]:
 
 
 def gap_rows(found: fastrnn.Analysis) -> list[tuple[str, ...]]:
-    """A row a length, a column a fill."""
+    """One row per length, one column per fill."""
     fills = {(g.steps, g.fill): g for g in found.gaps}
     rows = []
     for length in dict.fromkeys(g.steps for g in found.gaps):
@@ -188,7 +192,7 @@ def gap_rows(found: fastrnn.Analysis) -> list[tuple[str, ...]]:
 
 
 def rounding_rows(found: fastrnn.Analysis) -> list[tuple[str, ...]]:
-    """A row a format."""
+    """One row per format."""
     return [
         (r.to, f"{size(r.bytes_before)} -> {size(r.bytes_after)}", share(r.relative_error), f"{r.largest_change:.3g}",
          share(r.decisions_changed))

@@ -1,4 +1,4 @@
-"""`fastrnn bench`: every engine on the same cases in turns; ratios, roofline shares, targets; or two runs compared."""
+"""`fastrnn bench`: all engines take turns on the same cases; ratios, roofline shares, targets; or compare two runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .output import print_json, print_line, print_pairs, print_table, size
 
 EXAMPLE = """\
 example:
-  fastrnn bench                                       everything; some ten minutes
+  fastrnn bench                                       the default grids; about ten minutes
   fastrnn bench --grid step --case 'step/lstm-*'      the cases whose name matches
   fastrnn bench --grid step --isa avx2 --json avx2.json
   fastrnn bench --compare before.json after.json
 
-Each engine runs in a process of its own, and all engines of a case take turns in short rounds, so that whatever slows
-the machine down slows all of them. Needs: pip install 'fastrnn[bench]'; engines that are not installed are left out.
+Each engine runs in its own process, and all engines of a case take turns in short rounds, so that anything that slows
+down the machine slows down all of them. Engines that are not installed are left out: pip install 'fastrnn[bench]'.
 """
 ENGINE_TITLES = {"ort": "ort run", "ort-iobinding": "ort bound", "fastrnn-2t": "2 threads", "fastrnn-1t": "1 thread"}
 VERDICTS = {"loses": "LOSES", "wrong": "WRONG ANSWER", "no answer": "NO ANSWER", "alone": "no peer"}
@@ -34,23 +34,27 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         choices=[*bench.GRIDS, "all"],
-        help=f"which cases; may be repeated (default: {' '.join(bench.DEFAULT_GRIDS)}). {grids}; all: all but tiny*",
+        help=f"the cases to run, may be repeated (default: {' '.join(bench.DEFAULT_GRIDS)}). {grids}; all: all but "
+        "tiny*",
     )
     parser.add_argument(
         "--case",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="only cases whose name has this in it, or matches it as a file name would (step/lstm-*); may be repeated",
+        help="only cases whose name contains or matches this (step/lstm-*); may be repeated",
     )
     parser.add_argument(
-        "--engines", metavar="LIST", type=engine_list, help=f"of {', '.join(bench.ENGINES)}, with commas (default: all)"
+        "--engines",
+        metavar="LIST",
+        type=engine_list,
+        help=f"comma-separated, from {', '.join(bench.ENGINES)} (default: all)",
     )
-    parser.add_argument("--rounds", type=positive, default=20, help="rounds a case and engine (default 20)")
+    parser.add_argument("--rounds", type=positive, default=20, help="rounds per case and engine (default: 20)")
     parser.add_argument(
-        "--round-ms", type=positive_float, default=20.0, metavar="MS", help="length of a round (default 20 ms)"
+        "--round-ms", type=positive_float, default=20.0, metavar="MS", help="length of a round (default: 20 ms)"
     )
-    parser.add_argument("--threads", type=positive, default=1, help="threads of each engine (default 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads per engine (default: 1)")
     parser.add_argument("--isa", help="force this instruction set for fastrnn (FASTRNN_ISA)")
     parser.add_argument(
         "--models",
@@ -58,10 +62,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the grid `models` looks for files; may be repeated (default: examples and ../shared/models)",
     )
-    parser.add_argument("--no-costs", action="store_true", help="don't measure import, load and bytes a stream")
-    parser.add_argument("--json", metavar="FILE", help="write the whole record there; - is stdout, and nothing else")
+    parser.add_argument("--no-costs", action="store_true", help="don't measure import, load and bytes per stream")
     parser.add_argument(
-        "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="run nothing; compare two records of --json"
+        "--json", metavar="FILE", help="write the whole record to this file; - prints it to stdout and nothing else"
+    )
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="compare two records of --json instead of running"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -94,7 +100,7 @@ def positive_float(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run or compare; 0, or 1 where an answer was wrong or fastrnn gave none."""
+    """Run or compare. Returns 0, or 1 if an answer was wrong or fastrnn gave none."""
     if args.compare:
         return compare(args)
     options = bench.Options(
@@ -103,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         engines=args.engines or tuple(bench.ENGINES),
         rounds=args.rounds,
         round_ns=max(1, int(args.round_ms * 1e6)),
-        # Short rounds are for trying it out: the rest shrinks with them.
+        # Short rounds are for trying out the benchmark; batches and trials shrink with them.
         batch_ns=max(1, min(20_000, int(args.round_ms * 1e6 / 10))),
         trial_ns=max(1, min(4_000_000, int(args.round_ms * 1e6))),
         threads=args.threads,
@@ -121,15 +127,13 @@ def run(args: argparse.Namespace) -> int:
             print_line(f"record written to {args.json}")
     failed = [c["id"] for c in record["cases"] if c["verdict"] in ("wrong", "no answer")]
     if failed:
-        print_line(
-            f"error: no right answer from every engine in {len(failed)} cases: {', '.join(failed)}", "red", sys.stderr
-        )
+        print_line(f"error: {len(failed)} cases have a wrong or missing answer: {', '.join(failed)}", "red", sys.stderr)
         return 1
     return 0
 
 
 def chosen_grids(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The grids that were asked for, each once, in the order of the table of grids."""
+    """The requested grids, each once, in the order of the table of grids."""
     if not names:
         return bench.DEFAULT_GRIDS
     if "all" in names:
@@ -138,7 +142,7 @@ def chosen_grids(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def default_folders() -> list[str]:
-    """Where model files are looked for: a source tree's examples, and the models beside it; else below here."""
+    """The folders with model files: examples of the source tree, the models next to it, and examples in this folder."""
     root = Path(fastrnn.__file__).resolve().parent.parent
     places = [root / "examples", root.parent / "shared" / "models", Path("examples")]
     found = dict.fromkeys(place.resolve() for place in places if place.is_dir())
@@ -146,7 +150,7 @@ def default_folders() -> list[str]:
 
 
 def run_with_progress(options) -> dict:
-    """Run, with a bar and the time left on stderr where that is a terminal."""
+    """Run, with a progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         return bench.run(options)
     from rich import progress as bars
@@ -157,12 +161,12 @@ def run_with_progress(options) -> dict:
         bars.TaskProgressColumn(),
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
-        # The pace over a minute: cases differ, and opening one takes longer than a round.
+        # The speed over a minute, because cases differ and opening one takes longer than a round.
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.description}"),
     )
     console = Console(stderr=True)
-    # Drawn twice a second: drawing takes time from a core that is being measured.
+    # Twice per second: drawing takes time from the core that is measured.
     with bars.Progress(
         *columns, console=console, transient=True, speed_estimate_period=60, refresh_per_second=2
     ) as progress:
@@ -173,7 +177,7 @@ def run_with_progress(options) -> dict:
 
 
 def show(record: Mapping) -> None:
-    """The whole record for a person: machine, a table a grid, targets."""
+    """Print the whole record for a person: machine, one table per grid, targets."""
     print_pairs(header(record))
     for grid, figures in record["grids"].items():
         cases = [c for c in record["cases"] if c["grid"] == grid]
@@ -190,10 +194,10 @@ def show(record: Mapping) -> None:
         print_table(("target", "wanted", "reached", "", "note"), target_rows(asked), numbers=("wanted", "reached"))
     absent = [n for n in bench.PEERS if record["engines"].get(n, {}).get("status") != "ok"]
     if absent and asked:
-        print_line(f"best peer: of those that ran; {', '.join(absent)} did not", style="yellow")
+        print_line(f"best peer: among those that ran; {', '.join(absent)} did not run", style="yellow")
     others = len(record["targets"]) - len(asked)
     if others:
-        print_line(f"{others} of {len(record['targets'])} targets belong to grids or cases that were not run")
+        print_line(f"{others} of {len(record['targets'])} targets belong to grids or cases that did not run")
 
 
 def header(record: Mapping) -> list[tuple[str, str]]:
@@ -202,7 +206,9 @@ def header(record: Mapping) -> list[tuple[str, str]]:
     caches = ", ".join(f"{level} {size(n)}" for level, n in machine["caches"].items())
     rows = [("machine", f"{machine['cpu']}; {caches}"), ("", f"{machine['system']}, Python {machine['python']}")]
     if machine["load"] and machine["load"][0] > 0.5:
-        rows.append(("busy", f"the machine's load was {machine['load'][0]:.1f} at the start: figures are rougher"))
+        rows.append(
+            ("busy", f"the machine's load was {machine['load'][0]:.1f} at the start: the figures are less precise")
+        )
     rows += [("engines" if i == 0 else "", line) for i, line in enumerate(engine_lines(record["engines"]))]
     if roofline is None:
         rows.append(("limits", "not measured: " + record["engines"].get("roofline", {}).get("text", "no probe")))
@@ -210,7 +216,7 @@ def header(record: Mapping) -> list[tuple[str, str]]:
         rates = [f"{level} {rate / 1e9:.0f} GB/s" for level, rate in roofline.items() if level in LEVELS]
         rows.append(("limits", f"{roofline['fma'] / 1e9:.0f} GFLOP/s ({roofline['isa']}), reads {', '.join(rates)}"))
     each = f"{settings['rounds']} rounds of {settings['round_ns'] / 1e6:g} ms"
-    rows.append(("run", f"{each}, {settings['threads']} thread(s) an engine, {record['seconds']:.0f} s in all"))
+    rows.append(("run", f"{each}, {settings['threads']} thread(s) per engine, {record['seconds']:.0f} s in all"))
     return rows
 
 
@@ -218,7 +224,7 @@ LEVELS = ("L1", "L2", "L3", "memory")
 
 
 def engine_lines(engines: Mapping) -> list[str]:
-    """One line an engine or library; those with one text share it."""
+    """One line per engine or library; those with the same text share a line."""
     by_text: dict[str, list[str]] = {}
     for name, engine in engines.items():
         if name != "roofline":
@@ -227,7 +233,7 @@ def engine_lines(engines: Mapping) -> list[str]:
 
 
 def grid_table(cases: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): microseconds a call of each engine, p99 of ours, best peer, ratio, roofline share."""
+    """Returns (columns, rows): microseconds per call of each engine, p99, best peer, ratio, roofline share."""
     names = list(dict.fromkeys(name for c in cases for name in c["results"]))
     mine = next((n for n in ("fastrnn", "fastrnn-2t") if n in names), None)
     names.sort(key=lambda name: name != mine)
@@ -251,14 +257,14 @@ def grid_table(cases: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
 
 
 def time_of(result: Mapping | None) -> str:
-    """Microseconds, or in a word why there are none."""
+    """Microseconds, or one word that says why there are none."""
     if result is None:
         return "-"
     return micro(result["median_ns"]) if result["status"] == "ok" else result["status"]
 
 
 def micro(ns: float | None) -> str:
-    """Nanoseconds as microseconds with three digits that count."""
+    """Nanoseconds as microseconds with three significant digits."""
     if ns is None:
         return "-"
     us = ns / 1000
@@ -266,8 +272,8 @@ def micro(ns: float | None) -> str:
 
 
 def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
-    """What a grid comes to, and every answer that is missing or wrong, with the reason."""
-    lines = ["microseconds a call, median of the rounds' medians; ratio: best peer / fastrnn, median over the rounds"]
+    """The summary of a grid, and every missing or wrong answer with the reason."""
+    lines = ["microseconds per call, median of round medians; ratio: best peer / fastrnn, median of rounds"]
     if figures["geometric_mean"] is not None:
         over = ", ".join(f"{ENGINE_TITLES.get(n, n)} {mean:.2f}x" for n, mean in figures["against"].items())
         least = figures["least"]
@@ -284,15 +290,15 @@ def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
                 lines.append(f"{case['id']}: {name} {result['status']}: {shortened(result['reason'])}")
             elif len(result["trials"]) > 1:
                 setups.setdefault(name, {})[result["setup"]] = None
-    lines += [f"{name}: the fastest of its set-ups was used: {' / '.join(found)}" for name, found in setups.items()]
+    lines += [f"{name}: fastest set-up used: {' / '.join(found)}" for name, found in setups.items()]
     busy = [r["cpu_share"] for c in cases for r in c["results"].values() if r["status"] == "ok" and r["cpu_share"]]
     if busy and min(busy) < 0.9:
-        lines.append(f"a neighbour took the core at times: an engine got {min(busy):.0%} of it in one case")
+        lines.append(f"other processes used the core at times: in one case an engine got only {min(busy):.0%} of it")
     return lines
 
 
 def shortened(text: str, limit: int = 160) -> str:
-    """The text on one line, cut where it gets long; the record has all of it."""
+    """The text on one line, cut if it is long; the record holds all of it."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[:limit].rstrip() + " ..."
 
@@ -316,14 +322,14 @@ def target_rows(targets: Sequence[Mapping]) -> list[list[str]]:
 
 
 def amount(value: float, unit: str) -> str:
-    """A ratio as 1.25x, a share as 80%, another unit behind the number."""
+    """A ratio as 1.25x, a share as 80%, or a number with its unit."""
     if unit == "":
         return f"{value:.0%}"
     return f"{value:.2f}x" if unit == "x" else f"{value:.1f} {unit}"
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Print two records side by side; 0."""
+    """Print two records side by side. Returns 0."""
     found = bench.compare(*(bench.load(path) for path in args.compare))
     if args.json == "-":
         print_json(found)

@@ -1,6 +1,6 @@
-"""`fastrnn-convert`, `fastrnn convert`: a model file becomes one .fastrnn file, checked if asked.
+"""`fastrnn-convert` and `fastrnn convert`: convert a model file to one .fastrnn file, and verify it with --verify.
 
-The new file is written beside its place under a temporary name, read back, and renamed only when all went well.
+The new file is written next to its target under a temporary name, read back, and renamed only on success.
 """
 
 from __future__ import annotations
@@ -24,35 +24,34 @@ example:
   fastrnn-convert model.keras --verify
   fastrnn-convert weights.pt --layers 'embedding:emb lstm:rnn linear:out softmax' --verify
 
-OUT.fastrnn is replaced if it is a .fastrnn file already; any other file is left alone unless --force is given.
-With --verify nothing is written unless the answers agree.
+If OUT.fastrnn exists, it is replaced only if it is a .fastrnn file; --force replaces any file.
+With --verify, nothing is written unless the answers agree.
 """
 
 
 class OutputError(fastrnn.FastRNNError):
-    """The output can't be put where it was asked for."""
+    """The output can't be written to the requested place."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="the model file to convert")
     parser.add_argument(
-        "-o", "--output", metavar="OUT.fastrnn", type=output_name, help="where to write (default: beside MODEL)"
+        "-o", "--output", metavar="OUT.fastrnn", type=output_name, help="the output file (default: next to MODEL)"
     )
     options.add_loading(parser)
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare the written file on random inputs with onnxruntime, where MODEL is an ONNX file, or with torch, "
-        "where it is one of PyTorch's weights, or with Keras, where it is one of its models; with fastrnn's float64 "
-        "reference where that is not installed",
+        help="compare the written file on random inputs with onnxruntime (for an ONNX file), torch (for PyTorch "
+        "weights) or Keras (for its models), or with the float64 reference of fastrnn if that is not installed",
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT.fastrnn whatever it holds")
+    parser.add_argument("--force", action="store_true", help="replace OUT.fastrnn even if it is another kind of file")
     options.add_common(parser)
 
 
 def output_name(text: str) -> Path:
-    """A path that ends in .fastrnn: `fastrnn.load` goes by the name."""
+    """A path that ends in .fastrnn, because `fastrnn.load` needs the suffix."""
     path = Path(text)
     if path.suffix != SUFFIX:
         raise argparse.ArgumentTypeError(f"the output's name must end in {SUFFIX}, got {text!r}")
@@ -60,7 +59,7 @@ def output_name(text: str) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; 0, or 1 where --verify found a difference."""
+    """Convert. Returns 0, or 1 if --verify finds a difference."""
     target = args.output if args.output is not None else Path(args.model).with_suffix(SUFFIX)
     check_target(target, Path(args.model), args.force)
     with status(f"reading {args.model}"):
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             model.save(temporary)
             saved = fastrnn.load(temporary)
         if saved.fingerprint != model.fingerprint:
-            raise OutputError(f"{temporary} does not hold what was written to it: is the disk sound?")
+            raise OutputError(f"{temporary} does not contain what was written to it: check the disk")
         with status("comparing answers"):
             report, why = check(saved, args, target) if args.verify else (None, None)
         if report is None or report.ok:
@@ -91,27 +90,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise OutputError where writing `target` would destroy something that is not a .fastrnn file of ours."""
+    """Raise OutputError if writing `target` would destroy anything but a .fastrnn file."""
     if not target.parent.is_dir():
-        raise OutputError(f"the folder {target.parent} for the output does not exist")
+        raise OutputError(f"the output folder {target.parent} does not exist: create it first")
     if not target.exists():
         return
     if source.exists() and target.samefile(source):
-        raise OutputError(f"{target} is the model itself: name another output with -o")
+        raise OutputError(f"{target} is the model itself: choose another output with -o")
     if force:
         return
     if not target.is_file():
-        raise OutputError(f"{target} exists and is no file")
+        raise OutputError(f"{target} exists and is not a file: choose another output with -o")
     try:
         fastrnn.load(target)
     except fastrnn.FastRNNError:
-        raise OutputError(
-            f"{target} exists and is no .fastrnn file that this version reads; --force replaces it"
-        ) from None
+        raise OutputError(f"{target} exists and is not a .fastrnn file of this version; --force replaces it") from None
 
 
 def check(saved: fastrnn.Model, args: argparse.Namespace, target: Path) -> tuple[fastrnn.VerifyReport, str | None]:
-    """Compare what was written with the best judge at hand; (report, why that is the reference)."""
+    """Compare the written file with the best engine available. Returns (report, why it is the reference)."""
     judge, why = verify.judge(args.model)
     if judge == "reference":
         return named(fastrnn.verify(saved, against="reference"), target), why
@@ -120,19 +117,19 @@ def check(saved: fastrnn.Model, args: argparse.Namespace, target: Path) -> tuple
     given |= {"config": args.config} if judge == "keras" else {}
     try:
         return named(fastrnn.verify(saved, judge, source=args.model, **given), target), None
-    except fastrnn.UnsupportedError as error:  # what the framework itself can't load, or has no module for
+    except fastrnn.UnsupportedError as error:  # the framework can't load it, or has no such module
         if judge not in ("torch", "keras"):
             raise
         return named(fastrnn.verify(saved, against="reference"), target), str(error)
 
 
 def named(report: fastrnn.VerifyReport, target: Path) -> fastrnn.VerifyReport:
-    """The report under the name of the file that was asked for, not of the temporary one or of the graph in it."""
+    """The report with the name of the target instead of the temporary file or the graph."""
     return dataclasses.replace(report, model=str(target))
 
 
 def show(told: dict, report: fastrnn.VerifyReport | None, why: str | None) -> None:
-    """What was done, for a person."""
+    """Print the result for a person."""
     if told["ok"]:
         print_line(f"{told['model']} -> {told['output']} ({size(told['bytes'])})", style="bold cyan")
     else:

@@ -1,4 +1,4 @@
-"""What a model is: one dict for programs, the same for people."""
+"""The description of a model, as a dict for programs and as text for people."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import fastrnn
 
 from .output import count, print_line, print_pairs, print_table, size
 
-SMALL = ("binary", "where")  # kinds of layers that are told together: what was not folded into a neighbour
+SMALL = ("binary", "where")  # kinds of layers that are summed up in one line: those not folded into a neighbour
 
 
 def record(model: fastrnn.Model, path: str) -> dict:
-    """Everything that `inspect` tells, as dicts, lists, strings and numbers."""
+    """Everything that `inspect` shows, as dicts, lists, strings and numbers."""
     streams, reason, delay = streaming(model)
     return {
         "model": path,
@@ -47,7 +47,7 @@ def tensor(info: fastrnn.TensorInfo) -> dict:
 
 
 def streaming(model: fastrnn.Model) -> tuple[bool, str | None, int | None]:
-    """(whether the model streams, why it does not, the delay in steps where it does)."""
+    """Returns (whether the model streams, the reason if not, the delay in steps if so)."""
     try:
         return True, None, int(model.stream().delay)
     except fastrnn.StreamError as error:
@@ -59,7 +59,7 @@ def head(told: dict) -> list[tuple[str, str]]:
     rows = [("inputs", text(t)) for t in told["inputs"]] + [("outputs", text(t)) for t in told["outputs"]]
     rows += [("states", text(t)) for t in told["states"]]
     rows += [
-        ("fed back", f"{a} -> {b}: by the caller of run; a stream keeps it itself")
+        ("fed back", f"{a} -> {b}: the caller of run passes it back; a stream keeps it")
         for a, b in told["threaded_states"].items()
     ]
     rows += [("layers", text) for text in layers_read(told)]
@@ -73,7 +73,7 @@ def head(told: dict) -> list[tuple[str, str]]:
 
 
 def layers_read(told: dict) -> list[str]:
-    """What has parameters, by kind: "2 lstm, 1 linear"."""
+    """The layers with parameters, by kind: "2 lstm, 1 linear"."""
     kinds: dict[str, int] = {}
     for layer in told["layers"]:
         name = {"gather": "embedding", "layer_norm": "layer norm"}.get(layer["kind"], layer["kind"])
@@ -83,12 +83,12 @@ def layers_read(told: dict) -> list[str]:
 
 
 def notes(told: dict) -> list[tuple[str, str]]:
-    """Rows of what import and passes did."""
+    """Rows with the notes of import and passes."""
     return unrepeated([("notes", line) for line in told["notes"]])
 
 
 def unrepeated(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The rows, each label shown only where it begins."""
+    """The rows, with repeated labels left empty."""
     return [("" if i and rows[i - 1][0] == label else label, text) for i, (label, text) in enumerate(rows)]
 
 
@@ -98,7 +98,7 @@ def text(info: dict) -> str:
 
 
 def show(told: dict, nodes: bool = False) -> None:
-    """The whole description for a person. nodes: every node of the graph too, one a line."""
+    """Print the whole description. nodes: also print every node of the graph, one per line."""
     print_line(told["model"], style="bold cyan")
     print_pairs(head(told))
     layers = [layer for layer in told["layers"] if layer["kind"] not in SMALL]
@@ -118,18 +118,18 @@ def show(told: dict, nodes: bool = False) -> None:
         ]
         print_table(("layer", "kind", "what", "parameters", "bytes"), rows, numbers=("parameters", "bytes"))
         if common:
-            print_line(f"names begin with {common}")
+            print_line(f"all names begin with {common}")
     if small:
         parameters = sum(layer["parameters"] for layer in small)
         numbers = "1 parameter" if parameters == 1 else f"{count(parameters)} parameters"
-        print_line(f"besides, {numbers} of scales, shifts, slopes, powers and choices ({len(small)} in all)")
+        print_line(f"and {numbers} in {len(small)} small ops (scales, shifts, slopes, powers, selections)")
     if nodes:
         print_line()
         common = fastrnn.report.common_path([node["name"] for node in told["nodes"]])
         listed = [(n["op"], n["makes"], n["reads"]) for n in told["nodes"]]
         if common:
             listed = [(op, makes.replace(common, ""), reads.replace(common, "")) for op, makes, reads in listed]
-        print_table(("node", "makes", "reads"), listed)
+        print_table(("node", "outputs", "inputs"), listed)
     if told["notes"]:
         print_line()
         print_pairs(notes(told))
@@ -138,7 +138,7 @@ def show(told: dict, nodes: bool = False) -> None:
 
 
 def node_record(graph, node) -> dict:
-    """One node in the graph's words: its name, what it is, what it reads and what it makes, with their dims."""
+    """One node: its name, its op, what it reads, and what it makes, with dims."""
     makes = ", ".join(str(graph.values[o]) for o in node.outputs if o is not None)
     what = node.attrs["spec"].kind if node.op == "cell" else str(node.attrs.get("fn", node.op))
     return {"name": node.name, "op": what, "reads": ", ".join(i or "_" for i in node.inputs), "makes": makes}

@@ -1,4 +1,4 @@
-"""`fastrnn inspect`: what is in a model file, and whether it streams."""
+"""`fastrnn inspect`: the contents of a model file, and whether it streams."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ example:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
+    parser.add_argument("model", metavar="MODEL", help="a model file")
     parser.add_argument(
-        "--graph", metavar="FILE", help="draw the graph: .dot is text, .svg a picture; needs fastrnn[report]"
+        "--graph",
+        metavar="FILE",
+        help="draw the graph to a .dot file (text) or .svg file (picture); needs fastrnn[report]",
     )
     parser.add_argument(
-        "--nodes", action="store_true", help="list every node of the graph, with the dims of what it makes"
+        "--nodes", action="store_true", help="list every node of the graph, with the dims of its outputs"
     )
     options.add_loading(parser)
     options.add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the model is; 0."""
+    """Describe the model. Returns 0."""
     model = options.load(args)
     if args.graph:
         fastrnn.report.draw(model.graph, args.graph)

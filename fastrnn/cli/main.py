@@ -1,7 +1,7 @@
-"""Parsing, dispatch, and what an error looks like: one paragraph on stderr and an exit code.
+"""Parsing, dispatch, and errors: one paragraph on stderr and an exit code.
 
-0: done. 1: the job failed (a bad model, a difference found, a file that can't be written). 2: wrong usage.
-130: interrupted. The traceback shows with --debug or FASTRNN_DEBUG_TRACEBACK=1.
+0: success. 1: the job failed (a bad model, a difference, a file that can't be written). 2: wrong usage.
+130: interrupted. --debug or FASTRNN_DEBUG_TRACEBACK=1 shows the traceback.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from . import analyze, bench, convert, inspect, profile, verify
 from .output import print_json, print_line
 
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
-    "convert": (convert, "turn a model file into one .fastrnn file"),
-    "inspect": (inspect, "show what is in a model file, and whether it streams"),
-    "verify": (verify, "compare a model's answers with onnxruntime's"),
-    "profile": (profile, "predict and measure what a model costs here, op by op, and what bounds it"),
-    "analyze": (analyze, "show how a model reacts to dirty input, lost states, long runs and rounded weights"),
-    "bench": (bench, "measure steps, batches and sequences against other engines, and against what the machine allows"),
+    "convert": (convert, "convert a model file to one .fastrnn file"),
+    "inspect": (inspect, "show the contents of a model file, and whether it streams"),
+    "verify": (verify, "compare the answers of a model with onnxruntime, PyTorch, Keras or a float64 reference"),
+    "profile": (profile, "predict and measure the cost of a model on this machine, op by op"),
+    "analyze": (analyze, "measure how a model reacts to noisy input, lost states, long runs and rounded weights"),
+    "bench": (bench, "compare steps, batches and sequences with other engines and with the limits of the machine"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `fastrnn`; returns the exit code."""
+    """The command `fastrnn`. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="fastrnn",
         description="Run recurrent networks on a CPU.",
-        epilog="fastrnn COMMAND --help tells more, with an example.",
+        epilog="fastrnn COMMAND --help shows the options of a command, with an example.",
     )
     parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def convert_main(argv: Sequence[str] | None = None) -> int:
-    """The command `fastrnn-convert`: `fastrnn convert` under a name of its own; returns the exit code."""
+    """The command `fastrnn-convert`, which is `fastrnn convert`. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="fastrnn-convert",
-        description="Turn a model file into one .fastrnn file.",
+        description="Convert a model file to one .fastrnn file.",
         epilog=convert.EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,7 +71,7 @@ def _guarded(command: ModuleType, args: argparse.Namespace) -> int:
         print_line("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has enough; point stdout elsewhere so that its last flush does not complain.
+        # The reader closed the pipe. Redirect stdout, so that its last flush does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -89,4 +89,4 @@ def _explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-    return f"{type(error).__name__}: {error} (a defect of fastrnn; --debug shows where)"
+    return f"{type(error).__name__}: {error} (a bug in fastrnn; --debug shows the traceback)"

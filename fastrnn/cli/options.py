@@ -1,4 +1,4 @@
-"""Arguments that several commands share, their parsing, and loading by them."""
+"""Arguments that several commands share, their parsers, and loading a model with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import fastrnn
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """--json and --debug."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object for a program, nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -33,13 +33,13 @@ def add_binding(parser: argparse.ArgumentParser) -> None:
         type=state,
         action="append",
         default=[],
-        help="an input that is the last call's output, such as --states h0=hn, where fastrnn can't tell; "
-        "may be repeated",
+        help="pair an input with the output that feeds it at the next call, such as --states h0=hn, if fastrnn can't "
+        "find the pair; may be repeated",
     )
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """All that changes how a file is read."""
+    """All options that change how a file is read."""
     add_binding(parser)
     parser.add_argument(
         "--sizes",
@@ -47,46 +47,46 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         type=fixed_size,
         action="append",
         default=[],
-        help="fix a size that the file leaves open besides batch and time, such as --sizes size=576; may be repeated",
+        help="fix a size that the file leaves free besides batch and time, such as --sizes size=576; may be repeated",
     )
     parser.add_argument(
-        "--float32", action="store_true", help="compute a float64 model in float32 (refused unless you say so)"
+        "--float32", action="store_true", help="compute a float64 model in float32; such a model is refused otherwise"
     )
     parser.add_argument(
         "--no-strict",
         action="store_true",
-        help="free a length of an ONNX file although a number in the file may have been computed from it (a warning "
-        "names it)",
+        help="free a length of an ONNX file even if a number in the file may have been computed from it; a warning "
+        "names the number",
     )
     parser.add_argument(
-        "--no-thaw", action="store_true", help="keep every size that an ONNX or Keras file has as a number"
+        "--no-thaw", action="store_true", help="keep every size that is a number in an ONNX or Keras file"
     )
     add_weights(parser)
     add_config(parser)
     parser.add_argument(
         "--allow-torch",
         action="store_true",
-        help="load a PyTorch file that holds a program (a pickled module) through PyTorch, which runs it",
+        help="load a PyTorch file that holds a program (a pickled module) through PyTorch, which runs its code",
     )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """--layers and --key: what a file of bare weights does not say itself."""
+    """--layers and --key, for files of bare weights."""
     parser.add_argument(
         "--layers",
         metavar="LIST",
         help="the layers of a file of bare weights, such as --layers 'embedding:emb lstm:rnn linear:out softmax'; not "
-        "needed where the file is one recurrent stack (docs/guide/pytorch.md lists the words)",
+        "needed if the file is one recurrent stack (docs/guide/pytorch.md lists the words)",
     )
     parser.add_argument(
-        "--key", metavar="NAME", help="where the weights lie in a PyTorch checkpoint, such as --key model"
+        "--key", metavar="NAME", help="the name of the weights in a PyTorch checkpoint, such as --key model"
     )
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """--config: the architecture for a Keras file of bare weights."""
     parser.add_argument(
-        "--config", metavar="FILE", help="the JSON of model.to_json(), for a Keras file that holds weights alone"
+        "--config", metavar="FILE", help="the JSON of model.to_json(), for a Keras file that holds only weights"
     )
 
 
@@ -129,7 +129,7 @@ def fixed_size(text: str) -> tuple[str, int]:
 
 
 def whole(least: int, most: int = 1 << 20) -> Callable[[str], int]:
-    """What parses a whole number from `least` to `most`."""
+    """A parser for a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -155,7 +155,7 @@ def positive(text: str) -> float:
 
 
 def load(args: argparse.Namespace) -> fastrnn.Model:
-    """The model that the arguments name, read as they say."""
+    """Load the model with the options in the arguments."""
     return fastrnn.load(
         args.model,
         bind=dict(args.bind) or None,

@@ -1,4 +1,4 @@
-"""Writing: tables with colour for a terminal, plain aligned text for a pipe, JSON for a program."""
+"""Output: coloured tables for a terminal, plain aligned text for a pipe, JSON for a program."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-GAP = 2  # columns of a terminal between two columns of a table
-READABLE = 12  # characters of a line of text in a table: fewer, and names fall to pieces
-PIPE_WIDTH = 10_000  # columns of a pipe: wide enough that nothing wraps, whatever reads it
+GAP = 2  # characters between two columns of a table
+READABLE = 12  # least width of a text column; below that, names are broken into pieces
+PIPE_WIDTH = 10_000  # width for a pipe: nothing wraps
 
 
 def print_json(record: Mapping) -> None:
-    """One JSON object on one line."""
+    """Print one JSON object on one line."""
     sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 def print_line(text: str = "", style: str | None = None, file: TextIO | None = None) -> None:
-    """One line (or several) of text; `style` is rich's and shows on a terminal only."""
+    """Print text. `style` is a style of rich and only applies to a terminal."""
     stream = file if file is not None else sys.stdout
     _write(Text(text, style=style or ""), stream)
 
@@ -33,8 +33,8 @@ def print_line(text: str = "", style: str | None = None, file: TextIO | None = N
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = (), spare: Sequence[str] = ()
 ) -> None:
-    """A table; the columns named in `numbers` align to the right and are never broken. On a terminal that is too narrow
-    for all, those named in `spare` are left out, the first ones first, and a line says so."""
+    """Print a table. The columns in `numbers` are right-aligned and never broken. If the terminal is too narrow, the
+    columns in `spare` are left out in their order, and a line says so."""
     terminal, width = sys.stdout.isatty(), Console().width
     kept = list(columns)
     least = [_least(name, [row[i] for row in rows], name in numbers) for i, name in enumerate(columns)]
@@ -52,24 +52,24 @@ def print_table(
     narrow = sum(max(map(len, (columns[i], *(row[i] for row in rows)))) + GAP for i in places) - GAP > width
     for i in places:
         right = columns[i] in numbers
-        # A number's column is as narrow as its numbers: its head is broken between words instead.
+        # A column of numbers is as narrow as its numbers; its head is broken between words.
         head = columns[i].replace(" ", "\n") if right and terminal and narrow else columns[i]
         table.add_column(head, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         table.add_row(*(Text(row[i]) for i in places))
     _write(table, sys.stdout)
     if left_out:
-        print_line(f"left out on a terminal this narrow: {', '.join(left_out)}", style="dim")
+        print_line(f"left out on this narrow terminal: {', '.join(left_out)}", style="dim")
 
 
 def _least(name: str, cells: Sequence[str], number: bool) -> int:
-    """Columns of a terminal that a column of a table needs to be read: a number whole, text in pieces."""
+    """The least width of a column: a number must be whole, text may be broken."""
     whole = max([len(cell) for cell in cells], default=0)
     return max(whole if number else min(whole, READABLE), max(len(word) for word in name.split() or [""]))
 
 
 def print_pairs(rows: Sequence[tuple[str, str]]) -> None:
-    """Two columns without a head: a label and what it says. An empty label continues the one above."""
+    """Print pairs of label and text. An empty label continues the one above."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -89,7 +89,7 @@ def _write(what, stream: TextIO) -> None:
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """Show on a terminal's stderr what is being done, while it is; nothing in a pipe."""
+    """Show `text` on stderr while the block runs, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -103,7 +103,7 @@ def count(number: int) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes for a person: "812 B", "49.2 KiB", "3.1 MiB"."""
+    """Readable bytes: "812 B", "49.2 KiB", "3.1 MiB"."""
     if number < 1024:
         return f"{number} B"
     value = float(number)

@@ -1,4 +1,4 @@
-"""`fastrnn profile`: what a model costs here, op by op, and what bounds it."""
+"""`fastrnn profile`: what a model costs on this machine, op by op, and what bounds it."""
 
 from __future__ import annotations
 
@@ -18,37 +18,43 @@ example:
   fastrnn profile model.fastrnn --batch 32 --hop-ms 10 --report profile.html
   fastrnn profile silero_vad.onnx --bind sr=16000 --sizes size=576 --json | jq .streams
 
-predicted: what the performance model says (docs/performance_model.md); roofline: the share that the machine's limits
-alone would take of the measured time. The limits are measured once, in about a second, and kept in the user's cache.
---definitions tells what each figure means.
+predicted: the time that the performance model predicts (docs/performance_model.md). roofline: the share of the measured
+time that the limits of the machine alone would take. The limits are measured once, in about a second, and kept in the
+user's cache. --definitions explains each figure.
 """
-SHOWN = 16  # ops in the table, the dearest ones; --all shows every one
+SHOWN = 16  # the most expensive ops, shown in the table; --all shows every op
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
-    parser.add_argument("--batch", type=options.whole(1), default=1, help="rows a call (default: 1)")
+    parser.add_argument("model", metavar="MODEL", help="a model file")
+    parser.add_argument("--batch", type=options.whole(1), default=1, help="rows per call (default: 1)")
     parser.add_argument(
-        "--steps", type=options.whole(1), default=1, help="steps a call; 1 is a live stream's step (default: 1)"
+        "--steps", type=options.whole(1), default=1, help="steps per call; 1 is a step of a live stream (default: 1)"
     )
-    parser.add_argument("--threads", type=options.whole(1, 1024), default=1, help="threads a call may use (default: 1)")
+    parser.add_argument(
+        "--threads", type=options.whole(1, 1024), default=1, help="threads that a call may use (default: 1)"
+    )
     parser.add_argument(
         "--hop-ms",
         type=options.positive,
         default=32.0,
-        help="how often a live stream makes a step, in ms (default: 32)",
+        help="time between two steps of a live stream, in ms (default: 32)",
     )
-    parser.add_argument("--seconds", type=options.positive, default=1.0, help="how long to measure, about (default: 1)")
-    parser.add_argument("--all", action="store_true", help=f"show every op, not the {SHOWN} dearest")
-    parser.add_argument("--definitions", action="store_true", help="print what each figure means, below the tables")
-    parser.add_argument("--report", metavar="FILE.html", help="write a page with figures; needs fastrnn[report]")
+    parser.add_argument(
+        "--seconds", type=options.positive, default=1.0, help="approximate time to measure (default: 1)"
+    )
+    parser.add_argument("--all", action="store_true", help=f"show every op, not only the {SHOWN} most expensive ones")
+    parser.add_argument("--definitions", action="store_true", help="explain each figure below the tables")
+    parser.add_argument(
+        "--report", metavar="FILE.html", help="write an HTML report with figures; needs fastrnn[report]"
+    )
     options.add_loading(parser)
     options.add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and write the report; 0."""
+    """Measure, print, and write the report. Returns 0."""
     if args.report:
         fastrnn.report.require(args.report)
     model = options.load(args)
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
-    """The whole profile for a person."""
+    """Print the whole profile for a person."""
     print_line(f"{path}: {call_text(found)}", style="bold cyan")
     print_pairs(summary(found))
     print_line()
@@ -87,9 +93,9 @@ def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
     rows = op_rows(found, most, len(common))
     print_table(columns, rows, numbers=columns[2:5] + columns[6:], spare=("data", "weights", "FLOPs", "node"))
     if common:
-        print_line(f"names of nodes begin with {common}")
+        print_line(f"all node names begin with {common}")
     print_line()
-    each = "a row" if found.steps == 1 else "a row and step"
+    each = "per row" if found.steps == 1 else "per row and step"
     growth = ("batch", "predicted", f"{each}, predicted", "measured", f"{each}, measured")
     print_table(growth, growth_rows(found), numbers=growth)
     if found.by_size:
@@ -102,7 +108,7 @@ def show(found: fastrnn.Profile, path: str, most: int | None) -> None:
 
 
 def call_text(found: fastrnn.Profile) -> str:
-    """What one call is, in words."""
+    """One call in words."""
     steps = "1 step" if found.steps == 1 else f"{count(found.steps)} steps"
     rows = "one stream" if found.batch == 1 else f"{found.batch} streams in lock-step"
     if found.call == "step":
@@ -119,26 +125,26 @@ def summary(found: fastrnn.Profile) -> list[tuple[str, str]]:
     rows = [
         (
             "measured",
-            f"{microseconds(found.measured_ns)} a call, the median; p99 {microseconds(found.p99_ns)}"
-            + ("" if found.steps * found.batch == 1 else f", {microseconds(found.step_ns)} a step and row"),
+            f"{microseconds(found.measured_ns)} per call (median); p99 {microseconds(found.p99_ns)}"
+            + ("" if found.steps * found.batch == 1 else f", {microseconds(found.step_ns)} per step and row"),
         ),
         ("predicted", f"{microseconds(found.predicted_ns)} ({gap:+.0%})"),
         (
             "roofline",
             (
-                f"{found.share:.0%}: the machine's limits alone allow {microseconds(found.least_ns)} "
+                f"{found.share:.0%}: the limits of the machine alone allow {microseconds(found.least_ns)} "
                 f"for {quantity(found.flops)}FLOP and {size(found.weight_bytes)} of weights, read from {found.level}"
             ),
         ),
-        ("the call", f"{microseconds(found.overhead_ns)} of it is not in an op: Python, checks, binding"),
+        ("the call", f"{microseconds(found.overhead_ns)} outside the ops: Python, checks, binding"),
     ]
     for batch, streams in found.streams:
-        what = "one at a time" if batch == 1 else f"{batch} rows a call"
+        what = "one at a time" if batch == 1 else f"{batch} rows per call"
         first = batch == found.streams[0][0]
-        hop = f"; a step every {found.hop_ms:g} ms" if first else ""
-        rows.append(("streams" if first else "", f"{count(streams)} a core, {what}{hop}"))
+        hop = f"; one step every {found.hop_ms:g} ms" if first else ""
+        rows.append(("streams" if first else "", f"{count(streams)} per core, {what}{hop}"))
     if not found.streams:
-        rows.append(("streams", "none: this model is run on whole sequences (fastrnn inspect says why)"))
+        rows.append(("streams", "none: this model only runs whole sequences (fastrnn inspect says why)"))
     rows.append(("threads", str(found.threads)))
     rates = ", ".join(f"{size(b)} {rate / 1e9:.0f}" for b, rate in spread(limits.read))
     rows.append(
@@ -148,14 +154,14 @@ def summary(found: fastrnn.Profile) -> list[tuple[str, str]]:
 
 
 def spread(read: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """A few of the measured reading rates: first, last, and some between."""
+    """A few of the measured reading rates: the first, the last, and three in between."""
     chosen = sorted({round(i * (len(read) - 1) / 4) for i in range(5)})
     return [read[i] for i in chosen]
 
 
 def op_rows(found: fastrnn.Profile, most: int | None, skip: int = 0) -> list[tuple[str, ...]]:
-    """A row an op in the plan's order; where there are more than `most`, the dearest ones and one row for the rest.
-    skip: letters at the beginning of every node's name that are not shown."""
+    """One row per op in the order of the plan; beyond `most`, the most expensive ones and one row for the rest.
+    skip: number of leading characters of every node name that are not shown."""
     ops = list(found.ops)
     kept = set(sorted(range(len(ops)), key=lambda i: -ops[i].measured_ns)[: most or len(ops)])
     rows: list[tuple[str, ...]] = [
@@ -190,7 +196,7 @@ def op_rows(found: fastrnn.Profile, most: int | None, skip: int = 0) -> list[tup
 
 
 def growth_rows(found: fastrnn.Profile) -> list[tuple[str, ...]]:
-    """A row a batch: predicted, measured where it was, and of both what one row of it costs."""
+    """One row per batch: predicted, measured if it was, and both per row."""
 
     def both(ns: float | None, rows: int) -> tuple[str, str]:
         return ("", "") if ns is None else (microseconds(ns), microseconds(ns / rows))
@@ -212,7 +218,7 @@ def microseconds(ns: float) -> str:
 
 
 def quantity(number: float) -> str:
-    """ "812 ", "49.2 k", "3.1 M", with a blank before the unit that follows."""
+    """ "812 ", "49.2 k", "3.1 M", with a space before the unit that follows."""
     for unit in ("", "k", "M", "G", "T"):
         text = f"{number:.0f}" if number >= 99.95 else f"{number:.3g}"
         if float(text) < 1000 or unit == "T":

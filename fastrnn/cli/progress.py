@@ -1,4 +1,4 @@
-"""A bar with the time left while something long runs: on a terminal, and nothing in a pipe."""
+"""A progress bar with the remaining time, on a terminal only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(quiet: bool = False) -> Iterator[Callable[[float, str], None]]:
-    """Yields what takes (share done 0..1, what is being done). quiet: draws nothing on a terminal either."""
+    """Yields a function of (share done 0..1, description). quiet: draw nothing."""
     if quiet or not sys.stderr.isatty():
         yield lambda share, text: None
         return
@@ -22,7 +22,7 @@ def bar(quiet: bool = False) -> Iterator[Callable[[float, str], None]]:
         bars.TimeRemainingColumn(),
         bars.TextColumn("left, {task.description}"),
     )
-    # Drawn twice a second: drawing takes time from a core that is being measured.
+    # Twice per second: drawing takes time from the core that is measured.
     with bars.Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as drawn:
         task = drawn.add_task("starting", total=1.0)
         yield lambda share, text: drawn.update(task, completed=share, description=text)

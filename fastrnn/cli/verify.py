@@ -1,4 +1,4 @@
-"""`fastrnn verify`: does a model answer here as it does elsewhere."""
+"""`fastrnn verify`: compare the answers of a model with another engine."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ example:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a model file that fastrnn reads")
+    parser.add_argument("model", metavar="MODEL", help="a model file")
     parser.add_argument(
         "--against",
         choices=("onnxruntime", "torch", "keras", "reference"),
-        help="onnxruntime runs the ONNX file itself; torch reads a file of its weights and runs its own modules over "
-        "them; keras loads and runs its own file; reference is fastrnn's float64 NumPy meaning of the model, which "
-        "needs nothing installed (default: the one that fits the file and is installed, else reference)",
+        help="the engine to compare with. onnxruntime runs an ONNX file; torch reads a file of its weights and runs "
+        "its own modules with them; keras loads and runs its own file; reference is fastrnn's float64 NumPy code, "
+        "which needs no other package (default: the engine for the file if it is installed, else reference)",
     )
     parser.add_argument(
-        "--source", metavar="FILE", help="the ONNX file or file of weights, where MODEL is a .fastrnn file"
+        "--source", metavar="FILE", help="the original ONNX file or file of weights, if MODEL is a .fastrnn file"
     )
     parser.add_argument(
         "--seed", type=options.whole(0, 2**32 - 1), default=0, help="seed of the random inputs (default: 0)"
@@ -43,14 +43,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=options.positive,
         metavar="X",
-        help="pass where |difference| <= X * (1 + |expected|) (default: 1e-4; 5e-3 for float16 files)",
+        help="pass if |difference| <= X * (1 + |expected|) (default: 1e-4; 5e-3 for float16 files)",
     )
     options.add_loading(parser)
     options.add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare and report; 0 where the answers agree, 1 where they don't, or where float32 fails long sequences."""
+    """Compare and report. Returns 0 if the answers agree, 1 if they differ or if float32 fails long sequences."""
     found, why = judge(args.source or args.model)
     if args.against is not None:
         found, why = args.against, why_not_onnxruntime(args.source or args.model)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if why and args.source and Path(args.source).suffix.lower() not in (".onnx", *TORCH_SUFFIXES, *KERAS_SUFFIXES):
         raise fastrnn.UnsupportedError(f"--source: {why}")
     if why and args.against:
-        raise fastrnn.UnsupportedError(f"{why}: name the ONNX file with --source, or take --against reference")
+        raise fastrnn.UnsupportedError(f"{why}: pass the ONNX file with --source, or use --against reference")
     given = {
         "source": args.source, "seed": args.seed, "tolerance": args.tolerance, "bind": dict(args.bind) or None,
         "states": dict(args.states) or None, "layers": args.layers, "key": args.key, "config": args.config,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         report = fastrnn.verify(args.model, found, **given)
     except fastrnn.UnsupportedError as error:
-        # What the framework itself can't load, or has no module for; where nobody asked for it, the reference will do.
+        # The framework can't load it, or has no such module. Unless it was requested, use the reference.
         if args.against is not None or found not in ("torch", "keras"):
             raise
         report, why = fastrnn.verify(args.model, "reference", **given | {"source": None}), str(error)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def judge(path: str) -> tuple[str, str | None]:
-    """The engine to compare a file with, and, where that is the reference, why."""
+    """The engine to compare a file with and, if that is the reference, the reason."""
     if Path(path).suffix.lower() in KERAS_SUFFIXES:
         if importlib.util.find_spec("keras") is None:
             return "reference", "Keras is not installed"
@@ -93,19 +93,19 @@ def judge(path: str) -> tuple[str, str | None]:
 
 
 def why_not_onnxruntime(path: str) -> str | None:
-    """What keeps onnxruntime from running the file, or None."""
+    """Why onnxruntime can't run the file, or None."""
     if Path(path).suffix.lower() != ".onnx":
-        return f"{path} is no ONNX file"
+        return f"{path} is not an ONNX file"
     if importlib.util.find_spec("onnxruntime") is None:
         return 'onnxruntime is not installed (pip install "fastrnn[verify]")'
     return None
 
 
 def show(report: fastrnn.VerifyReport, why: str | None = None) -> None:
-    """The report for a person. why: what kept it from being compared with onnxruntime."""
+    """Print the report for a person. why: why it was compared with the reference."""
     if why:
         print_line(f"compared with the float64 reference: {why}", style="yellow")
-    verdict = f"answers as {report.against} does" if report.agrees else f"does NOT answer as {report.against} does"
+    verdict = f"answers like {report.against}" if report.agrees else f"does NOT answer like {report.against}"
     print_line(f"{report.model} {verdict}", style="bold green" if report.agrees else "bold red")
     rows = [
         (out.name, f"{out.absolute:.2e}", f"{out.relative:.2e}", "ok" if out.ok else "FAIL") for out in report.outputs

@@ -1,10 +1,10 @@
-"""What this machine offers: knows errors, and nothing of graphs.
+"""What this machine offers. Imports errors, and knows nothing about graphs.
 
-_isa.pyx            the table of kernels for one instruction set, chosen at import; packing weights for it
-_kernel_calls.pyx   each kernel by itself on arrays, for tests and measurements
-_roofline.pyx       the probe of the machine's limits
+_isa.pyx            the kernel table of one instruction set, chosen at import; packs weights for it
+_kernel_calls.pyx   single kernels on arrays, for tests and measurements
+_roofline.pyx       the probe for the limits of the machine
 cpu.py              threads, quota, caches
-threadpools.py      what threadpoolctl sees of the team of threads
-forks.py            locks over a fork
-files.py            files that are whole or not there
+threadpools.py      makes the team of threads visible to threadpoolctl
+forks.py            locks that no other thread holds during a fork
+files.py            atomic writing of files
 """

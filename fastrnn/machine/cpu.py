@@ -1,9 +1,9 @@
 """What this process may use of the machine: instruction set, threads and caches, each with the reason.
 
-How many threads a model uses by default is the smallest of what these say: the CPUs that this process may run on
-(affinity), the CPU quota of its control group (v1 `cpu.cfs_quota_us`, v2 `cpu.max`, any level above it too), and
-`OMP_NUM_THREADS`. `FASTRNN_THREADS` overrides all of them. A quota of 2.5 CPUs gives 2 threads: a team works in
-lock-step, and one whose members get throttled in turn is slower than a smaller one.
+The default number of threads of a model is the least of: the CPUs that this process may run on (affinity), the CPU
+quota of its control group (v1 `cpu.cfs_quota_us`, v2 `cpu.max`, including all levels above), and `OMP_NUM_THREADS`.
+`FASTRNN_THREADS` overrides all of them. A quota of 2.5 CPUs gives 2 threads, because a team works in lock-step: a team
+whose members are throttled in turn is slower than a smaller one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from pathlib import Path
 
 from ..errors import FastRNNError
 
-MAX_THREADS = 1024  # more is a typing error
+MAX_THREADS = 1024  # more is a typo
 
 
 @dataclass(frozen=True)
 class IsaInfo:
     """The instruction sets of fastrnn's kernels.
 
-    detected : the best one that this CPU and its operating system run.
+    detected : the best one that this CPU and operating system support.
     active : the one in use.
-    forced_by : the environment setting that chose it ("FASTRNN_ISA"), or None.
-    available : those that can run here, best first; compiled : those that this build holds.
-    lanes : float32 numbers in the active one's widest vector.
+    forced_by : the environment variable that selected it ("FASTRNN_ISA"), or None.
+    available : those that can run here, best first.
+    compiled : those in this build.
+    lanes : float32 numbers in the widest vector of the active one.
     """
 
     detected: str
@@ -40,10 +41,10 @@ class IsaInfo:
 
 @dataclass(frozen=True)
 class ThreadInfo:
-    """How many threads a model uses when nobody says otherwise.
+    """The default number of threads of a model.
 
-    count : that number, >= 1.
-    reason : what decided it, in words.
+    count : the number, >= 1.
+    reason : what determined it, in words.
     limits : every (source, CPUs) that was found; a quota may be a fraction.
     """
 
@@ -54,7 +55,7 @@ class ThreadInfo:
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """What `cpu_info` returns. caches: level ("L1d", "L2", "L3") -> bytes of one such cache; empty where unknown."""
+    """The result of `cpu_info`. caches: level ("L1d", "L2", "L3") -> bytes of one cache; empty if unknown."""
 
     name: str
     isa: IsaInfo
@@ -62,7 +63,7 @@ class CpuInfo:
     caches: Mapping[str, int]
 
     def as_dict(self) -> dict:
-        """The same as dicts, lists, strings and numbers."""
+        """The same data as dicts, lists, strings and numbers."""
         return {
             "name": self.name,
             "isa": asdict(self.isa),
@@ -91,18 +92,18 @@ class CpuInfo:
 
 
 def cpu_info() -> CpuInfo:
-    """Describe the machine as fastrnn sees and uses it.
+    """Describe the machine as fastrnn uses it.
 
     Returns
     -------
     CpuInfo
-        Read anew at each call: affinity, quota and environment as they are now. The instruction set was chosen at
-        import and does not change.
+        Each call reads affinity, quota and environment again. The instruction set is chosen at import and does not
+        change.
 
     Raises
     ------
     FastRNNError
-        `FASTRNN_THREADS` or `OMP_NUM_THREADS` holds something that is no number of threads.
+        `FASTRNN_THREADS` or `OMP_NUM_THREADS` is not a number of threads.
 
     Examples
     --------
@@ -125,17 +126,17 @@ def cpu_info() -> CpuInfo:
 
 
 def thread_info(environ: Mapping[str, str] | None = None) -> ThreadInfo:
-    """How many threads to use where the caller names no number, and why.
+    """The number of threads to use if the caller passes none, and the reason.
 
     Parameters
     ----------
     environ : mapping, default `os.environ`
-        Where `FASTRNN_THREADS` and `OMP_NUM_THREADS` are looked up; an empty text counts as unset.
+        Contains `FASTRNN_THREADS` and `OMP_NUM_THREADS`; an empty value counts as unset.
 
     Raises
     ------
     FastRNNError
-        One of the two is no whole number from 1 to 1024 (of a list such as "4,2" the first counts, as in OpenMP).
+        One of the two is not a whole number from 1 to 1024. In a list such as "4,2" the first counts, as in OpenMP.
     """
     environ = os.environ if environ is None else environ
     limits: list[tuple[str, float]] = [_affinity()]
@@ -169,10 +170,10 @@ def _affinity() -> tuple[str, int]:
 
 
 def cgroup_quota(membership: str = "/proc/self/cgroup", mount: str = "/sys/fs/cgroup") -> float | None:
-    """CPUs that the control groups of this process grant it: the least over the group and all groups above it.
+    """The CPU quota of this process: the least over its control group and all groups above it.
 
-    Returns None where nothing limits it, or where there are no control groups. Both versions are read; in a container
-    the path of `membership` may be the host's, so that only the mount's own root (the container's limit) is found.
+    Returns None without a limit or without control groups. Both versions are read. In a container, the path in
+    `membership` may be that of the host; then only the root of the mount (the limit of the container) is found.
     """
     try:
         lines = Path(membership).read_text().splitlines()
@@ -194,7 +195,7 @@ def cgroup_quota(membership: str = "/proc/self/cgroup", mount: str = "/sys/fs/cg
 
 
 def _upwards(root: Path, path: str) -> list[Path]:
-    """The folder of a control group and those above it, up to the hierarchy's root; only plain names are followed."""
+    """The folder of a control group and those above it, up to the root of the hierarchy; only plain names count."""
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     return [root.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]
 

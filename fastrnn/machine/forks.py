@@ -1,12 +1,12 @@
-"""Locks that are not held when a process forks, so that the child, which has one thread, never waits for another.
+"""Locks that no other thread holds when a process forks, so that the child never waits for a thread it does not have.
 
-Every lock of the package that is held longer than a bytecode is one of these, or registers its owner here. Before
-`os.fork` the forking thread takes them all, so that whatever they guard is whole in both processes; after it both let
-them go. (The team of threads has its own handler in C: see threads.c.)
+Every lock of the package that is held longer than a bytecode is one of these, or its owner is registered here. Before
+`os.fork`, the forking thread acquires all of them, so that the data they protect is consistent in both processes. After
+the fork, both release them. (The team of threads has its own handler in C: see threads.c.)
 
-It takes them in the order in which calls do, or it would wait for a thread that waits for it: first the owners, which
-are pools, whose calls take locks on the way; then the locks, the oldest first, since a lock's holder takes on the way
-those of what it made itself.
+The order of acquisition is that of ordinary calls, to avoid a deadlock. Owners come first: they are pools, and their
+calls acquire other locks. Locks follow, oldest first: the holder of a lock may acquire those of objects that it made
+later.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Protocol
 
 
 class Held(Protocol):
-    """Something with a lock that the same thread may take again."""
+    """An object with a reentrant lock."""
 
     def _hold_for_fork(self) -> None: ...
     def _let_go_after_fork(self) -> None: ...
 
 
-class Lock(type(threading.RLock())):  # type: ignore[misc]  # its `__enter__` is one call in C: no Ctrl-C finds it half done
-    """A context manager: a lock that one thread has at a time, and may take again."""
+class Lock(type(threading.RLock())):  # type: ignore[misc]  # its `__enter__` is one C call, which Ctrl-C can't interrupt
+    """A reentrant lock, used as a context manager."""
 
     def __init__(self):
         self._number = next(_numbers)
@@ -40,15 +40,15 @@ class Lock(type(threading.RLock())):  # type: ignore[misc]  # its `__enter__` is
 
 
 _numbers = itertools.count()
-# Sets of references, not WeakSets: other threads make pools and models while one forks, and this is copied in one go.
+# Sets of references instead of WeakSets: they can be copied atomically while other threads make pools and models.
 _locks: set[weakref.ref[Lock]] = set()
 _owners: set[weakref.ref[Held]] = set()
-_forking = threading.RLock()  # two threads that fork at once must not take the locks in different orders
+_forking = threading.RLock()  # two threads that fork at once must not acquire the locks in different orders
 _held: list[Held] = []
 
 
 def register(owner: Held) -> None:
-    """Hold this owner's lock over every fork from here on; it is forgotten with its last reference."""
+    """Hold the lock of this owner during every later fork. The owner is dropped with its last reference."""
     _owners.add(weakref.ref(owner, _owners.discard))
 
 

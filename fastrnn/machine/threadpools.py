@@ -1,6 +1,6 @@
-"""What threadpoolctl sees of fastrnn's team of threads: how many a call may use, and a limit that it can set.
+"""Makes fastrnn's team of threads visible to threadpoolctl: how many threads a call may use, and a limit to set.
 
-Registered when a model is made in a process that has imported threadpoolctl; `register` does it at any other time.
+A model that is made in a process that has imported threadpoolctl registers the team. `register` does it at any time.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 from .cpu import thread_info
 
 _registered = False
-_most = 0  # threads of any model made so far
+_most = 0  # most threads of any model made so far
 
 
 def note(threads: int) -> None:
-    """A model is made whose calls may use so many threads. Registers, where the process has imported threadpoolctl."""
+    """Record the number of threads of a new model. Registers the team if the process has imported threadpoolctl."""
     global _most
     _most = max(_most, threads)
     if not _registered and "threadpoolctl" in sys.modules:
@@ -22,14 +22,14 @@ def note(threads: int) -> None:
 
 
 def most() -> int:
-    """How many threads some call may use where nothing limits it."""
+    """The most threads that any call may use without a limit."""
     return max(_most, thread_info().count)
 
 
 def register() -> None:
-    """Tell threadpoolctl of the team of threads: `threadpool_limits(1)` then holds for fastrnn too.
+    """Register the team of threads with threadpoolctl, so that `threadpool_limits(1)` also limits fastrnn.
 
-    Once is enough; raises ImportError where threadpoolctl is not installed.
+    Repeated calls do nothing. Raises ImportError if threadpoolctl is not installed.
     """
     global _registered
     if _registered:
@@ -38,7 +38,7 @@ def register() -> None:
     from threadpoolctl import register as add
 
     class FastRNNController(LibController):
-        """The library is found by its file's name and by a symbol that no other one has."""
+        """Finds the library by its file name and by a symbol that no other library has."""
 
         user_api = "fastrnn"
         internal_api = "fastrnn"
@@ -50,7 +50,8 @@ def register() -> None:
             return min(limit, most()) if limit else most()
 
         def set_num_threads(self, num_threads: int) -> None:
-            # What `get_num_threads` said is how threadpoolctl lifts a limit; one that stayed would bind later models.
+            # threadpoolctl lifts a limit by setting the number from `get_num_threads`. If that stayed a limit, it would
+            # also apply to later models.
             self.dynlib.frnn_set_thread_limit(0 if num_threads >= most() else num_threads)
 
         def get_version(self) -> None:

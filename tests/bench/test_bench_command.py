@@ -116,7 +116,7 @@ class TestTinyRun:
             "import fastrnn",
         ):
             assert word in text
-        assert "15 of 18 targets belong to grids or cases that were not run" in text
+        assert "15 of 18 targets belong to grids or cases that did not run" in text
 
     def test_compared_with_itself(self, tiny, capsys):
         path = tiny[2]

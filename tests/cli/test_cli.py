@@ -72,7 +72,7 @@ class TestConvert:
     def test_verify_compares_with_onnxruntime(self, capsys, tmp_path):
         code, out, _ = convert(capsys, STATES, "-o", tmp_path / "m.fastrnn", "--verify")
         assert code == 0
-        assert "answers as onnxruntime" in out
+        assert "answers like onnxruntime" in out
         assert "largest absolute difference" in out
 
     def test_without_onnxruntime_it_compares_with_the_reference_and_says_so(self, capsys, tmp_path, monkeypatch):
@@ -80,20 +80,20 @@ class TestConvert:
         code, out, _ = convert(capsys, STATES, "-o", tmp_path / "m.fastrnn", "--verify")
         assert code == 0
         assert "compared with the float64 reference: onnxruntime is not installed" in out
-        assert "answers as fastrnn's float64 reference does" in out
+        assert "answers like fastrnn's float64 reference" in out
 
     def test_a_file_that_is_not_onnx_is_compared_with_the_reference(self, capsys, tmp_path):
         fastrnn.load(STATES).save(tmp_path / "a.fastrnn")
         code, out, _ = convert(capsys, tmp_path / "a.fastrnn", "-o", tmp_path / "b.fastrnn", "--verify")
         assert code == 0
-        assert "a.fastrnn is no ONNX file" in out
+        assert "a.fastrnn is not an ONNX file" in out
 
     def test_nothing_is_written_where_the_answers_differ(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setattr(fastrnn, "verify", lambda *args, **kwargs: FAILED)
         code, out, _ = convert(capsys, STATES, "-o", tmp_path / "m.fastrnn", "--verify")
         assert code == 1
         assert "nothing written" in out
-        assert "does NOT answer as onnxruntime 0 does" in out
+        assert "does NOT answer like onnxruntime 0" in out
         assert "at x [1]" in out
         assert os.listdir(tmp_path) == []
 
@@ -161,7 +161,7 @@ class TestOverwriting:
         target.write_bytes(content)
         code, out, err = convert(capsys, STATES, "-o", target)
         assert (code, out) == (1, "")
-        assert "exists and is no .fastrnn file that this version reads; --force replaces it" in err
+        assert "exists and is not a .fastrnn file of this version; --force replaces it" in err
         assert target.read_bytes() == content
         assert convert(capsys, STATES, "-o", target, "--force")[0] == 0
         assert fastrnn.load(target).fingerprint == fastrnn.load(STATES).fingerprint
@@ -178,7 +178,7 @@ class TestOverwriting:
         (tmp_path / "m.fastrnn").mkdir()
         code, _, err = convert(capsys, STATES, "-o", tmp_path / "m.fastrnn")
         assert code == 1
-        assert "exists and is no file" in err
+        assert "exists and is not a file" in err
 
     def test_a_missing_folder(self, capsys, tmp_path):
         code, _, err = convert(capsys, STATES, "-o", tmp_path / "no" / "m.fastrnn")
@@ -266,7 +266,7 @@ class TestVerify:
     def test_agreement(self, capsys):
         code, out, err = run(capsys, "verify", STATES)
         assert (code, err) == (0, "")
-        assert "answers as onnxruntime" in out
+        assert "answers like onnxruntime" in out
 
     def test_difference_is_exit_1(self, capsys, monkeypatch):
         monkeypatch.setattr(fastrnn, "verify", lambda *args, **kwargs: FAILED)
@@ -287,24 +287,24 @@ class TestVerify:
         convert(capsys, STATES, "-o", tmp_path / "m.fastrnn")
         code, out, _ = run(capsys, "verify", tmp_path / "m.fastrnn", "--source", STATES)
         assert code == 0
-        assert "answers as onnxruntime" in out
+        assert "answers like onnxruntime" in out
 
     def test_a_converted_file_alone_is_compared_with_the_reference_and_says_so(self, capsys, tmp_path):
         convert(capsys, STATES, "-o", tmp_path / "m.fastrnn")
         code, out, err = run(capsys, "verify", tmp_path / "m.fastrnn")
         assert (code, err) == (0, "")
         assert "compared with the float64 reference:" in out
-        assert "m.fastrnn is no ONNX file" in out
-        assert "answers as fastrnn's float64 reference does" in out
+        assert "m.fastrnn is not an ONNX file" in out
+        assert "answers like fastrnn's float64 reference" in out
         told = json.loads(run(capsys, "verify", tmp_path / "m.fastrnn", "--json")[1])
-        assert told["why_reference"] == f"{tmp_path / 'm.fastrnn'} is no ONNX file"
+        assert told["why_reference"] == f"{tmp_path / 'm.fastrnn'} is not an ONNX file"
         assert json.loads(run(capsys, "verify", STATES, "--json")[1])["why_reference"] is None
 
     def test_what_was_asked_for_and_can_not_be_is_an_error(self, capsys, tmp_path, monkeypatch):
         convert(capsys, STATES, "-o", tmp_path / "m.fastrnn")
         code, _, err = run(capsys, "verify", tmp_path / "m.fastrnn", "--against", "onnxruntime")
         assert code == 1
-        assert "m.fastrnn is no ONNX file: name the ONNX file with --source, or take --against reference" in err
+        assert "m.fastrnn is not an ONNX file: pass the ONNX file with --source, or use --against reference" in err
         code, _, err = run(capsys, "verify", tmp_path / "m.fastrnn", "--source", tmp_path / "m.fastrnn")
         assert code == 1
         assert "--source: " in err

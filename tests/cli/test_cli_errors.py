@@ -52,7 +52,7 @@ class TestErrors:
         monkeypatch.setattr(fastrnn, "load", lambda *args, **kwargs: 1 / 0)
         code, _, err = run(capsys, "inspect", STATES)
         assert code == 1
-        assert "ZeroDivisionError: division by zero (a defect of fastrnn; --debug shows where)" in err
+        assert "ZeroDivisionError: division by zero (a bug in fastrnn; --debug shows the traceback)" in err
 
     def test_an_interrupt_is_130(self, capsys, monkeypatch):
         def stop(*args, **kwargs):

@@ -61,7 +61,7 @@ class TestTables:
 
     def test_spare_columns_go_first_and_a_line_says_so(self, monkeypatch):
         text = self.shown(monkeypatch, 36, spare=("size of it", "largest change"))
-        assert "left out on a terminal this narrow: size of it\n" in text
+        assert "left out on this narrow terminal: size of it\n" in text
         assert "58.4" not in text
         assert "29.6 k" in text
 

@@ -32,7 +32,7 @@ def weights(tmp_path):
 def test_convert_takes_layers_and_key(capsys, weights):
     code, out, err = convert(capsys, weights, "--layers", LAYERS, "--key", "model", "--verify")
     assert (code, err) == (0, "")
-    assert "answers as torch" in out
+    assert "answers like torch" in out
     assert "1 embedding, 2 lstm, 1 linear" in out
     assert f"{sum(p.numel() for p in torch_nets.made('tagger').parameters()):,} parameters" in out
     assert "weights are float32" in out
@@ -87,13 +87,13 @@ def test_allow_torch(capsys, tmp_path):
 def test_verify_command(capsys, weights):
     code, out, _ = run(capsys, "verify", weights, "--layers", LAYERS, "--key", "model")
     assert code == 0
-    assert "answers as torch" in out
+    assert "answers like torch" in out
     convert(capsys, weights, "--layers", LAYERS, "--key", "model")
     other = weights.with_suffix(".fastrnn")
     code, out, _ = run(capsys, "verify", other, "--source", weights, "--layers", LAYERS, "--key", "model")
-    assert (code, "answers as torch" in out) == (0, True)
+    assert (code, "answers like torch" in out) == (0, True)
     code, out, _ = run(capsys, "verify", other, "--source", weights, "--layers", LAYERS, "--key", "ema")
-    assert (code, "does NOT answer as torch" in out) == (1, True)
+    assert (code, "does NOT answer like torch" in out) == (1, True)
 
 
 @pytest.mark.parametrize("name", torch_nets.NETS)

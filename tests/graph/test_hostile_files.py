@@ -165,7 +165,7 @@ class TestContainers:
     @pytest.mark.parametrize("name", ["m.txt", "m", "m.pkl", ".onnx.bak"])
     def test_an_unknown_file_type(self, tmp_path, name):
         (tmp_path / name).write_bytes(b"x")
-        with pytest.raises(fastrnn.ModelFormatError, match="don't know the file type"):
+        with pytest.raises(fastrnn.ModelFormatError, match="unknown file type"):
             fastrnn.load(tmp_path / name)
 
 

@@ -225,7 +225,7 @@ class TestCommands:
         assert cli.main(["profile", str(EXAMPLE), "--seconds", "0.05"]) == 0
         out, err = capsys.readouterr()
         assert err == ""
-        for words in ("one step of one stream", "node_gru__1", "29.6 k", "roofline", "streams", "a step every 32 ms"):
+        for words in ("one step of one stream", "node_gru__1", "29.6 k", "roofline", "streams", "one step every 32 ms"):
             assert words in out
 
     def test_profile_tells_a_program(self, capsys):

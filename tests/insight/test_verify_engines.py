@@ -49,7 +49,7 @@ class TestHowTheFileIsRead:
 
     def test_the_command(self, wide, capsys):
         assert cli.main(["verify", str(wide), "--against", "reference", "--sizes", "width=7"]) == 0
-        assert "answers as" in capsys.readouterr().out
+        assert "answers like" in capsys.readouterr().out
 
 
 class TestKerasBackend:
