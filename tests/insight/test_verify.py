@@ -160,7 +160,7 @@ def test_models_answer_alike(name, against):
     assert report.runs
     assert not report.skipped
     assert all(0 <= out.absolute < 1e-5 for out in report.outputs)
-    assert "answers as" in str(report)
+    assert "answers like" in str(report)
     assert json.loads(report.to_json())["ok"] is True
 
 
@@ -309,7 +309,7 @@ def test_a_changed_weight_is_found(tmp_path):
     report = fastrnn.verify(fastrnn.load(source), source=changed(source, tmp_path / "changed.onnx"))
     assert not report.ok
     assert any(out.absolute > 1e-2 and not out.ok for out in report.outputs)
-    assert "does NOT answer as onnxruntime" in str(report)
+    assert "does NOT answer like onnxruntime" in str(report)
     assert "FAIL" in str(report)
     assert json.loads(report.to_json())["ok"] is False
 

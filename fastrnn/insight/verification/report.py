@@ -81,7 +81,7 @@ class VerifyReport:
         return json.dumps(self.as_dict())
 
     def __str__(self) -> str:
-        verdict = "answers as" if self.agrees else "does NOT answer as"
+        verdict = "answers like" if self.agrees else "does NOT answer like"
         lines = [f"{self.model} {verdict} {self.against} ({len(self.runs)} runs, tolerance {self.tolerance:g})"]
         for out in self.outputs:
             mark = "ok  " if out.ok else "FAIL"
