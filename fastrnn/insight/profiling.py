@@ -38,16 +38,16 @@ DEFINITIONS = {
     "read from": "the nearest cache that holds all weights of a call and keeps them from one call to the next",
     "predicted": "what the performance model says, from the limits of this machine alone; nothing is run for it",
     "measured": "the median over calls; of an op by a clock around it, whose own cost is taken off. Calls shorter than "
-    "20 us are timed some at once; p99: 99 of 100 of these times are no longer",
-    "bound": "what the predicted time is made of most. fma: multiply-adds; L1, L2, L3, memory: reading weights or data "
+    "20 us are timed several at once; p99: 99 of 100 of these times are no longer",
+    "bound": "the largest part of the predicted time. fma: multiply-adds; L1, L2, L3, memory: reading weights or data "
     "from there; latency: multiply-adds that wait for the one before; activations: tanh, sigmoid and other functions; "
     "overhead: the fixed costs of an op, a step, a row",
     "roofline": "the time that the machine's limits alone allow over the measured time: the larger of FLOPs at the "
     "peak of multiply-adds, and bytes of weights at the rate of the cache or memory that they are read from",
     "the call": "the measured time that is in no op: Python, checks, binding",
-    "streams a core": "real-time streams that one core carries when it does nothing else: the calls that fit a hop, "
+    "streams per core": "real-time streams that one core carries if it does nothing else: the calls that fit a hop, "
     "times the rows of a call",
-    "cells' size": "predicted, with the input and hidden size of every cell scaled and all else as it is",
+    "cells' size": "predicted, with the input and hidden size of every cell scaled and everything else unchanged",
 }
 
 
@@ -75,7 +75,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` returns; times in nanoseconds a call.
+    """What `profile` returns; times in nanoseconds per call.
 
     call : "step" (one step of a stream), "run" (whole sequences) or "push" (steps of a stream in one call)
     batch, steps, threads : of a call
@@ -83,8 +83,8 @@ class Profile:
     overhead_ns : what of measured_ns is not in the ops, that is the call itself; predicted_overhead_ns
     least_ns : what the roofline alone allows for all ops; share : least_ns / measured_ns
     calls : how many were timed
-    hop_ms, streams : real-time streams that one core carries if each makes a step every hop_ms: (rows a call, streams);
-        none of a model that does not stream
+    hop_ms, streams : real-time streams that one core carries if each makes a step every hop_ms: (rows per call,
+        streams); empty if the model does not stream
     by_batch, by_size : how the cost grows
     """
 
@@ -113,7 +113,7 @@ class Profile:
 
     @property
     def step_ns(self) -> float:
-        """Measured nanoseconds a step and row."""
+        """Measured nanoseconds per step and row."""
         return self.measured_ns / (self.steps * self.batch)
 
     @property
@@ -199,8 +199,8 @@ def profile(
 
 
 def _streams(hop_ms: float, steps: int, timed, threads: int = 1) -> tuple[tuple[int, int], ...]:
-    """(rows a call, streams that one core carries) for each timed batch: as many calls as fit a hop, each of that many
-    rows. A call of several steps serves as many hops, and one of several threads takes as many cores."""
+    """(rows per call, streams that one core carries) for each timed batch: as many calls as fit a hop, each of
+    that many rows. A call of several steps serves as many hops, and one of several threads takes as many cores."""
     times = {rows: ns for rows, ns in timed if ns}
     return tuple((rows, int(1e6 * hop_ms * steps // ns) * rows // threads) for rows, ns in sorted(times.items()))
 

@@ -13,7 +13,7 @@ DEFINITIONS = {
     "largest change": "the largest absolute difference between a dirty and the clean output anywhere",
     "decisions changed": "share of decisions that differ from the clean run's: of an output whose step is a "
     "distribution (or its logarithm), the place of its largest; of up to 16 numbers that stay in [0, 1], whether "
-    "each is above 0.5. Left out where an output is neither",
+    "each is above 0.5. Left out if an output is neither",
     "noise at s dB": "white Gaussian noise, added to every element of every real input; its rms is the input's own "
     "times 10^(-s/20)",
     "impulses at s dB": "one element in a hundred gets +a or -a, with a such that the power of all impulses is that of "
@@ -21,22 +21,22 @@ DEFINITIONS = {
     "dropped steps": "that share of the steps, chosen at random, is all zeros in every real input",
     "dropped features": "that share of the features of every real input is zero at all steps",
     "saturation": "inputs are cut off at that share of their largest absolute value",
-    "gap": "so many steps in a row are missing, from the middle of the data on; zeroed: they are fed as zeros; held: "
-    "the last step before is repeated; skipped: the stream is not stepped, its state stays and its last output is "
-    "repeated",
+    "gap": "that number of consecutive steps is missing, from the middle of the data on; zeroed: they are fed as zeros; "
+    "held: the last step before is repeated; skipped: the stream is not stepped, its state stays and its last output "
+    "is repeated",
     "error after a gap": "relative error over the steps after the gap",
     "steps to recover": "steps after the gap until every later output differs by less than 1 % of the clean rms",
     "forgetting time": "the state is pushed by 1 % of its norm in a random direction and the same data go on; the "
     "number of steps until the distance of the two states has fallen to 1 % of what it was, and stays below",
-    "decay a step": "the factor by which that distance shrinks a step: the slope of its logarithm, fitted from the "
+    "decay per step": "the factor by which that distance shrinks per step: the slope of its logarithm, fitted from the "
     "push until it meets float32's rounding",
     "warm-up": "a stream that starts with its initial state beside one that has seen the data before; the number of "
-    "steps until each output differs by less than 1 % of its rms, the worst of several places to start. That many "
-    "steps must a stream be fed before it is trusted, if its state was lost",
+    "steps until each output differs by less than 1 % of its rms, the worst of several places to start. If a "
+    "stream's state is lost, feed it that many steps before you trust its outputs",
     "sensitivity": "one step of the input is touched by noise; the norm of the change of the outputs k steps "
     "later over the norm of the touch, averaged over places",
     "rounded weights": "every matrix of weights (not biases, not scales of norms) rounded to bfloat16, to nearest "
-    "even, or to int8 with one scale for each output row or channel; everything computes in float32 as before",
+    "even, or to int8 with one scale per output row or channel; everything computes in float32 as before",
     "drift": "the float32 stream against the same model in float64 on the same data, repeated: relative error of the "
     "outputs in successive spans of steps",
 }

@@ -16,13 +16,16 @@ def page_of(found: Profile, name: str | None = None) -> Page:
     gap = found.predicted_ns / found.measured_ns - 1
     most = max(found.streams, key=lambda pair: pair[1], default=None)
     tiles = [
-        (micro(found.measured_ns), "a call, measured (median)"),
+        (micro(found.measured_ns), "per call, measured (median)"),
         (f"{micro(found.predicted_ns)} ({gap:+.0%})", "predicted by the performance model"),
         (f"{found.share:.0%}", f"of the roofline, which allows {micro(found.least_ns)}"),
     ]
     if most is not None:
         tiles.append(
-            (f"{most[1]:,}", f"real-time streams a core at a step every {found.hop_ms:g} ms, {most[0]} rows a call")
+            (
+                f"{most[1]:,}",
+                f"real-time streams per core at one step every {found.hop_ms:g} ms, {most[0]} rows per call",
+            )
         )
     tiles.append((data(found.weight_bytes), f"of weights, read from {found.level}"))
     page.tiles(tiles)
@@ -48,7 +51,7 @@ def _rows(batch: int) -> str:
     return "one stream" if batch == 1 else f"{batch} streams in lock-step"
 
 
-def _dearest(found: Profile) -> list[OpProfile]:
+def _slowest(found: Profile) -> list[OpProfile]:
     return sorted(found.ops, key=lambda op: -op.measured_ns)[:SHOWN]
 
 
@@ -68,8 +71,8 @@ def _ops(page: Page, found: Profile) -> None:
 
 
 def _ops_drawn(page: Page, found: Profile, names: dict[int, str]) -> None:
-    """The dearest ops beside their predictions, and all with weights under the roofline."""
-    limits, ops = found.limits, _dearest(found)
+    """The slowest ops beside their predictions, and all with weights under the roofline."""
+    limits, ops = found.limits, _slowest(found)
     total = sum(op.measured_ns for op in found.ops) or 1.0
     heavy = [op for op in found.ops if op.cost.flops and op.cost.weight_bytes and op.measured_ns > 0]
     sizes = dict(limits.caches)
@@ -85,9 +88,9 @@ def _ops_drawn(page: Page, found: Profile, names: dict[int, str]) -> None:
         (
             figures.paired_bars(
                 labels, [op.cost.ns / 1e3 for op in ops], [op.measured_ns / 1e3 for op in ops],
-                ("predicted", "measured"), "microseconds a call",
+                ("predicted", "measured"), "microseconds per call",
             ),
-            f"The {len(ops)} dearest of {len(found.ops)} ops.",
+            f"The {len(ops)} slowest of {len(found.ops)} ops.",
         )
     ]  # fmt: skip
     if points:
@@ -104,7 +107,7 @@ def _ops_drawn(page: Page, found: Profile, names: dict[int, str]) -> None:
 
 
 def _ops_listed(page: Page, found: Profile, names: dict[int, str]) -> None:
-    """A table of the dearest ops, and one of all if that is much longer."""
+    """A table of the slowest ops, and one of all if that is much longer."""
     columns = ("op", "node", "FLOP", "weights", "data", "bound", "predicted", "measured", "roofline")
     rows = [
         (
@@ -119,7 +122,7 @@ def _ops_listed(page: Page, found: Profile, names: dict[int, str]) -> None:
     if len(rows) <= 2 * SHOWN:
         page.table(columns, [*rows, call], columns[2:5] + columns[6:])
         return
-    kept = {id(op) for op in _dearest(found)}
+    kept = {id(op) for op in _slowest(found)}
     few = [row for op, row in zip(found.ops, rows, strict=True) if id(op) in kept]
     page.table(columns, [*few, call], columns[2:5] + columns[6:])
     page.table(columns, rows, columns[2:5] + columns[6:], folded=f"all {len(rows)} ops, in the order in which they run")
@@ -128,8 +131,8 @@ def _ops_listed(page: Page, found: Profile, names: dict[int, str]) -> None:
 def _growth(page: Page, found: Profile) -> None:
     page.section(
         "How it grows",
-        "More rows a call read each weight once for all of them: a row gets cheaper until multiply-adds bound it. "
-        "Larger cells cost by the square, and more where their weights leave a cache.",
+        "With more rows per call, each weight is read once for all of them: a row gets cheaper until multiply-adds are "
+        "the limit. The cost of a cell grows with the square of its size, and faster once its weights no longer fit a cache.",
     )
     rows = [g.batch for g in found.by_batch]
     measured = [g for g in found.by_batch if g.measured_ns is not None]
@@ -141,8 +144,8 @@ def _growth(page: Page, found: Profile) -> None:
     if len(rows) > 1:
         pairs.append(
             (
-                figures.curves("Microseconds a step and row against rows a call", series, "rows a call",
-                               "microseconds a step and row", xscale="log", ticks=rows),
+                figures.curves("Microseconds per step and row against rows per call", series, "rows per call",
+                               "microseconds per step and row", xscale="log", ticks=rows),
                 "Cost of one step of one row, by how many rows a call steps.",
             )
         )  # fmt: skip
@@ -150,18 +153,18 @@ def _growth(page: Page, found: Profile) -> None:
         scales = [g.scale for g in found.by_size]
         pairs.append(
             (
-                figures.curves("Microseconds a call against the cells' size",
+                figures.curves("Microseconds per call against the cells' size",
                                [("predicted", scales, [g.predicted_ns / 1e3 for g in found.by_size])],
-                               "cells' input and hidden size, times", "microseconds a call", xscale="log",
+                               "cells' input and hidden size, times", "microseconds per call", xscale="log",
                                ticks=scales),
-                "Predicted, with the input and hidden size of every cell scaled and all else as it is.",
+                "Predicted, with the input and hidden size of every cell scaled and everything else unchanged.",
             )
         )  # fmt: skip
     page.figures(pairs)
-    columns = ["rows a call", "predicted", "measured"]
+    columns = ["rows per call", "predicted", "measured"]
     streams = dict(found.streams)
     if streams:
-        columns.append(f"streams a core at {found.hop_ms:g} ms")
+        columns.append(f"streams per core at {found.hop_ms:g} ms")
     page.table(
         columns,
         [
@@ -182,7 +185,7 @@ def _machine(page: Page, found: Profile) -> None:
         f"{limits.cpu}, {limits.isa}. One thread: {limits.fma / 1e9:.0f} GFLOP/s of independent multiply-adds, "
         f"{limits.latency_ns:.2f} ns for one that waits for the one before, {limits.function_ns:.1f} ns for tanh of "
         f"{limits.lanes} numbers. A call costs {micro(limits.step_ns)} (a step of a stream) or {micro(limits.run_ns)} "
-        "(a run) besides its ops.",
+        "(a run) in addition to its ops.",
     )
     page.table(
         ("working set", "read at"),
