@@ -21,7 +21,7 @@ DEFINITIONS = {
     "dropped steps": "that share of the steps, chosen at random, is all zeros in every real input",
     "dropped features": "that share of the features of every real input is zero at all steps",
     "saturation": "inputs are cut off at that share of their largest absolute value",
-    "gap": "that number of consecutive steps is missing, from the middle of the data on; zeroed: they are fed as zeros; "
+    "gap": "that number of consecutive steps is missing, from the middle of the data on; zeroed: fed as zeros; "
     "held: the last step before is repeated; skipped: the stream is not stepped, its state stays and its last output "
     "is repeated",
     "error after a gap": "relative error over the steps after the gap",

@@ -132,7 +132,7 @@ def _growth(page: Page, found: Profile) -> None:
     page.section(
         "How it grows",
         "With more rows per call, each weight is read once for all of them: a row gets cheaper until multiply-adds are "
-        "the limit. The cost of a cell grows with the square of its size, and faster once its weights no longer fit a cache.",
+        "the limit. The cost of a cell grows with the square of its size, and faster once its weights leave a cache.",
     )
     rows = [g.batch for g in found.by_batch]
     measured = [g for g in found.by_batch if g.measured_ns is not None]
