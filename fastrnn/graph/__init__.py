@@ -2,6 +2,7 @@
 
 types.py        Graph, Node, Value
 vocabulary.py   what an op is: one row of a table
+registry.py     tables of functions
 ops/            the rows, one file per family: inputs, attributes, dims and float64 meaning of every op
 validation.py   `validate`: what every later stage relies on
 dims.py         sizes that depend on batch and time
