@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from ...graph import dims as D
-from ...streaming.follow import streams_causally
+from ...streaming.rules import streams_causally
 from .. import bounds
 from ..plan import StateSlot
 from ..tensors import Buffer, Tensor
