@@ -14,8 +14,9 @@ function that says which memory it touches (`@bounds.touches`, see compile/bound
 from __future__ import annotations
 
 from ...errors import FastRNNError, UnsupportedError
-from ...graph import Graph
+from ...graph import Graph, Node
 from ...graph.loops import Loop
+from ...graph.traverse import needed
 from ...graph.vocabulary import ROWS
 from ...machine import _isa
 from ...streaming.rewrite import rewrite
@@ -103,20 +104,15 @@ def _lower_loop(low: Lowering, loop: Loop) -> None:
 
 def _wanted_nodes(low: Lowering, free_states: list[str]) -> set[str]:
     """Names of the nodes on which an output of this mode depends."""
-    wanted, stack = set(), list(low.output_names)
+    ends = list(low.output_names)
     if low.mode == "stream":  # a state that no output shows is still a state
-        stack += [low.states[name] for name in free_states]
+        ends += [low.states[name] for name in free_states]
         keepers = [n for n in low.graph.nodes if n.op in ROWS and ROWS[n.op].keeps]
-        stack += [o for n in keepers for o in n.outputs if o is not None]
-    while stack:
-        node = low.producers.get(stack.pop())
-        if node is None or node.name in wanted:
-            continue
-        wanted.add(node.name)
-        inputs = node.inputs
-        if node.op == "cell":
-            inputs = [i for i in inputs if i not in low.fed_by_state]
-        elif node.op == "state" and low.mode == "stream":
-            inputs = inputs[:1]  # what it begins with is in the slab row
-        stack += [i for i in inputs if i is not None]
-    return wanted
+        ends += [o for n in keepers for o in n.outputs if o is not None]
+
+    def reads(node: Node):
+        if node.op == "state" and low.mode == "stream":
+            return node.inputs[:1]  # what it begins with is in the slab row
+        return [i for i in node.inputs if node.op != "cell" or i not in low.fed_by_state]
+
+    return {node.name for node in needed(low.graph, ends, makers=low.producers, reads=reads)}

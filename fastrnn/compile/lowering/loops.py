@@ -18,6 +18,7 @@ from ...errors import UnsupportedError
 from ...graph import Graph, Node, Value
 from ...graph import dims as D
 from ...graph.loops import Loop
+from ...graph.traverse import free_inputs
 from ...graph.vocabulary import ROWS
 from ...streaming.follow import Track, follow
 from .. import bounds
@@ -94,10 +95,8 @@ def _check_loop(low: Lowering, loop: Loop) -> None:
     if not loop.nodes:
         return
     inside = {n.name for n in (*loop.nodes, *loop.states)}
-    made = {o for n in (*loop.nodes, *loop.states) for o in n.outputs}
-    outside = {i for n in (*loop.nodes, *loop.states) for i in n.inputs if i is not None and i not in made}
     nodes = tuple(n for n in low.graph.nodes if n.name in inside)
-    inputs = tuple(sorted(outside - set(low.graph.constants)))
+    inputs = tuple(sorted(set(free_inputs(nodes)) - set(low.graph.constants)))
     part = Graph(low.graph.name, inputs, (), nodes, low.graph.values, low.graph.constants)
     if any(n.op == "cell" for n in loop.nodes):
         raise UnsupportedError("a recurrent layer inside a cycle: its steps and those of the cycle are one axis")
@@ -204,12 +203,8 @@ def _sequence(low: Lowering, name: str) -> Tensor:
 def _step_tensors(low: Lowering, loop: Loop, outer: dict) -> dict:
     """What the body reads of outside it, at the step it is at; a state as it was a step ago."""
     states = {s.outputs[0]: s.inputs[0] for s in loop.states}
-    made = {o for n in loop.nodes for o in n.outputs}
-    tensors = {}
-    for name in {i for n in loop.nodes for i in n.inputs if i is not None} - made:
-        if name in outer:
-            tensors[name] = _step_of(low, outer[name], name)
-    return tensors | {name: _step_of(low, outer[name], name) for name in states}
+    read = [name for name in free_inputs(loop.nodes) if name in outer]
+    return {name: _step_of(low, outer[name], name) for name in (*read, *states)}
 
 
 def _step_of(low: Lowering, whole: Tensor, name: str) -> Tensor:

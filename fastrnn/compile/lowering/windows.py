@@ -16,7 +16,7 @@ import numpy as np
 from ...errors import UnsupportedError
 from ...graph import Node
 from ...graph import dims as D
-from ...graph.windows import Axis, phases_of
+from ...graph.windows import WINDOWS, Axis, phases_of
 from ...passes.fuse_elementwise import activation_of
 from .. import bounds
 from ..tensors import Buffer, Tensor
@@ -27,14 +27,13 @@ PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which sta
 DEPTHWISE_POSITIONS = 16  # of one call of the kernel, as in _ops_windows.pxi
 
 
-_WINDOWS = ("conv", "conv_transpose", "pool")
 ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that a window of one spatial axis gets
 
 
 def feeds_window(low: Lowering, name: str) -> bool:
     """A window reads the value `name`, so it should lie channels-last."""
     readers = low.consumers.get(name, [])
-    return any(n.op in _WINDOWS and n.inputs[0] == name for n in readers)
+    return any(n.op in WINDOWS and n.inputs[0] == name for n in readers)
 
 
 def reshaped_for_window(low: Lowering, x: Tensor, node: Node) -> Tensor | None:
