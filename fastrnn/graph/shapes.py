@@ -84,11 +84,6 @@ def windows(size, kernel: int, stride: int = 1, dilation: int = 1, begin: int = 
     return D.floordiv(size + (begin + end - reach), stride) + 1
 
 
-def is_one(dim) -> bool:
-    """dim is the number 1."""
-    return isinstance(dim, int) and dim == 1
-
-
 def check_axis(x: Value, axis: int) -> None:
     """Raise ShapeError if x has no such axis."""
     if not 0 <= axis < len(x.dims):

@@ -83,7 +83,7 @@ class _Editor:
         if node.op != "matmul" or len(self.graph.values[node.inputs[0]].dims) < 3:
             return None
         found = _Found("", "", node.inputs[1])
-        found.single = any(map(_is_one, self.graph.values[node.inputs[0]].dims[-2:]))
+        found.single = 1 in self.graph.values[node.inputs[0]].dims[-2:]
         weights = self._followed(node.inputs[0], found)
         guarded = self._guarded(weights)
         if guarded is not None:
@@ -91,7 +91,7 @@ class _Editor:
         soft = self.makers.get(weights) if found.safe else self.maker(weights, "softmax")
         if soft is None or soft.op != "softmax" or soft.attrs["log"]:
             return None
-        axes = [i for i, d in enumerate(self.graph.values[weights].dims) if found.single or not _is_one(d)]
+        axes = [i for i, d in enumerate(self.graph.values[weights].dims) if found.single or d != 1]
         if soft.attrs["axis"] != axes[-2 if found.turned else -1]:
             return None
         scores = self._without_bias(soft.inputs[0], found)
@@ -115,11 +115,11 @@ class _Editor:
                 break
             before = self.graph.values[node.inputs[0]].dims
             if node.op == "reshape":
-                two = [[d for d in dims if not _is_one(d)][-2:] for dims in (before, node.attrs["dims"])]
+                two = [[d for d in dims if d != 1][-2:] for dims in (before, node.attrs["dims"])]
                 if two[0] != two[1] or len(two[0]) < 2:
                     break
             else:
-                kept = [p for p in node.attrs["perm"] if not _is_one(before[p])]
+                kept = [p for p in node.attrs["perm"] if before[p] != 1]
                 *lead, row, column = sorted(kept)
                 if kept not in ([*lead, row, column], [*lead, column, row]):
                     break
@@ -145,7 +145,7 @@ class _Editor:
             name = self._followed(name, found)
             node = self.maker(name, "binary", "where")
             inner = None if node is None else self._added(node) if node.op == "binary" else self._hidden(node)
-            if inner is None or (not found.single and any(map(_is_one, self.graph.values[name].dims[-2:]))):
+            if inner is None or (not found.single and 1 in self.graph.values[name].dims[-2:]):
                 return name
             name, bias = inner
             bias.dims, bias.turned = self.graph.values[node.outputs[0]].dims, found.turned
@@ -327,10 +327,6 @@ class _Editor:
 
     def _add(self, op: str, label: str, inputs: tuple, attrs: dict) -> str:
         return self.patch.add(op, inputs, attrs, label, f"{label}:out")
-
-
-def _is_one(dim) -> bool:
-    return isinstance(dim, int) and dim == 1
 
 
 def _lead(dims: tuple) -> tuple:

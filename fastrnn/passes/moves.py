@@ -159,7 +159,7 @@ class _Editor:
 
 def _moves_only_ones(dims: tuple, perm: tuple) -> bool:
     """Whether all axes longer than one keep their order."""
-    kept = [p for p in perm if not (isinstance(dims[p], int) and dims[p] == 1)]
+    kept = [p for p in perm if dims[p] != 1]
     return kept == sorted(kept) and list(perm) != list(range(len(perm)))
 
 

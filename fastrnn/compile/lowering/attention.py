@@ -15,7 +15,6 @@ from ...graph import Graph, Node
 from ...graph import dims as D
 from ...streaming.rules import streams_causally
 from .. import bounds
-from ..plan import StateSlot
 from ..tensors import Buffer, Tensor
 from .base import Lowering, lowers
 from .fields import at
@@ -73,8 +72,7 @@ def _attention(low: Lowering, node: Node) -> None:
         states = _kept(low, node, sizes)
         room = states["capacity"]
         fields |= states
-    scratch = Buffer("arena", "float32", room * PARTS)
-    low.plan.arena.append(scratch)
+    scratch = low.builder.scratch(room * PARTS)
     work = D.product((batch, q.dims[1], q.dims[2], room)) * (2 * (sizes["d"] + sizes["dv"]))
     low.builder.emit(
         "attention", node.name, reads, (y, scratch), work, **fields, how=how.buffer, scratch=scratch, room=room
@@ -123,13 +121,9 @@ def _kept(low: Lowering, node: Node, sizes: dict) -> dict:
     shown = "context" if low.context is None and not node.attrs["window"] else capacity
     for part, features in (("k", sizes["d"]), ("v", sizes["dv"])):
         count = per_slot * sizes["heads"]
-        fields[f"{part}_state"] = low.plan.state_size
-        low.plan.states.append(
-            StateSlot(
-                f"{node.name}.{part}", node.name, part, low.plan.state_size, count * capacity * features,
-                dims=(count, shown, features),
-            )
-        )  # fmt: skip
+        dims = (count, shown, features)
+        size = count * capacity * features
+        fields[f"{part}_state"] = low.builder.keep(node.name, part, size, dims=dims, name=f"{node.name}.{part}")
     return fields
 
 

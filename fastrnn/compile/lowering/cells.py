@@ -7,10 +7,9 @@ from ...graph import Node
 from ...graph import dims as D
 from ...machine import _isa
 from .. import bounds
-from ..plan import StateSlot
 from ..tensors import Buffer
 from .base import Lowering, lowers
-from .fields import at, is_one
+from .fields import at
 from .states import state_move
 
 # Room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights; four times that
@@ -42,8 +41,7 @@ def _cell(low: Lowering, node: Node) -> None:
     y = None
     if node.outputs[0] is not None:
         y = low.result(node, order=x.order if x.order[-1] == 2 else None, rows=True)
-    pointers = Buffer("arena", "float32", batch * _row_scratch(packed, H, y is not None, mask is not None))
-    low.plan.arena.append(pointers)
+    pointers = low.builder.scratch(batch * _row_scratch(packed, H, y is not None, mask is not None))
     fields = {"cell": len(low.plan.cells), "steps": steps, "rows": batch, "reverse": int(spec.reverse)}
     low.plan.cells.append(packed)
     fields |= {"x_time": x.strides[0], "x_row": x.strides[1], **at("x", x)}
@@ -53,10 +51,9 @@ def _cell(low: Lowering, node: Node) -> None:
         {"mask_time": mask.strides[0], "mask_row": mask.strides[1], **at("mask", mask)} if mask else _absent("mask")
     )
     fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
-    most = 0 if is_one(steps) or mask is not None else _hoisted_rows(spec)
+    most = 0 if steps == 1 or mask is not None else _hoisted_rows(spec)
     room = 0 if most == 0 else PRE_FLOATS if most <= 2 else 4 * PRE_FLOATS
-    pre = Buffer("arena", "float32", D.product((steps, batch)) * (packed.pre_size + 4), cap=room)
-    low.plan.arena.append(pre)
+    pre = low.builder.scratch(D.product((steps, batch)) * (packed.pre_size + 4), cap=room)
     fields |= {"pre": pre, "pre_capacity": room, "hoisted_rows": most}
     reads, writes = [x, *(t for t in (lengths, mask) if t)], [pointers, pre, *([y] if y is not None else [])]
     for state in (h_state, c_state):
@@ -86,11 +83,9 @@ def _cell_states(low: Lowering, node: Node, batch, H: int) -> tuple:
     places: list = [-1, -1]
     for i, part in enumerate(parts):
         if per_slot:
-            places[i] = low.plan.state_size
-            low.plan.states.append(StateSlot(f"{node.name}.{part}", node.name, part, places[i], per_slot * H))
+            places[i] = low.builder.keep(node.name, part, per_slot * H, name=f"{node.name}.{part}")
         else:
-            places[i] = Buffer("arena", "float32", batch * H)
-            low.plan.arena.append(places[i])
+            places[i] = low.builder.scratch(batch * H)
         name = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
         if name is None or name in low.fed_by_state:
             if not per_slot:

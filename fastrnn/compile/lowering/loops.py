@@ -22,7 +22,7 @@ from ...graph.traverse import free_inputs
 from ...graph.vocabulary import ROWS
 from ...streaming.follow import Track, follow
 from .. import bounds
-from ..plan import STEP, StateSlot
+from ..plan import STEP
 from ..tensors import Tensor
 from .base import Lowering
 from .states import state_move
@@ -141,8 +141,7 @@ def _keep_chain(low: Lowering, chain: Chain, value: Value) -> None:
         raise UnsupportedError(f"the state {value} of a stream is not float32")
     if isinstance(size, D.Dim) or (low.has_batch and batch is None):
         raise UnsupportedError(f"the state {value} has no plain batch axis")
-    chain.offset = low.plan.state_size
-    low.plan.states.append(StateSlot(name, name, "steps", chain.offset, chain.depth * rows * size))
+    chain.offset = low.builder.keep(name, "steps", chain.depth * rows * size)
     _slab_moves(low, chain, "state_store", 0)
 
 

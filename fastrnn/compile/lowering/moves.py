@@ -168,7 +168,7 @@ def _pad(low: Lowering, node: Node) -> None:
     before, after = list(a["pads"][:rank]), list(a["pads"][rank:])
     for axis in range(rank):  # negative pads cut; which ones are may depend on the sizes
         begin, end = D.positive(-before[axis]), D.positive(-after[axis])
-        if not (_is_zero(begin) and _is_zero(end)):
+        if (begin, end) != (0, 0):
             text = f"node {node.name}: axis {axis} of {x.dims[axis]} elements is cut by {begin} and {end}"
             x = x.narrow(axis, begin, x.dims[axis] - begin - end)
             low.need(x.dims[axis], text)
@@ -179,13 +179,13 @@ def _pad(low: Lowering, node: Node) -> None:
         inside = inside.narrow(axis, before[axis], x.dims[axis])
     low.copy(x, inside, node.name)
     for axis in range(rank):
-        if _is_zero(before[axis]) and _is_zero(after[axis]):
+        if before[axis] == after[axis] == 0:
             continue
         band = y  # axes already done are whole, those to come are still the inside
         for other in range(axis + 1, rank):
             band = band.narrow(other, before[other], x.dims[other])
         for start, size, source in _borders(band, axis, before[axis], x.dims[axis], after[axis], a["mode"]):
-            if _is_zero(size):
+            if size == 0:
                 continue
             border = band.narrow(axis, start, size)
             if source is None:
@@ -218,7 +218,3 @@ def _borders(band: Tensor, axis: int, before, size, after, mode: str):
         ]
     low = band.narrow(axis, before + before, before, -1)
     return [(0, before, low), (end, after, band.narrow(axis, end - 2, after, -1))]
-
-
-def _is_zero(dim) -> bool:
-    return isinstance(dim, int) and dim == 0

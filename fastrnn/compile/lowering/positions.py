@@ -9,7 +9,6 @@ from ...errors import UnsupportedError
 from ...graph import Node
 from ...graph import dims as D
 from .. import bounds
-from ..plan import StateSlot
 from .base import Lowering, lowers
 from .fields import at
 
@@ -39,8 +38,7 @@ def position(low: Lowering, count) -> int:
     """Where a slab row has how many steps a value has brought, whose new ones in a call are `count`."""
     if count not in low.positions:
         name = "position" if count == D.TIME else f"position of {count}"
-        low.positions[count] = low.plan.state_size
-        low.plan.states.append(StateSlot(name, name, "count", low.plan.state_size, 1, "int64"))
+        low.positions[count] = low.builder.keep(name, "count", 1, "int64")
     return low.positions[count]
 
 

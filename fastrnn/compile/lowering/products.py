@@ -6,7 +6,7 @@ from ...graph import Node
 from ...graph import dims as D
 from ...machine import _isa
 from .. import bounds
-from ..tensors import Buffer, Tensor, collapse
+from ..tensors import Tensor, collapse
 from .base import Lowering, lowers
 from .fields import at, instruction, level_fields
 
@@ -59,8 +59,7 @@ def _matmul(low: Lowering, node: Node) -> None:
         packed_size = (n + MOST_LANES) * (k + 1)  # no less than what linear_pack_size says of any length
     else:
         packed_size = _isa.linear_pack_size(k, n, isa=low.weights.isa)
-    scratch = Buffer("arena", "float32", packed_size)
-    low.plan.arena.append(scratch)
+    scratch = low.builder.scratch(packed_size)
     flops = D.product(full) * (2 * k)
     low.builder.emit(
         "matmul", node.name, (a, b), (out, scratch), flops, m=m, k=k, n=n,

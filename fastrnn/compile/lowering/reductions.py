@@ -8,7 +8,6 @@ from ...errors import UnsupportedError
 from ...graph import Node
 from ...graph import dims as D
 from .. import bounds
-from ..plan import StateSlot
 from ..tensors import Tensor, collapse
 from .base import Lowering, lowers
 from .fields import FUNCTIONS, TYPE_CODES, at, level_fields
@@ -77,8 +76,7 @@ def _reduce_over_time(low: Lowering, node: Node, x: Tensor, axis: int) -> None:
     size = D.product(features)
     dense = collapse(features, (out.strides[1:],), range(len(features)))
     y = out if dense in ([], [(size, (1,))]) else low.builder.allocate("float32", out.dims)
-    offset = low.plan.state_size
-    low.plan.states.append(StateSlot(f"{node.name}.{node.attrs['fn']}", node.name, "sum", offset, size + 1, "float64"))
+    offset = low.builder.keep(node.name, "sum", size + 1, "float64", name=f"{node.name}.{node.attrs['fn']}")
     low.builder.emit(
         "running", node.name, (x,), (y,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[node.attrs["fn"]]],
         mean=int(node.attrs["fn"] == "mean"), steps=x.dims[0], rows=x.dims[1], size=size, x_time=x.strides[0],

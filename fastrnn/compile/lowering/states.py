@@ -7,7 +7,7 @@ from ...graph import Graph, Node
 from ...graph import dims as D
 from ...graph.vocabulary import moves
 from .. import bounds
-from ..plan import StateSlot, axis_of
+from ..plan import axis_of
 from ..tensors import ITEMSIZE, Buffer, Tensor
 from .base import Lowering, aims, lowers
 from .fields import at
@@ -49,8 +49,7 @@ def open_state(low: Lowering, name: str) -> tuple:
     size = D.product([d for i, d in enumerate(value.dims) if i != batch])
     if isinstance(size, D.Dim) or (low.has_batch and batch is None):
         raise UnsupportedError(f"the state {value} has no plain batch axis")
-    offset = low.plan.state_size
-    low.plan.states.append(StateSlot(name, name, "value", offset, size))
+    offset = low.builder.keep(name, "value", size)
     tensor = low.builder.allocate("float32", value.dims, order)
     low.tensors[name] = tensor
     state_move(low, "state_store", name, offset, 1, _rows_of(tensor, batch, size))
@@ -101,9 +100,8 @@ def _keep(low: Lowering, node: Node) -> None:
     step = D.product(features)
     low.copy(x, whole.narrow(axis, length, x.dims[axis]), node.name)
     words = ITEMSIZE[whole.dtype] // 4
-    offset, dims = low.plan.state_size, (*([per_slot] if per_slot > 1 else []), length, *features)
-    size = per_slot * length * step
-    low.plan.states.append(StateSlot(node.name, node.name, "tail", offset, size, whole.dtype, dims))
+    dims = (*([per_slot] if per_slot > 1 else []), length, *features)
+    offset = low.builder.keep(node.name, "tail", per_slot * length * step, whole.dtype, dims)
     low.builder.emit(
         "tail", node.name, (whole,), (whole,), buffer=whole.buffer, rows=rows,
         row=whole.dims[axis] * (step * words), size=length * step * words, shift=x.dims[axis] * (step * words),

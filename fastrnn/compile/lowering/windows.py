@@ -19,9 +19,9 @@ from ...graph import dims as D
 from ...graph.windows import WINDOWS, Axis, phases_of
 from ...passes.fuse_elementwise import activation_of
 from .. import bounds
-from ..tensors import Buffer, Tensor
+from ..tensors import Tensor
 from .base import Lowering, lowers
-from .fields import FUNCTIONS, at, is_one
+from .fields import FUNCTIONS, at
 
 PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stay in L1 or near it
 DEPTHWISE_POSITIONS = 16  # of one call of the kernel, as in _ops_windows.pxi
@@ -48,7 +48,7 @@ def reshaped_for_window(low: Lowering, x: Tensor, node: Node) -> Tensor | None:
 
 def _channels_last(low: Lowering, t: Tensor, node: Node) -> Tensor:
     """t [B, C, L..] where the channels of a position are one run, else a copy in which they are."""
-    if t.strides[1] == 1 or is_one(t.dims[1]):
+    if t.strides[1] == 1 or t.dims[1] == 1:
         return t
     dense = low.builder.allocate(t.dtype, t.dims, channels_last_order(len(t.dims)))
     low.copy(t, dense, node.name)
@@ -58,7 +58,7 @@ def _channels_last(low: Lowering, t: Tensor, node: Node) -> Tensor:
 def _window_result(low: Lowering, node: Node, x: Tensor) -> Tensor:
     """Where a window's output goes: its destination if channels are one run there, else memory in x's order."""
     target = low.destinations.get(node.outputs[0])
-    good = target is not None and (target.strides[1] == 1 or is_one(target.dims[1]))
+    good = target is not None and (target.strides[1] == 1 or target.dims[1] == 1)
     order = [*(a for a in x.order if a != 1), 1] if x.dims[1] != 1 else channels_last_order(len(x.dims))
     return low.result(node, order=order, fresh=not good)
 
@@ -171,8 +171,7 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
         low.plan.linears.append((packed, (act[0], 0, 0, 0, act[1], act[2])))
     size = taps * channels
     patches = max(6, min(96, PATCH_FLOATS // max(size, 1)))
-    scratch = Buffer("arena", "float32", patches * size)
-    low.plan.arena.append(scratch)
+    scratch = low.builder.scratch(patches * size)
     low.builder.emit(
         "conv", node.name, (x,), (y, scratch), flops, **fields, packed=first, groups=groups, channels=channels,
         outs=outs, patches=patches, scratch=scratch,
@@ -187,8 +186,7 @@ def _emit_depthwise(low: Lowering, node: Node, W, bias, act: tuple, ends: tuple,
     if bias is not None:
         extra = at("bias", low.builder.constant(bias, "float32"))
     alpha_beta = low.builder.constant(np.array(act[1:], np.float32), "float32")
-    scratch = Buffer("arena", "float32", 2 * DEPTHWISE_POSITIONS * taps + channels)
-    low.plan.arena.append(scratch)
+    scratch = low.builder.scratch(2 * DEPTHWISE_POSITIONS * taps + channels)
     low.builder.emit(
         "depthwise", node.name, ends[:1], (ends[1], scratch), flops, **fields, **at("weights", weights), **extra,
         channels=channels, fn=act[0], act_buffer=alpha_beta.buffer, scratch=scratch,
@@ -201,8 +199,7 @@ def _pool(low: Lowering, node: Node) -> None:
     x = _window_input(low, node)
     y = _window_result(low, node, x)
     axes = _axes_of(a, a["kernel"])
-    scratch = Buffer("arena", "float32", 2 * math.prod(a["kernel"]))
-    low.plan.arena.append(scratch)
+    scratch = low.builder.scratch(2 * math.prod(a["kernel"]))
     ends = [x.dims[2 + i] + axis.pad_end for i, axis in enumerate(axes)]
     ends = [1, *ends] if len(ends) == 1 else ends
     low.builder.emit(

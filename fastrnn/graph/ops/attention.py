@@ -6,7 +6,7 @@ import numpy as np
 
 from ...errors import ShapeError
 from .. import dims as D
-from ..shapes import broadcast, is_one
+from ..shapes import broadcast
 from ..vocabulary import BOOL, DIM, FLOAT, INT, graph_op
 from .reductions import softmax
 
@@ -19,7 +19,7 @@ def _attention_dims(inputs, attrs):
         given = ", ".join(str(x) for x in inputs if x is not None)
         raise ShapeError(f"attention of {given}: float32 is computed, under a mask of bool")
     batch, heads, rows = q.dims[:3]
-    one = [x.dims[0] == batch or is_one(x.dims[0]) for x in (k, v)]
+    one = [x.dims[0] == batch or x.dims[0] == 1 for x in (k, v)]
     if k.dims[:3] != v.dims[:3] or q.dims[3] != k.dims[3] or not all(one):
         raise ShapeError(f"q, k and v don't fit: {q}, {k}, {v}")
     groups = 1 if heads == k.dims[1] else D.exact_div(heads, k.dims[1])
