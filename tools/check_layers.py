@@ -26,7 +26,7 @@ ARROWS = {
     "importers": "errors graph passes",
     "streaming": "errors machine graph",
     "compile": "errors machine graph passes streaming",
-    "runtime": "errors machine graph streaming compile",
+    "runtime": "errors machine graph compile",
     "serving": "errors machine graph streaming runtime",
     "model": "errors machine graph passes importers streaming compile runtime serving",
     "insight": "errors machine graph passes importers compile runtime serving model",

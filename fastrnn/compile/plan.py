@@ -279,8 +279,6 @@ class Builder:
     def __init__(self, graph: Graph, mode: str, isa: str):
         self.plan = Plan(mode, isa, graph)
         self.graph = graph
-        self.tensors: dict[str, Tensor] = {}
-        self.const_tensors: dict[str, Tensor] = {}
         self.sink = self.plan.ops  # where ops go: those of the plan, or a loop's body
         self.repeats: object = 1  # how many times what is emitted now is run in one call
         self.emitted = 0
@@ -291,6 +289,16 @@ class Builder:
         buffer = Buffer("arena", dtype, D.product(dims))
         self.plan.arena.append(buffer)
         return contiguous(buffer, dims, order)
+
+    def scratch(self, size, cap: int | None = None) -> Buffer:
+        """Room in the arena for `size` floats, an int or dim; more than `cap` are not worth having."""
+        self.plan.arena.append(Buffer("arena", "float32", size, cap=cap))
+        return self.plan.arena[-1]
+
+    def keep(self, node: str, part: str, size: int, dtype: str = "float32", dims: tuple = (), name: str = "") -> int:
+        """A `StateSlot` at the end of the slab row; returns its offset. name: that of the node if none is given."""
+        self.plan.states.append(StateSlot(name or node, node, part, self.plan.state_size, size, dtype, dims))
+        return self.plan.states[-1].offset
 
     def constant(self, array: np.ndarray, dtype: str) -> Tensor:
         """A tensor over a constant array that ops read in place."""

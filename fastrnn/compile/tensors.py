@@ -74,7 +74,7 @@ class Tensor:
         lead = len(dims) - len(self.dims)
         strides = [0] * lead
         for have, want, stride in zip(self.dims, dims[lead:], self.strides, strict=True):
-            strides.append(0 if _is(have, 1) and not _is(want, 1) else stride)
+            strides.append(0 if have == 1 and want != 1 else stride)
         order = tuple(range(lead)) + tuple(a + lead for a in self.order)
         return Tensor(self.buffer, tuple(dims), tuple(strides), self.offset, order)
 
@@ -96,10 +96,10 @@ class Tensor:
         """The same elements in row-major order as `dims`, or None where that takes a copy."""
         view = self
         for axis in reversed(range(len(view.dims))):
-            if _is(view.dims[axis], 1):
+            if view.dims[axis] == 1:
                 view = view.squeeze(axis)
-        ones = [i for i, d in enumerate(dims) if _is(d, 1)]
-        view = view._regroup([d for d in dims if not _is(d, 1)])
+        ones = [i for i, d in enumerate(dims) if d == 1]
+        view = view._regroup([d for d in dims if d != 1])
         for axis in ones if view is not None else ():
             view = view.unsqueeze(axis)
         return view
@@ -159,7 +159,7 @@ def collapse(dims, strides, order) -> list[tuple]:
     out: list[tuple] = []
     for axis in order:
         size = dims[axis]
-        if _is(size, 1):
+        if size == 1:
             continue
         steps = tuple(s[axis] for s in strides)
         if out:
@@ -169,7 +169,3 @@ def collapse(dims, strides, order) -> list[tuple]:
                 continue
         out.append((size, steps))
     return out
-
-
-def _is(dim, number: int) -> bool:
-    return isinstance(dim, int) and dim == number

@@ -24,22 +24,9 @@ from . import dims as D
 from .cells import Activation, CellSpec
 from .types import Graph, Node, Value
 from .validation import validate
+from .vocabulary import ROWS, Attribute
 
 FORMAT = "fastrnn 1"
-# Attributes that hold dims; others are plain JSON.
-_DIM_ATTRS = {
-    "reshape": ("dims",), "expand": ("dims",), "slice": ("start", "stop"), "pad": ("pads",), "attention": ("offset",),
-    "steps": ("dims", "start"),
-}  # fmt: skip
-_ATTR_TYPES = {
-    "activation": (str, type(None)), "alpha": (int, float), "beta": (int, float), "fn": (str,), "to": (str,),
-    "perm": (tuple,), "axes": (tuple,), "axis": (int,), "step": (int,), "keepdims": (bool,), "log": (bool,),
-    "epsilon": (int, float), "mode": (str,), "value": (int, float), "kernel": (tuple,),
-    "strides": (tuple,), "dilations": (tuple,), "pads": (tuple,), "output_padding": (tuple,), "groups": (int,),
-    "count_include_pad": (bool,), "ceil": (bool,), "last": (bool,), "largest": (bool,), "exclusive": (bool,),
-    "reverse": (bool,), "scale": (int, float), "softcap": (int, float), "causal": (bool,), "window": (int,),
-    "safe": (bool,), "from_zero": (bool,),
-}  # fmt: skip
 
 
 def _dim_to_json(dim):
@@ -47,17 +34,15 @@ def _dim_to_json(dim):
 
 
 def _attrs_to_json(node: Node) -> dict:
-    out = {}
-    for key, value in node.attrs.items():
-        if key == "spec":
-            out[key] = asdict(value)
-        elif key in _DIM_ATTRS.get(node.op, ()):
-            out[key] = [_dim_to_json(d) for d in value] if isinstance(value, tuple) else _dim_to_json(value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            out[key] = repr(value)
-        else:
-            out[key] = value
-    return out
+    return {key: _attr_to_json(ROWS[node.op].attrs[key], value) for key, value in node.attrs.items()}
+
+
+def _attr_to_json(attribute: Attribute, value):
+    if isinstance(value, CellSpec):
+        return asdict(value)
+    if attribute.dims:
+        return [_dim_to_json(d) for d in value] if isinstance(value, tuple) else _dim_to_json(value)
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def graph_to_json(graph: Graph) -> str:
@@ -103,24 +88,27 @@ def _spec_from_json(data) -> CellSpec:
 
 
 def _attrs_from_json(op: str, data: dict) -> dict:
-    out = {}
-    for key, value in data.items():
-        if key == "spec":
-            out[key] = _spec_from_json(value)
-        elif key in _DIM_ATTRS.get(op, ()):
-            out[key] = tuple(map(D.parse, value)) if isinstance(value, list) else D.parse(value)
-        else:
-            if isinstance(value, list):
-                value = tuple(value)
-                if any(type(v) is not int for v in value):
-                    raise ModelFormatError(f"{op}: {key} must be ints, got {value!r:.80}")
-            elif value in ("inf", "-inf") and key in ("alpha", "beta", "value"):
-                value = float(value)
-            huge = type(value) is int and abs(value) >= 1 << 63
-            if key not in _ATTR_TYPES or type(value) not in _ATTR_TYPES[key] or huge:
-                raise ModelFormatError(f"{op}: attribute {key} is {value!r:.80}")
-            out[key] = value
-    return out
+    """The attributes of a node. What the op does not know stays as it is, for `validate` to refuse."""
+    known = ROWS[op].attrs if op in ROWS else {}
+    return {
+        key: _attr_from_json(f"{op}: attribute {key}", known[key], value) if key in known else value
+        for key, value in data.items()
+    }
+
+
+def _attr_from_json(where: str, attribute: Attribute, value):
+    if CellSpec in attribute.types:
+        return _spec_from_json(value)
+    if attribute.dims:
+        return tuple(map(D.parse, value)) if isinstance(value, list) else D.parse(value)
+    if attribute.infinite and value in ("inf", "-inf"):
+        return float(value)
+    found = tuple(value) if isinstance(value, list) else value
+    elements = found if isinstance(found, tuple) else (found,)
+    many = isinstance(found, tuple) == attribute.many
+    if not many or any(type(v) not in attribute.types or (type(v) is int and abs(v) >= 1 << 63) for v in elements):
+        raise ModelFormatError(f"{where} is {value!r:.80}")
+    return found
 
 
 def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:

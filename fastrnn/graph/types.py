@@ -5,70 +5,8 @@ dtype and dims; a dim is an int or a `fastrnn.dims.Dim` over BATCH and TIME. Con
 array is in `Graph.constants`. All three are immutable: a pass builds a new graph. `validate` checks what every
 later stage relies on, so none of them checks again.
 
-The vocabulary (`OPS`) is small on purpose; importers lower what they read to it. Notation: `x[..]` dims.
-
-Recurrence
-    cell        (x[T,B,I], W[G*H,I], R[G*H,H], Wb[G*H]?, Rb[G*H]?, P[3*H]?, h0[B,H]?, c0[B,H]?, lengths[B]?,
-                mask[T,B]?)
-                -> (y[T,B,H]?, h_n[B,H]?, c_n[B,H]?); attrs: spec (CellSpec). One direction of one layer, time first;
-                T may be any dim, B likewise. Gates in ONNX order. lengths int64: row b ends after lengths[b] steps:
-                y is 0 from there on, h_n and c_n are its last ones; a reverse cell starts at step lengths[b]-1.
-                mask bool: where it is false the step is left out: h and c stay, and y repeats h.
-    state       (next[T,..], initial[..]?) -> prev[T,..]: next a step ago along axis 0: prev[0] = initial (else zeros),
-                prev[t] = next[t-1]. The only op whose first input may be made after it: the one way for a cycle to
-                exist. Nodes on a cycle keep steps apart: at step t each reads what is of step t (fastrnn.graph.loops).
-Products
-    linear      (x[..,K], W[K,N], bias[N]?) -> [..,N]; W and bias constant; attrs: activation (unary op name or None),
-                alpha, beta
-    matmul      (a, b) -> numpy.matmul(a, b), neither needs to be constant
-Attention
-    attention   (q[B,Hq,Tq,d], k[B,Hk,Tk,d], v[B,Hk,Tk,dv], bias?, mask?) -> [B,Hq,Tq,dv]: softmax(score + bias) v, over
-                the keys that a query sees. k and v may have 1 for B; Hk divides Hq, and query head h reads key head
-                h // (Hq // Hk). score = scale * q.k, and with softcap c > 0 c * tanh(score / c); if the bool mask is
-                False, the score is 0, so that the bias alone counts: where(mask, score, fill) is mask and a bias of
-                where(mask, 0, fill). bias and mask broadcast to [B,Hq,Tq,Tk]. Query i stands at key p = i + offset.
-                attrs: scale, softcap (floats), causal (bool: it sees keys j <= p only), window (int, 0 for none: it
-                sees keys j > p - window only), offset (dim), safe (bool: a query whose weights are NaN, as where each
-                score is -inf, gets zeros for weights). A query that sees no key at all gives 0. A key that is not seen
-                plays no part, whatever it holds.
-Positions
-    steps       () -> int64 dims, element i along the last axis being start + i. attrs: dims ((n,), or (rows, n) with
-                all rows alike), start (dim). Where n is TIME, a stream counts on: these are its own step numbers.
-Elementwise, broadcasting as NumPy does
-    unary       (x,) -> same dims; attrs: fn (UNARY), alpha, beta
-    binary      (a, b) -> broadcast dims; attrs: fn (BINARY)
-    where       (condition, a, b) -> broadcast dims
-    cast        (x,) -> same dims; attrs: to (dtype)
-Moving data
-    transpose   (x,); attrs: perm
-    reshape     (x,); attrs: dims (product equal to x's)
-    slice       (x,); attrs: axis, start, stop (dims, 0 <= start <= stop <= size: already resolved), step (int, may be
-                negative: then start > stop, stop >= -1, as in range())
-    concat      (x, ...); attrs: axis >= 0
-    expand      (x,); attrs: dims (x broadcasts to them)
-    gather      (x, indices int64) -> x.dims[:axis] + indices.dims + x.dims[axis+1:]; attrs: axis >= 0, from_zero
-                (bool, may be absent: false). Indices lie in [-size, size), a negative one counted from the end; with
-                from_zero in [0, size), as PyTorch's embedding takes them. One outside is an error when it is met.
-    pad         (x,); attrs: pads (begins then ends, an entry an axis, dims; a negative one cuts off), mode ("constant"
-                "reflect" "edge"), value (what "constant" pads with). reflect leaves the edge out, and so pads by less
-                than the size of its axis.
-Windows over one or two spatial axes, L; strides, dilations, kernel: an int an axis; pads: begins then ends, ints >= 0
-    conv        (x[B,C,L..], W[M,C/groups,K..], bias[M]?) -> [B,M,L'..]; W and bias constant; attrs: strides, dilations,
-                pads (with zeros), groups. A correlation, as everywhere: W is not turned round.
-                L' = (L + begin + end - dilation*(K-1) - 1)//stride + 1, which may depend on TIME.
-    conv_transpose  (x[B,C,L..], W[C,M/groups,K..], bias[M]?) -> [B,M,L'..]; W and bias constant; attrs: strides,
-                dilations, pads (taken off both ends of the result), output_padding, groups.
-                L' = (L-1)*stride + dilation*(K-1) + 1 + output_padding - begin - end
-    pool        (x[B,C,L..],) -> [B,C,L'..]; attrs: fn ("max" "mean"), kernel, strides, pads, dilations, ceil (bool: a
-                last window may run over the end, if it begins within x or the padding before it), count_include_pad
-                (bool: of mean, padding counts as zeros in the divisor; what runs over the padding never counts).
-Reductions and norms
-    reduce      (x,); attrs: fn ("sum" "mean" "max" "min"), axes (sorted, >= 0), keepdims (bool)
-    softmax     (x,); attrs: axis >= 0, log (bool)
-    layer_norm  (x, scale?, bias?); attrs: axis >= 0 (normalises axes axis..last), epsilon; scale, bias broadcast to x
-    argmax      (x,) -> int64; attrs: axis >= 0, keepdims (bool), last (bool: of equal ones the last, else the first),
-                largest (bool: else the index of the smallest)
-    cumsum      (x,) -> same dims; attrs: axis >= 0, exclusive (bool: an element is not in its own sum), reverse (bool)
+What the ops mean is in `fastrnn.graph.ops`, one row each (fastrnn.graph.vocabulary). The vocabulary is small on
+purpose; importers lower what they read to it.
 """
 
 from __future__ import annotations
@@ -84,22 +22,8 @@ from .dims import Dim
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
-# Elementwise functions of one argument. Those with alpha, beta are as in `fastrnn.graph.cells.ACTIVATIONS`, and:
-# clip: min(max(x, alpha), beta); selu: beta*(x if x > 0 else alpha*(exp(x)-1)); gelu: x*Phi(x); gelu_tanh its tanh
-# form; hard_swish: x*relu6(x+3)/6; silu: x*sigmoid(x); mish: x*tanh(softplus(x)); sign: -1, 0, 1; recip: 1/x.
-UNARY = frozenset(
-    "neg abs exp log sqrt recip sign floor ceil round erf sin cos tan asin acos atan sinh cosh asinh acosh atanh not "
-    "tanh sigmoid relu affine leaky_relu thresholded_relu scaled_tanh hard_sigmoid elu selu softsign softplus "
-    "gelu gelu_tanh silu hard_swish mish clip".split()
-)
-BINARY = frozenset(
-    "add sub mul div pow min max mod equal greater greater_equal less less_equal and or xor prelu".split()
-)
-COMPARISONS = frozenset("equal greater greater_equal less less_equal and or xor".split())
-OPS = frozenset(
-    "cell state linear matmul unary binary where cast transpose reshape slice concat expand gather reduce softmax "
-    "layer_norm pad conv conv_transpose pool argmax cumsum attention steps".split()
-)
+# What a declared dtype is computed in by the float64 reference.
+WIDE = {"float32": np.float64, "float64": np.float64, "int64": np.int64, "int32": np.int64, "bool": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -118,8 +42,8 @@ class Value:
 class Node:
     """One operation. inputs: value names, None where an optional one is absent; outputs likewise (None: omitted).
 
-    `name` is for people: the exporter's name where there is one, unique in the graph. `attrs` are those that the
-    vocabulary above lists for `op`, all present.
+    `name` is for people: the exporter's name if there is one, unique in the graph. `attrs` are those of the op's row in
+    the vocabulary, all present but for those that a node may lack.
     """
 
     op: str

@@ -9,44 +9,12 @@ import numpy as np
 from ..errors import ModelFormatError, ShapeError
 from .dims import Dim, evaluate, of_shortfall, symbols
 from .shapes import check_shapes
-from .types import BINARY, DTYPES, UNARY, Graph, Node, Value
-
-# op -> (least inputs, most inputs, most outputs, attribute names)
-_FORM = {
-    "cell": (3, 10, 3, {"spec"}),
-    "state": (1, 2, 1, set()),
-    "linear": (2, 3, 1, {"activation", "alpha", "beta"}),
-    "matmul": (2, 2, 1, set()),
-    "attention": (3, 5, 1, {"scale", "softcap", "causal", "window", "offset", "safe"}),
-    "steps": (0, 0, 1, {"dims", "start"}),
-    "unary": (1, 1, 1, {"fn", "alpha", "beta"}),
-    "binary": (2, 2, 1, {"fn"}),
-    "where": (3, 3, 1, set()),
-    "cast": (1, 1, 1, {"to"}),
-    "transpose": (1, 1, 1, {"perm"}),
-    "reshape": (1, 1, 1, {"dims"}),
-    "slice": (1, 1, 1, {"axis", "start", "stop", "step"}),
-    "concat": (1, 1 << 16, 1, {"axis"}),
-    "expand": (1, 1, 1, {"dims"}),
-    "gather": (2, 2, 1, {"axis"}),
-    "reduce": (1, 1, 1, {"fn", "axes", "keepdims"}),
-    "softmax": (1, 1, 1, {"axis", "log"}),
-    "layer_norm": (1, 3, 1, {"axis", "epsilon"}),
-    "pad": (1, 1, 1, {"pads", "mode", "value"}),
-    "conv": (2, 3, 1, {"strides", "dilations", "pads", "groups"}),
-    "conv_transpose": (2, 3, 1, {"strides", "dilations", "pads", "output_padding", "groups"}),
-    "pool": (1, 1, 1, {"fn", "kernel", "strides", "pads", "dilations", "count_include_pad", "ceil"}),
-    "argmax": (1, 1, 1, {"axis", "keepdims", "last", "largest"}),
-    "cumsum": (1, 1, 1, {"axis", "exclusive", "reverse"}),
-}
-
-
-# Attributes that a node may lack: false then. Files of older versions have none of them.
-_MAY_LACK = {"gather": {"from_zero"}}
+from .types import DTYPES, Graph, Node, Value
+from .vocabulary import ROWS, GraphOp
 
 
 def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
-    """Raise ShapeError where sizes of the inputs, a number a symbol, break what the graph requires of them."""
+    """Raise ShapeError if sizes of the inputs, a number a symbol, break what the graph requires of them."""
     for dim, number in graph.requires:
         got = evaluate(dim, sizes)
         if got != number and (bound := of_shortfall(dim)) is not None:
@@ -72,35 +40,12 @@ def validate(graph: Graph) -> Graph:
             raise ModelFormatError(f"constant {name}: declared {value}, holds {array.dtype}{list(array.shape)}")
     names = set()
     for node in graph.nodes:
-        if node.op not in _FORM:
-            raise ModelFormatError(f"node {node.name}: unknown op {node.op!r}")
-        least, most, outs, attrs = _FORM[node.op]
-        if not least <= len(node.inputs) <= most or not 1 <= len(node.outputs) <= outs:
-            raise ModelFormatError(
-                f"node {node.name}: {node.op} with {len(node.inputs)} inputs, {len(node.outputs)} outputs"
-            )
-        if None in node.inputs[:least]:
-            raise ModelFormatError(f"node {node.name}: a required input of {node.op} is absent")
-        if set(node.attrs) - _MAY_LACK.get(node.op, set()) != attrs:
-            raise ModelFormatError(
-                f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(attrs)}"
-            )
+        _check_form(graph, node)
         if node.name in names:
             raise ModelFormatError(f"two nodes are named {node.name}")
         names.add(node.name)
-        _check_functions(graph, node)
-        for k, name in enumerate(node.inputs):
-            if name is not None:
-                _declared(graph, name, f"input of node {node.name}")
-                if name not in made and (node.op, k) != ("state", 0):
-                    raise ModelFormatError(f"node {node.name}: its input {name} is not made before it")
-        for name in node.outputs:
-            if name is None:
-                continue
-            _declared(graph, name, f"output of node {node.name}")
-            if name in made:
-                raise ModelFormatError(f"node {node.name}: its output {name} is made twice")
-            made.add(name)
+        _check_attributes(graph, node, ROWS[node.op])
+        _check_values(graph, node, made)
     for name in graph.outputs:
         if name not in made:
             raise ModelFormatError(f"{graph.name}: nothing makes the output {name}")
@@ -133,30 +78,53 @@ def _check_ends(graph: Graph) -> None:
             raise ModelFormatError(f"{graph.name}: state {a} ends as {b}")
 
 
-# op -> (attribute that names a function or a dtype, what it may be)
-_CHOICES = {
-    "linear": ("activation", UNARY | {None}),
-    "unary": ("fn", UNARY),
-    "binary": ("fn", BINARY),
-    "cast": ("to", frozenset(DTYPES)),
-    "reduce": ("fn", frozenset(("sum", "mean", "max", "min"))),
-    "pad": ("mode", frozenset(("constant", "reflect", "edge"))),
-    "pool": ("fn", frozenset(("max", "mean"))),
-}
+def _check_form(graph: Graph, node: Node) -> None:
+    """A known op with as many inputs and outputs as it takes and exactly its attributes."""
+    row = ROWS.get(node.op)
+    if row is None:
+        raise ModelFormatError(f"node {node.name}: unknown op {node.op!r}")
+    if not row.least <= len(node.inputs) <= row.most or not 1 <= len(node.outputs) <= len(row.outputs):
+        raise ModelFormatError(
+            f"node {node.name}: {node.op} with {len(node.inputs)} inputs, {len(node.outputs)} outputs"
+        )
+    if None in node.inputs[: row.least]:
+        raise ModelFormatError(f"node {node.name}: a required input of {node.op} is absent")
+    required = {name for name, attribute in row.attrs.items() if attribute.required}
+    if not required <= node.attrs.keys() <= row.attrs.keys():
+        raise ModelFormatError(
+            f"node {node.name}: {node.op} has attributes {sorted(node.attrs)}, expected {sorted(required)}"
+        )
+
+
+def _check_values(graph: Graph, node: Node, made: set[str]) -> None:
+    """Inputs are made before the node (a state's excepted), outputs by it alone; adds these to `made`."""
+    for k, name in enumerate(node.inputs):
+        if name is not None:
+            _declared(graph, name, f"input of node {node.name}")
+            if name not in made and (node.op, k) != ("state", 0):
+                raise ModelFormatError(f"node {node.name}: its input {name} is not made before it")
+    for name in node.outputs:
+        if name is None:
+            continue
+        _declared(graph, name, f"output of node {node.name}")
+        if name in made:
+            raise ModelFormatError(f"node {node.name}: its output {name} is made twice")
+        made.add(name)
 
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def _check_functions(graph: Graph, node: Node) -> None:
+def _check_attributes(graph: Graph, node: Node, row: GraphOp) -> None:
     """Functions are known ones, float32 holds their alpha and beta, and what the vocabulary calls constant is one."""
-    attr, known = _CHOICES.get(node.op, (None, ()))
-    if attr is not None and node.attrs[attr] not in known:
-        raise ModelFormatError(f"node {node.name}: {attr} of {node.op} is {node.attrs[attr]!r:.80}, which is unknown")
+    for name, attribute in row.attrs.items():
+        if attribute.choices is not None and node.attrs[name] not in attribute.choices:
+            what = f"{name} of {node.op} is {node.attrs[name]!r:.80}"
+            raise ModelFormatError(f"node {node.name}: {what}, which is unknown")
     for value in _parameters(node):
         if _LARGEST < abs(value) < float("inf"):
             raise ModelFormatError(f"node {node.name}: alpha or beta is {value:.6g}, which float32 can't hold")
-    if node.op in ("linear", "conv", "conv_transpose"):
+    if row.weights:
         for name in node.inputs[1:]:
             if name is not None and name not in graph.constants:
                 raise ModelFormatError(f"node {node.name}: {name} must be a constant")
@@ -164,10 +132,11 @@ def _check_functions(graph: Graph, node: Node) -> None:
 
 def _parameters(node: Node) -> list[float]:
     """alpha and beta of the functions of a node. Not of clip: bounds beyond float32 bound nothing, as infinite ones."""
-    if node.op == "cell":
+    if "spec" in node.attrs:
         return [number for a in node.attrs["spec"].activations for number in (a.alpha, a.beta)]
-    name = node.attrs["fn" if node.op == "unary" else "activation"] if node.op in ("unary", "linear") else "clip"
-    return [] if name == "clip" else [node.attrs["alpha"], node.attrs["beta"]]
+    if "alpha" not in node.attrs or "clip" in (node.attrs.get("fn"), node.attrs.get("activation")):
+        return []
+    return [node.attrs["alpha"], node.attrs["beta"]]
 
 
 def _declared(graph: Graph, name: str, what: str) -> Value:

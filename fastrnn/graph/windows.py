@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+CONVOLUTIONS = frozenset(("conv", "conv_transpose"))
+WINDOWS = CONVOLUTIONS | {"pool"}
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -3,6 +3,7 @@
 verification/     comparing with other engines
 limits.py          what this machine allows, measured once and cached
 cost_model.py      what each op should cost
+op_costs.py        one function per kind of op
 profiling.py       `profile`
 analysis/          `analyze`: dirt, memory, precision
 report/            their pages, and the drawing of a graph

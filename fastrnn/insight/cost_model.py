@@ -5,24 +5,21 @@ machine's limits alone allow (`least_ns`, the roofline), and a prediction, which
 chain of dependent multiply-adds, activations, the fixed cost of a tile, of a step and of an op.
 
 The machine's part is measured (`limits.py`): multiply-adds a second, reading rates by working set, the latency of a
-multiply-add, a vector of tanh, a call from Python. The engine's part is `FACTORS`, fitted by
-tools/cost_model.py to cells of 8 to 512 units on a Zen 4 with AVX-512, and to models by hand, in units of those
-measurements, so that they move with the machine. docs/performance_model.md says how well it does.
+multiply-add, a vector of tanh, a call from Python. What each kind of op needs is in `op_costs.py`. The engine's part is
+`FACTORS`, fitted by tools/cost_model.py to cells of 8 to 512 units on a Zen 4 with AVX-512, and to models by hand, in
+units of those measurements, so that they move with the machine. docs/performance_model.md says how well it does.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..compile.plan import Op, Plan
 from ..graph import dims as D
 from .limits import Limits
+from .op_costs import SHARED, Parts, costs
 
-FLOAT = 4
-# As in _kernels: the sums that a tile's registers hold by lanes, its most rows.
-TILE_SUMS, TILE_ROWS = {16: 24, 8: 12, 4: 12}, 6
 # As in _executor.pyx: the work from which a call is shared between threads.
 FLOPS_A_THREAD = 2_000_000
 MOST_PHASES = 64  # positions of a stream that are looked at, where its calls differ
@@ -109,23 +106,6 @@ class Context:
         return self.limits.latency_ns / 4
 
 
-@dataclass
-class _Parts:
-    """The times (ns) that an op is made of, by what bounds each. Within one product multiply-adds, reading and latency
-    overlap and only the largest counts (`_busiest`); several products, and all the rest, add up."""
-
-    fma: float = 0.0
-    reading: float = 0.0
-    latency: float = 0.0
-    activations: float = 0.0
-    overhead: float = 0.0
-
-    def __iadd__(self, other: _Parts) -> _Parts:
-        for name in ("fma", "reading", "latency", "activations", "overhead"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
-
-
 def footprint_of(plan: Plan) -> int:
     """Weight bytes that one call of a plan reads (each array once)."""
     packed = {id(c): c.nbytes for c in plan.cells} | {id(p): p.nbytes for p, _ in plan.linears}
@@ -170,13 +150,12 @@ def _mean(costs: tuple[Cost, ...]) -> Cost:
 
 def cost_of(op: Op, context: Context) -> Cost:
     """The cost of one op."""
-    rule = _RULES.get(op.kind, _other)
-    parts, flops, weights, data = rule(op, context)
+    parts, flops, weights, data = costs[op.kind](op, context)
     limits, footprint = context.limits, context.footprint
     parts.overhead += context.factors.op * context.tick
-    if context.threads > 1 and op.kind in _SHARED:
+    if context.threads > 1 and op.kind in SHARED:
         gain = 1 + (context.threads - 1) * context.factors.share
-        parts = _Parts(parts.fma / gain, parts.reading / gain, parts.latency / gain, parts.activations / gain,
+        parts = Parts(parts.fma / gain, parts.reading / gain, parts.latency / gain, parts.activations / gain,
                        parts.overhead)  # fmt: skip
     level = limits.level(footprint)
     terms = {
@@ -197,285 +176,3 @@ def cost_of(op: Op, context: Context) -> Cost:
         sum(terms.values()),
         max(terms, key=lambda name: terms[name]),
     )
-
-
-# ---- products: cells, linear layers, convolutions --------------------------------------------------------------------
-
-
-def _blocks(columns: int, vectors: int, lanes: int) -> list[tuple[int, int]]:
-    """(floats a vector, vectors) of each block that `columns` are cut into; see _kernels/blocks.h."""
-    full, rest = divmod(columns, vectors * lanes)
-    whole, odd = divmod(rest, lanes)
-    width = 4
-    while width < odd:
-        width *= 2
-    narrow = 0 < odd and width < lanes
-    last = whole + (1 if odd and not narrow else 0)
-    return [(lanes, vectors)] * full + ([(lanes, last)] if last else []) + ([(width, 1)] if narrow else [])
-
-
-def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: Context, footprint: int) -> _Parts:
-    """rows x K times K x the blocks' columns, tile by tile. (width, vectors) of each block; the weights are read once
-    for all rows of a block, which then stay in a cache nearer by."""
-    limits, factors, lanes = context.limits, context.factors, context.lanes
-    vector_ns = 2e9 * lanes / (limits.fma * factors.fma)
-    parts = _Parts()
-    for (width, vectors), count in _tiled(rows, blocks, lanes):
-        parts.fma += rows * K * count * vectors * vector_ns * (1.0 if width == lanes else factors.narrow)
-        tiles = _tiles(rows, vectors, lanes)
-        parts.latency += tiles * K * limits.latency_ns
-        parts.reading += 1e9 * count * K * vectors * width * FLOAT / (limits.read_rate(footprint) * factors.read)
-        parts.overhead += (tiles * factors.tile + rows * count * factors.row) * context.tick
-    return _busiest(parts)
-
-
-def _tiled(rows: int, blocks: list[tuple[int, int]], lanes: int) -> list[tuple[tuple[int, int], int]]:
-    """(block, 1 or 2): few rows take two neighbouring blocks at once, which hides the latency of multiply-adds."""
-    pair, found, index = rows <= TILE_SUMS[lanes] // 8, [], 0
-    while index < len(blocks):
-        same = blocks[index : index + 2] == [blocks[index]] * 2 and blocks[index][1] >= 3 and blocks[index][0] == lanes
-        count = 2 if pair and same else 1
-        found.append((blocks[index], count))
-        index += count
-    return found
-
-
-def _tiles(rows: int, vectors: int, lanes: int) -> int:
-    """How many tiles take all rows of a block; see frnn_tile_rows in _kernels/blocks.h."""
-    narrow = vectors == 3 and TILE_SUMS[lanes] < 3 * TILE_ROWS
-    return math.ceil(rows / (TILE_SUMS[lanes] // 3 if narrow else TILE_ROWS))
-
-
-def _tile_count(rows: int, blocks: list[tuple[int, int]], lanes: int) -> int:
-    return sum(_tiles(rows, vectors, lanes) for (_, vectors), _ in _tiled(rows, blocks, lanes))
-
-
-def _busiest(parts: _Parts) -> _Parts:
-    """The three that overlap as one time, under the name of the largest: a little more than that (their 4-norm), since
-    where two are nearly equal each now and then waits for the other."""
-    largest = max(("fma", "reading", "latency"), key=lambda name: getattr(parts, name))
-    both = (parts.fma**4 + parts.reading**4 + parts.latency**4) ** 0.25
-    alone = _Parts(activations=parts.activations, overhead=parts.overhead)
-    setattr(alone, largest, both)
-    return alone
-
-
-def _cell(op: Op, context: Context):
-    spec = context.plan.cells[op.fields["cell"]].spec
-    steps, rows = context.number(op.fields["steps"]), context.number(op.fields["rows"])
-    I, H, G = spec.input_size, spec.hidden_size, spec.gates  # noqa: E741
-    limits, factors = context.limits, context.factors
-    units = _blocks(H, 1, context.lanes)
-    before = spec.kind == "gru" and not spec.linear_before_reset
-    if spec.kind == "lstm" or (spec.kind == "gru" and not before):
-        blocks = [(width, G) for width, _ in units]
-    else:
-        blocks = _blocks(H, 4, context.lanes) * (3 if before else 1)
-    W, R = FLOAT * G * H * (I + 1), FLOAT * G * H * H
-    sums, room = rows * G * H, op.fields["pre_capacity"]  # floats of a step's input half, and what there is room for
-    hoisted = 0 < rows <= op.fields["hoisted_rows"] and steps > 1 and room >= 2 * sums
-    small = FLOAT * rows * (I + 3 * H)  # what else a step works on: x, h, c, y
-    alone = max(context.footprint if steps == 1 else W + R, W + R) + small
-    if hoisted:
-        parts = _product(steps * rows, I, blocks, context, W + small)
-        ahead = limits.read_rate(FLOAT * sums * min(steps, room // sums))
-        parts += _Parts(overhead=2e9 * FLOAT * sums * steps / ahead)
-        step = _product(rows, H, blocks, context, R + small + FLOAT * min(sums * steps, room) // 2)
-        weights = W + steps * R
-    else:
-        step = _product(rows, I + H, blocks, context, alone)
-        parts, weights = _Parts(), (W + R) * steps
-    acts, depth = {"rnn": (1, 1), "lstm": (5, 2), "gru": (3, 2)}[spec.kind]
-    each = factors.update * context.tick + acts * factors.activation * limits.function_ns
-    chains = _tile_count(rows, blocks, context.lanes) * depth * factors.chain * context.tick
-    step.activations += rows * len(units) * each + chains
-    step.overhead += factors.step * context.tick
-    parts += _Parts(*(steps * getattr(step, n) for n in ("fma", "reading", "latency", "activations", "overhead")))
-    parts.overhead += rows * factors.row * 2 * context.tick
-    return parts, context.number(op.flops), weights, FLOAT * steps * rows * (I + H)
-
-
-def _linear(op: Op, context: Context):
-    packed, _ = context.plan.linears[op.fields["packed"]]
-    outer = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
-    rows = context.number(op.fields["n2"])
-    parts = _times(outer, _dense(rows, packed.K, packed.N, context, max(context.footprint, packed.nbytes)))
-    weights = FLOAT * packed.K * packed.N if outer * rows else 0
-    return parts, context.number(op.flops), weights, FLOAT * outer * rows * (packed.K + packed.N)
-
-
-def _dense(rows: int, K: int, N: int, context: Context, footprint: int) -> _Parts:
-    """A product of `rows` rows with packed weights [K, N], its activation included as moving its results."""
-    parts = _product(rows, K, _blocks(N, 4, context.lanes), context, footprint)
-    ticks = context.factors.product + rows * math.ceil(N / context.lanes) * context.factors.element
-    parts.overhead += ticks * context.tick
-    return parts
-
-
-def _times(count: int, parts: _Parts) -> _Parts:
-    return _Parts(*(count * getattr(parts, n) for n in ("fma", "reading", "latency", "activations", "overhead")))
-
-
-def _matmul(op: Op, context: Context):
-    m, k, n = (context.number(op.fields[name]) for name in "mkn")
-    count = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
-    one = _dense(m, k, n, context, FLOAT * k * n)
-    one.overhead += FLOAT * k * n / context.factors.pack * context.tick
-    return _times(count, one), context.number(op.flops), 0, FLOAT * count * (m * k + k * n + m * n)
-
-
-def _window(op: Op, context: Context) -> tuple[int, int]:
-    """(output positions, taps) of an op over windows."""
-    f = {name: context.number(op.fields[name]) for name in ("batch", "out_h", "out_w", "taps_h", "taps_w")}
-    return f["batch"] * f["out_h"] * f["out_w"], f["taps_h"] * f["taps_w"]
-
-
-def _conv(op: Op, context: Context):
-    positions, taps = _window(op, context)
-    groups, channels, outs = (context.number(op.fields[name]) for name in ("groups", "channels", "outs"))
-    K, weights = taps * channels, FLOAT * groups * taps * channels * outs
-    parts = _times(groups, _dense(positions, K, outs, context, max(context.footprint, weights)))
-    parts.overhead += groups * positions * context.factors.move * context.tick  # patches, where taps lie apart
-    return parts, context.number(op.flops), weights, FLOAT * positions * groups * (channels + outs)
-
-
-def _depthwise(op: Op, context: Context):
-    positions, taps = _window(op, context)
-    channels = context.number(op.fields["channels"])
-    vectors = math.ceil(channels / context.lanes)
-    ticks = positions * (3 * context.factors.move + vectors * (4 * taps + context.factors.element))
-    parts = _Parts(overhead=ticks * context.tick)
-    return parts, context.number(op.flops), FLOAT * taps * channels, FLOAT * positions * channels * 2
-
-
-def _pool(op: Op, context: Context):
-    positions, taps = _window(op, context)
-    vectors = math.ceil(context.number(op.fields["channels"]) / context.lanes)
-    ticks = positions * (2 * context.factors.move + vectors * (taps + context.factors.element))
-    parts = _Parts(overhead=ticks * context.tick)
-    return parts, context.number(op.flops), 0, FLOAT * positions * context.number(op.fields["channels"]) * 2
-
-
-# ---- elementwise work and moving data --------------------------------------------------------------------------------
-
-# Functions that are one or two vector operations; all others are taken to cost as much as a tanh.
-_SIMPLE = frozenset(
-    "add sub mul min max neg abs relu clip affine leaky_relu thresholded_relu prelu equal greater greater_equal less "
-    "less_equal and or xor not where identity hard_sigmoid hard_swish sign floor ceil round".split()
-)
-
-
-def _elementwise(op: Op, context: Context):
-    from ..compile.lowering.fields import FUNCTIONS  # names of the codes that a program is made of
-
-    names = {code: name for name, code in FUNCTIONS.items()}
-    _, instructions = context.plan.programs[op.fields["program"]]
-    rank = op.fields["rank"]
-    sizes = [context.number(op.fields[f"size{i}"]) for i in range(rank)]
-    inner = sizes[-1] if sizes else 1
-    runs = math.prod(sizes[:-1])
-    vectors = runs * math.ceil(inner / context.lanes)
-    simple = sum(names.get(i[0], "") in _SIMPLE for i in instructions)
-    ticks = runs * context.factors.move * (1 + len(instructions)) + vectors * context.factors.element * (1 + simple)
-    functions = vectors * (len(instructions) - simple) * context.factors.function * context.limits.function_ns
-    parts = _Parts(activations=functions, overhead=ticks * context.tick)
-    inputs = context.number(op.fields["n_in"])
-    return parts, 0, 0, FLOAT * runs * inner * (1 + inputs)
-
-
-def _copy(op: Op, context: Context):
-    rank = context.number(op.fields["rank"])
-    sizes = [context.number(op.fields[f"size{i}"]) for i in range(rank)]
-    inner, runs = (sizes[-1] if sizes else 1), math.prod(sizes[:-1])
-    last = rank - 1
-    dense = rank == 0 or (
-        context.number(op.fields[f"source_stride{last}"]) == context.number(op.fields[f"target_stride{last}"]) == 1
-    )
-    each = 0.0 if dense else 1.0  # one by one where they don't lie side by side
-    ticks = runs * (context.factors.move + inner * each)
-    moved = 2 * FLOAT * runs * inner
-    reading = 1e9 * moved / context.limits.read_rate(moved)
-    return _Parts(reading=reading, overhead=ticks * context.tick), 0, 0, moved
-
-
-def _gather(op: Op, context: Context):
-    rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
-    size = context.number(op.fields["inner"]) * context.number(op.fields["item"])
-    reading = 1e9 * rows * size / context.limits.read_rate(context.footprint)
-    return _Parts(reading=reading, overhead=rows * context.factors.move * context.tick), 0, rows * size, rows * size
-
-
-def _state(op: Op, context: Context):
-    rows, size = context.number(op.fields["rows"]), context.number(op.fields["size"])
-    moved = 2 * FLOAT * rows * size
-    parts = _Parts(reading=1e9 * moved / context.limits.read_rate(moved))
-    return parts, 0, 0, moved
-
-
-def _zero(op: Op, context: Context):
-    count = context.number(op.fields["count"])
-    return _Parts(overhead=count / context.lanes * context.tick), 0, 0, FLOAT * count
-
-
-def _reduce(op: Op, context: Context):
-    rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
-    count, step = context.number(op.fields["count"]), context.number(op.fields["step"])
-    each = context.factors.element / context.lanes if step == 1 else 1.0
-    ticks = rows * (context.factors.move + count * each)
-    return _Parts(overhead=ticks * context.tick), context.number(op.flops), 0, FLOAT * rows * (count + 1)
-
-
-def _rows_of_functions(per_vector: float):
-    """softmax and layer_norm: some passes over rows of n, of which `per_vector` are worth a tanh."""
-
-    def rule(op: Op, context: Context):
-        rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
-        n = context.number(op.fields["n"])
-        vectors = rows * math.ceil(n / context.lanes)
-        acts = vectors * per_vector * context.limits.function_ns
-        ticks = rows * 3 * context.factors.move + vectors * 3 * context.factors.element
-        parts = _Parts(activations=acts, overhead=ticks * context.tick)
-        return parts, context.number(op.flops), 0, FLOAT * 2 * rows * n
-
-    return rule
-
-
-def _loop(op: Op, context: Context):
-    """The ops of its body, at every step. Their flops are those of all steps already, all else is of one."""
-    steps = context.number(op.fields["steps"])
-    parts, flops, weights, data = _Parts(), 0, 0, 0
-    for inner in context.plan.bodies[op.fields["body"]]:
-        of_one, work, read, moved = _RULES.get(inner.kind, _other)(inner, context)
-        if inner.kind not in _RULES:
-            of_one = _Parts(overhead=work / max(steps, 1) * context.tick)
-        of_one.overhead += context.factors.op * context.tick
-        parts += _times(steps, of_one)
-        flops, weights, data = flops + work, weights + steps * read, data + steps * moved
-    return parts, flops, weights, data
-
-
-def _other(op: Op, context: Context):
-    """An op without a rule of its own: one operation a tick and element, as a scalar loop does."""
-    work = context.number(op.flops)
-    return _Parts(overhead=work * context.tick), work, 0, 0
-
-
-_RULES: dict[str, Callable] = {
-    "cell": _cell,
-    "linear": _linear,
-    "loop": _loop,
-    "matmul": _matmul,
-    "conv": _conv,
-    "depthwise": _depthwise,
-    "pool": _pool,
-    "elementwise": _elementwise,
-    "copy": _copy,
-    "gather": _gather,
-    "reduce": _reduce,
-    "softmax": _rows_of_functions(1.5),
-    "layer_norm": _rows_of_functions(0.5),
-    "state_load": _state,
-    "state_store": _state,
-    "zero": _zero,
-}
-_SHARED = frozenset(("cell", "linear", "conv"))  # ops that threads share

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import FastRNNError
-from ..graph import Graph, Node, Value
+from ..graph import Graph, Node
 from ..graph import dims as D
+from ..graph.traverse import fresh
 from .attention_masks import HIDING, WEAK, Bias, Positions, seen_alone
 from .dead import remove_dead_nodes
 from .moves import simplify_moves
+from .patch import Patch
 
 
 def fuse_attention(graph: Graph) -> Graph:
@@ -35,14 +37,8 @@ def fuse_attention(graph: Graph) -> Graph:
         if found is not None:
             editor.emit(node, found)
         else:
-            editor.nodes.append(editor.with_mask_read(node))
-    if not editor.notes:
-        return graph
-    notes = (*simple.notes, *editor.notes)
-    changed = simple.replace(
-        nodes=tuple(editor.nodes), values=editor.values, constants=editor.constants, notes=notes
-    )  # fmt: skip
-    return remove_dead_nodes(changed)
+            editor.read_mask(node)
+    return remove_dead_nodes(editor.patch.done(*editor.notes)) if editor.notes else graph
 
 
 @dataclass
@@ -66,10 +62,8 @@ class _Found:
 class _Editor:
     def __init__(self, graph: Graph):
         self.graph, self.makers, self.readers = graph, graph.producers(), graph.consumers()
-        self.nodes: list[Node] = []
-        self.values, self.constants = dict(graph.values), dict(graph.constants)
+        self.patch, self.values = (patch := Patch(graph)), patch.values
         self.notes: list[str] = []
-        self.labels = {n.name for n in graph.nodes}
         self.positions = Positions(graph)
 
     # -- reading --
@@ -89,7 +83,7 @@ class _Editor:
         if node.op != "matmul" or len(self.graph.values[node.inputs[0]].dims) < 3:
             return None
         found = _Found("", "", node.inputs[1])
-        found.single = any(map(_is_one, self.graph.values[node.inputs[0]].dims[-2:]))
+        found.single = 1 in self.graph.values[node.inputs[0]].dims[-2:]
         weights = self._followed(node.inputs[0], found)
         guarded = self._guarded(weights)
         if guarded is not None:
@@ -97,7 +91,7 @@ class _Editor:
         soft = self.makers.get(weights) if found.safe else self.maker(weights, "softmax")
         if soft is None or soft.op != "softmax" or soft.attrs["log"]:
             return None
-        axes = [i for i, d in enumerate(self.graph.values[weights].dims) if found.single or not _is_one(d)]
+        axes = [i for i, d in enumerate(self.graph.values[weights].dims) if found.single or d != 1]
         if soft.attrs["axis"] != axes[-2 if found.turned else -1]:
             return None
         scores = self._without_bias(soft.inputs[0], found)
@@ -121,11 +115,11 @@ class _Editor:
                 break
             before = self.graph.values[node.inputs[0]].dims
             if node.op == "reshape":
-                two = [[d for d in dims if not _is_one(d)][-2:] for dims in (before, node.attrs["dims"])]
+                two = [[d for d in dims if d != 1][-2:] for dims in (before, node.attrs["dims"])]
                 if two[0] != two[1] or len(two[0]) < 2:
                     break
             else:
-                kept = [p for p in node.attrs["perm"] if not _is_one(before[p])]
+                kept = [p for p in node.attrs["perm"] if before[p] != 1]
                 *lead, row, column = sorted(kept)
                 if kept not in ([*lead, row, column], [*lead, column, row]):
                     break
@@ -151,7 +145,7 @@ class _Editor:
             name = self._followed(name, found)
             node = self.maker(name, "binary", "where")
             inner = None if node is None else self._added(node) if node.op == "binary" else self._hidden(node)
-            if inner is None or (not found.single and any(map(_is_one, self.graph.values[name].dims[-2:]))):
+            if inner is None or (not found.single and 1 in self.graph.values[name].dims[-2:]):
                 return name
             name, bias = inner
             bias.dims, bias.turned = self.graph.values[node.outputs[0]].dims, found.turned
@@ -226,24 +220,24 @@ class _Editor:
                 return name, factor
 
     # -- masks --
-    def with_mask_read(self, node: Node) -> Node:
-        """An attention node whose bias only says which steps are seen, without that bias."""
-        if node.op != "attention" or len(node.inputs) < 4 or node.attrs["offset"] != 0:
-            return node
+    def read_mask(self, node: Node) -> None:
+        """An attention node whose bias only says which steps are seen goes without that bias."""
+        if node.op != "attention" or len(node.inputs) != 4 or node.attrs["offset"] != 0:
+            return
         q, k = (self.graph.values[i].dims for i in node.inputs[:2])
         _, bands = seen_alone(self.positions, [Bias(node.inputs[3], "add", (*q[:3], k[2]), False)])
-        if len(node.inputs) > 4 or not bands:
-            return node
+        if not bands:
+            return
         width = bands[0].width
         before = node.attrs["window"]
         window = min(width, before) if width and before else width or before
         self.notes.append(f"{node.name}: its mask shows no later step" + (f" and {window} in all" if window else ""))
-        return replace(node, inputs=node.inputs[:3], attrs=dict(node.attrs) | {"causal": True, "window": window})
+        attrs = dict(node.attrs) | {"causal": True, "window": window}
+        self.patch.replace(node, replace(node, inputs=node.inputs[:3], attrs=attrs))
 
     # -- writing --
     def emit(self, node: Node, found: _Found) -> None:
         """The attention node in place of its last product, with what brings values to its four axes and back."""
-        start = len(self.nodes)
         dims = self.graph.values[node.outputs[0]].dims
         lead = _lead(dims[:-2])
         q, k = found.q, found.k_turned
@@ -254,31 +248,27 @@ class _Editor:
         q, k, v = (self._four(node, name, lead) for name in (q, k, found.v))
         inputs = [q, k, v]
         if None in inputs:
-            self._give_up(start, node)
+            self.patch.made = []
             return
         attrs = {
             "scale": found.scale, "softcap": found.softcap, "causal": found.causal, "window": found.window,
             "offset": 0, "safe": found.safe,
         }  # fmt: skip
-        self.labels.discard(node.name)
+        self.patch.labels.discard(node.name)
         try:
             inputs += self._bias_and_mask(node, found, lead)
             while inputs[-1] is None:
                 inputs.pop()
             out = self._add("attention", node.name, tuple(inputs), attrs)
         except FastRNNError:
-            self._give_up(start, node)
+            self.patch.made = []
             return
-        joined = self._fresh(f"{node.name}.joined", self.labels)
-        self.nodes.append(Node("reshape", joined, (out,), node.outputs, {"dims": dims}))
+        joined = fresh(f"{node.name}.joined", self.patch.labels)
+        self.patch.replace(node, Node("reshape", joined, (out,), node.outputs, {"dims": dims}))
         shown = "causal " if found.causal else ""
         window = f" over the last {found.window} steps" if found.window else ""
         weak = f"; its mask of {found.low:g} hides a step from scores above {found.low:g}" if found.low > WEAK else ""
         self.notes.append(f"{node.name}: products and softmax are one {shown}attention{window}{weak}")
-
-    def _give_up(self, start: int, node: Node) -> None:
-        del self.nodes[start:]
-        self.nodes.append(node)
 
     def _four(self, node: Node, name: str, lead: tuple) -> str | None:
         """A value [.., length, features] as [batch, heads, length, features]."""
@@ -315,8 +305,8 @@ class _Editor:
             if bias.fn == "hide":
                 name = self._add("unary", f"{node.name}.shown", (name,), {"fn": "not", "alpha": 0.0, "beta": 0.0})
             kept = name if kept is None else self._add("binary", f"{node.name}.mask", (kept, name), {"fn": "and"})
-            before = self._constant(f"{node.name}.0", np.float32(0.0)) if added is None else added
-            fill = self._constant(f"{node.name}.1", np.float32(bias.low))
+            before = self.patch.constant(f"{node.name}.0", np.array(0.0, np.float32)) if added is None else added
+            fill = self.patch.constant(f"{node.name}.1", np.array(bias.low, np.float32))
             added = self._add("where", f"{node.name}.fill", (name, before, fill), {})
         return [added, kept]
 
@@ -335,32 +325,8 @@ class _Editor:
         four = (*(lead if D.product(full) == D.product(lead) else _lead(full)), *have[-2:])
         return name if four == have else self._add("reshape", f"{node.name}.bias_heads", (name,), {"dims": four})
 
-    def _constant(self, base: str, array) -> str:
-        name = self._fresh(base, self.values)
-        array = np.asarray(array).reshape(())
-        self.values[name], self.constants[name] = Value(name, str(array.dtype), ()), array.copy()
-        return name
-
     def _add(self, op: str, label: str, inputs: tuple, attrs: dict) -> str:
-        from ..graph.shapes import infer
-
-        ((dtype, dims),) = infer(op, [None if i is None else self.values[i] for i in inputs], attrs)
-        name = self._fresh(f"{label}:out", self.values)
-        label = self._fresh(label, self.labels)
-        self.labels.add(label)
-        self.values[name] = Value(name, dtype, tuple(dims))
-        self.nodes.append(Node(op, label, inputs, (name,), attrs))
-        return name
-
-    @staticmethod
-    def _fresh(name: str, taken) -> str:
-        while name in taken:
-            name += "'"
-        return name
-
-
-def _is_one(dim) -> bool:
-    return isinstance(dim, int) and dim == 1
+        return self.patch.add(op, inputs, attrs, label, f"{label}:out")
 
 
 def _lead(dims: tuple) -> tuple:

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import FastRNNError
 from ..graph import Graph, Node, reference
 from ..graph import dims as D
+from ..graph.traverse import free_inputs, needed
 
 LARGEST_PROOF = 2048  # steps at which a mask is computed at most: 4 Mi elements
 LEAST_PROOF = 16
@@ -121,20 +122,11 @@ class Positions:
         return table.reshape(length, length)
 
     def _made_of(self, name: str) -> list[Node] | None:
-        """The nodes that make a value of positions alone, in order; None where an input has a part in it."""
-        wanted, stack = set(), [name]
-        while stack:
-            value = stack.pop()
-            node = self.makers.get(value)
-            if node is None:
-                if value not in self.graph.constants:
-                    return None
-            elif node.name not in wanted:
-                if node.op in ("cell", "state"):
-                    return None
-                wanted.add(node.name)
-                stack += [i for i in node.inputs if i is not None]
-        return [n for n in self.graph.nodes if n.name in wanted]
+        """The nodes that make a value of positions alone, in order; None if an input has a part in it."""
+        nodes = needed(self.graph, [name], makers=self.makers)
+        ends = free_inputs(nodes) if nodes else (name,)
+        known = all(i in self.graph.constants for i in ends)
+        return nodes if known and not any(n.op in ("cell", "state") for n in nodes) else None
 
     def _is_count(self, name: str | None) -> bool:
         array = self.graph.constants.get(name)

@@ -3,54 +3,50 @@ not computed: both are how causal convolutions are written (PyTorch has no other
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..graph import Graph, Node
+from .patch import Patch
 
 
 def fold_pads(graph: Graph) -> Graph:
     """pad with zeros along spatial axes, then convs: the convs alone. Only where nothing else reads what is padded."""
-    readers, producers, outputs = graph.consumers(), graph.producers(), set(graph.outputs)
-    nodes: list[Node] = []
+    readers, producers, outputs, patch = graph.consumers(), graph.producers(), set(graph.outputs), Patch(graph)
     gone: set[str] = set()
     for node in graph.nodes:
         before = producers.get(node.inputs[0]) if node.op == "conv" else None
         if before is None or before.op != "pad" or before.outputs[0] in outputs or not _zeros_in_space(before):
-            nodes.append(node)
             continue
         others = readers[before.outputs[0]]
         if not all(n.op == "conv" and n.inputs.count(before.outputs[0]) == 1 for n in others):
-            nodes.append(node)
             continue
         rank = len(before.attrs["pads"]) // 2
         around = [*before.attrs["pads"][2:rank], *before.attrs["pads"][rank + 2 :]]
         pads = tuple(a + b for a, b in zip(node.attrs["pads"], around, strict=True))
         gone.add(before.name)
         inputs = (before.inputs[0], *node.inputs[1:])
-        nodes.append(Node("conv", node.name, inputs, node.outputs, dict(node.attrs) | {"pads": pads}))
-    if not gone:
-        return graph
-    kept = tuple(n for n in nodes if n.name not in gone)
-    return graph.replace(nodes=kept, notes=(*graph.notes, f"folded {len(gone)} pads into convolutions"))
+        patch.replace(before)
+        patch.replace(node, replace(node, inputs=inputs, attrs=dict(node.attrs) | {"pads": pads}))
+    return patch.done(f"folded {len(gone)} pads into convolutions")
 
 
 def fold_cuts(graph: Graph) -> Graph:
     """conv, then a slice that takes off at its ends no more than the conv's padding made: a conv of less padding."""
-    readers, producers, outputs = graph.consumers(), graph.producers(), set(graph.outputs)
-    cut: dict[str, Node] = {}  # conv -> itself with less padding, its result that of the slice
-    gone: set[str] = set()
+    readers, producers, outputs, patch = graph.consumers(), graph.producers(), set(graph.outputs), Patch(graph)
+    gone = 0
     for node in graph.nodes:
         conv = producers.get(node.inputs[0]) if node.op == "slice" else None
-        conv = cut.get(conv.name, conv) if conv is not None else None
         if conv is None or conv.op != "conv" or conv.outputs[0] in outputs or len(readers[node.inputs[0]]) > 1:
             continue
         pads = _cut_pads(graph, conv, node)
         if pads is not None:
-            gone.add(node.name)
-            cut[conv.name] = Node("conv", conv.name, conv.inputs, node.outputs, dict(conv.attrs) | {"pads": pads})
-            producers[node.outputs[0]] = cut[conv.name]
-    if not gone:
-        return graph
-    nodes = tuple(cut.get(n.name, n) for n in graph.nodes if n.name not in gone)
-    return graph.replace(nodes=nodes, notes=(*graph.notes, f"folded {len(gone)} cuts into convolutions"))
+            # A cut of this cut is taken off the same convolution.
+            less = replace(conv, outputs=node.outputs, attrs=dict(conv.attrs) | {"pads": pads})
+            producers[node.outputs[0]] = less
+            patch.replace(conv, less)
+            patch.replace(node)
+            gone += 1
+    return patch.done(f"folded {gone} cuts into convolutions")
 
 
 def _cut_pads(graph: Graph, conv: Node, node: Node) -> tuple | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from ..graph import Graph, Node, Value
-
-_CONVOLUTIONS = frozenset(("conv", "conv_transpose"))
+from ..graph import Graph, Node
+from ..graph.windows import CONVOLUTIONS
+from .patch import Patch
 
 
 def fold_scales(graph: Graph) -> Graph:
@@ -15,12 +17,10 @@ def fold_scales(graph: Graph) -> Graph:
     Only where the values between have no other reader and are no outputs. The new weights are computed in float64 and
     rounded once.
     """
-    readers, outputs = graph.consumers(), set(graph.outputs)
-    constants, values = dict(graph.constants), dict(graph.values)
-    gone: set[str] = set()
-    replaced: dict[str, Node] = {}
+    readers, outputs, patch = graph.consumers(), set(graph.outputs), Patch(graph)
+    folded = scaled = 0
     for node in graph.nodes:
-        if node.op not in _CONVOLUTIONS:
+        if node.op not in CONVOLUTIONS:
             continue
         last, scale, shift = node, np.ones(()), np.zeros(())
         while last.outputs[0] not in outputs and len(readers.get(last.outputs[0], [])) == 1:
@@ -32,21 +32,18 @@ def fold_scales(graph: Graph) -> Graph:
                 scale, shift = scale * numbers, shift * numbers
             else:
                 shift = shift + numbers
-            gone.add(last.name)
+            patch.replace(last)
             last = after
+            folded += 1
         if last is not node:
-            inputs = _scaled(graph, node, scale, shift, constants, values)
-            replaced[last.name] = Node(node.op, node.name, inputs, last.outputs, dict(node.attrs))
-    if not replaced:
-        return graph
-    nodes = tuple(replaced.get(n.name, n) for n in graph.nodes if n.name not in gone)
-    notes = (*graph.notes, f"folded {len(gone)} scales and shifts of channels into {len(replaced)} convolutions")
-    return graph.replace(nodes=nodes, constants=constants, values=values, notes=notes)
+            patch.replace(last, replace(node, inputs=_scaled(patch, node, scale, shift), outputs=last.outputs))
+            scaled += 1
+    return patch.done(f"folded {folded} scales and shifts of channels into {scaled} convolutions")
 
 
 def _per_channel(graph: Graph, node: Node, name: str) -> np.ndarray | None:
     """The constant by which `node` multiplies the value `name`, or which it adds, one number a channel or one for all,
-    as float64 [channels] or []; None where it does something else."""
+    as float64 [channels] or []; None if it does something else."""
     if node.op != "binary" or node.attrs["fn"] not in ("mul", "add"):
         return None
     other = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
@@ -61,8 +58,9 @@ def _per_channel(graph: Graph, node: Node, name: str) -> np.ndarray | None:
     return array.astype(np.float64).reshape(-1)
 
 
-def _scaled(graph: Graph, node: Node, scale, shift, constants: dict, values: dict) -> tuple:
-    """The inputs of `node` with its weights and bias scaled and shifted, which are added to constants and values."""
+def _scaled(patch: Patch, node: Node, scale, shift) -> tuple:
+    """The inputs of `node` with its weights and bias scaled and shifted, which are new constants."""
+    graph = patch.graph
     W = graph.constants[node.inputs[1]].astype(np.float64)
     groups = node.attrs["groups"]
     maps = W.shape[0] if node.op == "conv" else W.shape[1] * groups
@@ -75,12 +73,5 @@ def _scaled(graph: Graph, node: Node, scale, shift, constants: dict, values: dic
     bias = np.zeros(maps)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = graph.constants[node.inputs[2]].astype(np.float64)
-    names = []
-    for what, array in (("weights", W), ("bias", bias * scale + shift)):
-        name = f"{node.name}:{what}"
-        while name in values:
-            name += "'"
-        constants[name] = array.astype(np.float32)
-        values[name] = Value(name, "float32", array.shape)
-        names.append(name)
-    return (node.inputs[0], *names)
+    made = (("weights", W), ("bias", bias * scale + shift))
+    return (node.inputs[0], *(patch.constant(f"{node.name}:{what}", a.astype(np.float32)) for what, a in made))

@@ -3,20 +3,20 @@ they work on one and two steps."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from ..graph import Graph, Node, Value
+from ..graph import Graph, Node
+from .patch import Patch
 
 
 def drop_idle_taps(graph: Graph) -> Graph:
     """conv over an axis of known size: without the taps at its ends that lie in the padding at every position."""
-    nodes: list[Node] = []
-    values, constants = dict(graph.values), dict(graph.constants)
-    dropped = 0
+    patch = Patch(graph)
     for node in graph.nodes:
         idle = _idle_taps(graph, node) if node.op == "conv" else []
         if not any(begin or end for begin, end in idle):
-            nodes.append(node)
             continue
         W = graph.constants[node.inputs[1]]
         index = [slice(None), slice(None)]
@@ -25,16 +25,10 @@ def drop_idle_taps(graph: Graph) -> Graph:
             index.append(slice(begin, W.shape[2 + axis] - end))
             pads[axis] -= begin * node.attrs["dilations"][axis]
             pads[rank + axis] -= end * node.attrs["dilations"][axis]
-        name = f"{node.name}.taps"
-        constants[name] = np.ascontiguousarray(W[tuple(index)])
-        values[name] = Value(name, graph.values[node.inputs[1]].dtype, constants[name].shape)
+        name = patch.constant(f"{node.name}.taps", np.ascontiguousarray(W[tuple(index)]))
         inputs = (node.inputs[0], name, *node.inputs[2:])
-        nodes.append(Node("conv", node.name, inputs, node.outputs, dict(node.attrs) | {"pads": tuple(pads)}))
-        dropped += 1
-    if not dropped:
-        return graph
-    note = f"dropped the taps of {dropped} convolutions that meet only padding"
-    return graph.replace(nodes=tuple(nodes), values=values, constants=constants, notes=(*graph.notes, note))
+        patch.replace(node, replace(node, inputs=inputs, attrs=dict(node.attrs) | {"pads": tuple(pads)}))
+    return patch.done(f"dropped the taps of {len(patch.instead)} convolutions that meet only padding")
 
 
 def _idle_taps(graph: Graph, node: Node) -> list[tuple[int, int]]:

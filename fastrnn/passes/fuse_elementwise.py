@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..graph import Graph, Node
+from ..graph.traverse import free_inputs
+from ..graph.windows import CONVOLUTIONS
 from .linear import _FUSABLE
 
 MAX_INPUTS = 8  # of a program: FRNN_MAX_INPUTS
 MAX_INSTRUCTIONS = 32  # FRNN_MAX_INSTRUCTIONS
 ELEMENTWISE = frozenset(("unary", "binary", "where"))
-_CONVOLUTIONS = frozenset(("conv", "conv_transpose"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def activations(graph: Graph) -> dict[str, Node]:
     readers, outputs = graph.consumers(), set(graph.outputs)
     found = {}
     for node in graph.nodes:
-        if node.op not in _CONVOLUTIONS or node.outputs[0] in outputs:
+        if node.op not in CONVOLUTIONS or node.outputs[0] in outputs:
             continue
         after = readers.get(node.outputs[0], [])
         if len(after) == 1 and activation_of(graph, after[0], node.outputs[0]) is not None:
@@ -85,7 +86,7 @@ def groups(
             grown = [*members[root], node]
             last = grown[0]
             same = graph.values[name].dims == graph.values[last.outputs[0]].dims
-            if same and len(grown) <= MAX_INSTRUCTIONS and len(_outside(grown)) <= MAX_INPUTS:
+            if same and len(grown) <= MAX_INSTRUCTIONS and len(free_inputs(grown)) <= MAX_INPUTS:
                 members[root] = grown
                 home[node.name] = root
                 continue
@@ -95,14 +96,8 @@ def groups(
     for root, nodes in members.items():
         if len(nodes) > 1:
             ordered = tuple(reversed(nodes))
-            found[root] = Group(ordered, _outside(ordered))
+            found[root] = Group(ordered, free_inputs(ordered))
     return found
-
-
-def _outside(nodes) -> tuple[str, ...]:
-    """Values that these nodes read and none of them makes, each once."""
-    made = {n.outputs[0] for n in nodes}
-    return tuple(dict.fromkeys(i for n in nodes for i in n.inputs if i is not None and i not in made))
 
 
 def _fits(graph: Graph, node: Node) -> bool:

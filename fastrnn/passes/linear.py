@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..graph import Graph, Node, Value
+from ..graph import Graph, Node
+from .patch import Patch
 
 # What a linear node may apply: functions of one argument that the product's epilogue can take on.
 _FUSABLE = frozenset(
@@ -15,16 +16,13 @@ def fuse_linear(graph: Graph) -> Graph:
 
     Only where the value between has no other reader and is no output.
     """
-    readers, outputs = graph.consumers(), set(graph.outputs)
-    gone: set[str] = set()
-    nodes: list[Node] = []
-    fused = 0
+    readers, outputs, patch = graph.consumers(), set(graph.outputs), Patch(graph)
 
     def only_reader(name: str) -> Node | None:
         found = readers.get(name, [])
         return found[0] if len(found) == 1 and name not in outputs else None
 
-    replaced: dict[str, Node] = {}
+    fused = 0
     for node in graph.nodes:
         if node.op != "matmul" or not _weight(graph, node.inputs[1]) or not graph.values[node.inputs[0]].dims:
             continue
@@ -32,28 +30,17 @@ def fuse_linear(graph: Graph) -> Graph:
         after = only_reader(last.outputs[0])
         bias = _bias(graph, after, last.outputs[0]) if after is not None else None
         if bias is not None:
-            inputs.append(bias)
-            gone.add(last.name)
+            inputs.append(_flat(patch, bias))
+            patch.replace(last)
             last = after
             after = only_reader(last.outputs[0])
         if after is not None and after.op == "unary" and after.attrs["fn"] in _FUSABLE:
             attrs = {"activation": after.attrs["fn"], "alpha": after.attrs["alpha"], "beta": after.attrs["beta"]}
-            gone.add(last.name)
+            patch.replace(last)
             last = after
-        replaced[last.name] = Node("linear", node.name, tuple(inputs), last.outputs, attrs)
+        patch.replace(last, Node("linear", node.name, tuple(inputs), last.outputs, attrs))
         fused += 1
-    if not fused:
-        return graph
-    constants, values = dict(graph.constants), dict(graph.values)
-    for node in graph.nodes:
-        if node.name in gone:
-            continue
-        new = replaced.get(node.name)
-        if new is not None and len(new.inputs) > 2 and len(constants[new.inputs[2]].shape) != 1:
-            new = _flat_bias(new, constants, values)
-        nodes.append(new or node)
-    notes = (*graph.notes, f"fused {fused} products with their bias and activation")
-    return graph.replace(nodes=tuple(nodes), constants=constants, values=values, notes=notes)
+    return patch.done(f"fused {fused} products with their bias and activation")
 
 
 def _weight(graph: Graph, name: str | None) -> bool:
@@ -72,10 +59,9 @@ def _bias(graph: Graph, node: Node, product: str) -> str | None:
     return other if array.shape[-1] == dims[-1] and array.size == array.shape[-1] else None
 
 
-def _flat_bias(node: Node, constants: dict, values: dict) -> Node:
-    """The node with its bias [1, .., N] as [N]."""
-    name = f"{node.inputs[2]}:flat"
-    if name not in constants:
-        constants[name] = constants[node.inputs[2]].reshape(-1).copy()
-        values[name] = Value(name, "float32", constants[name].shape)
-    return Node("linear", node.name, (*node.inputs[:2], name), node.outputs, dict(node.attrs))
+def _flat(patch: Patch, bias: str) -> str:
+    """The name of a bias [1, .., N] as [N]."""
+    name, array = f"{bias}:flat", patch.constants[bias]
+    if array.ndim == 1:
+        return bias
+    return name if name in patch.constants else patch.constant(name, array.reshape(-1).copy())

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..graph import Graph, Node, Value
 from ..graph import dims as D
+from ..graph.traverse import fresh
 
 
 def simplify_moves(graph: Graph) -> Graph:
@@ -99,9 +100,9 @@ class _Editor:
         if len(out.dims) != len(merged.dims) or ("axis" in node.attrs and node.attrs["axis"] != len(merged.dims) - 1):
             return None
         inputs = tuple(before.inputs[0] if i == k else name for i, name in enumerate(node.inputs))
-        name = self._fresh(f"{out.name}:rows", self.values)
+        name = fresh(f"{out.name}:rows", self.values)
         self.values[name] = Value(name, out.dtype, (*source.dims[:-1], out.dims[-1]))
-        label = self._fresh(f"{node.name}.rows", self.names)
+        label = fresh(f"{node.name}.rows", self.names)
         self.names.add(label)
         attrs = dict(node.attrs) | ({"axis": len(source.dims) - 1} if "axis" in node.attrs else {})
         return [
@@ -147,24 +148,18 @@ class _Editor:
         """The move applied to each input of the concat, and a concat of the results in its place."""
         made, names = [], []
         for k, (source, dims) in enumerate(zip(concat.inputs, parts, strict=True)):
-            name = self._fresh(f"{node.outputs[0]}:{k}", self.values)
+            name = fresh(f"{node.outputs[0]}:{k}", self.values)
             self.values[name] = Value(name, self.values[source].dtype, dims)
-            label = self._fresh(f"{node.name}.{k}", self.names)
+            label = fresh(f"{node.name}.{k}", self.names)
             self.names.add(label)
             made.append(Node(node.op, label, (source,), (name,), attrs or {"dims": dims}))
             names.append(name)
         return [*made, Node("concat", node.name, tuple(names), node.outputs, {"axis": axis})]
 
-    @staticmethod
-    def _fresh(name: str, taken) -> str:
-        while name in taken:
-            name += "'"
-        return name
-
 
 def _moves_only_ones(dims: tuple, perm: tuple) -> bool:
     """Whether all axes longer than one keep their order."""
-    kept = [p for p in perm if not (isinstance(dims[p], int) and dims[p] == 1)]
+    kept = [p for p in perm if dims[p] != 1]
     return kept == sorted(kept) and list(perm) != list(range(len(perm)))
 
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 from ..graph import Graph, Node
 from ..graph import dims as D
+from ..graph.vocabulary import moves
 
 MARK = "loses digits and overflows in float32 after some steps"
-_MOVES = frozenset({"cast", "transpose", "reshape", "slice", "concat", "expand", "pad", "gather"})
+_PASSED_ON = frozenset({"cast", "pad", "gather"})  # besides what only moves elements
 # What they return stays small, whatever goes in.
 _BOUNDED = frozenset({"sigmoid", "tanh", "hard_sigmoid", "sin", "cos", "erf", "softsign", "sign", "not", "log", "atan"})
 
@@ -66,11 +67,15 @@ def _reached(readers: dict[str, list[Node]], source: Node, passes: Callable[[Nod
     return list(found.values())
 
 
+def _hands_on(node: Node) -> bool:
+    return moves(node.op) or node.op in _PASSED_ON
+
+
 def _linear(node: Node) -> bool:
     """Hands on a sum of steps as something that grows with the steps as well."""
     if node.op == "binary":
         return node.attrs["fn"] in ("add", "sub", "mul", "div")
-    return node.op in _MOVES or (node.op == "unary" and node.attrs["fn"] in ("neg", "affine"))
+    return _hands_on(node) or (node.op == "unary" and node.attrs["fn"] in ("neg", "affine"))
 
 
 def _is_power(node: Node, source: Node) -> bool:
@@ -84,7 +89,7 @@ def _carries(node: Node) -> bool:
     if node.op == "unary":
         return node.attrs["fn"] not in _BOUNDED
     return (
-        node.op in _MOVES
+        _hands_on(node)
         or node.op == "where"
         or (node.op == "binary" and node.attrs["fn"] in ("mul", "div", "add", "sub"))
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..errors import UnsupportedError
-from ..graph import Graph, Node, Value, validate
+from ..graph import Graph, Node, validate
 from ..graph import dims as D
-from ..graph.shapes import infer
+from .patch import Patch
 
 
 def spread_positions(graph: Graph) -> Graph:
@@ -25,116 +27,90 @@ def spread_positions(graph: Graph) -> Graph:
     ]
     if problems:
         raise UnsupportedError(problems, graph.name)
-    return validate(graph.replace(nodes=tuple(spread.nodes), values=spread.values))
+    return validate(spread.patch.done())
+
+
+# An attribute, with a batch axis in front.
+_SHIFTED = {
+    "axis": lambda axis: axis + 1,
+    "axes": lambda axes: tuple(a + 1 for a in axes),
+    "perm": lambda perm: (0, *(a + 1 for a in perm)),
+    "dims": lambda dims: (D.BATCH, *dims),
+}
+# Ops that are the same with a batch axis in front, but for such attributes.
+_SAME = frozenset("unary cast binary where linear softmax layer_norm slice reduce transpose expand".split())
 
 
 class _Spread:
     """rows: name of a value of positions [dims] -> name of the same with rows, [batch, dims]."""
 
     def __init__(self, graph: Graph):
-        self.graph, self.nodes, self.values = graph, [], dict(graph.values)
+        self.graph, self.patch = graph, Patch(graph)
         self.rows: dict[str, str] = {}
-        self.labels = {n.name for n in graph.nodes}
         self.problems: list[str] = []
 
     def visit(self, node: Node) -> None:
-        """Copy a node, with rows where it needs them."""
+        """Replace a node that is computed from step numbers by one with rows."""
         live = [i for i in node.inputs if i is not None and i not in self.graph.constants]
         if node.op == "steps" and node.attrs["dims"] == (D.TIME,):
             self.rows[node.outputs[0]] = self._add(node, "steps", (), {**node.attrs, "dims": (D.BATCH, D.TIME)})
+            self.patch.replace(node)
             return
         if not any(i in self.rows for i in live):
-            self.nodes.append(node)
             return
         try:
             dims = self.graph.values[node.outputs[0]].dims
             if all(i in self.rows for i in live) and D.BATCH not in dims:
-                self.rows[node.outputs[0]] = getattr(self, f"_{node.op}", self._refuse)(node)
+                self.rows[node.outputs[0]] = self._with_rows(node)
+                self.patch.replace(node)
             else:
                 self._meet(node, dims)
         except UnsupportedError as error:
             self.problems += error.problems
-            self.nodes.append(node)
 
     def _refuse(self, node: Node):
         raise UnsupportedError(f"node {node.name} ({node.op}): it is computed from step numbers, which each stream has")
 
     # -- values of positions alone --
-    def _same(self, node: Node, shift: tuple = ()) -> str:
-        """An op whose axes are all one further on; constants stay, broadcasting as before."""
-        rank = len(self.graph.values[node.outputs[0]].dims)
-        inputs = tuple(i if i not in self.rows else self._ranked(node, i, rank) for i in node.inputs)
-        attrs = {k: self._shifted(v) if k in shift else v for k, v in node.attrs.items()}
-        return self._add(node, node.op, inputs, attrs)
+    def _with_rows(self, node: Node) -> str:
+        if node.op in _SAME or (node.op == "matmul" and all(self._rank(i) >= 2 for i in node.inputs)):
+            rank = self._rank(node.outputs[0])
+            inputs = tuple(i if i not in self.rows else self._ranked(node, i, rank) for i in node.inputs)
+            return self._add(node, node.op, inputs, _shifted(node))
+        if node.op == "reshape":
+            return self._add(node, "reshape", (self.rows[node.inputs[0]],), _shifted(node))
+        if node.op == "concat":
+            return self._add(node, "concat", tuple(self._expanded(node, i) for i in node.inputs), _shifted(node))
+        return self._gather(node) if node.op == "gather" else self._refuse(node)
 
-    @staticmethod
-    def _shifted(axes):
-        return axes + 1 if isinstance(axes, int) else tuple(a + 1 for a in axes)
+    def _rank(self, name: str) -> int:
+        return len(self.graph.values[name].dims)
 
     def _ranked(self, node: Node, name: str, rank: int) -> str:
-        """The value with rows, its dims filled up with ones to `rank` axes after the batch."""
+        """The value with rows, its dims filled up with ones to `rank` axes after the batch; constants broadcast."""
         dims = self.graph.values[name].dims
         if len(dims) >= rank:
             return self.rows[name]
         full = (D.BATCH, *(1,) * (rank - len(dims)), *dims)
         return self._add(node, "reshape", (self.rows[name],), {"dims": full})
 
-    def _unary(self, node):
-        return self._same(node)
+    def _expanded(self, node: Node, name: str) -> str:
+        """The value with rows, a constant too."""
+        if name in self.rows:
+            return self.rows[name]
+        return self._add(node, "expand", (name,), {"dims": (D.BATCH, *self.graph.values[name].dims)})
 
-    _cast = _binary = _where = _linear = _unary
-
-    def _softmax(self, node):
-        return self._same(node, ("axis",))
-
-    _layer_norm = _softmax
-
-    def _slice(self, node):
-        return self._same(node, ("axis",))
-
-    def _reduce(self, node):
-        axes = self._shifted(node.attrs["axes"])
-        return self._add(node, "reduce", (self.rows[node.inputs[0]],), {**node.attrs, "axes": axes})
-
-    def _transpose(self, node):
-        perm = (0, *self._shifted(node.attrs["perm"]))
-        return self._add(node, "transpose", (self.rows[node.inputs[0]],), {"perm": perm})
-
-    def _reshape(self, node):
-        return self._add(node, "reshape", (self.rows[node.inputs[0]],), {"dims": (D.BATCH, *node.attrs["dims"])})
-
-    def _expand(self, node):
-        dims = node.attrs["dims"]
-        x = self._ranked(node, node.inputs[0], len(dims))
-        return self._add(node, "expand", (x,), {"dims": (D.BATCH, *dims)})
-
-    def _concat(self, node):
-        inputs = []
-        for name in node.inputs:
-            if name not in self.rows:
-                dims = (D.BATCH, *self.graph.values[name].dims)
-                inputs.append(self._add(node, "expand", (name,), {"dims": dims}))
-            else:
-                inputs.append(self.rows[name])
-        return self._add(node, "concat", tuple(inputs), {"axis": node.attrs["axis"] + 1})
-
-    def _matmul(self, node):
-        ranks = [len(self.graph.values[i].dims) for i in node.inputs]
-        if min(ranks) < 2:
-            self._refuse(node)
-        return self._same(node)
-
-    def _gather(self, node):
+    def _gather(self, node: Node) -> str:
         table, indices = node.inputs
         axis = node.attrs["axis"]
         if indices not in self.rows:
-            return self._add(node, "gather", (self.rows[table], indices), {**node.attrs, "axis": axis + 1})
+            return self._add(node, "gather", (self.rows[table], indices), _shifted(node))
         if table in self.rows:
             self._refuse(node)
         out = self._add(node, "gather", (table, self.rows[indices]), node.attrs)
         if axis == 0:
             return out
-        rank = len(self.values[out].dims)
+        rank = len(self.patch.values[out].dims)
         perm = (axis, *(a for a in range(rank) if a != axis))
         return self._add(node, "transpose", (out,), {"perm": perm})
 
@@ -156,16 +132,11 @@ class _Spread:
             x = self._add(node, "reshape", (self.rows[name],), {"dims": (D.BATCH, *full)})
             perm = (*range(1, at + 1), 0, *range(at + 1, rank))
             inputs.append(self._add(node, "transpose", (x,), {"perm": perm}) if at else x)
-        self.nodes.append(Node(node.op, node.name, tuple(inputs), node.outputs, node.attrs))
+        self.patch.replace(node, replace(node, inputs=tuple(inputs)))
 
     def _add(self, node: Node, op: str, inputs: tuple, attrs: dict) -> str:
-        ((dtype, dims),) = infer(op, [self.values[i] for i in inputs], attrs)
-        name, label = f"{node.outputs[0]}:rows", f"{node.name}.rows"
-        while name in self.values:
-            name += "'"
-        while label in self.labels:
-            label += "'"
-        self.labels.add(label)
-        self.values[name] = Value(name, dtype, tuple(dims))
-        self.nodes.append(Node(op, label, inputs, (name,), attrs))
-        return name
+        return self.patch.add(op, inputs, attrs, f"{node.name}.rows", f"{node.outputs[0]}:rows")
+
+
+def _shifted(node: Node) -> dict:
+    return {name: _SHIFTED.get(name, lambda same: same)(value) for name, value in node.attrs.items()}

@@ -19,6 +19,8 @@ from ..graph import Graph, Node, Value, reference
 from ..graph.cells import ACTIVATIONS, Activation, CellSpec, activation
 from ..graph.dims import TIME
 from ..graph.loops import Loop, loops, schedule
+from ..graph.traverse import fresh, subgraph
+from .patch import Patch
 from .sums import Sum, Sums
 
 _ALLOWED = frozenset("linear matmul binary unary slice concat".split())
@@ -228,7 +230,7 @@ class _Cycle:
     def _run(self, bases) -> Iterator[dict]:
         """Steps of the cycle from random values: name -> float64 [rows, ..] of all that goes in, gates and results."""
         ends, results = [*bases, *self.prevs], [*dict.fromkeys((*self.roots, *self.gates))]
-        step = _step(self.graph, ends, results)
+        step = subgraph(self.graph, ends, results)
         rng = np.random.default_rng(20)
         for scale in _SCALES:
             feeds = {n: scale * rng.standard_normal((1, _ROWS, self.graph.values[n].dims[2])) for n in ends}
@@ -255,25 +257,9 @@ def _signed(rows: tuple, sign: int) -> tuple:
     return tuple(sign * part for part in rows)
 
 
-def _step(graph: Graph, inputs: list[str], outputs: list[str]) -> Graph:
-    """The nodes between these values; what was a state is an input of theirs."""
-    makers, wanted, stack = graph.producers(), set(), list(outputs)
-    while stack:
-        name = stack.pop()
-        node = makers.get(name)
-        if node is None or name in inputs or node.name in wanted:
-            continue
-        wanted.add(node.name)
-        stack += [i for i in node.inputs if i is not None]
-    nodes = tuple(n for n in graph.nodes if n.name in wanted)
-    read = {i for n in nodes for i in n.inputs}
-    constants = {k: v for k, v in graph.constants.items() if k in read}
-    return Graph(graph.name, tuple(inputs), tuple(outputs), nodes, graph.values, constants)
-
-
 def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
     """The graph with the cell in the cycle's place; unchanged where others read what only the cycle has."""
-    values, constants, names = dict(graph.values), dict(graph.constants), {n.name for n in graph.nodes}
+    patch = Patch(graph)
     h, *rest = (s.inputs[0] for s in found.states)
     gone, own = {n.name for n in loop.nodes}, {s.name for s in loop.states}
     outside = {i for n in graph.nodes if n.name not in gone | own for i in n.inputs} | set(graph.outputs)
@@ -286,44 +272,35 @@ def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
     if within & outside - {h}:
         return graph
 
-    def fresh(text: str, taken) -> str:
-        while text in taken:
-            text += "'"
-        return text
+    def add(text: str, dims) -> str:
+        name = fresh(text, patch.values)
+        patch.values[name] = Value(name, "float32", tuple(dims))
+        return name
 
-    def add(text: str, dtype: str, dims) -> str:
-        text = fresh(text, values)
-        values[text] = Value(text, dtype, tuple(dims))
-        return text
-
-    label, nodes, inputs = fresh(loop.name, names - own), [], []
+    label, nodes, inputs = fresh(loop.name, patch.labels - own), [], []
     for text, array in zip(("W", "R", "Wb", "Rb", "P"), found.arrays, strict=True):
-        inputs.append(None if array is None else add(f"{label}.{text}", "float32", array.shape))
-        if array is not None:
-            constants[inputs[-1]] = np.ascontiguousarray(array, np.float32)
+        array = None if array is None else np.ascontiguousarray(array, np.float32)
+        inputs.append(None if array is None else patch.constant(f"{label}.{text}", array))
     x = found.bases[0]
     steps, batch, hidden = graph.values[h].dims
     if len(found.bases) > 1:
-        x = add(f"{label}.x", "float32", (steps, batch, found.spec.input_size))
-        nodes.append(Node("concat", fresh(f"{label}.x", names), found.bases, (x,), {"axis": 2}))
+        x = add(f"{label}.x", (steps, batch, found.spec.input_size))
+        nodes.append(Node("concat", fresh(f"{label}.x", patch.labels), found.bases, (x,), {"axis": 2}))
     starts = [s.inputs[1] if len(s.inputs) > 1 else None for s in found.states]
-    last = {name: add(f"{name}.last", "float32", (batch, hidden)) for name in ends if ends[name]}
+    last = {name: add(f"{name}.last", (batch, hidden)) for name in ends if ends[name]}
     nodes.append(Node("cell", label, (x, *inputs, *starts, *(None,) * (2 - len(starts)), None),
                       (h, *(last.get(name) for name in (h, *rest))), {"spec": found.spec}))  # fmt: skip
-    swapped = {
-        n.name: Node("reshape", n.name, (last[name],), n.outputs, {"dims": (1, batch, hidden)})
-        for name in last
-        for n in ends[name]
-    }
+    for name in last:
+        for n in ends[name]:
+            patch.replace(n, Node("reshape", n.name, (last[name],), n.outputs, {"dims": (1, batch, hidden)}))
+    for node in loop.nodes:
+        patch.replace(node)
     # A state that others read too stays, as a delay of the cell's output; its name makes room for the cell's.
     for state in loop.states:
         keep = state.outputs[0] in outside and state.inputs[0] == h
-        gone |= set() if keep else {state.name}
-        swapped |= {state.name: replace(state, name=fresh(f"{state.name}.delay", names))} if keep else {}
-    kept = tuple(swapped.get(n.name, n) for n in graph.nodes if n.name not in gone)
-    note = f"rolled the cycle of {loop.name} up into one {found.spec.kind} cell"
-    done = graph.replace(nodes=(*nodes, *kept), values=values, constants=constants, notes=(*graph.notes, note))
-    return done.replace(nodes=tuple(_flat(done)))
+        patch.replace(state, *([replace(state, name=fresh(f"{state.name}.delay", patch.labels))] if keep else []))
+    done = patch.done(f"rolled the cycle of {loop.name} up into one {found.spec.kind} cell")
+    return done.replace(nodes=tuple(_flat(done.replace(nodes=(*nodes, *done.nodes)))))
 
 
 def _is_end(graph: Graph, node: Node, name: str) -> bool:

@@ -16,10 +16,11 @@ from ..errors import StateError
 from ..graph import Graph
 from ..graph import dims as D
 from ..graph.loops import loops
-from ..streaming.conditions import roots_of
+from ..graph.traverse import roots as roots_of
+from ..graph.traverse import subgraph
+from ..graph.vocabulary import moves
 
 MOST_STEPS = 1 << 60  # of a stream: what is more was never counted
-_MOVES = frozenset("transpose reshape slice expand concat".split())
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class StateLayout:
                 covered.add((slot.node, slot.part))
 
     def _set_initial(self, graph: Graph, name: str, slot) -> None:
-        sub = _subgraph(graph, [], [name])
+        sub = subgraph(graph, [], [name])
         (value,) = _run(sub, {})
         self.initial_row[slot.offset : slot.offset + slot.size] = value.reshape(-1)
 
@@ -191,23 +192,9 @@ def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     return reference.run(graph, feeds, sizes={"batch": 1, "time": 1})
 
 
-def _subgraph(graph: Graph, inputs: list[str], outputs: list[str]) -> Graph:
-    """The part of a graph that computes `outputs` from `inputs` and constants."""
-    producers, wanted, stack = graph.producers(), set(), list(outputs)
-    while stack:
-        name = stack.pop()
-        node = producers.get(name)
-        if node is None or name in inputs or node.name in wanted:
-            continue
-        wanted.add(node.name)
-        stack += [i for i in node.inputs if i is not None]
-    nodes = tuple(n for n in graph.nodes if n.name in wanted)
-    return graph.replace(inputs=tuple(inputs), outputs=tuple(outputs), nodes=nodes, states={})
-
-
 def _check_return(graph: Graph, name: str, ends: dict) -> None:
     """The output that a state becomes must put each cell's last state where the input had its first one."""
-    sub = _subgraph(graph, list(ends), [graph.states[name]])
+    sub = subgraph(graph, list(ends), [graph.states[name]])
     shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
     feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}
     (back,) = _run(sub, feeds)
@@ -217,9 +204,9 @@ def _check_return(graph: Graph, name: str, ends: dict) -> None:
 
 def _places(graph: Graph, root: str, name: str, where: str) -> np.ndarray:
     """Which flat elements of the input `root` (batch 1) arrive in `name`: found by sending their numbers through."""
-    sub = _subgraph(graph, [root], [name])
+    sub = subgraph(graph, [root], [name])
     for node in sub.nodes:
-        if node.op not in _MOVES:
+        if not moves(node.op):
             raise StateError(f"{where}: its initial state is the input {root} after a {node.op} (node {node.name})")
     shape = [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[root].dims]
     numbers = np.arange(int(np.prod(shape)), dtype=np.float64).reshape(shape)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ..graph import Graph
+from ..graph.traverse import roots
 from .follow import follow
 
 
@@ -40,21 +41,7 @@ def _initial_problem(graph: Graph, names: tuple) -> str | None:
     for name in names:
         if name is None:
             continue
-        roots = roots_of(graph, name)
-        live = [r for r in roots if r in graph.inputs and r not in graph.states]
+        live = sorted(roots(graph, name) - set(graph.states))
         if live:
             return f"its initial state is computed from the input {', '.join(live)}"
     return None
-
-
-def roots_of(graph: Graph, name: str) -> set[str]:
-    """The inputs on which a value depends."""
-    producers, seen, stack = graph.producers(), set(), [name]
-    while stack:
-        value = stack.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if value in producers:
-            stack += [i for i in producers[value].inputs if i is not None]
-    return {v for v in seen if v in graph.inputs}

@@ -17,11 +17,9 @@ from dataclasses import replace
 
 from ..graph import Graph, Node, Value
 from ..graph import dims as D
-from ..graph.windows import phases_of
+from ..graph.windows import WINDOWS, phases_of
 from .follow import Followed, Track, follow
 from .timetable import Timetable
-
-WINDOWS = ("conv", "conv_transpose", "pool")
 
 
 def rewrite(graph: Graph, ends: tuple[str, ...]) -> tuple[Graph, Timetable]:

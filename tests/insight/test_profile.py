@@ -15,7 +15,9 @@ from fastrnn.graph import dims as D
 from fastrnn.graph.cells import CellSpec
 from fastrnn.insight import cost_model, limits, profiling
 from fastrnn.insight.limits import Limits
+from fastrnn.insight.op_costs import costs
 from fastrnn.model import Model
+from fastrnn.runtime._ops import OP_FIELDS
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +120,9 @@ class TestLimits:
 
 
 class TestCostModel:
+    def test_every_kind_of_op_has_a_cost(self):
+        assert set(costs) == set(OP_FIELDS)
+
     def test_the_least_of_a_step_is_reading_its_weights(self, cells):
         model = cells("lstm", 128)
         (cost,) = cost_model.predict(model._program("stream").plan, MACHINE)

@@ -45,8 +45,3 @@ def instruction(fn: str, registers: tuple, alpha: float = 0.0, beta: float = 0.0
 def contiguous_last(t: Tensor) -> bool:
     """The last axis of t is one run of memory."""
     return not t.dims or t.strides[-1] == 1 or t.dims[-1] == 1
-
-
-def is_one(dim) -> bool:
-    """dim is the number 1."""
-    return isinstance(dim, int) and dim == 1

@@ -18,11 +18,14 @@ from ...errors import UnsupportedError
 from ...graph import Graph, Node, Value
 from ...graph import dims as D
 from ...graph.loops import Loop
+from ...graph.traverse import free_inputs
+from ...graph.vocabulary import ROWS
 from ...streaming.follow import Track, follow
-from ..plan import STEP, StateSlot
+from .. import bounds
+from ..plan import STEP
 from ..tensors import Tensor
-
-_DIMS = ("dims", "start", "stop", "pads")  # attributes that hold dims
+from .base import Lowering
+from .states import state_move
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Chain:
     root: str
     states: list[Node]
     memory: Tensor | None = None
+    offset: int = -1  # of a stream: where its slab row keeps the last steps
 
     @property
     def depth(self) -> int:
@@ -56,160 +60,161 @@ def chains(loop: Loop) -> list[Chain]:
     return found
 
 
-class LoopLowering:
-    """The methods of `fastrnn.compile.lowering.Lowering` for cycles; self is that class."""
-
-    def loop(self, loop: Loop) -> None:
-        """All ops of a cycle: its states' memory filled, its body at every step, what a stream keeps put back."""
-        self._check_loop(loop)
-        found = chains(loop)
+def lower_loop(low: Lowering, loop: Loop) -> None:
+    """All ops of a cycle: its states' memory filled, its body at every step, what a stream keeps put back."""
+    _check_loop(low, loop)
+    found = chains(loop)
+    for chain in found:
+        _open_chain(low, chain)
+    if loop.nodes:
+        _steps(low, loop, found)
+    else:
         for chain in found:
-            self._open_chain(chain)
-        if loop.nodes:
-            self._steps(loop, found)
+            low.copy(low.tensor(chain.root), _remembered(low, chain, 0), loop.name)
+    for chain in found:
+        if low.mode == "stream":
+            _slab_moves(low, chain, "state_load", D.TIME)
+
+
+@bounds.touches("loop")
+def _loop_touches(plan, f):
+    yield bounds.Access("steps", None, 0, ((f["steps"], 0),))  # a count alone
+
+
+def _remembered(low: Lowering, chain: Chain, ago: int) -> Tensor:
+    """The chain's root as it was `ago` steps ago: [T, ..]."""
+    return chain.memory.narrow(0, chain.depth - ago, D.TIME)
+
+
+def _check_loop(low: Lowering, loop: Loop) -> None:
+    """Every node of the loop keeps the steps apart, so that it can be computed step by step."""
+    for state in loop.states:
+        value = low.graph.values[state.outputs[0]]
+        if value.dims[0] != D.TIME:
+            raise UnsupportedError(f"a cycle over {value.dims[0]} steps ({value}): only over all steps of the input")
+    if not loop.nodes:
+        return
+    inside = {n.name for n in (*loop.nodes, *loop.states)}
+    nodes = tuple(n for n in low.graph.nodes if n.name in inside)
+    inputs = tuple(sorted(set(free_inputs(nodes)) - set(low.graph.constants)))
+    part = Graph(low.graph.name, inputs, (), nodes, low.graph.values, low.graph.constants)
+    if any(n.op == "cell" for n in loop.nodes):
+        raise UnsupportedError("a recurrent layer inside a cycle: its steps and those of the cycle are one axis")
+    walked = follow(part, "time")
+    if walked.problems:
+        raise UnsupportedError(f"in a cycle, {walked.problems[0]}")
+    low.tracks = walked.tracks
+
+
+def _open_chain(low: Lowering, chain: Chain) -> None:
+    """Its memory, whose first steps hold what the states begin with."""
+    value, n = low.graph.values[chain.root], chain.depth
+    order = [0, *([] if (b := _batch_axis(low, value)) is None else [b])]
+    order += [a for a in range(len(value.dims)) if a not in order]
+    chain.memory = low.builder.allocate(value.dtype, (n + value.dims[0], *value.dims[1:]), order)
+    for ago, state in enumerate(chain.states, 1):
+        low.tensors[state.outputs[0]] = _remembered(low, chain, ago)
+    if low.mode == "stream":
+        return _keep_chain(low, chain, value)
+    for ago, state in enumerate(chain.states, 1):
+        first = chain.memory.narrow(0, n - ago, 1).squeeze(0)
+        if len(state.inputs) > 1 and state.inputs[1] is not None:
+            low.copy(low.tensor(state.inputs[1]), first, state.name)
         else:
-            for chain in found:
-                self._copy(self.tensor(chain.root), self._remembered(chain, 0), loop.name)
+            zero = low.builder.constant(np.zeros((1,) * len(first.dims)), "float64")
+            low.copy(zero.expand(first.dims), first, state.name)
+
+
+def _batch_axis(low: Lowering, value: Value) -> int | None:
+    axes = [a for a, d in enumerate(value.dims) if "batch" in D.symbols(d)]
+    if len(axes) > 1 or (axes and not isinstance(D.exact_div(value.dims[axes[0]], D.BATCH), int)):
+        raise UnsupportedError(f"the state {value} has no plain batch axis")
+    return axes[0] if axes else None
+
+
+def _keep_chain(low: Lowering, chain: Chain, value: Value) -> None:
+    """Room in the slab row for the n steps that a stream keeps, oldest first, and their way from there."""
+    name, batch = chain.states[0].name, _batch_axis(low, value)
+    size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
+    rows = 1 if batch is None else D.exact_div(value.dims[batch], D.BATCH)
+    if value.dtype != "float32":
+        raise UnsupportedError(f"the state {value} of a stream is not float32")
+    if isinstance(size, D.Dim) or (low.has_batch and batch is None):
+        raise UnsupportedError(f"the state {value} has no plain batch axis")
+    chain.offset = low.builder.keep(name, "steps", chain.depth * rows * size)
+    _slab_moves(low, chain, "state_store", 0)
+
+
+def _slab_moves(low: Lowering, chain: Chain, kind: str, first) -> None:
+    """Steps first .. first + n of its memory to or from the slab."""
+    value = low.graph.values[chain.root]
+    batch = _batch_axis(low, value)
+    size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
+    rows = 1 if batch is None else value.dims[batch]
+    per_slot = 1 if batch is None else D.exact_div(rows, D.BATCH)
+    for k in range(chain.depth):
+        step = chain.memory.narrow(0, first + k, 1)
+        flat = Tensor(step.buffer, (rows, size), (size, 1), step.offset)
+        state_move(low, kind, chain.states[0].name, chain.offset + k * per_slot * size, per_slot, flat)
+
+
+def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
+    """The loop op. A value of the body is one step of what the graph declares; kept ones are whole sequences."""
+    kept = {c.root: _remembered(low, c, 0) for c in reversed(found)}
+    for name in _seen_outside(low, loop):
+        if name not in kept:
+            kept[name] = low.destinations.get(name) or _sequence(low, name)
+    outer, whole, aims = low.tensors, low.graph, low.destinations
+    low.graph = _one_step(whole, loop)
+    low.tensors = _step_tensors(low, loop, outer)
+    low.destinations = {name: _step_of(low, t, name) for name, t in kept.items() if name not in low.tensors}
+    targets = dict(low.destinations)
+    low.aim_nodes(loop.nodes)
+    mark = low.builder.begin_loop(loop.name, D.TIME)
+    try:
+        low.lower_nodes(n for n in low.graph.nodes if n.op != "state")
+        for name, target in targets.items():
+            low.copy(low.tensor(name), target, loop.name)
         for chain in found:
-            if self.mode == "stream":
-                self._slab_moves(chain, "state_load", D.TIME)
+            own = _step_of(low, _remembered(low, chain, 0), chain.root)
+            low.copy(low.tensor(chain.root), own, loop.name)
+    finally:
+        low.builder.end_loop(mark, [*kept.values(), *(c.memory for c in found)])
+        shared = {n: t for n, t in low.tensors.items() if n in whole.constants}
+        low.graph, low.tensors, low.destinations = whole, {**shared, **outer}, aims
+        low.tensors |= {name: t for name, t in kept.items() if name not in outer}
 
-    def _remembered(self, chain: Chain, ago: int) -> Tensor:
-        """The chain's root as it was `ago` steps ago: [T, ..]."""
-        return chain.memory.narrow(0, chain.depth - ago, D.TIME)
 
-    def _check_loop(self, loop: Loop) -> None:
-        """Every node of the loop keeps the steps apart, so that it can be computed step by step."""
-        for state in loop.states:
-            value = self.graph.values[state.outputs[0]]
-            if value.dims[0] != D.TIME:
-                raise UnsupportedError(
-                    f"a cycle over {value.dims[0]} steps ({value}): only over all steps of the input"
-                )
-        if not loop.nodes:
-            return
-        inside = {n.name for n in (*loop.nodes, *loop.states)}
-        made = {o for n in (*loop.nodes, *loop.states) for o in n.outputs}
-        outside = {i for n in (*loop.nodes, *loop.states) for i in n.inputs if i is not None and i not in made}
-        nodes = tuple(n for n in self.graph.nodes if n.name in inside)
-        inputs = tuple(sorted(outside - set(self.graph.constants)))
-        part = Graph(self.graph.name, inputs, (), nodes, self.graph.values, self.graph.constants)
-        if any(n.op == "cell" for n in loop.nodes):
-            raise UnsupportedError("a recurrent layer inside a cycle: its steps and those of the cycle are one axis")
-        walked = follow(part, "time")
-        if walked.problems:
-            raise UnsupportedError(f"in a cycle, {walked.problems[0]}")
-        self._tracks = walked.tracks
+def _seen_outside(low: Lowering, loop: Loop) -> list[str]:
+    """Values of the body that other nodes or the caller read."""
+    inside = {n.name for n in (*loop.nodes, *loop.states)}
+    outputs = {*low.output_names, *low.states.values()}
+    made = [o for n in loop.nodes for o in n.outputs if o is not None]
+    return [o for o in made if o in outputs or any(r.name not in inside for r in low.consumers.get(o, ()))]
 
-    def _open_chain(self, chain: Chain) -> None:
-        """Its memory, whose first steps hold what the states begin with."""
-        value, n = self.graph.values[chain.root], chain.depth
-        order = [0, *([] if (b := self._batch_axis(value)) is None else [b])]
-        order += [a for a in range(len(value.dims)) if a not in order]
-        chain.memory = self.builder.allocate(value.dtype, (n + value.dims[0], *value.dims[1:]), order)
-        for ago, state in enumerate(chain.states, 1):
-            self.tensors[state.outputs[0]] = self._remembered(chain, ago)
-        if self.mode == "stream":
-            return self._keep_chain(chain, value)
-        for ago, state in enumerate(chain.states, 1):
-            first = chain.memory.narrow(0, n - ago, 1).squeeze(0)
-            if len(state.inputs) > 1 and state.inputs[1] is not None:
-                self._copy(self.tensor(state.inputs[1]), first, state.name)
-            else:
-                zero = self.builder.constant(np.zeros((1,) * len(first.dims)), "float64")
-                self._copy(zero.expand(first.dims), first, state.name)
 
-    def _batch_axis(self, value: Value) -> int | None:
-        axes = [a for a, d in enumerate(value.dims) if "batch" in D.symbols(d)]
-        if len(axes) > 1 or (axes and not isinstance(D.exact_div(value.dims[axes[0]], D.BATCH), int)):
-            raise UnsupportedError(f"the state {value} has no plain batch axis")
-        return axes[0] if axes else None
+def _sequence(low: Lowering, name: str) -> Tensor:
+    """Memory for all steps of a value, steps slowest."""
+    value, axis = low.graph.values[name], low.tracks[name].axis
+    return low.builder.allocate(value.dtype, value.dims, [axis, *(a for a in range(len(value.dims)) if a != axis)])
 
-    def _keep_chain(self, chain: Chain, value: Value) -> None:
-        """Room in the slab row for the n steps that a stream keeps, oldest first, and their way from there."""
-        name, batch = chain.states[0].name, self._batch_axis(value)
-        size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
-        rows = 1 if batch is None else D.exact_div(value.dims[batch], D.BATCH)
-        if value.dtype != "float32":
-            raise UnsupportedError(f"the state {value} of a stream is not float32")
-        if isinstance(size, D.Dim) or (self.has_batch and batch is None):
-            raise UnsupportedError(f"the state {value} has no plain batch axis")
-        self._chain_slots[chain.root, name] = self.plan.state_size
-        self.plan.states.append(StateSlot(name, name, "steps", self.plan.state_size, chain.depth * rows * size))
-        self._slab_moves(chain, "state_store", 0)
 
-    def _slab_moves(self, chain: Chain, kind: str, first) -> None:
-        """Steps first .. first + n of its memory to or from the slab."""
-        value, offset = self.graph.values[chain.root], self._chain_slots[chain.root, chain.states[0].name]
-        batch = self._batch_axis(value)
-        size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
-        rows = 1 if batch is None else value.dims[batch]
-        per_slot = 1 if batch is None else D.exact_div(rows, D.BATCH)
-        for k in range(chain.depth):
-            step = chain.memory.narrow(0, first + k, 1)
-            flat = Tensor(step.buffer, (rows, size), (size, 1), step.offset)
-            self._state_move(kind, chain.states[0].name, offset + k * per_slot * size, per_slot, flat)
+def _step_tensors(low: Lowering, loop: Loop, outer: dict) -> dict:
+    """What the body reads of outside it, at the step it is at; a state as it was a step ago."""
+    states = {s.outputs[0]: s.inputs[0] for s in loop.states}
+    read = [name for name in free_inputs(loop.nodes) if name in outer]
+    return {name: _step_of(low, outer[name], name) for name in (*read, *states)}
 
-    # -- the body --
-    def _steps(self, loop: Loop, found: list[Chain]) -> None:
-        """The loop op. A value of the body is one step of what the graph declares; kept ones lie in whole sequences."""
-        kept = {c.root: self._remembered(c, 0) for c in reversed(found)}
-        for name in self._seen_outside(loop):
-            if name not in kept:
-                kept[name] = self.destinations.get(name) or self._sequence(name)
-        outer, whole, aims = self.tensors, self.graph, self.destinations
-        self.graph = _one_step(whole, loop)
-        self.tensors = self._step_tensors(loop, outer)
-        self.destinations = {name: self._step_of(t, name) for name, t in kept.items() if name not in self.tensors}
-        targets = dict(self.destinations)
-        for node in reversed(loop.nodes):
-            if node.op == "concat":
-                self._aim_concat(node)
-        mark = self.builder.begin_loop(loop.name, D.TIME)
-        try:
-            self._lower_nodes(n for n in self.graph.nodes if n.op != "state")
-            for name, target in targets.items():
-                self._copy(self.tensor(name), target, loop.name)
-            for chain in found:
-                own = self._step_of(self._remembered(chain, 0), chain.root)
-                self._copy(self.tensor(chain.root), own, loop.name)
-        finally:
-            self.builder.end_loop(mark, [*kept.values(), *(c.memory for c in found)])
-            shared = {n: t for n, t in self.tensors.items() if n in whole.constants}
-            self.graph, self.tensors, self.destinations = whole, {**shared, **outer}, aims
-            self.tensors |= {name: t for name, t in kept.items() if name not in outer}
 
-    def _seen_outside(self, loop: Loop) -> list[str]:
-        """Values of the body that other nodes or the caller read."""
-        inside = {n.name for n in (*loop.nodes, *loop.states)}
-        outputs = {*self.output_names, *(self.graph.states.values() if self.mode == "stream" else ())}
-        made = [o for n in loop.nodes for o in n.outputs if o is not None]
-        return [o for o in made if o in outputs or any(r.name not in inside for r in self.consumers.get(o, ()))]
-
-    def _sequence(self, name: str) -> Tensor:
-        """Memory for all steps of a value, steps slowest."""
-        value, axis = self.graph.values[name], self._tracks[name].axis
-        return self.builder.allocate(value.dtype, value.dims, [axis, *(a for a in range(len(value.dims)) if a != axis)])
-
-    def _step_tensors(self, loop: Loop, outer: dict) -> dict:
-        """What the body reads of outside it, at the step it is at; a state as it was a step ago."""
-        states = {s.outputs[0]: s.inputs[0] for s in loop.states}
-        made = {o for n in loop.nodes for o in n.outputs}
-        tensors = {}
-        for name in {i for n in loop.nodes for i in n.inputs if i is not None} - made:
-            if name in outer:
-                tensors[name] = self._step_of(outer[name], name)
-        return tensors | {name: self._step_of(outer[name], name) for name in states}
-
-    def _step_of(self, whole: Tensor, name: str) -> Tensor:
-        """One step of a value, where the loop is; the value itself where it has no steps."""
-        track: Track | None = self._tracks.get(name)
-        if track is None:
-            return whole
-        dim = D.exact_div(whole.dims[track.axis], D.TIME * track.inner)
-        if dim != 1:
-            raise UnsupportedError(f"in a cycle, {self.graph.values[name]}: its steps don't lie one after the other")
-        return whole.narrow(track.axis, STEP * track.inner, track.inner)
+def _step_of(low: Lowering, whole: Tensor, name: str) -> Tensor:
+    """One step of a value, where the loop is; the value itself if it has no steps."""
+    track: Track | None = low.tracks.get(name)
+    if track is None:
+        return whole
+    dim = D.exact_div(whole.dims[track.axis], D.TIME * track.inner)
+    if dim != 1:
+        raise UnsupportedError(f"in a cycle, {low.graph.values[name]}: its steps don't lie one after the other")
+    return whole.narrow(track.axis, STEP * track.inner, track.inner)
 
 
 def _one_step(graph: Graph, loop: Loop) -> Graph:
@@ -224,9 +229,7 @@ def _one_step(graph: Graph, loop: Loop) -> Graph:
             if name is not None:
                 value = graph.values[name]
                 values[name] = Value(name, value.dtype, tuple(map(at_one, value.dims)))
-        attrs = dict(node.attrs)
-        for key in _DIMS:
-            if key in attrs and node.op in ("reshape", "expand", "slice", "pad"):
-                attrs[key] = tuple(map(at_one, attrs[key])) if isinstance(attrs[key], tuple) else at_one(attrs[key])
+        known = ROWS[node.op].attrs
+        attrs = {key: known[key].number(value, at_one) for key, value in node.attrs.items()}
         nodes.append(Node(node.op, node.name, node.inputs, node.outputs, attrs))
     return graph.replace(values=values, nodes=tuple(nodes))

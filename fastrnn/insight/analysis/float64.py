@@ -93,7 +93,7 @@ class Float64:
                 elif item.op == "cell":
                     self._cell(item, known)
                 else:
-                    reference._run_node(self.graph, item, known, size)
+                    reference.run_node(self.graph, item, known, size)
 
     def _loop(self, loop: Loop, known: dict, size) -> None:
         """One step of a cycle."""
@@ -104,7 +104,7 @@ class Float64:
                 start = np.zeros([size(d) for d in value.dims], reference.WIDE[value.dtype])
             known[node.outputs[0]] = self.kept.get(node.name, start)
         for node in loop.nodes:
-            reference._run_node(self.graph, node, known, size)
+            reference.run_node(self.graph, node, known, size)
         for node in loop.states:
             self.kept[node.name] = known[node.inputs[0]]
 
@@ -169,11 +169,11 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None):
 
 
 def _activations(spec: CellSpec) -> list[Callable]:
-    """Those of reference.py; the usual ones in few sweeps: one over some hundred numbers is mostly its call."""
+    """Those of the reference; the usual ones in few sweeps: one over some hundred numbers is mostly its call."""
     if spec.clip is not None:
-        return reference._activations(spec)
+        return reference.activations_of(spec)
     usual = {"tanh": np.tanh, "sigmoid": lambda v: 0.5 * np.tanh(0.5 * v) + 0.5}
-    exact = reference._activations(spec)
+    exact = reference.activations_of(spec)
     return [usual.get(act.name, fn) for act, fn in zip(spec.activations, exact, strict=True)]
 
 

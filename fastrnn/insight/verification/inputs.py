@@ -10,6 +10,7 @@ import numpy as np
 from ...errors import ModelFormatError
 from ...graph import DTYPES, Graph
 from ...graph import dims as D
+from ...graph.vocabulary import moves
 
 MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
 
@@ -50,10 +51,6 @@ def random_inputs(graph: Graph, env: Mapping[str, int], rng: np.random.Generator
     return feeds
 
 
-# Ops that hand on the numbers of their first (concat: every) input unchanged.
-_MOVING = frozenset({"cast", "transpose", "reshape", "slice", "concat", "expand"})
-
-
 def integer_limits(graph: Graph, env: Mapping[str, int]) -> dict[str, int]:
     """Input name -> one more than the largest integer that may be fed; only inputs of which a node limits that."""
     consumers = graph.consumers()
@@ -70,7 +67,7 @@ def integer_limits(graph: Graph, env: Mapping[str, int]) -> dict[str, int]:
                     found.append(D.evaluate(graph.values[first].dims[node.attrs["axis"]], env))
                 elif node.op == "cell" and value in node.inputs[8:9]:
                     found.append(D.evaluate(graph.values[first].dims[0], env) + 1)
-                elif node.op in _MOVING and made not in seen:
+                elif (node.op == "cast" or moves(node.op)) and made not in seen:
                     seen.add(made)
                     waiting.append(made)
         if found:

@@ -1,0 +1,224 @@
+"""What the lowering of every op works with: `Lowering`, and the tables that `@lowers` and `@aims` fill."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import UnsupportedError
+from ...graph import Graph, Node
+from ...graph import dims as D
+from ...graph.loops import Loop, schedule
+from ...graph.registry import Registry
+from ...passes.fuse_elementwise import activations, groups
+from ...streaming.follow import Track
+from ...streaming.timetable import Timetable
+from .. import bounds
+from ..plan import Builder
+from ..tensors import Tensor, collapse
+from .fields import LEVELS, RANK, TYPE_CODES, at, contiguous_last
+
+if TYPE_CHECKING:
+    from . import Weights
+    from .attention import Context
+
+lowers = Registry()  # op -> (low, node): emits its plan ops, and notes the tensors of its outputs
+aims = (
+    Registry()
+)  # op -> (low, node): allocates its result before its inputs are lowered, so that they are written there
+
+
+class Lowering:
+    """One walk over a graph: tensors made so far, where results go, the plan being written."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        mode: str,
+        weights: Weights,
+        timetable: Timetable | None = None,
+        context: Context | None = None,
+    ):
+        self.graph, self.mode, self.weights, self.context = graph, mode, weights, context
+        self.producers = graph.producers()
+        self.builder = Builder(graph, mode, weights.isa)
+        self.builder.plan.timetable = timetable
+        self.plan = self.builder.plan
+        self.consumers = graph.consumers()
+        self.has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
+        self.destinations: dict[str, Tensor] = {}
+        self.positions: dict[object, int] = {}  # new steps a call -> where a slab row counts them all
+        self.tensors: dict[str, Tensor] = {}
+        self.tracks: dict[str, Track] = {}  # of the values of the cycle at hand, along its steps
+        self.problems: list[str] = []
+        self.fed_by_state: set[str] = set()  # values that the cells of a stream begin with: in its slab row
+        self.states = dict(graph.states) if mode == "stream" else {}  # that a stream threads itself
+        self.input_names = [n for n in graph.inputs if n not in self.states]
+        self.output_names = [n for n in graph.outputs if n not in self.states.values()]
+        self.activations = activations(graph)
+        absorbed = {n.name for n in self.activations.values()}
+        self.items = schedule(graph)
+        # Name of a node on a cycle -> which one.
+        self.region = {n.name: k for k, item in enumerate(self.items) if isinstance(item, Loop) for n in item.nodes}
+        self.groups = groups(graph, frozenset(absorbed), self.region)
+        # Nodes that are computed with another one: nothing is emitted for them.
+        self.absorbed = absorbed | {n.name for g in self.groups.values() for n in g.nodes[:-1]}
+
+    def lower_nodes(self, nodes) -> None:
+        """Emit the ops of each node; what can't be lowered is noted, so that all such nodes are named at once."""
+        for node in nodes:
+            if node.name in self.absorbed:
+                continue
+            try:
+                lowers[node.op](self, node)
+            except UnsupportedError as error:
+                self.note(node, error)
+                if node.name in self.activations:
+                    self.stand_in(self.activations[node.name])
+
+    def note(self, node: Node, error: UnsupportedError) -> None:
+        self.problems += [f"node {node.name} ({node.op}): {p}" for p in error.problems]
+        self.stand_in(node)
+
+    def aim_nodes(self, nodes) -> None:
+        """Allocate results that others write parts of, the last ones first: they may be parts of each other."""
+        for node in reversed(nodes):
+            if node.op in aims:
+                aims[node.op](self, node)
+
+    def stand_in(self, node: Node) -> None:
+        """Some tensors for the outputs of a node that can't be lowered, so that the nodes after it can be looked at."""
+        for i, out in enumerate(node.outputs):
+            self.result(node, i, fresh=True) if out is not None else None
+
+    def aim(self, name: str, tensor: Tensor) -> None:
+        """Ask whoever makes value `name` to write it into `tensor`, through views that can be undone."""
+        if name in self.destinations:
+            return
+        self.destinations[name] = tensor
+        node = self.producers.get(name)
+        if node is None or not node.inputs:
+            return
+        source = node.inputs[0]
+        if node.op == "transpose":
+            perm = node.attrs["perm"]
+            self.aim(source, tensor.transpose([perm.index(a) for a in range(len(perm))]))
+        elif node.op == "reshape" and self.graph.values[name].dims != self.graph.values[source].dims:
+            view = tensor.reshape(self.graph.values[source].dims)
+            if view is not None:
+                self.aim(source, view)
+
+    def result(self, node: Node, i: int = 0, order=None, rows: bool = False, fresh: bool = False) -> Tensor:
+        """The tensor that output i of a node is written to: its destination, or a fresh one.
+
+        rows: its last axis must be contiguous. order: memory order of a fresh tensor.
+        """
+        name = node.outputs[i]
+        value = self.graph.values[name]
+        tensor = None if fresh else self.destinations.get(name)
+        if tensor is not None and rows and not contiguous_last(tensor):
+            tensor = None
+        if tensor is None:
+            tensor = self.builder.allocate(value.dtype, value.dims, order)
+        self.tensors[name] = tensor
+        return tensor
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of a value that is already made (or of a constant)."""
+        if name not in self.tensors:
+            value, array = self.graph.values[name], self.graph.constants[name]
+            if value.dtype == "bool":
+                self.tensors[name] = self.builder.constant(array.astype(np.float32), "float32")
+            else:
+                self.tensors[name] = self.builder.constant(array, value.dtype)
+        return self.tensors[name]
+
+    def real(self, node: Node, i: int = 0) -> Tensor:
+        """Input i of a node as float32, which is what kernels take; bools become 0.0 and 1.0."""
+        return self.real_value(node.inputs[i], node)
+
+    def real_value(self, name: str, node: Node) -> Tensor:
+        """The value `name` as float32, for this node."""
+        t = self.tensor(name)
+        if t.dtype == "bool":
+            floats = self.builder.allocate("float32", t.dims, t.order)
+            self.copy(t, floats, node.name)
+            return floats
+        if t.dtype != "float32":
+            raise UnsupportedError(f"arithmetic on live {t.dtype} values ({name})")
+        return t
+
+    def tensor_or_none(self, node: Node, i: int) -> Tensor | None:
+        """The tensor of input i of a node, None if that is absent."""
+        name = node.inputs[i] if i < len(node.inputs) else None
+        return None if name is None else self.tensor(name)
+
+    def array(self, node: Node, i: int, what: str) -> np.ndarray | None:
+        """The array of input i of a node, which must be a constant (None if absent)."""
+        name = node.inputs[i] if i < len(node.inputs) else None
+        if name is None:
+            return None
+        if name not in self.graph.constants:
+            raise UnsupportedError(f"{what} ({name}) is not a constant")
+        return self.graph.constants[name]
+
+    def contiguous_last(self, t: Tensor, node: Node, count: int = 1) -> Tensor:
+        """t itself if its last `count` axes are one run in memory, else a copy in row-major order."""
+        step: object = 1
+        for axis in reversed(range(len(t.dims) - count, len(t.dims))):
+            if t.strides[axis] != step and t.dims[axis] != 1:
+                return self.dense(t, node)
+            step = t.dims[axis] * step
+        return t
+
+    def dense(self, t: Tensor, node: Node) -> Tensor:
+        """A copy in row-major order."""
+        dense = self.builder.allocate(t.dtype, t.dims)
+        self.copy(t, dense, node.name)
+        return dense
+
+    def copy(self, source: Tensor, target: Tensor, node: str) -> None:
+        """Elements of source into target (equal dims), converting dtypes; nothing if both are one place."""
+        loops = collapse(target.dims, (source.strides, target.strides), target.order)
+        same_place = source.buffer is target.buffer and source.offset == target.offset
+        if same_place and all(a == b for _, (a, b) in loops):
+            return
+        if len(loops) > RANK:
+            raise UnsupportedError(f"a copy over {len(loops)} axes that can't be merged; at most {RANK}")
+        fields = {"rank": len(loops), "source_type": TYPE_CODES[source.dtype], "target_type": TYPE_CODES[target.dtype]}
+        for i in range(RANK):
+            size, steps = loops[i] if i < len(loops) else (1, (0, 0))
+            fields |= {f"size{i}": size, f"source_stride{i}": steps[0], f"target_stride{i}": steps[1]}
+        self.builder.emit("copy", node, (source,), (target,), **fields, **at("source", source), **at("target", target))
+
+    def real_result(self, node: Node, order=None) -> Tensor:
+        """As `result`, of what is computed in float32: a bool is held as 0.0 and 1.0 until an output asks for bytes."""
+        out = self.result(node, order=order)
+        if out.dtype == "bool":
+            out = self.tensors[node.outputs[0]] = self.builder.allocate("float32", out.dims, out.order)
+        return out
+
+    def levels(self, dims, strides, order, node: Node, levels: int = LEVELS) -> list[tuple]:
+        """Rows as at most `levels` nested loops."""
+        loops = collapse(dims, strides, order)
+        if len(loops) > levels:
+            raise UnsupportedError(f"rows over {len(loops)} axes that can't be merged; at most {levels}")
+        return loops
+
+    def is_time(self, dim) -> bool:
+        """dim is a number of steps, and of nothing else."""
+        return bool(D.symbols(dim)) and self.builder.time_axis((dim,)) == 0 and "batch" not in D.symbols(dim)
+
+    def need(self, dim, text: str) -> None:
+        """The node has a meaning only if `dim` is not below 0: a condition of each call, or an error now."""
+        if isinstance(dim, D.Dim):
+            self.plan.conditions.append((dim, text))
+        elif dim < 0:
+            raise UnsupportedError(text)
+
+
+@bounds.touches("copy")
+def _copy_touches(plan, f):
+    for name in ("source", "target"):
+        yield from bounds.at(f, name, *bounds.space(f, name), item=bounds.ITEMS[f[f"{name}_type"]])

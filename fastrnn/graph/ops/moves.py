@@ -1,0 +1,155 @@
+"""Moving data: views, cuts, joins, lookups and borders."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import ShapeError
+from .. import dims as D
+from ..shapes import broadcast, check_axis
+from ..vocabulary import ANY_FLOAT, BOOL, DIM, DIMS, INT, INTS, TEXT, Meeting, graph_op
+
+
+def _transpose_dims(inputs, attrs):
+    (x,), perm = inputs, attrs["perm"]
+    if sorted(perm) != list(range(len(x.dims))):
+        raise ShapeError(f"perm {list(perm)} does not fit {x}")
+    return [(x.dtype, tuple(x.dims[p] for p in perm))]
+
+
+@graph_op("transpose(x)", attrs={"perm": INTS}, dims=_transpose_dims, moves=True)
+def _transpose(x, perm):
+    """Axis i of the result is axis perm[i] of x."""
+    return np.transpose(x, perm)
+
+
+def _reshape_dims(inputs, attrs):
+    (x,), dims = inputs, tuple(attrs["dims"])
+    if D.product(x.dims) != D.product(dims):
+        raise ShapeError(f"{x} has {D.product(x.dims)} elements, not {D.product(dims)}")
+    return [(x.dtype, dims)]
+
+
+@graph_op("reshape(x)", attrs={"dims": DIMS}, dims=_reshape_dims, moves=True)
+def _reshape(x, dims):
+    """The elements of x in row-major order; the product of dims is x's."""
+    return np.reshape(x, dims)
+
+
+def _slice_dims(inputs, attrs):
+    (x,) = inputs
+    axis, start, stop, step = (attrs[k] for k in ("axis", "start", "stop", "step"))
+    check_axis(x, axis)
+    if step == 0:
+        raise ShapeError("slice with step 0")
+    span = stop - start if step > 0 else start - stop
+    size = D.floordiv(span + abs(step) - 1, abs(step))
+    if isinstance(size, int) and size < 0:
+        raise ShapeError(f"slice [{start}:{stop}:{step}] of axis {axis} of {x}")
+    return [(x.dtype, (*x.dims[:axis], size, *x.dims[axis + 1 :]))]
+
+
+@graph_op("slice(x)", attrs={"axis": INT, "start": DIM, "stop": DIM, "step": INT}, dims=_slice_dims, moves=True)
+def _slice(x, axis, start, stop, step):
+    """Every step-th element of `axis`, 0 <= start <= stop <= size: already resolved. step may be negative: then start >
+    stop, stop >= -1, as in range().
+    """
+    indices = np.arange(start, stop, step)
+    if len(indices) and (indices.min() < 0 or indices.max() >= x.shape[axis]):
+        raise ShapeError(f"slice [{start}:{stop}:{step}] of axis {axis} leaves its size {x.shape[axis]}")
+    return np.take(x, indices, axis=axis)
+
+
+def _concat_dims(inputs, attrs):
+    axis, first = attrs["axis"], inputs[0]
+    check_axis(first, axis)
+    total = 0
+    for x in inputs:
+        same = len(x.dims) == len(first.dims) and x.dtype == first.dtype
+        if not same or any(a != b for i, (a, b) in enumerate(zip(x.dims, first.dims, strict=True)) if i != axis):
+            raise ShapeError(f"can't concat {x} to {first} along axis {axis}")
+        total = x.dims[axis] + total
+    return [(first.dtype, (*first.dims[:axis], total, *first.dims[axis + 1 :]))]
+
+
+@graph_op(
+    "concat(x, ...)",
+    attrs={"axis": INT},
+    dims=_concat_dims,
+    meets=Meeting(lambda attrs, rank: (attrs["axis"],), "joins {joined}"),
+    moves=True,
+)
+def _concat(*parts, axis):
+    """The parts one after the other along `axis` >= 0."""
+    return np.concatenate(parts, axis=axis)
+
+
+def _expand_dims(inputs, attrs):
+    (x,), dims = inputs, tuple(attrs["dims"])
+    if broadcast(x.dims, dims) != dims:
+        raise ShapeError(f"{x} does not expand to [{', '.join(map(str, dims))}]")
+    return [(x.dtype, dims)]
+
+
+@graph_op("expand(x)", attrs={"dims": DIMS}, dims=_expand_dims, moves=True)
+def _expand(x, dims):
+    """x broadcast to dims."""
+    return np.broadcast_to(x, dims)
+
+
+def _gather_dims(inputs, attrs):
+    x, indices = inputs
+    check_axis(x, attrs["axis"])
+    if indices.dtype not in ("int64", "int32"):
+        raise ShapeError(f"indices must be integers, got {indices}")
+    return [(x.dtype, x.dims[: attrs["axis"]] + indices.dims + x.dims[attrs["axis"] + 1 :])]
+
+
+@graph_op("gather(x, indices)", attrs={"axis": INT, "from_zero": BOOL.or_lacking(False)}, dims=_gather_dims)
+def _gather(x, indices, axis, from_zero):
+    """-> x.dims[:axis] + indices.dims + x.dims[axis+1:], axis >= 0. Indices are in [-size, size), a negative one
+    counted from the end; with from_zero in [0, size), as PyTorch's embedding takes them. One outside is an error when
+    it is met.
+    """
+    size = x.shape[axis]
+    low = 0 if from_zero else -size
+    bad = indices[(indices < low) | (indices >= size)]
+    if bad.size:
+        raise ShapeError(f"index {bad[0]} is outside [{low}, {size}), the size of axis {axis}")
+    return np.take(x, indices, axis=axis)
+
+
+def _pad_dims(inputs, attrs):
+    (x,), pads = inputs, attrs["pads"]
+    rank = len(x.dims)
+    if len(pads) != 2 * rank:
+        raise ShapeError(f"{len(pads)} pads for {x}: a beginning and an end an axis")
+    return [(x.dtype, tuple(d + b + e for d, b, e in zip(x.dims, pads[:rank], pads[rank:], strict=True)))]
+
+
+@graph_op(
+    "pad(x)",
+    attrs={"pads": DIMS, "mode": TEXT.among("constant", "reflect", "edge"), "value": ANY_FLOAT},
+    dims=_pad_dims,
+)
+def pad(x: np.ndarray, pads, mode: str, value: float) -> np.ndarray:
+    """x with `pads` (begins then ends, one per axis) put around it; a negative one cuts off. "constant" pads with
+    `value`. reflect leaves the edge out, and so pads by less than the size of its axis.
+
+    What is cut off is cut first, so that "edge" and "reflect" continue what is left. Raises ShapeError if a cut or a
+    reflection needs more elements than there are.
+    """
+    begins, ends = pads[: x.ndim], pads[x.ndim :]
+    for axis, (b, e) in enumerate(zip(begins, ends, strict=True)):
+        if min(b, 0) + min(e, 0) + x.shape[axis] < 0:
+            raise ShapeError(f"pads {b} and {e} cut more than the {x.shape[axis]} of axis {axis}")
+    key = tuple(slice(max(-b, 0), n - max(-e, 0)) for b, e, n in zip(begins, ends, x.shape, strict=True))
+    x = x[key]
+    widths = [(max(b, 0), max(e, 0)) for b, e in zip(begins, ends, strict=True)]
+    if mode == "constant":
+        return np.pad(x, widths, constant_values=value)
+    for axis, width in enumerate(widths):
+        least = max(width) + 1 if mode == "reflect" and max(width) else min(max(width), 1)
+        if x.shape[axis] < least:
+            raise ShapeError(f"{mode} padding by {max(width)} of axis {axis}, which has {x.shape[axis]} elements")
+    return np.pad(x, widths, mode=mode)

@@ -1,0 +1,22 @@
+"""Positions: the numbers of steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import ShapeError
+from ..vocabulary import DIM, DIMS, graph_op
+
+
+def _steps_dims(inputs, attrs):
+    if len(attrs["dims"]) not in (1, 2):
+        raise ShapeError(f"steps of dims [{', '.join(map(str, attrs['dims']))}]: one axis, or rows and one axis")
+    return [("int64", tuple(attrs["dims"]))]
+
+
+@graph_op("steps()", attrs={"dims": DIMS, "start": DIM}, dims=_steps_dims)
+def _steps(dims, start):
+    """int64, element i along the last axis being start + i. dims: (n,), or (rows, n) with all rows alike. If n is TIME,
+    a stream counts on: these are its own step numbers.
+    """
+    return np.broadcast_to(start + np.arange(dims[-1], dtype=np.int64), dims)

@@ -1,0 +1,16 @@
+"""A table of functions that is filled where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Registry(dict):
+    """Name -> function. `@registry("name", ..)` adds a function under these names."""
+
+    def __call__(self, *names: str) -> Callable:
+        def add(function: Callable) -> Callable:
+            self.update(dict.fromkeys(names, function))
+            return function
+
+        return add

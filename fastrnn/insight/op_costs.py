@@ -1,0 +1,312 @@
+"""What each kind of plan op costs: one function per kind, registered by `@costs("kind")`.
+
+A rule is a function (op, context) -> (Parts, flops, bytes of weights, bytes of data). See cost_model.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..compile.lowering.fields import FUNCTIONS
+from ..compile.plan import Op
+from ..graph.registry import Registry
+
+if TYPE_CHECKING:
+    from .cost_model import Context
+
+FLOAT = 4
+# As in _kernels: the sums that a tile's registers hold by lanes, its most rows.
+TILE_SUMS, TILE_ROWS = {16: 24, 8: 12, 4: 12}, 6
+SHARED = frozenset(("cell", "linear", "conv"))  # kinds of ops that threads share
+
+costs = Registry()  # kind of op -> its rule
+
+
+@dataclass
+class Parts:
+    """The times (ns) that an op is made of, by what bounds each. Within one product multiply-adds, reading and latency
+    overlap and only the largest counts (`_busiest`); several products, and all the rest, add up."""
+
+    fma: float = 0.0
+    reading: float = 0.0
+    latency: float = 0.0
+    activations: float = 0.0
+    overhead: float = 0.0
+
+    def __iadd__(self, other: Parts) -> Parts:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
+
+# ---- products: cells, linear layers, convolutions --------------------------------------------------------------------
+
+
+def _blocks(columns: int, vectors: int, lanes: int) -> list[tuple[int, int]]:
+    """(floats a vector, vectors) of each block that `columns` are cut into; see _kernels/blocks.h."""
+    full, rest = divmod(columns, vectors * lanes)
+    whole, odd = divmod(rest, lanes)
+    width = 4
+    while width < odd:
+        width *= 2
+    narrow = 0 < odd and width < lanes
+    last = whole + (1 if odd and not narrow else 0)
+    return [(lanes, vectors)] * full + ([(lanes, last)] if last else []) + ([(width, 1)] if narrow else [])
+
+
+def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: Context, footprint: int) -> Parts:
+    """rows x K times K x the blocks' columns, tile by tile. (width, vectors) of each block; the weights are read once
+    for all rows of a block, which then stay in a cache nearer by."""
+    limits, factors, lanes = context.limits, context.factors, context.lanes
+    vector_ns = 2e9 * lanes / (limits.fma * factors.fma)
+    parts = Parts()
+    for (width, vectors), count in _tiled(rows, blocks, lanes):
+        parts.fma += rows * K * count * vectors * vector_ns * (1.0 if width == lanes else factors.narrow)
+        tiles = _tiles(rows, vectors, lanes)
+        parts.latency += tiles * K * limits.latency_ns
+        parts.reading += 1e9 * count * K * vectors * width * FLOAT / (limits.read_rate(footprint) * factors.read)
+        parts.overhead += (tiles * factors.tile + rows * count * factors.row) * context.tick
+    return _busiest(parts)
+
+
+def _tiled(rows: int, blocks: list[tuple[int, int]], lanes: int) -> list[tuple[tuple[int, int], int]]:
+    """(block, 1 or 2): few rows take two neighbouring blocks at once, which hides the latency of multiply-adds."""
+    pair, found, index = rows <= TILE_SUMS[lanes] // 8, [], 0
+    while index < len(blocks):
+        same = blocks[index : index + 2] == [blocks[index]] * 2 and blocks[index][1] >= 3 and blocks[index][0] == lanes
+        count = 2 if pair and same else 1
+        found.append((blocks[index], count))
+        index += count
+    return found
+
+
+def _tiles(rows: int, vectors: int, lanes: int) -> int:
+    """How many tiles take all rows of a block; see frnn_tile_rows in _kernels/blocks.h."""
+    narrow = vectors == 3 and TILE_SUMS[lanes] < 3 * TILE_ROWS
+    return math.ceil(rows / (TILE_SUMS[lanes] // 3 if narrow else TILE_ROWS))
+
+
+def _tile_count(rows: int, blocks: list[tuple[int, int]], lanes: int) -> int:
+    return sum(_tiles(rows, vectors, lanes) for (_, vectors), _ in _tiled(rows, blocks, lanes))
+
+
+def _busiest(parts: Parts) -> Parts:
+    """The three that overlap as one time, under the name of the largest: a little more than that (their 4-norm), since
+    where two are nearly equal each now and then waits for the other."""
+    largest = max(("fma", "reading", "latency"), key=lambda name: getattr(parts, name))
+    both = (parts.fma**4 + parts.reading**4 + parts.latency**4) ** 0.25
+    alone = Parts(activations=parts.activations, overhead=parts.overhead)
+    setattr(alone, largest, both)
+    return alone
+
+
+@costs("cell")
+def _cell(op: Op, context: Context):
+    spec = context.plan.cells[op.fields["cell"]].spec
+    steps, rows = context.number(op.fields["steps"]), context.number(op.fields["rows"])
+    I, H, G = spec.input_size, spec.hidden_size, spec.gates  # noqa: E741
+    limits, factors = context.limits, context.factors
+    units = _blocks(H, 1, context.lanes)
+    before = spec.kind == "gru" and not spec.linear_before_reset
+    if spec.kind == "lstm" or (spec.kind == "gru" and not before):
+        blocks = [(width, G) for width, _ in units]
+    else:
+        blocks = _blocks(H, 4, context.lanes) * (3 if before else 1)
+    W, R = FLOAT * G * H * (I + 1), FLOAT * G * H * H
+    sums, room = rows * G * H, op.fields["pre_capacity"]  # floats of a step's input half, and what there is room for
+    hoisted = 0 < rows <= op.fields["hoisted_rows"] and steps > 1 and room >= 2 * sums
+    small = FLOAT * rows * (I + 3 * H)  # what else a step works on: x, h, c, y
+    alone = max(context.footprint if steps == 1 else W + R, W + R) + small
+    if hoisted:
+        parts = _product(steps * rows, I, blocks, context, W + small)
+        ahead = limits.read_rate(FLOAT * sums * min(steps, room // sums))
+        parts += Parts(overhead=2e9 * FLOAT * sums * steps / ahead)
+        step = _product(rows, H, blocks, context, R + small + FLOAT * min(sums * steps, room) // 2)
+        weights = W + steps * R
+    else:
+        step = _product(rows, I + H, blocks, context, alone)
+        parts, weights = Parts(), (W + R) * steps
+    acts, depth = {"rnn": (1, 1), "lstm": (5, 2), "gru": (3, 2)}[spec.kind]
+    each = factors.update * context.tick + acts * factors.activation * limits.function_ns
+    chains = _tile_count(rows, blocks, context.lanes) * depth * factors.chain * context.tick
+    step.activations += rows * len(units) * each + chains
+    step.overhead += factors.step * context.tick
+    parts += _times(steps, step)
+    parts.overhead += rows * factors.row * 2 * context.tick
+    return parts, context.number(op.flops), weights, FLOAT * steps * rows * (I + H)
+
+
+@costs("linear")
+def _linear(op: Op, context: Context):
+    packed, _ = context.plan.linears[op.fields["packed"]]
+    outer = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
+    rows = context.number(op.fields["n2"])
+    parts = _times(outer, _dense(rows, packed.K, packed.N, context, max(context.footprint, packed.nbytes)))
+    weights = FLOAT * packed.K * packed.N if outer * rows else 0
+    return parts, context.number(op.flops), weights, FLOAT * outer * rows * (packed.K + packed.N)
+
+
+def _dense(rows: int, K: int, N: int, context: Context, footprint: int) -> Parts:
+    """A product of `rows` rows with packed weights [K, N], its activation included as moving its results."""
+    parts = _product(rows, K, _blocks(N, 4, context.lanes), context, footprint)
+    ticks = context.factors.product + rows * math.ceil(N / context.lanes) * context.factors.element
+    parts.overhead += ticks * context.tick
+    return parts
+
+
+def _times(count: int, parts: Parts) -> Parts:
+    return Parts(*(count * value for value in vars(parts).values()))
+
+
+@costs("matmul")
+def _matmul(op: Op, context: Context):
+    m, k, n = (context.number(op.fields[name]) for name in "mkn")
+    count = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
+    one = _dense(m, k, n, context, FLOAT * k * n)
+    one.overhead += FLOAT * k * n / context.factors.pack * context.tick
+    return _times(count, one), context.number(op.flops), 0, FLOAT * count * (m * k + k * n + m * n)
+
+
+def _window(op: Op, context: Context) -> tuple[int, int]:
+    """(output positions, taps) of an op over windows."""
+    f = {name: context.number(op.fields[name]) for name in ("batch", "out_h", "out_w", "taps_h", "taps_w")}
+    return f["batch"] * f["out_h"] * f["out_w"], f["taps_h"] * f["taps_w"]
+
+
+@costs("conv")
+def _conv(op: Op, context: Context):
+    positions, taps = _window(op, context)
+    groups, channels, outs = (context.number(op.fields[name]) for name in ("groups", "channels", "outs"))
+    K, weights = taps * channels, FLOAT * groups * taps * channels * outs
+    parts = _times(groups, _dense(positions, K, outs, context, max(context.footprint, weights)))
+    parts.overhead += groups * positions * context.factors.move * context.tick  # patches, where taps lie apart
+    return parts, context.number(op.flops), weights, FLOAT * positions * groups * (channels + outs)
+
+
+@costs("depthwise")
+def _depthwise(op: Op, context: Context):
+    positions, taps = _window(op, context)
+    channels = context.number(op.fields["channels"])
+    vectors = math.ceil(channels / context.lanes)
+    ticks = positions * (3 * context.factors.move + vectors * (4 * taps + context.factors.element))
+    parts = Parts(overhead=ticks * context.tick)
+    return parts, context.number(op.flops), FLOAT * taps * channels, FLOAT * positions * channels * 2
+
+
+@costs("pool")
+def _pool(op: Op, context: Context):
+    positions, taps = _window(op, context)
+    vectors = math.ceil(context.number(op.fields["channels"]) / context.lanes)
+    ticks = positions * (2 * context.factors.move + vectors * (taps + context.factors.element))
+    parts = Parts(overhead=ticks * context.tick)
+    return parts, context.number(op.flops), 0, FLOAT * positions * context.number(op.fields["channels"]) * 2
+
+
+# ---- elementwise work and moving data --------------------------------------------------------------------------------
+
+# Functions that are one or two vector operations; all others are taken to cost as much as a tanh.
+_SIMPLE = frozenset(
+    FUNCTIONS[name]
+    for name in "add sub mul min max neg abs relu clip affine leaky_relu thresholded_relu prelu equal greater "
+    "greater_equal less less_equal and or xor not where identity hard_sigmoid hard_swish sign floor ceil round".split()
+)
+
+
+@costs("elementwise")
+def _elementwise(op: Op, context: Context):
+    _, instructions = context.plan.programs[op.fields["program"]]
+    rank = op.fields["rank"]
+    sizes = [context.number(op.fields[f"size{i}"]) for i in range(rank)]
+    inner = sizes[-1] if sizes else 1
+    runs = math.prod(sizes[:-1])
+    vectors = runs * math.ceil(inner / context.lanes)
+    simple = sum(i[0] in _SIMPLE for i in instructions)
+    ticks = runs * context.factors.move * (1 + len(instructions)) + vectors * context.factors.element * (1 + simple)
+    functions = vectors * (len(instructions) - simple) * context.factors.function * context.limits.function_ns
+    parts = Parts(activations=functions, overhead=ticks * context.tick)
+    inputs = context.number(op.fields["n_in"])
+    return parts, 0, 0, FLOAT * runs * inner * (1 + inputs)
+
+
+@costs("copy")
+def _copy(op: Op, context: Context):
+    rank = context.number(op.fields["rank"])
+    sizes = [context.number(op.fields[f"size{i}"]) for i in range(rank)]
+    inner, runs = (sizes[-1] if sizes else 1), math.prod(sizes[:-1])
+    last = rank - 1
+    dense = rank == 0 or (
+        context.number(op.fields[f"source_stride{last}"]) == context.number(op.fields[f"target_stride{last}"]) == 1
+    )
+    each = 0.0 if dense else 1.0  # one by one where they don't lie side by side
+    ticks = runs * (context.factors.move + inner * each)
+    moved = 2 * FLOAT * runs * inner
+    reading = 1e9 * moved / context.limits.read_rate(moved)
+    return Parts(reading=reading, overhead=ticks * context.tick), 0, 0, moved
+
+
+@costs("gather")
+def _gather(op: Op, context: Context):
+    rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
+    size = context.number(op.fields["inner"]) * context.number(op.fields["item"])
+    reading = 1e9 * rows * size / context.limits.read_rate(context.footprint)
+    return Parts(reading=reading, overhead=rows * context.factors.move * context.tick), 0, rows * size, rows * size
+
+
+@costs("state_load", "state_store")
+def _state(op: Op, context: Context):
+    rows, size = context.number(op.fields["rows"]), context.number(op.fields["size"])
+    moved = 2 * FLOAT * rows * size
+    parts = Parts(reading=1e9 * moved / context.limits.read_rate(moved))
+    return parts, 0, 0, moved
+
+
+@costs("zero")
+def _zero(op: Op, context: Context):
+    count = context.number(op.fields["count"])
+    return Parts(overhead=count / context.lanes * context.tick), 0, 0, FLOAT * count
+
+
+@costs("reduce")
+def _reduce(op: Op, context: Context):
+    rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
+    count, step = context.number(op.fields["count"]), context.number(op.fields["step"])
+    each = context.factors.element / context.lanes if step == 1 else 1.0
+    ticks = rows * (context.factors.move + count * each)
+    return Parts(overhead=ticks * context.tick), context.number(op.flops), 0, FLOAT * rows * (count + 1)
+
+
+@costs("softmax", "layer_norm")
+def _rows_of_functions(op: Op, context: Context):
+    """Some passes over rows of n, and in each vector as much as 1.5 tanh (softmax) or half of one."""
+    rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
+    n = context.number(op.fields["n"])
+    vectors = rows * math.ceil(n / context.lanes)
+    acts = vectors * (1.5 if op.kind == "softmax" else 0.5) * context.limits.function_ns
+    ticks = rows * 3 * context.factors.move + vectors * 3 * context.factors.element
+    parts = Parts(activations=acts, overhead=ticks * context.tick)
+    return parts, context.number(op.flops), 0, FLOAT * 2 * rows * n
+
+
+@costs("loop")
+def _loop(op: Op, context: Context):
+    """The ops of its body, at every step. Their flops are those of all steps already, all else is of one."""
+    steps = context.number(op.fields["steps"])
+    parts, flops, weights, data = Parts(), 0, 0, 0
+    for inner in context.plan.bodies[op.fields["body"]]:
+        rule = costs[inner.kind]
+        of_one, work, read, moved = rule(inner, context)
+        if rule is _scalar:
+            of_one = Parts(overhead=work / max(steps, 1) * context.tick)
+        of_one.overhead += context.factors.op * context.tick
+        parts += _times(steps, of_one)
+        flops, weights, data = flops + work, weights + steps * read, data + steps * moved
+    return parts, flops, weights, data
+
+
+@costs("integers", "argmax", "cumsum", "running", "tail", "attention", "steps", "advance")
+def _scalar(op: Op, context: Context):
+    """One operation per tick and element, as a scalar loop does."""
+    work = context.number(op.flops)
+    return Parts(overhead=work * context.tick), work, 0, 0
