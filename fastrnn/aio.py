@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FastRNNError, ShapeError, StreamError
-from .runtime.arguments import collect, whole_number
+from .runtime.arguments import step_arrays, whole_number
 from .serving.pool import StreamPool
 
 MOST_STEPS = 1 << 31  # that may wait; more is a typing error
@@ -154,12 +154,11 @@ class Batcher:
         pool = self.pool
         pool._require_open(slot)
         pool._size_like(x)
-        shared = [a.name for a in pool._inputs if not a.batched]
+        parts = pool._parts
+        shared = [a.name for a in parts.inputs if not a.batched]
         if shared:
             raise StreamError(f"the input {', '.join(shared)} has no batch axis: streams of one call would share it")
-        arrays = [
-            np.array(a.check_step(v, None)) for a, v in zip(pool._inputs, collect(pool._names, x), strict=True)
-        ]  # copies: the caller may go on to fill its buffer
+        arrays = [np.array(v) for v in step_arrays(parts, x, None)]  # copies: the caller may go on to fill its buffer
         return _Request(int(slot), arrays, asyncio.get_running_loop().create_future())
 
     # -- the ticks --
@@ -261,6 +260,6 @@ class Batcher:
         y = self.pool.step([r.slot for r in tick], stacked[0] if len(stacked) == 1 else tuple(stacked))
         if isinstance(y, list):  # of a PacedPool: each row's own already
             return y
-        outputs = list(zip(self.pool._outputs, y if isinstance(y, tuple) else (y,), strict=True))
+        outputs = list(zip(self.pool._parts.outputs, y if isinstance(y, tuple) else (y,), strict=True))
         rows = [[(o[i] if a.batched else o).copy() for a, o in outputs] for i in range(len(tick))]
         return [row[0] if len(row) == 1 else tuple(row) for row in rows]

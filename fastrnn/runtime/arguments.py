@@ -132,6 +132,22 @@ def collect(names: list[str], x) -> list:
     return list(x)
 
 
+def step_arrays(parts, x, batch: int | None) -> list[np.ndarray]:
+    """The arrays of all inputs of a step, checked. parts : a StreamParts, whose inputs they are."""
+    given = collect(parts.names, x)
+    return [a.check_step(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
+
+
+def chunk_arrays(parts, chunk, batch: int | None) -> tuple[list[np.ndarray], int]:
+    """(the arrays of all inputs of a chunk, checked; its steps). parts : a StreamParts, whose inputs they are."""
+    given = collect(parts.names, chunk)
+    arrays = [a.check_chunk(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
+    lengths = {a.name: a.steps(v, batch) for a, v in zip(parts.inputs, arrays, strict=True) if a.timed}
+    if len(set(lengths.values())) != 1:
+        raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
+    return arrays, next(iter(lengths.values()))
+
+
 def check_out(outputs: list[Argument], out, batch: int | None):
     """The arrays that the outputs of a step are written to, as a list; None where `out` is. ShapeError otherwise."""
     if out is None:
@@ -148,11 +164,12 @@ def check_out(outputs: list[Argument], out, batch: int | None):
 
 
 def deliver(results: list, outs):
-    """One array for one output, else a tuple; copied into `outs` where given."""
-    for target, array in zip(outs or (), results, strict=False):
-        np.copyto(target, array)
-    final = outs or results
-    return final[0] if len(final) == 1 else tuple(final)
+    """One array for one output, else a tuple; copied into `outs` if given. None leaves its out alone."""
+    for i, target in enumerate(outs or ()):
+        if results[i] is not None:
+            np.copyto(target, results[i])
+            results[i] = target
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def plain_forms(inputs: list[Argument], outputs: list[Argument], batch: int | None = None) -> list[tuple]:

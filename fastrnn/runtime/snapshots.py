@@ -45,6 +45,17 @@ class Snapshot:
     ended: np.ndarray
     still: dict[str, np.ndarray]
 
+    def check(self, what: str, sizes: dict[str, int], inputs: list, looks_ahead: bool) -> None:
+        """StateError if these are not states of a stream or pool (`what`) with these sizes, which keeps `inputs`."""
+        if self.sizes != sizes:
+            raise StateError(f"the snapshot has the sizes {self.sizes}, this {what} {sizes}")
+        if not looks_ahead and (self.ended.any() or self.still):
+            raise StateError("the snapshot is of a stream that looks ahead, which this model's do not")
+        for a in inputs if self.still else ():
+            got, want = self.still.get(a.name), (len(self.steps), *a.features)
+            if got is None or got.shape != want or got.dtype != a.stored or len(self.still) != len(inputs):
+                raise StateError(f"the snapshot's input {a.name} is not {a.stored}{list(want)}")
+
 
 def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> bytes:
     """The bytes of a snapshot of the model with this fingerprint; written to `path` too where that is given."""

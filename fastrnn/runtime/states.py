@@ -9,7 +9,9 @@ import numpy as np
 from ..errors import ShapeError, StateError
 from ..graph import Graph
 from ..graph.casts import as_dtype
-from .layout import ShownState, StateLayout
+from .layout import MOST_STEPS, ShownState, StateLayout
+
+POSITION = "steps_done"  # beside the states, if outputs don't come one per step: how far the sequence is
 
 
 def exported(layout: StateLayout, graph: Graph, slab: np.ndarray, lone: bool) -> dict[str, np.ndarray]:
@@ -47,6 +49,23 @@ def load(layout: StateLayout, graph: Graph, slab: np.ndarray, states, lone: bool
             raise ShapeError(f"state {shown.name}: shape {want} expected, got {array.shape}")
         full[shown.name] = array[None] if without else array
     layout.load(slab, full)
+
+
+def position_of(steps: int, ended: bool) -> dict[str, np.ndarray]:
+    """The entry `steps_done` of a state: where in the sequence the others belong; -1 after `flush`."""
+    return {POSITION: np.array(-1 if ended else steps, np.int64)}
+
+
+def take_position(state, name: str) -> tuple[int, bool, dict]:
+    """(steps, ended, the other entries) of a state with `steps_done`; StateError without it."""
+    try:
+        position = as_dtype(state[POSITION], "int64", f"state {POSITION}")
+        rest = {k: v for k, v in state.items() if k != POSITION}
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise StateError(f"a state of {name} is a dict that holds {POSITION} too") from None
+    if position.shape != () or not -1 <= position <= MOST_STEPS:
+        raise StateError(f"{POSITION} must be one number of steps, got {state[POSITION]!r:.80}")
+    return max(int(position), 0), position == -1, rest
 
 
 def _is_own(shown: ShownState, graph: Graph) -> bool:
