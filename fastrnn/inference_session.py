@@ -35,14 +35,14 @@ class NodeArg:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a file says of itself, as onnxruntime names it; a `.fastrnn` file keeps the graph's name alone."""
+    """What a file says of itself, as onnxruntime names it; a `.fastrnn` file keeps only the graph's name."""
 
     graph_name: str
     producer_name: str = ""
     domain: str = ""
     description: str = ""
     graph_description: str = ""
-    version: int = 2**63 - 1  # onnxruntime's for a file that names none
+    version: int = 2**63 - 1  # onnxruntime's, for a file without one
     custom_metadata_map: dict[str, str] = field(default_factory=dict)
 
 
@@ -53,10 +53,10 @@ class InferenceSession:
     ----------
     path_or_bytes : whatever `fastrnn.load` takes
     sess_options : an onnxruntime.SessionOptions, or None
-        Its intra_op_num_threads, where above 0, are the threads; all else of it tunes onnxruntime.
-    providers : names as for onnxruntime, in order of preference; where there are any, "CPUExecutionProvider" must be
+        Its intra_op_num_threads, if above 0, are the threads; everything else in it tunes onnxruntime.
+    providers : names as for onnxruntime, in order of preference; if there are any, "CPUExecutionProvider" must be
         among them
-    provider_options : one dict a provider; the CPU's must be empty
+    provider_options : one dict per provider; the CPU's must be empty
     **options : those of `fastrnn.load` (threads, bind, ...); its threads go before those of sess_options
 
     Attributes
@@ -90,7 +90,7 @@ class InferenceSession:
         self._source = path_or_bytes
 
     def get_providers(self) -> list[str]:
-        """Where the model runs."""
+        """The provider that runs the model."""
         return ["CPUExecutionProvider"]
 
     def get_modelmeta(self) -> ModelMetadata:
@@ -168,7 +168,7 @@ class InferenceSession:
 
 
 def _check_providers(providers: Sequence | None, provider_options: Sequence[Mapping] | None) -> None:
-    """Raise UnsupportedError for what the CPU is not, or for options of it, of which there are none here."""
+    """Raise UnsupportedError for other providers than the CPU's, and for options of it: there are none here."""
     pairs = [(p, {}) if isinstance(p, str) else (p[0], p[1]) for p in providers or ["CPUExecutionProvider"]]
     names = [name for name, _ in pairs]
     if "CPUExecutionProvider" not in names:
@@ -182,7 +182,7 @@ def _check_providers(providers: Sequence | None, provider_options: Sequence[Mapp
 
 
 def _threads(sess_options: Any) -> int | None:
-    """The threads that onnxruntime's options ask for; None where they leave it open."""
+    """The threads in onnxruntime's options; None if they leave it open."""
     if sess_options is None:
         return None
     threads = getattr(sess_options, "intra_op_num_threads", None)

@@ -40,7 +40,7 @@ def _read_fastrnn(source) -> Graph:
     return artifact.load(source)
 
 
-_FOR_WEIGHTS = "a file of bare weights is told what it is by layers="
+_FOR_WEIGHTS = "layers= says what a file of bare weights is"
 
 
 def _read_pytorch(
@@ -195,22 +195,22 @@ def load(
     bind : dict, optional
         Input name -> constant, fixed at load (`{"sr": 16000}`).
     states : dict, optional
-        Input name -> output name of states that the caller would thread; found by dataflow where not given.
+        Input name -> output name of states that the caller would thread; found by dataflow if not given.
     layers : list, optional
         The architecture for a file of bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"];
-        not needed where every tensor belongs to one recurrent stack.
+        not needed if every tensor belongs to one recurrent stack.
     key : str, optional
-        Where the state dict lies in a PyTorch checkpoint that holds several dicts of tensors.
+        Where the state dict is in a PyTorch checkpoint that holds several dicts of tensors.
     allow_torch : bool
         Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs what the
-        file asks for; such files are refused otherwise.
+        file says; such files are refused otherwise.
     example : as in `from_torch`, for such a file
     config : str, dict or path, optional
         The architecture for a Keras file of bare weights: what `model.to_json()` gives.
     threads : int, optional
         Threads a call may use; None: as `cpu_info()` says.
     sizes : dict, optional
-        Name -> number of sizes that the file leaves free besides batch and time, such as samples a step; `run` takes
+        Name -> number of sizes that the file leaves free besides batch and time, such as samples per step; `run` takes
         any, a stream keeps those of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights compute in float32 whatever the file
@@ -253,14 +253,14 @@ def from_torch(
 ) -> Model:
     """A model from a live `torch.nn.Module`, which is taken as in eval mode and left as it is.
 
-    The module is traced; where that can't be done, torch's exporters write it down. Either way the model is compared
+    The module is traced; if that can't be done, torch's exporters write it down. Either way the model is compared
     with the module itself before it is returned, at the example's sizes and at two others.
 
     Parameters
     ----------
     module : torch.nn.Module
     example : tensor or array, or a tuple of the arguments of `forward`, optional
-        Needed where the first layer does not tell what the module takes, and where it can't be traced (loops over a
+        Needed if the first layer does not say what the module takes, or if it can't be traced (loops over a
         length, attention). Its batch and length are free in the model as far as the module allows.
     states, threads, sizes, float64_as_float32 : as in `load`
 
@@ -297,23 +297,23 @@ def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = 
 def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     """A model of one recurrent layer whose weights are arrays: of an npz, of JSON, of a paper.
 
-    It takes float32 `x` [batch, time, I] and gives `y` [batch, time, D*H], D directions. Where nothing else is said,
-    arrays lie as in PyTorch. In what follows G is the number of gates: rnn 1, lstm 4, gru 3.
+    It takes float32 `x` [batch, time, I] and returns `y` [batch, time, D*H], D directions. Unless said otherwise,
+    arrays are laid out as in PyTorch. G is the number of gates: rnn 1, lstm 4, gru 3.
 
     Parameters
     ----------
     kind : "rnn", "rnn_relu", "lstm" or "gru"
     W : array, shape (G*H, I), or (D, G*H, I)
-        Input weights, a block of H rows a gate.
+        Input weights, a block of H rows per gate.
     R : array, shape (G*H, H), or (D, G*H, H)
         Recurrent weights.
     Wb, Rb : arrays, shape (G*H,), or (D, G*H), optional
-        Input and recurrent bias; zeros where left out. Where there is only one, it is Wb.
+        Input and recurrent bias; zeros if left out. If there is only one, it is Wb.
     P : array, shape (3*H,), or (D, 3*H), optional
         Peepholes of an lstm, its gates in the order of `order` without the candidate; the output gate sees the new c.
     order : str, optional
-        The order of the gates, a letter each: of an lstm i f o and g (or c) for the candidate, "ifgo" by default; of a
-        gru r z (or u) and n (or h) for the candidate, "rzn" by default.
+        The order of the gates, one letter each: of an lstm i f o and g (or c) for the candidate, "ifgo" by default;
+        of a gru r z (or u) and n (or h) for the candidate, "rzn" by default.
     reset : "after" or "before"
         Whether a gru's reset gate multiplies R h + Rb (PyTorch) or h itself.
     z_keeps : "old" or "new"
@@ -327,7 +327,7 @@ def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     direction : "forward", "reverse" or "bidirectional"
         The last needs the axis D = 2 in every array.
     h0, c0 : arrays, shape (H,), or (D, H), optional
-        Initial states, the same for every row; zeros where left out.
+        Initial states, the same for every row; zeros if left out.
     threads : as in `load`
 
     Raises
@@ -366,7 +366,7 @@ def from_equations(
         one and n steps ago. docs/guide/equations.md lists everything that may be written.
     outputs : name or names of assigned values; None: the last one
     initial : dict, optional
-        Name -> what prev(name) is at the first step (zeros where absent), [features..], or [n, features..] for what it
+        Name -> what prev(name) is at the first step (zeros if absent), [features..], or [n, features..] for what it
         was 1 to n steps ago.
     inputs : dict, optional
         Name -> size (or shape) of features. None: there is one input, `x`, and its size follows from a product with it.

@@ -101,7 +101,7 @@ class Model(Compiled):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What import and passes did, a line each: sizes that were freed or stay, what was assumed or folded."""
+        """What import and passes did, one line each: sizes that were freed or kept, what was assumed or folded."""
         return self.graph.notes
 
     @property
@@ -123,8 +123,8 @@ class Model(Compiled):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse; where it leaves sizes
-        open, also of those that it was run with."""
+        """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse. If it leaves sizes
+        open, also those of the sizes that it was run with."""
         models = [self, *self._fixed.values()]
         constants = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}  # the most are shared
         packed = sum(m._weights.nbytes for m in models)
@@ -147,15 +147,15 @@ class Model(Compiled):
         Parameters
         ----------
         *arrays, **named : the inputs, by position in the file's order and by name
-            Arrays or tensors of the dtype that `inputs` says, or of one whose values all fit it exactly (float16 into
+            Arrays or tensors of the dtype in `inputs`, or of one whose values all fit it exactly (float16 into
             float32); or numbers and lists of numbers that fit.
-        lengths : ints, one a row of the batch, optional
+        lengths : ints, one per row of the batch, optional
             Row i ends after lengths[i] steps: its outputs are those of a run of that row alone, cut to that length, and
             zero from there on. A file's own input of this name is that input.
 
         Returns
         -------
-        tuple of arrays, one an output; new memory.
+        tuple of arrays, one per output; new memory.
 
         Raises
         ------
@@ -227,7 +227,7 @@ class Model(Compiled):
         return outputs
 
     def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
-        """The sizes that these inputs mean, and the shapes of the outputs at them (none where sizes are left open)."""
+        """The sizes that these inputs mean, and the shapes of the outputs at them ([] if sizes are left open)."""
         values = [self.graph.values[n] for n in self.graph.inputs]
         sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds, self.graph.held)
         if self._open_sizes:
@@ -271,14 +271,14 @@ class Model(Compiled):
     def stream(self, batch_size: int | None = None, *, context: int | None = None, at_context: str = "error") -> Stream:
         """A live stream; with batch_size, that many in lock-step.
 
-        Where the model leaves a size open (samples a step), the stream's first step fixes it.
+        If the model leaves a size open (samples per step), the stream's first step fixes it.
 
         Parameters
         ----------
         batch_size : int, optional
         context : int, optional
-            How many steps causal attention looks back on, the current one counted; the keys and values of as many are
-            kept. None: 1,024 where attention sees all steps before. Models without attention over time refuse it.
+            How many steps causal attention looks back on, the current one included; keys and values of so many are
+            kept. None: 1,024 if attention sees all earlier steps. Models without attention over time refuse it.
         at_context : "error" or "window"
             What happens at step context + 1: a StreamError that leaves the stream as it is, or the oldest step is
             dropped, as if the model's mask were a band of that width.
@@ -305,7 +305,7 @@ class Model(Compiled):
         Raises
         ------
         StreamError : the model can't be streamed; the text names each node and why. A context as in `stream`.
-        ShapeError : capacity is no int in 1..2^24. StateError : no memory holds it.
+        ShapeError : capacity is not an int in 1..2^24. StateError : there is not enough memory.
         """
         bound = self._context(context, at_context)
         return (StreamPool if self._timetable.plain else PacedPool)(self, capacity, bound)
@@ -370,7 +370,7 @@ def _shape(value, sizes: dict[str, int]) -> list[int]:
 
 
 def _empty(value, shape: list[int]) -> np.ndarray:
-    """A new array for a value. Raises ShapeError where no memory holds it: its size may be a file's bare claim."""
+    """A new array for a value. Raises ShapeError without enough memory: its size may be a file's bare claim."""
     try:
         return np.empty(shape, DTYPES[value.dtype])
     except (MemoryError, ValueError):  # numpy: not available; more than an index can count
@@ -378,7 +378,7 @@ def _empty(value, shape: list[int]) -> np.ndarray:
 
 
 def _index(value, rows: np.ndarray, length: int, shape) -> tuple:
-    """Where `rows`, cut to `length` steps, lie in a whole array of this value."""
+    """The index of `rows`, cut to `length` steps, in a whole array of this value."""
     index = []
     for axis, dim in enumerate(value.dims):
         if dim == D.BATCH:

@@ -1,8 +1,8 @@
 """The onnx.backend API over fastrnn: prepare, run_model, run_node, supports_device, is_compatible.
 
 What fastrnn must know before it runs (weights of a cell, the shape of a Reshape, the axes of a Squeeze) may be inputs
-of an ONNX graph. Such a graph is imported at its first run, with the arrays of that run built in, and again when a
-later run brings other ones; all other graphs are imported by `prepare`.
+of an ONNX graph. Such a graph is imported at its first run, with the arrays of that run built in, and again if a
+later run has other ones; all other graphs are imported by `prepare`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "supports_device",
 ]
 
-# Operator -> the inputs, by position, that fastrnn takes as constants alone.
+# Operator -> the inputs, by position, that fastrnn takes only as constants.
 _CELL = (1, 2, 3, 7)  # W, R, B, P
 _AXES = (1,)
 _KNOWN_BEFORE = {
@@ -102,7 +102,7 @@ class FastRNNBackendRep(BackendRep):
 
         Returns
         -------
-        a named tuple of arrays, one an output
+        a named tuple of arrays, one per output
 
         Raises
         ------
@@ -142,20 +142,20 @@ def _identical(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 class FastRNNBackend(Backend):
-    """See the module; one class with class methods, as onnx.backend.base asks for."""
+    """See the module; one class with class methods, as onnx.backend.base wants it."""
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
         """True for "CPU" and "CPU:0"."""
         try:
             parsed = Device(device)
-        except (AttributeError, ValueError):  # no such type of device; its number is no number
+        except (AttributeError, ValueError):  # an unknown type of device; its number is not one
             return False
         return parsed.type == DeviceType.CPU and parsed.device_id == 0
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs) -> bool:
-        """Whether `prepare` takes the model. Of a graph that is imported at its first run, that alone can tell."""
+        """Whether `prepare` takes the model. For a graph that is imported at its first run, only that run can say."""
         try:
             cls.prepare(model, device, **kwargs)
         except UnsupportedError:
@@ -190,7 +190,7 @@ class FastRNNBackend(Backend):
         """Run one node on arrays, in the order of its inputs that are not omitted.
 
         outputs_info : dtypes and shapes of the outputs, as onnx allows; they are inferred, so it is not needed.
-        opset_version : the version of the operator's set; the newest that the installed onnx knows where it is absent.
+        opset_version : the version of the operator's set; if absent, the newest that the installed onnx knows.
         """
         cls._check_device(device)
         version = kwargs.pop("opset_version", onnx.defs.onnx_opset_version())
@@ -210,7 +210,7 @@ class FastRNNBackend(Backend):
         ]
         shown = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
         graph = helper.make_graph([node], node.name or node.op_type, values, shown)
-        # The node was checked; this model is not, for it says nothing of its outputs, which onnx would not forgive.
+        # The node was checked. The model can't be: it does not declare its outputs, which onnx refuses.
         return FastRNNBackendRep(helper.make_model(graph, opset_imports=[opset]), kwargs).run(arrays)
 
 

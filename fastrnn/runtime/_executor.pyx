@@ -26,7 +26,7 @@ from fastrnn.machine._isa cimport (
 from fastrnn.runtime._binding cimport Binding, Scratch, allocate
 from fastrnn.runtime._frame cimport Frame
 from fastrnn.runtime._ops cimport explain, walk
-from fastrnn.runtime._timing cimport walk_timed
+from fastrnn.runtime._timing cimport now_ns, walk_timed
 
 import threading
 
@@ -40,12 +40,6 @@ cnp.import_array()
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec, tv_nsec
-    enum: CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *t)
 
 # Floating-point operations of a call from which something pays off; an op does 40 to 100 of them per nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
@@ -78,7 +72,7 @@ cdef class Program(Binding):
         self.frame.slab_row = self.state_size
         self.may_fail = plan.may_fail
         self.position = plan.position
-        self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream asks by itself
+        self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream checks by itself
         self._take_weights(plan)
         self._take_ops(plan)
 
@@ -211,13 +205,6 @@ cdef class Program(Binding):
             self.call(s, slab, NULL)
         finally:
             self.give(s)
-
-
-cdef int64_t now_ns() noexcept nogil:
-    """A monotonic clock; a reading takes about 20 ns."""
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t> t.tv_sec * 1_000_000_000 + t.tv_nsec
 
 
 cdef void look(void *frame) noexcept nogil:

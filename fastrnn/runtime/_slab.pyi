@@ -19,37 +19,24 @@ class StreamParts:
         outputs: Sequence[Argument] = (),
         forms: Sequence[tuple[int, tuple[int, ...]]] = (),
     ) -> None: ...
-    @property
-    def program(self) -> Any: ...  # Program, None before the sizes of a step are known; so the layout
-    @property
-    def batch_size(self) -> int | None: ...
-    @property
-    def context(self) -> Context | None: ...
-    @property
-    def layout(self) -> Any: ...
-    @property
-    def timetable(self) -> Any: ...  # Timetable, None if outputs come one per step
-    @property
-    def sizes(self) -> dict[str, int]: ...
-    @property
-    def inputs(self) -> list[Argument]: ...
-    @property
-    def outputs(self) -> list[Argument]: ...
-    @property
-    def names(self) -> list[str]: ...
-    @property
-    def still(self) -> list[Argument]: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def many(self) -> tuple[bool, ...]: ...
-    @property
-    def room(self) -> int: ...
+    # All of these are read-only. program and layout are None before the sizes of a step are known, timetable is None if
+    # outputs come one per step.
+    program: Any
+    layout: Any
+    timetable: Any
+    batch_size: int | None
+    context: Context | None
+    sizes: dict[str, int]
+    inputs: list[Argument]
+    outputs: list[Argument]
+    names: list[str]
+    still: list[Argument]
+    many: tuple[bool, ...]
+    batch: int
+    room: int
 
 class SlabCore:
+    _parts: StreamParts
+    program: Any
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    @property
-    def _parts(self) -> StreamParts: ...
-    @property
-    def program(self) -> Any: ...
     def _held(self) -> AbstractContextManager[None]: ...

@@ -33,7 +33,7 @@ cdef class StreamParts:
     Made by `Compiled._stream_parts`, never changed. program is None, and all below it empty, if the model leaves sizes
     open: the first step of a stream fixes them, and gives the stream other parts.
 
-    batch_size : int or None, as the stream was asked for; batch : rows of its slab
+    batch_size : int or None, as `Model.stream` was given it; batch : rows of the slab
     context : bound of attention; sizes : of those that the model leaves open, by name
     layout : StateLayout; inputs, outputs : lists of Argument; names : of the inputs
     timetable : of a model whose outputs don't come one per step, else None; many : of each output, whether one step may
@@ -97,12 +97,11 @@ cdef class StreamParts:
         cdef list made = []
         for o, n, many in zip(self.outputs, comes, self.many):
             shape = o.step_shape(batch_size) if one and n == 1 and not many else o.chunk_shape(batch_size, n)
-            made.append(np.empty(shape, o.stored))
+            made.append(np.empty(shape, o.dtype))
         return made
 
     cdef list seen(self, tuple comes, list made, bint one):
-        """What a caller gets of these arrays: None for a value that is not there, and for no step if one was asked for.
-        """
+        """These arrays as the caller gets them: None for a value that is not there, and for no step instead of one."""
         return [r if n or (o.timed and not one) else None for o, n, r in zip(self.outputs, comes, made)]
 
 
@@ -420,7 +419,7 @@ cdef class Rows:
         return begin + side.done * side.step if side.timed else begin
 
     cdef inline bint direct(self, Side *side, int64_t rows) noexcept:
-        """A call can work in the caller's memory: the steps of its rows lie there as the program wants them."""
+        """A call can work in the caller's memory, which has the steps of its rows as the program wants them."""
         if rows == 1 or not side.batched:
             return True
         if self.source != NULL:

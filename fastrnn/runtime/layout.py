@@ -24,13 +24,13 @@ _MOVES = frozenset("transpose reshape slice expand concat".split())
 
 @dataclass(frozen=True)
 class StatePart:
-    """Elements `places` (flat indices, for one stream) of a shown state lie in a slab row from float32 `offset` on."""
+    """Elements `places` (flat indices, for one stream) of a shown state, in a slab row from float32 `offset` on."""
 
     offset: int
     places: np.ndarray
 
     def of(self, slab: np.ndarray, dtype: str) -> np.ndarray:
-        """These elements of slab rows, [batch, places]: a view where they are float32, else a copy."""
+        """These elements of slab rows, [batch, places]: a view if they are float32, else a copy."""
         floats = self.places.size * np.dtype(dtype).itemsize // 4
         part = slab[:, self.offset : self.offset + floats]
         return part if dtype == "float32" else np.ascontiguousarray(part).view(dtype)
@@ -38,7 +38,7 @@ class StatePart:
 
 @dataclass(frozen=True)
 class ShownState:
-    """One entry of `Model.states`. dims: with "batch" on `batch_axis`; parts: where its elements lie in a slab row."""
+    """One entry of `Model.states`. dims: with "batch" on `batch_axis`; parts: where a slab row stores its elements."""
 
     name: str
     dims: tuple
@@ -50,7 +50,7 @@ class ShownState:
 class StateLayout:
     """How a slab row is made up, and what it holds when a stream begins.
 
-    Raises StateError where a threaded state isn't just cells' states, moved about.
+    Raises StateError if a threaded state isn't just cells' states, moved about.
     """
 
     def __init__(self, graph: Graph, plan: Plan):
@@ -150,7 +150,7 @@ class StateLayout:
         return out
 
     def load_rows(self, slab: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-        """Inverse of `rows`. StateError, with nothing changed, where one is missing, unknown, of another shape
+        """Inverse of `rows`. StateError, with nothing changed, if one is missing, unknown, of another shape
         or no number of steps."""
         names = [s.name for s in self.shown]
         if set(rows) != set(names):
@@ -161,7 +161,7 @@ class StateLayout:
                 text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
                 raise StateError(f"state {state.name}: {text}")
             if state.dtype == "int64" and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
-                # the one kind of state that is no value but says where others lie
+                # such a state is not a value: it says where other states are stored
                 raise StateError(f"state {state.name}: it counts steps, got {got.min()}..{got.max()}")
         for state in self.shown:
             flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self._row_dims(state))))
@@ -206,7 +206,7 @@ def _subgraph(graph: Graph, inputs: list[str], outputs: list[str]) -> Graph:
 
 
 def _check_return(graph: Graph, name: str, ends: dict) -> None:
-    """The output that a state becomes must put each cell's last state where the input had its first one."""
+    """StateError unless the output that a state becomes has each cell's last state where the input had its first."""
     sub = _subgraph(graph, list(ends), [graph.states[name]])
     shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
     feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}

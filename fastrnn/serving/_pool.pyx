@@ -38,8 +38,8 @@ cdef int64_t WAIT_US = 20_000  # between looks for signals while another thread 
 cdef int64_t GENERATIONS = 1 << 24
 cdef int64_t MOST_POOLS = 1 << 14
 cdef int64_t pools_made = 0
-# Rows of one call of the program: enough that reading the weights costs little beside the work, few enough that what
-# the call works with stays in a core's second-level cache.
+# Rows of one call of the program: enough that reading the weights costs little compared to the work, few enough that
+# what the call works with stays in a core's second-level cache.
 cdef int64_t LEAST_ROWS = 64
 cdef int64_t CALL_BYTES = 1 << 20
 
@@ -231,9 +231,6 @@ cdef class PoolCore(SlabCore):
         cdef int64_t place = slot & (MOST_PLACES - 1)
         return place < self.capacity and self.generation[place] == slot >> PLACE_BITS and (slot >> PLACE_BITS) & 1
 
-    def _is_open(self, int64_t slot):
-        return self.is_open(slot)
-
     cdef explain(self, int64_t slot):
         """Why a slot is not open."""
         cdef int64_t place = slot & (MOST_PLACES - 1), generation = slot >> PLACE_BITS
@@ -256,6 +253,10 @@ cdef class PoolCore(SlabCore):
             raise StateError(self.explain(number))
         return number & (MOST_PLACES - 1)
 
+    def _find(self, slots):
+        """`find` for the subclass."""
+        return self.find(slots)
+
     cdef int64_t find(self, slots) except -1:
         """Write the places of the slots of a call to `place`; returns how many. Nothing else changes."""
         cdef int64_t i, n, slot, place
@@ -274,7 +275,7 @@ cdef class PoolCore(SlabCore):
                 raise StateError(self.explain(slot))
             place = slot & (MOST_PLACES - 1)
             if self.mark[place] == self.calls:
-                raise StateError(f"slot {slot} is there twice: a stream takes one step, or one chunk, a call")
+                raise StateError(f"slot {slot} is there twice: a stream takes one step, or one chunk, per call")
             self.mark[place] = self.calls
             self.place[i] = place  # no place twice, so no more rows than places
         return n
@@ -294,7 +295,7 @@ cdef class PoolCore(SlabCore):
 
         Returns
         -------
-        array [n, features...] (out where given); a tuple for several outputs.
+        array [n, features...] (out if it is given); a tuple for several outputs.
 
         Raises
         ------
@@ -418,10 +419,6 @@ cdef class PoolCore(SlabCore):
         for i in range(n):
             self.steps[self.place[i]] += (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths))[i]
         return 0
-
-    def _find(self, slots):
-        """`find` for the subclass."""
-        return self.find(slots)
 
     @property
     def _table_bytes(self):

@@ -51,7 +51,7 @@ cdef class StreamCore(SlabCore):
 
     @property
     def batch_size(self):
-        """As the stream was asked for: None, or how many rows are in lock-step."""
+        """None, or how many rows are in lock-step."""
         return self._parts.batch_size
 
     @property
@@ -217,6 +217,6 @@ cdef class StreamCore(SlabCore):
                               "have no time axis")
         still = iter(self.still or ())
         return [
-            np.empty(a.chunk_shape(p.batch_size, 0), a.stored) if a.timed or a not in p.still else next(still)
+            np.empty(a.chunk_shape(p.batch_size, 0), a.dtype) if a.timed or a not in p.still else next(still)
             for a in p.inputs
         ]

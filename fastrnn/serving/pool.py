@@ -142,7 +142,7 @@ class StreamPool(PoolCore):
             return [deliver(row, None) for row in rows]
         outs = check_out(parts.outputs, out, n)
         arrays = step_arrays(parts, x, n)
-        results = [np.empty(o.step_shape(n), o.stored) for o in parts.outputs]
+        results = [np.empty(o.step_shape(n), o.dtype) for o in parts.outputs]
         self._advance(n, [*arrays, *results])
         return deliver(results, outs)
 
@@ -213,7 +213,7 @@ class StreamPool(PoolCore):
             still = iter(self.still.get(place, ()))
             known = [next(still, None) if a in parts.still else None for a in parts.inputs]
             columns = [
-                [np.empty(a.chunk_shape(None, 0), a.stored) if v is None else v]
+                [np.empty(a.chunk_shape(None, 0), a.dtype) if v is None else v]
                 for a, v in zip(parts.inputs, known, strict=True)
             ]
             results = self._take(1, np.zeros(1, np.int64), columns, final=True)
@@ -225,11 +225,8 @@ class StreamPool(PoolCore):
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
-            parts, row = self._parts, self.slab[place : place + 1]
-            found = states.exported(parts.layout, self.model.graph, row, True)
-            if parts.timetable:
-                found |= states.position_of(self._steps(place), place in self.ended)
-        return found
+            row, ended = self.slab[place : place + 1], place in self.ended
+            return states.exported(self._parts, self.model.graph, row, True, self._steps(place), ended)
 
     def set_state(self, slot: int, state: dict[str, Any]) -> None:
         """Replace every state of a stream by a dict of the form that `state` returns.
@@ -242,12 +239,8 @@ class StreamPool(PoolCore):
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
-            parts, row = self._parts, self.slab[place : place + 1]
-            steps, ended = self._steps(place), False
-            if parts.timetable:
-                steps, ended, state = states.take_position(state, self.model.name)
-            states.load(parts.layout, self.model.graph, row, state, True)
-            self._set_steps(place, steps, ended)
+            row, steps = self.slab[place : place + 1], self._steps(place)
+            self._set_steps(place, *states.load(self._parts, self.model.graph, row, state, True, steps))
 
     def steps_done(self, slot: int) -> int:
         """Steps that a stream has taken since it was opened, reset or restored. StateError: the slot is not open."""
@@ -282,7 +275,7 @@ class StreamPool(PoolCore):
         parts, still = self._parts, {}
         steps = np.array([self._steps(int(p)) for p in places], np.int64)
         for j, a in enumerate(parts.still):
-            still[a.name] = np.zeros((len(steps), *a.features), a.stored)
+            still[a.name] = np.zeros((len(steps), *a.features), a.dtype)
             for i, place in enumerate(map(int, places)):
                 if place in self.still:
                     still[a.name][i] = self.still[place][j]

@@ -101,20 +101,15 @@ class Stream(StreamCore):
         """
         self._require_sizes()
         with self._held():
-            found = states.exported(self._parts.layout, self.model.graph, self.slab, self.batch_size is None)
-            if self._parts.timetable:
-                found |= states.position_of(self.steps_done, self.ended)
-        return found
+            lone, steps = self.batch_size is None, self.steps_done
+            return states.exported(self._parts, self.model.graph, self.slab, lone, steps, self.ended)
 
     @state.setter
     def state(self, new):
         self._require_sizes()
         with self._held():
-            steps, ended = self.steps_done, False
-            if self._parts.timetable:
-                steps, ended, new = states.take_position(new, self.model.name)
-            states.load(self._parts.layout, self.model.graph, self.slab, new, self.batch_size is None)
-            self.steps_done, self.ended = steps, ended
+            lone, steps = self.batch_size is None, self.steps_done
+            self.steps_done, self.ended = states.load(self._parts, self.model.graph, self.slab, new, lone, steps)
 
     def reset(self) -> None:
         """Back to the initial state, as after opening; sizes that the first step fixed stay."""
