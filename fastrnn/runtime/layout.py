@@ -58,30 +58,21 @@ class StateLayout:
         self.initial_row = np.zeros(self.size, np.float32)
         self.shown: list[ShownState] = []
         slots = {(s.node, s.part): s for s in plan.states}
-        cells = [n for n in graph.nodes if n.op == "cell" and (n.name, "h") in slots]
         threaded: dict[str, list[StatePart]] = {}
         covered: set = set()
         located: dict[str, tuple[str, np.ndarray]] = {}
-        for node in cells:
-            for i, part in enumerate("hc"):
-                slot = slots.get((node.name, part))
-                name = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
-                if slot is None or name is None:
-                    continue
-                roots = roots_of(graph, name) & set(graph.states)
-                if not roots:
-                    self._set_initial(graph, name, slot)
-                    continue
-                if len(roots) > 1:
-                    raise StateError(
-                        f"node {node.name}: its initial {part} mixes the states {', '.join(sorted(roots))}"
-                    )
-                root = roots.pop()
-                places = _places(graph, root, name, f"node {node.name}")
-                threaded.setdefault(root, []).append(StatePart(slot.offset, places))
-                located[node.outputs[1 + i]] = (root, places)
-                covered.add((node.name, part))
-        self._chains(graph, slots, threaded, located, covered)
+        for slot, begin, end, node, mixed, depth in (*_cells(graph, slots), *_chains(graph, slots)):
+            roots = roots_of(graph, begin) & set(graph.states)
+            if not roots:
+                self._set_initial(graph, begin, slot)
+                continue
+            if len(roots) > 1 or depth > 1:
+                raise StateError(f"node {node}: {mixed.format(', '.join(sorted(roots)))}")
+            root = roots.pop()
+            places = _places(graph, root, begin, f"node {node}")
+            threaded.setdefault(root, []).append(StatePart(slot.offset, places))
+            located[end] = (root, places)
+            covered.add((slot.node, slot.part))
         for name, parts in threaded.items():
             self._show_threaded(graph, name, parts)
             _check_return(graph, name, {key: p for key, p in located.items() if p[0] == name})
@@ -96,30 +87,6 @@ class StateLayout:
         unused = set(graph.states) - set(threaded)
         if unused:
             raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")
-
-    def _chains(self, graph: Graph, slots, threaded: dict, located: dict, covered: set) -> None:
-        """What `state` nodes keep and begin with: a chain of n of them the last n steps, the oldest first."""
-        for chain in (c for loop in loops(graph) for c in chains(loop)):
-            slot = slots.get((chain.states[0].name, "steps"))
-            for ago, state in enumerate(chain.states, 1):
-                name = state.inputs[1] if len(state.inputs) > 1 else None
-                if slot is None or name is None:
-                    continue
-                size = slot.size // chain.depth
-                place = replace(slot, offset=slot.offset + (chain.depth - ago) * size, size=size)
-                roots = roots_of(graph, name) & set(graph.states)
-                if not roots:
-                    self._set_initial(graph, name, place)
-                    continue
-                if len(roots) > 1 or chain.depth > 1:
-                    raise StateError(
-                        f"node {state.name}: it mixes the states {', '.join(sorted(roots))} of several steps"
-                    )
-                root = roots.pop()
-                places = _places(graph, root, name, f"node {state.name}")
-                threaded.setdefault(root, []).append(StatePart(place.offset, places))
-                located[state.inputs[0]] = (root, places)
-                covered.add((slot.node, slot.part))
 
     def _set_initial(self, graph: Graph, name: str, slot) -> None:
         sub = _subgraph(graph, [], [name])
@@ -182,6 +149,30 @@ class StateLayout:
         """Inverse of `export` into slab rows; the arrays' shapes were checked by the caller."""
         axes = {s.name: s.batch_axis for s in self.shown}
         self.load_rows(slab, {k: np.moveaxis(a, axes[k], 0) if axes[k] >= 0 else a[None] for k, a in states.items()})
+
+
+def _cells(graph: Graph, slots: dict):
+    """(slot, the value that it begins with, the value that it ends with, node, why it can't begin with several states,
+    steps that it holds) of each state of a cell that has an initial value."""
+    for node in graph.nodes:
+        for i, part in enumerate("hc" if node.op == "cell" and (node.name, "h") in slots else ""):
+            begin = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
+            if begin is not None and (node.name, part) in slots:
+                text = f"its initial {part} mixes the states {{}}"
+                yield slots[node.name, part], begin, node.outputs[1 + i], node.name, text, 1
+
+
+def _chains(graph: Graph, slots: dict):
+    """The same of `state` nodes: a chain of n of them keeps the last n steps, the oldest first."""
+    for chain in (c for loop in loops(graph) for c in chains(loop)):
+        slot = slots.get((chain.states[0].name, "steps"))
+        for ago, state in enumerate(chain.states, 1):
+            begin = state.inputs[1] if len(state.inputs) > 1 else None
+            if begin is not None and slot is not None:
+                size = slot.size // chain.depth
+                place = replace(slot, offset=slot.offset + (chain.depth - ago) * size, size=size)
+                text = "it mixes the states {} of several steps"
+                yield place, begin, state.inputs[0], state.name, text, chain.depth
 
 
 def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
