@@ -190,31 +190,27 @@ def load(
 
     Parameters
     ----------
-    path_or_bytes : path (.onnx, .fastrnn, .keras, .h5, .hdf5, .pt, .pth, .ckpt, .bin, .safetensors), or the bytes of
-        such a file
+    path_or_bytes : path (.onnx .fastrnn .keras .h5 .hdf5 .pt .pth .ckpt .bin .safetensors), or bytes of such a file
     bind : dict, optional
         Input name -> constant, fixed at load (`{"sr": 16000}`).
     states : dict, optional
         Input name -> output name of states that the caller would thread; found by dataflow if not given.
     layers : list, optional
-        The architecture for a file of bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"];
-        not needed if every tensor belongs to one recurrent stack.
-    key : str, optional
-        Where the state dict is in a PyTorch checkpoint that holds several dicts of tensors.
+        The architecture of bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"]; not needed if
+        every tensor belongs to one recurrent stack.
+    key : str, optional; where the state dict is in a PyTorch checkpoint that holds several dicts of tensors
     allow_torch : bool
-        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs what the
-        file says; such files are refused otherwise.
+        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs it; such
+        files are refused otherwise.
     example : as in `from_torch`, for such a file
     config : str, dict or path, optional
         The architecture for a Keras file of bare weights: what `model.to_json()` gives.
-    threads : int, optional
-        Threads a call may use; None: as `cpu_info()` says.
+    threads : int, optional; threads that a call may use; None: as `cpu_info()` says
     sizes : dict, optional
-        Name -> number of sizes that the file leaves free besides batch and time, such as samples per step; `run` takes
-        any, a stream keeps those of its first step.
+        Name -> number, of other sizes that the file leaves free: `run` takes any, a stream those of its first step.
     float64_as_float32 : bool
-        Compute a float64 model in float32; it is refused otherwise. Bare weights compute in float32 whatever the file
-        keeps them in, and the model's notes say so. A number that float32 can't hold is a ModelFormatError either way.
+        Compute a float64 model in float32; it is refused otherwise. Bare weights of any dtype compute in float32, as
+        the model's notes say. A number that float32 can't hold is a ModelFormatError either way.
     strict : bool
         For .onnx files. True: a size that the file has as a number stays that number if a scalar in the file may have
         been computed from it, such as 19.0 or 1/19 in a file of 19 steps. False: such scalars are passed over with a
@@ -225,21 +221,26 @@ def load(
 
     Raises
     ------
-    ModelFormatError : damaged, hostile, or not a model. UnsupportedError : lists everything the file needs and fastrnn
+    ModelFormatError : damaged, hostile, or not a model. UnsupportedError : lists all that the file needs and fastrnn
     lacks. OSError : the file can't be read.
     """
     form = _format_of(path_or_bytes)
     given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
     given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
     given |= {"strict": None if strict else False, "thaw": None if thaw else False}
+    graph = form.read(path_or_bytes, **_taken_by(form, given))
+    return Model(fix_sizes(graph, sizes or {}), threads)
+
+
+def _taken_by(form: Format, given: dict) -> dict:
+    """The options that are not None; ModelFormatError if the format does not take one of them."""
     given = {name: value for name, value in given.items() if value is not None}
     if form.name == "fastrnn":  # it has computed in float32 since it was converted
         given.pop("float64_as_float32", None)
     unknown = sorted(set(given) - form.options)
     if unknown:
         raise ModelFormatError(f"{', '.join(f'{n}=' for n in unknown)}: {form.refusal}")
-    graph = form.read(path_or_bytes, **given)
-    return Model(fix_sizes(graph, sizes or {}), threads)
+    return given
 
 
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
