@@ -95,7 +95,10 @@ MODULES = (
     "runtime._recurrence",
     "runtime._ops",
     "runtime._timing",
+    "runtime._binding",
     "runtime._executor",
+    "runtime._slab",
+    "serving._stream",
     "serving._pool",
 )
 directives = {"language_level": 3, "freethreading_compatible": False}

@@ -1,4 +1,4 @@
-"""Batcher: asyncio callers step a pool; whoever waits at the same time shares one call, on a thread of its own.
+"""Batcher: asyncio callers step a pool; those that wait at the same time share one call, on a worker thread.
 
 pool = model.pool(capacity=1024)
 async with Batcher(pool, max_delay=0.002) as batcher:
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FastRNNError, ShapeError, StreamError
-from .runtime.arguments import collect, whole_number
+from .runtime.arguments import step_arrays, whole_number
 from .serving.pool import StreamPool
 
 MOST_STEPS = 1 << 31  # that may wait; more is a typing error
@@ -34,29 +34,29 @@ class _Request:
 
 
 class Batcher:
-    """Gathers the steps that asyncio tasks ask for into calls of a pool: ticks.
+    """Gathers the steps of asyncio tasks into calls of a pool: ticks.
 
-    A tick takes, in the order of their asking, the first waiting step of each stream. It runs on one worker thread; the
-    event loop goes on meanwhile. One stream's steps run in the order in which they were asked for.
+    A tick takes the first waiting step of each stream, in the order of the calls. It runs on one worker thread; the
+    event loop goes on meanwhile. The steps of one stream run in the order of their calls.
 
     Parameters
     ----------
     pool : StreamPool; others may use it too, from any thread
-    max_delay : seconds that a step may wait for others to join it; 0: as soon as the worker is free, with whoever
-        waits then
-    max_queue : steps that may wait for a tick; who asks for one more waits for room first, in the order of asking
+    max_delay : seconds that a step may wait for others to join it; 0: a tick runs as soon as the worker is free, with
+        the steps that wait then
+    max_queue : steps that may wait for a tick; callers beyond that wait for room first, in the order of their calls
     max_rows : steps of one tick; None: as many as wait
 
     Raises
     ------
-    ShapeError : max_delay, max_queue or max_rows is no such number.
+    ShapeError : max_delay, max_queue or max_rows is not such a number.
 
     Notes
     -----
-    For the tasks of one event loop, the one that first steps. A caller that is cancelled before its tick begins leaves
-    its stream's state untouched; from then on its step is taken and the answer dropped. `close`, or the end of
-    `async with`, refuses new steps and waits for those that are asked for. Where the task that runs the ticks is
-    cancelled, as by a service that cancels all tasks at its end, who waits gets a StreamError.
+    A batcher belongs to one event loop, that of its first step. A caller that is cancelled before its tick begins
+    leaves its stream's state untouched; after that its step is taken and the answer dropped. `close`, or the end of
+    `async with`, refuses new steps and waits for the others. If the task that runs the ticks is cancelled, as by a
+    service that cancels all tasks at its end, waiting callers get a StreamError.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Batcher:
 
         Returns
         -------
-        array [features...], its own memory; a tuple for several outputs; what a lone stream's step returns, where
-        outputs don't come one a step.
+        array [features...], its own memory; a tuple for several outputs; what a lone stream's step returns, if outputs
+        don't come one per step.
 
         Raises
         ------
-        StateError, ShapeError : at once, for this caller alone, where the slot is closed or x is wrong; also where the
-        slot is closed before its tick, or x holds an index outside a table.
+        StateError, ShapeError : at once, for this caller alone, if the slot is closed or x is wrong; also if the slot
+        is closed before its tick, or x holds an index outside a table.
         StreamError : the batcher is closed, or belongs to another event loop; the model has an input without a batch
         axis.
         """
@@ -109,8 +109,8 @@ class Batcher:
             raise
 
     async def close(self) -> None:
-        """Refuse new steps, wait for those that are asked for, end the worker. May be called again, as after a close
-        that was itself cancelled: the steps go on being taken.
+        """Refuse new steps, wait for the others, end the worker. It may be called again, as after a close that was
+        itself cancelled: the steps are still taken.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class Batcher:
         ticker = self._ticker
         if ticker is not None and not ticker.done() and self._loop is not None and not self._loop.is_closed():
             if self._loop is not asyncio.get_running_loop():
-                raise StreamError("this batcher belongs to another event loop, which is where it is closed")
+                raise StreamError("this batcher belongs to another event loop: close it there")
             self._news.set()
             await asyncio.wait([ticker])  # not `await ticker`, which a cancelled close would cancel too
         self._worker.shutdown(wait=True)
@@ -154,17 +154,16 @@ class Batcher:
         pool = self.pool
         pool._require_open(slot)
         pool._size_like(x)
-        shared = [a.name for a in pool._inputs if not a.batched]
+        parts = pool._parts
+        shared = [a.name for a in parts.inputs if not a.batched]
         if shared:
             raise StreamError(f"the input {', '.join(shared)} has no batch axis: streams of one call would share it")
-        arrays = [
-            np.array(a.check_step(v, None)) for a, v in zip(pool._inputs, collect(pool._names, x), strict=True)
-        ]  # copies: the caller may go on to fill its buffer
+        arrays = [np.array(v) for v in step_arrays(parts, x, None)]  # copies: the caller may go on to fill its buffer
         return _Request(int(slot), arrays, asyncio.get_running_loop().create_future())
 
     # -- the ticks --
     async def _run(self) -> None:
-        """One tick after the other, until closed and drained; nobody goes on waiting where that ends before."""
+        """One tick after another, until closed and drained. If that ends early, no caller is left waiting."""
         try:
             while self._waiting or not self._closed:
                 if not self._waiting:
@@ -184,7 +183,7 @@ class Batcher:
             self._outside.clear()
 
     def _let_in(self) -> None:
-        """Those who wait for room, as far as there is some."""
+        """Move steps that wait for room into the queue, as far as there is some."""
         while self._outside and len(self._waiting) < self.max_queue:
             request = self._outside.popleft()
             if not request.future.cancelled():
@@ -226,7 +225,7 @@ class Batcher:
         assert self._loop is not None
         try:
             answers = await self._loop.run_in_executor(self._worker, self._call, tick)
-        except BaseException as error:  # of the worker or the loop itself: nobody may wait for ever
+        except BaseException as error:  # of the worker or the loop itself: no caller may wait for ever
             answers = [error if isinstance(error, Exception) else StreamError("the batcher was stopped")] * len(tick)
             if not isinstance(error, Exception):
                 self._deliver(tick, answers)
@@ -251,16 +250,16 @@ class Batcher:
         except FastRNNError as error:
             if len(tick) == 1:
                 return [error]
-        # Somebody's slot was closed meanwhile, or an index is wrong; no state has changed. Halves find out whose it is
-        # in a few calls, where one by one would cost everybody the batch.
+        # A slot was closed meanwhile, or an index is wrong; no state has changed. Halves find out whose it is in a few
+        # calls; one by one, every caller would lose the batch.
         half = len(tick) // 2
         return self._call(tick[:half]) + self._call(tick[half:])
 
     def _step(self, tick: list[_Request]) -> list:
         stacked = [np.stack([r.arrays[i] for r in tick]) for i in range(len(tick[0].arrays))]
         y = self.pool.step([r.slot for r in tick], stacked[0] if len(stacked) == 1 else tuple(stacked))
-        if isinstance(y, list):  # of a PacedPool: each row's own already
+        if isinstance(y, list):  # of a PacedPool: each row has its own array already
             return y
-        outputs = list(zip(self.pool._outputs, y if isinstance(y, tuple) else (y,), strict=True))
+        outputs = list(zip(self.pool._parts.outputs, y if isinstance(y, tuple) else (y,), strict=True))
         rows = [[(o[i] if a.batched else o).copy() for a, o in outputs] for i in range(len(tick))]
         return [row[0] if len(row) == 1 else tuple(row) for row in rows]

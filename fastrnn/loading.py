@@ -199,31 +199,28 @@ def load(
 
     Parameters
     ----------
-    path_or_bytes : path or bytes
-        A file (.onnx, .fastrnn, .keras, .h5, .hdf5, .pt, .pth, .ckpt, .bin or .safetensors), or its bytes.
+    path_or_bytes : path (.onnx .fastrnn .keras .h5 .hdf5 .pt .pth .ckpt .bin .safetensors), or bytes of such a file
     bind : dict, optional
         Input name -> constant that replaces the input, such as `{"sr": 16000}`. For .onnx files.
     states : dict, optional
         Input name -> output name of states that the caller would thread. Default: found by dataflow.
     layers : list, optional
-        The architecture for a file of bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"].
-        Not needed if every tensor belongs to one recurrent stack.
-    key : str, optional
-        Name of the state dict in a PyTorch checkpoint that holds several dicts of tensors.
+        The architecture for bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"]. Not needed
+        if every tensor belongs to one recurrent stack.
+    key : str, optional; name of the state dict in a PyTorch checkpoint that holds several dicts of tensors
     allow_torch : bool
         Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs the code in
         the file. Such files are refused otherwise.
     example : as in `from_torch`, for such a file
     config : str, dict or path, optional
         The architecture for a Keras file of bare weights: the result of `model.to_json()`.
-    threads : int, optional
-        Number of threads that a call may use. Default: the number in `cpu_info()`.
+    threads : int, optional; threads that a call may use. Default: as `cpu_info()` says
     sizes : dict, optional
         Name -> number, for sizes that the file leaves free besides batch and time, such as samples per step. By
         default `run` accepts any size, and a stream keeps the sizes of its first step.
     float64_as_float32 : bool
-        Compute a float64 model in float32; such a model is refused otherwise. Bare weights always compute in float32,
-        and the model's notes say so. A number that float32 can't hold is a ModelFormatError in both cases.
+        Compute a float64 model in float32; it is refused otherwise. Bare weights always compute in float32, as the
+        model's notes say. A number that float32 can't hold is a ModelFormatError either way.
     strict : bool
         For .onnx files. True: a size that is a number in the file stays fixed if a scalar in the file may have been
         computed from it, such as 19.0 or 1/19 in a file of 19 steps. False: such scalars are ignored, with a
@@ -234,14 +231,19 @@ def load(
 
     Raises
     ------
-    ModelFormatError : the file is damaged, hostile or not a model, or an option does not apply to it.
-    UnsupportedError : the file needs something that fastrnn lacks; the error lists all of it.
-    OSError : the file can't be read; `FileNotFoundError` if it does not exist.
+    ModelFormatError : damaged, hostile, not a model, or an option does not apply to the file. UnsupportedError : lists
+    all that the file needs and fastrnn lacks. OSError : the file can't be read, `FileNotFoundError` if it is missing.
     """
     form = _format_of(path_or_bytes)
     given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
     given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
     given |= {"strict": None if strict else False, "thaw": None if thaw else False}
+    graph = form.read(path_or_bytes, **_taken_by(form, given))
+    return Model(fix_sizes(graph, sizes or {}), threads)
+
+
+def _taken_by(form: Format, given: dict) -> dict:
+    """The options that are not None; ModelFormatError if the format does not take one of them."""
     given = {name: value for name, value in given.items() if value is not None}
     if form.name == "fastrnn":  # the conversion already made it float32
         given.pop("float64_as_float32", None)
@@ -249,8 +251,7 @@ def load(
     if unknown:
         options = ", ".join(f"{n}=" for n in unknown)
         raise ModelFormatError(f"load of a {form.name} file does not take {options}: {form.refusal}")
-    graph = form.read(path_or_bytes, **given)
-    return Model(fix_sizes(graph, sizes or {}), threads)
+    return given
 
 
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from . import passes
-from .compile import lowering
-from .compile.lowering.attention import Context, over_time, unbounded
-from .compile.plan import has_time
-from .errors import ModelFormatError, ShapeError, StateError, StreamError, UnsupportedError
+from .errors import ModelFormatError, ShapeError
 from .graph import DTYPES, Graph, artifact
 from .graph import dims as D
 from .graph.casts import as_dtype
-from .machine import forks, threadpools
+from .machine import threadpools
 from .machine.cpu import MAX_THREADS, thread_info
-from .passes.positions import spread_positions
-from .passes.sizes import fix_sizes
-from .runtime._executor import Program, StreamParts
-from .runtime.arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
-from .runtime.layout import StateLayout
-from .serving.pool import StreamPool
-from .serving.pool_paced import PacedPool
-from .serving.stream import Stream
-from .serving.stream_paced import POSITION, PacedStream
-from .streaming import conditions
+from .runtime.arguments import solve_sizes, whole_number
+from .runtime.compiled import Compiled
+from .runtime.states import POSITION
+from .serving.pool import PacedPool, StreamPool
+from .serving.stream import PacedStream, Stream
 from .streaming.follow import follow
-from .streaming.rewrite import rewrite
-from .streaming.timetable import Timetable
 
-DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps where its opener doesn't say
-KEPT_SIZES = 8  # of other free sizes, each a model of its own
-KEPT_CONTEXTS = 8  # programs of other bounds of attention; streams hold their own
-MOST_CONTEXT = 1 << 24  # steps; more is a typing error
-KEPT_PARTS = 16  # of streams of other batch sizes and bounds; streams hold their own
 MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
 KEPT_SHAPES = 64  # of inputs, whose sizes are known: solving them takes 10 us
 
@@ -69,7 +53,7 @@ def _info(value) -> TensorInfo:
     return TensorInfo(value.name, value.dtype, tuple(d if isinstance(d, int) else str(d) for d in value.dims))
 
 
-class Model:
+class Model(Compiled):
     """A loaded model. Make one with `fastrnn.load` or a `fastrnn.from_...` function.
 
     All methods may be called from several threads at once. A model computes in float32.
@@ -83,26 +67,13 @@ class Model:
     """
 
     def __init__(self, graph: Graph, threads: int | None = None):
-        self.threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
-        threadpools.note(self.threads)
-        self.graph = passes.run(graph)
-        self.name = graph.name
-        self._open_sizes = _open_sizes(self.graph)
-        self._given_sizes: dict[str, int] = {}  # of a model made by `_with_sizes`
-        self._fixed: dict[tuple, Model] = {}
+        threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
+        threadpools.note(threads)
+        super().__init__(passes.run(graph), threads)
         self._ends = tuple(self.graph.values[n] for n in self.graph.outputs)
         self._sizes: dict[tuple, tuple] = {}  # shapes of the inputs -> `_sizes_of` them
-        self._weights = lowering.Weights()
-        self._lock = forks.Lock()
-        self._programs: dict[tuple, Program] = {}
-        self._layouts: dict[Context | None, StateLayout] = {}
-        self._parts: dict[tuple[int | None, Context | None], StreamParts] = {}
-        self._problems: list[str] | None = None
-        self._fingerprint: str | None = None
         self._inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
         self._outputs = tuple(_info(self.graph.values[n]) for n in self.graph.outputs)
-        if not self._open_sizes:
-            self._program("run")  # what can't be run is refused at load, not at three in the morning
 
     # -- description --
     @property
@@ -117,8 +88,8 @@ class Model:
 
     @property
     def states(self) -> tuple[TensorInfo, ...]:
-        """What a stream keeps between steps; empty where the model can't be streamed."""
-        if self._streaming_problems():
+        """What a stream keeps between steps; empty if the model can't be streamed."""
+        if self._problems:
             return ()
         if self._open_sizes:  # what a stream keeps besides, such as a cell's own state, is known with the sizes
             return tuple(_info(self.graph.values[n]) for n in self.graph.states)
@@ -130,7 +101,7 @@ class Model:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What import and passes did, a line each: sizes that were freed or stay, what was assumed or folded."""
+        """What import and passes did, one line each: sizes that were freed or kept, what was assumed or folded."""
         return self.graph.notes
 
     @property
@@ -152,8 +123,8 @@ class Model:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse; where it leaves sizes
-        open, also of those that it was run with."""
+        """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse. If it leaves sizes
+        open, also those of the sizes that it was run with."""
         models = [self, *self._fixed.values()]
         constants = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}  # the most are shared
         packed = sum(m._weights.nbytes for m in models)
@@ -161,16 +132,9 @@ class Model:
         return sum(constants.values()) + packed + scratch
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) over graph and weights."""
-        if self._fingerprint is None:
-            self._fingerprint = artifact.fingerprint(self.graph)
-        return self._fingerprint
-
-    @property
     def streamable(self) -> bool:
-        """True where the model can be run one step at a time; `stream()` says which node needs the future otherwise."""
-        return not self._streaming_problems()
+        """Whether the model can be run one step at a time; if not, `stream()` says which node needs the future."""
+        return not self._problems
 
     def __repr__(self):
         ins, outs = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
@@ -183,15 +147,15 @@ class Model:
         Parameters
         ----------
         *arrays, **named : the inputs, by position in the file's order and by name
-            Arrays or tensors of the dtype that `inputs` says, or of one whose values all fit it exactly (float16 into
+            Arrays or tensors of the dtype in `inputs`, or of one whose values all fit it exactly (float16 into
             float32); or numbers and lists of numbers that fit.
-        lengths : ints, one a row of the batch, optional
+        lengths : ints, one per row of the batch, optional
             Row i ends after lengths[i] steps: its outputs are those of a run of that row alone, cut to that length, and
             zero from there on. A file's own input of this name is that input.
 
         Returns
         -------
-        tuple of arrays, one an output; new memory.
+        tuple of arrays, one per output; new memory.
 
         Raises
         ------
@@ -257,33 +221,19 @@ class Model:
             self._sizes[shapes] = known
         sizes, out_shapes = known
         if self._open_sizes:
-            return self._with_sizes({n: sizes[n] for n in self._open_sizes})._run(feeds)
+            return self._with_sizes(sizes)._run(feeds)
         outputs = tuple(_empty(value, shape) for value, shape in zip(self._ends, out_shapes, strict=True))
         self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
         return outputs
 
     def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
-        """The sizes that these inputs mean, and the shapes of the outputs at them (none where sizes are left open)."""
+        """The sizes that these inputs mean, and the shapes of the outputs at them ([] if sizes are left open)."""
         values = [self.graph.values[n] for n in self.graph.inputs]
         sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds, self.graph.held)
         if self._open_sizes:
             return sizes, []
         self._program("run").plan.check_sizes(sizes["batch"], sizes["time"])  # names the node
         return sizes, [_shape(value, sizes) for value in self._ends]
-
-    def _with_sizes(self, sizes: dict[str, int]) -> Model:
-        """This model compiled for fixed free sizes; the last few are kept."""
-        key = tuple(sizes.items())
-        with self._lock:
-            model = self._fixed.pop(key, None)
-        if model is None:
-            model = Model(fix_sizes(self.graph, sizes), self.threads)
-            model._given_sizes = dict(sizes)
-        with self._lock:
-            self._fixed[key] = model
-            while len(self._fixed) > KEPT_SIZES:
-                del self._fixed[next(iter(self._fixed))]
-        return model
 
     def _run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
         """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
@@ -321,14 +271,14 @@ class Model:
     def stream(self, batch_size: int | None = None, *, context: int | None = None, at_context: str = "error") -> Stream:
         """A live stream; with batch_size, that many in lock-step.
 
-        Where the model leaves a size open (samples a step), the stream's first step fixes it.
+        If the model leaves a size open (samples per step), the stream's first step fixes it.
 
         Parameters
         ----------
         batch_size : int, optional
         context : int, optional
-            How many steps causal attention looks back on, the current one counted; the keys and values of as many are
-            kept. None: 1,024 where attention sees all steps before. Models without attention over time refuse it.
+            How many steps causal attention looks back on, the current one included; keys and values of so many are
+            kept. None: 1,024 if attention sees all earlier steps. Models without attention over time refuse it.
         at_context : "error" or "window"
             What happens at step context + 1: a StreamError that leaves the stream as it is, or the oldest step is
             dropped, as if the model's mask were a band of that width.
@@ -338,31 +288,11 @@ class Model:
         StreamError : the model can't be streamed; the text names each node and why. A context that
             has nothing to bound.
         """
-        paced = not self._streaming_problems() and not self._timetable.plain
         bound = self._context(context, at_context)
         if batch_size is not None:
             batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
         parts = self._stream_parts(batch_size, bound)
-        return PacedStream(self, parts) if paced else Stream(self, parts)
-
-    @property
-    def delay(self) -> int:
-        """Steps of input that a stream must see beyond step t before step t of its outputs comes; 0 where it can't be
-        streamed at all."""
-        return 0 if self._streaming_problems() else self._timetable.delay
-
-    def _context(self, context: int | None, at_context: str) -> Context | None:
-        """The bound of a stream's attention, checked; None where it needs none."""
-        if at_context not in ("error", "window"):
-            raise StreamError(f"at_context must be 'error' or 'window', got {at_context!r:.60}")
-        self._check_streamable()
-        if context is not None:
-            if not over_time(self.graph):
-                raise StreamError(f"{self.name} has no attention over time that context= could bound")
-            return Context(whole_number(context, "context", MOST_CONTEXT), at_context == "window")
-        if unbounded(self.graph):
-            return Context(DEFAULT_CONTEXT, at_context == "window")
-        return None
+        return Stream(self, parts) if self._timetable.plain else PacedStream(self, parts)
 
     def pool(self, capacity: int = 1024, *, context: int | None = None, at_context: str = "error") -> StreamPool:
         """A pool of independent streams, each with a slot, stepped together in any subset and order.
@@ -375,117 +305,10 @@ class Model:
         Raises
         ------
         StreamError : the model can't be streamed; the text names each node and why. A context as in `stream`.
-        ShapeError : capacity is no int in 1..2^24. StateError : no memory holds it.
+        ShapeError : capacity is not an int in 1..2^24. StateError : there is not enough memory.
         """
-        paced = not self._streaming_problems() and not self._timetable.plain
         bound = self._context(context, at_context)
-        return PacedPool(self, capacity, bound) if paced else StreamPool(self, capacity, bound)
-
-    def _stream_parts(self, batch_size: int | None, context: Context | None = None) -> StreamParts:
-        """What all such streams share; pools take those without a batch size. context: as `_context` gives it."""
-        key = batch_size, context
-        found = self._parts.get(key)
-        if found is None:
-            found = self._make_parts(batch_size, context)
-            with self._lock:
-                self._parts[key] = found
-                while len(self._parts) > KEPT_PARTS:
-                    del self._parts[next(iter(self._parts))]
-        return found
-
-    def _make_parts(self, batch_size: int | None, context: Context | None) -> StreamParts:
-        self._check_streamable()
-        if self._open_sizes:
-            return StreamParts(batch_size, context)
-        program, layout = self._program("stream", context), self._stream_layout(context)
-        has_batch, inputs, outputs = self._stream_arguments
-        if batch_size not in (None, 1) and not has_batch:
-            raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
-        forms = plain_forms(inputs, outputs, batch_size)
-        return StreamParts(batch_size, context, self._given_sizes, program, layout, inputs, outputs, forms)
-
-    def _check_streamable(self) -> None:
-        found = self._streaming_problems()
-        if found:
-            raise StreamError(f"{self.name} can't be streamed: " + "; ".join(found))
-
-    def _sized_like(self, x) -> Model:
-        """This model with the sizes that it leaves open as in x, the argument of a stream's step or push.
-
-        Raises ShapeError where x doesn't tell them.
-        """
-        names = [n for n in self.graph.inputs if n not in self.graph.states]
-        sizes: dict[str, int] = {}
-        for argument, given in zip(self._stream_arguments[1], collect(names, x), strict=True):
-            sizes |= argument.open_sizes(as_dtype(given, argument.dtype, f"input {argument.name}"))
-        missing = [n for n in self._open_sizes if n not in sizes]
-        if missing:
-            raise ShapeError(f"{self.name}: the inputs of a step don't tell {', '.join(missing)}: load it with sizes=")
-        return self._with_sizes({n: sizes[n] for n in self._open_sizes})
-
-    def _sized_as(self, sizes: dict[str, int]) -> Model:
-        """This model with the sizes that a snapshot tells; StateError where they are not those that it leaves open."""
-        if set(sizes) != set(self._open_sizes):
-            raise StateError(f"a snapshot of {self.name} tells {sorted(self._open_sizes)}, this one {sorted(sizes)}")
-        return self._with_sizes({n: sizes[n] for n in self._open_sizes}) if sizes else self
-
-    @cached_property  # once for all streams: they share what they are told of their arguments
-    def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:
-        """Has some value a batch axis? And what a stream takes and returns: the file's ends that aren't states."""
-        graph, steps_one = self.graph, not has_time(self.graph)
-        has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
-        ends = set(graph.states.values())
-        inputs = [n for n in graph.inputs if n not in graph.states]
-        outputs = [n for n in graph.outputs if n not in ends]
-        known = {n: argument_of(graph.values[n], steps_one, has_batch) for n in (*inputs, *outputs)}
-        return has_batch, [known[n] for n in inputs], [known[n] for n in outputs]
-
-    def _streaming_problems(self) -> list[str]:
-        if self._problems is None:
-            found = conditions.problems(self.graph)
-            try:  # what only shows when the stream is planned: a state that is read elsewhere too
-                if not found and self._open_sizes:  # planning waits for a stream's first step
-                    if not self._timetable.plain:
-                        names = ", ".join(f"{n!r}: ..." for n in self._open_sizes)
-                        found = [f"its outputs come at another pace than its inputs: load it with sizes={{{names}}}"]
-                elif found:
-                    pass
-                elif self._program("stream").plan.steps_one and not self._stream_layout().size:
-                    found = [conditions.no_steps(self.graph)]
-                else:
-                    self._stream_layout()
-            except (StateError, UnsupportedError) as error:
-                found = [str(error)]
-            self._problems = found
-        return self._problems
-
-    @cached_property
-    def _timetable(self) -> Timetable:
-        """When the outputs of a stream come."""
-        if not self._open_sizes:
-            found = self._program("stream").plan.timetable
-            assert found is not None
-            return found
-        ends = set(self.graph.states.values())
-        return rewrite(self.graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
-
-    def _stream_layout(self, context: Context | None = None) -> StateLayout:
-        plan = self._program("stream", context).plan
-        with self._lock:
-            if context not in self._layouts:
-                self._layouts[context] = StateLayout(self.graph, plan)
-                _keep_last(self._layouts, KEPT_CONTEXTS)
-            return self._layouts[context]
-
-    def _program(self, mode: str, context: Context | None = None) -> Program:
-        with self._lock:
-            key = (mode, context)
-            if key not in self._programs:
-                graph = self.graph if mode == "run" else spread_positions(self.graph)
-                plan = lowering.lower(graph, mode, self._weights, context)
-                self._programs[key] = Program(plan, self.threads)
-                _keep_last(self._programs, KEPT_CONTEXTS)
-            return self._programs[key]
+        return (StreamPool if self._timetable.plain else PacedPool)(self, capacity, bound)
 
     # -- files --
     def save(self, path) -> None:
@@ -509,22 +332,8 @@ class Model:
         return self
 
 
-def _keep_last(kept: dict, most: int) -> None:
-    """Drop the bounded ones that were made first, while there are more than `most` of them."""
-    bounded = [key for key in kept if key not in (None, ("run", None), ("stream", None))]
-    for key in bounded[: max(len(bounded) - most, 0)]:
-        del kept[key]
-
-
 def _unpickled(blob: bytes, threads: int) -> Model:
     return Model(artifact.load(blob), threads)
-
-
-def _open_sizes(graph: Graph) -> tuple[str, ...]:
-    """Names of the sizes that the inputs leave free besides batch and time."""
-    return tuple(
-        sorted({s for n in graph.inputs for d in graph.values[n].dims for s in D.symbols(d)} - {"batch", "time"})
-    )
 
 
 def _plain(dim):
@@ -561,7 +370,7 @@ def _shape(value, sizes: dict[str, int]) -> list[int]:
 
 
 def _empty(value, shape: list[int]) -> np.ndarray:
-    """A new array for a value. Raises ShapeError where no memory holds it: its size may be a file's bare claim."""
+    """A new array for a value. Raises ShapeError without enough memory: its size may be a file's bare claim."""
     try:
         return np.empty(shape, DTYPES[value.dtype])
     except (MemoryError, ValueError):  # numpy: not available; more than an index can count
@@ -569,7 +378,7 @@ def _empty(value, shape: list[int]) -> np.ndarray:
 
 
 def _index(value, rows: np.ndarray, length: int, shape) -> tuple:
-    """Where `rows`, cut to `length` steps, lie in a whole array of this value."""
+    """The index of `rows`, cut to `length` steps, in a whole array of this value."""
     index = []
     for axis, dim in enumerate(value.dims):
         if dim == D.BATCH:

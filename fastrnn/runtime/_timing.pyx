@@ -12,18 +12,6 @@ import numpy as np
 
 cnp.import_array()
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec, tv_nsec
-    enum: CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *t)
-
-
-cdef inline int64_t now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t> t.tv_sec * 1_000_000_000 + t.tv_nsec
-
 
 cdef class OpTimer:
     """Nanoseconds of each op in each of the next `capacity` calls of a program of `n_ops` ops; later calls go untimed.
@@ -58,10 +46,10 @@ def clock_ns():
     cdef Frame f
     spent = np.empty(1001, np.int64)
     cdef int64_t *data = <int64_t *> cnp.PyArray_DATA(<cnp.ndarray> spent)
-    cdef int64_t before = now(), after
+    cdef int64_t before = now_ns(), after
     for i in range(1001):
         walk(0, &kind, &start, &number, &f, &bad)
-        after = now()
+        after = now_ns()
         data[i] = after - before
         before = after
     return float(np.median(spent))
@@ -70,13 +58,13 @@ def clock_ns():
 cdef int walk_timed(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const int64_t *integers, Frame *f,
                     int64_t *bad, int64_t *ns) noexcept nogil:
     """`walk`, op by op, with each one's time written to `ns`."""
-    cdef int64_t i, before = now(), after
+    cdef int64_t i, before = now_ns(), after
     cdef int failed
     for i in range(n_ops):
         failed = walk(1, kinds + i, starts + i, integers, f, bad)
         if failed >= 0:
             return <int> i + failed
-        after = now()
+        after = now_ns()
         ns[i] = after - before
         before = after
     return -1

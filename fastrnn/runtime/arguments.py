@@ -1,11 +1,10 @@
-"""What callers hand in and get back: checks of dtype and shape, with errors that say which argument."""
+"""The arrays that callers pass in and get back: checks of dtype and shape, with errors that name the argument."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +20,7 @@ MOST_AXES = 8  # of an array on the fast path of a step, with the axis of a pool
 class Argument:
     """One input or output of a stream: batch first, then time, then features.
 
-    features : ints (dims where the model leaves a size open), in the file's order without batch and time.
+    features : ints (dims if the model leaves a size open), in the file's order without batch and time.
     timed : it has a time axis (in a model that is a step function every argument has one here: the calls).
     batched : it has a batch axis.
     """
@@ -34,11 +33,6 @@ class Argument:
     file_dims: tuple = ()
 
     @property
-    def stored(self) -> str:
-        """The dtype of the array that the executor reads or writes: the argument's own."""
-        return self.dtype
-
-    @cached_property  # every chunk asks: 5 us
     def step_bytes(self) -> int:
         """Bytes of one step of one stream."""
         return int(np.prod(self.features, dtype=np.int64)) * np.dtype(DTYPES[self.dtype]).itemsize
@@ -80,7 +74,7 @@ class Argument:
         return array
 
     def check_out(self, out, shape: tuple[int, ...]) -> None:
-        """Refuse an `out` that can't take the result as it is."""
+        """Raise ShapeError for an `out` that can't take the result as it is."""
         want = np.dtype(DTYPES[self.dtype])
         if not isinstance(out, np.ndarray) or out.dtype != want or out.shape != shape:
             got = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
@@ -132,8 +126,24 @@ def collect(names: list[str], x) -> list:
     return list(x)
 
 
+def step_arrays(parts, x, batch: int | None) -> list[np.ndarray]:
+    """The arrays of all inputs of a step, checked. parts : a StreamParts, whose inputs they are."""
+    given = collect(parts.names, x)
+    return [a.check_step(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
+
+
+def chunk_arrays(parts, chunk, batch: int | None) -> tuple[list[np.ndarray], int]:
+    """(the arrays of all inputs of a chunk, checked; its steps). parts : a StreamParts, whose inputs they are."""
+    given = collect(parts.names, chunk)
+    arrays = [a.check_chunk(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
+    lengths = {a.name: a.steps(v, batch) for a, v in zip(parts.inputs, arrays, strict=True) if a.timed}
+    if len(set(lengths.values())) != 1:
+        raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
+    return arrays, next(iter(lengths.values()))
+
+
 def check_out(outputs: list[Argument], out, batch: int | None):
-    """The arrays that the outputs of a step are written to, as a list; None where `out` is. ShapeError otherwise."""
+    """The arrays that the outputs of a step are written to, as a list; None if `out` is None. ShapeError otherwise."""
     if out is None:
         return None
     outs = out if isinstance(out, tuple | list) else (out,)
@@ -148,11 +158,12 @@ def check_out(outputs: list[Argument], out, batch: int | None):
 
 
 def deliver(results: list, outs):
-    """One array for one output, else a tuple; copied into `outs` where given."""
-    for target, array in zip(outs or (), results, strict=False):
-        np.copyto(target, array)
-    final = outs or results
-    return final[0] if len(final) == 1 else tuple(final)
+    """One array for one output, else a tuple; copied into `outs` if given. None leaves its out alone."""
+    for i, target in enumerate(outs or ()):
+        if results[i] is not None:
+            np.copyto(target, results[i])
+            results[i] = target
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def plain_forms(inputs: list[Argument], outputs: list[Argument], batch: int | None = None) -> list[tuple]:
@@ -162,7 +173,7 @@ def plain_forms(inputs: list[Argument], outputs: list[Argument], batch: int | No
         return []
     sides = (*inputs, *outputs)
     shapes = [a.step_shape(batch) for a in sides]
-    if any(a.stored != "float32" for a in sides) or any(len(s) >= MOST_AXES for s in shapes):
+    if any(a.dtype != "float32" for a in sides) or any(len(s) >= MOST_AXES for s in shapes):
         return []
     return [(np.dtype(np.float32).num, shape) for shape in shapes]
 

@@ -25,13 +25,13 @@ MOST_STEPS = 1 << 60  # of a stream: what is more was never counted
 
 @dataclass(frozen=True)
 class StatePart:
-    """Elements `places` (flat indices, for one stream) of a shown state lie in a slab row from float32 `offset` on."""
+    """Elements `places` (flat indices, for one stream) of a shown state, in a slab row from float32 `offset` on."""
 
     offset: int
     places: np.ndarray
 
     def of(self, slab: np.ndarray, dtype: str) -> np.ndarray:
-        """These elements of slab rows, [batch, places]: a view where they are float32, else a copy."""
+        """These elements of slab rows, [batch, places]: a view if they are float32, else a copy."""
         floats = self.places.size * np.dtype(dtype).itemsize // 4
         part = slab[:, self.offset : self.offset + floats]
         return part if dtype == "float32" else np.ascontiguousarray(part).view(dtype)
@@ -39,7 +39,7 @@ class StatePart:
 
 @dataclass(frozen=True)
 class ShownState:
-    """One entry of `Model.states`. dims: with "batch" on `batch_axis`; parts: where its elements lie in a slab row."""
+    """One entry of `Model.states`. dims: with "batch" on `batch_axis`; parts: where a slab row stores its elements."""
 
     name: str
     dims: tuple
@@ -51,7 +51,7 @@ class ShownState:
 class StateLayout:
     """How a slab row is made up, and what it holds when a stream begins.
 
-    Raises StateError where a threaded state isn't just cells' states, moved about.
+    Raises StateError if a threaded state isn't just cells' states, moved about.
     """
 
     def __init__(self, graph: Graph, plan: Plan):
@@ -59,30 +59,21 @@ class StateLayout:
         self.initial_row = np.zeros(self.size, np.float32)
         self.shown: list[ShownState] = []
         slots = {(s.node, s.part): s for s in plan.states}
-        cells = [n for n in graph.nodes if n.op == "cell" and (n.name, "h") in slots]
         threaded: dict[str, list[StatePart]] = {}
         covered: set = set()
         located: dict[str, tuple[str, np.ndarray]] = {}
-        for node in cells:
-            for i, part in enumerate("hc"):
-                slot = slots.get((node.name, part))
-                name = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
-                if slot is None or name is None:
-                    continue
-                roots = roots_of(graph, name) & set(graph.states)
-                if not roots:
-                    self._set_initial(graph, name, slot)
-                    continue
-                if len(roots) > 1:
-                    raise StateError(
-                        f"node {node.name}: its initial {part} mixes the states {', '.join(sorted(roots))}"
-                    )
-                root = roots.pop()
-                places = _places(graph, root, name, f"node {node.name}")
-                threaded.setdefault(root, []).append(StatePart(slot.offset, places))
-                located[node.outputs[1 + i]] = (root, places)
-                covered.add((node.name, part))
-        self._chains(graph, slots, threaded, located, covered)
+        for slot, begin, end, node, mixed, depth in (*_cells(graph, slots), *_chains(graph, slots)):
+            roots = roots_of(graph, begin) & set(graph.states)
+            if not roots:
+                self._set_initial(graph, begin, slot)
+                continue
+            if len(roots) > 1 or depth > 1:
+                raise StateError(f"node {node}: {mixed.format(', '.join(sorted(roots)))}")
+            root = roots.pop()
+            places = _places(graph, root, begin, f"node {node}")
+            threaded.setdefault(root, []).append(StatePart(slot.offset, places))
+            located[end] = (root, places)
+            covered.add((slot.node, slot.part))
         for name, parts in threaded.items():
             self._show_threaded(graph, name, parts)
             _check_return(graph, name, {key: p for key, p in located.items() if p[0] == name})
@@ -97,30 +88,6 @@ class StateLayout:
         unused = set(graph.states) - set(threaded)
         if unused:
             raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")
-
-    def _chains(self, graph: Graph, slots, threaded: dict, located: dict, covered: set) -> None:
-        """What `state` nodes keep and begin with: a chain of n of them the last n steps, the oldest first."""
-        for chain in (c for loop in loops(graph) for c in chains(loop)):
-            slot = slots.get((chain.states[0].name, "steps"))
-            for ago, state in enumerate(chain.states, 1):
-                name = state.inputs[1] if len(state.inputs) > 1 else None
-                if slot is None or name is None:
-                    continue
-                size = slot.size // chain.depth
-                place = replace(slot, offset=slot.offset + (chain.depth - ago) * size, size=size)
-                roots = roots_of(graph, name) & set(graph.states)
-                if not roots:
-                    self._set_initial(graph, name, place)
-                    continue
-                if len(roots) > 1 or chain.depth > 1:
-                    raise StateError(
-                        f"node {state.name}: it mixes the states {', '.join(sorted(roots))} of several steps"
-                    )
-                root = roots.pop()
-                places = _places(graph, root, name, f"node {state.name}")
-                threaded.setdefault(root, []).append(StatePart(place.offset, places))
-                located[state.inputs[0]] = (root, places)
-                covered.add((slot.node, slot.part))
 
     def _set_initial(self, graph: Graph, name: str, slot) -> None:
         sub = subgraph(graph, [], [name])
@@ -151,7 +118,7 @@ class StateLayout:
         return out
 
     def load_rows(self, slab: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-        """Inverse of `rows`. StateError, with nothing changed, where one is missing, unknown, of another shape
+        """Inverse of `rows`. StateError, with nothing changed, if one is missing, unknown, of another shape
         or no number of steps."""
         names = [s.name for s in self.shown]
         if set(rows) != set(names):
@@ -162,7 +129,7 @@ class StateLayout:
                 text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
                 raise StateError(f"state {state.name}: {text}")
             if state.dtype == "int64" and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
-                # the one kind of state that is no value but says where others lie
+                # such a state is not a value: it says where other states are stored
                 raise StateError(f"state {state.name}: it counts steps, got {got.min()}..{got.max()}")
         for state in self.shown:
             flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self._row_dims(state))))
@@ -185,6 +152,30 @@ class StateLayout:
         self.load_rows(slab, {k: np.moveaxis(a, axes[k], 0) if axes[k] >= 0 else a[None] for k, a in states.items()})
 
 
+def _cells(graph: Graph, slots: dict):
+    """(slot, the value that it begins with, the value that it ends with, node, why it can't begin with several states,
+    steps that it holds) of each state of a cell that has an initial value."""
+    for node in graph.nodes:
+        for i, part in enumerate("hc" if node.op == "cell" and (node.name, "h") in slots else ""):
+            begin = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
+            if begin is not None and (node.name, part) in slots:
+                text = f"its initial {part} mixes the states {{}}"
+                yield slots[node.name, part], begin, node.outputs[1 + i], node.name, text, 1
+
+
+def _chains(graph: Graph, slots: dict):
+    """The same of `state` nodes: a chain of n of them keeps the last n steps, the oldest first."""
+    for chain in (c for loop in loops(graph) for c in chains(loop)):
+        slot = slots.get((chain.states[0].name, "steps"))
+        for ago, state in enumerate(chain.states, 1):
+            begin = state.inputs[1] if len(state.inputs) > 1 else None
+            if begin is not None and slot is not None:
+                size = slot.size // chain.depth
+                place = replace(slot, offset=slot.offset + (chain.depth - ago) * size, size=size)
+                text = "it mixes the states {} of several steps"
+                yield place, begin, state.inputs[0], state.name, text, chain.depth
+
+
 def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The float64 outputs of a small graph for one stream and one step."""
     from ..graph import reference  # 15 ms of import that a model without initial states does not need
@@ -193,7 +184,7 @@ def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def _check_return(graph: Graph, name: str, ends: dict) -> None:
-    """The output that a state becomes must put each cell's last state where the input had its first one."""
+    """StateError unless the output that a state becomes has each cell's last state where the input had its first."""
     sub = subgraph(graph, list(ends), [graph.states[name]])
     shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
     feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}

@@ -1,8 +1,8 @@
-"""Snapshots: the states of streams as bytes or a file, so that another process or machine goes on where one stopped.
+"""Snapshots: the states of streams as bytes or a file, from which another process or machine can go on.
 
 Format 1, a safetensors container. Tensors: `steps` int64 [n], the steps that each stream has taken; `state/NAME`
 [n, dims...] for each of `Model.states`, without its batch axis, in its own dtype; `ended` bool [n], whether it was
-flushed; `input/NAME` [n, dims...], what a stream that looks ahead was last told by inputs without time; for a whole
+flushed; `input/NAME` [n, dims...], the last inputs without time of streams that look ahead; for a whole
 pool `slots` int64 [n].
 Metadata: `format` ("fastrnn snapshot 1"), `model` and `name` (fingerprint and name of the model), `sizes` (JSON: sizes
 that the model leaves open, as the first step fixed them) and `checksum`: SHA-256 over all the others and
@@ -34,7 +34,7 @@ MOST_BYTES = 1 << 40  # of a file that is read at all
 class Snapshot:
     """The states of n streams.
 
-    steps : int64 [n]. rows : state name -> [n, dims...]. slots : int64 [n], or None where it is not of a whole pool.
+    steps : int64 [n]. rows : state name -> [n, dims...]. slots : int64 [n], or None if it is not of a whole pool.
     sizes : sizes that the model leaves open. ended : bool [n]. still : input name -> [n, dims...].
     """
 
@@ -45,9 +45,20 @@ class Snapshot:
     ended: np.ndarray
     still: dict[str, np.ndarray]
 
+    def check(self, what: str, sizes: dict[str, int], inputs: list, looks_ahead: bool) -> None:
+        """StateError if these are not states of a stream or pool (`what`) with these sizes, which keeps `inputs`."""
+        if self.sizes != sizes:
+            raise StateError(f"the snapshot has the sizes {self.sizes}, this {what} {sizes}")
+        if not looks_ahead and (self.ended.any() or self.still):
+            raise StateError("the snapshot is of a stream that looks ahead, which this model's do not")
+        for a in inputs if self.still else ():
+            got, want = self.still.get(a.name), (len(self.steps), *a.features)
+            if got is None or got.shape != want or got.dtype != a.dtype or len(self.still) != len(inputs):
+                raise StateError(f"the snapshot's input {a.name} is not {a.dtype}{list(want)}")
+
 
 def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> bytes:
-    """The bytes of a snapshot of the model with this fingerprint; written to `path` too where that is given."""
+    """The bytes of a snapshot of the model with this fingerprint; written to `path` too, if given."""
     from safetensors.numpy import save
 
     steps, ended = np.ascontiguousarray(snapshot.steps, np.int64), np.ascontiguousarray(snapshot.ended, np.bool_)
@@ -79,7 +90,7 @@ def read(source, fingerprint: str, name: str) -> Snapshot:
 
     Raises
     ------
-    StateError : no snapshot, a damaged or truncated one, one of a later format or of another model: the text tells.
+    StateError : not a snapshot; a damaged or truncated one; one of a later format or of another model.
     OSError : the file can't be read.
     """
     blob, where = _bytes_of(source)

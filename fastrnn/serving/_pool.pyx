@@ -1,18 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""PoolCore: one slab of states, a row a stream, and the calls that advance any of its rows, in place.
+"""PoolCore: one slab of states, one row per stream, and the calls that advance any of its rows, in place.
 
 A slot is an int: generation << 24 | place. The place is a row of the slab; its generation goes up by one when it is
 opened and again when it is closed, so it is odd while open, and a slot that was closed never fits again.
 """
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Free
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 cimport numpy as cnp
 
-from fastrnn.runtime._executor cimport FLOPS_WATCHED, Form, Program, Scratch, apart, fits
+from fastrnn.runtime._binding cimport allocate
+from fastrnn.runtime._slab cimport SlabCore, StreamParts, empty, fits, takes
 
 import numpy as np
 
@@ -30,59 +32,33 @@ cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
 
 DEF PLACE_BITS = 24
-DEF ALIGN = 8
 cdef int64_t MOST_PLACES = 1 << PLACE_BITS
 cdef int64_t WAIT_US = 20_000  # between looks for signals while another thread has the pool
 # Pools number their first generations apart, so that a slot of one is not one of another: 2^24 openings a place each.
 cdef int64_t GENERATIONS = 1 << 24
 cdef int64_t MOST_POOLS = 1 << 14
 cdef int64_t pools_made = 0
-# Rows of one call of the program: enough that reading the weights costs little beside the work, few enough that what
-# the call works with stays in a core's second-level cache.
+# Rows of one call of the program: enough that reading the weights costs little compared to the work, few enough that
+# what the call works with stays in a core's second-level cache.
 cdef int64_t LEAST_ROWS = 64
 cdef int64_t CALL_BYTES = 1 << 20
-cdef int64_t MOST_STEPS = 64  # of one call
-cdef int64_t ROWS_TIMES_STEPS = 256  # of one call: with more rows than that, more steps a call win nothing
 
 
-cdef struct Side:  # one input or output of a ragged push
-    char **data  # of each row, sorted
-    int64_t step  # bytes of one step of one row
-    bint timed
-    char *packed  # [rows, steps, ...] of one call
-
-
-cdef class Alone:
-    """A context manager that has a pool for itself, other threads wait. `__enter__` is one call in C: a Ctrl-C comes
-    before it or inside the `with`, never between, where nobody would let go again."""
-
-    cdef PoolCore pool
-
-    def __enter__(self):
-        self.pool.hold()
-
-    def __exit__(self, *error):
-        self.pool.let_go()
-
-
-cdef class PoolCore:
+cdef class PoolCore(SlabCore):
     """The slab, the slots and the lock of a pool. Its methods with a leading underscore want the lock held."""
 
-    cdef readonly Program program
     cdef readonly int64_t capacity
     cdef readonly object slab  # float32 [capacity, state_size]; None before the sizes of a step are known
-    cdef float *slab_data
     cdef int64_t *generation
     cdef int64_t *steps  # taken by the stream in each place
     cdef int64_t *mark  # the number of the last call that had the place: a second time in one call shows
-    cdef int64_t *place  # the places of the call under way, one a row
+    cdef int64_t *place  # the places of the call under way, one per row
     cdef int64_t *free  # a stack of the places that are closed
     cdef int64_t n_free, calls, first_generation
-    cdef bint simple, timed
-    cdef Form x_form, y_form  # of the step of `dims[0]` rows, or of the chunk of as many steps
+    cdef readonly set ended  # places whose streams were flushed; only of models with a timetable
+    cdef readonly dict still  # place -> the last arrays of `StreamParts.still`
+    cdef bint simple  # rows of plain arrays go straight to the program
     cdef int64_t rows_a_call, rows_a_push
-    cdef double row_flops  # of one step of one row
-    cdef object initial_row
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # the thread that has the lock; 0: none
     cdef bint forked_within  # a fork that this thread makes in the middle of a call
@@ -94,6 +70,7 @@ cdef class PoolCore:
             raise MemoryError()
         self.first_generation = (pools_made % MOST_POOLS) * GENERATIONS
         pools_made += 1
+        self.ended, self.still = set(), {}
 
     def __dealloc__(self):
         PyMem_Free(self.generation)
@@ -104,36 +81,28 @@ cdef class PoolCore:
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
 
-    def _begin(self, Program program, initial_row, bint batched, bint shared, row_bytes, row_flops, forms, timed):
-        """Take what the subclass prepared, after `_resize`; streams that were opened before begin here.
-
-        initial_row : float32 [state_size]. batched : the model has a batch axis, so rows may share a call. shared : an
-        input or output has none, so that rows which bring their own of it can't.
-        row_bytes : scratch of a call a row. forms : () or, for a model with one float32 input and output each, their
-        (numpy type number, shape of one step of one stream). timed : both have a time axis.
-        """
-        cdef int i
-        cdef Form *form
-        slab = np.zeros((self.capacity, program.state_size), np.float32)  # a page that is not written takes no memory
-        slab[self._open_slots() & (MOST_PLACES - 1)] = initial_row
-        self.slab, self.slab_data = slab, <float *> cnp.PyArray_DATA(<cnp.ndarray> slab)
-        self.program, self.initial_row, self.row_flops = program, initial_row, row_flops
-        self.rows_a_call = max(LEAST_ROWS, CALL_BYTES // max(<int64_t> row_bytes, 1)) if batched else 1
+    def _begin(self, StreamParts parts):
+        """Take what all streams of the pool share, and make the slab; streams that were opened before begin here."""
+        cdef int64_t row_bytes = 0, number = 1
+        plan, table = parts.program.plan, parts.timetable
+        slab = np.zeros((self.capacity, parts.program.state_size), np.float32)  # a page not written takes no memory
+        slab[self._open_slots() & (MOST_PLACES - 1)] = parts.layout.initial_row
+        if table is not None:
+            number = table.counts(table.start, 1).number
+        if plan.has_batch:
+            row_bytes = parts.program.arena_bytes(2, number) - parts.program.arena_bytes(1, number)
+        shared = not all(a.batched for a in (*parts.inputs, *parts.outputs))  # rows that bring their own share no call
+        self.rows_a_call = max(LEAST_ROWS, CALL_BYTES // max(row_bytes, 1)) if plan.has_batch else 1
         self.rows_a_push = 1 if shared else self.rows_a_call
-        self.simple, self.timed = len(forms) == 2, timed
-        for i, (number, shape) in enumerate(forms):
-            form = &self.x_form if i == 0 else &self.y_form
-            form.type, form.ndim = number, len(shape) + 1
-            form.step_bytes = 4
-            for axis, size in enumerate(shape):
-                form.dims[axis + 1] = size
-                form.step_bytes *= <int64_t> size
+        self.simple = parts.simple and not shared and table is None
+        self.slab, self.slab_data = slab, <float *> cnp.PyArray_DATA(<cnp.ndarray> slab)
+        self._parts = parts
 
     def _resize(self, int64_t capacity):
         """Make room for `capacity` streams, at least as many as there is room for now. Places keep their slots."""
         cdef int64_t i, old = self.capacity
         if self.program is not None:
-            slab = np.zeros((capacity, self.program.state_size), np.float32)
+            slab = np.zeros((capacity, self._parts.program.state_size), np.float32)
             taken = self._open_slots() & (MOST_PLACES - 1)
             slab[taken] = self.slab[taken]
         self.generation = enlarged(self.generation, old, capacity)
@@ -143,7 +112,7 @@ cdef class PoolCore:
         self.free = enlarged(self.free, old, capacity)
         for i in range(old, capacity):
             self.generation[i] = self.first_generation
-        memmove_up(self.free, self.n_free, capacity - old)
+        memmove(self.free + capacity - old, self.free, self.n_free * sizeof(int64_t))
         for i in range(capacity - old):  # the lowest place on top
             self.free[i] = capacity - 1 - i
         self.n_free += capacity - old
@@ -152,8 +121,9 @@ cdef class PoolCore:
             self.slab, self.slab_data = slab, <float *> cnp.PyArray_DATA(<cnp.ndarray> slab)
 
     # -- the lock --
+    @cython.final
     cdef int hold(self) except -1:
-        """Wait until no other thread is in a call of this pool. Give it back by `let_go`."""
+        """Wait until no other thread is in a call of this pool."""
         cdef int got
         cdef unsigned long me = PyThread_get_thread_ident()
         if not PyThread_acquire_lock(self.lock, 0):
@@ -168,18 +138,17 @@ cdef class PoolCore:
         self.owner = me
         return 0
 
+    @cython.final
     cdef void let_go(self) noexcept:
         self.owner = 0
         PyThread_release_lock(self.lock)
 
     def _alone(self):
         """A context manager: other threads wait."""
-        cdef Alone alone = Alone.__new__(Alone)
-        alone.pool = self
-        return alone
+        return self._held()
 
     def _hold_for_fork(self):
-        """Wait for calls of other threads; one of this thread may be under way, where a signal's handler forks."""
+        """Wait for calls of other threads; one of this thread may be under way, if a signal's handler forks."""
         self.forked_within = self.owner == PyThread_get_thread_ident()
         if not self.forked_within:
             self.hold()
@@ -206,23 +175,43 @@ cdef class PoolCore:
         if self.program is not None:
             self.slab[new] = self.slab[place]
         self.steps[new] = self.steps[place]
+        if place in self.ended:
+            self.ended.add(new)
+        if place in self.still:
+            self.still[new] = self.still[place]
         return slot
 
     def _close(self, int64_t place):
         self.generation[place] += 1
         self.free[self.n_free] = place
         self.n_free += 1
+        self._forget(place)
 
     def _reset(self, int64_t place):
         if self.program is not None:
-            self.slab[place] = self.initial_row
+            self.slab[place] = self._parts.layout.initial_row
         self.steps[place] = 0
+        self._forget(place)
+
+    cdef _forget(self, int64_t place):
+        """What only streams with a timetable have."""
+        if self.ended:
+            self.ended.discard(place)
+        if self.still:
+            self.still.pop(place, None)
 
     def _steps(self, int64_t place):
         return self.steps[place]
 
-    def _set_steps(self, int64_t place, int64_t steps):
+    def _set_steps(self, int64_t place, int64_t steps, bint ended=False, still=None):
+        """How far the stream in a place is; still: as `self.still` has it, None: as it is."""
         self.steps[place] = steps
+        if ended:
+            self.ended.add(place)
+        else:
+            self.ended.discard(place)
+        if still is not None:
+            self.still[place] = still
 
     def _open_slots(self):
         """int64 [open], by place."""
@@ -241,9 +230,6 @@ cdef class PoolCore:
     cdef inline bint is_open(self, int64_t slot) noexcept:
         cdef int64_t place = slot & (MOST_PLACES - 1)
         return place < self.capacity and self.generation[place] == slot >> PLACE_BITS and (slot >> PLACE_BITS) & 1
-
-    def _is_open(self, int64_t slot):
-        return self.is_open(slot)
 
     cdef explain(self, int64_t slot):
         """Why a slot is not open."""
@@ -267,6 +253,10 @@ cdef class PoolCore:
             raise StateError(self.explain(number))
         return number & (MOST_PLACES - 1)
 
+    def _find(self, slots):
+        """`find` for the subclass."""
+        return self.find(slots)
+
     cdef int64_t find(self, slots) except -1:
         """Write the places of the slots of a call to `place`; returns how many. Nothing else changes."""
         cdef int64_t i, n, slot, place
@@ -285,7 +275,7 @@ cdef class PoolCore:
                 raise StateError(self.explain(slot))
             place = slot & (MOST_PLACES - 1)
             if self.mark[place] == self.calls:
-                raise StateError(f"slot {slot} is there twice: a stream takes one step, or one chunk, a call")
+                raise StateError(f"slot {slot} is there twice: a stream takes one step, or one chunk, per call")
             self.mark[place] = self.calls
             self.place[i] = place  # no place twice, so no more rows than places
         return n
@@ -305,7 +295,7 @@ cdef class PoolCore:
 
         Returns
         -------
-        array [n, features...] (out where given); a tuple for several outputs.
+        array [n, features...] (out if it is given); a tuple for several outputs.
 
         Raises
         ------
@@ -319,244 +309,116 @@ cdef class PoolCore:
         out, a step allocates nothing.
         """
         cdef int64_t n
+        cdef StreamParts p
         self.hold()
         try:
-            n = self.find(slots)
-            if self.simple:
-                self.x_form.dims[0] = self.y_form.dims[0] = n
-                if fits(x, &self.x_form):
-                    if out is None:
-                        out = cnp.PyArray_EMPTY(self.y_form.ndim, self.y_form.dims, self.y_form.type, 0)
-                        self.step_rows(n, x, out)
-                        return out
-                    if fits(out, &self.y_form) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> out) and apart(x, out):
-                        self.step_rows(n, x, out)
-                        return out
-            return self._step_general(n, x, out)
+            n, p = self.find(slots), self._parts
+            if not (self.simple and fits(x, &p.x_form, 0, n)):
+                return self._step_general(n, x, out)
+            if out is not None and not takes(out, &p.y_form, 0, n, x):
+                return self._step_general(n, x, out)
+            if out is None:
+                out = empty(&p.y_form, 0, n)
+            if n > self.rows_a_call:
+                self._advance(n, [x, out])
+            elif n:
+                self.call(p.program.take(n, 1, 1), n, self.place, x, out)
+                self.count(n)
+            return out
         finally:
             self.let_go()
-
-    cdef int step_rows(self, int64_t n, x, out) except -1:
-        cdef Scratch s
-        if n <= self.rows_a_call and not self.careful(n):
-            if n == 0:
-                return 0
-            self.check_room(n, 1)
-            s = self.program.take(n, 1, 1)
-            s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
-            s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> out)
-            try:
-                self.program.call(s, self.slab_data, self.place)
-            finally:
-                self.program.give(s)
-            self.count(n)
-            return 0
-        self._advance(n, [x, out], [self.x_form.step_bytes, self.y_form.step_bytes])
-
-    cdef int check_room(self, int64_t n, int64_t span) except -1:
-        """Raise StreamError, with nothing touched, where one of the n streams in `place` can't take `span` more."""
-        if self.program.room >= 0:
-            self.program.check_room(self.slab_data, self.place, 0, n, span)
-        return 0
-
-    cdef inline bint careful(self, int64_t row_steps) noexcept:
-        """A call of so many rows times steps can fail, or be interrupted, halfway: states are kept, to be put back."""
-        return self.program.may_fail or row_steps * self.row_flops > FLOPS_WATCHED
 
     cdef void count(self, int64_t n) noexcept:
         cdef int64_t i
         for i in range(n):
             self.steps[self.place[i]] += 1
 
-    def _advance(self, int64_t n, list arrays, list moves):
-        """One step of the n streams in `place`.
-
-        arrays : checked, C-contiguous inputs, then outputs. moves : bytes from one row of each to the next; 0 where it
-        has no batch axis.
-        """
-        cdef int64_t done = 0, rows, i
-        cdef Scratch s
-        self.check_room(n, 1)
-        kept = self.keep(n) if self.careful(n) else None
-        try:
-            while done < n:
-                rows = min(self.rows_a_call, n - done)
-                s = self.program.take(rows, 1, 1)
-                for i in range(len(arrays)):
-                    s.base[i] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> arrays[i]) + done * <int64_t> moves[i]
-                try:
-                    self.program.call(s, self.slab_data, self.place + done)
-                finally:
-                    self.program.give(s)
-                done += rows
-                if kept is not None:
-                    PyErr_CheckSignals()
-        except BaseException:
-            self.put_back(kept)
-            raise
+    def _advance(self, int64_t n, list arrays):
+        """One step of the n streams found, whose outputs come one per step. arrays : C-contiguous inputs, then outputs,
+        [n, ...] if they have a batch axis."""
+        if self._parts.program.room >= 0:
+            self._parts.program.check_room(self.slab_data, self.place, 0, n, 1)
+        self.advance(n, self.place, 0, 1, arrays, self.rows_a_call, False)
         self.count(n)
-
-    cdef object keep(self, int64_t n):
-        """The states of the places of this call, to be put back."""
-        cdef cnp.npy_intp size = n
-        places = cnp.PyArray_SimpleNewFromData(1, &size, cnp.NPY_INT64, self.place).copy()
-        return places, self.slab[places]
-
-    cdef put_back(self, kept):
-        if kept is not None:
-            places, states = kept
-            self.slab[places] = states
 
     # -- chunks --
     def _push_plain(self, int64_t n, list chunks):
-        """`push` of the n streams found, where each chunk is a plain array of the one input of a model that has one
-        output: the new arrays. None, and nothing has happened, where a chunk needs a general check: 15 us each."""
+        """`push` of the n streams found, if each chunk is a plain array of the one input of a model that has one
+        output: the new arrays. Otherwise None, and nothing has happened: a general check takes 15 us per chunk."""
         cdef int64_t i
         cdef cnp.npy_intp size = n
-        cdef list results
-        if not (self.simple and self.timed):
+        cdef StreamParts p = self._parts
+        cdef list results = []
+        if not (self.simple and p.plain_chunks):
             return None
         lengths = cnp.PyArray_EMPTY(1, &size, cnp.NPY_INT64, 0)
         for i in range(n):
-            if not cnp.PyArray_CheckExact(chunks[i]) or cnp.PyArray_NDIM(<cnp.ndarray> chunks[i]) == 0:
+            if not fits(chunks[i], &p.x_form, 0, -1):
                 return None
-            self.x_form.dims[0] = cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)
-            if not fits(chunks[i], &self.x_form):
-                return None
-            (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths))[i] = self.x_form.dims[0]
-        results = []
+            (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths))[i] = cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)
         for i in range(n):
-            self.y_form.dims[0] = cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)
-            results.append(cnp.PyArray_EMPTY(self.y_form.ndim, self.y_form.dims, self.y_form.type, 0))
-        self._push(n, lengths, [chunks, results], [self.x_form.step_bytes, self.y_form.step_bytes], [True, True], 1)
+            results.append(empty(&p.y_form, 0, cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)))
+        self.check_room(n, lengths)
+        self.advance_found(n, lengths, [chunks, results], False)
         return results
 
-    def _push(self, int64_t n, lengths, list arrays, list steps, list timed, int64_t n_in):
-        """All steps of a chunk a row, each of its own length.
+    def _take(self, int64_t n, lengths, list columns, bint one=False, bint final=False):
+        """Advance each of the n streams found by a chunk of its own length.
 
-        lengths : int64 [n]. arrays : for each input, then each output, the list of a C-contiguous array a row.
-        steps : bytes of a step of each. timed : whether it has a time axis; where not, an input is the same at each
-        step and an output is written at each.
+        Parameters
+        ----------
+        lengths : int64 [n]; columns : of each input, as `advance_ragged` takes them
+        one : the answers are those to a single step; final : their sequences end here
+
+        Returns
+        -------
+        list of n lists with a new array for each output of the steps that come; None for a value over time that is not
+        there yet
         """
-        cdef int64_t i, r, total = lengths.sum()
-        cdef int64_t n_sides = len(arrays)
-        order = np.argsort(-lengths, kind="stable")
-        cdef int64_t[::1] length = lengths[order]
-        cdef int64_t[::1] source = order
-        cdef int64_t[::1] given
-        cdef Side *sides = <Side *> PyMem_Calloc(max(n_sides, 1), sizeof(Side))
-        cdef char **data = <char **> PyMem_Calloc(max(n * n_sides, 1), sizeof(char *))
-        cdef cnp.npy_intp size = n
-        kept = None
-        try:
-            if sides == NULL or data == NULL:
-                raise MemoryError()
-            if self.program.room >= 0:
-                for r in range(n):
-                    self.program.check_room(self.slab_data, self.place, r, 1, lengths[r])
-            kept = self.keep(n) if self.careful(total) else None
-            for i in range(n_sides):
-                sides[i].data, sides[i].step, sides[i].timed = data + i * n, steps[i], timed[i]
-                column = <list?> arrays[i]
-                for r in range(n):
-                    sides[i].data[r] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> column[source[r]])
-            given = cnp.PyArray_SimpleNewFromData(1, &size, cnp.NPY_INT64, self.place)[order]
-            for r in range(n):
-                self.place[r] = given[r]
-            r = 0
-            while r < n and length[r] > 0:
-                i = min(self.rows_a_push, n - r)
-                self.push_rows(r, i, &length[r], sides, n_sides, n_in, kept is not None)
-                r += i
-        except BaseException:
-            self.put_back(kept)
-            raise
-        finally:
-            PyMem_Free(sides)
-            PyMem_Free(data)
-        for r in range(n):
-            self.steps[self.place[r]] += length[r]
+        cdef int64_t i, place
+        cdef StreamParts p = self._parts
+        if n == 0:
+            return []
+        self.check_room(n, lengths)
+        spans = lengths.tolist()
+        comes = [p.brought(self.steps[self.place[i]], spans[i], final) for i in range(n)]
+        made = [p.room_for(row, None, one) for row in comes]
+        self.advance_found(n, lengths, columns + [list(column) for column in zip(*made)], final)
+        for i in range(n):
+            place = self.place[i]
+            if final and p.timetable is not None:
+                self.ended.add(place)
+            if p.still and spans[i]:
+                self.still[place] = [np.array(c[i]) for a, c in zip(p.inputs, columns) if not a.timed]
+        return [p.seen(row, arrays, one) for row, arrays in zip(comes, made)]
 
-    cdef int push_rows(self, int64_t first, int64_t rows, const int64_t *length, Side *sides, int64_t n_sides,
-                       int64_t n_in, bint careful) except -1:
-        """The rows first..first + rows - 1, longest first: at each step those that are still alive, and no others."""
-        cdef int64_t alive = rows, done = 0, n, i, biggest = 0, most
-        for i in range(n_sides):
-            biggest = max(biggest, sides[i].step)
-        biggest = (max(biggest, 1) + ALIGN - 1) // ALIGN * ALIGN
-        most = 1 if self.program.plan.steps_one else MOST_STEPS
-        memory = np.empty((n_sides, max(rows, ROWS_TIMES_STEPS) * biggest), np.uint8) if rows > 1 else None
-        for i in range(n_sides):
-            sides[i].packed = NULL if rows == 1 else <char *> cnp.PyArray_DATA(<cnp.ndarray> memory[i])
-        while True:
-            while alive > 0 and length[alive - 1] <= done:
-                alive -= 1
-            if alive == 0:
-                return 0
-            n = most
-            while n > 1 and n * alive > ROWS_TIMES_STEPS and alive > 1:
-                n >>= 1
-            while n > length[alive - 1] - done:  # powers of two: few sizes to bind
-                n >>= 1
-            self.call_rows(first, alive, done, n, sides, n_sides, n_in)
-            done += n
-            if careful:
-                PyErr_CheckSignals()
-
-    cdef int call_rows(self, int64_t first, int64_t rows, int64_t done, int64_t n, Side *sides, int64_t n_sides,
-                       int64_t n_in) except -1:
-        """n steps of `rows` rows, from step `done` on: inputs are packed for one call, outputs unpacked."""
-        cdef int64_t i, r, bytes
-        cdef Side *side
-        cdef Scratch s = self.program.take(rows, n, n)
-        cdef bint direct = sides[0].packed == NULL
-        try:
-            for i in range(n_sides):
-                side = sides + i
-                if direct:
-                    s.base[i] = side.data[first] + (done * side.step if side.timed else 0)
-                    continue
-                s.base[i] = side.packed
-                bytes = n * side.step if side.timed else side.step
-                if i < n_in:
-                    for r in range(rows):
-                        memcpy(side.packed + r * bytes, side.data[first + r] + (done * side.step if side.timed else 0),
-                               bytes)
-            self.program.call(s, self.slab_data, self.place + first)
-        finally:
-            self.program.give(s)
-        for i in range(n_in, 0 if direct else n_sides):
-            side = sides + i
-            bytes = n * side.step if side.timed else side.step
-            for r in range(rows):
-                memcpy(side.data[first + r] + (done * side.step if side.timed else 0), side.packed + r * bytes, bytes)
+    cdef int check_room(self, int64_t n, lengths) except -1:
+        """Raise StreamError if one of the n streams found has ended, or can't take so many more steps."""
+        cdef int64_t i, place, steps
+        cdef StreamParts p = self._parts
+        for i in range(n):
+            place, steps = self.place[i], (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray?> lengths))[i]
+            if self.ended and place in self.ended:
+                raise StreamError("a stream of these slots was flushed: its sequence is at its end; reset() begins "
+                                  "another")
+            if p.room >= 0 and self.steps[place] + steps > p.room:
+                p.program.refuse(f"row {i}", self.steps[place], steps)
+            if p.program.room >= 0:
+                p.program.check_room(self.slab_data, self.place, i, 1, steps)
         return 0
 
-    def _find(self, slots):
-        """`find` for the subclass."""
-        return self.find(slots)
-
-    def _found(self, int64_t n):
-        """int64 [n]: the places that `_find` has found, a copy."""
-        cdef cnp.npy_intp size = n
-        return cnp.PyArray_SimpleNewFromData(1, &size, cnp.NPY_INT64, self.place).copy()
-
-    @property
-    def _rows_a_call(self):
-        return self.rows_a_call
-
-    def _call_paced(self, places, arrays, int64_t number):
-        """One call of a plan with a timetable, bound to the counts `number`: places int64 [rows], arrays of just the
-        steps that it takes and brings. The caller puts the slab back where this raises."""
-        cdef Scratch s = self.program.take(len(places), number, 0)
+    cdef int advance_found(self, int64_t n, lengths, list columns, bint final) except -1:
+        """Rows of the n streams found, by chunks of their own lengths."""
         cdef int64_t i
-        for i in range(len(arrays)):
-            s.base[i] = cnp.PyArray_DATA(<cnp.ndarray?> arrays[i])
-        try:
-            self.program.call(s, self.slab_data, <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray?> places))
-        finally:
-            self.program.give(s)
-        PyErr_CheckSignals()
+        cdef cnp.npy_intp size = n
+        places = cnp.PyArray_SimpleNewFromData(1, &size, cnp.NPY_INT64, self.place)
+        positions = np.empty(n, np.int64)
+        for i in range(n):
+            (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray> positions))[i] = self.steps[self.place[i]]
+        self.advance_ragged(places, positions, lengths, columns, self.rows_a_push, final)
+        for i in range(n):
+            self.steps[self.place[i]] += (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths))[i]
+        return 0
 
     @property
     def _table_bytes(self):
@@ -579,17 +441,8 @@ def _as_slots(slots):
 
 
 cdef int64_t *enlarged(int64_t *old, int64_t used, int64_t capacity) except NULL:
-    cdef int64_t *new = <int64_t *> PyMem_Calloc(max(capacity, 1), sizeof(int64_t))
-    if new == NULL:
-        raise MemoryError()
+    cdef int64_t *new = <int64_t *> allocate(capacity, sizeof(int64_t))
     if used:
         memcpy(new, old, used * sizeof(int64_t))
     PyMem_Free(old)
     return new
-
-
-cdef void memmove_up(int64_t *stack, int64_t n, int64_t by) noexcept:
-    """Move n entries up by so many places."""
-    cdef int64_t i
-    for i in range(n):
-        stack[n - 1 - i + by] = stack[n - 1 - i]

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError, StateError
-from ..graph import dims as D
+from ..errors import ShapeError, StateError, StreamError
 from ..machine import forks
 from ..runtime import snapshots, states
-from ..runtime.arguments import check_out, collect, deliver, plain_forms, whole_number
+from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays, whole_number
+from ..runtime.compiled import Compiled, Context
 from ._pool import PoolCore
-
-if TYPE_CHECKING:
-    from ..compile.lowering.attention import Context
-    from ..model import Model
 
 MOST_SLOTS = 1 << 24  # places that a slot's number has room for
 
@@ -38,9 +34,10 @@ class StreamPool(PoolCore):
     slab : float32 [capacity, state_size], the states by place; to look at, not to write to
     """
 
-    def __init__(self, model: Model, capacity: int, context: Context | None = None):
+    def __init__(self, model: Compiled, capacity: int, context: Context | None = None):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
-        self.model, self._context = model, context
+        self.model: Any = model  # a Model, which builds on pools
+        self._context = context
         model._check_streamable()
         with _memory_for(model, capacity):
             self._resize(capacity)
@@ -48,26 +45,13 @@ class StreamPool(PoolCore):
             self._lay_out(model)
         forks.register(self)
 
-    def _lay_out(self, model: Model) -> None:
+    def _lay_out(self, model: Compiled) -> None:
         """Make the slab. A model that leaves sizes open comes here at the first step, with those of that step."""
         parts = model._stream_parts(None, self._context)
-        program, inputs, outputs = parts.program, parts.inputs, parts.outputs
-        plan, sides = program.plan, (*inputs, *outputs)
-        shared = not all(a.batched for a in sides)
-        batch = plan.has_batch
-        steady, sizes = 1, {"time": 1, "span": 1}
-        if (
-            plan.paced and plan.timetable is not None
-        ):  # what `Program` has in the place of the time: the number of a step's counts
-            counts = plan.timetable.counts(plan.timetable.start, 1)
-            steady, sizes = counts.number, plan.timetable.sizes(counts.number)
-        row_bytes = program.arena_bytes(2, steady) - program.arena_bytes(1, steady) if batch else 0
-        row_flops = float(D.evaluate(plan.flops, sizes | {"batch": 1}))
-        forms, timed = [] if shared else plain_forms(inputs, outputs), all(a.timed for a in sides)
+        if parts.timetable and not all(a.batched for a in (*parts.inputs, *parts.outputs)):
+            raise StreamError(f"{model.name}: an input or output has no batch axis, and its streams look ahead")
         with _memory_for(model, self.capacity):
-            self._begin(program, parts.layout.initial_row, batch, shared, row_bytes, row_flops, forms, timed)
-        self._parts, self._layout, self._inputs, self._outputs = parts, parts.layout, inputs, outputs
-        self._names = parts.names
+            self._begin(parts)
 
     # -- slots --
     def open(self) -> int:
@@ -91,19 +75,19 @@ class StreamPool(PoolCore):
             self._close(self._place(slot))
 
     def reset(self, slot: int) -> None:
-        """Back to the initial state, as after opening. Raises StateError where the slot is not open."""
+        """Back to the initial state, as after opening. Raises StateError if the slot is not open."""
         with self._alone():
             self._reset(self._place(slot))
 
     def copy(self, slot: int) -> int:
-        """A new slot whose stream is in the same state. Raises StateError where the slot is closed, or none is free."""
+        """A new slot whose stream is in the same state. Raises StateError if the slot is closed, or none is free."""
         with self._alone():
             return self._copy(self._place(slot))
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` streams; open slots stay as they are. A smaller number is a StateError.
 
-        The slab is copied, so for a moment both are there.
+        The slab is copied, so for a moment there are two.
         """
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
         with self._alone():
@@ -131,11 +115,11 @@ class StreamPool(PoolCore):
         return True
 
     def _require_open(self, slot) -> None:
-        """StateError where a slot is not open; without waiting for a call of another thread."""
+        """StateError if a slot is not open; does not wait for calls of other threads."""
         self._place(slot)
 
     def _size_like(self, x) -> None:
-        """Lay out the slab for the sizes of x, the argument of a step, where the model leaves them open."""
+        """Lay out the slab for the sizes of x, the argument of a step, if the model leaves them open."""
         if self.program is None:
             with self._alone():
                 if self.program is None:
@@ -146,20 +130,26 @@ class StreamPool(PoolCore):
 
     # -- steps --
     def _step_general(self, n: int, x, out):
-        """`step` of the n slots found, where x is not a plain array or the model has several inputs or outputs."""
+        """`step` of the n slots found, if x is not a plain array or the model has several inputs or outputs."""
         if self.program is None:
             self._lay_out(self.model._sized_like(x))
-        outs = check_out(self._outputs, out, n)
-        arrays = [a.check_step(v, n) for a, v in zip(self._inputs, collect(self._names, x), strict=True)]
-        results = [np.empty(o.step_shape(n), o.stored) for o in self._outputs]
-        moves = [a.step_bytes if a.batched else 0 for a in (*self._inputs, *self._outputs)]
-        self._advance(n, [*arrays, *results], moves)
+        parts = self._parts
+        if parts.timetable:
+            if out is not None:
+                text = "what a step returns differs from slot to slot, so it takes no out"
+                raise StreamError(f"{self.model.name}: {text}")
+            rows = self._take(n, np.ones(n, np.int64), step_arrays(parts, x, n), one=True)
+            return [deliver(row, None) for row in rows]
+        outs = check_out(parts.outputs, out, n)
+        arrays = step_arrays(parts, x, n)
+        results = [np.empty(o.step_shape(n), o.dtype) for o in parts.outputs]
+        self._advance(n, [*arrays, *results])
         return deliver(results, outs)
 
     def push(self, slots, chunks) -> list:
         """Advance each stream in `slots` by a chunk of its own length.
 
-        At each step as many rows are run as streams have it: the longest chunks go first, nothing is padded.
+        At each step as many rows run as streams have data: the longest chunks go first, nothing is padded.
 
         Parameters
         ----------
@@ -169,9 +159,9 @@ class StreamPool(PoolCore):
 
         Returns
         -------
-        list of n arrays [T_i, features...]: the step outputs, new memory. For an output that the model reduces over
-        time: [features...], the value as if the sequence ended here, and None where T_i is 0. For several outputs each
-        is a tuple.
+        list of n arrays [T_i, features...]: the step outputs, new memory; of a model that looks ahead or changes the
+        rate, those that come with these steps. For an output that the model reduces over time: [features...], the value
+        as if the sequence ended here, and None if T_i is 0. For several outputs each is a tuple.
 
         Raises
         ------
@@ -188,14 +178,9 @@ class StreamPool(PoolCore):
             if plain is not None:
                 return plain
             given = [self._check_chunk(i, c) for i, c in enumerate(chunks)]
-            lengths = np.array([length for length, _ in given], np.int64)
-            results = [[np.empty(o.chunk_shape(None, t), o.stored) for o in self._outputs] for t in lengths.tolist()]
-            sides = (*self._inputs, *self._outputs)
-            rows = [[*arrays, *made] for (_, arrays), made in zip(given, results, strict=True)]
-            columns = [[row[i] for row in rows] for i in range(len(sides))]
-            moves, timed = [a.step_bytes for a in sides], [a.timed for a in sides]
-            self._push(n, lengths, columns, moves, timed, len(self._inputs))
-        return [deliver(self._seen(t, made), None) for t, made in zip(lengths.tolist(), results, strict=True)]
+            lengths = np.array([length for _, length in given], np.int64)
+            rows = self._take(n, lengths, [list(column) for column in zip(*(a for a, _ in given), strict=True)])
+        return [deliver(row, None) for row in rows]
 
     @staticmethod
     def _listed(n: int, chunks) -> list:
@@ -207,29 +192,32 @@ class StreamPool(PoolCore):
             raise ShapeError(f"{n} slots take {n} chunks, got {len(found)}")
         return found
 
-    def _seen(self, steps: int, made: list) -> list:
-        """None for what a chunk of no steps has no value of."""
-        return made if steps else [r if o.timed else None for o, r in zip(self._outputs, made, strict=True)]
-
-    def _check_chunk(self, i: int, chunk) -> tuple[int, list[np.ndarray]]:
-        """(steps, the arrays of all inputs) of chunk number i."""
+    def _check_chunk(self, i: int, chunk) -> tuple[list[np.ndarray], int]:
+        """(the arrays of all inputs, steps) of chunk number i."""
         try:
-            given = collect(self._names, chunk)
-            arrays = [a.check_chunk(v, None) for a, v in zip(self._inputs, given, strict=True)]
-            lengths = {a.name: a.steps(v, None) for a, v in zip(self._inputs, arrays, strict=True) if a.timed}
-            if len(set(lengths.values())) != 1:
-                raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
+            return chunk_arrays(self._parts, chunk, None)
         except ShapeError as error:
             raise ShapeError(f"chunk {i}: {error}") from None
-        return next(iter(lengths.values())), arrays
 
     def flush(self, slot: int):
-        """The outputs of a stream that were held back: of a model that does not look ahead none, as `Stream.flush`."""
+        """What a stream held back, and the final value of what is reduced over time, as `Stream.flush`. The sequence of
+        a model that looks ahead is at its end then: `reset` begins another."""
         with self._alone():
-            self._place(slot)
+            place = self._place(slot)
             self._require_sizes()
-            empty = [np.empty(o.chunk_shape(None, 0), o.stored) if o.timed else None for o in self._outputs]
-        return deliver(empty, None)
+            self._find([slot])
+            parts = self._parts
+            if parts.still and place not in self.still and place not in self.ended:
+                text = "flush before the first step, with inputs unknown that have no time axis"
+                raise StreamError(f"{self.model.name}: {text}")
+            still = iter(self.still.get(place, ()))
+            known = [next(still, None) if a in parts.still else None for a in parts.inputs]
+            columns = [
+                [np.empty(a.chunk_shape(None, 0), a.dtype) if v is None else v]
+                for a, v in zip(parts.inputs, known, strict=True)
+            ]
+            results = self._take(1, np.zeros(1, np.int64), columns, final=True)
+        return deliver(results[0], None)
 
     # -- states --
     def state(self, slot: int) -> dict[str, np.ndarray]:
@@ -237,7 +225,8 @@ class StreamPool(PoolCore):
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
-            return self._states(place)
+            row, ended = self.slab[place : place + 1], place in self.ended
+            return states.exported(self._parts, self.model.graph, row, True, self._steps(place), ended)
 
     def set_state(self, slot: int, state: dict[str, Any]) -> None:
         """Replace every state of a stream by a dict of the form that `state` returns.
@@ -250,15 +239,8 @@ class StreamPool(PoolCore):
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
-            self._set_states(place, state)
-
-    def _states(self, place: int) -> dict[str, np.ndarray]:
-        """`state` of the stream in a place."""
-        return states.exported(self._layout, self.model.graph, self.slab[place : place + 1], True)
-
-    def _set_states(self, place: int, state) -> None:
-        """Inverse of `_states`."""
-        states.load(self._layout, self.model.graph, self.slab[place : place + 1], state, True)
+            row, steps = self.slab[place : place + 1], self._steps(place)
+            self._set_steps(place, *states.load(self._parts, self.model.graph, row, state, True, steps))
 
     def steps_done(self, slot: int) -> int:
         """Steps that a stream has taken since it was opened, reset or restored. StateError: the slot is not open."""
@@ -290,9 +272,18 @@ class StreamPool(PoolCore):
 
     def _take_snapshot(self, places, slots) -> snapshots.Snapshot:
         self._require_sizes()
+        parts, still = self._parts, {}
         steps = np.array([self._steps(int(p)) for p in places], np.int64)
-        rows, ended = self._layout.rows(self.slab[places]), np.zeros(len(steps), np.bool_)
-        return snapshots.Snapshot(steps, rows, slots, self._parts.sizes, ended, {})
+        for j, a in enumerate(parts.still):
+            still[a.name] = np.zeros((len(steps), *a.features), a.dtype)
+            for i, place in enumerate(map(int, places)):
+                if place in self.still:
+                    still[a.name][i] = self.still[place][j]
+                elif steps[i]:  # its state was set from outside
+                    text = "is not known before its next step: take one first"
+                    raise StateError(f"the input {a.name} of a stream {text}")
+        ended = np.array([int(p) in self.ended for p in places], np.bool_)
+        return snapshots.Snapshot(steps, parts.layout.rows(self.slab[places]), slots, parts.sizes, ended, still)
 
     def restore(self, source) -> int:
         """A new slot that goes on where a snapshot was taken, with the same bits on the same instruction set.
@@ -325,22 +316,21 @@ class StreamPool(PoolCore):
             return dict(zip(taken.slots.tolist(), self._open_from(taken), strict=True))
 
     def _open_from(self, taken: snapshots.Snapshot) -> list[int]:
-        if taken.ended.any() or taken.still:
-            raise StateError("the snapshot is of a stream that looks ahead, which this model's do not")
         n, free = len(taken.steps), self.capacity - self._n_open
         if n > free:
             raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")
         if self.program is None:
             self._lay_out(self.model._sized_as(taken.sizes))
-        elif taken.sizes != self._parts.sizes:
-            raise StateError(f"the snapshot has the sizes {taken.sizes}, this pool {self._parts.sizes}")
+        parts = self._parts
+        taken.check("pool", parts.sizes, parts.still, parts.timetable is not None)
         rows = np.empty((n, self.slab.shape[1]), np.float32)
-        self._layout.load_rows(rows, taken.rows)
+        parts.layout.load_rows(rows, taken.rows)
         slots = [self._open() for _ in range(n)]
         places = np.array(slots, np.int64) & (MOST_SLOTS - 1)
         self.slab[places] = rows
-        for place, steps in zip(places.tolist(), taken.steps.tolist(), strict=True):
-            self._set_steps(place, steps)
+        for i, place in enumerate(places.tolist()):
+            still = [np.array(taken.still[a.name][i]) for a in parts.still] if taken.still and taken.steps[i] else None
+            self._set_steps(place, int(taken.steps[i]), bool(taken.ended[i]), still)
         return slots
 
     def _require_sizes(self) -> None:
@@ -350,9 +340,11 @@ class StreamPool(PoolCore):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the slab and the slots' tables at full use. The model's weights, and the scratch that all its pools
-        and streams share, are `model.memory_bytes`. The system gives a place's memory only when it is first opened."""
-        return self._table_bytes + (0 if self.program is None else self.slab.nbytes)
+        """Bytes of the slab and the slots' tables at full use, and of the inputs that `flush` needs again. The model's
+        weights, and the scratch that all its pools and streams share, are `model.memory_bytes`. The system gives a
+        place's memory only when it is first opened."""
+        still = sum(a.nbytes for arrays in list(self.still.values()) for a in arrays)
+        return self._table_bytes + still + (0 if self.program is None else self.slab.nbytes)
 
     # -- the rest --
     def __copy__(self):
@@ -368,8 +360,17 @@ class StreamPool(PoolCore):
         return f"<StreamPool of {self.model.name}, {len(self)} of {self.capacity} slots open>"
 
 
+class PacedPool(StreamPool):
+    """Many independent streams of a model whose outputs don't come one per step; made by `Model.pool(capacity=...)`.
+
+    Slots at different positions of their sequences may return different numbers of output steps, so `step` and `push`
+    return a list with what a lone stream's `step` and `push` return: for `step`, None if nothing came. `step` takes no
+    `out`. Slots of equal phase share calls.
+    """
+
+
 @contextmanager
-def _memory_for(model: Model, capacity: int):
+def _memory_for(model: Compiled, capacity: int):
     """StateError instead of NumPy's MemoryError."""
     try:
         yield

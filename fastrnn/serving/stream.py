@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError, StateError, StreamError
+from ..errors import StateError, StreamError
 from ..runtime import snapshots, states
-from ..runtime._executor import StreamCore, StreamParts
-from ..runtime.arguments import check_out, collect, deliver
-
-if TYPE_CHECKING:
-    from ..model import Model
+from ..runtime._slab import StreamParts
+from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays
+from ..runtime.compiled import Compiled
+from ..streaming.timetable import Timetable
+from ._stream import StreamCore
 
 
 class Stream(StreamCore):
@@ -31,7 +31,9 @@ class Stream(StreamCore):
 
     __slots__ = ("__weakref__", "model")  # and no dict: thousands of streams cost their states
 
-    def __init__(self, model: Model, parts: StreamParts):
+    model: Any  # the Model, which builds on streams
+
+    def __init__(self, model: Compiled, parts: StreamParts):
         self.model = model
         self._take_parts(parts)
 
@@ -43,79 +45,53 @@ class Stream(StreamCore):
             raise StateError(f"no memory for {rows} of {self.model.name}") from None
 
     def _size_like(self, x) -> None:
-        """Lay out the state for the sizes of x, the argument of a first step or push, where the model leaves them
-        open."""
+        """Lay out the state for the sizes of x, the argument of a first step or push, if the model leaves them open."""
         with self._held():
             if self.program is None:
                 self._begin_sized(self.model._sized_like(x))
 
-    def _begin_sized(self, sized: Model) -> None:
+    def _begin_sized(self, sized: Compiled) -> None:
         self._take_parts(sized._stream_parts(self.batch_size, self._parts.context))
 
+    # -- calls --
     def _step_general(self, x, out):
-        """`step` where x is not a plain array of the exact form, or the model has several inputs or outputs."""
+        """`step` if x is not a plain array of the exact form, or the model has several inputs or outputs."""
         if self.program is None:
             self._size_like(x)
             return self.step(x, out)
-        inputs, outputs, batch = self._parts.inputs, self._parts.outputs, self.batch_size
-        outs = check_out(outputs, out, batch)
-        arrays = [a.check_step(v, batch) for a, v in zip(inputs, collect(self._parts.names, x), strict=True)]
-        results = [np.empty(o.step_shape(batch), o.stored) for o in outputs]
-        self._advance(arrays, results, [0] * len(arrays), [0] * len(results), 1)
-        return deliver(results, outs)
+        parts, batch = self._parts, self.batch_size
+        self._check_room(1)
+        if out is not None and any(parts.many):
+            raise StreamError(f"{self.model.name}: a step may bring several steps of an output, so it takes no out")
+        outs = check_out(parts.outputs, out, batch)
+        return deliver(self._take(step_arrays(parts, x, batch), 1, one=True), outs)
 
-    def push(self, chunk):
-        """Advance by all steps of a chunk, of any length.
-
-        Parameters
-        ----------
-        chunk : array or list, shape [T, features...], or [batch_size, T, features...]; T >= 0; dtypes as in `Model.run`
-            A model with several inputs takes a tuple or dict; an input without a time axis has none here.
-
-        Returns
-        -------
-        array [T, features...] or [batch_size, T, features...]: the step outputs. Of a model that looks ahead or
-        changes the rate, those that come with these steps, which may be fewer, none or more. For an output that the
-        model reduces over time: [features...] or [batch_size, features...], the value as if the sequence ended here,
-        and None where T is 0. A tuple for several outputs.
-
-        Raises
-        ------
-        ShapeError, StreamError : as `step`.
-        """
+    def _push_general(self, chunk):
+        """`push`, likewise."""
         if self.program is None:
             self._size_like(chunk)
-        inputs, outputs, batch = self._parts.inputs, self._parts.outputs, self.batch_size
-        if self._is_plain(chunk):
-            span = chunk.shape[self._parts.time_axis]
-            result = np.empty(outputs[0].chunk_shape(batch, span), np.float32)
-            self._advance([chunk], [result], [inputs[0].step_bytes], [outputs[0].step_bytes], span)
-            return result
-        arrays, span = self._checked_chunk(chunk)
-        results = [np.empty(o.chunk_shape(batch, span), o.stored) for o in outputs]
-        strides = [[a.step_bytes if a.timed else 0 for a in side] for side in (inputs, outputs)]
-        self._advance(arrays, results, *strides, span)
-        if span == 0:
-            results = [r if o.timed else None for o, r in zip(outputs, results, strict=True)]
-        return deliver(results, None)
+            return self.push(chunk)
+        self._check_room(0)
+        return deliver(self._take(*chunk_arrays(self._parts, chunk, self.batch_size)), None)
 
-    def _checked_chunk(self, chunk) -> tuple[list[np.ndarray], int]:
-        """The arrays of all inputs of a chunk, and its steps."""
-        inputs, batch = self._parts.inputs, self.batch_size
-        arrays = [a.check_chunk(v, batch) for a, v in zip(inputs, collect(self._parts.names, chunk), strict=True)]
-        lengths = {a.name: a.steps(v, batch) for a, v in zip(inputs, arrays, strict=True) if a.timed}
-        if len(set(lengths.values())) != 1:
-            raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
-        return arrays, next(iter(lengths.values()))
+    @property
+    def delay(self) -> int:
+        """Steps of input that must be seen beyond step t before step t of the outputs comes; of an output at another
+        rate, the step that belongs to input step t. 0 if nothing looks ahead."""
+        return self.model.delay
 
-    def _is_plain(self, chunk) -> bool:
-        """A chunk that needs no check besides this one, in a model of one input and one output: 2 us instead of 14."""
-        plain = self._parts.plain_shape
-        if type(chunk) is not np.ndarray or plain is None or chunk.dtype != np.float32:
-            return False
-        axis, shape, flags = self._parts.time_axis, chunk.shape, chunk.flags
-        return shape[:axis] + shape[axis + 1 :] == plain and flags.c_contiguous and flags.aligned
+    def flush(self):
+        """End the sequence: the outputs still held back by `delay`, as `push` returns them.
 
+        A model that looks ahead has now seen the padding at the end, and all outputs together are those of the whole
+        run; its stream takes no more steps until `reset`. A sequence that is too short for a window of the model, which
+        a whole run refuses, returns nothing more. If nothing looks ahead, nothing is held back: a chunk of no steps is
+        returned (None for an output that is reduced over time), and the stream may go on.
+        """
+        self._require_sizes()
+        return deliver(self._take(None, 0, final=True), None)
+
+    # -- state --
     @property
     def state(self) -> dict[str, np.ndarray]:
         """Every state by name, as in `Model.states`; copies. Assign a dict of the same form to replace it.
@@ -123,29 +99,24 @@ class Stream(StreamCore):
         A state that the file threads through an input has that input's own dims; a cell's own is [hidden_size], or
         [batch_size, hidden_size].
         """
-        with self._alone():
-            return self._states()
+        self._require_sizes()
+        with self._held():
+            lone, steps = self.batch_size is None, self.steps_done
+            return states.exported(self._parts, self.model.graph, self.slab, lone, steps, self.ended)
 
     @state.setter
     def state(self, new):
-        with self._alone():
-            self._set_states(new)
-
-    def _states(self) -> dict[str, np.ndarray]:
-        """`state`, of a stream that is held."""
-        return states.exported(self._parts.layout, self.model.graph, self.slab, self.batch_size is None)
-
-    def _set_states(self, new) -> None:
-        """Inverse of `_states`."""
-        states.load(self._parts.layout, self.model.graph, self.slab, new, self.batch_size is None)
+        self._require_sizes()
+        with self._held():
+            lone, steps = self.batch_size is None, self.steps_done
+            self.steps_done, self.ended = states.load(self._parts, self.model.graph, self.slab, new, lone, steps)
 
     def reset(self) -> None:
         """Back to the initial state, as after opening; sizes that the first step fixed stay."""
         with self._held():
             if self.program is not None:
                 self.slab[:] = self._parts.layout.initial_row
-            self.steps_done = 0
-            self._set_tail(False, [])
+            self.steps_done, self.ended, self.still = 0, False, None
 
     def copy(self) -> Stream:
         """An independent stream in the same state."""
@@ -153,8 +124,7 @@ class Stream(StreamCore):
             other = type(self)(self.model, self._parts)
             if self.program is not None:
                 other.slab[:] = self.slab
-            other.steps_done = self.steps_done
-            other._set_tail(*self._own_tail())
+            other.steps_done, other.ended, other.still = self.steps_done, self.ended, self.still
         return other
 
     __copy__ = copy
@@ -165,12 +135,10 @@ class Stream(StreamCore):
     def __reduce__(self):
         raise TypeError("a stream can't be pickled: keep a `snapshot`, and the model as a .fastrnn file")
 
-    def _alone(self):
-        """Hold the stream, a context manager: a thread that uses it meanwhile gets a StreamError."""
+    def _require_sizes(self) -> None:
         if self.program is None:
             text = ", ".join(self.model._open_sizes)
             raise StreamError(f"{text} is known from the first step on: take one, or load the model with sizes=")
-        return self._held()
 
     def snapshot(self, path=None) -> bytes:
         """The stream's state and step count as bytes, for `restore` here or in another process; see `snapshots.py`.
@@ -183,10 +151,13 @@ class Stream(StreamCore):
         ------
         StreamError : another thread is using this stream. OSError : the file can't be written.
         """
-        with self._alone():
-            n, (ended, still) = self.batch, self._tail()
-            rows, steps = self._parts.layout.rows(self.slab), np.full(n, self.steps_done)
-            taken = snapshots.Snapshot(steps, rows, None, self._parts.sizes, np.full(n, ended), still)
+        self._require_sizes()
+        with self._held():
+            parts, n, still = self._parts, self.batch, {}
+            for a, v in zip(parts.still, self.still or (), strict=False):
+                still[a.name] = np.broadcast_to(v if a._lead(self.batch_size) else v[None], (n, *a.features))
+            rows, steps, ended = parts.layout.rows(self.slab), np.full(n, self.steps_done), np.full(n, self.ended)
+            taken = snapshots.Snapshot(steps, rows, None, parts.sizes, ended, still)
         return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
 
     def restore(self, source) -> None:
@@ -211,49 +182,38 @@ class Stream(StreamCore):
         with self._held():
             if self.program is None:
                 self._begin_sized(self.model._sized_as(taken.sizes))
-            elif taken.sizes != self._parts.sizes:
-                raise StateError(f"the snapshot has the sizes {taken.sizes}, this stream {self._parts.sizes}")
-            tail = self._checked_tail(bool(taken.ended[0]), taken.still)
-            self._parts.layout.load_rows(self.slab, taken.rows)
-            self.steps_done = int(taken.steps[0])
-            self._set_tail(*tail)
-
-    def _tail(self) -> tuple[bool, dict[str, np.ndarray]]:
-        """What a stream knows besides its states and steps: whether it was flushed, and its last inputs without time,
-        [batch, ...]. Only one that looks ahead has any of it."""
-        return False, {}
-
-    def _checked_tail(self, ended: bool, still: dict[str, np.ndarray]):
-        """Inverse of `_tail`, first half: StateError where a snapshot's is not one of this stream."""
-        if ended or still:
-            raise StateError("the snapshot is of a stream that looks ahead, which this model's do not")
-        return ended, []
-
-    def _own_tail(self) -> tuple[bool, list]:
-        """What `_set_tail` takes."""
-        return False, []
-
-    def _set_tail(self, ended: bool, still: list) -> None:
-        """Inverse of `_tail`, second half."""
-
-    @property
-    def delay(self) -> int:
-        """Steps of input that must be seen beyond step t before step t of the outputs comes; of an output at another
-        rate, the step that belongs to input step t. 0 where nothing looks ahead."""
-        return self.model.delay
-
-    def flush(self):
-        """End the sequence: the outputs still held back by `delay`, as `push` returns them.
-
-        A model that looks ahead has now seen the padding at the end, and all outputs together are those of the whole
-        run; its stream takes no more steps until `reset`. Where nothing looks ahead, nothing is held back: a chunk of
-        no steps is returned (None for an output that is reduced over time), and the stream may go on.
-        """
-        with self._alone():
-            outs = self._parts.outputs
-        return deliver([np.empty(o.chunk_shape(self.batch_size, 0), o.stored) if o.timed else None for o in outs], None)
+            parts = self._parts
+            taken.check("stream", parts.sizes, parts.still, parts.timetable is not None)
+            still = [
+                np.array(taken.still[a.name] if a._lead(self.batch_size) else taken.still[a.name][0])
+                for a in (parts.still if taken.still else ())
+            ]
+            parts.layout.load_rows(self.slab, taken.rows)
+            self.steps_done, self.ended, self.still = int(taken.steps[0]), bool(taken.ended[0]), still
 
     def __repr__(self):
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
         delay = f", delay {self.delay}" if self.delay else ""
         return f"<Stream of {self.model.name}{size}, {self.steps_done} steps{delay}>"
+
+
+class PacedStream(Stream):
+    """One live sequence of a model whose outputs don't come one per step; made by `Model.stream()`.
+
+    A model that looks ahead lets its outputs lag (`delay`), a stride returns one every few steps, a transposed
+    convolution several at once. `step` returns None while nothing comes, and leaves `out` untouched then. An output of
+    which one step may return several has a first axis (after the batch's) for them in `step` too; it takes no `out`. A
+    value over all steps (the last one, a mean) is that of the whole run of the steps so far: if the model looks ahead,
+    each call works it out by a second one, on the padding that the end would add. It is None if that run has no steps.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _timetable(self) -> Timetable:
+        return self._parts.timetable
+
+    @property
+    def phase(self) -> int:
+        """Streams of one model with equal phases take and return the same steps in a call."""
+        return self._timetable.phase(self.steps_done)

@@ -4,7 +4,7 @@ After N steps of the input a value has *come* so far: as many of its steps as no
 convolution has N of them, one that looks two steps ahead N - 2, one of stride 3 a third. A `Clock` says how that
 follows from the clock of what a node reads; `Timetable` tabulates it.
 
-In one call of a stream plan every clock brings its own number of steps, none included. The plan's integers are dims
+In one call of a stream plan each clock has its own number of new steps, maybe none. The plan's integers are dims
 over those numbers, which follow from the stream's position (the steps that it has taken) alone:
 
     counts = timetable.counts(position, steps, final)
@@ -59,8 +59,8 @@ class Clock:
 class Counts:
     """What one call is bound to: `sizes`, a number for each of `Timetable.names`.
 
-    number : of these sizes among all that were asked for: what `Program.take` has in the place of the time
-    outputs : new steps of each output; of one that is reduced over time: 1 where it has a value, else 0
+    number : of these sizes among all that were looked up; `Program.take` gets it in place of the time
+    outputs : new steps of each output; of one that is reduced over time: 1 if it has a value, else 0
     """
 
     number: int
@@ -75,13 +75,13 @@ class Timetable:
     ----------
     clocks : list of Clock; number `INPUT` is that of the inputs
     names : symbols over which the dims of the plan are written, in the order of `Counts.sizes`
-    plain : the number of new steps says all: calls are bound to it, as where nothing looks along time
+    plain : the number of new steps says all: calls are bound to it, since nothing looks along time
     start, period : positions from `start` on repeat after `period`; delay : steps, as `Stream.delay`
     least : steps that a sequence must have, or the whole run refuses it as too short for a window
     guesses : an output is reduced over time, and would see more steps if the sequence ended now
-    most_a_step : of each output, the most of its steps that one step of the input brings; 0 for a running value
-    many : of each output, whether a step of the input may bring several of its steps
-    simple : a step brings at most one step of each output, all worked out by one call
+    most_a_step : of each output, the most of its steps that come with one step of the input; 0 for a running value
+    many : of each output, whether several of its steps may come with one step of the input
+    simple : at most one step of each output comes with a step, all worked out by one call
     """
 
     def __init__(self):
@@ -102,7 +102,7 @@ class Timetable:
 
     # -- building --
     def add(self, clock: Clock) -> int:
-        """The number of a clock; that of an equal one where there is one: of the same steps at every position.
+        """The number of a clock, which is that of an equal one if there is one: of the same steps at every position.
 
         Steps taken several times stay a multiple of those that they are made of: reshapes take them apart again.
         """
@@ -151,7 +151,7 @@ class Timetable:
         return some, ends, rate, period
 
     def _start(self) -> int:
-        """The first position from which on all repeats: every clock has brought a step."""
+        """The position from which on all repeats: every clock has had a step."""
         least = [(i, 1) for i in range(len(self.clocks))] + self._seen
         return max(int(np.searchsorted(self.come[i], n)) for i, n in least)
 
@@ -168,7 +168,7 @@ class Timetable:
         return self._held(clock, self.come[reader] * stride - begin)
 
     def held_spread(self, clock: int, reader: int, stride: int, begin: int, reach: int) -> int:
-        """As `held`, of a transposed convolution."""
+        """As `held`, for a transposed convolution."""
         return self._held(clock, -((reach - 1 - begin - self.come[reader]) // stride))
 
     def _held(self, clock: int, first: np.ndarray) -> int:
@@ -193,7 +193,7 @@ class Timetable:
         return D.symbol(name)
 
     def steps(self, clock: int):
-        """The dim that says how many steps a clock brings in a call."""
+        """The dim for the number of new steps of a clock in a call."""
         c = self.clocks[clock]
         if clock == INPUT:
             return D.TIME

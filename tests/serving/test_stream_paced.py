@@ -9,8 +9,7 @@ import fastrnn
 from fastrnn.graph.cells import CellSpec
 from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
-from fastrnn.serving.stream import Stream
-from fastrnn.serving.stream_paced import PacedStream
+from fastrnn.serving.stream import PacedStream, Stream
 from fastrnn.streaming.timetable import INPUT, Clock, Timetable
 
 

@@ -1,0 +1,445 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""States of streams in a slab, one row each, and the one way in which calls advance any of these rows.
+
+StreamParts  what all streams of one model, batch size and context share
+SlabCore     the base of streams (one row, or `batch` rows in lock-step) and of pools (any rows, in any order)
+Rows         the rows of one call: their places in the slab, their positions in their sequences, their chunks
+
+Rows of equal phase (streaming/timetable.py) take and return the same steps, so they share calls of the program. A model
+whose outputs come one per step is a timetable with one phase, which takes no table to look up.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+cimport numpy as cnp
+
+from fastrnn.runtime._binding cimport Scratch, allocate
+from fastrnn.runtime._executor cimport FLOPS_WATCHED, Program
+
+import numpy as np
+
+cnp.import_array()
+
+cdef int64_t MOST_STEPS = 64  # of one call
+cdef int64_t ROWS_TIMES_STEPS = 256  # of one call that packs rows: with more, more steps per call gain nothing
+
+
+cdef class StreamParts:
+    """What all streams of one model, batch size and context share, so that a stream is little more than its state.
+
+    Made by `Compiled._stream_parts`, never changed. program is None, and all below it empty, if the model leaves sizes
+    open: the first step of a stream fixes them, and gives the stream other parts.
+
+    batch_size : int or None, as `Model.stream` was given it; batch : rows of the slab
+    context : bound of attention; sizes : of those that the model leaves open, by name
+    layout : StateLayout; inputs, outputs : lists of Argument; names : of the inputs
+    timetable : of a model whose outputs don't come one per step, else None; many : of each output, whether one step may
+        return several
+    room : steps that a stream with a timetable can take, -1: any number
+    still : inputs without a time axis, if a stream must remember what it was last given for them, to be flushed
+    """
+
+    def __init__(self, batch_size=None, context=None, sizes=None, Program program=None, layout=None, inputs=(),
+                 outputs=(), forms=()):
+        """forms : () or, for a model with one float32 input and output, (NumPy type number, shape) of each."""
+        cdef int64_t i
+        sides = (*inputs, *outputs)
+        self.batch_size, self.context, self.sizes = batch_size, context, dict(sizes or {})
+        self.batch, self.room, self.largest = batch_size or 1, -1, MOST_STEPS
+        self.program, self.layout, self.inputs, self.outputs = program, layout, list(inputs), list(outputs)
+        self.names, self.still = [a.name for a in inputs], []
+        self.n_in, self.n_sides, self.simple = len(inputs), len(sides), len(forms) == 2
+        self.many = (False,) * len(outputs)
+        if program is None:
+            return
+        self.traits = <Trait *> allocate(self.n_sides, sizeof(Trait))
+        for i, argument in enumerate(sides):
+            self.traits[i].step = argument.step_bytes
+            self.traits[i].timed, self.traits[i].batched = argument.timed, argument.batched
+        if self.simple:
+            set_form(&self.x_form, forms[0])
+            set_form(&self.y_form, forms[1])
+            self.x_axis, self.y_axis = [len(a._lead(batch_size)) for a in sides]
+            self.plain_chunks = all(a.timed for a in sides)
+        if program.plan.steps_one:
+            self.largest = 1
+        if program.plan.paced:
+            self.timetable = program.plan.timetable
+            self.room = -1 if program.plan.room is None else program.plan.room
+            self.still = [a for a in inputs if not a.timed]
+            self.many, self.guesses = self.timetable.many, self.timetable.guesses
+            self.simple = self.simple and self.timetable.simple
+
+    def __dealloc__(self):
+        PyMem_Free(self.traits)
+
+    cdef tuple brought(self, int64_t position, int64_t steps, bint final):
+        """How many steps of each output come with the next `steps` steps; of an output without time: whether it has
+        a value. final: the sequence ends here."""
+        if self.timetable is None:
+            return (steps,) * len(self.outputs)
+        if final and position < self.timetable.least:  # too short for a window of the model: nothing more comes
+            return (0,) * len(self.outputs)
+        new = self.timetable.outputs(position, steps, final)
+        if final:
+            return new
+        if steps and self.guesses:
+            now = self.timetable.counts(position + steps, 0, True).outputs
+        else:
+            now = new if steps else (0,) * len(new)
+        return tuple([k if o.timed else value for o, k, value in zip(self.outputs, new, now)])
+
+    cdef list room_for(self, tuple comes, object batch_size, bint one):
+        """A new array for each output, of as many steps as `brought` says; one: for the answer to a single step."""
+        cdef list made = []
+        for o, n, many in zip(self.outputs, comes, self.many):
+            shape = o.step_shape(batch_size) if one and n == 1 and not many else o.chunk_shape(batch_size, n)
+            made.append(np.empty(shape, o.dtype))
+        return made
+
+    cdef list seen(self, tuple comes, list made, bint one):
+        """These arrays as the caller gets them: None for a value that is not there, and for no step instead of one."""
+        return [r if n or (o.timed and not one) else None for o, n, r in zip(self.outputs, comes, made)]
+
+
+cdef int set_form(Form *form, given) except -1:
+    cdef int i
+    form.type, form.ndim = given[0], len(given[1])
+    for i, size in enumerate(given[1]):
+        form.dims[i] = size
+    return 0
+
+
+cdef StreamParts NO_PARTS = StreamParts()
+
+
+cdef class Alone:
+    """A context manager that has a stream or a pool for itself. `__enter__` is one call in C: a Ctrl-C comes before it
+    or inside the `with`, never between, when nothing would let go again."""
+
+    cdef SlabCore core
+
+    def __enter__(self):
+        self.core.hold()
+
+    def __exit__(self, *error):
+        self.core.let_go()
+
+
+cdef class SlabCore:
+    """States in a slab, and the calls that advance its rows. A method that changes states wants the core held."""
+
+    def __cinit__(self, *args, **kwargs):
+        self._parts = NO_PARTS
+
+    @property
+    def program(self):
+        """The Program that runs the streams; None before the sizes of a step are known."""
+        return self._parts.program
+
+    cdef int hold(self) except -1:
+        """Take the states for this thread, until `let_go`. Nothing that a call changes may be read before."""
+        raise NotImplementedError
+
+    cdef void let_go(self) noexcept:
+        pass
+
+    def _held(self):
+        """A context manager: no other thread uses the states meanwhile."""
+        cdef Alone alone = Alone.__new__(Alone)
+        alone.core = self
+        return alone
+
+    cdef object states_of(self, int64_t n, const int64_t *places):
+        """float32 [n, state_size], a copy of the rows at `places`; NULL: of the first n."""
+        cdef int64_t i, size = self._parts.program.state_size
+        states = np.empty((n, size), np.float32)
+        cdef float *data = <float *> cnp.PyArray_DATA(<cnp.ndarray> states)
+        for i in range(n):
+            memcpy(data + i * size, self.slab_data + (i if places == NULL else places[i]) * size, size * sizeof(float))
+        return states
+
+    cdef int put_back(self, object states, int64_t n, const int64_t *places) except -1:
+        """Inverse of `states_of`."""
+        cdef int64_t i, size = self._parts.program.state_size
+        cdef float *data = <float *> cnp.PyArray_DATA(<cnp.ndarray> states)
+        for i in range(n):
+            memcpy(self.slab_data + (i if places == NULL else places[i]) * size, data + i * size, size * sizeof(float))
+        return 0
+
+    cdef int call(self, Scratch s, int64_t n, const int64_t *places, object x, object out) except -1:
+        """One call of a program with one input and output, which gives its scratch back. If it can fail or be
+        interrupted halfway, the states are put back."""
+        cdef Program program = self._parts.program
+        s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
+        s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> out)
+        try:
+            if not program.may_fail and program.work(s) < FLOPS_WATCHED:
+                return program.call(s, self.slab_data, places)
+            before = self.states_of(n, places)
+            try:
+                return program.call(s, self.slab_data, places)
+            except BaseException:
+                self.put_back(before, n, places)
+                raise
+        finally:
+            program.give(s)
+
+    cdef int advance(self, int64_t n, const int64_t *places, int64_t position, int64_t span, list columns,
+                     int64_t most, bint final) except -1:
+        """Take n rows, all at one position, `span` steps further.
+
+        places : of the rows in the slab; NULL: the first n. columns : a C-contiguous array for each input, then each
+        output, [n, steps, ...] as far as it has these axes. most : rows of one call. final : the sequences end here.
+        """
+        cdef Rows rows = Rows.__new__(Rows)
+        rows.core, rows.n, rows.place, rows.position, rows.span, rows.most = self, n, places, position, span, most
+        rows.total = n * span
+        return rows.run(columns, final)
+
+    cdef int advance_ragged(self, places, positions, lengths, list columns, int64_t most, bint final) except -1:
+        """Take rows at positions of their own further, each by a chunk of its own length.
+
+        places, positions, lengths : int64 [n]. columns : for each input, then each output, a list of one C-contiguous
+        array per row, or one array for all rows as in `advance`.
+        """
+        cdef Rows rows = Rows.__new__(Rows)
+        table = self._parts.timetable
+        rows.core, rows.n, rows.most, rows.total = self, len(places), most, lengths.sum()
+        key = -lengths
+        if table is not None:  # rows of equal phase stand together
+            start = table.start
+            phases = np.where(positions < start, positions, start + (positions - start) % table.period)
+            key = phases * (lengths.max(initial=0) + 1) - lengths
+        order = np.argsort(key, kind="stable")  # the longest first
+        rows.arrays = places[order], positions[order], lengths[order], order, None if table is None else phases[order]
+        rows.place, rows.positions = numbers(rows.arrays[0]), numbers(rows.arrays[1])
+        rows.length, rows.source = numbers(rows.arrays[2]), numbers(rows.arrays[3])
+        if table is not None:
+            rows.phase = numbers(rows.arrays[4])
+        return rows.run(columns, final)
+
+
+cdef inline int64_t *numbers(array) except NULL:
+    return <int64_t *> cnp.PyArray_DATA(<cnp.ndarray?> array)
+
+
+cdef struct Side:  # an input or output, of all rows
+    char **rows  # where the array of each row begins; NULL: `apart` bytes after the one before, from `base` on
+    char *base
+    int64_t apart
+    int64_t step  # as in its Trait
+    bint timed, batched
+    int64_t done  # steps that calls have taken or returned so far
+    int64_t steps  # those of the call under way
+    char *packed  # [rows, steps, ...] of one call
+    int64_t room  # bytes of it
+
+
+cdef class Rows:
+    """The rows of one call, in the order in which they run: those of equal phase together, the longest first.
+
+    At each step as many rows run as still have data; nothing is padded. After an error no state has changed.
+    """
+
+    cdef SlabCore core
+    cdef int64_t n, most, total  # rows; those of one call of the program; steps of all rows
+    cdef const int64_t *place  # NULL: the first n
+    cdef int64_t position, span  # of all rows, if those of each are NULL
+    cdef const int64_t *positions
+    cdef const int64_t *length
+    cdef const int64_t *source  # which of the caller's rows each is; NULL: all arrays are of all rows, in their order
+    cdef const int64_t *phase
+    cdef tuple arrays  # whose memory these are
+    cdef Side *sides
+    cdef char **pointers
+    cdef object before  # the states before the first call, if they may have to be put back
+    cdef bint begun
+
+    def __dealloc__(self):
+        cdef int64_t i
+        if self.sides != NULL:
+            for i in range(self.core._parts.n_sides):
+                PyMem_Free(self.sides[i].packed)
+        PyMem_Free(self.sides)
+        PyMem_Free(self.pointers)
+
+    cdef int run(self, list columns, bint final) except -1:
+        """All steps of all rows; final: no steps, but those that the end of the sequences lets go."""
+        cdef int64_t first = 0, rows, position, i
+        cdef StreamParts p = self.core._parts
+        if final and p.timetable is None:  # nothing is held back
+            return 0
+        self.take_columns(columns)
+        try:
+            while first < self.n:
+                rows = 1
+                while rows < self.most and first + rows < self.n and (
+                        self.phase == NULL or self.phase[first + rows] == self.phase[first]):
+                    rows += 1
+                position = self.position if self.positions == NULL else self.positions[first]
+                for i in range(p.n_sides):
+                    self.sides[i].done = 0
+                if not final:
+                    self.run_group(first, rows, position, 0)
+                elif position >= p.timetable.least:
+                    self.call(first, rows, 0, position, True, False)
+                first += rows
+        except BaseException:
+            if self.before is not None:
+                self.core.put_back(self.before, self.n, self.place)
+            raise
+        return 0
+
+    cdef int take_columns(self, list columns) except -1:
+        """Where the arrays of each row begin."""
+        cdef int64_t i, r
+        cdef StreamParts p = self.core._parts
+        cdef Side *side
+        self.sides = <Side *> allocate(p.n_sides, sizeof(Side))
+        if self.source != NULL:
+            self.pointers = <char **> allocate(p.n_sides * self.n, sizeof(char *))
+        for i in range(p.n_sides):
+            side = &self.sides[i]
+            side.step, side.timed, side.batched = p.traits[i].step, p.traits[i].timed, p.traits[i].batched
+            column = columns[i]
+            if isinstance(column, list):
+                side.rows = self.pointers + i * self.n
+                for r in range(self.n):
+                    side.rows[r] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> (<list> column)[self.source[r]])
+                continue
+            side.base = <char *> cnp.PyArray_DATA(<cnp.ndarray?> column)
+            if side.batched and self.n:
+                side.apart = cnp.PyArray_NBYTES(<cnp.ndarray> column) // self.n
+            if self.source != NULL:
+                side.rows = self.pointers + i * self.n
+                for r in range(self.n):
+                    side.rows[r] = side.base + self.source[r] * side.apart
+        return 0
+
+    cdef inline const int64_t *place_of(self, int64_t row) noexcept:
+        if self.place == NULL:
+            return NULL
+        return self.place + row
+
+    cdef inline int64_t length_of(self, int64_t row) noexcept:
+        return self.span if self.length == NULL else self.length[row]
+
+    cdef int run_group(self, int64_t first, int64_t rows, int64_t position, int64_t done) except -1:
+        """All steps of `rows` rows of one phase, from step `done` of their chunks on; the longest come first."""
+        cdef StreamParts p = self.core._parts
+        cdef bint packs = self.source != NULL
+        cdef int64_t n, longer, left
+        while True:
+            longer = rows
+            while longer > 0 and self.length_of(first + longer - 1) <= done:
+                longer -= 1
+            if p.guesses and done > 0 and longer < rows:
+                self.guess(first + longer, rows - longer, position + done)
+            rows = longer
+            if rows == 0:
+                return 0
+            n = p.largest
+            if p.timetable is None:  # rows run together as long as all of them have data: the weights are read once
+                left = self.length_of(first + rows - 1) - done
+                while n > 1 and n * rows > ROWS_TIMES_STEPS and rows > 1 and packs:
+                    n >>= 1
+            else:  # calls are long: each one moves the tails of windows
+                left = self.length_of(first) - done
+            while n > left:  # powers of two: few sizes to bind
+                n >>= 1
+            while self.length_of(first + longer - 1) - done < n:
+                longer -= 1
+            if longer < rows:  # those with fewer steps left run by themselves
+                marks = [self.sides[i].done for i in range(p.n_sides)]
+                self.run_group(first + longer, rows - longer, position, done)
+                for i in range(p.n_sides):
+                    self.sides[i].done = marks[i]
+                rows = longer
+            self.call(first, rows, n, position + done, False, False)
+            done += n
+
+    cdef int guess(self, int64_t first, int64_t rows, int64_t position) except -1:
+        """Values over time, of rows that have no more steps: as they are if the sequences end here. The states, and
+        the outputs that have come, stay."""
+        cdef const int64_t *place = self.place_of(first)
+        now = self.core.states_of(rows, place)
+        self.call(first, rows, 0, position, True, True)
+        return self.core.put_back(now, rows, place)
+
+    cdef int call(self, int64_t first, int64_t rows, int64_t n, int64_t position, bint final, bint guess) except -1:
+        """One call of the program: the next n steps of some rows. Inputs are packed for it, outputs unpacked."""
+        cdef StreamParts p = self.core._parts
+        cdef Program program = p.program
+        cdef Scratch s
+        cdef Side *side
+        cdef int64_t i, r, bytes
+        if p.timetable is None:
+            s = program.take(rows, n, n if rows == 1 or self.source != NULL else self.span)
+            for i in range(p.n_sides):
+                self.sides[i].steps = n
+        else:
+            counts = p.timetable.counts(position, n, final)
+            s = program.take(rows, counts.number, 0)
+            for i in range(p.n_sides):
+                self.sides[i].steps = n if i < p.n_in else counts.outputs[i - p.n_in]
+        try:
+            if not self.begun:
+                self.begin(program, program.work(s) // (max(n, 1) * rows))
+            for i in range(p.n_sides):
+                s.base[i] = self.memory_of(&self.sides[i], first, rows, i < p.n_in, guess)
+            program.call(s, self.core.slab_data, self.place_of(first))
+        finally:
+            program.give(s)
+        for i in range(p.n_sides):
+            side = &self.sides[i]
+            if i >= p.n_in and not (guess and side.timed) and not self.direct(side, rows):
+                bytes = (side.steps if side.timed else 1) * side.step
+                for r in range(rows):
+                    memcpy(self.at(side, first + r), side.packed + r * bytes, bytes)
+            if not guess:
+                side.done += side.steps
+        if self.before is not None:
+            PyErr_CheckSignals()
+        return 0
+
+    cdef int begin(self, Program program, int64_t row_work) except -1:
+        """Before the first call: keep the states if a call can fail, or be interrupted, after states have changed."""
+        self.begun = True
+        if program.may_fail or self.core._parts.timetable is not None or row_work * self.total >= FLOPS_WATCHED:
+            self.before = self.core.states_of(self.n, self.place)
+        return 0
+
+    cdef inline char *at(self, Side *side, int64_t row) noexcept:
+        """Where the next steps of a row begin in its own array."""
+        cdef char *begin = side.rows[row] if side.rows != NULL else side.base + row * side.apart
+        return begin + side.done * side.step if side.timed else begin
+
+    cdef inline bint direct(self, Side *side, int64_t rows) noexcept:
+        """A call can work in the caller's memory, which has the steps of its rows as the program wants them."""
+        if rows == 1 or not side.batched:
+            return True
+        if self.source != NULL:
+            return False
+        # With a timetable the program wants the steps of the call alone, else it knows of `span`.
+        return self.core._parts.timetable is None or side.apart == (side.steps if side.timed else 1) * side.step
+
+    cdef char *memory_of(self, Side *side, int64_t first, int64_t rows, bint is_input, bint guess) except NULL:
+        """The memory of one side in a call; inputs are copied there if need be."""
+        cdef int64_t r, bytes = (side.steps if side.timed else 1) * side.step
+        cdef char *packed
+        cdef bint spare = guess and side.timed and not is_input  # steps that come again when the sequence goes on
+        if not spare and self.direct(side, rows):
+            return self.at(side, first)
+        if side.room < rows * bytes or side.packed == NULL:
+            packed = <char *> PyMem_Realloc(side.packed, max(rows * bytes, 1))
+            if packed == NULL:
+                raise MemoryError()
+            side.packed, side.room = packed, rows * bytes
+        if is_input:
+            for r in range(rows):
+                memcpy(side.packed + r * bytes, self.at(side, first + r), bytes)
+        return side.packed

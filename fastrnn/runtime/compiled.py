@@ -1,0 +1,210 @@
+"""Compiled: a graph and the programs made of it, which is all that streams and pools know of their model."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ..compile import lowering
+from ..compile.lowering.attention import Context, over_time, unbounded
+from ..compile.plan import has_time
+from ..errors import ShapeError, StateError, StreamError, UnsupportedError
+from ..graph import Graph, artifact
+from ..graph import dims as D
+from ..graph.casts import as_dtype
+from ..machine import forks
+from ..passes.positions import spread_positions
+from ..passes.sizes import fix_sizes
+from ..streaming import conditions
+from ..streaming.rewrite import rewrite
+from ..streaming.timetable import Timetable
+from ._executor import Program
+from ._slab import StreamParts
+from .arguments import Argument, argument_of, collect, plain_forms, whole_number
+from .layout import StateLayout
+
+DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps by default
+KEPT_SIZES = 8  # of other free sizes, each a model of its own
+KEPT_CONTEXTS = 8  # programs of other bounds of attention; streams hold their own
+MOST_CONTEXT = 1 << 24  # steps; more is a typing error
+KEPT_PARTS = 16  # of streams of other batch sizes and bounds; streams hold their own
+
+
+class Compiled:
+    """A graph after all passes, its programs, and what its streams share. The base of `Model`; threads share it."""
+
+    def __init__(self, graph: Graph, threads: int):
+        self.graph, self.threads, self.name = graph, threads, graph.name
+        self._open_sizes = open_sizes(graph)
+        self._given_sizes: dict[str, int] = {}  # of a model made by `_with_sizes`
+        self._fixed: dict[tuple, Compiled] = {}
+        self._weights = lowering.Weights()
+        self._lock = forks.Lock()
+        self._programs: dict[tuple, Program] = {}
+        self._layouts: dict[Context | None, StateLayout] = {}
+        self._parts: dict[tuple[int | None, Context | None], StreamParts] = {}
+        if not self._open_sizes:
+            self._program("run")  # what can't be run is refused at load, not at three in the morning
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over graph and weights."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return artifact.fingerprint(self.graph)
+
+    @property
+    def delay(self) -> int:
+        """Steps of input that a stream must see beyond step t before step t of its outputs comes; 0 if the model can't
+        be streamed at all."""
+        return 0 if self._problems else self._timetable.delay
+
+    def _program(self, mode: str, context: Context | None = None) -> Program:
+        with self._lock:
+            key = (mode, context)
+            if key not in self._programs:
+                graph = self.graph if mode == "run" else spread_positions(self.graph)
+                plan = lowering.lower(graph, mode, self._weights, context)
+                self._programs[key] = Program(plan, self.threads)
+                _keep_last(self._programs, KEPT_CONTEXTS)
+            return self._programs[key]
+
+    def _with_sizes(self, sizes: dict[str, int]):
+        """This model compiled for other free sizes, by name; the last few are kept."""
+        sizes = {n: sizes[n] for n in self._open_sizes}
+        key = tuple(sizes.items())
+        with self._lock:
+            model = self._fixed.pop(key, None)
+        if model is None:
+            model = type(self)(fix_sizes(self.graph, sizes), self.threads)
+            model._given_sizes = sizes
+        with self._lock:
+            self._fixed[key] = model
+            while len(self._fixed) > KEPT_SIZES:
+                del self._fixed[next(iter(self._fixed))]
+        return model
+
+    # -- streams --
+    @cached_property
+    def _problems(self) -> list[str]:
+        """Why the model can't be streamed: node and reason; [] if it can."""
+        found = conditions.problems(self.graph)
+        if found:
+            return found
+        try:  # what only shows when the stream is planned: a state that is read elsewhere too
+            if self._open_sizes:  # planning waits for a stream's first step
+                if self._timetable.plain:
+                    return []
+                names = ", ".join(f"{n!r}: ..." for n in self._open_sizes)
+                return [f"its outputs come at another pace than its inputs: load it with sizes={{{names}}}"]
+            layout = self._stream_layout()
+            if self._program("stream").plan.steps_one and not layout.size:
+                return [conditions.no_steps(self.graph)]
+        except (StateError, UnsupportedError) as error:
+            return [str(error)]
+        return []
+
+    def _check_streamable(self) -> None:
+        if self._problems:
+            raise StreamError(f"{self.name} can't be streamed: " + "; ".join(self._problems))
+
+    @cached_property
+    def _timetable(self) -> Timetable:
+        """When the outputs of a stream come."""
+        if not self._open_sizes:
+            found = self._program("stream").plan.timetable
+            assert found is not None
+            return found
+        ends = set(self.graph.states.values())
+        return rewrite(self.graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
+
+    def _stream_layout(self, context: Context | None = None) -> StateLayout:
+        plan = self._program("stream", context).plan
+        with self._lock:
+            if context not in self._layouts:
+                self._layouts[context] = StateLayout(self.graph, plan)
+                _keep_last(self._layouts, KEPT_CONTEXTS)
+            return self._layouts[context]
+
+    def _context(self, context: int | None, at_context: str) -> Context | None:
+        """The bound of a stream's attention, checked; None if it needs none."""
+        if at_context not in ("error", "window"):
+            raise StreamError(f"at_context must be 'error' or 'window', got {at_context!r:.60}")
+        self._check_streamable()
+        if context is not None:
+            if not over_time(self.graph):
+                raise StreamError(f"{self.name} has no attention over time that context= could bound")
+            return Context(whole_number(context, "context", MOST_CONTEXT), at_context == "window")
+        if unbounded(self.graph):
+            return Context(DEFAULT_CONTEXT, at_context == "window")
+        return None
+
+    def _stream_parts(self, batch_size: int | None, context: Context | None = None) -> StreamParts:
+        """What all such streams share; pools take those without a batch size. context: as `_context` returns it."""
+        key = batch_size, context
+        found = self._parts.get(key)
+        if found is None:
+            found = self._make_parts(batch_size, context)
+            with self._lock:
+                self._parts[key] = found
+                while len(self._parts) > KEPT_PARTS:
+                    del self._parts[next(iter(self._parts))]
+        return found
+
+    def _make_parts(self, batch_size: int | None, context: Context | None) -> StreamParts:
+        self._check_streamable()
+        if self._open_sizes:
+            return StreamParts(batch_size, context)
+        program, layout = self._program("stream", context), self._stream_layout(context)
+        has_batch, inputs, outputs = self._stream_arguments
+        if batch_size not in (None, 1) and not has_batch:
+            raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
+        forms = plain_forms(inputs, outputs, batch_size)
+        return StreamParts(batch_size, context, self._given_sizes, program, layout, inputs, outputs, forms)
+
+    @cached_property  # once for all streams: they share what is worked out for their arguments
+    def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:
+        """Whether some value has a batch axis; what a stream takes and returns: the file's ends that aren't states."""
+        graph, steps_one = self.graph, not has_time(self.graph)
+        has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
+        ends = set(graph.states.values())
+        inputs = [n for n in graph.inputs if n not in graph.states]
+        outputs = [n for n in graph.outputs if n not in ends]
+        known = {n: argument_of(graph.values[n], steps_one, has_batch) for n in (*inputs, *outputs)}
+        return has_batch, [known[n] for n in inputs], [known[n] for n in outputs]
+
+    def _sized_like(self, x) -> Compiled:
+        """This model with the sizes that it leaves open as they are in x, the argument of a stream's step or push.
+
+        Raises ShapeError if x doesn't determine them.
+        """
+        arguments = self._stream_arguments[1]
+        sizes: dict[str, int] = {}
+        for argument, given in zip(arguments, collect([a.name for a in arguments], x), strict=True):
+            sizes |= argument.open_sizes(as_dtype(given, argument.dtype, f"input {argument.name}"))
+        missing = [n for n in self._open_sizes if n not in sizes]
+        if missing:
+            text = f"the inputs of a step don't determine {', '.join(missing)}: load it with sizes="
+            raise ShapeError(f"{self.name}: {text}")
+        return self._with_sizes(sizes)
+
+    def _sized_as(self, sizes: dict[str, int]) -> Compiled:
+        """This model with the sizes of a snapshot; StateError if they are not those that it leaves open."""
+        if set(sizes) != set(self._open_sizes):
+            text = f"has the sizes {sorted(self._open_sizes)}, this one {sorted(sizes)}"
+            raise StateError(f"a snapshot of {self.name} {text}")
+        return self._with_sizes(sizes) if sizes else self
+
+
+def open_sizes(graph: Graph) -> tuple[str, ...]:
+    """Names of the sizes that the inputs leave free besides batch and time."""
+    found = {s for n in graph.inputs for d in graph.values[n].dims for s in D.symbols(d)}
+    return tuple(sorted(found - {"batch", "time"}))
+
+
+def _keep_last(kept: dict, most: int) -> None:
+    """Drop the bounded ones that were made first, while there are more than `most` of them."""
+    bounded = [key for key in kept if key not in (None, ("run", None), ("stream", None))]
+    for key in bounded[: max(len(bounded) - most, 0)]:
+        del kept[key]

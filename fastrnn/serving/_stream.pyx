@@ -1,0 +1,222 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""StreamCore: the states of one stream, or of `batch` streams in lock-step, and the calls that advance them."""
+
+cimport cython
+from cpython.mem cimport PyMem_Free
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+cimport numpy as cnp
+
+from fastrnn.runtime._binding cimport Scratch, allocate
+from fastrnn.runtime._slab cimport SlabCore, StreamParts, empty, fits, takes
+
+import numpy as np
+
+from ..errors import StreamError
+
+cnp.import_array()
+
+
+cdef class StreamCore(SlabCore):
+    """The states of one stream, or of `batch` streams in lock-step, and the calls that advance them.
+
+    `step` is the fast path: plain arrays of the right form go straight to the program. All else goes to `_step_general`
+    of the subclass, which checks, converts or explains.
+    """
+
+    cdef public int64_t steps_done
+    cdef bint busy
+    cdef public bint ended  # flushed; only streams with a timetable
+    cdef public list still  # the last arrays of `StreamParts.still`; None before the first step
+
+    def __dealloc__(self):
+        PyMem_Free(self.slab_data)
+
+    def _begin(self, StreamParts parts):
+        """Take the parts, and lay out the states if they have a program."""
+        cdef int64_t r, row
+        cdef cnp.ndarray initial
+        if parts.program is not None:
+            row, initial = parts.program.state_size, parts.layout.initial_row
+            self.slab_data = <float *> allocate(parts.batch, max(row, 1) * sizeof(float))  # calloc sees an overflow
+            for r in range(parts.batch):
+                memcpy(self.slab_data + r * row, cnp.PyArray_DATA(initial), row * sizeof(float))
+        self._parts = parts
+
+    @property
+    def batch(self):
+        """Rows of the slab."""
+        return self._parts.batch
+
+    @property
+    def batch_size(self):
+        """None, or how many rows are in lock-step."""
+        return self._parts.batch_size
+
+    @property
+    def slab(self):
+        """float32 [batch, state_size], the states: a view; None before the sizes of a step are known."""
+        cdef cnp.npy_intp dims[2]
+        if self.slab_data == NULL:
+            return None
+        dims[0], dims[1] = self._parts.batch, self._parts.program.state_size
+        view = cnp.PyArray_SimpleNewFromData(2, dims, cnp.NPY_FLOAT32, self.slab_data)
+        cnp.set_array_base(view, self)
+        return view
+
+    @cython.final
+    cdef int hold(self) except -1:
+        """Take the stream for this thread. A thread that uses it meanwhile gets a StreamError."""
+        if self.busy:
+            raise StreamError("this stream is in use by another thread, or was when the process was forked; give each "
+                              "thread its own stream")
+        self.busy = True
+        return 0
+
+    @cython.final
+    cdef void let_go(self) noexcept:
+        self.busy = False
+
+    cdef int check_room(self, int64_t span) except -1:
+        """Raise StreamError if the stream has ended, or can't take `span` more steps."""
+        cdef StreamParts p = self._parts
+        if self.ended:
+            raise StreamError("this stream was flushed: its sequence is at its end; reset() begins another")
+        if p.room >= 0 and self.steps_done + span > p.room:
+            p.program.refuse("the stream", self.steps_done, span)
+        if p.program.room >= 0:
+            p.program.check_room(self.slab_data, NULL, 0, p.batch, span)
+        return 0
+
+    def _check_room(self, int64_t span):
+        """`check_room` for the subclass, before it holds the stream: what is wrong with a chunk comes second."""
+        if self._parts.timetable is not None:
+            self.check_room(span)
+
+    def step(self, x, out=None):
+        """Advance by one time step.
+
+        Parameters
+        ----------
+        x : array or list, shape [features...], or [batch_size, features...] for a stream opened with batch_size
+            dtypes as in `Model.run`
+            A model with several inputs takes a tuple in the order of `model.inputs`, or a dict by name.
+        out : array, optional
+            Where the result is written: C-contiguous, of the output's dtype and shape. With it, and a
+            C-contiguous x of the model's dtype, a step allocates nothing.
+
+        Returns
+        -------
+        array [features...] or [batch_size, features...] (out if it is given); a tuple for several outputs. None, or a
+        tuple with None, if no step of an output comes.
+
+        Raises
+        ------
+        ShapeError : dtype or shape of x or out; a number that does not fit; an index outside an embedding's table.
+        StreamError : another thread is using this stream; it was flushed.
+        """
+        cdef Scratch s
+        cdef StreamParts p = self._parts
+        cdef bint comes = True
+        cdef object target = out
+        if not (p.simple and fits(x, &p.x_form, -1, 0)) or (out is not None and not takes(out, &p.y_form, -1, 0, x)):
+            return self._step_general(x, out)
+        self.hold()
+        try:
+            if p.timetable is None:
+                s = p.program.take(p.batch, 1, 1)
+            else:
+                if self.ended or (p.room >= 0 and self.steps_done >= p.room):
+                    self.check_room(1)
+                counts = p.timetable.counts(self.steps_done, 1)
+                comes = counts.outputs[0] != 0
+                if not (comes or p.plain_chunks):  # a value over time is always written
+                    target = None
+                s = p.program.take(p.batch, counts.number, 0)
+            if target is None:
+                target = empty(&p.y_form, -1, 0)
+            self.call(s, p.batch, NULL, x, target)
+            self.steps_done += 1
+        finally:
+            self.busy = False
+        return target if comes else None
+
+    def push(self, chunk):
+        """Advance by all steps of a chunk, of any length.
+
+        Parameters
+        ----------
+        chunk : array or list, shape [T, features...], or [batch_size, T, features...]; T >= 0; dtypes as in `Model.run`
+            A model with several inputs takes a tuple or dict; an input without a time axis has none here.
+
+        Returns
+        -------
+        array [T, features...] or [batch_size, T, features...]: the step outputs. Of a model that looks ahead or
+        changes the rate, those that come with these steps, which may be fewer, none or more. For an output that the
+        model reduces over time: [features...] or [batch_size, features...], the value as if the sequence ended here,
+        and None if T is 0. A tuple for several outputs.
+
+        Raises
+        ------
+        ShapeError, StreamError : as `step`.
+        """
+        cdef StreamParts p = self._parts
+        cdef int64_t span
+        if not (p.plain_chunks and fits(chunk, &p.x_form, p.x_axis, -1)):
+            return self._push_general(chunk)
+        span = cnp.PyArray_DIM(<cnp.ndarray> chunk, p.x_axis)
+        self.hold()
+        try:
+            self.check_room(span)
+            comes = span if p.timetable is None else p.brought(self.steps_done, span, False)[0]
+            out = empty(&p.y_form, p.y_axis, comes)
+            self.advance(p.batch, NULL, self.steps_done, span, [chunk, out], p.batch, False)
+            self.steps_done += span
+        finally:
+            self.busy = False
+        return out
+
+    def _take(self, list arrays, int64_t span, bint one=False, bint final=False):
+        """Advance by `span` steps.
+
+        Parameters
+        ----------
+        arrays : C-contiguous arrays [batch, span, ...] of the inputs, as far as they have these axes
+            None with final: of no steps.
+        one : the answer is that to a single step; final : the sequence ends here
+
+        Returns
+        -------
+        list with a new array for each output of the steps that come; None for a value over time that is not there yet
+        """
+        cdef StreamParts p = self._parts
+        cdef tuple comes
+        cdef list made
+        self.hold()
+        try:
+            self.check_room(span)
+            if final:
+                arrays = self._last_inputs()
+            comes = p.brought(self.steps_done, span, final)
+            made = p.room_for(comes, p.batch_size, one)
+            self.advance(p.batch, NULL, self.steps_done, span, arrays + made, p.batch, final)
+            self.steps_done += span
+            self.ended = final and p.timetable is not None
+            if p.still and span:  # a chunk of no steps says nothing, not even this
+                self.still = [np.array(v) for a, v in zip(p.inputs, arrays) if not a.timed]
+        finally:
+            self.busy = False
+        return p.seen(comes, made, one)
+
+    cdef list _last_inputs(self):
+        """Chunks of no steps, with the last arrays of inputs without time."""
+        cdef StreamParts p = self._parts
+        if p.still and not self.still:
+            raise StreamError(f"{p.program.plan.graph.name}: flush before the first step, with inputs unknown that "
+                              "have no time axis")
+        still = iter(self.still or ())
+        return [
+            np.empty(a.chunk_shape(p.batch_size, 0), a.dtype) if a.timed or a not in p.still else next(still)
+            for a in p.inputs
+        ]
