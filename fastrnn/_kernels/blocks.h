@@ -44,7 +44,6 @@ static int64_t frnn_padded(int64_t N, int64_t U) {
     return last.start + (int64_t)last.width * last.nv;
 }
 
-#define FRNN_TILE_ROWS 6                    /* the most rows of a tile */
 #define FRNN_PAIR_ROWS (FRNN_TILE_SUMS / 8) /* rows up to which two blocks of 4 vectors share a tile */
 
 /* A product's nv vectors lie in panels of so many vectors each, [K][vectors][width]; a tile of many rows sums one panel

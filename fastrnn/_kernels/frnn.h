@@ -44,6 +44,9 @@ typedef struct frnn_act { /* one activation */
     float alpha, beta;
 } frnn_act;
 
+/* ---- products ---- */
+#define FRNN_TILE_ROWS 6 /* the most rows of a tile, whatever the instruction set */
+
 /* ---- recurrent cells ---- */
 enum frnn_cell_kind { FRNN_RNN, FRNN_LSTM, FRNN_GRU };
 

@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 
 cdef extern from "frnn.h" nogil:
-    enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS
+    enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS, FRNN_TILE_ROWS
     enum: FRNN_RNN, FRNN_LSTM, FRNN_GRU, FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
     enum: FRNN_NEG, FRNN_ABS, FRNN_SIGN, FRNN_SUB, FRNN_MUL, FRNN_DIV, FRNN_POW, FRNN_MOD, FRNN_EQUAL
     enum: FRNN_GREATER, FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_WHERE
@@ -42,13 +42,13 @@ cdef extern from "frnn.h" nogil:
 
     ctypedef struct frnn_program:
         int32_t n_in, n_instructions
-        frnn_instruction instructions[32]
+        frnn_instruction instructions[FRNN_MAX_INSTRUCTIONS]
 
     ctypedef struct frnn_space:
         int64_t rank
-        int64_t size[6]
-        int64_t in_stride[8][6]
-        int64_t out_stride[6]
+        int64_t size[FRNN_MAX_RANK]
+        int64_t in_stride[FRNN_MAX_INPUTS][FRNN_MAX_RANK]
+        int64_t out_stride[FRNN_MAX_RANK]
 
     ctypedef struct frnn_attention:
         float scale, softcap

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t
 
 cimport numpy as cnp
 
-from fastrnn.runtime._frame cimport Frame
+from fastrnn.ops._frame cimport Frame
 from fastrnn.runtime._timing cimport OpTimer
 
 # Work of a call, in floating-point operations, from which on it looks for signals on the way.

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Programs and streams: what runs models. The ops themselves are in _ops.pyx, the recurrent one in _recurrence.pyx.
+"""Programs and streams: what runs models. The ops themselves are in fastrnn/ops.
 
 Program     a plan made executable: ops, packed weights, coefficients. Immutable; shared by threads.
 Scratch     a program bound to sizes: evaluated integers, and the arena. Used by one call at a time.
@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 
 cimport numpy as cnp
 
-from fastrnn.runtime._frame cimport Frame
+from fastrnn.ops._frame cimport Frame
 from fastrnn.machine._isa cimport (
     PackedCell,
     PackedLinear,
@@ -26,14 +26,14 @@ from fastrnn.machine._isa cimport (
     team_begin,
     team_end,
 )
-from fastrnn.runtime._ops cimport explain, walk
+from fastrnn.ops._walk cimport explain, walk
 from fastrnn.runtime._timing cimport walk_timed
 
 import threading
 
 import numpy as np
 
-from ._ops import KINDS, OP_FIELDS
+from ..ops import KINDS, OP_FIELDS
 from ..compile.bounds import Bounds
 from ..errors import ShapeError, StreamError
 from ..compile.plan import LARGEST, Coefficients

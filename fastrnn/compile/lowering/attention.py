@@ -14,12 +14,11 @@ import numpy as np
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from ...graph import dims as D
+from ...ops import attention_scratch
 from ...streaming.follow import streams_causally
 from ..plan import StateSlot
 from ..tensors import Buffer, Tensor
 from .fields import at
-
-PARTS = 16  # pieces of work at once, as _ops_attention.pxi has it
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class AttentionLowering:
             states = self._kept(node, sizes)
             room = states["capacity"]
             fields |= states
-        scratch = Buffer("arena", "float32", room * PARTS)
+        scratch = Buffer("arena", "float32", attention_scratch(room))
         self.plan.arena.append(scratch)
         work = D.product((batch, q.dims[1], q.dims[2], room)) * (2 * (sizes["d"] + sizes["dv"]))
         self.builder.emit(

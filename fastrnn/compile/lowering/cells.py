@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from ...graph import dims as D
-from ...machine import _isa
+from ...ops import cell_scratch
 from ..plan import StateSlot
 from ..tensors import Buffer, Tensor
 from .fields import at as _at
@@ -42,7 +42,7 @@ class CellLowering:
         y = None
         if node.outputs[0] is not None:
             y = self.result(node, order=x.order if x.order[-1] == 2 else None, rows=True)
-        pointers = Buffer("arena", "float32", batch * _row_scratch(packed, H, y is not None, mask is not None))
+        pointers = Buffer("arena", "float32", cell_scratch(packed, batch, y is not None, mask is not None))
         self.plan.arena.append(pointers)
         fields = {"cell": len(self.plan.cells), "steps": steps, "rows": batch, "reverse": int(spec.reverse)}
         self.plan.cells.append(packed)
@@ -113,13 +113,6 @@ def _hoisted_rows(spec) -> int:
     """With how many rows, at most, a cell's input half is summed ahead."""
     weights = spec.gates * spec.hidden_size * (spec.input_size + spec.hidden_size)
     return 0 if spec.hidden_size < HOISTED_UNITS else next(rows for rows, least in HOISTED if weights >= least)
-
-
-def _row_scratch(packed, H: int, y_stored: bool, masked: bool) -> int:
-    """Floats that one row of a cell needs while it runs: pointers, the kernel's own, two h where y is not stored."""
-    pointers = 6 * 2  # x, h, c, y, state, and the row's length and index: 8 bytes each
-    pointers += 5 * 2 if masked else 0  # its mask; x, c, y, state once more, of the rows that are there in a step
-    return pointers + _isa.cell_scratch_size(packed) + (0 if y_stored else 2 * H) + 16
 
 
 def _absent(name: str) -> dict:

@@ -17,13 +17,10 @@ from ...errors import UnsupportedError
 from ...graph import Node
 from ...graph import dims as D
 from ...graph.windows import Axis, phases_of
+from ...ops import conv_patches, depthwise_scratch, pool_scratch
 from ...passes.fuse_elementwise import activation_of
 from ..tensors import Buffer, Tensor
 from .fields import FUNCTIONS, TYPE_CODES, at, level_fields
-
-PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stay in L1 or near it
-DEPTHWISE_POSITIONS = 16  # of one call of the kernel, as in _ops_windows.pxi
-
 
 _WINDOWS = ("conv", "conv_transpose", "pool")
 ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that a window of one spatial axis gets
@@ -162,7 +159,7 @@ class WindowLowering:
             packed = self.weights.linear(matrix, part, (key, g, groups, *node.inputs[1:]))
             self.plan.linears.append((packed, (act[0], 0, 0, 0, act[1], act[2])))
         size = taps * channels
-        patches = max(6, min(96, PATCH_FLOATS // max(size, 1)))
+        patches = conv_patches(size)
         scratch = Buffer("arena", "float32", patches * size)
         self.plan.arena.append(scratch)
         self.builder.emit(
@@ -178,7 +175,7 @@ class WindowLowering:
         if bias is not None:
             extra = at("bias", self.builder.constant(bias, "float32"))
         alpha_beta = self.builder.constant(np.array(act[1:], np.float32), "float32")
-        scratch = Buffer("arena", "float32", 2 * DEPTHWISE_POSITIONS * taps + channels)
+        scratch = Buffer("arena", "float32", depthwise_scratch(taps, channels))
         self.plan.arena.append(scratch)
         self.builder.emit(
             "depthwise", node.name, ends[:1], (ends[1], scratch), flops, **fields, **at("weights", weights), **extra,
@@ -190,7 +187,7 @@ class WindowLowering:
         x = self._window_input(node)
         y = self._window_result(node, x)
         axes = _axes_of(a, a["kernel"])
-        scratch = Buffer("arena", "float32", 2 * math.prod(a["kernel"]))
+        scratch = Buffer("arena", "float32", pool_scratch(math.prod(a["kernel"])))
         self.plan.arena.append(scratch)
         ends = [x.dims[2 + i] + axis.pad_end for i, axis in enumerate(axes)]
         ends = [1, *ends] if len(ends) == 1 else ends
