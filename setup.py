@@ -1,7 +1,7 @@
 """Build of the extensions; everything else about the package is in pyproject.toml.
 
-Each kernels_<isa>.c is compiled with that instruction set's flags and no other file is, so the wheel runs on any CPU of
-its architecture and picks a table when it is imported. Switches, from the environment:
+Each kernels_<isa>.c is compiled with that instruction set's flags (_kernels/list_isas.h) and no other file is, so the
+wheel runs on any CPU of its architecture and picks a table when it is imported. Switches, from the environment:
 
     FASTRNN_SANITIZE=address,undefined   compile and link with these sanitizers (run with the ASan runtime preloaded)
     FASTRNN_DEBUG=1                      -O1 -g, assertions on, bounds of Cython code checked
@@ -10,6 +10,7 @@ its architecture and picks a table when it is imported. Switches, from the envir
 
 import contextlib
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,6 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError
 
 KERNELS = Path("fastrnn/_kernels")
-PROBES = KERNELS / "roofline.c"  # belongs to the benchmark's extension, not to the kernels
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if DEBUG or SANITIZE else ["-O3"]
@@ -30,17 +30,14 @@ WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTRNN_WERROR
 # No -ffast-math: a NaN must stay one. No contraction: which operations are fused is written in the code, not chosen by
 # the optimiser, or the bits would depend on the compiler. errno of sqrtf is not read.
 KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *WARNINGS, *SANITIZERS]
-ISA_FLAGS = {  # by the machine that the compiler makes code for; a file not listed takes no flags of its own
-    "x86_64": {
-        "kernels_avx2.c": ["-mavx2", "-mfma"],
-        "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
-    },
-}
 
 
-def target_machine(compiler):
-    """The architecture that `compiler` (a command as a list) makes code for: "x86_64", "aarch64", ..."""
-    return subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.split("-")[0]
+def instruction_sets(compiler):
+    """File name -> flags of each instruction set of the machine that `compiler` (a command as a list) makes code for:
+    the rows of list_isas.h that its preprocessor leaves."""
+    command = [*compiler, "-E", "-P", str(KERNELS / "list_isas.h")]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {f"kernels_{name}.c": flags.split() for name, flags in re.findall(r'ISA\((\w+), "([^"]*)"', text)}
 
 
 class BuildKernels(build_ext):
@@ -60,7 +57,7 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
     def compile_kernels(self):
-        flags = ISA_FLAGS.get(target_machine(self.compiler.compiler[:1]), {})
+        sets = instruction_sets(self.compiler.compiler)
         folder = Path(self.build_temp) / "kernels"
         (folder / KERNELS).mkdir(parents=True, exist_ok=True)  # two compilers at once would each leave it to the other
         newest = max(p.stat().st_mtime for p in [*KERNELS.glob("*.h"), Path(__file__)])
@@ -68,20 +65,20 @@ class BuildKernels(build_ext):
         def compile_one(source):
             target = folder / KERNELS / (source.stem + ".o")
             if self.force or not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
-                own = KERNEL_FLAGS + flags.get(source.name, [])
+                own = KERNEL_FLAGS + sets.get(source.name, [])
                 self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=own)
             return str(target)
 
         with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as the rest together
-            return list(pool.map(compile_one, sorted(set(KERNELS.glob("*.c")) - {PROBES})))
+            return list(pool.map(compile_one, sorted(KERNELS / name for name in (*sets, "dispatch.c", "threads.c"))))
 
 
-def extension(name, *sources):
+def extension(name):
     return Extension(
         f"fastrnn.{name}",
-        [f"fastrnn/{name.replace('.', '/')}.pyx", *map(str, sources)],
+        [f"fastrnn/{name.replace('.', '/')}.pyx"],
         include_dirs=[str(KERNELS), numpy.get_include()],
-        depends=[str(p) for p in KERNELS.glob("*.h")],
+        depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "pages.h")],  # no others are for Cython
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=[*OPTIMISE, *SANITIZERS],
         extra_link_args=["-pthread", *SANITIZERS],
@@ -92,6 +89,7 @@ def extension(name, *sources):
 MODULES = (
     "machine._isa",
     "machine._kernel_calls",
+    "machine._roofline",
     "ops._walk",
     "ops._recurrence",
     "ops._rows",
@@ -109,7 +107,7 @@ if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
 setup(
     ext_modules=cythonize(
-        [*map(extension, MODULES), extension("machine._roofline", PROBES)],
+        [extension(name) for name in MODULES],
         compiler_directives=directives,
     ),
     cmdclass={"build_ext": BuildKernels},

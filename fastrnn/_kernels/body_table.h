@@ -193,4 +193,7 @@ const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {
     .depthwise = frnn_depthwise,
     .pool = frnn_pool,
     .attend = frnn_attend,
+    .probe_flops = FRNN_TILE_SUMS * 2 * FRNN_LANES,
+    .probe_fma = frnn_probe_fma,
+    .probe_read = frnn_probe_read,
 };

@@ -123,7 +123,7 @@ typedef struct frnn_space {
 
 /* ---- the table of one instruction set ---- */
 typedef struct frnn_kernels {
-    const char *isa; /* "baseline" "avx2" "avx512" "neon" */
+    const char *isa; /* a name of list_isas.h */
     int64_t lanes;   /* floats in the widest vector */
 
     /* Cells. W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.
@@ -184,6 +184,14 @@ typedef struct frnn_kernels {
      * No keys: y is 0. scores: room for as many floats as there are keys. y overlaps nothing. */
     void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                    const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores, float *y);
+
+    /* The machine's limits, for whoever measures: loops that do nothing else, on no model's path. */
+    /* `repeats` rounds of probe_flops operations, independent multiply-adds on registers; the result depends on all. */
+    int64_t probe_flops;
+    float (*probe_fma)(int64_t repeats);
+    /* Reads bytes [0, size) `repeats` times, in order; data 64-byte aligned, size a multiple of 1024. `ahead`: bytes by
+     * which a software prefetch runs ahead, 0 for none. Returns the bitwise or of all int32s. */
+    int32_t (*probe_read)(const void *data, size_t size, int64_t repeats, size_t ahead);
 } frnn_kernels;
 
 /* ---- choosing a table (dispatch.c) ---- */

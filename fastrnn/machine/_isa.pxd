@@ -98,6 +98,9 @@ cdef extern from "frnn.h" nogil:
         void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                        const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores,
                        float *y) noexcept nogil
+        int64_t probe_flops
+        float (*probe_fma)(int64_t repeats) noexcept nogil
+        int32_t (*probe_read)(const void *data, size_t size, int64_t repeats, size_t ahead) noexcept nogil
 
 
 # As frnn.h describes them; wrapped, because the C library is linked into this extension alone.

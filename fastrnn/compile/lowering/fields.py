@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ...machine import _isa
-from ...ops import LEVELS, RANK, TYPE_CODES
+from ...ops import LEVELS as LEVELS
+from ...ops import RANK as RANK
+from ...ops import TYPE_CODES as TYPE_CODES
 from ..tensors import Tensor
 
 FUNCTIONS = {name: code for code, name in enumerate(_isa.functions())}
