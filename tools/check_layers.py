@@ -21,7 +21,7 @@ ARROWS = {
     "errors": "",
     "machine": "errors",
     "graph": "errors machine",
-    "passes": "errors graph",
+    "passes": "errors machine graph",
     "importers": "errors graph passes",
     "streaming": "errors machine graph",
     "ops": "machine",

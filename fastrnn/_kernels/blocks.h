@@ -44,19 +44,6 @@ static int64_t frnn_padded(int64_t N, int64_t U) {
     return last.start + (int64_t)last.width * last.nv;
 }
 
-#define FRNN_PAIR_ROWS (FRNN_TILE_SUMS / 8) /* rows up to which two blocks of 4 vectors share a tile */
-
-/* A product's nv vectors lie in panels of so many vectors each, [K][vectors][width]; a tile of many rows sums one panel
- * at a time. With 16 registers 4 vectors are two panels of 2: 6 rows x 2 vectors read each weight half as often as 3 x 4
- * would. */
-static inline int frnn_panel_vectors(int nv) { return nv == 4 && FRNN_TILE_SUMS < 24 ? 2 : nv; }
-
-/* The most rows of a tile of n blocks of nv vectors: FRNN_TILE_ROWS, but for panels of 3 vectors in 16 registers. */
-static inline int64_t frnn_tile_rows(int n, int nv) {
-    if (n > 1) return FRNN_PAIR_ROWS;
-    return FRNN_TILE_ROWS * frnn_panel_vectors(nv) <= FRNN_TILE_SUMS ? FRNN_TILE_ROWS : FRNN_TILE_SUMS / 3;
-}
-
 /* How many of `rows` rows the next tile takes: tiles of nearly equal height, none higher than `limit`. */
 static inline int64_t frnn_tile_height(int64_t rows, int64_t limit) {
     if (rows <= limit) return rows; /* two divisions are a tenth of the step of an RNN of 4 units */

@@ -1,5 +1,7 @@
-/* Which tables this build has and this CPU and OS can run; names of functions; the floating-point control word. */
+/* Which tables this build has and this CPU and OS can run; forms of cells, names of functions; the floating-point control
+ * word. */
 #include "frnn.h"
+#include <string.h>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -8,16 +10,16 @@
 #define ISA(name, flags, test) extern const frnn_kernels frnn_table_##name;
 #include "list_isas.h"
 
-static const char *const isa_names[] = {
-#define ISA(name, flags, test) #name,
+static const frnn_kernels *const compiled[] = {
+#define ISA(name, flags, test) &frnn_table_##name,
 #include "list_isas.h"
     NULL};
 
-const char *const *frnn_compiled(void) { return isa_names; }
+const frnn_kernels *const *frnn_compiled(void) { return compiled; }
 
 /* Called once, at import, under the GIL; later calls rewrite the same values. */
 const frnn_kernels *const *frnn_available(void) {
-    static const frnn_kernels *tables[sizeof isa_names / sizeof *isa_names];
+    static const frnn_kernels *tables[sizeof compiled / sizeof *compiled];
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -27,6 +29,18 @@ const frnn_kernels *const *frnn_available(void) {
 #include "list_isas.h"
     tables[n] = NULL;
     return tables;
+}
+
+const frnn_form *frnn_form_of(const char *kind, int32_t variant) {
+    static const frnn_form forms[FRNN_FORM_COUNT] = {
+#define FORM(name, update, ...) {.code = FRNN_FORM_##name, __VA_ARGS__},
+#include "list_cells.h"
+    };
+    const frnn_form *found = NULL;
+    for (int i = 0; i < FRNN_FORM_COUNT; i++) {
+        if (strcmp(forms[i].kind, kind) == 0 && (!found || forms[i].variant == variant)) found = &forms[i];
+    }
+    return found;
 }
 
 const char *const *frnn_function_names(void) {

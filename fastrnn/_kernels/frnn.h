@@ -45,21 +45,72 @@ typedef struct frnn_act { /* one activation */
 } frnn_act;
 
 /* ---- products ---- */
-#define FRNN_TILE_ROWS 6 /* the most rows of a tile, whatever the instruction set */
+#define FRNN_TILE_ROWS 6   /* the most rows of a tile, whatever the instruction set */
+#define FRNN_TILE_VECTORS 4 /* the most vectors of a product */
+
+struct frnn_tile; /* body_tile.h */
+typedef void (*frnn_tile_fn)(const struct frnn_tile *tile);
+/* Tiles of one width: of one block, of two, of one whose weights are far; by rows - 1 and vectors - 1; NULL: none. */
+typedef const frnn_tile_fn frnn_tiles[3][FRNN_TILE_ROWS][FRNN_TILE_VECTORS];
+
+/* How x W is computed: how weights are packed, and the tiles that sum over them. One row of an instruction set's list of
+ * products. Another number format, or another unit of the CPU, is another row. */
+typedef struct frnn_product {
+    const char *weights; /* number format of packed weights: "float32" */
+    const char *bits; /* class of equal bits: products of one class give the same bits, so a call may choose freely */
+    int32_t rows[2][FRNN_TILE_VECTORS + 1]; /* most rows of a tile over one block, over two, by vectors; 0: none */
+    int32_t panel[FRNN_TILE_VECTORS + 1]; /* vectors of a panel (blocks.h), by vectors of the product */
+    int64_t (*column)(int64_t K); /* floats of memory that K weights of one column take */
+    /* Packs K weights of nv vectors of `width` columns, as panels; returns the end. Lane l of vector v is column
+     * from[v] + l * lane_stride, its weight k at k * k_stride from there; lanes from count[v] on are zero. */
+    float *(*pack)(int64_t K, int64_t nv, int64_t width, const float *const *from, int64_t k_stride,
+                   int64_t lane_stride, const int64_t *count, float *packed);
+    frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
+} frnn_product;
 
 /* ---- recurrent cells ---- */
-enum frnn_cell_kind { FRNN_RNN, FRNN_LSTM, FRNN_GRU };
+#define FRNN_PHASES 2
+#define FRNN_SUMS 2
+
+/* The form of a fused cell: one row of list_cells.h. A block of hidden units holds `products` products, whose vectors are
+ * the gates of one vector of units (units = 1), or some vectors of units of one gate (units = 4). */
+typedef struct frnn_form {
+    int32_t code; /* its update: enum frnn_form_code */
+    const char *kind; /* as CellSpec.kind */
+    int32_t variant; /* of two forms of one kind: CellSpec.linear_before_reset */
+    int32_t gates; /* G: row blocks of W and R */
+    int32_t products; /* of a block */
+    int32_t units; /* vectors of units in a full block: 1 or 4 */
+    int32_t states; /* 1: h; 2: h and c */
+    int32_t recurrent; /* R is there; 0: products sum over x alone */
+    int32_t apart; /* the last vector's sums over x and over h are not joined; Rb of its gate starts the second */
+    int32_t phases; /* of a step: all blocks of one must be done before the next */
+    int32_t gate_of[FRNN_TILE_VECTORS]; /* units = 4: which gate of W and R each product is */
+    /* What a phase sums: products, each over h or (scratch = 1) over what the phase before left in scratch. */
+    struct {
+        int32_t product, scratch;
+    } sums[FRNN_PHASES][FRNN_SUMS];
+    int32_t counts[FRNN_PHASES];
+    int32_t usual[3]; /* the activations that the update has inlined: enum frnn_fn */
+} frnn_form;
+
+enum frnn_form_code {
+#define FORM(code, update, ...) FRNN_FORM_##code,
+#include "list_cells.h"
+    FRNN_FORM_COUNT
+};
 
 /* One direction of one layer: its form and its weights as one table's `cell_pack` packed them. Immutable. */
 typedef struct frnn_cell {
-    int32_t kind;         /* enum frnn_cell_kind */
+    const frnn_form *form;
+    const frnn_product *product; /* of the table that it is packed for */
     int32_t input_forget; /* LSTM: f = 1 - i */
-    int32_t reset_after;  /* GRU: linear_before_reset */
-    int32_t peephole;     /* LSTM: P is there */
-    int64_t I, H;         /* input size, hidden size, >= 1 */
-    float clip;           /* bound of the preacts; INFINITY: none */
-    frnn_act act[3];      /* f, g, h of the ONNX text */
-    const float *packed;  /* cell_pack's output: 64-byte aligned */
+    int32_t peephole; /* LSTM: P is there */
+    int64_t I, H; /* input size, hidden size, >= 1 */
+    float clip; /* bound of the preacts; INFINITY: none */
+    frnn_act act[3]; /* f, g, h of the ONNX text */
+    int64_t half[2], unit; /* packed floats per column of W, of R, and per hidden unit; set by cell_layout */
+    const float *packed; /* cell_pack's output: 64-byte aligned */
 } frnn_cell;
 
 /* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every
@@ -79,7 +130,7 @@ typedef struct frnn_cell_io {
     ptrdiff_t c_off;
     float *const *y; /* [H] each: new hidden state */
     ptrdiff_t y_off;
-    float *scratch;    /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
+    float *scratch; /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
     int32_t backwards; /* walk the blocks from the last to the first, with the same bits; see frnn_walk_blocks */
 } frnn_cell_io;
 
@@ -87,7 +138,7 @@ typedef struct frnn_cell_io {
 typedef struct frnn_attention {
     float scale;
     float softcap; /* 0: none */
-    int32_t safe;  /* a query whose weights are NaN, as where every score is -inf, gets weights of 0 */
+    int32_t safe; /* a query whose weights are NaN, as where every score is -inf, gets weights of 0 */
 } frnn_attention;
 
 /* The keys that a query sees, oldest first, and their values: up to two runs of rows (a ring buffer has two). */
@@ -106,7 +157,7 @@ typedef struct frnn_keys {
 #define FRNN_MAX_INPUTS 8
 #define FRNN_MAX_INSTRUCTIONS 32
 typedef struct frnn_instruction {
-    int32_t fn;      /* enum frnn_fn */
+    int32_t fn; /* enum frnn_fn */
     int32_t a, b, c; /* registers; unused ones are 0 */
     float alpha, beta;
 } frnn_instruction;
@@ -124,18 +175,18 @@ typedef struct frnn_space {
 /* ---- the table of one instruction set ---- */
 typedef struct frnn_kernels {
     const char *isa; /* a name of list_isas.h */
-    int64_t lanes;   /* floats in the widest vector */
+    int64_t lanes; /* floats in the widest vector */
+    const frnn_product *const *products; /* NULL at the end; the first is that of linear */
 
     /* Cells. W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.
-     * cell_pack writes cell_pack_size floats. cell_blocks: into how many blocks of hidden units a step can be split;
+     * cell_layout completes a cell whose other members are set, but for `packed`, and returns how many floats cell_pack
+     * writes. cell_blocks: into how many blocks of hidden units a step can be split;
      * step works on rows [row0, row1) and blocks [block0, block1) of them, so threads may split either.
-     * A GRU with reset_after = 0 needs two phases a step (r first, for all blocks, then n): `phases` says how many,
-     * and all blocks of phase p must be done before any of phase p + 1 of the same rows. */
-    int64_t (*cell_pack_size)(const frnn_cell *cell);
+     * All blocks of phase p must be done before any of phase p + 1 of the same rows. */
+    int64_t (*cell_layout)(frnn_cell *cell);
     void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
                       const float *P, float *packed);
     int64_t (*cell_blocks)(const frnn_cell *cell);
-    int64_t (*cell_phases)(const frnn_cell *cell);
     int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows);
     void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
                       int64_t block0, int64_t block1);
@@ -197,8 +248,10 @@ typedef struct frnn_kernels {
 /* ---- choosing a table (dispatch.c) ---- */
 /* All tables that this build has and this CPU and OS can run, best first, NULL at the end. */
 const frnn_kernels *const *frnn_available(void);
-/* Names of all tables that were compiled in, best first, NULL at the end. */
-const char *const *frnn_compiled(void);
+/* All tables that were compiled in, best first, NULL at the end: to read, since this CPU may not run their kernels. */
+const frnn_kernels *const *frnn_compiled(void);
+/* The form of a kind of cell, NULL if there is none. variant counts if two forms share the kind. */
+const frnn_form *frnn_form_of(const char *kind, int32_t variant);
 /* Name of every frnn_fn code, FRNN_FN_COUNT of them, as Python spells it ("tanh", "greater_equal"). */
 const char *const *frnn_function_names(void);
 

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 cdef extern from "frnn.h" nogil:
     enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS, FRNN_TILE_ROWS
-    enum: FRNN_RNN, FRNN_LSTM, FRNN_GRU, FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
+    enum: FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
     enum: FRNN_NEG, FRNN_ABS, FRNN_SIGN, FRNN_SUB, FRNN_MUL, FRNN_DIV, FRNN_POW, FRNN_MOD, FRNN_EQUAL
     enum: FRNN_GREATER, FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_WHERE
 
@@ -15,8 +15,18 @@ cdef extern from "frnn.h" nogil:
         int32_t fn
         float alpha, beta
 
+    ctypedef struct frnn_product:
+        const char *weights
+        const char *bits
+        int32_t rows[2][5]
+
+    ctypedef struct frnn_form:
+        int32_t states, phases
+
     ctypedef struct frnn_cell:
-        int32_t kind, input_forget, reset_after, peephole
+        const frnn_form *form
+        const frnn_product *product
+        int32_t input_forget, peephole
         int64_t I, H
         float clip
         frnn_act act[3]
@@ -63,11 +73,11 @@ cdef extern from "frnn.h" nogil:
     ctypedef struct frnn_kernels:
         const char *isa
         int64_t lanes
-        int64_t (*cell_pack_size)(const frnn_cell *cell) noexcept nogil
+        const frnn_product *const *products
+        int64_t (*cell_layout)(frnn_cell *cell) noexcept nogil
         void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
                           const float *P, float *packed) noexcept nogil
         int64_t (*cell_blocks)(const frnn_cell *cell) noexcept nogil
-        int64_t (*cell_phases)(const frnn_cell *cell) noexcept nogil
         int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows) noexcept nogil
         void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
                           int64_t block0, int64_t block1) noexcept nogil
@@ -108,6 +118,7 @@ cdef uint64_t frnn_fpu_enter() noexcept nogil
 cdef void frnn_fpu_leave(uint64_t token) noexcept nogil
 
 cdef extern from "threads.h" nogil:
+    enum: FRNN_FLOPS_A_THREAD
     ctypedef struct frnn_team:
         pass
     ctypedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks) noexcept nogil

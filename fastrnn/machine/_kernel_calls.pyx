@@ -28,7 +28,6 @@ from fastrnn.machine._isa cimport (
     frnn_instruction,
     frnn_kernels,
     frnn_keys,
-    FRNN_LSTM,
     FRNN_MAX_INPUTS,
     FRNN_MAX_INSTRUCTIONS,
     FRNN_MAX_RANK,
@@ -100,7 +99,7 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     cdef int64_t phase, row0, row1, i, H = packed.cell.H
     _row_array("h", h, H)
     count = h.shape[0]
-    if (c is None) == (packed.cell.kind == FRNN_LSTM):
+    if (c is None) == (packed.cell.form.states == 2):
         raise ShapeError("c: needed by an LSTM and by nothing else")
     if (x is None) == (pre is None):
         raise ShapeError("one of x and pre is needed")

@@ -290,7 +290,7 @@ cdef void run_step(CellLoop *s, StepLoop *loop, int64_t alive, int64_t t) noexce
         loop.rows = present_rows(s, alive, t)
         if loop.rows == 0:
             return
-    for loop.phase in range(s.f.table.cell_phases(s.cell)):
+    for loop.phase in range(s.cell.form.phases):
         share(loop)
 
 

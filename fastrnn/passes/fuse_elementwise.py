@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..graph import Graph, Node
+from ..machine._isa import MAX_INPUTS, MAX_INSTRUCTIONS
 from .linear import _FUSABLE
 
-MAX_INPUTS = 8  # of a program: FRNN_MAX_INPUTS
-MAX_INSTRUCTIONS = 32  # FRNN_MAX_INSTRUCTIONS
 ELEMENTWISE = frozenset(("unary", "binary", "where"))
 _CONVOLUTIONS = frozenset(("conv", "conv_transpose"))
 

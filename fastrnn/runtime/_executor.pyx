@@ -15,6 +15,7 @@ cimport numpy as cnp
 
 from fastrnn.ops._frame cimport Frame
 from fastrnn.machine._isa cimport (
+    FRNN_FLOPS_A_THREAD,
     PackedCell,
     PackedLinear,
     frnn_act,
@@ -71,10 +72,9 @@ DEF FARTHEST = 1 << 50  # elements from the start of a buffer; no memory has so 
 
 # Work of a call, in floating-point operations, from which something pays; an op does 40 to 100 of them a nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
-# A thread's least share: 25 us, where workers are awake from the call before. A core that has gone to sleep takes 0.5
+# A thread's least share is FRNN_FLOPS_A_THREAD, where workers are awake. A core that has gone to sleep takes 0.5
 # ms and more to come back (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us, 32 rows 1664 / 1475,
 # 64 rows 2996 / 1650), so after a pause a call is shared only from about 1 ms on.
-cdef int64_t FLOPS_A_THREAD = 2_000_000
 cdef int64_t FLOPS_WORTH_WAKING = 100_000_000
 cdef int64_t AWAKE_NS = 200_000
 # A call with so much work (5 ms of a fast core, 50 of a slow one) looks for signals every LOOK_NS, so that Ctrl-C ends
@@ -424,7 +424,7 @@ cdef class Program:
         if flops < FLOPS_HOLDING_GIL:
             failed = self.walked(s, &f, &bad, ns)
         else:
-            threads = min(self.threads, flops // FLOPS_A_THREAD)
+            threads = min(self.threads, flops // FRNN_FLOPS_A_THREAD)
             if threads > 1 and flops < FLOPS_WORTH_WAKING and now_ns() - last_shared > AWAKE_NS:
                 alone = True
             if flops >= FLOPS_WATCHED and threading.get_ident() == threading.main_thread().ident:
