@@ -15,7 +15,8 @@
 #define vec_gru_mix FRNN_WIDE(vec_gru_mix)
 #define vec_pre_at FRNN_WIDE(vec_pre_at)
 #define vec_unit_at FRNN_WIDE(vec_unit_at)
-#define vec_cell_fill FRNN_WIDE(vec_cell_fill)
+#define vec_cell_weights FRNN_WIDE(vec_cell_weights)
+#define vec_cell_at FRNN_WIDE(vec_cell_at)
 #define vec_cell_product FRNN_WIDE(vec_cell_product)
 #define vec_cell_form FRNN_WIDE(vec_cell_form)
 #define vec_cell_keep_pre FRNN_WIDE(vec_cell_keep_pre)
@@ -64,14 +65,14 @@ FRNN_INLINE void vec_lstm_output(const frnn_unit *u, const int usual) {
     vec_store_n(u->y, u->n, o * (usual ? vec_tanh(C) : vec_activate(u->cell->act[2], C)));
 }
 
-/* GRU with reset after the product, first half: the gates and n's preact. a: preacts z r, then R h + Rb of n, then
- * W x + Wb of n. Leaves z in a[0] and the preact of n in a[1]. */
+/* GRU with reset after the product, first half: the gates and n's preact. a: W x + Wb of n, preacts z r, R h + Rb of n.
+ * Leaves z in a[0] and the preact of n in a[1]. */
 FRNN_INLINE void vec_gru_gates(const frnn_unit *u, const int usual) {
     float *a = u->a;
-    vec z = vec_preact(u->cell, 0, usual, FRNN_SIGMOID, vec_load(a));
-    vec r = vec_preact(u->cell, 0, usual, FRNN_SIGMOID, vec_load(a + VEC_W));
+    vec z = vec_preact(u->cell, 0, usual, FRNN_SIGMOID, vec_load(a + VEC_W));
+    vec r = vec_preact(u->cell, 0, usual, FRNN_SIGMOID, vec_load(a + 2 * VEC_W));
+    vec_store(a + VEC_W, vec_fma(r, vec_load(a + 3 * VEC_W), vec_load(a)));
     vec_store(a, z);
-    vec_store(a + VEC_W, vec_fma(r, vec_load(a + 2 * VEC_W), vec_load(a + 3 * VEC_W)));
 }
 
 /* Second half: y = z h + (1 - z) n. */
@@ -107,36 +108,46 @@ FRNN_INLINE int64_t vec_pre_at(const frnn_call *call, const frnn_block *block, i
            (row * form->products + q) * frnn_vectors(form, block->nv) * VEC_W;
 }
 
-/* Describe the rows, starts and panels of one tile, and where the sums of x and of h stay apart, what the latter start
- * from. q: which product of the block; hidden: rows of the hidden half. */
-FRNN_INLINE void vec_cell_fill(const frnn_call *call, const frnn_block *blocks, int nb, int q,
-                               const float *const *hidden, int64_t row, int64_t mr, frnn_tile *t) {
+/* What the tiles of all rows share: the weights of product q of nb blocks, and starts for tiles of up to `limit` rows. */
+FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *blocks, int nb, int q, int64_t limit,
+                                  frnn_tile *t) {
     const frnn_cell *cell = call->cell;
-    const frnn_cell_io *io = call->io;
     const frnn_form *form = cell->form;
-    int64_t vectors = frnn_vectors(form, blocks[0].nv), apart = form->apart;
-    int64_t size = vectors * (1 + cell->half[0] + cell->half[1]) * VEC_W; /* of one product */
-    t->Kx = io->pre ? 0 : cell->I;
+    const int ahead = call->io->pre != NULL; /* the sums over x are there */
+    int64_t vectors = frnn_vectors(form, blocks[0].nv), size = vectors * (1 + cell->half[0] + cell->half[1]) * VEC_W;
+    t->Kx = ahead ? 0 : cell->I;
     t->Kh = call->pre_out || !form->recurrent ? 0 : cell->H;
-    t->last[0] = t->last[1] = vectors - 1;
-    if (apart && !call->pre_out) t->last[0] = vectors;
+    t->shift = form->apart;
+    t->pace = 0;
     for (int b = 0; b < nb; b++) {
         const float *bias = cell->packed + blocks[b].start * cell->unit + q * size;
-        t->weights[b] = bias + (vectors + apart + (io->pre ? cell->half[0] * vectors : 0)) * VEC_W;
-        for (int64_t r = 0; r < mr; r++) {
-            t->start[b][r] = io->pre ? io->pre + vec_pre_at(call, &blocks[b], q, row + r) : bias;
-            if (t->last[0] == vectors) {
-                vec_store(t->out + ((r * nb + b) * 4 + vectors - 1) * VEC_W, vec_load(bias + vectors * VEC_W));
-            }
-        }
+        t->weights[b] = bias + (vectors + form->apart + (ahead ? cell->half[0] * vectors : 0)) * VEC_W;
+        for (int64_t r = 0; r < limit; r++) t->start[b][r] = bias;
     }
+}
+
+/* Point a tile to its mr rows from `row` on, and where the sums of x and of h stay apart, to what the latter start from.
+ * hidden: rows of the hidden half. */
+FRNN_INLINE void vec_cell_at(const frnn_call *call, const frnn_block *blocks, int nb, int q, const float *const *hidden,
+                             int64_t row, int64_t mr, frnn_tile *t) {
+    const frnn_cell *cell = call->cell;
+    const frnn_cell_io *io = call->io;
+    int64_t vectors = frnn_vectors(cell->form, blocks[0].nv);
     for (int64_t r = 0; r < mr; r++) {
-        t->x[r] = io->pre ? NULL : io->x[row + r] + io->x_off;
-        t->h[r] = hidden ? hidden[r] : NULL;
+        if (io->pre) {
+            for (int b = 0; b < nb; b++) t->start[b][r] = io->pre + vec_pre_at(call, &blocks[b], q, row + r);
+        } else {
+            t->x[r] = io->x[row + r] + io->x_off;
+        }
+        if (hidden) t->h[r] = hidden[r];
     }
-    t->pace = 0;
-    if (FRNN_PREFETCH && call->far) {
+    for (int b = 0; cell->form->apart && b < nb; b++) {
+        vec Rb = vec_load(cell->packed + blocks[b].start * cell->unit + vectors * VEC_W);
+        for (int64_t r = 0; r < mr; r++) vec_store(t->out + ((r * nb + b) * 4 + vectors) * VEC_W, Rb);
+    }
+    if (FRNN_PREFETCH && cell->far) {
         int64_t tiles = (call->row1 - call->row0 + mr - 1) / mr, n = cell->product->panel[vectors];
+        int64_t size = vectors * (1 + cell->half[0] + cell->half[1]) * VEC_W; /* of one product */
         t->pace = (n * VEC_W * (int)sizeof(float) + tiles - 1) / tiles;
         t->ahead = (const char *)(t->weights[0] + (io->backwards ? -size : size));
         t->ahead += (row - call->row0) / mr * (t->Kx + t->Kh) * (vectors / n) * t->pace;
@@ -155,16 +166,17 @@ FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *bloc
     }
 }
 
-/* The sums of product q of a tile's rows for n blocks, tile by tile, into out [mr][n][4][VEC_W]. n > 2 only for one row. */
-FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *blocks, int n, int q,
-                                  const float *const *hidden, int64_t row, int64_t mr, float *out) {
+/* The sums of product q of a tile's rows for n blocks, tile by tile, into out [mr][n][4][VEC_W]. n > 2 only for one row.
+ * t: kept from one tile of rows to the next; again: it is of other blocks or another product. */
+FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *blocks, int n, int q, int again,
+                                  const float *const *hidden, int64_t row, int64_t mr, frnn_tile *t, float *out) {
     int vectors = frnn_vectors(call->cell->form, blocks[0].nv);
-    frnn_tile t;
     for (int b = 0; b < n; b += 2) {
         int nb = n - b < 2 ? 1 : 2;
-        t.out = out + b * 4 * VEC_W;
-        vec_cell_fill(call, blocks + b, nb, q, hidden, row, mr, &t);
-        vec_tile_run(call->cell->product, &t, mr, nb, vectors);
+        if (again || n > 2) vec_cell_weights(call, blocks + b, nb, q, mr, t);
+        t->out = out + b * 4 * VEC_W;
+        vec_cell_at(call, blocks + b, nb, q, hidden, row, mr, t);
+        vec_tile_run(call->cell->product, t, mr, nb, vectors);
     }
 }
 
@@ -224,7 +236,7 @@ FRNN_INLINE void vec_cell_form(const frnn_call *call, const frnn_block *blocks, 
  * own: 16 rows of LSTM 32 to 128 run 1.03 to 1.07 times as fast, of GRU 32 and 64 1.04 to 1.12. */
 FRNN_INLINE void vec_cell_update(const frnn_call *call, const frnn_block *blocks, int nb, int64_t phase, int64_t row,
                                  int64_t mr, const float *const *h, float (*out)[FRNN_WAVE * 4 * VEC_W]) {
-    if (!call->usual) {
+    if (!call->cell->usual) {
         vec_cell_form(call, blocks, nb, phase, 0, 0, row, mr, h, out);
     } else if (nb == 1 && blocks[0].start + (int64_t)blocks[0].nv * VEC_W <= call->cell->H) {
         vec_cell_form(call, blocks, 1, phase, 1, 1, row, mr, h, out);
@@ -241,12 +253,13 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
     const frnn_form *form = call->cell->form;
     int64_t limit = call->cell->product->rows[n > 1][frnn_vectors(form, blocks[0].nv)], mr;
     int64_t stride = frnn_scratch_row(call->cell);
+    frnn_tile tiles[FRNN_SUMS];
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         const float *h[FRNN_TILE_ROWS], *left[FRNN_TILE_ROWS]; /* left: by the phase before */
         mr = frnn_tile_height(call->row1 - row, limit);
         if (call->pre_out) {
             for (int q = 0; q < form->products; q++) {
-                vec_cell_product(call, blocks, n, q, NULL, row, mr, out[0]);
+                vec_cell_product(call, blocks, n, q, 1, NULL, row, mr, tiles, out[0]);
                 vec_cell_keep_pre(call, blocks, n, q, row, mr, out[0]);
             }
             continue;
@@ -256,8 +269,9 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
             if (stride > 0) left[r] = io->scratch + (row + r) * stride;
         }
         for (int s = 0; s < form->counts[phase]; s++) {
-            vec_cell_product(call, blocks, n, form->sums[phase][s].product, form->sums[phase][s].scratch ? left : h,
-                             row, mr, out[s]);
+            const float *const *rows = form->sums[phase][s].scratch ? left : h;
+            vec_cell_product(call, blocks, n, form->sums[phase][s].product, row == call->row0, rows, row, mr, &tiles[s],
+                             out[s]);
         }
         vec_cell_update(call, blocks, n, phase, row, mr, h, out);
     }

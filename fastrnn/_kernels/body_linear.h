@@ -18,7 +18,7 @@ static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *c
     float out[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
     int nv = blocks[0].nv;
     int64_t limit = call->product->rows[nb - 1][nv], mr;
-    frnn_tile t = {.Kx = call->K, .Kh = 0, .last = {nv - 1, nv - 1}, .out = out, .pace = 0};
+    frnn_tile t = {.Kx = call->K, .Kh = 0, .shift = 0, .out = out, .pace = 0};
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         mr = frnn_tile_height(call->row1 - row, limit);
         for (int b = 0; b < nb; b++) {

@@ -7,9 +7,9 @@
  * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). With
  * Kx = 0 the first bracket is start itself, whatever the sign of a zero in it: `pre` then continues with the same bits.
  * weights[b] points to W, then R, of one block, each as panels (blocks.h): [nv / n][K][n][VEC_W]. out is
- * [mr][nb][4][VEC_W]. Where the last vector's first bracket goes, its second one is added to `last`: the same place, or,
- * where the two stay apart, one that holds what the second starts from. No alignment is needed; nothing beyond the K of a
- * row is read.
+ * [mr][nb][4][VEC_W]; the second brackets are added to what is there `shift` vectors on. With a shift of 1 the sums of the
+ * first vector of W and of the last one of R stay apart, and out holds what the latter starts from. No alignment is needed;
+ * nothing beyond the K of a row is read.
  */
 #ifndef FRNN_BODY_TILE_H
 #define FRNN_BODY_TILE_H
@@ -40,7 +40,7 @@ typedef struct frnn_tile {
     const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
     const float *start[2][FRNN_TILE_ROWS];
     const float *weights[2];
-    int64_t last[2]; /* the last vector of out for the first bracket, for the second: nv - 1, or nv if it stays apart */
+    int64_t shift; /* vectors, see above */
     const char *ahead; /* the part of the next block that this tile prefetches */
     int64_t pace; /* its bytes a term; 0: it prefetches 4 KiB ahead of what it reads itself */
     float *out;
@@ -138,18 +138,16 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
     }
     const char *ahead = far ? t->ahead + ((hidden ? t->Kx * panels : 0) + first * K) * t->pace : (const char *)panel[0];
     vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, ahead, far ? t->pace : 0, far, mr, np, n);
-    const int64_t last = t->last[hidden];
+    float *const base = t->out + (hidden ? t->shift * VEC_W : 0);
 #pragma GCC unroll 6
     for (int r = 0; r < mr; r++) {
 #pragma GCC unroll 4
         for (int i = 0; i < np; i++) {
-            int b = (first + i) / panels, from = (first + i) % panels * n;
-            float *out = t->out + (r * nb + b) * 4 * VEC_W;
+            int b = (first + i) / panels, from = (first + i) % panels * n * VEC_W;
+            float *out = base + (r * nb + b) * 4 * VEC_W + from;
+            const float *addend = hidden ? out : t->start[b][r] + from;
 #pragma GCC unroll 4
-            for (int v = 0; v < n; v++) {
-                float *place = out + (from + v == nv - 1 ? last : from + v) * VEC_W;
-                vec_store(place, vec_load(hidden ? place : t->start[b][r] + (from + v) * VEC_W) + acc[r][i][v]);
-            }
+            for (int v = 0; v < n; v++) vec_store(out + v * VEC_W, vec_load(addend + v * VEC_W) + acc[r][i][v]);
         }
     }
 }
@@ -167,10 +165,7 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int far, const int mr, 
     } else {
         for (int r = 0; r < mr; r++) {
             for (int b = 0; b < nb; b++) {
-                float *out = t->out + (r * nb + b) * 4 * VEC_W;
-                const float *last = t->start[b][r] + (nv - 1) * VEC_W;
-                memcpy(out, t->start[b][r], (nv - 1) * VEC_W * sizeof(float));
-                vec_store(out + t->last[0] * VEC_W, vec_load(last));
+                memcpy(t->out + (r * nb + b) * 4 * VEC_W, t->start[b][r], nv * VEC_W * sizeof(float));
             }
         }
     }
@@ -218,7 +213,7 @@ static frnn_tiles vec_tiles = {
 /* Run the tile of mr rows, nb blocks (2 only for nv >= 3), nv vectors. */
 FRNN_INLINE void vec_tile_run(const frnn_product *product, const frnn_tile *t, int64_t mr, int nb, int nv) {
     const frnn_tile_fn(*tiles)[FRNN_TILE_ROWS][FRNN_TILE_VECTORS] = *product->tiles[VEC_W / 8];
-    frnn_tile_fn far = t->pace > 0 && nb == 1 ? tiles[2][mr - 1][nv - 1] : NULL;
+    frnn_tile_fn far = FRNN_PREFETCH && t->pace > 0 && nb == 1 ? tiles[2][mr - 1][nv - 1] : NULL;
     (far ? far : tiles[nb - 1][mr - 1][nv - 1])(t);
 }
 #undef TILE

@@ -1,7 +1,7 @@
 /* How a cell's weights lie in memory; shared by packing and by the cells' bodies.
  *
  * A block (blocks.h) of hidden units holds the form's products, and a product is bias [nv][width], then W, then R, each as
- * panels (blocks.h): the order in which they are read. A form whose last vector's sums stay apart has Rb of that vector,
+ * panels (blocks.h): the order in which they are read. A form whose sums of one gate stay apart has Rb of that gate,
  * [width], behind the bias. LSTM with peephole ends with P i o f, [3][width].
  * `pre` holds the accumulators between x and h, step after step and block after block: [rows of a step][products][nv]
  * [width]. Tiles write and read it in runs: rows that lie apart by their 8 KiB (LSTM 512) share cache sets, and cost 16 of
@@ -28,8 +28,6 @@ typedef struct frnn_call {
     float *pre_out;
     int64_t pre_size; /* floats a row of pre; with pre_out */
     int64_t row0, row1;
-    int usual; /* no clip, input_forget or peephole, and the form's usual activations */
-    int far;   /* the weights come from caches too slow for a block's first tile (body_tile.h) */
 } frnn_call;
 
 /* One vector of units of one row, for the updates of body_cell.h. */
@@ -44,12 +42,4 @@ typedef struct frnn_unit {
     float *scratch;  /* for the next phase */
     int64_t n;       /* units that exist */
 } frnn_unit;
-
-/* Packed floats from which on weights are far: 4 MiB, and a third of that for panels of 3 vectors, which are read half
- * as fast again. LSTM 512 and GRU 256 gain by it, LSTM 256 and RNN 512 lose up to 4 % (Zen 3, 512 KiB of L2). */
-#define FRNN_FAR_FLOATS (1 << 20)
-static inline int frnn_is_far(const frnn_cell *cell) {
-    int64_t vectors = cell->form->units == 1 && cell->product->panel[cell->form->gates] == 3 ? 3 : 1;
-    return cell->H * cell->unit * vectors >= FRNN_FAR_FLOATS;
-}
 #endif

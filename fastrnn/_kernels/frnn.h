@@ -83,9 +83,10 @@ typedef struct frnn_form {
     int32_t units; /* vectors of units in a full block: 1 or 4 */
     int32_t states; /* 1: h; 2: h and c */
     int32_t recurrent; /* R is there; 0: products sum over x alone */
-    int32_t apart; /* the last vector's sums over x and over h are not joined; Rb of its gate starts the second */
+    int32_t apart;     /* 1: vector v of R adds to vector v + 1 of W, so that one gate's two sums stay apart */
     int32_t phases; /* of a step: all blocks of one must be done before the next */
-    int32_t gate_of[FRNN_TILE_VECTORS]; /* units = 4: which gate of W and R each product is */
+    /* Gates of W and of R: of each vector (units = 1), or of each product (units = 4). */
+    int32_t gate_of[2][FRNN_TILE_VECTORS];
     /* What a phase sums: products, each over h or (scratch = 1) over what the phase before left in scratch. */
     struct {
         int32_t product, scratch;
@@ -109,8 +110,11 @@ typedef struct frnn_cell {
     int64_t I, H; /* input size, hidden size, >= 1 */
     float clip; /* bound of the preacts; INFINITY: none */
     frnn_act act[3]; /* f, g, h of the ONNX text */
-    int64_t half[2], unit; /* packed floats per column of W, of R, and per hidden unit; set by cell_layout */
     const float *packed; /* cell_pack's output: 64-byte aligned */
+    /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; no clip, input_forget or peephole and
+     * the form's usual activations; the weights come from caches too slow for a block's first tile (body_tile.h). */
+    int64_t half[2], unit;
+    int32_t usual, far;
 } frnn_cell;
 
 /* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every

@@ -66,7 +66,7 @@ cdef inline void align(char **memory) noexcept nogil:
     memory[0] = <char *> ((<uintptr_t> memory[0] + ALIGN - 1) & ~(<uintptr_t> (ALIGN - 1)))
 
 
-cdef void point(CellRows *rows, int64_t n, char **memory) noexcept nogil:
+cdef inline void point(CellRows *rows, int64_t n, char **memory) noexcept nogil:
     """Room for the pointers of n rows."""
     rows.x = <const float **> take(memory, n * sizeof(void *))
     rows.c = <float **> take(memory, n * sizeof(void *))
@@ -75,7 +75,7 @@ cdef void point(CellRows *rows, int64_t n, char **memory) noexcept nogil:
     rows.length = <int64_t *> take(memory, n * sizeof(int64_t))
 
 
-cdef void lay_out(CellLoop *s) noexcept nogil:
+cdef inline void lay_out(CellLoop *s) noexcept nogil:
     """Point into the scratch, whose size `cell_scratch` says."""
     cdef int64_t n = s.a.rows
     cdef char *memory = <char *> s.f.base[s.a.scratch]
@@ -102,7 +102,7 @@ def cell_scratch(packed, rows, bint y_stored, bint masked):
 
 # ---- the rows of a call ----------------------------------------------------------------------------------------------
 
-cdef int check_lengths(const CellArgs *a, Frame *f) noexcept nogil:
+cdef inline int check_lengths(const CellArgs *a, Frame *f) noexcept nogil:
     """Returns -1, with the length in f.bad, if one is outside the steps: no kernel may see it."""
     cdef const int64_t *lengths
     cdef int64_t r
@@ -133,7 +133,7 @@ cdef int64_t insert(CellRows *rows, int64_t r, int64_t length) noexcept nogil:
     return i
 
 
-cdef void fill_rows(CellLoop *s) noexcept nogil:
+cdef inline void fill_rows(CellLoop *s) noexcept nogil:
     """Each row's first x and y, its states and its length."""
     cdef const CellArgs *a = s.a
     cdef Frame *f = s.f
@@ -275,7 +275,7 @@ cdef void hoist(const CellArgs *a, const frnn_cell *cell, Frame *f, const CellRo
     share_input(cell, f, h, n)
 
 
-cdef void run_step(CellLoop *s, StepLoop *loop, int64_t alive, int64_t t) noexcept nogil:
+cdef inline void run_step(CellLoop *s, StepLoop *loop, int64_t alive, int64_t t) noexcept nogil:
     """Step t of the first `alive` rows. h of step t - 1 is read where step t - 1 wrote it, in y."""
     cdef frnn_cell_io *io = &s.io
     io.backwards = (s.f.turn + t) & 1
