@@ -1,4 +1,4 @@
-/* How output columns (hidden units) are cut into blocks, and how a block's weights lie in memory.
+/* How output columns (hidden units) are cut into blocks, and how a block's weights are stored.
  *
  * N columns become full blocks of U vectors of FRNN_LANES floats, then at most one block of fewer vectors, then at most
  * one vector of a narrower width, so that a layer of 20, 50 or 130 units is not padded to a multiple of 16 or 64. The
@@ -37,7 +37,7 @@ static frnn_block frnn_block_at(int64_t N, int64_t U, int64_t index) {
     return (frnn_block){N - odd, frnn_tail_width(odd), 1};
 }
 
-/* Columns with their padding: where the last block ends. */
+/* Columns with their padding: the end of the last block. */
 static int64_t frnn_padded(int64_t N, int64_t U) {
     if (N == 0) return 0;
     frnn_block last = frnn_block_at(N, U, frnn_block_count(N, U) - 1);

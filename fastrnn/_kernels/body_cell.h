@@ -126,8 +126,8 @@ FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *block
     }
 }
 
-/* Point a tile to its mr rows from `row` on, and where the sums of x and of h stay apart, to what the latter start from.
- * hidden: rows of the hidden half. */
+/* Point a tile to its mr rows from `row` on, and, if the sums of x and of h stay apart, store what the latter start
+ * from. hidden: rows of the hidden half. */
 FRNN_INLINE void vec_cell_at(const frnn_call *call, const frnn_block *blocks, int nb, int q, const float *const *hidden,
                              int64_t row, int64_t mr, frnn_tile *t) {
     const frnn_cell *cell = call->cell;
@@ -182,7 +182,7 @@ FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *block
 
 /* ---- from sums to states -------------------------------------------------------------------------------------------- */
 
-/* Vector v of the units of block b and row r of a tile. whole: no block has a tail. form and whole are constants where
+/* Vector v of the units of block b and row r of a tile. whole: no block has a tail. form and whole are constants when
  * this is inlined. */
 FRNN_INLINE frnn_unit vec_unit_at(const frnn_call *call, const frnn_form *form, const frnn_block *blocks, int nb, int b,
                                   int v, int64_t row, int64_t r, const int whole, const float *const *h,

@@ -6,7 +6,7 @@
  * each sum in registers from zero, one fused operation a term, k rising. Two sums and not one long one: a chain half as
  * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). With
  * Kx = 0 the first bracket is start itself, whatever the sign of a zero in it: `pre` then continues with the same bits.
- * weights[b] points to W, then R, of one block, each as panels (blocks.h): [nv / n][K][n][VEC_W]. out is
+ * weights[b] points to W, then R, of one block, each as panels of n vectors: [nv / n][K][n][VEC_W]. out is
  * [mr][nb][4][VEC_W]; the second brackets are added to what is there `shift` vectors on. With a shift of 1 the sums of the
  * first vector of W and of the last one of R stay apart, and out holds what the latter starts from. No alignment is needed;
  * nothing beyond the K of a row is read.
@@ -22,7 +22,7 @@
 #define vec_tile_run FRNN_WIDE(vec_tile_run)
 #define vec_tiles FRNN_WIDE(vec_tiles)
 
-/* With 16 registers 4 vectors are two panels of 2: 6 rows x 2 vectors read each weight half as often as 3 x 4 would. */
+/* A tile of many rows sums one panel at a time. With 16 registers 4 vectors are two panels of 2: 6 rows x 2 vectors read each weight half as often as 3 x 4 would. */
 #define FRNN_PANEL(nv) ((nv) == 4 && FRNN_TILE_SUMS < 24 ? 2 : (nv))
 #define FRNN_PAIR_ROWS (FRNN_TILE_SUMS / 8) /* rows up to which two blocks of 4 vectors share a tile */
 /* The most rows of a tile of one block of nv vectors: all, but for panels of 3 vectors in 16 registers. */
@@ -30,7 +30,7 @@
 #define FRNN_WAVE 16 /* most blocks of one row that are summed before any of them is finished; >= FRNN_TILE_ROWS */
 #define FRNN_LINE 16 /* floats of a cache line */
 
-/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: a line each, 0 where the tile makes none. */
+/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: a line each, 0 if the tile makes none. */
 static inline int frnn_prefetches(int mr, int n, int width) {
     return FRNN_PREFETCH && mr * n >= 8 ? (n * width + FRNN_LINE - 1) / FRNN_LINE : 0;
 }
@@ -47,7 +47,7 @@ typedef struct frnn_tile {
 } frnn_tile;
 #endif
 
-/* sum += s * w, with many rows in place: GCC 12 else copies sums, and spills some, where terms follow without a jump. */
+/* sum += s * w, with many rows in place: GCC 12 else copies sums, and spills some, if terms follow without a jump. */
 FRNN_INLINE void vec_tile_add(vec *sum, vec s, vec w, const int mr) {
     if (mr > 1) {
         vec_add_term(sum, s, w);
@@ -88,11 +88,11 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
     }
 }
 
-/* The terms of one operand and np panels of n vectors. mr, np, n are constants where this is inlined, so acc lives in
+/* The terms of one operand and np panels of n vectors. mr, np, n are constants when this is inlined, so acc lives in
  * registers: but only if every loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on each.
  * Without it on the loops outside the k loop, acc went through the stack four times a tile (LSTM, 128 rows: 1.13 times
  * the cycles at H = 32, 1.09 at 64, 1.04 at 128).
- * Software prefetch, where the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
+ * Software prefetch, if the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
  * runs 1.34 times as fast with 4 KiB ahead (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a sixth of that).
  * One row only loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without): its loads alone keep
  * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row.
@@ -118,7 +118,7 @@ FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *cons
     for (; unroll > 1 && k < K; k++, ahead += pace) vec_tile_term(acc, row, k, p, ahead, far, mr, np, n);
 }
 
-/* np panels from `first` on of the tile's nb blocks, over x, or over h where `hidden`: their sums are added to start, or
+/* np panels from `first` on of the tile's nb blocks, over x, or over h if `hidden`: their sums are added to start, or
  * to what out holds. */
 FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int first, const int far, const int np,
                                  const int mr, const int nb, const int nv) {
@@ -152,7 +152,7 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
     }
 }
 
-/* All panels over one operand: at once where their sums fit the registers, else one by one. */
+/* All panels over one operand: at once if their sums fit the registers, else one by one. */
 FRNN_INLINE void vec_tile_half(const frnn_tile *t, const int hidden, const int far, const int mr, const int nb,
                                const int nv) {
     const int panels = nb * nv / FRNN_PANEL(nv), np = mr * nb * nv <= FRNN_TILE_SUMS ? panels : 1;

@@ -59,7 +59,7 @@ typedef struct frnn_product {
     const char *weights; /* number format of packed weights: "float32" */
     const char *bits; /* class of equal bits: products of one class give the same bits, so a call may choose freely */
     int32_t rows[2][FRNN_TILE_VECTORS + 1]; /* most rows of a tile over one block, over two, by vectors; 0: none */
-    int32_t panel[FRNN_TILE_VECTORS + 1]; /* vectors of a panel (blocks.h), by vectors of the product */
+    int32_t panel[FRNN_TILE_VECTORS + 1]; /* vectors of a panel (body_tile.h), by vectors of the product */
     int64_t (*column)(int64_t K); /* floats of memory that K weights of one column take */
     /* Packs K weights of nv vectors of `width` columns, as panels; returns the end. Lane l of vector v is column
      * from[v] + l * lane_stride, its weight k at k * k_stride from there; lanes from count[v] on are zero. */
@@ -120,10 +120,10 @@ typedef struct frnn_cell {
 /* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every
  * pointer of its array, so that a time loop moves all rows by changing one number. Rows of x, h, y are contiguous;
  * rows must not overlap each other; y must not overlap h (all of h is read for every block of y). c is updated in
- * place. clip, where it is finite, bounds the arguments of f and g and not that of h (as onnxruntime does).
+ * place. clip, if finite, bounds the arguments of f and g and not that of h (as onnxruntime does).
  */
 typedef struct frnn_cell_io {
-    const float *const *x; /* [I] each; unused where pre is given */
+    const float *const *x; /* [I] each; unused if pre is given */
     ptrdiff_t x_off;
     /* NULL, or the input half already summed: bias + x W in packed gate order, from cell_input */
     const float *pre;
@@ -134,7 +134,7 @@ typedef struct frnn_cell_io {
     ptrdiff_t c_off;
     float *const *y; /* [H] each: new hidden state */
     ptrdiff_t y_off;
-    float *scratch; /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
+    float *scratch; /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL if that is 0 */
     int32_t backwards; /* walk the blocks from the last to the first, with the same bits; see frnn_walk_blocks */
 } frnn_cell_io;
 
@@ -142,7 +142,7 @@ typedef struct frnn_cell_io {
 typedef struct frnn_attention {
     float scale;
     float softcap; /* 0: none */
-    int32_t safe; /* a query whose weights are NaN, as where every score is -inf, gets weights of 0 */
+    int32_t safe; /* a query whose weights are NaN, as when every score is -inf, gets weights of 0 */
 } frnn_attention;
 
 /* The keys that a query sees, oldest first, and their values: up to two runs of rows (a ring buffer has two). */
@@ -155,7 +155,7 @@ typedef struct frnn_keys {
 /* ---- elementwise programs ----
  * A program is a list of instructions over registers; register i < n_in is input i, the others are results; the last
  * instruction's result is the output. It runs over an iteration space of `rank` axes (last fastest). An input's stride
- * on an axis is in elements, 0 where it is broadcast. All operands are float32 (bools are 0.0f and 1.0f).
+ * on an axis is in elements, 0 if it is broadcast. All operands are float32 (bools are 0.0f and 1.0f).
  */
 #define FRNN_MAX_RANK 6
 #define FRNN_MAX_INPUTS 8
@@ -196,7 +196,7 @@ typedef struct frnn_kernels {
                       int64_t block0, int64_t block1);
     /* The input half for the rows of some steps at once: bias + x[r] W, exactly the accumulators with which cell_step
      * would reach its hidden half. Row r is row r % pre_rows of step r / pre_rows, and a step takes pre_rows *
-     * cell_pre_size floats of pre, where cell_step's io.pre then points. */
+     * cell_pre_size floats of pre, which cell_step's io.pre then points to. */
     int64_t (*cell_pre_size)(const frnn_cell *cell);
     void (*cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *pre, int64_t pre_rows,
                        int64_t row0, int64_t row1, int64_t block0, int64_t block1);
@@ -211,14 +211,14 @@ typedef struct frnn_kernels {
     void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride, float *y,
                    int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1);
 
-    /* out = program(inputs) over the space; out may be one of the inputs where their strides are equal. */
+    /* out = program(inputs) over the space; out may be one of the inputs if their strides are equal. */
     void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *in, float *out);
 
     /* Over n elements at stride x_stride; the order of summation depends on n alone. */
     /* fn: FRNN_ADD (sum), FRNN_MIN, FRNN_MAX; mean is sum * (1/n) done by the caller through alpha: result * scale. */
     void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row, int64_t x_stride,
                    float *y, int64_t y_row);
-    /* y = exp(x - max) / sum, or x - max - log(sum) where log != 0, along n contiguous elements of each row. */
+    /* y = exp(x - max) / sum, or x - max - log(sum) if log != 0, along n contiguous elements of each row. */
     void (*softmax)(int64_t rows, int64_t n, int32_t log, const float *x, int64_t x_row, float *y, int64_t y_row);
     /* y = (x - mean) / sqrt(var + epsilon) * scale + bias over n contiguous elements; scale, bias [n] or NULL. */
     void (*layer_norm)(int64_t rows, int64_t n, float epsilon, const float *scale, const float *bias, const float *x,
@@ -226,7 +226,7 @@ typedef struct frnn_kernels {
     /* y[i] = fn(x[i]) on n contiguous floats: what the sweeps of the tests call. */
     void (*map)(frnn_act act, int64_t n, const float *x, float *y);
 
-    /* Windows over channels. taps: K pointers a window, each to C contiguous floats; y rows lie y_stride apart.
+    /* Windows over channels. taps: K pointers a window, each to C contiguous floats; y rows are y_stride apart.
      * y[w, c] = act(bias[c] + sum_k taps[w][k][c] W[k, c]); W [K, C], bias [C] or NULL. */
     void (*depthwise)(int64_t C, int64_t K, const float *W, const float *bias, frnn_act act, int64_t windows,
                       const float *const *taps, float *y, int64_t y_stride);

@@ -18,6 +18,7 @@ FORM(GRU_AFTER, EACH(vec_gru_gates) EACH(vec_gru_output),
 /* GRU that resets before it: r must be known for all units before the hidden half of n can start */
 FORM(GRU_BEFORE, if (phase == 0) { EACH(vec_gru_reset) } else { EACH(vec_gru_mix) },
      .kind = "gru", .gates = 3, .products = 3, .units = 4, .states = 1, .recurrent = 1, .phases = 2,
-     .gate_of = {{1, 0, 2}, {1, 0, 2}}, .sums = {{{0, 0}}, {{1, 0}, {2, 1}}}, .counts = {1, 2}, .usual = {FRNN_SIGMOID, FRNN_TANH})
+     .gate_of = {{1, 0, 2}, {1, 0, 2}}, .sums = {{{0, 0}}, {{1, 0}, {2, 1}}}, .counts = {1, 2},
+     .usual = {FRNN_SIGMOID, FRNN_TANH})
 /* clang-format on */
 #undef FORM

@@ -113,10 +113,6 @@ cdef extern from "frnn.h" nogil:
         int32_t (*probe_read)(const void *data, size_t size, int64_t repeats, size_t ahead) noexcept nogil
 
 
-# As frnn.h describes them; wrapped, because the C library is linked into this extension alone.
-cdef uint64_t frnn_fpu_enter() noexcept nogil
-cdef void frnn_fpu_leave(uint64_t token) noexcept nogil
-
 cdef extern from "threads.h" nogil:
     enum: FRNN_FLOPS_A_THREAD
     ctypedef struct frnn_team:
@@ -128,15 +124,15 @@ cdef extern from "threads.h" nogil:
     int frnn_team_size(const frnn_team *team) noexcept
 
 
-cdef const frnn_kernels *active_kernels() noexcept nogil
-# What threads.h and frnn.h declare, for modules that don't link the kernels (there is one team a process).
+# What threads.h and frnn.h declare. Wrapped, because the kernels are linked into this extension alone, and there is one
+# team per process.
 cdef frnn_team *team_begin(int threads) noexcept nogil
 cdef void team_end(frnn_team *team) noexcept nogil
 cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil
 cdef int team_size(const frnn_team *team) noexcept nogil
 cdef uint64_t fpu_enter() noexcept nogil
 cdef void fpu_leave(uint64_t token) noexcept nogil
-# The table of that name; None: the active one. Raises FastRNNError where it can't be had here.
+# The table of that name; None: the active one. Raises FastRNNError if it can't run here.
 cdef const frnn_kernels *kernels_named(isa) except NULL
 
 

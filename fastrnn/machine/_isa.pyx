@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Instruction sets: picks the kernel table at import and packs weights for it.
 
-All C kernels are linked here and nowhere else; other Cython modules reach them through `active_kernels` and
-`kernels_named` of `_isa.pxd`. FASTRNN_ISA names the table to use instead of the best one. `isa=None` is the name of a
-table, None for the active one. Arrays are float32 and C-contiguous.
+All C kernels are linked here and nowhere else; other Cython modules reach them through `kernels_named` of `_isa.pxd`.
+FASTRNN_ISA names the table to use instead of the best one. `isa=None` is the name of a table, None for the active one.
+Arrays are float32 and C-contiguous.
 """
 
 import os
@@ -26,8 +26,8 @@ cdef extern from "frnn.h" nogil:
     const frnn_kernels *const *frnn_compiled() noexcept
     const frnn_form *frnn_form_of(const char *kind, int32_t variant) noexcept
     const char *const *frnn_function_names() noexcept
-    uint64_t c_fpu_enter "frnn_fpu_enter"() noexcept
-    void c_fpu_leave "frnn_fpu_leave"(uint64_t token) noexcept
+    uint64_t frnn_fpu_enter() noexcept
+    void frnn_fpu_leave(uint64_t token) noexcept
 
 cdef const frnn_kernels *ACTIVE = NULL
 cdef object FORCED_BY = None
@@ -60,10 +60,6 @@ cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
     there = _among(frnn_compiled(), isa) != NULL
     why = "this CPU or operating system does not run it" if there else "no such instruction set in this build"
     raise FastRNNError(f"{asked_by} asks for {isa!r}: {why}; available: {', '.join(_names(frnn_available()))}")
-
-
-cdef const frnn_kernels *active_kernels() noexcept nogil:
-    return ACTIVE
 
 
 cdef frnn_team *team_begin(int threads) noexcept nogil:
@@ -102,14 +98,6 @@ def _activate():
 
 
 _activate()
-
-
-cdef uint64_t frnn_fpu_enter() noexcept nogil:
-    return c_fpu_enter()
-
-
-cdef void frnn_fpu_leave(uint64_t token) noexcept nogil:
-    c_fpu_leave(token)
 
 
 def isa_info():
@@ -159,7 +147,7 @@ def _code(name, bint unary_only=False):
 # ---- memory and checks -------------------------------------------------------------------------------------------
 
 cdef float *_aligned(int64_t count) except NULL:
-    """count floats (at least one cache line), 64-byte aligned, zero; in huge pages where there is one to fill."""
+    """count floats (at least one cache line), 64-byte aligned, zero; in huge pages if it fills one."""
     cdef size_t size = max(count, 16) * sizeof(float)
     cdef void *memory = frnn_allocate(size)
     if memory == NULL:
@@ -214,7 +202,17 @@ cdef class PackedCell:
         return self.table.cell_pre_size(&self.cell)
 
 
-def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
+cdef const frnn_product *_product(const frnn_kernels *table, weights) except NULL:
+    """The table's first product of weights in this number format."""
+    cdef const frnn_product *const *products = table.products
+    while products[0] != NULL:
+        if products[0].weights.decode() == weights:
+            return products[0]
+        products += 1
+    raise FastRNNError(f"{table.isa.decode()} has no product of {weights} weights")
+
+
+def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32"):
     """Pack the weights of one direction of one recurrent layer.
 
     Parameters
@@ -224,6 +222,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
     Wb, Rb : float32 arrays, shape [G*H]; None is zeros
     P : float32 array, shape [3*H], peepholes i o f; None for none. LSTM only.
     isa : name of a table; None is the active one
+    weights : number format of the packed weights, of one of the table's products
 
     Returns
     -------
@@ -232,7 +231,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
     Raises
     ------
     ShapeError : an array does not fit the spec.
-    FastRNNError : the table can't be had on this machine.
+    FastRNNError : the table can't run on this machine, or has no product of such weights.
     """
     cdef PackedCell packed = PackedCell.__new__(PackedCell)
     cdef int64_t size, i
@@ -251,7 +250,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
     packed.cell.form = frnn_form_of(spec.kind.encode(), spec.linear_before_reset)
     if packed.cell.form == NULL:
         raise FastRNNError(f"no fused cell {spec.kind!r}")
-    packed.cell.product = packed.table.products[0]
+    packed.cell.product = _product(packed.table, weights)
     packed.cell.input_forget = spec.input_forget
     packed.cell.peephole = P is not None
     packed.cell.I, packed.cell.H = spec.input_size, H

@@ -22,7 +22,7 @@ cdef struct AttentionArgs:
     int64_t v_buffer, v_offset, v_batch, v_head, v_step
     int64_t y_buffer, y_offset, y_batch, y_head, y_row
     int64_t bias_buffer, bias_offset, bias_batch, bias_head, bias_row, bias_step  # bias_buffer -1: none
-    int64_t mask_buffer, mask_offset, mask_batch, mask_head, mask_row, mask_step  # as bias; 0 where a score is replaced
+    int64_t mask_buffer, mask_offset, mask_batch, mask_head, mask_row, mask_step  # as bias; 0: the score is replaced
     int64_t how, causal, window, offset, safe, scratch, room  # how: scale and softcap; room: floats a part of scratch
     int64_t capacity, per_slot, k_state, v_state, position  # capacity 0: the keys are those of this call
 
@@ -39,7 +39,7 @@ cdef struct AttentionLoop:
 
 
 cdef inline const float *of_query(Frame *f, int64_t buffer, int64_t offset) noexcept nogil:
-    """Where a bias or mask starts; NULL: there is none."""
+    """The start of a bias or mask; NULL if absent."""
     return <const float *> NULL if buffer < 0 else <const float *> at(f, buffer, offset)
 
 

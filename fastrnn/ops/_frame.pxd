@@ -18,7 +18,7 @@ cdef struct Frame:
     int64_t slab_row  # floats from one row to the next
     const int64_t *slots  # the slab row of each stream of the batch; NULL: the first ones
     int64_t turn  # odd after an odd number of steps: cells then walk their weights the other way
-    frnn_team *team  # threads that share the heavy ops; NULL: this one alone
+    frnn_team *team  # threads that share the heavy ops; NULL: only this one
     void (*watch)(void *frame) noexcept nogil  # looks for signals in a call that may take long; NULL: no one does
     int64_t work, looked  # operations since the last look, and when that was, in ns
     uint64_t fpu  # the caller's rounding and denormals, for handlers of signals
@@ -31,6 +31,7 @@ cdef struct Frame:
 
 
 cdef enum:
+    ALIGN = 64  # bytes of a cache line, on which arenas and their parts begin
     WORK_A_LOOK = 50_000_000  # operations between two looks at the clock: 1 ms of a fast core, 20 of a slow one
     CHUNKS = 4  # chunks per thread that a loop is cut into: a worker that wakes late still finds some
     LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own

@@ -4,24 +4,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from fastrnn.machine._isa cimport (
-    FRNN_ABS,
-    FRNN_ADD,
-    FRNN_DIV,
-    FRNN_EQUAL,
-    FRNN_GREATER,
-    FRNN_GREATER_EQUAL,
-    FRNN_LESS,
-    FRNN_LESS_EQUAL,
-    FRNN_MAX,
-    FRNN_MAX_RANK,
-    FRNN_MIN,
-    FRNN_MOD,
-    FRNN_MUL,
-    FRNN_NEG,
-    FRNN_POW,
-    FRNN_SIGN,
-    FRNN_SUB,
-    FRNN_WHERE,
+    FRNN_ABS, FRNN_ADD, FRNN_DIV, FRNN_EQUAL, FRNN_GREATER, FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_MAX,
+    FRNN_MAX_RANK, FRNN_MIN, FRNN_MOD, FRNN_MUL, FRNN_NEG, FRNN_POW, FRNN_SIGN, FRNN_SUB, FRNN_WHERE,
 )
 from fastrnn.ops._frame cimport BOOL, INT32, INT64, Frame
 from fastrnn.ops._walk cimport DONE, add_op, number

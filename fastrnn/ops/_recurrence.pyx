@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The recurrent op: the loop over the steps of one direction of one layer.
 
-A step reads h where the step before wrote it and calls the kernel table; rows end early where lengths say so, and sit a
-step out where the mask says so; the input half is summed ahead for many steps at once; threads share the units or the
+A step reads h from where the step before wrote it and calls the kernel table. Rows end early if lengths say so, and sit
+a step out if the mask says so; the input half is summed ahead for many steps at once; threads share the units or the
 rows of a step.
 """
 
@@ -10,13 +10,12 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastrnn.machine._isa cimport FRNN_TILE_ROWS, fpu_enter, fpu_leave, frnn_cell, frnn_cell_io, team_for, team_size
-from fastrnn.ops._frame cimport CHUNKS, Frame, at, halt, state_row
+from fastrnn.ops._frame cimport ALIGN, CHUNKS, Frame, at, halt, state_row
 from fastrnn.ops._walk cimport DONE, add_op, number
 
 from ..machine._isa import cell_scratch_size
 
 cdef enum:
-    ALIGN = 64
     # Operations of a step from which on threads share it (100 steps, one row, two threads over one): LSTM 64, 65
     # thousand per step, lost at 0.81x; LSTM 256, a million, gains.
     SHARED_WORK = 500_000
@@ -225,8 +224,8 @@ cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogi
 
 
 cdef void share(StepLoop *s) noexcept nogil:
-    """Run one step (or one hoisted input half), by as many threads as the call has. Where signals are looked for, a
-    step of very many rows is cut into parts of some 10 ms."""
+    """Run one step (or one hoisted input half), by as many threads as the call has. If signals are looked for, a step
+    of very many rows is cut into parts of about 10 ms."""
     cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles, last
     cdef int64_t row_work = 8 * s.cell.H * (s.cell.I + s.cell.H)
     s.blocks, s.first = s.f.table.cell_blocks(s.cell), 0

@@ -33,7 +33,7 @@ cdef struct DepthwiseArgs:
 
 cdef struct PoolArgs:
     Window w
-    int64_t channels, fn, count_pads, end_h, end_w, scratch  # end: where the padding after the last element ends
+    int64_t channels, fn, count_pads, end_h, end_w, scratch  # end: of the padding after the last element
 
 
 # ---- scratch, in floats --------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ cdef inline void flush(Run *run, const ConvArgs *a, int64_t packed, Frame *f) no
 
 cdef inline void append(Run *run, int64_t n, const float *x, int64_t x_step, float *y, int64_t y_step,
                         const ConvArgs *a, int64_t packed, Frame *f) noexcept nogil:
-    """n more rows: they join the run where they lie as its rows do, else the run is computed and they begin another."""
+    """Add n rows: to the run if they continue it, else the run is computed and they begin another."""
     cdef bint joins = run.n > 0 and (n == 1 or (x_step == run.x_step and y_step == run.y_step))
     if joins and run.n == 1 and n == 1 and x > run.x and y > run.y:  # two rows make a step
         run.x_step, run.y_step = x - run.x, y - run.y
@@ -83,7 +83,7 @@ cdef inline void append(Run *run, int64_t n, const float *x, int64_t x_step, flo
 
 
 cdef inline void inner_span(const Window *w, int64_t *first, int64_t *last) noexcept nogil:
-    """Columns first <= w < last of the output whose taps all lie inside a row of the input."""
+    """Columns first <= w < last of the output whose taps are all inside a row of the input."""
     cdef int64_t room = w.in_w - 1 - (w.taps_w - 1) * w.dilation_w + w.pad_w
     first[0] = min((w.pad_w + w.stride_w - 1) // w.stride_w if w.pad_w > 0 else 0, w.out_w)
     last[0] = max(min(room // w.stride_w + 1 if room >= 0 else 0, w.out_w), first[0])
@@ -117,9 +117,9 @@ cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int6
 
 
 cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept nogil:
-    """The products of all positions. Where a patch is one run of memory, rows are read where they lie, overlapping;
-    else they are copied together, some positions at a time. So are those that lie inside where there are few of them
-    between others in the padding: each run of rows reads all weights (Silero's first convolution, 4 positions: 6.6 us
+    """The products of all positions. If a patch is one run of memory, rows are read in place, overlapping; else they
+    are copied together, some positions at a time. So are positions inside the input if there are few of them between
+    others in the padding: each run of rows reads all weights (Silero's first convolution, 4 positions: 6.6 us
     in three runs, 4.0 in one)."""
     cdef const Window *w = &a.w
     cdef Run run
@@ -169,7 +169,7 @@ cdef int run_conv(const int64_t *args, Frame *f) noexcept nogil:
 
 cdef int64_t find_taps(const Window *w, const float *x, int64_t h, int64_t i, const float *outside,
                        const_row *taps) noexcept nogil:
-    """Pointers to the taps of one position; those in the padding are `outside`, or left out where that is NULL."""
+    """Pointers to the taps of one position; those in the padding are `outside`, or left out if that is NULL."""
     cdef int64_t a, b, row, column, n = 0
     for a in range(w.taps_h):
         row = h + a * w.dilation_h
@@ -214,7 +214,7 @@ cdef int run_depthwise(const int64_t *args, Frame *f) noexcept nogil:
 
 
 cdef inline int64_t padded_taps(int64_t first, int64_t taps, int64_t dilation, int64_t end) noexcept nogil:
-    """Taps that lie before `end`; those beyond are no padding but what rounding the number of outputs up has added."""
+    """Taps before `end`; those beyond are not padding but what rounding up the number of outputs has added."""
     cdef int64_t n = 0, i
     for i in range(taps):
         n += first + i * dilation < end

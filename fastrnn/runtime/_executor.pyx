@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 
 cimport numpy as cnp
 
-from fastrnn.ops._frame cimport Frame
+from fastrnn.ops._frame cimport ALIGN, Frame
 from fastrnn.machine._isa cimport (
     FRNN_FLOPS_A_THREAD,
     PackedCell,
@@ -67,7 +67,6 @@ cdef extern from * nogil:
     void ASAN_POISON_MEMORY_REGION(void *start, size_t size)
     void ASAN_UNPOISON_MEMORY_REGION(void *start, size_t size)
 
-DEF ALIGN = 64
 DEF FARTHEST = 1 << 50  # elements from the start of a buffer; no memory has so many, and float64 counts them exactly
 
 # Work of a call, in floating-point operations, from which something pays; an op does 40 to 100 of them a nanosecond.
