@@ -1,7 +1,8 @@
 """Builds the extensions. Everything else about the package is in pyproject.toml.
 
-Only kernels_<isa>.c is compiled with the flags of its instruction set. The wheel therefore runs on any CPU of its
-architecture, and the package picks a kernel table at import. Environment variables:
+Each kernels_<isa>.c is compiled with the flags of its instruction set (_kernels/list_isas.h), and no other file is. The
+wheel therefore runs on any CPU of its architecture, and the package picks a kernel table at import. Environment
+variables:
 
     FASTRNN_SANITIZE=address,undefined   compile and link with these sanitizers (preload the ASan runtime to run)
     FASTRNN_DEBUG=1                      -O1 -g, assertions and bounds checks in Cython code
@@ -10,6 +11,7 @@ architecture, and the package picks a kernel table at import. Environment variab
 
 import contextlib
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,6 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError
 
 KERNELS = Path("fastrnn/_kernels")
-PROBES = KERNELS / "roofline.c"  # part of the benchmark's extension, not of the kernels
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if DEBUG or SANITIZE else ["-O3"]
@@ -30,17 +31,14 @@ WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTRNN_WERROR
 # No -ffast-math: a NaN must stay a NaN. No contraction: the code decides which operations are fused. If the optimiser
 # did, the bits would depend on the compiler. Nothing reads the errno of sqrtf.
 KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *WARNINGS, *SANITIZERS]
-ISA_FLAGS = {  # by the compiler's target machine; a file that is not listed has no flags of its own
-    "x86_64": {
-        "kernels_avx2.c": ["-mavx2", "-mfma"],
-        "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
-    },
-}
 
 
-def target_machine(compiler):
-    """The target architecture of `compiler` (a command as a list): "x86_64", "aarch64", ..."""
-    return subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.split("-")[0]
+def instruction_sets(compiler):
+    """File name -> flags of each instruction set of the machine that `compiler` (a command as a list) makes code for:
+    the rows of list_isas.h that its preprocessor leaves."""
+    command = [*compiler, "-E", "-P", str(KERNELS / "list_isas.h")]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {f"kernels_{name}.c": flags.split() for name, flags in re.findall(r'ISA\((\w+), "([^"]*)"', text)}
 
 
 class BuildKernels(build_ext):
@@ -60,7 +58,7 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
     def compile_kernels(self):
-        flags = ISA_FLAGS.get(target_machine(self.compiler.compiler[:1]), {})
+        sets = instruction_sets(self.compiler.compiler)
         folder = Path(self.build_temp) / "kernels"
         (folder / KERNELS).mkdir(parents=True, exist_ok=True)  # before the threads start, which would race to create it
         newest = max(p.stat().st_mtime for p in [*KERNELS.glob("*.h"), Path(__file__)])
@@ -68,20 +66,20 @@ class BuildKernels(build_ext):
         def compile_one(source):
             target = folder / KERNELS / (source.stem + ".o")
             if self.force or not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
-                own = KERNEL_FLAGS + flags.get(source.name, [])
+                own = KERNEL_FLAGS + sets.get(source.name, [])
                 self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=own)
             return str(target)
 
-        with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as all others together
-            return list(pool.map(compile_one, sorted(set(KERNELS.glob("*.c")) - {PROBES})))
+        with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as the rest together
+            return list(pool.map(compile_one, sorted(KERNELS / name for name in (*sets, "dispatch.c", "threads.c"))))
 
 
-def extension(name, *sources):
+def extension(name):
     return Extension(
         f"fastrnn.{name}",
-        [f"fastrnn/{name.replace('.', '/')}.pyx", *map(str, sources)],
+        [f"fastrnn/{name.replace('.', '/')}.pyx"],
         include_dirs=[str(KERNELS), numpy.get_include()],
-        depends=[str(p) for p in KERNELS.glob("*.h")],
+        depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "pages.h")],  # no others are for Cython
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=[*OPTIMISE, *SANITIZERS],
         extra_link_args=["-pthread", *SANITIZERS],
@@ -92,8 +90,15 @@ def extension(name, *sources):
 MODULES = (
     "machine._isa",
     "machine._kernel_calls",
-    "runtime._recurrence",
-    "runtime._ops",
+    "machine._roofline",
+    "ops._walk",
+    "ops._recurrence",
+    "ops._rows",
+    "ops._elements",
+    "ops._integers",
+    "ops._windows",
+    "ops._attention",
+    "ops._states",
     "runtime._timing",
     "runtime._binding",
     "runtime._executor",
@@ -106,7 +111,7 @@ if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
 setup(
     ext_modules=cythonize(
-        [*map(extension, MODULES), extension("machine._roofline", PROBES)],
+        [extension(name) for name in MODULES],
         compiler_directives=directives,
     ),
     cmdclass={"build_ext": BuildKernels},

@@ -91,7 +91,7 @@ def test_wrong_arrows_are_found(layers, tmp_path, module, line, complaint):
         ("importers/__init__.py", "from . import torch"),
         ("serving/stream.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..model import Model"),
         ("cli/inspect.py", "import fastrnn\nfrom .output import table\nfrom fastrnn import FastRNNError"),
-        ("runtime/_executor.pyx", "cimport cython\nfrom libc.stdint cimport int64_t\nfrom ._ops cimport walk"),
+        ("runtime/_executor.pyx", "cimport cython\nfrom libc.stdint cimport int64_t\nfrom ._timing cimport walk"),
     ],
 )
 def test_right_arrows_pass(layers, tmp_path, module, line):

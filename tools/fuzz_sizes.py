@@ -185,8 +185,8 @@ def _package() -> str:
     """Which package is tried, and with which sanitizers."""
     import fastrnn
 
-    folder = Path(fastrnn.__file__).parent / "runtime"
-    (ops,) = (p for p in folder.glob("_ops.*") if p.suffix in (".so", ".pyd"))
+    folder = Path(fastrnn.__file__).parent / "ops"
+    (ops,) = (p for p in folder.glob("_rows.*") if p.suffix in (".so", ".pyd"))
     code = ops.read_bytes()
     found = [name for name, mark in (("address", b"__asan_init"), ("undefined", b"__ubsan_handle")) if mark in code]
     return f"{folder}, sanitizers: {' and '.join(found) or 'none'}"

@@ -1,4 +1,4 @@
-/* How output columns (hidden units) are cut into blocks, and how a block's weights lie in memory.
+/* How output columns (hidden units) are cut into blocks, and how a block's weights are stored.
  *
  * N columns become full blocks of U vectors of FRNN_LANES floats, then at most one block of fewer vectors, then at most
  * one vector of a narrower width, so that a layer of 20, 50 or 130 units is not padded to a multiple of 16 or 64. The
@@ -37,25 +37,11 @@ static frnn_block frnn_block_at(int64_t N, int64_t U, int64_t index) {
     return (frnn_block){N - odd, frnn_tail_width(odd), 1};
 }
 
-/* Columns with their padding: where the last block ends. */
+/* Columns with their padding: the end of the last block. */
 static int64_t frnn_padded(int64_t N, int64_t U) {
     if (N == 0) return 0;
     frnn_block last = frnn_block_at(N, U, frnn_block_count(N, U) - 1);
     return last.start + (int64_t)last.width * last.nv;
-}
-
-#define FRNN_TILE_ROWS 6                    /* the most rows of a tile */
-#define FRNN_PAIR_ROWS (FRNN_TILE_SUMS / 8) /* rows up to which two blocks of 4 vectors share a tile */
-
-/* A product's nv vectors lie in panels of so many vectors each, [K][vectors][width]; a tile of many rows sums one panel
- * at a time. With 16 registers 4 vectors are two panels of 2: 6 rows x 2 vectors read each weight half as often as 3 x 4
- * would. */
-static inline int frnn_panel_vectors(int nv) { return nv == 4 && FRNN_TILE_SUMS < 24 ? 2 : nv; }
-
-/* The most rows of a tile of n blocks of nv vectors: FRNN_TILE_ROWS, but for panels of 3 vectors in 16 registers. */
-static inline int64_t frnn_tile_rows(int n, int nv) {
-    if (n > 1) return FRNN_PAIR_ROWS;
-    return FRNN_TILE_ROWS * frnn_panel_vectors(nv) <= FRNN_TILE_SUMS ? FRNN_TILE_ROWS : FRNN_TILE_SUMS / 3;
 }
 
 /* How many of `rows` rows the next tile takes: tiles of nearly equal height, none higher than `limit`. */

@@ -1,7 +1,23 @@
-/* All bodies that exist once per width, in the order in which they build on each other. VEC_W is the width. */
-#include "words.h"
-#include "body_math.h"
-#include "body_activate.h"
-#include "body_tile.h"
-#include "body_cell.h"
-#include "body_linear.h"
+/* All bodies of one instruction set, whose words are included before: products and cells for each width, the rest for
+ * the widest, then the table. */
+#include "frnn.h"
+#include "blocks.h"
+#include "cells.h"
+#if FRNN_LANES > 8
+#define VEC_W 8
+#include "bodies_width.h"
+#undef VEC_W
+#endif
+#if FRNN_LANES > 4
+#define VEC_W 4
+#include "bodies_width.h"
+#undef VEC_W
+#endif
+#define VEC_W FRNN_LANES
+#include "bodies_width.h"
+#include "body_array.h"
+#include "body_window.h"
+#include "body_attention.h"
+#include "body_probe.h"
+#undef VEC_W
+#include "body_table.h"

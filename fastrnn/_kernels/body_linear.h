@@ -4,7 +4,8 @@
 #define vec_linear_block FRNN_WIDE(vec_linear_block)
 
 typedef struct frnn_linear_call {
-    int64_t K, N;
+    const frnn_product *product;
+    int64_t K, N, column; /* column: floats of one packed column, its bias too */
     const float *packed; /* block after block: bias [nv][width], W in panels */
     frnn_act act;
     const float *x;
@@ -16,17 +17,17 @@ typedef struct frnn_linear_call {
 static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *call, const frnn_block *blocks, int nb) {
     float out[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
     int nv = blocks[0].nv;
-    int64_t limit = frnn_tile_rows(nb, nv), mr;
-    frnn_tile t = {.Kx = call->K, .Kh = 0, .out = out, .pace = 0};
+    int64_t limit = call->product->rows[nb - 1][nv], mr;
+    frnn_tile t = {.Kx = call->K, .Kh = 0, .shift = 0, .out = out, .pace = 0};
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         mr = frnn_tile_height(call->row1 - row, limit);
         for (int b = 0; b < nb; b++) {
-            const float *bias = call->packed + blocks[b].start * (1 + call->K);
+            const float *bias = call->packed + blocks[b].start * call->column;
             t.weights[b] = bias + nv * VEC_W;
             for (int64_t r = 0; r < mr; r++) t.start[b][r] = bias;
         }
         for (int64_t r = 0; r < mr; r++) t.x[r] = call->x + (row + r) * call->x_stride;
-        vec_tile_run(&t, mr, nb, nv);
+        vec_tile_run(call->product, &t, mr, nb, nv);
         for (int64_t r = 0; r < mr; r++) {
             for (int i = 0; i < nb * nv; i++) {
                 int64_t column = blocks[0].start + i * VEC_W;

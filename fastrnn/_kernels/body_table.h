@@ -4,66 +4,116 @@
 #define FRNN_TEXT2(a) #a
 #define FRNN_TEXT(a) FRNN_TEXT2(a)
 
-/* Call the body of the block's width. */
+/* Call the body of the block's width; the tiles of all widths. */
 #if FRNN_LANES == 16
+#define FRNN_TILES {&vec_tiles_4, &vec_tiles_8, &vec_tiles_16}
 #define BY_WIDTH(name, width, ...)                                                                                     \
     ((width) == 16 ? name##_16(__VA_ARGS__) : (width) == 8 ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
 #elif FRNN_LANES == 8
+#define FRNN_TILES {&vec_tiles_4, &vec_tiles_8, NULL}
 #define BY_WIDTH(name, width, ...) ((width) == 8 ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
 #else
+#define FRNN_TILES {&vec_tiles_4, NULL, NULL}
 #define BY_WIDTH(name, width, ...) name##_4(__VA_ARGS__)
 #endif
 
-/* ---- packing ---- */
+/* ---- the product of float32 weights ---- */
 
-/* One product of nv vectors: bias, then W, then R (see cells.h). row[v]: the row of W, R that lane 0 of vector v is;
- * lanes >= count[v] are zero. Wb, Rb may be NULL. Returns the end. */
-static float *frnn_pack_product(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
-                                const int64_t *row, const int64_t *count, int64_t nv, int64_t width, int apart,
-                                float *p) {
-    for (int64_t v = 0; v < nv; v++) {
-        for (int64_t l = 0; l < width; l++, p++) {
-            int there = l < count[v], split = apart && v == nv - 1; /* apart: Rb of the last vector follows the bias */
-            *p = (there && Wb ? Wb[row[v] + l] : 0.0f) + (there && Rb && !split ? Rb[row[v] + l] : 0.0f);
-        }
-    }
-    for (int64_t l = 0; apart && l < width; l++) *p++ = l < count[nv - 1] && Rb ? Rb[row[nv - 1] + l] : 0.0f;
-    for (int half = 0; half < 2; half++) {
-        const float *M = half ? R : W;
-        int64_t K = half ? cell->H : cell->I;
-        int64_t n = frnn_panel_vectors((int)nv);
-        for (int64_t first = 0; first < nv; first += n) {
-            for (int64_t k = 0; k < K; k++) {
-                for (int64_t v = first; v < first + n; v++) {
-                    for (int64_t l = 0; l < width; l++) *p++ = l < count[v] ? M[(row[v] + l) * K + k] : 0.0f;
-                }
+static int64_t frnn_float32_column(int64_t K) { return K; }
+
+static float *frnn_float32_pack(int64_t K, int64_t nv, int64_t width, const float *const *from, int64_t k_stride,
+                                int64_t lane_stride, const int64_t *count, float *p) {
+    int64_t n = FRNN_PANEL(nv);
+    for (int64_t first = 0; first < nv; first += n) {
+        for (int64_t k = 0; k < K; k++) {
+            for (int64_t v = first; v < first + n; v++) {
+                const float *w = from[v] + k * k_stride;
+                for (int64_t l = 0; l < width; l++) *p++ = l < count[v] ? w[l * lane_stride] : 0.0f;
             }
         }
     }
     return p;
 }
 
-static int64_t FRNN_NAME(cell_pack_size)(const frnn_cell *cell) {
-    return frnn_padded(cell->H, frnn_unit_vectors(cell)) * frnn_unit_floats(cell);
+static const frnn_product frnn_float32 = {
+    .weights = "float32",
+    .bits = "float32 " FRNN_TEXT(FRNN_ISA),
+    .rows = {{0, FRNN_MOST_ROWS(1), FRNN_MOST_ROWS(2), FRNN_MOST_ROWS(3), FRNN_MOST_ROWS(4)},
+             {0, 0, 0, FRNN_PAIR_ROWS, FRNN_PAIR_ROWS}},
+    .panel = {0, FRNN_PANEL(1), FRNN_PANEL(2), FRNN_PANEL(3), FRNN_PANEL(4)},
+    .column = frnn_float32_column,
+    .pack = frnn_float32_pack,
+    .tiles = FRNN_TILES,
+};
+
+static const frnn_product *const frnn_products[] = {&frnn_float32, NULL};
+
+/* ---- packing of cells ---- */
+
+/* Product q of a block: bias, then W, then R (cells.h). Wb, Rb may be NULL. Returns the end. */
+static float *frnn_pack_product(const frnn_cell *cell, const frnn_block *block, int q, const float *W, const float *R,
+                                const float *Wb, const float *Rb, float *p) {
+    const frnn_form *form = cell->form;
+    int64_t H = cell->H, width = block->width, nv = frnn_vectors(form, block->nv), apart = form->apart;
+    int64_t row[2][FRNN_TILE_VECTORS], count[FRNN_TILE_VECTORS]; /* row of W, of R that lane 0 is; lanes that exist */
+    for (int64_t v = 0; v < nv; v++) {
+        int64_t gate = form->units == 1 ? v : q, first = block->start + (form->units == 1 ? 0 : v * width);
+        for (int half = 0; half < 2; half++) row[half][v] = form->gate_of[half][gate] * H + first;
+        count[v] = H - first < width ? H - first : width;
+    }
+    for (int64_t v = 0; v < nv + apart;
+         v++) { /* each vector of sums starts from the biases of all that is added to it */
+        for (int64_t l = 0; l < width; l++, p++) {
+            int there = l < count[v < nv ? v : nv - 1];
+            *p = (there && Wb && v < nv ? Wb[row[0][v] + l] : 0.0f) +
+                 (there && Rb && v >= apart ? Rb[row[1][v - apart] + l] : 0.0f);
+        }
+    }
+    for (int half = 0; half < 1 + form->recurrent; half++) {
+        const float *from[FRNN_TILE_VECTORS];
+        int64_t K = half ? H : cell->I;
+        for (int64_t v = 0; v < nv; v++) from[v] = (half ? R : W) + row[half][v] * K;
+        p = cell->product->pack(K, nv, width, from, 1, K, count, p);
+    }
+    return p;
+}
+
+/* Packed floats from which on weights are far: 4 MiB, and a third of that for panels of 3 vectors, which are read half
+ * as fast again. LSTM 512 and GRU 256 gain by it, LSTM 256 and RNN 512 lose up to 4 % (Zen 3, 512 KiB of L2). */
+#define FRNN_FAR_FLOATS (1 << 20)
+static int frnn_is_far(const frnn_cell *cell) {
+    int64_t vectors = cell->form->units == 1 && cell->product->panel[cell->form->gates] == 3 ? 3 : 1;
+    return cell->H * cell->unit * vectors >= FRNN_FAR_FLOATS;
+}
+
+static int frnn_is_usual(const frnn_cell *cell) {
+    if (cell->clip < INFINITY || cell->input_forget || cell->peephole) return 0;
+    for (int i = 0; i < 3; i++) {
+        int32_t fn = cell->form->usual[i];
+        if (fn != FRNN_IDENTITY && cell->act[i].fn != fn) return 0;
+    }
+    return 1;
+}
+
+static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
+    const frnn_form *form = cell->form;
+    cell->half[0] = cell->product->column(cell->I);
+    cell->half[1] = form->recurrent ? cell->product->column(cell->H) : 0;
+    cell->unit = form->gates * (1 + cell->half[0] + cell->half[1]) + form->apart + (cell->peephole ? 3 : 0);
+    cell->usual = frnn_is_usual(cell);
+    cell->far = frnn_is_far(cell);
+    return frnn_padded(cell->H, form->units) * cell->unit;
 }
 
 static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb,
                                  const float *Rb, const float *P, float *packed) {
-    static const int64_t before[3] = {1, 0, 2}; /* r z n, of ONNX's z r n */
-    int64_t H = cell->H, U = frnn_unit_vectors(cell), G = frnn_gates(cell), blocks = frnn_block_count(H, U);
-    int after = frnn_form(cell) == FRNN_FORM_GRU_AFTER;
+    const frnn_form *form = cell->form;
+    int64_t H = cell->H, U = form->units, blocks = frnn_block_count(H, U);
     for (int64_t index = 0; index < blocks; index++) {
         frnn_block block = frnn_block_at(H, U, index);
-        int64_t row[4], count[4], nv = U == 1 ? G : block.nv, rest = H - block.start;
-        float *p = packed + block.start * frnn_unit_floats(cell);
-        for (int64_t q = 0; q < frnn_products(cell); q++) {
-            for (int64_t v = 0; v < nv; v++) {
-                int64_t gate = U == 1 ? v : G == 3 ? before[q] : 0, at = U == 1 ? 0 : v * block.width;
-                row[v] = gate * H + block.start + at;
-                count[v] = rest - at < block.width ? rest - at : block.width;
-            }
-            p = frnn_pack_product(cell, W, R, Wb, Rb, row, count, nv, block.width, after, p);
-        }
+        int64_t rest = H - block.start;
+        float *p = packed + block.start * cell->unit;
+        for (int q = 0; q < form->products; q++) p = frnn_pack_product(cell, &block, q, W, R, Wb, Rb, p);
         for (int64_t g = 0; g < (cell->peephole ? 3 : 0); g++) {
             for (int64_t l = 0; l < block.width; l++) *p++ = l < rest ? P[g * H + block.start + l] : 0.0f;
         }
@@ -71,32 +121,23 @@ static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const float *W, const fl
 }
 
 /* ---- cells ---- */
-static int64_t FRNN_NAME(cell_blocks)(const frnn_cell *cell) {
-    return frnn_block_count(cell->H, frnn_unit_vectors(cell));
-}
-static int64_t FRNN_NAME(cell_phases)(const frnn_cell *cell) { return frnn_form(cell) == FRNN_FORM_GRU_BEFORE ? 2 : 1; }
+static int64_t FRNN_NAME(cell_blocks)(const frnn_cell *cell) { return frnn_block_count(cell->H, cell->form->units); }
 static int64_t FRNN_NAME(cell_scratch)(const frnn_cell *cell, int64_t rows) { return rows * frnn_scratch_row(cell); }
 static int64_t FRNN_NAME(cell_pre_size)(const frnn_cell *cell) {
-    return frnn_padded(cell->H, frnn_unit_vectors(cell)) * frnn_gates(cell);
-}
-
-static int frnn_is_usual(const frnn_cell *cell) {
-    const frnn_act *act = cell->act;
-    if (cell->clip < INFINITY || cell->input_forget || cell->peephole) return 0;
-    if (cell->kind == FRNN_RNN) return act[0].fn == FRNN_TANH;
-    int gates = act[0].fn == FRNN_SIGMOID && act[1].fn == FRNN_TANH;
-    return gates && (cell->kind == FRNN_GRU || act[2].fn == FRNN_TANH);
+    return frnn_padded(cell->H, cell->form->units) * cell->form->gates;
 }
 
 /* How many blocks from `index` on, in the direction in which the call walks, are worked on together: for few rows two
  * whole ones, which keep the FMA units busy; for one row up to FRNN_WAVE, since then the sums of all of them flow from
  * the caches without a pause, and the activations after them overlap each other. left: how many there are. */
-static int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t left, frnn_block *blocks) {
-    int64_t H = call->cell->H, U = frnn_unit_vectors(call->cell), rows = call->row1 - call->row0;
-    int most = rows == 1 && !call->pre_out ? FRNN_WAVE : rows <= FRNN_PAIR_ROWS ? 2 : 1, n = 1;
-    int step = call->io->backwards ? -1 : 1;
+FRNN_INLINE int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t left, frnn_block *blocks) {
+    const frnn_form *form = call->cell->form;
+    int64_t H = call->cell->H, U = form->units, rows = call->row1 - call->row0;
+    int step = call->io->backwards ? -1 : 1, n = 1;
     blocks[0] = frnn_block_at(H, U, index);
-    if (blocks[0].width < FRNN_LANES || (U > 1 && blocks[0].nv < 3)) return 1;
+    int pair = call->cell->product->rows[1][frnn_vectors(form, blocks[0].nv)]; /* rows of a tile of two blocks */
+    int most = rows > pair ? 1 : rows == 1 && !call->pre_out ? FRNN_WAVE : 2;
+    if (blocks[0].width < FRNN_LANES) return 1;
     for (; n < most && n < left; n++) {
         blocks[n] = frnn_block_at(H, U, index + n * step);
         if (blocks[n].width < FRNN_LANES || blocks[n].nv != blocks[0].nv) break;
@@ -106,7 +147,7 @@ static int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t left, 
 
 /* Steps that take turns to walk forwards and backwards begin with the weights that the step before has left in the
  * caches. Weights twice as large as a cache would miss it at every line if every step began at the front. */
-static void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t block0, int64_t block1) {
+FRNN_INLINE void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t block0, int64_t block1) {
     frnn_block blocks[FRNN_WAVE];
     for (int64_t left = block1 - block0, n; left > 0; left -= n) {
         n = frnn_take_blocks(call, call->io->backwards ? block0 + left - 1 : block1 - left, left, blocks);
@@ -116,7 +157,7 @@ static void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t block
 
 static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0,
                                  int64_t row1, int64_t block0, int64_t block1) {
-    frnn_call call = {cell, io, NULL, 0, row0, row1, frnn_form(cell), frnn_is_usual(cell), frnn_is_far(cell)};
+    frnn_call call = {cell, io, NULL, 0, row0, row1};
     frnn_walk_blocks(&call, phase, block0, block1);
 }
 
@@ -124,12 +165,15 @@ static void FRNN_NAME(cell_input)(const frnn_cell *cell, const float *const *x, 
                                   int64_t pre_rows, int64_t row0, int64_t row1, int64_t block0, int64_t block1) {
     frnn_cell_io io = {.x = x, .x_off = x_off, .pre_rows = pre_rows};
     int64_t size = FRNN_NAME(cell_pre_size)(cell);
-    frnn_call call = {cell, &io, pre, size, row0, row1, frnn_form(cell), 0, frnn_is_far(cell)};
+    frnn_call call = {cell, &io, pre, size, row0, row1};
     frnn_walk_blocks(&call, 0, block0, block1);
 }
 
 /* ---- linear ---- */
-static int64_t FRNN_NAME(linear_pack_size)(int64_t K, int64_t N) { return frnn_padded(N, 4) * (1 + K); }
+/* One product of up to 4 vectors of columns: bias, then W. */
+static int64_t FRNN_NAME(linear_pack_size)(int64_t K, int64_t N) {
+    return frnn_padded(N, 4) * (1 + frnn_products[0]->column(K));
+}
 static int64_t FRNN_NAME(linear_blocks)(int64_t K, int64_t N) {
     (void)K;
     return frnn_block_count(N, 4);
@@ -137,28 +181,30 @@ static int64_t FRNN_NAME(linear_blocks)(int64_t K, int64_t N) {
 
 static void FRNN_NAME(linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,
                                    const float *bias, float *packed) {
-    int64_t blocks = frnn_block_count(N, 4);
+    int64_t blocks = frnn_block_count(N, 4), column = 1 + frnn_products[0]->column(K);
     for (int64_t index = 0; index < blocks; index++) {
         frnn_block block = frnn_block_at(N, 4, index);
-        int64_t columns = (int64_t)block.width * block.nv, rest = N - block.start;
-        int64_t there = rest < columns ? rest : columns;
-        float *p = packed + block.start * (1 + K);
-        for (int64_t j = 0; j < columns; j++) *p++ = bias && j < there ? bias[block.start + j] : 0.0f;
-        int64_t panel = (int64_t)frnn_panel_vectors(block.nv) * block.width;
-        for (int64_t first = 0; first < columns; first += panel) {
-            for (int64_t k = 0; k < K; k++) {
-                const float *row = W + k * k_stride + block.start * n_stride;
-                for (int64_t j = first; j < first + panel; j++) *p++ = j < there ? row[j * n_stride] : 0.0f;
-            }
+        int64_t rest = N - block.start, count[FRNN_TILE_VECTORS];
+        const float *from[FRNN_TILE_VECTORS];
+        float *p = packed + block.start * column;
+        for (int64_t v = 0; v < block.nv; v++) {
+            int64_t at = v * block.width;
+            from[v] = W + (block.start + at) * n_stride;
+            count[v] = rest - at < block.width ? rest - at : block.width;
         }
+        for (int64_t j = 0; j < (int64_t)block.width * block.nv; j++) {
+            *p++ = bias && j < rest ? bias[block.start + j] : 0.0f;
+        }
+        frnn_products[0]->pack(K, block.nv, block.width, from, k_stride, n_stride, count, p);
     }
 }
 
 static void FRNN_NAME(linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride,
                               float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1) {
-    frnn_linear_call call = {K, N, packed, act, x, y, x_stride, y_stride, row0, row1};
-    int wide = row1 - row0 <= FRNN_PAIR_ROWS;
-    int64_t nb;
+    const frnn_product *product = frnn_products[0];
+    int64_t column = 1 + product->column(K), nb;
+    frnn_linear_call call = {product, K, N, column, packed, act, x, y, x_stride, y_stride, row0, row1};
+    int wide = row1 - row0 <= product->rows[1][4];
     for (int64_t index = block0; index < block1; index += nb) {
         frnn_block block[2] = {frnn_block_at(N, 4, index), {0, 0, 0}};
         nb = 1;
@@ -173,10 +219,10 @@ static void FRNN_NAME(linear)(int64_t K, int64_t N, const float *packed, frnn_ac
 const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {
     .isa = FRNN_TEXT(FRNN_ISA),
     .lanes = FRNN_LANES,
-    .cell_pack_size = FRNN_NAME(cell_pack_size),
+    .products = frnn_products,
+    .cell_layout = FRNN_NAME(cell_layout),
     .cell_pack = FRNN_NAME(cell_pack),
     .cell_blocks = FRNN_NAME(cell_blocks),
-    .cell_phases = FRNN_NAME(cell_phases),
     .cell_scratch = FRNN_NAME(cell_scratch),
     .cell_step = FRNN_NAME(cell_step),
     .cell_pre_size = FRNN_NAME(cell_pre_size),
@@ -193,4 +239,7 @@ const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {
     .depthwise = frnn_depthwise,
     .pool = frnn_pool,
     .attend = frnn_attend,
+    .probe_flops = FRNN_TILE_SUMS * 2 * FRNN_LANES,
+    .probe_fma = frnn_probe_fma,
+    .probe_read = frnn_probe_read,
 };

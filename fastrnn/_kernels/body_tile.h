@@ -1,4 +1,4 @@
-/* The inner loop of every product: a tile of mr rows by nb blocks of nv vectors; included once per width.
+/* The inner loop of float32 products: a tile of mr rows by nb blocks of nv vectors; included once per width.
  *
  *     out[r][b][v] = (sum over k of x[r][k] * W[b][k][v] + start[b][r][v])
  *                    + sum over k of h[r][k] * R[b][k][v]
@@ -6,9 +6,10 @@
  * each sum in registers from zero, one fused operation a term, k rising. Two sums and not one long one: a chain half as
  * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). With
  * Kx = 0 the first bracket is start itself, whatever the sign of a zero in it: `pre` then continues with the same bits.
- * weights[b] points to W, then R, of one block, each as panels (blocks.h): [nv / n][K][n][VEC_W]. Where `split` is set
- * (GRU with reset after the product) the last vector's sum over x is put aside as vector 3, and its sum over h gets
- * split[b] instead. out is [mr][nb][4][VEC_W]. No alignment is needed; nothing beyond the K of a row is read.
+ * weights[b] points to W, then R, of one block, each as panels of n vectors: [nv / n][K][n][VEC_W]. out is
+ * [mr][nb][4][VEC_W]; the second brackets are added to what is there `shift` vectors on. With a shift of 1 the sums of the
+ * first vector of W and of the last one of R stay apart, and out holds what the latter starts from. No alignment is needed;
+ * nothing beyond the K of a row is read.
  */
 #ifndef FRNN_BODY_TILE_H
 #define FRNN_BODY_TILE_H
@@ -19,11 +20,17 @@
 #define vec_tile_half FRNN_WIDE(vec_tile_half)
 #define vec_tile_body FRNN_WIDE(vec_tile_body)
 #define vec_tile_run FRNN_WIDE(vec_tile_run)
+#define vec_tiles FRNN_WIDE(vec_tiles)
 
+/* A tile of many rows sums one panel at a time. With 16 registers 4 vectors are two panels of 2: 6 rows x 2 vectors read each weight half as often as 3 x 4 would. */
+#define FRNN_PANEL(nv) ((nv) == 4 && FRNN_TILE_SUMS < 24 ? 2 : (nv))
+#define FRNN_PAIR_ROWS (FRNN_TILE_SUMS / 8) /* rows up to which two blocks of 4 vectors share a tile */
+/* The most rows of a tile of one block of nv vectors: all, but for panels of 3 vectors in 16 registers. */
+#define FRNN_MOST_ROWS(nv) (FRNN_TILE_ROWS * FRNN_PANEL(nv) <= FRNN_TILE_SUMS ? FRNN_TILE_ROWS : FRNN_TILE_SUMS / 3)
 #define FRNN_WAVE 16 /* most blocks of one row that are summed before any of them is finished; >= FRNN_TILE_ROWS */
 #define FRNN_LINE 16 /* floats of a cache line */
 
-/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: a line each, 0 where the tile makes none. */
+/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: a line each, 0 if the tile makes none. */
 static inline int frnn_prefetches(int mr, int n, int width) {
     return FRNN_PREFETCH && mr * n >= 8 ? (n * width + FRNN_LINE - 1) / FRNN_LINE : 0;
 }
@@ -33,15 +40,14 @@ typedef struct frnn_tile {
     const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
     const float *start[2][FRNN_TILE_ROWS];
     const float *weights[2];
-    const float *split[2];
+    int64_t shift; /* vectors, see above */
     const char *ahead; /* the part of the next block that this tile prefetches */
-    int64_t pace;      /* its bytes a term; 0: it prefetches 4 KiB ahead of what it reads itself */
+    int64_t pace; /* its bytes a term; 0: it prefetches 4 KiB ahead of what it reads itself */
     float *out;
 } frnn_tile;
-typedef void (*frnn_tile_fn)(const frnn_tile *);
 #endif
 
-/* sum += s * w, with many rows in place: GCC 12 else copies sums, and spills some, where terms follow without a jump. */
+/* sum += s * w, with many rows in place: GCC 12 else copies sums, and spills some, if terms follow without a jump. */
 FRNN_INLINE void vec_tile_add(vec *sum, vec s, vec w, const int mr) {
     if (mr > 1) {
         vec_add_term(sum, s, w);
@@ -82,11 +88,11 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
     }
 }
 
-/* The terms of one operand and np panels of n vectors. mr, np, n are constants where this is inlined, so acc lives in
+/* The terms of one operand and np panels of n vectors. mr, np, n are constants when this is inlined, so acc lives in
  * registers: but only if every loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on each.
  * Without it on the loops outside the k loop, acc went through the stack four times a tile (LSTM, 128 rows: 1.13 times
  * the cycles at H = 32, 1.09 at 64, 1.04 at 128).
- * Software prefetch, where the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
+ * Software prefetch, if the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
  * runs 1.34 times as fast with 4 KiB ahead (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a sixth of that).
  * One row only loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without): its loads alone keep
  * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row.
@@ -112,11 +118,11 @@ FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *cons
     for (; unroll > 1 && k < K; k++, ahead += pace) vec_tile_term(acc, row, k, p, ahead, far, mr, np, n);
 }
 
-/* np panels from `first` on of the tile's nb blocks, over x, or over h where `hidden`: their sums are added to start, or
+/* np panels from `first` on of the tile's nb blocks, over x, or over h if `hidden`: their sums are added to start, or
  * to what out holds. */
 FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int first, const int far, const int np,
                                  const int mr, const int nb, const int nv) {
-    const int n = frnn_panel_vectors(nv), panels = nv / n;
+    const int n = FRNN_PANEL(nv), panels = nv / n;
     const int64_t K = hidden ? t->Kh : t->Kx;
     const float *panel[4];
     vec acc[FRNN_TILE_ROWS][4][4];
@@ -132,12 +138,13 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
     }
     const char *ahead = far ? t->ahead + ((hidden ? t->Kx * panels : 0) + first * K) * t->pace : (const char *)panel[0];
     vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, ahead, far ? t->pace : 0, far, mr, np, n);
+    float *const base = t->out + (hidden ? t->shift * VEC_W : 0);
 #pragma GCC unroll 6
     for (int r = 0; r < mr; r++) {
 #pragma GCC unroll 4
         for (int i = 0; i < np; i++) {
             int b = (first + i) / panels, from = (first + i) % panels * n * VEC_W;
-            float *out = t->out + (r * nb + b) * 4 * VEC_W + from;
+            float *out = base + (r * nb + b) * 4 * VEC_W + from;
             const float *addend = hidden ? out : t->start[b][r] + from;
 #pragma GCC unroll 4
             for (int v = 0; v < n; v++) vec_store(out + v * VEC_W, vec_load(addend + v * VEC_W) + acc[r][i][v]);
@@ -145,10 +152,10 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
     }
 }
 
-/* All panels over one operand: at once where their sums fit the registers, else one by one. */
+/* All panels over one operand: at once if their sums fit the registers, else one by one. */
 FRNN_INLINE void vec_tile_half(const frnn_tile *t, const int hidden, const int far, const int mr, const int nb,
                                const int nv) {
-    const int panels = nb * nv / frnn_panel_vectors(nv), np = mr * nb * nv <= FRNN_TILE_SUMS ? panels : 1;
+    const int panels = nb * nv / FRNN_PANEL(nv), np = mr * nb * nv <= FRNN_TILE_SUMS ? panels : 1;
     for (int first = 0; first < panels; first += np) vec_tile_panels(t, hidden, first, far, np, mr, nb, nv);
 }
 
@@ -159,15 +166,6 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int far, const int mr, 
         for (int r = 0; r < mr; r++) {
             for (int b = 0; b < nb; b++) {
                 memcpy(t->out + (r * nb + b) * 4 * VEC_W, t->start[b][r], nv * VEC_W * sizeof(float));
-            }
-        }
-    }
-    if (nv == 3 && t->split[0]) {
-        for (int r = 0; r < mr; r++) {
-            for (int b = 0; b < nb; b++) {
-                float *out = t->out + (r * nb + b) * 4 * VEC_W;
-                vec_store(out + 3 * VEC_W, vec_load(out + 2 * VEC_W));
-                vec_store(out + 2 * VEC_W, vec_load(t->split[b]));
             }
         }
     }
@@ -183,51 +181,41 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int far, const int mr, 
 #define TILES(mr) TILE(mr, 1, 1) TILE(mr, 1, 2) TILE(mr, 1, 3) TILE(mr, 1, 4)
 #define PAIRS(mr) TILE(mr, 2, 3) TILE(mr, 2, 4)
 #define NAMES(mr) {TILE_NAME(mr, 1, 1), TILE_NAME(mr, 1, 2), TILE_NAME(mr, 1, 3), TILE_NAME(mr, 1, 4)}
-#define PAIR_NAMES(mr) {TILE_NAME(mr, 2, 3), TILE_NAME(mr, 2, 4)}
+#define PAIR_NAMES(mr) {NULL, NULL, TILE_NAME(mr, 2, 3), TILE_NAME(mr, 2, 4)}
 /* clang-format off */
 TILES(1) TILES(2) TILES(3) TILES(4) PAIRS(1)
 #if FRNN_TILE_SUMS == 24
 TILES(5) TILES(6) PAIRS(2) PAIRS(3)
-#else /* 3 vectors end at 4 rows: frnn_tile_rows */
+#else /* 3 vectors end at 4 rows: FRNN_MOST_ROWS */
 TILE(5, 1, 1) TILE(5, 1, 2) TILE(5, 1, 4) TILE(6, 1, 1) TILE(6, 1, 2) TILE(6, 1, 4)
 #endif
 #if FRNN_PREFETCH /* of the others, none prefetches: frnn_prefetches */
 FAR(3, 3) FAR(4, 3) FAR(4, 4) FAR(5, 4) FAR(6, 4)
 #endif
 
-/* Run the tile of mr rows (1..frnn_tile_rows), nb blocks (2 only for nv >= 3), nv vectors. */
-FRNN_INLINE void vec_tile_run(const frnn_tile *t, int64_t mr, int nb, int nv) {
-    static const frnn_tile_fn tiles[FRNN_TILE_ROWS][4] = {
-        NAMES(1), NAMES(2), NAMES(3), NAMES(4),
+static frnn_tiles vec_tiles = {
+    {NAMES(1), NAMES(2), NAMES(3), NAMES(4),
 #if FRNN_TILE_SUMS == 24
-        NAMES(5), NAMES(6),
+     NAMES(5), NAMES(6)},
+    {PAIR_NAMES(1), PAIR_NAMES(2), PAIR_NAMES(3)},
 #else
-        {TILE_NAME(5, 1, 1), TILE_NAME(5, 1, 2), NULL, TILE_NAME(5, 1, 4)},
-        {TILE_NAME(6, 1, 1), TILE_NAME(6, 1, 2), NULL, TILE_NAME(6, 1, 4)},
+     {TILE_NAME(5, 1, 1), TILE_NAME(5, 1, 2), NULL, TILE_NAME(5, 1, 4)},
+     {TILE_NAME(6, 1, 1), TILE_NAME(6, 1, 2), NULL, TILE_NAME(6, 1, 4)}},
+    {PAIR_NAMES(1)},
 #endif
-    };
-    static const frnn_tile_fn pairs[FRNN_PAIR_ROWS][2] = {
-        PAIR_NAMES(1),
-#if FRNN_TILE_SUMS == 24
-        PAIR_NAMES(2), PAIR_NAMES(3),
+#if FRNN_PREFETCH /* 3 and 4 vectors, which far weights have (but for a tail) */
+    {{NULL}, {NULL}, {NULL, NULL, FAR_NAME(3, 3)}, {NULL, NULL, FAR_NAME(4, 3), FAR_NAME(4, 4)},
+     {NULL, NULL, NULL, FAR_NAME(5, 4)}, {NULL, NULL, NULL, FAR_NAME(6, 4)}},
 #endif
-    };
-#if FRNN_PREFETCH
-    static const frnn_tile_fn far[FRNN_TILE_ROWS][2] = { /* of 3 and 4 vectors, which far weights have (but for a tail) */
-        {NULL}, {NULL}, {FAR_NAME(3, 3)}, {FAR_NAME(4, 3), FAR_NAME(4, 4)}, {NULL, FAR_NAME(5, 4)}, {NULL, FAR_NAME(6, 4)},
-    };
-    if (t->pace > 0 && nb == 1 && nv >= 3 && far[mr - 1][nv - 3]) {
-        far[mr - 1][nv - 3](t);
-        return;
-    }
-#endif
-    if (nb == 1) {
-        tiles[mr - 1][nv - 1](t);
-    } else {
-        pairs[mr - 1][nv - 3](t);
-    }
-}
+};
 /* clang-format on */
+
+/* Run the tile of mr rows, nb blocks (2 only for nv >= 3), nv vectors. */
+FRNN_INLINE void vec_tile_run(const frnn_product *product, const frnn_tile *t, int64_t mr, int nb, int nv) {
+    const frnn_tile_fn(*tiles)[FRNN_TILE_ROWS][FRNN_TILE_VECTORS] = *product->tiles[VEC_W / 8];
+    frnn_tile_fn far = FRNN_PREFETCH && t->pace > 0 && nb == 1 ? tiles[2][mr - 1][nv - 1] : NULL;
+    (far ? far : tiles[nb - 1][mr - 1][nv - 1])(t);
+}
 #undef TILE
 #undef FAR
 #undef TILES

@@ -1,48 +1,46 @@
-/* Which tables this build has and this CPU and OS can run; names of functions; the floating-point control word. */
+/* Which tables this build has and this CPU and OS can run; forms of cells, names of functions; the floating-point control
+ * word. */
 #include "frnn.h"
+#include <string.h>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
-/* The same guards as in the kernels_*.c files; setup.py compiles them with their flags on these architectures. */
-extern const frnn_kernels frnn_table_baseline;
-#if defined(__x86_64__)
-extern const frnn_kernels frnn_table_avx2, frnn_table_avx512;
-#elif defined(__aarch64__)
-extern const frnn_kernels frnn_table_neon;
-#endif
+#define ISA(name, flags, test) extern const frnn_kernels frnn_table_##name;
+#include "list_isas.h"
 
-const char *const *frnn_compiled(void) {
-    static const char *const names[] = {
-#if defined(__x86_64__)
-        "avx512", "avx2",
-#elif defined(__aarch64__)
-        "neon",
-#endif
-        "baseline", NULL};
-    return names;
-}
+static const frnn_kernels *const compiled[] = {
+#define ISA(name, flags, test) &frnn_table_##name,
+#include "list_isas.h"
+    NULL};
 
-/* The compiler's cpu_supports reads CPUID and also XGETBV: it says no where the OS does not save the registers.
- * Called once, at import, under the GIL; later calls rewrite the same values. */
+const frnn_kernels *const *frnn_compiled(void) { return compiled; }
+
+/* Called once, at import, under the GIL; later calls rewrite the same values. */
 const frnn_kernels *const *frnn_available(void) {
-    static const frnn_kernels *tables[4];
+    static const frnn_kernels *tables[sizeof compiled / sizeof *compiled];
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-        tables[n++] = &frnn_table_avx512;
-    }
-    if (avx2) tables[n++] = &frnn_table_avx2;
-#elif defined(__aarch64__)
-    tables[n++] = &frnn_table_neon; /* every AArch64 CPU has it */
 #endif
-    tables[n++] = &frnn_table_baseline;
+#define ISA(name, flags, test)                                                                                         \
+    if (test) tables[n++] = &frnn_table_##name;
+#include "list_isas.h"
     tables[n] = NULL;
     return tables;
+}
+
+const frnn_form *frnn_form_of(const char *kind, int32_t variant) {
+    static const frnn_form forms[FRNN_FORM_COUNT] = {
+#define FORM(name, update, ...) {.code = FRNN_FORM_##name, __VA_ARGS__},
+#include "list_cells.h"
+    };
+    const frnn_form *found = NULL;
+    for (int i = 0; i < FRNN_FORM_COUNT; i++) {
+        if (strcmp(forms[i].kind, kind) == 0 && (!found || forms[i].variant == variant)) found = &forms[i];
+    }
+    return found;
 }
 
 const char *const *frnn_function_names(void) {

@@ -44,28 +44,86 @@ typedef struct frnn_act { /* one activation */
     float alpha, beta;
 } frnn_act;
 
+/* ---- products ---- */
+#define FRNN_TILE_ROWS 6   /* the most rows of a tile, whatever the instruction set */
+#define FRNN_TILE_VECTORS 4 /* the most vectors of a product */
+
+struct frnn_tile; /* body_tile.h */
+typedef void (*frnn_tile_fn)(const struct frnn_tile *tile);
+/* Tiles of one width: of one block, of two, of one whose weights are far; by rows - 1 and vectors - 1; NULL: none. */
+typedef const frnn_tile_fn frnn_tiles[3][FRNN_TILE_ROWS][FRNN_TILE_VECTORS];
+
+/* How x W is computed: how weights are packed, and the tiles that sum over them. One row of an instruction set's list of
+ * products. Another number format, or another unit of the CPU, is another row. */
+typedef struct frnn_product {
+    const char *weights; /* number format of packed weights: "float32" */
+    const char *bits; /* class of equal bits: products of one class give the same bits, so a call may choose freely */
+    int32_t rows[2][FRNN_TILE_VECTORS + 1]; /* most rows of a tile over one block, over two, by vectors; 0: none */
+    int32_t panel[FRNN_TILE_VECTORS + 1]; /* vectors of a panel (body_tile.h), by vectors of the product */
+    int64_t (*column)(int64_t K); /* floats of memory that K weights of one column take */
+    /* Packs K weights of nv vectors of `width` columns, as panels; returns the end. Lane l of vector v is column
+     * from[v] + l * lane_stride, its weight k at k * k_stride from there; lanes from count[v] on are zero. */
+    float *(*pack)(int64_t K, int64_t nv, int64_t width, const float *const *from, int64_t k_stride,
+                   int64_t lane_stride, const int64_t *count, float *packed);
+    frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
+} frnn_product;
+
 /* ---- recurrent cells ---- */
-enum frnn_cell_kind { FRNN_RNN, FRNN_LSTM, FRNN_GRU };
+#define FRNN_PHASES 2
+#define FRNN_SUMS 2
+
+/* The form of a fused cell: one row of list_cells.h. A block of hidden units holds `products` products, whose vectors are
+ * the gates of one vector of units (units = 1), or some vectors of units of one gate (units = 4). */
+typedef struct frnn_form {
+    int32_t code; /* its update: enum frnn_form_code */
+    const char *kind; /* as CellSpec.kind */
+    int32_t variant; /* of two forms of one kind: CellSpec.linear_before_reset */
+    int32_t gates; /* G: row blocks of W and R */
+    int32_t products; /* of a block */
+    int32_t units; /* vectors of units in a full block: 1 or 4 */
+    int32_t states; /* 1: h; 2: h and c */
+    int32_t recurrent; /* R is there; 0: products sum over x alone */
+    int32_t apart;     /* 1: vector v of R adds to vector v + 1 of W, so that one gate's two sums stay apart */
+    int32_t phases; /* of a step: all blocks of one must be done before the next */
+    /* Gates of W and of R: of each vector (units = 1), or of each product (units = 4). */
+    int32_t gate_of[2][FRNN_TILE_VECTORS];
+    /* What a phase sums: products, each over h or (scratch = 1) over what the phase before left in scratch. */
+    struct {
+        int32_t product, scratch;
+    } sums[FRNN_PHASES][FRNN_SUMS];
+    int32_t counts[FRNN_PHASES];
+    int32_t usual[3]; /* the activations that the update has inlined: enum frnn_fn */
+} frnn_form;
+
+enum frnn_form_code {
+#define FORM(code, update, ...) FRNN_FORM_##code,
+#include "list_cells.h"
+    FRNN_FORM_COUNT
+};
 
 /* One direction of one layer: its form and its weights as one table's `cell_pack` packed them. Immutable. */
 typedef struct frnn_cell {
-    int32_t kind;         /* enum frnn_cell_kind */
+    const frnn_form *form;
+    const frnn_product *product; /* of the table that it is packed for */
     int32_t input_forget; /* LSTM: f = 1 - i */
-    int32_t reset_after;  /* GRU: linear_before_reset */
-    int32_t peephole;     /* LSTM: P is there */
-    int64_t I, H;         /* input size, hidden size, >= 1 */
-    float clip;           /* bound of the preacts; INFINITY: none */
-    frnn_act act[3];      /* f, g, h of the ONNX text */
-    const float *packed;  /* cell_pack's output: 64-byte aligned */
+    int32_t peephole; /* LSTM: P is there */
+    int64_t I, H; /* input size, hidden size, >= 1 */
+    float clip; /* bound of the preacts; INFINITY: none */
+    frnn_act act[3]; /* f, g, h of the ONNX text */
+    const float *packed; /* cell_pack's output: 64-byte aligned */
+    /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; no clip, input_forget or peephole and
+     * the form's usual activations; the weights come from caches too slow for a block's first tile (body_tile.h). */
+    int64_t half[2], unit;
+    int32_t usual, far;
 } frnn_cell;
 
 /* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every
  * pointer of its array, so that a time loop moves all rows by changing one number. Rows of x, h, y are contiguous;
  * rows must not overlap each other; y must not overlap h (all of h is read for every block of y). c is updated in
- * place. clip, where it is finite, bounds the arguments of f and g and not that of h (as onnxruntime does).
+ * place. clip, if finite, bounds the arguments of f and g and not that of h (as onnxruntime does).
  */
 typedef struct frnn_cell_io {
-    const float *const *x; /* [I] each; unused where pre is given */
+    const float *const *x; /* [I] each; unused if pre is given */
     ptrdiff_t x_off;
     /* NULL, or the input half already summed: bias + x W in packed gate order, from cell_input */
     const float *pre;
@@ -76,7 +134,7 @@ typedef struct frnn_cell_io {
     ptrdiff_t c_off;
     float *const *y; /* [H] each: new hidden state */
     ptrdiff_t y_off;
-    float *scratch;    /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL where that is 0 */
+    float *scratch; /* cell_scratch(cell, rows) floats, 64-byte aligned; may be NULL if that is 0 */
     int32_t backwards; /* walk the blocks from the last to the first, with the same bits; see frnn_walk_blocks */
 } frnn_cell_io;
 
@@ -84,7 +142,7 @@ typedef struct frnn_cell_io {
 typedef struct frnn_attention {
     float scale;
     float softcap; /* 0: none */
-    int32_t safe;  /* a query whose weights are NaN, as where every score is -inf, gets weights of 0 */
+    int32_t safe; /* a query whose weights are NaN, as when every score is -inf, gets weights of 0 */
 } frnn_attention;
 
 /* The keys that a query sees, oldest first, and their values: up to two runs of rows (a ring buffer has two). */
@@ -97,13 +155,13 @@ typedef struct frnn_keys {
 /* ---- elementwise programs ----
  * A program is a list of instructions over registers; register i < n_in is input i, the others are results; the last
  * instruction's result is the output. It runs over an iteration space of `rank` axes (last fastest). An input's stride
- * on an axis is in elements, 0 where it is broadcast. All operands are float32 (bools are 0.0f and 1.0f).
+ * on an axis is in elements, 0 if it is broadcast. All operands are float32 (bools are 0.0f and 1.0f).
  */
 #define FRNN_MAX_RANK 6
 #define FRNN_MAX_INPUTS 8
 #define FRNN_MAX_INSTRUCTIONS 32
 typedef struct frnn_instruction {
-    int32_t fn;      /* enum frnn_fn */
+    int32_t fn; /* enum frnn_fn */
     int32_t a, b, c; /* registers; unused ones are 0 */
     float alpha, beta;
 } frnn_instruction;
@@ -120,25 +178,25 @@ typedef struct frnn_space {
 
 /* ---- the table of one instruction set ---- */
 typedef struct frnn_kernels {
-    const char *isa; /* "baseline" "avx2" "avx512" "neon" */
-    int64_t lanes;   /* floats in the widest vector */
+    const char *isa; /* a name of list_isas.h */
+    int64_t lanes; /* floats in the widest vector */
+    const frnn_product *const *products; /* NULL at the end; the first is that of linear */
 
     /* Cells. W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.
-     * cell_pack writes cell_pack_size floats. cell_blocks: into how many blocks of hidden units a step can be split;
+     * cell_layout completes a cell whose other members are set, but for `packed`, and returns how many floats cell_pack
+     * writes. cell_blocks: into how many blocks of hidden units a step can be split;
      * step works on rows [row0, row1) and blocks [block0, block1) of them, so threads may split either.
-     * A GRU with reset_after = 0 needs two phases a step (r first, for all blocks, then n): `phases` says how many,
-     * and all blocks of phase p must be done before any of phase p + 1 of the same rows. */
-    int64_t (*cell_pack_size)(const frnn_cell *cell);
+     * All blocks of phase p must be done before any of phase p + 1 of the same rows. */
+    int64_t (*cell_layout)(frnn_cell *cell);
     void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
                       const float *P, float *packed);
     int64_t (*cell_blocks)(const frnn_cell *cell);
-    int64_t (*cell_phases)(const frnn_cell *cell);
     int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows);
     void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
                       int64_t block0, int64_t block1);
     /* The input half for the rows of some steps at once: bias + x[r] W, exactly the accumulators with which cell_step
      * would reach its hidden half. Row r is row r % pre_rows of step r / pre_rows, and a step takes pre_rows *
-     * cell_pre_size floats of pre, where cell_step's io.pre then points. */
+     * cell_pre_size floats of pre, which cell_step's io.pre then points to. */
     int64_t (*cell_pre_size)(const frnn_cell *cell);
     void (*cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *pre, int64_t pre_rows,
                        int64_t row0, int64_t row1, int64_t block0, int64_t block1);
@@ -153,14 +211,14 @@ typedef struct frnn_kernels {
     void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride, float *y,
                    int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1);
 
-    /* out = program(inputs) over the space; out may be one of the inputs where their strides are equal. */
+    /* out = program(inputs) over the space; out may be one of the inputs if their strides are equal. */
     void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *in, float *out);
 
     /* Over n elements at stride x_stride; the order of summation depends on n alone. */
     /* fn: FRNN_ADD (sum), FRNN_MIN, FRNN_MAX; mean is sum * (1/n) done by the caller through alpha: result * scale. */
     void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row, int64_t x_stride,
                    float *y, int64_t y_row);
-    /* y = exp(x - max) / sum, or x - max - log(sum) where log != 0, along n contiguous elements of each row. */
+    /* y = exp(x - max) / sum, or x - max - log(sum) if log != 0, along n contiguous elements of each row. */
     void (*softmax)(int64_t rows, int64_t n, int32_t log, const float *x, int64_t x_row, float *y, int64_t y_row);
     /* y = (x - mean) / sqrt(var + epsilon) * scale + bias over n contiguous elements; scale, bias [n] or NULL. */
     void (*layer_norm)(int64_t rows, int64_t n, float epsilon, const float *scale, const float *bias, const float *x,
@@ -168,7 +226,7 @@ typedef struct frnn_kernels {
     /* y[i] = fn(x[i]) on n contiguous floats: what the sweeps of the tests call. */
     void (*map)(frnn_act act, int64_t n, const float *x, float *y);
 
-    /* Windows over channels. taps: K pointers a window, each to C contiguous floats; y rows lie y_stride apart.
+    /* Windows over channels. taps: K pointers a window, each to C contiguous floats; y rows are y_stride apart.
      * y[w, c] = act(bias[c] + sum_k taps[w][k][c] W[k, c]); W [K, C], bias [C] or NULL. */
     void (*depthwise)(int64_t C, int64_t K, const float *W, const float *bias, frnn_act act, int64_t windows,
                       const float *const *taps, float *y, int64_t y_stride);
@@ -181,13 +239,23 @@ typedef struct frnn_kernels {
      * No keys: y is 0. scores: room for as many floats as there are keys. y overlaps nothing. */
     void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                    const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores, float *y);
+
+    /* The machine's limits, for whoever measures: loops that do nothing else, on no model's path. */
+    /* `repeats` rounds of probe_flops operations, independent multiply-adds on registers; the result depends on all. */
+    int64_t probe_flops;
+    float (*probe_fma)(int64_t repeats);
+    /* Reads bytes [0, size) `repeats` times, in order; data 64-byte aligned, size a multiple of 1024. `ahead`: bytes by
+     * which a software prefetch runs ahead, 0 for none. Returns the bitwise or of all int32s. */
+    int32_t (*probe_read)(const void *data, size_t size, int64_t repeats, size_t ahead);
 } frnn_kernels;
 
 /* ---- choosing a table (dispatch.c) ---- */
 /* All tables that this build has and this CPU and OS can run, best first, NULL at the end. */
 const frnn_kernels *const *frnn_available(void);
-/* Names of all tables that were compiled in, best first, NULL at the end. */
-const char *const *frnn_compiled(void);
+/* All tables that were compiled in, best first, NULL at the end: to read, since this CPU may not run their kernels. */
+const frnn_kernels *const *frnn_compiled(void);
+/* The form of a kind of cell, NULL if there is none. variant counts if two forms share the kind. */
+const frnn_form *frnn_form_of(const char *kind, int32_t variant);
 /* Name of every frnn_fn code, FRNN_FN_COUNT of them, as Python spells it ("tanh", "greater_equal"). */
 const char *const *frnn_function_names(void);
 

@@ -58,7 +58,7 @@ FRNN_INLINE vec vec_load(const float *p) {
     return v;
 }
 FRNN_INLINE void vec_store(float *p, vec v) { memcpy(p, &v, sizeof v); }
-/* The same for n = VEC_W, else the part: kernels call these where n is a tail only rarely. */
+/* The same for n = VEC_W, else the part: for kernels in which n is rarely a tail. */
 FRNN_INLINE vec vec_load_n(const float *p, int64_t n) { return n >= VEC_W ? vec_load(p) : vec_load_part(p, n); }
 FRNN_INLINE void vec_store_n(float *p, int64_t n, vec v) {
     if (n >= VEC_W) {
@@ -74,7 +74,7 @@ FRNN_INLINE vec vec_abs(vec a) { return (vec)((vec_int)a & 0x7fffffff); }
 /* magnitude of a (which must be >= 0), sign of b */
 FRNN_INLINE vec vec_copysign(vec a, vec b) { return (vec)((vec_int)a | ((vec_int)b & (int32_t)0x80000000)); }
 FRNN_INLINE vec_int vec_is_nan(vec a) { return a != a; }
-/* result, except where a is NaN: a */
+/* result, or a if a is NaN, lane by lane */
 FRNN_INLINE vec vec_keep_nan(vec a, vec result) { return vec_select(a != a, a, result); }
 /* mask -> 1.0f or 0.0f */
 FRNN_INLINE vec vec_flag(vec_int mask) { return (vec)(mask & 0x3f800000); }

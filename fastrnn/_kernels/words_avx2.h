@@ -1,4 +1,5 @@
 /* Words of AVX2 + FMA: vectors of 8, and of 4 for narrow tails. */
+#include "words.h"
 #include <immintrin.h>
 #define FRNN_ISA avx2
 #define FRNN_LANES 8

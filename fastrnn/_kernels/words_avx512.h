@@ -1,4 +1,5 @@
 /* Words of AVX-512 (F, VL, BW, DQ): vectors of 16, and of 8 and 4 for narrow tails, all with mask registers. */
+#include "words.h"
 #include <immintrin.h>
 #define FRNN_ISA avx512
 #define FRNN_LANES 16

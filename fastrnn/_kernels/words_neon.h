@@ -1,4 +1,5 @@
 /* Words of NEON (AArch64): vectors of 4, 32 registers. */
+#include "words.h"
 #include <arm_neon.h>
 #define FRNN_ISA neon
 #define FRNN_LANES 4

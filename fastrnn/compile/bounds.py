@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from ..errors import FastRNNError
 from ..graph import dims as D
 from ..graph.registry import Registry
+from ..ops import LEVELS, RANK, TYPE_CODES
 from .plan import Coefficients, Op, Plan, split_step
 from .tensors import ITEMSIZE, Buffer
 
-ITEMS = (4, 8, 4, 1, 8)  # bytes of an element, by the type codes of ops
+ITEMS = {code: ITEMSIZE[dtype] for dtype, code in TYPE_CODES.items()}  # bytes of an element
 SLAB = -1  # in the place of a buffer's size: the rows of the slab, as many as the batch has, and one at least
-RANK, LEVELS = 6, 3
 
 
 @dataclass(frozen=True)

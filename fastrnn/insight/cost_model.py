@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 
 from ..compile.plan import Op, Plan
 from ..graph import dims as D
+from ..machine._isa import FLOPS_A_THREAD
 from .limits import Limits
 from .op_costs import SHARED, Parts, costs
 
-# As in _executor.pyx: the work from which a call is shared between threads.
-FLOPS_A_THREAD = 2_000_000
 MOST_PHASES = 64  # positions of a stream that are looked at, where its calls differ
 
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from ..compile.lowering.fields import FUNCTIONS
 from ..compile.plan import Op
 from ..graph.registry import Registry
+from ..machine._isa import tile_rows
+from .limits import Limits
 
 if TYPE_CHECKING:
     from .cost_model import Context
 
 FLOAT = 4
-# As in _kernels: the sums that a tile's registers hold by lanes, its most rows.
-TILE_SUMS, TILE_ROWS = {16: 24, 8: 12, 4: 12}, 6
 SHARED = frozenset(("cell", "linear", "conv"))  # kinds of ops that threads share
 
 costs = Registry()  # kind of op -> its rule
@@ -62,34 +62,34 @@ def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: Context,
     limits, factors, lanes = context.limits, context.factors, context.lanes
     vector_ns = 2e9 * lanes / (limits.fma * factors.fma)
     parts = Parts()
-    for (width, vectors), count in _tiled(rows, blocks, lanes):
+    for (width, vectors), count in _tiled(rows, blocks, limits):
         parts.fma += rows * K * count * vectors * vector_ns * (1.0 if width == lanes else factors.narrow)
-        tiles = _tiles(rows, vectors, lanes)
+        tiles = _tiles(rows, vectors, limits)
         parts.latency += tiles * K * limits.latency_ns
         parts.reading += 1e9 * count * K * vectors * width * FLOAT / (limits.read_rate(footprint) * factors.read)
         parts.overhead += (tiles * factors.tile + rows * count * factors.row) * context.tick
     return _busiest(parts)
 
 
-def _tiled(rows: int, blocks: list[tuple[int, int]], lanes: int) -> list[tuple[tuple[int, int], int]]:
+def _tiled(rows: int, blocks: list[tuple[int, int]], limits: Limits) -> list[tuple[tuple[int, int], int]]:
     """(block, 1 or 2): few rows take two neighbouring blocks at once, which hides the latency of multiply-adds."""
-    pair, found, index = rows <= TILE_SUMS[lanes] // 8, [], 0
+    pair, found, index = rows <= tile_rows(limits.isa, 4, 2), [], 0
     while index < len(blocks):
-        same = blocks[index : index + 2] == [blocks[index]] * 2 and blocks[index][1] >= 3 and blocks[index][0] == lanes
+        width, vectors = blocks[index]
+        same = blocks[index : index + 2] == [blocks[index]] * 2 and vectors >= 3 and width == limits.lanes
         count = 2 if pair and same else 1
         found.append((blocks[index], count))
         index += count
     return found
 
 
-def _tiles(rows: int, vectors: int, lanes: int) -> int:
-    """How many tiles take all rows of a block; see frnn_tile_rows in _kernels/blocks.h."""
-    narrow = vectors == 3 and TILE_SUMS[lanes] < 3 * TILE_ROWS
-    return math.ceil(rows / (TILE_SUMS[lanes] // 3 if narrow else TILE_ROWS))
+def _tiles(rows: int, vectors: int, limits: Limits) -> int:
+    """How many tiles take all rows of a block."""
+    return math.ceil(rows / tile_rows(limits.isa, vectors))
 
 
-def _tile_count(rows: int, blocks: list[tuple[int, int]], lanes: int) -> int:
-    return sum(_tiles(rows, vectors, lanes) for (_, vectors), _ in _tiled(rows, blocks, lanes))
+def _tile_count(rows: int, blocks: list[tuple[int, int]], limits: Limits) -> int:
+    return sum(_tiles(rows, vectors, limits) for (_, vectors), _ in _tiled(rows, blocks, limits))
 
 
 def _busiest(parts: Parts) -> Parts:
@@ -130,7 +130,7 @@ def _cell(op: Op, context: Context):
         parts, weights = Parts(), (W + R) * steps
     acts, depth = {"rnn": (1, 1), "lstm": (5, 2), "gru": (3, 2)}[spec.kind]
     each = factors.update * context.tick + acts * factors.activation * limits.function_ns
-    chains = _tile_count(rows, blocks, context.lanes) * depth * factors.chain * context.tick
+    chains = _tile_count(rows, blocks, limits) * depth * factors.chain * context.tick
     step.activations += rows * len(units) * each + chains
     step.overhead += factors.step * context.tick
     parts += _times(steps, step)

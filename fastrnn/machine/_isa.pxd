@@ -6,8 +6,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 
 cdef extern from "frnn.h" nogil:
-    enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS
-    enum: FRNN_RNN, FRNN_LSTM, FRNN_GRU, FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
+    enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS, FRNN_TILE_ROWS
+    enum: FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
     enum: FRNN_NEG, FRNN_ABS, FRNN_SIGN, FRNN_SUB, FRNN_MUL, FRNN_DIV, FRNN_POW, FRNN_MOD, FRNN_EQUAL
     enum: FRNN_GREATER, FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_WHERE
 
@@ -15,8 +15,18 @@ cdef extern from "frnn.h" nogil:
         int32_t fn
         float alpha, beta
 
+    ctypedef struct frnn_product:
+        const char *weights
+        const char *bits
+        int32_t rows[2][5]
+
+    ctypedef struct frnn_form:
+        int32_t states, phases
+
     ctypedef struct frnn_cell:
-        int32_t kind, input_forget, reset_after, peephole
+        const frnn_form *form
+        const frnn_product *product
+        int32_t input_forget, peephole
         int64_t I, H
         float clip
         frnn_act act[3]
@@ -42,13 +52,13 @@ cdef extern from "frnn.h" nogil:
 
     ctypedef struct frnn_program:
         int32_t n_in, n_instructions
-        frnn_instruction instructions[32]
+        frnn_instruction instructions[FRNN_MAX_INSTRUCTIONS]
 
     ctypedef struct frnn_space:
         int64_t rank
-        int64_t size[6]
-        int64_t in_stride[8][6]
-        int64_t out_stride[6]
+        int64_t size[FRNN_MAX_RANK]
+        int64_t in_stride[FRNN_MAX_INPUTS][FRNN_MAX_RANK]
+        int64_t out_stride[FRNN_MAX_RANK]
 
     ctypedef struct frnn_attention:
         float scale, softcap
@@ -63,11 +73,11 @@ cdef extern from "frnn.h" nogil:
     ctypedef struct frnn_kernels:
         const char *isa
         int64_t lanes
-        int64_t (*cell_pack_size)(const frnn_cell *cell) noexcept nogil
+        const frnn_product *const *products
+        int64_t (*cell_layout)(frnn_cell *cell) noexcept nogil
         void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
                           const float *P, float *packed) noexcept nogil
         int64_t (*cell_blocks)(const frnn_cell *cell) noexcept nogil
-        int64_t (*cell_phases)(const frnn_cell *cell) noexcept nogil
         int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows) noexcept nogil
         void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
                           int64_t block0, int64_t block1) noexcept nogil
@@ -98,13 +108,13 @@ cdef extern from "frnn.h" nogil:
         void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                        const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores,
                        float *y) noexcept nogil
+        int64_t probe_flops
+        float (*probe_fma)(int64_t repeats) noexcept nogil
+        int32_t (*probe_read)(const void *data, size_t size, int64_t repeats, size_t ahead) noexcept nogil
 
-
-# As frnn.h describes them; wrapped, because the C library is linked into this extension alone.
-cdef uint64_t frnn_fpu_enter() noexcept nogil
-cdef void frnn_fpu_leave(uint64_t token) noexcept nogil
 
 cdef extern from "threads.h" nogil:
+    enum: FRNN_FLOPS_A_THREAD
     ctypedef struct frnn_team:
         pass
     ctypedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks) noexcept nogil
@@ -114,15 +124,15 @@ cdef extern from "threads.h" nogil:
     int frnn_team_size(const frnn_team *team) noexcept
 
 
-cdef const frnn_kernels *active_kernels() noexcept nogil
-# What threads.h and frnn.h declare, for modules that don't link the kernels (there is one team a process).
+# What threads.h and frnn.h declare. Wrapped, because the kernels are linked into this extension alone, and there is one
+# team per process.
 cdef frnn_team *team_begin(int threads) noexcept nogil
 cdef void team_end(frnn_team *team) noexcept nogil
 cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil
 cdef int team_size(const frnn_team *team) noexcept nogil
 cdef uint64_t fpu_enter() noexcept nogil
 cdef void fpu_leave(uint64_t token) noexcept nogil
-# The table of that name; None: the active one. Raises FastRNNError where it can't be had here.
+# The table of that name; None: the active one. Raises FastRNNError if it can't run here.
 cdef const frnn_kernels *kernels_named(isa) except NULL
 
 

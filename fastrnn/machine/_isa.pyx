@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Instruction sets: picks the kernel table at import and packs weights for it.
 
-All C kernels are linked here and nowhere else; other Cython modules reach them through `active_kernels` and
-`kernels_named` of `_isa.pxd`. FASTRNN_ISA names the table to use instead of the best one. `isa=None` is the name of a
-table, None for the active one. Arrays are float32 and C-contiguous.
+All C kernels are linked here and nowhere else; other Cython modules reach them through `kernels_named` of `_isa.pxd`.
+FASTRNN_ISA names the table to use instead of the best one. `isa=None` is the name of a table, None for the active one.
+Arrays are float32 and C-contiguous.
 """
 
 import os
@@ -23,29 +23,22 @@ cdef extern from "pages.h" nogil:
 
 cdef extern from "frnn.h" nogil:
     const frnn_kernels *const *frnn_available() noexcept
-    const char *const *frnn_compiled() noexcept
+    const frnn_kernels *const *frnn_compiled() noexcept
+    const frnn_form *frnn_form_of(const char *kind, int32_t variant) noexcept
     const char *const *frnn_function_names() noexcept
-    uint64_t c_fpu_enter "frnn_fpu_enter"() noexcept
-    void c_fpu_leave "frnn_fpu_leave"(uint64_t token) noexcept
+    uint64_t frnn_fpu_enter() noexcept
+    void frnn_fpu_leave(uint64_t token) noexcept
 
 cdef const frnn_kernels *ACTIVE = NULL
 cdef object FORCED_BY = None
-_KINDS = {"rnn": FRNN_RNN, "lstm": FRNN_LSTM, "gru": FRNN_GRU}
+MAX_INPUTS = FRNN_MAX_INPUTS  # of an elementwise program
+MAX_INSTRUCTIONS = FRNN_MAX_INSTRUCTIONS
+FLOPS_A_THREAD = FRNN_FLOPS_A_THREAD  # operations from which a call is shared
 
 
 # ---- choosing a table --------------------------------------------------------------------------------------------
 
-def _compiled():
-    cdef const char *const *names = frnn_compiled()
-    found = []
-    while names[0] != NULL:
-        found.append(names[0].decode())
-        names += 1
-    return tuple(found)
-
-
-def _available():
-    cdef const frnn_kernels *const *tables = frnn_available()
+cdef _names(const frnn_kernels *const *tables):
     found = []
     while tables[0] != NULL:
         found.append(tables[0].isa.decode())
@@ -53,19 +46,20 @@ def _available():
     return tuple(found)
 
 
-cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
-    cdef const frnn_kernels *const *tables = frnn_available()
-    while tables[0] != NULL:
-        if tables[0].isa.decode() == isa:
-            return tables[0]
+cdef const frnn_kernels *_among(const frnn_kernels *const *tables, isa) noexcept:
+    """The table of that name; NULL if absent."""
+    while tables[0] != NULL and tables[0].isa.decode() != isa:
         tables += 1
-    there = isa in _compiled()
+    return tables[0]
+
+
+cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
+    cdef const frnn_kernels *found = _among(frnn_available(), isa)
+    if found != NULL:
+        return found
+    there = _among(frnn_compiled(), isa) != NULL
     why = "this CPU or operating system does not run it" if there else "no such instruction set in this build"
-    raise FastRNNError(f"{asked_by} asks for {isa!r}: {why}; available: {', '.join(_available())}")
-
-
-cdef const frnn_kernels *active_kernels() noexcept nogil:
-    return ACTIVE
+    raise FastRNNError(f"{asked_by} asks for {isa!r}: {why}; available: {', '.join(_names(frnn_available()))}")
 
 
 cdef frnn_team *team_begin(int threads) noexcept nogil:
@@ -106,14 +100,6 @@ def _activate():
 _activate()
 
 
-cdef uint64_t frnn_fpu_enter() noexcept nogil:
-    return c_fpu_enter()
-
-
-cdef void frnn_fpu_leave(uint64_t token) noexcept nogil:
-    c_fpu_leave(token)
-
-
 def isa_info():
     """What was found and chosen.
 
@@ -122,15 +108,22 @@ def isa_info():
     dict: detected (best table this CPU runs), active, forced_by ("FASTRNN_ISA" or None), available and compiled
     (tuples of names, best first), lanes (floats in the active table's widest vector).
     """
-    available = _available()
+    available = _names(frnn_available())
     return {
         "detected": available[0],
         "active": ACTIVE.isa.decode(),
         "forced_by": FORCED_BY,
         "available": available,
-        "compiled": _compiled(),
+        "compiled": _names(frnn_compiled()),
         "lanes": ACTIVE.lanes,
     }
+
+
+def tile_rows(isa, vectors, blocks=1):
+    """The most rows of a tile of float32 products, over one block or two of so many vectors (1 to 4); 0 if there is no
+    such tile. isa: any table of this build; of another one, the active table answers."""
+    cdef const frnn_kernels *table = _among(frnn_compiled(), isa)
+    return (ACTIVE if table == NULL else table).products[0].rows[blocks - 1][vectors]
 
 
 def functions():
@@ -154,7 +147,7 @@ def _code(name, bint unary_only=False):
 # ---- memory and checks -------------------------------------------------------------------------------------------
 
 cdef float *_aligned(int64_t count) except NULL:
-    """count floats (at least one cache line), 64-byte aligned, zero; in huge pages where there is one to fill."""
+    """count floats (at least one cache line), 64-byte aligned, zero; in huge pages if it fills one."""
     cdef size_t size = max(count, 16) * sizeof(float)
     cdef void *memory = frnn_allocate(size)
     if memory == NULL:
@@ -201,7 +194,7 @@ cdef class PackedCell:
     @property
     def phases(self):
         """Phases of a step: 2 for a GRU that resets before the product."""
-        return self.table.cell_phases(&self.cell)
+        return self.cell.form.phases
 
     @property
     def pre_size(self):
@@ -209,7 +202,17 @@ cdef class PackedCell:
         return self.table.cell_pre_size(&self.cell)
 
 
-def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
+cdef const frnn_product *_product(const frnn_kernels *table, weights) except NULL:
+    """The table's first product of weights in this number format."""
+    cdef const frnn_product *const *products = table.products
+    while products[0] != NULL:
+        if products[0].weights.decode() == weights:
+            return products[0]
+        products += 1
+    raise FastRNNError(f"{table.isa.decode()} has no product of {weights} weights")
+
+
+def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32"):
     """Pack the weights of one direction of one recurrent layer.
 
     Parameters
@@ -219,6 +222,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
     Wb, Rb : float32 arrays, shape [G*H]; None is zeros
     P : float32 array, shape [3*H], peepholes i o f; None for none. LSTM only.
     isa : name of a table; None is the active one
+    weights : number format of the packed weights, of one of the table's products
 
     Returns
     -------
@@ -227,7 +231,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
     Raises
     ------
     ShapeError : an array does not fit the spec.
-    FastRNNError : the table can't be had on this machine.
+    FastRNNError : the table can't run on this machine, or has no product of such weights.
     """
     cdef PackedCell packed = PackedCell.__new__(PackedCell)
     cdef int64_t size, i
@@ -243,15 +247,17 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None):
         _check("P", P, (3 * H,))
     packed.table = kernels_named(isa)
     packed.spec = spec
-    packed.cell.kind = _KINDS[spec.kind]
+    packed.cell.form = frnn_form_of(spec.kind.encode(), spec.linear_before_reset)
+    if packed.cell.form == NULL:
+        raise FastRNNError(f"no fused cell {spec.kind!r}")
+    packed.cell.product = _product(packed.table, weights)
     packed.cell.input_forget = spec.input_forget
-    packed.cell.reset_after = spec.linear_before_reset
     packed.cell.peephole = P is not None
     packed.cell.I, packed.cell.H = spec.input_size, H
     packed.cell.clip = INFINITY if spec.clip is None else spec.clip
     for i, act in enumerate(spec.activations):
         packed.cell.act[i] = _act(act.name, act.alpha, act.beta)
-    size = packed.table.cell_pack_size(&packed.cell)
+    size = packed.table.cell_layout(&packed.cell)
     packed.memory = _aligned(size)
     packed.nbytes = size * sizeof(float)
     packed.table.cell_pack(&packed.cell, _data(W), _data(R), _data(Wb), _data(Rb), _data(P), packed.memory)

@@ -23,12 +23,11 @@ from fastrnn.machine._isa cimport (
     frnn_act,
     frnn_attention,
     frnn_cell_io,
-    frnn_fpu_enter,
-    frnn_fpu_leave,
+    fpu_enter,
+    fpu_leave,
     frnn_instruction,
     frnn_kernels,
     frnn_keys,
-    FRNN_LSTM,
     FRNN_MAX_INPUTS,
     FRNN_MAX_INSTRUCTIONS,
     FRNN_MAX_RANK,
@@ -100,7 +99,7 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     cdef int64_t phase, row0, row1, i, H = packed.cell.H
     _row_array("h", h, H)
     count = h.shape[0]
-    if (c is None) == (packed.cell.kind == FRNN_LSTM):
+    if (c is None) == (packed.cell.form.states == 2):
         raise ShapeError("c: needed by an LSTM and by nothing else")
     if (x is None) == (pre is None):
         raise ShapeError("one of x and pre is needed")
@@ -123,11 +122,11 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     if pre is not None:
         io.pre = _data(pre)
     io.c, io.y, io.scratch, io.backwards = c_rows.rows, y_rows.rows, scratch, bool(backwards)
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     for phase in range(packed.phases):
         for i in range(len(cuts) - 1):
             packed.table.cell_step(&packed.cell, &io, phase, row0, row1, cuts[i], cuts[i + 1])
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     free(scratch)
     return y
 
@@ -141,11 +140,11 @@ def cell_input(PackedCell packed not None, x, steps=1, splits=()):
     pre = np.zeros((steps, rows * packed.pre_size), np.float32)
     cdef _Rows x_rows = _Rows(x)
     cuts = [0, *splits, packed.blocks]
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     for a, b in zip(cuts, cuts[1:]):
         packed.table.cell_input(&packed.cell, <const float *const *> x_rows.rows, 0, <float *> _data(pre), rows, 0,
                                 x.shape[0], a, b)
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return pre
 
 
@@ -155,11 +154,11 @@ def linear(PackedLinear packed not None, x, activation="identity", alpha=0.0, be
     y = np.zeros((x.shape[0], packed.N), np.float32) if y is None else _row_array("y", y, packed.N, x.shape[0])
     cdef frnn_act act = _act(activation, alpha, beta)
     cuts = [0, *splits, packed.blocks]
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     for a, b in zip(cuts, cuts[1:]):
         packed.table.linear(packed.K, packed.N, packed.data, act, _data(x), x.strides[0] // 4, _data(y),
                             y.strides[0] // 4, 0, x.shape[0], a, b)
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return y
 
 
@@ -171,9 +170,9 @@ def map_function(name, x, alpha=0.0, beta=0.0, isa=None, y=None):
     cdef frnn_act act = _act(name, alpha, beta)
     _check("x", x, (None,) * np.ndim(x))
     y = np.empty_like(x) if y is None else _check("y", y, x.shape, True)
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.map(act, x.size, _data(x), _data(y))
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return y
 
 
@@ -182,9 +181,9 @@ def softmax(x, log=False, isa=None):
     cdef const frnn_kernels *table = kernels_named(isa)
     _check("x", x, (None, None))
     y = np.empty_like(x)
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.softmax(x.shape[0], x.shape[1], log, _data(x), x.shape[1], _data(y), x.shape[1])
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return y
 
 
@@ -196,10 +195,10 @@ def layer_norm(x, scale=None, bias=None, epsilon=1e-5, isa=None):
         if array is not None:
             _check(name, array, (x.shape[1],))
     y = np.empty_like(x)
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.layer_norm(x.shape[0], x.shape[1], epsilon, _data(scale), _data(bias), _data(x), x.shape[1], _data(y),
                      x.shape[1])
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return y
 
 
@@ -212,9 +211,9 @@ def reduce(fn, x, axis=-1, scale=1.0, isa=None):
     n0, n1 = x.shape
     rows, n, x_row, x_stride = (n0, n1, n1, 1) if axis in (-1, 1) else (n1, n0, 1, n1)
     y = np.empty(rows, np.float32)
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.reduce(_CODES[fn], rows, n, scale, _data(x), x_row, x_stride, _data(y), 1)
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return y
 
 
@@ -261,9 +260,9 @@ def elementwise(program, inputs, out=None, isa=None):
             s.in_stride[i][d] = views[i].strides[d] // 4
     for i in range(p.n_in):
         pointers[i] = _data(views[i])
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.elementwise(&p, &s, pointers, _data(out))
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return out
 
 
@@ -293,9 +292,9 @@ def depthwise(W, bias, x, activation="identity", alpha=0.0, beta=0.0, y=None, is
     for i in range(windows):
         for k in range(K):
             taps[i * K + k] = rows.rows[i + k]
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.depthwise(C, K, _data(W), _data(bias), act, windows, taps, _data(y), y.strides[0] // 4)
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     free(taps)
     return y
 
@@ -308,9 +307,9 @@ def pool(fn, x, divisor=1.0, isa=None, y=None):
     _row_array("x", x, x.shape[1])
     y = np.zeros((1, x.shape[1]), np.float32) if y is None else _row_array("y", y, x.shape[1], 1)
     cdef _Rows rows = _Rows(x)
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.pool(_CODES[fn], x.shape[1], x.shape[0], divisor, <const float *const *> rows.rows, _data(y))
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return y[0]
 
 
@@ -343,8 +342,8 @@ def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, mask=None, safe=False, sp
     keys.k[0], keys.v[0] = _data(k), _data(v)
     keys.k[1], keys.v[1] = keys.k[0] + first * keys.k_step, keys.v[0] + first * keys.v_step
     keys.n[0], keys.n[1] = first, n - first
-    cdef uint64_t token = frnn_fpu_enter()
+    cdef uint64_t token = fpu_enter()
     table.attend(q.shape[0], v.shape[1], &how, _data(q), &keys, _data(bias), 1, _data(mask), 1, _data(scores),
                  _data(y))
-    frnn_fpu_leave(token)
+    fpu_leave(token)
     return y

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Timing of the two loops of _kernels/roofline.c; used by the benchmark, never by a model."""
+"""Timing of the two loops of _kernels/body_probe.h; used by the benchmark, never by a model."""
 
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
@@ -7,38 +7,33 @@ from libc.string cimport memset
 
 import time
 
+from ..errors import FastRNNError
+
+from fastrnn.machine._isa cimport frnn_kernels, kernels_named
+
 
 cdef extern from "pages.h" nogil:
     void *frnn_allocate(size_t size)
 
 
-cdef extern from "roofline.h" nogil:
-    ctypedef struct frnn_probe:
-        const char *isa
-        int64_t flops
-        float (*fma)(int64_t repeats) noexcept nogil
-        int32_t (*read)(const void *data, size_t size, int64_t repeats, size_t ahead) noexcept nogil
-    const frnn_probe *frnn_probe_of(const char *isa)
-
-
-cdef const frnn_probe *find(str isa) except NULL:
-    cdef const frnn_probe *probe = frnn_probe_of(isa.encode())
-    if probe is NULL:
-        raise ValueError(f"no roofline probe for the instruction set {isa!r} on this machine")
-    return probe
+cdef const frnn_kernels *find(str isa) except NULL:
+    try:
+        return kernels_named(isa)
+    except FastRNNError:
+        raise ValueError(f"no roofline probe for the instruction set {isa!r} on this machine") from None
 
 
 def fma_rate(str isa, int64_t repeats):
     """Floating point operations a second of `repeats` rounds of multiply-adds; a multiply-add is two."""
-    cdef const frnn_probe *probe = find(isa)
+    cdef const frnn_kernels *probe = find(isa)
     cdef float kept
     start = time.perf_counter_ns()
     with nogil:
-        kept = probe.fma(repeats)
+        kept = probe.probe_fma(repeats)
     spent = time.perf_counter_ns() - start
     if kept != kept:
         raise ArithmeticError("the multiply-adds of the probe became NaN")
-    return 1e9 * probe.flops * repeats / max(spent, 1)
+    return 1e9 * probe.probe_flops * repeats / max(spent, 1)
 
 
 cdef class Reader:
@@ -51,7 +46,7 @@ cdef class Reader:
     """
     cdef void *data
     cdef size_t size
-    cdef const frnn_probe *probe
+    cdef const frnn_kernels *probe
 
     def __cinit__(self, str isa, size_t size):
         self.probe = find(isa)
@@ -69,7 +64,7 @@ cdef class Reader:
         cdef int32_t kept
         start = time.perf_counter_ns()
         with nogil:
-            kept = self.probe.read(self.data, self.size, repeats, ahead)
+            kept = self.probe.probe_read(self.data, self.size, repeats, ahead)
         spent = time.perf_counter_ns() - start
         if kept != 0x01010101:
             raise ArithmeticError("the probe read something else than was written")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from ..graph import Graph, Node
 from ..graph.traverse import free_inputs
 from ..graph.windows import CONVOLUTIONS
+from ..machine._isa import MAX_INPUTS, MAX_INSTRUCTIONS
 from .linear import _FUSABLE
 
-MAX_INPUTS = 8  # of a program: FRNN_MAX_INPUTS
-MAX_INSTRUCTIONS = 32  # FRNN_MAX_INSTRUCTIONS
 ELEMENTWISE = frozenset(("unary", "binary", "where"))
 
 

@@ -12,6 +12,8 @@ from libc.string cimport memcpy
 
 cimport numpy as cnp
 
+from fastrnn.ops._frame cimport ALIGN
+
 import numpy as np
 
 from ..compile.bounds import Bounds
@@ -37,7 +39,7 @@ cdef extern from * nogil:
     void ASAN_POISON_MEMORY_REGION(void *start, size_t size)
     void ASAN_UNPOISON_MEMORY_REGION(void *start, size_t size)
 
-DEF ALIGN = 64
+
 DEF FARTHEST = 1 << 50  # elements from the start of a buffer; no memory has so many, and float64 counts them exactly
 
 # Scratch that a program keeps for reuse: that of the last size, unless it is large, and some of other sizes.

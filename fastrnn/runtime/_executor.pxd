@@ -2,8 +2,8 @@
 
 from libc.stdint cimport int32_t, int64_t
 
+from fastrnn.ops._frame cimport Frame
 from fastrnn.runtime._binding cimport Binding, Scratch
-from fastrnn.runtime._frame cimport Frame
 from fastrnn.runtime._timing cimport OpTimer
 
 # Floating-point operations of a call from which on it looks for signals on the way.

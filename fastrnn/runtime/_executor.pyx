@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Program: a plan that can be run. The ops are in _ops.pyx, the recurrent one in _recurrence.pyx.
+"""Program: a plan that can be run. The ops themselves are in fastrnn/ops.
 
 A program holds ops, packed weights and coefficients. It is immutable, and threads share it: all that changes is in the
 `Scratch` of a call (_binding.pyx) and in the slab of states that the caller passes in.
@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from fastrnn.machine._isa cimport (
+    FRNN_FLOPS_A_THREAD,
     PackedCell,
     PackedLinear,
     frnn_act,
@@ -23,16 +24,16 @@ from fastrnn.machine._isa cimport (
     team_begin,
     team_end,
 )
+from fastrnn.ops._frame cimport Frame
+from fastrnn.ops._walk cimport explain, walk
 from fastrnn.runtime._binding cimport Binding, Scratch, allocate
-from fastrnn.runtime._frame cimport Frame
-from fastrnn.runtime._ops cimport explain, walk
 from fastrnn.runtime._timing cimport now_ns, walk_timed
 
 import threading
 
 import numpy as np
 
-from ._ops import KINDS, OP_FIELDS
+from ..ops import KINDS, OP_FIELDS
 from ..compile.plan import Coefficients
 from ..errors import ShapeError, StreamError
 
@@ -43,10 +44,9 @@ cdef extern from "Python.h":
 
 # Floating-point operations of a call from which something pays off; an op does 40 to 100 of them per nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
-# The least share of a thread: 25 us if workers are still awake from the last call. A core that has gone to sleep takes
-# 0.5 ms and more to come back (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us, 32 rows
-# 1664 / 1475, 64 rows 2996 / 1650), so after a pause a call is shared only from about 1 ms on.
-cdef int64_t FLOPS_A_THREAD = 2_000_000
+# The least share of a thread is FRNN_FLOPS_A_THREAD, if workers are still awake from the last call. A core that has gone
+# to sleep takes 0.5 ms and more to come back (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us,
+# 32 rows 1664 / 1475, 64 rows 2996 / 1650), so after a pause a call is shared only from about 1 ms on.
 cdef int64_t FLOPS_WORTH_WAKING = 100_000_000
 cdef int64_t AWAKE_NS = 200_000
 # A call of FLOPS_WATCHED (5 ms on a fast core, 50 on a slow one) looks for signals every LOOK_NS, so that Ctrl-C ends
@@ -160,7 +160,7 @@ cdef class Program(Binding):
         if flops < FLOPS_HOLDING_GIL:
             failed = self.walked(s, &f, &bad, ns)
         else:
-            threads = min(self.threads, flops // FLOPS_A_THREAD)
+            threads = min(self.threads, flops // FRNN_FLOPS_A_THREAD)
             if threads > 1 and flops < FLOPS_WORTH_WAKING and now_ns() - last_shared > AWAKE_NS:
                 alone = True
             if flops >= FLOPS_WATCHED and threading.get_ident() == threading.main_thread().ident:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t
 
-from fastrnn.runtime._frame cimport Frame
+from fastrnn.ops._frame cimport Frame
 
 cdef extern from "time.h" nogil:
     struct timespec:

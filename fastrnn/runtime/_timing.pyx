@@ -5,8 +5,8 @@ from libc.stdint cimport int32_t, int64_t
 
 cimport numpy as cnp
 
-from fastrnn.runtime._frame cimport Frame
-from fastrnn.runtime._ops cimport walk
+from fastrnn.ops._frame cimport Frame
+from fastrnn.ops._walk cimport walk
 
 import numpy as np
 

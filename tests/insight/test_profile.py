@@ -17,7 +17,7 @@ from fastrnn.insight import cost_model, limits, profiling
 from fastrnn.insight.limits import Limits
 from fastrnn.insight.op_costs import costs
 from fastrnn.model import Model
-from fastrnn.runtime._ops import OP_FIELDS
+from fastrnn.ops import OP_FIELDS
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parents[2]

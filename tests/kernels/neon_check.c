@@ -34,8 +34,9 @@ static void step(const frnn_kernels *k, frnn_cell cell, float *const *w, const f
     const float *xs[ROWS], *hs[ROWS];
     float *cs[ROWS], *ys[ROWS];
     int64_t H = cell.H, scratch_size = k->cell_scratch(&cell, rows);
+    cell.product = k->products[0];
     memcpy(c, c0, (size_t)(rows * H) * sizeof(float));
-    packed = malloc((size_t)k->cell_pack_size(&cell) * sizeof(float));
+    packed = malloc((size_t)k->cell_layout(&cell) * sizeof(float));
     scratch = malloc((size_t)(scratch_size + 1) * sizeof(float));
     k->cell_pack(&cell, w[0], w[1], w[2], w[3], cell.peephole ? w[4] : NULL, packed);
     cell.packed = packed;
@@ -43,7 +44,7 @@ static void step(const frnn_kernels *k, frnn_cell cell, float *const *w, const f
         xs[r] = x + r * cell.I, hs[r] = h + r * H, cs[r] = c + r * H, ys[r] = y + r * H;
     }
     frnn_cell_io io = {.x = xs, .h = hs, .c = cs, .y = ys, .scratch = scratch};
-    for (int64_t phase = 0; phase < k->cell_phases(&cell); phase++) {
+    for (int64_t phase = 0; phase < cell.form->phases; phase++) {
         k->cell_step(&cell, &io, phase, 0, rows, 0, k->cell_blocks(&cell));
     }
     free(packed);
@@ -56,11 +57,9 @@ static int check_cells(const frnn_kernels *neon, const frnn_kernels *plain) {
     for (int form = 0; form < 5; form++) {
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
             int64_t H = sizes[s], I = 7; /* NOLINT: the words of the project */
-            frnn_cell cell = {.kind = form < 2   ? FRNN_LSTM
-                                      : form < 4 ? FRNN_GRU
-                                                 : FRNN_RNN,
+            const char *kind = form < 2 ? "lstm" : form < 4 ? "gru" : "rnn";
+            frnn_cell cell = {.form = frnn_form_of(kind, form == 3),
                               .peephole = form == 1,
-                              .reset_after = form == 3,
                               .I = I,
                               .H = H,
                               .clip = INFINITY};

@@ -22,8 +22,8 @@ from fastrnn.graph import reference
 from fastrnn.graph.cells import CellSpec
 from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.model import Model
+from fastrnn.ops import OP_FIELDS
 from fastrnn.runtime._executor import Program
-from fastrnn.runtime._ops import OP_FIELDS
 
 pytestmark = pytest.mark.any_isa
 RNG = np.random.default_rng(12)

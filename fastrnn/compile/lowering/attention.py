@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from ...graph import dims as D
+from ...ops import attention_scratch
 from ...streaming.rules import streams_causally
 from .. import bounds
 from ..tensors import Buffer, Tensor
@@ -20,7 +21,6 @@ from .base import Lowering, lowers
 from .fields import at
 from .positions import limit, position
 
-PARTS = 16  # pieces of work at once, as _ops_attention.pxi has it
 HEADS_ORDER = (0, 2, 1, 3)  # of a fresh result: [batch, length, heads, features], since heads are joined next
 
 
@@ -72,7 +72,7 @@ def _attention(low: Lowering, node: Node) -> None:
         states = _kept(low, node, sizes)
         room = states["capacity"]
         fields |= states
-    scratch = low.builder.scratch(room * PARTS)
+    scratch = low.builder.scratch(attention_scratch(room))
     work = D.product((batch, q.dims[1], q.dims[2], room)) * (2 * (sizes["d"] + sizes["dv"]))
     low.builder.emit(
         "attention", node.name, reads, (y, scratch), work, **fields, how=how.buffer, scratch=scratch, room=room

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...errors import UnsupportedError
 from ...graph import Node
 from ...graph import dims as D
-from ...machine import _isa
+from ...ops import cell_scratch
 from .. import bounds
 from ..tensors import Buffer
 from .base import Lowering, lowers
@@ -41,7 +41,7 @@ def _cell(low: Lowering, node: Node) -> None:
     y = None
     if node.outputs[0] is not None:
         y = low.result(node, order=x.order if x.order[-1] == 2 else None, rows=True)
-    pointers = low.builder.scratch(batch * _row_scratch(packed, H, y is not None, mask is not None))
+    pointers = low.builder.scratch(cell_scratch(packed, batch, y is not None, mask is not None))
     fields = {"cell": len(low.plan.cells), "steps": steps, "rows": batch, "reverse": int(spec.reverse)}
     low.plan.cells.append(packed)
     fields |= {"x_time": x.strides[0], "x_row": x.strides[1], **at("x", x)}
@@ -117,13 +117,6 @@ def _hoisted_rows(spec) -> int:
     """With how many rows, at most, a cell's input half is summed ahead."""
     weights = spec.gates * spec.hidden_size * (spec.input_size + spec.hidden_size)
     return 0 if spec.hidden_size < HOISTED_UNITS else next(rows for rows, least in HOISTED if weights >= least)
-
-
-def _row_scratch(packed, H: int, y_stored: bool, masked: bool) -> int:
-    """Floats that one row of a cell needs while it runs: pointers, the kernel's own, two h where y is not stored."""
-    pointers = 6 * 2  # x, h, c, y, state, and the row's length and index: 8 bytes each
-    pointers += 5 * 2 if masked else 0  # its mask; x, c, y, state once more, of the rows that are there in a step
-    return pointers + _isa.cell_scratch_size(packed) + (0 if y_stored else 2 * H) + 16
 
 
 def _absent(name: str) -> dict:

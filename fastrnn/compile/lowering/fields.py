@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ...machine import _isa
+from ...ops import LEVELS as LEVELS
+from ...ops import RANK as RANK
+from ...ops import TYPE_CODES as TYPE_CODES
 from ..tensors import Tensor
 
-LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own
-RANK = 6  # axes of an elementwise or copying op
 FUNCTIONS = {name: code for code, name in enumerate(_isa.functions())}
-TYPE_CODES = {"float32": 0, "int64": 1, "int32": 2, "bool": 3, "float64": 4}
 
 
 def at(name: str, t: Tensor) -> dict:

@@ -17,15 +17,12 @@ from ...errors import UnsupportedError
 from ...graph import Node
 from ...graph import dims as D
 from ...graph.windows import WINDOWS, Axis, phases_of
+from ...ops import conv_patches, depthwise_scratch, pool_scratch
 from ...passes.fuse_elementwise import activation_of
 from .. import bounds
 from ..tensors import Tensor
 from .base import Lowering, lowers
 from .fields import FUNCTIONS, at
-
-PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stay in L1 or near it
-DEPTHWISE_POSITIONS = 16  # of one call of the kernel, as in _ops_windows.pxi
-
 
 ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that a window of one spatial axis gets
 
@@ -170,7 +167,7 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
         packed = low.weights.linear(matrix, part, (key, g, groups, *node.inputs[1:]))
         low.plan.linears.append((packed, (act[0], 0, 0, 0, act[1], act[2])))
     size = taps * channels
-    patches = max(6, min(96, PATCH_FLOATS // max(size, 1)))
+    patches = conv_patches(size)
     scratch = low.builder.scratch(patches * size)
     low.builder.emit(
         "conv", node.name, (x,), (y, scratch), flops, **fields, packed=first, groups=groups, channels=channels,
@@ -186,7 +183,7 @@ def _emit_depthwise(low: Lowering, node: Node, W, bias, act: tuple, ends: tuple,
     if bias is not None:
         extra = at("bias", low.builder.constant(bias, "float32"))
     alpha_beta = low.builder.constant(np.array(act[1:], np.float32), "float32")
-    scratch = low.builder.scratch(2 * DEPTHWISE_POSITIONS * taps + channels)
+    scratch = low.builder.scratch(depthwise_scratch(taps, channels))
     low.builder.emit(
         "depthwise", node.name, ends[:1], (ends[1], scratch), flops, **fields, **at("weights", weights), **extra,
         channels=channels, fn=act[0], act_buffer=alpha_beta.buffer, scratch=scratch,
@@ -199,7 +196,7 @@ def _pool(low: Lowering, node: Node) -> None:
     x = _window_input(low, node)
     y = _window_result(low, node, x)
     axes = _axes_of(a, a["kernel"])
-    scratch = low.builder.scratch(2 * math.prod(a["kernel"]))
+    scratch = low.builder.scratch(pool_scratch(math.prod(a["kernel"])))
     ends = [x.dims[2 + i] + axis.pad_end for i, axis in enumerate(axes)]
     ends = [1, *ends] if len(ends) == 1 else ends
     low.builder.emit(

@@ -1,2 +1,3 @@
+LEVELS: int
 OP_FIELDS: dict[str, tuple[str, ...]]
 KINDS: dict[str, int]

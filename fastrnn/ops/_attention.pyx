@@ -1,11 +1,19 @@
-# Part of _ops.pyx: attention over keys that are there, or over those that a stream keeps; and a stream's step numbers.
-#
-# A stream's slab row holds, for each attention over time, the last `capacity` keys and values of every head, [heads,
-# capacity, features], the one of step p at place p % capacity; and, once for all ops, how many steps it has seen.
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Attention over keys that are given, or over those that a stream keeps.
 
-from fastrnn.machine._isa cimport frnn_attention, frnn_keys
+A stream's slab row holds, for each attention over time, the last `capacity` keys and values of every head, [heads,
+capacity, features], the one of step p at place p % capacity; and, once for all ops, how many steps it has seen.
+"""
 
-DEF PARTS = 16  # pieces of work at once, as compile/lowering/attention.py has it: each has its own room for scores
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memcpy
+
+from fastrnn.machine._isa cimport fpu_enter, fpu_leave, frnn_attention, frnn_keys, team_for, team_size
+from fastrnn.ops._frame cimport CHUNKS, Frame, at, state_row, steps_seen
+from fastrnn.ops._walk cimport DONE, add_op, number
+
+cdef enum:
+    PARTS = 16  # pieces of work at once; each has its own room for scores
 
 cdef struct AttentionArgs:
     int64_t batch, heads, group, rows, keys, d, dv  # heads: of the keys; group: heads of q that read one of them
@@ -14,47 +22,14 @@ cdef struct AttentionArgs:
     int64_t v_buffer, v_offset, v_batch, v_head, v_step
     int64_t y_buffer, y_offset, y_batch, y_head, y_row
     int64_t bias_buffer, bias_offset, bias_batch, bias_head, bias_row, bias_step  # bias_buffer -1: none
-    int64_t mask_buffer, mask_offset, mask_batch, mask_head, mask_row, mask_step  # as bias; 0 where a score is replaced
+    int64_t mask_buffer, mask_offset, mask_batch, mask_head, mask_row, mask_step  # as bias; 0: the score is replaced
     int64_t how, causal, window, offset, safe, scratch, room  # how: scale and softcap; room: floats a part of scratch
     int64_t capacity, per_slot, k_state, v_state, position  # capacity 0: the keys are those of this call
 
-cdef struct StepsArgs:
-    int64_t rows, count, start, y_buffer, y_offset, y_row, y_step, position  # position -1: counted from start alone
 
-cdef struct AdvanceArgs:
-    int64_t rows, count, position
-
-cdef enum AttentionOpKind:
-    OP_ATTENTION = 200
-    OP_STEPS, OP_ADVANCE
-
-
-def _strided(name, *axes):
-    return (f"{name}_buffer", f"{name}_offset", *(f"{name}_{axis}" for axis in axes))
-
-
-for _kind, _code, _size, _fields in (
-    ("attention", OP_ATTENTION, sizeof(AttentionArgs),
-     ("batch", "heads", "group", "rows", "keys", "d", "dv", *_strided("q", "batch", "head", "row"),
-      *_strided("k", "batch", "head", "step"), *_strided("v", "batch", "head", "step"),
-      *_strided("y", "batch", "head", "row"), *_strided("bias", "batch", "head", "row", "step"),
-      *_strided("mask", "batch", "head", "row", "step"),
-      "how", "causal", "window", "offset", "safe", "scratch", "room", "capacity", "per_slot", "k_state", "v_state",
-      "position")),
-    ("steps", OP_STEPS, sizeof(StepsArgs),
-     ("rows", "count", "start", "y_buffer", "y_offset", "y_row", "y_step", "position")),
-    ("advance", OP_ADVANCE, sizeof(AdvanceArgs), ("rows", "count", "position")),
-):
-    if 8 * len(_fields) != _size:
-        raise ImportError(f"op {_kind}: {len(_fields)} fields named, the struct has {_size // 8}")
-    OP_FIELDS[_kind], KINDS[_kind] = _fields, _code
-
-
-cdef inline int64_t steps_seen(Frame *f, int64_t position, int64_t row) noexcept nogil:
-    """How many steps the stream of this row has seen before this call."""
-    cdef int64_t seen
-    memcpy(&seen, state_row(f, 1, position, 2, row), sizeof(int64_t))
-    return seen
+def attention_scratch(keys):
+    """Floats of scratch that scores over so many keys (an int or dim) need."""
+    return keys * PARTS
 
 
 cdef struct AttentionLoop:
@@ -64,7 +39,7 @@ cdef struct AttentionLoop:
 
 
 cdef inline const float *of_query(Frame *f, int64_t buffer, int64_t offset) noexcept nogil:
-    """Where a bias or mask starts; NULL: there is none."""
+    """The start of a bias or mask; NULL if absent."""
     return <const float *> NULL if buffer < 0 else <const float *> at(f, buffer, offset)
 
 
@@ -147,7 +122,8 @@ cdef void attention_chunk(void *context, int64_t chunk, int64_t chunks) noexcept
     fpu_leave(token)
 
 
-cdef void run_attention(const AttentionArgs *a, Frame *f) noexcept nogil:
+cdef int run_attention(const int64_t *args, Frame *f) noexcept nogil:
+    cdef const AttentionArgs *a = <const AttentionArgs *> args
     cdef AttentionLoop s
     cdef const float *how = <const float *> f.base[a.how]
     cdef int64_t units = a.batch * a.heads * (1 if a.capacity > 0 else a.group * a.rows)
@@ -157,29 +133,12 @@ cdef void run_attention(const AttentionArgs *a, Frame *f) noexcept nogil:
         attention_chunk(&s, 0, 1)
     else:
         team_for(f.team, min(min(CHUNKS * threads, PARTS), units), attention_chunk, &s)
+    return DONE
 
 
-cdef void run_steps(const StepsArgs *a, Frame *f) noexcept nogil:
-    cdef int64_t r, i, first
-    cdef int64_t *y = (<int64_t *> f.base[a.y_buffer]) + a.y_offset
-    for r in range(a.rows):
-        first = a.start + (steps_seen(f, a.position, r) if a.position >= 0 else 0)
-        for i in range(a.count):
-            y[r * a.y_row + i * a.y_step] = first + i
+cdef union Args:
+    AttentionArgs attention
 
-
-cdef void run_advance(const AdvanceArgs *a, Frame *f) noexcept nogil:
-    """Every stream of the call has seen `count` steps more."""
-    cdef int64_t r, seen
-    for r in range(a.rows):
-        seen = steps_seen(f, a.position, r) + a.count
-        memcpy(state_row(f, 1, a.position, 2, r), &seen, sizeof(int64_t))
-
-
-cdef void run_attention_op(int32_t kind, const int64_t *a, Frame *f) noexcept nogil:
-    if kind == OP_ATTENTION:
-        run_attention(<const AttentionArgs *> a, f)
-    elif kind == OP_STEPS:
-        run_steps(<const StepsArgs *> a, f)
-    else:
-        run_advance(<const AdvanceArgs *> a, f)
+cdef Args args
+number(&args, sizeof(args))
+add_op("attention", args.attention, run_attention, NULL)

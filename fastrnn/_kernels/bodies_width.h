@@ -1,0 +1,7 @@
+/* All bodies that exist once per width, in the order in which they build on each other. VEC_W is the width. */
+#include "words.h"
+#include "body_math.h"
+#include "body_activate.h"
+#include "body_tile.h"
+#include "body_cell.h"
+#include "body_linear.h"

@@ -1,0 +1,34 @@
+"""The ops that plans are made of: the integers that each takes, and the loop that runs it.
+
+_walk.pyx         the table of ops, the walk over a plan, the loop of a cycle
+_frame.pxd        what one call works with
+_recurrence.pyx   the steps of a cell
+_rows.pyx         products, reductions, softmax, normalisation
+_elements.pyx     elementwise programs, copies, gathers, along one axis
+_integers.pyx     exact integer arithmetic
+_windows.pyx      conv, depthwise conv, pooling
+_attention.pyx    attention
+_states.pyx       states and step numbers
+
+A module adds its ops to the table when it is imported; all of them are imported here.
+"""
+
+from . import _integers, _rows, _states  # noqa: F401
+from ._attention import attention_scratch
+from ._elements import RANK, TYPE_CODES
+from ._recurrence import cell_scratch
+from ._walk import KINDS, LEVELS, OP_FIELDS
+from ._windows import conv_patches, depthwise_scratch, pool_scratch
+
+__all__ = [
+    "KINDS",
+    "LEVELS",
+    "OP_FIELDS",
+    "RANK",
+    "TYPE_CODES",
+    "attention_scratch",
+    "cell_scratch",
+    "conv_patches",
+    "depthwise_scratch",
+    "pool_scratch",
+]

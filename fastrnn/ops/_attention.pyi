@@ -1,0 +1,3 @@
+from typing import Any
+
+def attention_scratch(keys: Any) -> Any: ...

@@ -1,0 +1,2 @@
+RANK: int
+TYPE_CODES: dict[str, int]

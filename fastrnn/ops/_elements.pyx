@@ -1,0 +1,252 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Ops on single elements: elementwise programs, copies that cast, gathers, arg max, sums along an axis, zeros."""
+
+from libc.math cimport INFINITY
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastrnn.machine._isa cimport FRNN_MAX_INPUTS, FRNN_MAX_RANK, frnn_space
+from fastrnn.ops._frame cimport BOOL, FLOAT32, FLOAT64, INT32, INT64, LEVELS, Frame, Rows, at, const_row, x_row
+from fastrnn.ops._walk cimport DONE, add_op, number
+
+RANK = FRNN_MAX_RANK  # axes of an op that walks element by element
+TYPE_CODES = {"float32": FLOAT32, "int64": INT64, "int32": INT32, "bool": BOOL, "float64": FLOAT64}
+
+cdef struct ElementwiseArgs:
+    int64_t program, n_in
+    int64_t in_buffer[FRNN_MAX_INPUTS]
+    int64_t in_offset[FRNN_MAX_INPUTS]
+    int64_t out_buffer, out_offset
+    frnn_space space
+
+cdef struct CopyArgs:
+    int64_t source_type, target_type, source_buffer, source_offset, target_buffer, target_offset, rank
+    int64_t size[FRNN_MAX_RANK]
+    int64_t source_stride[FRNN_MAX_RANK]
+    int64_t target_stride[FRNN_MAX_RANK]
+
+cdef struct GatherArgs:
+    int64_t table_buffer, table_offset, table_row, count, inner, item, from_zero
+    int64_t index_buffer, index_offset, index_type, y_buffer, y_offset
+    int64_t n[LEVELS]
+    int64_t index_stride[LEVELS]
+    int64_t y_stride[LEVELS]
+
+cdef struct ArgmaxArgs:
+    int64_t count, step, largest, last
+    Rows r
+
+cdef struct CumsumArgs:
+    int64_t type, count, x_step, y_step, exclusive, reverse
+    Rows r
+
+cdef struct ZeroArgs:
+    int64_t buffer, offset, count
+
+
+cdef int run_elementwise(const int64_t *args, Frame *f) noexcept nogil:
+    cdef const ElementwiseArgs *a = <const ElementwiseArgs *> args
+    cdef const_row inputs[FRNN_MAX_INPUTS]
+    cdef int64_t i
+    for i in range(a.n_in):
+        inputs[i] = at(f, a.in_buffer[i], a.in_offset[i])
+    f.table.elementwise(&f.programs[a.program], &a.space, inputs, at(f, a.out_buffer, a.out_offset))
+    return DONE
+
+
+cdef inline double load_as_double(const void *p, int64_t type, int64_t i) noexcept nogil:
+    if type == FLOAT32:
+        return (<const float *> p)[i]
+    if type == INT64:
+        return <double> (<const int64_t *> p)[i]
+    if type == INT32:
+        return (<const int32_t *> p)[i]
+    if type == BOOL:
+        return (<const uint8_t *> p)[i] != 0
+    return (<const double *> p)[i]
+
+
+cdef inline void store_double(void *p, int64_t type, int64_t i, double value) noexcept nogil:
+    if type == FLOAT32:
+        (<float *> p)[i] = <float> value
+    elif type == INT64:
+        (<int64_t *> p)[i] = <int64_t> value
+    elif type == INT32:
+        (<int32_t *> p)[i] = <int32_t> value
+    elif type == BOOL:
+        (<uint8_t *> p)[i] = value != 0 and value != -INFINITY  # -inf: the largest of no bools
+    else:
+        (<double *> p)[i] = value
+
+
+cdef void copy_run(const void *source, int64_t source_type, int64_t i, int64_t source_stride, void *target,
+                   int64_t target_type, int64_t o, int64_t target_stride, int64_t n) noexcept nogil:
+    """n elements of one axis. int64 to int64 keeps all bits; every other pair goes through double, which holds them."""
+    cdef int64_t k
+    if source_type == target_type == FLOAT32 and source_stride == target_stride == 1:
+        memcpy((<float *> target) + o, (<const float *> source) + i, n * sizeof(float))
+    elif source_type == target_type == FLOAT32:
+        for k in range(n):
+            (<float *> target)[o + k * target_stride] = (<const float *> source)[i + k * source_stride]
+    elif source_type == target_type == INT64:
+        for k in range(n):
+            (<int64_t *> target)[o + k * target_stride] = (<const int64_t *> source)[i + k * source_stride]
+    else:
+        for k in range(n):
+            store_double(target, target_type, o + k * target_stride,
+                         load_as_double(source, source_type, i + k * source_stride))
+
+
+cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
+    cdef const CopyArgs *a = <const CopyArgs *> args
+    cdef int64_t index[FRNN_MAX_RANK]
+    cdef int64_t axis, last = a.rank - 1, i = a.source_offset, o = a.target_offset
+    cdef const void *source = f.base[a.source_buffer]
+    cdef void *target = f.base[a.target_buffer]
+    if a.rank == 0:
+        copy_run(source, a.source_type, i, 1, target, a.target_type, o, 1, 1)
+        return DONE
+    for axis in range(a.rank):
+        index[axis] = 0
+        if a.size[axis] == 0:
+            return DONE
+    while True:
+        copy_run(source, a.source_type, i, a.source_stride[last], target, a.target_type, o, a.target_stride[last],
+                 a.size[last])
+        axis = last - 1
+        while axis >= 0:
+            index[axis] += 1
+            i += a.source_stride[axis]
+            o += a.target_stride[axis]
+            if index[axis] < a.size[axis]:
+                break
+            i -= a.size[axis] * a.source_stride[axis]
+            o -= a.size[axis] * a.target_stride[axis]
+            index[axis] = 0
+            axis -= 1
+        if axis < 0:
+            return DONE
+    return DONE
+
+
+cdef int run_gather(const int64_t *args, Frame *f) noexcept nogil:
+    """Rows of a table. Fails at an index outside it."""
+    cdef const GatherArgs *a = <const GatherArgs *> args
+    cdef int64_t i, j, k, index, size = a.inner * a.item, low = 0 if a.from_zero else -a.count
+    cdef const char *table = <const char *> f.base[a.table_buffer] + a.table_offset * a.item
+    cdef char *y = <char *> f.base[a.y_buffer] + a.y_offset * a.item
+    for i in range(a.n[0]):
+        for j in range(a.n[1]):
+            for k in range(a.n[2]):
+                index = a.index_offset + i * a.index_stride[0] + j * a.index_stride[1] + k * a.index_stride[2]
+                if a.index_type == INT64:
+                    index = (<const int64_t *> f.base[a.index_buffer])[index]
+                else:
+                    index = (<const int32_t *> f.base[a.index_buffer])[index]
+                if index < low or index >= a.count:
+                    f.bad = index
+                    return 0
+                if index < 0:
+                    index += a.count
+                memcpy(y + (i * a.y_stride[0] + j * a.y_stride[1] + k * a.y_stride[2]) * a.item,
+                       table + index * a.table_row * a.item, size)
+    return DONE
+
+
+cdef object explain_gather(const int64_t *args, int64_t bad):
+    cdef const GatherArgs *a = <const GatherArgs *> args
+    return f"index {bad} is outside the table's [{0 if a.from_zero else -a.count}, {a.count})"
+
+
+cdef inline int64_t best_of(const float *x, int64_t n, int64_t step, bint largest, bint last) noexcept nogil:
+    """Where the largest (or smallest) of n elements is; the first or the last of equal ones. The first NaN wins."""
+    cdef int64_t i, best = 0
+    cdef float value
+    for i in range(n):
+        value = x[i * step]
+        if value != value:
+            return i
+        if i == 0:
+            continue
+        if (value > x[best * step]) if largest else (value < x[best * step]):
+            best = i
+        elif last and value == x[best * step]:
+            best = i
+    return best
+
+
+cdef int run_argmax(const int64_t *args, Frame *f) noexcept nogil:
+    cdef const ArgmaxArgs *a = <const ArgmaxArgs *> args
+    cdef const Rows *r = &a.r
+    cdef int64_t i, j, k
+    cdef int64_t *y = (<int64_t *> f.base[r.y_buffer]) + r.y_offset
+    for i in range(r.n[0]):
+        for j in range(r.n[1]):
+            for k in range(r.n[2]):
+                y[i * r.y_stride[0] + j * r.y_stride[1] + k * r.y_stride[2]] = best_of(
+                    x_row(r, f, i, j) + k * r.x_stride[2], a.count, a.step, a.largest, a.last
+                )
+    return DONE
+
+
+cdef void sum_along(const CumsumArgs *a, const void *x, int64_t x_at, void *y, int64_t y_at) noexcept nogil:
+    """One row. float64 sums of floats, so that a long row keeps its small terms; uint64 of integers, which wrap."""
+    cdef int64_t i, at_, x_step = a.x_step, y_step = a.y_step
+    cdef double real = 0.0
+    cdef uint64_t whole = 0
+    if a.reverse:
+        x_at += (a.count - 1) * x_step
+        y_at += (a.count - 1) * y_step
+        x_step, y_step = -x_step, -y_step
+    for i in range(a.count):
+        at_ = y_at + i * y_step
+        if a.exclusive and a.type == FLOAT32:
+            (<float *> y)[at_] = <float> real
+        elif a.exclusive:
+            (<int64_t *> y)[at_] = <int64_t> whole
+        if a.type == FLOAT32:
+            real += (<const float *> x)[x_at + i * x_step]
+        else:
+            whole += <uint64_t> (<const int64_t *> x)[x_at + i * x_step]
+        if not a.exclusive and a.type == FLOAT32:
+            (<float *> y)[at_] = <float> real
+        elif not a.exclusive:
+            (<int64_t *> y)[at_] = <int64_t> whole
+
+
+cdef int run_cumsum(const int64_t *args, Frame *f) noexcept nogil:
+    cdef const CumsumArgs *a = <const CumsumArgs *> args
+    cdef const Rows *r = &a.r
+    cdef int64_t i, j, k
+    for i in range(r.n[0]):
+        for j in range(r.n[1]):
+            for k in range(r.n[2]):
+                sum_along(a, f.base[r.x_buffer],
+                          r.x_offset + i * r.x_stride[0] + j * r.x_stride[1] + k * r.x_stride[2],
+                          f.base[r.y_buffer],
+                          r.y_offset + i * r.y_stride[0] + j * r.y_stride[1] + k * r.y_stride[2])
+    return DONE
+
+
+cdef int run_zero(const int64_t *args, Frame *f) noexcept nogil:
+    cdef const ZeroArgs *a = <const ZeroArgs *> args
+    memset(at(f, a.buffer, a.offset), 0, a.count * sizeof(float))
+    return DONE
+
+
+cdef union Args:
+    ElementwiseArgs elementwise
+    CopyArgs copy
+    GatherArgs gather
+    ArgmaxArgs argmax
+    CumsumArgs cumsum
+    ZeroArgs zero
+
+cdef Args args
+number(&args, sizeof(args))
+add_op("elementwise", args.elementwise, run_elementwise, NULL)
+add_op("copy", args.copy, run_copy, NULL)
+add_op("gather", args.gather, run_gather, explain_gather)
+add_op("argmax", args.argmax, run_argmax, NULL)
+add_op("cumsum", args.cumsum, run_cumsum, NULL)
+add_op("zero", args.zero, run_zero, NULL)

@@ -1,0 +1,342 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The recurrent op: the loop over the steps of one direction of one layer.
+
+A step reads h from where the step before wrote it and calls the kernel table. Rows end early if lengths say so, and sit
+a step out if the mask says so; the input half is summed ahead for many steps at once; threads share the units or the
+rows of a step.
+"""
+
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
+
+from fastrnn.machine._isa cimport FRNN_TILE_ROWS, fpu_enter, fpu_leave, frnn_cell, frnn_cell_io, team_for, team_size
+from fastrnn.ops._frame cimport ALIGN, CHUNKS, Frame, at, halt, state_row
+from fastrnn.ops._walk cimport DONE, add_op, number
+
+from ..machine._isa import cell_scratch_size
+
+cdef enum:
+    # Operations of a step from which on threads share it (100 steps, one row, two threads over one): LSTM 64, 65
+    # thousand per step, lost at 0.81x; LSTM 256, a million, gains.
+    SHARED_WORK = 500_000
+    SHARED_AHEAD = 8_000_000  # the same of the input half of many steps, during which the other thread falls asleep
+    ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
+
+cdef struct CellArgs:
+    int64_t cell, steps, rows, reverse
+    int64_t x_buffer, x_offset, x_time, x_row
+    int64_t y_buffer, y_offset, y_time, y_row  # y_buffer -1: y is not stored
+    int64_t lengths_buffer, lengths_offset, lengths_stride  # lengths_buffer -1: all rows have `steps` steps
+    int64_t mask_buffer, mask_offset, mask_time, mask_row  # floats; mask_buffer -1: no step is left out
+    int64_t per_slot, h_state, c_state  # per_slot rows share a slab row; 0: h_state, c_state are buffers of this call
+    # pre: room for the input half of some steps, of up to hoisted_rows rows (0: none); capacity in floats
+    int64_t scratch, pre, pre_capacity, hoisted_rows
+
+
+cdef struct CellRows:  # one entry per row, longest first
+    const float **x
+    float **c
+    float **y
+    float **state
+    int64_t *length
+    const float **mask  # each row's first step; NULL: no step is left out
+
+
+cdef struct CellLoop:  # what the steps of one call share
+    const CellArgs *a
+    const frnn_cell *cell
+    Frame *f
+    int64_t y_time  # floats from the y of a step to that of the next
+    float *spare  # two h of each row, if y is not stored
+    CellRows rows, present  # present: those of which the mask counts a step
+    frnn_cell_io io
+
+
+# ---- scratch: pointers of every row, then two h of each if y is not stored, then the kernel's own -------------------
+
+cdef inline void *take(char **memory, int64_t size) noexcept nogil:
+    """The next `size` bytes."""
+    cdef void *found = memory[0]
+    memory[0] += size
+    return found
+
+
+cdef inline void align(char **memory) noexcept nogil:
+    memory[0] = <char *> ((<uintptr_t> memory[0] + ALIGN - 1) & ~(<uintptr_t> (ALIGN - 1)))
+
+
+cdef inline void point(CellRows *rows, int64_t n, char **memory) noexcept nogil:
+    """Room for the pointers of n rows."""
+    rows.x = <const float **> take(memory, n * sizeof(void *))
+    rows.c = <float **> take(memory, n * sizeof(void *))
+    rows.y = <float **> take(memory, n * sizeof(void *))
+    rows.state = <float **> take(memory, n * sizeof(void *))
+    rows.length = <int64_t *> take(memory, n * sizeof(int64_t))
+
+
+cdef inline void lay_out(CellLoop *s) noexcept nogil:
+    """Point into the scratch, whose size `cell_scratch` says."""
+    cdef int64_t n = s.a.rows
+    cdef char *memory = <char *> s.f.base[s.a.scratch]
+    s.rows.mask = NULL
+    point(&s.rows, n, &memory)
+    s.present = s.rows
+    if s.a.mask_buffer >= 0:
+        s.rows.mask = <const float **> take(&memory, n * sizeof(void *))
+        point(&s.present, n, &memory)
+    align(&memory)
+    if s.a.y_buffer < 0:  # no op reads y: two rows of h take turns
+        s.y_time = s.cell.H
+        s.spare = <float *> take(&memory, 2 * n * s.cell.H * sizeof(float))
+    align(&memory)
+    s.io.scratch = <float *> memory
+
+
+def cell_scratch(packed, rows, bint y_stored, bint masked):
+    """Floats of scratch that a cell's op needs. packed: PackedCell; rows: an int or dim."""
+    cdef int64_t pointers = sizeof(CellRows) + (sizeof(CellRows) if masked else 0)
+    cdef int64_t spare = 0 if y_stored else 2 * packed.spec.hidden_size
+    return rows * (pointers // 4 + spare + cell_scratch_size(packed)) + 2 * ALIGN // 4
+
+
+# ---- the rows of a call ----------------------------------------------------------------------------------------------
+
+cdef inline int check_lengths(const CellArgs *a, Frame *f) noexcept nogil:
+    """Returns -1, with the length in f.bad, if one is outside the steps: no kernel may see it."""
+    cdef const int64_t *lengths
+    cdef int64_t r
+    if a.lengths_buffer < 0:
+        return 0
+    lengths = (<const int64_t *> f.base[a.lengths_buffer]) + a.lengths_offset
+    for r in range(a.rows):
+        if lengths[r * a.lengths_stride] < 0 or lengths[r * a.lengths_stride] > a.steps:
+            f.bad = lengths[r * a.lengths_stride]
+            return -1
+    return 0
+
+
+cdef object explain_cell(const int64_t *args, int64_t bad):
+    return f"lengths must lie in 0..{(<const CellArgs *> args).steps} (the steps of x), got {bad}"
+
+
+cdef int64_t insert(CellRows *rows, int64_t r, int64_t length) noexcept nogil:
+    """Where row r of that length goes, so that the longest come first; those behind it move on. Rows come in any
+    order, and a step works on the first ones that are still alive."""
+    cdef int64_t i = r
+    while i > 0 and rows.length[i - 1] < length:
+        rows.x[i], rows.c[i], rows.y[i] = rows.x[i - 1], rows.c[i - 1], rows.y[i - 1]
+        rows.state[i], rows.length[i] = rows.state[i - 1], rows.length[i - 1]
+        if rows.mask != NULL:
+            rows.mask[i] = rows.mask[i - 1]
+        i -= 1
+    return i
+
+
+cdef inline void fill_rows(CellLoop *s) noexcept nogil:
+    """Each row's first x and y, its states and its length."""
+    cdef const CellArgs *a = s.a
+    cdef Frame *f = s.f
+    cdef CellRows *rows = &s.rows
+    cdef int64_t r, i, length = a.steps, first, H = s.cell.H
+    cdef const int64_t *lengths = NULL
+    if a.lengths_buffer >= 0:
+        lengths = (<const int64_t *> f.base[a.lengths_buffer]) + a.lengths_offset
+    for r in range(a.rows):
+        i = r
+        if lengths != NULL:
+            length = lengths[r * a.lengths_stride]
+            i = insert(rows, r, length)
+        first = (length - 1) if a.reverse and length > 0 else 0
+        rows.length[i] = length
+        rows.x[i] = at(f, a.x_buffer, a.x_offset) + r * a.x_row + first * a.x_time
+        if rows.mask != NULL:
+            rows.mask[i] = at(f, a.mask_buffer, a.mask_offset) + r * a.mask_row + first * a.mask_time
+        rows.state[i] = state_row(f, a.per_slot, a.h_state, H, r)
+        rows.c[i] = state_row(f, a.per_slot, a.c_state, H, r) if a.c_state >= 0 else NULL
+        if a.y_buffer >= 0:
+            rows.y[i] = at(f, a.y_buffer, a.y_offset) + r * a.y_row + first * a.y_time
+            if length < a.steps:
+                clear_steps(a, H, at(f, a.y_buffer, a.y_offset) + r * a.y_row, length)
+    for r in range(a.rows if a.y_buffer < 0 else 0):
+        rows.y[r] = s.spare + 2 * r * H
+
+
+cdef void clear_steps(const CellArgs *a, int64_t H, float *y, int64_t length) noexcept nogil:
+    """y is zero at the steps that a row does not have."""
+    cdef int64_t t
+    for t in range(length, a.steps):
+        memset(y + t * a.y_time, 0, H * sizeof(float))
+
+
+cdef inline int64_t y_at(const CellLoop *s, int64_t t) noexcept nogil:
+    """Floats from a row's first y to that of step t."""
+    return (t & 1 if s.a.y_buffer < 0 else t) * s.y_time
+
+
+cdef int64_t present_rows(CellLoop *s, int64_t alive, int64_t t) noexcept nogil:
+    """Gather in `present` the rows of which step t counts, and return how many: the kernel sees no others. The others
+    keep their states, and repeat h as this step's y."""
+    cdef const CellRows *rows = &s.rows
+    cdef CellRows *present = &s.present
+    cdef int64_t n = 0, r
+    cdef int64_t m = t * (-s.a.mask_time if s.a.reverse else s.a.mask_time)
+    for r in range(alive):
+        if rows.mask[r][m] == 0.0:
+            memcpy(rows.y[r] + y_at(s, t), rows.state[r] if t == 0 else rows.y[r] + y_at(s, t - 1),
+                   s.cell.H * sizeof(float))
+            continue
+        present.x[n], present.c[n], present.y[n] = rows.x[r], rows.c[r], rows.y[r]
+        present.state[n] = rows.state[r]
+        n += 1
+    return n
+
+
+cdef struct Hoisted:  # the input half, summed ahead for the steps before `end`, of `rows` rows each
+    int64_t end, rows, size  # size: floats of one row of pre
+    const float **x
+    float *pre
+
+
+# ---- sharing a step among threads: by blocks of hidden units (each core then keeps its part of R), or by rows ----
+
+cdef struct StepLoop:
+    Frame *f
+    const frnn_cell *cell
+    const frnn_cell_io *io
+    const Hoisted *ahead
+    int64_t phase, first, rows, blocks  # rows from `first` on
+    bint by_rows
+
+
+cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
+    cdef const StepLoop *s = <const StepLoop *> context
+    cdef int64_t row0 = s.first, row1 = s.first + s.rows, block0 = 0, block1 = s.blocks
+    cdef uint64_t token = fpu_enter()
+    if s.by_rows:
+        row0, row1 = s.first + s.rows * chunk // chunks, s.first + s.rows * (chunk + 1) // chunks
+    else:
+        block0, block1 = s.blocks * chunk // chunks, s.blocks * (chunk + 1) // chunks
+    if s.ahead != NULL:
+        s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, row0, row1, block0, block1)
+    else:
+        s.f.table.cell_step(s.cell, s.io, s.phase, row0, row1, block0, block1)
+    fpu_leave(token)
+
+
+cdef void share(StepLoop *s) noexcept nogil:
+    """Run one step (or one hoisted input half), by as many threads as the call has. If signals are looked for, a step
+    of very many rows is cut into parts of about 10 ms."""
+    cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles, last
+    cdef int64_t row_work = 8 * s.cell.H * (s.cell.I + s.cell.H)
+    s.blocks, s.first = s.f.table.cell_blocks(s.cell), 0
+    if s.f.watch != NULL:
+        most = max(FRNN_TILE_ROWS * 16 * threads, ROWS_WORK // row_work)
+    while s.first < rows:
+        s.rows = min(most, rows - s.first)
+        last = s.first + s.rows
+        tiles = (s.rows + FRNN_TILE_ROWS - 1) // FRNN_TILE_ROWS
+        s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
+        if threads > 1 and row_work * s.rows >= (SHARED_WORK if s.ahead == NULL else SHARED_AHEAD):
+            team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
+        elif s.ahead != NULL:
+            s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, s.first, last, 0, s.blocks)
+        else:
+            s.f.table.cell_step(s.cell, s.io, s.phase, s.first, last, 0, s.blocks)
+        s.first += s.rows
+        if halt(s.f, row_work * s.rows):
+            break
+    s.rows = rows
+
+
+cdef void share_input(const frnn_cell *cell, Frame *f, const Hoisted *ahead, int64_t rows) noexcept nogil:
+    cdef StepLoop s
+    s.f, s.cell, s.io, s.ahead, s.phase, s.rows = f, cell, NULL, ahead, 0, rows
+    share(&s)
+
+
+cdef void hoist(const CellArgs *a, const frnn_cell *cell, Frame *f, const CellRows *rows, int64_t t, int64_t alive,
+                Hoisted *h) noexcept nogil:
+    """Sum bias + x W for as many steps from t as have these rows and room: one product of many rows, at the speed of a
+    matrix product instead of a vector's. Loading an accumulator back is exact, so the bits are those of the direct
+    step."""
+    cdef int64_t capacity = min(a.pre_capacity // (h.size + 4), a.steps * a.rows)
+    cdef int64_t n = 0, r, step = -a.x_time if a.reverse else a.x_time
+    cdef float *memory = <float *> f.base[a.pre]
+    h.x = <const float **> memory
+    h.pre = <float *> (h.x + capacity)
+    h.rows = alive
+    h.end = t
+    while h.end < rows.length[alive - 1] and n + alive <= capacity:
+        for r in range(alive):
+            h.x[n] = rows.x[r] + h.end * step
+            n += 1
+        h.end += 1
+    share_input(cell, f, h, n)
+
+
+cdef inline void run_step(CellLoop *s, StepLoop *loop, int64_t alive, int64_t t) noexcept nogil:
+    """Step t of the first `alive` rows. h of step t - 1 is read where step t - 1 wrote it, in y."""
+    cdef frnn_cell_io *io = &s.io
+    io.backwards = (s.f.turn + t) & 1
+    io.x_off = t * (-s.a.x_time if s.a.reverse else s.a.x_time)
+    io.y_off = y_at(s, t)
+    if t == 0:
+        io.h, io.h_off = <const float *const *> s.present.state, 0
+    else:
+        io.h, io.h_off = <const float *const *> s.present.y, y_at(s, t - 1)
+    loop.rows = alive
+    if s.rows.mask != NULL:
+        loop.rows = present_rows(s, alive, t)
+        if loop.rows == 0:
+            return
+    for loop.phase in range(s.cell.form.phases):
+        share(loop)
+
+
+cdef int run_cell(const int64_t *args, Frame *f) noexcept nogil:
+    """All steps of one direction of one layer. Fails at a length that is outside the steps."""
+    cdef const CellArgs *a = <const CellArgs *> args
+    cdef CellLoop s
+    cdef Hoisted ahead
+    cdef StepLoop loop
+    cdef int64_t alive = a.rows, t, r
+    cdef bint hoisting
+    if check_lengths(a, f) != 0:
+        return 0
+    if a.rows == 0 or a.steps == 0:
+        return DONE
+    s.a, s.f, s.cell = a, f, f.cells[a.cell]
+    s.y_time = -a.y_time if a.reverse else a.y_time
+    lay_out(&s)
+    fill_rows(&s)
+    s.io.pre, s.io.pre_rows = NULL, 0
+    s.io.x, s.io.c, s.io.y = s.present.x, s.present.c if a.c_state >= 0 else NULL, s.present.y
+    s.io.c_off = 0
+    loop.f, loop.cell, loop.io, loop.ahead = f, s.cell, &s.io, NULL
+    ahead.end, ahead.size = 0, f.table.cell_pre_size(s.cell)
+    hoisting = a.rows <= a.hoisted_rows and a.steps > 1 and a.pre_capacity >= 2 * a.rows * (ahead.size + 4)
+    for t in range(a.steps):
+        while alive > 0 and s.rows.length[alive - 1] <= t:
+            alive -= 1
+        if alive == 0:
+            break
+        if hoisting and t == ahead.end:
+            hoist(a, s.cell, f, &s.rows, t, alive, &ahead)
+            s.io.pre, s.io.pre_rows = ahead.pre, alive
+        elif hoisting:
+            s.io.pre += alive * ahead.size
+        run_step(&s, &loop, alive, t)
+        if f.halted:
+            return DONE
+    for r in range(a.rows):
+        if s.rows.length[r] > 0:
+            memcpy(s.rows.state[r], s.rows.y[r] + y_at(&s, s.rows.length[r] - 1), s.cell.H * sizeof(float))
+    return DONE
+
+
+cdef union Args:
+    CellArgs cell
+
+cdef Args args
+number(&args, sizeof(args))
+add_op("cell", args.cell, run_cell, explain_cell)

@@ -1,1 +1,0 @@
-"""Nothing for Python: `run_cell` is for other Cython modules."""
