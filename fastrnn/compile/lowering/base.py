@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from . import Weights
     from .attention import Context
 
-lowers = Registry()  # op -> (low, node): emits its plan ops, and notes the tensors of its outputs
-aims = (
-    Registry()
-)  # op -> (low, node): allocates its result before its inputs are lowered, so that they are written there
+# op -> (low, node): emits its plan ops, and notes the tensors of its outputs
+lowers = Registry()
+# op -> (low, node): allocates its result before its inputs are lowered, so that they are written there
+aims = Registry()
 
 
 class Lowering:
