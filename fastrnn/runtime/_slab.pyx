@@ -21,6 +21,8 @@ from fastrnn.runtime._executor cimport FLOPS_WATCHED, Program
 
 import numpy as np
 
+from ..errors import StreamError
+
 cnp.import_array()
 
 cdef int64_t MOST_STEPS = 64  # of one call
@@ -91,6 +93,14 @@ cdef class StreamParts:
         else:
             now = new if steps else (0,) * len(new)
         return tuple([k if o.timed else value for o, k, value in zip(self.outputs, new, now)])
+
+    def last_inputs(self, batch_size, still):
+        """Chunks of no steps of all inputs, with which a sequence ends; still : the last arrays of `self.still`."""
+        if self.still and not still:
+            text = "flush before the first step, with inputs unknown that have no time axis"
+            raise StreamError(f"{self.program.plan.graph.name}: {text}")
+        last = iter(still or ())
+        return [next(last) if a in self.still else np.empty(a.chunk_shape(batch_size, 0), a.dtype) for a in self.inputs]
 
     cdef list room_for(self, tuple comes, object batch_size, bint one):
         """A new array for each output, of as many steps as `brought` says; one: for the answer to a single step."""
