@@ -198,7 +198,7 @@ cdef class SlabCore:
         finally:
             program.give(s)
 
-    cdef int advance(self, int64_t n, const int64_t *places, int64_t position, int64_t span, list columns,
+    cdef int advance(self, int64_t n, int64_t *places, int64_t position, int64_t span, list columns,
                      int64_t most, bint final) except -1:
         """Take n rows, all at one position, `span` steps further.
 
@@ -257,7 +257,7 @@ cdef class Rows:
 
     cdef SlabCore core
     cdef int64_t n, most, total  # rows; those of one call of the program; steps of all rows
-    cdef const int64_t *place  # NULL: the first n
+    cdef int64_t *place  # NULL: the first n
     cdef int64_t position, span  # of all rows, if those of each are NULL
     cdef const int64_t *positions
     cdef const int64_t *length
@@ -316,24 +316,17 @@ cdef class Rows:
             side = &self.sides[i]
             side.step, side.timed, side.batched = p.traits[i].step, p.traits[i].timed, p.traits[i].batched
             column = columns[i]
-            if isinstance(column, list):
-                side.rows = self.pointers + i * self.n
-                for r in range(self.n):
-                    side.rows[r] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> (<list> column)[self.source[r]])
-                continue
-            side.base = <char *> cnp.PyArray_DATA(<cnp.ndarray?> column)
-            if side.batched and self.n:
-                side.apart = cnp.PyArray_NBYTES(<cnp.ndarray> column) // self.n
+            if not isinstance(column, list):
+                side.base = <char *> cnp.PyArray_DATA(<cnp.ndarray?> column)
+                side.apart = cnp.PyArray_NBYTES(<cnp.ndarray> column) // max(self.n, 1) if side.batched else 0
             if self.source != NULL:
                 side.rows = self.pointers + i * self.n
                 for r in range(self.n):
-                    side.rows[r] = side.base + self.source[r] * side.apart
+                    if side.base != NULL:
+                        side.rows[r] = side.base + self.source[r] * side.apart
+                    else:
+                        side.rows[r] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> (<list> column)[self.source[r]])
         return 0
-
-    cdef inline const int64_t *place_of(self, int64_t row) noexcept:
-        if self.place == NULL:
-            return NULL
-        return self.place + row
 
     cdef inline int64_t length_of(self, int64_t row) noexcept:
         return self.span if self.length == NULL else self.length[row]
@@ -375,7 +368,7 @@ cdef class Rows:
     cdef int guess(self, int64_t first, int64_t rows, int64_t position) except -1:
         """Values over time, of rows that have no more steps: as they are if the sequences end here. The states, and
         the outputs that have come, stay."""
-        cdef const int64_t *place = self.place_of(first)
+        cdef int64_t *place = NULL if self.place == NULL else self.place + first
         now = self.core.states_of(rows, place)
         self.call(first, rows, 0, position, True, True)
         return self.core.put_back(now, rows, place)
@@ -401,7 +394,7 @@ cdef class Rows:
                 self.begin(program, program.work(s) // (max(n, 1) * rows))
             for i in range(p.n_sides):
                 s.base[i] = self.memory_of(&self.sides[i], first, rows, i < p.n_in, guess)
-            program.call(s, self.core.slab_data, self.place_of(first))
+            program.call(s, self.core.slab_data, NULL if self.place == NULL else self.place + first)
         finally:
             program.give(s)
         for i in range(p.n_sides):
