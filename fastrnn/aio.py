@@ -152,7 +152,7 @@ class Batcher:
 
     def _checked(self, slot: int, x) -> _Request:
         pool = self.pool
-        pool._require_open(slot)
+        pool._place(slot)  # StateError if it is not open
         pool._size_like(x)
         parts = pool._parts
         shared = [a.name for a in parts.inputs if not a.batched]

@@ -1,9 +1,5 @@
 """Makes fastrnn's threads visible to threadpoolctl. Public name of `fastrnn.machine.threadpools`."""
 
-from .machine.threadpools import (
-    register,
-)
+from .machine.threadpools import register
 
-__all__ = [
-    "register",
-]
+__all__ = ["register"]

@@ -46,7 +46,7 @@ cdef class SlabCore:
     cdef object states_of(self, int64_t n, const int64_t *places)
     cdef int put_back(self, object states, int64_t n, const int64_t *places) except -1
     cdef int call(self, Scratch s, int64_t n, const int64_t *places, object x, object out) except -1
-    cdef int advance(self, int64_t n, const int64_t *places, int64_t position, int64_t span, list columns,
+    cdef int advance(self, int64_t n, int64_t *places, int64_t position, int64_t span, list columns,
                      int64_t most, bint final) except -1
     cdef int advance_ragged(self, places, positions, lengths, list columns, int64_t most, bint final) except -1
 

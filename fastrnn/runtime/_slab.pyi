@@ -2,6 +2,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+
 from ..compile.lowering.attention import Context
 from ._executor import Program
 from .arguments import Argument
@@ -34,6 +36,7 @@ class StreamParts:
     many: tuple[bool, ...]
     batch: int
     room: int
+    def last_inputs(self, batch_size: int | None, still: list[np.ndarray] | None) -> list[np.ndarray]: ...
 
 class SlabCore:
     _parts: StreamParts

@@ -21,6 +21,8 @@ from fastrnn.runtime._executor cimport FLOPS_WATCHED, Program
 
 import numpy as np
 
+from ..errors import StreamError
+
 cnp.import_array()
 
 cdef int64_t MOST_STEPS = 64  # of one call
@@ -91,6 +93,14 @@ cdef class StreamParts:
         else:
             now = new if steps else (0,) * len(new)
         return tuple([k if o.timed else value for o, k, value in zip(self.outputs, new, now)])
+
+    def last_inputs(self, batch_size, still):
+        """Chunks of no steps of all inputs, with which a sequence ends; still : the last arrays of `self.still`."""
+        if self.still and not still:
+            text = "flush before the first step, with inputs unknown that have no time axis"
+            raise StreamError(f"{self.program.plan.graph.name}: {text}")
+        last = iter(still or ())
+        return [next(last) if a in self.still else np.empty(a.chunk_shape(batch_size, 0), a.dtype) for a in self.inputs]
 
     cdef list room_for(self, tuple comes, object batch_size, bint one):
         """A new array for each output, of as many steps as `brought` says; one: for the answer to a single step."""
@@ -188,7 +198,7 @@ cdef class SlabCore:
         finally:
             program.give(s)
 
-    cdef int advance(self, int64_t n, const int64_t *places, int64_t position, int64_t span, list columns,
+    cdef int advance(self, int64_t n, int64_t *places, int64_t position, int64_t span, list columns,
                      int64_t most, bint final) except -1:
         """Take n rows, all at one position, `span` steps further.
 
@@ -247,7 +257,7 @@ cdef class Rows:
 
     cdef SlabCore core
     cdef int64_t n, most, total  # rows; those of one call of the program; steps of all rows
-    cdef const int64_t *place  # NULL: the first n
+    cdef int64_t *place  # NULL: the first n
     cdef int64_t position, span  # of all rows, if those of each are NULL
     cdef const int64_t *positions
     cdef const int64_t *length
@@ -306,24 +316,17 @@ cdef class Rows:
             side = &self.sides[i]
             side.step, side.timed, side.batched = p.traits[i].step, p.traits[i].timed, p.traits[i].batched
             column = columns[i]
-            if isinstance(column, list):
-                side.rows = self.pointers + i * self.n
-                for r in range(self.n):
-                    side.rows[r] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> (<list> column)[self.source[r]])
-                continue
-            side.base = <char *> cnp.PyArray_DATA(<cnp.ndarray?> column)
-            if side.batched and self.n:
-                side.apart = cnp.PyArray_NBYTES(<cnp.ndarray> column) // self.n
+            if not isinstance(column, list):
+                side.base = <char *> cnp.PyArray_DATA(<cnp.ndarray?> column)
+                side.apart = cnp.PyArray_NBYTES(<cnp.ndarray> column) // max(self.n, 1) if side.batched else 0
             if self.source != NULL:
                 side.rows = self.pointers + i * self.n
                 for r in range(self.n):
-                    side.rows[r] = side.base + self.source[r] * side.apart
+                    if side.base != NULL:
+                        side.rows[r] = side.base + self.source[r] * side.apart
+                    else:
+                        side.rows[r] = <char *> cnp.PyArray_DATA(<cnp.ndarray?> (<list> column)[self.source[r]])
         return 0
-
-    cdef inline const int64_t *place_of(self, int64_t row) noexcept:
-        if self.place == NULL:
-            return NULL
-        return self.place + row
 
     cdef inline int64_t length_of(self, int64_t row) noexcept:
         return self.span if self.length == NULL else self.length[row]
@@ -365,7 +368,7 @@ cdef class Rows:
     cdef int guess(self, int64_t first, int64_t rows, int64_t position) except -1:
         """Values over time, of rows that have no more steps: as they are if the sequences end here. The states, and
         the outputs that have come, stay."""
-        cdef const int64_t *place = self.place_of(first)
+        cdef int64_t *place = NULL if self.place == NULL else self.place + first
         now = self.core.states_of(rows, place)
         self.call(first, rows, 0, position, True, True)
         return self.core.put_back(now, rows, place)
@@ -391,7 +394,7 @@ cdef class Rows:
                 self.begin(program, program.work(s) // (max(n, 1) * rows))
             for i in range(p.n_sides):
                 s.base[i] = self.memory_of(&self.sides[i], first, rows, i < p.n_in, guess)
-            program.call(s, self.core.slab_data, self.place_of(first))
+            program.call(s, self.core.slab_data, NULL if self.place == NULL else self.place + first)
         finally:
             program.give(s)
         for i in range(p.n_sides):

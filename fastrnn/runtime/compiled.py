@@ -174,6 +174,12 @@ class Compiled:
         known = {n: argument_of(graph.values[n], steps_one, has_batch) for n in (*inputs, *outputs)}
         return has_batch, [known[n] for n in inputs], [known[n] for n in outputs]
 
+    @property
+    def _sizes_come_later(self) -> str:
+        """Why a stream has no states before its first step."""
+        text = "is known from the first step on: take one, or load the model with sizes="
+        return f"{', '.join(self._open_sizes)} {text}"
+
     def _sized_like(self, x) -> Compiled:
         """This model with the sizes that it leaves open as they are in x, the argument of a stream's step or push.
 

@@ -197,7 +197,7 @@ cdef class StreamCore(SlabCore):
         try:
             self.check_room(span)
             if final:
-                arrays = self._last_inputs()
+                arrays = p.last_inputs(p.batch_size, self.still)
             comes = p.brought(self.steps_done, span, final)
             made = p.room_for(comes, p.batch_size, one)
             self.advance(p.batch, NULL, self.steps_done, span, arrays + made, p.batch, final)
@@ -208,15 +208,3 @@ cdef class StreamCore(SlabCore):
         finally:
             self.busy = False
         return p.seen(comes, made, one)
-
-    cdef list _last_inputs(self):
-        """Chunks of no steps, with the last arrays of inputs without time."""
-        cdef StreamParts p = self._parts
-        if p.still and not self.still:
-            raise StreamError(f"{p.program.plan.graph.name}: flush before the first step, with inputs unknown that "
-                              "have no time axis")
-        still = iter(self.still or ())
-        return [
-            np.empty(a.chunk_shape(p.batch_size, 0), a.dtype) if a.timed or a not in p.still else next(still)
-            for a in p.inputs
-        ]

@@ -114,10 +114,6 @@ class StreamPool(PoolCore):
             return False
         return True
 
-    def _require_open(self, slot) -> None:
-        """StateError if a slot is not open; does not wait for calls of other threads."""
-        self._place(slot)
-
     def _size_like(self, x) -> None:
         """Lay out the slab for the sizes of x, the argument of a step, if the model leaves them open."""
         if self.program is None:
@@ -206,17 +202,8 @@ class StreamPool(PoolCore):
             place = self._place(slot)
             self._require_sizes()
             self._find([slot])
-            parts = self._parts
-            if parts.still and place not in self.still and place not in self.ended:
-                text = "flush before the first step, with inputs unknown that have no time axis"
-                raise StreamError(f"{self.model.name}: {text}")
-            still = iter(self.still.get(place, ()))
-            known = [next(still, None) if a in parts.still else None for a in parts.inputs]
-            columns = [
-                [np.empty(a.chunk_shape(None, 0), a.dtype) if v is None else v]
-                for a, v in zip(parts.inputs, known, strict=True)
-            ]
-            results = self._take(1, np.zeros(1, np.int64), columns, final=True)
+            last = self._parts.last_inputs(None, self.still.get(place))
+            results = self._take(1, np.zeros(1, np.int64), [[v] for v in last], final=True)
         return deliver(results[0], None)
 
     # -- states --
@@ -335,8 +322,7 @@ class StreamPool(PoolCore):
 
     def _require_sizes(self) -> None:
         if self.program is None:
-            text = ", ".join(self.model._open_sizes)
-            raise StateError(f"{text} is known from the first step on: take one, or load the model with sizes=")
+            raise StateError(self.model._sizes_come_later)
 
     @property
     def memory_bytes(self) -> int:

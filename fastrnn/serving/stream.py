@@ -137,8 +137,7 @@ class Stream(StreamCore):
 
     def _require_sizes(self) -> None:
         if self.program is None:
-            text = ", ".join(self.model._open_sizes)
-            raise StreamError(f"{text} is known from the first step on: take one, or load the model with sizes=")
+            raise StreamError(self.model._sizes_come_later)
 
     def snapshot(self, path=None) -> bytes:
         """The stream's state and step count as bytes, for `restore` here or in another process; see `snapshots.py`.
