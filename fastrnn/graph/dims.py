@@ -115,11 +115,12 @@ class Dim:
     def __repr__(self):
         parts = []
         for mono, coef in self.terms.items():
-            factors = [_atom_key(a) if isinstance(a, str) else repr(a) for a in mono]
-            if abs(coef) != 1 or not factors:
-                factors.insert(0, str(abs(coef)))
-            text = "*".join(factors)
-            parts.append(("-" if coef < 0 else "+" if parts else "") + text)
+            factors = [str(abs(coef))] if abs(coef) != 1 or not mono else []
+            for atom in mono:
+                # As in Python: 2*(n)//4 is (2*n)//4, and -(n)//2 is (-n)//2.
+                apart = isinstance(atom, FloorDiv) and (factors or (coef < 0 and not parts))
+                factors.append(f"({atom})" if apart else _atom_key(atom))
+            parts.append(("-" if coef < 0 else "+" if parts else "") + "*".join(factors))
         return "".join(parts)
 
 

@@ -168,6 +168,9 @@ def _attention(walk: Walk, node: Node):
             raise Mixed(f"{what} that has a time axis to the scores of a sequence")
         walk.sequence(node)
         return [q]
+    if walk.symbol == "time" and q is not None and q.axis == 2 and not keys:
+        if node.attrs["causal"] or node.attrs["window"]:
+            raise Mixed("lets a query see keys by its position, and has the same keys at all steps")
     if any(t != q for t in keys) or any(t != _bias_track(walk, node, q, i) for i, t in added):
         raise Mixed(f"brings {walk.symbol} along one axis together with {walk.symbol} along another")
     return [q]

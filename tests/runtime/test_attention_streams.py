@@ -130,6 +130,20 @@ def test_attention_within_a_step_and_to_a_memory_streams_as_it_is():
     assert chunked(model.stream(batch_size=2), data).tobytes() == model(data).tobytes()
 
 
+@pytest.mark.parametrize("how", [{"causal": True}, {"causal": False, "window": 2}])
+def test_positions_in_a_memory_that_has_no_steps_do_not_stream(how):
+    """Each call would count its queries from the first key again."""
+    b = GraphBuilder("positions")
+    x = b.input("x", "float32", BATCH, 1, TIME, 4)
+    memory = b.constant("memory", normal(1, 1, 1, 6, 4))
+    model = Model(b.done(b.add("attention", x, memory, memory, **(PLAIN | how))), threads=1)
+    assert not model.streamable
+    with pytest.raises(fastrnn.StreamError, match="lets a query see keys by its position"):
+        model.stream()
+    data = normal(2, 2, 1, 5, 4)
+    np.testing.assert_allclose(model(data), reference.run(model.graph, {"x": data})[0], rtol=3e-6, atol=3e-6)
+
+
 def test_slots_of_a_pool_are_at_positions_of_their_own():
     model, x = Model(self_attention(), threads=1), normal(1, 3, 12, 8)
     whole = model(x)
