@@ -112,9 +112,9 @@ _REFUSED = [
         ("maxpool_with_argmax_2d_precomputed_pads maxpool_with_argmax_2d_precomputed_strides"),
     ),
     (
-        "Pad: of int32",
-        "integers are not padded",
-        ("edge_pad reflect_pad"),
+        "mode='reflect' of int32",
+        "integers are padded by a number or by their ends",
+        ("reflect_pad"),
     ),
     (
         "mode=",
@@ -194,17 +194,11 @@ _REFUSED = [
     ),
     (
         "coordinate_transformation_mode=",
-        "whole factors alone, in the ways in which PyTorch and Keras resize",
+        "axes are resized in the ways of PyTorch and Keras",
         (
-            "resize_downsample_scales_linear resize_downsample_scales_linear_align_corners "
-            "resize_downsample_scales_linear_half_pixel_symmetric resize_downsample_scales_nearest "
-            "resize_downsample_sizes_linear_pytorch_half_pixel resize_downsample_sizes_nearest "
+            "resize_downsample_scales_linear_align_corners resize_downsample_scales_linear_half_pixel_symmetric "
             "resize_tf_crop_and_resize resize_tf_crop_and_resize_axes_2_3 resize_tf_crop_and_resize_axes_3_2 "
-            "resize_tf_crop_and_resize_extrapolation_value resize_upsample_scales_linear_align_corners "
-            "resize_upsample_scales_linear_half_pixel_symmetric resize_upsample_sizes_nearest "
-            "resize_upsample_sizes_nearest_axes_2_3 resize_upsample_sizes_nearest_axes_3_2 "
-            "resize_upsample_sizes_nearest_ceil_half_pixel resize_upsample_sizes_nearest_floor_align_corners "
-            "resize_upsample_sizes_nearest_round_prefer_ceil_asymmetric"
+            "resize_tf_crop_and_resize_extrapolation_value resize_upsample_scales_linear_half_pixel_symmetric"
         ),
     ),
     (

@@ -109,7 +109,7 @@ _UNARY: dict[str, Callable] = {
 
 def _div(a, b):
     if a.dtype.kind == "i":  # ONNX: integers divide towards zero
-        return np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
+        return a // b + ((a % b != 0) & ((a < 0) != (b < 0)))
     return a / b
 
 

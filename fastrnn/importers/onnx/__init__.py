@@ -15,7 +15,7 @@ Map of this package, in the order in which a file passes through it:
     loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
     positions.py  what depends on step numbers alone: ranges, triangles, masks that a file froze
     recurrent.py attention.py elementwise.py shaping.py products.py einsum.py windows.py resize.py norms.py scatter.py
-    indexing.py sequences.py quantised.py
+    indexing.py integers.py blocks.py sequences.py quantised.py
                   the operators (registry.py)
     states.py     states that the caller threads by hand
 """

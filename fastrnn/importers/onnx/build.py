@@ -351,7 +351,8 @@ class Builder:
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
         """The finished graph, not yet validated."""
         nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
-        requires = (*self.table.assumed.items(), *((dim, 0) for dim in self.table.shortfalls))
+        requires = [*self.table.assumed.items(), *((dim, 0) for dim in self.table.shortfalls)]
+        requires += [(size - whole, 0) for size, whole in self.table.blocks.items()]
         return Graph(
-            name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), requires
+            name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), tuple(requires)
         )

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from ...errors import ModelFormatError, ShapeError
 from ...graph import dims as D
 from ...graph.dims import Dim
-from . import files
+from . import files, integers
 from .nodes import NodeReader
 from .registry import op
 from .symbols import Finding
@@ -182,8 +182,11 @@ def _swish(ctx, n: NodeReader):
 
 @op("Clip", attrs="min max")
 def _clip(ctx, n: NodeReader):
+    bounds = [n.input(i, optional=True) for i in (1, 2)] if n.opset >= 11 else []
     if n.opset < 11:
         low, high = n.attr("min", "float", -_FLOAT_MAX), n.attr("max", "float", _FLOAT_MAX)
+    elif not all(isinstance(v, Const) or v is None for v in bounds) or ctx.kind(n.input(0)) in integers.INTEGERS:
+        return [_bounded(ctx, n, n.input(0), *bounds)]
     else:
         low = _scalar(n.const(1, "min", optional=True), "min", -np.inf)
         high = _scalar(n.const(2, "max", optional=True), "max", np.inf)
@@ -193,6 +196,16 @@ def _clip(ctx, n: NodeReader):
     if np.isnan(low) or np.isnan(high):
         raise ModelFormatError(f"Clip to [{low}, {high}]")
     return [ctx.unary("clip", x, low, high)]
+
+
+def _bounded(ctx, n: NodeReader, x, low, high):
+    """Integers within bounds, or any value within computed ones; either bound may be None."""
+    if any(isinstance(v, Ints) for v in (x, low, high)):
+        _hold(ctx, n, [v for v in (x, low, high) if v is not None])
+    for bound, fn in ((low, "max"), (high, "min")):
+        if bound is not None:
+            x = ctx.one("binary", *ctx.broadcast([x, bound], "Clip"), fn=fn)
+    return x
 
 
 def _scalar(array, name: str, default: float) -> float:
@@ -464,6 +477,8 @@ def cast(ctx, x, target: np.dtype):
         box = np.empty(x.dims, dtype=object)
         box[...] = D.floordiv(dim * factor.numerator, factor.denominator)
         return simplest(box)
+    if name == "bool" and x.dtype in integers.INTEGERS:
+        return ctx.unary("not", ctx.one("binary", x, Const(np.zeros((), x.dtype)), fn="equal"))
     return x if x.dtype == name else ctx.one("cast", x, to=name)
 
 

@@ -24,6 +24,7 @@ from ...graph.dims import Dim
 from .values import Const, Fill, Live, uniform
 
 SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
+PLAIN_SHIFT = 8  # from this length on, a shift by one step is a shift by one step: T // k is 1 for odd k alone
 _LISTED = 64  # numbers of a small constant that are looked at one by one
 _LARGEST = 1 << 16  # elements of a constant that is looked at for one number everywhere
 # Operators whose inputs may be bare scalars of the program.
@@ -117,6 +118,11 @@ class Ledger:
         """Record a `Count`, if the size is free."""
         if isinstance(size, Dim):
             self.counts.append(Count(size, label, text, **how))
+
+    def added(self, size, label: str, steps: int, example: int) -> None:
+        """A node adds steps by number to an axis of `example`."""
+        if steps > 0 and not (steps == 1 and example >= PLAIN_SHIFT):
+            self.count(size, label, f"adds {steps} steps")
 
     def single(self, source: str, axis: int, size, index: int) -> None:
         """One step of `source` is taken at the number `index`."""

@@ -7,6 +7,7 @@ import numpy as np
 from ...errors import ModelFormatError
 from ...graph import dims as D
 from ...graph.dims import Dim
+from . import integers, thaw
 from .nodes import NodeReader, axis_of
 from .registry import OPERATORS, op
 from .shaping import gather_run
@@ -133,8 +134,14 @@ def _gather_nd(ctx, n: NodeReader):
 def _scatter_elements(ctx, n: NodeReader):
     """Along a value of one axis: place j is the update whose index is j, and what it was where there is none. That is
     how a permutation is turned round."""
-    x, index, updates = n.input(0), _indices(ctx, n, 1), n.input(2)
+    x, known, updates = n.input(0), n.input(1), n.input(2)
     n.only("reduction", "string", "none", ("none",))
+    if isinstance(known, Const) and not isinstance(x, Ints) and len(known.dims) == len(x.dims) == len(updates.dims):
+        axis = axis_of(n.attr("axis", "int", 0), len(x.dims))
+        written = _written_by_number(ctx, x, axis, known.array, updates)
+        if written is not None:
+            return [written]
+    index = _indices(ctx, n, 1)
     if len(x.dims) != 1 or len(index.dims) != 1:
         raise Finding(f"into a value of rank {len(x.dims)}")
     axis_of(n.attr("axis", "int", 0), 1)
@@ -143,17 +150,41 @@ def _scatter_elements(ctx, n: NodeReader):
     ctx.equal(updates.dims[0], count, "updates and indices")
     place = ctx.reshape(_within(ctx, index, size), (1, count))
     hits = ctx.one("binary", place, _positions(ctx, size, 0, 2), fn="equal")  # [size, count]
-    hits = ctx.one("cast", hits, to="float32")
-    if updates.dtype != "float32" and updates.dtype not in ("int64", "int32"):
+    if updates.dtype not in ("float32", *integers.INTEGERS):
         raise Finding(f"of {updates.dtype}")
-    # Numbers up to 2^24 go through float32 unharmed: positions do.
-    as_float = updates if updates.dtype == "float32" else ctx.one("cast", updates, to="float32")
-    chosen = ctx.one("where", ctx.one("cast", hits, to="bool"), ctx.reshape(as_float, (1, count)), Const(np.float32(0)))
-    total = ctx.one("reduce", chosen, fn="sum", axes=(1,), keepdims=False)
-    any_hit = ctx.one("cast", ctx.one("reduce", hits, fn="sum", axes=(1,), keepdims=False), to="bool")
-    if updates.dtype != "float32":
-        total = ctx.one("cast", total, to=updates.dtype)
-    return [ctx.one("where", any_hit, total, x)]
+    total = _one_of(ctx, hits, ctx.reshape(updates, (1, count)), 1)
+    counts = ctx.one("reduce", ctx.one("cast", hits, to="float32"), fn="sum", axes=(1,), keepdims=False)
+    return [ctx.one("where", ctx.one("cast", counts, to="bool"), total, x)]
+
+
+def _one_of(ctx, hits, values, axis: int):
+    """The one of `values` along an axis where `hits` is True; 0 if it is nowhere."""
+    chosen = ctx.one("where", hits, values, Const(np.zeros((), values.dtype)))
+    if values.dtype in integers.INTEGERS:
+        return integers.total(ctx, chosen, (axis,), False)
+    return ctx.one("reduce", chosen, fn="sum", axes=(axis,), keepdims=False)
+
+
+def _written_by_number(ctx, x, axis: int, known: np.ndarray, updates):
+    """The updates between what stands before and after them, if known indices count up along the axis and are the same
+    in all rows; None otherwise."""
+    rows = np.moveaxis(known, axis, -1).reshape(-1, known.shape[axis])
+    whole = all(
+        n == ctx.table.example(d) for i, (n, d) in enumerate(zip(known.shape, x.dims, strict=True)) if i != axis
+    )
+    if not whole or not rows.size or (rows != rows[:1]).any() or (np.diff(rows[0]) != 1).any():
+        return None
+    first, last = int(rows[0, 0]), int(rows[0, -1])
+    size = ctx.table.example(x.dims[axis])
+    if first < 0 <= last or not -size <= first or not last < size:
+        raise ModelFormatError(f"indices {first} to {last} outside an axis of {size}")
+    low, high = thaw.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 else thaw.FAR, 1)
+    for i, d in enumerate(x.dims):
+        if i != axis:
+            (updates,) = ctx.alike([updates], i, d, f"updates, axis {i}")
+    ctx.equal(updates.dims[axis], high - low, f"updates, axis {axis}")
+    parts = [ctx.slice(x, axis, 0, low), updates, ctx.slice(x, axis, high, x.dims[axis])]
+    return ctx.concat([ctx.live(p) for p in parts if not (isinstance(p.dims[axis], int) and p.dims[axis] == 0)], axis)
 
 
 @op("OneHot", attrs="axis")
@@ -204,7 +235,9 @@ def _top_k(ctx, n: NodeReader):
     size = x.dims[axis]
     if isinstance(k, int) and isinstance(size, int) and not 0 < k <= size:
         raise ModelFormatError(f"TopK with k={k} of {size}")
-    if isinstance(k, Dim) or (isinstance(size, Dim) and k == ctx.table.example(size) and ctx.table.genuine(size)):
+    if isinstance(k, Dim) and isinstance(size, Dim) and not ctx.table.genuine(size) and isinstance(size - k, Dim):
+        ctx.table.shortfalls.append(D.shortfall(size - k, 0))
+    elif isinstance(k, Dim) or (isinstance(size, Dim) and k == ctx.table.example(size) and ctx.table.genuine(size)):
         ctx.equal(k, size, "k of TopK")
         k = size
     elif k != 1:
@@ -248,9 +281,6 @@ def _ranked(ctx, x, k, axis: int, largest: bool):
     chosen = ctx.one("cast", ctx.one("binary", rank, wanted, fn="equal"), to="float32")  # [.., k, size]
     index = ctx.one("argmax", chosen, axis=last + 1, keepdims=False, last=False, largest=True)
     hit = ctx.one("cast", chosen, to="bool")
-    as_float = columns if x.dtype == "float32" else ctx.one("cast", columns, to="float32")
-    value = ctx.one("where", hit, as_float, Const(np.float32(0)))
-    value = ctx.one("reduce", value, fn="sum", axes=(last + 1,), keepdims=False)
-    value = value if x.dtype == "float32" else ctx.one("cast", value, to=x.dtype)
+    value = _one_of(ctx, hit, columns, last + 1)
     back = [perm.index(i) for i in range(last + 1)]
     return [ctx.transpose(value, back), ctx.transpose(index, back)]

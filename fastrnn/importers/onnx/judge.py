@@ -11,14 +11,13 @@ from math import isclose, log, sqrt
 
 from ...graph import dims as D
 from ...graph.dims import Dim
-from .evidence import SMALL, Count, Ledger, Scalar
+from .evidence import PLAIN_SHIFT, SMALL, Count, Ledger, Scalar
 from .symbols import Symbol, SymbolTable
 
 REMEDY = "export the model with a dynamic axis to free it"
 OVERRULE = "strict=False (--no-strict) frees it nevertheless"
 
 _COMMON = (0.5, 1.0, 2.0, 3.0)  # in every file too, whatever its length
-_PLAIN_SHIFT = 8  # from this length on, a shift by one step is a shift by one step: T // k is 1 for odd k alone
 _MOVES = ("reshape", "transpose", "cast")
 # Ops through which a value that is summed or counted over time stays one.
 _THROUGH = frozenset((*_MOVES, "unary", "binary", "slice", "expand", "concat", "where", "pad"))
@@ -74,7 +73,7 @@ def _shifts(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
     for shift in ledger.shifts:
         example = table.example(shift.size)
         lag = (shift.source, shift.axis, shift.start) in ledger.cuts and shift.start <= example // 4
-        if not lag and not (shift.start == 1 and example >= _PLAIN_SHIFT):
+        if not lag and not (shift.start == 1 and example >= PLAIN_SHIFT):
             yield Count(shift.size, shift.label, f"takes steps from {shift.start} on")
 
 
@@ -136,7 +135,7 @@ def _pads(table: SymbolTable, ctx) -> Iterator[Count]:
         for size, steps in added:
             if isinstance(size, Dim) and isinstance(steps, int) and steps > 0:
                 example = table.example(size)
-                if not (steps == 1 and example >= _PLAIN_SHIFT) and not _windowed(ctx, outputs[0], example, steps):
+                if not (steps == 1 and example >= PLAIN_SHIFT) and not _windowed(ctx, outputs[0], example, steps):
                     yield Count(size, label, f"adds {steps} steps")
 
 

@@ -8,6 +8,7 @@ from ...errors import ModelFormatError
 from ...graph import DTYPES
 from ...graph import dims as D
 from ...graph.dims import Dim
+from . import files
 from .nodes import NodeReader
 from .registry import op
 from .symbols import Finding
@@ -58,6 +59,18 @@ def _number(ctx, value):
     return None
 
 
+def sizes_of(ctx, value: Live) -> list[Dim] | None:
+    """The sizes from which a value is computed; None if it depends on an input of the file."""
+    needed, sizes = {value.name}, list(value.dims)
+    for op_, _, inputs, outputs, attrs in reversed(ctx.nodes):
+        if needed & set(outputs):
+            needed |= {i for i in inputs if i is not None and i not in ctx.constants}
+            needed -= set(outputs)
+            sizes += [*attrs["dims"], attrs["start"]] if op_ == "steps" else ()
+            sizes += attrs["dims"] if op_ == "expand" else ()
+    return None if needed else [d for d in dict.fromkeys(sizes) if isinstance(d, Dim)]
+
+
 def triangle(ctx, dims: tuple, k: int, upper: bool):
     """bool [rows, columns], True where column - row >= k (upper) or <= k: constant for known dims."""
     rows, columns = dims
@@ -81,6 +94,21 @@ def _trilu(ctx, n: NodeReader):
     if x.dtype == "bool":
         return [ctx.one("binary", keep, x, fn="and")]
     return [ctx.one("where", keep, x, Const(np.zeros((), DTYPES[x.dtype])))]
+
+
+@op("EyeLike", attrs="dtype k")
+def _eye_like(ctx, n: NodeReader):
+    x, k, to = n.input(0), n.attr("k", "int", 0), n.attr("dtype", "int")
+    if len(x.dims) != 2 or abs(k) > 1 << 31:
+        raise ModelFormatError(f"EyeLike with k={k} of rank {len(x.dims)}")
+    if to is not None and to not in files.NUMERIC:
+        raise Finding(f"dtype={files.dtype_name(to)}")
+    dtype = ctx.kind(x) if to is None else ctx.dtype(files.NUMERIC[to])
+    upper, lower = triangle(ctx, x.dims, k, True), triangle(ctx, x.dims, k, False)
+    if isinstance(upper, Const):
+        return [Const((upper.array & lower.array).astype(DTYPES[dtype]))]
+    on = ctx.one("binary", upper, lower, fn="and")
+    return [on if dtype == "bool" else ctx.one("cast", on, to=dtype)]
 
 
 def running_count(ctx, x: Fill, axis: int, exclusive: bool):

@@ -7,6 +7,7 @@ import numpy as np
 from ...errors import ModelFormatError
 from ...graph import dims as D
 from ...graph.dims import Dim
+from . import integers
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
@@ -119,10 +120,18 @@ def _reduce(ctx, n: NodeReader):
         x = ctx.one("binary", x, x, fn="mul")
     if name == "ReduceL1":
         x = ctx.unary("abs", x)
+    if axes and x.dtype in integers.INTEGERS:
+        return [_of_integers(ctx, x, name, axes, keepdims)]
     if axes:
         x = ctx.one("reduce", x, fn=_REDUCE.get(name, "sum"), axes=axes, keepdims=keepdims)
     after = {"ReduceL2": "sqrt", "ReduceLogSum": "log"}.get(name)
     return [ctx.unary(after, x) if after else x]
+
+
+def _of_integers(ctx, x, name: str, axes: tuple, keepdims: bool):
+    if name == "ReduceSum":
+        return integers.total(ctx, x, axes, keepdims)
+    return integers.extreme(ctx, x, axes, keepdims, name == "ReduceMax")
 
 
 def _product_of_sizes(n: NodeReader, x: Ints):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil, floor
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from .registry import op
 from .symbols import Finding
 from .values import Const
 
+_HALF = Fraction(1, 2)
+_MOST = 1 << 20  # elements of an axis that are looked up one by one
 _RESIZE = (
     "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value "
     "keep_aspect_ratio_policy mode nearest_mode"
@@ -97,16 +100,58 @@ def _resized(ctx, x, axis: int, factor: Fraction, mode: str, how: str, rounding:
             how in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
             and rounding in ("round_prefer_floor", "round_prefer_ceil")
         )
-        if not plain:
-            raise Finding(f"coordinate_transformation_mode={how!r} with nearest_mode={rounding!r}")
-        return _spread(ctx, [x] * factor.numerator, axis)
+        if plain:
+            return _spread(ctx, [x] * factor.numerator, axis)
     if mode == "nearest" and factor.numerator == 1 and how == "asymmetric" and rounding == "floor":
         step = factor.denominator
         count = D.floordiv(size, step)
         return ctx.slice(x, axis, 0, (count - 1) * step + 1, step)
     if mode == "linear" and factor.denominator == 1 and how in ("half_pixel", "pytorch_half_pixel"):
         return _mixed(ctx, x, axis, factor.numerator)
-    raise Finding(f"mode={mode!r} by {factor} with coordinate_transformation_mode={how!r}")
+    if how not in _PLACES or rounding not in _ROUNDINGS:
+        raise Finding(f"coordinate_transformation_mode={how!r} with nearest_mode={rounding!r}")
+    return _looked_up(ctx, x, axis, factor, mode, how, rounding)
+
+
+# coordinate_transformation_mode -> the place among `old` elements of element i of `new`, `factor` times as many.
+_PLACES = {
+    "asymmetric": lambda i, factor, old, new: i / factor,
+    "half_pixel": lambda i, factor, old, new: (i + _HALF) / factor - _HALF,
+    "pytorch_half_pixel": lambda i, factor, old, new: (i + _HALF) / factor - _HALF if new > 1 else Fraction(0),
+    "align_corners": lambda i, factor, old, new: Fraction(i * (old - 1), new - 1) if new > 1 else Fraction(0),
+}
+_ROUNDINGS = {
+    "floor": floor,
+    "ceil": ceil,
+    "round_prefer_floor": lambda place: ceil(place - _HALF),
+    "round_prefer_ceil": lambda place: floor(place + _HALF),
+}
+
+
+def _looked_up(ctx, x, axis: int, factor: Fraction, mode: str, how: str, rounding: str):
+    """Element by element, at places that the size of the axis gives: it stays the file's."""
+    old = ctx.number(x.dims[axis], f"Resize by {factor}")
+    new = floor(old * factor)
+    if how == "align_corners" and new != old * factor:
+        raise Finding(f"coordinate_transformation_mode={how!r} by {float(factor):g}, which leaves a part of an element")
+    if not 0 < new <= _MOST or old < 1:
+        raise ModelFormatError(f"Resize of {old} elements to {new}")
+    places = [_PLACES[how](Fraction(i), factor, old, new) for i in range(new)]
+    if mode == "nearest":
+        return ctx.one("gather", x, _picks(map(_ROUNDINGS[rounding], places), old), axis=axis)
+    places = [min(max(place, Fraction(0)), Fraction(old - 1)) for place in places]
+    lows = [floor(place) for place in places]
+    weight = np.array([float(place - low) for place, low in zip(places, lows, strict=True)])
+    weight = weight.reshape([new if i == axis else 1 for i in range(len(x.dims))])
+    low, high = (ctx.one("gather", x, _picks((v + k for v in lows), old), axis=axis) for k in (0, 1))
+    low = ctx.one("binary", low, Const((1 - weight).astype(np.float32)), fn="mul")
+    high = ctx.one("binary", high, Const(weight.astype(np.float32)), fn="mul")
+    return ctx.one("binary", low, high, fn="add")
+
+
+def _picks(indices, size: int) -> Const:
+    """Indices within an axis of `size`: those beyond its ends are the ends."""
+    return Const(np.clip(np.array(list(indices), np.int64), 0, size - 1))
 
 
 def _spread(ctx, parts: list, axis: int):

@@ -6,17 +6,23 @@ import numpy as np
 
 from ...errors import ModelFormatError
 from ...graph.dims import Dim
+from . import positions
 from .nodes import NodeReader
 from .registry import op
 from .symbols import Finding
-from .values import Ints
+from .values import Ints, Live
 
 _MAX_INDICES = 1 << 24
 
 
 @op("ScatterND", attrs="reduction")
 def _scatter_nd(ctx, n: NodeReader):
-    x, indices, updates = n.input(0), n.const(1, "indices"), n.input(2)
+    x, updates = n.input(0), n.input(2)
+    if isinstance(n.input(1), Live):
+        sizes = positions.sizes_of(ctx, n.input(1))
+        if sizes and all(map(ctx.table.genuine, sizes)):
+            ctx.table.freeze(sizes, "ScatterND writes at places that are computed from it")
+    indices = n.const(1, "indices")
     n.only("reduction", "string", "none", ("none",))
     if isinstance(x, Ints) or isinstance(updates, Ints):
         raise Finding("scatters into a shape")

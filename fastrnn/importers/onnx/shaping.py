@@ -7,12 +7,13 @@ import numpy as np
 from ...errors import ModelFormatError
 from ...graph import dims as D
 from ...graph.dims import Dim
-from . import files, fold, positions, thaw
+from . import blocks, files, fold, positions, thaw
 from .nodes import NodeReader, axes_of, axis_of
 from .registry import op
 from .symbols import Finding
 from .values import Const, Fill, Ints, Live, Quantized, as_objects, ints, simplest, uniform
 
+_MOST_PLACES = 1 << 16  # integers of a fill that are written out
 _FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
 
@@ -50,7 +51,14 @@ def _resolved(ctx, x, target: list, allowzero: bool):
         if all(isinstance(t, int) for t in target):
             return Ints(x.array.reshape(target))
         raise Finding("reshapes a shape by a size")
-    return ctx.reshape(x, thaw.reshape_dims(ctx, x.dims, target, allowzero))
+    try:
+        return ctx.reshape(x, thaw.reshape_dims(ctx, x.dims, target, allowzero))
+    except Finding:
+        whole = blocks.cut(ctx, x, target, allowzero) if isinstance(x, Live) else None
+        if whole is None:
+            raise
+        x, target = whole
+        return ctx.reshape(x, thaw.reshape_dims(ctx, x.dims, target, allowzero))
 
 
 @op("Flatten", attrs="axis")
@@ -139,6 +147,8 @@ def _concat(ctx, n: NodeReader):
     if axis is None or not values:
         raise ModelFormatError("Concat without axis or inputs")
     axis = axis_of(axis, len(values[0].dims))
+    if not any(isinstance(v, Live) for v in values):
+        values = [_as_known(v) for v in values]
     if all(isinstance(v, (Const, Ints)) for v in values):
         return [simplest(np.concatenate([as_objects(v) for v in values], axis=axis))]
     if any(len(v.dims) != len(values[0].dims) for v in values):
@@ -152,6 +162,14 @@ def _concat(ctx, n: NodeReader):
             values = ctx.alike(values, i, free[0], f"Concat, axis {i}")
     _joined(ctx, values, axis)
     return [ctx.one("concat", *values, axis=axis)]
+
+
+def _as_known(value):
+    """A small fill of one integer as an array; anything else as it is."""
+    small = isinstance(value, Fill) and value.dtype == np.int64 and not isinstance(value.value, Dim)
+    if small and all(isinstance(d, int) for d in value.dims) and D.product(value.dims) <= _MOST_PLACES:
+        return Const(np.full(value.dims, value.value, np.int64))
+    return value
 
 
 def _joined(ctx, values, axis: int) -> tuple:
@@ -177,6 +195,10 @@ def _split(ctx, n: NodeReader):
             raise ModelFormatError(f"num_outputs is {declared}, but there are {count} outputs")
     if parts is None and count == 1:
         return [x]
+    if parts is None and isinstance(size, Dim) and not ctx.table.genuine(size):
+        x = blocks.cut_axis(ctx, x, axis, count)
+        size = x.dims[axis]
+        parts = [D.floordiv(size, count)] * count
     if parts is None:
         size = ctx.number(size, "Split into equal parts")
         if n.opset < 18 and size % count:
@@ -226,8 +248,11 @@ def _gather(ctx, n: NodeReader):
     if part is not None:
         middle = (part.dims[axis],) if len(indices.dims) == 1 else indices.dims
         return [ctx.reshape(part, (*x.dims[:axis], *middle, *x.dims[axis + 1 :]))]
-    size = ctx.number(x.dims[axis], "Gather with constant indices")
-    wanted = indices.array.astype(np.int64)
+    wanted, size = indices.array.astype(np.int64), x.dims[axis]
+    if isinstance(size, Dim) and not ctx.table.genuine(size) and wanted.size and isinstance(x, Live):
+        ctx.table.shortfalls.append(D.shortfall(size, max(int(wanted.max()) + 1, -int(wanted.min()))))
+        return [ctx.one("gather", x, Const(wanted), axis=axis)]
+    size = ctx.number(size, "Gather with constant indices")
     if ((wanted < -size) | (wanted >= size)).any():
         raise ModelFormatError(f"indices outside an axis of {size}")
     if isinstance(x, Fill):

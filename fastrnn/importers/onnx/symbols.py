@@ -71,6 +71,7 @@ class SymbolTable:
         self.joined: set[Dim] = set()  # products that the Reshape at hand made of free ones; `merged` has their parts
         self.declared: set[int] = set()  # numbers that the file declares for axes of its outputs
         self.shortfalls: list[Dim] = []  # what `dims.shortfall` has to find 0: sizes that must not be too small
+        self.blocks: dict[Dim, Dim] = {}  # an open size that is taken to be a multiple of a number -> that multiple
         self._next = _FIRST_INVENTED
 
     # --- making and reading ------------------------------------------------------------------------------------

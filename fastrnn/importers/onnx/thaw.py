@@ -15,7 +15,7 @@ from ...graph.dims import Dim
 from .evidence import SMALL, Shift, part_of
 from .symbols import Finding
 
-_FAR = 2**31 - 1
+FAR = 2**31 - 1
 
 
 def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
@@ -26,7 +26,7 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
     """
     table, size = ctx.table, x.dims[axis]
     if not isinstance(size, Dim) and isinstance(start, int) and isinstance(end, int):
-        found = range(*slice(start, end if abs(end) < 2**62 else (_FAR if end > 0 else -_FAR), step).indices(size))
+        found = range(*slice(start, end if abs(end) < 2**62 else (FAR if end > 0 else -FAR), step).indices(size))
         stop = found.start + len(found) * step if len(found) == 0 else found.stop
         return found.start, stop
     example = table.example(size)
@@ -86,7 +86,7 @@ def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
             ledger.count(size, label, f"takes step {start} by its number", weak=start == example - 1)
         return
     restored = ctx.table.single(high - low) is not None and ctx.table.single(size) is None
-    if 0 <= end < _FAR:
+    if 0 <= end < FAR:
         ledger.count(size, label, f"takes steps up to {end}", weak=end == example)
     elif start == 0 and end < 0:
         ledger.cuts.add((source, axis, -end))

@@ -107,6 +107,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     table.ledger.clear()
     table.assumed.clear()
     table.shortfalls.clear()
+    table.blocks.clear()
     table.declared = {d.dim_value for info in graph.output for d in info.type.tensor_type.shape.dim}
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)

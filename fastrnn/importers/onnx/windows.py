@@ -7,6 +7,7 @@ import numpy as np
 from ...errors import ModelFormatError
 from ...graph import dims as D
 from ...graph.dims import Dim
+from . import integers
 from .nodes import NodeReader, axes_of
 from .registry import op
 from .symbols import Finding
@@ -157,8 +158,9 @@ def _pool(ctx, n: NodeReader):
             ctx.table.freeze(size, "AveragePool with auto_pad") if all(map(ctx.table.genuine, size)) else None
             raise Finding("auto_pad over a free size")
     x, pads = _pads(ctx, n, x, kernel, strides, dilations, -np.inf)
+    adaptive = kernel == strides and _is_adaptive(n, mean, kernel)
     for size, k, stride in zip(x.dims[2:], kernel, strides, strict=True):
-        _note_windows(ctx, size, k, stride, alone=set(kernel) == {1})
+        _note_windows(ctx, size, k, stride, alone=set(kernel) == {1}, adaptive=adaptive)
     attrs = {
         "fn": "mean" if mean else "max", "kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations,
         "ceil": ceil, "count_include_pad": include and mean,
@@ -166,12 +168,26 @@ def _pool(ctx, n: NodeReader):
     return ctx.emit("pool", [x], attrs)
 
 
-def _note_windows(ctx, size, k: int, stride: int, alone: bool) -> None:
+def _is_adaptive(n: NodeReader, mean: bool, kernel: tuple) -> bool:
+    """Whether PyTorch's exporters write adaptive pooling so. The older one leaves out the settings that it writes for
+    plain pooling; the newer one pools sequences as images of one row."""
+    given = n.node.attrs
+    if (
+        "auto_pad" not in given
+        and n.opset >= 10
+        and not ({"pads"} if mean else {"ceil_mode", "dilations"}) & set(given)
+    ):
+        return True
+    return len(kernel) == 2 and kernel[0] == 1 and kernel[1] > 1
+
+
+def _note_windows(ctx, size, k: int, stride: int, alone: bool, adaptive: bool) -> None:
     """Windows that share an axis out evenly may be adaptive pooling, which makes a fixed number of windows of any
-    length; two or three steps wide, they are what models pool by. alone: each window is one element."""
+    length; two or three steps wide, they are what models pool by. alone: each window is one element. adaptive: the node
+    has the form in which exporters write adaptive pooling."""
     if isinstance(size, Dim) and ctx.table.genuine(size):
         example = ctx.table.example(size)
-        if k >= example or alone or (k > 3 and k == stride and example % k == 0):
+        if k >= example or alone or ((k > 3 or (adaptive and k > 1)) and k == stride and example % k == 0):
             ctx.table.ledger.count(size, ctx.label, f"pools {k} of {example} steps at a time")
 
 
@@ -211,19 +227,22 @@ def _pad(ctx, n: NodeReader):
     if isinstance(x, Ints):
         raise Finding("pads a shape")
     x = ctx.live(x)
-    if x.dtype != "float32":
+    ctx.table.ledger.number(float(value), n.node, [x])
+    if x.dtype == "bool":
+        floats = _padded(ctx, ctx.one("cast", x, to="float32"), pads, mode, float(value))
+        return [ctx.one("cast", floats, to="bool")]
+    if x.dtype not in ("float32", *integers.INTEGERS):
         raise Finding(f"of {x.dtype}")
-    ctx.table.ledger.number(value, n.node, [x])
     return [_padded(ctx, x, pads, mode, value)]
 
 
-def _number(array) -> float:
+def _number(array):
     if array is None:
-        return 0.0
+        return 0
     if array.size != 1:
         raise ModelFormatError(f"constant_value must be one number, got {list(array.shape)}")
-    value = float(array.reshape(-1)[0])
-    if np.isnan(value):
+    value = array.reshape(-1)[0].item()
+    if value != value:
         raise Finding("constant_value is NaN")
     return value
 
@@ -245,4 +264,6 @@ def _padded(ctx, x, pads: list, mode: str, value: float):
         more[axis], more[rank + axis] = (0 if low else begin), (0 if high else end)
     if all(isinstance(p, int) and p == 0 for p in more):
         return x
-    return ctx.one("pad", x, pads=tuple(more), mode=mode, value=value)
+    if x.dtype != "float32":
+        return integers.padded(ctx, x, more, mode, value)
+    return ctx.one("pad", x, pads=tuple(more), mode=mode, value=float(value))

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from onnx_text import END, RNN, agrees_with_onnxruntime, dims, model, noise
 
 import fastrnn
-from fastrnn.errors import ModelFormatError, ShapeError, UnsupportedError
+from fastrnn.errors import ModelFormatError, ShapeError
 from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 from fastrnn.importers.onnx.evidence import Policy
@@ -87,11 +87,10 @@ def test_an_open_length_frozen_inside_thaws_behind_a_recurrent_node():
     np.testing.assert_array_equal(got, want[:, 0])
 
 
-def test_an_open_length_in_a_number_without_a_recurrent_node_is_refused():
-    """Nothing says that 3 was the length: at nine rows the file would give [3, 15], not [9, 5]."""
+def test_an_open_length_in_a_number_without_a_recurrent_node_is_cut_into_blocks():
+    """Nothing says that 3 was the length: at nine rows the file gives [3, 15], not [9, 5]."""
     made = model("(float[t,5] x) => (float[3,m] z)", "z = Reshape(x, s)", s=np.int64([3, -1]))
-    with pytest.raises(UnsupportedError, match="leaves open"):
-        import_onnx(made)
+    agrees_with_onnxruntime(made, x=noise(9, 5))
 
 
 def test_a_true_factor_of_an_open_size_is_no_frozen_one():
