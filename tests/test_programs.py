@@ -27,7 +27,6 @@ DATA = Path(__file__).resolve().parent / "data"
 
 # Programs of which no file says what another size would need; each is right at its own size.
 UNKNOWABLE = {
-    "adaptive_average_to_four": "of 12 steps: windows of 3, as plain pooling has them",
     "decay_by_the_length": "0.9 ** 12 is a number like any other",
     "one_row_divided_by_the_batch": "a batch of one: the division is by 1",
     "divided_by_the_batch": "2 is in every file",

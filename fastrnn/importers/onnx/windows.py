@@ -189,6 +189,8 @@ def _note_windows(ctx, size, k: int, stride: int, alone: bool, adaptive: bool) -
         example = ctx.table.example(size)
         if k >= example or alone or ((k > 3 or (adaptive and k > 1)) and k == stride and example % k == 0):
             ctx.table.ledger.count(size, ctx.label, f"pools {k} of {example} steps at a time")
+    elif isinstance(size, Dim) and adaptive:  # the file's own meaning, which is nothing for a sequence without a window
+        ctx.table.shortfalls.append(D.shortfall(size, k))
 
 
 @op("GlobalAveragePool", "GlobalMaxPool")

@@ -346,3 +346,33 @@ def test_a_vector_scaled_by_the_length_holds_it(numbers, held):
         "(float[19,2,3] x) => (float[19,1,2,2] y)", "p = Add(x, v) " + RNN.format(x="p"), v=np.float32(numbers)
     )
     assert (dims(import_onnx(made), "x")[0] == 19) is held
+
+
+POOLS = {  # a pool in the form in which an exporter of PyTorch writes it -> whether it may be adaptive
+    "AveragePool <kernel_shape = [3], strides = [3]> (w)": True,
+    "AveragePool <ceil_mode = 0, count_include_pad = 1, kernel_shape = [3], pads = [0, 0], strides = [3]> (w)": False,
+    "MaxPool <kernel_shape = [3], pads = [0, 0], strides = [3]> (w)": True,
+    "MaxPool <ceil_mode = 0, dilations = [1], kernel_shape = [3], pads = [0, 0], strides = [3]> (w)": False,
+    "AveragePool <kernel_shape = [2], strides = [1]> (w)": False,
+    'AveragePool <auto_pad = "VALID", kernel_shape = [3], strides = [3]> (w)': False,  # as tf2onnx writes it
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_adaptive_pooling_holds_the_length(pool):
+    made = model(
+        "(float[12,4,3] x) => (float[12,1,4,2] y, float[4,3,n] z)",
+        f"w = Transpose <perm = [1, 2, 0]> (x) z = {pool}\n y, h = RNN <hidden_size = 2> (x, W, R)",
+    )
+    assert dims(import_onnx(made), "x") == [12 if POOLS[pool] else "time", "batch", 3]
+
+
+def test_adaptive_pooling_as_an_image_of_one_row_holds_the_length():
+    made = model(
+        "(float[12,4,3] x) => (float[12,1,4,2] y, float[4,3,1,n] z)",
+        """w = Transpose <perm = [1, 2, 0]> (x) v = Unsqueeze(w, axes)
+           z = AveragePool <count_include_pad = 1, pads = [0, 0, 0, 0], kernel_shape = [1, 3], strides = [1, 3]> (v)
+           y, h = RNN <hidden_size = 2> (x, W, R)""",
+        axes=np.int64([2]),
+    )
+    assert dims(import_onnx(made), "x") == [12, "batch", 3]
