@@ -49,7 +49,7 @@ def _attention(ctx, n: NodeReader):
     if softcap < 0:
         raise ModelFormatError(f"softcap is {softcap}")
     if scale is None:
-        scale = 1 / math.sqrt(ctx.number(q.dims[3], "the features of Attention"))
+        scale = 1 / math.sqrt(ctx.number(q.dims[3], "Attention needs a known number of features"))
     inputs, full = [q, k, v], (*q.dims[:3], k.dims[2])
     bias = _bias(ctx, n, full, causal or left >= 0, right if not causal else -1)
     if bias is not None:
@@ -70,7 +70,7 @@ def _split_heads(ctx, x, heads: int, what: str):
     """[batch, length, heads * features] -> [batch, heads, length, features]"""
     if len(x.dims) != 3:
         raise ModelFormatError(f"Q, K and V of unlike ranks: one has {len(x.dims)} axes")
-    size = ctx.number(x.dims[2], "the features of Attention")
+    size = ctx.number(x.dims[2], "Attention needs a known number of features")
     if heads < 1 or size % heads:
         raise ModelFormatError(f"{what} is {heads} for {size} features")
     return ctx.transpose(ctx.reshape(x, (*x.dims[:2], heads, size // heads)), (0, 2, 1, 3))
@@ -89,18 +89,18 @@ def _with_past(ctx, n: NodeReader, k, v) -> tuple:
         if len(old.dims) != 4:
             raise ModelFormatError(f"a cache of rank {len(old.dims)}; 4 is")
         for axis in (0, 1, 3):
-            ctx.equal(old.dims[axis], new.dims[axis], f"axis {axis} of a cache and of what it gets")
+            ctx.equal(old.dims[axis], new.dims[axis], f"a cache must fit what is added to it along axis {axis}")
         joined.append(ctx.one("concat", old, new, axis=2))
-    ctx.equal(past[0].dims[2], past[1].dims[2], "the lengths of the caches")
+    ctx.equal(past[0].dims[2], past[1].dims[2], "the caches must be equally long")
     return *joined, past[0].dims[2]
 
 
 def _tie(ctx, q, k, v) -> None:
     for axis in (0, 1, 2):
-        ctx.equal(k.dims[axis], v.dims[axis], f"axis {axis} of K and V")
-    ctx.equal(q.dims[0], k.dims[0], "the batches of Q and K")
-    ctx.equal(q.dims[3], k.dims[3], "the features of Q and K")
-    heads, key_heads = (ctx.number(x.dims[1], "the heads of Attention") for x in (q, k))
+        ctx.equal(k.dims[axis], v.dims[axis], f"K and V must be equally long along axis {axis}")
+    ctx.equal(q.dims[0], k.dims[0], "Q and K must have equal batches")
+    ctx.equal(q.dims[3], k.dims[3], "Q and K must have equally many features")
+    heads, key_heads = (ctx.number(x.dims[1], "Attention needs a known number of heads") for x in (q, k))
     if key_heads < 1 or heads % key_heads:
         raise ModelFormatError(f"{heads} heads of Q over {key_heads} of K")
 
@@ -115,7 +115,7 @@ def _bias(ctx, n: NodeReader, full: tuple, bounded: bool, right: int):
         if bounded:
             raise Finding("nonpad_kv_seqlen with a causal mask or a window: each row would have its own offset")
         lengths = ctx.live(lengths)
-        ctx.equal(lengths.dims[0], full[0], "the rows of nonpad_kv_seqlen")
+        ctx.equal(lengths.dims[0], full[0], "nonpad_kv_seqlen must have an entry for each row")
         if lengths.dtype != "int64":
             lengths = ctx.one("cast", lengths, to="int64")
         numbers = ctx.reshape(ctx.positions(full[3]), (1, 1, 1, full[3]))

@@ -44,6 +44,7 @@ class Builder:
         self.labels: set[str] = set()
         self.label = "graph"
         self.half = False
+        self.by_torch = False  # whether one of PyTorch's exporters wrote the file
         self.cells = 0
         self._shared: dict[tuple, str] = {}
         self._positions: dict[object, Live] = {}
@@ -234,7 +235,7 @@ class Builder:
             if ones and len(ones) < len(sizes):
                 self.table.freeze(ones, f"{what} broadcasts it")
             for d in sizes[1:]:
-                self.equal(sizes[0], d, f"{what} of unlike sizes")
+                self.equal(sizes[0], d, f"{what} needs sizes that are equal or 1")
         self._once(values, rank)
         return values
 

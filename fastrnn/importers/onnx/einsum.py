@@ -24,7 +24,7 @@ def _einsum(ctx, n: NodeReader):
     sizes: dict = {}
     for k, (term, value) in enumerate(zip(terms, values, strict=True)):
         for letter, d in zip(term, value.dims, strict=True):
-            ctx.equal(sizes.setdefault(letter, d), d, f"the axis {letter!r} of Einsum")
+            ctx.equal(sizes.setdefault(letter, d), d, f"the sizes named {letter!r} in Einsum must be equal")
         terms[k], values[k] = _diagonal(ctx, term, value)
     while len(terms) > 1:
         kept = set(out).union(*terms[2:])

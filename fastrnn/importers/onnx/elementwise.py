@@ -346,7 +346,7 @@ def _hold(ctx, n: NodeReader, values) -> None:
     that it leaves open, and those that meet live values, are computed with as values."""
     sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
     if all(isinstance(v, (Ints, Const)) for v in values) and all(ctx.table.genuine(d) for d in sizes):
-        ctx.table.freeze(sizes, f"{n.node.op} of a size")
+        ctx.table.freeze(sizes, f"{n.node.op} is computed from it")
 
 
 @op("PRelu")
@@ -461,7 +461,7 @@ def cast(ctx, x, target: np.dtype):
             number = ctx.number_of(x.array.flat[0], ctx.dtype(target))
             return ctx.reshape(number, x.dims)
         if target.kind == "b":
-            ctx.table.freeze(list(x.array.flat), "a size is asked whether it is 0")
+            ctx.table.freeze(list(x.array.flat), "it is cast to bool")
         x = ctx.live(x)
     if isinstance(x, Fill):
         if isinstance(x.value, Dim):

@@ -36,11 +36,14 @@ _SCALAR_OPS = frozenset(
 @dataclass(frozen=True)
 class Policy:
     """What the caller allows. thaw: frozen sizes may be freed at all. strict: weak evidence holds a size too.
-    compared: the caller compares the model with its source at other sizes, so that no evidence is looked at."""
+    compared: the caller compares the model with its source at other sizes, so that no evidence is looked at. remedy,
+    overrule: what the caller can do about a size that stays; overrule: "" if nothing passes weak evidence over."""
 
     thaw: bool = True
     strict: bool = True
     compared: bool = False
+    remedy: str = "export the model with a dynamic axis to free it"
+    overrule: str = "strict=False (--no-strict) frees it nevertheless"
 
 
 @dataclass(frozen=True)

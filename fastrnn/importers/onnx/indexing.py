@@ -80,7 +80,7 @@ def _gather_elements(ctx, n: NodeReader):
         if i != axis and isinstance(x.dims[i], int) and isinstance(index.dims[i], int) and index.dims[i] > x.dims[i]:
             raise ModelFormatError(f"indices [{', '.join(map(str, index.dims))}] into a value of {x.dims[i]}")
         if i != axis and (isinstance(x.dims[i], Dim) or isinstance(index.dims[i], Dim)):
-            ctx.equal(index.dims[i], x.dims[i], f"indices, axis {i}")
+            ctx.equal(index.dims[i], x.dims[i], f"axis {i} of the indices must be as long as that of the data")
         part = _within(ctx, index, x.dims[i]) if i == axis else _positions(ctx, index.dims[i], i, rank)
         flat = _added(ctx, flat, part, D.product(x.dims[i + 1 :]))
     if flat.dims != index.dims:
@@ -115,12 +115,12 @@ def _gather_nd(ctx, n: NodeReader):
             return [run]
     x, index = ctx.live(n.input(0)), _indices(ctx, n, 1)
     rank = len(index.dims)
-    depth = ctx.number(index.dims[-1], "the indices of GatherND") if rank else 0
+    depth = ctx.number(index.dims[-1], "GatherND needs indices of a known depth") if rank else 0
     if not 0 <= batch < rank or not 1 <= depth <= len(x.dims) - batch:
         raise ModelFormatError(f"indices [{', '.join(map(str, index.dims))}] into a value of rank {len(x.dims)}")
     flat = None
     for i in range(batch):
-        ctx.equal(index.dims[i], x.dims[i], f"indices, axis {i}")
+        ctx.equal(index.dims[i], x.dims[i], f"axis {i} of the indices must be as long as that of the data")
         flat = _added(ctx, flat, _positions(ctx, x.dims[i], i, rank - 1), D.product(x.dims[i + 1 : batch + depth]))
     for k in range(depth):
         part = ctx.reshape(ctx.slice(index, rank - 1, k, k + 1), index.dims[:-1])
@@ -147,7 +147,7 @@ def _scatter_elements(ctx, n: NodeReader):
     axis_of(n.attr("axis", "int", 0), 1)
     x, updates = ctx.live(x), ctx.live(updates)
     size, count = x.dims[0], index.dims[0]
-    ctx.equal(updates.dims[0], count, "updates and indices")
+    ctx.equal(updates.dims[0], count, "there must be as many updates as indices")
     place = ctx.reshape(_within(ctx, index, size), (1, count))
     hits = ctx.one("binary", place, _positions(ctx, size, 0, 2), fn="equal")  # [size, count]
     if updates.dtype not in ("float32", *integers.INTEGERS):
@@ -181,8 +181,8 @@ def _written_by_number(ctx, x, axis: int, known: np.ndarray, updates):
     low, high = thaw.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 else thaw.FAR, 1)
     for i, d in enumerate(x.dims):
         if i != axis:
-            (updates,) = ctx.alike([updates], i, d, f"updates, axis {i}")
-    ctx.equal(updates.dims[axis], high - low, f"updates, axis {axis}")
+            (updates,) = ctx.alike([updates], i, d, f"axis {i} of the updates must be as long as that of the data")
+    ctx.equal(updates.dims[axis], high - low, f"axis {axis} of the updates must be as long as that of the indices")
     parts = [ctx.slice(x, axis, 0, low), updates, ctx.slice(x, axis, high, x.dims[axis])]
     return ctx.concat([ctx.live(p) for p in parts if not (isinstance(p.dims[axis], int) and p.dims[axis] == 0)], axis)
 
@@ -238,7 +238,7 @@ def _top_k(ctx, n: NodeReader):
     if isinstance(k, Dim) and isinstance(size, Dim) and not ctx.table.genuine(size) and isinstance(size - k, Dim):
         ctx.table.shortfalls.append(D.shortfall(size - k, 0))
     elif isinstance(k, Dim) or (isinstance(size, Dim) and k == ctx.table.example(size) and ctx.table.genuine(size)):
-        ctx.equal(k, size, "k of TopK")
+        ctx.equal(k, size, "TopK takes all elements of it")
         k = size
     elif k != 1:
         ctx.table.ledger.count(size, ctx.label, f"takes the {k} largest")

@@ -14,9 +14,6 @@ from ...graph.dims import Dim
 from .evidence import PLAIN_SHIFT, SMALL, Count, Ledger, Scalar
 from .symbols import Symbol, SymbolTable
 
-REMEDY = "export the model with a dynamic axis to free it"
-OVERRULE = "strict=False (--no-strict) frees it nevertheless"
-
 _COMMON = (0.5, 1.0, 2.0, 3.0)  # in every file too, whatever its length
 _MOVES = ("reshape", "transpose", "cast")
 # Ops through which a value that is summed or counted over time stays one.
@@ -33,11 +30,14 @@ def verdicts(table: SymbolTable, ctx) -> list[tuple[Symbol, str]]:
     free = [s for s in table.roots() if s.genuine and s.final is None and s.axis >= 0]
     found: dict[str, tuple[Symbol, str]] = {}
 
+    overrule = ledger.policy.overrule
+
     def holds(sym: Symbol, text: str, weak: bool) -> None:
         if weak and not ledger.policy.strict:
             ledger.overruled.append(f"{sym.label} is freed from {sym.example}, although {text}")
         else:
-            found.setdefault(sym.name, (sym, f"{text}; {REMEDY}" + (f", or {OVERRULE}" if weak else "")))
+            more = f", or {overrule}" if weak and overrule else ""
+            found.setdefault(sym.name, (sym, f"{text}; {ledger.policy.remedy}{more}"))
 
     for count in _counts(ledger, table, ctx, free):
         for sym in table.of(count.size):

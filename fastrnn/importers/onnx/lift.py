@@ -174,7 +174,7 @@ class Lift:
         """With the number of the step as index, a step of a sequence: the sequence itself, its steps brought first."""
         table, index, axis = self._of(names[0]), names[1], attrs["axis"]
         if index in self.counters and not self._differs(names[0]):
-            self.ctx.equal(table.dims[axis], self.steps, "the steps of a sequence")
+            self.ctx.equal(table.dims[axis], self.steps, "a sequence must have as many steps as the loop")
             first = self.ctx.transpose(table, (axis, *(a for a in range(len(table.dims)) if a != axis)))
             return self.ctx.reshape(first, (self.steps, *dims))
         if not self._differs(index):

@@ -75,7 +75,7 @@ def _scan(ctx, n: NodeReader, body: Body) -> list:
         x = ctx.live(n.input(carried + k))
         axis = axis_of(axes[k], len(x.dims))
         if scanned:
-            ctx.equal(scanned[0].dims[0], x.dims[axis], "the steps of two scanned inputs")
+            ctx.equal(scanned[0].dims[0], x.dims[axis], "scanned inputs must have equally many steps")
         x = ctx.transpose(x, (axis, *(a for a in range(len(x.dims)) if a != axis)))
         scanned.append(ctx.slice(x, 0, x.dims[0] - 1, -1, -1) if turned[k] else x)
     loop = _Steps(ctx, n, body, scanned[0].dims[0], [n.input(k) for k in range(carried)])
@@ -335,7 +335,7 @@ class _Steps:
                 self.start[name] = same or self.ctx.one("expand", start, dims=dims)
                 return self._widen()
             for a, b in zip(before, dims, strict=True):
-                self.ctx.equal(a, b, f"the carried value {name!r} from one step to the next")
+                self.ctx.equal(a, b, f"the carried value {name!r} must keep its size from step to step")
         del self.ctx.nodes[mark:]
         self.ctx.labels = labels
         return None

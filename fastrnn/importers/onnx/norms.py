@@ -20,7 +20,7 @@ def _channels(ctx, x, value, what: str):
     """A parameter a channel as [C, 1..]: it then broadcasts over x [B, C, L..]."""
     if len(value.dims) != 1:
         raise ModelFormatError(f"{what} has dims {list(map(str, value.dims))}")
-    ctx.equal(value.dims[0], x.dims[1], f"{what} a channel")
+    ctx.equal(value.dims[0], x.dims[1], f"{what} must have a number for each channel")
     return ctx.reshape(value, (x.dims[1],) + (1,) * (len(x.dims) - 2))
 
 
@@ -48,7 +48,7 @@ def _instance_norm(ctx, n: NodeReader):
 def _group_norm(ctx, n: NodeReader):
     x, epsilon, groups = _image(ctx, n), n.attr("epsilon", "float", 1e-5), n.attr("num_groups", "int", 0)
     n.attr("stash_type", "int", 1)  # in which precision the statistics are kept: float32 or better here
-    channels = ctx.number(x.dims[1], "the channels of GroupNormalization")
+    channels = ctx.number(x.dims[1], "GroupNormalization needs a known number of channels")
     if groups < 1 or channels % groups:
         raise ModelFormatError(f"num_groups is {groups} for {channels} channels")
     grouped = ctx.reshape(x, (x.dims[0], groups, channels // groups, *x.dims[2:]))
@@ -94,7 +94,7 @@ def _skip_layer_norm(ctx, n: NodeReader):
         total = ctx.one("binary", *ctx.broadcast([total, bias], n.node.op), fn="add")
     for part in (gamma, beta):
         if part is not None:
-            ctx.equal(part.dims[-1], total.dims[-1], "a parameter of SkipLayerNormalization")
+            ctx.equal(part.dims[-1], total.dims[-1], "the weights of SkipLayerNormalization must fit the last axis")
     attrs = {"axis": len(total.dims) - 1, "epsilon": epsilon}
     return [ctx.emit("layer_norm", [total, gamma, beta], attrs)[0], None, None, total]
 

@@ -41,7 +41,7 @@ def matmul(ctx, a, b):
     """numpy.matmul of two values, their inner sizes tied together."""
     if not a.dims or not b.dims:
         raise ModelFormatError("MatMul of a scalar")
-    ctx.equal(a.dims[-1], b.dims[-2] if len(b.dims) > 1 else b.dims[0], "the inner sizes of MatMul")
+    ctx.equal(a.dims[-1], b.dims[-2] if len(b.dims) > 1 else b.dims[0], "the sizes that MatMul sums over must be equal")
     if len(a.dims) > 2 and len(b.dims) > 2:
         _tie_batches(ctx, a.dims[:-2], b.dims[:-2])
     return ctx.one("matmul", a, b)
@@ -54,7 +54,7 @@ def _tie_batches(ctx, left: tuple, right: tuple) -> None:
         ones = [v for v in (d, e) if isinstance(v, Dim) and ctx.table.example(v) == 1]
         if len(ones) == 1:
             ctx.table.freeze(ones, "MatMul broadcasts it")
-        ctx.equal(d, e, "MatMul of unlike batches")
+        ctx.equal(d, e, "MatMul needs equal leading sizes")
 
 
 @op("Gemm", attrs="alpha beta transA transB")
@@ -104,7 +104,7 @@ def _reduce(ctx, n: NodeReader):
     if name == "ReduceProd" and isinstance(x, Ints) and x.array.ndim == 1:
         return [_product_of_sizes(n, x)]
     if isinstance(x, Ints):
-        ctx.table.freeze(list(x.array.flat), f"{name} of a size")
+        ctx.table.freeze(list(x.array.flat), f"{name} is computed from it")
     x, axes = ctx.live(x), n.axes(1, _AXES_INPUT[name])
     keepdims, noop = bool(n.attr("keepdims", "int", 1)), n.attr("noop_with_empty_axes", "int", 0)
     if x.dtype != "float32" and name not in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"):
@@ -145,7 +145,7 @@ def _multiplied(ctx, x, axes: tuple, keepdims: bool):
     """The product over axes of known sizes: halves by halves."""
     kept = tuple(1 if i in axes else d for i, d in enumerate(x.dims))
     for axis in axes:
-        size = ctx.number(x.dims[axis], "ReduceProd")
+        size = ctx.number(x.dims[axis], "ReduceProd multiplies all elements of it")
         if size == 0 or size > 4096:
             raise Finding(f"ReduceProd over {size}")
         while size > 1:
@@ -209,7 +209,7 @@ def _layer_norm(ctx, n: NodeReader):
             raise ModelFormatError(f"{what} has dims {list(map(str, value.dims))}")
         for d, e in zip(value.dims[::-1], tail[::-1], strict=False):
             if not (isinstance(d, int) and d == 1):
-                ctx.equal(d, e, f"{what} of LayerNormalization")
+                ctx.equal(d, e, f"{what} of LayerNormalization must fit the normalized axes")
         inputs.append(value)
     return [ctx.emit("layer_norm", inputs, {"axis": axis, "epsilon": epsilon})[0]]
 
@@ -229,7 +229,7 @@ def _batch_norm(ctx, n: NodeReader):
     channels = arrays[0].shape
     if len(channels) != 1 or any(a.shape != channels for a in arrays) or len(x.dims) < 2:
         raise ModelFormatError(f"BatchNormalization with {[list(a.shape) for a in arrays]} over rank {len(x.dims)}")
-    ctx.equal(x.dims[1], channels[0], "the channels of BatchNormalization")
+    ctx.equal(x.dims[1], channels[0], "the channels must fit the weights of BatchNormalization")
     # Folded in float64: x*factor + shift then rounds as little as the form with mean and variance.
     scale, bias, mean, var = (a.astype(np.float64) for a in arrays)
     if (var + epsilon <= 0).any():
@@ -247,7 +247,7 @@ def _live_norm(ctx, x, parts: list, epsilon: float):
     for part in parts:
         if len(part.dims) != 1:
             raise ModelFormatError(f"BatchNormalization with a parameter of rank {len(part.dims)}")
-        ctx.equal(part.dims[0], x.dims[1], "the channels of BatchNormalization")
+        ctx.equal(part.dims[0], x.dims[1], "the channels must fit the weights of BatchNormalization")
         shaped.append(ctx.reshape(part, (x.dims[1],) + (1,) * (len(x.dims) - 2)))
     scale, bias, mean, var = shaped
     spread = ctx.one("binary", var, Const(np.float32(epsilon).reshape(())), fn="add")

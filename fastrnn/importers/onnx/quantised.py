@@ -38,7 +38,7 @@ def _along(ctx, x, value: np.ndarray, axis: int) -> np.ndarray:
     if value.ndim != 1:
         raise Finding("scales in blocks")
     axis = axis_of(axis, len(x.dims))
-    ctx.equal(x.dims[axis], len(value), "a scale a channel")
+    ctx.equal(x.dims[axis], len(value), "there must be a scale for each channel")
     return value.reshape((len(value),) + (1,) * (len(x.dims) - axis - 1))
 
 

@@ -133,7 +133,7 @@ def _state(ctx, value, d: int, directions: int, dims: tuple, layout: int, what: 
         if (part == 0).all():
             return None
         if (part != part[:1]).any():
-            ctx.equal(batch, len(part), f"{what} is a constant of {len(part)} unlike rows")
+            ctx.equal(batch, len(part), f"{what} is a constant of {len(part)} different rows")
             return Const(part)
         part = part[:1]
         return ctx.one("expand", Const(part), dims=(batch, hidden)) if (batch != 1) else Const(part)
@@ -173,15 +173,15 @@ def _lengths(ctx, value, time, batch):
     if isinstance(value, Const):
         if value.array.dtype.kind not in "iu":
             raise ModelFormatError(f"sequence_lens must be integers, got {value.array.dtype}")
-        ctx.equal(batch, len(value.array), "constant sequence_lens")
-        ctx.number(time, "constant sequence_lens")
+        ctx.equal(batch, len(value.array), "sequence_lens is constant")
+        ctx.number(time, "sequence_lens is constant")
         if (value.array < 0).any() or (value.array > time).any():
             raise ModelFormatError(f"sequence_lens {value.array.tolist()} outside [0, {time}]")
         return Const(value.array.astype(np.int64))
     live = ctx.live(value)
     if live.dtype not in ("int32", "int64"):
         raise ModelFormatError(f"sequence_lens must be integers, got {live.dtype}")
-    ctx.equal(live.dims[0], batch, "sequence_lens against the batch")
+    ctx.equal(live.dims[0], batch, "sequence_lens must have an entry for each row")
     return live if live.dtype == "int64" else ctx.one("cast", live, to="int64")
 
 
@@ -196,7 +196,7 @@ def _recurrent(ctx, n: NodeReader, kind: str) -> list:
     w = n.const(1, "W")
     if w.ndim != 3 or w.shape[2] < 1:
         raise ModelFormatError(f"W must be [directions, {gates}*hidden, input], got {list(w.shape)}")
-    ctx.equal(x.dims[2], w.shape[2], "the last axis of X against W")
+    ctx.equal(x.dims[2], w.shape[2], "the features of X must fit the weights W")
     time, batch, size = x.dims
     rows = gates * hidden
     w = _weight(n, 1, "W", (directions, rows, size))

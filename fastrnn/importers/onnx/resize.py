@@ -193,7 +193,7 @@ def _depth_to_space(ctx, n: NodeReader):
     if len(x.dims) != 4 or block < 1:
         raise ModelFormatError(f"DepthToSpace by {block} of rank {len(x.dims)}")
     b, c, h, w = x.dims
-    inner = ctx.number(c, "the channels of DepthToSpace")
+    inner = ctx.number(c, "DepthToSpace needs a known number of channels")
     if inner % (block * block):
         raise ModelFormatError(f"DepthToSpace by {block} of {inner} channels")
     c = inner // (block * block)
@@ -208,7 +208,7 @@ def _space_to_depth(ctx, n: NodeReader):
     if len(x.dims) != 4 or block < 1:
         raise ModelFormatError(f"SpaceToDepth by {block} of rank {len(x.dims)}")
     b, c, h, w = x.dims
-    rows, columns = (ctx.number(d, "SpaceToDepth") for d in (h, w))
+    rows, columns = (ctx.number(d, "SpaceToDepth needs a known size") for d in (h, w))
     if rows % block or columns % block:
         raise ModelFormatError(f"SpaceToDepth by {block} of {rows} x {columns}")
     x = ctx.reshape(x, (b, c, rows // block, block, columns // block, block))

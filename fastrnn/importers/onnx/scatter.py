@@ -44,7 +44,7 @@ def _scatter_nd(ctx, n: NodeReader):
     for k, (start, stop) in enumerate(box):
         d = x.dims[k]
         if isinstance(d, Dim) and not (start == 0 and stop == sizes[k]):
-            ctx.table.freeze([d], "ScatterND writes a part of it")
+            ctx.table.freeze([d], "ScatterND writes to a part of it")
     tail = x.dims[depth:]
     # The box, axis by axis: a whole axis that is free stays free.
     shape = tuple(
@@ -54,7 +54,7 @@ def _scatter_nd(ctx, n: NodeReader):
     if len(updates.dims) != len(outer) + len(tail):
         raise ModelFormatError(f"updates of rank {len(updates.dims)} for indices {list(indices.shape)}")
     for got, wanted in zip(updates.dims[len(outer) :], tail, strict=True):
-        ctx.equal(got, wanted, "updates of ScatterND")
+        ctx.equal(got, wanted, "the updates of ScatterND must fit its data")
     updates = _as_box(ctx, updates, outer, shape, tail)
     return [_written(ctx, x, updates, box, 0)]
 
@@ -80,7 +80,9 @@ def _as_box(ctx, updates, outer: tuple, shape: tuple, tail: tuple):
     if plain != [d for d in shape if not (isinstance(d, int) and d == 1)] and ones:
         # Free at one side only, as where an exporter wrote the batch of one into the indices.
         fixed = [d for d in head if isinstance(d, Dim)]
-        ctx.table.freeze(fixed or [d for d in shape if isinstance(d, Dim)], "ScatterND with indices of one size")
+        ctx.table.freeze(
+            fixed or [d for d in shape if isinstance(d, Dim)], "the indices of ScatterND are for this size"
+        )
     return ctx.reshape(ctx.live(updates), (*shape, *tail))
 
 

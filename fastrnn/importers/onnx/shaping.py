@@ -83,7 +83,7 @@ def _squeeze(ctx, n: NodeReader):
         axes = [i for i, d in enumerate(x.dims) if isinstance(d, int) and d == 1]
     axes = axes_of(axes, len(x.dims))
     for a in axes:
-        ctx.equal(x.dims[a], 1, f"Squeeze of axis {a}")
+        ctx.equal(x.dims[a], 1, f"Squeeze removes axis {a}, which must be 1 long")
         if isinstance(x.dims[a], Dim):  # taken to be 1, which the graph requires
             x = ctx.slice(x, a, 0, 1)
     dims = [d for i, d in enumerate(x.dims) if i not in axes]
@@ -159,7 +159,7 @@ def _concat(ctx, n: NodeReader):
     for i in range(len(values[0].dims)):
         free = [v.dims[i] for v in values if isinstance(v.dims[i], Dim)]
         if i != axis and free:
-            values = ctx.alike(values, i, free[0], f"Concat, axis {i}")
+            values = ctx.alike(values, i, free[0], f"Concat needs equal sizes along axis {i}")
     _joined(ctx, values, axis)
     return [ctx.one("concat", *values, axis=axis)]
 
@@ -178,7 +178,7 @@ def _joined(ctx, values, axis: int) -> tuple:
     for v in values[1:]:
         for i, (a, b) in enumerate(zip(dims, v.dims, strict=True)):
             if i != axis:
-                ctx.equal(a, b, f"Concat, axis {i}")
+                ctx.equal(a, b, f"Concat needs equal sizes along axis {i}")
         dims[axis] = v.dims[axis] + dims[axis]
     return tuple(dims)
 
@@ -200,7 +200,7 @@ def _split(ctx, n: NodeReader):
         size = x.dims[axis]
         parts = [D.floordiv(size, count)] * count
     if parts is None:
-        size = ctx.number(size, "Split into equal parts")
+        size = ctx.number(size, "Split makes equal parts of it")
         if n.opset < 18 and size % count:
             raise ModelFormatError(f"Split of {size} into {count} equal parts")
         chunk = -(-size // count)
@@ -212,7 +212,7 @@ def _split(ctx, n: NodeReader):
     total = 0
     for p in parts:
         total = p + total
-    ctx.equal(size, total, "Split into parts")
+    ctx.equal(size, total, "the parts of Split must add up to it")
     out, at = [], 0
     for p in parts:
         if isinstance(x, Ints):
@@ -229,7 +229,7 @@ def _gather(ctx, n: NodeReader):
     axis = axis_of(n.attr("axis", "int", 0), len(x.dims))
     if isinstance(indices, Ints):
         if indices.array.size != 1 or isinstance(x, Ints):
-            ctx.table.freeze(list(indices.array.flat), "indices that are sizes")
+            ctx.table.freeze(list(indices.array.flat), "it is used as an index")
     elif isinstance(indices, Const):
         if indices.array.dtype not in (np.int64, np.int32):
             raise ModelFormatError(f"indices must be int32 or int64, got {indices.array.dtype}")
@@ -252,7 +252,7 @@ def _gather(ctx, n: NodeReader):
     if isinstance(size, Dim) and not ctx.table.genuine(size) and wanted.size and isinstance(x, Live):
         ctx.table.shortfalls.append(D.shortfall(size, max(int(wanted.max()) + 1, -int(wanted.min()))))
         return [ctx.one("gather", x, Const(wanted), axis=axis)]
-    size = ctx.number(size, "Gather with constant indices")
+    size = ctx.number(size, "Gather takes elements of it by number")
     if ((wanted < -size) | (wanted >= size)).any():
         raise ModelFormatError(f"indices outside an axis of {size}")
     if isinstance(x, Fill):
@@ -289,7 +289,7 @@ def _gather_live(ctx, x, indices, axis: int):
     if indices.dtype not in ("int32", "int64"):
         raise ModelFormatError(f"indices must be int32 or int64, got {indices.dtype}")
     if isinstance(x, Ints):
-        ctx.table.freeze(list(x.array.flat), "a size is chosen by the input")
+        ctx.table.freeze(list(x.array.flat), "the input selects one of several sizes")
     if indices.dtype == "int32":
         indices = ctx.one("cast", indices, to="int64")
     return ctx.one("gather", x, indices, axis=axis)
@@ -366,7 +366,7 @@ def _expand_dims(ctx, dims: tuple, target: list, live: bool = False) -> tuple:
         elif isinstance(d, Dim) and ctx.table.example(d) == 1:
             ctx.table.freeze([d], "Expand broadcasts it")
         else:
-            ctx.equal(d, t, "Expand")
+            ctx.equal(d, t, "Expand needs sizes that are equal or 1")
     return tuple(out)
 
 

@@ -20,7 +20,7 @@ from .evidence import Ledger, Policy
 _FIRST_INVENTED = 1_000_003
 
 
-_NO_STEPS = "no recurrent layer steps along it, nor has it as its batch; an export with that axis dynamic frees it"
+_NO_STEPS = "no recurrent layer steps along it, nor has it as its batch"
 
 
 class Restart(Exception):
@@ -241,7 +241,7 @@ class SymbolTable:
     def hint(self, sym: Symbol, value: int, where: str) -> None:
         """An open symbol gets the number that the exporter wrote for it elsewhere as its example; restart."""
         sym.example, sym.genuine = value, True
-        self.notes[f"hint {sym.name}"] = f"{sym.label} is open, yet {where} has {value} for it"
+        self.notes[f"hint {sym.name}"] = f"{sym.label} is open, but the file has {value} for it: {where}"
         raise Restart
 
     def pin(self, dim, value: int, what: str) -> None:
@@ -284,7 +284,7 @@ class SymbolTable:
         for s in self.roots():
             if s.genuine and (s.role is None or s.axis < 0):  # a number that met no size of an input is a number
                 s.frozen = s.example
-                self.reasons[s.name] = _NO_STEPS
+                self.reasons[s.name] = f"{_NO_STEPS}; {self.policy.remedy}"
                 changed = True
         held = judge(self, ctx)
         for s, reason in held:

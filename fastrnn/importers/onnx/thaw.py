@@ -59,7 +59,7 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
             low = size - 1
     if (high_ex <= low_ex) if step > 0 else (low_ex <= high_ex):
         if table.genuine(size):
-            table.freeze([size], "Slice takes nothing of it")
+            table.freeze([size], "Slice takes no element of it")
         raise Finding(f"Slice [{start}:{end}:{step}] of an axis of the size {size}")
     if isinstance(low, Dim) or isinstance(high, Dim):
         _check_order(ctx, size, low, high, step)
@@ -106,7 +106,7 @@ def _check_order(ctx, size, low, high, step: int) -> None:
     for bound in (low, high):
         rest = size - bound
         if isinstance(rest, Dim) and isinstance(bound, Dim) and D.symbols(rest) - D.symbols(size):
-            ctx.equal(size, bound + ctx.table.example(rest), "Slice by another size")
+            ctx.equal(size, bound + ctx.table.example(rest), "Slice takes as many elements as another size says")
 
 
 def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:

@@ -468,7 +468,7 @@ def _rolled(ctx, n: NodeReader):
     trip = n.input(3, optional=True)
     if len(x.dims) != 3:
         raise ModelFormatError(f"a recurrence over a value of rank {len(x.dims)}")
-    ctx.equal(x.dims[2], spec.input_size, "the features of a recurrence")
+    ctx.equal(x.dims[2], spec.input_size, "the features must fit the weights of the recurrence")
     x = _whole(ctx, x, payload, trip)
     time, batch = x.dims[:2]
     states, lead = [], payload.lead
@@ -479,7 +479,7 @@ def _rolled(ctx, n: NodeReader):
         lead = len(start.dims) == 3
         states.append(_start(ctx, start, batch, spec.hidden_size))
     if payload.rows not in (1, ctx.table.example(batch)):
-        ctx.equal(batch, payload.rows, "the batch of constants within a recurrence")
+        ctx.equal(batch, payload.rows, "a recurrence has constants for as many rows")
     ctx.table.cell(ctx.label, time, batch, forward=not payload.flip_x)
     ctx.cells += 1
     reverse = payload.flip_x and payload.flip_y
@@ -549,12 +549,12 @@ def _start(ctx, value, batch, hidden: int):
         raise ModelFormatError(f"an initial state with dims {list(map(str, dims))}")
     constant = isinstance(value, (Const, Fill))
     if constant and uniform(value) == 0 and ctx.table.example(dims[-2]) in (1, ctx.table.example(batch)):
-        ctx.equal(dims[-1], hidden, "an initial state")
+        ctx.equal(dims[-1], hidden, "the initial state must fit the hidden size and the batch")
         return None
     for d in dims[:-2]:
-        ctx.equal(d, 1, "an initial state")
-    ctx.equal(dims[-1], hidden, "an initial state")
+        ctx.equal(d, 1, "the initial state must fit the hidden size and the batch")
+    ctx.equal(dims[-1], hidden, "the initial state must fit the hidden size and the batch")
     if constant and isinstance(dims[-2], int) and dims[-2] == 1:
         return ctx.one("expand", ctx.reshape(ctx.live(value), (1, hidden)), dims=(batch, hidden))
-    ctx.equal(dims[-2], batch, "an initial state")
+    ctx.equal(dims[-2], batch, "the initial state must fit the hidden size and the batch")
     return ctx.reshape(ctx.live(value), (batch, hidden))

@@ -111,6 +111,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     table.declared = {d.dim_value for info in graph.output for d in info.type.tensor_type.shape.dim}
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
+    ctx.by_torch = file.model.producer_name == "pytorch"
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
     inputs = _inputs(file, ctx, known, problems)
     wanted = {name for node in file.nodes for name in reads(node)} | {v.name for v in graph.output}
@@ -199,7 +200,7 @@ def _loop(file: File, ctx: Builder, node: OnnxNode, known: dict, wanted: set, pr
 def _taken(file: File, ctx: Builder, condition) -> bool:
     """The condition of an If as a known bool."""
     if isinstance(condition, Ints):
-        ctx.table.freeze(list(condition.array.flat), "a size is the condition of an If")
+        ctx.table.freeze(list(condition.array.flat), "an If depends on it")
     value = uniform(condition)
     if value is None or isinstance(value, Dim):
         names = ", ".join(map(repr, _sources(file, ctx, condition)))

@@ -88,7 +88,7 @@ def _conv(ctx, n: NodeReader):
     w, bias = _weights(ctx, n, rank)
     strides, dilations = _numbers(n, "strides", rank, 1, 1), _numbers(n, "dilations", rank, 1, 1)
     groups = n.attr("group", "int", 1)
-    ctx.equal(x.dims[1], w.dims[1] * groups, "the channels of Conv")
+    ctx.equal(x.dims[1], w.dims[1] * groups, "the channels must fit the weights of Conv")
     x, pads = _pads(ctx, n, x, w.dims[2:], strides, dilations, 0.0)
     attrs = {"strides": strides, "dilations": dilations, "pads": pads, "groups": groups}
     return ctx.emit("conv", [x, w, bias], attrs)
@@ -100,7 +100,7 @@ def _conv_transpose(ctx, n: NodeReader):
     w, bias = _weights(ctx, n, rank)
     strides, dilations = _numbers(n, "strides", rank, 1, 1), _numbers(n, "dilations", rank, 1, 1)
     extra, groups = _numbers(n, "output_padding", rank, 0, 0), n.attr("group", "int", 1)
-    ctx.equal(x.dims[1], w.dims[0], "the channels of ConvTranspose")
+    ctx.equal(x.dims[1], w.dims[0], "the channels must fit the weights of ConvTranspose")
     how, shape = n.attr("auto_pad", "string", "NOTSET"), n.attr("output_shape", "ints")
     pads = _numbers(n, "pads", 2 * rank, 0, 0)
     if how not in ("NOTSET", "", "VALID", "SAME_UPPER", "SAME_LOWER"):
@@ -125,7 +125,7 @@ def _fitting(ctx, x, w, strides, dilations, extra, shape, how):
         size = x.dims[2 + i]
         goal = size * strides[i] if shape is None else shape[i]
         if shape is not None:
-            size = ctx.number(size, "output_shape of ConvTranspose")
+            size = ctx.number(size, "ConvTranspose has a fixed output_shape")
         total = (size - 1) * strides[i] + dilations[i] * (w.dims[2 + i] - 1) + 1 + extra[i] - goal
         if not isinstance(total, int):
             raise Finding("an output shape that depends on the input's size otherwise than by its stride")
@@ -158,7 +158,7 @@ def _pool(ctx, n: NodeReader):
             ctx.table.freeze(size, "AveragePool with auto_pad") if all(map(ctx.table.genuine, size)) else None
             raise Finding("auto_pad over a free size")
     x, pads = _pads(ctx, n, x, kernel, strides, dilations, -np.inf)
-    adaptive = kernel == strides and _is_adaptive(n, mean, kernel)
+    adaptive = ctx.by_torch and kernel == strides and _is_adaptive(n, mean, kernel, x.dims)
     for size, k, stride in zip(x.dims[2:], kernel, strides, strict=True):
         _note_windows(ctx, size, k, stride, alone=set(kernel) == {1}, adaptive=adaptive)
     attrs = {
@@ -168,17 +168,13 @@ def _pool(ctx, n: NodeReader):
     return ctx.emit("pool", [x], attrs)
 
 
-def _is_adaptive(n: NodeReader, mean: bool, kernel: tuple) -> bool:
+def _is_adaptive(n: NodeReader, mean: bool, kernel: tuple, dims: tuple) -> bool:
     """Whether PyTorch's exporters write adaptive pooling so. The older one leaves out the settings that it writes for
     plain pooling; the newer one pools sequences as images of one row."""
-    given = n.node.attrs
-    if (
-        "auto_pad" not in given
-        and n.opset >= 10
-        and not ({"pads"} if mean else {"ceil_mode", "dilations"}) & set(given)
-    ):
+    plain = {"pads", "count_include_pad"} if mean else {"ceil_mode", "dilations"}
+    if n.opset >= 10 and not plain & set(n.node.attrs):
         return True
-    return len(kernel) == 2 and kernel[0] == 1 and kernel[1] > 1
+    return len(kernel) == 2 and kernel[0] == 1 and kernel[1] > 1 and isinstance(dims[2], int) and dims[2] == 1
 
 
 def _note_windows(ctx, size, k: int, stride: int, alone: bool, adaptive: bool) -> None:

@@ -218,7 +218,7 @@ def test_an_output_declared_otherwise_freezes_what_was_thawed():
 
 def test_sizes_that_contradict_each_other():
     made = model("(float[6,4,5] x) => (float[6,1,4,2] y)", RNN.format(x="x"))
-    with pytest.raises(ModelFormatError, match="last axis of X against W"):
+    with pytest.raises(ModelFormatError, match="features of X must fit the weights W"):
         import_onnx(made)
 
 
