@@ -32,7 +32,7 @@ class Format:
 
 def _read_onnx(source, *, strict=True, thaw=True, policy=None, **options) -> Graph:
     from .importers.onnx import import_onnx  # onnx takes 100 ms to import
-    from .importers.onnx.evidence import Policy
+    from .importers.onnx.sizes.evidence import Policy
 
     policy = policy or Policy(thaw, strict)
     return import_onnx(source, streams=lambda graph: not problems(graph), policy=policy, **options)
@@ -74,7 +74,7 @@ _ANOTHER_EXAMPLE = "make a model from an example of the size that you need, such
 
 def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph:
     """A live module's graph, which answers as the module does."""
-    from .importers.onnx.evidence import Policy
+    from .importers.onnx.sizes.evidence import Policy
     from .importers.pytorch.modules import convert
 
     converted = convert(module, example, float64_as_float32=float64_as_float32)

@@ -34,12 +34,15 @@ from ...graph import Graph, validate
 from ...graph import dims as D
 from ...graph.casts import check_float32
 from ...passes.sizes import fix_sizes
-from . import chains, files, guesses, unroll
+from ..shared.ledger import Finding
 from . import states as state_pairs
-from .evidence import Policy
-from .judge import verdicts
-from .nodes import collect, known_names, reads
-from .symbols import Finding, Restart, SymbolTable
+from .reading import files
+from .reading.nodes import collect, known_names, reads
+from .reroll import chains, unroll
+from .sizes import guesses
+from .sizes.evidence import Policy
+from .sizes.judge import verdicts
+from .sizes.symbols import Restart, SymbolTable
 from .walk import File, precheck, read_constants, walk
 
 __all__ = ["import_onnx"]

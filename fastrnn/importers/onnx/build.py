@@ -12,8 +12,10 @@ from ...graph import dims as D
 from ...graph.casts import check_float32
 from ...graph.dims import Dim
 from ...graph.shapes import infer
-from .symbols import Finding, SymbolTable
-from .values import Collected, Const, Fill, Ints, Items, Live, Quantized
+from ..shared.ledger import Finding
+from .reading.values import Collected, Const, Fill, Ints, Items, Live, Quantized
+from .sizes.positions import counted, thaw_masks
+from .sizes.symbols import SymbolTable
 
 _INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 
@@ -214,7 +216,6 @@ class Builder:
         A Dim whose example is 1 against another size was a real broadcast in the file: it is frozen at 1. A constant
         that is the same number all along an axis of the example's length follows the axis: it is cut to 1 there.
         """
-        from .positions import counted, thaw_masks  # which write to a Builder themselves
 
         rank = max(len(v.dims) for v in values)
         values = [counted(self, v) for v in thaw_masks(self, list(values))]

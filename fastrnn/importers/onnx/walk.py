@@ -11,31 +11,16 @@ import onnx
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph
 from ...graph.dims import Dim
-from . import (  # noqa: F401  (they fill OPERATORS)
-    attention,
-    einsum,
-    elementwise,
-    files,
-    fold,
-    indexing,
-    loops,
-    norms,
-    positions,
-    products,
-    quantised,
-    recurrent,
-    resize,
-    scatter,
-    sequences,
-    shaping,
-    unroll,
-    windows,
-)
+from ..shared.ledger import Finding
 from .build import Builder
-from .nodes import MAX_NESTING, NodeReader, OnnxNode, captured, collect, reads, show_attr
-from .registry import OPERATORS, op
-from .symbols import Finding, SymbolTable
-from .values import UNKNOWN, Const, Ints, Items, Live, uniform
+from .ops import quantised
+from .reading import files, fold
+from .reading.nodes import MAX_NESTING, OnnxNode, captured, collect, reads
+from .reading.reader import NodeReader, show_attr
+from .reading.registry import OPERATORS, op
+from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
+from .reroll import loops, unroll
+from .sizes.symbols import SymbolTable
 
 __all__ = ["File", "walk"]
 

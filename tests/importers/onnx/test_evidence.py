@@ -11,7 +11,7 @@ import fastrnn
 from fastrnn.errors import FastRNNWarning, ShapeError
 from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
-from fastrnn.importers.onnx.evidence import Policy
+from fastrnn.importers.onnx.sizes.evidence import Policy
 
 
 def along_time(*, start, end, step=1):

@@ -11,7 +11,7 @@ import fastrnn
 from fastrnn.errors import ModelFormatError, ShapeError
 from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
-from fastrnn.importers.onnx.evidence import Policy
+from fastrnn.importers.onnx.sizes.evidence import Policy
 
 RESHAPES = [
     # (input of the RNN [T, batch, 3], what its output [T, 1, batch, 2] is reshaped to, dims that must come out)
