@@ -59,7 +59,7 @@ def _read_pytorch(
         from .importers.pytorch import through_torch
 
         found = through_torch.load(source, key)
-        if not isinstance(found, files.Weights):
+        if not isinstance(found, files.NamedWeights):
             if layers is not None:
                 raise ModelFormatError("layers= is for files of bare weights; this one holds a module") from None
             return _graph_of_module(found, example, states, float64_as_float32)

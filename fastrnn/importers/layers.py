@@ -26,7 +26,8 @@ from ..graph.cells import ACTIVATIONS
 from ..graph.dims import BATCH, TIME
 from .shared import stacks
 from .shared.builder import GraphWriter
-from .shared.weights import Tensors, Weights
+from .shared.ledger import ReadLedger
+from .shared.weights import NamedWeights, Tensors
 
 # Elementwise words: word -> (graph function, alpha, beta), alpha as an option where the second entry names it.
 _FUNCTIONS = {
@@ -52,16 +53,20 @@ class Entry:
     options: dict[str, str] = field(default_factory=dict)
     over: int = 1  # of a residual: how many entries it reaches over
 
+    def __post_init__(self):
+        self.ledger = ReadLedger(self.options)
+
     @property
     def label(self) -> str:
         """What its nodes are called."""
         return f"{self.word}:{self.prefix}" if self.prefix else self.word
 
     def option(self, name: str, default, read: Callable = str):
-        """An option, taken off so that what nobody takes is found; `read` makes its value of text."""
+        """An option; `read` makes its value of text. Options that are not read are refused."""
+        self.ledger.read(name)
         if name not in self.options:
             return default
-        text = self.options.pop(name)
+        text = self.options[name]
         try:
             return read(text)
         except ValueError as error:
@@ -79,7 +84,7 @@ def split_list(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def build(weights: Weights, layers: Sequence[str] | str | None = None, name: str = "layers") -> Graph:
+def build(weights: NamedWeights, layers: Sequence[str] | str | None = None, name: str = "layers") -> Graph:
     """The graph of a list of layers with the weights of a file.
 
     Parameters
@@ -118,7 +123,7 @@ def build(weights: Weights, layers: Sequence[str] | str | None = None, name: str
     return writer.done(writer.rename(stage.x, "y"))
 
 
-def _told(weights: Weights, entries: list[Entry], tensors: Tensors) -> list[str]:
+def _told(weights: NamedWeights, entries: list[Entry], tensors: Tensors) -> list[str]:
     """Lines on what was made of the file. Raises ModelFormatError where tensors are left over."""
     left = tensors.left()
     text = ", ".join(e.text for e in entries)
@@ -176,8 +181,8 @@ def _apply(stage: _Stage, entry: Entry) -> None:
     if entry.word == "final":
         stage.finals = finals
     act(stage, entry)
-    if entry.options:
-        raise ModelFormatError(f"{entry.word} has no option {', '.join(entry.options)}")
+    if entry.ledger.left():
+        raise ModelFormatError(f"{entry.word} has no option {', '.join(entry.ledger.left())}")
     stage.history.append(before if before is not None else stage.input)
 
 
@@ -234,7 +239,7 @@ def _embedding(stage: _Stage, entry: Entry) -> None:
 
 def _recurrent(stage: _Stage, entry: Entry) -> None:
     kind = "rnn" if entry.word == "rnn_relu" else entry.word
-    options = stacks.Options(
+    options = stacks.StackOptions(
         activation=entry.option("activation", "relu" if entry.word == "rnn_relu" else None, _activation),
         gates=entry.option("gates", None, _activation),
         reset=entry.option("reset", None, _reset),

@@ -24,7 +24,7 @@ from ...graph import Graph
 from ..shared.h5 import H5, is_h5, opened
 from . import activations, attention, core, merging, operations, recurrent, shaping, windows  # noqa: F401 - fill LAYERS
 from .config import MAX_TEXT, Layer, Version, layer_of, parse, version_of
-from .tensors import Tensors, of_file, of_lists
+from .tensors import LayerWeights, of_file, of_lists
 from .walk import build, check_known
 
 _FILES = frozenset(("config.json", "metadata.json", "model.weights.h5"))
@@ -168,7 +168,7 @@ def _entry(
     return data
 
 
-def _read(config: dict, version: str | None, file: H5) -> tuple[Layer, Version, Tensors]:
+def _read(config: dict, version: str | None, file: H5) -> tuple[Layer, Version, LayerWeights]:
     root, told = layer_of(config), version_of(version, config)
     check_known(root, root.name)
     return root, told, of_file(root, file)

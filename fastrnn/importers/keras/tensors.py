@@ -62,7 +62,7 @@ def variables(layer: Layer) -> list[tuple[str, str, bool]]:
     return found
 
 
-class Tensors:
+class LayerWeights:
     """layer -> its tensors by (part, name)."""
 
     def __init__(self, where: str):
@@ -97,9 +97,9 @@ class Tensors:
         return " and ".join(sorted(names)) or "no weights"
 
 
-def of_file(root: Layer, file: H5) -> Tensors:
+def of_file(root: Layer, file: H5) -> LayerWeights:
     """The tensors of a model in an HDF5 file of either layout."""
-    tensors = Tensors(file.where)
+    tensors = LayerWeights(file.where)
     if has_layer_names(file):
         _from_lists(root, layer_tensors(file), tensors)
     else:
@@ -107,9 +107,9 @@ def of_file(root: Layer, file: H5) -> Tensors:
     return tensors
 
 
-def of_lists(root: Layer, found: Mapping[str, Pairs], where: str) -> Tensors:
+def of_lists(root: Layer, found: Mapping[str, Pairs], where: str) -> LayerWeights:
     """The tensors of a model given as one list a top-level layer."""
-    tensors = Tensors(where)
+    tensors = LayerWeights(where)
     _from_lists(root, found, tensors)
     return tensors
 
@@ -123,7 +123,7 @@ def _leaves(layer: Layer, trainable: bool) -> Iterator[tuple[Layer, str, str, bo
         yield from _leaves(inner, trainable)
 
 
-def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: Tensors) -> None:
+def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: LayerWeights) -> None:
     members = root.layers or [root]
     known = {layer.name for layer in members} | {"top_level_model_weights"}
     for name, pairs in found.items():
@@ -193,7 +193,7 @@ def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
     return True
 
 
-def _from_paths(layer: Layer, file: H5, base: str, tensors: Tensors) -> None:
+def _from_paths(layer: Layer, file: H5, base: str, tensors: LayerWeights) -> None:
     if layer.kind in MODELS:
         members = [m for m in layer.layers if not m.kind.startswith("ops.")]
         for member, name in zip(members, unique_names(members), strict=True):

@@ -12,9 +12,10 @@ from ...errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedErr
 from ...graph import Graph, Value
 from ...graph import dims as D
 from ..shared.builder import GraphWriter
-from .calls import LAYERS, Call, Finding, Import, NeedsLength, Tensor
+from ..shared.ledger import Finding
+from .calls import LAYERS, Import, LayerCall, MaskedTensor, NeedsLength
 from .config import MODELS, Layer, Version
-from .tensors import Tensors
+from .tensors import LayerWeights
 
 _DTYPES = {"float": "float32", "bfloat": "float32", "int": "int64", "uint": "int64", "bool": "bool"}
 _TIME_MAJOR = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU", "RNN")
@@ -39,7 +40,7 @@ def _is_cell(kind: str) -> bool:
     return kind in ("SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells")
 
 
-def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = False, thaw: bool = True) -> Graph:
+def build(root: Layer, version: Version, tensors: LayerWeights, *, float64: bool = False, thaw: bool = True) -> Graph:
     """The graph of a model.
 
     Time is free wherever the layers allow: a number that the file gives for it is kept only where a layer needs one,
@@ -48,7 +49,7 @@ def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = Fa
     """
     check_known(root, root.name)
 
-    def attempt(free: bool, apart: bool) -> tuple[Import, list[Tensor], list[Tensor]]:
+    def attempt(free: bool, apart: bool) -> tuple[Import, list[MaskedTensor], list[MaskedTensor]]:
         work = Import(GraphWriter(root.name), version, tensors, None, float64=float64)
         inputs = _declare_inputs(root, work, free, apart)
         outputs = _run_model(root, work, inputs)
@@ -79,7 +80,7 @@ def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = Fa
     return _finish(root, work, outputs, reason)
 
 
-def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, list[Tensor], list[Tensor]]:
+def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, list[MaskedTensor], list[MaskedTensor]]:
     """What another way gives where the first one gave an error; of two errors, the one that says more."""
     try:
         made = way()
@@ -92,11 +93,11 @@ def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, l
     return made
 
 
-def _sequences(inputs: Sequence[Tensor]) -> int:
+def _sequences(inputs: Sequence[MaskedTensor]) -> int:
     return sum(any(D.TIME == d for d in x.dims) for x in inputs)
 
 
-def _finish(root: Layer, work: Import, outputs: list[Tensor], reason: str) -> Graph:
+def _finish(root: Layer, work: Import, outputs: list[MaskedTensor], reason: str) -> Graph:
     w, named, seen = work.writer, [], {*work.writer.inputs, *work.writer.constants}
     for (name, k), x in zip(_output_names(root), outputs, strict=True):
         value = x.value
@@ -149,7 +150,7 @@ def _input_layers(root: Layer) -> list[Layer]:
     return found
 
 
-def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[Tensor]:
+def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[MaskedTensor]:
     """The model's inputs as values. free: time is a symbol; apart: each sequence has its own."""
     inputs, numbers = [], []
     for item, shape, axis in _shapes(root):
@@ -170,7 +171,7 @@ def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[
                 raise UnsupportedError([text], root.name)
         # A row of a table is a whole number, though Keras declares float32 by default.
         dtype = "int64" if _feeds_embedding(root, item, only=True) else _dtype(item)
-        inputs.append(Tensor(work.writer.input(item.name, dtype, tuple(dims))))
+        inputs.append(MaskedTensor(work.writer.input(item.name, dtype, tuple(dims))))
     work.steps = numbers[0] if numbers else None
     return inputs
 
@@ -227,7 +228,7 @@ def _feeds_embedding(root: Layer, item: Layer, only: bool = False) -> bool:
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
-def _run_model(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]:
+def _run_model(model: Layer, work: Import, inputs: list[MaskedTensor]) -> list[MaskedTensor]:
     """The outputs of a model for its inputs, in Keras's order."""
     if model.kind == "Sequential":
         members = [m for m in model.layers if m.kind != "InputLayer"]
@@ -242,7 +243,7 @@ def _run_model(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]
     return _run_functional(model, work, inputs)
 
 
-def _run_functional(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]:
+def _run_functional(model: Layer, work: Import, inputs: list[MaskedTensor]) -> list[MaskedTensor]:
     byname: dict[str, Layer] = {}
     for member in model.layers:
         if member.name in byname:
@@ -251,7 +252,7 @@ def _run_functional(model: Layer, work: Import, inputs: list[Tensor]) -> list[Te
     starts = _input_layers(model)
     if len(starts) != len(inputs):
         raise ModelFormatError(f"{model.path}: called with {len(inputs)} inputs, it has {len(starts)}")
-    known: dict[tuple[str, int], list[Tensor]] = {}
+    known: dict[tuple[str, int], list[MaskedTensor]] = {}
     for item, x in zip(starts, inputs, strict=True):
         known[item.name, 0] = [x]
     within, ends = _offsets(model, byname)
@@ -361,7 +362,7 @@ def _order(model: Layer, byname: dict, within: dict, outputs: list, known: dict)
     return order
 
 
-def _pick(known: dict, ref: tuple[str, int, int], model: Layer) -> Tensor:
+def _pick(known: dict, ref: tuple[str, int, int], model: Layer) -> MaskedTensor:
     name, node, index = ref
     outputs = known.get((name, node))
     if outputs is None or not 0 <= index < len(outputs):
@@ -404,15 +405,15 @@ def _arguments(raw, byname: dict, known: dict, member: Layer, within: dict) -> t
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
 
-UNKNOWN = Tensor(Value("?", "float32", ()))  # what a layer that isn't supported gives: not judged again
+UNKNOWN = MaskedTensor(Value("?", "float32", ()))  # what a layer that isn't supported gives: not judged again
 _MOST_OUTPUTS = 64
 
 
-def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[Tensor]:
+def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[MaskedTensor]:
     """The outputs of one call of a layer. What isn't supported is noted, and the outputs are UNKNOWN."""
     if _unknown(args) or _unknown(list(kwargs.values())):
         return [UNKNOWN] * _MOST_OUTPUTS
-    call = Call(work, item, args, kwargs)
+    call = LayerCall(work, item, args, kwargs)
     try:
         if item.kind in MODELS:
             return _run_nested(call)
@@ -434,7 +435,7 @@ def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[Tensor]:
     outputs = []
     for x in made if isinstance(made, list) else [made]:
         if isinstance(x, Value):
-            x = Tensor(x, call.passed_mask if entry.keeps(work.version) and not outputs else None)
+            x = MaskedTensor(x, call.passed_mask if entry.keeps(work.version) and not outputs else None)
         outputs.append(x)
     return outputs
 
@@ -443,11 +444,11 @@ def _unknown(items: list) -> bool:
     return any(item is UNKNOWN or (isinstance(item, list) and _unknown(item)) for item in items)
 
 
-def _run_nested(call: Call) -> list[Tensor]:
+def _run_nested(call: LayerCall) -> list[MaskedTensor]:
     """A model as a layer: its inputs keep the masks that ride on them."""
     inputs = call.inputs
     if len(call.args) != 1 or any(value not in (None, False) for value in call.kwargs.values()):
         raise Finding(f"called with {len(call.args)} arguments and {sorted(call.kwargs)}")
     masks = call.masks() if isinstance(call.explicit_mask, list) else [call.mask, *(x.mask for x in inputs[1:])]
-    inputs = [Tensor(x.value, mask) for x, mask in zip(inputs, masks, strict=True)]
+    inputs = [MaskedTensor(x.value, mask) for x, mask in zip(inputs, masks, strict=True)]
     return _run_model(call.layer, call.work, inputs)

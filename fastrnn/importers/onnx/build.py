@@ -31,7 +31,7 @@ def _least(dim) -> int:
     return max(1, sum(coefficient for coefficient in dim.terms.values()))
 
 
-class Builder:
+class GraphDraft:
     """Collects nodes, values and constants of one walk.
 
     table : SymbolTable of the file. taken : names that the file itself uses, so that made-up ones avoid them.

@@ -16,14 +16,14 @@ import zipfile
 import zlib
 
 from ...errors import FastRNNError, ModelFormatError
-from ..shared.weights import Weights, unwrapped
-from .pickles import HOW_TO_SAVE, Budget, Refused, Storage, Tensor, Unpickler, no_storage, storage_id, width_of
+from ..shared.weights import NamedWeights, unwrapped
+from .pickles import HOW_TO_SAVE, Budget, Refused, SavedTensor, Storage, Unpickler, no_storage, storage_id, width_of
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_tree(source: str | os.PathLike | bytes, where: str):
-    """The object that a .pt file (a path or its bytes) holds: dicts, lists, tuples, scalars, text and `Tensor`s.
+    """The object that a .pt file (a path or its bytes) holds: dicts, lists, tuples, scalars, text and `SavedTensor`s.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def _storages_at_end(source: bytes, where: str, budget: Budget, at: int) -> dict
 MAX_DEPTH = 6  # dicts within each other that are searched for weights
 
 
-def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> Weights:
+def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> NamedWeights:
     """The state dict of a .pt or .pth file.
 
     Parameters
@@ -190,17 +190,17 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> W
     return weights_in(read_tree(bytes(source) if blob else source, where), key, where)
 
 
-def weights_in(tree, key: str | None, where: str) -> Weights:
+def weights_in(tree, key: str | None, where: str) -> NamedWeights:
     """The state dict in what a file holds; as `read_weights`."""
     path, found, beside = _state_dict(tree, key, where)
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, SavedTensor)}
     notes = [f"the state dict is the checkpoint's {path!r}"] if path and key is None else []
     if beside:
         notes.append(f"left out what lies beside the state dict: {', '.join(beside)}")
     if any(t.code == "bf16" for t in tensors.values()):
         notes.append("the file's bfloat16 computes in float32")
     arrays, more = unwrapped({name: tensor.array() for name, tensor in tensors.items()})
-    return Weights(arrays, where, (*notes, *more))
+    return NamedWeights(arrays, where, (*notes, *more))
 
 
 def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]]:
@@ -221,7 +221,7 @@ def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]
         listed = ", ".join(repr(".".join(path)) for path in found if path)
         raise ModelFormatError(f"{where}: several dicts of tensors; say which is the model's with key=: {listed}")
     path, inner = next(iter(flat.items()))
-    beside = [name for p in sorted(around) for name, value in found[p].items() if isinstance(value, Tensor)]
+    beside = [name for p in sorted(around) for name, value in found[p].items() if isinstance(value, SavedTensor)]
     return ".".join(path), inner, beside
 
 
@@ -232,7 +232,7 @@ def _candidates(tree, path: tuple[str, ...], seen: set[int]):
     """
     if not isinstance(tree, dict) or len(path) > MAX_DEPTH or not all(isinstance(name, str) for name in tree):
         return
-    if any(isinstance(value, Tensor) for value in tree.values()):
+    if any(isinstance(value, SavedTensor) for value in tree.values()):
         yield path, tree
     if id(tree) in seen:
         return
@@ -242,7 +242,7 @@ def _candidates(tree, path: tuple[str, ...], seen: set[int]):
 
 
 def _kind(tree) -> str:
-    return f"a {type(tree).__name__.lower()}"
+    return "a tensor" if isinstance(tree, SavedTensor) else f"a {type(tree).__name__.lower()}"
 
 
 def begins(blob: bytes) -> bool:

@@ -38,7 +38,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Tensor:
+class SavedTensor:
     """A tensor of a file: `bits` as they lie there (a view; bfloat16 as uint16), code as in `_DTYPES`."""
 
     bits: np.ndarray
@@ -149,7 +149,7 @@ def _plain(hooks, metadata) -> None:
 
 
 def _rebuild_parameter(unpickler, data, requires_grad=True, hooks=None, state=None):
-    if not isinstance(data, Tensor) or hooks:
+    if not isinstance(data, SavedTensor) or hooks:
         raise ModelFormatError("a parameter that holds no tensor, or has hooks")
     return data  # a parameter's state is of Python attributes, none of them weights
 
@@ -210,7 +210,7 @@ class Unpickler:
             action(self)
         raise ModelFormatError(f"{self.where}: its pickle has over {MAX_OPCODES} opcodes")
 
-    def tensor(self, storage, dtype, offset, size, stride) -> Tensor:
+    def tensor(self, storage, dtype, offset, size, stride) -> SavedTensor:
         """A view of a storage, checked to lie within it."""
         if not isinstance(storage, Storage):
             raise ModelFormatError(f"{self.where}: a tensor without a storage")
@@ -226,7 +226,7 @@ class Unpickler:
             raise ModelFormatError(f"{self.where}: a tensor of size {size!r:.80}, stride {stride!r:.80}")
         numpy = np.dtype("u2" if code == "bf16" else code).newbyteorder(storage.byteorder.replace("?", "="))
         if self.budget is None:
-            return Tensor(np.empty(0, numpy), code)
+            return SavedTensor(np.empty(0, numpy), code)
         width, count = numpy.itemsize, math.prod(size)
         reach = offset + (sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if count else 0)
         there = len(storage.data) // width
@@ -238,10 +238,10 @@ class Unpickler:
         self.budget.take(count * width)
         flat = np.frombuffer(storage.data, numpy, there)
         if not count:
-            return Tensor(np.empty(size, numpy), code)
+            return SavedTensor(np.empty(size, numpy), code)
         strides = [s * width for s in stride]
         view = np.lib.stride_tricks.as_strided(flat[offset:], size, strides, writeable=False)
-        return Tensor(view, code)
+        return SavedTensor(view, code)
 
     # -- opcodes --
     def _take(self, count: int) -> bytes:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ...errors import FastRNNError, ModelFormatError
-from .weights import Weights
+from .weights import NamedWeights
 
 MAX_DEPTH = 64  # of groups in groups; a Keras model of nested models has about four a model
 MAX_GROWTH = 200  # unpacked bytes for each byte of the file; weights compress about twice, zeros a thousandfold
@@ -199,7 +199,7 @@ def has_layer_names(file: H5) -> bool:
     return file.texts("layer_names", root) is not None
 
 
-def read_weights(source) -> Weights:
+def read_weights(source) -> NamedWeights:
     """The named tensors of a Keras file of weights (a path or bytes), of any version, for a list of layers.
 
     Names are `layer/weight` (a legacy file) or paths such as `lstm/cell/vars/0` (.weights.h5, whose `layers/` before it
@@ -211,4 +211,4 @@ def read_weights(source) -> Weights:
             arrays = {f"{layer}/{name}": array for layer, (name, array) in pairs}
         else:
             arrays = {n.removeprefix("layers/"): a for n, a in file.walk() if not n.startswith("optimizer/")}
-        return Weights(arrays, file.where, parts=True)
+        return NamedWeights(arrays, file.where, parts=True)

@@ -26,7 +26,7 @@ _KERAS = ("kernel", "recurrent_kernel", "bias")
 
 
 @dataclass(frozen=True)
-class Options:
+class StackOptions:
     """What no tensor tells. activation: of the cell's candidate and output, gates: of its gates; None: the default."""
 
     activation: str | None = None
@@ -56,7 +56,7 @@ class Stack:
     first: tuple[str, int]
 
 
-def read(tensors: Tensors, prefix: str | None, kind: str, options: Options) -> Stack:
+def read(tensors: Tensors, prefix: str | None, kind: str, options: StackOptions) -> Stack:
     """The recurrent stack whose tensors begin with a prefix. Raises ModelFormatError where they don't fit the kind."""
     under = f"{prefix}/" if prefix else ""
     keras = [n for n in tensors.arrays if "/" in n and n.startswith(under)]
@@ -90,7 +90,7 @@ def recurrent(d: Direction) -> np.ndarray:
     return d.R if d.hr is None else d.R.astype(np.float64) @ d.hr.astype(np.float64)
 
 
-def spec_of(kind: str, sizes: tuple[int, int], options: Options, reverse: bool, after: bool) -> CellSpec:
+def spec_of(kind: str, sizes: tuple[int, int], options: StackOptions, reverse: bool, after: bool) -> CellSpec:
     """A CellSpec of (input size, hidden size); after: a GRU's reset comes after the product."""
     acts = {
         "rnn": [options.activation or "tanh"],
@@ -108,7 +108,7 @@ def spec_of(kind: str, sizes: tuple[int, int], options: Options, reverse: bool, 
 # -- PyTorch --
 
 
-def _torch_layers(tensors: Tensors, dot: str, kind: str, options: Options) -> Stack:
+def _torch_layers(tensors: Tensors, dot: str, kind: str, options: StackOptions) -> Stack:
     names = [n for n in tensors.arrays if n.startswith(dot)]
     found = [m for m in (_TORCH.fullmatch(n[len(dot) :]) for n in names) if m]
     if not found:
@@ -157,7 +157,7 @@ def _torch_direction(tensors, dot, kind, suffix, options, size, second) -> Direc
 # -- Keras --
 
 
-def _keras_layer(tensors: Tensors, names: list[str], under: str, kind: str, options: Options) -> Stack:
+def _keras_layer(tensors: Tensors, names: list[str], under: str, kind: str, options: StackOptions) -> Stack:
     """The one or two directions of a Keras layer; those of a Bidirectional lie under forward... and backward..."""
     ways: dict[bool, dict[str, str]] = {}
     for full in names:
@@ -177,7 +177,7 @@ def _keras_layer(tensors: Tensors, names: list[str], under: str, kind: str, opti
     return Stack([layer], (ways[False]["kernel"], 0))
 
 
-def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, options: Options, reverse: bool):
+def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, options: StackOptions, reverse: bool):
     gates = GATES[kind]
     R = tensors.take(names.get("recurrent_kernel", f"{under}recurrent_kernel"), (None, None))
     H = R.shape[0]

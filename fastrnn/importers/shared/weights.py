@@ -1,4 +1,4 @@
-"""`Weights`: named arrays from a file that has no architecture. What reads files makes them, `layers.py` uses them.
+"""`NamedWeights`: named arrays from a file that has no architecture. Readers of files make them for `layers/`.
 
 Names are those of the file: `rnn.weight_ih_l0` of PyTorch, `lstm/lstm/kernel` of Keras (its parts joined by /, without
 a trailing ":0"). Order is the file's.
@@ -14,10 +14,11 @@ import numpy as np
 
 from ...errors import ModelFormatError
 from ...graph.casts import check_float32
+from .ledger import ReadLedger
 
 
 @dataclass(frozen=True)
-class Weights:
+class NamedWeights:
     """arrays: name -> array of any dtype. where: the file, for errors. notes: lines that tell what reading did.
 
     parts: the file holds layers that stand for themselves (Keras), so that a list may use some of them; otherwise a
@@ -38,35 +39,35 @@ class Weights:
 class Tensors:
     """The arrays of a file while a list of layers takes them; `left` are those that nobody took."""
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: NamedWeights):
         self.where, self.arrays = weights.where, dict(weights.arrays)
-        self._taken: set[str] = set()
+        self._ledger = ReadLedger(self.arrays)
 
     def left(self) -> list[str]:
         """Names that no layer took, in the file's order."""
-        return [name for name in self.arrays if name not in self._taken]
+        return self._ledger.left()
 
     def used_layers(self) -> set[str]:
         """The Keras layers of which a tensor was taken."""
-        return {name.partition("/")[0] for name in self._taken}
+        return {name.partition("/")[0] for name in self._ledger.seen}
 
     def skip(self, prefix: str | None) -> int:
         """Count as taken what begins with a prefix (up to a dot or slash); how many those are."""
         found = [n for n in self.arrays if prefix and (n == prefix or n.startswith((f"{prefix}.", f"{prefix}/")))]
-        self._taken.update(found)
+        self._ledger.read(*found)
         return len(found)
 
     def bare(self, name: str) -> bool:
         """Whether the file has a tensor of just that name."""
         return name in self.arrays
 
-    def layer(self, prefix: str | None, names: Mapping[str, str]) -> Layer:
+    def layer(self, prefix: str | None, names: Mapping[str, str]) -> LayerTensors:
         """The tensors of one layer. names: torch's name of each -> Keras's, in the order in which Keras keeps them."""
         under = f"{prefix}/" if prefix else ""
         keras = [n for n in self.arrays if "/" in n and n.startswith(under)]
         if not keras:
             dot = f"{prefix}." if prefix else ""
-            return Layer(self, {name: f"{dot}{name}" for name in names}, False, dot)
+            return LayerTensors(self, {name: f"{dot}{name}" for name in names}, False, dot)
         found = {}
         for full in keras:
             *path, last = full[len(under) :].split("/")
@@ -78,7 +79,7 @@ class Tensors:
                         raise ModelFormatError(f"{prefix or 'the file'} has both {found[name]} and {full}")
                     found[name] = full
         shown = {name: found.get(name, f"{under}{theirs}") for name, theirs in names.items()}
-        return Layer(self, shown, True, under)
+        return LayerTensors(self, shown, True, under)
 
     def take(self, name: str, shape: tuple | None, optional: bool = False) -> np.ndarray | None:
         """One array by its full name; None in `shape` is any size, None for `shape` any shape.
@@ -104,17 +105,17 @@ class Tensors:
         if 0 in array.shape:
             raise ModelFormatError(f"{name} is {list(array.shape)}, which holds nothing")
         check_float32(array, name, ModelFormatError)
-        self._taken.add(name)
+        self._ledger.read(name)
         return array
 
     def drop(self, name: str) -> None:
         """Count a tensor as taken that only training needs."""
         if name in self.arrays:
-            self._taken.add(name)
+            self._ledger.read(name)
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerTensors:
     """The tensors of one layer by torch's short names. keras: whether they lie as Keras keeps them."""
 
     tensors: Tensors
@@ -184,7 +185,7 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
     return dict(kept.values())
 
 
-def read_safetensors(source) -> Weights:
+def read_safetensors(source) -> NamedWeights:
     """The tensors of a .safetensors file (a path or bytes). bfloat16 becomes the float32 that it is the half of.
 
     Raises ModelFormatError for what is no such file, and for dtypes that NumPy does not have (float8).
@@ -214,7 +215,7 @@ def read_safetensors(source) -> Weights:
     if any(entry["dtype"] == "BF16" for _, entry in entries):
         notes.append("the file's bfloat16 computes in float32")
     arrays, more = unwrapped(arrays)
-    return Weights(arrays, where, (*notes, *more))
+    return NamedWeights(arrays, where, (*notes, *more))
 
 
 _DTYPES = {

@@ -76,13 +76,13 @@ class Quantized:
         return self.value.dims
 
 
-class Unknown:
+class UnknownValue:
     """The output of a node that is not supported; what hangs on it is not examined further."""
 
     dims = ()
 
 
-UNKNOWN = Unknown()
+UNKNOWN = UnknownValue()
 
 
 def ints(values) -> Const | Ints:

@@ -15,7 +15,7 @@ from ....errors import ModelFormatError
 from ...shared.ledger import Finding
 from ..reading import fold
 from ..reading.nodes import OnnxNode, sort_nodes
-from .recognise import Base, NotACell, Recognised, Step, recognise
+from .recognise import Base, NotACell, Recognised, StepReader, recognise
 from .unroll import DOMAIN, C, H, Rolled, X, _Graph, _leaves
 
 _ELEMENTWISE = frozenset("Add Sub Mul Div Tanh Sigmoid Relu LeakyRelu Elu Selu Softplus Softsign Neg Identity".split())
@@ -118,7 +118,7 @@ class _Chain:
             used.add(self.takes[value])
             return X
 
-        step = Step(self.graph.maker, self.graph.constants, known, item, self.graph.opset)
+        step = StepReader(self.graph.maker, self.graph.constants, known, item, self.graph.opset)
         out, memory = step.value(h), None if c is None else step.value(c)
         if used != {t} or step.rows != 1:
             raise NotACell
@@ -154,7 +154,9 @@ class _Chain:
             self._begins_at_zero()
             return
         h, c = self.hs[0], self.cs[0]
-        step = Step(self.graph.maker, self.graph.constants, dict.fromkeys(self.takes, X), _nothing, self.graph.opset)
+        step = StepReader(
+            self.graph.maker, self.graph.constants, dict.fromkeys(self.takes, X), _nothing, self.graph.opset
+        )
         others = set() if c is None else _leaves(step.value(c)) - {start}
         if len(others) > 1:
             raise NotACell
@@ -185,7 +187,12 @@ class _Chain:
         node = self.graph.maker.get(name)
         if node is not None and node.op == "ConstantOfShape" and "value" not in node.attrs:
             return np.zeros(self._number(node.inputs[0], given, depth + 1).astype(int), np.float32)
-        if node is None or depth > Step.MAX_NODES or len(given) > 2 * Step.MAX_NODES or not fold.foldable(node):
+        if (
+            node is None
+            or depth > StepReader.MAX_NODES
+            or len(given) > 2 * StepReader.MAX_NODES
+            or not fold.foldable(node)
+        ):
             raise NotACell
         arrays = [self._number(i, given, depth + 1) if i else None for i in node.inputs]
         for out, array in zip(node.outputs, fold.fold(node, arrays, {"": self.graph.opset}), strict=True):

@@ -50,7 +50,7 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
+class SumOf:
     left: object
     right: object
 
@@ -84,7 +84,7 @@ class Recognised:
         )
 
 
-class Step:
+class StepReader:
     """Evaluates the values of one step. maker: value name -> OnnxNode; constants: name -> array;
     known: names with a given meaning; item(node) -> Base where the node takes one time step out of a sequence."""
 
@@ -161,7 +161,7 @@ class Step:
             if set(map(_key, a.terms)) & set(map(_key, b.terms)):
                 raise NotACell
             return Affine({**a.terms, **b.terms}, (*a.bias, *b.bias))
-        return Sum(a, b)
+        return SumOf(a, b)
 
     def _sub(self, node, name):
         a, b = self.args(node)
@@ -334,7 +334,7 @@ def _split_by(value: Product, wanted) -> object:
 
 def _update(out, h) -> tuple:
     """z and n of z*h + (1-z)*n, or of z*(h-n) + n as PyTorch writes it."""
-    parts = list(_two(out, Sum))
+    parts = list(_two(out, SumOf))
     if isinstance(parts[0], Act) or isinstance(parts[1], Act):
         product, n = parts if isinstance(parts[1], Act) else parts[::-1]
         a, b = _two(product, Product)
@@ -355,7 +355,7 @@ def _update(out, h) -> tuple:
 def _gru(out, x, h) -> Recognised:
     """z*h + (1-z)*n, where n is g(x, r*h) or, with linear_before_reset, g(x + r * (h @ R + Rb))."""
     z, n = _update(out, h)
-    if isinstance(n.of, Sum):
+    if isinstance(n.of, SumOf):
         return _gru_after(z, n, x, h)
     if not isinstance(n.of, Affine):
         raise NotACell
@@ -370,7 +370,7 @@ def _gru(out, x, h) -> Recognised:
 
 
 def _gru_after(z, n, x, h) -> Recognised:
-    part, gated = _two(n.of, Sum)
+    part, gated = _two(n.of, SumOf)
     if not isinstance(gated, Product):
         part, gated = gated, part
     r, product = _two(gated, Product)
@@ -398,7 +398,7 @@ def _lstm(out, cell_out, x, h, c) -> Recognised:
     squash, o = (a, b) if isinstance(a, Act) and a.of is cell_out else (b, a)
     if not isinstance(squash, Act) or squash.of is not cell_out:
         raise NotACell
-    parts = list(_two(cell_out, Sum))
+    parts = list(_two(cell_out, SumOf))
     if not any(isinstance(p, Base) and p == c for p in _two(parts[0], Product)):
         parts.reverse()
     f = _split_by(parts[0], c)

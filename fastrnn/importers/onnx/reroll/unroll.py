@@ -19,7 +19,7 @@ from ..reading.nodes import OnnxNode, plain_nodes, sort_nodes
 from ..reading.reader import NodeReader
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, uniform
-from .recognise import Base, NotACell, Product, Recognised, Step, Sum, recognise, starts_at_zero
+from .recognise import Base, NotACell, Product, Recognised, StepReader, SumOf, recognise, starts_at_zero
 
 DOMAIN = "fastrnn.rolled"
 X, H, C = Base("x of the step"), Base("h of the step"), Base("c of the step")
@@ -165,7 +165,7 @@ def _from_concat(graph: _Graph, node: OnnxNode) -> OnnxNode | None:
 
 
 def _taker(graph: _Graph, taken: list):
-    """What `Step` asks of a node: X where it takes one step out of a sequence, which `taken` then has."""
+    """What `StepReader` asks of a node: X where it takes one step out of a sequence, which `taken` then has."""
 
     def item(inner, value):
         found = _take(graph, inner, value)
@@ -184,7 +184,7 @@ def _lstm_chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, s
     for t, name in enumerate(names):
         taken: list[tuple[str, int]] = []
         before = {names[t - 1]: H, ends[t - 1]: C} if t else {}
-        step = Step(graph.maker, graph.constants, before, _taker(graph, taken), graph.opset)
+        step = StepReader(graph.maker, graph.constants, before, _taker(graph, taken), graph.opset)
         out, new_c = step.value(name), step.value(ends[t])
         h, c = (H, C) if t else _lstm_starts(out, new_c)
         cell = recognise(out, new_c, X, h, c)
@@ -222,7 +222,7 @@ def _squashed(graph: _Graph, name: str) -> str:
 
 def _lstm_starts(out, new_c) -> tuple[Base, Base]:
     """h0 and c0 of the first step: the two values from outside that it is made of, c0 a factor of the new c."""
-    if not isinstance(new_c, Sum):
+    if not isinstance(new_c, SumOf):
         raise NotACell
     factors = [f for p in (new_c.left, new_c.right) if isinstance(p, Product) for f in (p.left, p.right)]
     cells = [f for f in factors if isinstance(f, Base) and f != X]
@@ -239,7 +239,9 @@ def _chain(graph: _Graph, node: OnnxNode, names: list[str], flip_y: bool, stack:
     indices = []
     for t, name in enumerate(names):
         taken: list[tuple[str, int]] = []
-        step = Step(graph.maker, graph.constants, {names[t - 1]: H} if t else {}, _taker(graph, taken), graph.opset)
+        step = StepReader(
+            graph.maker, graph.constants, {names[t - 1]: H} if t else {}, _taker(graph, taken), graph.opset
+        )
         out = step.value(name)
         if t == 0 and not _leaves(out):
             opening, cell = out, None  # h0 was a constant and its product is folded: settled by the second step
@@ -382,7 +384,7 @@ def _loop(graph: _Graph, node: OnnxNode, body, carried: int) -> OnnxNode:
     for order in (states, states[::-1]):
         h, c = order[0], order[1] if len(order) > 1 else None
         known = {ins[2 + h]: H} | ({ins[2 + c]: C} if c is not None else {})
-        step = Step(maker, constants, known, item, graph.opset)
+        step = StepReader(maker, constants, known, item, graph.opset)
         try:
             new_h = step.value(outs[1 + h])
             new_c = step.value(outs[1 + c]) if c is not None else None

@@ -14,7 +14,7 @@ from fastrnn.errors import FastRNNError
 from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = Path(__file__).resolve().parents[3] / "data"
 ENTRIES = json.loads((DATA / "manifest.json").read_text())
 
 

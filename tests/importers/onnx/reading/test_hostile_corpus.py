@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "hostile"
+FOLDER = Path(__file__).resolve().parents[3] / "hostile"
 ERRORS = json.loads((FOLDER / "errors.json").read_text())
 LOAD_ALL = """
 import json, re, sys, time

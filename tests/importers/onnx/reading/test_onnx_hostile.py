@@ -15,7 +15,7 @@ from fastrnn import passes
 from fastrnn.errors import FastRNNError, ModelFormatError, UnsupportedError
 from fastrnn.importers.onnx import import_onnx
 
-DATA = Path(__file__).resolve().parents[2] / "data" / "onnx"
+DATA = Path(__file__).resolve().parents[3] / "data" / "onnx"
 
 
 def float_info(name, dims):

@@ -313,7 +313,7 @@ def test_a_step_that_fails_leaves_the_stream_as_it_was():
     assert np.array_equal(stream.push(chunk), other.push(chunk))
 
 
-EXPORTED = Path(__file__).resolve().parents[2] / "data" / "loops"  # tools/make_loop_fixtures.py
+EXPORTED = Path(__file__).resolve().parents[3] / "data" / "loops"  # tools/make_loop_fixtures.py
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in EXPORTED.glob("*.onnx")))
