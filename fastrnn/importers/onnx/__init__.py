@@ -1,23 +1,19 @@
 """ONNX -> Graph.
 
-Map of this package, in the order in which a file passes through it:
+The rooms of this package, in the order in which a file passes through them:
 
-    files.py      bytes -> ModelProto, tensors; no size in a header is believed
-    nodes.py      the nodes as records, sorted; NodeReader, which finds what was not read
-    unroll.py     recurrences that an exporter unrolled step by step become RNN nodes again
-    chains.py     loops over a cell that were written out, likewise
-    symbols.py    sizes as symbols with examples; freezing, unifying, naming
-    guesses.py    a batch of one that can be read in several ways: each tried, and proved on two rows
-    walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
-    fold.py       constants
-    evidence.py   what says that a frozen size is meant; judge.py weighs it
-    thaw.py       frozen numbers read again as functions of sizes
-    loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
-    positions.py  what depends on step numbers alone: ranges, triangles, masks that a file froze
-    recurrent.py attention.py elementwise.py shaping.py products.py einsum.py windows.py resize.py norms.py scatter.py
-    indexing.py integers.py blocks.py sequences.py quantised.py
-                  the operators (registry.py)
-    states.py     states that the caller threads by hand
+    reading/    bytes -> tensors (files), records of nodes (nodes), constants (fold), what a value can be (values),
+                the table of operators (registry), and NodeReader (reader), which finds what was not read
+    reroll/     recurrences that an exporter wrote out become cells again: unrolled copies (unroll), loops over a cell
+                (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations
+    sizes/      sizes as symbols with examples (symbols), frozen numbers read again (thaw, slices, blocks, arithmetic,
+                positions), what says that a frozen size is meant (evidence), its verdict (judge), and a batch of one
+                that can be read in several ways (guesses)
+    ops/        the operators, a file per family
+    walk.py     one walk over the nodes; build.py is what it writes to
+    states.py   states that the caller threads by hand
+
+Imports point down: reading knows no other room, sizes and reroll know reading, ops knows all three.
 """
 
 from __future__ import annotations

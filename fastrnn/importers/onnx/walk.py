@@ -19,7 +19,8 @@ from .reading.nodes import MAX_NESTING, OnnxNode, captured, collect, reads
 from .reading.reader import NodeReader, show_attr
 from .reading.registry import OPERATORS, op
 from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
-from .reroll import loops, unroll
+from .reroll import loops
+from .reroll.rolled import DOMAIN
 from .sizes.symbols import SymbolTable
 
 __all__ = ["File", "walk"]
@@ -74,7 +75,7 @@ def _precheck(file: File, nodes: list[OnnxNode]) -> list[str]:
     problems = []
     for node in nodes:
         known = OPERATORS.get((node.domain, node.op))
-        if known is None or (node.payload is None and node.domain == unroll.DOMAIN):
+        if known is None or (node.payload is None and node.domain == DOMAIN):
             problems.append(f"node {node.label}: operator {node.kind}")
             file.refused.add(node.label)
             continue

@@ -2,6 +2,7 @@
 
 from . import (
     attention,
+    casts,
     einsum,
     elementwise,
     indexing,
@@ -9,6 +10,7 @@ from . import (
     positions,
     products,
     quantised,
+    recurrence,
     recurrent,
     resize,
     scatter,
@@ -19,6 +21,7 @@ from . import (
 
 __all__ = [
     "attention",
+    "casts",
     "einsum",
     "elementwise",
     "indexing",
@@ -26,6 +29,7 @@ __all__ = [
     "positions",
     "products",
     "quantised",
+    "recurrence",
     "recurrent",
     "resize",
     "scatter",

@@ -5,17 +5,17 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
-from onnx import TensorProto
 
-from ....errors import ModelFormatError, ShapeError
+from ....errors import ModelFormatError
 from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
-from ..reading import files
 from ..reading.reader import NodeReader
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, simplest, uniform
+from ..sizes.arithmetic import assumed_one, hold, largest_size, on_sizes
 from . import integers
+from .casts import as_dtype
 
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -202,7 +202,7 @@ def _clip(ctx, n: NodeReader):
 def _bounded(ctx, n: NodeReader, x, low, high):
     """Integers within bounds, or any value within computed ones; either bound may be None."""
     if any(isinstance(v, Ints) for v in (x, low, high)):
-        _hold(ctx, n, [v for v in (x, low, high) if v is not None])
+        hold(ctx, n, [v for v in (x, low, high) if v is not None])
     for bound, fn in ((low, "max"), (high, "min")):
         if bound is not None:
             x = ctx.one("binary", *ctx.broadcast([x, bound], "Clip"), fn=fn)
@@ -217,81 +217,18 @@ def _scalar(array, name: str, default: float) -> float:
     return float(array.reshape(-1)[0])
 
 
-def _on_sizes(ctx, fn: str, a, b):
-    """Arithmetic where one side is made of sizes; None where it is not known symbolically."""
-    if fn not in ("add", "sub", "mul", "div", "equal") or not all(isinstance(v, (Ints, Const)) for v in (a, b)):
-        return None
-    if any(isinstance(v, Const) and v.array.dtype.kind not in "iu" for v in (a, b)):
-        return None
-    left, right = (v.array.astype(object) for v in (a, b))
-    if fn == "equal":
-        return _sizes_equal(left, right)
-    if fn == "div":
-        try:
-            return simplest(np.frompyfunc(lambda p, q: _quotient(ctx, p, q), 2, 1)(left, right))
-        except ShapeError:
-            return None  # one size by another, of which only the example's quotient is known
-    return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
-
-
-def _quotient(ctx, p, q):
-    """p / q of integers, which ONNX rounds towards zero. Sizes are floored: they must not be negative."""
-    if isinstance(p, Dim) and isinstance(q, int) and D.exact_div(p, q) is None and D.may_be_negative(p):
-        if ctx.table.example(p) < 0:
-            raise ShapeError(f"{p} is below zero")
-        ctx.table.shortfalls.append(D.shortfall(p, 0))
-    if isinstance(p, Dim) or isinstance(q, Dim):
-        return p // q
-    return abs(p) // abs(q) * (1 if (p < 0) == (q < 0) else -1)
-
-
-def _assumed(ctx, fn: str, a, b):
-    """Whether windows over a size that the file leaves open come out as just one: squeeze() asks so before it removes
-    an axis. It is taken to be so, and the graph then requires it of every input; None for any other question."""
-    sides = [v.array.flat[0] for v in (a, b) if v.dims in ((), (1,)) and isinstance(v, (Ints, Const))]
-    dims = [v for v in sides if isinstance(v, Dim)]
-    if (
-        fn != "equal"
-        or len(sides) != 2
-        or len(dims) != 1
-        or not any(isinstance(v, (int, np.integer)) and v == 1 for v in sides)
-    ):
-        return None
-    syms = ctx.table.of(dims[0])
-    if any(s.genuine for s in syms) or ctx.table.single(dims[0]) is not None:
-        return None
-    ctx.table.assumed[dims[0]] = 1
-    ctx.table.notes.setdefault(f"assumed {ctx.label}", f"{ctx.label}: {dims[0]} is taken to be 1")
-    return Const(np.full(max((a.dims, b.dims), key=len), True))
-
-
-def _sizes_equal(left, right):
-    """Equality of sizes where it is certain: the same dim, two ints, or a size (>= 0) against a negative int."""
-    flags = []
-    left, right = np.broadcast_arrays(left, right)
-    for p, q in zip(left.flat, right.flat, strict=True):
-        same = p == q
-        certain = same or (isinstance(p, int) and isinstance(q, int))
-        plain = [v for v in (p, q) if isinstance(v, Dim) and len(v.terms) == 1 and min(v.terms.values()) > 0]
-        certain = certain or (plain and any(isinstance(v, int) and v < 0 for v in (p, q)))
-        if not certain:
-            return None
-        flags.append(bool(same))
-    return Const(np.array(flags, dtype=bool).reshape(left.shape))
-
-
 @op(*_BINARY)
 def _binary(ctx, n: NodeReader):
     fn, a, b = _BINARY[n.node.op], n.input(0), n.input(1)
     if isinstance(a, Ints) or isinstance(b, Ints):
-        known = _on_sizes(ctx, fn, a, b)
-        known = _assumed(ctx, fn, a, b) if known is None else known
+        known = on_sizes(ctx, fn, a, b)
+        known = assumed_one(ctx, fn, a, b) if known is None else known
         if known is not None:
             return [known]
-        _hold(ctx, n, (a, b))
+        hold(ctx, n, (a, b))
     a, b = ctx.broadcast([a, b], n.node.op)
     if fn == "pow" and ctx.kind(a) != ctx.kind(b):
-        b = _as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
+        b = as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
     if fn == "div":
         a, b = _of_all_steps(ctx, a, b)
     out = ctx.one("binary", a, b, fn=fn)
@@ -342,14 +279,6 @@ def _scale_size(ctx, fn: str, a, b, out) -> None:
                 ctx.sizes[out.name] = (dim, factor / exact if fn == "div" else factor * exact)
 
 
-def _hold(ctx, n: NodeReader, values) -> None:
-    """Sizes that the file gives stay what they are where they meet numbers alone: the file may decide by them. Those
-    that it leaves open, and those that meet live values, are computed with as values."""
-    sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
-    if all(isinstance(v, (Ints, Const)) for v in values) and all(ctx.table.genuine(d) for d in sizes):
-        ctx.table.freeze(sizes, f"{n.node.op} is computed from it")
-
-
 @op("PRelu")
 def _prelu(ctx, n: NodeReader):
     x, slope = ctx.live(n.input(0)), n.input(1)
@@ -362,18 +291,12 @@ def _prelu(ctx, n: NodeReader):
     return [out]
 
 
-def _as_dtype(ctx, value, dtype: str):
-    if isinstance(value, Const):
-        return Const(value.array.astype(dtype))
-    return ctx.one("cast", value, to=dtype)
-
-
 @op("Mod", attrs="fmod")
 def _mod(ctx, n: NodeReader):
     a, b = n.input(0), n.input(1)
     fmod = n.attr("fmod", "int", 0)
     if isinstance(a, Ints) or isinstance(b, Ints):
-        _hold(ctx, n, (a, b))
+        hold(ctx, n, (a, b))
     a, b = ctx.broadcast([a, b], "Mod")
     if fmod or ctx.live(a).dtype == "float32":
         raise Finding("fmod=1: the remainder with the dividend's sign")
@@ -384,10 +307,10 @@ def _mod(ctx, n: NodeReader):
 def _many(ctx, n: NodeReader):
     values = [n.input(i) for i in range(len(n.values))]
     if any(isinstance(v, Ints) for v in values):
-        known = _largest_size(ctx, values) if n.node.op == "Max" else None
+        known = largest_size(ctx, values) if n.node.op == "Max" else None
         if known is not None:
             return [known]
-        _hold(ctx, n, values)
+        hold(ctx, n, values)
     if not values:
         raise ModelFormatError(f"{n.node.op} without inputs")
     values = ctx.broadcast(values, n.node.op)
@@ -397,23 +320,6 @@ def _many(ctx, n: NodeReader):
     if n.node.op == "Mean" and len(values) > 1:
         total = ctx.one("binary", total, Const(np.array(len(values), dtype=np.float32)), fn="div")
     return [total]
-
-
-def _largest_size(ctx, values: list):
-    """The larger of sizes that are one size, or one and 1, as where an Einsum is written out; None otherwise."""
-    if not all(isinstance(v, (Ints, Const)) for v in values):
-        return None
-    arrays = np.broadcast_arrays(*(v.array.astype(object) for v in values))
-    out = np.empty(arrays[0].shape, dtype=object)
-    for place in np.ndindex(out.shape):
-        larger = {repr(a[place]): a[place] for a in arrays if isinstance(a[place], Dim) or a[place] != 1}
-        if len(larger) > 1 and any(isinstance(v, Dim) for v in larger.values()):
-            return None
-        for size in larger.values():
-            if isinstance(size, Dim) and ctx.table.single(size) is None:  # max(T - 1, 1) is T - 1 if that is 1 or more
-                ctx.table.shortfalls.append(D.shortfall(size, 1))
-        out[place] = max(larger.values()) if len(larger) > 1 else next(iter(larger.values()), 1)
-    return simplest(out)
 
 
 @op("Where")
@@ -430,73 +336,3 @@ def _where(ctx, n: NodeReader):
         ):
             return [chosen]
     return [ctx.one("where", *ctx.broadcast(values, "Where"))]
-
-
-@op("Cast", attrs="to saturate round_mode")
-def _cast(ctx, n: NodeReader):
-    x, to = n.input(0), n.attr("to", "int")
-    n.attr("saturate", "int", 1)  # speaks of float8 targets only, which are refused below
-    n.attr("round_mode", "string", "up")
-    if to not in files.NUMERIC:
-        raise Finding(f"to={files.dtype_name(to or 0)}")
-    target = np.dtype(np.float16) if to == TensorProto.BFLOAT16 else files.NUMERIC[to]
-    return [cast(ctx, x, target)]
-
-
-@op("CastLike", attrs="saturate round_mode")
-def _cast_like(ctx, n: NodeReader):
-    n.attr("saturate", "int", 1)
-    n.attr("round_mode", "string", "up")
-    like = n.input(1)
-    if isinstance(like, Live):
-        return [cast(ctx, n.input(0), np.dtype(like.dtype))]
-    return [cast(ctx, n.input(0), like.dtype if isinstance(like, Fill) else like.array.dtype)]
-
-
-def cast(ctx, x, target: np.dtype):
-    """x in another dtype of the file."""
-    if isinstance(x, Ints):
-        if target.kind in "iu":
-            return x
-        if target.kind == "f" and x.array.size == 1:
-            number = ctx.number_of(x.array.flat[0], ctx.dtype(target))
-            return ctx.reshape(number, x.dims)
-        if target.kind == "b":
-            ctx.table.freeze(list(x.array.flat), "it is cast to bool")
-        x = ctx.live(x)
-    if isinstance(x, Fill):
-        if isinstance(x.value, Dim):
-            if target.kind in "iu":
-                return Fill(x.value, target, x.dims)
-            return ctx.one("expand", ctx.number_of(x.value, ctx.dtype(target)), dims=x.dims)
-        return Fill(target.type(x.value), target, x.dims)
-    if isinstance(x, Const):
-        return Const(x.array.astype(target))
-    name = ctx.dtype(target)
-    if x.name in ctx.sizes and target.kind in "iu":
-        dim, factor = ctx.sizes[x.name]
-        box = np.empty(x.dims, dtype=object)
-        box[...] = D.floordiv(dim * factor.numerator, factor.denominator)
-        return simplest(box)
-    if name == "bool" and x.dtype in integers.INTEGERS:
-        return ctx.unary("not", ctx.one("binary", x, Const(np.zeros((), x.dtype)), fn="equal"))
-    return x if x.dtype == name else ctx.one("cast", x, to=name)
-
-
-@op("Identity")
-def _identity(ctx, n: NodeReader):
-    return [n.input(0)]
-
-
-@op("Dropout", attrs="ratio seed is_test")
-def _dropout(ctx, n: NodeReader):
-    n.attr("ratio", "float", 0.5)
-    n.attr("seed", "int", 0)
-    if n.opset >= 12:
-        n.input(1, optional=True)
-        training = n.const(2, "training_mode", optional=True)
-        if training is not None and training.any():
-            raise Finding("training_mode: Dropout that drops; export the model for inference")
-    if len(n.needed) > 1 and n.needed[1]:
-        raise Finding("its mask output is used")
-    return [n.input(0)]

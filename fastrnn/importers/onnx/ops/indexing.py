@@ -11,7 +11,7 @@ from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import OPERATORS, op
 from ..reading.values import Const, Ints
-from ..sizes import thaw
+from ..sizes import slices
 from . import integers
 from .shaping import gather_run
 
@@ -179,7 +179,7 @@ def _written_by_number(ctx, x, axis: int, known: np.ndarray, updates):
     size = ctx.table.example(x.dims[axis])
     if first < 0 <= last or not -size <= first or not last < size:
         raise ModelFormatError(f"indices {first} to {last} outside an axis of {size}")
-    low, high = thaw.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 else thaw.FAR, 1)
+    low, high = slices.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 else slices.FAR, 1)
     for i, d in enumerate(x.dims):
         if i != axis:
             (updates,) = ctx.alike([updates], i, d, f"axis {i} of the updates must be as long as that of the data")

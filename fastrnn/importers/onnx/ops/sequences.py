@@ -7,9 +7,7 @@ from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import op
 from ..reading.values import Collected, Items, Live, scalar
-from ..sizes import thaw
-
-_FAR = 2**31 - 1
+from ..sizes import slices
 
 
 @op("SplitToSequence", attrs="axis keepdims")
@@ -65,7 +63,7 @@ def _sequence_at(ctx, n: NodeReader):
             raise ModelFormatError(f"position {i} of a sequence of {len(items.parts)}")
         return [items.parts[i]]
     x = items.source
-    low, high = thaw.slice_bounds(ctx, x, items.axis, i, i + 1 if i != -1 else _FAR, 1)
+    low, high = slices.slice_bounds(ctx, x, items.axis, i, i + 1 if i != -1 else slices.FAR, 1)
     part = ctx.slice(x, items.axis, low, high)
     return [part if items.keepdims else ctx.reshape(part, (*x.dims[: items.axis], *x.dims[items.axis + 1 :]))]
 

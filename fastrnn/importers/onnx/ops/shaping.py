@@ -12,10 +12,9 @@ from ..reading import files, fold
 from ..reading.reader import NodeReader, axes_of, axis_of
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, Quantized, as_objects, ints, simplest, uniform
-from ..sizes import blocks, positions, thaw
+from ..sizes import blocks, positions, slices, thaw
 
 _MOST_PLACES = 1 << 16  # integers of a fill that are written out
-_FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
 
 @op("Shape", attrs="start end")
@@ -136,7 +135,7 @@ def _slice(ctx, n: NodeReader):
         if rows is not None:
             x = rows
             continue
-        low, high = thaw.slice_bounds(ctx, x, axis, start, end, step)
+        low, high = slices.slice_bounds(ctx, x, axis, start, end, step)
         x = ctx.slice(x, axis, low, high, step)
     return [x]
 
@@ -280,7 +279,7 @@ def gather_run(ctx, x, axis: int, indices: list, rank: int):
     if len(indices) > 1 and (indices != list(range(first, first + len(indices))) or (first < 0) != (last < 0)):
         return None
     whole = first == 0 and last + 1 == ctx.table.example(size)  # as arange(T) counts
-    low, high = thaw.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 and not whole else _FAR, 1)
+    low, high = slices.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 and not whole else slices.FAR, 1)
     if high - low != len(indices) and not (whole and high - low == size):
         raise ModelFormatError(f"indices {first} to {last} outside an axis of {ctx.table.example(size)}")
     return ctx.slice(x, axis, low, high)

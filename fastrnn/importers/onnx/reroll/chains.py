@@ -16,7 +16,7 @@ from ...shared.ledger import Finding
 from ..reading import fold
 from ..reading.nodes import OnnxNode, sort_nodes
 from .recognise import Base, NotACell, Recognised, StepReader, recognise
-from .unroll import DOMAIN, C, H, Rolled, X, _Graph, _leaves
+from .rolled import DOMAIN, C, H, NodeGraph, Rolled, X, leaves
 
 _ELEMENTWISE = frozenset("Add Sub Mul Div Tanh Sigmoid Relu LeakyRelu Elu Selu Softplus Softsign Neg Identity".split())
 _LAST_TRIES = 64  # nodes behind the last known h among which the last step's is looked for; a step has some fifteen
@@ -26,8 +26,8 @@ _DEEP = 16  # nodes between a step's h and the Concat of all steps
 
 def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: list[str], opset: int) -> list[OnnxNode]:
     """The nodes with recognised chains replaced, sorted and pruned; `constants` gets what the new nodes need."""
-    for source, axis in _candidates(_takes(_Graph(nodes, dict(constants), opset))):
-        graph = _Graph(nodes, dict(constants), opset)
+    for source, axis in _candidates(_takes(NodeGraph(nodes, dict(constants), opset))):
+        graph = NodeGraph(nodes, dict(constants), opset)
         names = _takes(graph).get((source, axis), {})
         try:
             chain = _Chain(graph, nodes, source, axis, names)
@@ -52,7 +52,7 @@ def _candidates(takes: dict[tuple, dict[str, int]]) -> list[tuple]:
     return found[:_MOST]
 
 
-def _takes(graph: _Graph) -> dict[tuple, dict[str, int]]:
+def _takes(graph: NodeGraph) -> dict[tuple, dict[str, int]]:
     """(sequence, axis) -> value name -> index, for Gathers of one index."""
     found: dict[tuple, dict[str, int]] = {}
     for node in {id(n): n for n in graph.maker.values()}.values():
@@ -72,7 +72,7 @@ class _Chain:
     where they are zero.
     """
 
-    def __init__(self, graph: _Graph, nodes: list[OnnxNode], source: str, axis: int, takes: dict[str, int]):
+    def __init__(self, graph: NodeGraph, nodes: list[OnnxNode], source: str, axis: int, takes: dict[str, int]):
         self.graph, self.nodes, self.source, self.axis, self.takes = graph, nodes, source, axis, takes
         self.count = len(set(takes.values()))
         if self.count < 2 or set(takes.values()) != set(range(self.count)):
@@ -157,7 +157,7 @@ class _Chain:
         step = StepReader(
             self.graph.maker, self.graph.constants, dict.fromkeys(self.takes, X), _nothing, self.graph.opset
         )
-        others = set() if c is None else _leaves(step.value(c)) - {start}
+        others = set() if c is None else leaves(step.value(c)) - {start}
         if len(others) > 1:
             raise NotACell
         start_c = others.pop() if others else start

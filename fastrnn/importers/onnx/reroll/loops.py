@@ -19,8 +19,8 @@ from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import op
 from ..reading.values import Collected, Const, Fill, Ints, Items, Live, ints, scalar, uniform
 from .lift import Lift
+from .loop_cells import alias, counts_up, trip_of
 from .recognise import NotACell
-from .unroll import _alias, _counts, _trip
 
 # Handled by `run`, which needs the walk itself.
 op("Scan", attrs="body num_scan_inputs scan_input_axes scan_input_directions scan_output_axes scan_output_directions")(
@@ -148,13 +148,13 @@ def _plan(n: NodeReader, body: Body, starts: list) -> tuple:
     constants = {i: v.array for i, v in outside.items() if isinstance(v, Const) and v.array.size <= 1 << 16}
     constants |= body.constants | _own_constants(body.nodes)
     ins, outs = body.inputs, body.outputs
-    kept = {k for k in range(len(starts)) if _alias(maker, outs[1 + k]) == ins[2 + k]}
+    kept = {k for k in range(len(starts)) if alias(maker, outs[1 + k]) == ins[2 + k]}
     for k in kept:
         if isinstance(starts[k], Const):
             constants[ins[2 + k]] = starts[k].array
     counters = {ins[0]}
     for k, start in enumerate(starts):
-        if isinstance(start, Const) and uniform(start) == 0 and _counts(maker, constants, outs[1 + k], ins[2 + k]):
+        if isinstance(start, Const) and uniform(start) == 0 and counts_up(maker, constants, outs[1 + k], ins[2 + k]):
             counters.add(ins[2 + k])
     record = n.node
     first = body.outer.get(record.inputs[0]) if record.inputs[0] else None
@@ -162,7 +162,7 @@ def _plan(n: NodeReader, body: Body, starts: list) -> tuple:
     if number is not None and not isinstance(number, Dim) and number >= _ENDLESS:  # as good as none given
         record, number = OnnxNode(record.op, "", record.label, ["", *record.inputs[1:]], record.outputs), None
     try:
-        name = _trip(maker, constants, record, ins, outs, kept, counters)
+        name = trip_of(maker, constants, record, ins, outs, kept, counters)
     except NotACell:
         name = None
     limit = body.outer.get(name) if name is not None else None
