@@ -75,7 +75,7 @@ _REFUSED = [
         "reshape_allowzero_reordered",
     ),
     (
-        "a size or a sequence is returned",
+        "it is a size or a sequence",
         "no shape arithmetic survives import",
         (
             "shape shape_clip_end shape_clip_start shape_end_1 shape_end_negative_1 shape_example shape_start_1 "
@@ -162,7 +162,7 @@ _REFUSED = [
     ("of type optional_type", "inputs are tensors", "loop16_seq_none"),
     ("a Scan of opset 8", "its first version ran over the batch as well; no exporter writes it", "scan_sum"),
     (
-        "as long as its values say",
+        "depends on values; it must be known",
         "the number of steps is an input",
         (
             "loop11 range_bfloat16_type_positive_delta_expanded range_float16_type_positive_delta_expanded "
@@ -180,7 +180,7 @@ _REFUSED = [
         ("quantizelinear_blocked_asymmetric quantizelinear_blocked_symmetric"),
     ),
     ("bind: 'values' must be float16", "bfloat16 is not bound", "onehot_with_bfloat16_values"),
-    ("ReduceProd; that fixes the size", "products are over sizes that are known", "reduce_prod_empty_set"),
+    ("ReduceProd multiplies all elements of it; that fixes the size", "products are over sizes that are known", "reduce_prod_empty_set"),
     (
         "mode='cubic'",
         "axes become longer by repeats and mixtures of two neighbours",

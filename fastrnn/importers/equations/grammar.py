@@ -79,7 +79,7 @@ def parse(text: str, arrays: Mapping[str, object], inputs) -> System:
     except (ValueError, RecursionError, MemoryError) as error:
         raise ModelFormatError(f"equations: {error or type(error).__name__}") from None
     if not 0 < len(tree.body) <= MAX_LINES:
-        raise ModelFormatError(f"{len(tree.body)} equations; from 1 to {MAX_LINES} are taken")
+        raise ModelFormatError(f"{len(tree.body)} equations; at most {MAX_LINES} are supported")
     given = {name: as_array(name, value) for name, value in arrays.items()}
     reader = _Reader(given, _shapes_of(inputs))
     equations = tuple(reader.equation(line) for line in tree.body)
@@ -177,7 +177,7 @@ class _Reader:
         if name in FUNCTIONS:
             raise self.fail(f"{name} is a function: write {name}(...)")
         raise self.fail(
-            f"{name} is neither an array that was given ({', '.join(sorted(self.arrays)) or 'none was'}) nor assigned "
+            f"{name} is neither a given array ({', '.join(sorted(self.arrays)) or 'none was'}) nor assigned "
             f"before; its value one step ago is prev({name}); another input of the model is inputs={{{name!r}: size}}"
         )
 

@@ -33,7 +33,7 @@ class Shapes:
         unknown = [name for name, shape in self.found.items() if shape is None]
         if unknown:
             hint = f"; give inputs={{{unknown[0]!r}: size}}" if unknown[0] in system.inputs else ""
-            raise ShapeError(f"no equation tells the size of {', '.join(unknown)}{hint}")
+            raise ShapeError(f"no equation gives the size of {', '.join(unknown)}{hint}")
         for equation in system.equations:
             self.where, made = equation.where, self.of(equation.expression)
             if made != self.found[equation.name]:

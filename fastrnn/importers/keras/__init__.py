@@ -63,7 +63,7 @@ def import_keras(source, *, config=None, float64_as_float32: bool = False, thaw:
     if not is_keras(head):
         raise ModelFormatError(f"{where}: neither a zip (.keras) nor an HDF5 file (.h5)")
     if config is not None:
-        raise ModelFormatError(f"{where}: config= is for files of weights alone; this one has its config in it")
+        raise ModelFormatError(f"{where}: config= is for files of weights alone; this file contains its config")
     return _from_zip(source, where, float64=float64_as_float32, thaw=thaw)
 
 
@@ -71,10 +71,10 @@ def _from_h5(source, where: str, config, **how) -> Graph:
     with opened(source) as file:
         text, version = file.text("model_config"), file.text("keras_version")
         if text is not None and config is not None:
-            raise ModelFormatError(f"{where}: config= is for files of weights alone; this one has its config in it")
+            raise ModelFormatError(f"{where}: config= is for files of weights alone; this file contains its config")
         if text is None and config is None:
             raise ModelFormatError(
-                f"{where}: it holds weights and no config; give config= (the text of model.to_json()) or layers="
+                f"{where}: it holds weights but no config; give config= (the text of model.to_json()) or layers="
             )
         data = parse(text) if text is not None else _given_config(config)
         # Weights take the version that their config names; a file's own where that says nothing.
@@ -129,7 +129,7 @@ def _from_zip(source, where: str, **how) -> Graph:
     except OSError as error:
         if error.errno != errno.EINVAL:  # the disk's; else a place that no file has
             raise
-        raise ModelFormatError(f"{where}: a damaged .keras file: an entry lies before its beginning") from None
+        raise ModelFormatError(f"{where}: a damaged .keras file: an entry starts before the file does") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         raise ModelFormatError(f"{where}: not a .keras file, or a damaged one ({error!s:.200})") from None
     version = metadata.get("keras_version")
@@ -148,7 +148,7 @@ def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
         raise ModelFormatError(f"{where}: a zip of {len(infos)} entries, some of them twice or too many")
     strange = [n for n in names if n not in _FILES and not n.startswith("assets/")]
     if strange:
-        raise ModelFormatError(f"{where}: it has an entry {strange[0]!r:.80}, which a .keras file has not")
+        raise ModelFormatError(f"{where}: it has an entry {strange[0]!r:.80}, which does not belong in a .keras file")
     return {i.filename: i for i in infos}
 
 

@@ -80,7 +80,7 @@ def _name(call: LayerCall, value) -> str | dict:
             builtin = value.get("module") in (None, "builtins") and registered in (None, "function", inner)
             if (inner in _PLAIN or inner in _COMPOSED or inner == "hard_sigmoid") and builtin and registered != inner:
                 return inner
-            raise Finding(f"activation {inner!r:.60}, a function of its own, whose code the file doesn't hold")
+            raise Finding(f"activation {inner!r:.60}, a custom function, whose code the file doesn't contain")
         if isinstance(kind, str) and isinstance(inner, dict):
             return value
     raise Finding(f"activation {value!r:.60}")

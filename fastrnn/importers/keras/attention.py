@@ -24,7 +24,7 @@ def _multi_head(c: LayerCall) -> list[MaskedTensor]:
     inputs = _query_value_key(c)
     query, value, key = (x.value for x in inputs)
     if any(len(x.dims) != 3 for x in (query, value, key)) or c.get("attention_axes") not in (None, 1, [1], (1,)):
-        raise Finding("attention over other axes than that of [batch, time, features]")
+        raise Finding("attention over other axes than time")
     for name in ("query_shape", "key_shape", "value_shape"):
         c.get(name)
     q, k, v = (
@@ -103,7 +103,7 @@ def _seen(c: LayerCall, inputs: list[MaskedTensor], causal: bool) -> Value | Non
             raise Finding(f"an attention mask of {len(m.dims)} axes")
         masks.append(m if len(m.dims) == 4 else c.reshape(m, (m.dims[0], 1, *m.dims[1:])))
     elif given is not None:
-        raise Finding("an attention mask that is no tensor")
+        raise Finding("an attention mask that is not a tensor")
     if not masks:
         return None
     c.work.masked.append(c.label)

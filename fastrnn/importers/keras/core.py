@@ -45,7 +45,7 @@ def _masking(c: LayerCall) -> MaskedTensor:
     if type(value) not in (int, float):
         raise Finding(f"mask_value={value!r:.40}")
     if len(x.dims) < 2:
-        raise Finding("over a value of one axis")
+        raise Finding("on a value with one axis")
     # As one float: features equal to the value, which all are where a step is masked.
     same = c.add("cast", c.binary("equal", x, c.number(np.float32(value))), to="float32")
     all_same = c.reduce("min", same, (len(x.dims) - 1,))
@@ -203,9 +203,9 @@ def _time_distributed(c: LayerCall) -> list[MaskedTensor]:
 
     x, inner, mask = c.x, c.layer.parts["layer"], c.mask
     if len(x.dims) < 3:
-        raise Finding(f"over {len(x.dims)} axes; steps of at least one axis are expected")
+        raise Finding(f"over {len(x.dims)} axes; expected steps with at least one axis")
     if mask is not None and any(item.kind in _READS_MASKS for item in inner.walk()):
-        raise Finding(f"a mask around a {inner.kind}, which would read it step by step")
+        raise Finding(f"a mask for a {inner.kind}, which would read it step by step")
     rows = D.product(x.dims[:2])
     made = apply(inner, c.work, [MaskedTensor(c.reshape(x, (rows, *x.dims[2:])))], {})
     if made[0] is UNKNOWN:

@@ -48,7 +48,7 @@ def _layer(
     unrolled = c.flag("unroll")
     zero = c.flag("zero_output_for_mask") if zero is None else zero
     if len(x.dims) != 3:
-        raise Finding(f"over {len(x.dims)} axes; [batch, time, features] is expected")
+        raise Finding(f"over {len(x.dims)} axes; expected [batch, time, features]")
     states = _given_states(c) if states is None else states
     cells = _cells(item)
     if mask is not None:
@@ -98,7 +98,7 @@ def _given_states(c: LayerCall) -> list[Value]:
 
     found = flat(given) if isinstance(given, list) else None
     if found is None or not all(isinstance(s, MaskedTensor) for s in found) or c.kwargs.get("constants") is not None:
-        raise Finding("called with initial states or constants that are no tensors of the model")
+        raise Finding("called with initial states or constants that are not tensors of the model")
     if found:
         c.work.given_states = True
     return [s.value for s in found]
@@ -266,7 +266,7 @@ def _bidirectional(c: LayerCall) -> list[MaskedTensor]:
     y, back = forward[0].value, backward[0].value
     first, second = c.layer.parts.values()
     if bool(first.config.get("go_backwards")) == bool(second.config.get("go_backwards")):
-        raise Finding("both of its layers run the same way")
+        raise Finding("both of its layers run in the same direction")
     if first.config.get("go_backwards") and first.config.get("return_sequences"):
         # Keras turns the second one's output round, whichever of the two runs backwards.
         axis = 0 if first.config.get("time_major") else 1

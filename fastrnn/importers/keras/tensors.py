@@ -178,7 +178,7 @@ def _check_name(leaf: Layer, name: str, label: str) -> None:
     own = label.rpartition("/")[2]
     others = {n for _, n, _ in variables(leaf)}
     if own != name and own in others:
-        raise ModelFormatError(f"layer {leaf.path}: {label} stands where its {name} should")
+        raise ModelFormatError(f"layer {leaf.path}: {label} is in the place of its {name} should")
 
 
 def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
@@ -226,5 +226,5 @@ def _folder(file: H5, base: str, part: str) -> str:
 def _extra(layer: Layer, file: H5, path: str) -> None:
     """A variable that the layer's class doesn't have: the states of a stateful layer, else an error."""
     if not layer.config.get("stateful"):
-        raise ModelFormatError(f"{file.where}: layer {layer.path} ({layer.kind}) has a tensor more: {path}")
+        raise ModelFormatError(f"{file.where}: layer {layer.path} ({layer.kind}) has one tensor too many: {path}")
     _is_state(layer, "rnn_state", file.array(path))

@@ -52,7 +52,9 @@ def build(weights: NamedWeights, layers: Sequence[str] | str | None = None, name
         layers = [stacks.alone(tensors)]
         if layers[0].partition(":")[0] == "rnn":
             other = layers[0].replace("rnn", "rnn_relu", 1)
-            guessed = [f"an rnn's tensors don't tell tanh from relu: taken as tanh; layers=[{other!r}] is the other"]
+            guessed = [
+                f"an rnn's tensors don't show whether it uses tanh or relu: taken as tanh; for relu: layers=[{other!r}]"
+            ]
     entries = parse(layers, weights.where)
     writer = GraphWriter(name)
     stage = Stage(writer, tensors)

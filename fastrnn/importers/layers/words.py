@@ -73,14 +73,14 @@ class Stage:
     def current(self) -> Value:
         """The current value, of any rank."""
         if self.x is None:
-            raise ModelFormatError("can't be the first layer: nothing tells the number of features")
+            raise ModelFormatError("can't be the first layer: its number of features is not known")
         return self.x
 
     def sequence(self) -> Value:
         """The current value, which must still have its time axis."""
         x = self.current()
         if len(x.dims) != 3:
-            raise ModelFormatError("needs a time axis, and an entry before it has left one value a sequence")
+            raise ModelFormatError("needs a time axis, but an earlier entry reduces each sequence to one value")
         return x
 
 
@@ -128,7 +128,7 @@ def _conv1d(stage: Stage, entry: Entry) -> None:
         groups = 1
     size = per_group * groups if groups is not None else stage.current().dims[-1]
     if size % per_group or maps % (size // per_group):
-        raise ModelFormatError(f"{layer.name('weight')} is {list(W.shape)}, which does not share out {size} features")
+        raise ModelFormatError(f"{layer.name('weight')} is {list(W.shape)}, which does not divide {size} features")
     x, writer = stage.features(layer.name("weight"), 1, size // per_group), stage.writer
     if len(x.dims) != 3:
         stage.sequence()
@@ -197,7 +197,7 @@ def _prelu(stage: Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, {"weight": "alpha"})
     slope = layer.take("weight", None)
     if any(n != 1 for n in slope.shape[:-1]):  # Keras keeps an axis of one for each that shares its slopes
-        raise ModelFormatError(f"{layer.name('weight')} is {list(slope.shape)}, expected one slope, or one a feature")
+        raise ModelFormatError(f"{layer.name('weight')} is {list(slope.shape)}, expected one slope, or one per feature")
     x = stage.features(layer.name("weight"), slope.ndim - 1) if slope.size != 1 else stage.current()
     held = stage.writer.constant(slope.reshape(-1), f"{entry.label}.weight")
     stage.x = stage.writer.binary("prelu", x, held, entry.label)
@@ -211,7 +211,7 @@ def _last(stage: Stage, entry: Entry) -> None:
 
 def _final(stage: Stage, entry: Entry) -> None:
     if stage.finals is None:
-        raise ModelFormatError("must stand right behind an rnn, lstm or gru, whose last states it is")
+        raise ModelFormatError("must come right after an rnn, lstm or gru")
     stage.x = stage.writer.concat(stage.finals, 1)
 
 
@@ -225,7 +225,7 @@ def _reduce(fn: str) -> Callable:
 def _residual(stage: Stage, entry: Entry) -> None:
     back = entry.over = entry.option("over", 1, positive)
     if back > len(stage.history):
-        raise ModelFormatError(f"reaches over {back} entries, and there are {len(stage.history)} before it")
+        raise ModelFormatError(f"reaches over {back} entries, but only {len(stage.history)} come before it")
     x, start = stage.current(), stage.history[-back]
     if start is None or start.dims != x.dims:
         shown = "ids" if start is None else f"[{', '.join(map(str, start.dims))}]"

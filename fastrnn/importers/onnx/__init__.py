@@ -146,7 +146,7 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
     unknown = sorted(set(map(str, bind)) - {v.name for v in model.graph.input})
     if unknown:
         names = ", ".join(v.name for v in model.graph.input)
-        raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
+        raise ShapeError(f"bind: there is no input {unknown[0]!r}; the inputs are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
     constants = read_constants(model.graph, folder, wanted)
     for name, array in constants.items() if float64_as_float32 else ():

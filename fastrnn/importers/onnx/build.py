@@ -109,7 +109,7 @@ class GraphDraft:
                 names.append(None)
                 continue
             if any(isinstance(d, int) and d < 0 for d in dims):
-                raise ModelFormatError(f"a size below zero: {list(map(str, dims))}")
+                raise ModelFormatError(f"a negative size: {list(map(str, dims))}")
             if D.product(map(_least, dims)) > MAX_ELEMENTS:
                 raise ModelFormatError(f"a value of {' x '.join(map(str, dims))} elements")
             name = self.fresh(f"{self.label}:{len(self.nodes)}")

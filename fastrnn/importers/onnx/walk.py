@@ -366,7 +366,7 @@ def _outputs(ctx: GraphDraft, graph: onnx.GraphProto, known: dict, inputs: set, 
             continue
         try:
             if isinstance(value, (Ints, Items)):
-                raise Finding("a size or a sequence is returned, which has no place in a graph without lengths")
+                raise Finding("it is a size or a sequence; outputs must be tensors computed from the inputs")
             _declared(ctx, info, value)
             ctx.table.ledger.output(info.name, value)
             if not isinstance(value, Live) or value.name != info.name:

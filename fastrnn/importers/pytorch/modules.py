@@ -208,7 +208,7 @@ def _traced(module: nn.Module, args: tuple | None) -> Converted:
         raise Unknown(f"it does not take such an example ({type(error).__name__}: {error!s:.160})") from None
     if len(own) != len(answers) or not all(_close(a, b) for a, b in zip(own, answers, strict=True)):
         # Its code looks at what a traced value is, as isinstance(y, tuple) does.
-        raise Unknown("torch.fx traces something else than what it computes")
+        raise Unknown("what torch.fx traces gives other answers than the module")
     nesting = tuple(_form(g.value) for g in given)
     return Converted(module, proto, {n: tracing.numbers(v) for n, v in flat}, nesting, "traced by torch.fx")
 

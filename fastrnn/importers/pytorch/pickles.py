@@ -82,7 +82,7 @@ class Budget:
     def take(self, count: int) -> None:
         self.left -= count
         if self.left < 0:
-            raise ModelFormatError(f"{self.where}: its tensors are views of one storage over and over: too many")
+            raise ModelFormatError(f"{self.where}: too many of its tensors are views of one storage")
 
 
 def storage_id(pid) -> tuple[str, str, str, int]:
@@ -90,7 +90,7 @@ def storage_id(pid) -> tuple[str, str, str, int]:
     if isinstance(pid, tuple) and pid and pid[0] == "module":
         raise Refused(f"the file holds a pickled module: {HOW_TO_SAVE}")
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or not isinstance(pid[1], _Named):
-        raise ModelFormatError(f"a persistent id that names no storage: {pid!r:.80}")
+        raise ModelFormatError(f"a persistent id that does not name a storage: {pid!r:.80}")
     if len(pid) == 6 and pid[5] is not None:
         raise UnsupportedError("a storage that is a view of another one (PyTorch 0.3 and earlier); save the file again")
     _, kind, key, _, count = pid[:5]
@@ -107,7 +107,7 @@ def width_of(code: str) -> int:
 
 
 def no_storage(pid):
-    raise ModelFormatError("a persistent id where none may stand")
+    raise ModelFormatError("a persistent id in a place that allows none")
 
 
 # -- what a pickle may name --
@@ -276,7 +276,7 @@ class Unpickler:
                 items = self.stack[k + 1 :]
                 del self.stack[k:]
                 return items
-        raise ModelFormatError(f"{self.where}: its pickle has no mark where one must be")
+        raise ModelFormatError(f"{self.where}: its pickle lacks a mark")
 
     def _text(self, form: str) -> None:
         self._push(self._take(self._number(form)).decode("utf-8", "surrogatepass"))
@@ -295,7 +295,8 @@ class Unpickler:
         full = f"{module}.{name}"
         if not isinstance(module, str) or not isinstance(name, str) or (full not in _CALLS and full not in _WORDS):
             raise Refused(
-                f"the file asks for {full!r:.200}, which is no part of a file of weights: {HOW_TO_SAVE}", self.where
+                f"the file asks for {full!r:.200}, which does not belong in a file of weights: {HOW_TO_SAVE}",
+                self.where,
             )
         self._push(_Named(full))
 
@@ -322,13 +323,13 @@ class Unpickler:
 
     def _set_items(self, items: list) -> None:
         if not self.stack or not isinstance(self.stack[-1], dict) or len(items) % 2:
-            raise ModelFormatError(f"{self.where}: its pickle sets items of what is no dict")
+            raise ModelFormatError(f"{self.where}: its pickle sets items of something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             self.stack[-1][_key(key)] = value
 
     def _append(self, items: list) -> None:
         if not self.stack or not isinstance(self.stack[-1], list):
-            raise ModelFormatError(f"{self.where}: its pickle appends to what is no list")
+            raise ModelFormatError(f"{self.where}: its pickle appends to something that is not a list")
         self.stack[-1].extend(items)
 
     def _get(self, index: int) -> None:

@@ -80,7 +80,7 @@ def _inputs_of(module: nn.Module, count: int | None) -> dict[str, Any]:
         elif parameter.default is not parameter.empty:
             found[name] = parameter.default
         elif count is not None:
-            raise Unknown(f"forward needs {name}, which the example does not give")
+            raise Unknown(f"forward needs {name}, which the example lacks")
         else:
             found[name] = _GIVEN
     return found
@@ -106,7 +106,7 @@ def inputs_by_use(traced: fx.GraphModule, names: Sequence[str]) -> list[Given]:
 def _by_use(traced: fx.GraphModule, node: fx.Node, name: str) -> Given:
     found = _dims_by_use(traced, node)
     if found is None:
-        raise Unknown(f"the form of the input {name} does not show from the first module that takes it")
+        raise Unknown(f"the form of the input {name} can't be inferred from the first module that uses it")
     module, dims = found
     shape = [{"batch": BATCH, "time": TIME}.get(d, d) if isinstance(d, str) else d for d in dims]
     if isinstance(module, nn.Embedding):
@@ -300,11 +300,11 @@ def _joined(names, out):
         return names
     if isinstance(out, torch.Tensor):
         if not isinstance(names, str):
-            raise Unknown("a function that answers otherwise than expected")
+            raise Unknown("a function that returns something unexpected")
         return V(names, out)
     if isinstance(names, tuple | list):
         if len(names) != len(out):
-            raise Unknown("a function that answers otherwise than expected")
+            raise Unknown("a function that returns something unexpected")
         return tuple(_joined(n, o) for n, o in zip(names, out, strict=True))
     return names
 

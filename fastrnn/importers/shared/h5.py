@@ -148,9 +148,7 @@ class H5:
             if link is None:
                 return None
             if not isinstance(link, h5py.HardLink):
-                raise ModelFormatError(
-                    f"{self.where}: {path} leads elsewhere ({type(link).__name__}), which is refused"
-                )
+                raise ModelFormatError(f"{self.where}: {path} is a link ({type(link).__name__}), which is refused")
             here = here[part]
         return here
 

@@ -100,7 +100,7 @@ def spec_of(kind: str, sizes: tuple[int, int], options: StackOptions, reverse: b
     if kind == "rnn" and options.gates:
         raise ModelFormatError("an rnn has no gates; activation=")
     if kind != "gru" and options.reset:
-        raise ModelFormatError("reset= is a gru's")
+        raise ModelFormatError("reset= applies to a gru alone")
     found = tuple(activation(name) for name in acts)
     return CellSpec(kind, *sizes, found, reverse=reverse, linear_before_reset=kind == "gru" and after)
 
@@ -117,7 +117,7 @@ def _torch_layers(tensors: Tensors, dot: str, kind: str, options: StackOptions) 
     plain = numbers == {None}
     if not plain and numbers != {str(k) for k in range(len(numbers))}:
         shown = ", ".join(sorted(str(n) for n in numbers))
-        raise ModelFormatError(f"{dot}weight_ih_l...: layers {shown}, expected 0, 1, 2 without a gap")
+        raise ModelFormatError(f"{dot}weight_ih_l...: layers {shown}, expected 0, 1, 2 without gaps")
     both = any(m["reverse"] for m in found)
     if both and options.reverse:
         raise ModelFormatError("reverse=true of a layer that has both directions")
@@ -139,7 +139,7 @@ def _torch_direction(tensors, dot, kind, suffix, options, size, second) -> Direc
     R = tensors.take(name("weight_hh"), (None, None))
     hr = tensors.take(name("weight_hr"), (R.shape[1], None), optional=True)
     if hr is not None and kind != "lstm":
-        raise ModelFormatError(f"{name('weight_hr')}: only an lstm has a projection")
+        raise ModelFormatError(f"{name('weight_hr')}: only an lstm can have a projection")
     H = R.shape[1] if hr is None else hr.shape[1]
     if R.shape[0] != gates * H:
         known = [word for word, g in GATES.items() if g * H == R.shape[0]]
@@ -201,7 +201,9 @@ def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, opti
         if kind == "gru" and options.reset is not None and (options.reset == "after") != after:
             raise ModelFormatError(f"reset={options.reset}, but {names['bias']} is {list(bias.shape)}")
     elif kind == "gru" and options.reset is None:
-        raise ModelFormatError("a GRU without a bias does not tell where its reset stands: (reset=after) or before")
+        raise ModelFormatError(
+            "a GRU without a bias does not show where it resets: give (reset=after) or (reset=before)"
+        )
     spec = spec_of(kind, (W.shape[0], H), options, reverse, after)
     Wb, Rb = (bias[0], bias[1]) if bias is not None and bias.ndim == 2 else (bias, None)
     order = KERAS_ORDER[kind]
@@ -225,11 +227,11 @@ def alone(tensors: Tensors) -> str:
     entries = [f'"{word}:{prefix}"' if prefix else f'"{word}"' for prefix, word in groups.items() if word]
     if not entries:
         raise ModelFormatError(
-            f"{tensors.where}: no tensor in it belongs to a layer that fastrnn knows: {_some(tensors)}"
+            f"{tensors.where}: none of its tensors belongs to a layer that fastrnn knows: {_some(tensors)}"
         )
     raise ModelFormatError(
-        f"{tensors.where}: its weights don't say in which order the layers come, nor what lies between them: give "
-        f"layers=, such as layers=[{', '.join(entries)}] with activations, last, residual where the model has them"
+        f"{tensors.where}: its weights don't say in which order the layers come, or what is between them: give "
+        f"layers=, such as layers=[{', '.join(entries)}], with the activations, last and residual of the model"
     )
 
 

@@ -103,7 +103,7 @@ class Tensors:
         ):
             raise ModelFormatError(f"{name} is {list(array.shape)}, expected {want}")
         if 0 in array.shape:
-            raise ModelFormatError(f"{name} is {list(array.shape)}, which holds nothing")
+            raise ModelFormatError(f"{name} is {list(array.shape)}, which is empty")
         check_float32(array, name, ModelFormatError)
         self._ledger.read(name)
         return array

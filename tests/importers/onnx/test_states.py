@@ -87,7 +87,7 @@ def test_two_outputs_of_one_state_are_ambiguous():
         ({"p": "nothing"}, "no output 'nothing'"),
         ({"p": "y"}, "can't continue from"),
         ({"p": "r", "q": "r"}, "named twice"),
-        ({"p": "s", "q": "r"}, "'s' is what a cell that starts from 'q' ends with, and can't be the next 'p'"),
+        ({"p": "s", "q": "r"}, "'s' is the final state of a cell that starts from 'q', so it can't be the next 'p'"),
         ({"q": "r"}, "expected {'p': 'r'}"),
         ({"x": "w"}, "has a time axis"),
         ({"p": ["r"]}, "no output"),

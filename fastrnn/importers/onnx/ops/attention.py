@@ -69,7 +69,7 @@ def _attention(ctx, n: NodeReader):
 def _split_heads(ctx, x, heads: int, what: str):
     """[batch, length, heads * features] -> [batch, heads, length, features]"""
     if len(x.dims) != 3:
-        raise ModelFormatError(f"Q, K and V of unlike ranks: one has {len(x.dims)} axes")
+        raise ModelFormatError(f"Q, K and V of different ranks: one has {len(x.dims)} axes")
     size = ctx.number(x.dims[2], "Attention needs a known number of features")
     if heads < 1 or size % heads:
         raise ModelFormatError(f"{what} is {heads} for {size} features")

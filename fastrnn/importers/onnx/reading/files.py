@@ -143,7 +143,7 @@ def _external(proto: TensorProto, folder: Path | None, what: str, size: int) -> 
         raise ModelFormatError(f"{what}: external data without a location")
     path = (folder / location).resolve()
     if os.path.isabs(location) or not path.is_relative_to(folder):
-        raise ModelFormatError(f"{what}: its external data {location!r} lies outside the model's folder")
+        raise ModelFormatError(f"{what}: its external data {location!r} is outside the model's folder")
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
         if offset < 0 or length < 0:

@@ -43,7 +43,7 @@ def collect(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> list[OnnxNode]
     for node in plain_nodes(graph):
         for name in node.outputs:
             if name and (name in known or name in maker):
-                raise ModelFormatError(f"node {node.label}: the value {name!r} is already made elsewhere")
+                raise ModelFormatError(f"node {node.label}: it makes the value {name!r}, which already exists")
             if name:
                 maker[name] = node
     return sort_nodes(maker, known, [o.name for o in graph.output])

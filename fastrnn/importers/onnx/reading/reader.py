@@ -170,5 +170,5 @@ def axes_of(axes, rank: int) -> list[int]:
     """Non-negative, distinct axes."""
     found = [axis_of(a, rank) for a in axes]
     if len(set(found)) != len(found):
-        raise ModelFormatError(f"axes {list(axes)} name one twice")
+        raise ModelFormatError(f"axes {list(axes)} are not distinct")
     return found

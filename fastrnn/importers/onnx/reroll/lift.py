@@ -36,7 +36,7 @@ class Lift:
             if op in ("cast", "reshape") and inputs[0] in self.counters:
                 self.counters.add(outputs[0])
             if op == "state":
-                raise Finding(f"a cycle inside a cycle (node {label})")
+                raise Finding(f"nested cycles (node {label})")
             if not any(i in self.lifted or i in self.counters for i in inputs):
                 self.ctx.nodes.append(entry)
                 continue
@@ -95,7 +95,7 @@ class Lift:
     def _later(self, op: str, names, attrs, *keys: str) -> Live:
         """The same op, its axes one further on; everything but the first input is of no step."""
         if any(self._differs(n) for n in names[1:] if n is not None):
-            raise Finding(f"a {op} whose parameters differ from step to step")
+            raise Finding(f"a {op} whose parameters change from step to step")
         attrs = dict(attrs)
         for key in keys:
             attrs[key] = tuple(a + 1 for a in attrs[key]) if isinstance(attrs[key], tuple) else attrs[key] + 1
@@ -180,14 +180,14 @@ class Lift:
         if not self._differs(index):
             return self._later("gather", names, attrs, "axis")
         if self._differs(names[0]):
-            raise Finding("a lookup in a table that differs from step to step, by an index that does")
+            raise Finding("a lookup in a table that changes from step to step, by an index that changes too")
         found = self.ctx.one("gather", table, self._of(index), **attrs)
         return self.ctx.transpose(found, (axis, *(a for a in range(len(found.dims)) if a != axis)))
 
     def _rows(self, op: str, names, attrs, dims):
         """Windows work on rows: the steps are rows like those of the batch."""
         if any(self._differs(n) for n in names[1:] if n is not None):
-            raise Finding(f"a {op} whose weights differ from step to step")
+            raise Finding(f"a {op} whose weights change from step to step")
         x = self._of(names[0])
         rows = self.ctx.reshape(x, (D.product(x.dims[:2]), *x.dims[2:]))
         inputs = [rows, *(None if n is None else self._of(n) for n in names[1:])]

@@ -137,7 +137,7 @@ def _begins(ctx, condition, steps) -> None:
         start = ctx.constants.get(zero)
         if attrs["fn"] == "less" and start is not None and not start.any() and numbers == [steps]:
             return
-    raise Finding("a Loop whose first step depends on values")
+    raise Finding("a Loop whose condition depends on values before its first step")
 
 
 def _plan(n: NodeReader, body: Body, starts: list) -> tuple:
@@ -168,7 +168,7 @@ def _plan(n: NodeReader, body: Body, starts: list) -> tuple:
     limit = body.outer.get(name) if name is not None else None
     steps = number if name is not None and name == n.node.inputs[0] else _count(limit)
     if steps is None:
-        raise Finding("a Loop that goes on as long as its values say; only a number of steps that is known is taken")
+        raise Finding("a Loop whose number of steps depends on values; it must be known")
     return steps, kept, counters
 
 
@@ -326,7 +326,7 @@ class _Steps:
             if name in self.known or name in self.counters or not isinstance(inner[name], Live):
                 continue
             if not isinstance(after, Live | Const | Fill) or len(after.dims) != len(inner[name].dims):
-                raise ModelFormatError(f"the carried value {name!r} changes its rank or kind from one step to the next")
+                raise ModelFormatError(f"the carried value {name!r} changes its rank or dtype from step to step")
             before, dims = inner[name].dims, after.dims
             if before != dims and all(a == b or a == 1 for a, b in zip(before, dims, strict=True)):
                 del self.ctx.nodes[mark:]
@@ -366,7 +366,7 @@ class _Steps:
             return ints([steps]) if self.start[name].dims else scalar(steps)
         if isinstance(after, Collected):
             if len(after.parts) != 1:
-                raise Finding("a sequence that grows by other than one value a step")
+                raise Finding("a sequence that does not grow by exactly one value per step")
             return Items(lift.whole(after.parts[0]), 0, False)
         sequence = lift.whole(after)
         states[name][2] = (sequence.name, states[name][2][1])

@@ -174,11 +174,11 @@ CONTRADICTIONS = {
     "a missing output": ({"outputs": [float_info("z", None)]}, "nothing makes the output 'z'"),
     "a value made twice": (
         {"nodes": [node("Relu", ["x"], ["y"], "a"), node("Abs", ["x"], ["y"], "b")]},
-        "already made",
+        "already exists",
     ),
     "an input that is made": (
         {"nodes": [node("Relu", ["x"], ["x"], "a")], "outputs": [float_info("x", None)]},
-        "already made",
+        "already exists",
     ),
     "two inputs of one name": ({"inputs": [float_info("x", [1]), float_info("x", [1])]}, "declared twice"),
     "two weights of one name": (

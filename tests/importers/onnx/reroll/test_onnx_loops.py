@@ -248,9 +248,9 @@ def test_loops_without_an_end_are_refused():
         "on = Identity(go)",
         "l = ReduceSum <keepdims = 0> (h) lim = Constant <value = float {3.0}> () on = Less(l, lim)",
     )
-    refused(model(SIGNATURE, step % RNN_STEP), "Loop: a Loop that goes on as long as its values say")
+    refused(model(SIGNATURE, step % RNN_STEP), "Loop: a Loop whose number of steps depends on values")
     endless = LOOP.replace("n = Gather(shape, zero)", "n = Constant <value = int64 {9223372036854775807}> ()")
-    refused(model(SIGNATURE, endless % RNN_STEP), "as long as its values say")
+    refused(model(SIGNATURE, endless % RNN_STEP), "depends on values; it must be known")
 
 
 def test_too_many_steps_are_not_written_out():
@@ -279,7 +279,7 @@ def test_a_layer_inside_a_scan_is_refused():
     )
     refused(
         model(SIGNATURE, SCAN.format(step=step, more="").replace("{{", "{").replace("}}", "}")),
-        "a cycle inside a cycle",
+        "nested cycles",
     )
 
 
