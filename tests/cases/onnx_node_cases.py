@@ -180,7 +180,11 @@ _REFUSED = [
         ("quantizelinear_blocked_asymmetric quantizelinear_blocked_symmetric"),
     ),
     ("bind: 'values' must be float16", "bfloat16 is not bound", "onehot_with_bfloat16_values"),
-    ("ReduceProd multiplies all elements of it; that fixes the size", "products are over sizes that are known", "reduce_prod_empty_set"),
+    (
+        "ReduceProd multiplies all elements of it; that fixes the size",
+        "products are over sizes that are known",
+        "reduce_prod_empty_set",
+    ),
     (
         "mode='cubic'",
         "axes become longer by repeats and mixtures of two neighbours",

@@ -98,7 +98,7 @@ def as_array(name: str, value) -> np.ndarray:
 
 
 def _shapes_of(inputs) -> dict[str, tuple | None]:
-    """inputs= as name -> shape of features, None where it is to be found."""
+    """inputs= as name -> shape of features, None if it is to be found."""
     if inputs is None:
         return {"x": None}
     if isinstance(inputs, str):

@@ -15,7 +15,7 @@ class Shapes:
     """name -> shape of the features of every input and assigned value.
 
     What is unknown (None) broadcasts to anything, so that `c = f * prev(c) + i * g` learns the shape of c from f. A
-    product with an array tells what its operand must be. Goes over all equations until nothing new is learnt; what is
+    product with an array implies what its operand must be. Goes over all equations until nothing new is learnt; what is
     known then has been checked against every place that uses it.
     """
 

@@ -93,7 +93,7 @@ def _form(call: LayerCall, name: str) -> tuple[str, float, float] | None:
 
 
 def cell_activation(call: LayerCall, value) -> Activation:
-    """The activation that a cell's config names. Raises Finding for one that is no function of single numbers."""
+    """The activation that a cell's config names. Raises Finding for one that is not a function of single numbers."""
     name = _name(call, value)
     form = _form(call, name) if isinstance(name, str) else _layer_form(name)
     if form is None or form[0] not in ACTIVATIONS:

@@ -27,7 +27,7 @@ class NeedsLength(Finding):
 
 @dataclass(frozen=True)
 class MaskedTensor:
-    """A value of the graph with Keras's mask, bool, of its first axes; None where all of it counts."""
+    """A value of the graph with Keras's mask, bool, of its first axes; None if all of it counts."""
 
     value: Value
     mask: Value | None = None
@@ -114,7 +114,7 @@ class LayerCall:
 
     # -- settings --
     def get(self, name: str, default=None, kinds: tuple = ()):
-        """A setting; kinds: what types it may have (a bool is no int). Raises ModelFormatError for another."""
+        """A setting; kinds: what types it may have (a bool is not an int). Raises ModelFormatError for another."""
         self._settings.read(name)
         value = self.layer.config.get(name, default)
         if kinds and not (isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)):
@@ -168,7 +168,7 @@ class LayerCall:
     # -- inputs --
     @property
     def inputs(self) -> list[MaskedTensor]:
-        """All tensors of the first argument, be it one or a list."""
+        """All tensors of the first argument, whether it is one or a list."""
         first = self.args[0] if self.args else None
         found = list(first) if isinstance(first, list | tuple) else [first]
         if not found or not all(isinstance(x, MaskedTensor) for x in found):

@@ -22,7 +22,7 @@ _KINDS = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 
 @dataclass
 class RecurrentRun:
-    """What a recurrent layer has computed. y: [B, T, H] in the order of time (None where nobody asked), states: the
+    """What a recurrent layer has computed. y: [B, T, H] in the order of time (None if it is not needed), states: the
     last ones, cell after cell."""
 
     y: Value | None

@@ -20,7 +20,7 @@ Pairs = list[tuple[str, np.ndarray]]  # (the file's name of a tensor, the tensor
 _RECURRENT = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU")
 _CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell")
 _KERNELS = ("Dense", "EinsumDense", "Conv1D", "Conv2D", "DepthwiseConv1D", "Convolution1D", "Convolution2D")
-_STATES = ("rnn_state", "seed_generator_state", "states")  # last parts of names of variables that are no weights
+_STATES = ("rnn_state", "seed_generator_state", "states")  # last parts of names of variables that are not weights
 
 
 def variables(layer: Layer) -> list[tuple[str, str, bool]]:
@@ -182,7 +182,7 @@ def _check_name(leaf: Layer, name: str, label: str) -> None:
 
 
 def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
-    """A variable that is no weight: the state of a stateful layer, or of a random generator."""
+    """A variable that is not a weight: the state of a stateful layer, or of a random generator."""
     own = label.rpartition("/")[2]
     if not own.startswith(_STATES):
         return False
@@ -217,7 +217,7 @@ def _from_paths(layer: Layer, file: H5, base: str, tensors: LayerWeights) -> Non
 
 
 def _folder(file: H5, base: str, part: str) -> str:
-    """Where the variables of a part of a layer lie; Keras 2 keeps those of attention under names with a bar before."""
+    """Where the variables of a part of a layer are; Keras 2 keeps those of attention under names with a bar before."""
     folder = f"{base}/{part}/vars" if part else f"{base}/vars"
     older = f"{base}/_{part}/vars"
     return older if part and not file.has(folder) and file.has(older) else folder

@@ -4,7 +4,7 @@
 
 An entry is `word`, `word:prefix` where the layer has tensors (`prefix` is how their names begin, as in the module or
 Keras layer that they come from; none where the file holds just that layer), and `(option=value, ...)` where a tensor
-can't tell. `WORDS` lists the words and their options. Number of layers, directions, projection, channels and groups
+can't show it. `WORDS` lists the words and their options. Number of layers, directions, projection, channels and groups
 are read from the tensors. Values between layers are [batch, time, features]; after `last`, `final`, `mean` or `max`
 they are [batch, features].
 
@@ -44,7 +44,7 @@ def build(weights: NamedWeights, layers: Sequence[str] | str | None = None, name
 
     Raises
     ------
-    ModelFormatError : no list where one is needed (the text tells what the file holds), an unknown word or option, a
+    ModelFormatError : no list where one is needed (the text lists what the file holds), an unknown word or option, a
     tensor that is missing, has another shape than the list makes of it, or that no entry uses.
     """
     tensors, guessed = Tensors(weights), []
@@ -70,7 +70,7 @@ def build(weights: NamedWeights, layers: Sequence[str] | str | None = None, name
 
 
 def _told(weights: NamedWeights, entries: list[Entry], tensors: Tensors) -> list[str]:
-    """Lines on what was made of the file. Raises ModelFormatError where tensors are left over."""
+    """Lines on what was made of the file. Raises ModelFormatError if tensors are left over."""
     left = tensors.left()
     text = ", ".join(e.text for e in entries)
     lines = [f"layers: {text}", f"weights are {weights.precision()}"]
@@ -92,7 +92,7 @@ def _told(weights: NamedWeights, entries: list[Entry], tensors: Tensors) -> list
 
 
 def parse(layers, where: str) -> list[Entry]:
-    """The entries of a list of layers. Raises ModelFormatError for what is no entry; options are not looked at."""
+    """The entries of a list of layers. Raises ModelFormatError for anything else; options are not looked at."""
     if isinstance(layers, str):
         layers = split_list(layers)
     if not isinstance(layers, list | tuple) or not layers or not all(isinstance(t, str) for t in layers):

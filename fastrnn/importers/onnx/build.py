@@ -56,7 +56,7 @@ class GraphDraft:
     # --- names and dtypes ----------------------------------------------------------------------------------------
 
     def fresh(self, base: str) -> str:
-        """A value name that nobody has."""
+        """A value name that is not in use."""
         name, k = base, 1
         while name in self.taken:
             name, k = f"{base}.{k}", k + 1
@@ -211,7 +211,7 @@ class GraphDraft:
         return int(dim)
 
     def broadcast(self, values: list, what: str) -> list:
-        """Make dims of abstract values agree as NumPy broadcasts them; returns the values, softened where they can be.
+        """Make dims of abstract values agree as NumPy broadcasts them; returns the values, softened if they can be.
 
         A Dim whose example is 1 against another size was a real broadcast in the file: it is frozen at 1. A constant
         that is the same number all along an axis of the example's length follows the axis: it is cut to 1 there.

@@ -95,7 +95,7 @@ def _links(graph: Graph) -> list[tuple[str, str]]:
         numbers[name] = np.arange(at, at + count).reshape(shape)
         first[name] = at
         at += count
-    through: set[str] = set()  # values that a cell has renewed: an input that goes straight to an output is no state
+    through: set[str] = set()  # values that a cell has renewed: an input that goes straight to an output is not a state
     queues: dict[str, tuple] = {}  # what has new steps behind an input's -> (the numbers of that, the axis)
     for node in graph.nodes:
         _follow(graph, node, numbers, through, sizes)

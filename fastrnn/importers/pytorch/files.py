@@ -177,7 +177,7 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> N
     Parameters
     ----------
     source : path, or bytes of a file
-    key : where the state dict lies in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None where
+    key : where the state dict is in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None where
         the file has only one
 
     Raises

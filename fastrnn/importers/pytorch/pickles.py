@@ -39,7 +39,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """A tensor of a file: `bits` as they lie there (a view; bfloat16 as uint16), code as in `_DTYPES`."""
+    """A tensor of a file: `bits` as they are stored there (a view; bfloat16 as uint16), code as in `_DTYPES`."""
 
     bits: np.ndarray
     code: str
@@ -70,7 +70,7 @@ class Storage:
 
 
 class Refused(UnsupportedError):
-    """The pickle asks for something that is no part of a file of weights."""
+    """The pickle asks for something that does not belong in a file of weights."""
 
 
 class Budget:
@@ -211,7 +211,7 @@ class Unpickler:
         raise ModelFormatError(f"{self.where}: its pickle has over {MAX_OPCODES} opcodes")
 
     def tensor(self, storage, dtype, offset, size, stride) -> SavedTensor:
-        """A view of a storage, checked to lie within it."""
+        """A view of a storage, checked to be within it."""
         if not isinstance(storage, Storage):
             raise ModelFormatError(f"{self.where}: a tensor without a storage")
         code = storage.code
@@ -270,7 +270,7 @@ class Unpickler:
         return self.stack.pop()
 
     def _marked(self) -> list:
-        """What lies above the last mark, and the mark, taken off."""
+        """What is above the last mark, and the mark, taken off."""
         for k in range(len(self.stack) - 1, -1, -1):
             if self.stack[k] is _MARK:
                 items = self.stack[k + 1 :]

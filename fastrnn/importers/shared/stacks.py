@@ -1,9 +1,9 @@
 """Recurrent layers of PyTorch and Keras by their tensors: found, checked, and written as cells.
 
 PyTorch: weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, H], bias_ih_l0, bias_hh_l0 [G*H], with _reverse behind for the other
-direction and weight_hr_l0 [P, H] for a projection (weight_hh is [G*H, P] then); a Cell leaves out _l0. Gates lie i f g
-o and r z n, and a GRU's reset comes after the product. Keras: kernel [I, G*H], recurrent_kernel [H, G*H], bias [G*H],
-or [2, G*H] where a GRU's reset comes after the product; gates lie i f c o and z r h.
+direction and weight_hr_l0 [P, H] for a projection (weight_hh is [G*H, P] then); a Cell leaves out _l0. The order of
+gates is i f g o and r z n, and a GRU's reset comes after the product. Keras: kernel [I, G*H], recurrent_kernel
+[H, G*H], bias [G*H], or [2, G*H] if a GRU's reset comes after the product; the order of gates is i f c o and z r h.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KERAS = ("kernel", "recurrent_kernel", "bias")
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What no tensor tells. activation: of the cell's candidate and output, gates: of its gates; None: the default."""
+    """What tensors don't show. activation: of the cell's candidate and output; gates: of its gates; None: default."""
 
     activation: str | None = None
     gates: str | None = None
@@ -37,7 +37,7 @@ class StackOptions:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of one layer, gates in ONNX order. hr [P, H]: a projection, None where there is none."""
+    """One direction of one layer, gates in ONNX order. hr [P, H]: a projection, None if there is none."""
 
     spec: CellSpec
     W: np.ndarray
@@ -112,7 +112,7 @@ def _torch_layers(tensors: Tensors, dot: str, kind: str, options: StackOptions) 
     names = [n for n in tensors.arrays if n.startswith(dot)]
     found = [m for m in (_TORCH.fullmatch(n[len(dot) :]) for n in names) if m]
     if not found:
-        tensors.take(f"{dot}weight_ih_l0", (None, None))  # which tells what is there
+        tensors.take(f"{dot}weight_ih_l0", (None, None))  # its error lists what is there
     numbers = {m["k"] for m in found}
     plain = numbers == {None}
     if not plain and numbers != {str(k) for k in range(len(numbers))}:
@@ -158,7 +158,7 @@ def _torch_direction(tensors, dot, kind, suffix, options, size, second) -> Direc
 
 
 def _keras_layer(tensors: Tensors, names: list[str], under: str, kind: str, options: StackOptions) -> Stack:
-    """The one or two directions of a Keras layer; those of a Bidirectional lie under forward... and backward..."""
+    """The one or two directions of a Keras layer; those of a Bidirectional are under forward... and backward..."""
     ways: dict[bool, dict[str, str]] = {}
     for full in names:
         *path, last = full[len(under) :].split("/")

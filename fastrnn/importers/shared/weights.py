@@ -19,7 +19,7 @@ from .ledger import ReadLedger
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """arrays: name -> array of any dtype. where: the file, for errors. notes: lines that tell what reading did.
+    """arrays: name -> array of any dtype. where: the file, for errors. notes: lines about what reading did.
 
     parts: the file holds layers that stand for themselves (Keras), so that a list may use some of them; otherwise a
     tensor that no layer uses is an error.
@@ -31,13 +31,13 @@ class NamedWeights:
     parts: bool = False
 
     def precision(self) -> str:
-        """ "float32", or such as "bfloat16 and float32" where several are mixed."""
+        """ "float32", or such as "bfloat16 and float32" if several are mixed."""
         names = sorted({a.dtype.name for a in self.arrays.values() if a.dtype.kind == "f"})
         return " and ".join(names) or "no floating point"
 
 
 class Tensors:
-    """The arrays of a file while a list of layers takes them; `left` are those that nobody took."""
+    """The arrays of a file while a list of layers takes them; `left` are those that no layer took."""
 
     def __init__(self, weights: NamedWeights):
         self.where, self.arrays = weights.where, dict(weights.arrays)
@@ -116,7 +116,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """The tensors of one layer by torch's short names. keras: whether they lie as Keras keeps them."""
+    """The tensors of one layer by torch's short names. keras: whether they have Keras's layout."""
 
     tensors: Tensors
     names: Mapping[str, str]
@@ -170,7 +170,7 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
             if match is None or v is None or v.dtype.kind != "f" or g.dtype.kind != "f" or g.ndim != v.ndim:
                 continue
             if any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=True)):
-                continue  # no norm over whole axes: left as it is, so that whoever asks for the weight says so
+                continue  # no norm over whole axes: left as it is, so that the error is raised where the weight is used
             axes = tuple(k for k, n in enumerate(g.shape) if n == 1)
             wide = v.astype(np.float64)
             length = np.sqrt(np.sum(wide**2, axis=axes, keepdims=True))
@@ -188,7 +188,7 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
 def read_safetensors(source) -> NamedWeights:
     """The tensors of a .safetensors file (a path or bytes). bfloat16 becomes the float32 that it is the half of.
 
-    Raises ModelFormatError for what is no such file, and for dtypes that NumPy does not have (float8).
+    Raises ModelFormatError for any other file, and for dtypes that NumPy does not have (float8).
     """
     from safetensors import SafetensorError, deserialize
 

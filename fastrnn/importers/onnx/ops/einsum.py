@@ -64,7 +64,7 @@ def _terms(text: str, values: list) -> tuple[list[str], str]:
 
 
 def _diagonal(ctx, term: str, value):
-    """A letter twice in one operand: what lies where both axes are at one place."""
+    """A letter twice in one operand: the elements where both axes are at one place."""
     while len(set(term)) != len(term):
         letter = next(c for c in term if term.count(c) > 1)
         i, rank = term.index(letter), len(term)

@@ -79,7 +79,7 @@ _BINARY = {
 
 
 def _fill_map(x, array_fn):
-    """A Fill through an elementwise function of NumPy arrays; None where x is not a fill of a number."""
+    """A Fill through an elementwise function of NumPy arrays; None if x is not a fill of a number."""
     if isinstance(x, Fill) and not isinstance(x.value, Dim):
         out = array_fn(np.array(x.value, dtype=x.dtype))
         return Fill(out.dtype.type(out), out.dtype, x.dims)

@@ -65,7 +65,7 @@ def _positions(ctx, size, axis: int, rank: int):
 
 
 def _clamped(ctx, flat, total):
-    """One index outside makes the sum of all parts too large; brought back to one number, it can't wrap around."""
+    """One index outside makes the sum of all parts too large; set to one number, it can't wrap around."""
     return ctx.one("where", ctx.one("binary", flat, _number(ctx, total), fn="less"), flat, _whole(_OUTSIDE))
 
 

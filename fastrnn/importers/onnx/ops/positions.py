@@ -47,7 +47,7 @@ def _range(ctx, n: NodeReader):
 
 
 def _number(ctx, value):
-    """A scalar as a Python number or a Dim; None where it is neither."""
+    """A scalar as a Python number or a Dim; None if it is neither."""
     if isinstance(value, Ints) and value.array.size == 1:
         return value.array.flat[0]
     if isinstance(value, Const) and value.array.size == 1:

@@ -157,7 +157,7 @@ def _multiplied(ctx, x, axes: tuple, keepdims: bool):
 
 
 def _log_sum_exp(ctx, x, axes: tuple, keepdims: bool):
-    """m + log(sum(exp(x - m))), m the largest; an infinite one is left out: infinity less itself is no number."""
+    """m + log(sum(exp(x - m))), m the largest; an infinite one is left out: infinity less itself is not a number."""
     if not axes:
         return x
     most = ctx.one("reduce", x, fn="max", axes=axes, keepdims=True)

@@ -97,7 +97,7 @@ def _count(trip):
 
 
 def _start(ctx, value, batch, hidden: int):
-    """An initial state [batch, H] of any rank that has only ones before, or None where it is zero."""
+    """An initial state [batch, H] of any rank that has only ones before, or None if it is zero."""
     dims = value.dims
     if len(dims) < 2 or any(isinstance(d, int) and d != 1 for d in dims[:-2]):
         raise ModelFormatError(f"an initial state with dims {list(map(str, dims))}")

@@ -44,7 +44,7 @@ def _specs(ctx, n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
 
 
 def _flag(n: NodeReader, name: str) -> bool:
-    """An attribute that is 0 (also where it is absent) or 1; another number has no meaning."""
+    """An attribute that is 0 (also if it is absent) or 1; another number has no meaning."""
     value = n.attr(name, "int", 0)
     if value not in (0, 1):
         raise ModelFormatError(f"{name} {value}; there are 0 and 1")
@@ -106,7 +106,7 @@ def _hidden_size(n: NodeReader, kind: str) -> int:
 
 
 def _state(ctx, value, d: int, directions: int, dims: tuple, layout: int, what: str):
-    """The initial state of direction d as an abstract value [batch, H], or None where it is zero."""
+    """The initial state of direction d as an abstract value [batch, H], or None if it is zero."""
     if value is None:
         return None
     batch, hidden = dims

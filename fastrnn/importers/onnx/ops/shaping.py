@@ -274,7 +274,7 @@ def gather_run(ctx, x, axis: int, indices: list, rank: int):
         return ctx.slice(x, axis, size - 1, -1, -1)
     first, last = indices[0], indices[-1]
     if len(indices) == 1 and isinstance(size, Dim) and ctx.table.genuine(size) and ctx.table.example(size) == 1:
-        # The first, the last, or all there is: it can't be told which.
+        # The first, the last, or all there is: which one is not known.
         ctx.table.freeze([size], "Gather takes its one element")
     if len(indices) > 1 and (indices != list(range(first, first + len(indices))) or (first < 0) != (last < 0)):
         return None

@@ -13,7 +13,7 @@ from ....errors import ModelFormatError
 
 @dataclass
 class OnnxNode:
-    """One node of the file. inputs and outputs: value names, "" where absent."""
+    """One node of the file. inputs and outputs: value names, "" if absent."""
 
     op: str
     domain: str

@@ -1,4 +1,4 @@
-"""`NodeReader`: a node with the values of its inputs, which sees to it that all of the node is used."""
+"""`NodeReader`: a node with the values of its inputs, which checks that all of the node is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = {
 class NodeReader:
     """A node with the values of its inputs; remembers what was read, so that a leftover is a finding.
 
-    node : OnnxNode; values : abstract value an input, None where absent; opset : the version of the node's domain;
+    node : OnnxNode; values : abstract value an input, None if absent; opset : the version of the node's domain;
     needed : which outputs someone reads.
     """
 
@@ -40,7 +40,7 @@ class NodeReader:
     # --- attributes ----------------------------------------------------------------------------------------------
 
     def attr(self, name: str, kind: str, default=None):
-        """The attribute, of ONNX type `kind` (a key of _KINDS), or the default where it is absent."""
+        """The attribute, of ONNX type `kind` (a key of _KINDS), or the default if it is absent."""
         self._attrs.read(name)
         proto = self.node.attrs.get(name)
         if proto is None:
@@ -92,7 +92,7 @@ class NodeReader:
     # --- inputs --------------------------------------------------------------------------------------------------
 
     def input(self, i: int, optional: bool = False):
-        """The abstract value of input i, or None where an optional one is absent."""
+        """The abstract value of input i, or None if an optional one is absent."""
         self._inputs.read(i)
         value = self.values[i] if i < len(self.values) else None
         if value is None and not optional:
@@ -122,7 +122,7 @@ class NodeReader:
         return [int(v) for v in value.array.reshape(-1)]
 
     def axes(self, i: int, since: int, name: str = "axes") -> list[int] | None:
-        """Axes: an attribute before opset `since`, input i from it on; None where absent."""
+        """Axes: an attribute before opset `since`, input i from it on; None if absent."""
         if self.opset < since:
             return self.attr(name, "ints")
         values = self.ints(i, name, optional=True)
@@ -160,7 +160,7 @@ def show_attr(proto: AttributeProto) -> str:
 
 
 def axis_of(axis: int, rank: int) -> int:
-    """A non-negative axis; ModelFormatError where it lies outside."""
+    """A non-negative axis; ModelFormatError if it is outside."""
     if not -rank <= axis < rank:
         raise ModelFormatError(f"axis {axis} of a value of rank {rank}")
     return axis % rank

@@ -77,7 +77,7 @@ class Quantized:
 
 
 class UnknownValue:
-    """The output of a node that is not supported; what hangs on it is not examined further."""
+    """The output of a node that is not supported; what depends on it is not examined further."""
 
     dims = ()
 

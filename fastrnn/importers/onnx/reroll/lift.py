@@ -171,7 +171,7 @@ class Lift:
         return self.ctx.one("pad", self._of(names[0]), **{**attrs, "pads": pads})
 
     def _gather(self, names, attrs, dims):
-        """With the number of the step as index, a step of a sequence: the sequence itself, its steps brought first."""
+        """With the number of the step as index, a step of a sequence: the sequence itself, its steps first."""
         table, index, axis = self._of(names[0]), names[1], attrs["axis"]
         if index in self.counters and not self._differs(names[0]):
             self.ctx.equal(table.dims[axis], self.steps, "a sequence must have as many steps as the loop")

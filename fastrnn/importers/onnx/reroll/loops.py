@@ -1,7 +1,7 @@
 """Scan and Loop: a body that runs for every step, with values carried from one to the next.
 
 The body is walked once, for one step, and lifted over all of them (lift.py); a carried value becomes a `state` node.
-Over a number of steps that the file fixes, and that is no size of an input, the body is written out instead.
+Over a number of steps that the file fixes, and that is not a size of an input, the body is written out instead.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _own_constants(nodes: list[OnnxNode]) -> dict:
 
 
 def _count(value):
-    """A number of steps: an int or a Dim; None where it is not known."""
+    """A number of steps: an int or a Dim; None if it is not known."""
     if isinstance(value, Ints) and value.array.size == 1:
         return value.array.reshape(-1)[0]
     number = uniform(value) if isinstance(value, Const) and value.array.size == 1 else None

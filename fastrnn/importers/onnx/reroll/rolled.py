@@ -32,7 +32,7 @@ class Rolled:
     rows: int = 1  # the batch that constants within the steps were written for
     split: bool = False  # the steps come from SplitToSequence: PyTorch's newer exporter unrolled a whole nn.RNN itself
     turned: bool = False  # the steps are counted from the end of the sequence
-    lead: bool = False  # h has an axis of one before [batch, H], where h0 is not there to tell
+    lead: bool = False  # h has an axis of one before [batch, H], if there is no h0 to show it
 
 
 class NodeGraph:

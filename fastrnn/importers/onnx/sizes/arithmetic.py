@@ -12,7 +12,7 @@ from ..reading.values import Const, Ints, simplest
 
 
 def on_sizes(ctx, fn: str, a, b):
-    """Arithmetic where one side is made of sizes; None where it is not known symbolically."""
+    """Arithmetic where one side is made of sizes; None if it is not known symbolically."""
     if fn not in ("add", "sub", "mul", "div", "equal") or not all(isinstance(v, (Ints, Const)) for v in (a, b)):
         return None
     if any(isinstance(v, Const) and v.array.dtype.kind not in "iu" for v in (a, b)):

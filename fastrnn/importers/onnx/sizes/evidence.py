@@ -168,7 +168,7 @@ class Ledger:
                 self.scalars[label, number] = Scalar(label, "output", number, ())
 
     def explain(self, label: str) -> None:
-        """What the scalars of a node mean is proved: they are no evidence."""
+        """What the scalars of a node mean is proved: they are not evidence."""
         for key in [k for k in self.scalars if k[0] == label]:
             del self.scalars[key]
 

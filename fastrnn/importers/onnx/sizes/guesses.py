@@ -25,7 +25,7 @@ _MAX_WORK = 1 << 26  # weights times steps that the proof may take: about a seco
 def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool], policy: Policy) -> Graph:
     """The graph that `build` makes with guesses, if it made any and they prove true; without them otherwise.
 
-    threads: whether a state is threaded through a graph. Without one, nothing tells where an output's batch stands.
+    threads: whether a state is threaded through a graph. Without one, the place of an output's batch is not known.
     """
     table = SymbolTable(policy, guess=policy.thaw)
     try:

@@ -1,7 +1,7 @@
 """Which of the sizes that a walk would free stay at the file's number: the evidence of the ledger, weighed.
 
 `verdicts` looks at what the walk recorded (evidence.py) and at the graph that it made: a number is judged by where it
-acts. A scale of 1/8 at 64 steps is no evidence beside a product over 64 features, and is one anywhere else.
+acts. A scale of 1/8 at 64 steps is not evidence beside a product over 64 features, and is one anywhere else.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def _made_of(ctx, name: str) -> tuple:
 
 
 def _summed(table: SymbolTable, ctx, sym: Symbol) -> tuple[set[str], set[str]]:
-    """Names of the values that are sums over a size, as they are or moved, and of all that hang on a value which is
+    """Names of the values that are sums over a size, as they are or moved, and of all that depend on a value which is
     summed or counted over it."""
     sums: set[str] = set()
     counted: set[str] = set()

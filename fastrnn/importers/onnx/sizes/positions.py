@@ -49,7 +49,7 @@ def running_count(ctx, x: Fill, axis: int, exclusive: bool):
 
 
 def slice_table(ctx, x, axis: int, start, end, step: int):
-    """The first rows of a fixed number, as many as a size says: looked up by step number. None where that isn't asked.
+    """The first rows of a fixed number, as many as a size says: looked up by step number. None if that isn't asked.
 
     A table that is shorter than the size is an index outside the table when the model is run.
     """
@@ -59,7 +59,7 @@ def slice_table(ctx, x, axis: int, start, end, step: int):
     if not isinstance(end, Dim) or (isinstance(start, int) and start < 0):
         return None
     if ctx.table.genuine(end) and ctx.table.example(end) >= size:
-        return None  # to the end, as far as the file's own size tells
+        return None  # to the end, at the file's own size
     return ctx.one("gather", x, ctx.positions(end - start, start), axis=axis)
 
 

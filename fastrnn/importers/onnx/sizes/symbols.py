@@ -30,7 +30,7 @@ class Restart(Exception):
 
 @dataclass
 class Symbol:
-    """One axis of one input (or one dim_param). `example` is the file's number where `genuine`, else invented."""
+    """One axis of one input (or one dim_param). `example` is the file's number if `genuine`, else invented."""
 
     name: str
     label: str  # for people: "axis 1 of input x"
@@ -38,7 +38,7 @@ class Symbol:
     genuine: bool
     axis: int
     input: str = ""
-    param: str = ""  # the file's own name of the size, where it has one
+    param: str = ""  # the file's own name of the size, if it has one
     frozen: int | None = None
     joined: Symbol | None = None
     role: str | None = None  # "batch" or "time"
@@ -64,7 +64,7 @@ class SymbolTable:
         self.surplus: list[str] = []  # free sizes that are neither batch nor time, found by settle
         self._cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
         self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> the dims that it was made of, in order
-        self.assumed: dict[Dim, int] = {}  # sizes that no symbol tells, on which the file's own branches depend
+        self.assumed: dict[Dim, int] = {}  # sizes that are not plain symbols, on which the file's own branches depend
         self.joined: set[Dim] = set()  # products that the Reshape at hand made of free ones; `merged` has their parts
         self.declared: set[int] = set()  # numbers that the file declares for axes of its outputs
         self.shortfalls: list[Dim] = []  # what `dims.shortfall` has to find 0: sizes that must not be too small
@@ -74,7 +74,7 @@ class SymbolTable:
     # --- making and reading ------------------------------------------------------------------------------------
 
     def input_dim(self, input_name: str, axis: int, value: int | None, param: str) -> Dim | int:
-        """The dim of one axis of an input. value: the file's number, or None where it leaves it open."""
+        """The dim of one axis of an input. value: the file's number, or None if it leaves it open."""
         self.inputs.add(input_name)
         key = ("param", param) if value is None and param else (input_name, axis)
         sym = self.by_key.get(key)
@@ -158,7 +158,7 @@ class SymbolTable:
     # --- learning ----------------------------------------------------------------------------------------------
 
     def freeze(self, dims, reason: str) -> None:
-        """Hold every symbol of the dims at its example and restart. Raises Finding where the file gives none."""
+        """Hold every symbol of the dims at its example and restart. Raises Finding if the file gives none."""
         syms = [s for d in dims for s in self.of(d)]
         if not any(s.genuine for s in syms):
             names = ", ".join(sorted({s.label for s in syms}))
@@ -224,7 +224,7 @@ class SymbolTable:
             raise Restart
 
     def literal(self, key: tuple, size: int) -> Dim | int:
-        """A number in the file that may be one of its sizes, written down: a symbol of its own where a size has this
+        """A number in the file that may be one of its sizes, written down: a symbol of its own if a size has this
         number, which becomes that size where they meet, and stays the number if they never do."""
         sym = self.by_key.get(key)
         if sym is None:
@@ -242,7 +242,7 @@ class SymbolTable:
         raise Restart
 
     def pin(self, dim, value: int, what: str) -> None:
-        """Give a dim the size that the caller binds; raise ShapeError where it can't have it."""
+        """Give a dim the size that the caller binds; raise ShapeError if it can't have it."""
         sym = self.single(dim)
         if sym is None:
             raise ShapeError(f"{what} must be {dim}, got {value}")
@@ -287,7 +287,7 @@ class SymbolTable:
         for s, reason in held:
             self._set(s, s.example, reason)
         if held:
-            return True  # other sizes may hang on those
+            return True  # other sizes may depend on those
         changed |= self._join_batches()
         taken: set[str] = set()
         for s in self.roots():

@@ -132,7 +132,7 @@ def _misfit(ctx, dims, out):
     left and an output of the file is declared to be as long. Any other number is meant: blocks of frames, say, of which
     a sequence has as many as it likes.
     """
-    # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N]. Ones are no sizes.
+    # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N]. Ones are not sizes.
     apart = [part for d in dims for part in (ctx.table.merged.get(d, (d,)) if len(dims) < len(out) else (d,))]
     sides = [[v for v in side if not (isinstance(v, int) and v == 1)] for side in (apart, out)]
     holes = [t for t in out if isinstance(t, int) and t == -1]
@@ -178,7 +178,7 @@ def _comes_out_even(ctx, dims, out, free: Dim, size: int) -> bool:
 def _match(ctx, dims, out, blamed: list) -> tuple | None:
     """Row-major reshape by groups: runs of input and output dims with equal products belong together.
 
-    None where that is not possible in just one way; `blamed` then gets the dims of the group where it failed.
+    None if that is not possible in just one way; `blamed` then gets the dims of the group where it failed.
     """
     size = [ctx.table.example(d) for d in dims]
     goal = [ctx.table.example(t) for t in out]
@@ -247,8 +247,8 @@ def _joined(ctx, size, ones: list):
 
 def _misplaced(ctx, dims, out, found, blamed: list) -> bool:
     """Whether a free one was joined to its neighbours although the target has a place of one that nothing fills:
-    [1, 8, 6] -> [8, 1, 6] turns rows and steps round, or lets them stand in a row; nothing tells which. `blamed` gets
-    the free ones."""
+    [1, 8, 6] -> [8, 1, 6] swaps rows and steps, or puts them in one row; which one is not known. `blamed` gets the
+    free ones."""
     ones = [d for d in dims if isinstance(d, Dim) and ctx.table.single(d) is not None and ctx.table.example(d) == 1]
     joined = [d for d in ones if d not in found]
     spare = sum(f == 1 for f in found if isinstance(f, int)) - sum(d == 1 for d in dims if isinstance(d, int))
@@ -260,7 +260,7 @@ def _misplaced(ctx, dims, out, found, blamed: list) -> bool:
 
 
 def _ones(ctx, dims, places) -> tuple | None:
-    """Ones between two groups: (symbolic ones that join the next group, place -> dim); None where it is ambiguous.
+    """Ones between two groups: (symbolic ones that join the next group, place -> dim); None if it is ambiguous.
 
     Several that have one place become a product, and such a product comes apart again as it was put together: that is
     how a product over the last axis is written ([b, t, K] -> [b*t, K] -> [b*t, N] -> [b, t, N]).
@@ -366,7 +366,7 @@ def _group(ctx, dims, out, goal) -> list | None:
 
 def _stays_an_axis(ctx, dims, parts) -> bool:
     """Whether each size that is an axis of its own in `dims` stays one in `parts`, by itself or as the outer or inner
-    part of a product: how far apart its elements lie tells so. [b, 16] -> [4*b, 4] keeps rows, [b, 16] -> [4, 4*b]
+    part of a product: the distance of its elements shows it. [b, 16] -> [4*b, 4] keeps rows, [b, 16] -> [4, 4*b]
     mixes them."""
     example = ctx.table.example
     for i, d in enumerate(dims):
