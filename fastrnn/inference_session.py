@@ -104,7 +104,7 @@ class InferenceSession:
         )
         if fastrnn_file:
             return ModelMetadata(self.model.name)
-        from .importers.onnx.files import read_model
+        from .importers.onnx.reading.files import read_model
 
         proto = read_model(source)[0]
         return ModelMetadata(

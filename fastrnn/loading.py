@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
+
 from .errors import FastRNNError, ModelFormatError
 from .graph import Graph, artifact
 from .model import LayerInfo, Model, TensorInfo
@@ -34,11 +36,11 @@ class Format:
     begins: Callable[[bytes], bool]
 
 
-def _read_onnx(source, *, strict=True, thaw=True, compared=False, **options) -> Graph:
+def _read_onnx(source, *, strict=True, thaw=True, policy=None, **options) -> Graph:
     from .importers.onnx import import_onnx  # onnx takes 100 ms to import
-    from .importers.onnx.evidence import Policy
+    from .importers.onnx.sizes.evidence import Policy
 
-    policy = Policy(thaw, strict, compared)
+    policy = policy or Policy(thaw, strict)
     return import_onnx(source, streams=lambda graph: not problems(graph), policy=policy, **options)
 
 
@@ -63,7 +65,7 @@ def _read_pytorch(
         from .importers.pytorch import through_torch
 
         found = through_torch.load(source, key)
-        if not isinstance(found, files.Weights):
+        if not isinstance(found, files.NamedWeights):
             if layers is not None:
                 raise ModelFormatError(
                     "layers= is for files of bare weights, but this file holds a module: leave layers= out"
@@ -77,15 +79,20 @@ def _read_pytorch(
     return list_of_layers.build(weights, layers)
 
 
+_ANOTHER_EXAMPLE = "make a model from an example of the size that you need, such as from_torch(module, example)"
+
+
 def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph:
     """The graph of a live module, compared with the module."""
+    from .importers.onnx.sizes.evidence import Policy
     from .importers.pytorch.modules import convert
 
     converted = convert(module, example, float64_as_float32=float64_as_float32)
     name, how = type(module).__name__, f"the module was {converted.how}"
 
     def made(compared: bool) -> tuple[Graph, bool]:
-        graph = _read_onnx(converted.proto, states=states, compared=compared)
+        policy = Policy(compared=compared, remedy=_ANOTHER_EXAMPLE, overrule="")
+        graph = _read_onnx(converted.proto, states=states, policy=policy)
         graph = graph.replace(name=name, notes=(how, *graph.notes))
         model = Model(graph, 1)
         return graph, converted.check(model.graph, model.run)
@@ -179,6 +186,13 @@ FORMATS = (
 )
 
 
+def _check_flags(**flags) -> None:
+    """Raise ModelFormatError for a flag that is not a bool: the string "no" would mean yes."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ModelFormatError(f"{name} must be True or False, got {value!r:.60}")
+
+
 def load(
     path_or_bytes,
     *,
@@ -234,6 +248,7 @@ def load(
     ModelFormatError : damaged, hostile, not a model, or an option does not apply to the file. UnsupportedError : lists
     all that the file needs and fastrnn lacks. OSError : the file can't be read, `FileNotFoundError` if it is missing.
     """
+    _check_flags(allow_torch=allow_torch, float64_as_float32=float64_as_float32, strict=strict, thaw=thaw)
     form = _format_of(path_or_bytes)
     given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
     given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
@@ -256,6 +271,7 @@ def _taken_by(form: Format, given: dict) -> dict:
 
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
     """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
+    _check_flags(float64_as_float32=float64_as_float32)
     graph = _read_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
     return Model(fix_sizes(graph, sizes or {}), threads)
 
@@ -293,6 +309,7 @@ def from_torch(
     >>> model = fastrnn.from_torch(torch.nn.GRU(20, 64, batch_first=True))
     >>> y, h = model(np.zeros((1, 5, 20), np.float32))
     """
+    _check_flags(float64_as_float32=float64_as_float32)
     graph = _graph_of_module(module, example, states, float64_as_float32)
     return Model(fix_sizes(graph, sizes or {}), threads)
 
@@ -305,6 +322,7 @@ def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = 
     """
     from .importers.keras import import_model
 
+    _check_flags(float64_as_float32=float64_as_float32)
     return Model(import_model(model, float64_as_float32=float64_as_float32), threads)
 
 

@@ -29,7 +29,7 @@ def node_cases():
 
     from onnx.backend.test import loader
 
-    from fastrnn.importers.onnx.registry import OPERATORS
+    from fastrnn.importers.onnx.reading.registry import OPERATORS
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # onnx makes overflowing and invalid values on purpose

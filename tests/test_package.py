@@ -87,3 +87,10 @@ def test_no_file_is_too_long():
             if path.suffix in suffixes and path not in made:
                 lines = path.read_text(encoding="utf-8").count("\n")
                 assert lines <= 625, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+@pytest.mark.parametrize("flag", ["strict", "thaw", "allow_torch", "float64_as_float32"])
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_a_flag_that_is_no_bool_is_refused(flag, value):
+    with pytest.raises(fastrnn.ModelFormatError, match=f"{flag} must be True or False, got {value!r}"):
+        fastrnn.load(b"", **{flag: value})

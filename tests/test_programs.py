@@ -27,7 +27,6 @@ DATA = Path(__file__).resolve().parent / "data"
 
 # Programs of which no file says what another size would need; each is right at its own size.
 UNKNOWABLE = {
-    "adaptive_average_to_four": "of 12 steps: windows of 3, as plain pooling has them",
     "decay_by_the_length": "0.9 ** 12 is a number like any other",
     "one_row_divided_by_the_batch": "a batch of one: the division is by 1",
     "divided_by_the_batch": "2 is in every file",
@@ -105,8 +104,8 @@ def test_right_or_refused(name):
 
 @pytest.mark.any_isa
 def test_files_are_right_at_their_own_sizes():
-    """At least 94 %, the rest is refused; and at least 150 programs."""
+    """At least 95 %, the rest is refused; and at least 150 programs."""
     count = [next(iter(verdicts(*file).values())) for file in FILES]
-    assert count.count("right") >= 0.94 * len(count)
+    assert count.count("right") >= 0.95 * len(count)
     assert len(PROGRAMS) >= 150
     assert {n: set(k) for n, k in expectations().items()} == {n: {k for m, k in FILES if m == n} for n in PROGRAMS}

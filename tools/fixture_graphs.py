@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from fixture_models import FixtureModel, floats, tokens
+from fixture_modules import FixtureModel, floats, tokens
 from torch import nn
 
 BTF = ("batch", "time")

@@ -116,10 +116,12 @@ def _start(writer: GraphWriter, array, d: int, name: str) -> Value | None:
 def _kind(kind: str, activations) -> tuple[str, tuple[Activation, ...]]:
     if kind == "rnn_relu":
         if activations is not None:
-            raise ModelFormatError("rnn_relu is an rnn whose activation is relu: activations= are not free")
+            raise ModelFormatError("rnn_relu is an rnn whose activation is relu: activations= can't change it")
         kind, activations = "rnn", ("relu",)
     if kind not in GATES:
-        raise ModelFormatError(f"unknown cell {kind!r}; known: {', '.join(GATES)}, rnn_relu; others by from_equations")
+        raise ModelFormatError(
+            f"unknown cell {kind!r}; known: {', '.join(GATES)}, rnn_relu; for others use from_equations"
+        )
     names = DEFAULT_ACTIVATIONS[kind] if activations is None else activations
     if isinstance(names, str):
         names = (names,)
@@ -181,7 +183,7 @@ def _array(name: str, array, D: int, shape: tuple, text: str | None = None) -> n
     if full.ndim != len(shape) + 1 or any(n not in (None, m) for n, m in zip((D, *shape), full.shape, strict=True)):
         raise ShapeError(f"{name} is {list(found.shape)}, expected {want}")
     if 0 in full.shape:
-        raise ShapeError(f"{name} is {list(found.shape)}, which holds nothing")
+        raise ShapeError(f"{name} is {list(found.shape)}, which is empty")
     check_list(array, name, ModelFormatError)
     check_float32(full, name, ModelFormatError)
     return full.astype(np.float64)

@@ -75,7 +75,7 @@ _REFUSED = [
         "reshape_allowzero_reordered",
     ),
     (
-        "a size or a sequence is returned",
+        "it is a size or a sequence",
         "no shape arithmetic survives import",
         (
             "shape shape_clip_end shape_clip_start shape_end_1 shape_end_negative_1 shape_example shape_start_1 "
@@ -112,9 +112,9 @@ _REFUSED = [
         ("maxpool_with_argmax_2d_precomputed_pads maxpool_with_argmax_2d_precomputed_strides"),
     ),
     (
-        "Pad: of int32",
-        "integers are not padded",
-        ("edge_pad reflect_pad"),
+        "mode='reflect' of int32",
+        "integers are padded by a number or by their ends",
+        ("reflect_pad"),
     ),
     (
         "mode=",
@@ -162,7 +162,7 @@ _REFUSED = [
     ("of type optional_type", "inputs are tensors", "loop16_seq_none"),
     ("a Scan of opset 8", "its first version ran over the batch as well; no exporter writes it", "scan_sum"),
     (
-        "as long as its values say",
+        "depends on values; it must be known",
         "the number of steps is an input",
         (
             "loop11 range_bfloat16_type_positive_delta_expanded range_float16_type_positive_delta_expanded "
@@ -180,7 +180,11 @@ _REFUSED = [
         ("quantizelinear_blocked_asymmetric quantizelinear_blocked_symmetric"),
     ),
     ("bind: 'values' must be float16", "bfloat16 is not bound", "onehot_with_bfloat16_values"),
-    ("ReduceProd; that fixes the size", "products are over sizes that are known", "reduce_prod_empty_set"),
+    (
+        "ReduceProd multiplies all elements of it; that fixes the size",
+        "products are over sizes that are known",
+        "reduce_prod_empty_set",
+    ),
     (
         "mode='cubic'",
         "axes become longer by repeats and mixtures of two neighbours",
@@ -194,17 +198,11 @@ _REFUSED = [
     ),
     (
         "coordinate_transformation_mode=",
-        "whole factors alone, in the ways in which PyTorch and Keras resize",
+        "axes are resized in the ways of PyTorch and Keras",
         (
-            "resize_downsample_scales_linear resize_downsample_scales_linear_align_corners "
-            "resize_downsample_scales_linear_half_pixel_symmetric resize_downsample_scales_nearest "
-            "resize_downsample_sizes_linear_pytorch_half_pixel resize_downsample_sizes_nearest "
+            "resize_downsample_scales_linear_align_corners resize_downsample_scales_linear_half_pixel_symmetric "
             "resize_tf_crop_and_resize resize_tf_crop_and_resize_axes_2_3 resize_tf_crop_and_resize_axes_3_2 "
-            "resize_tf_crop_and_resize_extrapolation_value resize_upsample_scales_linear_align_corners "
-            "resize_upsample_scales_linear_half_pixel_symmetric resize_upsample_sizes_nearest "
-            "resize_upsample_sizes_nearest_axes_2_3 resize_upsample_sizes_nearest_axes_3_2 "
-            "resize_upsample_sizes_nearest_ceil_half_pixel resize_upsample_sizes_nearest_floor_align_corners "
-            "resize_upsample_sizes_nearest_round_prefer_ceil_asymmetric"
+            "resize_tf_crop_and_resize_extrapolation_value resize_upsample_scales_linear_half_pixel_symmetric"
         ),
     ),
     (

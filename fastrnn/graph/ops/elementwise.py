@@ -91,7 +91,7 @@ _UNARY: dict[str, Callable] = {
 def divide(a, b):
     """a / b; integers divide towards zero, as ONNX has it."""
     if a.dtype.kind == "i":
-        return np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
+        return a // b + ((a % b != 0) & ((a < 0) != (b < 0)))
     return a / b
 
 

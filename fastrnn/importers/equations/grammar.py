@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import ModelFormatError
 from ...graph.casts import as_float32, check_list
+from ..shared.ledger import ReadLedger
 
 MAX_TEXT, MAX_LINES, MAX_DEPTH, MAX_AGO, MAX_POWER = 20_000, 500, 60, 64, 16
 EPSILON = 1e-5  # of norm, where the equation names none: that of PyTorch's and of ONNX's layer norm
@@ -78,7 +79,7 @@ def parse(text: str, arrays: Mapping[str, object], inputs) -> System:
     except (ValueError, RecursionError, MemoryError) as error:
         raise ModelFormatError(f"equations: {error or type(error).__name__}") from None
     if not 0 < len(tree.body) <= MAX_LINES:
-        raise ModelFormatError(f"{len(tree.body)} equations; from 1 to {MAX_LINES} are taken")
+        raise ModelFormatError(f"{len(tree.body)} equations; at most {MAX_LINES} are supported")
     given = {name: as_array(name, value) for name, value in arrays.items()}
     reader = _Reader(given, _shapes_of(inputs))
     equations = tuple(reader.equation(line) for line in tree.body)
@@ -97,7 +98,7 @@ def as_array(name: str, value) -> np.ndarray:
 
 
 def _shapes_of(inputs) -> dict[str, tuple | None]:
-    """inputs= as name -> shape of features, None where it is to be found."""
+    """inputs= as name -> shape of features, None if it is to be found."""
     if inputs is None:
         return {"x": None}
     if isinstance(inputs, str):
@@ -119,7 +120,7 @@ class _Reader:
     def __init__(self, arrays: dict[str, np.ndarray], inputs: dict[str, tuple | None]):
         self.arrays, self.inputs = arrays, inputs
         self.assigned: list[str] = []
-        self.used: set[str] = set()
+        self.ledger = ReadLedger([*arrays, *inputs])
         self.remembered: dict[str, tuple[int, str]] = {}  # with the equation that says so
         self.where = ""
 
@@ -171,12 +172,12 @@ class _Reader:
 
     def name(self, name: str) -> None:
         if name in self.assigned or name in self.arrays or name in self.inputs:
-            self.used.add(name)
+            self.ledger.read(name)
             return
         if name in FUNCTIONS:
             raise self.fail(f"{name} is a function: write {name}(...)")
         raise self.fail(
-            f"{name} is neither an array that was given ({', '.join(sorted(self.arrays)) or 'none was'}) nor assigned "
+            f"{name} is neither a given array ({', '.join(sorted(self.arrays)) or 'none was'}) nor assigned "
             f"before; its value one step ago is prev({name}); another input of the model is inputs={{{name!r}: size}}"
         )
 
@@ -208,7 +209,7 @@ class _Reader:
             raise self.fail(f"prev takes a name and how many steps ago, 1 to {MAX_AGO}; got {ast.unparse(e):.40}")
         known = self.remembered.get(e.args[0].id, (0, ""))
         self.remembered[e.args[0].id] = max(known, (ago, self.where))
-        self.used.add(e.args[0].id)
+        self.ledger.read(e.args[0].id)
 
     def system(self, equations: tuple[Equation, ...]) -> System:
         for name, (_, where) in self.remembered.items():
@@ -216,7 +217,7 @@ class _Reader:
                 what = "an array, the same at every step" if name in self.arrays else "never assigned"
                 raise ModelFormatError(f"{where}: prev({name}), but {name} is {what}")
         for what, names in (("array", self.arrays), ("input", self.inputs)):
-            unused = sorted(set(names) - self.used)
+            unused = sorted(set(names).intersection(self.ledger.left()))
             if unused:
                 raise ModelFormatError(f"no equation uses the {what} {', '.join(unused)}")
         remembered = {name: ago for name, (ago, _) in self.remembered.items()}

@@ -15,7 +15,7 @@ class Shapes:
     """name -> shape of the features of every input and assigned value.
 
     What is unknown (None) broadcasts to anything, so that `c = f * prev(c) + i * g` learns the shape of c from f. A
-    product with an array tells what its operand must be. Goes over all equations until nothing new is learnt; what is
+    product with an array implies what its operand must be. Goes over all equations until nothing new is learnt; what is
     known then has been checked against every place that uses it.
     """
 
@@ -33,7 +33,7 @@ class Shapes:
         unknown = [name for name, shape in self.found.items() if shape is None]
         if unknown:
             hint = f"; give inputs={{{unknown[0]!r}: size}}" if unknown[0] in system.inputs else ""
-            raise ShapeError(f"no equation tells the size of {', '.join(unknown)}{hint}")
+            raise ShapeError(f"no equation gives the size of {', '.join(unknown)}{hint}")
         for equation in system.equations:
             self.where, made = equation.where, self.of(equation.expression)
             if made != self.found[equation.name]:

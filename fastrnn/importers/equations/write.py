@@ -49,7 +49,7 @@ class Writer:
         """A state node for each step that prev() looks back; their inputs get their true names in `close`."""
         unknown = sorted(set(initial) - set(self.system.remembered))
         if unknown:
-            raise ModelFormatError(f"initial= names {', '.join(unknown)}, of which there is no prev()")
+            raise ModelFormatError(f"initial= names {', '.join(unknown)}, but no equation uses prev() of it")
         for name, depth in self.system.remembered.items():
             shape = self.shapes[name]
             steps = Value(f"{name}~", "float32", (TIME, BATCH, *shape))

@@ -24,7 +24,7 @@ from ...graph import Graph
 from ..shared.h5 import H5, is_h5, opened
 from . import activations, attention, core, merging, operations, recurrent, shaping, windows  # noqa: F401 - fill LAYERS
 from .config import MAX_TEXT, Layer, Version, layer_of, parse, version_of
-from .tensors import Tensors, of_file, of_lists
+from .tensors import LayerWeights, of_file, of_lists
 from .walk import build, check_known
 
 _FILES = frozenset(("config.json", "metadata.json", "model.weights.h5"))
@@ -63,7 +63,7 @@ def import_keras(source, *, config=None, float64_as_float32: bool = False, thaw:
     if not is_keras(head):
         raise ModelFormatError(f"{where}: neither a zip (.keras) nor an HDF5 file (.h5)")
     if config is not None:
-        raise ModelFormatError(f"{where}: config= is for files of weights alone; this one has its config in it")
+        raise ModelFormatError(f"{where}: config= is for files of weights alone; this file contains its config")
     return _from_zip(source, where, float64=float64_as_float32, thaw=thaw)
 
 
@@ -71,16 +71,16 @@ def _from_h5(source, where: str, config, **how) -> Graph:
     with opened(source) as file:
         text, version = file.text("model_config"), file.text("keras_version")
         if text is not None and config is not None:
-            raise ModelFormatError(f"{where}: config= is for files of weights alone; this one has its config in it")
+            raise ModelFormatError(f"{where}: config= is for files of weights alone; this file contains its config")
         if text is None and config is None:
             raise ModelFormatError(
-                f"{where}: it holds weights and no config; give config= (the text of model.to_json()) or layers="
+                f"{where}: it holds weights but no config; give config= (the text of model.to_json()) or layers="
             )
         data = parse(text) if text is not None else _given_config(config)
         # Weights take the version that their config names; a file's own where that says nothing.
         version = data.pop("keras_version", None) or version
-        root, told, tensors = _located(where, lambda: _read(data, version, file))
-    return _located(where, lambda: build(root, told, tensors, **how))
+        root, written_by, tensors = _located(where, lambda: _read(data, version, file))
+    return _located(where, lambda: build(root, written_by, tensors, **how))
 
 
 def config_text(config) -> str:
@@ -90,7 +90,7 @@ def config_text(config) -> str:
 
 def written_by(path, config=None) -> str | None:
     """The version of Keras that a file at a path names, or that the config beside its weights shows; None where it
-    names none, or is no Keras file."""
+    names none, or is not a Keras file."""
     try:
         with open(path, "rb") as file:
             zipped = is_keras(file.read(8))
@@ -129,15 +129,15 @@ def _from_zip(source, where: str, **how) -> Graph:
     except OSError as error:
         if error.errno != errno.EINVAL:  # the disk's; else a place that no file has
             raise
-        raise ModelFormatError(f"{where}: a damaged .keras file: an entry lies before its beginning") from None
+        raise ModelFormatError(f"{where}: a damaged .keras file: an entry starts before the file does") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         raise ModelFormatError(f"{where}: not a .keras file, or a damaged one ({error!s:.200})") from None
     version = metadata.get("keras_version")
     if not isinstance(version, str):
         raise ModelFormatError(f"{where}: its metadata names no keras_version")
     with opened(blob, f"{where}: model.weights.h5") as file:
-        root, told, tensors = _located(where, lambda: _read(config, version, file))
-    return _located(where, lambda: build(root, told, tensors, **how))
+        root, written_by, tensors = _located(where, lambda: _read(config, version, file))
+    return _located(where, lambda: build(root, written_by, tensors, **how))
 
 
 def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
@@ -148,7 +148,7 @@ def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
         raise ModelFormatError(f"{where}: a zip of {len(infos)} entries, some of them twice or too many")
     strange = [n for n in names if n not in _FILES and not n.startswith("assets/")]
     if strange:
-        raise ModelFormatError(f"{where}: it has an entry {strange[0]!r:.80}, which a .keras file has not")
+        raise ModelFormatError(f"{where}: it has an entry {strange[0]!r:.80}, which does not belong in a .keras file")
     return {i.filename: i for i in infos}
 
 
@@ -168,10 +168,10 @@ def _entry(
     return data
 
 
-def _read(config: dict, version: str | None, file: H5) -> tuple[Layer, Version, Tensors]:
-    root, told = layer_of(config), version_of(version, config)
+def _read(config: dict, version: str | None, file: H5) -> tuple[Layer, Version, LayerWeights]:
+    root, written_by = layer_of(config), version_of(version, config)
     check_known(root, root.name)
-    return root, told, of_file(root, file)
+    return root, written_by, of_file(root, file)
 
 
 def _located(where: str, work: Callable[[], T]) -> T:
@@ -186,7 +186,7 @@ def _located(where: str, work: Callable[[], T]) -> T:
 def import_model(model, *, float64_as_float32: bool = False) -> Graph:
     """The graph of a live Keras model, through its own methods: `to_json`, `layers`, and the weights of each.
 
-    Raises ModelFormatError for what is no Keras model or was never built; else as `import_keras`.
+    Raises ModelFormatError for anything but a Keras model, and for one that was never built; else as `import_keras`.
     """
     if not all(hasattr(model, name) for name in ("to_json", "layers", "weights")):
         raise ModelFormatError(f"from_keras takes a Keras model, got {type(model).__name__}")
@@ -204,10 +204,10 @@ def import_model(model, *, float64_as_float32: bool = False) -> Graph:
     for layer in model.layers:
         kept = [*layer.trainable_weights, *layer.non_trainable_weights]
         found[layer.name] = [(getattr(v, "path", v.name).removesuffix(":0"), _array(v)) for v in kept]
-    told = version_of(version, config)
+    written_by = version_of(version, config)
     check_known(root, root.name)
     tensors = of_lists(root, found, str(getattr(model, "name", "model")))
-    return build(root, told, tensors, float64=float64_as_float32)
+    return build(root, written_by, tensors, float64=float64_as_float32)
 
 
 def _array(variable) -> np.ndarray:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from ...graph import Value
 from ...graph.cells import ACTIVATIONS, Activation, activation
-from .calls import LAYERS, Call, Finding, Tensor, layer
+from ..shared.ledger import Finding
+from .calls import LAYERS, LayerCall, MaskedTensor, layer
 from .config import layer_of
 
 _SELU = (1.6732632423543772, 1.0507009873554805)
@@ -25,28 +26,28 @@ _PLAIN: dict[str, tuple[str, float, float]] = {
 }  # fmt: skip
 
 
-def _soft_shrink(c: Call, x: Value) -> Value:
+def _soft_shrink(c: LayerCall, x: Value) -> Value:
     return c.binary("sub", x, c.unary("clip", x, -0.5, 0.5))
 
 
-def _hard_shrink(c: Call, x: Value) -> Value:
+def _hard_shrink(c: LayerCall, x: Value) -> Value:
     small = c.binary("less_equal", c.unary("abs", x), c.number(0.5))
     return c.where(small, c.number(0.0), x)
 
 
-def _squareplus(c: Call, x: Value) -> Value:
+def _squareplus(c: LayerCall, x: Value) -> Value:
     root = c.unary("sqrt", c.unary("affine", c.binary("mul", x, x), 1.0, 4.0))
     return c.unary("affine", c.binary("add", x, root), 0.5, 0.0)
 
 
-def _sparse_plus(c: Call, x: Value) -> Value:
+def _sparse_plus(c: LayerCall, x: Value) -> Value:
     """0 below -1, x above 1, (x + 1)^2 / 4 between: the square of a clipped half-sum, and the rest of x."""
     half = c.unary("hard_sigmoid", x, 0.5, 0.5)
     over = c.unary("relu", c.unary("affine", x, 1.0, -1.0))
     return c.binary("add", c.binary("mul", half, half), over)
 
 
-def _log_sigmoid(c: Call, x: Value) -> Value:
+def _log_sigmoid(c: LayerCall, x: Value) -> Value:
     return c.unary("neg", c.unary("softplus", c.unary("neg", x)))
 
 
@@ -54,7 +55,7 @@ def _softmax(log: bool) -> Callable:
     return lambda c, x: c.add("softmax", x, axis=len(x.dims) - 1, log=log)
 
 
-_COMPOSED: dict[str, Callable[[Call, Value], Value]] = {
+_COMPOSED: dict[str, Callable[[LayerCall, Value], Value]] = {
     "softmax": _softmax(False),
     "log_softmax": _softmax(True),
     "log_sigmoid": _log_sigmoid,
@@ -66,7 +67,7 @@ _COMPOSED: dict[str, Callable[[Call, Value], Value]] = {
 }
 
 
-def _name(call: Call, value) -> str | dict:
+def _name(call: LayerCall, value) -> str | dict:
     """The name of a built-in activation, or the config of a layer that stands for one."""
     if value is None:
         return "linear"
@@ -79,20 +80,20 @@ def _name(call: Call, value) -> str | dict:
             builtin = value.get("module") in (None, "builtins") and registered in (None, "function", inner)
             if (inner in _PLAIN or inner in _COMPOSED or inner == "hard_sigmoid") and builtin and registered != inner:
                 return inner
-            raise Finding(f"activation {inner!r:.60}, a function of its own, whose code the file doesn't hold")
+            raise Finding(f"activation {inner!r:.60}, a custom function, whose code the file doesn't contain")
         if isinstance(kind, str) and isinstance(inner, dict):
             return value
     raise Finding(f"activation {value!r:.60}")
 
 
-def _form(call: Call, name: str) -> tuple[str, float, float] | None:
+def _form(call: LayerCall, name: str) -> tuple[str, float, float] | None:
     if name == "hard_sigmoid":
         return ("hard_sigmoid", 1 / 6, 0.5) if call.version.major >= 3 else ("hard_sigmoid", 0.2, 0.5)
     return _PLAIN.get(name)
 
 
-def cell_activation(call: Call, value) -> Activation:
-    """The activation that a cell's config names. Raises Finding for one that is no function of single numbers."""
+def cell_activation(call: LayerCall, value) -> Activation:
+    """The activation that a cell's config names. Raises Finding for one that is not a function of single numbers."""
     name = _name(call, value)
     form = _form(call, name) if isinstance(name, str) else _layer_form(name)
     if form is None or form[0] not in ACTIVATIONS:
@@ -123,7 +124,7 @@ def _plain(value):
 _AS_ACTIVATIONS = ("LeakyReLU", "ELU", "ReLU", "ThresholdedReLU", "Softmax", "Activation")
 
 
-def activate(call: Call, x: Value, value) -> Value:
+def activate(call: LayerCall, x: Value, value) -> Value:
     """The activation that a config names, on a whole value."""
     name = _name(call, value)
     if isinstance(name, dict):
@@ -136,12 +137,12 @@ def activate(call: Call, x: Value, value) -> Value:
     raise Finding(f"activation {name!r:.60}")
 
 
-def _as_layer(call: Call, x: Value, data: dict) -> Value:
+def _as_layer(call: LayerCall, x: Value, data: dict) -> Value:
     """A layer without weights that stands as the activation of another."""
     item = layer_of(data, call.label)
     if item.problem is not None or item.kind not in _AS_ACTIVATIONS:
         raise Finding(f"activation {item.kind!r:.60}")
-    inner = Call(call.work, item, [Tensor(x)], {})
+    inner = LayerCall(call.work, item, [MaskedTensor(x)], {})
     made = LAYERS[item.kind].function(inner)
     inner.finish()
     return made
@@ -151,11 +152,11 @@ def _as_layer(call: Call, x: Value, data: dict) -> Value:
 
 
 @layer("Activation")
-def _activation(c: Call) -> Value:
+def _activation(c: LayerCall) -> Value:
     return activate(c, c.x, c.get("activation"))
 
 
-def _number(c: Call, name: str, default: float) -> float:
+def _number(c: LayerCall, name: str, default: float) -> float:
     value = _plain(c.get(name, default))
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -165,25 +166,25 @@ def _number(c: Call, name: str, default: float) -> float:
 
 
 @layer("LeakyReLU")
-def _leaky_relu(c: Call) -> Value:
+def _leaky_relu(c: LayerCall) -> Value:
     name = "negative_slope" if "negative_slope" in c.layer.config else "alpha"
     return c.unary("leaky_relu", c.x, _number(c, name, 0.3))
 
 
 @layer("ELU")
-def _elu(c: Call) -> Value:
+def _elu(c: LayerCall) -> Value:
     return c.unary("elu", c.x, _number(c, "alpha", 1.0))
 
 
 @layer("ThresholdedReLU")
-def _thresholded_relu(c: Call) -> Value:
+def _thresholded_relu(c: LayerCall) -> Value:
     """x where x > theta; at theta itself Keras gives 0 and graph's function x."""
     theta = c.number(_number(c, "theta", 1.0))
     return c.where(c.binary("greater", c.x, theta), c.x, c.number(0.0))
 
 
 @layer("ReLU")
-def _relu(c: Call) -> Value:
+def _relu(c: LayerCall) -> Value:
     """slope*(x - threshold) below the threshold, x from there up to max_value."""
     x, most = c.x, c.get("max_value")
     slope, threshold = _number(c, "negative_slope", 0.0), _number(c, "threshold", 0.0)
@@ -198,7 +199,7 @@ def _relu(c: Call) -> Value:
 
 
 @layer("PReLU")
-def _prelu(c: Call) -> Value:
+def _prelu(c: LayerCall) -> Value:
     x, shared = c.x, c.get("shared_axes") or []
     dims = []
     for axis, dim in enumerate(x.dims[1:], start=1):
@@ -207,7 +208,7 @@ def _prelu(c: Call) -> Value:
 
 
 @layer("Softmax")
-def _softmax_layer(c: Call) -> Value:
+def _softmax_layer(c: LayerCall) -> Value:
     """Over one axis. Masked elements are left out; Keras 2 subtracts 1e9 from them instead, which is as good."""
     x, axis, mask = c.x, c.get("axis", -1), c.mask
     axes = axis if isinstance(axis, list | tuple) else [axis]
@@ -227,7 +228,7 @@ def _softmax_layer(c: Call) -> Value:
     "ActivityRegularization",
 )  # fmt: skip
 @layer("Identity", masks="keep from 3")
-def _nothing(c: Call) -> Value:
+def _nothing(c: LayerCall) -> Value:
     """Layers that act in training only."""
     for name in ("l1", "l2", "data_format", "alpha", "rank", "p", "sigma"):
         c.get(name)

@@ -11,19 +11,20 @@ import math
 from functools import reduce
 
 from ...graph import Value
-from .calls import Call, Finding, Tensor, layer
+from ..shared.ledger import Finding
+from .calls import LayerCall, MaskedTensor, layer
 
 _FAR = -1e9
 
 
 @layer("MultiHeadAttention", masks="own")
-def _multi_head(c: Call) -> list[Tensor]:
+def _multi_head(c: LayerCall) -> list[MaskedTensor]:
     heads, d = c.size("num_heads"), c.size("key_dim")
     dv = c.size("value_dim") if c.get("value_dim") is not None else d
     inputs = _query_value_key(c)
     query, value, key = (x.value for x in inputs)
     if any(len(x.dims) != 3 for x in (query, value, key)) or c.get("attention_axes") not in (None, 1, [1], (1,)):
-        raise Finding("attention over other axes than that of [batch, time, features]")
+        raise Finding("attention over other axes than time")
     for name in ("query_shape", "key_shape", "value_shape"):
         c.get(name)
     q, k, v = (
@@ -49,10 +50,10 @@ def _multi_head(c: Call) -> list[Tensor]:
     if c.flag("use_bias", True):
         parts.append(c.held(c.take("bias", (size,), "output_dense"), "output.bias"))
     out = c.add("linear", *parts, activation=None, alpha=0.0, beta=0.0)
-    return [Tensor(out, inputs[0].mask)]
+    return [MaskedTensor(out, inputs[0].mask)]
 
 
-def _query_value_key(c: Call) -> list[Tensor]:
+def _query_value_key(c: LayerCall) -> list[MaskedTensor]:
     """The three inputs with the masks of the call, however they are given."""
     given = list(c.inputs) if len(c.args) == 1 else list(c.args)
     for name in ("query", "value", "key"):
@@ -60,19 +61,19 @@ def _query_value_key(c: Call) -> list[Tensor]:
         if x is not None:
             given.append(x)
     if len(given) == 2:
-        given.append(Tensor(given[1].value if isinstance(given[1], Tensor) else None, None))
-    if len(given) != 3 or not all(isinstance(x, Tensor) for x in given):
+        given.append(MaskedTensor(given[1].value if isinstance(given[1], MaskedTensor) else None, None))
+    if len(given) != 3 or not all(isinstance(x, MaskedTensor) for x in given):
         raise Finding(f"called with {len(given)} inputs")
     found = []
     for x, name in zip(given, ("query", "value", "key"), strict=True):
         mask = c.kwargs.pop(f"{name}_mask", None)
-        found.append(Tensor(x.value, mask.value if isinstance(mask, Tensor) else x.mask))
-    if isinstance(c.explicit_mask, Tensor):
-        found[0] = Tensor(found[0].value, c.explicit_mask.value)
+        found.append(MaskedTensor(x.value, mask.value if isinstance(mask, MaskedTensor) else x.mask))
+    if isinstance(c.explicit_mask, MaskedTensor):
+        found[0] = MaskedTensor(found[0].value, c.explicit_mask.value)
     return found
 
 
-def _heads(c: Call, x: Value, part: str, heads: int, size: int) -> Value:
+def _heads(c: LayerCall, x: Value, part: str, heads: int, size: int) -> Value:
     """x W + b as [B, heads, T, size]."""
     features = c.fixed(x.dims[2], "the features of a step must be a fixed number")
     W = c.take("kernel", (features, heads, size), part).reshape(features, heads * size)
@@ -83,7 +84,7 @@ def _heads(c: Call, x: Value, part: str, heads: int, size: int) -> Value:
     return c.w.transpose(c.reshape(y, (*x.dims[:2], heads, size)), 0, 2, 1, 3)
 
 
-def _seen(c: Call, inputs: list[Tensor], causal: bool) -> Value | None:
+def _seen(c: LayerCall, inputs: list[MaskedTensor], causal: bool) -> Value | None:
     """All masks of the scores as one, bool [B or 1, 1, Tq or 1, Tk]; None if absent, or if it would be `causal` alone.
 
     The query's own mask is left out: it moves nothing but the queries that don't count.
@@ -96,13 +97,13 @@ def _seen(c: Call, inputs: list[Tensor], causal: bool) -> Value | None:
     given = c.kwargs.pop("attention_mask", None)
     if given is None and len(c.args) > 3:
         given = c.args[3]
-    if isinstance(given, Tensor):
+    if isinstance(given, MaskedTensor):
         m = given.value if given.value.dtype == "bool" else c.add("cast", given.value, to="bool")
         if len(m.dims) not in (3, 4):
             raise Finding(f"an attention mask of {len(m.dims)} axes")
         masks.append(m if len(m.dims) == 4 else c.reshape(m, (m.dims[0], 1, *m.dims[1:])))
     elif given is not None:
-        raise Finding("an attention mask that is no tensor")
+        raise Finding("an attention mask that is not a tensor")
     if not masks:
         return None
     c.work.masked.append(c.label)
@@ -111,13 +112,13 @@ def _seen(c: Call, inputs: list[Tensor], causal: bool) -> Value | None:
     return reduce(lambda a, b: c.binary("and", a, b), masks)
 
 
-def _triangle(c: Call, rows, columns) -> Value:
+def _triangle(c: LayerCall, rows, columns) -> Value:
     """bool [rows, columns]: column <= row."""
     first, second = (c.add("steps", dims=(n,), start=0) for n in (columns, rows))
     return c.binary("less_equal", first, c.reshape(second, (rows, 1)))
 
 
-def _zeroed(c: Call, y: Value, mask: Value | None) -> Value:
+def _zeroed(c: LayerCall, y: Value, mask: Value | None) -> Value:
     """y [B, H, Tq, dv] with 0 for a query that sees no key, if the layer has a dropout: Keras 3 computes it by another
     function then."""
     if mask is None or c.version.major < 3 or not c.get("dropout"):
@@ -126,12 +127,12 @@ def _zeroed(c: Call, y: Value, mask: Value | None) -> Value:
     return c.where(c.add("cast", seen, to="bool"), y, c.number(0.0))
 
 
-def _added(c: Call, mask: Value) -> Value:
+def _added(c: LayerCall, mask: Value) -> Value:
     return c.where(mask, c.number(0.0), c.number(_FAR))
 
 
 @layer("Attention", "AdditiveAttention", masks="own")
-def _attention(c: Call) -> list[Tensor]:
+def _attention(c: LayerCall) -> list[MaskedTensor]:
     """softmax(score(q, k)) v; the score is a product, or scale * sum(tanh(q + k)) (additive, or score_mode concat)."""
     inputs, masks = c.inputs, c.masks()
     if len(inputs) not in (2, 3) or any(len(x.dims) != 3 for x in inputs):
@@ -161,10 +162,10 @@ def _attention(c: Call) -> list[Tensor]:
         y = c.reshape(y, (*q.dims[:2], v.dims[2]))
     if masks[0] is not None:
         y = c.where(c.like(masks[0], 3), y, c.number(0.0))
-    return [Tensor(y, masks[0])]
+    return [MaskedTensor(y, masks[0])]
 
 
-def _additive(c: Call, q: Value, k: Value, v: Value, bias: Value | None, causal: bool) -> Value:
+def _additive(c: LayerCall, q: Value, k: Value, v: Value, bias: Value | None, causal: bool) -> Value:
     if causal:
         raise Finding("additive attention with a causal mask")
     size = c.fixed(q.dims[2], "the features of a step must be a fixed number")

@@ -1,7 +1,7 @@
-"""What a layer's function works with: `Call` (one application of a layer), `Tensor`, and the table of layers.
+"""What a layer's function works with: `LayerCall` (one application of a layer), `MaskedTensor`, the table of layers.
 
-A function registered by `@layer("Dense")` reads its config through `Call.get`; what it doesn't read is refused, unless
-it says nothing about inference (`_TRAINING`).
+A function registered by `@layer("Dense")` reads its config through `LayerCall.get`. What it doesn't read is refused,
+unless it matters for training alone (`_TRAINING`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...errors import FastRNNError, ModelFormatError
+from ...errors import ModelFormatError
 from ...graph import Value
 from ...graph.casts import as_float32
 from ...graph.dims import Dim
 from ..shared.builder import GraphWriter
+from ..shared.ledger import Finding, ReadLedger
 from .config import Layer, Version
-from .tensors import Tensors
-
-
-class Finding(FastRNNError):
-    """What fastrnn does not support of a layer; all of a file are told in one error."""
+from .tensors import LayerWeights
 
 
 class NeedsLength(Finding):
@@ -29,8 +26,8 @@ class NeedsLength(Finding):
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A value of the graph with Keras's mask, bool, of its first axes; None where all of it counts."""
+class MaskedTensor:
+    """A value of the graph with Keras's mask, bool, of its first axes; None if all of it counts."""
 
     value: Value
     mask: Value | None = None
@@ -46,7 +43,7 @@ class Import:
 
     writer: GraphWriter
     version: Version
-    tensors: Tensors
+    tensors: LayerWeights
     steps: int | None
     problems: list[str] = field(default_factory=list)
     constants: dict[tuple, Value] = field(default_factory=dict)
@@ -56,7 +53,7 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LayerRule:
     """A layer of the table. masks: "keep" (the output has the mask of the first input), "drop", "keep from 3" (of those
     that drop it before Keras 3), or "own" (the function returns Tensors with theirs)."""
 
@@ -68,7 +65,7 @@ class Entry:
         return self.masks == "keep" or (self.masks == "keep from 3" and version.major >= 3)
 
 
-LAYERS: dict[str, Entry] = {}
+LAYERS: dict[str, LayerRule] = {}
 
 # Settings that say nothing about what a trained layer computes.
 _TRAINING = frozenset(
@@ -96,29 +93,29 @@ def layer(*kinds: str, masks: str = "keep") -> Callable:
 
     def register(function: Callable) -> Callable:
         for kind in kinds:
-            LAYERS[kind] = Entry(function, masks)
+            LAYERS[kind] = LayerRule(function, masks)
         return function
 
     return register
 
 
-class Call:
+class LayerCall:
     """One application of a layer.
 
-    args, kwargs : as the config has them, tensors as `Tensor`s
+    args, kwargs : as the config has them, tensors as `MaskedTensor`s
     """
 
     def __init__(self, work: Import, item: Layer, args: list, kwargs: dict):
         self.work, self.layer, self.args, self.kwargs = work, item, args, dict(kwargs)
         self.w, self.version, self.label = work.writer, work.version, item.path
-        self._read: set[str] = set()
+        self._settings = ReadLedger(self.layer.config)
         self.explicit_mask = self.kwargs.pop("mask", None)
         self.kwargs.pop("training", None)
 
     # -- settings --
     def get(self, name: str, default=None, kinds: tuple = ()):
-        """A setting; kinds: what types it may have (a bool is no int). Raises ModelFormatError for another."""
-        self._read.add(name)
+        """A setting; kinds: what types it may have (a bool is not an int). Raises ModelFormatError for another."""
+        self._settings.read(name)
         value = self.layer.config.get(name, default)
         if kinds and not (isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)):
             raise ModelFormatError(f"layer {self.label} ({self.layer.kind}): {name} is {value!r:.60}")
@@ -154,25 +151,27 @@ class Call:
         return value
 
     def finish(self) -> None:
-        """Raise Finding for settings and arguments that nobody read."""
+        """Raise Finding for settings and arguments that were not read."""
         if not self.layer.kind.startswith("ops."):
             _check_dtype(self)
-        for name, value in self.layer.config.items():
+        for name in self._settings.left(besides=_TRAINING):
+            value = self.layer.config[name]
             asks = value not in (None, False, "none") and not (value == [] or value == {})
-            if name in self._read or name in _TRAINING or (name in _EMPTY and not asks):
-                continue
-            raise Finding(f"{name}={value!r:.60}")
+            if name not in _EMPTY or asks:
+                raise Finding(f"{name}={value!r:.60}")
         for name, value in self.kwargs.items():
             if value is not None and value is not False:
-                raise Finding(f"called with {name}={'a tensor' if isinstance(value, Tensor) else repr(value):.60}")
+                raise Finding(
+                    f"called with {name}={'a tensor' if isinstance(value, MaskedTensor) else repr(value):.60}"
+                )
 
     # -- inputs --
     @property
-    def inputs(self) -> list[Tensor]:
-        """All tensors of the first argument, be it one or a list."""
+    def inputs(self) -> list[MaskedTensor]:
+        """All tensors of the first argument, whether it is one or a list."""
         first = self.args[0] if self.args else None
         found = list(first) if isinstance(first, list | tuple) else [first]
-        if not found or not all(isinstance(x, Tensor) for x in found):
+        if not found or not all(isinstance(x, MaskedTensor) for x in found):
             raise Finding(f"called with {first!r:.60}")
         return found
 
@@ -182,7 +181,7 @@ class Call:
         return self.tensor.value
 
     @property
-    def tensor(self) -> Tensor:
+    def tensor(self) -> MaskedTensor:
         found = self.inputs
         if len(found) != 1 or len(self.args) != 1:
             raise Finding(f"called with {max(len(found), len(self.args))} inputs, expected 1")
@@ -192,7 +191,7 @@ class Call:
     def mask(self) -> Value | None:
         """The mask that the layer sees: the one it is given, else that of its input. Keras 3 hands none on by itself
         to a layer that is called with other tensors besides, as initial states are."""
-        if isinstance(self.explicit_mask, Tensor):
+        if isinstance(self.explicit_mask, MaskedTensor):
             return self.explicit_mask.value
         others = [*self.args[1:], *self.kwargs.values()]
         return None if self.version.major >= 3 and any(map(_has_tensor, others)) else self.inputs[0].mask
@@ -200,13 +199,13 @@ class Call:
     @property
     def passed_mask(self) -> Value | None:
         """The mask that the output inherits: the one that the call is given, else that of the first input."""
-        return self.explicit_mask.value if isinstance(self.explicit_mask, Tensor) else self.inputs[0].mask
+        return self.explicit_mask.value if isinstance(self.explicit_mask, MaskedTensor) else self.inputs[0].mask
 
     def masks(self) -> list[Value | None]:
         """The mask of each input."""
         given = self.explicit_mask
         if isinstance(given, list | tuple):
-            return [m.value if isinstance(m, Tensor) else None for m in given]
+            return [m.value if isinstance(m, MaskedTensor) else None for m in given]
         return [x.mask for x in self.inputs]
 
     # -- weights and constants --
@@ -261,10 +260,10 @@ class Call:
 
 
 def _has_tensor(item) -> bool:
-    return isinstance(item, Tensor) or (isinstance(item, list | tuple) and any(map(_has_tensor, item)))
+    return isinstance(item, MaskedTensor) or (isinstance(item, list | tuple) and any(map(_has_tensor, item)))
 
 
-def _check_dtype(call: Call) -> None:
+def _check_dtype(call: LayerCall) -> None:
     """Refuse a layer that computes in another precision than float32, except where a half one is better served."""
     policy = call.get("dtype")
     if isinstance(policy, dict):

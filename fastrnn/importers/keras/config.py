@@ -91,7 +91,7 @@ def parse(text: str | bytes) -> dict:
 
 def layer_of(data, path: str = "", depth: int = 0) -> Layer:
     """The tree of a serialised layer or model. Raises ModelFormatError for a malformed one; a class that is not
-    Keras's own becomes a `problem`, so that all of them are told at once."""
+    Keras's own becomes a `problem`, so that one error lists all of them."""
     if depth > MAX_NESTING:
         raise ModelFormatError(f"{path}: layers nested deeper than {MAX_NESTING}")
     if not isinstance(data, dict) or not isinstance(data.get("class_name"), str):

@@ -7,12 +7,13 @@ import numpy as np
 
 from ...graph import Value
 from ...graph import dims as D
+from ..shared.ledger import Finding
 from .activations import activate
-from .calls import Call, Finding, Tensor, layer
+from .calls import LayerCall, MaskedTensor, layer
 
 
 @layer("Dense")
-def _dense(c: Call) -> Value:
+def _dense(c: LayerCall) -> Value:
     x, units = c.x, c.size("units", "output_dim")
     features = c.fixed(x.dims[-1], "the features of a step must be a fixed number")
     inputs = [x, c.held(c.take("kernel", (features, units)), "W")]
@@ -23,7 +24,7 @@ def _dense(c: Call) -> Value:
 
 
 @layer("Embedding", masks="own")
-def _embedding(c: Call) -> Tensor:
+def _embedding(c: LayerCall) -> MaskedTensor:
     x, rows, size = c.x, c.size("input_dim"), c.size("output_dim")
     c.get("batch_input_shape")
     table = c.held(c.take("embeddings", (rows, size)), "embeddings")
@@ -32,11 +33,11 @@ def _embedding(c: Call) -> Tensor:
         zero = c.w.constant(np.int64(0), "zero") if x.dtype == "int64" else c.number(0.0)
         mask = c.unary("not", c.binary("equal", x, zero))
     indices = x if x.dtype == "int64" else c.add("cast", x, to="int64")
-    return Tensor(c.add("gather", table, indices, axis=0), mask)
+    return MaskedTensor(c.add("gather", table, indices, axis=0), mask)
 
 
 @layer("Masking", masks="own")
-def _masking(c: Call) -> Tensor:
+def _masking(c: LayerCall) -> MaskedTensor:
     """A step counts unless all its features equal mask_value; one that doesn't becomes zeros."""
     x, value = c.x, c.get("mask_value", 0.0)
     if isinstance(value, dict):
@@ -44,19 +45,19 @@ def _masking(c: Call) -> Tensor:
     if type(value) not in (int, float):
         raise Finding(f"mask_value={value!r:.40}")
     if len(x.dims) < 2:
-        raise Finding("over a value of one axis")
+        raise Finding("on a value with one axis")
     # As one float: features equal to the value, which all are where a step is masked.
     same = c.add("cast", c.binary("equal", x, c.number(np.float32(value))), to="float32")
     all_same = c.reduce("min", same, (len(x.dims) - 1,))
     mask = c.binary("equal", all_same, c.number(0.0))
     c.work.masked.append(c.label)
-    return Tensor(c.where(c.like(mask, len(x.dims)), x, c.number(0.0)), mask)
+    return MaskedTensor(c.where(c.like(mask, len(x.dims)), x, c.number(0.0)), mask)
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 
-def _axes(c: Call, value, rank: int) -> list[int]:
+def _axes(c: LayerCall, value, rank: int) -> list[int]:
     """Axes of a value, none of them the batch; sorted."""
     axes = value if isinstance(value, list | tuple) else [value]
     if any(type(a) is not int or not -rank <= a < rank or a % rank == 0 for a in axes) or not axes:
@@ -65,7 +66,7 @@ def _axes(c: Call, value, rank: int) -> list[int]:
 
 
 @layer("BatchNormalization")
-def _batch_norm(c: Call) -> Value:
+def _batch_norm(c: LayerCall) -> Value:
     """gamma*(x - mean)/sqrt(variance + epsilon) + beta, folded to one product and one sum."""
     x = c.x
     if c.get("mode", 0) != 0:
@@ -84,7 +85,7 @@ def _batch_norm(c: Call) -> Value:
     return c.binary("add", scaled, c.held(shift.reshape(dims), "shift"))
 
 
-def _epsilon(c: Call, default: float) -> float:
+def _epsilon(c: LayerCall, default: float) -> float:
     value = c.get("epsilon", default)
     if type(value) not in (int, float) or not value >= 0:
         raise Finding(f"epsilon={value!r:.40}")
@@ -92,7 +93,7 @@ def _epsilon(c: Call, default: float) -> float:
 
 
 @layer("LayerNormalization")
-def _layer_norm(c: Call) -> Value:
+def _layer_norm(c: LayerCall) -> Value:
     x = c.x
     rank = len(x.dims)
     axes, epsilon = _axes(c, c.get("axis", -1), rank), _epsilon(c, 1e-3)
@@ -111,7 +112,7 @@ def _layer_norm(c: Call) -> Value:
 
 
 @layer("GroupNormalization")
-def _group_norm(c: Call) -> Value:
+def _group_norm(c: LayerCall) -> Value:
     """Features in groups, each normalised with all other axes but the batch (the steps among them)."""
     x, groups = c.x, c.get("groups", 32)
     rank = len(x.dims)
@@ -132,7 +133,7 @@ def _group_norm(c: Call) -> Value:
 
 
 @layer("RMSNormalization", masks="drop")
-def _rms_norm(c: Call) -> Value:
+def _rms_norm(c: LayerCall) -> Value:
     x = c.x
     axes = _axes(c, c.get("axis", -1), len(x.dims))
     dims = tuple(c.fixed(x.dims[a], "it normalises over that axis") for a in axes)
@@ -143,7 +144,7 @@ def _rms_norm(c: Call) -> Value:
 
 
 @layer("UnitNormalization")
-def _unit_norm(c: Call) -> Value:
+def _unit_norm(c: LayerCall) -> Value:
     """x / its length; Keras 2 takes the root of at least 1e-12, Keras 3 a length of at least 1e-12."""
     x = c.x
     axes = _axes(c, c.get("axis", -1), len(x.dims))
@@ -152,14 +153,14 @@ def _unit_norm(c: Call) -> Value:
     return unit_length(c, x, axes, 1e-12 if c.version.major < 3 else 1e-24)
 
 
-def unit_length(c: Call, x: Value, axes: list[int], least: float) -> Value:
+def unit_length(c: LayerCall, x: Value, axes: list[int], least: float) -> Value:
     """x scaled to length 1 along axes, the square of its length taken to be at least `least`."""
     square = c.reduce("sum", c.binary("mul", x, x), axes, keepdims=True)
     return c.binary("div", x, c.unary("sqrt", c.binary("max", square, c.number(least))))
 
 
 @layer("Normalization", masks="keep from 3")
-def _normalization(c: Call) -> Value:
+def _normalization(c: LayerCall) -> Value:
     """(x - mean)/sqrt(variance), the variance at least 1e-7 squared; the other way round with invert."""
     x, axis = c.x, c.get("axis", -1)
     mean, variance = c.get("mean"), c.get("variance")
@@ -184,7 +185,7 @@ def _normalization(c: Call) -> Value:
 
 
 @layer("Rescaling", masks="keep from 3")
-def _rescaling(c: Call) -> Value:
+def _rescaling(c: LayerCall) -> Value:
     scale, offset = np.asarray(c.get("scale", 1.0), np.float64), np.asarray(c.get("offset", 0.0), np.float64)
     y = c.binary("mul", c.x, c.held(scale, "scale"))
     return c.binary("add", y, c.held(offset, "offset"))
@@ -196,17 +197,17 @@ _READS_MASKS = ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional", "GlobalAvera
 
 
 @layer("TimeDistributed", masks="own")
-def _time_distributed(c: Call) -> list[Tensor]:
+def _time_distributed(c: LayerCall) -> list[MaskedTensor]:
     """The layer within on each step: steps are rows of its batch."""
     from .walk import UNKNOWN, apply
 
     x, inner, mask = c.x, c.layer.parts["layer"], c.mask
     if len(x.dims) < 3:
-        raise Finding(f"over {len(x.dims)} axes; steps of at least one axis are expected")
+        raise Finding(f"over {len(x.dims)} axes; expected steps with at least one axis")
     if mask is not None and any(item.kind in _READS_MASKS for item in inner.walk()):
-        raise Finding(f"a mask around a {inner.kind}, which would read it step by step")
+        raise Finding(f"a mask for a {inner.kind}, which would read it step by step")
     rows = D.product(x.dims[:2])
-    made = apply(inner, c.work, [Tensor(c.reshape(x, (rows, *x.dims[2:])))], {})
+    made = apply(inner, c.work, [MaskedTensor(c.reshape(x, (rows, *x.dims[2:])))], {})
     if made[0] is UNKNOWN:
         return made
     outputs = []
@@ -214,5 +215,5 @@ def _time_distributed(c: Call) -> list[Tensor]:
         if y.dims[0] != rows:
             raise Finding(f"around a {inner.kind}, which gives other rows")
         own = None if c.version.major >= 3 or y.mask is None else c.reshape(y.mask, (*x.dims[:2], *y.mask.dims[1:]))
-        outputs.append(Tensor(c.reshape(y.value, (*x.dims[:2], *y.dims[1:])), mask if own is None else own))
+        outputs.append(MaskedTensor(c.reshape(y.value, (*x.dims[:2], *y.dims[1:])), mask if own is None else own))
     return outputs

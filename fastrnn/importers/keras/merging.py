@@ -10,15 +10,16 @@ from collections.abc import Callable
 from functools import reduce
 
 from ...graph import Value
-from .calls import Call, Finding, Tensor, layer
+from ..shared.ledger import Finding
+from .calls import LayerCall, MaskedTensor, layer
 from .core import unit_length
 
 
-def _folded(fn: str) -> Callable[[Call, list[Value]], Value]:
+def _folded(fn: str) -> Callable[[LayerCall, list[Value]], Value]:
     return lambda c, values: reduce(lambda a, b: c.binary(fn, a, b), values)
 
 
-_MERGES: dict[str, Callable[[Call, list[Value]], Value]] = {
+_MERGES: dict[str, Callable[[LayerCall, list[Value]], Value]] = {
     "Add": _folded("add"),
     "Subtract": _folded("sub"),
     "Multiply": _folded("mul"),
@@ -29,7 +30,7 @@ _MERGES: dict[str, Callable[[Call, list[Value]], Value]] = {
 
 
 @layer(*_MERGES, masks="own")
-def _merge(c: Call) -> Tensor:
+def _merge(c: LayerCall) -> MaskedTensor:
     inputs = c.inputs
     if len(inputs) < 2 or (c.layer.kind == "Subtract" and len(inputs) != 2):
         raise Finding(f"of {len(inputs)} inputs")
@@ -38,15 +39,15 @@ def _merge(c: Call) -> Tensor:
     if _newer(c) and c.layer.kind in _LEAVING and any(m is not None for m in masks):
         if any(m is not None and len(m.dims) != len(v.dims) - 1 for m, v in zip(masks, values, strict=True)):
             raise Finding("with masks of other axes than all but the last")
-        return Tensor(_LEAVING[c.layer.kind](c, values, masks), _joined(c, masks))
-    return Tensor(_MERGES[c.layer.kind](c, values), _joined(c, masks))
+        return MaskedTensor(_LEAVING[c.layer.kind](c, values, masks), _joined(c, masks))
+    return MaskedTensor(_MERGES[c.layer.kind](c, values), _joined(c, masks))
 
 
-def _newer(c: Call) -> bool:
+def _newer(c: LayerCall) -> bool:
     return c.version.numbers >= (3, 4)
 
 
-def _product(c: Call, values: list[Value], masks: list[Value | None]) -> Value:
+def _product(c: LayerCall, values: list[Value], masks: list[Value | None]) -> Value:
     """What doesn't count is 1; 0 where nothing counts."""
     one = c.number(1.0)
     kept = [v if m is None else c.where(c.like(m, len(v.dims)), v, one) for v, m in zip(values, masks, strict=True)]
@@ -54,7 +55,7 @@ def _product(c: Call, values: list[Value], masks: list[Value | None]) -> Value:
     return y if mask is None else c.where(c.like(mask, len(y.dims)), y, c.number(0.0))
 
 
-def _extreme(c: Call, values: list[Value], masks: list[Value | None]) -> Value:
+def _extreme(c: LayerCall, values: list[Value], masks: list[Value | None]) -> Value:
     """One input after the other; of two, one that doesn't count gives way to the other."""
     fn = {"Maximum": "max", "Minimum": "min"}[c.layer.kind]
     y, mask = values[0], masks[0]
@@ -69,13 +70,13 @@ def _extreme(c: Call, values: list[Value], masks: list[Value | None]) -> Value:
 _LEAVING = {"Multiply": _product, "Maximum": _extreme, "Minimum": _extreme}
 
 
-def _equal_ranks(c: Call, values: list[Value]) -> list[Value]:
+def _equal_ranks(c: LayerCall, values: list[Value]) -> list[Value]:
     """Keras puts axes of one after the batch where an input has fewer."""
     rank = max(len(v.dims) for v in values)
     return [c.reshape(v, (v.dims[0], *(1,) * (rank - len(v.dims)), *v.dims[1:])) for v in values]
 
 
-def _joined(c: Call, masks: list[Value | None]) -> Value | None:
+def _joined(c: LayerCall, masks: list[Value | None]) -> Value | None:
     given = [m for m in masks if m is not None]
     if not given or (_newer(c) and len(given) < len(masks)):
         return None
@@ -84,7 +85,7 @@ def _joined(c: Call, masks: list[Value | None]) -> Value | None:
 
 
 @layer("Concatenate", masks="own")
-def _concatenate(c: Call) -> Tensor:
+def _concatenate(c: LayerCall) -> MaskedTensor:
     inputs, axis = c.inputs, c.get("axis", -1)
     rank = len(inputs[0].dims)
     if type(axis) is not int or not -rank <= axis < rank or axis % rank == 0:
@@ -93,34 +94,34 @@ def _concatenate(c: Call) -> Tensor:
     value = c.w.concat([x.value for x in inputs], axis) if len(inputs) < 2 else _concat(c, inputs, axis)
     masks = c.masks()
     if all(m is None for m in masks):
-        return Tensor(value)
+        return MaskedTensor(value)
     if axis >= min(len(m.dims) for m in masks if m is not None):  # along features: as a merge of equal steps
         newer = _newer(c)
         if newer and any(m is None for m in masks):  # all steps of that input count, and any is enough
             first = next(m for m in masks if m is not None)
-            return Tensor(value, c.binary("or", first, c.unary("not", first)))
+            return MaskedTensor(value, c.binary("or", first, c.unary("not", first)))
         given = [m for m in masks if m is not None]
-        return Tensor(
+        return MaskedTensor(
             value, reduce(lambda a, b: a if a.name == b.name else c.binary("or" if newer else "and", a, b), given)
         )
     if axis != 1 or any(m is not None and len(m.dims) != 2 for m in masks):
         raise Finding(f"axis={axis} with masks")
     parts = [m if m is not None else _ones(c, x.value) for m, x in zip(masks, inputs, strict=True)]
-    return Tensor(value, c.add("concat", *parts, axis=axis))
+    return MaskedTensor(value, c.add("concat", *parts, axis=axis))
 
 
-def _concat(c: Call, inputs: list[Tensor], axis: int) -> Value:
+def _concat(c: LayerCall, inputs: list[MaskedTensor], axis: int) -> Value:
     return c.add("concat", *(x.value for x in inputs), axis=axis)
 
 
-def _ones(c: Call, x: Value) -> Value:
+def _ones(c: LayerCall, x: Value) -> Value:
     """A mask by which all steps of x count."""
     yes = c.w.constant(True, "true")
     return c.add("expand", c.reshape(yes, (1, 1)), dims=x.dims[:2])
 
 
 @layer("Dot", masks="drop")
-def _dot(c: Call) -> Value:
+def _dot(c: LayerCall) -> Value:
     """Products over one axis of each of two inputs; the axes that are left stand in order."""
     inputs, axes = c.inputs, c.get("axes")
     if len(inputs) != 2:

@@ -7,7 +7,8 @@ import numpy as np
 
 from ...graph import Value
 from ...graph.dims import Dim
-from .calls import Call, Finding, Tensor, layer
+from ..shared.ledger import Finding
+from .calls import LayerCall, MaskedTensor, layer
 
 _BINARY = {
     "Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div", "TrueDivide": "div", "Power": "pow",
@@ -35,7 +36,7 @@ _TENSORFLOW = {
 }  # fmt: skip
 
 
-def _arguments(c: Call, *names: str) -> list:
+def _arguments(c: LayerCall, *names: str) -> list:
     """The arguments by position, then by any of the names that versions gave them."""
     given = list(c.args)
     for name in names:
@@ -45,9 +46,9 @@ def _arguments(c: Call, *names: str) -> list:
     return given
 
 
-def _value(c: Call, item, like: Value | None = None) -> Value:
+def _value(c: LayerCall, item, like: Value | None = None) -> Value:
     """An argument as a value: a tensor, or a number."""
-    if isinstance(item, Tensor):
+    if isinstance(item, MaskedTensor):
         return item.value
     if type(item) is bool:
         return c.w.constant(item, "constant")
@@ -57,20 +58,20 @@ def _value(c: Call, item, like: Value | None = None) -> Value:
     raise Finding(f"called with {item!r:.60}")
 
 
-def _same_type(c: Call, a: Value, b: Value, logic: bool) -> tuple[Value, Value]:
+def _same_type(c: LayerCall, a: Value, b: Value, logic: bool) -> tuple[Value, Value]:
     """Both as bools (of logic), else both as floats where they differ."""
     want = "bool" if logic else "float32" if a.dtype != b.dtype else a.dtype
     return tuple(v if v.dtype == want else c.add("cast", v, to=want) for v in (a, b))  # type: ignore[return-value]
 
 
-def _binary(c: Call, fn: str, a, b) -> Value:
-    like = next((x.value for x in (a, b) if isinstance(x, Tensor)), None)
+def _binary(c: LayerCall, fn: str, a, b) -> Value:
+    like = next((x.value for x in (a, b) if isinstance(x, MaskedTensor)), None)
     left, right = _same_type(c, _value(c, a, like), _value(c, b, like), fn in _LOGIC)
     return c.binary(fn, left, right)
 
 
 @layer(*(f"ops.{name}" for name in _BINARY), "ops.NotEqual", masks="drop")
-def _binary_operation(c: Call) -> Value:
+def _binary_operation(c: LayerCall) -> Value:
     name = c.layer.kind.removeprefix("ops.")
     given = _arguments(c, "x1", "x2", "x", "y")
     if len(given) != 2:
@@ -81,7 +82,7 @@ def _binary_operation(c: Call) -> Value:
 
 
 @layer(*(f"ops.{name}" for name in _UNARY), masks="drop")
-def _unary_operation(c: Call) -> Value:
+def _unary_operation(c: LayerCall) -> Value:
     (given,) = _arguments(c, "x")
     fn = _UNARY[c.layer.kind.removeprefix("ops.")]
     x = _value(c, given)
@@ -89,33 +90,33 @@ def _unary_operation(c: Call) -> Value:
 
 
 @layer("ops.Square", masks="drop")
-def _square(c: Call) -> Value:
+def _square(c: LayerCall) -> Value:
     (x,) = _arguments(c, "x")
     return c.binary("mul", _value(c, x), _value(c, x))
 
 
 @layer("ops.Softmax", "ops.LogSoftmax", masks="drop")
-def _softmax(c: Call) -> Value:
+def _softmax(c: LayerCall) -> Value:
     axes = _axis(c, len(c.x.dims), c.get("axis", -1))
     if len(axes) != 1 or axes == [0]:
         raise Finding(f"axis={c.get('axis')!r:.40}")
     return c.add("softmax", c.x, axis=axes[0], log=c.layer.kind == "ops.LogSoftmax")
 
 
-def _axis(c: Call, rank: int, value) -> list[int]:
+def _axis(c: LayerCall, rank: int, value) -> list[int]:
     axes = list(range(rank)) if value is None else value if isinstance(value, list | tuple) else [value]
     if any(type(a) is not int or not -rank <= a < rank for a in axes):
         raise Finding(f"axis={value!r:.40} of {rank} axes")
     return [a % rank for a in axes]
 
 
-def _setting(c: Call, name: str, default=None):
+def _setting(c: LayerCall, name: str, default=None):
     """A setting of Keras 3, or an argument of TensorFlow's."""
     return c.kwargs.pop(name) if name in c.kwargs else c.get(name, default)
 
 
 @layer(*(f"ops.{name}" for name in _REDUCE), "ops.Any", "ops.All", masks="drop")
-def _reduction(c: Call) -> Value:
+def _reduction(c: LayerCall) -> Value:
     name = c.layer.kind.removeprefix("ops.")
     x = _value(c, _arguments(c, "x", "input_tensor")[0])
     axes, keepdims = _axis(c, len(x.dims), _setting(c, "axis")), bool(_setting(c, "keepdims", False))
@@ -131,7 +132,7 @@ def _reduction(c: Call) -> Value:
 
 
 @layer("ops.ExpandDims", masks="drop")
-def _expand_dims(c: Call) -> Value:
+def _expand_dims(c: LayerCall) -> Value:
     x, axis = _value(c, _arguments(c, "x", "input")[0]), _setting(c, "axis")
     axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
     if type(axis) is not int or not -len(x.dims) - 1 <= axis <= len(x.dims):
@@ -141,7 +142,7 @@ def _expand_dims(c: Call) -> Value:
 
 
 @layer("ops.Squeeze", masks="drop")
-def _squeeze(c: Call) -> Value:
+def _squeeze(c: LayerCall) -> Value:
     x = _value(c, _arguments(c, "x", "input")[0])
     axes = _axis(c, len(x.dims), _setting(c, "axis"))
     if any(isinstance(x.dims[a], Dim) or x.dims[a] != 1 for a in axes):
@@ -150,7 +151,7 @@ def _squeeze(c: Call) -> Value:
 
 
 @layer("ops.Cast", masks="drop")
-def _cast(c: Call) -> Value:
+def _cast(c: LayerCall) -> Value:
     x, to = _value(c, _arguments(c, "x")[0]), str(_setting(c, "dtype", "float32"))
     kind = {"float": "float32", "int": "int64", "bool": "bool"}.get(to.rstrip("0123456789"))
     if kind is None:
@@ -159,7 +160,7 @@ def _cast(c: Call) -> Value:
 
 
 @layer("ops.ZerosLike", "ops.OnesLike", masks="drop")
-def _filled(c: Call) -> Value:
+def _filled(c: LayerCall) -> Value:
     x, dtype = c.x, c.get("dtype") or c.kwargs.pop("dtype", None)
     number = c.layer.kind == "ops.OnesLike"
     kind = str(dtype).rstrip("0123456789") if dtype is not None else x.dtype.rstrip("0123456789")
@@ -169,17 +170,17 @@ def _filled(c: Call) -> Value:
 
 
 @layer("ops.Where", masks="drop")
-def _where(c: Call) -> Value:
+def _where(c: LayerCall) -> Value:
     given = _arguments(c, "condition", "x1", "x2")
     if len(given) != 3:
         raise Finding(f"called with {len(given)} arguments")
-    like = next((x.value for x in given[1:] if isinstance(x, Tensor)), None)
+    like = next((x.value for x in given[1:] if isinstance(x, MaskedTensor)), None)
     a, b = _same_type(c, _value(c, given[1], like), _value(c, given[2], like), False)
     return c.where(_value(c, given[0]), a, b)
 
 
 @layer("ops.Concatenate", masks="drop")
-def _concatenate(c: Call) -> Value:
+def _concatenate(c: LayerCall) -> Value:
     given = _arguments(c, "xs", "values")[0]
     values = [_value(c, x) for x in given]
     (axis,) = _axis(c, len(values[0].dims), _setting(c, "axis", 0))
@@ -187,7 +188,7 @@ def _concatenate(c: Call) -> Value:
 
 
 @layer("ops.Transpose", masks="drop")
-def _transpose(c: Call) -> Value:
+def _transpose(c: LayerCall) -> Value:
     x, axes = c.x, c.get("axes")
     if not isinstance(axes, list) or sorted(axes) != list(range(len(x.dims))):
         raise Finding(f"axes={axes!r:.40}")
@@ -195,7 +196,7 @@ def _transpose(c: Call) -> Value:
 
 
 @layer("TFOpLambda", masks="drop")
-def _tensorflow(c: Call) -> Value:
+def _tensorflow(c: LayerCall) -> Value:
     """A function of TensorFlow by its name, as the operation of Keras 3 that means the same."""
     from .calls import LAYERS
 
@@ -203,7 +204,7 @@ def _tensorflow(c: Call) -> Value:
     kind = _TENSORFLOW.get(name) if isinstance(name, str) else None
     if kind is None:
         raise Finding(f"the function {name!r:.60} of TensorFlow")
-    inner = Call(c.work, c.layer, c.args, c.kwargs)
+    inner = LayerCall(c.work, c.layer, c.args, c.kwargs)
     inner.layer.kind = f"ops.{kind}"
     try:
         made = LAYERS[f"ops.{kind}"].function(inner)
@@ -214,11 +215,11 @@ def _tensorflow(c: Call) -> Value:
 
 
 @layer("ops.GetItem", masks="drop")
-def _get_item(c: Call) -> Value:
+def _get_item(c: LayerCall) -> Value:
     """x[..] with numbers, slices of step 1 and an ellipsis. A part that a sequence is too short for is an error of the
     run, where NumPy would give less."""
     given = _arguments(c, "x", "key")
-    if len(given) != 2 or not isinstance(given[0], Tensor):
+    if len(given) != 2 or not isinstance(given[0], MaskedTensor):
         raise Finding(f"called with {len(given)} arguments")
     y = given[0].value
     key = list(given[1]) if isinstance(given[1], list) else [given[1]]

@@ -12,16 +12,17 @@ import numpy as np
 
 from ...graph import Value
 from ...graph.cells import GATES, KERAS_ORDER, CellSpec, reorder_gates
+from ..shared.ledger import Finding
 from .activations import cell_activation
-from .calls import Call, Finding, Tensor, layer
+from .calls import LayerCall, MaskedTensor, layer
 from .config import Layer
 
 _KINDS = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 
 
 @dataclass
-class Run:
-    """What a recurrent layer has computed. y: [B, T, H] in the order of time (None where nobody asked), states: the
+class RecurrentRun:
+    """What a recurrent layer has computed. y: [B, T, H] in the order of time (None if it is not needed), states: the
     last ones, cell after cell."""
 
     y: Value | None
@@ -29,11 +30,13 @@ class Run:
 
 
 @layer("LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU", "RNN", masks="own")
-def _recurrent(c: Call) -> list[Tensor]:
+def _recurrent(c: LayerCall) -> list[MaskedTensor]:
     return _layer(c, c.layer, turned=False)
 
 
-def _layer(c: Call, item: Layer, turned: bool, states: list | None = None, zero: bool | None = None) -> list[Tensor]:
+def _layer(
+    c: LayerCall, item: Layer, turned: bool, states: list | None = None, zero: bool | None = None
+) -> list[MaskedTensor]:
     """The outputs of one recurrent layer: y, then its states where it returns them.
 
     turned: y is given back in the order of time even where the layer goes backwards (within a Bidirectional).
@@ -45,7 +48,7 @@ def _layer(c: Call, item: Layer, turned: bool, states: list | None = None, zero:
     unrolled = c.flag("unroll")
     zero = c.flag("zero_output_for_mask") if zero is None else zero
     if len(x.dims) != 3:
-        raise Finding(f"over {len(x.dims)} axes; [batch, time, features] is expected")
+        raise Finding(f"over {len(x.dims)} axes; expected [batch, time, features]")
     states = _given_states(c) if states is None else states
     cells = _cells(item)
     if mask is not None:
@@ -64,8 +67,8 @@ def _layer(c: Call, item: Layer, turned: bool, states: list | None = None, zero:
             y = _flipped(c, y, 0 if major else 1)
     else:
         y = _masked_last(c, _last_output(cells, run), there, bool(states), backwards, zero)
-    outputs = [Tensor(y, passed if sequences else None)]
-    return outputs + [Tensor(s) for s in run.states] if returns else outputs
+    outputs = [MaskedTensor(y, passed if sequences else None)]
+    return outputs + [MaskedTensor(s) for s in run.states] if returns else outputs
 
 
 def _cells(item: Layer) -> list[Layer]:
@@ -82,26 +85,28 @@ def _cells(item: Layer) -> list[Layer]:
     return cells
 
 
-def _given_states(c: Call) -> list[Value]:
+def _given_states(c: LayerCall) -> list[Value]:
     """Initial states that the layer is called with, as values [B, H]; [] where there are none."""
     given = c.kwargs.pop("initial_state", None)
     extra = c.inputs[1:] if len(c.inputs) > 1 else []
     if len(c.args) > 1:
         given = c.args[1]
-    given = [given] if isinstance(given, Tensor) else given or extra
+    given = [given] if isinstance(given, MaskedTensor) else given or extra
 
     def flat(items):
         return [i for item in items for i in (flat(item) if isinstance(item, list) else [item])]
 
     found = flat(given) if isinstance(given, list) else None
-    if found is None or not all(isinstance(s, Tensor) for s in found) or c.kwargs.get("constants") is not None:
-        raise Finding("called with initial states or constants that are no tensors of the model")
+    if found is None or not all(isinstance(s, MaskedTensor) for s in found) or c.kwargs.get("constants") is not None:
+        raise Finding("called with initial states or constants that are not tensors of the model")
     if found:
         c.work.given_states = True
     return [s.value for s in found]
 
 
-def _run_cells(c: Call, cells, steps: Value, there, states: list[Value], backwards: bool, sequences: bool) -> Run:
+def _run_cells(
+    c: LayerCall, cells, steps: Value, there, states: list[Value], backwards: bool, sequences: bool
+) -> RecurrentRun:
     """All cells of a layer, each over the outputs of the one before. steps [T, B, I], there [T, B] or None."""
     ends: list[Value] = []
     wanted = sum(2 if _kind(cell) == "lstm" else 1 for cell in cells)
@@ -120,10 +125,10 @@ def _run_cells(c: Call, cells, steps: Value, there, states: list[Value], backwar
         out = c.w.many("cell", inputs, {"spec": spec}, (sequences or not last, True, lstm), label)
         y = out[0] if out[0] is not None else y
         ends += [out[1], out[2]] if lstm else [out[1]]
-    return Run(y if sequences else None, ends)
+    return RecurrentRun(y if sequences else None, ends)
 
 
-def _held(c: Call, cell: Layer, array: np.ndarray, name: str) -> Value:
+def _held(c: LayerCall, cell: Layer, array: np.ndarray, name: str) -> Value:
     key = (id(cell), name, array.shape)
     if key not in c.work.constants:
         c.work.constants[key] = c.w.constant(array, f"{cell.path}.{name}")
@@ -134,9 +139,9 @@ def _kind(cell: Layer) -> str:
     return _KINDS[cell.kind.removesuffix("Cell").removeprefix("CuDNN")]
 
 
-def _cell(c: Call, cell: Layer, size, backwards: bool) -> tuple[CellSpec, list]:
+def _cell(c: LayerCall, cell: Layer, size, backwards: bool) -> tuple[CellSpec, list]:
     """(spec, [W, R, Wb, Rb] in ONNX's order) of one cell over `size` features."""
-    at = c if cell is c.layer else Call(c.work, cell, [], {})
+    at = c if cell is c.layer else LayerCall(c.work, cell, [], {})
     part = "" if cell.kind.endswith("Cell") else "cell"
     kind, H = _kind(cell), at.size("units", "output_dim")
     I = c.fixed(size, "the features of a step must be a fixed number")  # noqa: E741
@@ -162,7 +167,7 @@ def _cell(c: Call, cell: Layer, size, backwards: bool) -> tuple[CellSpec, list]:
     return spec, arrays
 
 
-def _activations(at: Call, kind: str, cudnn: bool) -> tuple:
+def _activations(at: LayerCall, kind: str, cudnn: bool) -> tuple:
     if cudnn:
         return ()
     act = cell_activation(at, at.get("activation", "tanh"))
@@ -173,14 +178,14 @@ def _activations(at: Call, kind: str, cudnn: bool) -> tuple:
     return (gate, act, act) if kind == "lstm" else (gate, act)
 
 
-def _reset_after(at: Call, part: str) -> bool:
+def _reset_after(at: LayerCall, part: str) -> bool:
     """Whether the reset gate comes after the product: as the config says, else as the bias's shape does."""
     if "reset_after" in at.layer.config:
         return at.flag("reset_after")
     return at.work.tensors.rank(at.layer, "bias", part) == 2
 
 
-def _bias(at: Call, part: str, cudnn: bool, after: bool, size: int) -> tuple:
+def _bias(at: LayerCall, part: str, cudnn: bool, after: bool, size: int) -> tuple:
     """(Wb, Rb), of which the second may be None."""
     if cudnn:
         return tuple(np.split(at.take("bias", (2 * size,), part), 2))
@@ -201,7 +206,7 @@ def _from_cudnn(kernel: np.ndarray, gates: int, recurrent: bool = False) -> np.n
 # ---- what a mask makes of outputs ------------------------------------------------------------------------------------
 
 
-def _masked_output(c: Call, y: Value, there, started: bool, backwards: bool, zero: bool) -> Value:
+def _masked_output(c: LayerCall, y: Value, there, started: bool, backwards: bool, zero: bool) -> Value:
     """y [T, B, H] as Keras has it at masked steps: zero where asked; else the last output, which is not the state but
     zero before the first step that counts."""
     if there is None:
@@ -215,11 +220,11 @@ def _masked_output(c: Call, y: Value, there, started: bool, backwards: bool, zer
     return c.where(c.like(begun, 3), y, c.number(0.0))
 
 
-def _last_output(cells: list[Layer], run: Run) -> Value:
+def _last_output(cells: list[Layer], run: RecurrentRun) -> Value:
     return run.states[-2] if _kind(cells[-1]) == "lstm" else run.states[-1]
 
 
-def _masked_last(c: Call, h: Value, there, started: bool, backwards: bool, zero: bool) -> Value:
+def _masked_last(c: LayerCall, h: Value, there, started: bool, backwards: bool, zero: bool) -> Value:
     """The last output [B, H]: the last h, but zero where the last step is masked and zeros were asked for, or where no
     step counts."""
     if there is None or not (zero or started):
@@ -232,7 +237,7 @@ def _masked_last(c: Call, h: Value, there, started: bool, backwards: bool, zero:
     return c.where(c.like(some, 2), h, c.number(0.0))
 
 
-def _flipped(c: Call, y: Value, axis: int) -> Value:
+def _flipped(c: LayerCall, y: Value, axis: int) -> Value:
     return c.add("slice", y, axis=axis, start=y.dims[axis] - 1, stop=-1, step=-1)
 
 
@@ -240,7 +245,7 @@ def _flipped(c: Call, y: Value, axis: int) -> Value:
 
 
 @layer("Bidirectional", masks="own")
-def _bidirectional(c: Call) -> list[Tensor]:
+def _bidirectional(c: LayerCall) -> list[MaskedTensor]:
     merge = c.option("merge_mode", "concat", ("concat", "sum", "mul", "ave", None))
     c.get("return_sequences"), c.get("stateful"), c.get("return_state"), c.get("go_backwards")
     mask, passed = c.mask, c.passed_mask
@@ -249,8 +254,8 @@ def _bidirectional(c: Call) -> list[Tensor]:
     for k, item in enumerate(c.layer.parts.values()):
         if item.kind not in (*_KINDS, "CuDNNLSTM", "CuDNNGRU", "RNN"):
             raise Finding(f"around a {item.kind}")
-        given = None if mask is None else Tensor(mask)
-        part = Call(c.work, item, [[Tensor(c.inputs[0].value)]], {"mask": given})
+        given = None if mask is None else MaskedTensor(mask)
+        part = LayerCall(c.work, item, [[MaskedTensor(c.inputs[0].value)]], {"mask": given})
         half = states[k * len(states) // 2 : (k + 1) * len(states) // 2]
         sequences = bool(item.config.get("return_sequences"))
         # Since TensorFlow's Keras 2, masked steps of sequences are zeros here whatever the layers say.
@@ -261,7 +266,7 @@ def _bidirectional(c: Call) -> list[Tensor]:
     y, back = forward[0].value, backward[0].value
     first, second = c.layer.parts.values()
     if bool(first.config.get("go_backwards")) == bool(second.config.get("go_backwards")):
-        raise Finding("both of its layers run the same way")
+        raise Finding("both of its layers run in the same direction")
     if first.config.get("go_backwards") and first.config.get("return_sequences"):
         # Keras turns the second one's output round, whichever of the two runs backwards.
         axis = 0 if first.config.get("time_major") else 1
@@ -269,7 +274,7 @@ def _bidirectional(c: Call) -> list[Tensor]:
     mask = passed if first.config.get("return_sequences") else None
     rest = forward[1:] + backward[1:]
     if merge is None:
-        return [Tensor(y, mask), Tensor(back, mask), *rest]
+        return [MaskedTensor(y, mask), MaskedTensor(back, mask), *rest]
     if merge == "concat":
         joined = c.w.concat([y, back], len(y.dims) - 1)
     elif merge == "mul":
@@ -277,4 +282,4 @@ def _bidirectional(c: Call) -> list[Tensor]:
     else:
         joined = c.binary("add", y, back)
         joined = c.unary("affine", joined, 0.5, 0.0) if merge == "ave" else joined
-    return [Tensor(joined, mask), *rest]
+    return [MaskedTensor(joined, mask), *rest]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ...graph import Value
 from ...graph import dims as D
 from ...graph.dims import Dim
-from .calls import Call, Finding, NeedsLength, layer
+from ..shared.ledger import Finding
+from .calls import LayerCall, NeedsLength, layer
 
 
 @layer("Flatten", masks="drop")
-def _flatten(c: Call) -> Value:
+def _flatten(c: LayerCall) -> Value:
     """All axes but the batch become one: over steps of more than a number that is a size which grows with time, so time
     stays fixed."""
     x = c.x
@@ -22,7 +23,7 @@ def _flatten(c: Call) -> Value:
 
 
 @layer("Reshape", masks="drop")
-def _reshape(c: Call) -> Value:
+def _reshape(c: LayerCall) -> Value:
     x, target = c.x, c.get("target_shape")
     if not isinstance(target, list) or any(type(d) is not int or d < -1 for d in target) or target.count(-1) > 1:
         raise Finding(f"target_shape={target!r:.60}")
@@ -48,7 +49,7 @@ def _reshape(c: Call) -> Value:
 
 
 @layer("Permute", masks="drop")
-def _permute(c: Call) -> Value:
+def _permute(c: LayerCall) -> Value:
     x, order = c.x, c.get("dims")
     if not isinstance(order, list) or sorted(order) != list(range(1, len(x.dims))):
         raise Finding(f"dims={order!r:.60} of {len(x.dims) - 1} axes")
@@ -56,7 +57,7 @@ def _permute(c: Call) -> Value:
 
 
 @layer("RepeatVector", masks="drop")
-def _repeat_vector(c: Call) -> Value:
+def _repeat_vector(c: LayerCall) -> Value:
     x, n = c.x, c.size("n")
     if len(x.dims) != 2:
         raise Finding(f"over {len(x.dims)} axes, expected 2")

@@ -20,7 +20,7 @@ Pairs = list[tuple[str, np.ndarray]]  # (the file's name of a tensor, the tensor
 _RECURRENT = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU")
 _CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell")
 _KERNELS = ("Dense", "EinsumDense", "Conv1D", "Conv2D", "DepthwiseConv1D", "Convolution1D", "Convolution2D")
-_STATES = ("rnn_state", "seed_generator_state", "states")  # last parts of names of variables that are no weights
+_STATES = ("rnn_state", "seed_generator_state", "states")  # last parts of names of variables that are not weights
 
 
 def variables(layer: Layer) -> list[tuple[str, str, bool]]:
@@ -62,7 +62,7 @@ def variables(layer: Layer) -> list[tuple[str, str, bool]]:
     return found
 
 
-class Tensors:
+class LayerWeights:
     """layer -> its tensors by (part, name)."""
 
     def __init__(self, where: str):
@@ -97,9 +97,9 @@ class Tensors:
         return " and ".join(sorted(names)) or "no weights"
 
 
-def of_file(root: Layer, file: H5) -> Tensors:
+def of_file(root: Layer, file: H5) -> LayerWeights:
     """The tensors of a model in an HDF5 file of either layout."""
-    tensors = Tensors(file.where)
+    tensors = LayerWeights(file.where)
     if has_layer_names(file):
         _from_lists(root, layer_tensors(file), tensors)
     else:
@@ -107,9 +107,9 @@ def of_file(root: Layer, file: H5) -> Tensors:
     return tensors
 
 
-def of_lists(root: Layer, found: Mapping[str, Pairs], where: str) -> Tensors:
+def of_lists(root: Layer, found: Mapping[str, Pairs], where: str) -> LayerWeights:
     """The tensors of a model given as one list a top-level layer."""
-    tensors = Tensors(where)
+    tensors = LayerWeights(where)
     _from_lists(root, found, tensors)
     return tensors
 
@@ -123,7 +123,7 @@ def _leaves(layer: Layer, trainable: bool) -> Iterator[tuple[Layer, str, str, bo
         yield from _leaves(inner, trainable)
 
 
-def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: Tensors) -> None:
+def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: LayerWeights) -> None:
     members = root.layers or [root]
     known = {layer.name for layer in members} | {"top_level_model_weights"}
     for name, pairs in found.items():
@@ -178,11 +178,11 @@ def _check_name(leaf: Layer, name: str, label: str) -> None:
     own = label.rpartition("/")[2]
     others = {n for _, n, _ in variables(leaf)}
     if own != name and own in others:
-        raise ModelFormatError(f"layer {leaf.path}: {label} stands where its {name} should")
+        raise ModelFormatError(f"layer {leaf.path}: {label} is in the place of its {name} should")
 
 
 def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
-    """A variable that is no weight: the state of a stateful layer, or of a random generator."""
+    """A variable that is not a weight: the state of a stateful layer, or of a random generator."""
     own = label.rpartition("/")[2]
     if not own.startswith(_STATES):
         return False
@@ -193,7 +193,7 @@ def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
     return True
 
 
-def _from_paths(layer: Layer, file: H5, base: str, tensors: Tensors) -> None:
+def _from_paths(layer: Layer, file: H5, base: str, tensors: LayerWeights) -> None:
     if layer.kind in MODELS:
         members = [m for m in layer.layers if not m.kind.startswith("ops.")]
         for member, name in zip(members, unique_names(members), strict=True):
@@ -217,7 +217,7 @@ def _from_paths(layer: Layer, file: H5, base: str, tensors: Tensors) -> None:
 
 
 def _folder(file: H5, base: str, part: str) -> str:
-    """Where the variables of a part of a layer lie; Keras 2 keeps those of attention under names with a bar before."""
+    """Where the variables of a part of a layer are; Keras 2 keeps those of attention under names with a bar before."""
     folder = f"{base}/{part}/vars" if part else f"{base}/vars"
     older = f"{base}/_{part}/vars"
     return older if part and not file.has(folder) and file.has(older) else folder
@@ -226,5 +226,5 @@ def _folder(file: H5, base: str, part: str) -> str:
 def _extra(layer: Layer, file: H5, path: str) -> None:
     """A variable that the layer's class doesn't have: the states of a stateful layer, else an error."""
     if not layer.config.get("stateful"):
-        raise ModelFormatError(f"{file.where}: layer {layer.path} ({layer.kind}) has a tensor more: {path}")
+        raise ModelFormatError(f"{file.where}: layer {layer.path} ({layer.kind}) has one tensor too many: {path}")
     _is_state(layer, "rnn_state", file.array(path))

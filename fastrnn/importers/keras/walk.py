@@ -6,15 +6,17 @@ doesn't support masks drops it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from ...errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedError
 from ...graph import Graph, Value
 from ...graph import dims as D
 from ..shared.builder import GraphWriter
-from .calls import LAYERS, Call, Finding, Import, NeedsLength, Tensor
+from ..shared.ledger import Finding
+from .calls import LAYERS, Import, LayerCall, MaskedTensor, NeedsLength
 from .config import MODELS, Layer, Version
-from .tensors import Tensors
+from .references import arguments, call_order, offsets_of, output_names, pick, references, shifted
+from .tensors import LayerWeights
 
 _DTYPES = {"float": "float32", "bfloat": "float32", "int": "int64", "uint": "int64", "bool": "bool"}
 _TIME_MAJOR = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU", "RNN")
@@ -39,7 +41,7 @@ def _is_cell(kind: str) -> bool:
     return kind in ("SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells")
 
 
-def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = False, thaw: bool = True) -> Graph:
+def build(root: Layer, version: Version, tensors: LayerWeights, *, float64: bool = False, thaw: bool = True) -> Graph:
     """The graph of a model.
 
     Time is free wherever the layers allow: a number that the file gives for it is kept only where a layer needs one,
@@ -48,7 +50,7 @@ def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = Fa
     """
     check_known(root, root.name)
 
-    def attempt(free: bool, apart: bool) -> tuple[Import, list[Tensor], list[Tensor]]:
+    def attempt(free: bool, apart: bool) -> tuple[Import, list[MaskedTensor], list[MaskedTensor]]:
         work = Import(GraphWriter(root.name), version, tensors, None, float64=float64)
         inputs = _declare_inputs(root, work, free, apart)
         outputs = _run_model(root, work, inputs)
@@ -79,7 +81,7 @@ def build(root: Layer, version: Version, tensors: Tensors, *, float64: bool = Fa
     return _finish(root, work, outputs, reason)
 
 
-def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, list[Tensor], list[Tensor]]:
+def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, list[MaskedTensor], list[MaskedTensor]]:
     """What another way gives where the first one gave an error; of two errors, the one that says more."""
     try:
         made = way()
@@ -92,13 +94,13 @@ def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, l
     return made
 
 
-def _sequences(inputs: Sequence[Tensor]) -> int:
+def _sequences(inputs: Sequence[MaskedTensor]) -> int:
     return sum(any(D.TIME == d for d in x.dims) for x in inputs)
 
 
-def _finish(root: Layer, work: Import, outputs: list[Tensor], reason: str) -> Graph:
+def _finish(root: Layer, work: Import, outputs: list[MaskedTensor], reason: str) -> Graph:
     w, named, seen = work.writer, [], {*work.writer.inputs, *work.writer.constants}
-    for (name, k), x in zip(_output_names(root), outputs, strict=True):
+    for (name, k), x in zip(output_names(root), outputs, strict=True):
         value = x.value
         if value.name in seen:  # an input, or the same value twice
             value = w.add("reshape", value, label=name, dims=value.dims)
@@ -142,14 +144,14 @@ def _input_layers(root: Layer) -> list[Layer]:
         return [Layer("InputLayer", "input", {"batch_shape": shape, "dtype": dtype}, f"{root.path}/input")]
     byname = {member.name: member for member in root.layers}
     found = []
-    for name, _, _ in _references(root.config.get("input_layers")):
+    for name, _, _ in references(root.config.get("input_layers")):
         if name not in byname:
             raise ModelFormatError(f"{root.path}: its input layer {name!r} is none of its layers")
         found.append(byname[name])
     return found
 
 
-def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[Tensor]:
+def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[MaskedTensor]:
     """The model's inputs as values. free: time is a symbol; apart: each sequence has its own."""
     inputs, numbers = [], []
     for item, shape, axis in _shapes(root):
@@ -170,7 +172,7 @@ def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[
                 raise UnsupportedError([text], root.name)
         # A row of a table is a whole number, though Keras declares float32 by default.
         dtype = "int64" if _feeds_embedding(root, item, only=True) else _dtype(item)
-        inputs.append(Tensor(work.writer.input(item.name, dtype, tuple(dims))))
+        inputs.append(MaskedTensor(work.writer.input(item.name, dtype, tuple(dims))))
     work.steps = numbers[0] if numbers else None
     return inputs
 
@@ -218,7 +220,7 @@ def _feeds_embedding(root: Layer, item: Layer, only: bool = False) -> bool:
         readers = after[:1]
     else:
         for member in root.layers:
-            if any(name == item.name for call in member.calls for name, _, _ in _references(call)):
+            if any(name == item.name for call in member.calls for name, _, _ in references(call)):
                 readers.append(member)
     kinds = [r.kind for r in readers if not r.kind.startswith("ops.")]  # the mask of an Embedding reads the input too
     return "Embedding" in kinds and (not only or set(kinds) == {"Embedding"})
@@ -227,7 +229,7 @@ def _feeds_embedding(root: Layer, item: Layer, only: bool = False) -> bool:
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
-def _run_model(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]:
+def _run_model(model: Layer, work: Import, inputs: list[MaskedTensor]) -> list[MaskedTensor]:
     """The outputs of a model for its inputs, in Keras's order."""
     if model.kind == "Sequential":
         members = [m for m in model.layers if m.kind != "InputLayer"]
@@ -242,7 +244,7 @@ def _run_model(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]
     return _run_functional(model, work, inputs)
 
 
-def _run_functional(model: Layer, work: Import, inputs: list[Tensor]) -> list[Tensor]:
+def _run_functional(model: Layer, work: Import, inputs: list[MaskedTensor]) -> list[MaskedTensor]:
     byname: dict[str, Layer] = {}
     for member in model.layers:
         if member.name in byname:
@@ -251,168 +253,29 @@ def _run_functional(model: Layer, work: Import, inputs: list[Tensor]) -> list[Te
     starts = _input_layers(model)
     if len(starts) != len(inputs):
         raise ModelFormatError(f"{model.path}: called with {len(inputs)} inputs, it has {len(starts)}")
-    known: dict[tuple[str, int], list[Tensor]] = {}
+    known: dict[tuple[str, int], list[MaskedTensor]] = {}
     for item, x in zip(starts, inputs, strict=True):
         known[item.name, 0] = [x]
-    within, ends = _offsets(model, byname)
-    outputs = [_shifted(ref, ends) for ref in _references(model.config.get("output_layers"))]
-    for name, k in _order(model, byname, within, outputs, known):
+    within, ends = offsets_of(model, byname)
+    outputs = [shifted(ref, ends) for ref in references(model.config.get("output_layers"))]
+    for name, k in call_order(model, byname, within, outputs, known):
         member = byname[name]
-        args, kwargs = _arguments(member.calls[k], byname, known, member, within)
+        args, kwargs = arguments(member.calls[k], byname, known, member, within)
         known[name, k] = apply(member, work, args, kwargs)
-    return [_pick(known, ref, model) for ref in outputs]
-
-
-def _output_names(model: Layer) -> list[tuple[str, int]]:
-    """(layer name, how many outputs of that layer came before) an output."""
-    if model.kind == "Sequential":
-        last = model.layers[-1] if model.layers else model
-        if last.kind in MODELS:
-            return _output_names(last)
-        return [(last.name, 0)]
-    counts: dict[str, int] = {}
-    names = []
-    for name, _, _ in _references(model.config.get("output_layers")):
-        names.append((name, counts.get(name, 0)))
-        counts[name] = counts.get(name, 0) + 1
-    return names
-
-
-def _references(data) -> list[tuple[str, int, int]]:
-    """All [layer, node, tensor] in a structure, in order (of dicts: by key, as Keras sorts them)."""
-    found: list[tuple[str, int, int]] = []
-    stack = [data]
-    while stack:
-        item = stack.pop()
-        ref = _reference(item)
-        if ref is not None:
-            found.append(ref)
-            if isinstance(item, list) and len(item) == 4:
-                stack.append(item[3])
-        elif isinstance(item, dict):
-            stack += [item[key] for key in sorted(item, key=str, reverse=True)]
-        elif isinstance(item, list | tuple):
-            stack += list(item)[::-1]
-    return found
-
-
-def _reference(item) -> tuple[str, int, int] | None:
-    """(layer, node, tensor) where that is what an item says, in the form of Keras 3 or of those before."""
-    if isinstance(item, dict) and item.get("class_name") == "__keras_tensor__":
-        config = item.get("config")
-        item = config.get("keras_history") if isinstance(config, dict) else None
-    if isinstance(item, list) and len(item) in (3, 4) and isinstance(item[0], str) and item[0] != "_CONSTANT_VALUE":
-        if type(item[1]) is int and type(item[2]) is int and (len(item) == 3 or isinstance(item[3], dict)):
-            return item[0], item[1], item[2]
-    return None
-
-
-def _offsets(model: Layer, byname: dict[str, Layer]) -> tuple[dict[str, int], dict[str, int]]:
-    """What to take off the node numbers of references, by layer: within the model, and of its outputs.
-
-    To Keras a model's own construction can be its node 0, so that its first call is node 1: in Keras 2 always, in
-    Keras 3 only where the outputs of the model around it say so, and only of Functional ones.
-    """
-    models = {name: member for name, member in byname.items() if member.kind in MODELS}
-    if any(isinstance(call, dict) for member in model.layers for call in member.calls):
-        return {}, {name: 1 for name, member in models.items() if member.kind == "Functional"}
-    highest: dict[str, int] = {}
-    everything = [member.calls for member in model.layers] + [model.config.get("output_layers")]
-    for name, node, _ in _references(everything):
-        highest[name] = max(highest.get(name, 0), node)
-    older = {name: 1 for name, member in models.items() if highest.get(name, 0) == len(member.calls) > 0}
-    return older, older
-
-
-def _shifted(ref: tuple[str, int, int], offsets: dict[str, int]) -> tuple[str, int, int]:
-    return ref[0], ref[1] - offsets.get(ref[0], 0), ref[2]
-
-
-def _order(model: Layer, byname: dict, within: dict, outputs: list, known: dict) -> list[tuple[str, int]]:
-    """(layer, call) of what the outputs need, each after what it reads. Raises for a cycle."""
-    order: list[tuple[str, int]] = []
-    state: dict[tuple[str, int], int] = dict.fromkeys(known, 2)
-
-    def reads(key: tuple[str, int]) -> Iterator[tuple[str, int]]:
-        name, k = key
-        member = byname.get(name)
-        if member is None or not 0 <= k < len(member.calls):
-            raise ModelFormatError(f"{model.path}: it refers to call {k} of a layer {name!r}, which it doesn't have")
-        return iter([_shifted(ref, within)[:2] for ref in _references(member.calls[k])])
-
-    for name, k, _ in outputs:
-        if (name, k) in state:
-            continue
-        state[name, k] = 1
-        stack = [((name, k), reads((name, k)))]
-        while stack:
-            key, needs = stack[-1]
-            for need in needs:
-                if state.get(need) == 1:
-                    raise ModelFormatError(f"{model.path}: its layers form a cycle through {need[0]!r}")
-                if need not in state:
-                    state[need] = 1
-                    stack.append((need, reads(need)))
-                    break
-            else:
-                state[key] = 2
-                order.append(key)
-                stack.pop()
-    return order
-
-
-def _pick(known: dict, ref: tuple[str, int, int], model: Layer) -> Tensor:
-    name, node, index = ref
-    outputs = known.get((name, node))
-    if outputs is None or not 0 <= index < len(outputs):
-        raise ModelFormatError(f"{model.path}: there is no output {index} of call {node} of {name!r}")
-    return outputs[index]
-
-
-def _arguments(raw, byname: dict, known: dict, member: Layer, within: dict) -> tuple[list, dict]:
-    """The arguments of a call, tensors put in their places."""
-
-    def resolve(item):
-        ref = _reference(item)
-        if ref is not None and ref[0] in byname:
-            return _pick(known, _shifted(ref, within), member)
-        if isinstance(item, list | tuple):
-            if len(item) == 4 and item[0] == "_CONSTANT_VALUE":
-                return item[2]
-            return [resolve(i) for i in item]
-        if isinstance(item, dict) and "class_name" not in item:
-            return {key: resolve(value) for key, value in item.items()}
-        return item
-
-    if isinstance(raw, dict):  # Keras 3
-        args, kwargs = raw.get("args", []), raw.get("kwargs", {})
-        if not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise ModelFormatError(f"layer {member.path}: it is called with {raw!r:.80}")
-        return [resolve(a) for a in args], {key: resolve(value) for key, value in kwargs.items()}
-    entries = [raw] if isinstance(raw, list) and raw and isinstance(raw[0], str) else raw
-    if not isinstance(entries, list) or not entries:
-        raise ModelFormatError(f"layer {member.path}: it is called with {raw!r:.80}")
-    kwargs, args = {}, []
-    for entry in entries:
-        if not isinstance(entry, list) or len(entry) not in (3, 4):
-            raise ModelFormatError(f"layer {member.path}: it is called with {entry!r:.80}")
-        args.append(resolve(entry[:3] if entry[0] != "_CONSTANT_VALUE" else entry))
-        if len(entry) == 4 and isinstance(entry[3], dict):
-            kwargs |= {key: resolve(value) for key, value in entry[3].items()}
-    return [args[0] if len(args) == 1 else args], kwargs
+    return [pick(known, ref, model) for ref in outputs]
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
 
-UNKNOWN = Tensor(Value("?", "float32", ()))  # what a layer that isn't supported gives: not judged again
+UNKNOWN = MaskedTensor(Value("?", "float32", ()))  # what a layer that isn't supported gives: not judged again
 _MOST_OUTPUTS = 64
 
 
-def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[Tensor]:
+def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[MaskedTensor]:
     """The outputs of one call of a layer. What isn't supported is noted, and the outputs are UNKNOWN."""
     if _unknown(args) or _unknown(list(kwargs.values())):
         return [UNKNOWN] * _MOST_OUTPUTS
-    call = Call(work, item, args, kwargs)
+    call = LayerCall(work, item, args, kwargs)
     try:
         if item.kind in MODELS:
             return _run_nested(call)
@@ -434,7 +297,7 @@ def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[Tensor]:
     outputs = []
     for x in made if isinstance(made, list) else [made]:
         if isinstance(x, Value):
-            x = Tensor(x, call.passed_mask if entry.keeps(work.version) and not outputs else None)
+            x = MaskedTensor(x, call.passed_mask if entry.keeps(work.version) and not outputs else None)
         outputs.append(x)
     return outputs
 
@@ -443,11 +306,11 @@ def _unknown(items: list) -> bool:
     return any(item is UNKNOWN or (isinstance(item, list) and _unknown(item)) for item in items)
 
 
-def _run_nested(call: Call) -> list[Tensor]:
+def _run_nested(call: LayerCall) -> list[MaskedTensor]:
     """A model as a layer: its inputs keep the masks that ride on them."""
     inputs = call.inputs
     if len(call.args) != 1 or any(value not in (None, False) for value in call.kwargs.values()):
         raise Finding(f"called with {len(call.args)} arguments and {sorted(call.kwargs)}")
     masks = call.masks() if isinstance(call.explicit_mask, list) else [call.mask, *(x.mask for x in inputs[1:])]
-    inputs = [Tensor(x.value, mask) for x, mask in zip(inputs, masks, strict=True)]
+    inputs = [MaskedTensor(x.value, mask) for x, mask in zip(inputs, masks, strict=True)]
     return _run_model(call.layer, call.work, inputs)

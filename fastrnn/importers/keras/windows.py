@@ -6,11 +6,12 @@ import numpy as np
 
 from ...graph import Value
 from ...graph.dims import Dim
+from ..shared.ledger import Finding
 from .activations import activate
-from .calls import Call, Finding, NeedsLength, layer
+from .calls import LayerCall, NeedsLength, layer
 
 
-def _channels_first(c: Call, spatial: int) -> bool:
+def _channels_first(c: LayerCall, spatial: int) -> bool:
     """The order of axes; Keras 1 called it dim_ordering."""
     value = c.get("data_format") or ("channels_first" if c.get("dim_ordering") == "th" else "channels_last")
     if value not in ("channels_last", "channels_first"):
@@ -20,13 +21,13 @@ def _channels_first(c: Call, spatial: int) -> bool:
     return value == "channels_first"
 
 
-def _moved(c: Call, x: Value, first: bool) -> Value:
+def _moved(c: LayerCall, x: Value, first: bool) -> Value:
     """x as [B, C, L..]."""
     rank = len(x.dims)
     return x if first else c.w.transpose(x, 0, rank - 1, *range(1, rank - 1))
 
 
-def _back(c: Call, y: Value, first: bool) -> Value:
+def _back(c: LayerCall, y: Value, first: bool) -> Value:
     rank = len(y.dims)
     return y if first else c.w.transpose(y, 0, *range(2, rank), 1)
 
@@ -43,7 +44,7 @@ def _same_pads(size, reach: int, stride: int) -> tuple[int, int]:
     return begin, max(totals) - begin  # what is too much at the end is less than a stride: no window begins there
 
 
-def _pads(c: Call, dims: tuple, kernel, strides, dilations) -> tuple[int, ...]:
+def _pads(c: LayerCall, dims: tuple, kernel, strides, dilations) -> tuple[int, ...]:
     """Pads of a window, begins then ends."""
     name = "padding" if "padding" in c.layer.config else "border_mode"
     how = c.option(name, "valid", ("valid", "same", "causal"))
@@ -60,7 +61,7 @@ def _pads(c: Call, dims: tuple, kernel, strides, dilations) -> tuple[int, ...]:
     return (*begins, *ends)
 
 
-def _window(c: Call, spatial: int) -> tuple[tuple, tuple, tuple]:
+def _window(c: LayerCall, spatial: int) -> tuple[tuple, tuple, tuple]:
     """(kernel, strides, dilations) of a convolution."""
     if "filter_length" in c.layer.config:  # Keras 1
         return (c.size("filter_length"),), (c.size("subsample_length"),), (1,)
@@ -71,7 +72,7 @@ def _window(c: Call, spatial: int) -> tuple[tuple, tuple, tuple]:
     )
 
 
-def _conv(c: Call, x: Value, W: np.ndarray, name: str, bias, how: tuple, pads: tuple, groups: int) -> Value:
+def _conv(c: LayerCall, x: Value, W: np.ndarray, name: str, bias, how: tuple, pads: tuple, groups: int) -> Value:
     inputs = [x, c.held(W, name)] + ([] if bias is None else [c.held(bias, "bias")])
     _, strides, dilations = how
     return c.add("conv", *inputs, strides=strides, dilations=dilations, pads=pads, groups=groups)
@@ -82,12 +83,12 @@ def _to_graph(W: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.moveaxis(W, -1, 0), -1, 1)
 
 
-def _features(c: Call, x: Value) -> int:
+def _features(c: LayerCall, x: Value) -> int:
     return c.fixed(x.dims[1], "the number of channels must be fixed")
 
 
 @layer("Conv1D", "Conv2D", "Convolution1D", masks="drop")
-def _convolution(c: Call) -> Value:
+def _convolution(c: LayerCall) -> Value:
     spatial = 2 if c.layer.kind == "Conv2D" else 1
     first, how, filters = _channels_first(c, spatial), _window(c, spatial), c.size("filters", "nb_filter")
     x, groups = _moved(c, c.x, first), c.get("groups", 1)
@@ -101,7 +102,7 @@ def _convolution(c: Call) -> Value:
 
 
 @layer("DepthwiseConv1D", masks="drop")
-def _depthwise(c: Call) -> Value:
+def _depthwise(c: LayerCall) -> Value:
     first, how, many = _channels_first(c, 1), _window(c, 1), c.size("depth_multiplier")
     x = _moved(c, c.x, first)
     channels = _features(c, x)
@@ -114,7 +115,7 @@ def _depthwise(c: Call) -> Value:
 
 
 @layer("SeparableConv1D", masks="drop")
-def _separable(c: Call) -> Value:
+def _separable(c: LayerCall) -> Value:
     """Each channel by itself, then a product of all at each step."""
     first, how, many = _channels_first(c, 1), _window(c, 1), c.size("depth_multiplier")
     filters, x = c.size("filters"), _moved(c, c.x, first)
@@ -129,7 +130,7 @@ def _separable(c: Call) -> Value:
 
 
 @layer("MaxPooling1D", "AveragePooling1D", "MaxPooling2D", "AveragePooling2D", masks="drop")
-def _pooling(c: Call) -> Value:
+def _pooling(c: LayerCall) -> Value:
     spatial = int(c.layer.kind[-2])
     first, x = _channels_first(c, spatial), c.x
     older = "pool_length" if "pool_length" in c.layer.config else "pool_size"
@@ -146,7 +147,7 @@ def _pooling(c: Call) -> Value:
 
 
 @layer("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalAveragePooling2D", masks="drop")
-def _global_pooling(c: Call) -> Value:
+def _global_pooling(c: LayerCall) -> Value:
     spatial = int(c.layer.kind[-2])
     first = _channels_first(c, spatial)
     axes = tuple(range(2, spatial + 2)) if first else tuple(range(1, spatial + 1))
@@ -158,7 +159,7 @@ def _global_pooling(c: Call) -> Value:
 
 
 @layer("GlobalAveragePooling1D", masks="drop")
-def _global_mean(c: Call) -> Value:
+def _global_mean(c: LayerCall) -> Value:
     """The mean of the steps that count."""
     first = _channels_first(c, 1)
     x, mask, axis, keepdims = c.x, c.mask, 2 if first else 1, c.flag("keepdims")
@@ -171,7 +172,7 @@ def _global_mean(c: Call) -> Value:
 
 
 @layer("UpSampling1D", masks="drop")
-def _upsampling(c: Call) -> Value:
+def _upsampling(c: LayerCall) -> Value:
     """Each step `size` times."""
     x = c.x
     size = c.size("size", "length")
@@ -181,7 +182,7 @@ def _upsampling(c: Call) -> Value:
 
 
 @layer("ZeroPadding1D", "ZeroPadding2D", masks="drop")
-def _zero_padding(c: Call) -> Value:
+def _zero_padding(c: LayerCall) -> Value:
     spatial = int(c.layer.kind[-2])
     first = _channels_first(c, spatial)
     before, after = _both_ends(c, "padding", spatial)
@@ -190,14 +191,14 @@ def _zero_padding(c: Call) -> Value:
 
 
 @layer("Cropping1D", masks="drop")
-def _cropping(c: Call) -> Value:
+def _cropping(c: LayerCall) -> Value:
     x = c.x
     _channels_first(c, 1)
     (before,), (after,) = _both_ends(c, "cropping", 1)
     return c.add("slice", x, axis=1, start=before, stop=x.dims[1] - after, step=1)
 
 
-def _both_ends(c: Call, name: str, spatial: int) -> tuple[list[int], list[int]]:
+def _both_ends(c: LayerCall, name: str, spatial: int) -> tuple[list[int], list[int]]:
     """How much at the beginning and the end of each axis: n, (n, m), or a pair an axis."""
     value = c.get(name, 1)
     if spatial == 1 or type(value) is int:

@@ -1,23 +1,19 @@
 """ONNX -> Graph.
 
-Map of this package, in the order in which a file passes through it:
+The rooms of this package, in the order in which a file passes through them:
 
-    files.py      bytes -> ModelProto, tensors; no size in a header is believed
-    nodes.py      the nodes as records, sorted; NodeReader, which finds what was not read
-    unroll.py     recurrences that an exporter unrolled step by step become RNN nodes again
-    chains.py     loops over a cell that were written out, likewise
-    symbols.py    sizes as symbols with examples; freezing, unifying, naming
-    guesses.py    a batch of one that can be read in several ways: each tried, and proved on two rows
-    walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
-    fold.py       constants
-    evidence.py   what says that a frozen size is meant; judge.py weighs it
-    thaw.py       frozen numbers read again as functions of sizes
-    loops.py      Scan and Loop; lift.py, which turns nodes of one step into nodes of all steps
-    positions.py  what depends on step numbers alone: ranges, triangles, masks that a file froze
-    recurrent.py attention.py elementwise.py shaping.py products.py einsum.py windows.py resize.py norms.py scatter.py
-    indexing.py sequences.py quantised.py
-                  the operators (registry.py)
-    states.py     states that the caller threads by hand
+    reading/    bytes -> tensors (files), records of nodes (nodes), constants (fold), what a value can be (values),
+                the table of operators (registry), and NodeReader (reader), which finds what was not read
+    reroll/     recurrences that an exporter wrote out become cells again: unrolled copies (unroll), loops over a cell
+                (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations
+    sizes/      sizes as symbols with examples (symbols), frozen numbers read again (thaw, slices, blocks, arithmetic,
+                positions), what says that a frozen size is meant (evidence), its verdict (judge), and a batch of one
+                that can be read in several ways (guesses)
+    ops/        the operators, a file per family
+    walk.py     one walk over the nodes; build.py is what it writes to
+    states.py   states that the caller threads by hand
+
+Imports point down: reading knows no other room, sizes and reroll know reading, ops knows all three.
 """
 
 from __future__ import annotations
@@ -34,12 +30,15 @@ from ...graph import Graph, validate
 from ...graph import dims as D
 from ...graph.casts import check_float32
 from ...passes.sizes import fix_sizes
-from . import chains, files, guesses, unroll
+from ..shared.ledger import Finding
 from . import states as state_pairs
-from .evidence import Policy
-from .judge import verdicts
-from .nodes import collect, known_names, reads
-from .symbols import Finding, Restart, SymbolTable
+from .reading import files
+from .reading.nodes import collect, known_names, reads
+from .reroll import chains, unroll
+from .sizes import guesses
+from .sizes.evidence import Policy
+from .sizes.judge import verdicts
+from .sizes.symbols import Restart, SymbolTable
 from .walk import File, precheck, read_constants, walk
 
 __all__ = ["import_onnx"]
@@ -147,7 +146,7 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
     unknown = sorted(set(map(str, bind)) - {v.name for v in model.graph.input})
     if unknown:
         names = ", ".join(v.name for v in model.graph.input)
-        raise ShapeError(f"bind: there is no input {unknown[0]!r}; there are {names}")
+        raise ShapeError(f"bind: there is no input {unknown[0]!r}; the inputs are {names}")
     wanted = {name for node in nodes for name in reads(node)} | set(outputs)
     constants = read_constants(model.graph, folder, wanted)
     for name, array in constants.items() if float64_as_float32 else ():

@@ -12,8 +12,10 @@ from ...graph import dims as D
 from ...graph.casts import check_float32
 from ...graph.dims import Dim
 from ...graph.shapes import infer
-from .symbols import Finding, SymbolTable
-from .values import Collected, Const, Fill, Ints, Items, Live, Quantized
+from ..shared.ledger import Finding
+from .reading.values import Collected, Const, Fill, Ints, Items, Live, Quantized
+from .sizes.positions import counted, thaw_masks
+from .sizes.symbols import SymbolTable
 
 _INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 
@@ -29,7 +31,7 @@ def _least(dim) -> int:
     return max(1, sum(coefficient for coefficient in dim.terms.values()))
 
 
-class Builder:
+class GraphDraft:
     """Collects nodes, values and constants of one walk.
 
     table : SymbolTable of the file. taken : names that the file itself uses, so that made-up ones avoid them.
@@ -44,6 +46,7 @@ class Builder:
         self.labels: set[str] = set()
         self.label = "graph"
         self.half = False
+        self.by_torch = False  # whether one of PyTorch's exporters wrote the file
         self.cells = 0
         self._shared: dict[tuple, str] = {}
         self._positions: dict[object, Live] = {}
@@ -53,7 +56,7 @@ class Builder:
     # --- names and dtypes ----------------------------------------------------------------------------------------
 
     def fresh(self, base: str) -> str:
-        """A value name that nobody has."""
+        """A value name that is not in use."""
         name, k = base, 1
         while name in self.taken:
             name, k = f"{base}.{k}", k + 1
@@ -106,7 +109,7 @@ class Builder:
                 names.append(None)
                 continue
             if any(isinstance(d, int) and d < 0 for d in dims):
-                raise ModelFormatError(f"a size below zero: {list(map(str, dims))}")
+                raise ModelFormatError(f"a negative size: {list(map(str, dims))}")
             if D.product(map(_least, dims)) > MAX_ELEMENTS:
                 raise ModelFormatError(f"a value of {' x '.join(map(str, dims))} elements")
             name = self.fresh(f"{self.label}:{len(self.nodes)}")
@@ -208,12 +211,11 @@ class Builder:
         return int(dim)
 
     def broadcast(self, values: list, what: str) -> list:
-        """Make dims of abstract values agree as NumPy broadcasts them; returns the values, softened where they can be.
+        """Make dims of abstract values agree as NumPy broadcasts them; returns the values, softened if they can be.
 
         A Dim whose example is 1 against another size was a real broadcast in the file: it is frozen at 1. A constant
         that is the same number all along an axis of the example's length follows the axis: it is cut to 1 there.
         """
-        from .positions import counted, thaw_masks  # which write to a Builder themselves
 
         rank = max(len(v.dims) for v in values)
         values = [counted(self, v) for v in thaw_masks(self, list(values))]
@@ -234,7 +236,7 @@ class Builder:
             if ones and len(ones) < len(sizes):
                 self.table.freeze(ones, f"{what} broadcasts it")
             for d in sizes[1:]:
-                self.equal(sizes[0], d, f"{what} of unlike sizes")
+                self.equal(sizes[0], d, f"{what} needs sizes that are equal or 1")
         self._once(values, rank)
         return values
 
@@ -351,7 +353,8 @@ class Builder:
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
         """The finished graph, not yet validated."""
         nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
-        requires = (*self.table.assumed.items(), *((dim, 0) for dim in self.table.shortfalls))
+        requires = [*self.table.assumed.items(), *((dim, 0) for dim in self.table.shortfalls)]
+        requires += [(size - whole, 0) for size, whole in self.table.blocks.items()]
         return Graph(
-            name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), requires
+            name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), tuple(requires)
         )

@@ -55,9 +55,9 @@ def threads(graph: Graph, given: dict | None) -> bool:
 def _checked(graph: Graph, given: dict) -> dict[str, str]:
     for source, output in given.items():
         if source not in graph.inputs:
-            raise StateError(f"states: there is no input {source!r}; there are {', '.join(graph.inputs)}")
+            raise StateError(f"states: there is no input {source!r}; the inputs are {', '.join(graph.inputs)}")
         if output not in graph.outputs:
-            raise StateError(f"states: there is no output {output!r}; there are {', '.join(graph.outputs)}")
+            raise StateError(f"states: there is no output {output!r}; the outputs are {', '.join(graph.outputs)}")
         a, b = graph.values[source], graph.values[output]
         if (a.dtype, a.dims) != (b.dtype, b.dims):
             raise StateError(f"states: {a} can't continue from {b}")
@@ -72,7 +72,7 @@ def _checked(graph: Graph, given: dict) -> dict[str, str]:
         if source not in ends.get(output, [source]):
             other = ends[output][0]
             raise StateError(
-                f"states: {output!r} is what a cell that starts from {other!r} ends with, and can't be the next "
+                f"states: {output!r} is the final state of a cell that starts from {other!r}, so it can't be the next "
                 f"{source!r}; expected {{{other!r}: {output!r}}}"
             )
     return dict(given)
@@ -95,7 +95,7 @@ def _links(graph: Graph) -> list[tuple[str, str]]:
         numbers[name] = np.arange(at, at + count).reshape(shape)
         first[name] = at
         at += count
-    through: set[str] = set()  # values that a cell has renewed: an input that goes straight to an output is no state
+    through: set[str] = set()  # values that a cell has renewed: an input that goes straight to an output is not a state
     queues: dict[str, tuple] = {}  # what has new steps behind an input's -> (the numbers of that, the axis)
     for node in graph.nodes:
         _follow(graph, node, numbers, through, sizes)

@@ -11,31 +11,17 @@ import onnx
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph
 from ...graph.dims import Dim
-from . import (  # noqa: F401  (they fill OPERATORS)
-    attention,
-    einsum,
-    elementwise,
-    files,
-    fold,
-    indexing,
-    loops,
-    norms,
-    positions,
-    products,
-    quantised,
-    recurrent,
-    resize,
-    scatter,
-    sequences,
-    shaping,
-    unroll,
-    windows,
-)
-from .build import Builder
-from .nodes import MAX_NESTING, NodeReader, OnnxNode, captured, collect, reads, show_attr
-from .registry import OPERATORS, op
-from .symbols import Finding, SymbolTable
-from .values import UNKNOWN, Const, Ints, Items, Live, uniform
+from ..shared.ledger import Finding
+from .build import GraphDraft
+from .ops import quantised
+from .reading import files, fold
+from .reading.nodes import MAX_NESTING, OnnxNode, captured, collect, reads
+from .reading.reader import NodeReader, show_attr
+from .reading.registry import OPERATORS, op
+from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
+from .reroll import loops
+from .reroll.rolled import DOMAIN
+from .sizes.symbols import SymbolTable
 
 __all__ = ["File", "walk"]
 
@@ -89,7 +75,7 @@ def _precheck(file: File, nodes: list[OnnxNode]) -> list[str]:
     problems = []
     for node in nodes:
         known = OPERATORS.get((node.domain, node.op))
-        if known is None or (node.payload is None and node.domain == unroll.DOMAIN):
+        if known is None or (node.payload is None and node.domain == DOMAIN):
             problems.append(f"node {node.label}: operator {node.kind}")
             file.refused.add(node.label)
             continue
@@ -100,16 +86,20 @@ def _precheck(file: File, nodes: list[OnnxNode]) -> list[str]:
     return problems
 
 
-def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Builder]:
+def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, GraphDraft]:
     """The graph as far as the table knows. Appends findings to `problems`; raises Restart through the table."""
     graph = file.model.graph
     table.recent.clear()
     table.ledger.clear()
     table.assumed.clear()
     table.shortfalls.clear()
+    table.blocks.clear()
     table.declared = {d.dim_value for info in graph.output for d in info.type.tensor_type.shape.dim}
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
-    ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
+    ctx = GraphDraft(
+        table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float
+    )
+    ctx.by_torch = file.model.producer_name == "pytorch"
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
     inputs = _inputs(file, ctx, known, problems)
     wanted = {name for node in file.nodes for name in reads(node)} | {v.name for v in graph.output}
@@ -120,7 +110,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     return ctx.graph(graph.name or "model", inputs, outputs, ()), ctx
 
 
-def _nodes(file: File, ctx: Builder, nodes, known: dict, wanted: set, problems: list[str], own_names: bool) -> None:
+def _nodes(file: File, ctx: GraphDraft, nodes, known: dict, wanted: set, problems: list[str], own_names: bool) -> None:
     """Add what the nodes make to `known`. own_names: whether values get the file's names; branches may share theirs."""
     for node in nodes:
         since = len(ctx.nodes)
@@ -138,7 +128,7 @@ def _nodes(file: File, ctx: Builder, nodes, known: dict, wanted: set, problems: 
                 known[name] = ctx.rename(value, name, since) if own_names and isinstance(value, Live) else value
 
 
-def _if(file: File, ctx: Builder, node: OnnxNode, known: dict, problems: list[str]) -> list:
+def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list[str]) -> list:
     """The outputs of the branch that a known condition takes; the other one is not looked at."""
     condition = known[node.inputs[0]] if node.inputs and node.inputs[0] else None
     if condition is UNKNOWN:
@@ -157,7 +147,7 @@ def _if(file: File, ctx: Builder, node: OnnxNode, known: dict, problems: list[st
     return [inner[name] for name in outputs]
 
 
-def _loop(file: File, ctx: Builder, node: OnnxNode, known: dict, wanted: set, problems: list[str]) -> list:
+def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set, problems: list[str]) -> list:
     """The outputs of a Scan or Loop."""
     values = [known[i] if i else None for i in node.inputs]
     nodes, constants, outputs, inputs = _subgraph(file, node, "body", problems)
@@ -195,10 +185,10 @@ def _loop(file: File, ctx: Builder, node: OnnxNode, known: dict, wanted: set, pr
     return made
 
 
-def _taken(file: File, ctx: Builder, condition) -> bool:
+def _taken(file: File, ctx: GraphDraft, condition) -> bool:
     """The condition of an If as a known bool."""
     if isinstance(condition, Ints):
-        ctx.table.freeze(list(condition.array.flat), "a size is the condition of an If")
+        ctx.table.freeze(list(condition.array.flat), "an If depends on it")
     value = uniform(condition)
     if value is None or isinstance(value, Dim):
         names = ", ".join(map(repr, _sources(file, ctx, condition)))
@@ -208,7 +198,7 @@ def _taken(file: File, ctx: Builder, condition) -> bool:
     return bool(value)
 
 
-def _sources(file: File, ctx: Builder, value) -> list[str]:
+def _sources(file: File, ctx: GraphDraft, value) -> list[str]:
     """The inputs of the file that a live value depends on."""
     needed = {value.name} if isinstance(value, Live) else set()
     for _, _, inputs, outputs, _ in reversed(ctx.nodes):
@@ -249,7 +239,7 @@ def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tu
     return found[:4]
 
 
-def _inputs(file: File, ctx: Builder, known: dict, problems: list[str]) -> list[str]:
+def _inputs(file: File, ctx: GraphDraft, known: dict, problems: list[str]) -> list[str]:
     """Declare the graph's inputs; initializers and bound inputs are none."""
     names, seen = [], set()
     initial = {t.name for t in file.model.graph.initializer}
@@ -269,7 +259,7 @@ def _inputs(file: File, ctx: Builder, known: dict, problems: list[str]) -> list[
     return names
 
 
-def _input(file: File, ctx: Builder, info: onnx.ValueInfoProto) -> Const | Live:
+def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Live:
     """One input: a value of the graph with a symbol an axis, or the constant that it is bound to."""
     kind = info.type.tensor_type
     if info.type.WhichOneof("value") != "tensor_type":
@@ -292,7 +282,7 @@ def _input(file: File, ctx: Builder, info: onnx.ValueInfoProto) -> Const | Live:
     return ctx.declare(info.name, dtype, tuple(dims))
 
 
-def _bound(ctx: Builder, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims: list) -> np.ndarray:
+def _bound(ctx: GraphDraft, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims: list) -> np.ndarray:
     """The array that an input is bound to: of the input's dtype, without loss, and of the sizes that the file gives."""
     declared = [d.dim_value or d.dim_param or "?" for d in info.type.tensor_type.shape.dim]
     shown = f"bind: {info.name!r} must be {dtype.name}[{', '.join(map(str, declared))}], got"
@@ -321,7 +311,7 @@ def _bound(ctx: Builder, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims
     return same
 
 
-def _step(file: File, ctx: Builder, node: OnnxNode, values: list, wanted: set, problems: list[str]) -> list:
+def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set, problems: list[str]) -> list:
     """The outputs of one node. A Finding is noted and gives UNKNOWN; errors get the node's name."""
     if any(v is UNKNOWN for v in values):
         return [UNKNOWN] * len(node.outputs)
@@ -364,7 +354,7 @@ def _fold(file: File, node: OnnxNode, values: list) -> list:
     return [Const(file.folded[node.label, o]) if o else None for o in node.outputs]
 
 
-def _outputs(ctx: Builder, graph: onnx.GraphProto, known: dict, inputs: set, problems: list[str]) -> list[str]:
+def _outputs(ctx: GraphDraft, graph: onnx.GraphProto, known: dict, inputs: set, problems: list[str]) -> list[str]:
     names: list[str] = []
     for info in graph.output:
         if info.name in names:
@@ -376,7 +366,7 @@ def _outputs(ctx: Builder, graph: onnx.GraphProto, known: dict, inputs: set, pro
             continue
         try:
             if isinstance(value, (Ints, Items)):
-                raise Finding("a size or a sequence is returned, which has no place in a graph without lengths")
+                raise Finding("it is a size or a sequence; outputs must be tensors computed from the inputs")
             _declared(ctx, info, value)
             ctx.table.ledger.output(info.name, value)
             if not isinstance(value, Live) or value.name != info.name:
@@ -386,7 +376,7 @@ def _outputs(ctx: Builder, graph: onnx.GraphProto, known: dict, inputs: set, pro
     return names
 
 
-def _place(ctx: Builder, value: Live, name: str, inputs: set) -> None:
+def _place(ctx: GraphDraft, value: Live, name: str, inputs: set) -> None:
     """Let `value` have the output's name: by renaming a constant, else by a reshape to its own dims."""
     if name in inputs:
         raise ModelFormatError(f"{name!r} is an input and an output")
@@ -395,7 +385,7 @@ def _place(ctx: Builder, value: Live, name: str, inputs: set) -> None:
     ctx.rename(same, name, since)
 
 
-def _declared(ctx: Builder, info: onnx.ValueInfoProto, value) -> None:
+def _declared(ctx: GraphDraft, info: onnx.ValueInfoProto, value) -> None:
     """Hold the dims against the numbers that the file declares; where they differ, what was thawed freezes."""
     kind = info.type.tensor_type
     if info.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):

@@ -16,14 +16,14 @@ import zipfile
 import zlib
 
 from ...errors import FastRNNError, ModelFormatError
-from ..shared.weights import Weights, unwrapped
-from .pickles import HOW_TO_SAVE, Budget, Refused, Storage, Tensor, Unpickler, no_storage, storage_id, width_of
+from ..shared.weights import NamedWeights, unwrapped
+from .pickles import HOW_TO_SAVE, Budget, Refused, SavedTensor, Storage, Unpickler, no_storage, storage_id, width_of
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_tree(source: str | os.PathLike | bytes, where: str):
-    """The object that a .pt file (a path or its bytes) holds: dicts, lists, tuples, scalars, text and `Tensor`s.
+    """The object that a .pt file (a path or its bytes) holds: dicts, lists, tuples, scalars, text and `SavedTensor`s.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def read_tree(source: str | os.PathLike | bytes, where: str):
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise ModelFormatError(f"{where}: a damaged PyTorch file: an entry lies before its beginning") from None
+        raise ModelFormatError(f"{where}: a damaged PyTorch file: an entry starts before the file does") from None
 
 
 # What reading a damaged file may raise. (An OSError is the disk's, but for a place that no file has.)
@@ -68,7 +68,7 @@ def _read_archive(archive: zipfile.ZipFile, size: int, where: str):
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ModelFormatError(f"{where}: a zip file without one data.pkl, so not torch.save's")
+        raise ModelFormatError(f"{where}: a zip file without one data.pkl, so torch.save did not write it")
     root = pickles[0][: -len("data.pkl")]
     if f"{root}constants.pkl" in entries or any(name.startswith(f"{root}code/") for name in entries):
         raise Refused(f"the file holds TorchScript, a program: {HOW_TO_SAVE}", where)
@@ -121,7 +121,7 @@ def _read_legacy(source: bytes, where: str):
         raise ModelFormatError(f"{where}: an unknown version of PyTorch's legacy form")
     machine = Unpickler(source, where, no_storage, budget, version.at)
     if not isinstance(machine.load(), dict):
-        raise ModelFormatError(f"{where}: a legacy PyTorch file that does not tell its machine")
+        raise ModelFormatError(f"{where}: a legacy PyTorch file that does not describe its machine")
     places = _storages_at_end(source, where, budget, machine.at)
     codes: dict[str, str] = {}
 
@@ -171,13 +171,13 @@ def _storages_at_end(source: bytes, where: str, budget: Budget, at: int) -> dict
 MAX_DEPTH = 6  # dicts within each other that are searched for weights
 
 
-def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> Weights:
+def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> NamedWeights:
     """The state dict of a .pt or .pth file.
 
     Parameters
     ----------
     source : path, or bytes of a file
-    key : where the state dict lies in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None where
+    key : where the state dict is in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None where
         the file has only one
 
     Raises
@@ -190,17 +190,17 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> W
     return weights_in(read_tree(bytes(source) if blob else source, where), key, where)
 
 
-def weights_in(tree, key: str | None, where: str) -> Weights:
+def weights_in(tree, key: str | None, where: str) -> NamedWeights:
     """The state dict in what a file holds; as `read_weights`."""
     path, found, beside = _state_dict(tree, key, where)
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, SavedTensor)}
     notes = [f"the state dict is the checkpoint's {path!r}"] if path and key is None else []
     if beside:
-        notes.append(f"left out what lies beside the state dict: {', '.join(beside)}")
+        notes.append(f"left out of the file, beside the state dict: {', '.join(beside)}")
     if any(t.code == "bf16" for t in tensors.values()):
         notes.append("the file's bfloat16 computes in float32")
     arrays, more = unwrapped({name: tensor.array() for name, tensor in tensors.items()})
-    return Weights(arrays, where, (*notes, *more))
+    return NamedWeights(arrays, where, (*notes, *more))
 
 
 def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]]:
@@ -210,10 +210,10 @@ def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]
     if key is not None:
         if key not in names:
             known = ", ".join(map(repr, names)) or "none"
-            raise ModelFormatError(f"{where}: no dict of tensors under key={key!r}; there are: {known}")
+            raise ModelFormatError(f"{where}: no dict of named tensors under key={key!r}; there are: {known}")
         return key, found[names[key]], []
     if not found:
-        raise ModelFormatError(f"{where}: holds {_kind(tree)} and no dict of tensors by name, so no weights")
+        raise ModelFormatError(f"{where}: holds {_kind(tree)} and no dict of named tensors, so no weights")
     # A state dict is flat: tensors beside a dict of tensors are a loss, or the state of a random generator.
     around = found.keys() & {path[:k] for path in found for k in range(len(path))}
     flat = {path: inner for path, inner in found.items() if path not in around}
@@ -221,7 +221,7 @@ def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]
         listed = ", ".join(repr(".".join(path)) for path in found if path)
         raise ModelFormatError(f"{where}: several dicts of tensors; say which is the model's with key=: {listed}")
     path, inner = next(iter(flat.items()))
-    beside = [name for p in sorted(around) for name, value in found[p].items() if isinstance(value, Tensor)]
+    beside = [name for p in sorted(around) for name, value in found[p].items() if isinstance(value, SavedTensor)]
     return ".".join(path), inner, beside
 
 
@@ -232,7 +232,7 @@ def _candidates(tree, path: tuple[str, ...], seen: set[int]):
     """
     if not isinstance(tree, dict) or len(path) > MAX_DEPTH or not all(isinstance(name, str) for name in tree):
         return
-    if any(isinstance(value, Tensor) for value in tree.values()):
+    if any(isinstance(value, SavedTensor) for value in tree.values()):
         yield path, tree
     if id(tree) in seen:
         return
@@ -242,7 +242,7 @@ def _candidates(tree, path: tuple[str, ...], seen: set[int]):
 
 
 def _kind(tree) -> str:
-    return f"a {type(tree).__name__.lower()}"
+    return "a tensor" if isinstance(tree, SavedTensor) else f"a {type(tree).__name__.lower()}"
 
 
 def begins(blob: bytes) -> bool:

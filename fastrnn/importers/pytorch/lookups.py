@@ -1,7 +1,7 @@
 """Embeddings in torch's exporters: as `fastrnn.Lookup`, since in the Gather that they write index -1 is the last row.
 
 An nn.Embedding refuses it; `table[ids]`, which becomes a Gather too, takes it. Once they are written, the two can't be
-told apart.
+distinguished.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def translations() -> dict:
 
 @contextmanager
 def older_form(opset: int) -> Iterator[None]:
-    """Within it, torch's older exporter writes embeddings as Lookup; it is told custom_opsets={DOMAIN: 1}."""
+    """Within it, torch's older exporter writes embeddings as Lookup; it gets custom_opsets={DOMAIN: 1}."""
 
     def embedding(g, weight, indices, padding_idx, scale_grad_by_freq, sparse):
         rows = g.op(f"{DOMAIN}::Lookup", weight, indices)

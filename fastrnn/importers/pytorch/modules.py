@@ -2,7 +2,7 @@
 
 What is traced here keeps every size free and every recurrent layer whole; the exporters write example sizes into the
 file, unroll nn.RNN and break projections (the ONNX importer undoes much of that). `Converted.answer` runs the module
-itself, so that whoever made a model of it can compare.
+itself, so that the caller can compare.
 """
 
 from __future__ import annotations
@@ -208,13 +208,13 @@ def _traced(module: nn.Module, args: tuple | None) -> Converted:
         raise Unknown(f"it does not take such an example ({type(error).__name__}: {error!s:.160})") from None
     if len(own) != len(answers) or not all(_close(a, b) for a, b in zip(own, answers, strict=True)):
         # Its code looks at what a traced value is, as isinstance(y, tuple) does.
-        raise Unknown("torch.fx traces something else than what it computes")
+        raise Unknown("what torch.fx traces gives other answers than the module")
     nesting = tuple(_form(g.value) for g in given)
     return Converted(module, proto, {n: tracing.numbers(v) for n, v in flat}, nesting, "traced by torch.fx")
 
 
 def _fits(given: tracing.Given, name: str, value) -> tracing.Given:
-    """The example under the dims that the module's first layer tells, where the two agree in rank and dtype."""
+    """The example with the dims that the module's first layer implies, where the two agree in rank and dtype."""
     dims = given.dims
     agree = dims is not None and isinstance(value, torch.Tensor) and value.ndim == len(dims)
     agree = agree and value.is_floating_point() == given.value.is_floating_point()

@@ -108,7 +108,7 @@ def _unflatten(b, out, input, dim, sizes):
 @does("squeeze")
 def _squeeze(b, out, input, dim=None):
     if dim is None:
-        raise Unknown("squeeze of whatever axes are one long in the example")
+        raise Unknown("squeeze without axes")
     axes = [axis_of(input, d) for d in ((dim,) if isinstance(dim, int) else dim)]
     axes = [k for k in axes if input.value.shape[k] == 1]
     return b.op("Squeeze", input.name, b.ints(*axes)) if axes else input.name
@@ -228,7 +228,7 @@ def _sliced(b: Emitter, name: str, axis: int, item: slice) -> str:
     step = 1 if item.step is None else item.step
     ends = [0 if item.start is None else item.start, np.iinfo(np.int64).max if item.stop is None else item.stop]
     if not isinstance(step, int) or not all(isinstance(e, int | Size) for e in ends):
-        raise Unknown("a slice by computed numbers")
+        raise Unknown("a slice whose bounds are computed")
     start, stop = (e.name if isinstance(e, Size) else b.ints(e) for e in ends)
     return b.op("Slice", name, start, stop, b.ints(axis), b.ints(step))
 

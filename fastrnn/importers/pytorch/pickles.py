@@ -38,8 +38,8 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A tensor of a file: `bits` as they lie there (a view; bfloat16 as uint16), code as in `_DTYPES`."""
+class SavedTensor:
+    """A tensor of a file: `bits` as they are stored there (a view; bfloat16 as uint16), code as in `_DTYPES`."""
 
     bits: np.ndarray
     code: str
@@ -70,7 +70,7 @@ class Storage:
 
 
 class Refused(UnsupportedError):
-    """The pickle asks for something that is no part of a file of weights."""
+    """The pickle asks for something that does not belong in a file of weights."""
 
 
 class Budget:
@@ -82,7 +82,7 @@ class Budget:
     def take(self, count: int) -> None:
         self.left -= count
         if self.left < 0:
-            raise ModelFormatError(f"{self.where}: its tensors are views of one storage over and over: too many")
+            raise ModelFormatError(f"{self.where}: too many of its tensors are views of one storage")
 
 
 def storage_id(pid) -> tuple[str, str, str, int]:
@@ -90,7 +90,7 @@ def storage_id(pid) -> tuple[str, str, str, int]:
     if isinstance(pid, tuple) and pid and pid[0] == "module":
         raise Refused(f"the file holds a pickled module: {HOW_TO_SAVE}")
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or not isinstance(pid[1], _Named):
-        raise ModelFormatError(f"a persistent id that names no storage: {pid!r:.80}")
+        raise ModelFormatError(f"a persistent id that does not name a storage: {pid!r:.80}")
     if len(pid) == 6 and pid[5] is not None:
         raise UnsupportedError("a storage that is a view of another one (PyTorch 0.3 and earlier); save the file again")
     _, kind, key, _, count = pid[:5]
@@ -107,7 +107,7 @@ def width_of(code: str) -> int:
 
 
 def no_storage(pid):
-    raise ModelFormatError("a persistent id where none may stand")
+    raise ModelFormatError("a persistent id in a place that allows none")
 
 
 # -- what a pickle may name --
@@ -149,7 +149,7 @@ def _plain(hooks, metadata) -> None:
 
 
 def _rebuild_parameter(unpickler, data, requires_grad=True, hooks=None, state=None):
-    if not isinstance(data, Tensor) or hooks:
+    if not isinstance(data, SavedTensor) or hooks:
         raise ModelFormatError("a parameter that holds no tensor, or has hooks")
     return data  # a parameter's state is of Python attributes, none of them weights
 
@@ -210,8 +210,8 @@ class Unpickler:
             action(self)
         raise ModelFormatError(f"{self.where}: its pickle has over {MAX_OPCODES} opcodes")
 
-    def tensor(self, storage, dtype, offset, size, stride) -> Tensor:
-        """A view of a storage, checked to lie within it."""
+    def tensor(self, storage, dtype, offset, size, stride) -> SavedTensor:
+        """A view of a storage, checked to be within it."""
         if not isinstance(storage, Storage):
             raise ModelFormatError(f"{self.where}: a tensor without a storage")
         code = storage.code
@@ -226,7 +226,7 @@ class Unpickler:
             raise ModelFormatError(f"{self.where}: a tensor of size {size!r:.80}, stride {stride!r:.80}")
         numpy = np.dtype("u2" if code == "bf16" else code).newbyteorder(storage.byteorder.replace("?", "="))
         if self.budget is None:
-            return Tensor(np.empty(0, numpy), code)
+            return SavedTensor(np.empty(0, numpy), code)
         width, count = numpy.itemsize, math.prod(size)
         reach = offset + (sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if count else 0)
         there = len(storage.data) // width
@@ -238,10 +238,10 @@ class Unpickler:
         self.budget.take(count * width)
         flat = np.frombuffer(storage.data, numpy, there)
         if not count:
-            return Tensor(np.empty(size, numpy), code)
+            return SavedTensor(np.empty(size, numpy), code)
         strides = [s * width for s in stride]
         view = np.lib.stride_tricks.as_strided(flat[offset:], size, strides, writeable=False)
-        return Tensor(view, code)
+        return SavedTensor(view, code)
 
     # -- opcodes --
     def _take(self, count: int) -> bytes:
@@ -270,13 +270,13 @@ class Unpickler:
         return self.stack.pop()
 
     def _marked(self) -> list:
-        """What lies above the last mark, and the mark, taken off."""
+        """What is above the last mark, and the mark, taken off."""
         for k in range(len(self.stack) - 1, -1, -1):
             if self.stack[k] is _MARK:
                 items = self.stack[k + 1 :]
                 del self.stack[k:]
                 return items
-        raise ModelFormatError(f"{self.where}: its pickle has no mark where one must be")
+        raise ModelFormatError(f"{self.where}: its pickle lacks a mark")
 
     def _text(self, form: str) -> None:
         self._push(self._take(self._number(form)).decode("utf-8", "surrogatepass"))
@@ -295,7 +295,8 @@ class Unpickler:
         full = f"{module}.{name}"
         if not isinstance(module, str) or not isinstance(name, str) or (full not in _CALLS and full not in _WORDS):
             raise Refused(
-                f"the file asks for {full!r:.200}, which is no part of a file of weights: {HOW_TO_SAVE}", self.where
+                f"the file asks for {full!r:.200}, which does not belong in a file of weights: {HOW_TO_SAVE}",
+                self.where,
             )
         self._push(_Named(full))
 
@@ -322,13 +323,13 @@ class Unpickler:
 
     def _set_items(self, items: list) -> None:
         if not self.stack or not isinstance(self.stack[-1], dict) or len(items) % 2:
-            raise ModelFormatError(f"{self.where}: its pickle sets items of what is no dict")
+            raise ModelFormatError(f"{self.where}: its pickle sets items of something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             self.stack[-1][_key(key)] = value
 
     def _append(self, items: list) -> None:
         if not self.stack or not isinstance(self.stack[-1], list):
-            raise ModelFormatError(f"{self.where}: its pickle appends to what is no list")
+            raise ModelFormatError(f"{self.where}: its pickle appends to something that is not a list")
         self.stack[-1].extend(items)
 
     def _get(self, index: int) -> None:

@@ -10,7 +10,7 @@ from ...graph.cells import TORCH_ORDER, reorder_gates
 from .emit import Emitter, Unknown, V
 
 _OPERATORS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
-# A projection's matrix whose singular values lie further apart than this can't be undone in float32.
+# A projection's matrix whose singular values differ by more than this can't be undone in float32.
 _MAX_CONDITION = 1e3
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from ...errors import UnsupportedError
-from ..shared.weights import Weights
+from ..shared.weights import NamedWeights
 from .files import weights_in
-from .pickles import Tensor
+from .pickles import SavedTensor
 
 
-def load(source: str | os.PathLike | bytes, key: str | None = None) -> Weights | nn.Module:
+def load(source: str | os.PathLike | bytes, key: str | None = None) -> NamedWeights | nn.Module:
     """The module that a file holds, or the weights in it. This runs what the file asks for.
 
     Raises UnsupportedError, with what torch said, where it can't read the file either, such as because a class is
@@ -40,7 +40,7 @@ def load(source: str | os.PathLike | bytes, key: str | None = None) -> Weights |
     raise UnsupportedError(said, where)
 
 
-def weights_of(tree, key: str | None, where: str) -> Weights:
+def weights_of(tree, key: str | None, where: str) -> NamedWeights:
     """The state dict in what torch.load returned; errors as `files.read_weights`."""
     return weights_in(_tree(tree, {}), key, where)
 
@@ -54,12 +54,12 @@ def _pickled(source):
 
 
 def _tree(value, seen: dict):
-    """Dicts of torch's tensors as dicts of `Tensor`s; all else as it is."""
+    """Dicts of torch's tensors as dicts of `SavedTensor`s; all else as it is."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         if tensor.dtype == torch.bfloat16:
-            return Tensor(tensor.contiguous().view(torch.uint16).numpy(), "bf16")
-        return Tensor(tensor.numpy(), "")
+            return SavedTensor(tensor.contiguous().view(torch.uint16).numpy(), "bf16")
+        return SavedTensor(tensor.numpy(), "")
     if isinstance(value, dict) and id(value) not in seen:
         seen[id(value)] = found = {}
         found.update((name, _tree(part, seen)) for name, part in value.items())

@@ -17,14 +17,14 @@ from .emit import Emitter, Size, Unknown, V, onnx_dtype
 from .functions import FUNCTIONS
 from .nn_modules import MODULES
 
-# Sizes that an input is tried with where the module tells its form by itself: unlike each other and all usual ones.
+# Sizes that an input is tried with if the module's layers show its form: unlike each other and all usual ones.
 BATCH, TIME = 3, 11
 
 
 @dataclass(frozen=True)
 class Given:
     """An input. name; value: the example (a tensor, or a tuple of them); dims: of a tensor, a name or int an axis, None
-    where only the example tells."""
+    if only the example shows it."""
 
     name: str
     value: Any
@@ -37,7 +37,7 @@ class _Tracer(fx.Tracer):
 
 
 def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
-    """(the traced module, names of its inputs). count: how many inputs the example gives, None where there is none.
+    """(the traced module, names of its inputs). count: how many inputs the example gives, None if there is none.
 
     Arguments with defaults keep them beyond those that are given. Raises Unknown where fx can't trace it.
     """
@@ -80,7 +80,7 @@ def _inputs_of(module: nn.Module, count: int | None) -> dict[str, Any]:
         elif parameter.default is not parameter.empty:
             found[name] = parameter.default
         elif count is not None:
-            raise Unknown(f"forward needs {name}, which the example does not give")
+            raise Unknown(f"forward needs {name}, which the example lacks")
         else:
             found[name] = _GIVEN
     return found
@@ -98,7 +98,7 @@ def _alone(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[s
 
 
 def inputs_by_use(traced: fx.GraphModule, names: Sequence[str]) -> list[Given]:
-    """Each input as the first module that takes it wants it. Raises Unknown where no module tells."""
+    """Each input as the first module that takes it wants it. Raises Unknown if no module shows it."""
     places = [n for n in traced.graph.nodes if n.op == "placeholder"]
     return [_by_use(traced, node, name) for node, name in zip(places, names, strict=True)]
 
@@ -106,7 +106,7 @@ def inputs_by_use(traced: fx.GraphModule, names: Sequence[str]) -> list[Given]:
 def _by_use(traced: fx.GraphModule, node: fx.Node, name: str) -> Given:
     found = _dims_by_use(traced, node)
     if found is None:
-        raise Unknown(f"the form of the input {name} does not show from the first module that takes it")
+        raise Unknown(f"the form of the input {name} can't be inferred from the first module that uses it")
     module, dims = found
     shape = [{"batch": BATCH, "time": TIME}.get(d, d) if isinstance(d, str) else d for d in dims]
     if isinstance(module, nn.Embedding):
@@ -120,7 +120,7 @@ _THROUGH_CALLS = frozenset("relu tanh sigmoid log log1p exp abs sqrt contiguous 
 
 
 def _dims_by_use(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple] | None:
-    """(the first module that tells, the dims that it makes of this value)."""
+    """(the first module that shows it, the dims that it makes of this value)."""
     for user in node.users:
         if not user.args or user.args[0] is not node:
             if user.op == "call_module" and len(user.args) > 1:
@@ -272,7 +272,7 @@ def _emitted(b: Emitter, traced: fx.GraphModule, node: fx.Node, values: dict):
         raise Unknown(f"{name} with these arguments ({error!s:.120})") from None
 
 
-_FIELDS = {"values": 0, "indices": 1}  # of what max and the like answer
+_FIELDS = {"values": 0, "indices": 1}  # of what max and similar functions return
 
 
 def _name(target: Callable) -> str:
@@ -300,11 +300,11 @@ def _joined(names, out):
         return names
     if isinstance(out, torch.Tensor):
         if not isinstance(names, str):
-            raise Unknown("a function that answers otherwise than expected")
+            raise Unknown("a function that returns something unexpected")
         return V(names, out)
     if isinstance(names, tuple | list):
         if len(names) != len(out):
-            raise Unknown("a function that answers otherwise than expected")
+            raise Unknown("a function that returns something unexpected")
         return tuple(_joined(n, o) for n, o in zip(names, out, strict=True))
     return names
 

@@ -61,7 +61,7 @@ class GraphWriter:
         return self.many(op, inputs, attrs, (True,), label)[0]
 
     def many(self, op: str, inputs: Sequence[Value | None], attrs: dict, wanted: Sequence[bool], label=None) -> list:
-        """Append a node; returns a Value, or None where it isn't wanted, for each entry of `wanted`.
+        """Append a node; returns a Value, or None if it isn't wanted, for each entry of `wanted`.
 
         Raises ShapeError, naming the node, where the inputs don't fit.
         """

@@ -1,6 +1,6 @@
 """HDF5 files as plain arrays and attributes: what reads Keras files, and files of bare Keras weights, begin with.
 
-Nothing in a file is believed: only groups and datasets that lie in the file itself are followed (no soft or external
+Nothing in a file is believed: only groups and datasets in the file itself are followed (no soft or external
 links, no external storage, no virtual datasets), only numbers are read, and what is unpacked may not outgrow the file
 by more than real compression does.
 """
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ...errors import FastRNNError, ModelFormatError
-from .weights import Weights
+from .weights import NamedWeights
 
 MAX_DEPTH = 64  # of groups in groups; a Keras model of nested models has about four a model
 MAX_GROWTH = 200  # unpacked bytes for each byte of the file; weights compress about twice, zeros a thousandfold
@@ -72,7 +72,7 @@ class H5:
         self._left = FREE_BYTES + MAX_GROWTH * size
 
     def text(self, name: str, of: str = "/") -> str | None:
-        """An attribute that is text, of the group `of`; None where it is absent."""
+        """An attribute that is text, of the group `of`; None if it is absent."""
         value = self.group(of).attrs.get(name)
         if value is None:
             return None
@@ -83,7 +83,7 @@ class H5:
         return value
 
     def texts(self, name: str, of: str) -> list[str] | None:
-        """An attribute that is a list of text (Keras cuts long ones into name0, name1, ..); None where it is absent."""
+        """An attribute that is a list of text (Keras cuts long ones into name0, name1, ..); None if it is absent."""
         attrs, found = self.group(of).attrs, []
         if name in attrs:
             parts = [attrs[name]]
@@ -139,7 +139,7 @@ class H5:
                 yield inner.lstrip("/"), self._read(found, inner)
 
     def _find(self, path: str):
-        """What lies at a path, each link of which must be a hard one; None where there is nothing."""
+        """The object at a path, each link of which must be a hard one; None if there is none."""
         import h5py
 
         here = self.file
@@ -148,9 +148,7 @@ class H5:
             if link is None:
                 return None
             if not isinstance(link, h5py.HardLink):
-                raise ModelFormatError(
-                    f"{self.where}: {path} leads elsewhere ({type(link).__name__}), which is refused"
-                )
+                raise ModelFormatError(f"{self.where}: {path} is a link ({type(link).__name__}), which is refused")
             here = here[part]
         return here
 
@@ -194,12 +192,12 @@ def layer_tensors(file: H5) -> dict[str, list[tuple[str, np.ndarray]]]:
 
 
 def has_layer_names(file: H5) -> bool:
-    """Whether the weights lie in the layout that Keras calls legacy, else in that of .weights.h5."""
+    """Whether the weights have the layout that Keras calls legacy; otherwise that of .weights.h5."""
     root = "/model_weights" if file.has("/model_weights") else "/"
     return file.texts("layer_names", root) is not None
 
 
-def read_weights(source) -> Weights:
+def read_weights(source) -> NamedWeights:
     """The named tensors of a Keras file of weights (a path or bytes), of any version, for a list of layers.
 
     Names are `layer/weight` (a legacy file) or paths such as `lstm/cell/vars/0` (.weights.h5, whose `layers/` before it
@@ -211,4 +209,4 @@ def read_weights(source) -> Weights:
             arrays = {f"{layer}/{name}": array for layer, (name, array) in pairs}
         else:
             arrays = {n.removeprefix("layers/"): a for n, a in file.walk() if not n.startswith("optimizer/")}
-        return Weights(arrays, file.where, parts=True)
+        return NamedWeights(arrays, file.where, parts=True)

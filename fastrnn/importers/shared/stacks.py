@@ -1,9 +1,9 @@
 """Recurrent layers of PyTorch and Keras by their tensors: found, checked, and written as cells.
 
 PyTorch: weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, H], bias_ih_l0, bias_hh_l0 [G*H], with _reverse behind for the other
-direction and weight_hr_l0 [P, H] for a projection (weight_hh is [G*H, P] then); a Cell leaves out _l0. Gates lie i f g
-o and r z n, and a GRU's reset comes after the product. Keras: kernel [I, G*H], recurrent_kernel [H, G*H], bias [G*H],
-or [2, G*H] where a GRU's reset comes after the product; gates lie i f c o and z r h.
+direction and weight_hr_l0 [P, H] for a projection (weight_hh is [G*H, P] then); a Cell leaves out _l0. The order of
+gates is i f g o and r z n, and a GRU's reset comes after the product. Keras: kernel [I, G*H], recurrent_kernel
+[H, G*H], bias [G*H], or [2, G*H] if a GRU's reset comes after the product; the order of gates is i f c o and z r h.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _KERAS = ("kernel", "recurrent_kernel", "bias")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What no tensor tells. activation: of the cell's candidate and output, gates: of its gates; None: the default."""
+class StackOptions:
+    """What tensors don't show. activation: of the cell's candidate and output; gates: of its gates; None: default."""
 
     activation: str | None = None
     gates: str | None = None
@@ -37,7 +37,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of one layer, gates in ONNX order. hr [P, H]: a projection, None where there is none."""
+    """One direction of one layer, gates in ONNX order. hr [P, H]: a projection, None if there is none."""
 
     spec: CellSpec
     W: np.ndarray
@@ -56,7 +56,7 @@ class Stack:
     first: tuple[str, int]
 
 
-def read(tensors: Tensors, prefix: str | None, kind: str, options: Options) -> Stack:
+def read(tensors: Tensors, prefix: str | None, kind: str, options: StackOptions) -> Stack:
     """The recurrent stack whose tensors begin with a prefix. Raises ModelFormatError where they don't fit the kind."""
     under = f"{prefix}/" if prefix else ""
     keras = [n for n in tensors.arrays if "/" in n and n.startswith(under)]
@@ -90,7 +90,7 @@ def recurrent(d: Direction) -> np.ndarray:
     return d.R if d.hr is None else d.R.astype(np.float64) @ d.hr.astype(np.float64)
 
 
-def spec_of(kind: str, sizes: tuple[int, int], options: Options, reverse: bool, after: bool) -> CellSpec:
+def spec_of(kind: str, sizes: tuple[int, int], options: StackOptions, reverse: bool, after: bool) -> CellSpec:
     """A CellSpec of (input size, hidden size); after: a GRU's reset comes after the product."""
     acts = {
         "rnn": [options.activation or "tanh"],
@@ -100,7 +100,7 @@ def spec_of(kind: str, sizes: tuple[int, int], options: Options, reverse: bool, 
     if kind == "rnn" and options.gates:
         raise ModelFormatError("an rnn has no gates; activation=")
     if kind != "gru" and options.reset:
-        raise ModelFormatError("reset= is a gru's")
+        raise ModelFormatError("reset= applies to a gru alone")
     found = tuple(activation(name) for name in acts)
     return CellSpec(kind, *sizes, found, reverse=reverse, linear_before_reset=kind == "gru" and after)
 
@@ -108,16 +108,16 @@ def spec_of(kind: str, sizes: tuple[int, int], options: Options, reverse: bool, 
 # -- PyTorch --
 
 
-def _torch_layers(tensors: Tensors, dot: str, kind: str, options: Options) -> Stack:
+def _torch_layers(tensors: Tensors, dot: str, kind: str, options: StackOptions) -> Stack:
     names = [n for n in tensors.arrays if n.startswith(dot)]
     found = [m for m in (_TORCH.fullmatch(n[len(dot) :]) for n in names) if m]
     if not found:
-        tensors.take(f"{dot}weight_ih_l0", (None, None))  # which tells what is there
+        tensors.take(f"{dot}weight_ih_l0", (None, None))  # its error lists what is there
     numbers = {m["k"] for m in found}
     plain = numbers == {None}
     if not plain and numbers != {str(k) for k in range(len(numbers))}:
         shown = ", ".join(sorted(str(n) for n in numbers))
-        raise ModelFormatError(f"{dot}weight_ih_l...: layers {shown}, expected 0, 1, 2 without a gap")
+        raise ModelFormatError(f"{dot}weight_ih_l...: layers {shown}, expected 0, 1, 2 without gaps")
     both = any(m["reverse"] for m in found)
     if both and options.reverse:
         raise ModelFormatError("reverse=true of a layer that has both directions")
@@ -139,7 +139,7 @@ def _torch_direction(tensors, dot, kind, suffix, options, size, second) -> Direc
     R = tensors.take(name("weight_hh"), (None, None))
     hr = tensors.take(name("weight_hr"), (R.shape[1], None), optional=True)
     if hr is not None and kind != "lstm":
-        raise ModelFormatError(f"{name('weight_hr')}: only an lstm has a projection")
+        raise ModelFormatError(f"{name('weight_hr')}: only an lstm can have a projection")
     H = R.shape[1] if hr is None else hr.shape[1]
     if R.shape[0] != gates * H:
         known = [word for word, g in GATES.items() if g * H == R.shape[0]]
@@ -157,8 +157,8 @@ def _torch_direction(tensors, dot, kind, suffix, options, size, second) -> Direc
 # -- Keras --
 
 
-def _keras_layer(tensors: Tensors, names: list[str], under: str, kind: str, options: Options) -> Stack:
-    """The one or two directions of a Keras layer; those of a Bidirectional lie under forward... and backward..."""
+def _keras_layer(tensors: Tensors, names: list[str], under: str, kind: str, options: StackOptions) -> Stack:
+    """The one or two directions of a Keras layer; those of a Bidirectional are under forward... and backward..."""
     ways: dict[bool, dict[str, str]] = {}
     for full in names:
         *path, last = full[len(under) :].split("/")
@@ -177,7 +177,7 @@ def _keras_layer(tensors: Tensors, names: list[str], under: str, kind: str, opti
     return Stack([layer], (ways[False]["kernel"], 0))
 
 
-def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, options: Options, reverse: bool):
+def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, options: StackOptions, reverse: bool):
     gates = GATES[kind]
     R = tensors.take(names.get("recurrent_kernel", f"{under}recurrent_kernel"), (None, None))
     H = R.shape[0]
@@ -201,7 +201,9 @@ def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, opti
         if kind == "gru" and options.reset is not None and (options.reset == "after") != after:
             raise ModelFormatError(f"reset={options.reset}, but {names['bias']} is {list(bias.shape)}")
     elif kind == "gru" and options.reset is None:
-        raise ModelFormatError("a GRU without a bias does not tell where its reset stands: (reset=after) or before")
+        raise ModelFormatError(
+            "a GRU without a bias does not show where it resets: give (reset=after) or (reset=before)"
+        )
     spec = spec_of(kind, (W.shape[0], H), options, reverse, after)
     Wb, Rb = (bias[0], bias[1]) if bias is not None and bias.ndim == 2 else (bias, None)
     order = KERAS_ORDER[kind]
@@ -225,11 +227,11 @@ def alone(tensors: Tensors) -> str:
     entries = [f'"{word}:{prefix}"' if prefix else f'"{word}"' for prefix, word in groups.items() if word]
     if not entries:
         raise ModelFormatError(
-            f"{tensors.where}: no tensor in it belongs to a layer that fastrnn knows: {_some(tensors)}"
+            f"{tensors.where}: none of its tensors belongs to a layer that fastrnn knows: {_some(tensors)}"
         )
     raise ModelFormatError(
-        f"{tensors.where}: its weights don't say in which order the layers come, nor what lies between them: give "
-        f"layers=, such as layers=[{', '.join(entries)}] with activations, last, residual where the model has them"
+        f"{tensors.where}: its weights don't say in which order the layers come, or what is between them: give "
+        f"layers=, such as layers=[{', '.join(entries)}], with the activations, last and residual of the model"
     )
 
 

@@ -1,4 +1,4 @@
-"""`Weights`: named arrays from a file that has no architecture. What reads files makes them, `layers.py` uses them.
+"""`NamedWeights`: named arrays from a file that has no architecture. Readers of files make them for `layers/`.
 
 Names are those of the file: `rnn.weight_ih_l0` of PyTorch, `lstm/lstm/kernel` of Keras (its parts joined by /, without
 a trailing ":0"). Order is the file's.
@@ -14,11 +14,12 @@ import numpy as np
 
 from ...errors import ModelFormatError
 from ...graph.casts import check_float32
+from .ledger import ReadLedger
 
 
 @dataclass(frozen=True)
-class Weights:
-    """arrays: name -> array of any dtype. where: the file, for errors. notes: lines that tell what reading did.
+class NamedWeights:
+    """arrays: name -> array of any dtype. where: the file, for errors. notes: lines about what reading did.
 
     parts: the file holds layers that stand for themselves (Keras), so that a list may use some of them; otherwise a
     tensor that no layer uses is an error.
@@ -30,43 +31,43 @@ class Weights:
     parts: bool = False
 
     def precision(self) -> str:
-        """ "float32", or such as "bfloat16 and float32" where several are mixed."""
+        """ "float32", or such as "bfloat16 and float32" if several are mixed."""
         names = sorted({a.dtype.name for a in self.arrays.values() if a.dtype.kind == "f"})
         return " and ".join(names) or "no floating point"
 
 
 class Tensors:
-    """The arrays of a file while a list of layers takes them; `left` are those that nobody took."""
+    """The arrays of a file while a list of layers takes them; `left` are those that no layer took."""
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: NamedWeights):
         self.where, self.arrays = weights.where, dict(weights.arrays)
-        self._taken: set[str] = set()
+        self._ledger = ReadLedger(self.arrays)
 
     def left(self) -> list[str]:
         """Names that no layer took, in the file's order."""
-        return [name for name in self.arrays if name not in self._taken]
+        return self._ledger.left()
 
     def used_layers(self) -> set[str]:
         """The Keras layers of which a tensor was taken."""
-        return {name.partition("/")[0] for name in self._taken}
+        return {name.partition("/")[0] for name in self._ledger.seen}
 
     def skip(self, prefix: str | None) -> int:
         """Count as taken what begins with a prefix (up to a dot or slash); how many those are."""
         found = [n for n in self.arrays if prefix and (n == prefix or n.startswith((f"{prefix}.", f"{prefix}/")))]
-        self._taken.update(found)
+        self._ledger.read(*found)
         return len(found)
 
     def bare(self, name: str) -> bool:
         """Whether the file has a tensor of just that name."""
         return name in self.arrays
 
-    def layer(self, prefix: str | None, names: Mapping[str, str]) -> Layer:
+    def layer(self, prefix: str | None, names: Mapping[str, str]) -> LayerTensors:
         """The tensors of one layer. names: torch's name of each -> Keras's, in the order in which Keras keeps them."""
         under = f"{prefix}/" if prefix else ""
         keras = [n for n in self.arrays if "/" in n and n.startswith(under)]
         if not keras:
             dot = f"{prefix}." if prefix else ""
-            return Layer(self, {name: f"{dot}{name}" for name in names}, False, dot)
+            return LayerTensors(self, {name: f"{dot}{name}" for name in names}, False, dot)
         found = {}
         for full in keras:
             *path, last = full[len(under) :].split("/")
@@ -78,7 +79,7 @@ class Tensors:
                         raise ModelFormatError(f"{prefix or 'the file'} has both {found[name]} and {full}")
                     found[name] = full
         shown = {name: found.get(name, f"{under}{theirs}") for name, theirs in names.items()}
-        return Layer(self, shown, True, under)
+        return LayerTensors(self, shown, True, under)
 
     def take(self, name: str, shape: tuple | None, optional: bool = False) -> np.ndarray | None:
         """One array by its full name; None in `shape` is any size, None for `shape` any shape.
@@ -102,20 +103,20 @@ class Tensors:
         ):
             raise ModelFormatError(f"{name} is {list(array.shape)}, expected {want}")
         if 0 in array.shape:
-            raise ModelFormatError(f"{name} is {list(array.shape)}, which holds nothing")
+            raise ModelFormatError(f"{name} is {list(array.shape)}, which is empty")
         check_float32(array, name, ModelFormatError)
-        self._taken.add(name)
+        self._ledger.read(name)
         return array
 
     def drop(self, name: str) -> None:
         """Count a tensor as taken that only training needs."""
         if name in self.arrays:
-            self._taken.add(name)
+            self._ledger.read(name)
 
 
 @dataclass(frozen=True)
-class Layer:
-    """The tensors of one layer by torch's short names. keras: whether they lie as Keras keeps them."""
+class LayerTensors:
+    """The tensors of one layer by torch's short names. keras: whether they have Keras's layout."""
 
     tensors: Tensors
     names: Mapping[str, str]
@@ -169,7 +170,7 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
             if match is None or v is None or v.dtype.kind != "f" or g.dtype.kind != "f" or g.ndim != v.ndim:
                 continue
             if any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=True)):
-                continue  # no norm over whole axes: left as it is, so that whoever asks for the weight says so
+                continue  # no norm over whole axes: left as it is, so that the error is raised where the weight is used
             axes = tuple(k for k, n in enumerate(g.shape) if n == 1)
             wide = v.astype(np.float64)
             length = np.sqrt(np.sum(wide**2, axis=axes, keepdims=True))
@@ -184,10 +185,10 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
     return dict(kept.values())
 
 
-def read_safetensors(source) -> Weights:
+def read_safetensors(source) -> NamedWeights:
     """The tensors of a .safetensors file (a path or bytes). bfloat16 becomes the float32 that it is the half of.
 
-    Raises ModelFormatError for what is no such file, and for dtypes that NumPy does not have (float8).
+    Raises ModelFormatError for any other file, and for dtypes that NumPy does not have (float8).
     """
     from safetensors import SafetensorError, deserialize
 
@@ -214,7 +215,7 @@ def read_safetensors(source) -> Weights:
     if any(entry["dtype"] == "BF16" for _, entry in entries):
         notes.append("the file's bfloat16 computes in float32")
     arrays, more = unwrapped(arrays)
-    return Weights(arrays, where, (*notes, *more))
+    return NamedWeights(arrays, where, (*notes, *more))
 
 
 _DTYPES = {

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import UnsupportedError
 from ...importers import layers as list_of_layers
 from ...importers.shared import stacks
-from ...importers.shared.weights import Tensors, Weights, unwrapped
+from ...importers.shared.weights import NamedWeights, Tensors, unwrapped
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
@@ -45,7 +45,7 @@ class TorchEngine:
         self.entries = list_of_layers.parse(chosen, self.where)
         self.steps = [self._step(entry) for entry in self.entries]
 
-    def _read(self, key: str | None) -> Weights:
+    def _read(self, key: str | None) -> NamedWeights:
         from ...importers.pytorch import through_torch
 
         if self.where.lower().endswith(".safetensors"):
@@ -53,7 +53,7 @@ class TorchEngine:
 
             tensors = {n: t.float() if t.is_floating_point() else t for n, t in load_file(self.where).items()}
             arrays, notes = unwrapped({name: tensor.numpy() for name, tensor in tensors.items()})
-            return Weights(arrays, self.where, notes)
+            return NamedWeights(arrays, self.where, notes)
         try:
             with through_torch.quiet():
                 tree = self.torch.load(self.where, map_location="cpu", weights_only=True)

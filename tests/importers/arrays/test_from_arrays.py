@@ -173,7 +173,7 @@ WRONG = [
     ("lstm", {"direction": "bidirectional"}, ShapeError, "behind an axis of 2 directions"),
     ("lstm", {"direction": "backward"}, ModelFormatError, "there are forward, reverse, bidirectional"),
     ("lstm", {"W": np.array([["a"]])}, ShapeError, "expected numbers"),
-    ("lstm", {"W": np.zeros((20, 0))}, ShapeError, "holds nothing"),
+    ("lstm", {"W": np.zeros((20, 0))}, ShapeError, "is empty"),
     ("lstm", {"order": "ifg"}, ModelFormatError, "must name its gates i f o and g"),
     ("lstm", {"order": "ifgc"}, ModelFormatError, "must name its gates"),
     ("gru", {**GRU, "order": "ifgo"}, ModelFormatError, "must name its gates r z and n"),

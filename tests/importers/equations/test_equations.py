@@ -295,7 +295,7 @@ WRONG = {
     "h = W @ x if b else R": (ModelFormatError, "is not part of the grammar"),
     "h += W @ x": (ModelFormatError, "expected name = expression"),
     "h, c = W @ x": (ModelFormatError, "expected name = expression"),
-    "h = tanh(W @ q)": (ModelFormatError, "q is neither an array that was given .W. nor assigned before"),
+    "h = tanh(W @ q)": (ModelFormatError, "q is neither a given array .W. nor assigned before"),
     "h = tanh(h + W @ x)": (ModelFormatError, r"its value one step ago is prev\(h\)"),
     "h = W @ x; h = R @ h": (ModelFormatError, "equation 2.*h is assigned twice"),
     "W = x": (ModelFormatError, "W is an array already"),
@@ -320,7 +320,7 @@ WRONG = {
     "h = R @ prev(h) + (W @ x)[:3]": (ShapeError, "don't go together"),
     "h = sum(W @ x); y = R @ prev(h)": (ShapeError, r"R @ prev\(h\): \[4, 4\] @ \[1\]: 4 is expected, got 1"),
     "h = (W @ x) @ tanh(W @ x)": (ShapeError, "one side of @ must be made of arrays alone"),
-    "h = tanh(x) + prev(h)": (ShapeError, "no equation tells the size of x; give inputs="),
+    "h = tanh(x) + prev(h)": (ShapeError, "no equation gives the size of x; give inputs="),
     "h = conv1d(x, b) + W @ x": (ShapeError, "weights are an array"),
     "h = conv1d(W, x)": (ShapeError, "weights are an array"),
     "h = W @ x + conv1d(b, b)": (ModelFormatError, "conv1d of arrays alone"),
@@ -330,7 +330,7 @@ WRONG = {
     "h = " + "-" * 100 + "x": (ModelFormatError, "nested"),
     "h = " + "(" * 300 + "x" + ")" * 300: (ModelFormatError, "equation"),
     "x = 1\x00": (ModelFormatError, "equation"),
-    "a = W @ x; " * 501: (ModelFormatError, "equations; from 1 to 500"),
+    "a = W @ x; " * 501: (ModelFormatError, "equations; at most 500"),
     "h = W @ x" + " " * 30000: (ModelFormatError, "at most 20000 characters"),
 }
 
@@ -351,7 +351,7 @@ def test_what_is_wrong_is_said_with_the_equation(text):
 def test_wrong_options():
     with pytest.raises(ModelFormatError, match=r"outputs= .'q',. must be some of the assigned names, each once: h"):
         fastrnn.from_equations("h = W @ x", outputs="q", W=np.ones((4, 3)))
-    with pytest.raises(ModelFormatError, match=r"initial= names c, of which there is no prev\(\)"):
+    with pytest.raises(ModelFormatError, match=r"initial= names c, but no equation uses prev\(\)"):
         fastrnn.from_equations("h = W @ x + prev(h)", initial={"c": 1}, W=np.ones((4, 3)))
     with pytest.raises(ShapeError, match=r"initial\['h'\] is \[3\]; \[4\] is expected"):
         fastrnn.from_equations("h = W @ x + prev(h)", initial={"h": np.zeros(3)}, W=np.ones((4, 3)))

@@ -128,7 +128,7 @@ def test_tensors_of_the_wrong_shape_name_tensor_got_and_expected():
 def test_missing_surplus_and_strange_tensors():
     refused(archive(h5=weights(dense_0=np.ones((3, 2), "f4"))), "lacks its bias")
     surplus = weights(dense_0=np.ones((3, 2), "f4"), dense_1=np.ones(2, "f4"), dense_2=np.ones(2, "f4"))
-    refused(archive(h5=surplus), "a tensor more")
+    refused(archive(h5=surplus), "one tensor too many")
     refused(archive(h5=weights(dense_0=np.ones((3, 2), "i4"), dense_1=np.ones(2, "f4"))), "floating point")
     refused(archive(h5=weights(dense_0=np.array([b"x"] * 6).reshape(3, 2), dense_1=np.ones(2, "f4"))), "numbers")
 
@@ -247,8 +247,8 @@ def test_links_out_of_the_file_are_not_followed(tmp_path):
         group.create_dataset("k", (3, 2), "f4", external=[(str(tmp_path / "raw"), 0, 24)])
         group["b"] = np.ones(2, "f4")
 
-    refused(h5_of(external), "leads elsewhere")
-    refused(h5_of(soft), "leads elsewhere")
+    refused(h5_of(external), "is a link")
+    refused(h5_of(soft), "is a link")
     refused(h5_of(virtual), "another file")
     (tmp_path / "raw").write_bytes(b"\0" * 24)
     refused(h5_of(stored_outside), "another file")

@@ -194,7 +194,7 @@ class TestCheckpoints:
         model = fastrnn.load(saved(around, _use_new_zipfile_serialization=new))
         x = torch.randn(2, 6, 5)
         np.testing.assert_allclose(model(x.numpy()), module(x)[0].detach(), atol=1e-6)
-        assert "left out what lies beside the state dict: loss, rng" in model.graph.notes
+        assert "left out of the file, beside the state dict: loss, rng" in model.graph.notes
 
     def test_a_dict_under_two_names_is_found_by_both(self):
         state = nn.GRU(5, 8).state_dict()
@@ -202,7 +202,7 @@ class TestCheckpoints:
         assert fastrnn.load(blob, key="ema").graph.nodes == fastrnn.load(blob).graph.nodes
 
     def test_no_tensors(self):
-        with pytest.raises(ModelFormatError, match="no dict of tensors"):
+        with pytest.raises(ModelFormatError, match="no dict of named tensors"):
             fastrnn.load(saved({"epoch": 3}))
         with pytest.raises(ModelFormatError, match="holds a tensor and no dict"):
             fastrnn.load(saved(torch.zeros(3)))
@@ -260,7 +260,7 @@ WRONG_LISTS = [
     (["embedding:emb", "lstm:rnn", "linear:out", "residual"], "they must have one shape"),
     (["embedding:emb", "lstm:rnn", "linear:out", "residual(over=9)"], "reaches over 9"),
     (["embedding:emb", "lstm:rnn", "linear:out", "residual(over=-1)"], "expected a whole number"),
-    (["embedding:emb", "lstm:rnn", "linear:out", "final"], "right behind"),
+    (["embedding:emb", "lstm:rnn", "linear:out", "final"], "right after"),
     (["embedding:emb", "lstm:rnn", "last", "last"], "needs a time axis"),
     (["embedding:emb", "lstm:rnn(gates=swish)", "linear:out"], "expected one of relu"),
     (["relu"], "can't be the first"),
@@ -286,7 +286,7 @@ def test_options_of_cells():
     spec = next(node.attrs["spec"] for node in spec if node.op == "cell")
     assert not spec.linear_before_reset
     assert [a.name for a in spec.activations] == ["hard_sigmoid", "relu"]
-    with pytest.raises(ModelFormatError, match="reset= is a gru's"):
+    with pytest.raises(ModelFormatError, match="reset= applies to a gru alone"):
         fastrnn.load(saved(torch_nets.made("lstm").state_dict()), layers=["lstm(reset=before)"])
 
 

@@ -1,0 +1,158 @@
+"""Normalisations and fused operators that are said with what the graph has."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....errors import ModelFormatError
+from ....graph.dims import Dim
+from ...shared.ledger import Finding
+from ..reading.reader import NodeReader, axis_of
+from ..reading.registry import op
+from ..reading.values import Const, Fill
+from ..sizes import positions
+from .products import _float, matmul
+
+_MICROSOFT = "com.microsoft"
+
+
+def _channels(ctx, x, value, what: str):
+    """A parameter a channel as [C, 1..]: it then broadcasts over x [B, C, L..]."""
+    if len(value.dims) != 1:
+        raise ModelFormatError(f"{what} has dims {list(map(str, value.dims))}")
+    ctx.equal(value.dims[0], x.dims[1], f"{what} must have a number for each channel")
+    return ctx.reshape(value, (x.dims[1],) + (1,) * (len(x.dims) - 2))
+
+
+def _scaled(ctx, x, scale, bias):
+    x = ctx.one("binary", x, scale, fn="mul")
+    return x if bias is None else ctx.one("binary", x, bias, fn="add")
+
+
+def _image(ctx, n: NodeReader):
+    x = ctx.live(_float(ctx, n.input(0), n.node.op))
+    if len(x.dims) < 3:
+        raise ModelFormatError(f"{n.node.op} of rank {len(x.dims)}")
+    return x
+
+
+@op("InstanceNormalization", attrs="epsilon")
+def _instance_norm(ctx, n: NodeReader):
+    x, epsilon = _image(ctx, n), n.attr("epsilon", "float", 1e-5)
+    scale, bias = (_channels(ctx, x, n.input(i), what) for i, what in ((1, "scale"), (2, "B")))
+    even = ctx.emit("layer_norm", [x], {"axis": 2, "epsilon": epsilon})[0]
+    return [_scaled(ctx, even, scale, bias)]
+
+
+@op("GroupNormalization", attrs="epsilon num_groups stash_type")
+def _group_norm(ctx, n: NodeReader):
+    x, epsilon, groups = _image(ctx, n), n.attr("epsilon", "float", 1e-5), n.attr("num_groups", "int", 0)
+    n.attr("stash_type", "int", 1)  # in which precision the statistics are kept: float32 or better here
+    channels = ctx.number(x.dims[1], "GroupNormalization needs a known number of channels")
+    if groups < 1 or channels % groups:
+        raise ModelFormatError(f"num_groups is {groups} for {channels} channels")
+    grouped = ctx.reshape(x, (x.dims[0], groups, channels // groups, *x.dims[2:]))
+    even = ctx.emit("layer_norm", [grouped], {"axis": 2, "epsilon": epsilon})[0]
+    if n.opset >= 21:
+        scale, bias = (_channels(ctx, x, n.input(i), what) for i, what in ((1, "scale"), (2, "bias")))
+        return [_scaled(ctx, ctx.reshape(even, x.dims), scale, bias)]
+    # Before opset 21: a parameter a group.
+    shape = (groups,) + (1,) * (len(grouped.dims) - 2)
+    parts = [n.input(i) for i in (1, 2)]
+    for part in parts:
+        if tuple(part.dims) != (groups,):
+            raise ModelFormatError(f"a parameter with dims {list(map(str, part.dims))} for {groups} groups")
+    scale, bias = (ctx.reshape(part, shape) for part in parts)
+    return [ctx.reshape(_scaled(ctx, even, scale, bias), x.dims)]
+
+
+@op("RMSNormalization", attrs="axis epsilon stash_type")
+def _rms_norm(ctx, n: NodeReader):
+    x, epsilon = ctx.live(_float(ctx, n.input(0), n.node.op)), n.attr("epsilon", "float", 1e-5)
+    axis = axis_of(n.attr("axis", "int", -1), len(x.dims))
+    n.attr("stash_type", "int", 1)
+    square = ctx.one("binary", x, x, fn="mul")
+    mean = ctx.one("reduce", square, fn="mean", axes=tuple(range(axis, len(x.dims))), keepdims=True)
+    spread = ctx.unary("sqrt", ctx.one("binary", mean, Const(np.float32(epsilon).reshape(())), fn="add"))
+    even, scale = ctx.broadcast([ctx.one("binary", x, spread, fn="div"), n.input(1)], n.node.op)
+    out = ctx.one("binary", even, scale, fn="mul")
+    if out.dims != x.dims:
+        raise ModelFormatError(f"a scale with dims {list(map(str, scale.dims))}")
+    return [out]
+
+
+@op("SkipLayerNormalization", attrs="epsilon", domain=_MICROSOFT)
+def _skip_layer_norm(ctx, n: NodeReader):
+    """LayerNormalization(input + skip + bias) * gamma + beta over the last axis."""
+    x, skip = (_float(ctx, n.input(i), n.node.op) for i in (0, 1))
+    gamma, beta, bias = n.input(2), n.input(3, optional=True), n.input(4, optional=True)
+    epsilon = n.attr("epsilon", "float", 1e-12)
+    if any(k < len(n.needed) and n.needed[k] for k in (1, 2)):
+        raise Finding("its outputs mean and inv_std_var")
+    total = ctx.one("binary", *ctx.broadcast([x, skip], n.node.op), fn="add")
+    if bias is not None:
+        total = ctx.one("binary", *ctx.broadcast([total, bias], n.node.op), fn="add")
+    for part in (gamma, beta):
+        if part is not None:
+            ctx.equal(part.dims[-1], total.dims[-1], "the weights of SkipLayerNormalization must fit the last axis")
+    attrs = {"axis": len(total.dims) - 1, "epsilon": epsilon}
+    return [ctx.emit("layer_norm", [total, gamma, beta], attrs)[0], None, None, total]
+
+
+@op("BiasGelu", domain=_MICROSOFT)
+def _bias_gelu(ctx, n: NodeReader):
+    values = ctx.broadcast([_float(ctx, n.input(i), n.node.op) for i in (0, 1)], n.node.op)
+    return [ctx.unary("gelu", ctx.one("binary", *values, fn="add"))]
+
+
+@op("Gelu", domain=_MICROSOFT)
+def _gelu(ctx, n: NodeReader):
+    return [ctx.unary("gelu", _float(ctx, n.input(0), n.node.op))]
+
+
+@op("FusedMatMul", attrs="alpha transA transB transBatchA transBatchB", domain=_MICROSOFT)
+def _fused_matmul(ctx, n: NodeReader):
+    a, b = (_float(ctx, n.input(i), n.node.op) for i in (0, 1))
+    n.only("transBatchA", "int", 0, (0,))
+    n.only("transBatchB", "int", 0, (0,))
+    alpha = n.attr("alpha", "float", 1.0)
+    sides = []
+    for value, name in ((a, "transA"), (b, "transB")):
+        if n.attr(name, "int", 0):
+            rank = len(value.dims)
+            if rank < 2:
+                raise ModelFormatError(f"{name} of a value of rank {rank}")
+            value = ctx.transpose(value, (*range(rank - 2), rank - 1, rank - 2))
+        sides.append(value)
+    out = matmul(ctx, *sides)
+    return [out if alpha == 1.0 else ctx.one("binary", out, Const(np.float32(alpha).reshape(())), fn="mul")]
+
+
+# --- arg max, running sums, triangles --------------------------------------------------------------------------------
+
+
+@op("ArgMax", "ArgMin", attrs="axis keepdims select_last_index")
+def _arg(ctx, n: NodeReader):
+    x = ctx.live(_float(ctx, n.input(0), n.node.op))
+    axis, keepdims = axis_of(n.attr("axis", "int", 0), len(x.dims)), bool(n.attr("keepdims", "int", 1))
+    last = bool(n.attr("select_last_index", "int", 0))
+    return [ctx.one("argmax", x, axis=axis, keepdims=keepdims, last=last, largest=n.node.op == "ArgMax")]
+
+
+@op("CumSum", attrs="exclusive reverse")
+def _cumsum(ctx, n: NodeReader):
+    x, axes = n.input(0), n.const(1, "axis")
+    if axes.size != 1 or axes.dtype.kind != "i":
+        raise ModelFormatError(f"axis {axes.dtype}{list(axes.shape)}")
+    axis = axis_of(int(axes.reshape(-1)[0]), len(x.dims))
+    exclusive, reverse = bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
+    if isinstance(x, Fill) and not isinstance(x.value, Dim) and x.dtype.kind in "iu" and not reverse:
+        return [positions.running_count(ctx, x, axis, exclusive)]
+    x = ctx.live(x)
+    if x.dtype not in ("float32", "int64", "int32"):
+        raise Finding(f"CumSum of {x.dtype}")
+    if x.dtype == "int32":
+        total = ctx.one("cast", x, to="int64")
+        total = ctx.one("cumsum", total, axis=axis, exclusive=exclusive, reverse=reverse)
+        return [ctx.one("cast", total, to="int32")]
+    return [ctx.one("cumsum", x, axis=axis, exclusive=exclusive, reverse=reverse)]

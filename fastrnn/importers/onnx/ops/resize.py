@@ -1,0 +1,216 @@
+"""Operators that make an axis longer or shorter by a whole factor: repeats, mixtures of neighbours, and cuts."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil, floor
+
+import numpy as np
+
+from ....errors import ModelFormatError
+from ....graph import dims as D
+from ....graph.dims import Dim
+from ...shared.ledger import Finding
+from ..reading.reader import NodeReader, axes_of
+from ..reading.registry import op
+from ..reading.values import Const
+
+_HALF = Fraction(1, 2)
+_MOST = 1 << 20  # elements of an axis that are looked up one by one
+_RESIZE = (
+    "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value "
+    "keep_aspect_ratio_policy mode nearest_mode"
+)
+
+
+@op("Resize", attrs=_RESIZE)
+def _resize(ctx, n: NodeReader):
+    x = ctx.live(n.input(0))
+    mode = n.only("mode", "string", "nearest", ("nearest", "linear"))
+    how = n.attr("coordinate_transformation_mode", "string", "half_pixel" if n.opset >= 11 else "asymmetric")
+    rounding = n.attr("nearest_mode", "string", "round_prefer_floor")
+    n.only("antialias", "int", 0, (0,))
+    n.only("exclude_outside", "int", 0, (0,))
+    n.attr("cubic_coeff_a", "float", -0.75)  # speaks of mode="cubic"
+    n.attr("extrapolation_value", "float", 0.0)  # speaks of tf_crop_and_resize, which is refused
+    policy = n.attr("keep_aspect_ratio_policy", "string", "stretch")
+    axes = n.attr("axes", "ints")
+    axes = list(range(len(x.dims))) if axes is None else axes_of(axes, len(x.dims))
+    if n.opset < 11:
+        scales, sizes = n.const(1, "scales"), None
+    else:
+        n.input(1, optional=True)  # roi: of tf_crop_and_resize
+        scales, sizes = n.const(2, "scales", optional=True), n.ints(3, "sizes", optional=True)
+    if sizes and policy != "stretch":
+        raise Finding(f"keep_aspect_ratio_policy={policy!r}")
+    factors = _factors(ctx, x, axes, scales, sizes)
+    for axis, factor in factors.items():
+        x = _resized(ctx, x, axis, factor, mode, how, rounding)
+    return [x]
+
+
+@op("Upsample", attrs="mode scales")
+def _upsample(ctx, n: NodeReader):
+    x = ctx.live(n.input(0))
+    n.only("mode", "string", "nearest", ("nearest",))
+    scales = n.attr("scales", "floats") if n.opset < 9 else n.const(1, "scales")
+    for axis, factor in _factors(ctx, x, list(range(len(x.dims))), np.array(scales), None).items():
+        x = _resized(ctx, x, axis, factor, "nearest", "asymmetric", "floor")
+    return [x]
+
+
+def _factors(ctx, x, axes: list, scales, sizes) -> dict[int, Fraction]:
+    """axis -> how many times as long it becomes, for those that change."""
+    if scales is not None and scales.size:
+        found = [Fraction(float(v)).limit_denominator(1 << 10) for v in np.asarray(scales).reshape(-1)]
+        if any(v <= 0 or abs(float(v) - s) > 1e-6 * s for v, s in zip(found, np.ravel(scales), strict=True)):
+            raise ModelFormatError(f"scales {np.ravel(scales).tolist()}")
+    elif sizes:
+        found = [_ratio(ctx, new, x.dims[axis]) for new, axis in zip(sizes, axes, strict=False)]
+    else:
+        raise ModelFormatError("Resize without scales or sizes")
+    if len(found) != len(axes):
+        raise ModelFormatError(f"{len(found)} scales or sizes for {len(axes)} axes")
+    return {axis: factor for axis, factor in zip(axes, found, strict=True) if factor != 1}
+
+
+def _ratio(ctx, new, old) -> Fraction:
+    factor = D.exact_div(new, old)
+    if isinstance(factor, int):
+        return Fraction(factor)
+    if isinstance(old, Dim) and isinstance(new, int) and ctx.table.genuine(old):
+        ctx.table.ledger.count(old, ctx.label, f"makes {new} steps of {ctx.table.example(old)}")
+        return Fraction(new, ctx.table.example(old))
+    if isinstance(new, Dim) and isinstance(old, Dim):
+        for divisor in range(2, 17):
+            if D.floordiv(old, divisor) == new:
+                return Fraction(1, divisor)
+    if isinstance(new, int) and isinstance(old, int) and old > 0:
+        return Fraction(new, old)
+    raise Finding(f"from {old} to {new} elements")
+
+
+def _resized(ctx, x, axis: int, factor: Fraction, mode: str, how: str, rounding: str):
+    if x.dtype != "float32":
+        raise Finding(f"of {x.dtype}")
+    size = x.dims[axis]
+    if mode == "nearest" and factor.denominator == 1:
+        # half_pixel rounds (i + 1/2)/k - 1/2 to i // k for every way of rounding but ceil and, of even k, towards up.
+        plain = (how == "asymmetric" and rounding == "floor") or (
+            how in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+            and rounding in ("round_prefer_floor", "round_prefer_ceil")
+        )
+        if plain:
+            return _spread(ctx, [x] * factor.numerator, axis)
+    if mode == "nearest" and factor.numerator == 1 and how == "asymmetric" and rounding == "floor":
+        step = factor.denominator
+        count = D.floordiv(size, step)
+        return ctx.slice(x, axis, 0, (count - 1) * step + 1, step)
+    if mode == "linear" and factor.denominator == 1 and how in ("half_pixel", "pytorch_half_pixel"):
+        return _mixed(ctx, x, axis, factor.numerator)
+    if how not in _PLACES or rounding not in _ROUNDINGS:
+        raise Finding(f"coordinate_transformation_mode={how!r} with nearest_mode={rounding!r}")
+    return _looked_up(ctx, x, axis, factor, mode, how, rounding)
+
+
+# coordinate_transformation_mode -> the place among `old` elements of element i of `new`, `factor` times as many.
+_PLACES = {
+    "asymmetric": lambda i, factor, old, new: i / factor,
+    "half_pixel": lambda i, factor, old, new: (i + _HALF) / factor - _HALF,
+    "pytorch_half_pixel": lambda i, factor, old, new: (i + _HALF) / factor - _HALF if new > 1 else Fraction(0),
+    "align_corners": lambda i, factor, old, new: Fraction(i * (old - 1), new - 1) if new > 1 else Fraction(0),
+}
+_ROUNDINGS = {
+    "floor": floor,
+    "ceil": ceil,
+    "round_prefer_floor": lambda place: ceil(place - _HALF),
+    "round_prefer_ceil": lambda place: floor(place + _HALF),
+}
+
+
+def _looked_up(ctx, x, axis: int, factor: Fraction, mode: str, how: str, rounding: str):
+    """Element by element, at places that the size of the axis gives: it stays the file's."""
+    old = ctx.number(x.dims[axis], f"Resize by {factor}")
+    new = floor(old * factor)
+    if how == "align_corners" and new != old * factor:
+        raise Finding(f"coordinate_transformation_mode={how!r} by {float(factor):g}, which leaves a part of an element")
+    if not 0 < new <= _MOST or old < 1:
+        raise ModelFormatError(f"Resize of {old} elements to {new}")
+    places = [_PLACES[how](Fraction(i), factor, old, new) for i in range(new)]
+    if mode == "nearest":
+        return ctx.one("gather", x, _picks(map(_ROUNDINGS[rounding], places), old), axis=axis)
+    places = [min(max(place, Fraction(0)), Fraction(old - 1)) for place in places]
+    lows = [floor(place) for place in places]
+    weight = np.array([float(place - low) for place, low in zip(places, lows, strict=True)])
+    weight = weight.reshape([new if i == axis else 1 for i in range(len(x.dims))])
+    low, high = (ctx.one("gather", x, _picks((v + k for v in lows), old), axis=axis) for k in (0, 1))
+    low = ctx.one("binary", low, Const((1 - weight).astype(np.float32)), fn="mul")
+    high = ctx.one("binary", high, Const(weight.astype(np.float32)), fn="mul")
+    return ctx.one("binary", low, high, fn="add")
+
+
+def _picks(indices, size: int) -> Const:
+    """Indices within an axis of `size`: those beyond its ends are the ends."""
+    return Const(np.clip(np.array(list(indices), np.int64), 0, size - 1))
+
+
+def _spread(ctx, parts: list, axis: int):
+    """parts[r] at the places k*i + r of an axis k times as long."""
+    dims = parts[0].dims
+    k, size = len(parts), dims[axis]
+    if all(p is parts[0] for p in parts):
+        x = ctx.reshape(parts[0], (*dims[: axis + 1], 1, *dims[axis + 1 :]))
+        x = ctx.one("expand", x, dims=(*dims[: axis + 1], k, *dims[axis + 1 :]))
+    else:
+        x = ctx.concat([ctx.reshape(p, (*dims[: axis + 1], 1, *dims[axis + 1 :])) for p in parts], axis + 1)
+    return ctx.reshape(x, (*dims[:axis], k * size, *dims[axis + 1 :]))
+
+
+def _mixed(ctx, x, axis: int, k: int):
+    """Linear between neighbours, at (i + 1/2)/k - 1/2; the first and last are repeated beyond the ends."""
+    rank, size = len(x.dims), x.dims[axis]
+    pads = [0] * (2 * rank)
+    pads[axis] = pads[rank + axis] = 1
+    wide, parts = ctx.one("pad", x, pads=tuple(pads), mode="edge", value=0.0), []
+    for r in range(k):
+        place = Fraction(2 * r + 1, 2 * k) - Fraction(1, 2)
+        low = -1 if place < 0 else 0
+        weight = float(place - low)
+        left, right = (ctx.slice(wide, axis, low + 1 + j, size + (low + 1 + j)) for j in (0, 1))
+        if weight == 0:
+            parts.append(left)
+            continue
+        left = ctx.one("binary", left, Const(np.float32(1 - weight)), fn="mul")
+        right = ctx.one("binary", right, Const(np.float32(weight)), fn="mul")
+        parts.append(ctx.one("binary", left, right, fn="add"))
+    return _spread(ctx, parts, axis)
+
+
+@op("DepthToSpace", attrs="blocksize mode")
+def _depth_to_space(ctx, n: NodeReader):
+    x, block = ctx.live(n.input(0)), n.attr("blocksize", "int", 0)
+    mode = n.only("mode", "string", "DCR", ("DCR", "CRD"))
+    if len(x.dims) != 4 or block < 1:
+        raise ModelFormatError(f"DepthToSpace by {block} of rank {len(x.dims)}")
+    b, c, h, w = x.dims
+    inner = ctx.number(c, "DepthToSpace needs a known number of channels")
+    if inner % (block * block):
+        raise ModelFormatError(f"DepthToSpace by {block} of {inner} channels")
+    c = inner // (block * block)
+    first = (b, block, block, c, h, w) if mode == "DCR" else (b, c, block, block, h, w)
+    perm = (0, 3, 4, 1, 5, 2) if mode == "DCR" else (0, 1, 4, 2, 5, 3)
+    return [ctx.reshape(ctx.transpose(ctx.reshape(x, first), perm), (b, c, h * block, w * block))]
+
+
+@op("SpaceToDepth", attrs="blocksize")
+def _space_to_depth(ctx, n: NodeReader):
+    x, block = ctx.live(n.input(0)), n.attr("blocksize", "int", 0)
+    if len(x.dims) != 4 or block < 1:
+        raise ModelFormatError(f"SpaceToDepth by {block} of rank {len(x.dims)}")
+    b, c, h, w = x.dims
+    rows, columns = (ctx.number(d, "SpaceToDepth needs a known size") for d in (h, w))
+    if rows % block or columns % block:
+        raise ModelFormatError(f"SpaceToDepth by {block} of {rows} x {columns}")
+    x = ctx.reshape(x, (b, c, rows // block, block, columns // block, block))
+    x = ctx.transpose(x, (0, 3, 5, 1, 2, 4))
+    return [ctx.reshape(x, (b, c * block * block, rows // block, columns // block))]

@@ -1,0 +1,103 @@
+"""ScatterND with known indices: the places that it writes are a box, so that slices and a concat say the same."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....errors import ModelFormatError
+from ....graph.dims import Dim
+from ...shared.ledger import Finding
+from ..reading.reader import NodeReader
+from ..reading.registry import op
+from ..reading.values import Ints, Live
+from ..sizes import positions
+
+_MAX_INDICES = 1 << 24
+
+
+@op("ScatterND", attrs="reduction")
+def _scatter_nd(ctx, n: NodeReader):
+    x, updates = n.input(0), n.input(2)
+    if isinstance(n.input(1), Live):
+        sizes = positions.sizes_of(ctx, n.input(1))
+        if sizes and all(map(ctx.table.genuine, sizes)):
+            ctx.table.freeze(sizes, "ScatterND writes at places that are computed from it")
+    indices = n.const(1, "indices")
+    n.only("reduction", "string", "none", ("none",))
+    if isinstance(x, Ints) or isinstance(updates, Ints):
+        raise Finding("scatters into a shape")
+    if indices.dtype.kind != "i" or not 1 <= indices.ndim or indices.shape[-1] > len(x.dims):
+        raise ModelFormatError(f"indices {indices.dtype}{list(indices.shape)} into a value of rank {len(x.dims)}")
+    if indices.size > _MAX_INDICES:
+        raise Finding(f"{indices.size} indices")
+    depth, outer = indices.shape[-1], indices.shape[:-1]
+    rows = indices.reshape(-1, depth).astype(np.int64)
+    if not rows.size:
+        return [x]
+    sizes = [ctx.table.example(d) for d in x.dims[:depth]]
+    if ((rows < -np.array(sizes)) | (rows >= np.array(sizes))).any():
+        raise ModelFormatError(f"indices outside the axes {sizes}")
+    rows = np.where(rows < 0, rows + np.array(sizes), rows)
+    box = _box(rows)
+    if box is None:
+        raise Finding("indices that are not a box in order")
+    for k, (start, stop) in enumerate(box):
+        d = x.dims[k]
+        if isinstance(d, Dim) and not (start == 0 and stop == sizes[k]):
+            ctx.table.freeze([d], "ScatterND writes to a part of it")
+    tail = x.dims[depth:]
+    # The box, axis by axis: a whole axis that is free stays free.
+    shape = tuple(
+        d if start == 0 and stop == size else stop - start
+        for d, size, (start, stop) in zip(x.dims, sizes, box, strict=False)
+    )
+    if len(updates.dims) != len(outer) + len(tail):
+        raise ModelFormatError(f"updates of rank {len(updates.dims)} for indices {list(indices.shape)}")
+    for got, wanted in zip(updates.dims[len(outer) :], tail, strict=True):
+        ctx.equal(got, wanted, "the updates of ScatterND must fit its data")
+    updates = _as_box(ctx, updates, outer, shape, tail)
+    return [_written(ctx, x, updates, box, 0)]
+
+
+def _box(rows: np.ndarray) -> list[tuple[int, int]] | None:
+    """(start, stop) an axis where the rows are all places of a box in row-major order, each once; None otherwise."""
+    low, high = rows.min(axis=0), rows.max(axis=0) + 1
+    shape = tuple((high - low).tolist())
+    if np.prod(shape, dtype=np.float64) != len(rows):
+        return None
+    places = np.indices(shape).reshape(len(shape), -1).T + low
+    return list(zip(low.tolist(), high.tolist(), strict=True)) if np.array_equal(places, rows) else None
+
+
+def _as_box(ctx, updates, outer: tuple, shape: tuple, tail: tuple):
+    """updates [indices.., tail..] as [box.., tail..]. Where its leading dims are free, they are the box's."""
+    head = updates.dims[: len(outer)]
+    for got, number in zip(head, outer, strict=True):
+        if ctx.table.example(got) != number:
+            raise ModelFormatError(f"updates {list(map(str, updates.dims))} for indices {list(outer)}")
+    ones = [d for d in (*head, *shape) if isinstance(d, Dim)]
+    plain = [d for d in head if not (isinstance(d, int) and d == 1)]
+    if plain != [d for d in shape if not (isinstance(d, int) and d == 1)] and ones:
+        # Free at one side only, as where an exporter wrote the batch of one into the indices.
+        fixed = [d for d in head if isinstance(d, Dim)]
+        ctx.table.freeze(
+            fixed or [d for d in shape if isinstance(d, Dim)], "the indices of ScatterND are for this size"
+        )
+    return ctx.reshape(ctx.live(updates), (*shape, *tail))
+
+
+def _written(ctx, x, updates, box: list, axis: int):
+    """x with its box from `axis` on replaced; updates [box.., tail..], and box axes before `axis` are cut already."""
+    if axis == len(box):
+        return updates
+    (start, stop), size = box[axis], x.dims[axis]
+    whole = start == 0 and stop == ctx.table.example(size)
+    middle = x if whole else ctx.slice(x, axis, start, stop)
+    inner = _written(ctx, middle, updates, box, axis + 1)
+    if whole:
+        return inner
+    parts = [] if start == 0 else [ctx.slice(x, axis, 0, start)]
+    parts.append(inner)
+    if stop != size:
+        parts.append(ctx.slice(x, axis, stop, size))
+    return ctx.concat(parts, axis)

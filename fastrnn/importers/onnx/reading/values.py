@@ -1,0 +1,124 @@
+"""What an ONNX value can be while a file is walked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....graph.dims import Dim
+
+
+@dataclass(frozen=True)
+class Const:
+    """A known array."""
+
+    array: np.ndarray
+
+    @property
+    def dims(self) -> tuple:
+        return self.array.shape
+
+
+@dataclass(frozen=True)
+class Ints:
+    """Integers of which some are `Dim`s: what Shape gives and arithmetic on it. array: dtype object."""
+
+    array: np.ndarray
+
+    @property
+    def dims(self) -> tuple:
+        return self.array.shape
+
+
+@dataclass(frozen=True)
+class Fill:
+    """One number (or `Dim`) repeated over dims that may be symbolic: a zero state before its batch is known."""
+
+    value: object  # a NumPy scalar, or a Dim
+    dtype: np.dtype
+    dims: tuple
+
+
+@dataclass(frozen=True)
+class Live:
+    """A value that depends on the inputs: an edge of the graph under construction."""
+
+    name: str
+    dtype: str
+    dims: tuple
+
+
+@dataclass(frozen=True)
+class Items:
+    """A tensor sequence made by SplitToSequence: `parts` in order, or all single steps of `source` along `axis`."""
+
+    source: Live
+    axis: int
+    keepdims: bool
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A tensor sequence that values were put into one after the other, at its end."""
+
+    parts: tuple
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers that QuantizeLinear made, held as float32 by `value`; only operators on quantised integers read them."""
+
+    value: Live
+
+    @property
+    def dims(self) -> tuple:
+        return self.value.dims
+
+
+class UnknownValue:
+    """The output of a node that is not supported; what depends on it is not examined further."""
+
+    dims = ()
+
+
+UNKNOWN = UnknownValue()
+
+
+def ints(values) -> Const | Ints:
+    """A 1-D array of ints and Dims as the simplest abstract value."""
+    return simplest(np.array(list(values) + [None], dtype=object)[:-1])
+
+
+def simplest(array) -> Const | Ints:
+    """An object array as a Const where nothing in it is symbolic."""
+    box = np.empty((), dtype=object)
+    if not isinstance(array, np.ndarray):
+        box[()] = array
+        array = box
+    if any(isinstance(v, Dim) for v in array.flat):
+        return Ints(array)
+    return Const(array.astype(np.int64))
+
+
+def scalar(value) -> Const | Ints:
+    """An int or a Dim as a value of no axes."""
+    box = np.empty((), dtype=object)
+    box[()] = value
+    return simplest(box)
+
+
+def as_objects(value: Const | Ints) -> np.ndarray:
+    """The entries as Python ints and Dims, in an object array."""
+    return value.array if isinstance(value, Ints) else value.array.astype(object)
+
+
+def uniform(value) -> object | None:
+    """The one number that a Const or Fill holds everywhere, else None."""
+    if isinstance(value, Fill):
+        return value.value
+    if isinstance(value, Const) and value.array.size:
+        first = value.array.flat[0]
+        if value.array.size == 1 or (value.array == first).all():
+            return first
+    return None

@@ -1,0 +1,203 @@
+"""Nodes of one step, lifted over all steps: each value that differs from step to step gets a leading axis of steps.
+
+    lift = Lift(ctx, steps)
+    lift.lifted[placeholder] = sequence     # what a step is given, as all steps are given it: [steps, ..]
+    lift.nodes(entries)                     # what the step computes, as it was noted for one step
+    y = lift.whole(value)                   # a value of the step at all steps
+
+What depends on nothing that differs stays as it is, and is computed once.
+"""
+
+from __future__ import annotations
+
+from ....graph import dims as D
+from ...shared.ledger import Finding
+from ..reading.values import Live
+
+
+class Lift:
+    """Lifts the entries of Builder.nodes. counters: values that are the number of the step, of one element."""
+
+    def __init__(self, ctx, steps):
+        self.ctx, self.steps = ctx, steps
+        self.lifted: dict[str, Live] = {}
+        self.counters: set[str] = set()
+        self.one_step: dict[str, tuple] = {}  # dims of a lifted value at one step
+
+    def give(self, placeholder: Live, sequence: Live) -> None:
+        """At all steps, the value `placeholder` of one step is `sequence`."""
+        self.lifted[placeholder.name] = sequence
+        self.one_step[placeholder.name] = placeholder.dims
+
+    def nodes(self, entries: list) -> None:
+        """Append the lifted form of each node to the graph."""
+        for entry in entries:
+            op, label, inputs, outputs, attrs = entry
+            if op in ("cast", "reshape") and inputs[0] in self.counters:
+                self.counters.add(outputs[0])
+            if op == "state":
+                raise Finding(f"nested cycles (node {label})")
+            if not any(i in self.lifted or i in self.counters for i in inputs):
+                self.ctx.nodes.append(entry)
+                continue
+            self.ctx.labels.discard(label)
+            self.ctx.label = label
+            rule = getattr(self, f"_{op}", None)
+            if rule is None or len([o for o in outputs if o is not None]) != 1:
+                raise Finding(f"a {op} at every step of it (node {label})")
+            if outputs[0] in self.counters:  # looked at by who reads it
+                continue
+            value = self.ctx.values[outputs[0]]
+            made = rule(list(inputs), attrs, value.dims)
+            self.lifted[outputs[0]] = made
+            self.one_step[outputs[0]] = value.dims
+
+    def whole(self, value) -> Live:
+        """A value of one step at all steps, [steps, ..]; one that is always the same is repeated."""
+        if isinstance(value, Live) and (value.name in self.lifted or value.name in self.counters):
+            return self._of(value.name)
+        live = self.ctx.live(value)
+        return self.ctx.one("expand", live, dims=(self.steps, *live.dims))
+
+    # -- helpers --
+    def _of(self, name: str) -> Live:
+        """A value by name: lifted where it differs from step to step, as it is where not."""
+        if name in self.counters:  # the numbers of the steps as values
+            value, numbers = self.ctx.values[name], self.ctx.positions(self.steps)
+            if value.dtype != numbers.dtype:
+                numbers = self.ctx.one("cast", numbers, to=value.dtype)
+            return self.ctx.reshape(numbers, (self.steps, *value.dims))
+        if name in self.lifted:
+            return self.lifted[name]
+        value = self.ctx.values[name]
+        return Live(name, value.dtype, value.dims)
+
+    def _differs(self, name: str) -> bool:
+        return name in self.lifted or name in self.counters
+
+    def _aligned(self, names: list, rank: int) -> list[Live]:
+        """Inputs that broadcast to `rank` axes a step: ones go between the steps and the axes of a smaller one."""
+        found = []
+        for name in names:
+            live = self._of(name)
+            if self._differs(name):
+                ones = (1,) * (rank + 1 - len(live.dims))
+                live = self.ctx.reshape(live, (self.steps, *ones, *live.dims[1:]))
+            found.append(live)
+        return found
+
+    def _elementwise(self, op: str):
+        def rule(names, attrs, dims):
+            return self.ctx.emit(op, self._aligned(names, len(dims)), attrs)[0]
+
+        return rule
+
+    def _later(self, op: str, names, attrs, *keys: str) -> Live:
+        """The same op, its axes one further on; everything but the first input is of no step."""
+        if any(self._differs(n) for n in names[1:] if n is not None):
+            raise Finding(f"a {op} whose parameters change from step to step")
+        attrs = dict(attrs)
+        for key in keys:
+            attrs[key] = tuple(a + 1 for a in attrs[key]) if isinstance(attrs[key], tuple) else attrs[key] + 1
+        return self.ctx.emit(op, [None if n is None else self._of(n) for n in names], attrs)[0]
+
+    # -- one rule an op: (names of inputs, attributes, dims of the result at one step) -> the lifted result --
+    def _unary(self, names, attrs, dims):
+        return self._elementwise("unary")(names, attrs, dims)
+
+    def _binary(self, names, attrs, dims):
+        return self._elementwise("binary")(names, attrs, dims)
+
+    def _where(self, names, attrs, dims):
+        return self._elementwise("where")(names, attrs, dims)
+
+    def _cast(self, names, attrs, dims):
+        return self._later("cast", names, attrs)
+
+    def _linear(self, names, attrs, dims):
+        return self._later("linear", names, attrs)
+
+    def _matmul(self, names, attrs, dims):
+        """Vectors become matrices of one row or column first, so that axes can't be taken for each other."""
+        sides = []
+        for k, name in enumerate(names):
+            live, lead = self._of(name), self._differs(name)
+            own = live.dims[1:] if lead else live.dims
+            if len(own) == 1:
+                own = (own[0], 1) if k else (1, own[0])
+            sides.append((live, own, lead))
+        rank = max(len(own) for _, own, _ in sides)
+        inputs = []
+        for live, own, lead in sides:
+            full = (self.steps, *(1,) * (rank - len(own)), *own) if lead else own
+            inputs.append(self.ctx.reshape(live, full))
+        return self.ctx.reshape(self.ctx.one("matmul", *inputs), (self.steps, *dims))
+
+    def _transpose(self, names, attrs, dims):
+        return self.ctx.transpose(self._of(names[0]), (0, *(p + 1 for p in attrs["perm"])))
+
+    def _reshape(self, names, attrs, dims):
+        return self.ctx.reshape(self._of(names[0]), (self.steps, *attrs["dims"]))
+
+    def _expand(self, names, attrs, dims):
+        (x,) = self._aligned(names, len(dims))
+        return self.ctx.one("expand", x, dims=(self.steps, *attrs["dims"]))
+
+    def _slice(self, names, attrs, dims):
+        return self._later("slice", names, attrs, "axis")
+
+    def _concat(self, names, attrs, dims):
+        parts = [self.whole(self._of(n)) if not self._differs(n) else self._of(n) for n in names]
+        return self.ctx.one("concat", *parts, axis=attrs["axis"] + 1)
+
+    def _reduce(self, names, attrs, dims):
+        return self._later("reduce", names, attrs, "axes")
+
+    def _softmax(self, names, attrs, dims):
+        return self._later("softmax", names, attrs, "axis")
+
+    def _layer_norm(self, names, attrs, dims):
+        return self._later("layer_norm", names, attrs, "axis")
+
+    def _argmax(self, names, attrs, dims):
+        return self._later("argmax", names, attrs, "axis")
+
+    def _cumsum(self, names, attrs, dims):
+        return self._later("cumsum", names, attrs, "axis")
+
+    def _pad(self, names, attrs, dims):
+        rank = len(attrs["pads"]) // 2
+        pads = (0, *attrs["pads"][:rank], 0, *attrs["pads"][rank:])
+        return self.ctx.one("pad", self._of(names[0]), **{**attrs, "pads": pads})
+
+    def _gather(self, names, attrs, dims):
+        """With the number of the step as index, a step of a sequence: the sequence itself, its steps first."""
+        table, index, axis = self._of(names[0]), names[1], attrs["axis"]
+        if index in self.counters and not self._differs(names[0]):
+            self.ctx.equal(table.dims[axis], self.steps, "a sequence must have as many steps as the loop")
+            first = self.ctx.transpose(table, (axis, *(a for a in range(len(table.dims)) if a != axis)))
+            return self.ctx.reshape(first, (self.steps, *dims))
+        if not self._differs(index):
+            return self._later("gather", names, attrs, "axis")
+        if self._differs(names[0]):
+            raise Finding("a lookup in a table that changes from step to step, by an index that changes too")
+        found = self.ctx.one("gather", table, self._of(index), **attrs)
+        return self.ctx.transpose(found, (axis, *(a for a in range(len(found.dims)) if a != axis)))
+
+    def _rows(self, op: str, names, attrs, dims):
+        """Windows work on rows: the steps are rows like those of the batch."""
+        if any(self._differs(n) for n in names[1:] if n is not None):
+            raise Finding(f"a {op} whose weights change from step to step")
+        x = self._of(names[0])
+        rows = self.ctx.reshape(x, (D.product(x.dims[:2]), *x.dims[2:]))
+        inputs = [rows, *(None if n is None else self._of(n) for n in names[1:])]
+        return self.ctx.reshape(self.ctx.emit(op, inputs, attrs)[0], (self.steps, *dims))
+
+    def _conv(self, names, attrs, dims):
+        return self._rows("conv", names, attrs, dims)
+
+    def _conv_transpose(self, names, attrs, dims):
+        return self._rows("conv_transpose", names, attrs, dims)
+
+    def _pool(self, names, attrs, dims):
+        return self._rows("pool", names, attrs, dims)

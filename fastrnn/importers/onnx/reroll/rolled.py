@@ -1,0 +1,79 @@
+"""What rolled-up recurrences have in common: the node that replaces one, and the view of a graph that finds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ....errors import ModelFormatError
+from ..reading import files
+from ..reading.nodes import OnnxNode
+from .recognise import Base, Recognised
+
+DOMAIN = "fastrnn.rolled"
+
+
+X, H, C = Base("x of the step"), Base("h of the step"), Base("c of the step")
+
+
+@dataclass
+class Rolled:
+    """What a rolled-up node carries beside its inputs (sequence, h0, c0, trip count).
+
+    steps : how many copies there were; None for a Loop, whose trip count is an input.
+    flip_x, flip_y : the steps take the sequence from its end; y was put together from its end.
+    stack : the axis of y along which the steps are stacked, or None where they are concatenated as they are.
+    """
+
+    cell: Recognised
+    steps: int | None = None
+    flip_x: bool = False
+    flip_y: bool = False
+    stack: int | None = 0
+    rows: int = 1  # the batch that constants within the steps were written for
+    split: bool = False  # the steps come from SplitToSequence: PyTorch's newer exporter unrolled a whole nn.RNN itself
+    turned: bool = False  # the steps are counted from the end of the sequence
+    lead: bool = False  # h has an axis of one before [batch, H], if there is no h0 to show it
+
+
+class NodeGraph:
+    """The makers of values, and constants, those of Constant nodes included."""
+
+    def __init__(self, nodes: list[OnnxNode], constants: dict, opset: int):
+        self.maker = {o: n for n in nodes for o in n.outputs if o}
+        self.constants, self.opset = constants, opset
+        self.split: set[str] = set()  # sequences that SplitToSequence takes apart
+        for node in nodes:
+            if node.op == "Constant" and "value" in node.attrs and node.domain == "":
+                tensor = node.attrs["value"].t
+                if len(tensor.dims) <= 2 and max(tensor.dims, default=1) <= 1 << 16:
+                    try:
+                        constants[node.outputs[0]] = files.tensor(tensor, None)
+                    except ModelFormatError:
+                        continue  # the walk reads it again and says what is wrong
+
+    def scalar(self, name: str) -> int | None:
+        array = self.constants.get(name)
+        return int(array.reshape(-1)[0]) if array is not None and array.size == 1 and array.dtype.kind in "iu" else None
+
+
+def leaves(out) -> set[str]:
+    """The values from outside that an operand is made of."""
+    found: set[str] = set()
+
+    def look(value) -> None:
+        if isinstance(value, Base):
+            if value not in (X, H, C):
+                found.add(value.name)
+            return
+        for part in getattr(value, "terms", {}):
+            look(part)
+        for name in ("of", "left", "right"):
+            if hasattr(value, name):
+                look(getattr(value, name))
+
+    look(out)
+    return found
+
+
+def rolled_node(label: str, inputs: list[str], outputs: list[str], payload: Rolled) -> OnnxNode:
+    return OnnxNode("Recurrence", DOMAIN, label, inputs, outputs, {}, payload)

@@ -1,0 +1,99 @@
+"""Arithmetic on sizes: what Shape gives, and numbers, stay symbolic as long as their meaning is certain."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....errors import ShapeError
+from ....graph import dims as D
+from ....graph.dims import Dim
+from ..reading.reader import NodeReader
+from ..reading.values import Const, Ints, simplest
+
+
+def on_sizes(ctx, fn: str, a, b):
+    """Arithmetic where one side is made of sizes; None if it is not known symbolically."""
+    if fn not in ("add", "sub", "mul", "div", "equal") or not all(isinstance(v, (Ints, Const)) for v in (a, b)):
+        return None
+    if any(isinstance(v, Const) and v.array.dtype.kind not in "iu" for v in (a, b)):
+        return None
+    left, right = (v.array.astype(object) for v in (a, b))
+    if fn == "equal":
+        return _sizes_equal(left, right)
+    if fn == "div":
+        try:
+            return simplest(np.frompyfunc(lambda p, q: _quotient(ctx, p, q), 2, 1)(left, right))
+        except ShapeError:
+            return None  # one size by another, of which only the example's quotient is known
+    return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
+
+
+def _quotient(ctx, p, q):
+    """p / q of integers, which ONNX rounds towards zero. Sizes are floored: they must not be negative."""
+    if isinstance(p, Dim) and isinstance(q, int) and D.exact_div(p, q) is None and D.may_be_negative(p):
+        if ctx.table.example(p) < 0:
+            raise ShapeError(f"{p} is below zero")
+        ctx.table.shortfalls.append(D.shortfall(p, 0))
+    if isinstance(p, Dim) or isinstance(q, Dim):
+        return p // q
+    return abs(p) // abs(q) * (1 if (p < 0) == (q < 0) else -1)
+
+
+def assumed_one(ctx, fn: str, a, b):
+    """Whether windows over a size that the file leaves open come out as just one: squeeze() asks so before it removes
+    an axis. It is taken to be so, and the graph then requires it of every input; None for any other question."""
+    sides = [v.array.flat[0] for v in (a, b) if v.dims in ((), (1,)) and isinstance(v, (Ints, Const))]
+    dims = [v for v in sides if isinstance(v, Dim)]
+    if (
+        fn != "equal"
+        or len(sides) != 2
+        or len(dims) != 1
+        or not any(isinstance(v, (int, np.integer)) and v == 1 for v in sides)
+    ):
+        return None
+    syms = ctx.table.of(dims[0])
+    if any(s.genuine for s in syms) or ctx.table.single(dims[0]) is not None:
+        return None
+    ctx.table.assumed[dims[0]] = 1
+    ctx.table.notes.setdefault(f"assumed {ctx.label}", f"{ctx.label}: {dims[0]} is taken to be 1")
+    return Const(np.full(max((a.dims, b.dims), key=len), True))
+
+
+def _sizes_equal(left, right):
+    """Equality of sizes where it is certain: the same dim, two ints, or a size (>= 0) against a negative int."""
+    flags = []
+    left, right = np.broadcast_arrays(left, right)
+    for p, q in zip(left.flat, right.flat, strict=True):
+        same = p == q
+        certain = same or (isinstance(p, int) and isinstance(q, int))
+        plain = [v for v in (p, q) if isinstance(v, Dim) and len(v.terms) == 1 and min(v.terms.values()) > 0]
+        certain = certain or (plain and any(isinstance(v, int) and v < 0 for v in (p, q)))
+        if not certain:
+            return None
+        flags.append(bool(same))
+    return Const(np.array(flags, dtype=bool).reshape(left.shape))
+
+
+def hold(ctx, n: NodeReader, values) -> None:
+    """Sizes that the file gives stay what they are where they meet numbers alone: the file may decide by them. Those
+    that it leaves open, and those that meet live values, are computed with as values."""
+    sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
+    if all(isinstance(v, (Ints, Const)) for v in values) and all(ctx.table.genuine(d) for d in sizes):
+        ctx.table.freeze(sizes, f"{n.node.op} is computed from it")
+
+
+def largest_size(ctx, values: list):
+    """The larger of sizes that are one size, or one and 1, as where an Einsum is written out; None otherwise."""
+    if not all(isinstance(v, (Ints, Const)) for v in values):
+        return None
+    arrays = np.broadcast_arrays(*(v.array.astype(object) for v in values))
+    out = np.empty(arrays[0].shape, dtype=object)
+    for place in np.ndindex(out.shape):
+        larger = {repr(a[place]): a[place] for a in arrays if isinstance(a[place], Dim) or a[place] != 1}
+        if len(larger) > 1 and any(isinstance(v, Dim) for v in larger.values()):
+            return None
+        for size in larger.values():
+            if isinstance(size, Dim) and ctx.table.single(size) is None:  # max(T - 1, 1) is T - 1 if that is 1 or more
+                ctx.table.shortfalls.append(D.shortfall(size, 1))
+        out[place] = max(larger.values()) if len(larger) > 1 else next(iter(larger.values()), 1)
+    return simplest(out)

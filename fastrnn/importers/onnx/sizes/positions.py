@@ -1,0 +1,141 @@
+"""Values that depend on positions alone: step numbers, triangles, slices of tables, and masks that a file froze."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....graph.dims import Dim
+from ...shared.ledger import Finding
+from ..reading.values import Const, Fill, Ints, Live
+
+MOST = 1 << 24  # numbers of one table that is computed
+
+
+def sizes_of(ctx, value: Live) -> list[Dim] | None:
+    """The sizes from which a value is computed; None if it depends on an input of the file."""
+    needed, sizes = {value.name}, list(value.dims)
+    for op_, _, inputs, outputs, attrs in reversed(ctx.nodes):
+        if needed & set(outputs):
+            needed |= {i for i in inputs if i is not None and i not in ctx.constants}
+            needed -= set(outputs)
+            sizes += [*attrs["dims"], attrs["start"]] if op_ == "steps" else ()
+            sizes += attrs["dims"] if op_ == "expand" else ()
+    return None if needed else [d for d in dict.fromkeys(sizes) if isinstance(d, Dim)]
+
+
+def triangle(ctx, dims: tuple, k: int, upper: bool):
+    """bool [rows, columns], True where column - row >= k (upper) or <= k: constant for known dims."""
+    rows, columns = dims
+    if isinstance(rows, Dim) or isinstance(columns, Dim):
+        from_row = ctx.one("binary", ctx.positions(columns), ctx.reshape(ctx.positions(rows), (rows, 1)), fn="sub")
+        return ctx.one("binary", from_row, Const(np.array(k)), fn="greater_equal" if upper else "less_equal")
+    if rows * columns > MOST:
+        raise Finding(f"a triangle of {rows} x {columns}")
+    from_row = np.arange(columns) - np.arange(rows)[:, None]
+    return Const(from_row >= k if upper else from_row <= k)
+
+
+def running_count(ctx, x: Fill, axis: int, exclusive: bool):
+    """The running sum of one integer: how many there are so far, times that integer."""
+    dims = [1] * len(x.dims)
+    dims[axis] = x.dims[axis]
+    out = ctx.reshape(ctx.positions(x.dims[axis], int(not exclusive)), dims)
+    dtype = ctx.dtype(x.dtype)
+    if dtype != "int64":
+        out = ctx.one("cast", out, to=dtype)
+    if int(x.value) != 1:
+        out = ctx.one("binary", out, Const(np.array(x.value, x.dtype)), fn="mul")
+    return out if out.dims == tuple(x.dims) else ctx.one("expand", out, dims=tuple(x.dims))
+
+
+def slice_table(ctx, x, axis: int, start, end, step: int):
+    """The first rows of a fixed number, as many as a size says: looked up by step number. None if that isn't asked.
+
+    A table that is shorter than the size is an index outside the table when the model is run.
+    """
+    size = x.dims[axis]
+    if isinstance(x, (Ints, Fill)) or isinstance(size, Dim) or step != 1:
+        return None
+    if not isinstance(end, Dim) or (isinstance(start, int) and start < 0):
+        return None
+    if ctx.table.genuine(end) and ctx.table.example(end) >= size:
+        return None  # to the end, at the file's own size
+    return ctx.one("gather", x, ctx.positions(end - start, start), axis=axis)
+
+
+# --- masks that a file froze -----------------------------------------------------------------------------------------
+
+
+def thaw_masks(ctx, values: list) -> list:
+    """Constants that say which step sees which, at the file's own length, written for every length.
+
+    Such a constant meets a value that has one size, T, on two axes; it has the file's own number on both, holds one
+    number where 0 <= row - column < w (w may be all there is) and another elsewhere.
+    """
+    rank = max(len(v.dims) for v in values)
+    for dims in [v.dims for v in values if not isinstance(v, Const)]:
+        axes = [i - len(dims) + rank for i, d in enumerate(dims) if isinstance(d, Dim) and dims.count(d) == 2]
+        if len(axes) != 2:
+            continue
+        size = dims[axes[0] - rank + len(dims)]
+        values = [_thawed(ctx, v, [a - rank + len(v.dims) for a in axes], size) for v in values]
+    return values
+
+
+def _thawed(ctx, value, axes: list, size: Dim):
+    n = ctx.table.example(size)
+    if not isinstance(value, Const) or min(axes) < 0 or not ctx.table.genuine(size) or n < 2:
+        return value
+    if any(value.dims[a] != n for a in axes):
+        return value
+    flat = np.moveaxis(value.array, axes, (-2, -1)).reshape(-1, n, n)
+    if not (flat == flat[:1]).all():
+        return value
+    found = _band(flat[0])
+    if found is None:
+        return value
+    inside, outside, width = found
+    keep = triangle(ctx, (size, size), 0, False)
+    if width < n:
+        keep = ctx.one("binary", keep, triangle(ctx, (size, size), 1 - width, True), fn="and")
+    dims = [1] * len(value.dims)
+    dims[axes[0]] = dims[axes[1]] = size
+    shown = "no later step" if width == n else f"its own and the {width - 1} steps before it"
+    ctx.table.notes.setdefault(f"mask {ctx.label}", f"{ctx.label}: a mask of {n} x {n}: each step sees {shown}")
+    return ctx.reshape(ctx.one("where", keep, *(Const(v.reshape(())) for v in (inside, outside))), dims)
+
+
+def counted(ctx, value):
+    """A constant that counts along one axis (positions, as arange makes them), or that is a mask which nothing of two
+    like axes met, as a value whose length becomes a size of the file where they meet."""
+    if not isinstance(value, Const) or not value.dims or value.array.size < 2 or value.array.dtype.kind not in "ifb":
+        return value
+    array, n = value.array, value.dims[-1]
+    if array.size == max(value.dims) and (array.reshape(-1) == np.arange(array.size)).all():
+        size = ctx.table.literal(("a constant that counts", value.dims, array.dtype.name), array.size)
+        if not isinstance(size, Dim):
+            return value
+        out, kind = ctx.positions(size), ctx.dtype(array.dtype)
+        out = out if kind == "int64" else ctx.one("cast", out, to=kind)
+        return ctx.reshape(out, tuple(size if d != 1 else 1 for d in value.dims))
+    if len(value.dims) < 2 or value.dims[-2] != n or array.size != n * n:
+        return value
+    found = _band(array.reshape(n, n))
+    size = n if found is None or found[2] != n else ctx.table.literal(("a mask", value.dims, array.dtype.name), n)
+    if not isinstance(size, Dim):
+        return value
+    past, ahead = (Const(np.array(v)) for v in found[:2])
+    chosen = ctx.one("where", triangle(ctx, (size, size), 0, False), past, ahead)
+    return ctx.reshape(chosen, (*(1 for _ in value.dims[:-2]), size, size))
+
+
+def _band(mask: np.ndarray) -> tuple | None:
+    """(number inside, number outside, width) of a matrix that is constant in a band below its diagonal; else None."""
+    n = len(mask)
+    inside, outside = mask[0, 0], mask[0, 1]
+    if inside == outside:
+        return None
+    width = int((mask[:, 0] == inside).argmin()) or n
+    apart = np.arange(n)[:, None] - np.arange(n)
+    band = np.where((apart >= 0) & (apart < width), inside, outside)
+    return (inside, outside, width) if (mask == band).all() else None
