@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
+from . import onnx_files
 from .errors import FastRNNError, ModelFormatError
 from .graph import Graph, artifact
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
-from .streaming.conditions import problems
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,6 @@ class Format:
     options: frozenset[str]
     refusal: str
     begins: Callable[[bytes], bool]
-
-
-def _read_onnx(source, *, strict=True, thaw=True, compared=False, **options) -> Graph:
-    from .importers.onnx import import_onnx  # onnx takes 100 ms to import
-    from .importers.onnx.evidence import Policy
-
-    policy = Policy(thaw, strict, compared)
-    return import_onnx(source, streams=lambda graph: not problems(graph), policy=policy, **options)
 
 
 def _read_fastrnn(source) -> Graph:
@@ -75,7 +67,7 @@ def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph
     name, how = type(module).__name__, f"the module was {converted.how}"
 
     def made(compared: bool) -> tuple[Graph, bool]:
-        graph = _read_onnx(converted.proto, states=states, compared=compared)
+        graph = onnx_files.read_graph(converted.proto, states=states, compared=compared)
         graph = graph.replace(name=name, notes=(how, *graph.notes))
         model = Model(graph, 1)
         return graph, converted.check(model.graph, model.run)
@@ -162,7 +154,7 @@ FORMATS = (
     Format(
         "onnx",
         (".onnx",),
-        _read_onnx,
+        onnx_files.read_graph,
         frozenset({"bind", "states", "float64_as_float32", "strict", "thaw"}),
         "layers= is for files of bare weights; an .onnx file has its architecture in it",
         lambda blob: True,  # protobuf has no magic number: last in this table
@@ -193,7 +185,8 @@ def load(
     path_or_bytes : path (.onnx, .fastrnn, .keras, .h5, .hdf5, .pt, .pth, .ckpt, .bin, .safetensors), or the bytes of
         such a file
     bind : dict, optional
-        Input name -> constant, fixed at load (`{"sr": 16000}`).
+        Input name -> constant, fixed at load (`{"sr": 16000}`). An input that selects a branch of an `If` and is not
+        bound stays an input: the model is a `SelectedModel`, whose `stream` takes bind=.
     states : dict, optional
         Input name -> output name of states that the caller would thread; found by dataflow where not given.
     layers : list, optional
@@ -228,24 +221,39 @@ def load(
     ModelFormatError : damaged, hostile, or not a model. UnsupportedError : lists everything the file needs and fastrnn
     lacks. OSError : the file can't be read.
     """
-    form = _format_of(path_or_bytes)
-    given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
-    given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
-    given |= {"strict": None if strict else False, "thaw": None if thaw else False}
-    given = {name: value for name, value in given.items() if value is not None}
+    form = format_of(path_or_bytes)
+    options = {"bind": bind, "states": states, "layers": layers, "key": key, "config": config, "example": example}
+    options |= {"allow_torch": allow_torch, "float64_as_float32": float64_as_float32, "strict": strict, "thaw": thaw}
+    return load_as(form, path_or_bytes, threads=threads, sizes=sizes, **options)
+
+
+def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Model:
+    """`load` a source that is of this format: a path, bytes, or what the format's reader takes besides.
+
+    options: those of `load`; one that is not at its default and that the format does not take is a ModelFormatError.
+    """
+    given = {name: value for name, value in options.items() if _is_given(name, value)}
     if form.name == "fastrnn":  # it has computed in float32 since it was converted
         given.pop("float64_as_float32", None)
     unknown = sorted(set(given) - form.options)
     if unknown:
         raise ModelFormatError(f"{', '.join(f'{n}=' for n in unknown)}: {form.refusal}")
-    graph = form.read(path_or_bytes, **given)
-    return Model(fix_sizes(graph, sizes or {}), threads)
+    if form.name == "onnx":
+        return onnx_files.model_of(source, given, threads, sizes or {})
+    return Model(fix_sizes(form.read(source, **given), sizes or {}), threads)
+
+
+def _is_given(name: str, value) -> bool:
+    """Whether an option of `load` is not at its default."""
+    if name in ("strict", "thaw"):
+        return not value
+    return bool(value) if name in ("bind", "states", "allow_torch", "float64_as_float32") else value is not None
 
 
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
     """A model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors as `load`."""
-    graph = _read_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
-    return Model(fix_sizes(graph, sizes or {}), threads)
+    options = {"bind": bind, "states": states, "float64_as_float32": float64_as_float32}
+    return onnx_files.model_of(model_proto, options, threads, sizes or {})
 
 
 def from_torch(
@@ -393,7 +401,7 @@ def from_equations(
     return Model(read(text, arrays, outputs=outputs, initial=initial, inputs=inputs), threads)
 
 
-def _format_of(source) -> Format:
+def format_of(source) -> Format:
     """The format of a file: by what they begin with for bytes, by its suffix (the longest that fits) for a path."""
     if isinstance(source, bytes | bytearray | memoryview):
         blob = bytes(source)

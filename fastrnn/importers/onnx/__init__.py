@@ -8,6 +8,7 @@ Map of this package, in the order in which a file passes through it:
     chains.py     loops over a cell that were written out, likewise
     symbols.py    sizes as symbols with examples; freezing, unifying, naming
     guesses.py    a batch of one that can be read in several ways: each tried, and proved on two rows
+    selectors.py  inputs that select a branch of an If
     walk.py       one walk over the nodes; build.py is what it writes to, values.py what a value can be
     fold.py       constants
     evidence.py   what says that a frozen size is meant; judge.py weighs it
@@ -39,10 +40,11 @@ from . import states as state_pairs
 from .evidence import Policy
 from .judge import verdicts
 from .nodes import collect, known_names, reads
+from .selectors import Selector, UndecidedError
 from .symbols import Finding, Restart, SymbolTable
 from .walk import File, precheck, read_constants, walk
 
-__all__ = ["import_onnx"]
+__all__ = ["Selector", "UndecidedError", "import_onnx"]
 
 
 def import_onnx(
@@ -58,7 +60,7 @@ def import_onnx(
 
     Parameters
     ----------
-    source : path, bytes of a file, or ModelProto. Only a path can have external data, inside its folder.
+    source : path, bytes of a file, ModelProto, or `files.Read`. Only a path can have external data, inside its folder.
     bind : input name -> value that the input has from now on; it is then no input of the graph.
     states : input name -> output name of states that the caller threads by hand. None: found by dataflow.
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
@@ -75,7 +77,8 @@ def import_onnx(
     Raises
     ------
     ModelFormatError : the file is damaged, hostile or contradicts itself.
-    UnsupportedError : everything of the file that is not supported, at once.
+    UnsupportedError : everything of the file that is not supported, at once; an `UndecidedError` if a branch hangs on
+    the values of inputs and `bind` may cure it.
     ShapeError : `bind` does not fit. StateError : `states` does not fit, or states are ambiguous.
     """
     if bind is not None and not isinstance(bind, Mapping):
@@ -176,7 +179,7 @@ def _settled(file: File, table: SymbolTable) -> Graph:
         except Restart:
             continue
         if problems:
-            raise UnsupportedError(problems, file.where)
+            raise file.undecided.error(problems, file.where, file.model.graph.input)
         if not table.settle(ctx, verdicts):
             notes = [*table.notes.values(), *table.surplus]
             if ctx.half:

@@ -34,6 +34,7 @@ from . import (  # noqa: F401  (they fill OPERATORS)
 from .build import Builder
 from .nodes import MAX_NESTING, NodeReader, OnnxNode, captured, collect, reads, show_attr
 from .registry import OPERATORS, op
+from .selectors import Undecided
 from .symbols import Finding, SymbolTable
 from .values import UNKNOWN, Const, Ints, Items, Live, uniform
 
@@ -61,6 +62,7 @@ class File:
     branches: dict[str, tuple] = field(default_factory=dict)  # label of an If and branch -> its nodes and constants
     overruled: list[str] = field(default_factory=list)  # weak evidence that the caller had passed over
     refused: set[str] = field(default_factory=set)  # labels of nodes that precheck found wanting
+    undecided: Undecided = field(default_factory=Undecided)  # conditions that inputs decide
 
 
 def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
@@ -107,6 +109,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Bu
     table.ledger.clear()
     table.assumed.clear()
     table.shortfalls.clear()
+    file.undecided.clear()
     table.declared = {d.dim_value for info in graph.output for d in info.type.tensor_type.shape.dim}
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = Builder(table, taken | {v.name for v in graph.output} | {v.name for v in graph.input}, file.double_as_float)
@@ -201,20 +204,11 @@ def _taken(file: File, ctx: Builder, condition) -> bool:
         ctx.table.freeze(list(condition.array.flat), "a size is the condition of an If")
     value = uniform(condition)
     if value is None or isinstance(value, Dim):
-        names = ", ".join(map(repr, _sources(file, ctx, condition)))
+        names = ", ".join(map(repr, file.undecided.note(ctx, condition, file.model.graph.input)))
         raise Finding(
             f"its condition is computed from the input {names}; fix that with bind={{name: value}}, or --bind"
         )
     return bool(value)
-
-
-def _sources(file: File, ctx: Builder, value) -> list[str]:
-    """The inputs of the file that a live value depends on."""
-    needed = {value.name} if isinstance(value, Live) else set()
-    for _, _, inputs, outputs, _ in reversed(ctx.nodes):
-        if needed & set(outputs):
-            needed |= {i for i in inputs if i}
-    return [v.name for v in file.model.graph.input if v.name in needed]
 
 
 def _branch(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
