@@ -81,6 +81,7 @@ class SelectedModel(Model):
         self._inputs = tuple(known[name] for name in names)
         self._outputs = example.outputs
         self._problems = example._streaming_problems()
+        self._fingerprint = None
 
     def _first(self) -> Model:
         """The model of the first candidate that gives one."""

@@ -50,7 +50,7 @@ class ModelMetadata:
 class OnnxDescription:
     """An ONNX file's own words. elements : input or output name -> ONNX's element type."""
 
-    def __init__(self, proto):
+    def __init__(self, proto: Any):
         initial = {array.name for array in proto.graph.initializer}
         free = [info for info in proto.graph.input if info.name not in initial]
         self.inputs = [_node_arg(info) for info in free]
@@ -77,7 +77,8 @@ class OnnxDescription:
         """
         if self._outputs is None:
             found = _inferred(self._skeleton, self._declared)
-            self._outputs = _at_sizes(found, self.inputs, model)
+            final = _at_sizes(found, self.inputs, model)
+            self._outputs = list(map(_kept, self._declared, found, final))
             self._skeleton = None
         return self._outputs
 
@@ -172,18 +173,28 @@ def _inferred(skeleton, declared: list[NodeArg]) -> list[NodeArg]:
 
 def _at_sizes(outputs: list[NodeArg], inputs: list[NodeArg], model: Model) -> list[NodeArg]:
     """The outputs with the numbers that the model gives at the inputs' own sizes, if those are numbers."""
-    fixed = [arg for arg in (*inputs, *outputs) if all(isinstance(size, int) for size in arg.shape)]
-    if len(fixed) == len(inputs) + len(outputs) or any(arg not in fixed for arg in inputs):
+    numbers = {arg.name: [size for size in arg.shape if isinstance(size, int)] for arg in (*inputs, *outputs)}
+    if any(len(numbers[arg.name]) < len(arg.shape) for arg in inputs):
+        return outputs
+    if all(len(numbers[arg.name]) == len(arg.shape) and arg.shape for arg in outputs):
         return outputs
     try:
         graph = model.graph
-        like = {arg.name: np.broadcast_to(np.int8(0), arg.shape) for arg in inputs}
+        like = {arg.name: np.broadcast_to(np.int8(0), numbers[arg.name]) for arg in inputs}
         values = [graph.values[name] for name in graph.inputs]
         sizes = solve_sizes(values, [like[name] for name in graph.inputs], graph.held)
         shapes = {name: [D.evaluate(d, sizes) for d in graph.values[name].dims] for name in graph.outputs}
     except (FastRNNError, KeyError):  # branches that inputs select; a size that no input has
         return outputs
     return [NodeArg(arg.name, arg.type, _merged(arg.shape, shapes[arg.name])) for arg in outputs]
+
+
+def _kept(declared: NodeArg, inferred: NodeArg, final: NodeArg) -> NodeArg:
+    """final, with None for each number that the file declares and inference contradicts, as onnxruntime has it."""
+    if not len(declared.shape) == len(inferred.shape) == len(final.shape):
+        return final
+    triples = zip(declared.shape, inferred.shape, final.shape, strict=True)
+    return NodeArg(final.name, final.type, [None if isinstance(d, int) and i is None else f for d, i, f in triples])
 
 
 def _merged(declared: list, inferred: list) -> list[int | str | None]:

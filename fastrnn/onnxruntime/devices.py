@@ -8,6 +8,13 @@ from enum import IntEnum
 from .exceptions import RefusedError
 
 
+class Named(IntEnum):
+    """An enumeration whose members read as `Kind.MEMBER`, as onnxruntime's do."""
+
+    def __str__(self) -> str:  # IntEnum's own differs between Pythons
+        return f"{type(self).__name__}.{self.name}"
+
+
 class OrtDeviceVendorId(IntEnum):
     """Vendors of devices, by their PCI numbers."""
 
@@ -21,7 +28,7 @@ class OrtDeviceVendorId(IntEnum):
     INTEL = 0x8086
 
 
-class OrtAllocatorType(IntEnum):
+class OrtAllocatorType(Named):
     """Kinds of allocators."""
 
     INVALID = -1
@@ -29,7 +36,7 @@ class OrtAllocatorType(IntEnum):
     ORT_ARENA_ALLOCATOR = 1
 
 
-class OrtMemType(IntEnum):
+class OrtMemType(Named):
     """Kinds of memory that a device reads and writes."""
 
     CPU_INPUT = -2
@@ -38,7 +45,7 @@ class OrtMemType(IntEnum):
     CPU = -1  # the same as CPU_OUTPUT
 
 
-class OrtDeviceMemoryType(IntEnum):
+class OrtDeviceMemoryType(Named):
     """Kinds of memory of a device."""
 
     DEFAULT = 0

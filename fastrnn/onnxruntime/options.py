@@ -8,19 +8,14 @@ answers or write files is refused by name: see `SessionOptions`.
 from __future__ import annotations
 
 import operator
-from enum import IntEnum
 from typing import Any
 
+from .devices import Named
 from .exceptions import ArgumentError, ArgumentTypeError, InvalidArgument, RefusedError
 from .logs import log
 
 
-class _Named(IntEnum):
-    def __str__(self) -> str:  # IntEnum's own differs between Pythons
-        return f"{type(self).__name__}.{self.name}"
-
-
-class GraphOptimizationLevel(_Named):
+class GraphOptimizationLevel(Named):
     """All are accepted; fastrnn always runs its own passes."""
 
     ORT_DISABLE_ALL = 0
@@ -30,14 +25,14 @@ class GraphOptimizationLevel(_Named):
     ORT_ENABLE_ALL = 99
 
 
-class ExecutionMode(_Named):
+class ExecutionMode(Named):
     """Both are accepted; fastrnn runs the ops of a model in order."""
 
     ORT_SEQUENTIAL = 0
     ORT_PARALLEL = 1
 
 
-class ExecutionOrder(_Named):
+class ExecutionOrder(Named):
     """All are accepted; fastrnn has one order."""
 
     DEFAULT = 0
@@ -66,7 +61,7 @@ class _Field:
                 return operator.index(value)
             except TypeError:
                 pass
-        elif self.kind is bool and isinstance(value, bool | int):
+        elif self.kind is bool and (value is None or hasattr(type(value), "__bool__")):
             return bool(value)
         elif isinstance(value, self.kind):
             return value

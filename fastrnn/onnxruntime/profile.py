@@ -16,7 +16,8 @@ class Profile:
 
     def __init__(self, prefix: str):
         self.start_ns = time.monotonic_ns()
-        self._prefix, self._events = prefix, []
+        self._prefix = prefix
+        self._events: list[tuple[str, int, int, int]] = []  # name, thread, start and end in ns
 
     @contextmanager
     def event(self, name: str):

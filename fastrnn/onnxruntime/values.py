@@ -19,7 +19,7 @@ class OrtValue:
     """
 
     def __init__(self, ortvalue: OrtValue | np.ndarray, numpy_obj: np.ndarray | None = None):
-        self._array = ortvalue._array if isinstance(ortvalue, OrtValue) else _as_array(ortvalue)
+        self._array: np.ndarray = ortvalue.numpy() if isinstance(ortvalue, OrtValue) else _as_array(ortvalue)
 
     @staticmethod
     def ortvalue_from_numpy(
@@ -150,4 +150,5 @@ def array_at(pointer: int, shape: Sequence[int], element_type) -> np.ndarray:
         return np.empty(sizes, dtype)
     if not pointer:
         raise InvalidArgument("a buffer at the address 0")
-    return np.frombuffer((ctypes.c_char * count).from_address(pointer), dtype).reshape(sizes)
+    memory = memoryview((ctypes.c_char * count).from_address(pointer))
+    return np.frombuffer(memory, dtype).reshape(sizes)
