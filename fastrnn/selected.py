@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -98,9 +99,14 @@ class SelectedModel(Model):
     @property
     def graph(self) -> Graph:  # type: ignore[override]
         """Raises UnsupportedError: there is one graph for each value of the selectors."""
+        self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """Raise the UnsupportedError that says how to load the file as one graph."""
+        words = " ".join(f"--bind {c.name}={c.candidates[0].reshape(-1)[0]}" for c in self._choices)
         raise UnsupportedError(
-            f"{self._which()} selects a branch of the file, so this model has no single graph; "
-            f"load it with {self._hint()}, or --bind in a command"
+            f"{self.name}: {self._which()} selects a branch of the file, so this model has no single graph; load it "
+            f"with {self._hint()}, or {words} in a command"
         )
 
     @property

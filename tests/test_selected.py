@@ -104,7 +104,11 @@ def test_it_can_be_copied_and_pickled(model):
         (lambda m: m.stream(bind=5), ShapeError, r"pass bind=\{'rate': 16000\}, got 5"),
         (lambda m: m.pool(4), ShapeError, "selects a branch: pass bind="),
         (lambda m: m.select(), ShapeError, "selects a branch: pass bind="),
-        (lambda m: m.graph, UnsupportedError, r"no single graph; load it with bind=\{'rate': 16000\}, or --bind"),
+        (
+            lambda m: m.graph,
+            UnsupportedError,
+            r"no single graph; load it with bind=\{'rate': 16000\}, or --bind rate=16000",
+        ),
         (lambda m: m.save("m.fastrnn"), UnsupportedError, "no single graph"),
         (lambda m: m.layers, UnsupportedError, "no single graph"),
         (lambda m: m.parameters, UnsupportedError, "no single graph"),
@@ -193,6 +197,16 @@ def test_what_was_bound_at_load_is_taken_if_it_is_equal():
     np.testing.assert_array_equal(session.run(["hn"], feed)[0], X * 3 + 1)
     with pytest.raises(ShapeError, match="input rate was bound to 8000 when the model was loaded, got 16000"):
         session.run(None, feed | {"rate": 16000})
+
+
+@pytest.mark.parametrize("command", ["inspect", "profile", "verify", "convert"])
+def test_commands_say_what_to_bind(command, tmp_path, capsys):
+    from fastrnn import cli
+
+    path = tmp_path / "switched.onnx"
+    path.write_bytes(switched())
+    assert cli.main([command, str(path)]) == 1
+    assert "--bind rate=16000 in a command" in capsys.readouterr().err
 
 
 def test_from_onnx_takes_them_too():

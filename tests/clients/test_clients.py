@@ -33,10 +33,10 @@ PACKAGES = {  # program -> the packages that it needs
     "pythainlp_deepcut": ("pythainlp",),
     "openwakeword_heads": ("openwakeword", "torch"),
 }
-REFUSED = {  # program -> the file that the importer refuses, and why
-    "rapidocr_whole": "PP-OCRv6_det_small.onnx adds values whose sizes agree at multiples of 32 alone",
-    "ddddocr_default": "common_old.onnx adds an int32 bias to a ConvInteger",
-    "openwakeword_heads": "melspectrogram.onnx clips at a bound that it computes",
+REFUSED = {  # program -> the file that the importer refuses so far, and why
+    "rapidocr_whole": ("PP-OCRv6_det_small.onnx", "adds values whose sizes agree at multiples of 32 alone"),
+    "ddddocr_default": ("common_old.onnx", "adds an int32 bias to a ConvInteger"),
+    "openwakeword_heads": ("melspectrogram.onnx", "clips at a bound that it computes"),
 }
 TOLERANCE = 2e-5  # of probabilities, scores and samples; int16 samples are apart by one step, 3.1e-5
 STEP_OF_INT16 = 3.2e-5
@@ -48,10 +48,14 @@ def onnxruntime_is_here() -> bool:
 
 
 def answers(name: str, engine: str):
+    """What a program answers; a program with a file that is refused so far ends the test as an expected failure."""
     root = str(Path(fastrnn.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-W", "ignore", str(HERE / "programs.py"), name, engine]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": path})
+    file, why = REFUSED.get(name, ("", ""))
+    if ended.returncode and file and engine == "fastrnn" and file in ended.stderr[-3000:]:
+        pytest.xfail(f"{file} {why}")
     assert ended.returncode == 0, f"{name} with {engine}:\n{ended.stderr[-3000:]}"
     return json.loads(ended.stdout)
 
@@ -74,14 +78,8 @@ def compare(ours, theirs, where: str) -> None:
         assert ours == theirs, where
 
 
-def cases():
-    for name in PACKAGES:
-        marks = [pytest.mark.xfail(reason=REFUSED[name], strict=False)] if name in REFUSED else []
-        yield pytest.param(name, marks=marks)
-
-
 @pytest.mark.any_isa
-@pytest.mark.parametrize("name", list(cases()))
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_program_answers_as_with_onnxruntime(name):
     missing = [package for package in PACKAGES[name] if find_spec(package) is None]
     if missing:

@@ -150,6 +150,8 @@ def _if(file: File, ctx: Builder, node: OnnxNode, known: dict, problems: list[st
         chosen = _taken(file, ctx, condition)
         nodes, constants, outputs = _branch(file, node, "then_branch" if chosen else "else_branch", problems)
     except Finding as finding:
+        for which in ("then_branch", "else_branch"):
+            _graph_of(node, which)  # either may be taken later
         problems.append(f"node {node.label}: {node.kind}: {finding}")
         return [UNKNOWN] * len(node.outputs)
     if len(outputs) != len(node.outputs):
@@ -219,15 +221,20 @@ def _branch(file: File, node: OnnxNode, which: str, problems: list[str]) -> tupl
     return tuple(found)
 
 
+def _graph_of(node: OnnxNode, which: str) -> onnx.GraphProto:
+    """The subgraph in an attribute of a node; ModelFormatError if it is not there."""
+    proto = node.attrs.get(which)
+    if proto is None or proto.type != onnx.AttributeProto.GRAPH:
+        raise ModelFormatError(f"node {node.label}: {node.kind} without {which}")
+    return proto.g
+
+
 def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
     """(nodes, constants, names of the outputs, of the inputs) of a subgraph: read, sorted and checked once a file."""
     key = f"{node.label}/{which}"
     found = file.branches.get(key)
     if found is None:
-        proto = node.attrs.get(which)
-        if proto is None or proto.type != onnx.AttributeProto.GRAPH:
-            raise ModelFormatError(f"node {node.label}: {node.kind} without {which}")
-        graph = proto.g
+        graph = _graph_of(node, which)
         if key.count("_branch/") + key.count("body/") >= MAX_NESTING:
             raise ModelFormatError(f"subgraphs nested deeper than {MAX_NESTING}")
         nodes = collect(graph, captured(graph))
