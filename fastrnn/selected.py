@@ -81,8 +81,6 @@ class SelectedModel(Model):
         known = {info.name: info for info in (*example.inputs, *self.selectors)}
         self._inputs = tuple(known[name] for name in names)
         self._outputs = example.outputs
-        self._problems = example._streaming_problems()
-        self._fingerprint = None
 
     def _first(self) -> Model:
         """The model of the first candidate that gives one."""
@@ -128,6 +126,14 @@ class SelectedModel(Model):
     @property
     def delay(self) -> int:
         return self._example.delay
+
+    @property
+    def streamable(self) -> bool:
+        return self._example.streamable
+
+    @property
+    def fingerprint(self) -> str:
+        self.refuse()
 
     # -- selection --
     def select(self, /, **values) -> Model:

@@ -49,7 +49,7 @@ class IOBinding:
         """Let the input be this value."""
         known = [info.name for info in self._session.get_inputs()]
         if name not in known:
-            raise ArgumentError(f"there is no input {name!r}; inputs are {', '.join(known)}")
+            raise ArgumentError(f"unknown input {name!r}; the inputs are {', '.join(known)}")
         self._inputs[name] = ortvalue.numpy()
 
     def bind_output(

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import FastRNNError
 from ..graph import DTYPES
 from ..graph import dims as D
+from ..machine import forks
 from ..runtime.arguments import solve_sizes
 from .types import number_of, type_of
 
@@ -68,6 +69,7 @@ class OnnxDescription:
         )
         self._declared = [_node_arg(info) for info in proto.graph.output]
         self._skeleton: Any = _skeleton(proto)
+        self._lock = forks.Lock()
         self._outputs: list[NodeArg] | None = None
 
     def outputs(self, model: Model) -> list[NodeArg]:
@@ -75,12 +77,13 @@ class OnnxDescription:
 
         If all inputs have numbers alone, so have the outputs: those of the model at these sizes.
         """
-        if self._outputs is None:
-            found = _inferred(self._skeleton, self._declared)
-            final = _at_sizes(found, self.inputs, model)
-            self._outputs = list(map(_kept, self._declared, found, final))
-            self._skeleton = None
-        return self._outputs
+        with self._lock:
+            if self._outputs is None:
+                found = _inferred(self._skeleton, self._declared)
+                final = _at_sizes(found, self.inputs, model)
+                self._outputs = list(map(_kept, self._declared, found, final))
+                self._skeleton = None
+            return self._outputs
 
 
 class PlainDescription:

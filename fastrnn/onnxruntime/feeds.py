@@ -76,7 +76,7 @@ def check_names(given: Any, feeds: list[Feed]) -> None:
     needed = [feed.name for feed in feeds if feed.computes is not None]
     missing = [name for name in needed if name not in given]
     if missing:
-        raise ShapeError(f"the input {', '.join(missing)} is missing; inputs are {', '.join(needed)}")
+        raise ShapeError(f"missing input {', '.join(missing)}; the inputs are {', '.join(needed)}")
     known = {feed.name for feed in feeds}
     for name in given:
         if name not in known:
@@ -89,4 +89,4 @@ def unknown(what: str, name: object, known: list[str]) -> str:
 
     close = difflib.get_close_matches(str(name), known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"there is no {what} {name!r}; {what}s are {', '.join(known)}{hint}"
+    return f"unknown {what} {name!r}; the {what}s are {', '.join(known)}{hint}"

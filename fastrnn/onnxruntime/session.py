@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FastRNNError, ShapeError
+from ..machine import forks
 from . import providers as of_providers
 from .binding import IOBinding
 from .described import ModelMetadata, NodeArg
@@ -35,7 +36,8 @@ class InferenceSession:
     ----------
     path_or_bytes : path or bytes of an ONNX file, or whatever else `fastrnn.load` takes
     sess_options : SessionOptions (fastrnn's or onnxruntime's), or None
-        Its intra_op_num_threads, if above 0, are the threads; see `SessionOptions` for the other fields.
+        If its intra_op_num_threads is above 0, that is the number of threads. See `SessionOptions` for the other
+        fields; sizes of free dimensions are read from fastrnn's own alone.
     providers : names, or (name, dict), as for onnxruntime
         The CPU runs the model; a warning names each other provider. Options of providers have no effect.
     provider_options : one dict for each name in providers
@@ -88,7 +90,7 @@ class InferenceSession:
             for n, want, has in zip(self._names, declared, computes, strict=True)
             if want is not None and want != has
         }
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
         self._workers: tuple[int, ThreadPoolExecutor] | None = None
 
     def _made_feeds(self, bind: Mapping) -> list[Feed]:

@@ -126,5 +126,5 @@ def test_weights_that_are_inputs_too():
     assert described(ours) == described(theirs)
     names = [[a.name for a in s.get_overridable_initializers()] for s in (ours, theirs)]
     assert names == [["w"], ["w"]]
-    with pytest.raises(fastrnn.ShapeError, match="there is no input 'w'"):
+    with pytest.raises(fastrnn.ShapeError, match="unknown input 'w'"):
         ours.run(None, {"x": np.ones((1, 3), np.float32), "w": np.ones(3, np.float32)})

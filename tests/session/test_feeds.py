@@ -58,9 +58,9 @@ def test_a_scalar_is_taken_however_it_is_written(value):
 @pytest.mark.parametrize(
     ("element", "feed", "text"),
     [
-        (T.FLOAT, {}, "the input x is missing"),
-        (T.FLOAT, {"z": X}, "the input x is missing"),
-        (T.FLOAT, {"x": X, "z": X}, "there is no input 'z'; inputs are x"),
+        (T.FLOAT, {}, "missing input x"),
+        (T.FLOAT, {"z": X}, "missing input x"),
+        (T.FLOAT, {"x": X, "z": X}, "unknown input 'z'; the inputs are x"),
         (T.FLOAT, {"x": np.zeros((2, 3))}, "dtype float32 expected, got float64"),
         (T.FLOAT, {"x": np.zeros((2, 3), np.int64)}, "dtype float32 expected, got int64"),
         (T.FLOAT, {"x": np.zeros(3, np.float32)}, r"\[batch, 3\] expected, got \[3\]"),

@@ -65,11 +65,11 @@ def test_names_and_types_are_those_of_onnxruntime(tmp_path, session):
 @pytest.mark.parametrize(
     ("outputs", "change", "text"),
     [
-        (["Yh"], {}, r"there is no output 'Yh'; outputs are Y, Y_h, Y_c; did you mean 'Y_h'\?"),
-        (["nothing"], {}, r"there is no output 'nothing'; outputs are Y, Y_h, Y_c$"),
-        (None, {"x": 1}, "there is no input 'x'; inputs are X, sequence_lens, initial_h, initial_c"),
+        (["Yh"], {}, r"unknown output 'Yh'; the outputs are Y, Y_h, Y_c; did you mean 'Y_h'\?"),
+        (["nothing"], {}, r"unknown output 'nothing'; the outputs are Y, Y_h, Y_c$"),
+        (None, {"x": 1}, "unknown input 'x'; the inputs are X, sequence_lens, initial_h, initial_c"),
         (None, {"initial_H": 1}, r"did you mean 'initial_h'\?"),
-        (None, {"X": None, "initial_c": None}, "the input X, initial_c is missing; inputs are X, sequence_lens"),
+        (None, {"X": None, "initial_c": None}, "missing input X, initial_c; the inputs are X, sequence_lens"),
         (None, {"X": np.ones((3, 2))}, "X"),
         (None, {"X": np.ones((7, 6, 7), dtype="U1")}, "X"),
     ],
@@ -202,15 +202,15 @@ def test_run_async_calls_back_with_results_or_the_text_of_the_error(session):
     np.testing.assert_array_equal(results[0], session.run(["Y"], inputs)[0])
     assert (user_data, error) == ("mine", "")
     for names, feeds, text in (
-        (None, inputs | {"z": 1}, "there is no input 'z'"),
-        (["q"], inputs, "there is no output 'q'"),
+        (None, inputs | {"z": 1}, "unknown input 'z'"),
+        (["q"], inputs, "unknown output 'q'"),
         (None, inputs | {"X": np.zeros(3, np.float32)}, "input X: "),
     ):
         session.run_async(names, feeds, callback, None)
         results, _, error = wait()
         assert results == []
         assert text in error
-    with pytest.raises(ValueError, match="the input X, sequence_lens, initial_h, initial_c is missing"):
+    with pytest.raises(ValueError, match="missing input X, sequence_lens, initial_h, initial_c"):
         session.run_async(None, {}, callback, None)
 
 
@@ -261,3 +261,22 @@ def test_a_path_needs_no_suffix_of_onnx(tmp_path):
     for name in ("model", "model.v2", "weights.pb"):
         onnx.save(make_model(CASE), tmp_path / name)
         assert len(fastrnn.InferenceSession(str(tmp_path / name)).get_inputs()) == 4
+
+
+def test_threads_may_run_and_ask_at_once():
+    session, inputs = fastrnn.InferenceSession(make_model(CASE).SerializeToString()), make_inputs(CASE)
+    alone, found = session.run(None, inputs), []
+
+    def work():
+        found.append((str(session.get_outputs()), session.run(None, inputs)))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert {described for described, _ in found} == {str(session.get_outputs())}
+    for _, answers in found:
+        for a, b in zip(answers, alone, strict=True):
+            np.testing.assert_array_equal(a, b)
