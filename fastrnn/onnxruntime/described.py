@@ -81,7 +81,8 @@ class OnnxDescription:
             if self._outputs is None:
                 found = _inferred(self._skeleton, self._declared)
                 final = _at_sizes(found, self.inputs, model)
-                self._outputs = list(map(_kept, self._declared, found, final))
+                kept = map(_kept, self._declared, found, final)
+                self._outputs = [_typed(arg, info) for arg, info in zip(kept, model.outputs, strict=True)]
                 self._skeleton = None
             return self._outputs
 
@@ -104,6 +105,11 @@ class PlainDescription:
 
 def _of_info(info: TensorInfo) -> NodeArg:
     return NodeArg(info.name, type_of(number_of(DTYPES[info.dtype])), list(info.dims))
+
+
+def _typed(arg: NodeArg, info: TensorInfo) -> NodeArg:
+    """The description, with the model's type if the file declares none."""
+    return NodeArg(arg.name, _of_info(info).type, arg.shape) if arg.type == type_of(0) else arg
 
 
 def _node_arg(info) -> NodeArg:

@@ -73,6 +73,10 @@ class EmptyModel(InvalidArgument, ModelFormatError):
     """A file without a graph, which onnxruntime calls an invalid argument."""
 
 
+class TypeFail(Fail, ModelFormatError):
+    """An output that the file declares to be of another type than it computes, which onnxruntime calls a failure."""
+
+
 class ArgumentError(InvalidArgument, RuntimeError):
     """An invalid argument, which onnxruntime answers with a RuntimeError."""
 

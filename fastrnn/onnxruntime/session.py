@@ -17,7 +17,7 @@ from . import providers as of_providers
 from .binding import IOBinding
 from .described import ModelMetadata, NodeArg
 from .devices import OrtMemoryInfo, check_cpu
-from .exceptions import ArgumentError, ArgumentTypeError, Fail, InvalidArgument, RefusedError
+from .exceptions import ArgumentError, ArgumentTypeError, Fail, InvalidArgument, RefusedError, TypeFail
 from .feeds import Feed, check_names, unknown
 from .logs import log
 from .options import SessionOptions
@@ -82,14 +82,7 @@ class InferenceSession:
         self._feeds = self._made_feeds(options.get("bind") or {})
         self._order = [info.name for info in self.model.inputs]
         self._names = self._description.output_names
-        elements, computes = self._description.elements, [info.dtype for info in self.model.outputs]
-        declared = [dtype_of(elements[name]) for name in self._names]
-        # Outputs whose dtype in the file is not the one that the model computes in.
-        self._casts = {
-            n: want
-            for n, want, has in zip(self._names, declared, computes, strict=True)
-            if want is not None and want != has
-        }
+        self._casts = self._made_casts()
         self._lock = forks.Lock()
         self._workers: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -100,6 +93,18 @@ class InferenceSession:
             Feed(arg, elements[arg.name], computes.get(arg.name), bind.get(arg.name))
             for arg in self._description.inputs
         ]
+
+    def _made_casts(self) -> dict[str, np.dtype]:
+        """Outputs whose dtype in the file is not the one that the model computes in -> that of the file."""
+        casts = {}
+        for name, info in zip(self._names, self.model.outputs, strict=True):
+            declared = dtype_of(self._description.elements[name])
+            if declared is None or declared == info.dtype:
+                continue
+            if declared.kind.replace("u", "i") != np.dtype(info.dtype).kind.replace("u", "i"):
+                raise TypeFail(f"{self.model.name}: output {name} is declared {declared}, but computes {info.dtype}")
+            casts[name] = declared
+        return casts
 
     def _event(self, name: str):
         return self._profile.event(name) if self._profile is not None else contextlib.nullcontext()

@@ -69,6 +69,19 @@ def test_recurrent_files(name):
     assert described(ours) == described(theirs)
 
 
+def test_types_of_outputs():
+    proto = load_from_string(identity())
+    proto.graph.output[0].ClearField("type")
+    ours, theirs = both(proto.SerializeToString())
+    assert described(ours) == described(theirs)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, ["batch", 3]))
+    for module in (fastrnn.onnxruntime, pytest.importorskip("onnxruntime")):
+        with pytest.raises(module.capi.onnxruntime_pybind11_state.Fail):
+            module.InferenceSession(proto.SerializeToString())
+    with pytest.raises(fastrnn.ModelFormatError, match="output y is declared int64, but computes float32"):
+        fastrnn.InferenceSession(proto.SerializeToString())
+
+
 def test_a_frozen_file_reports_its_numbers_and_runs_other_sizes():
     cell = [helper.make_node("LSTM", ["x", "W", "R"], ["", "h"], hidden_size=2)]
     weights = [
