@@ -162,6 +162,18 @@ def livekit_dtln() -> dict:
     return {"samples": (np.concatenate(cleaned) / 32768).tolist()}
 
 
+def livekit_silero() -> dict:
+    from livekit.plugins.silero import onnx_model
+
+    found = {}
+    for rate in (16000, 8000):
+        session = onnx_model.new_inference_session(force_cpu=True)
+        model, sound = onnx_model.OnnxModel(onnx_session=session, sample_rate=rate), voice(rate)
+        size = model.window_size_samples
+        found[str(rate)] = [float(model(sound[i : i + size])) for i in range(0, len(sound) - size + 1, size)]
+    return found
+
+
 def pythainlp_thai2rom() -> dict:
     from pythainlp.transliterate import romanize
 
