@@ -33,6 +33,10 @@ class _Branch:
         options = {**self.options, "bind": {**(self.options.get("bind") or {}), **values}}
         return fix_sizes(read_graph(self.read, **options), self.sizes)
 
+    @property
+    def nbytes(self) -> int:
+        return self.read[0].ByteSize()
+
     def __reduce__(self):
         model, where, folder = self.read
         return _branch_of_bytes, (model.SerializeToString(), where, folder, self.options, self.sizes)
@@ -47,7 +51,7 @@ def _branch_of_bytes(blob: bytes, where: str, folder, options: dict, sizes: dict
 def model_of(source, options: dict, threads: int | None, sizes: dict) -> Model:
     """The model of an ONNX file: a `SelectedModel` if inputs that are not bound select a branch of an `If`."""
     from .importers.onnx import UndecidedError
-    from .importers.onnx.files import read_model
+    from .importers.onnx.files import read_model, whole
 
     read = read_model(source)
     try:
@@ -57,7 +61,7 @@ def model_of(source, options: dict, threads: int | None, sizes: dict) -> Model:
         names = tuple(v.name for v in read.model.graph.input if v.name not in bound and v.name not in given)
         choices = tuple(Choice(s.name, s.dtype, s.dims, s.candidates) for s in error.selectors)
         try:
-            return SelectedModel(names, choices, _Branch(read, options, sizes), threads)
+            return SelectedModel(names, choices, _Branch(whole(read), options, sizes), threads)
         except FastRNNError:
             if error.only_undecided:
                 raise

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from .serving.pool import StreamPool
 from .serving.stream import Stream
 
 KEPT_VALUES = 8  # models of as many values of the selectors are kept
-MOST_TRIES = 16  # values that are tried when the file is loaded
+MOST_TRIES = 8  # values that are tried when the file is loaded
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ class Choice:
         if array.shape != self.dims:
             raise ShapeError(f"input {self.name}: {list(self.dims)} expected, got {list(array.shape)}")
         return array
+
+
+class Reader(Protocol):
+    """Gives the graph of a file at values of its selectors. nbytes : what it keeps in memory for that."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, values: dict[str, np.ndarray], /) -> Graph: ...
 
 
 class SelectedModel(Model):
@@ -65,7 +74,7 @@ class SelectedModel(Model):
         self,
         names: tuple[str, ...],
         choices: tuple[Choice, ...],
-        read: Callable[[dict[str, np.ndarray]], Graph],
+        read: Reader,
         threads: int | None = None,
     ):
         """names: all inputs in the file's order. read: the graph of the file at these values of the selectors.
@@ -121,7 +130,7 @@ class SelectedModel(Model):
             models = list(self._models.values())
         shared = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}
         own = sum(m.memory_bytes - sum(a.nbytes for a in m.graph.constants.values()) for m in models)
-        return own + sum(shared.values())
+        return own + sum(shared.values()) + self._read.nbytes
 
     @property
     def delay(self) -> int:

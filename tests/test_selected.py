@@ -5,6 +5,7 @@ import pickle
 import threading
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 from ort_models import both, switched
@@ -171,6 +172,24 @@ def test_a_branch_that_is_refused_is_named_at_load_or_when_it_is_taken():
                 fastrnn.load(data)
 
 
+def test_external_data_may_change_later(tmp_path):
+    """Weights beside the file are read when the model is loaded, also those of a branch that no call has selected."""
+    proto = onnx.load_from_string(switched())
+    for attr in proto.graph.node[1].attribute:
+        weight = attr.g.initializer[0]
+        data = np.array(weight.float_data, "<f4").tobytes()
+        (tmp_path / weight.name).write_bytes(data)
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=weight.name)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    model = fastrnn.load(tmp_path / "m.onnx")
+    for name in ("w16", "w8"):
+        (tmp_path / name).unlink()
+    for rate, factor in ((16000, 2), (8000, 3)):
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).run(X, rate, H)[1], X * factor + 1)
+
+
 def test_a_session_takes_it_in_the_feed():
     ours, theirs = both(switched())
     assert [(a.name, a.type, a.shape) for a in ours.get_inputs()] == [
@@ -206,8 +225,8 @@ def test_commands_say_what_to_bind(command, tmp_path, capsys):
 
 
 def test_from_onnx_takes_them_too():
-    import onnx
-
-    model = fastrnn.from_onnx(onnx.load_from_string(switched()))
+    proto = onnx.load_from_string(switched())
+    model = fastrnn.from_onnx(proto)
+    proto.graph.node.pop()  # the model has a copy
     np.testing.assert_array_equal(model.run(X, 8000, H)[1], X * 3 + 1)
     assert fastrnn.from_onnx(onnx.load_from_string(switched()), bind={"rate": 8000}).graph.nodes

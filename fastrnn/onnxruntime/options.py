@@ -209,7 +209,10 @@ class SessionOptions(_Options):
 
 
 class RunOptions(_Options):
-    """How one run goes, as `onnxruntime.RunOptions`. terminate : runs end with `Fail`; the others have no effect."""
+    """Options of one run, as `onnxruntime.RunOptions`.
+
+    terminate : a run that starts while it is set raises `Fail`. The others have no effect.
+    """
 
     __slots__ = ()
 

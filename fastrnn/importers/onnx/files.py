@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,6 +139,32 @@ def tensor(proto: TensorProto, folder: Path | None) -> np.ndarray:
     if proto.data_type == TensorProto.BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.reshape(tuple(proto.dims))
+
+
+def whole(read: Read) -> Read:
+    """A copy that nobody else changes: of the model, with its external data in it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(read.model)
+    for proto in _tensors(model.graph):
+        if proto.data_location == TensorProto.EXTERNAL:
+            array = tensor(proto, read.folder)
+            stored = array.view(np.uint32) >> 16 if proto.data_type == TensorProto.BFLOAT16 else array
+            size = np.uint16 if proto.data_type == TensorProto.BFLOAT16 else array.dtype
+            proto.raw_data = stored.astype(np.dtype(size).newbyteorder("<")).tobytes()
+            proto.ClearField("external_data")
+            proto.data_location = TensorProto.DEFAULT
+    return Read(model, read.where, read.folder)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """The initializers of a graph and of the graphs in it, and the constants of their nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == onnx.AttributeProto.TENSOR:
+                yield attr.t
+            elif attr.type == onnx.AttributeProto.GRAPH:
+                yield from _tensors(attr.g)
 
 
 def _typed(proto: TensorProto, what: str, count: int) -> np.ndarray:
