@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 import numpy as np
 
-from .errors import FastRNNError, ShapeError, UnsupportedError
+from .errors import FastRNNError, FastRNNWarning, ShapeError, UnsupportedError
 from .graph import Graph
 from .graph.casts import as_dtype
 from .machine import forks
@@ -84,6 +85,7 @@ class SelectedModel(Model):
         self._names, self._choices, self._read, self._asked = names, choices, read, threads
         self._models: dict[tuple[bytes, ...], Model] = {}  # values of the selectors -> model, the last used last
         self._lock = forks.Lock()
+        self._warned = False
         self._example = example = self._first()
         self.threads, self.name = example.threads, example.name
         self.selectors = tuple(TensorInfo(c.name, c.dtype, c.dims) for c in choices)
@@ -171,9 +173,19 @@ class SelectedModel(Model):
             if key not in self._models:
                 graph = self._read(dict(zip((c.name for c in self._choices), values, strict=True)))
                 self._models[key] = Model(self._share(graph), self._asked)
-                while len(self._models) > KEPT_VALUES:
+                if len(self._models) > KEPT_VALUES:
                     del self._models[next(iter(self._models))]
+                    self._warn()
             return self._models[key]
+
+    def _warn(self) -> None:
+        """Say once that the selectors have more values than are kept: a counter, for example, has one per call."""
+        if not self._warned:
+            self._warned = True
+            text = (
+                f"{self._which()} had more than {KEPT_VALUES} values; each compiles a model, and the oldest is dropped"
+            )
+            warnings.warn(f"{self.name}: {text}", FastRNNWarning, stacklevel=5)
 
     def _share(self, graph: Graph) -> Graph:
         """The graph with the arrays of the kept models, if they are equal: branches may share layers."""
