@@ -1,5 +1,4 @@
-"""SelectedModel: a file whose inputs select a branch of an `If`, as one model an input value, each compiled when first
-seen.
+"""SelectedModel: a file in which inputs select a branch of an `If`. Each value of them has a model of its own.
 
 Silero VAD is the example: its input `sr` selects a network for 16 kHz or one for 8 kHz.
 """
@@ -56,7 +55,7 @@ class Reader(Protocol):
 
 
 class SelectedModel(Model):
-    """A model of which inputs select a branch. `fastrnn.load` returns one for such a file, if they are not bound.
+    """A model in which inputs select a branch. `fastrnn.load` returns one for such a file, if they are not bound.
 
     `run` and a call take the selectors like any other input; `stream`, `pool` and `select` fix them with `bind=`. The
     model of each value is compiled when that value is first seen; the last 8 are kept. All methods may be called from
@@ -83,9 +82,10 @@ class SelectedModel(Model):
         Raises what `read` raises if no candidate gives a graph.
         """
         self._names, self._choices, self._read, self._asked = names, choices, read, threads
-        self._models: dict[tuple[bytes, ...], Model] = {}  # values of the selectors -> model, the last used last
+        self._models: dict[tuple[bytes, ...], Model] = {}  # values of the selectors -> model, the oldest first
         self._lock = forks.Lock()
         self._warned = False
+        self._values: list[np.ndarray] = []  # of the example
         self._example = example = self._first()
         self.threads, self.name = example.threads, example.name
         self.selectors = tuple(TensorInfo(c.name, c.dtype, c.dims) for c in choices)
@@ -98,7 +98,8 @@ class SelectedModel(Model):
         first: FastRNNError | None = None
         for values in itertools.islice(itertools.product(*(c.candidates for c in self._choices)), MOST_TRIES):
             try:
-                return self._at(list(values))
+                self._values = list(values)
+                return self._at(self._values)
             except FastRNNError as error:
                 first = first or error
         assert first is not None
@@ -112,7 +113,8 @@ class SelectedModel(Model):
 
     def refuse(self) -> NoReturn:
         """Raise the UnsupportedError that says how to load the file as one graph."""
-        words = " ".join(f"--bind {c.name}={c.candidates[0].reshape(-1)[0]}" for c in self._choices)
+        pairs = zip(self._choices, self._values, strict=True)
+        words = " ".join(f"--bind {choice.name}={value.reshape(-1)[0]}" for choice, value in pairs)
         raise UnsupportedError(
             f"{self.name}: {self._which()} selects a branch of the file, so this model has no single graph; load it "
             f"with {self._hint()}, or {words} in a command"
@@ -182,10 +184,8 @@ class SelectedModel(Model):
         """Say once that the selectors have more values than are kept: a counter, for example, has one per call."""
         if not self._warned:
             self._warned = True
-            text = (
-                f"{self._which()} had more than {KEPT_VALUES} values; each compiles a model, and the oldest is dropped"
-            )
-            warnings.warn(f"{self.name}: {text}", FastRNNWarning, stacklevel=5)
+            text = f"{self._which()} had more than {KEPT_VALUES} values; each compiles a model"
+            warnings.warn(f"{self.name}: {text}, and the oldest is dropped", FastRNNWarning, stacklevel=5)
 
     def _share(self, graph: Graph) -> Graph:
         """The graph with the arrays of the kept models, if they are equal: branches may share layers."""
@@ -199,7 +199,7 @@ class SelectedModel(Model):
         return names if len(self._choices) == 1 else f"each of {names}"
 
     def _hint(self) -> str:
-        values = {c.name: c.candidates[0].tolist() for c in self._choices}
+        values = {c.name: value.tolist() for c, value in zip(self._choices, self._values, strict=True)}
         return f"bind={values}"
 
     # -- whole sequences --
