@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,10 @@ def read(
     """
     if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         raise ArgumentTypeError(f"a session takes a path or bytes, got {type(source).__name__}")
-    unknown = sorted(set(options) - set(signature(loading.load).parameters))
-    if unknown:
-        raise ArgumentTypeError(f"a session has no option {unknown[0]!r}; it takes those of fastrnn.load")
+    known = set(signature(loading.load).parameters)
+    for name in sorted(set(options) - known):  # onnxruntime ignores them silently
+        warnings.warn(f"a session has no option {name!r}, so it has no effect", UserWarning, stacklevel=4)
+    options = {name: value for name, value in options.items() if name in known}
     try:
         form = _format_of(source)
         if form.name != "onnx":

@@ -41,7 +41,8 @@ class InferenceSession:
     providers : names, or (name, dict), as for onnxruntime
         The CPU runs the model; a warning names each other provider. Options of providers have no effect.
     provider_options : one dict for each name in providers
-    **options : those of `fastrnn.load` (threads, bind, ...); its threads go before those of sess_options
+    **options : those of `fastrnn.load` (threads, bind, ...); `threads` overrides sess_options
+        A warning names any other option, which has no effect, as in onnxruntime.
 
     Attributes
     ----------
