@@ -138,29 +138,43 @@ def _free(dim) -> bool:
 
 def _skeleton(proto):
     """The model without the values of its large weights, and without what it declares of its outputs."""
-    from onnx import ModelProto, TensorProto
+    from onnx import ModelProto
 
     bare = ModelProto(ir_version=proto.ir_version)
     bare.opset_import.extend(proto.opset_import)
     bare.functions.extend(proto.functions)
     graph = bare.graph
     graph.name = proto.graph.name or "model"
-    graph.node.extend(proto.graph.node)
     graph.value_info.extend(proto.graph.value_info)
-    given = {info.name for info in proto.graph.input}
     graph.input.extend(proto.graph.input)
+    given = {info.name for info in proto.graph.input}
     for array in proto.graph.initializer:
-        if math.prod(array.dims) <= _LARGE and array.data_location != TensorProto.EXTERNAL:
+        if not _is_large(array):
             graph.initializer.append(array)
         elif array.name not in given:
-            info = graph.input.add(name=array.name)
-            info.type.tensor_type.elem_type = array.data_type
-            for size in array.dims:
-                info.type.tensor_type.shape.dim.add(dim_value=size)
+            _add_input(graph, array.name, array)
+    for node in proto.graph.node:
+        constant = node.attribute[0].t if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        if constant is not None and _is_large(constant):
+            _add_input(graph, node.output[0], constant)
+        else:
+            graph.node.append(node)
     for info in proto.graph.output:
         bare_info = graph.output.add(name=info.name)
         bare_info.type.tensor_type.elem_type = info.type.tensor_type.elem_type
     return bare
+
+
+def _is_large(array) -> bool:
+    return math.prod(array.dims) > _LARGE or array.data_location == array.EXTERNAL
+
+
+def _add_input(graph, name: str, like) -> None:
+    """Add an input of the type and shape of a tensor."""
+    info = graph.input.add(name=name)
+    info.type.tensor_type.elem_type = like.data_type
+    for size in like.dims:
+        info.type.tensor_type.shape.dim.add(dim_value=size)
 
 
 def _inferred(skeleton, declared: list[NodeArg]) -> list[NodeArg]:
