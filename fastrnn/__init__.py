@@ -54,9 +54,10 @@ _LAZY = {
     "load_data": "insight.analysis",
     "Profile": "insight.profiling",
     "profile": "insight.profiling",
-    "InferenceSession": "inference_session",
+    "SelectedModel": "selected",
+    "InferenceSession": "onnxruntime.session",
 }
-_MODULES = {"onnx_backend": "onnx_backend", "report": "insight.report"}
+_MODULES = {"onnx_backend": "onnx_backend", "onnxruntime": "onnxruntime", "report": "insight.report"}
 
 __all__ = [
     "Analysis",
@@ -68,6 +69,7 @@ __all__ = [
     "Model",
     "ModelFormatError",
     "Profile",
+    "SelectedModel",
     "ShapeError",
     "StateError",
     "Stream",
@@ -85,6 +87,7 @@ __all__ = [
     "load",
     "load_data",
     "onnx_backend",
+    "onnxruntime",
     "profile",
     "report",
     "verify",
@@ -93,8 +96,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     __version__: str
-    from . import onnx_backend
-    from .inference_session import InferenceSession
+    from . import onnx_backend, onnxruntime
     from .insight import report
     from .insight.analysis import Analysis, analyze, load_data
     from .insight.profiling import Profile, profile
@@ -102,6 +104,8 @@ if TYPE_CHECKING:
     from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load
     from .machine.cpu import CpuInfo, cpu_info
     from .model import LayerInfo, Model, TensorInfo
+    from .onnxruntime.session import InferenceSession
+    from .selected import SelectedModel
     from .serving.stream import Stream
 else:
 

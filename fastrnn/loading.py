@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from . import onnx_files
 from .errors import FastRNNError, ModelFormatError
 from .graph import Graph, artifact
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
-from .streaming.conditions import problems
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,6 @@ class Format:
     options: frozenset[str]
     refusal: str
     begins: Callable[[bytes], bool]
-
-
-def _read_onnx(source, *, strict=True, thaw=True, policy=None, **options) -> Graph:
-    from .importers.onnx import import_onnx  # onnx takes 100 ms to import
-    from .importers.onnx.sizes.evidence import Policy
-
-    policy = policy or Policy(thaw, strict)
-    return import_onnx(source, streams=lambda graph: not problems(graph), policy=policy, **options)
 
 
 def _read_fastrnn(source) -> Graph:
@@ -92,7 +84,7 @@ def _graph_of_module(module, example, states, float64_as_float32: bool) -> Graph
 
     def made(compared: bool) -> tuple[Graph, bool]:
         policy = Policy(compared=compared, remedy=_ANOTHER_EXAMPLE, overrule="")
-        graph = _read_onnx(converted.proto, states=states, policy=policy)
+        graph = onnx_files.read_graph(converted.proto, states=states, policy=policy)
         graph = graph.replace(name=name, notes=(how, *graph.notes))
         model = Model(graph, 1)
         return graph, converted.check(model.graph, model.run)
@@ -178,7 +170,7 @@ FORMATS = (
     Format(
         "onnx",
         (".onnx",),
-        _read_onnx,
+        onnx_files.read_graph,
         frozenset({"bind", "states", "float64_as_float32", "strict", "thaw"}),
         "layers=, key=, config=, example= and allow_torch= are for files of weights, but an .onnx file is complete",
         lambda blob: True,  # protobuf has no magic number, so this format is last
@@ -215,7 +207,8 @@ def load(
     ----------
     path_or_bytes : path (.onnx .fastrnn .keras .h5 .hdf5 .pt .pth .ckpt .bin .safetensors), or bytes of such a file
     bind : dict, optional
-        Input name -> constant that replaces the input, such as `{"sr": 16000}`. For .onnx files.
+        Input name -> constant that replaces the input, such as `{"sr": 16000}`. For .onnx files. An input that selects
+        a branch of an `If` and is not bound stays an input: the model is a `SelectedModel`, whose `stream` takes bind=.
     states : dict, optional
         Input name -> output name of states that the caller would thread. Default: found by dataflow.
     layers : list, optional
@@ -248,18 +241,36 @@ def load(
     ModelFormatError : damaged, hostile, not a model, or an option does not apply to the file. UnsupportedError : lists
     all that the file needs and fastrnn lacks. OSError : the file can't be read, `FileNotFoundError` if it is missing.
     """
-    _check_flags(allow_torch=allow_torch, float64_as_float32=float64_as_float32, strict=strict, thaw=thaw)
-    form = _format_of(path_or_bytes)
-    given = {"bind": bind or None, "states": states or None, "layers": layers, "key": key, "config": config}
-    given |= {"example": example, "allow_torch": allow_torch or None, "float64_as_float32": float64_as_float32 or None}
-    given |= {"strict": None if strict else False, "thaw": None if thaw else False}
-    graph = form.read(path_or_bytes, **_taken_by(form, given))
-    return Model(fix_sizes(graph, sizes or {}), threads)
+    form = format_of(path_or_bytes)
+    options = {"bind": bind, "states": states, "layers": layers, "key": key, "config": config, "example": example}
+    options |= {"allow_torch": allow_torch, "float64_as_float32": float64_as_float32, "strict": strict, "thaw": thaw}
+    return load_as(form, path_or_bytes, threads=threads, sizes=sizes, **options)
+
+
+def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Model:
+    """`load` a source that is of this format: a path, bytes, or what the format's reader takes besides.
+
+    options: those of `load`; one that is not at its default and that the format does not take is a ModelFormatError.
+    """
+    _check_flags(**{name: options[name] for name in _FLAGS if name in options})
+    given = _taken_by(form, {name: value for name, value in options.items() if _is_given(name, value)})
+    if form.name == "onnx":
+        return onnx_files.model_of(source, given, threads, sizes or {})
+    return Model(fix_sizes(form.read(source, **given), sizes or {}), threads)
+
+
+_FLAGS = ("allow_torch", "float64_as_float32", "strict", "thaw")
+
+
+def _is_given(name: str, value) -> bool:
+    """Whether an option of `load` is not at its default."""
+    if name in ("strict", "thaw"):
+        return not value
+    return bool(value) if name in ("bind", "states", "allow_torch", "float64_as_float32") else value is not None
 
 
 def _taken_by(form: Format, given: dict) -> dict:
-    """The options that are not None; ModelFormatError if the format does not take one of them."""
-    given = {name: value for name, value in given.items() if value is not None}
+    """The options that a caller gave; ModelFormatError if the format does not take one of them."""
     if form.name == "fastrnn":  # the conversion already made it float32
         given.pop("float64_as_float32", None)
     unknown = sorted(set(given) - form.options)
@@ -272,8 +283,8 @@ def _taken_by(form: Format, given: dict) -> dict:
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
     """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
     _check_flags(float64_as_float32=float64_as_float32)
-    graph = _read_onnx(model_proto, bind=bind, states=states, float64_as_float32=float64_as_float32)
-    return Model(fix_sizes(graph, sizes or {}), threads)
+    options = {"bind": bind, "states": states, "float64_as_float32": float64_as_float32}
+    return onnx_files.model_of(model_proto, options, threads, sizes or {})
 
 
 def from_torch(
@@ -426,7 +437,7 @@ def from_equations(
     return Model(read(text, arrays, outputs=outputs, initial=initial, inputs=inputs), threads)
 
 
-def _format_of(source) -> Format:
+def format_of(source) -> Format:
     """The format of a source: from the content for bytes, from the longest matching suffix for a path."""
     if isinstance(source, bytes | bytearray | memoryview):
         blob = bytes(source)

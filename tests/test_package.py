@@ -94,3 +94,15 @@ def test_no_file_is_too_long():
 def test_a_flag_that_is_no_bool_is_refused(flag, value):
     with pytest.raises(fastrnn.ModelFormatError, match=f"{flag} must be True or False, got {value!r}"):
         fastrnn.load(b"", **{flag: value})
+
+
+def test_an_extra_can_be_read_without_a_library():
+    """As .ci/run does for the programs of tests/clients."""
+    import subprocess
+
+    command = [sys.executable, str(ROOT / "tools" / "requirements_of.py"), "clients"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["optional-dependencies"]["clients"]
+    assert lines == [entry for entry in wanted if not entry.startswith("fastrnn")]
+    assert any(line.startswith("silero-vad==") for line in lines)

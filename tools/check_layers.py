@@ -39,11 +39,13 @@ ARROWS = {
 TOP = {
     "model": "model",
     "loading": "model",
+    "onnx_files": "model",
+    "selected": "model",
     "__init__": "fastrnn",
     "aio": "fastrnn",
     "dims": "fastrnn",
-    "inference_session": "fastrnn",
     "onnx_backend": "fastrnn",
+    "onnxruntime": "fastrnn",
     "threadpools": "fastrnn",
     "__main__": "cli",
 }
@@ -54,7 +56,7 @@ FOREIGN = {
     "h5py": ("importers",),
     "matplotlib": ("insight.report",),
     "keras": ("insight.verification.engine_keras",),
-    "onnx": ("bench", "importers", "onnx_backend"),
+    "onnx": ("bench", "importers", "onnx_backend", "onnxruntime.described"),
     "onnxruntime": ("bench", "insight.verification"),
     "onnxscript": ("importers",),
     "openvino": ("bench",),

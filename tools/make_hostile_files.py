@@ -158,7 +158,8 @@ def subgraphs() -> None:
         step = node("If", "c", "z", f"if_{depth}", then_branch=inner, else_branch=other)
         inner = helper.make_graph([step], f"level_{depth}", [], [info("z", None)])
     condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
-    deep = model([node("If", "c", "y", then_branch=inner, else_branch=other)], inputs=[info("x", "b", 4), condition])
+    data = helper.make_tensor_value_info("c", TensorProto.BOOL, [9])  # too many to select by
+    deep = model([node("If", "c", "y", then_branch=inner, else_branch=other)], inputs=[info("x", "b", 4), data])
     put("ifs_in_ifs", deep, UNSUPPORTED, "bind=")
     put("ifs_a_thousand_deep", nested_bytes(1000), FORMAT, "")
     lone = graph([node("Relu", "x", "z")], outputs=[info("z", None)], inputs=[])

@@ -155,8 +155,8 @@ def positive(text: str) -> float:
 
 
 def load(args: argparse.Namespace) -> fastrnn.Model:
-    """Load the model with the options in the arguments."""
-    return fastrnn.load(
+    """Load the model with the options in the arguments. A model whose branch an input selects is refused by name."""
+    model = fastrnn.load(
         args.model,
         bind=dict(args.bind) or None,
         states=dict(args.states) or None,
@@ -169,3 +169,6 @@ def load(args: argparse.Namespace) -> fastrnn.Model:
         strict=not args.no_strict,
         thaw=not args.no_thaw,
     )
+    if isinstance(model, fastrnn.SelectedModel):
+        model.refuse()
+    return model

@@ -12,7 +12,7 @@ from .types import DTYPES
 
 DEEPEST = 64  # lists in lists: the most axes that NumPy has
 _NUMBERS = frozenset({bool, int, float})
-_LARGEST = {np.dtype(t): float(np.finfo(t).max) for t in (np.float32, np.float64)}
+_LARGEST = {np.dtype(t): float(np.finfo(t).max) for t in (np.float16, np.float32, np.float64)}
 _BUFFERS = (str, bytes, bytearray, memoryview, BufferArray)  # sequences that NumPy reads as one array or one text
 
 
@@ -32,7 +32,8 @@ def as_dtype(x, dtype: str, where: str, *, by_value: bool = False) -> np.ndarray
 
     Parameters
     ----------
-    x : as above. dtype : a key of DTYPES. where : what x is, such as "input x", for the error
+    x : as above. dtype : a key of DTYPES, or the name of another dtype of numbers
+    where : what x is, such as "input x", for the error
     by_value : in a list, go by value whatever holds it, as onnxruntime does: NumPy's scalars and arrays are numbers of
         Python, integers may be written as floats (2.0), bools as 0 and 1
 
@@ -44,7 +45,7 @@ def as_dtype(x, dtype: str, where: str, *, by_value: bool = False) -> np.ndarray
     ------
     ShapeError : anything else; lists that are ragged, a masked array of which the mask would be lost.
     """
-    want = np.dtype(DTYPES[dtype])
+    want = np.dtype(DTYPES.get(dtype, dtype))
     if type(x) is np.ndarray and x.dtype == want:
         found = x
     elif _is_number(x) or _is_list(x):

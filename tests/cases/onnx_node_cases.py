@@ -142,10 +142,7 @@ _REFUSED = [
     (
         "a Range that depends on the inputs",
         "a shape that the caller feeds",
-        (
-            "affine_grid_2d_align_corners_expanded affine_grid_2d_expanded affine_grid_3d_align_corners_expanded "
-            "affine_grid_3d_expanded"
-        ),
+        ("affine_grid_2d_align_corners_expanded affine_grid_2d_expanded affine_grid_3d_expanded"),
     ),
     ("operator Optional", "values are tensors", "if_opt"),
     ("a sequence of tensors", "outputs are tensors", "if_seq"),

@@ -38,8 +38,16 @@ assert_type(report.ok, bool)
 assert_type(report.to_json(), str)
 assert_type(fastrnn.cpu_info(), fastrnn.CpuInfo)
 assert_type(fastrnn.cpu_info().threads.count, int)
+switched = fastrnn.load("switched.onnx")
+if isinstance(switched, fastrnn.SelectedModel):
+    assert_type(switched.select(sr=16000), fastrnn.Model)
+    assert_type(switched.stream(bind={"sr": 16000}), fastrnn.Stream)
 try:
     session = fastrnn.InferenceSession("model.onnx")
     results = session.run(["y"], {"x": first})
+    options = fastrnn.onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    assert_type(fastrnn.onnxruntime.InferenceSession("model.onnx", options), fastrnn.InferenceSession)
+    binding: fastrnn.onnxruntime.IOBinding = session.io_binding()
 except fastrnn.FastRNNError as error:
     assert_type(error, fastrnn.FastRNNError)

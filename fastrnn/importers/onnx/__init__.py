@@ -10,8 +10,9 @@ The rooms of this package, in the order in which a file passes through them:
                 positions), what says that a frozen size is meant (evidence), its verdict (judge), and a batch of one
                 that can be read in several ways (guesses)
     ops/        the operators, a file per family
-    walk.py     one walk over the nodes; build.py is what it writes to
-    states.py   states that the caller threads by hand
+    selectors.py  inputs that select a branch of an If
+    walk.py       one walk over the nodes; build.py is what it writes to
+    states.py     states that the caller threads by hand
 
 Imports point down: reading knows no other room, sizes and reroll know reading, ops knows all three.
 """
@@ -35,13 +36,14 @@ from . import states as state_pairs
 from .reading import files
 from .reading.nodes import collect, known_names, reads
 from .reroll import chains, unroll
+from .selectors import Selector, UndecidedError
 from .sizes import guesses
 from .sizes.evidence import Policy
 from .sizes.judge import verdicts
 from .sizes.symbols import Restart, SymbolTable
 from .walk import File, precheck, read_constants, walk
 
-__all__ = ["import_onnx"]
+__all__ = ["Selector", "UndecidedError", "import_onnx"]
 
 
 def import_onnx(
@@ -57,7 +59,7 @@ def import_onnx(
 
     Parameters
     ----------
-    source : path, bytes of a file, or ModelProto. Only a path can have external data, inside its folder.
+    source : path, bytes of a file, ModelProto, or `files.Read`. Only a path can have external data, inside its folder.
     bind : input name -> value that the input has from now on; it is then no input of the graph.
     states : input name -> output name of states that the caller threads by hand. None: found by dataflow.
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
@@ -74,7 +76,8 @@ def import_onnx(
     Raises
     ------
     ModelFormatError : the file is damaged, hostile or contradicts itself.
-    UnsupportedError : everything of the file that is not supported, at once.
+    UnsupportedError : everything of the file that is not supported, at once; an `UndecidedError` if a branch hangs on
+    the values of inputs and `bind` may cure it.
     ShapeError : `bind` does not fit. StateError : `states` does not fit, or states are ambiguous.
     """
     if bind is not None and not isinstance(bind, Mapping):
@@ -175,7 +178,7 @@ def _settled(file: File, table: SymbolTable) -> Graph:
         except Restart:
             continue
         if problems:
-            raise UnsupportedError(problems, file.where)
+            raise file.undecided.error(problems, file.where, file.model.graph.input)
         if not table.settle(ctx, verdicts):
             notes = [*table.notes.values(), *table.surplus]
             if ctx.half:

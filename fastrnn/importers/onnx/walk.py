@@ -21,6 +21,7 @@ from .reading.registry import OPERATORS, op
 from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
 from .reroll import loops
 from .reroll.rolled import DOMAIN
+from .selectors import Undecided
 from .sizes.symbols import SymbolTable
 
 __all__ = ["File", "walk"]
@@ -47,6 +48,7 @@ class File:
     branches: dict[str, tuple] = field(default_factory=dict)  # label of an If and branch -> its nodes and constants
     overruled: list[str] = field(default_factory=list)  # weak evidence that the caller had passed over
     refused: set[str] = field(default_factory=set)  # labels of nodes that precheck found wanting
+    undecided: Undecided = field(default_factory=Undecided)  # conditions that inputs decide
 
 
 def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
@@ -94,6 +96,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Gr
     table.assumed.clear()
     table.shortfalls.clear()
     table.blocks.clear()
+    file.undecided.clear()
     table.declared = {d.dim_value for info in graph.output for d in info.type.tensor_type.shape.dim}
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
     ctx = GraphDraft(
@@ -137,6 +140,8 @@ def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list
         chosen = _taken(file, ctx, condition)
         nodes, constants, outputs = _branch(file, node, "then_branch" if chosen else "else_branch", problems)
     except Finding as finding:
+        for which in ("then_branch", "else_branch"):
+            _graph_of(node, which)  # either may be taken later
         problems.append(f"node {node.label}: {node.kind}: {finding}")
         return [UNKNOWN] * len(node.outputs)
     if len(outputs) != len(node.outputs):
@@ -191,20 +196,11 @@ def _taken(file: File, ctx: GraphDraft, condition) -> bool:
         ctx.table.freeze(list(condition.array.flat), "an If depends on it")
     value = uniform(condition)
     if value is None or isinstance(value, Dim):
-        names = ", ".join(map(repr, _sources(file, ctx, condition)))
+        names = ", ".join(map(repr, file.undecided.note(ctx, condition, file.model.graph.input)))
         raise Finding(
             f"its condition is computed from the input {names}; fix that with bind={{name: value}}, or --bind"
         )
     return bool(value)
-
-
-def _sources(file: File, ctx: GraphDraft, value) -> list[str]:
-    """The inputs of the file that a live value depends on."""
-    needed = {value.name} if isinstance(value, Live) else set()
-    for _, _, inputs, outputs, _ in reversed(ctx.nodes):
-        if needed & set(outputs):
-            needed |= {i for i in inputs if i}
-    return [v.name for v in file.model.graph.input if v.name in needed]
 
 
 def _branch(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
@@ -215,15 +211,20 @@ def _branch(file: File, node: OnnxNode, which: str, problems: list[str]) -> tupl
     return tuple(found)
 
 
+def _graph_of(node: OnnxNode, which: str) -> onnx.GraphProto:
+    """The subgraph in an attribute of a node; ModelFormatError if it is not there."""
+    proto = node.attrs.get(which)
+    if proto is None or proto.type != onnx.AttributeProto.GRAPH:
+        raise ModelFormatError(f"node {node.label}: {node.kind} without {which}")
+    return proto.g
+
+
 def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
     """(nodes, constants, names of the outputs, of the inputs) of a subgraph: read, sorted and checked once a file."""
     key = f"{node.label}/{which}"
     found = file.branches.get(key)
     if found is None:
-        proto = node.attrs.get(which)
-        if proto is None or proto.type != onnx.AttributeProto.GRAPH:
-            raise ModelFormatError(f"node {node.label}: {node.kind} without {which}")
-        graph = proto.g
+        graph = _graph_of(node, which)
         if key.count("_branch/") + key.count("body/") >= MAX_NESTING:
             raise ModelFormatError(f"subgraphs nested deeper than {MAX_NESTING}")
         nodes = collect(graph, captured(graph))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -42,11 +44,28 @@ def dtype_name(elem_type: int) -> str:
         return f"type {elem_type}"
 
 
-def read_model(source) -> tuple[onnx.ModelProto, str, Path | None]:
-    """(model, name for messages, folder of external data or None). Raises ModelFormatError for what is not a model."""
+class NoGraphError(ModelFormatError):
+    """An empty file, or one without a graph."""
+
+
+class Read(NamedTuple):
+    """A file that was read: the model, its name for messages, the folder of its external data (None for bytes)."""
+
+    model: onnx.ModelProto
+    where: str
+    folder: Path | None
+
+
+def read_model(source) -> Read:
+    """The model of a path, bytes, a ModelProto, or what this function returned before.
+
+    Raises ModelFormatError for what is not a model.
+    """
     folder = None
+    if isinstance(source, Read):
+        return source
     if isinstance(source, onnx.ModelProto):
-        return source, source.graph.name or "model", None
+        return Read(source, source.graph.name or "model", None)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data, where = bytes(source), "model bytes"
     elif isinstance(source, (str, os.PathLike)):
@@ -59,15 +78,15 @@ def read_model(source) -> tuple[onnx.ModelProto, str, Path | None]:
     else:
         raise TypeError(f"source must be a path, bytes or a ModelProto, got {type(source).__name__}")
     if not data:
-        raise ModelFormatError(f"{where}: is empty")
+        raise NoGraphError(f"{where}: is empty")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's own DecodeError has a different module in each of its builds
         raise ModelFormatError(f"{where}: not an ONNX model, or cut short ({error})") from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
-        raise ModelFormatError(f"{where}: not an ONNX model: it holds no graph")
-    return model, where, folder
+        raise NoGraphError(f"{where}: not an ONNX model: it holds no graph")
+    return Read(model, where, folder)
 
 
 def opsets(model: onnx.ModelProto, where: str) -> dict[str, int]:
@@ -120,6 +139,32 @@ def tensor(proto: TensorProto, folder: Path | None) -> np.ndarray:
     if proto.data_type == TensorProto.BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.reshape(tuple(proto.dims))
+
+
+def whole(read: Read) -> Read:
+    """A copy that nobody else changes: of the model, with its external data in it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(read.model)
+    for proto in _tensors(model.graph):
+        if proto.data_location == TensorProto.EXTERNAL:
+            array = tensor(proto, read.folder)
+            stored = array.view(np.uint32) >> 16 if proto.data_type == TensorProto.BFLOAT16 else array
+            size = np.uint16 if proto.data_type == TensorProto.BFLOAT16 else array.dtype
+            proto.raw_data = stored.astype(np.dtype(size).newbyteorder("<")).tobytes()
+            proto.ClearField("external_data")
+            proto.data_location = TensorProto.DEFAULT
+    return Read(model, read.where, read.folder)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """The initializers of a graph and of the graphs in it, and the constants of their nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == onnx.AttributeProto.TENSOR:
+                yield attr.t
+            elif attr.type == onnx.AttributeProto.GRAPH:
+                yield from _tensors(attr.g)
 
 
 def _typed(proto: TensorProto, what: str, count: int) -> np.ndarray:

@@ -316,7 +316,7 @@ def test_a_deep_chain_and_deep_nesting_take_no_recursion():
         inner = [node("If", ["c"], ["out"], f"if{k}", then_branch=body)]
         body = helper.make_graph(inner, f"g{k}", [], [float_info("out", None)])
     nested = model(
-        [node("If", ["c"], ["y"], "outer", then_branch=body)],
+        [node("If", ["c"], ["y"], "outer", then_branch=body, else_branch=body)],
         [float_info("x", [1]), helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
     )
     with pytest.raises(UnsupportedError, match="its condition is computed from the input 'c'"):
