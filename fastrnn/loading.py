@@ -276,7 +276,7 @@ def _taken_by(form: Format, given: dict) -> dict:
     unknown = sorted(set(given) - form.options)
     if unknown:
         options = ", ".join(f"{n}=" for n in unknown)
-        raise ModelFormatError(f"load of a {form.name} file does not take {options}: {form.refusal}")
+        raise ModelFormatError(f"{form.name} files do not take {options}: {form.refusal}")
     return given
 
 

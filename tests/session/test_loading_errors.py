@@ -65,7 +65,7 @@ def test_onnxruntimes_own_format_is_refused_by_name(tmp_path):
 
 
 def test_options_of_load_that_do_not_fit_are_errors_of_load():
-    with pytest.raises(fastrnn.ModelFormatError, match="layers=: layers= is for files of bare weights"):
+    with pytest.raises(fastrnn.ModelFormatError, match="onnx files do not take layers="):
         fastrnn.InferenceSession(identity(TensorProto.FLOAT), layers=["lstm"])
     with pytest.raises(fastrnn.ShapeError, match="bind: there is no input 'sr'"):
         fastrnn.InferenceSession(identity(), bind={"sr": 1})

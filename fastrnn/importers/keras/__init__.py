@@ -79,8 +79,8 @@ def _from_h5(source, where: str, config, **how) -> Graph:
         data = parse(text) if text is not None else _given_config(config)
         # Weights take the version that their config names; a file's own where that says nothing.
         version = data.pop("keras_version", None) or version
-        root, written_by, tensors = _located(where, lambda: _read(data, version, file))
-    return _located(where, lambda: build(root, written_by, tensors, **how))
+        root, release, tensors = _located(where, lambda: _read(data, version, file))
+    return _located(where, lambda: build(root, release, tensors, **how))
 
 
 def config_text(config) -> str:
@@ -136,8 +136,8 @@ def _from_zip(source, where: str, **how) -> Graph:
     if not isinstance(version, str):
         raise ModelFormatError(f"{where}: its metadata names no keras_version")
     with opened(blob, f"{where}: model.weights.h5") as file:
-        root, written_by, tensors = _located(where, lambda: _read(config, version, file))
-    return _located(where, lambda: build(root, written_by, tensors, **how))
+        root, release, tensors = _located(where, lambda: _read(config, version, file))
+    return _located(where, lambda: build(root, release, tensors, **how))
 
 
 def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
@@ -169,9 +169,9 @@ def _entry(
 
 
 def _read(config: dict, version: str | None, file: H5) -> tuple[Layer, Version, LayerWeights]:
-    root, written_by = layer_of(config), version_of(version, config)
+    root, release = layer_of(config), version_of(version, config)
     check_known(root, root.name)
-    return root, written_by, of_file(root, file)
+    return root, release, of_file(root, file)
 
 
 def _located(where: str, work: Callable[[], T]) -> T:
@@ -204,10 +204,10 @@ def import_model(model, *, float64_as_float32: bool = False) -> Graph:
     for layer in model.layers:
         kept = [*layer.trainable_weights, *layer.non_trainable_weights]
         found[layer.name] = [(getattr(v, "path", v.name).removesuffix(":0"), _array(v)) for v in kept]
-    written_by = version_of(version, config)
+    release = version_of(version, config)
     check_known(root, root.name)
     tensors = of_lists(root, found, str(getattr(model, "name", "model")))
-    return build(root, written_by, tensors, float64=float64_as_float32)
+    return build(root, release, tensors, float64=float64_as_float32)
 
 
 def _array(variable) -> np.ndarray:
