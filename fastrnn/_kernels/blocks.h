@@ -21,20 +21,26 @@ static inline int32_t frnn_tail_width(int64_t rest) {
     return width;
 }
 
-static int64_t frnn_block_count(int64_t N, int64_t U) {
+FRNN_INLINE int64_t frnn_blocks_of(int64_t N, const int64_t U) {
     int64_t rest = N % (U * FRNN_LANES), odd = rest % FRNN_LANES;
     int narrow = odd > 0 && frnn_tail_width(odd) < FRNN_LANES;
     int64_t vectors = rest / FRNN_LANES + (odd > 0 && !narrow);
     return N / (U * FRNN_LANES) + (vectors > 0) + narrow;
 }
 
-static frnn_block frnn_block_at(int64_t N, int64_t U, int64_t index) {
+FRNN_INLINE frnn_block frnn_block_of(int64_t N, const int64_t U, int64_t index) {
     int64_t full = N / (U * FRNN_LANES), rest = N % (U * FRNN_LANES), odd = rest % FRNN_LANES;
     if (index < full) return (frnn_block){index * U * FRNN_LANES, FRNN_LANES, (int32_t)U};
     int narrow = odd > 0 && frnn_tail_width(odd) < FRNN_LANES;
     int64_t vectors = rest / FRNN_LANES + (odd > 0 && !narrow);
     if (index == full && vectors > 0) return (frnn_block){full * U * FRNN_LANES, FRNN_LANES, (int32_t)vectors};
     return (frnn_block){N - odd, frnn_tail_width(odd), 1};
+}
+
+/* U is 1 or 4: with either as a constant no division is left, and a step of an RNN of 16 units needs a dozen. */
+static int64_t frnn_block_count(int64_t N, int64_t U) { return U == 1 ? frnn_blocks_of(N, 1) : frnn_blocks_of(N, 4); }
+static frnn_block frnn_block_at(int64_t N, int64_t U, int64_t index) {
+    return U == 1 ? frnn_block_of(N, 1, index) : frnn_block_of(N, 4, index);
 }
 
 /* Columns with their padding: the end of the last block. */
