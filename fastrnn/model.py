@@ -277,7 +277,7 @@ class Model(Compiled):
         ----------
         batch_size : int, optional
         context : int, optional
-            How many steps causal attention looks back on, the current one included; keys and values of so many are
+            How many steps causal attention looks back on, the current one included; keys and values of that many are
             kept. None: 1,024 if attention sees all earlier steps. Models without attention over time refuse it.
         at_context : "error" or "window"
             What happens at step context + 1: a StreamError that leaves the stream as it is, or the oldest step is

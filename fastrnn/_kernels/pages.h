@@ -17,7 +17,7 @@
 
 #define FRNN_HUGE_PAGE ((size_t)2 << 20)
 
-/* `size` bytes, 64-byte aligned, for free(); NULL where there are none. */
+/* `size` bytes, 64-byte aligned, for free(); NULL if there are none. */
 static void *frnn_allocate(size_t size) {
     void *memory = NULL;
     if (posix_memalign(&memory, size < FRNN_HUGE_PAGE ? 64 : FRNN_HUGE_PAGE, size) != 0) return NULL;

@@ -46,7 +46,7 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-/* Take and run chunks of the loop under way until none is left to take; 0 where there was none. */
+/* Take and run chunks of the loop under way until none is left to take; 0 if there was none. */
 static int work(frnn_team *team) {
     int any = 0;
     uint64_t ticket = __atomic_load_n(&team->ticket, __ATOMIC_ACQUIRE);
@@ -98,7 +98,7 @@ static void forget_workers(void) {
     taken = 0;
 }
 
-/* One more worker; 0 where there is none to be had. Signals are the program's: one that it blocks in its own threads (to
+/* One more worker; 0 if there is none to be had. Signals are the program's: one that it blocks in its own threads (to
  * wait for it by sigwait) must not come to a worker that was made before, where its default is the end of the process.
  * Faults of the worker itself stay open, or nobody could report them. */
 static int add_worker(frnn_team *team) {

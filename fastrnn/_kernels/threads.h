@@ -21,7 +21,7 @@ typedef struct frnn_team frnn_team;
 /* One chunk of a loop. context: the caller's; it must not change before the loop ends. */
 typedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks);
 
-/* The team with threads - 1 workers awake or waking; NULL where the caller must go on alone. Give it back. */
+/* The team with threads - 1 workers awake or waking; NULL if the caller must go on alone. Give it back. */
 frnn_team *frnn_team_begin(int threads);
 void frnn_team_end(frnn_team *team);
 /* fn(context, i, chunks) for i in 0..chunks-1, in any order, by any thread; returns when all are done. team may be NULL. */

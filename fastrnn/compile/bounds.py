@@ -83,7 +83,7 @@ def counted(plan: Plan, fields: dict) -> Iterator[Access]:
 
 
 def slab(plan: Plan, name: str, rows, place: int, floats: int) -> Access:
-    """Some floats of so many rows of the slab."""
+    """Some floats of that many rows of the slab."""
     if rows is None or not isinstance(floats, int) or place < 0 or place + floats > plan.state_size:
         raise FastRNNError(f"{name} of {floats} floats at {place} of {rows} slab rows of {plan.state_size} floats")
     return Access(name, None, 0, ((rows, 1),))

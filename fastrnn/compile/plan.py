@@ -138,7 +138,7 @@ class Plan:
         return list(texts.items())
 
     def check_sizes(self, batch: int, time: int) -> None:
-        """Raise ShapeError where the graph has no meaning at these sizes (a slice of steps that aren't there)."""
+        """Raise ShapeError if the graph has no meaning at these sizes (a slice of steps that aren't there)."""
         if self.paced:  # the timetable counts no steps below 0, and sees that a sequence is long enough
             return
         sizes = {"batch": batch, "time": time}
@@ -258,7 +258,7 @@ class Coefficients:
         return np.array([name in mono for mono in self.monomials])
 
     def evaluate_monomials(self, batch: int, time: int, span: int) -> np.ndarray:
-        """int64 [monomials] at these sizes. Raises ShapeError where a size would not fit any memory."""
+        """int64 [monomials] at these sizes. Raises ShapeError if a size would not fit any memory."""
         env = {"batch": batch, "time": time, "span": span}
         if self.timetable is not None:
             env |= self.timetable.sizes(time)
@@ -334,7 +334,7 @@ class Builder:
         return Tensor(buffer, value.dims, tuple(strides), 0, tuple(order))
 
     def time_axis(self, dims) -> int | None:
-        """The axis along which a value of this plan has steps; None where there is none."""
+        """The axis along which a value of this plan has steps; None if there is none."""
         names = {"time"} if self.plan.timetable is None else {"time", *self.plan.timetable.names}
         return next((axis for axis, dim in enumerate(dims) if D.symbols(dim) & names), None)
 
@@ -400,7 +400,7 @@ def has_time(graph: Graph) -> bool:
 
 
 def axis_of(dims, name: str) -> int | None:
-    """The axis whose dim depends on the symbol `name`; None where there is none."""
+    """The axis whose dim depends on the symbol `name`; None if there is none."""
     for axis, dim in enumerate(dims):
         if name in D.symbols(dim):
             return axis

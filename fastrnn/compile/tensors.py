@@ -93,7 +93,7 @@ class Tensor:
         return Tensor(self.buffer, dims, strides, self.offset, order)
 
     def reshape(self, dims) -> Tensor | None:
-        """The same elements in row-major order as `dims`, or None where that takes a copy."""
+        """The same elements in row-major order as `dims`, or None if that takes a copy."""
         view = self
         for axis in reversed(range(len(view.dims))):
             if view.dims[axis] == 1:

@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """One activation of a cell; alpha and beta are 0.0 where the function has none."""
+    """One activation of a cell; alpha and beta are 0.0 if the function has none."""
 
     name: str
     alpha: float = 0.0

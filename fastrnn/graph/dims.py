@@ -221,7 +221,7 @@ def exact_div(num, den):
 
 
 def _term_quotient(num: tuple, den: tuple):
-    """The quotient of two terms (monomial, coefficient), or None where there is none."""
+    """The quotient of two terms (monomial, coefficient), or None if there is none."""
     rest = list(num[0])
     for atom in den[0]:
         if atom not in rest:

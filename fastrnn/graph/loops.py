@@ -32,7 +32,7 @@ class Loop:
 def schedule(graph: Graph, mixed: bool = False) -> tuple[Node | Loop, ...]:
     """Every node once, alone or in its loop; the order of `graph.nodes` wherever that is possible.
 
-    mixed: a node may stand before what it reads, even where there is no state.
+    mixed: a node may stand before what it reads, even if there is no state.
     """
     nodes = graph.nodes
     if not mixed and not any(n.op == "state" for n in nodes):

@@ -109,7 +109,7 @@ def _solve(dim, got: int, env: dict[str, int]) -> bool:
 
 
 def _wide(value: Value, array) -> np.ndarray:
-    """The fed array in the type it is computed in; ShapeError where its kind is not the declared one."""
+    """The fed array in the type it is computed in; ShapeError if its kind is not the declared one."""
     array = np.asarray(array)
     allowed = {"f": "fiu", "i": "iu", "b": "b"}[np.dtype(WIDE[value.dtype]).kind]
     if array.dtype.kind not in allowed:

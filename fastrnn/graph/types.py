@@ -40,7 +40,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. inputs: value names, None where an optional one is absent; outputs likewise (None: omitted).
+    """One operation. inputs: value names, None if an optional one is absent; outputs likewise (None: omitted).
 
     `name` is for people: the exporter's name if there is one, unique in the graph. `attrs` are those of the op's row in
     the vocabulary, all present but for those that a node may lack.

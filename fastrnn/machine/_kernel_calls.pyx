@@ -320,7 +320,7 @@ def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, mask=None, safe=False, sp
     ----------
     q : float32 [d]
     k, v : float32 [n, d] and [n, dv], rows contiguous
-    bias, mask : float32 [n] or None; a mask holds 0 where the score is replaced
+    bias, mask : float32 [n] or None; a mask holds 0 if the score is replaced
     split : the keys before it and those from it on are given to the kernel as two runs; None: one run
     y : float32 [dv]; None: a new array
     """

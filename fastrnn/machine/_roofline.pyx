@@ -41,7 +41,7 @@ cdef class Reader:
 
     Parameters
     ----------
-    isa : str, the instruction set whose loads are used; raises ValueError where it can't run here
+    isa : str, the instruction set whose loads are used; raises ValueError if it can't run here
     size : int, bytes; rounded up to a multiple of 1024
     """
     cdef void *data

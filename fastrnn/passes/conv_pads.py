@@ -50,7 +50,7 @@ def fold_cuts(graph: Graph) -> Graph:
 
 
 def _cut_pads(graph: Graph, conv: Node, node: Node) -> tuple | None:
-    """The pads with which a conv makes just what the slice takes of it; None where it takes more than padding off."""
+    """The pads with which a conv makes just what the slice takes of it; None if it takes more than padding off."""
     axis, first, pads = node.attrs["axis"], node.attrs["start"], list(conv.attrs["pads"])
     rest = graph.values[node.inputs[0]].dims[axis] - node.attrs["stop"]
     if axis < 2 or node.attrs["step"] != 1 or not isinstance(first, int) or not isinstance(rest, int):

@@ -44,7 +44,7 @@ def activations(graph: Graph) -> dict[str, Node]:
 
 
 def activation_of(graph: Graph, node: Node, name: str) -> tuple | None:
-    """(function, alpha, beta) that `node` applies to each element of the value `name` alone; None where it is none.
+    """(function, alpha, beta) that `node` applies to each element of the value `name` alone; None if it is none.
 
     prelu with one slope for all is leaky_relu.
     """

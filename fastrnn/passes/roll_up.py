@@ -106,7 +106,7 @@ class _Cycle:
         return None
 
     def _bases(self) -> tuple[str, ...] | None:
-        """The values from outside of which x is made: sequences that weights multiply. None where they are others."""
+        """The values from outside of which x is made: sequences that weights multiply. None if they are others."""
         inside = {o for n in (*self.loop.nodes, *self.loop.states) for o in n.outputs}
         found = dict.fromkeys(b for gate in self.gates.values() for b in gate.sum.terms if b not in inside)
         for name in found:

@@ -18,7 +18,7 @@ class Sum:
     terms: dict
 
     def matrix(self, name: str) -> np.ndarray | None:
-        """What multiplies a base as a whole matrix [K, N]; None where the base is not in the sum."""
+        """What multiplies a base as a whole matrix [K, N]; None if the base is not in the sum."""
         if name not in self.terms:
             return None
         factor = self.terms[name]

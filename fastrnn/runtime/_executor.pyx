@@ -140,7 +140,7 @@ cdef class Program(Binding):
         return 0
 
     cdef int refuse(self, str who, int64_t taken, int64_t span) except -1:
-        """Raise StreamError: a stream that has taken so many steps has no room for `span` more."""
+        """Raise StreamError: a stream that has taken that many steps has no room for `span` more."""
         text = f"{self.plan.room_text}; {who} has taken {taken} steps and is given {span} more"
         raise StreamError(f"{self.plan.graph.name}: {text}. reset() begins anew")
 

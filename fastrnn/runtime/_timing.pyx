@@ -31,7 +31,7 @@ cdef class OpTimer:
         return self.table[:self.calls, :self.n_ops].copy()
 
     cdef int64_t *next_row(self) noexcept:
-        """Where the next call's times go; NULL where there is no room left."""
+        """Where the next call's times go; NULL if there is no room left."""
         if self.calls == self.capacity:
             return NULL
         self.calls += 1

@@ -11,7 +11,7 @@ from .follow import follow
 
 
 def problems(graph: Graph) -> list[str]:
-    """One sentence for each node that can't be run one step, or one row, at a time; empty where the graph streams."""
+    """One sentence for each node that can't be run one step, or one row, at a time; empty if the graph streams."""
     over_time, over_batch = follow(graph, "time"), follow(graph, "batch")
     found = [*over_time.problems, *over_batch.problems]
     for node in graph.nodes:

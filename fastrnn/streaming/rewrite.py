@@ -117,7 +117,7 @@ class _Rewrite:
             self.nodes.append(node)
 
     def _along_time(self, node: Node, track: Track) -> bool | None:
-        """Rewrite a node that looks at other steps than its own; None where it does not."""
+        """Rewrite a node that looks at other steps than its own; None if it does not."""
         a, out = node.attrs, node.outputs[0]
         if node.op in WINDOWS and track.axis > 1 and self._has_window(node, track.axis - 2):
             self._window(node, track)

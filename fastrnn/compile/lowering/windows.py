@@ -34,7 +34,7 @@ def feeds_window(low: Lowering, name: str) -> bool:
 
 
 def reshaped_for_window(low: Lowering, x: Tensor, node: Node) -> Tensor | None:
-    """x reshaped by one copy into channels-last memory; None where its axes don't fall together in it."""
+    """x reshaped by one copy into channels-last memory; None if its axes don't fall together in it."""
     whole = low.builder.allocate(x.dtype, node.attrs["dims"], channels_last_order(len(node.attrs["dims"])))
     back = whole.reshape(x.dims)
     if back is None:

@@ -235,7 +235,7 @@ def _depth(tree: ast.AST) -> int:
 
 
 def epsilon_of(e: ast.Call) -> float | None:
-    """The epsilon of a norm; None where its keywords are wrong."""
+    """The epsilon of a norm; None if its keywords are wrong."""
     if not e.keywords:
         return EPSILON
     value = e.keywords[0].value

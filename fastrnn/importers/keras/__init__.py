@@ -89,7 +89,7 @@ def config_text(config) -> str:
 
 
 def written_by(path, config=None) -> str | None:
-    """The version of Keras that a file at a path names, or that the config beside its weights shows; None where it
+    """The version of Keras that a file at a path names, or that the config beside its weights shows; None if it
     names none, or is not a Keras file."""
     try:
         with open(path, "rb") as file:

@@ -229,7 +229,7 @@ class LayerCall:
         return self.work.constants[key]
 
     def fixed(self, dim, why: str) -> int:
-        """A dim as a number; NeedsLength where it depends on batch or time."""
+        """A dim as a number; NeedsLength if it depends on batch or time."""
         if isinstance(dim, Dim):
             raise NeedsLength(f"{why} (here {dim})")
         return dim

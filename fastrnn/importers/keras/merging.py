@@ -48,7 +48,7 @@ def _newer(c: LayerCall) -> bool:
 
 
 def _product(c: LayerCall, values: list[Value], masks: list[Value | None]) -> Value:
-    """What doesn't count is 1; 0 where nothing counts."""
+    """What doesn't count is 1; 0 if nothing counts."""
     one = c.number(1.0)
     kept = [v if m is None else c.where(c.like(m, len(v.dims)), v, one) for v, m in zip(values, masks, strict=True)]
     y, mask = _MERGES["Multiply"](c, kept), _joined(c, masks)

@@ -86,7 +86,7 @@ def _cells(item: Layer) -> list[Layer]:
 
 
 def _given_states(c: LayerCall) -> list[Value]:
-    """Initial states that the layer is called with, as values [B, H]; [] where there are none."""
+    """Initial states that the layer is called with, as values [B, H]; [] if there are none."""
     given = c.kwargs.pop("initial_state", None)
     extra = c.inputs[1:] if len(c.inputs) > 1 else []
     if len(c.args) > 1:

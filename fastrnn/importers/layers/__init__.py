@@ -3,7 +3,7 @@
     layers=["embedding:emb", "lstm:rnn", "linear:out", "softmax"]
 
 An entry is `word`, `word:prefix` where the layer has tensors (`prefix` is how their names begin, as in the module or
-Keras layer that they come from; none where the file holds just that layer), and `(option=value, ...)` where a tensor
+Keras layer that they come from; none if the file holds just that layer), and `(option=value, ...)` where a tensor
 can't show it. `WORDS` lists the words and their options. Number of layers, directions, projection, channels and groups
 are read from the tensors. Values between layers are [batch, time, features]; after `last`, `final`, `mean` or `max`
 they are [batch, features].

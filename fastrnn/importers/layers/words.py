@@ -57,7 +57,7 @@ class Stage:
 
     def features(self, name: str, axis: int = 0, groups: int = 1) -> Value:
         """The current value, whose features a tensor's axis (times `groups`) must be; the model's input, made now,
-        where there is none."""
+        if there is none."""
         shape = self.tensors.arrays[name].shape
         size = shape[axis] * groups
         if self.x is None:
@@ -250,7 +250,7 @@ def _softmax(stage: Stage, entry: Entry) -> None:
 
 
 def _dropout(stage: Stage, entry: Entry) -> None:
-    stage.current()  # drops nothing where nothing is trained
+    stage.current()  # drops nothing if nothing is trained
 
 
 def _skip(stage: Stage, entry: Entry) -> None:

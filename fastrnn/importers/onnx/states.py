@@ -24,7 +24,7 @@ _MAX_ELEMENTS = 1 << 24  # of one numbered input; states are far smaller, and se
 def pair(graph: Graph, given: dict | None = None) -> Graph:
     """The graph with `states`. given: the caller's own mapping, which is checked and taken instead of what is found.
 
-    Raises StateError where `given` does not fit the graph, or one input has several outputs to continue from.
+    Raises StateError if `given` does not fit the graph, or one input has several outputs to continue from.
     """
     if given is not None:
         return graph.replace(states=_checked(graph, given))

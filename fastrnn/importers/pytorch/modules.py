@@ -37,7 +37,7 @@ class Converted:
     how: str
 
     def answer(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
-        """What the module itself answers, flattened; None where it does not take such sizes."""
+        """What the module itself answers, flattened; None if it does not take such sizes."""
         arrays = iter(torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.example)
         try:
             with torch.no_grad(), quiet():
@@ -104,7 +104,7 @@ def _other_sizes(own: Mapping[str, int]) -> list[dict[str, int]]:
     return [{"batch": batch, "time": time} for batch, time in pairs]
 
 
-# A wrong order of gates or a length of the example's shows as 1e-2 and more, two float32 engines differ by some 1e-6.
+# A wrong order of gates or a length of the example's shows as 1e-2 and more, two float32 engines differ by about 1e-6.
 TOLERANCE = 1e-3
 
 
@@ -113,7 +113,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _gap(mine: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of arrays of one shape, relative to 1 + |theirs|; inf where one alone is not finite."""
+    """The largest difference of arrays of one shape, relative to 1 + |theirs|; inf if one alone is not finite."""
     a, b = mine.astype(np.float64), theirs.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b) / (1 + np.abs(b)))

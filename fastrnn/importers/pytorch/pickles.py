@@ -20,7 +20,7 @@ HOW_TO_SAVE = (
     "save the weights alone, torch.save(model.state_dict(), path), and load them with layers=[...]; or, if you trust "
     "the file, pass allow_torch=True, which runs it through torch"
 )
-MAX_OPCODES = 10_000_000  # a checkpoint of 100,000 tensors has some 3 million
+MAX_OPCODES = 10_000_000  # a checkpoint of 100,000 tensors has about 3 million
 # What the tensors of a file may add up to, in sizes of the file: tied weights are views of one storage.
 MAX_SHARING = 16
 
@@ -195,7 +195,7 @@ class Unpickler:
         self.memo: dict[int, object] = {}
 
     def load(self):
-        """The object. Raises Refused for what it may not name, ModelFormatError where it is damaged."""
+        """The object. Raises Refused for what it may not name, ModelFormatError if it is damaged."""
         for _ in range(MAX_OPCODES):
             code = self._take(1)[0]
             if code == 0x2E:  # STOP

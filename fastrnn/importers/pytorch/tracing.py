@@ -39,7 +39,7 @@ class _Tracer(fx.Tracer):
 def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
     """(the traced module, names of its inputs). count: how many inputs the example gives, None if there is none.
 
-    Arguments with defaults keep them beyond those that are given. Raises Unknown where fx can't trace it.
+    Arguments with defaults keep them beyond those that are given. Raises Unknown if fx can't trace it.
     """
     if type(module) in MODULES:
         return _alone(module, count)

@@ -26,7 +26,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 def opened(source, where: str | None = None) -> Iterator[H5]:
     """The HDF5 file at a path or in bytes, open while the `with` lasts; where: its name in errors.
 
-    Raises ModelFormatError for whatever is wrong with it, OSError where it can't be read at all.
+    Raises ModelFormatError for whatever is wrong with it, OSError if it can't be read at all.
     """
     import h5py
 
@@ -103,7 +103,7 @@ class H5:
         return self._find(path) is not None
 
     def group(self, path: str):
-        """The h5py group at a path. Raises ModelFormatError where there is none."""
+        """The h5py group at a path. Raises ModelFormatError if there is none."""
         import h5py
 
         found = self._find(path)
@@ -112,7 +112,7 @@ class H5:
         return found
 
     def array(self, path: str) -> np.ndarray:
-        """The numbers of the dataset at a path. Raises ModelFormatError where there is none."""
+        """The numbers of the dataset at a path. Raises ModelFormatError if there is none."""
         import h5py
 
         found = self._find(path)
@@ -175,7 +175,7 @@ def is_h5(head: bytes) -> bool:
 def layer_tensors(file: H5) -> dict[str, list[tuple[str, np.ndarray]]]:
     """Layer name -> its (weight name, array) in order, of a file in the layout that Keras calls legacy.
 
-    Raises ModelFormatError where the lists of names and the groups don't agree.
+    Raises ModelFormatError if the lists of names and the groups don't agree.
     """
     root = "/model_weights" if file.has("/model_weights") else "/"
     layers = file.texts("layer_names", root)

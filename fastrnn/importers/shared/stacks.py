@@ -57,7 +57,7 @@ class Stack:
 
 
 def read(tensors: Tensors, prefix: str | None, kind: str, options: StackOptions) -> Stack:
-    """The recurrent stack whose tensors begin with a prefix. Raises ModelFormatError where they don't fit the kind."""
+    """The recurrent stack whose tensors begin with a prefix. Raises ModelFormatError if they don't fit the kind."""
     under = f"{prefix}/" if prefix else ""
     keras = [n for n in tensors.arrays if "/" in n and n.startswith(under)]
     if keras:

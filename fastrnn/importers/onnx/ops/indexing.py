@@ -133,7 +133,7 @@ def _gather_nd(ctx, n: NodeReader):
 
 @op("ScatterElements", attrs="axis reduction")
 def _scatter_elements(ctx, n: NodeReader):
-    """Along a value of one axis: place j is the update whose index is j, and what it was where there is none. That is
+    """Along a value of one axis: place j is the update whose index is j, and what it was if there is none. That is
     how a permutation is turned round."""
     x, known, updates = n.input(0), n.input(1), n.input(2)
     n.only("reduction", "string", "none", ("none",))

@@ -23,7 +23,7 @@ _NAMES = {
 _COMMON = "activation_alpha activation_beta activations clip direction hidden_size layout"
 
 
-# Functions whose defaults onnxruntime (1.31, measured) takes as 0 where a file gives none; ONNX says 1.
+# Functions whose defaults onnxruntime (1.31, measured) takes as 0 if a file gives none; ONNX says 1.
 _ZERO_ELSEWHERE = {"affine": ("alpha",), "thresholded_relu": ("alpha",), "scaled_tanh": ("alpha", "beta")}
 
 
@@ -158,7 +158,7 @@ def _many_rows(ctx, value, batch):
 
 
 def _lengths(ctx, value, time, batch):
-    """sequence_lens as int64 [batch], or None where every row has the full length."""
+    """sequence_lens as int64 [batch], or None if every row has the full length."""
     if value is None:
         return None
     if len(value.dims) != 1:

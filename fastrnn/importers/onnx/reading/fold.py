@@ -32,7 +32,7 @@ _OWN = frozenset(
 
 
 def fold(node: OnnxNode, arrays: list, opsets: dict[str, int], limit: int = MAX_ELEMENTS) -> list:
-    """The node's outputs. arrays: one an input, None if absent. Raises ModelFormatError where it can't run."""
+    """The node's outputs. arrays: one an input, None if absent. Raises ModelFormatError if it can't run."""
     size = _size(node, [a for a in arrays if a is not None])
     if size > limit:
         raise Finding(f"a constant of {size} elements; at most {limit} are folded")

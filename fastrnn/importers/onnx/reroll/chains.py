@@ -66,7 +66,7 @@ def _takes(graph: NodeGraph) -> dict[tuple, dict[str, int]]:
 
 
 class _Chain:
-    """One chain over the steps of `source` along `axis`; making it raises NotACell where there is none.
+    """One chain over the steps of `source` along `axis`; making it raises NotACell if there is none.
 
     takes : value name -> step. hs, cs : h and c (None: no c) behind each step; start, start_c : before the first, ""
     where they are zero.

@@ -68,7 +68,7 @@ class Difference:
 
 @dataclass
 class Recognised:
-    """A cell: its spec and weights, in ONNX's gate order, float32. Wb, Rb: None where the step adds no bias."""
+    """A cell: its spec and weights, in ONNX's gate order, float32. Wb, Rb: None if the step adds no bias."""
 
     spec: CellSpec
     W: np.ndarray

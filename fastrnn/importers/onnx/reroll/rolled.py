@@ -21,7 +21,7 @@ class Rolled:
 
     steps : how many copies there were; None for a Loop, whose trip count is an input.
     flip_x, flip_y : the steps take the sequence from its end; y was put together from its end.
-    stack : the axis of y along which the steps are stacked, or None where they are concatenated as they are.
+    stack : the axis of y along which the steps are stacked, or None if they are concatenated as they are.
     """
 
     cell: Recognised
