@@ -38,6 +38,7 @@ ARROWS = {
 # Modules at the top of fastrnn/ -> the entry of `ARROWS` that they belong to.
 TOP = {
     "model": "model",
+    "formats": "model",
     "loading": "model",
     "onnx_files": "model",
     "selected": "model",

@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import loading
+from .. import formats, loading
 from ..errors import ModelFormatError, UnsupportedError
 from . import exceptions
 from .described import OnnxDescription, PlainDescription, fix_free_sizes
@@ -54,14 +54,14 @@ def read(
         raise InvalidGraph(str(error)) from error
 
 
-def _format_of(source) -> loading.Format:
+def _format_of(source) -> formats.Format:
     """The format of a source. A path whose suffix is of no format is an ONNX file, as for onnxruntime."""
-    onnx = next(form for form in loading.FORMATS if form.name == "onnx")
+    onnx = next(form for form in formats.FORMATS if form.name == "onnx")
     if isinstance(source, bytes | bytearray | memoryview):
-        return loading.format_of(source) if bytes(source) else onnx
+        return formats.format_of(source) if bytes(source) else onnx
     name = Path(source).name.lower()
-    if any(name.endswith(suffix) for form in loading.FORMATS for suffix in form.suffixes):
-        return loading.format_of(source)
+    if any(name.endswith(suffix) for form in formats.FORMATS for suffix in form.suffixes):
+        return formats.format_of(source)
     if not Path(source).is_file():
         raise NoSuchFile(f"no model file {source}")
     return onnx

@@ -74,8 +74,7 @@ def verify(
 
     Examples
     --------
-    >>> report = fastrnn.verify("examples/tone_words.onnx")
-    >>> report.ok
+    >>> fastrnn.verify("examples/tone_words.onnx").ok
     True
     """
     from ...model import Model
