@@ -83,7 +83,7 @@ def peak_rss():
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
-class Worker:
+class WorkerLoop:
     """The engine, and the case that is open."""
 
     def __init__(self, engine, name, threads):
@@ -147,7 +147,7 @@ def main(argv):
         send({"missing": str(error)})
         return
     send({"version": version, "pid": os.getpid()})
-    worker = Worker(engine, name, threads)
+    worker = WorkerLoop(engine, name, threads)
     for line in sys.stdin:
         message = json.loads(line)
         try:

@@ -81,7 +81,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Context:
+class CallCosts:
     """What all ops of a call share. sizes: {"batch": ..., "time": ..., "span": ...}; footprint: weight bytes that a
     call reads, from which follows where they live; threads: of a call."""
 
@@ -134,7 +134,7 @@ def sizes_of(plan: Plan, batch: int, time: int) -> list[dict[str, int]]:
 def _predict_at(plan: Plan, limits: Limits, sizes: Mapping[str, int], threads: int) -> list[Cost]:
     flops = D.evaluate(plan.flops, sizes) if plan.ops else 0
     used = max(1, min(threads, flops // FLOPS_A_THREAD))
-    context = Context(plan, limits, sizes, footprint_of(plan), used)
+    context = CallCosts(plan, limits, sizes, footprint_of(plan), used)
     return [cost_of(op, context) for op in plan.ops]
 
 
@@ -147,7 +147,7 @@ def _mean(costs: tuple[Cost, ...]) -> Cost:
     return replace(most, **counts, **means)
 
 
-def cost_of(op: Op, context: Context) -> Cost:
+def cost_of(op: Op, context: CallCosts) -> Cost:
     """The cost of one op."""
     parts, flops, weights, data = costs[op.kind](op, context)
     limits, footprint = context.limits, context.footprint

@@ -16,7 +16,7 @@ from ..machine._isa import tile_rows
 from .limits import Limits
 
 if TYPE_CHECKING:
-    from .cost_model import Context
+    from .cost_model import CallCosts
 
 FLOAT = 4
 SHARED = frozenset(("cell", "linear", "conv"))  # kinds of ops that threads share
@@ -56,7 +56,7 @@ def _blocks(columns: int, vectors: int, lanes: int) -> list[tuple[int, int]]:
     return [(lanes, vectors)] * full + ([(lanes, last)] if last else []) + ([(width, 1)] if narrow else [])
 
 
-def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: Context, footprint: int) -> Parts:
+def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: CallCosts, footprint: int) -> Parts:
     """rows x K times K x the blocks' columns, tile by tile. (width, vectors) of each block; the weights are read once
     for all rows of a block, which then stay in a cache nearer by."""
     limits, factors, lanes = context.limits, context.factors, context.lanes
@@ -103,7 +103,7 @@ def _busiest(parts: Parts) -> Parts:
 
 
 @costs("cell")
-def _cell(op: Op, context: Context):
+def _cell(op: Op, context: CallCosts):
     spec = context.plan.cells[op.fields["cell"]].spec
     steps, rows = context.number(op.fields["steps"]), context.number(op.fields["rows"])
     I, H, G = spec.input_size, spec.hidden_size, spec.gates  # noqa: E741
@@ -139,7 +139,7 @@ def _cell(op: Op, context: Context):
 
 
 @costs("linear")
-def _linear(op: Op, context: Context):
+def _linear(op: Op, context: CallCosts):
     packed, _ = context.plan.linears[op.fields["packed"]]
     outer = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
     rows = context.number(op.fields["n2"])
@@ -148,7 +148,7 @@ def _linear(op: Op, context: Context):
     return parts, context.number(op.flops), weights, FLOAT * outer * rows * (packed.K + packed.N)
 
 
-def _dense(rows: int, K: int, N: int, context: Context, footprint: int) -> Parts:
+def _dense(rows: int, K: int, N: int, context: CallCosts, footprint: int) -> Parts:
     """A product of `rows` rows with packed weights [K, N], its activation included as moving its results."""
     parts = _product(rows, K, _blocks(N, 4, context.lanes), context, footprint)
     ticks = context.factors.product + rows * math.ceil(N / context.lanes) * context.factors.element
@@ -161,7 +161,7 @@ def _times(count: int, parts: Parts) -> Parts:
 
 
 @costs("matmul")
-def _matmul(op: Op, context: Context):
+def _matmul(op: Op, context: CallCosts):
     m, k, n = (context.number(op.fields[name]) for name in "mkn")
     count = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
     one = _dense(m, k, n, context, FLOAT * k * n)
@@ -169,14 +169,14 @@ def _matmul(op: Op, context: Context):
     return _times(count, one), context.number(op.flops), 0, FLOAT * count * (m * k + k * n + m * n)
 
 
-def _window(op: Op, context: Context) -> tuple[int, int]:
+def _window(op: Op, context: CallCosts) -> tuple[int, int]:
     """(output positions, taps) of an op over windows."""
     f = {name: context.number(op.fields[name]) for name in ("batch", "out_h", "out_w", "taps_h", "taps_w")}
     return f["batch"] * f["out_h"] * f["out_w"], f["taps_h"] * f["taps_w"]
 
 
 @costs("conv")
-def _conv(op: Op, context: Context):
+def _conv(op: Op, context: CallCosts):
     positions, taps = _window(op, context)
     groups, channels, outs = (context.number(op.fields[name]) for name in ("groups", "channels", "outs"))
     K, weights = taps * channels, FLOAT * groups * taps * channels * outs
@@ -186,7 +186,7 @@ def _conv(op: Op, context: Context):
 
 
 @costs("depthwise")
-def _depthwise(op: Op, context: Context):
+def _depthwise(op: Op, context: CallCosts):
     positions, taps = _window(op, context)
     channels = context.number(op.fields["channels"])
     vectors = math.ceil(channels / context.lanes)
@@ -196,7 +196,7 @@ def _depthwise(op: Op, context: Context):
 
 
 @costs("pool")
-def _pool(op: Op, context: Context):
+def _pool(op: Op, context: CallCosts):
     positions, taps = _window(op, context)
     vectors = math.ceil(context.number(op.fields["channels"]) / context.lanes)
     ticks = positions * (2 * context.factors.move + vectors * (taps + context.factors.element))
@@ -215,7 +215,7 @@ _SIMPLE = frozenset(
 
 
 @costs("elementwise")
-def _elementwise(op: Op, context: Context):
+def _elementwise(op: Op, context: CallCosts):
     _, instructions = context.plan.programs[op.fields["program"]]
     rank = op.fields["rank"]
     sizes = [context.number(op.fields[f"size{i}"]) for i in range(rank)]
@@ -231,7 +231,7 @@ def _elementwise(op: Op, context: Context):
 
 
 @costs("copy")
-def _copy(op: Op, context: Context):
+def _copy(op: Op, context: CallCosts):
     rank = context.number(op.fields["rank"])
     sizes = [context.number(op.fields[f"size{i}"]) for i in range(rank)]
     inner, runs = (sizes[-1] if sizes else 1), math.prod(sizes[:-1])
@@ -247,7 +247,7 @@ def _copy(op: Op, context: Context):
 
 
 @costs("gather")
-def _gather(op: Op, context: Context):
+def _gather(op: Op, context: CallCosts):
     rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
     size = context.number(op.fields["inner"]) * context.number(op.fields["item"])
     reading = 1e9 * rows * size / context.limits.read_rate(context.footprint)
@@ -255,7 +255,7 @@ def _gather(op: Op, context: Context):
 
 
 @costs("state_load", "state_store")
-def _state(op: Op, context: Context):
+def _state(op: Op, context: CallCosts):
     rows, size = context.number(op.fields["rows"]), context.number(op.fields["size"])
     moved = 2 * FLOAT * rows * size
     parts = Parts(reading=1e9 * moved / context.limits.read_rate(moved))
@@ -263,13 +263,13 @@ def _state(op: Op, context: Context):
 
 
 @costs("zero")
-def _zero(op: Op, context: Context):
+def _zero(op: Op, context: CallCosts):
     count = context.number(op.fields["count"])
     return Parts(overhead=count / context.lanes * context.tick), 0, 0, FLOAT * count
 
 
 @costs("reduce")
-def _reduce(op: Op, context: Context):
+def _reduce(op: Op, context: CallCosts):
     rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
     count, step = context.number(op.fields["count"]), context.number(op.fields["step"])
     each = context.factors.element / context.lanes if step == 1 else 1.0
@@ -278,7 +278,7 @@ def _reduce(op: Op, context: Context):
 
 
 @costs("softmax", "layer_norm")
-def _rows_of_functions(op: Op, context: Context):
+def _rows_of_functions(op: Op, context: CallCosts):
     """Some passes over rows of n, and in each vector as much as 1.5 tanh (softmax) or half of one."""
     rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
     n = context.number(op.fields["n"])
@@ -290,7 +290,7 @@ def _rows_of_functions(op: Op, context: Context):
 
 
 @costs("loop")
-def _loop(op: Op, context: Context):
+def _loop(op: Op, context: CallCosts):
     """The ops of its body, at every step. Their flops are those of all steps already, all else is of one."""
     steps = context.number(op.fields["steps"])
     parts, flops, weights, data = Parts(), 0, 0, 0
@@ -306,7 +306,7 @@ def _loop(op: Op, context: Context):
 
 
 @costs("integers", "argmax", "cumsum", "running", "tail", "attention", "steps", "advance")
-def _scalar(op: Op, context: Context):
+def _scalar(op: Op, context: CallCosts):
     """One operation per tick and element, as a scalar loop does."""
     work = context.number(op.flops)
     return Parts(overhead=work * context.tick), work, 0, 0

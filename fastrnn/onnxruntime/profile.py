@@ -11,7 +11,7 @@ from contextlib import contextmanager
 MOST_EVENTS = 1_000_000  # as onnxruntime keeps
 
 
-class Profile:
+class SessionProfile:
     """Events of a session, written at its end. Several threads may add to it."""
 
     def __init__(self, prefix: str):

@@ -21,7 +21,7 @@ from .exceptions import ArgumentError, ArgumentTypeError, Fail, InvalidArgument,
 from .feeds import Feed, check_names, unknown
 from .logs import log
 from .options import SessionOptions
-from .profile import Profile
+from .profile import SessionProfile
 from .reading import read
 from .types import dtype_of
 from .values import OrtValue
@@ -74,7 +74,7 @@ class InferenceSession:
         options = {name: value for name, value in options.items() if name not in _TUNING}
         if given.intra_op_num_threads > 0 and options.get("threads") is None:
             options["threads"] = given.intra_op_num_threads
-        self._profile = Profile(given.profile_file_prefix) if given.enable_profiling else None
+        self._profile = SessionProfile(given.profile_file_prefix) if given.enable_profiling else None
         with self._event("session_initialization"):
             named, denoted = getattr(given, "_named", {}), getattr(given, "_denoted", {})
             self.model, self._description = read(path_or_bytes, named, denoted, options)

@@ -31,7 +31,7 @@ def fuse_attention(graph: Graph) -> Graph:
     if not any(n.op == "softmax" for n in graph.nodes) and not any(n.op == "attention" for n in graph.nodes):
         return graph
     simple = simplify_moves(graph)
-    editor = _Editor(simple)
+    editor = _AttentionEditor(simple)
     for node in simple.nodes:
         found = editor.match(node)
         if found is not None:
@@ -59,7 +59,7 @@ class _Found:
     biases: list = field(default_factory=list)  # the outermost first
 
 
-class _Editor:
+class _AttentionEditor:
     def __init__(self, graph: Graph):
         self.graph, self.makers, self.readers = graph, graph.producers(), graph.consumers()
         self.patch, self.values = (patch := Patch(graph)), patch.values

@@ -17,7 +17,7 @@ def simplify_moves(graph: Graph) -> Graph:
     that merges the axis of a concat into the next one is a concat of such reshapes, where nobody else reads between;
     ops that work row by row move above a reshape that merges rows.
     """
-    editor = _Editor(graph)
+    editor = _MoveEditor(graph)
     while editor.sweep():
         pass
     if not editor.changes:
@@ -26,7 +26,7 @@ def simplify_moves(graph: Graph) -> Graph:
     return graph.replace(nodes=tuple(editor.nodes), values=editor.values, notes=notes)
 
 
-class _Editor:
+class _MoveEditor:
     def __init__(self, graph: Graph):
         self.graph, self.nodes, self.values = graph, list(graph.nodes), dict(graph.values)
         self.outputs, self.names = set(graph.outputs), {n.name for n in graph.nodes}

@@ -71,7 +71,7 @@ class TestTiming:
 
     def test_a_round_warms_up_first(self, worker):
         fake = Fake("a", 100, worker.clock)
-        serving = worker.Worker({}, "a", 1)
+        serving = worker.WorkerLoop({}, "a", 1)
         serving.chosen, serving.batch = fake, 1
         reply = serving.round({"ns": 1000})
         assert reply["ns"] == [100] * 10

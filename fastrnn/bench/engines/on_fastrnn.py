@@ -20,7 +20,7 @@ def candidates(job, engine, threads):
     """One way to step, two to run a sequence."""
     model = load(job, threads)
     if job["sequence"]:
-        return [Push(job, model), Run(job, model)]
+        return [Push(job, model), WholeRun(job, model)]
     if job["slots"] and engine != "fastrnn-plain":
         return [PoolStep(job, model)]
     return [Step(job, model)]
@@ -158,7 +158,7 @@ class Push:
         return np.stack(found)
 
 
-class Run:
+class WholeRun:
     """`model.run(x)`: the file's own axes."""
 
     name = "run"

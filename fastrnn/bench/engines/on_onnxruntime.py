@@ -26,7 +26,7 @@ def candidates(job, engine, threads):
     session = onnxruntime.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
     if engine == "ort-gather":
         return [Gather(job, session)]
-    return [IOBinding(job, session) if engine == "ort-iobinding" else Run(job, session)]
+    return [BoundRun(job, session) if engine == "ort-iobinding" else SessionRun(job, session)]
 
 
 def stream_bytes(job):
@@ -34,7 +34,7 @@ def stream_bytes(job):
     return sum(4 * int(np.prod(shape)) for _, _, shape in job["states"]) // job["batch"]
 
 
-class Run:
+class SessionRun:
     """`session.run(names, feeds)`."""
 
     name = "run"
@@ -86,7 +86,7 @@ class Gather:
     name = "gather"
 
     def __init__(self, job, session):
-        self.plain = Run(job, session)
+        self.plain = SessionRun(job, session)
         axes = [shape.index(job["batch"]) if job["batch"] > 1 else len(shape) - 2 for _, _, shape in job["states"]]
         self.rows = np.random.default_rng(0).permutation(job["slots"])[: job["batch"]]
         self.held = {}
@@ -125,7 +125,7 @@ class Sessions:
         lone["shape"] = one_row(job["shape"], job["batch"])
         self.axis = 1 if job["kind"] != "model" else 0
         rows = np.random.default_rng(0).permutation(job["slots"])[: job["batch"]]
-        self.streams = [Run(lone, sessions[i]) for i in rows]
+        self.streams = [SessionRun(lone, sessions[i]) for i in rows]
         self.others = sessions  # open, though not stepped now
 
     def calls(self, n):
@@ -147,14 +147,14 @@ def one_row(shape, batch):
     return (*shape[:axis], 1, *shape[axis + 1 :])
 
 
-class IOBinding:
+class BoundRun:
     """`run_with_iobinding`; with states two bindings take turns, each reading the buffers that the other writes."""
 
     name = "IOBinding"
 
     def __init__(self, job, session):
         self.run = session.run_with_iobinding
-        plain = Run(job, session)
+        plain = SessionRun(job, session)
         shapes = {n: a.shape for n, a in zip(plain.names, session.run(plain.names, plain.feeds), strict=True)}
         self.x = np.zeros(job["shape"], np.float32)
         first = {o: np.zeros(shapes[o], np.float32) for o in plain.names}
