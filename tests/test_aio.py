@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from pool_models import MODELS, PACED, data, opened, same, step_of
 from test_model_stream import some
-from test_pool import MODELS, PACED, data, opened, same, step_of
 
 import fastrnn
 from fastrnn.aio import Batcher

@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 from graph_builder import GraphBuilder
+from pool_models import MODELS, data, opened, same, stacked, step_of
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from test_model_stream import some, stack
-from test_pool import MODELS, data, opened, same, stacked, step_of
 from test_stream_windows import Stack
 
 import fastrnn

@@ -3,19 +3,14 @@
 import numpy as np
 import pytest
 from graph_builder import GraphBuilder
+from pool_models import MODELS, PACED, data, open_size, opened, same, stacked, step_of
 from test_model_stream import some, stack
 from test_plan import weights
-from test_pool import MODELS, PACED, data, open_size, same, stacked, step_of
 
 import fastrnn
 from fastrnn.graph.cells import CellSpec
 from fastrnn.graph.dims import TIME
 from fastrnn.model import Model
-
-
-def opened(model, n, capacity=None):
-    pool = model.pool(capacity=capacity or n)
-    return pool, np.array([pool.open() for _ in range(n)])
 
 
 class TestRows:

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from pool_models import MODELS, opened
 from test_model_stream import some
-from test_pool import MODELS, opened
 
 import fastrnn
 from fastrnn.model import Model

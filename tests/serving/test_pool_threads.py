@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pool_models import MODELS, PACED, data, open_size, opened, same, step_of
 from test_model_stream import some, stack
-from test_pool import MODELS, PACED, data, open_size, opened, same, step_of
 
 import fastrnn
 from fastrnn.model import Model

@@ -7,8 +7,8 @@ import weakref
 
 import numpy as np
 import pytest
+from pool_models import MODELS, PACED
 from test_model_stream import some, stack
-from test_pool import MODELS, PACED
 
 from fastrnn.bench import costs
 from fastrnn.model import Model
