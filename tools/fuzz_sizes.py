@@ -59,11 +59,13 @@ def _archived() -> dict[str, bytes]:
 def load(label: str):
     """The model of a label: `made:SEED`, `graphs:NAME` of the archive of fixtures, or a path."""
     import fastrnn
+    from fastrnn.selected import SelectedModel
 
     kind, _, name = label.partition(":")
     if kind == "made":
         return fastrnn.load(size_models.make(int(name)))
-    return fastrnn.load(_archived()[name] if kind == "graphs" else label)
+    model = fastrnn.load(_archived()[name] if kind == "graphs" else label)
+    return model._example if isinstance(model, SelectedModel) else model  # one branch, as load compiled it
 
 
 # ---- one case ------------------------------------------------------------------------------------------------------

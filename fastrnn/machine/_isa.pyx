@@ -120,8 +120,8 @@ def isa_info():
 
 
 def tile_rows(isa, vectors, blocks=1):
-    """The most rows of a tile of float32 products, over one block or two of that many vectors (1 to 4); 0 if there is no
-    such tile. isa: any table of this build; of another one, the active table answers."""
+    """The most rows of a tile of float32 products, over one block or two of that many vectors (1 to 4); 0 for no such
+    tile. isa: any table of this build; of another one, the active table answers."""
     cdef const frnn_kernels *table = _among(frnn_compiled(), isa)
     return (ACTIVE if table == NULL else table).products[0].rows[blocks - 1][vectors]
 

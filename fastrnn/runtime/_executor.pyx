@@ -44,8 +44,8 @@ cdef extern from "Python.h":
 
 # Floating-point operations of a call from which something pays off; an op does 40 to 100 of them per nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
-# The least share of a thread is FRNN_FLOPS_A_THREAD, if workers are still awake from the last call. A core that has gone
-# to sleep takes 0.5 ms and more to come back (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us,
+# The least share of a thread is FRNN_FLOPS_A_THREAD, if workers are still awake from the last call. A core that has
+# gone to sleep takes 0.5 ms and more to come back (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us,
 # 32 rows 1664 / 1475, 64 rows 2996 / 1650), so after a pause a call is shared only from about 1 ms on.
 cdef int64_t FLOPS_WORTH_WAKING = 100_000_000
 cdef int64_t AWAKE_NS = 200_000
