@@ -170,7 +170,7 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
             if match is None or v is None or v.dtype.kind != "f" or g.dtype.kind != "f" or g.ndim != v.ndim:
                 continue
             if any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=True)):
-                continue  # no norm over whole axes: left as it is, so that the error is raised where the weight is used
+                continue  # not a norm over whole axes: left alone, so that the error is raised where it is used
             axes = tuple(k for k, n in enumerate(g.shape) if n == 1)
             wide = v.astype(np.float64)
             length = np.sqrt(np.sum(wide**2, axis=axes, keepdims=True))
