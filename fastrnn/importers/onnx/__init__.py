@@ -7,8 +7,8 @@ The parts of this package, in the order in which they process a file:
     reroll/     turns recurrences that an exporter wrote out into cells: unrolled copies (unroll), loops over a cell
                 (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations
     sizes/      sizes as symbols with examples (symbols), frozen numbers reinterpreted (thaw, slices, blocks,
-                arithmetic, positions), signs that a frozen size is intended (evidence), the verdict (judge), and a batch of one
-                that can be read in several ways (guesses)
+                arithmetic, positions), signs that a frozen size is intended (evidence), the verdict (judge), and
+                a batch of one that can be read in several ways (guesses)
     ops/        the operators, one file per family
     selectors.py  inputs that select a branch of an If
     walk.py       one walk over the nodes; it writes to build.py

@@ -38,7 +38,7 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
             steps = {id(n) for n in _steps(graph, node)}
             graph.maker.update(dict.fromkeys(before, made))
             if any(id(n) in steps for n in sort_nodes(graph.maker, known, outputs)):
-                graph.maker.update(before)  # one step's result is used by itself: only the file's own length is right
+                graph.maker.update(before)  # one step's result is used elsewhere: only the file's own length works
                 continue
             changed = True
     if not changed:
