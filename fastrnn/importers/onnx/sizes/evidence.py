@@ -25,7 +25,7 @@ from ....graph.dims import Dim
 from ..reading.values import Const, Fill, Live, uniform
 
 SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2
-PLAIN_SHIFT = 8  # from this length on, a shift by one is taken literally: T // k is 1 only for unusual k
+PLAIN_SHIFT = 8  # from this length on, a shift by one is taken literally: T // k is 1 only if k > T / 2
 _LISTED = 64  # numbers of a small constant that are examined one by one
 _LARGEST = 1 << 16  # elements of a constant that is checked for being uniform
 # Operators whose inputs may be bare scalars of the program.
@@ -139,7 +139,7 @@ class Ledger:
         self.widths.append((length, label))
 
     def table(self, length: int, label: str, values: list) -> None:
-        """Record a `Table` if a constant of this length meets values of the walk."""
+        """Record a `Table`: a constant of this length that meets values of the walk."""
         self.tables.append(Table(length, label, tuple(v.name for v in values if isinstance(v, Live))))
 
     def scalar(self, node, values: list) -> None:
