@@ -1,1 +1,1 @@
-"""Importers: a foreign file -> `fastrnn.graph.Graph`. Each knows one format, and imports its library itself."""
+"""Importers: a foreign file -> `fastrnn.graph.Graph`. Each importer knows one format and imports its library itself."""

@@ -1,4 +1,4 @@
-"""A recurrent layer given as arrays -> Graph: weights from an npz, from JSON, or from a paper."""
+"""A recurrent layer given as arrays -> Graph, for weights from an npz, JSON or a paper."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..graph.dims import BATCH, TIME
 from .shared.builder import GraphWriter
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-# Letters that texts give the gates -> those of `GATE_ORDER`.
+# Common letters for the gates -> those of `GATE_ORDER`.
 _LETTERS = {
     "rnn": {"i": "i"},
     "lstm": {"i": "i", "f": "f", "o": "o", "c": "c", "g": "c", "j": "c"},
@@ -50,12 +50,12 @@ def build(
     h0=None,
     c0=None,
 ) -> Graph:
-    """The graph of one recurrent layer; `fastrnn.from_arrays` says what the arguments are.
+    """The graph of one recurrent layer; `fastrnn.from_arrays` documents the arguments.
 
     Raises
     ------
-    ShapeError : an array that does not fit, naming it. ModelFormatError : an unknown word, or one that does not fit the
-    kind.
+    ShapeError : an array does not fit; the text names it. ModelFormatError : an unknown option, or one that does not
+    fit the kind.
     """
     kind, activations = _kind(kind, activations)
     if direction not in DIRECTIONS:
@@ -103,7 +103,7 @@ def _reversed(spec: CellSpec, reverse: bool) -> CellSpec:
 
 
 def _start(writer: GraphWriter, array, d: int, name: str) -> Value | None:
-    """An initial state, the same for every row of a batch."""
+    """An initial state, equal for every row of a batch."""
     if array is None:
         return None
     row = writer.constant(array[d : d + 1], name)
@@ -142,7 +142,7 @@ def _order(kind: str, order: str | None) -> str:
 
 
 def _only_of(kind: str, reset: str, z_keeps: str, input_forget: bool, peepholes: bool, cell_state: bool) -> None:
-    """Words that only one kind of cell knows."""
+    """Refuse options that belong to another kind of cell."""
     if reset not in ("before", "after"):
         raise ModelFormatError(f"reset={reset!r}; there are before and after (the product)")
     if z_keeps not in ("old", "new"):
@@ -165,9 +165,9 @@ def _clip(clip) -> float | None:
 
 
 def _array(name: str, array, D: int, shape: tuple, text: str | None = None) -> np.ndarray | None:
-    """float64 [D, *shape], every number one that float32 can hold, rounded or exact (fastrnn.graph.casts).
+    """float64 [D, *shape]. Every number fits in float32, rounded or exact (fastrnn.graph.casts).
 
-    One direction may leave its axis out. None in `shape` is any size from 1 on.
+    The D axis may be left out for one direction. None in `shape` is any size from 1.
     """
     if array is None:
         if name in ("W", "R"):
@@ -208,7 +208,7 @@ def _peepholes(P: np.ndarray | None, order: str) -> np.ndarray | None:
 
 
 def _turn_z(parts: dict, spec: CellSpec) -> None:
-    """h = z*n + (1-z)*h_old is the usual form with 1-z for z, and 1 - sigmoid(a) = sigmoid(-a)."""
+    """Negate z: h = z*n + (1-z)*h_old is the usual form with 1-z for z, and 1 - sigmoid(a) = sigmoid(-a)."""
     gate = spec.activations[0]
     if gate.name != "sigmoid" and not (gate.name == "hard_sigmoid" and gate.beta == 0.5):
         raise ModelFormatError(f"z_keeps='new' needs a gate whose 1 - f(a) is f(-a), such as sigmoid, not {gate.name}")

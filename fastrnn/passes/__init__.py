@@ -1,6 +1,6 @@
-"""Graph -> Graph, each pass pure and named; `standard_passes` lists them in the order in which they run.
+"""Graph -> Graph. Each pass is pure and named. `standard_passes` lists them in the order they run.
 
-A pass takes a valid graph and returns one that means the same, with a line in `notes` when it changed something.
+A pass takes a valid graph and returns an equivalent one. It adds a line to `notes` if it changed something.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is said along time in a way that no stream could follow, said in one that it can."""
+"""Rewrites operations along time that can't be streamed into forms that can."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .patch import Patch
 
 
 def split_reductions(graph: Graph) -> Graph:
-    """A reduction over time and other axes at once: first over the others, at each step, then over time."""
+    """Split a reduction over time and other axes in two: over the other axes at each step, then over time."""
     patch = Patch(graph)
     for node in graph.nodes:
         if node.op == "reduce":
@@ -32,7 +32,7 @@ def _split(patch: Patch, node: Node) -> None:
 
 
 def join_constants(graph: Graph) -> Graph:
-    """A concat of a sequence with steps of one constant before or after it, zeros mostly: a pad."""
+    """Turn a concat of a sequence with constant steps (mostly zeros) before or after it into a pad."""
     patch = Patch(graph)
     alike = {name: array.flat[0] for name, array in graph.constants.items() if array.size and _alike(array)}
     for node in graph.nodes:
@@ -45,7 +45,7 @@ def join_constants(graph: Graph) -> Graph:
 
 
 def _as_pad(graph: Graph, node: Node, alike: dict) -> Node | None:
-    """The pad that a concat along time is: one part lives, the others hold one and the same number."""
+    """The pad equivalent to a concat along time: one part is not constant, the others all hold the same number."""
     axis, dims = node.attrs["axis"], graph.values[node.outputs[0]].dims
     live = [i for i, name in enumerate(node.inputs) if name not in alike]
     if "time" not in D.symbols(dims[axis]) or len(live) != 1 or graph.values[node.outputs[0]].dtype != "float32":
@@ -63,7 +63,7 @@ def _as_pad(graph: Graph, node: Node, alike: dict) -> Node | None:
 
 
 def step_sums(graph: Graph) -> Graph:
-    """A running sum over time: each step's is that of the step before and its own value, which a stream keeps."""
+    """Turn a running sum over time into a state: the sum of the previous step plus the step's own value."""
     patch = Patch(graph)
     for node in graph.nodes:
         if node.op == "cumsum":
@@ -90,11 +90,11 @@ def _as_steps(patch: Patch, node: Node) -> None:
     )
 
 
-MOST_RUNS = 64  # of one lookup; windows of more steps than this are left as they are
+MOST_RUNS = 64  # of one lookup; longer windows are left unchanged
 
 
 def cut_runs(graph: Graph) -> Graph:
-    """A lookup of steps t + 0, t + 1.. for every t, as Unfold is exported: cuts of the sequence, side by side."""
+    """Turn a lookup of steps t + 0, t + 1.. for every t (how Unfold is exported) into slices, side by side."""
     producers, patch = graph.producers(), Patch(graph)
     for node in graph.nodes:
         run = _run(graph, producers, node.inputs[1]) if node.op == "gather" else None
@@ -104,7 +104,7 @@ def cut_runs(graph: Graph) -> Graph:
 
 
 def _run(graph: Graph, producers: dict, name: str) -> tuple | None:
-    """(offsets, time first) of indices [k, T] or [T, k] that are t + offsets[j], at t = 0 to T - 1."""
+    """(offsets, time first) of indices [k, T] or [T, k] that equal t + offsets[j] for t = 0 to T - 1."""
     offset, dims = np.zeros(1, np.int64), graph.values[name].dims
     while (node := producers.get(name)) is not None and node.op != "steps":
         if node.op == "binary" and node.attrs["fn"] == "add" and offset.size == 1:

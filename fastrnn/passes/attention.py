@@ -1,9 +1,9 @@
-"""Attention written out as products and a softmax becomes one node, and its masks become what they mean.
+"""Fuses attention written as products and a softmax into one node, and simplifies its masks.
 
     softmax(scale * q k' [softcapped] [+ bias | where(mask)]) v        [weights that are NaN replaced by 0]
 
-A mask that only says which steps are seen becomes `causal` and `window` (attention_masks.py); any other stays what the
-program wrote: an addition is the node's bias, a choice its mask and bias.
+A mask that only says which steps are seen becomes `causal` and `window` (attention_masks.py). Any other mask stays as
+the program wrote it: an addition becomes the node's bias, a `where` its mask and bias.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .patch import Patch
 def fuse_attention(graph: Graph) -> Graph:
     """matmul, softmax, matmul as one `attention` node, with its scale, softcap, mask and bias.
 
-    Only where nobody else reads the scores or weights. Weights may be turned round, or their batch and heads merged,
-    on the way: as a product of several axes is written out.
+    Only if no other node reads the scores or weights. Weights may be transposed, or their batch and heads merged, on
+    the way, because products of several axes are written like that.
     """
     if not any(n.op == "softmax" for n in graph.nodes) and not any(n.op == "attention" for n in graph.nodes):
         return graph
@@ -43,7 +43,7 @@ def fuse_attention(graph: Graph) -> Graph:
 
 @dataclass
 class _Found:
-    """One attention: names of q [.., Tq, d], of k turned round [.., d, Tk] and of v [.., Tk, dv]."""
+    """One attention: names of q [.., Tq, d], transposed k [.., d, Tk] and v [.., Tk, dv]."""
 
     q: str
     k_turned: str
@@ -53,8 +53,8 @@ class _Found:
     safe: bool = False
     causal: bool = False
     window: int = 0
-    low: float = -np.inf  # the largest number that hides a step of which `causal` and `window` know
-    turned: bool = False  # the scores, as far as they have been followed back, are [.., Tk, Tq]
+    low: float = -np.inf  # the largest number that hides a step covered by `causal` and `window`
+    turned: bool = False  # the scores, as far as they have been traced back, are [.., Tk, Tq]
     single: bool = False  # there is one query, or one key
     biases: list = field(default_factory=list)  # the outermost first
 
@@ -68,18 +68,18 @@ class _AttentionEditor:
 
     # -- reading --
     def maker(self, name: str, *ops: str) -> Node | None:
-        """The node of one of `ops` that makes a value which nobody else reads; else None."""
+        """The node that makes a value, if it is one of `ops` and the value has a single reader; else None."""
         node = self.makers.get(name)
         alone = len(self.readers.get(name, ())) == 1 and name not in self.graph.outputs
         return node if node is not None and node.op in ops and alone else None
 
     def number(self, name: str | None) -> float | None:
-        """The one number that a constant is."""
+        """The value of a constant that holds a single number."""
         array = self.graph.constants.get(name)
         return float(array.reshape(-1)[0]) if array is not None and array.size == 1 and array.ndim < 2 else None
 
     def match(self, node: Node) -> _Found | None:
-        """The attention whose last product `node` is."""
+        """The attention that ends in the product `node`."""
         if node.op != "matmul" or len(self.graph.values[node.inputs[0]].dims) < 3:
             return None
         found = _Found("", "", node.inputs[1])
@@ -105,9 +105,9 @@ class _AttentionEditor:
         return found
 
     def _followed(self, name: str, found: _Found) -> str:
-        """Back through moves that keep the last two axes, or turn them round (noted), and the order of all others.
+        """Trace back through moves that keep or swap (noted) the last two axes, and keep the order of all others.
 
-        Axes of one don't count; where queries or keys are one, nothing is followed.
+        Axes of size one don't count. If there is one query or one key, nothing is traced.
         """
         while not found.single:
             node = self.maker(name, "reshape", "transpose")
@@ -128,7 +128,7 @@ class _AttentionEditor:
         return name
 
     def _guarded(self, name: str) -> str | None:
-        """w of where(isnan(w), 0, w), as PyTorch guards a row that sees nothing; isnan is not(equal(w, w))."""
+        """w of where(isnan(w), 0, w), PyTorch's guard for a row that sees nothing. isnan is not(equal(w, w))."""
         pick = self.maker(name, "where")
         if pick is None or self.number(pick.inputs[1]) != 0:
             return None
@@ -140,7 +140,7 @@ class _AttentionEditor:
         return w if {n.name for n in self.readers[w]} <= {pick.name, same.name} else None
 
     def _without_bias(self, name: str, found: _Found) -> str:
-        """The scores before masks and biases, which are noted in `found`."""
+        """The scores before masks and biases, which are recorded in `found`."""
         while True:
             name = self._followed(name, found)
             node = self.maker(name, "binary", "where")
@@ -152,7 +152,7 @@ class _AttentionEditor:
             found.biases.append(bias)
 
     def _added(self, node: Node) -> tuple | None:
-        """(scores, what is added to them): the scores are the side that leads to the product."""
+        """(scores, what is added to them). The scores are the side that leads to the product."""
         sides = [node.inputs] if node.attrs["fn"] == "sub" else [node.inputs, node.inputs[::-1]]
         for scores, bias in sides if node.attrs["fn"] in ("add", "sub") else ():
             if self._leads_to_product(scores):
@@ -160,7 +160,7 @@ class _AttentionEditor:
         return None
 
     def _hidden(self, node: Node) -> tuple | None:
-        """(scores, the `where` that hides some of them by a very negative number)."""
+        """(scores, the `where` that hides some of them with a very negative number)."""
         for k in (1, 2):
             low = self.number(node.inputs[3 - k])
             if low is not None and low <= HIDING and self._leads_to_product(node.inputs[k]):
@@ -168,7 +168,7 @@ class _AttentionEditor:
         return None
 
     def _leads_to_product(self, name: str) -> bool:
-        """Whether a value is made by a product, of which the rest is done to it element by element."""
+        """Whether a value comes from a product followed only by elementwise operations."""
         steps = ("binary", "where", "unary", "matmul", "reshape", "transpose")
         for _ in range(16):
             node = self.maker(name, *steps)
@@ -184,13 +184,13 @@ class _AttentionEditor:
         return False
 
     def _product(self, name: str, found: _Found) -> tuple[str, str] | None:
-        """(q, k turned round) of the product that makes the scores, factors taken into the scale."""
+        """(q, transposed k) of the product that makes the scores; factors move into the scale."""
         name, scale = self._scaled(name, found)
         node = self.maker(name, "unary", "matmul")
         if node is not None and node.op == "unary" and node.attrs["fn"] == "tanh" and scale > 0:
             found.softcap = scale
             name, inner = self._scaled(node.inputs[0], found)
-            scale = inner * found.softcap  # the node divides by the softcap itself
+            scale = inner * found.softcap  # the node itself divides by the softcap
             node = self.maker(name, "matmul")
         if node is None or node.op != "matmul" or any(len(self.graph.values[i].dims) < 2 for i in node.inputs):
             return None
@@ -203,7 +203,8 @@ class _AttentionEditor:
         return sides[0], sides[1]
 
     def _scaled(self, name: str, found: _Found | None = None) -> tuple[str, float]:
-        """x and c of c * x or x / c, where nobody else reads it; found: of scores, which may be turned in between."""
+        """x and c of c * x or x / c, if it has no other reader. found: for scores; they may be transposed in
+        between."""
         factor = 1.0
         while True:
             name = name if found is None else self._followed(name, found)
@@ -221,7 +222,7 @@ class _AttentionEditor:
 
     # -- masks --
     def read_mask(self, node: Node) -> None:
-        """An attention node whose bias only says which steps are seen goes without that bias."""
+        """Remove the bias of an attention node if it only says which steps are seen."""
         if node.op != "attention" or len(node.inputs) != 4 or node.attrs["offset"] != 0:
             return
         q, k = (self.graph.values[i].dims for i in node.inputs[:2])
@@ -237,11 +238,11 @@ class _AttentionEditor:
 
     # -- writing --
     def emit(self, node: Node, found: _Found) -> None:
-        """The attention node in place of its last product, with what brings values to its four axes and back."""
+        """Put the attention node in place of its last product, with reshapes to its four axes and back."""
         dims = self.graph.values[node.outputs[0]].dims
         lead = _lead(dims[:-2])
         q, k = found.q, found.k_turned
-        if found.turned:  # what is written is k q', of which q k' is the other way round
+        if found.turned:  # the program computes k q', the transpose of q k'
             q, k = self._turned(node, k), q
         else:
             k = self._turned(node, k)
@@ -283,15 +284,15 @@ class _AttentionEditor:
         return self._add("reshape", f"{node.name}.heads", (name,), {"dims": dims})
 
     def _turned(self, node: Node, name: str) -> str:
-        """The value with its last two axes the other way round."""
+        """The value with its last two axes swapped."""
         rank = len(self.values[name].dims)
         perm = (*range(rank - 2), rank - 1, rank - 2)
         return self._add("transpose", f"{node.name}.turned", (name,), {"perm": perm})
 
     def _bias_and_mask(self, node: Node, found: _Found, lead: tuple) -> list[str | None]:
-        """Inputs 3 and 4 of the node: all that is done to the scores, from the innermost on, as [.., .., Tq, Tk].
+        """Inputs 3 and 4 of the node: all that is done to the scores, innermost first, as [.., .., Tq, Tk].
 
-        Where(m, s, fill) is (s where m, else 0) + (0 where m, else fill); what was added to s before goes where s goes.
+        Where(m, s, fill) is (s where m, else 0) + (0 where m, else fill). What was added to s before stays with s.
         """
         added, kept = None, None
         for bias in reversed(found.biases):
@@ -311,7 +312,7 @@ class _AttentionEditor:
         return [added, kept]
 
     def _four_bias(self, node: Node, name: str, bias: Bias, lead: tuple) -> str:
-        """A bias of scores of `bias.dims` as one of [batch, heads, Tq, Tk]."""
+        """A bias of scores with `bias.dims`, reshaped to [batch, heads, Tq, Tk]."""
         have, rank = self.values[name].dims, len(bias.dims)
         if bias.turned and have:
             have = have if len(have) > 1 else (1, *have)
@@ -330,7 +331,7 @@ class _AttentionEditor:
 
 
 def _lead(dims: tuple) -> tuple:
-    """The axes before length and features as batch and heads: a product that holds the batch comes apart."""
+    """The axes before length and features as batch and heads. A product that contains the batch is split."""
     if not dims:
         return (1, 1)
     if len(dims) == 1:
@@ -340,7 +341,7 @@ def _lead(dims: tuple) -> tuple:
 
 
 def merge_steps(graph: Graph) -> Graph:
-    """Step numbers that are the same are counted once."""
+    """Merge identical step numbers into one node."""
     first: dict[tuple, str] = {}
     renamed: dict[str, str] = {}
     nodes = []

@@ -1,8 +1,8 @@
-"""What is done to the scores of an attention before their softmax, and which of it only says what steps are seen.
+"""What is done to attention scores before the softmax, and which parts of it only say what steps are seen.
 
-A mask that depends on nothing but positions is not matched by how it is written (exporters write triangles, ranges,
-comparisons, slices of a stored table) but by what it is: it is computed, at a length beyond every number that it is
-made of, and compared with "no later step" and "no later step, and of the earlier ones the last w".
+A mask that depends only on positions is matched by its values, not by how it is written: exporters write triangles,
+ranges, comparisons and slices of a stored table. The mask is computed at a length beyond every number in its formula,
+and compared with "no later step" and "no later step, and only the last w earlier ones".
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..graph import Graph, Node, reference
 from ..graph import dims as D
 from ..graph.traverse import free_inputs, needed
 
-LARGEST_PROOF = 2048  # steps at which a mask is computed at most: 4 Mi elements
+LARGEST_PROOF = 2048  # a mask is computed for at most this many steps: 4 Mi elements
 LEAST_PROOF = 16
-HIDING = -1e4  # e to the power of it is 0 in float32: what is added to a score that shall not count
-WEAK = -1e6  # a mask above that is told of: inputs of a few hundreds, not scaled, may have such scores
-ORDINARY = 1e3  # what else is added may be as large, and HIDING still hides
+HIDING = -1e4  # exp of it is 0 in float32; added to a score that must not count
+WEAK = -1e6  # a mask above this gets a note: unscaled inputs of a few hundred may have such scores
+ORDINARY = 1e3  # other additions may be this large and HIDING still hides
 
 
 @dataclass
 class Bias:
-    """Something that is added to the scores, as their node sees them: `dims`, and [.., Tk, Tq] where they are turned.
+    """Something added to the scores. dims: as the scores' node sees them, [.., Tk, Tq] if they are transposed.
 
-    fn : "add"; "sub" (it is taken off); "show" and "hide" (name is a mask: `low` is added where it is False, or True)
+    fn : "add"; "sub" (subtracted); "show" and "hide" (name is a mask: `low` is added where it is False, or True)
     """
 
     name: str
@@ -39,12 +39,12 @@ class Bias:
 
 
 def seen_alone(positions: Positions, chain: Sequence[Bias]) -> tuple[list[Bias], list[Band]]:
-    """The biases of a chain (the outermost first) without those that only say which steps are seen, and what those say.
+    """Split a chain of biases (outermost first) into general ones and the bands of those that only say what is seen.
 
-    A step that is not seen has no weight at all only if some seen one has more than the number that hides it. So a
-    finite number hides alone, or beside what is known to be ordinary at the query's own step; a query of which all seen
-    steps are hidden as well, by padding, has weights for the later ones too, and keeps both masks. -inf hides under
-    all that is added, and under masks that fill in -inf as well.
+    An unseen step has exactly zero weight only if some seen step scores above the number that hides it. A finite number
+    therefore hides alone, or beside biases known to be ordinary at the query's own step. If padding hides all seen
+    steps of a query as well, that query gives weight to later steps too, so both masks stay. -inf hides under anything
+    that is added, and under masks that also fill in -inf.
     """
     tables = [positions.table(bias) for bias in chain]
     bands = [None if table is None else _band(table) for table in tables]
@@ -66,7 +66,7 @@ def seen_alone(positions: Positions, chain: Sequence[Bias]) -> tuple[list[Bias],
 
 
 def _is_ordinary(bias: Bias, table: np.ndarray | None) -> bool:
-    """Whether what is added lifts no score by much, and lowers none of a query with its own step by much."""
+    """Whether the bias raises no score by much, and lowers no query's score with its own step by much."""
     if table is None or bias.fn not in ("add", "sub"):
         return False
     return bool(table.max() <= ORDINARY and np.diagonal(table).min() >= -ORDINARY)
@@ -74,14 +74,14 @@ def _is_ordinary(bias: Bias, table: np.ndarray | None) -> bool:
 
 @dataclass(frozen=True)
 class Band:
-    """width : how many steps back a query sees, itself counted, 0 for all; low : the largest number that hides one."""
+    """width : how many steps a query sees, including itself, 0 for all; low : the largest number that hides a step."""
 
     width: int
     low: float
 
 
 def _band(table: np.ndarray) -> Band | None:
-    """What a table [length, length] of biases shows; None if it says more than which steps are seen."""
+    """The band that a table [length, length] of biases shows; None if it says more than which steps are seen."""
     length = len(table)
     seen = table == 0
     if not (table[~seen] <= HIDING).all():
@@ -94,14 +94,14 @@ def _band(table: np.ndarray) -> Band | None:
 
 
 class Positions:
-    """Values of a graph that depend on nothing but positions, computed."""
+    """Computes values of a graph that depend only on positions."""
 
     def __init__(self, graph: Graph):
         self.graph, self.makers = graph, graph.producers()
 
     def table(self, bias: Bias) -> np.ndarray | None:
-        """What a bias adds to the scores of each query (or fills in), float64 [length, length]; None if that depends on
-        an input, or the queries are not the keys."""
+        """What a bias adds to the scores of each query (or fills in), float64 [length, length]. None if it depends on
+        an input, or if queries and keys differ."""
         nodes, size = self._made_of(bias.name), bias.dims[-1]
         if nodes is None or size != bias.dims[-2] or isinstance(size, int):
             return None
@@ -122,7 +122,7 @@ class Positions:
         return table.reshape(length, length)
 
     def _made_of(self, name: str) -> list[Node] | None:
-        """The nodes that make a value of positions alone, in order; None if an input has a part in it."""
+        """The nodes, in order, that make a value from positions alone; None if it depends on an input."""
         nodes = needed(self.graph, [name], makers=self.makers)
         ends = free_inputs(nodes) if nodes else (name,)
         known = all(i in self.graph.constants for i in ends)
@@ -141,7 +141,7 @@ class Positions:
 
 
 def _time_for(dim, length: int) -> int:
-    """An input's steps for which a sequence of `dim` steps is at least `length` long (or nearly, where it is slow)."""
+    """How many input steps make a sequence of `dim` steps at least `length` long (or nearly, if it grows slowly)."""
     time = length
     for _ in range(32):
         left = length - D.evaluate(dim, {"time": time}) if D.symbols(dim) == {"time"} else 0

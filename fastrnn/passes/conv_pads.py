@@ -1,5 +1,5 @@
-"""Zeros put around a value that only convolutions read become their own pads; what is cut off a convolution's result is
-not computed: both are how causal convolutions are written (PyTorch has no other way)."""
+"""Folds zeros around a value that only convolutions read into the convolutions' own pads, and skips outputs that are
+sliced off a convolution. Causal convolutions are written in these two ways (PyTorch has no other)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .patch import Patch
 
 
 def fold_pads(graph: Graph) -> Graph:
-    """pad with zeros along spatial axes, then convs: the convs alone. Only where nothing else reads what is padded."""
+    """Fold a pad with zeros along spatial axes into the convs that follow, if nothing else reads the padded value."""
     readers, producers, outputs, patch = graph.consumers(), graph.producers(), set(graph.outputs), Patch(graph)
     gone: set[str] = set()
     for node in graph.nodes:
@@ -31,7 +31,7 @@ def fold_pads(graph: Graph) -> Graph:
 
 
 def fold_cuts(graph: Graph) -> Graph:
-    """conv, then a slice that takes off at its ends no more than the conv's padding made: a conv of less padding."""
+    """Fold a slice into the conv before it: less padding, if the slice cuts off only what the padding added."""
     readers, producers, outputs, patch = graph.consumers(), graph.producers(), set(graph.outputs), Patch(graph)
     gone = 0
     for node in graph.nodes:
@@ -40,7 +40,7 @@ def fold_cuts(graph: Graph) -> Graph:
             continue
         pads = _cut_pads(graph, conv, node)
         if pads is not None:
-            # A cut of this cut is taken off the same convolution.
+            # A second slice is folded into the same convolution.
             less = replace(conv, outputs=node.outputs, attrs=dict(conv.attrs) | {"pads": pads})
             producers[node.outputs[0]] = less
             patch.replace(conv, less)
@@ -50,7 +50,7 @@ def fold_cuts(graph: Graph) -> Graph:
 
 
 def _cut_pads(graph: Graph, conv: Node, node: Node) -> tuple | None:
-    """The pads with which a conv makes just what the slice takes of it; None if it takes more than padding off."""
+    """The pads with which a conv makes exactly what the slice keeps; None if the slice cuts off more than padding."""
     axis, first, pads = node.attrs["axis"], node.attrs["start"], list(conv.attrs["pads"])
     rest = graph.values[node.inputs[0]].dims[axis] - node.attrs["stop"]
     if axis < 2 or node.attrs["step"] != 1 or not isinstance(first, int) or not isinstance(rest, int):
@@ -62,7 +62,7 @@ def _cut_pads(graph: Graph, conv: Node, node: Node) -> tuple | None:
 
 
 def _zeros_in_space(node: Node) -> bool:
-    """Known, non-negative numbers of zeros, none of them around the batch or the channels."""
+    """Whether the pads are known and non-negative, fill in zeros, and leave the batch and the channels alone."""
     pads, rank = node.attrs["pads"], len(node.attrs["pads"]) // 2
     whole = all(isinstance(p, int) and p >= 0 for p in pads)
     return whole and node.attrs["mode"] == "constant" and node.attrs["value"] == 0 and not any(

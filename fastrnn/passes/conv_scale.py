@@ -1,4 +1,4 @@
-"""A scale and a shift of each channel after a convolution (a batch norm at work) become part of its weights."""
+"""Folds a scale and shift per channel after a convolution (an inference batch norm) into its weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .patch import Patch
 
 
 def fold_scales(graph: Graph) -> Graph:
-    """conv, then mul and add by constants of one number a channel: the convolution with other weights and bias.
+    """Fold mul and add by constants of one number per channel into the weights and bias of the conv before.
 
-    Only where the values between have no other reader and are no outputs. The new weights are computed in float64 and
+    Only if the values in between have no other reader and are not outputs. The new weights are computed in float64 and
     rounded once.
     """
     readers, outputs, patch = graph.consumers(), set(graph.outputs), Patch(graph)
@@ -42,8 +42,8 @@ def fold_scales(graph: Graph) -> Graph:
 
 
 def _per_channel(graph: Graph, node: Node, name: str) -> np.ndarray | None:
-    """The constant by which `node` multiplies the value `name`, or which it adds, one number a channel or one for all,
-    as float64 [channels] or []; None if it does something else."""
+    """The constant that `node` multiplies the value `name` by, or adds to it: float64 [channels], or [] for one number
+    for all channels. None if the node does something else."""
     if node.op != "binary" or node.attrs["fn"] not in ("mul", "add"):
         return None
     other = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
@@ -52,14 +52,14 @@ def _per_channel(graph: Graph, node: Node, name: str) -> np.ndarray | None:
         return None
     if array.size == 1:
         return array.astype(np.float64).reshape(())
-    channels = len(dims) - array.ndim  # the axis of array that stands for the channels is 1 - channels
+    channels = len(dims) - array.ndim  # the axis of array for the channels is 1 - channels
     if 1 - channels < 0 or array.size != array.shape[1 - channels]:
         return None
     return array.astype(np.float64).reshape(-1)
 
 
 def _scaled(patch: Patch, node: Node, scale, shift) -> tuple:
-    """The inputs of `node` with its weights and bias scaled and shifted, which are new constants."""
+    """The inputs of `node` with its weights and bias scaled and shifted, as new constants."""
     graph = patch.graph
     W = graph.constants[node.inputs[1]].astype(np.float64)
     groups = node.attrs["groups"]

@@ -1,5 +1,5 @@
-"""Taps of a convolution that meet only padding leave it: most of what Silero's last two layers multiply is zeros, since
-they work on one and two steps."""
+"""Drops taps of a convolution that meet only padding. Silero's last two layers work on one and two steps, so most of
+what they multiply is zeros."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .patch import Patch
 
 
 def drop_idle_taps(graph: Graph) -> Graph:
-    """conv over an axis of known size: without the taps at its ends that lie in the padding at every position."""
+    """Drop the outer taps of a conv over an axis of known size that are in the padding at every position."""
     patch = Patch(graph)
     for node in graph.nodes:
         idle = _idle_taps(graph, node) if node.op == "conv" else []
@@ -32,8 +32,8 @@ def drop_idle_taps(graph: Graph) -> Graph:
 
 
 def _idle_taps(graph: Graph, node: Node) -> list[tuple[int, int]]:
-    """How many taps at the begin and at the end of each spatial axis are idle. One tap stays, whatever it meets; pads
-    don't go below zero."""
+    """How many taps at the beginning and end of each spatial axis are idle. At least one tap stays, and pads don't go
+    below zero."""
     x, y = graph.values[node.inputs[0]].dims[2:], graph.values[node.outputs[0]].dims[2:]
     rank, taps = len(x), graph.values[node.inputs[1]].dims[2:]
     found = []
@@ -43,9 +43,9 @@ def _idle_taps(graph: Graph, node: Node) -> list[tuple[int, int]]:
             continue
         stride, dilation = node.attrs["strides"][axis], node.attrs["dilations"][axis]
         begin_pad, end_pad = node.attrs["pads"][axis], node.attrs["pads"][rank + axis]
-        reach = (positions - 1) * stride - begin_pad  # where the first tap of the last position lies
+        reach = (positions - 1) * stride - begin_pad  # where the first tap of the last position is
         begin = min(max(0, -(reach // dilation)), begin_pad // dilation, taps[axis] - 1)
-        live_end = (size + begin_pad - 1) // dilation  # the last tap of the first position that lies within x
+        live_end = (size + begin_pad - 1) // dilation  # the last tap of the first position that is within x
         end = min(max(0, taps[axis] - 1 - live_end), end_pad // dilation, taps[axis] - 1 - begin)
         found.append((begin, end))
     return found

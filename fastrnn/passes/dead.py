@@ -9,7 +9,7 @@ from ..graph.traverse import needed
 
 
 def remove_dead_nodes(graph: Graph) -> Graph:
-    """Drop nodes that no output depends on, outputs of nodes that nobody reads, and constants without a reader."""
+    """Drop nodes that no output depends on, node outputs without a reader, and constants without a reader."""
     kept = needed(graph, graph.outputs)
     read = {*graph.outputs, *(i for n in kept for i in n.inputs if i is not None)}
     nodes = []

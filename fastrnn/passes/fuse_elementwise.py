@@ -1,8 +1,8 @@
-"""Which elementwise nodes are worth one sweep over memory instead of one each. The graph itself stays as it is.
+"""Finds elementwise nodes that are worth computing in one sweep over memory. The graph itself is unchanged.
 
-`groups(graph)` finds chains (and small nets) of elementwise nodes over one iteration space; the lowering makes one
-program of each, which computes the same functions on the same numbers, so no bit changes. `activations(graph)` finds
-the activation after a convolution, which the product's last step applies.
+`groups(graph)` finds chains (and small nets) of elementwise nodes over one iteration space. The lowering makes one
+program of each. It computes the same functions on the same numbers, so no bit changes. `activations(graph)` finds the
+activation after a convolution, which the product's last step applies.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ ELEMENTWISE = frozenset(("unary", "binary", "where"))
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes in an order in which they can be computed; the last one's output is the only one that others read.
+    """Nodes in an order in which they can be computed. Only the last one's output is read outside the group.
 
-    inputs : names of the values that come from outside, each once, in the order in which they are first read.
+    inputs : names of the values that come from outside, each once, in the order of their first read.
     """
 
     nodes: tuple[Node, ...]
@@ -31,7 +31,7 @@ class Group:
 
 
 def activations(graph: Graph) -> dict[str, Node]:
-    """Name of a convolution -> the node that is its activation: its only reader, where it is no output."""
+    """Name of a convolution -> its activation node, if that is its only reader and the convolution is not an output."""
     readers, outputs = graph.consumers(), set(graph.outputs)
     found = {}
     for node in graph.nodes:
@@ -44,9 +44,9 @@ def activations(graph: Graph) -> dict[str, Node]:
 
 
 def activation_of(graph: Graph, node: Node, name: str) -> tuple | None:
-    """(function, alpha, beta) that `node` applies to each element of the value `name` alone; None if it is none.
+    """(function, alpha, beta) that `node` applies to each element of the value `name`; None for any other node.
 
-    prelu with one slope for all is leaky_relu.
+    prelu with a single slope is leaky_relu.
     """
     if node.op == "unary" and node.attrs["fn"] in _FUSABLE:
         return node.attrs["fn"], node.attrs["alpha"], node.attrs["beta"]
@@ -61,12 +61,12 @@ def activation_of(graph: Graph, node: Node, name: str) -> tuple | None:
 def groups(
     graph: Graph, apart: frozenset[str] = frozenset(), region: Mapping[str, int] | None = None
 ) -> dict[str, Group]:
-    """Name of a group's last node -> the group; only groups of two nodes or more.
+    """Name of a group's last node -> the group. Only groups of two or more nodes.
 
-    A node joins the group of its readers where all of them are in one group, it is no output, its dims are theirs (a
-    smaller value is computed once, not once for every place that it is broadcast to), and the program stays within
-    its limits. apart: names of nodes that stay alone. region: name of a node -> the cycle that it is on; what is on one
-    is not computed with what isn't.
+    A node joins the group of its readers if all of them are in one group, it is not an output, it has the same dims (a
+    smaller value is computed once, not once for every place it is broadcast to), and the program stays within its
+    limits. apart: names of nodes that stay alone. region: name of a node -> the cycle that it is on. Nodes on a cycle
+    are not grouped with nodes outside it.
     """
     region = region or {}
     readers, outputs = graph.consumers(), set(graph.outputs)
@@ -100,7 +100,7 @@ def groups(
 
 
 def _fits(graph: Graph, node: Node) -> bool:
-    """Elementwise over reals and bools: what a program computes in float32."""
+    """Whether a node is elementwise over reals and bools, which a program computes in float32."""
     if node.op not in ELEMENTWISE:
         return False
     names = [*(i for i in node.inputs if i is not None), node.outputs[0]]

@@ -1,20 +1,20 @@
-"""Products with constant weights become `linear`, with their bias and activation."""
+"""Turns products with constant weights into `linear`, with their bias and activation."""
 
 from __future__ import annotations
 
 from ..graph import Graph, Node
 from .patch import Patch
 
-# What a linear node may apply: functions of one argument that the product's epilogue can take on.
+# Activations of a linear node: functions of one argument that the product's epilogue can apply.
 _FUSABLE = frozenset(
     "tanh sigmoid relu leaky_relu hard_sigmoid elu selu softsign softplus gelu gelu_tanh silu clip".split()
 )
 
 
 def fuse_linear(graph: Graph) -> Graph:
-    """matmul by a constant [K, N], plus a constant [N], then an activation: one `linear` node.
+    """Fuse a matmul by a constant [K, N], plus a constant [N], then an activation into one `linear` node.
 
-    Only where the value between has no other reader and is no output.
+    Only if the values in between have no other reader and are not outputs.
     """
     readers, outputs, patch = graph.consumers(), set(graph.outputs), Patch(graph)
 

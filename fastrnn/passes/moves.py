@@ -10,12 +10,12 @@ from ..graph.traverse import fresh
 
 
 def simplify_moves(graph: Graph) -> Graph:
-    """Merge chains of transpose and reshape, drop those that do nothing, and bring bidirectional outputs to one concat.
+    """Merge chains of transpose and reshape, drop those that do nothing, and join bidirectional outputs in one concat.
 
-    Rules, applied until none fits: transpose of transpose; a transpose that only moves axes of size one is a reshape;
-    reshape of reshape; a move to the same form is dropped; transpose of concat is concat of transposes, and a reshape
-    that merges the axis of a concat into the next one is a concat of such reshapes, where nobody else reads between;
-    ops that work row by row move above a reshape that merges rows.
+    Rules, applied until none matches: transpose of transpose; a transpose that only moves axes of size one is a
+    reshape; reshape of reshape; a move to the same form is dropped; transpose of concat is concat of transposes, and a
+    reshape that merges the axis of a concat into the next one is a concat of such reshapes, if nothing else reads the
+    value in between; ops that work row by row move above a reshape that merges rows.
     """
     editor = _MoveEditor(graph)
     while editor.sweep():
@@ -33,7 +33,7 @@ class _MoveEditor:
         self.changes = 0
 
     def sweep(self) -> bool:
-        """One pass over the nodes; True if a rule fitted."""
+        """One pass over the nodes; True if a rule matched."""
         self.maker = {o: n for n in self.nodes for o in n.outputs if o is not None}
         self.reads: dict[str, int] = {}
         for node in self.nodes:
@@ -50,7 +50,7 @@ class _MoveEditor:
         return False
 
     def _drop_unread(self) -> None:
-        """Moves that lost their last reader go, so that the next sweep counts readers right."""
+        """Drop moves that lost their last reader, so that the next sweep counts readers correctly."""
         needed = set(self.outputs)
         for node in self.nodes:
             needed |= {i for i in node.inputs if i is not None}
@@ -82,8 +82,8 @@ class _MoveEditor:
         return None
 
     def _through_pointwise(self, node: Node) -> list[Node] | None:
-        """An op that works on each row of its input by itself moves above a reshape that only merges rows: Keras folds
-        batch and time into one axis around every Dense. The reshape then meets its inverse and both go."""
+        """Move an op that works on each row separately above a reshape that only merges rows. Keras folds batch and
+        time into one axis around every Dense; the reshape then meets its inverse and both are dropped."""
         k = _row_input(node, self.graph)
         before = self.maker.get(node.inputs[k]) if k is not None else None
         if (
@@ -111,7 +111,7 @@ class _MoveEditor:
         ]
 
     def _drop(self, node: Node, source: str, out: str) -> list[Node] | None:
-        """Remove a move that does nothing: readers take its input; an output's name goes to the maker of its input."""
+        """Remove a move that does nothing. Readers take its input; an output's name goes to the maker of its input."""
         if out not in self.outputs:
             self._rename_reads(out, source)
             return []
@@ -145,7 +145,7 @@ class _MoveEditor:
         return self._spread(node, concat, parts, axis, None)
 
     def _spread(self, node: Node, concat: Node, parts: list, axis: int, attrs: dict | None) -> list[Node]:
-        """The move applied to each input of the concat, and a concat of the results in its place."""
+        """Apply the move to each input of the concat, and put a concat of the results in its place."""
         made, names = [], []
         for k, (source, dims) in enumerate(zip(concat.inputs, parts, strict=True)):
             name = fresh(f"{node.outputs[0]}:{k}", self.values)
@@ -164,7 +164,7 @@ def _moves_only_ones(dims: tuple, perm: tuple) -> bool:
 
 
 def _row_input(node: Node, graph: Graph) -> int | None:
-    """Which input of the node is worked on row by row (along its last axis), all others being constants of one row."""
+    """Which input the node processes row by row (along its last axis), if all others are constants of one row."""
     if node.op in ("unary", "softmax", "cast"):
         return 0
     if node.op == "linear" or (node.op == "matmul" and _rank(graph, node.inputs[1]) == 2):
@@ -178,6 +178,6 @@ def _row_input(node: Node, graph: Graph) -> int | None:
 
 
 def _rank(graph: Graph, name: str) -> int | None:
-    """The rank of a constant; None for a value that is none."""
+    """The rank of a constant; None for any other value."""
     array = graph.constants.get(name)
     return None if array is None else array.ndim

@@ -1,12 +1,12 @@
-"""Recurrences that a program writes in parallel, by running sums, whose form fails in float32 after some steps.
+"""Detects recurrences written in parallel with running sums, a form that fails in float32 after some steps.
 
     h = exp(a) * cumsum(z * exp(-a)), a = cumsum(log keep)            [minGRU, Mamba and others by running sums]
     h = w * cumsum(x / w), w = 0.9 ** steps
     y = mask((q * exp(a)) (k * exp(-a))')                             [decayed attention]
 
-What is summed grows or shrinks exponentially with the steps, so that float32 runs out of range: at a mean gate of 0.5,
-exp(-a) is infinite after 128 steps, and digits are lost long before. The answer stays what the file's own arithmetic
-gives, as every engine gives it; a note says so, and `fastrnn verify` from how many steps on it is off.
+The summed values grow or shrink exponentially with the steps, so float32 runs out of range: at a mean gate of 0.5,
+exp(-a) is infinite after 128 steps, and digits are lost long before. The result stays what the file's own arithmetic
+gives, as in every engine. A note says so, and `fastrnn verify` reports after how many steps the result is off.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ..graph import dims as D
 from ..graph.vocabulary import moves
 
 MARK = "loses digits and overflows in float32 after some steps"
-_PASSED_ON = frozenset({"cast", "pad", "gather"})  # besides what only moves elements
-# What they return stays small, whatever goes in.
+_PASSED_ON = frozenset({"cast", "pad", "gather"})  # besides ops that only move elements
+# Their result stays small for any input.
 _BOUNDED = frozenset({"sigmoid", "tanh", "hard_sigmoid", "sin", "cos", "erf", "softsign", "sign", "not", "log", "atan"})
 
 
 def note_parallel_forms(graph: Graph) -> Graph:
-    """The graph with a note for each node that sums what an exponential of steps or of a running sum has scaled."""
+    """Add a note for each node that sums values scaled by an exponential of steps or of a running sum."""
     sums = [n for n in graph.nodes if n.op == "cumsum" and graph.values[n.inputs[0]].dtype == "float32"]
     if not any(n.op in ("cumsum", "matmul") for n in graph.nodes):
         return graph
     readers = graph.consumers()
     counted = [n for n in graph.nodes if n.op == "steps" and any(D.symbols(d) for d in n.attrs["dims"])]
-    found: dict[str, tuple[Node, Node]] = {}  # name of a node that fails -> itself, and where the growth comes from
+    found: dict[str, tuple[Node, Node]] = {}  # name of a node that fails -> the node, and the source of the growth
     for source in (*sums, *counted):
-        grown: dict[str, str] = {}  # value that is scaled by an exponential -> that exponential's node
+        grown: dict[str, str] = {}  # value scaled by an exponential -> the exponential's node
         for power in _reached(readers, source, _linear):
             if _is_power(power, source):
                 for node in (power, *_reached(readers, power, _carries)):
@@ -55,7 +55,7 @@ def _told(node: Node, source: Node) -> str:
 
 
 def _reached(readers: dict[str, list[Node]], source: Node, passes: Callable[[Node], bool]) -> list[Node]:
-    """The nodes that read what `source` makes, and what those that pass make of it, each once."""
+    """The readers of `source` and, through the nodes that `passes` accepts, of their results; each once."""
     found: dict[str, Node] = {}
     waiting = [o for o in source.outputs if o]
     while waiting:
@@ -72,7 +72,7 @@ def _hands_on(node: Node) -> bool:
 
 
 def _linear(node: Node) -> bool:
-    """Hands on a sum of steps as something that grows with the steps as well."""
+    """Whether the result of the node also grows with the steps if its input is a sum of steps."""
     if node.op == "binary":
         return node.attrs["fn"] in ("add", "sub", "mul", "div")
     return _hands_on(node) or (node.op == "unary" and node.attrs["fn"] in ("neg", "affine"))
@@ -85,7 +85,7 @@ def _is_power(node: Node, source: Node) -> bool:
 
 
 def _carries(node: Node) -> bool:
-    """Hands on what an exponential has scaled."""
+    """Whether the result of the node is scaled by an exponential if its input is."""
     if node.op == "unary":
         return node.attrs["fn"] not in _BOUNDED
     return (

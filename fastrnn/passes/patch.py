@@ -1,4 +1,4 @@
-"""A graph with some nodes replaced: what each pass collects, and the graph that it makes of that."""
+"""A graph with some nodes replaced: collects the changes of a pass and builds the new graph."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..graph.traverse import fresh
 
 
 class Patch:
-    """Changes to a graph, which stays as it is. Nodes keep their order; `done` returns the changed graph.
+    """Changes to a graph, which itself is not modified. Nodes keep their order; `done` returns the changed graph.
 
-    values, constants : those of the new graph; names that nothing needs are dropped by `remove_dead_nodes`
-    instead : name of a node -> the nodes in its place
+    values, constants : those of the new graph; `remove_dead_nodes` drops unused names
+    instead : name of a node -> the nodes that replace it
     made : nodes that `add` made since the last `replace`, which puts them before its own
     """
 
@@ -29,7 +29,7 @@ class Patch:
     def add(self, op: str, inputs: Sequence[str | None], attrs: dict, label: str, value: str | None = None) -> str:
         """Make a node with one output, whose dims are inferred; returns its output's name. Both names are made unique.
 
-        value : None takes one name for both.
+        value : if None, both get the same name.
         """
         ((dtype, dims),) = infer(op, [None if i is None else self.values[i] for i in inputs], attrs)
         if value is None:
@@ -42,7 +42,7 @@ class Patch:
         return value
 
     def declare(self, name: str, dtype: str, dims: tuple) -> str:
-        """A new value, of a node of the same name that is still to come; returns the name, made unique for both."""
+        """Declare the value of a node that is added later under the same name; returns the name, unique for both."""
         name = fresh(name, self.labels, self.values, mark="_")
         self.labels.add(name)
         self.values[name] = Value(name, dtype, tuple(dims))
@@ -55,7 +55,7 @@ class Patch:
         return name
 
     def replace(self, node: Node, *nodes: Node) -> None:
-        """Put what `add` made and then these nodes in the place of one; none at all drops it."""
+        """Replace a node with what `add` made and then these nodes; without any, the node is dropped."""
         self.instead[node.name] = (*self.made, *nodes)
         self.made = []
 

@@ -1,4 +1,4 @@
-"""Values of positions alone, for streams: each row of a batch gets its own, since its stream may be at another step."""
+"""Gives each row of a batch its own position values. In a stream, rows may be at different steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .patch import Patch
 
 
 def spread_positions(graph: Graph) -> Graph:
-    """The graph with a batch axis on all that is made of step numbers alone; the same answers for rows of one length.
+    """Add a batch axis to every value made of step numbers alone. Answers for rows of equal length don't change.
 
     In a whole run all rows are at the same steps, and [T, features] serves them all. Raises UnsupportedError naming
-    each node that uses such a value in a way that has no place for rows.
+    each node that uses such a value in a way that leaves no place for rows.
     """
     counted = [n for n in graph.nodes if n.op == "steps" and n.attrs["dims"] == (D.TIME,)]
     if not counted or not any(D.BATCH in graph.values[n].dims for n in graph.inputs):
@@ -37,12 +37,12 @@ _SHIFTED = {
     "perm": lambda perm: (0, *(a + 1 for a in perm)),
     "dims": lambda dims: (D.BATCH, *dims),
 }
-# Ops that are the same with a batch axis in front, but for such attributes.
+# Ops that work the same with a batch axis in front, except for such attributes.
 _SAME = frozenset("unary cast binary where linear softmax layer_norm slice reduce transpose expand".split())
 
 
 class _Spread:
-    """rows: name of a value of positions [dims] -> name of the same with rows, [batch, dims]."""
+    """rows: name of a value of positions [dims] -> name of that value with rows, [batch, dims]."""
 
     def __init__(self, graph: Graph):
         self.graph, self.patch = graph, Patch(graph)
@@ -50,7 +50,7 @@ class _Spread:
         self.problems: list[str] = []
 
     def visit(self, node: Node) -> None:
-        """Replace a node that is computed from step numbers by one with rows."""
+        """Replace a node computed from step numbers with one that has rows."""
         live = [i for i in node.inputs if i is not None and i not in self.graph.constants]
         if node.op == "steps" and node.attrs["dims"] == (D.TIME,):
             self.rows[node.outputs[0]] = self._add(node, "steps", (), {**node.attrs, "dims": (D.BATCH, D.TIME)})
@@ -87,7 +87,7 @@ class _Spread:
         return len(self.graph.values[name].dims)
 
     def _ranked(self, node: Node, name: str, rank: int) -> str:
-        """The value with rows, its dims filled up with ones to `rank` axes after the batch; constants broadcast."""
+        """The value with rows, its dims padded with ones to `rank` axes after the batch; constants broadcast."""
         dims = self.graph.values[name].dims
         if len(dims) >= rank:
             return self.rows[name]
@@ -95,7 +95,7 @@ class _Spread:
         return self._add(node, "reshape", (self.rows[name],), {"dims": full})
 
     def _expanded(self, node: Node, name: str) -> str:
-        """The value with rows, a constant too."""
+        """The value with rows, even if it is a constant."""
         if name in self.rows:
             return self.rows[name]
         return self._add(node, "expand", (name,), {"dims": (D.BATCH, *self.graph.values[name].dims)})

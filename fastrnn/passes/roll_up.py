@@ -1,10 +1,10 @@
-"""Cycles that are an RNN, an LSTM or a GRU in other words become that cell, which has a kernel of its own.
+"""Replaces cycles that compute an RNN, an LSTM or a GRU with that cell, which has its own kernel.
 
-How a cycle is written doesn't matter: weights a gate or all in one, terms in any order, `1 - z` for `z`. Each
-activation of the cycle is read as a function of a sum of products (`Sum`); the few ways in which those could be the
-gates of a cell are tried; and one is taken only if a step of that cell gives the numbers of a step of the cycle, in
-float64, on random inputs. Only sums, products and as many activations as the cell has may be on the cycle: numbers that
-are equal then are no accident.
+How a cycle is written doesn't matter: weights per gate or all in one, terms in any order, `1 - z` for `z`. Each
+activation of the cycle is read as a function of a sum of products (`Sum`). The few ways in which these could be the
+gates of a cell are tried. One is taken only if a step of that cell gives the same numbers as a step of the cycle, in
+float64, on random inputs. The cycle may contain only sums, products and as many activations as the cell has, so equal
+numbers are not an accident.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .sums import Sum, Sums
 
 _ALLOWED = frozenset("linear matmul binary unary slice concat".split())
 _ARITHMETIC = frozenset(("add", "sub", "mul"))
-_ROWS = 5  # random rows a scale; a cell of one unit has 3 to 16 weights, all of which are in the comparison
+_ROWS = 5  # random rows per scale; a cell of one unit has 3 to 16 weights, and the comparison covers all of them
 _SCALES = (0.3, 3.0)
-_TOLERANCE = 1e-10  # relative; float64 sums of a thousand terms in another order agree to 1e-13
+_TOLERANCE = 1e-10  # relative; float64 sums of a thousand terms in a different order agree to 1e-13
 
 
 def roll_up(graph: Graph) -> Graph:
-    """Each cycle that is a known cell becomes one `cell` node; with what it reads and others read of it."""
+    """Replace each cycle that is a known cell with one `cell` node, and rewire its inputs and readers."""
     for loop in loops(graph):
         found = _Cycle(graph, loop).cell() if _candidate(graph, loop) else None
         if found is not None:
@@ -41,8 +41,11 @@ def roll_up(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class Found:
-    """A cell that computes a cycle. arrays: W R Wb Rb P, float64 (P may be None); bases: the values that x is made of;
-    states: the states whose inputs are its h (and c)."""
+    """A cell that computes a cycle.
+
+    arrays: W R Wb Rb P, float64 (P may be None). bases: the values that x is made of. states: the states whose inputs
+    are its h (and c).
+    """
 
     spec: CellSpec
     arrays: tuple
@@ -59,7 +62,7 @@ class Gate:
 
 
 def _candidate(graph: Graph, loop: Loop) -> bool:
-    """What can be told at a glance: a state or two, each of h units, over nodes that a cell may be made of."""
+    """A quick check: one or two states, each of h units, over nodes that a cell may be made of."""
     dims = {graph.values[s.outputs[0]].dims for s in loop.states}
     roots, made = {s.inputs[0] for s in loop.states}, {o for n in loop.nodes for o in n.outputs}
     if len(loop.states) > 2 or len(dims) != 1 or len(roots) != len(loop.states) or not roots <= made:
@@ -87,7 +90,7 @@ class _Cycle:
         self.gates: dict[str, Gate] = {}
 
     def cell(self) -> Found | None:
-        """The cell that this cycle is, or None."""
+        """The cell that this cycle computes, or None."""
         for node in self.loop.nodes:
             fn = node.attrs.get("fn") if node.op == "unary" else node.attrs.get("activation")
             if fn is None or fn == "neg":
@@ -106,7 +109,7 @@ class _Cycle:
         return None
 
     def _bases(self) -> tuple[str, ...] | None:
-        """The values from outside of which x is made: sequences that weights multiply. None if they are others."""
+        """The outside values that make up x: sequences multiplied by weights. None if there are others."""
         inside = {o for n in (*self.loop.nodes, *self.loop.states) for o in n.outputs}
         found = dict.fromkeys(b for gate in self.gates.values() for b in gate.sum.terms if b not in inside)
         for name in found:
@@ -114,7 +117,7 @@ class _Cycle:
             if dims[:-1] != (self.steps, self.batch) or len(dims) != 3 or not isinstance(dims[2], int):
                 return None
             weights = [g.sum.terms[name] for g in self.gates.values() if name in g.sum.terms]
-            if all(w is None or w.ndim == 1 for w in weights):  # summed elsewhere: products with ones would only cost
+            if all(w is None or w.ndim == 1 for w in weights):  # summed elsewhere: products with ones only cost time
                 return None
         return tuple(found)
 
@@ -147,7 +150,7 @@ class _Cycle:
                         yield replace(found, spec=replace(found.spec, linear_before_reset=after))
 
     def _candidates(self, gate: Gate, bases, prev: str) -> Iterator[tuple]:
-        """Readings of n's sum as x's part and a gated one: (W, R, Wb, Rb), whether r comes after the product."""
+        """Ways to read n's sum as a part of x and a gated part: (W, R, Wb, Rb), whether r comes after the product."""
         gated = [b for b in gate.sum.terms if b not in bases]
         maker = self.sums.makers.get(gated[0]) if len(gated) == 1 else None
         if maker is None or maker.op != "binary" or maker.attrs["fn"] != "mul":
@@ -187,7 +190,7 @@ class _Cycle:
         return self._close(self.roots[h], lambda t: t[o] * t[squash]) and self._close(self.roots[c], cell_state)
 
     def _lstm_of(self, order, h_act: Activation, bases, h: int, c: int, coupled: bool) -> tuple | None:
-        """(activations, arrays) with the gates i o f c (i o c where f = 1 - i) in this order, or None."""
+        """(activations, arrays) with the gates in the order i o f c (i o c if f = 1 - i), or None."""
         gates = [self.gates[name] for name in order]
         acts = [g.act for g in gates]
         if any(a != acts[0] for a in acts[:-1]):
@@ -228,7 +231,7 @@ class _Cycle:
 
     # -- the proof --
     def _run(self, bases) -> Iterator[dict]:
-        """Steps of the cycle from random values: name -> float64 [rows, ..] of all that goes in, gates and results."""
+        """Run steps of the cycle on random values: name -> float64 [rows, ..] of inputs, gates and results."""
         ends, results = [*bases, *self.prevs], [*dict.fromkeys((*self.roots, *self.gates))]
         step = subgraph(self.graph, ends, results)
         rng = np.random.default_rng(20)
@@ -238,11 +241,11 @@ class _Cycle:
             yield {n: a[0] for n, a in (*feeds.items(), *zip(results, made, strict=True))}
 
     def _close(self, name: str, formula) -> bool:
-        """In every trial, `name` is what the formula makes of the trial."""
+        """Whether `name` equals the formula's result in every trial."""
         return all(np.allclose(formula(t), t[name], rtol=_TOLERANCE, atol=_TOLERANCE) for t in self.trials)
 
     def _agrees(self, found: Found) -> bool:
-        """A step of the cell gives what a step of the cycle gives."""
+        """Whether a step of the cell gives the same result as a step of the cycle."""
         for trial in self.trials:
             x = np.concatenate([trial[n] for n in found.bases], 1)
             h0, *c0 = (trial[s.outputs[0]] for s in found.states)
@@ -258,12 +261,12 @@ def _signed(rows: tuple, sign: int) -> tuple:
 
 
 def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
-    """The graph with the cell in the cycle's place; unchanged where others read what only the cycle has."""
+    """The graph with the cell in place of the cycle; unchanged if other nodes read values that only the cycle has."""
     patch = Patch(graph)
     h, *rest = (s.inputs[0] for s in found.states)
     gone, own = {n.name for n in loop.nodes}, {s.name for s in loop.states}
     outside = {i for n in graph.nodes if n.name not in gone | own for i in n.inputs} | set(graph.outputs)
-    # Of c only its last step can be had, of h that too.
+    # For c only the last step is available; for h the last step too.
     ends = {name: [n for n in graph.nodes if n.name not in gone and _is_end(graph, n, name)] for name in (h, *rest)}
     outside -= {
         c for c in rest if {n.name for n in ends[c]} >= _readers(graph, c, gone | own) and c not in graph.outputs
@@ -295,7 +298,7 @@ def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
             patch.replace(n, Node("reshape", n.name, (last[name],), n.outputs, {"dims": (1, batch, hidden)}))
     for node in loop.nodes:
         patch.replace(node)
-    # A state that others read too stays, as a delay of the cell's output; its name makes room for the cell's.
+    # A state with other readers stays, as a delay of the cell's output. It is renamed to free the name for the cell.
     for state in loop.states:
         keep = state.outputs[0] in outside and state.inputs[0] == h
         patch.replace(state, *([replace(state, name=fresh(f"{state.name}.delay", patch.labels))] if keep else []))
@@ -304,7 +307,7 @@ def _replaced(graph: Graph, loop: Loop, found: Found) -> Graph:
 
 
 def _is_end(graph: Graph, node: Node, name: str) -> bool:
-    """The node takes the last step of the value `name`."""
+    """Whether the node takes the last step of the value `name`."""
     a = node.attrs
     if node.op != "slice" or node.inputs[0] != name or graph.values[name].dims[0] != TIME:
         return False

@@ -1,4 +1,4 @@
-"""Sizes that a caller fixes: symbols of a graph replaced by numbers."""
+"""Fixes sizes: replaces symbols of a graph with numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..graph.dims import Dim, substitute, symbols
 
 
 def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
-    """The graph with the symbols in `sizes` (name -> number) replaced wherever they stand.
+    """The graph with the symbols in `sizes` (name -> number) replaced everywhere.
 
-    What the graph requires of sizes is checked as soon as all its symbols are numbers, and is then required no longer.
-    A model whose input has a free `size` is compiled for one size this way. Raises ShapeError for a symbol that no
-    input has, for a size that breaks what the graph requires, and for one at which a node has no meaning.
+    A requirement of the graph is checked as soon as all its symbols are numbers, and then dropped. This is how a model
+    whose input has a free `size` is compiled for one size. Raises ShapeError for a symbol that no input has, for a size
+    that violates a requirement of the graph, and for a size at which a node is invalid.
     """
     known = {s for name in graph.inputs for d in graph.values[name].dims for s in symbols(d)}
     unknown = sorted(set(sizes) - known)
@@ -36,12 +36,12 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
                 raise ShapeError(f"{graph.name}: {text}, but {shown}: give others")
     try:
         return validate(graph.replace(values=values, nodes=nodes, requires=left, notes=notes))
-    except ModelFormatError as error:  # the graph was valid: only the sizes can be wrong
+    except ModelFormatError as error:  # the graph was valid, so only the sizes can be wrong
         raise ShapeError(f"{error}, where {shown}: give others") from None
 
 
 def _fixed(attrs: Mapping, sizes: Mapping[str, int]) -> dict:
-    """Attributes with the dims in them replaced."""
+    """The attributes with their dims replaced."""
     out = {}
     for key, value in attrs.items():
         if isinstance(value, tuple):

@@ -11,14 +11,14 @@ from ..graph import Graph, Node
 
 @dataclass(frozen=True)
 class Sum:
-    """size N; bias float64 [N]; terms: name of a base -> its factor: [K, N], a row [N], or None (1)."""
+    """size N; bias float64 [N]; terms: name of a base -> its factor: [K, N], a row [N], or None for 1."""
 
     size: int
     bias: np.ndarray
     terms: dict
 
     def matrix(self, name: str) -> np.ndarray | None:
-        """What multiplies a base as a whole matrix [K, N]; None if the base is not in the sum."""
+        """The factor of a base as a full matrix [K, N]; None if the base is not in the sum."""
         if name not in self.terms:
             return None
         factor = self.terms[name]
@@ -26,14 +26,14 @@ class Sum:
 
 
 class Sums:
-    """Sums of the values of a graph along their last axis. opaque: names that are bases, whatever they are made of."""
+    """Sums of the values of a graph along their last axis. opaque: names that are always bases."""
 
     def __init__(self, graph: Graph, opaque: set[str]):
         self.graph, self.makers, self.opaque = graph, graph.producers(), opaque
         self.known: dict[str, Sum] = {}
 
     def of(self, name: str) -> Sum:
-        """The value `name` as a sum; itself, once, where it is none."""
+        """The value `name` as a sum; the value itself as the only term if it is not a sum."""
         if name not in self.known:
             node = self.makers.get(name)
             found = None
@@ -83,7 +83,7 @@ class Sums:
         return Sum(W.shape[1], x.bias @ W + bias, terms)
 
     def _row(self, name: str) -> np.ndarray | None:
-        """A constant that is one row, or one number, for every step: float64 [N] or []."""
+        """A constant that is one row or one number for every step: float64 [N] or []."""
         array = self.graph.constants.get(name)
         if array is None or (array.ndim and array.size != array.shape[-1]):
             return None
@@ -132,7 +132,7 @@ def _added(a: Sum, b: Sum, sign: float) -> Sum:
 
 
 def _joined(parts: list[Sum]) -> Sum:
-    """Sums side by side."""
+    """Sums concatenated along the last axis."""
     size, at = sum(p.size for p in parts), 0
     total = Sum(size, np.concatenate([p.bias for p in parts]), {})
     for part in parts:

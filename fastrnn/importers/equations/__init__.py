@@ -1,9 +1,9 @@
-"""Equations of a recurrent cell, as a paper writes them, become a Graph. Nothing in the text is evaluated.
+"""Equations of a recurrent cell, as a paper writes them -> Graph. No part of the text is evaluated.
 
     h = sigmoid(Whh @ prev(h) + Wxh @ x + bh); y = Why @ h + by
 
-grammar     the text -> a `System` of equations that hold nothing but what is listed there
-shapes      the features of every value, found by going over the equations until nothing new is learnt
+grammar     the text -> a `System` of equations that contain only what is listed there
+shapes      the features of every value, found by iterating over the equations until nothing new is learnt
 write       a System and its shapes -> Graph
 
 A value has features, of some shape, at each step of each sequence: [T, B, features..] in the graph.

@@ -1,7 +1,7 @@
-"""What may be written: assignments of expressions, read by Python's own parser and checked against a short list.
+"""The grammar: assignments of expressions, read by Python's own parser and checked against a short list.
 
-Taken are names, numbers, `+ - * / @`, unary minus, whole powers, slices of features with whole numbers, and calls of
-`FUNCTIONS`; nothing else gets past `parse`.
+Allowed are names, numbers, `+ - * / @`, unary minus, integer powers, slices of features with integers, and calls of
+`FUNCTIONS`. `parse` refuses everything else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...graph.casts import as_float32, check_list
 from ..shared.ledger import ReadLedger
 
 MAX_TEXT, MAX_LINES, MAX_DEPTH, MAX_AGO, MAX_POWER = 20_000, 500, 60, 64, 16
-EPSILON = 1e-5  # of norm, where the equation names none: that of PyTorch's and of ONNX's layer norm
+EPSILON = 1e-5  # of norm, if the equation names none: as in the layer norm of PyTorch and ONNX
 
 # Name in an equation -> (function of graph.UNARY, alpha, beta)
 ACTIVATIONS = {
@@ -28,7 +28,7 @@ ACTIVATIONS |= {name: (name, 0.0, 0.0) for name in "sign floor ceil round erf si
 ACTIVATIONS |= {"elu": ("elu", 1.0, 0.0), "selu": ("selu", 1.6732632423543772, 1.0507009873554805)}
 ACTIVATIONS |= {"swish": ("silu", 0.0, 0.0), "leaky_relu": ("leaky_relu", 0.01, 0.0)}
 OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
-# What may be called: name -> (least arguments, most), of which `epsilon` may be named.
+# Functions that may be called: name -> (fewest arguments, most); `epsilon` may be passed by name.
 FUNCTIONS = {
     **dict.fromkeys(ACTIVATIONS, (1, 1)),
     "prev": (1, 2),
@@ -46,7 +46,7 @@ FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Equation:
-    """name = expression; `where` says which one it is, to a person."""
+    """name = expression; `where` identifies it in messages."""
 
     name: str
     expression: ast.expr
@@ -55,7 +55,7 @@ class Equation:
 
 @dataclass(frozen=True)
 class System:
-    """Equations in their order, the arrays that they use, and name -> shape of features (None: to be found) of inputs.
+    """Equations in order, the arrays they use, and input name -> shape of features (None: to be inferred).
 
     remembered : name -> the largest n of its prev(name, n).
     """
@@ -67,7 +67,8 @@ class System:
 
 
 def parse(text: str, arrays: Mapping[str, object], inputs) -> System:
-    """Read and check equations. Raises ModelFormatError that says which one, what it has, and what may be there."""
+    """Read and check equations. Raises ModelFormatError that says which equation, what is wrong, and what is
+    allowed."""
     if not isinstance(text, str) or len(text) > MAX_TEXT:
         raise ModelFormatError(f"equations are text of at most {MAX_TEXT} characters, got {type(text).__name__}")
     try:
@@ -98,7 +99,7 @@ def as_array(name: str, value) -> np.ndarray:
 
 
 def _shapes_of(inputs) -> dict[str, tuple | None]:
-    """inputs= as name -> shape of features, None if it is to be found."""
+    """inputs= as name -> shape of features, None if it must be inferred."""
     if inputs is None:
         return {"x": None}
     if isinstance(inputs, str):
@@ -115,13 +116,13 @@ def _shapes_of(inputs) -> dict[str, tuple | None]:
 
 
 class _Reader:
-    """Checks one equation after the other; nothing that passes it can surprise what comes later."""
+    """Checks the equations one by one, so that later stages need no checks of their own."""
 
     def __init__(self, arrays: dict[str, np.ndarray], inputs: dict[str, tuple | None]):
         self.arrays, self.inputs = arrays, inputs
         self.assigned: list[str] = []
         self.ledger = ReadLedger([*arrays, *inputs])
-        self.remembered: dict[str, tuple[int, str]] = {}  # with the equation that says so
+        self.remembered: dict[str, tuple[int, str]] = {}  # with the equation that uses it
         self.where = ""
 
     def fail(self, text: str) -> ModelFormatError:
@@ -225,7 +226,7 @@ class _Reader:
 
 
 def _depth(tree: ast.AST) -> int:
-    """How deep expressions are nested."""
+    """The nesting depth of expressions."""
     deepest, stack = 0, [(tree, 1)]
     while stack:
         node, depth = stack.pop()
@@ -235,7 +236,7 @@ def _depth(tree: ast.AST) -> int:
 
 
 def epsilon_of(e: ast.Call) -> float | None:
-    """The epsilon of a norm; None if its keywords are wrong."""
+    """The epsilon of a norm; None if its keywords are invalid."""
     if not e.keywords:
         return EPSILON
     value = e.keywords[0].value
@@ -246,7 +247,7 @@ def epsilon_of(e: ast.Call) -> float | None:
 
 
 def output_names(outputs, system: System) -> tuple[str, ...]:
-    """The names of the outputs: the last one that is assigned, where none are given."""
+    """The names of the outputs; by default the last name assigned."""
     known = [equation.name for equation in system.equations]
     names = (known[-1],) if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
     wrong = [name for name in names if name not in known]
@@ -261,7 +262,7 @@ def ends(s: ast.expr, size: int) -> tuple[int, int]:
 
 
 def is_fixed(e: ast.expr, system: System) -> bool:
-    """Made of arrays and numbers alone: the same at every step."""
+    """Whether an expression uses only arrays and numbers, so that it is the same at every step."""
     if isinstance(e, ast.Call) and e.func.id == "prev":
         return False
     if isinstance(e, ast.Name):

@@ -14,9 +14,9 @@ Shape = tuple[int, ...]
 class Shapes:
     """name -> shape of the features of every input and assigned value.
 
-    What is unknown (None) broadcasts to anything, so that `c = f * prev(c) + i * g` learns the shape of c from f. A
-    product with an array implies what its operand must be. Goes over all equations until nothing new is learnt; what is
-    known then has been checked against every place that uses it.
+    An unknown shape (None) broadcasts to anything, so `c = f * prev(c) + i * g` learns the shape of c from f. A product
+    with an array implies the shape of its operand. All equations are visited repeatedly until nothing new is learnt; by
+    then every known shape has been checked against every use.
     """
 
     def __init__(self, system: System):
@@ -26,7 +26,7 @@ class Shapes:
         self.where = ""
         self.settle()
         counters = [n for n in system.remembered if self.found[n] is None and n not in system.inputs]
-        for name in counters:  # made of numbers and its own past alone: a number itself
+        for name in counters:  # made only of numbers and its own past: itself a number
             if self.found[name] is None:
                 self.found[name] = ()
                 self.settle()
@@ -42,7 +42,7 @@ class Shapes:
                 )
 
     def settle(self) -> None:
-        """Go over all equations until nothing new is learnt."""
+        """Visit all equations until nothing new is learnt."""
         for _ in range(2 * len(self.found) + 2):
             before = dict(self.found)
             for equation in self.system.equations:
@@ -55,7 +55,7 @@ class Shapes:
         return ShapeError(f"{self.where}: {text}")
 
     def learn(self, name: str, shape: Shape | None) -> None:
-        """Shapes only grow: from unknown, or by broadcasting once more of what they are made of is known."""
+        """Record a shape. Shapes only grow: from unknown, or by broadcasting as more of their parts become known."""
         known = self.found[name]
         if shape is None or known == shape:
             return
@@ -71,7 +71,7 @@ class Shapes:
             raise self.fail(f"{text}: features {list(a)} and {list(b)} don't go together") from None
 
     def of(self, e: ast.expr) -> Shape | None:
-        """The features of an expression as far as they are known."""
+        """The features of an expression, as far as known."""
         if isinstance(e, ast.Constant):
             return ()
         if isinstance(e, ast.Name):
@@ -126,7 +126,7 @@ class Shapes:
         return (*other[:axis], *out, *other[axis + 1 :])
 
     def require(self, e: ast.expr, shape: Shape) -> None:
-        """The expression has to have these features: what does that say about the names in it?"""
+        """Require an expression to have these features, and learn the shapes of its names from that."""
         if isinstance(e, ast.Name) and e.id in self.found:
             self.learn(e.id, shape)
         elif isinstance(e, ast.UnaryOp):

@@ -1,4 +1,4 @@
-"""A system of equations whose shapes are known, as a Graph."""
+"""Writes a system of equations with known shapes as a Graph."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Writer:
 
     # -- what is remembered --
     def remember(self, initial: dict) -> None:
-        """A state node for each step that prev() looks back; their inputs get their true names in `close`."""
+        """Add a state node for each step that prev() looks back; `close` gives them their inputs."""
         unknown = sorted(set(initial) - set(self.system.remembered))
         if unknown:
             raise ModelFormatError(f"initial= names {', '.join(unknown)}, but no equation uses prev() of it")
@@ -66,7 +66,7 @@ class Writer:
                     steps = self.ago[name, 1] = self.w.rename(steps, f"prev({name})")
 
     def starts(self, name: str, given, depth: int, shape: Shape) -> np.ndarray | None:
-        """What a value is taken to have been 1, 2, .. steps before the first: float64 [depth, ..], None for zeros."""
+        """The values assumed 1, 2, .. steps before the first: float64 [depth, ..], None for zeros."""
         if given is None:
             return None
         array = as_array(f"initial[{name!r}]", given)
@@ -83,7 +83,7 @@ class Writer:
             ) from None
 
     def close(self) -> None:
-        """Give each state its input, now that it is made."""
+        """Give each state its input, which exists by now."""
         true = {f"{name}~": self.known[name] for name in self.system.remembered}
         for k, node in enumerate(self.w.nodes):
             if node.op == "state" and node.inputs[0] in true:
@@ -93,7 +93,7 @@ class Writer:
             del self.w.values[name]
 
     def whole(self, made, shape: Shape) -> Value:
-        """An operand as a value of every step, of its full shape."""
+        """An operand as a value for every step, at its full shape."""
         dims = (TIME, BATCH, *shape)
         if isinstance(made, Value) and made.dims == dims:
             return made
@@ -111,7 +111,7 @@ class Writer:
 
     # -- expressions --
     def of(self, e: ast.expr):
-        """The operand that an expression is."""
+        """The operand that an expression evaluates to."""
         if isinstance(e, ast.Constant):
             return np.float64(e.value)
         if isinstance(e, ast.Name):
@@ -129,7 +129,7 @@ class Writer:
         return self.sum_of(e)
 
     def sum_of(self, e: ast.expr):
-        """A sum: its arrays are added up beforehand and become the bias of its first product."""
+        """A sum. Its arrays are added up first and become the bias of its first product."""
         terms = list(_terms(e, 1.0))
         if len(terms) == 1 and terms[0][0] < 0:
             made = self.of(terms[0][1])
@@ -178,7 +178,7 @@ class Writer:
         return self.w.add("slice", x, label=f"{self.target}.slice", axis=axis, start=start, stop=stop, step=1)
 
     def product(self, e: ast.BinOp, sign: float = 1.0, bias: np.ndarray | None = None) -> tuple:
-        """(sign * left @ right + bias where that fits the end of the product, whether it did)."""
+        """(sign * left @ right, plus bias if it fits the end of the product; whether it did)."""
         left, right = self.of(e.left), self.of(e.right)
         if not isinstance(left, Value) and not isinstance(right, Value):
             return sign * (left @ right), False
@@ -245,7 +245,7 @@ class Writer:
         return self.w.concat(parts, len(parts[0].dims) - 1)
 
     def convolution(self, weight: np.ndarray, x: Value, label: str) -> Value:
-        """Over the last axis, which stays as long: zeros on both sides, of an odd number one more at the end."""
+        """A convolution over the last axis that keeps its length: zeros on both sides, an odd one at the end."""
         flat = weight.ndim == 1
         weight = weight.reshape(1, 1, -1) if flat else weight
         time, batch, length = x.dims[0], x.dims[1], x.dims[-1]

@@ -1,8 +1,9 @@
-"""Keras files and live Keras models -> Graph, with numpy and h5py alone: no Keras is imported, nothing is executed.
+"""Keras files and live Keras models -> Graph, with only numpy and h5py. Keras is not imported, nothing is executed.
 
-`.keras` (a zip of config.json, metadata.json and model.weights.h5), whole models in `.h5` of Keras 1, 2 and 3, and
-`.weights.h5` or other files of bare weights beside the JSON of `model.to_json()`. `config.py` makes a tree of layers,
-`tensors.py` finds their weights, `walk.py` runs them on symbolic tensors through the table that the other modules fill.
+Reads `.keras` (a zip of config.json, metadata.json and model.weights.h5), whole models in `.h5` of Keras 1, 2 and 3,
+and `.weights.h5` or other weight files together with the JSON of `model.to_json()`. `config.py` builds a tree of
+layers, `tensors.py` finds their weights, and `walk.py` runs them on symbolic tensors through the table that the other
+modules fill.
 """
 
 from __future__ import annotations
@@ -29,27 +30,28 @@ from .walk import build, check_known
 
 _FILES = frozenset(("config.json", "metadata.json", "model.weights.h5"))
 _MOST_ENTRIES = 64
-_MOST_GROWTH = 1100  # unpacked bytes a packed one: deflate can't give more than 1,032
-_MOST_GROWTH_OF_WEIGHTS = 16  # Keras packs nothing; numbers of a trained model packed by hand shrink by a tenth
+_MOST_GROWTH = 1100  # unpacked bytes per packed byte: deflate can't exceed 1,032
+_MOST_GROWTH_OF_WEIGHTS = 16  # Keras doesn't compress; a trained model compressed by hand shrinks by a tenth
 _MOST_BYTES = 1 << 36
 T = TypeVar("T")
 
 
 def is_keras(head: bytes) -> bool:
-    """Whether bytes begin as a zip file does, which a .keras file is."""
+    """Whether bytes start like a zip file, which a .keras file is."""
     return head.startswith(b"PK\x03\x04")
 
 
 def import_keras(source, *, config=None, float64_as_float32: bool = False, thaw: bool = True) -> Graph:
     """The graph of a Keras file (a path or bytes).
 
-    config : for files of weights alone: the text of `model.to_json()`, its dict, or a path to it
-    thaw : free a length that the file fixes, if no layer needs it
+    config : for weight files only: the text of `model.to_json()`, its dict, or a path to it
+    thaw : free a length that the file fixes if no layer needs it
 
     Raises
     ------
-    ModelFormatError : damaged or hostile, or weights that don't fit the config, naming tensor, got and expected.
-    UnsupportedError : lists every layer and setting that fastrnn doesn't have. OSError : can't be read.
+    ModelFormatError : damaged or hostile file, or weights that don't fit the config (names the tensor, got and
+    expected).
+    UnsupportedError : lists every layer and setting that fastrnn doesn't support. OSError : can't be read.
     """
     in_memory = isinstance(source, bytes | bytearray | memoryview)
     where = "bytes" if in_memory else str(source)
@@ -77,20 +79,20 @@ def _from_h5(source, where: str, config, **how) -> Graph:
                 f"{where}: it holds weights but no config; give config= (the text of model.to_json()) or layers="
             )
         data = parse(text) if text is not None else _given_config(config)
-        # Weights take the version that their config names; a file's own where that says nothing.
+        # Weights use the version that their config names, or the file's own if the config names none.
         version = data.pop("keras_version", None) or version
         root, release, tensors = _located(where, lambda: _read(data, version, file))
     return _located(where, lambda: build(root, release, tensors, **how))
 
 
 def config_text(config) -> str:
-    """The text of a config that is given as a text, a dict, or a path."""
+    """The text of a config given as a string, a dict, or a path."""
     return json.dumps(_given_config(config))
 
 
 def written_by(path, config=None) -> str | None:
-    """The version of Keras that a file at a path names, or that the config beside its weights shows; None if it
-    names none, or is not a Keras file."""
+    """The Keras version that a file names, or that the config for its weights shows; None if there is none or the file
+    is not a Keras file."""
     try:
         with open(path, "rb") as file:
             zipped = is_keras(file.read(8))
@@ -127,7 +129,7 @@ def _from_zip(source, where: str, **how) -> Graph:
     except ModelFormatError:
         raise
     except OSError as error:
-        if error.errno != errno.EINVAL:  # the disk's; else a place that no file has
+        if error.errno != errno.EINVAL:  # a disk error; EINVAL is an impossible file offset
             raise
         raise ModelFormatError(f"{where}: a damaged .keras file: an entry starts before the file does") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
@@ -141,7 +143,7 @@ def _from_zip(source, where: str, **how) -> Graph:
 
 
 def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
-    """The entries by name. Nothing is unpacked to a disk, so that a name can't lead anywhere."""
+    """The entries by name. Nothing is unpacked to disk, so names can't escape a folder."""
     infos = archive.infolist()
     names = [i.filename for i in infos]
     if len(infos) > _MOST_ENTRIES or len(set(names)) != len(names):
@@ -155,7 +157,7 @@ def _entries(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]
 def _entry(
     archive: zipfile.ZipFile, entries: dict, name: str, most: int, where: str, growth: int = _MOST_GROWTH
 ) -> bytes:
-    """The bytes of an entry, never more than it says, nor than its packed size can make."""
+    """The bytes of an entry, at most as many as it declares and as its packed size can produce."""
     info = entries.get(name)
     if info is None:
         raise ModelFormatError(f"{where}: it has no {name}")
@@ -175,7 +177,7 @@ def _read(config: dict, version: str | None, file: H5) -> tuple[Layer, Version, 
 
 
 def _located(where: str, work: Callable[[], T]) -> T:
-    """Errors of a file name it."""
+    """Run `work`, with the file's name in its errors."""
     try:
         return work()
     except ModelFormatError as error:
@@ -184,9 +186,10 @@ def _located(where: str, work: Callable[[], T]) -> T:
 
 
 def import_model(model, *, float64_as_float32: bool = False) -> Graph:
-    """The graph of a live Keras model, through its own methods: `to_json`, `layers`, and the weights of each.
+    """The graph of a live Keras model, read through its own methods: `to_json`, `layers`, and the weights of each
+    layer.
 
-    Raises ModelFormatError for anything but a Keras model, and for one that was never built; else as `import_keras`.
+    Raises ModelFormatError if it is not a Keras model or was never built; otherwise as `import_keras`.
     """
     if not all(hasattr(model, name) for name in ("to_json", "layers", "weights")):
         raise ModelFormatError(f"from_keras takes a Keras model, got {type(model).__name__}")
@@ -211,6 +214,6 @@ def import_model(model, *, float64_as_float32: bool = False) -> Graph:
 
 
 def _array(variable) -> np.ndarray:
-    """A variable's numbers, of any backend."""
+    """A variable's array, from any backend."""
     value = variable.numpy() if hasattr(variable, "numpy") else variable
     return np.asarray(value)

@@ -1,4 +1,4 @@
-"""Activations by Keras's names, as functions of whole values and as those that a cell may have.
+"""Activations by Keras's names, for whole values and for cells.
 
 `hard_sigmoid` is max(0, min(1, 0.2x + 0.5)) in Keras 1 and 2 and relu6(x + 3)/6 in Keras 3.
 """
@@ -68,7 +68,7 @@ _COMPOSED: dict[str, Callable[[LayerCall, Value], Value]] = {
 
 
 def _name(call: LayerCall, value) -> str | dict:
-    """The name of a built-in activation, or the config of a layer that stands for one."""
+    """The name of a built-in activation, or the config of a layer used as one."""
     if value is None:
         return "linear"
     if isinstance(value, str):
@@ -93,7 +93,7 @@ def _form(call: LayerCall, name: str) -> tuple[str, float, float] | None:
 
 
 def cell_activation(call: LayerCall, value) -> Activation:
-    """The activation that a cell's config names. Raises Finding for one that is not a function of single numbers."""
+    """The activation that a cell's config names. Raises Finding if it is not elementwise."""
     name = _name(call, value)
     form = _form(call, name) if isinstance(name, str) else _layer_form(name)
     if form is None or form[0] not in ACTIVATIONS:
@@ -117,7 +117,7 @@ def _layer_form(config: dict) -> tuple[str, float, float] | None:
 
 
 def _plain(value):
-    """A number, which Keras 2 wrote as a dict where it was NumPy's."""
+    """A number. Keras 2 wrote NumPy numbers as a dict."""
     return value.get("value", value.get("config")) if isinstance(value, dict) else value
 
 
@@ -138,7 +138,7 @@ def activate(call: LayerCall, x: Value, value) -> Value:
 
 
 def _as_layer(call: LayerCall, x: Value, data: dict) -> Value:
-    """A layer without weights that stands as the activation of another."""
+    """A layer without weights used as the activation of another."""
     item = layer_of(data, call.label)
     if item.problem is not None or item.kind not in _AS_ACTIVATIONS:
         raise Finding(f"activation {item.kind!r:.60}")
@@ -178,14 +178,14 @@ def _elu(c: LayerCall) -> Value:
 
 @layer("ThresholdedReLU")
 def _thresholded_relu(c: LayerCall) -> Value:
-    """x where x > theta; at theta itself Keras gives 0 and graph's function x."""
+    """x where x > theta, else 0. At theta itself Keras gives 0, but the graph's own function gives x."""
     theta = c.number(_number(c, "theta", 1.0))
     return c.where(c.binary("greater", c.x, theta), c.x, c.number(0.0))
 
 
 @layer("ReLU")
 def _relu(c: LayerCall) -> Value:
-    """slope*(x - threshold) below the threshold, x from there up to max_value."""
+    """slope*(x - threshold) below the threshold, x above it up to max_value."""
     x, most = c.x, c.get("max_value")
     slope, threshold = _number(c, "negative_slope", 0.0), _number(c, "threshold", 0.0)
     if threshold == 0.0:
@@ -209,7 +209,7 @@ def _prelu(c: LayerCall) -> Value:
 
 @layer("Softmax")
 def _softmax_layer(c: LayerCall) -> Value:
-    """Over one axis. Masked elements are left out; Keras 2 subtracts 1e9 from them instead, which is as good."""
+    """Softmax over one axis. Masked elements are left out; Keras 2 subtracts 1e9 instead, which is equivalent."""
     x, axis, mask = c.x, c.get("axis", -1), c.mask
     axes = axis if isinstance(axis, list | tuple) else [axis]
     if len(axes) != 1 or type(axes[0]) is not int or not -len(x.dims) <= axes[0] < len(x.dims):
@@ -229,7 +229,7 @@ def _softmax_layer(c: LayerCall) -> Value:
 )  # fmt: skip
 @layer("Identity", masks="keep from 3")
 def _nothing(c: LayerCall) -> Value:
-    """Layers that act in training only."""
+    """Layers that only act in training."""
     for name in ("l1", "l2", "data_format", "alpha", "rank", "p", "sigma"):
         c.get(name)
     return c.x

@@ -1,8 +1,8 @@
 """MultiHeadAttention, Attention, AdditiveAttention.
 
-A query that sees no key attends to all alike, as Keras has it: MultiHeadAttention gives keys that don't count a score
-of -1e9, Attention takes 1e9 off it. The later steps of a causal layer are among those keys, so a causal layer that
-masks keys as well has one mask of both. (Keras 3 on PyTorch gives other numbers to queries that are masked themselves.)
+As in Keras, a query that sees no key attends to all keys equally: MultiHeadAttention gives masked keys a score of -1e9,
+Attention subtracts 1e9. The later steps of a causal layer are masked the same way, so a causal layer that also masks
+keys has a single combined mask. (Keras 3 on PyTorch returns other numbers for queries that are masked themselves.)
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _multi_head(c: LayerCall) -> list[MaskedTensor]:
 
 
 def _query_value_key(c: LayerCall) -> list[MaskedTensor]:
-    """The three inputs with the masks of the call, however they are given."""
+    """The three inputs with the call's masks, in whichever way they are given."""
     given = list(c.inputs) if len(c.args) == 1 else list(c.args)
     for name in ("query", "value", "key"):
         x = c.kwargs.pop(name, None)
@@ -85,9 +85,9 @@ def _heads(c: LayerCall, x: Value, part: str, heads: int, size: int) -> Value:
 
 
 def _seen(c: LayerCall, inputs: list[MaskedTensor], causal: bool) -> Value | None:
-    """All masks of the scores as one, bool [B or 1, 1, Tq or 1, Tk]; None if absent, or if it would be `causal` alone.
+    """All masks of the scores combined, bool [B or 1, 1, Tq or 1, Tk]; None if absent or `causal` only.
 
-    The query's own mask is left out: it moves nothing but the queries that don't count.
+    The query's own mask is left out: it affects only masked queries.
     """
     parts = []
     for x in inputs[1:]:
@@ -119,8 +119,8 @@ def _triangle(c: LayerCall, rows, columns) -> Value:
 
 
 def _zeroed(c: LayerCall, y: Value, mask: Value | None) -> Value:
-    """y [B, H, Tq, dv] with 0 for a query that sees no key, if the layer has a dropout: Keras 3 computes it by another
-    function then."""
+    """y [B, H, Tq, dv] with 0 for a query that sees no key, if the layer has dropout: Keras 3 then uses another
+    function."""
     if mask is None or c.version.major < 3 or not c.get("dropout"):
         return y
     seen = c.reduce("max", c.add("cast", mask, to="float32"), (3,), keepdims=True)
@@ -133,7 +133,7 @@ def _added(c: LayerCall, mask: Value) -> Value:
 
 @layer("Attention", "AdditiveAttention", masks="own")
 def _attention(c: LayerCall) -> list[MaskedTensor]:
-    """softmax(score(q, k)) v; the score is a product, or scale * sum(tanh(q + k)) (additive, or score_mode concat)."""
+    """softmax(score(q, k)) v. The score is a product, or scale * sum(tanh(q + k)) (additive, or score_mode concat)."""
     inputs, masks = c.inputs, c.masks()
     if len(inputs) not in (2, 3) or any(len(x.dims) != 3 for x in inputs):
         raise Finding(f"of {len(inputs)} inputs of {[len(x.dims) for x in inputs]} axes")

@@ -1,7 +1,7 @@
-"""What a layer's function works with: `LayerCall` (one application of a layer), `MaskedTensor`, the table of layers.
+"""What layer functions work with: `LayerCall` (one application of a layer), `MaskedTensor`, the table of layers.
 
-A function registered by `@layer("Dense")` reads its config through `LayerCall.get`. What it doesn't read is refused,
-unless it matters for training alone (`_TRAINING`).
+A function registered by `@layer("Dense")` reads its config through `LayerCall.get`. Settings that it doesn't read are
+refused, unless they only matter for training (`_TRAINING`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .tensors import LayerWeights
 
 
 class NeedsLength(Finding):
-    """A layer needs the number of steps as a number: the text says which and why."""
+    """A layer needs a known number of steps. The text says which layer and why."""
 
 
 @dataclass(frozen=True)
 class MaskedTensor:
-    """A value of the graph with Keras's mask, bool, of its first axes; None if all of it counts."""
+    """A value of the graph with Keras's mask: bool, for its first axes; None if every step counts."""
 
     value: Value
     mask: Value | None = None
@@ -39,7 +39,7 @@ class MaskedTensor:
 
 @dataclass(eq=False)
 class Import:
-    """One import: what all its calls share. time: the dim of the time axis; steps: the number that the file gives."""
+    """State shared by all calls of one import. time: the dim of the time axis; steps: the file's number for it."""
 
     writer: GraphWriter
     version: Version
@@ -54,8 +54,8 @@ class Import:
 
 @dataclass(frozen=True)
 class LayerRule:
-    """A layer of the table. masks: "keep" (the output has the mask of the first input), "drop", "keep from 3" (of those
-    that drop it before Keras 3), or "own" (the function returns Tensors with theirs)."""
+    """A layer of the table. masks: "keep" (the output has the mask of the first input), "drop", "keep from 3" (dropped
+    before Keras 3), or "own" (the function returns MaskedTensors with their masks)."""
 
     function: Callable
     masks: str
@@ -67,7 +67,7 @@ class LayerRule:
 
 LAYERS: dict[str, LayerRule] = {}
 
-# Settings that say nothing about what a trained layer computes.
+# Settings that don't affect what a trained layer computes.
 _TRAINING = frozenset(
     "name trainable seed implementation unit_forget_bias use_cudnn build_input_shape batch_input_shape input_shape "
     "input_dtype dropout recurrent_dropout rate noise_shape stddev momentum synchronized input_length "
@@ -81,7 +81,7 @@ _TRAINING = frozenset(
     "consume_less init inner_init forget_bias_init W_regularizer U_regularizer b_regularizer W_constraint b_constraint "
     "dropout_W dropout_U beta_init gamma_init weights_init".split()
 )
-# Settings that may be there as long as they ask for nothing.
+# Settings that are accepted only at values without effect.
 _EMPTY = frozenset(
     "lora_rank lora_alpha quantization_config use_gate sliding_window flash_attention renorm weights sparse ragged "
     "rms_scaling autocast".split()
@@ -89,7 +89,7 @@ _EMPTY = frozenset(
 
 
 def layer(*kinds: str, masks: str = "keep") -> Callable:
-    """Register a function (Call) -> Value, Tensor or a list of them, for classes of layers."""
+    """Register a function (LayerCall) -> Value, MaskedTensor or a list of them, for layer classes."""
 
     def register(function: Callable) -> Callable:
         for kind in kinds:
@@ -102,7 +102,7 @@ def layer(*kinds: str, masks: str = "keep") -> Callable:
 class LayerCall:
     """One application of a layer.
 
-    args, kwargs : as the config has them, tensors as `MaskedTensor`s
+    args, kwargs : as in the config, tensors as `MaskedTensor`s
     """
 
     def __init__(self, work: Import, item: Layer, args: list, kwargs: dict):
@@ -114,7 +114,7 @@ class LayerCall:
 
     # -- settings --
     def get(self, name: str, default=None, kinds: tuple = ()):
-        """A setting; kinds: what types it may have (a bool is not an int). Raises ModelFormatError for another."""
+        """A setting. kinds: allowed types (a bool is not an int). Raises ModelFormatError for any other type."""
         self._settings.read(name)
         value = self.layer.config.get(name, default)
         if kinds and not (isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)):
@@ -126,7 +126,7 @@ class LayerCall:
         return self.get(name, default, (bool,))
 
     def size(self, name: str, *older: str) -> int:
-        """A whole number of at least 1; older: its names in Keras 1."""
+        """An integer of at least 1. older: its names in Keras 1."""
         found = next((n for n in (name, *older) if n in self.layer.config), name)
         value = self.get(found)
         if type(value) is not int or not 1 <= value < 1 << 31:
@@ -134,7 +134,7 @@ class LayerCall:
         return value
 
     def sizes(self, name: str, count: int, default=None, least: int = 1) -> tuple[int, ...]:
-        """`count` whole numbers, which the file may give as one for all."""
+        """`count` integers, which the file may give as one integer for all."""
         value = self.get(name, default)
         value = (value,) * count if type(value) is int else tuple(value) if isinstance(value, list | tuple) else value
         if not isinstance(value, tuple) or len(value) != count or any(type(v) is not int or v < least for v in value):
@@ -144,14 +144,14 @@ class LayerCall:
         return value
 
     def option(self, name: str, default, allowed: Sequence):
-        """A setting of which only some values have a meaning here; another is a Finding."""
+        """A setting with only some supported values; any other is a Finding."""
         value = self.get(name, default)
         if value not in allowed:
             raise Finding(f"{name}={value!r:.60}")
         return value
 
     def finish(self) -> None:
-        """Raise Finding for settings and arguments that were not read."""
+        """Raise Finding for unread settings and arguments."""
         if not self.layer.kind.startswith("ops."):
             _check_dtype(self)
         for name in self._settings.left(besides=_TRAINING):
@@ -168,7 +168,7 @@ class LayerCall:
     # -- inputs --
     @property
     def inputs(self) -> list[MaskedTensor]:
-        """All tensors of the first argument, whether it is one or a list."""
+        """All tensors of the first argument, a single tensor or a list."""
         first = self.args[0] if self.args else None
         found = list(first) if isinstance(first, list | tuple) else [first]
         if not found or not all(isinstance(x, MaskedTensor) for x in found):
@@ -189,8 +189,8 @@ class LayerCall:
 
     @property
     def mask(self) -> Value | None:
-        """The mask that the layer sees: the one it is given, else that of its input. Keras 3 hands none on by itself
-        to a layer that is called with other tensors besides, as initial states are."""
+        """The mask that the layer sees: its argument, else that of its input. Keras 3 passes none by itself to a layer
+        called with further tensors, such as initial states."""
         if isinstance(self.explicit_mask, MaskedTensor):
             return self.explicit_mask.value
         others = [*self.args[1:], *self.kwargs.values()]
@@ -198,7 +198,7 @@ class LayerCall:
 
     @property
     def passed_mask(self) -> Value | None:
-        """The mask that the output inherits: the one that the call is given, else that of the first input."""
+        """The mask that the output inherits: the call's argument, else that of the first input."""
         return self.explicit_mask.value if isinstance(self.explicit_mask, MaskedTensor) else self.inputs[0].mask
 
     def masks(self) -> list[Value | None]:
@@ -210,11 +210,11 @@ class LayerCall:
 
     # -- weights and constants --
     def take(self, name: str, shape: tuple, part: str = "") -> np.ndarray:
-        """A tensor of this layer's weights."""
+        """A weight tensor of this layer."""
         return self.work.tensors.take(self.layer, name, shape, part)
 
     def held(self, array: np.ndarray, name: str) -> Value:
-        """A constant of this layer, one however often the layer is applied."""
+        """A constant of this layer, shared by all its calls."""
         key = (id(self.layer), name, array.shape)
         if key not in self.work.constants:
             self.work.constants[key] = self.w.constant(array, f"{self.label}.{name}")
@@ -229,12 +229,12 @@ class LayerCall:
         return self.work.constants[key]
 
     def fixed(self, dim, why: str) -> int:
-        """A dim as a number; NeedsLength if it depends on batch or time."""
+        """A dim as a number; raises NeedsLength if it depends on batch or time."""
         if isinstance(dim, Dim):
             raise NeedsLength(f"{why} (here {dim})")
         return dim
 
-    # -- forms that many layers need --
+    # -- operations that many layers need --
     def add(self, op: str, *inputs: Value | None, **attrs) -> Value:
         """A node of this layer."""
         return self.w.add(op, *inputs, label=self.label, **attrs)
@@ -255,7 +255,7 @@ class LayerCall:
         return self.add("where", condition, a, b)
 
     def like(self, mask: Value, rank: int) -> Value:
-        """A mask with ones for the axes that it lacks, to stand beside a value of that rank."""
+        """A mask with axes of one added, so that it broadcasts with a value of that rank."""
         return self.reshape(mask, (*mask.dims, *(1,) * (rank - len(mask.dims))))
 
 
@@ -264,7 +264,7 @@ def _has_tensor(item) -> bool:
 
 
 def _check_dtype(call: LayerCall) -> None:
-    """Refuse a layer that computes in another precision than float32, except where a half one is better served."""
+    """Refuse a layer that computes in a precision other than float32. Half precision is computed in float32 instead."""
     policy = call.get("dtype")
     if isinstance(policy, dict):
         inner = policy.get("config")

@@ -1,7 +1,7 @@
-"""A Keras config as a tree of `Layer`s, each class checked by name before anything is built.
+"""A Keras config as a tree of `Layer`s. Each class is checked by name before anything is built.
 
-Configs differ by the version that wrote them; `version` decides where the same words mean another thing. Nothing in a
-config is looked up, imported or executed: a class is a key of the table of layers, or it is refused by its name.
+Configs differ by the version that wrote them; if the same words mean different things, `version` decides. Nothing in a
+config is looked up, imported or executed: a class is either a key of the table of layers or refused by name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from ...errors import ModelFormatError
 
 MAX_TEXT = 1 << 26  # characters of a config; the largest published models have 4 MB
-MAX_NESTING = 32  # of models, wrappers and cells in one another
+MAX_NESTING = 32  # of nested models, wrappers and cells
 MODELS = ("Functional", "Sequential", "Model")
-_NOT_TRAINABLE = ("SpatialDropout1D", "SpatialDropout2D")  # layers whose configs leave out trainable, as no other does
+_NOT_TRAINABLE = ("SpatialDropout1D", "SpatialDropout2D")  # the only layers whose configs leave out trainable
 _OPERATIONS = re.compile(r"(tf_)?keras\.src\.ops\b|keras\.ops\b")
 
 
@@ -24,9 +24,9 @@ _OPERATIONS = re.compile(r"(tf_)?keras\.src\.ops\b|keras\.ops\b")
 class Layer:
     """One layer of a config.
 
-    kind : its class; "ops." before it where it is one of keras.ops, not a layer
-    config : its own settings; layers within it are in `parts` (by the name that Keras's files of weights use)
-    calls : how often it is applied, each the raw inbound node
+    kind : its class, with the prefix "ops." if it is from keras.ops and not a layer
+    config : its own settings; inner layers are in `parts` (by their names in Keras's weight files)
+    calls : its applications, each a raw inbound node
     path : its place in the tree of models, for messages
     """
 
@@ -44,7 +44,7 @@ class Layer:
         return self.config.get("trainable", True) is not False
 
     def walk(self) -> Iterator[Layer]:
-        """This layer and all within it."""
+        """This layer and all inner layers."""
         yield self
         for part in (*self.parts.values(), *self.layers):
             yield from part.walk()
@@ -52,7 +52,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Version:
-    """The Keras that wrote a file. numbers: (major, minor); tf: it is TensorFlow's Keras 2 (or later)."""
+    """The Keras that wrote a file. numbers: (major, minor); tf: TensorFlow's Keras 2 or later."""
 
     numbers: tuple[int, int]
     text: str
@@ -64,7 +64,7 @@ class Version:
 
 
 def version_of(text: str | None, config: dict) -> Version:
-    """The version that a file names; one that names none is judged by its form."""
+    """The version that a file names, or a guess from its form if it names none."""
     if text is None:
         shown = json.dumps(config)
         major = 3 if '"batch_shape"' in shown else 1 if '"output_dim"' in shown and '"units"' not in shown else 2
@@ -90,8 +90,8 @@ def parse(text: str | bytes) -> dict:
 
 
 def layer_of(data, path: str = "", depth: int = 0) -> Layer:
-    """The tree of a serialised layer or model. Raises ModelFormatError for a malformed one; a class that is not
-    Keras's own becomes a `problem`, so that one error lists all of them."""
+    """The tree of a serialised layer or model. Raises ModelFormatError if it is malformed. A class that is not Keras's
+    own becomes a `problem`, so that one error lists all of them."""
     if depth > MAX_NESTING:
         raise ModelFormatError(f"{path}: layers nested deeper than {MAX_NESTING}")
     if not isinstance(data, dict) or not isinstance(data.get("class_name"), str):
@@ -120,7 +120,7 @@ def layer_of(data, path: str = "", depth: int = 0) -> Layer:
 
 
 def _is_operation(data: dict) -> bool:
-    """Whether it is one of keras.ops; a legacy file leaves out the module, but an operation is never trainable."""
+    """Whether it is from keras.ops. A legacy file leaves out the module, but an operation is never trainable."""
     module, calls = data.get("module"), data.get("inbound_nodes")
     if isinstance(module, str):
         return _OPERATIONS.match(module) is not None
@@ -145,13 +145,13 @@ def _descend(layer: Layer, depth: int) -> None:
             layer.parts["layer"] = inner
             return
         back = config.pop("backward_layer", None)
-        if back is None:  # the same layer, the other way round
+        if back is None:  # the same layer, backwards
             back = {**data, "config": {**data["config"], "go_backwards": not data["config"].get("go_backwards")}}
         layer.parts["forward_layer"] = inner
         layer.parts["backward_layer"] = layer_of(back, path, depth + 1)
     elif layer.kind == "RNN":
         cell = config.pop("cell", None)
-        if isinstance(cell, list):  # Keras 2 writes cells of a stack so where it wraps them itself
+        if isinstance(cell, list):  # Keras 2 writes stacked cells like this if it wraps them itself
             cell = {"class_name": "StackedRNNCells", "config": {"cells": cell}}
         layer.parts["cell"] = layer_of(cell, path, depth + 1)
     elif layer.kind == "StackedRNNCells":
@@ -164,7 +164,7 @@ def _descend(layer: Layer, depth: int) -> None:
 
 
 def _foreign(data: dict) -> str | None:
-    """Why a class is not one of Keras's own, or None."""
+    """Why a class is not Keras's own, or None if it is."""
     kind, module, registered = data["class_name"], data.get("module"), data.get("registered_name")
     for given in (module, registered):
         if given is not None and not isinstance(given, str):
@@ -181,7 +181,7 @@ def _foreign(data: dict) -> str | None:
 
 
 def unique_names(layers: list[Layer]) -> list[str]:
-    """The names under which Keras's files of weights keep members of a list: by class, counted."""
+    """The names of list members in Keras's weight files: by class, numbered."""
     seen: dict[str, int] = {}
     names = []
     for layer in layers:
@@ -193,6 +193,6 @@ def unique_names(layers: list[Layer]) -> list[str]:
 
 
 def snake(kind: str) -> str:
-    """StackedRNNCells -> stacked_rnn_cells, as Keras spells it."""
+    """StackedRNNCells -> stacked_rnn_cells, as in Keras."""
     word = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", word).lower()

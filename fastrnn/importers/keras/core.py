@@ -38,7 +38,7 @@ def _embedding(c: LayerCall) -> MaskedTensor:
 
 @layer("Masking", masks="own")
 def _masking(c: LayerCall) -> MaskedTensor:
-    """A step counts unless all its features equal mask_value; one that doesn't becomes zeros."""
+    """A step counts unless all its features equal mask_value. Steps that don't count become zeros."""
     x, value = c.x, c.get("mask_value", 0.0)
     if isinstance(value, dict):
         value = value.get("value", value.get("config"))
@@ -46,7 +46,7 @@ def _masking(c: LayerCall) -> MaskedTensor:
         raise Finding(f"mask_value={value!r:.40}")
     if len(x.dims) < 2:
         raise Finding("on a value with one axis")
-    # As one float: features equal to the value, which all are where a step is masked.
+    # The number of features equal to the value, as a float: all of them if a step is masked.
     same = c.add("cast", c.binary("equal", x, c.number(np.float32(value))), to="float32")
     all_same = c.reduce("min", same, (len(x.dims) - 1,))
     mask = c.binary("equal", all_same, c.number(0.0))
@@ -58,7 +58,7 @@ def _masking(c: LayerCall) -> MaskedTensor:
 
 
 def _axes(c: LayerCall, value, rank: int) -> list[int]:
-    """Axes of a value, none of them the batch; sorted."""
+    """Axes of a value, sorted; the batch is not allowed."""
     axes = value if isinstance(value, list | tuple) else [value]
     if any(type(a) is not int or not -rank <= a < rank or a % rank == 0 for a in axes) or not axes:
         raise Finding(f"axis={value!r:.40}")
@@ -113,7 +113,7 @@ def _layer_norm(c: LayerCall) -> Value:
 
 @layer("GroupNormalization")
 def _group_norm(c: LayerCall) -> Value:
-    """Features in groups, each normalised with all other axes but the batch (the steps among them)."""
+    """Features in groups, each normalised over all other axes except the batch (including steps)."""
     x, groups = c.x, c.get("groups", 32)
     rank = len(x.dims)
     (axis,) = _axes(c, c.get("axis", -1), rank)
@@ -145,7 +145,7 @@ def _rms_norm(c: LayerCall) -> Value:
 
 @layer("UnitNormalization")
 def _unit_norm(c: LayerCall) -> Value:
-    """x / its length; Keras 2 takes the root of at least 1e-12, Keras 3 a length of at least 1e-12."""
+    """x / its length. Keras 2 bounds the squared length by 1e-12 from below, Keras 3 the length."""
     x = c.x
     axes = _axes(c, c.get("axis", -1), len(x.dims))
     for a in axes:
@@ -154,17 +154,17 @@ def _unit_norm(c: LayerCall) -> Value:
 
 
 def unit_length(c: LayerCall, x: Value, axes: list[int], least: float) -> Value:
-    """x scaled to length 1 along axes, the square of its length taken to be at least `least`."""
+    """x scaled to length 1 along axes; its squared length counts as at least `least`."""
     square = c.reduce("sum", c.binary("mul", x, x), axes, keepdims=True)
     return c.binary("div", x, c.unary("sqrt", c.binary("max", square, c.number(least))))
 
 
 @layer("Normalization", masks="keep from 3")
 def _normalization(c: LayerCall) -> Value:
-    """(x - mean)/sqrt(variance), the variance at least 1e-7 squared; the other way round with invert."""
+    """(x - mean)/sqrt(variance), the variance at least 1e-7 squared; the inverse with invert."""
     x, axis = c.x, c.get("axis", -1)
     mean, variance = c.get("mean"), c.get("variance")
-    axes = _axes(c, axis, len(x.dims)) if axis not in (None, []) else []  # Keras 3 writes None as a list of none
+    axes = _axes(c, axis, len(x.dims)) if axis not in (None, []) else []  # Keras 3 writes None as []
     dims = tuple(c.fixed(x.dims[a], "it has a mean for each place of that axis") for a in axes)
     if mean is None:
         mean, variance = c.take("mean", dims), c.take("variance", dims)
@@ -198,7 +198,7 @@ _READS_MASKS = ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional", "GlobalAvera
 
 @layer("TimeDistributed", masks="own")
 def _time_distributed(c: LayerCall) -> list[MaskedTensor]:
-    """The layer within on each step: steps are rows of its batch."""
+    """Apply the inner layer to each step: steps are rows of its batch."""
     from .walk import UNKNOWN, apply
 
     x, inner, mask = c.x, c.layer.parts["layer"], c.mask

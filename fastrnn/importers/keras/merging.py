@@ -1,7 +1,7 @@
-"""Layers of several inputs, and what becomes of their masks.
+"""Layers with several inputs, and how their masks combine.
 
-Until Keras 3.3 a step counts where it counts in all inputs that have a mask; from 3.4 on where it counts in any, not at
-all where an input has none, and products and extremes leave out what doesn't count.
+Up to Keras 3.3, a step counts if it counts in every input that has a mask. From 3.4 on it counts if it counts in any
+input, there is no mask at all if one input has none, and products and extremes leave out steps that don't count.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _newer(c: LayerCall) -> bool:
 
 
 def _product(c: LayerCall, values: list[Value], masks: list[Value | None]) -> Value:
-    """What doesn't count is 1; 0 if nothing counts."""
+    """Values that don't count are 1; the result is 0 if nothing counts."""
     one = c.number(1.0)
     kept = [v if m is None else c.where(c.like(m, len(v.dims)), v, one) for v, m in zip(values, masks, strict=True)]
     y, mask = _MERGES["Multiply"](c, kept), _joined(c, masks)
@@ -56,7 +56,7 @@ def _product(c: LayerCall, values: list[Value], masks: list[Value | None]) -> Va
 
 
 def _extreme(c: LayerCall, values: list[Value], masks: list[Value | None]) -> Value:
-    """One input after the other; of two, one that doesn't count gives way to the other."""
+    """Combine inputs one by one; a value that doesn't count yields to the other."""
     fn = {"Maximum": "max", "Minimum": "min"}[c.layer.kind]
     y, mask = values[0], masks[0]
     for x, m in zip(values[1:], masks[1:], strict=True):
@@ -71,7 +71,7 @@ _LEAVING = {"Multiply": _product, "Maximum": _extreme, "Minimum": _extreme}
 
 
 def _equal_ranks(c: LayerCall, values: list[Value]) -> list[Value]:
-    """Keras puts axes of one after the batch where an input has fewer."""
+    """Keras adds axes of one after the batch to inputs of lower rank."""
     rank = max(len(v.dims) for v in values)
     return [c.reshape(v, (v.dims[0], *(1,) * (rank - len(v.dims)), *v.dims[1:])) for v in values]
 
@@ -97,7 +97,7 @@ def _concatenate(c: LayerCall) -> MaskedTensor:
         return MaskedTensor(value)
     if axis >= min(len(m.dims) for m in masks if m is not None):  # along features: as a merge of equal steps
         newer = _newer(c)
-        if newer and any(m is None for m in masks):  # all steps of that input count, and any is enough
+        if newer and any(m is None for m in masks):  # all steps of that input count, and one input is enough
             first = next(m for m in masks if m is not None)
             return MaskedTensor(value, c.binary("or", first, c.unary("not", first)))
         given = [m for m in masks if m is not None]
@@ -115,14 +115,14 @@ def _concat(c: LayerCall, inputs: list[MaskedTensor], axis: int) -> Value:
 
 
 def _ones(c: LayerCall, x: Value) -> Value:
-    """A mask by which all steps of x count."""
+    """A mask in which all steps of x count."""
     yes = c.w.constant(True, "true")
     return c.add("expand", c.reshape(yes, (1, 1)), dims=x.dims[:2])
 
 
 @layer("Dot", masks="drop")
 def _dot(c: LayerCall) -> Value:
-    """Products over one axis of each of two inputs; the axes that are left stand in order."""
+    """Products over one axis of each of two inputs; the other axes keep their order."""
     inputs, axes = c.inputs, c.get("axes")
     if len(inputs) != 2:
         raise Finding(f"of {len(inputs)} inputs")

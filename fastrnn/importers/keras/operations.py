@@ -1,5 +1,5 @@
-"""Single operations that stand among layers: keras.ops of Keras 3 (also what its masks are made with) and those of
-TensorFlow that Keras 2 wraps. Arithmetic, comparisons and simple shaping; the others are refused by their names."""
+"""Single operations between layers: keras.ops of Keras 3 (also used for its masks) and the TensorFlow functions that
+Keras 2 wraps. Arithmetic, comparisons and simple shaping are supported; others are refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TENSORFLOW = {
 
 
 def _arguments(c: LayerCall, *names: str) -> list:
-    """The arguments by position, then by any of the names that versions gave them."""
+    """The arguments by position, then by any of the names they had in some version."""
     given = list(c.args)
     for name in names:
         if name in c.kwargs:
@@ -59,7 +59,7 @@ def _value(c: LayerCall, item, like: Value | None = None) -> Value:
 
 
 def _same_type(c: LayerCall, a: Value, b: Value, logic: bool) -> tuple[Value, Value]:
-    """Both as bools (of logic), else both as floats where they differ."""
+    """Both as bools (for logic), else both as floats if their types differ."""
     want = "bool" if logic else "float32" if a.dtype != b.dtype else a.dtype
     return tuple(v if v.dtype == want else c.add("cast", v, to=want) for v in (a, b))  # type: ignore[return-value]
 
@@ -111,7 +111,7 @@ def _axis(c: LayerCall, rank: int, value) -> list[int]:
 
 
 def _setting(c: LayerCall, name: str, default=None):
-    """A setting of Keras 3, or an argument of TensorFlow's."""
+    """A setting of Keras 3, or an argument of a TensorFlow function."""
     return c.kwargs.pop(name) if name in c.kwargs else c.get(name, default)
 
 
@@ -197,7 +197,7 @@ def _transpose(c: LayerCall) -> Value:
 
 @layer("TFOpLambda", masks="drop")
 def _tensorflow(c: LayerCall) -> Value:
-    """A function of TensorFlow by its name, as the operation of Keras 3 that means the same."""
+    """A TensorFlow function by name, as the equivalent operation of Keras 3."""
     from .calls import LAYERS
 
     name = c.get("function")
@@ -216,8 +216,8 @@ def _tensorflow(c: LayerCall) -> Value:
 
 @layer("ops.GetItem", masks="drop")
 def _get_item(c: LayerCall) -> Value:
-    """x[..] with numbers, slices of step 1 and an ellipsis. A part that a sequence is too short for is an error of the
-    run, where NumPy would give less."""
+    """x[..] with numbers, slices of step 1 and an ellipsis. If a sequence is too short for a slice, the run fails;
+    NumPy would return fewer elements."""
     given = _arguments(c, "x", "key")
     if len(given) != 2 or not isinstance(given[0], MaskedTensor):
         raise Finding(f"called with {len(given)} arguments")
@@ -251,7 +251,7 @@ def _is_ellipsis(part) -> bool:
 
 
 def _bounds(part, size) -> tuple:
-    """(start, stop) of an entry of an index along an axis of `size`, an int or a dim."""
+    """(start, stop) of one index entry along an axis of `size`, an int or a dim."""
     if type(part) is int:
         start = part if part >= 0 else size + part
         return start, start + 1

@@ -1,7 +1,7 @@
 """Recurrent layers: LSTM, GRU, SimpleRNN, their CuDNN forms, RNN over cells, Bidirectional.
 
-Keras's gates are i f c o (LSTM) and z r h (GRU), its weights [I, G*H]; both become ONNX's here. A masked step keeps
-the state and repeats the last output; before the first step that counts, an output is zero.
+Keras's gates are i f c o (LSTM) and z r h (GRU), and its weights are [I, G*H]; both are converted to ONNX's layout
+here. A masked step keeps the state and repeats the last output. Outputs before the first step that counts are zero.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _KINDS = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
 
 @dataclass
 class RecurrentRun:
-    """What a recurrent layer has computed. y: [B, T, H] in the order of time (None if it is not needed), states: the
-    last ones, cell after cell."""
+    """The results of a recurrent layer. y: [B, T, H] in time order (None if not needed). states: the last states, cell
+    by cell."""
 
     y: Value | None
     states: list[Value]
@@ -37,9 +37,9 @@ def _recurrent(c: LayerCall) -> list[MaskedTensor]:
 def _layer(
     c: LayerCall, item: Layer, turned: bool, states: list | None = None, zero: bool | None = None
 ) -> list[MaskedTensor]:
-    """The outputs of one recurrent layer: y, then its states where it returns them.
+    """The outputs of one recurrent layer: y, then its states if it returns them.
 
-    turned: y is given back in the order of time even where the layer goes backwards (within a Bidirectional).
+    turned: y is returned in time order even if the layer runs backwards (in a Bidirectional).
     """
     x, mask, passed = c.inputs[0].value, c.mask, c.passed_mask
     sequences, backwards = c.flag("return_sequences"), c.flag("go_backwards")
@@ -59,7 +59,7 @@ def _layer(
     there = mask if mask is None or major else c.w.transpose(mask, 1, 0)
     run = _run_cells(c, cells, steps, there, states, backwards, sequences)
     if sequences:
-        # A loop that Keras unrolls goes backwards over inputs and masks, but zeroes its outputs by the mask as it came.
+        # A loop that Keras unrolls reverses inputs and masks, but zeroes its outputs by the original mask.
         odd = there is not None and zero and unrolled and backwards
         y = _masked_output(c, run.y, _flipped(c, there, 0) if odd else there, bool(states), backwards, zero)
         y = y if major else c.w.transpose(y, 1, 0, 2)
@@ -72,7 +72,7 @@ def _layer(
 
 
 def _cells(item: Layer) -> list[Layer]:
-    """The cells of a layer, first to last."""
+    """The cells of a layer, in order."""
     if item.kind != "RNN":
         return [item]
     cell = item.parts["cell"]
@@ -86,7 +86,7 @@ def _cells(item: Layer) -> list[Layer]:
 
 
 def _given_states(c: LayerCall) -> list[Value]:
-    """Initial states that the layer is called with, as values [B, H]; [] if there are none."""
+    """Initial states passed to the layer, as values [B, H]; [] if there are none."""
     given = c.kwargs.pop("initial_state", None)
     extra = c.inputs[1:] if len(c.inputs) > 1 else []
     if len(c.args) > 1:
@@ -107,7 +107,7 @@ def _given_states(c: LayerCall) -> list[Value]:
 def _run_cells(
     c: LayerCall, cells, steps: Value, there, states: list[Value], backwards: bool, sequences: bool
 ) -> RecurrentRun:
-    """All cells of a layer, each over the outputs of the one before. steps [T, B, I], there [T, B] or None."""
+    """Run all cells of a layer, each on the outputs of the previous one. steps [T, B, I], there [T, B] or None."""
     ends: list[Value] = []
     wanted = sum(2 if _kind(cell) == "lstm" else 1 for cell in cells)
     if states and len(states) != wanted:
@@ -179,14 +179,14 @@ def _activations(at: LayerCall, kind: str, cudnn: bool) -> tuple:
 
 
 def _reset_after(at: LayerCall, part: str) -> bool:
-    """Whether the reset gate comes after the product: as the config says, else as the bias's shape does."""
+    """Whether the reset gate comes after the product: from the config, else from the shape of the bias."""
     if "reset_after" in at.layer.config:
         return at.flag("reset_after")
     return at.work.tensors.rank(at.layer, "bias", part) == 2
 
 
 def _bias(at: LayerCall, part: str, cudnn: bool, after: bool, size: int) -> tuple:
-    """(Wb, Rb), of which the second may be None."""
+    """(Wb, Rb); Rb may be None."""
     if cudnn:
         return tuple(np.split(at.take("bias", (2 * size,), part), 2))
     if after:
@@ -196,19 +196,19 @@ def _bias(at: LayerCall, part: str, cudnn: bool, after: bool, size: int) -> tupl
 
 
 def _from_cudnn(kernel: np.ndarray, gates: int, recurrent: bool = False) -> np.ndarray:
-    """Keras's layout of weights kept as cuDNN has them: each gate's block transposed (of a kernel: read the other way
-    round into its own shape)."""
+    """Keras's layout of weights stored in cuDNN's: each gate's block transposed (a kernel is read in the other order
+    into its own shape)."""
     blocks = np.split(kernel, gates, axis=1)
     turned = [b.T if recurrent else b.T.reshape(b.shape, order="F") for b in blocks]
     return np.concatenate(turned, axis=1)
 
 
-# ---- what a mask makes of outputs ------------------------------------------------------------------------------------
+# ---- how a mask changes outputs --------------------------------------------------------------------------------------
 
 
 def _masked_output(c: LayerCall, y: Value, there, started: bool, backwards: bool, zero: bool) -> Value:
-    """y [T, B, H] as Keras has it at masked steps: zero where asked; else the last output, which is not the state but
-    zero before the first step that counts."""
+    """y [T, B, H] as in Keras at masked steps: zero if `zero`, else the last output, which is zero (not the state)
+    before the first step that counts."""
     if there is None:
         return y
     if zero:
@@ -225,8 +225,8 @@ def _last_output(cells: list[Layer], run: RecurrentRun) -> Value:
 
 
 def _masked_last(c: LayerCall, h: Value, there, started: bool, backwards: bool, zero: bool) -> Value:
-    """The last output [B, H]: the last h, but zero where the last step is masked and zeros were asked for, or where no
-    step counts."""
+    """The last output [B, H]: the last h, but zero if the last step is masked and `zero` is set, or if no step
+    counts."""
     if there is None or not (zero or started):
         return h
     if zero:
@@ -258,7 +258,7 @@ def _bidirectional(c: LayerCall) -> list[MaskedTensor]:
         part = LayerCall(c.work, item, [[MaskedTensor(c.inputs[0].value)]], {"mask": given})
         half = states[k * len(states) // 2 : (k + 1) * len(states) // 2]
         sequences = bool(item.config.get("return_sequences"))
-        # Since TensorFlow's Keras 2, masked steps of sequences are zeros here whatever the layers say.
+        # Since TensorFlow's Keras 2, masked steps of sequences are zeros here, regardless of the layers' settings.
         part.get("zero_output_for_mask")
         made.append(_layer(part, item, turned=True, states=half, zero=sequences if c.version.tf else None))
         part.finish()
@@ -268,7 +268,7 @@ def _bidirectional(c: LayerCall) -> list[MaskedTensor]:
     if bool(first.config.get("go_backwards")) == bool(second.config.get("go_backwards")):
         raise Finding("both of its layers run in the same direction")
     if first.config.get("go_backwards") and first.config.get("return_sequences"):
-        # Keras turns the second one's output round, whichever of the two runs backwards.
+        # Keras reverses the output of the second layer, no matter which of the two runs backwards.
         axis = 0 if first.config.get("time_major") else 1
         y, back = _flipped(c, y, axis), _flipped(c, back, axis)
     mask = passed if first.config.get("return_sequences") else None

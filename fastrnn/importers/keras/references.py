@@ -1,4 +1,4 @@
-"""How the config of a Functional model refers to tensors: which call of which layer makes them, in which order."""
+"""Resolves how the config of a Functional model refers to tensors: by layer, call and position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .config import MODELS, Layer
 
 
 def output_names(model: Layer) -> list[tuple[str, int]]:
-    """(layer name, how many outputs of that layer came before) an output."""
+    """(layer name, number of earlier outputs of that layer) per output."""
     if model.kind == "Sequential":
         last = model.layers[-1] if model.layers else model
         if last.kind in MODELS:
@@ -25,7 +25,7 @@ def output_names(model: Layer) -> list[tuple[str, int]]:
 
 
 def references(data) -> list[tuple[str, int, int]]:
-    """All [layer, node, tensor] in a structure, in order (of dicts: by key, as Keras sorts them)."""
+    """All [layer, node, tensor] in a structure, in order (dicts by sorted key, as in Keras)."""
     found: list[tuple[str, int, int]] = []
     stack = [data]
     while stack:
@@ -43,7 +43,7 @@ def references(data) -> list[tuple[str, int, int]]:
 
 
 def _reference(item) -> tuple[str, int, int] | None:
-    """(layer, node, tensor) where that is what an item says, in the form of Keras 3 or of those before."""
+    """(layer, node, tensor) if an item is a reference, in the form of Keras 3 or earlier; else None."""
     if isinstance(item, dict) and item.get("class_name") == "__keras_tensor__":
         config = item.get("config")
         item = config.get("keras_history") if isinstance(config, dict) else None
@@ -54,10 +54,10 @@ def _reference(item) -> tuple[str, int, int] | None:
 
 
 def offsets_of(model: Layer, byname: dict[str, Layer]) -> tuple[dict[str, int], dict[str, int]]:
-    """What to take off the node numbers of references, by layer: within the model, and of its outputs.
+    """The offset to subtract from node numbers in references, by layer: within the model, and for its outputs.
 
-    To Keras a model's own construction can be its node 0, so that its first call is node 1: in Keras 2 always, in
-    Keras 3 only where the outputs of the model around it say so, and only of Functional ones.
+    In Keras a model's own construction can be its node 0, which makes its first call node 1. In Keras 2 this is always
+    so. In Keras 3 it applies only to Functional models, and only to references in the outputs of the enclosing model.
     """
     models = {name: member for name, member in byname.items() if member.kind in MODELS}
     if any(isinstance(call, dict) for member in model.layers for call in member.calls):
@@ -75,7 +75,7 @@ def shifted(ref: tuple[str, int, int], offsets: dict[str, int]) -> tuple[str, in
 
 
 def call_order(model: Layer, byname: dict, within: dict, outputs: list, known: dict) -> list[tuple[str, int]]:
-    """(layer, call) of what the outputs need, each after what it reads. Raises for a cycle."""
+    """(layer, call) of everything the outputs need, in dependency order. Raises for a cycle."""
     order: list[tuple[str, int]] = []
     state: dict[tuple[str, int], int] = dict.fromkeys(known, 2)
 
@@ -116,7 +116,7 @@ def pick(known: dict, ref: tuple[str, int, int], model: Layer) -> MaskedTensor:
 
 
 def arguments(raw, byname: dict, known: dict, member: Layer, within: dict) -> tuple[list, dict]:
-    """The arguments of a call, tensors put in their places."""
+    """The arguments of a call, with references replaced by tensors."""
 
     def resolve(item):
         ref = _reference(item)

@@ -11,12 +11,11 @@ from .calls import LayerCall, NeedsLength, layer
 
 @layer("Flatten", masks="drop")
 def _flatten(c: LayerCall) -> Value:
-    """All axes but the batch become one: over steps of more than a number that is a size which grows with time, so time
-    stays fixed."""
+    """Merge all axes but the batch. With several features per step the result grows with time, so time stays fixed."""
     x = c.x
     if c.get("data_format") == "channels_first" and len(x.dims) > 2:
         x = c.w.transpose(x, 0, *range(2, len(x.dims)), 1)
-    if any(dim != 1 for dim in x.dims[2:]):  # numbers of one axis each stay a sequence of them
+    if any(dim != 1 for dim in x.dims[2:]):  # steps of a single number stay a sequence
         for dim in x.dims[1:]:
             c.fixed(dim, "it makes features of all steps")
     return c.reshape(x, (x.dims[0], D.product(x.dims[1:])))
@@ -36,7 +35,7 @@ def _reshape(c: LayerCall) -> Value:
         return c.reshape(x, (x.dims[0], *(size if d == -1 else d for d in target)))
     if total == known:
         return c.reshape(x, (x.dims[0], *target))
-    # The file's own length, written as a number, stands for time where all else falls into place.
+    # The file's own length, written as a number, means time if everything else fits.
     time = next((d for d in x.dims[1:] if isinstance(d, Dim)), None)
     for axis, number in enumerate(target):
         if time is not None and number == c.work.steps:

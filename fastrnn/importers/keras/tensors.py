@@ -1,8 +1,8 @@
-"""Which tensors belong to which layer: the same answer for each of the ways in which Keras keeps them.
+"""Maps tensors to layers, in the same way for every layout in which Keras stores them.
 
-A layer class has a list of variables (`variables`), known from its config alone. Files of one kind (legacy .h5, and a
-live model) hold one flat list a top-level layer, trainable ones first; the other kind (.keras, .weights.h5) holds a
-path for each.
+A layer class has a list of variables (`variables`), known from its config alone. One kind of file (legacy .h5, and a
+live model) holds a flat list per top-level layer, trainable variables first. The other kind (.keras, .weights.h5) holds
+a path for each variable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STATES = ("rnn_state", "seed_generator_state", "states")  # last parts of names
 
 
 def variables(layer: Layer) -> list[tuple[str, str, bool]]:
-    """(part of the layer that holds it, name, trainable) of each variable of a layer itself, in Keras's order."""
+    """(part of the layer that holds it, name, trainable) of each of a layer's own variables, in Keras's order."""
     get, kind = layer.config.get, layer.kind
     if kind in _RECURRENT or kind in _CELLS:
         part = "cell" if kind in _RECURRENT else ""
@@ -75,8 +75,8 @@ class LayerWeights:
         self.count += array.size
 
     def take(self, layer: Layer, name: str, shape: tuple, part: str = "") -> np.ndarray:
-        """A tensor of a layer; None in `shape` is any size. Raises ModelFormatError for another shape, and for a
-        number that float32 does not have."""
+        """A tensor of a layer; None in `shape` is any size. Raises ModelFormatError for a different shape, or a number
+        outside the range of float32."""
         label, array = self._found[id(layer)][part, name]
         fits = array.ndim == len(shape) and all(w in (None, g) for w, g in zip(shape, array.shape, strict=True))
         if not fits:
@@ -88,11 +88,11 @@ class LayerWeights:
         return array
 
     def rank(self, layer: Layer, name: str, part: str = "") -> int:
-        """How many axes a tensor of a layer has."""
+        """The rank of a tensor of a layer."""
         return self._found[id(layer)][part, name][1].ndim
 
     def precision(self) -> str:
-        """ "float32", or such as "float16 and float32"."""
+        """ "float32", or for example "float16 and float32"."""
         names = {a.dtype.name for found in self._found.values() for _, a in found.values() if a.dtype.kind == "f"}
         return " and ".join(sorted(names)) or "no weights"
 
@@ -108,14 +108,14 @@ def of_file(root: Layer, file: H5) -> LayerWeights:
 
 
 def of_lists(root: Layer, found: Mapping[str, Pairs], where: str) -> LayerWeights:
-    """The tensors of a model given as one list a top-level layer."""
+    """The tensors of a model given as one list per top-level layer."""
     tensors = LayerWeights(where)
     _from_lists(root, found, tensors)
     return tensors
 
 
 def _leaves(layer: Layer, trainable: bool) -> Iterator[tuple[Layer, str, str, bool]]:
-    """(layer, part, name, trainable) of every variable in a layer and what is within it."""
+    """(layer, part, name, trainable) of every variable of a layer and its inner layers."""
     trainable = trainable and layer.trainable
     for part, name, own in variables(layer):
         yield layer, part, name, trainable and own
@@ -131,7 +131,7 @@ def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: LayerWeights) 
             raise ModelFormatError(f"{tensors.where}: it holds weights of {name!r}, which its config doesn't have")
     for layer in members:
         wanted = list(_leaves(layer, True))
-        wanted.sort(key=lambda entry: not entry[3])  # stable: trainable ones first, each kind in its order
+        wanted.sort(key=lambda entry: not entry[3])  # stable: trainable ones first, otherwise in order
         given = [(label, array) for label, array in found.get(layer.name, []) if not _is_state(layer, label, array)]
         given = _of_keras_1(layer, given)
         if len(given) != len(wanted):
@@ -147,12 +147,12 @@ def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: LayerWeights) 
             tensors.put(leaf, part, name, label, array)
 
 
-# Keras 1 keeps W, U and b of each gate apart, in these orders; those of Keras 2 are i f c o and z r h.
+# Keras 1 stores W, U and b of each gate separately, in these orders; Keras 2 uses i f c o and z r h.
 _GATES_OF_KERAS_1 = {"LSTM": "icfo", "GRU": "zrh"}
 
 
 def _of_keras_1(layer: Layer, given: Pairs) -> Pairs:
-    """The tensors of Keras 1's recurrent layers as kernel, recurrent kernel and bias; others as they are."""
+    """The tensors of Keras 1's recurrent layers as kernel, recurrent kernel and bias; others unchanged."""
     halves = list(layer.parts.values()) if layer.kind == "Bidirectional" else [layer]
     order = _GATES_OF_KERAS_1.get(halves[0].kind)
     if order is None or "output_dim" not in halves[0].config or len(given) != 3 * len(order) * len(halves):
@@ -167,14 +167,14 @@ def _of_keras_1(layer: Layer, given: Pairs) -> Pairs:
 
 
 def _one_axis(leaf: Layer, name: str, array: np.ndarray) -> np.ndarray:
-    """Keras 1 gives kernels of Convolution1D an axis of one more."""
+    """Remove the extra axis of one that Keras 1 gives kernels of Convolution1D."""
     if leaf.kind == "Convolution1D" and name == "kernel" and array.ndim == 4 and array.shape[1] == 1:
         return array[:, 0]
     return array
 
 
 def _check_name(leaf: Layer, name: str, label: str) -> None:
-    """The file's own name of a tensor must not say that it is another one."""
+    """Refuse a tensor whose name in the file says that it is another one."""
     own = label.rpartition("/")[2]
     others = {n for _, n, _ in variables(leaf)}
     if own != name and own in others:
@@ -182,7 +182,7 @@ def _check_name(leaf: Layer, name: str, label: str) -> None:
 
 
 def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
-    """A variable that is not a weight: the state of a stateful layer, or of a random generator."""
+    """Whether a variable is not a weight but the state of a stateful layer or a random generator."""
     own = label.rpartition("/")[2]
     if not own.startswith(_STATES):
         return False
@@ -217,14 +217,14 @@ def _from_paths(layer: Layer, file: H5, base: str, tensors: LayerWeights) -> Non
 
 
 def _folder(file: H5, base: str, part: str) -> str:
-    """Where the variables of a part of a layer are; Keras 2 keeps those of attention under names with a bar before."""
+    """The path of the variables of a part of a layer. Keras 2 prefixes those of attention with an underscore."""
     folder = f"{base}/{part}/vars" if part else f"{base}/vars"
     older = f"{base}/_{part}/vars"
     return older if part and not file.has(folder) and file.has(older) else folder
 
 
 def _extra(layer: Layer, file: H5, path: str) -> None:
-    """A variable that the layer's class doesn't have: the states of a stateful layer, else an error."""
+    """Check a variable that the layer's class doesn't have: only states of a stateful layer are allowed."""
     if not layer.config.get("stateful"):
         raise ModelFormatError(f"{file.where}: layer {layer.path} ({layer.kind}) has one tensor too many: {path}")
     _is_state(layer, "rnn_state", file.array(path))

@@ -1,7 +1,7 @@
-"""From the tree of layers to a Graph: models are run on symbolic tensors, one layer's call after the other.
+"""Tree of layers -> Graph: models are run on symbolic tensors, one layer call at a time.
 
-Keras's rules of masks are followed as its layers run, not as they are declared: a mask rides on a tensor; a layer that
-doesn't support masks drops it.
+Masks follow the layers as they run, not as they are declared: a mask is attached to a tensor, and a layer that doesn't
+support masks drops it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIME_MAJOR = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU", "RNN")
 
 
 def check_known(root: Layer, name: str) -> None:
-    """Raise UnsupportedError that lists every layer whose class fastrnn doesn't have, or won't run."""
+    """Raise UnsupportedError that lists every layer whose class fastrnn doesn't support or refuses to run."""
     if root.kind not in MODELS and root.problem is None:
         text = f"the model is a {root.kind}, Python code of its own; Sequential and Functional models are read"
         raise UnsupportedError([text], name)
@@ -44,9 +44,8 @@ def _is_cell(kind: str) -> bool:
 def build(root: Layer, version: Version, tensors: LayerWeights, *, float64: bool = False, thaw: bool = True) -> Graph:
     """The graph of a model.
 
-    Time is free wherever the layers allow: a number that the file gives for it is kept only where a layer needs one,
-    or if `thaw` is False.
-    Raises UnsupportedError that lists all layers that ask for something fastrnn doesn't have.
+    Time is free if the layers allow it. A number that the file gives is kept only if a layer needs it or if `thaw` is
+    False. Raises UnsupportedError that lists all layers that need something fastrnn doesn't support.
     """
     check_known(root, root.name)
 
@@ -67,26 +66,26 @@ def build(root: Layer, version: Version, tensors: LayerWeights, *, float64: bool
     try:
         work, inputs, outputs = attempt(not mixed, False)
     except FastRNNError as error:
-        # A layer needs the number; or sizes are equal in the file, and not at all lengths.
+        # A layer needs the number, or sizes are equal in the file but not at all lengths.
         work, inputs, outputs = _otherwise(lambda: attempt(mixed, False), error, root.name)
         reason = "" if mixed else str(error).removeprefix(f"{root.name}: ")
-    # An encoder and a decoder have sequences of their own lengths; they do not stream together in any case.
+    # An encoder and a decoder have sequences of different lengths; they can't be streamed together anyway.
     if (mixed or not reason) and work.given_states and _sequences(inputs) + mixed > 1:
         try:
             work, _, outputs = attempt(True, True)
             work.writer.notes.append("sequences of inputs may differ in length")
             reason = ""
         except FastRNNError:
-            pass  # they meet step by step somewhere, so they are equally long
+            pass  # they are combined step by step somewhere, so their lengths are equal
     return _finish(root, work, outputs, reason)
 
 
 def _otherwise(way: Callable, error: FastRNNError, name: str) -> tuple[Import, list[MaskedTensor], list[MaskedTensor]]:
-    """What another way gives where the first one gave an error; of two errors, the one that says more."""
+    """The result of another attempt after the first one failed; of two errors, raise the more informative one."""
     try:
         made = way()
     except FastRNNError as again:
-        if isinstance(again, NeedsLength):  # of a model whose length no file says
+        if isinstance(again, NeedsLength):  # of a model without a known length
             raise UnsupportedError([str(again)], name) from None
         raise again if isinstance(error, NeedsLength) else error from None
     if made[0].steps is None:
@@ -126,7 +125,7 @@ def _finish(root: Layer, work: Import, outputs: list[MaskedTensor], reason: str)
 
 
 def _input_layers(root: Layer) -> list[Layer]:
-    """The layers that are the model's inputs, in order."""
+    """The input layers of the model, in order."""
     if root.kind == "Sequential":
         first = root.layers[0] if root.layers else None
         if first is not None and first.kind == "InputLayer":
@@ -170,7 +169,7 @@ def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[
                     f"layer {item.path}: axis {axis} of its shape {shape} is free; besides the batch, only time may be"
                 )
                 raise UnsupportedError([text], root.name)
-        # A row of a table is a whole number, though Keras declares float32 by default.
+        # Row numbers of a table are integers, though Keras declares float32 by default.
         dtype = "int64" if _feeds_embedding(root, item, only=True) else _dtype(item)
         inputs.append(MaskedTensor(work.writer.input(item.name, dtype, tuple(dims))))
     work.steps = numbers[0] if numbers else None
@@ -189,7 +188,7 @@ def _shapes(root: Layer) -> list[tuple[Layer, list, int | None]]:
 
 
 def _shape(item: Layer) -> list:
-    """[batch, axes..] of an InputLayer."""
+    """The shape [batch, axes..] of an InputLayer."""
     config = item.config
     shape = config.get("batch_shape", config.get("batch_input_shape"))
     if not isinstance(shape, list) or not shape or any(not (d is None or (type(d) is int and d > 0)) for d in shape):
@@ -200,7 +199,7 @@ def _shape(item: Layer) -> list:
 
 
 def _dtype(item: Layer) -> str:
-    """The dtype in the graph of an InputLayer."""
+    """The graph's dtype for an InputLayer."""
     config = item.config
     dtype = config.get("dtype", "float32")
     dtype = dtype.get("config", {}).get("name", "float32") if isinstance(dtype, dict) else str(dtype)
@@ -211,7 +210,7 @@ def _dtype(item: Layer) -> str:
 
 
 def _feeds_embedding(root: Layer, item: Layer, only: bool = False) -> bool:
-    """Whether an Embedding reads the input (only: and nothing else does)."""
+    """Whether an Embedding reads the input (only: and no other layer does)."""
     readers = []
     if root.kind == "Sequential":
         after = [m for m in root.layers if m.kind != "InputLayer"]
@@ -267,12 +266,12 @@ def _run_functional(model: Layer, work: Import, inputs: list[MaskedTensor]) -> l
 
 # ---- one layer -------------------------------------------------------------------------------------------------------
 
-UNKNOWN = MaskedTensor(Value("?", "float32", ()))  # what a layer that isn't supported gives: not judged again
+UNKNOWN = MaskedTensor(Value("?", "float32", ()))  # output of an unsupported layer: not checked further
 _MOST_OUTPUTS = 64
 
 
 def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[MaskedTensor]:
-    """The outputs of one call of a layer. What isn't supported is noted, and the outputs are UNKNOWN."""
+    """The outputs of one call of a layer. If it isn't supported, that is recorded and the outputs are UNKNOWN."""
     if _unknown(args) or _unknown(list(kwargs.values())):
         return [UNKNOWN] * _MOST_OUTPUTS
     call = LayerCall(work, item, args, kwargs)
@@ -292,7 +291,7 @@ def apply(item: Layer, work: Import, args: list, kwargs: dict) -> list[MaskedTen
     except ModelFormatError:
         raise  # it names the layer
     except (ShapeError, TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        # Whatever a malformed config makes NumPy or Python say; the cause stays attached.
+        # Any error that a malformed config causes in NumPy or Python; the cause stays attached.
         raise ModelFormatError(f"layer {item.path} ({item.kind}): {error}") from error
     outputs = []
     for x in made if isinstance(made, list) else [made]:
@@ -307,7 +306,7 @@ def _unknown(items: list) -> bool:
 
 
 def _run_nested(call: LayerCall) -> list[MaskedTensor]:
-    """A model as a layer: its inputs keep the masks that ride on them."""
+    """A model as a layer: its inputs keep their masks."""
     inputs = call.inputs
     if len(call.args) != 1 or any(value not in (None, False) for value in call.kwargs.values()):
         raise Finding(f"called with {len(call.args)} arguments and {sorted(call.kwargs)}")

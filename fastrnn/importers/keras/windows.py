@@ -1,4 +1,4 @@
-"""Convolutions and poolings of one and two axes. Keras has channels last, W [K.., C, M]; graphs have [B, C, L..]."""
+"""Convolution and pooling over one and two axes. Keras has channels last, W [K.., C, M]; graphs have [B, C, L..]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .calls import LayerCall, NeedsLength, layer
 
 
 def _channels_first(c: LayerCall, spatial: int) -> bool:
-    """The order of axes; Keras 1 called it dim_ordering."""
+    """Whether channels come first; Keras 1 called the setting dim_ordering."""
     value = c.get("data_format") or ("channels_first" if c.get("dim_ordering") == "th" else "channels_last")
     if value not in ("channels_last", "channels_first"):
         raise Finding(f"data_format={value!r:.40}")
@@ -33,15 +33,15 @@ def _back(c: LayerCall, y: Value, first: bool) -> Value:
 
 
 def _same_pads(size, reach: int, stride: int) -> tuple[int, int]:
-    """What 'same' puts before and after an axis: an output for each stride begun, what is odd at the end."""
-    totals = [max(reach - (rest or stride), 0) for rest in range(stride)]  # by what the last stride leaves over
+    """The padding of 'same' before and after an axis: one output per started stride, an odd element at the end."""
+    totals = [max(reach - (rest or stride), 0) for rest in range(stride)]  # by the remainder of the last stride
     if not isinstance(size, Dim):
         total = totals[size % stride]
         return total // 2, total - total // 2
     begin = totals[0] // 2
     if any(total // 2 != begin for total in totals):
         raise NeedsLength(f"padding='same' with strides of {stride} starts where the length says (here {size})")
-    return begin, max(totals) - begin  # what is too much at the end is less than a stride: no window begins there
+    return begin, max(totals) - begin  # the excess at the end is less than a stride: no window begins there
 
 
 def _pads(c: LayerCall, dims: tuple, kernel, strides, dilations) -> tuple[int, ...]:
@@ -116,7 +116,7 @@ def _depthwise(c: LayerCall) -> Value:
 
 @layer("SeparableConv1D", masks="drop")
 def _separable(c: LayerCall) -> Value:
-    """Each channel by itself, then a product of all at each step."""
+    """A convolution per channel, then a product over all channels at each step."""
     first, how, many = _channels_first(c, 1), _window(c, 1), c.size("depth_multiplier")
     filters, x = c.size("filters"), _moved(c, c.x, first)
     channels = _features(c, x)
@@ -160,7 +160,7 @@ def _global_pooling(c: LayerCall) -> Value:
 
 @layer("GlobalAveragePooling1D", masks="drop")
 def _global_mean(c: LayerCall) -> Value:
-    """The mean of the steps that count."""
+    """The mean over the steps that count."""
     first = _channels_first(c, 1)
     x, mask, axis, keepdims = c.x, c.mask, 2 if first else 1, c.flag("keepdims")
     if mask is None:
@@ -173,7 +173,7 @@ def _global_mean(c: LayerCall) -> Value:
 
 @layer("UpSampling1D", masks="drop")
 def _upsampling(c: LayerCall) -> Value:
-    """Each step `size` times."""
+    """Repeat each step `size` times."""
     x = c.x
     size = c.size("size", "length")
     B, T, F = x.dims
@@ -199,7 +199,7 @@ def _cropping(c: LayerCall) -> Value:
 
 
 def _both_ends(c: LayerCall, name: str, spatial: int) -> tuple[list[int], list[int]]:
-    """How much at the beginning and the end of each axis: n, (n, m), or a pair an axis."""
+    """Amounts at the beginning and end of each axis, given as n, (n, m), or a pair per axis."""
     value = c.get(name, 1)
     if spatial == 1 or type(value) is int:
         pairs = [value if isinstance(value, list | tuple) else (value, value)] * spatial

@@ -1,14 +1,14 @@
-"""Named weights and a list of layers -> Graph: for files that hold tensors and no architecture.
+"""Named weights and a list of layers -> Graph, for files that hold tensors but no architecture.
 
     layers=["embedding:emb", "lstm:rnn", "linear:out", "softmax"]
 
-An entry is `word`, `word:prefix` where the layer has tensors (`prefix` is how their names begin, as in the module or
-Keras layer that they come from; none if the file holds just that layer), and `(option=value, ...)` where a tensor
-can't show it. `WORDS` lists the words and their options. Number of layers, directions, projection, channels and groups
-are read from the tensors. Values between layers are [batch, time, features]; after `last`, `final`, `mean` or `max`
-they are [batch, features].
+An entry is `word`, or `word:prefix` if the layer has tensors. `prefix` is how their names begin, as in the module or
+Keras layer that they come from; it is left out if the file holds only that layer. `(option=value, ...)` adds what the
+tensors can't show. `WORDS` lists the words and their options. The number of layers, directions, projection, channels
+and groups are read from the tensors. Values between layers are [batch, time, features]; after `last`, `final`, `mean`
+or `max` they are [batch, features].
 
-Without a list, a file all of whose tensors belong to one recurrent stack is that stack.
+A file whose tensors all belong to one recurrent stack needs no list.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def build(weights: NamedWeights, layers: Sequence[str] | str | None = None, name
 
     Parameters
     ----------
-    weights : named arrays. layers : the list (see above), or one text of it; None: found where all tensors belong to
-        one recurrent stack
+    weights : named arrays. layers : the list (see above), or the list as one string; None: inferred if all tensors
+    belong to one recurrent stack
     name : of the graph
 
     Returns
     -------
-    Graph, validated: input `x` [batch, time, features], or `ids` int64 [batch, time] where it begins with an
-    embedding; output `y`. float64 and float16 weights compute in float32, and `notes` say so.
+    Graph, validated: input `x` [batch, time, features], or `ids` int64 [batch, time] if it begins with an embedding;
+    output `y`. float64 and float16 weights compute in float32, and `notes` say so.
 
     Raises
     ------
-    ModelFormatError : no list where one is needed (the text lists what the file holds), an unknown word or option, a
-    tensor that is missing, has another shape than the list makes of it, or that no entry uses.
+    ModelFormatError : a list is needed but missing (the text lists what the file holds); an unknown word or option; a
+    tensor that is missing, unused, or not of the shape that the list implies.
     """
     tensors, guessed = Tensors(weights), []
     if layers is None:
@@ -70,7 +70,7 @@ def build(weights: NamedWeights, layers: Sequence[str] | str | None = None, name
 
 
 def _told(weights: NamedWeights, entries: list[Entry], tensors: Tensors) -> list[str]:
-    """Lines on what was made of the file. Raises ModelFormatError if tensors are left over."""
+    """Notes on how the file was read. Raises ModelFormatError if tensors are left over."""
     left = tensors.left()
     text = ", ".join(e.text for e in entries)
     lines = [f"layers: {text}", f"weights are {weights.precision()}"]
@@ -92,7 +92,7 @@ def _told(weights: NamedWeights, entries: list[Entry], tensors: Tensors) -> list
 
 
 def parse(layers, where: str) -> list[Entry]:
-    """The entries of a list of layers. Raises ModelFormatError for anything else; options are not looked at."""
+    """The entries of a list of layers. Raises ModelFormatError for anything else; options are not checked."""
     if isinstance(layers, str):
         layers = split_list(layers)
     if not isinstance(layers, list | tuple) or not layers or not all(isinstance(t, str) for t in layers):

@@ -1,4 +1,4 @@
-"""An entry of a list of layers, and the values that its options have."""
+"""An entry of a list of layers, and the values of its options."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..shared.ledger import ReadLedger
 
 @dataclass
 class Entry:
-    """One entry of the list, read."""
+    """One parsed entry of the list."""
 
     text: str
     word: str
     prefix: str | None
     options: dict[str, str] = field(default_factory=dict)
-    over: int = 1  # of a residual: how many entries it reaches over
+    over: int = 1  # of a residual: how many entries it spans
 
     def __post_init__(self):
         self.ledger = ReadLedger(self.options)
 
     @property
     def label(self) -> str:
-        """What its nodes are called."""
+        """The name of its nodes."""
         return f"{self.word}:{self.prefix}" if self.prefix else self.word
 
     def option(self, name: str, default, read: Callable = str):
-        """An option; `read` makes its value of text. Options that are not read are refused."""
+        """An option; `read` converts its text. Options that are not read are refused."""
         self.ledger.read(name)
         if name not in self.options:
             return default
@@ -42,7 +42,7 @@ class Entry:
 
 
 def split_list(text: str) -> list[str]:
-    """A list of layers as one text, such as a command's argument, at the commas and spaces outside parentheses."""
+    """Split a list of layers given as one string, such as an argument, at commas and spaces outside parentheses."""
     parts, depth, start = [], 0, 0
     for k, letter in enumerate(text + ","):
         depth += {"(": 1, ")": -1}.get(letter, 0)

@@ -14,7 +14,7 @@ from ..shared.builder import GraphWriter
 from ..shared.weights import Tensors
 from .entries import Entry, activation, flag, positive, real, reset
 
-# Elementwise words: word -> (graph function, alpha, beta), alpha as an option where the second entry names it.
+# Elementwise words: word -> (graph function, alpha, beta); alpha is an option if the second entry names it.
 _FUNCTIONS = {
     "relu": ("relu", 0.0, 0.0), "tanh": ("tanh", 0.0, 0.0), "sigmoid": ("sigmoid", 0.0, 0.0),
     "gelu": ("gelu", 0.0, 0.0), "gelu_tanh": ("gelu_tanh", 0.0, 0.0), "silu": ("silu", 0.0, 0.0),
@@ -45,19 +45,19 @@ def apply(stage: Stage, entry: Entry) -> None:
 
 
 class Stage:
-    """The graph as far as it is built: `x` is what the next layer takes."""
+    """The graph built so far; `x` is the input of the next layer."""
 
     def __init__(self, writer: GraphWriter, tensors: Tensors):
         self.writer, self.tensors = writer, tensors
         self.x: Value | None = None
-        self.input: Value | None = None  # the model's, where it is a sequence of features
-        self.finals: list[Value] | None = None  # h at its end, a direction each, of the recurrent layer just before
+        self.input: Value | None = None  # the model's input, if it is a sequence of features
+        self.finals: list[Value] | None = None  # last h of the preceding recurrent layer, one per direction
         self.next_word = ""
-        self.history: list[Value | None] = []  # what each entry so far took
+        self.history: list[Value | None] = []  # the input of each entry so far
 
     def features(self, name: str, axis: int = 0, groups: int = 1) -> Value:
-        """The current value, whose features a tensor's axis (times `groups`) must be; the model's input, made now,
-        if there is none."""
+        """The current value, checked to have as many features as a tensor's axis (times `groups`). If there is no value
+        yet, this creates the model's input."""
         shape = self.tensors.arrays[name].shape
         size = shape[axis] * groups
         if self.x is None:
@@ -165,7 +165,7 @@ def _batchnorm(stage: Stage, entry: Entry) -> None:
     var = layer.take("running_var", mean.shape).astype(np.float64)
     scale, bias = (layer.take(name, mean.shape, optional=True) for name in ("weight", "bias"))
     layer.drop("num_batches_tracked")
-    # torch and Keras have different defaults, and no file says which was taken.
+    # torch and Keras have different defaults, and no file says which one applies.
     epsilon = entry.option("eps", 1e-3 if layer.keras else 1e-5, real)
     if not epsilon >= 0 or (var + epsilon <= 0).any():
         raise ModelFormatError(f"{layer.name('running_var')} with eps={epsilon:g} has a variance that is not positive")
@@ -196,7 +196,7 @@ def _layernorm(stage: Stage, entry: Entry) -> None:
 def _prelu(stage: Stage, entry: Entry) -> None:
     layer = stage.tensors.layer(entry.prefix, {"weight": "alpha"})
     slope = layer.take("weight", None)
-    if any(n != 1 for n in slope.shape[:-1]):  # Keras keeps an axis of one for each that shares its slopes
+    if any(n != 1 for n in slope.shape[:-1]):  # Keras keeps an axis of one for each axis that shares slopes
         raise ModelFormatError(f"{layer.name('weight')} is {list(slope.shape)}, expected one slope, or one per feature")
     x = stage.features(layer.name("weight"), slope.ndim - 1) if slope.size != 1 else stage.current()
     held = stage.writer.constant(slope.reshape(-1), f"{entry.label}.weight")

@@ -1,20 +1,20 @@
 """ONNX -> Graph.
 
-The rooms of this package, in the order in which a file passes through them:
+The parts of this package, in the order in which they process a file:
 
-    reading/    bytes -> tensors (files), records of nodes (nodes), constants (fold), what a value can be (values),
-                the table of operators (registry), and NodeReader (reader), which finds what was not read
-    reroll/     recurrences that an exporter wrote out become cells again: unrolled copies (unroll), loops over a cell
+    reading/    bytes -> tensors (files), node records (nodes), constants (fold), kinds of values (values),
+                the table of operators (registry), and NodeReader (reader), which detects what was not read
+    reroll/     turns recurrences that an exporter wrote out into cells: unrolled copies (unroll), loops over a cell
                 (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations
-    sizes/      sizes as symbols with examples (symbols), frozen numbers read again (thaw, slices, blocks, arithmetic,
-                positions), what says that a frozen size is meant (evidence), its verdict (judge), and a batch of one
-                that can be read in several ways (guesses)
-    ops/        the operators, a file per family
+    sizes/      sizes as symbols with examples (symbols), frozen numbers reinterpreted (thaw, slices, blocks,
+                arithmetic, positions), signs that a frozen size is intended (evidence), the verdict (judge), and
+                a batch of one that can be read in several ways (guesses)
+    ops/        the operators, one file per family
     selectors.py  inputs that select a branch of an If
-    walk.py       one walk over the nodes; build.py is what it writes to
-    states.py     states that the caller threads by hand
+    walk.py       one walk over the nodes; it writes to build.py
+    states.py     states that the caller passes from call to call
 
-Imports point down: reading knows no other room, sizes and reroll know reading, ops knows all three.
+Imports point one way: reading imports no other part, sizes and reroll import reading, ops imports all three.
 """
 
 from __future__ import annotations
@@ -60,24 +60,25 @@ def import_onnx(
     Parameters
     ----------
     source : path, bytes of a file, ModelProto, or `files.Read`. Only a path can have external data, inside its folder.
-    bind : input name -> value that the input has from now on; it is then no input of the graph.
-    states : input name -> output name of states that the caller threads by hand. None: found by dataflow.
+    bind : input name -> fixed value; the input is then removed from the graph's inputs.
+    states : input name -> output name of states that the caller passes from call to call. None: found by dataflow.
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
-    streams : whether a graph can be streamed. Where given, a file whose states the caller threads keeps its length if
-        only that lets it stream, or if it has several steps of input for its one step of output: it is one step.
-    policy : which frozen sizes may be freed. None: those against which nothing in the file speaks.
+    streams : function that says whether a graph can be streamed. If given, a file whose states the caller passes keeps
+    its length if only that lets it stream, or if it has several steps of input for one step of output. The whole file
+    is then one step.
+    policy : which frozen sizes may be freed. None: those without evidence in the file against it.
 
     Returns
     -------
-    Graph, validated. Batch and time are free if the file allows it. A file that has the example's own sizes
-    written into it is thawed, unless it holds evidence that a size is meant; `notes` says what was thawed, `held` and
-    `notes` what stayed frozen and why. float16 models compute in float32.
+    Graph, validated. Batch and time are free if the file allows it. If the example's sizes are written into the file,
+    they are thawed, unless there is evidence that a size is intended. `notes` says what was thawed; `held` and `notes`
+    say what stayed frozen and why. float16 models compute in float32.
 
     Raises
     ------
     ModelFormatError : the file is damaged, hostile or contradicts itself.
-    UnsupportedError : everything of the file that is not supported, at once; an `UndecidedError` if a branch hangs on
-    the values of inputs and `bind` may cure it.
+    UnsupportedError : lists everything in the file that is not supported; an `UndecidedError` if a branch depends on
+    the values of inputs, so that `bind` may help.
     ShapeError : `bind` does not fit. StateError : `states` does not fit, or states are ambiguous.
     """
     if bind is not None and not isinstance(bind, Mapping):
@@ -106,10 +107,10 @@ def import_onnx(
 
 
 def _one_step(file: File, graph: Graph, streams: Callable[[Graph], bool]) -> Graph:
-    """The graph at the length that the file has, if that is one step of a stream whose states the caller threads.
+    """The graph at the file's own length, if that is one step of a stream whose states the caller passes.
 
-    It is where the file has one step and several would not stream (they meet in a cache of keys), and where it has
-    several steps of input for its one step of output: a window that the caller slides along.
+    This is so if the file has one step and several would not stream (they meet in a cache of keys), or if it has
+    several steps of input for one step of output: a window that the caller moves along.
     """
     shapes = {info.name: info.type.tensor_type.shape.dim for info in file.model.graph.input}
     lengths = {
@@ -133,7 +134,7 @@ _ONE_STEP = "the length stays as it was: the file is one step, whose states the 
 
 
 def _bound(bind: dict) -> str:
-    """What was bound, for the message of an error that it may have caused."""
+    """What was bound, for the message of an error that the binding may have caused."""
     shown = [
         f"{name!r} is " + (f"{v.dtype}{list(v.shape)}" if isinstance(v, np.ndarray) else f"{v!r:.60}")
         for name, v in bind.items()
@@ -161,10 +162,10 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
 
 
 def _inline(model, where: str):
-    """Functions of the model replaced by their bodies."""
+    """The model with calls of its functions replaced by their bodies."""
     try:
         return onnx.inliner.inline_local_functions(model)
-    except Exception as error:  # a C++ error without a type of its own
+    except Exception as error:  # a C++ error without its own type
         raise ModelFormatError(f"{where}: its functions can't be inlined ({error})") from None
 
 

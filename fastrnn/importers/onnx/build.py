@@ -1,4 +1,4 @@
-"""The graph under construction: what the handlers of operators write to."""
+"""The graph under construction, which operator handlers write to."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .sizes.symbols import SymbolTable
 _INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
 
 
-# Elements of one value by its fixed dims alone: 2 Gi. No model has one; a hostile file that claims one is refused here.
+# Most elements of one value, counting only fixed dims: 2 Gi. No real model exceeds it; hostile files are refused here.
 MAX_ELEMENTS = 1 << 31
 
 
 def _least(dim) -> int:
-    """What a dim comes to at sizes of one: the factor that a hostile file may have put before it."""
+    """The value of a dim if all sizes are one: a factor that a hostile file may have chosen."""
     if isinstance(dim, int):
         return dim
     return max(1, sum(coefficient for coefficient in dim.terms.values()))
 
 
 class GraphDraft:
-    """Collects nodes, values and constants of one walk.
+    """Collects the nodes, values and constants of one walk.
 
-    table : SymbolTable of the file. taken : names that the file itself uses, so that made-up ones avoid them.
+    table : SymbolTable of the file. taken : names that the file uses, which generated names must avoid.
     double_as_float : compute float64 in float32.
     """
 
@@ -46,7 +46,7 @@ class GraphDraft:
         self.labels: set[str] = set()
         self.label = "graph"
         self.half = False
-        self.by_torch = False  # whether one of PyTorch's exporters wrote the file
+        self.by_torch = False  # whether a PyTorch exporter wrote the file
         self.cells = 0
         self._shared: dict[tuple, str] = {}
         self._positions: dict[object, Live] = {}
@@ -64,7 +64,7 @@ class GraphDraft:
         return name
 
     def dtype(self, dtype) -> str:
-        """The graph's dtype for a NumPy dtype of the file. float16 computes in float32; float64 only where asked."""
+        """The graph's dtype for a NumPy dtype of the file. float16 computes in float32; float64 only if requested."""
         name = np.dtype(dtype).name
         if name == "float16":
             self.half = True
@@ -98,7 +98,7 @@ class GraphDraft:
     # --- making nodes --------------------------------------------------------------------------------------------
 
     def emit(self, op: str, inputs, attrs=None, wanted=(True,), suffix: str = "") -> list:
-        """Append a node; returns one Live (or None) an entry of `wanted`. Inputs: abstract values or None."""
+        """Append a node; returns one Live (or None) per entry of `wanted`. Inputs: abstract values or None."""
         attrs = dict(attrs or {})
         live = [None if v is None else self.live(v) for v in inputs]
         signatures = infer(op, [None if v is None else Value(v.name, v.dtype, v.dims) for v in live], attrs)
@@ -153,7 +153,7 @@ class GraphDraft:
     # --- sizes as values -------------------------------------------------------------------------------------------
 
     def positions(self, count, start=0) -> Live:
-        """start, start + 1, ..: `count` of them, int64; either may be a size."""
+        """`count` numbers start, start + 1, .. as int64; both arguments may be sizes."""
         if not isinstance(count, Dim) and not isinstance(start, Dim):
             return self.constant(np.arange(start, start + count))
         if (count, start) not in self._positions:
@@ -161,7 +161,7 @@ class GraphDraft:
         return self._positions[count, start]
 
     def number_of(self, dim, dtype: str = "int64") -> Live:
-        """A size as a value, a scalar: the sum of as many ones, exact up to 2^24."""
+        """A size as a scalar value: the sum of that many ones, exact up to 2^24."""
         if not isinstance(dim, Dim):
             return self.live(Const(np.array(dim, DTYPES[dtype])))
         if (dim, dtype) not in self._numbers:
@@ -175,7 +175,7 @@ class GraphDraft:
         return self._numbers[dim, dtype]
 
     def known_numbers(self):
-        """((size, dtype), value) of every size that was made a value."""
+        """((size, dtype), value) of every size that was turned into a value."""
         return self._numbers.items()
 
     def _sizes(self, value: Ints) -> Live:
@@ -187,7 +187,7 @@ class GraphDraft:
         return self.reshape(flat, value.dims)
 
     def constant(self, array: np.ndarray) -> Live:
-        """A stored constant, in the graph's dtype; one copy an array."""
+        """A stored constant in the graph's dtype; one copy per array."""
         dtype = self.dtype(array.dtype)
         check_float32(array, "a constant", ModelFormatError) if dtype == "float32" else None
         array = np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(array.shape)
@@ -205,16 +205,17 @@ class GraphDraft:
         self.table.equal(a, b, reason)
 
     def number(self, dim, reason: str) -> int:
-        """A dim that has to be a plain int: freezes what is in it."""
+        """A dim that must be a plain int: freezes the symbols in it."""
         if isinstance(dim, Dim):
             self.table.freeze([dim], reason)
         return int(dim)
 
     def broadcast(self, values: list, what: str) -> list:
-        """Make dims of abstract values agree as NumPy broadcasts them; returns the values, softened if they can be.
+        """Make dims of abstract values agree as NumPy broadcasts them; returns the values, with constants cut if
+        possible.
 
-        A Dim whose example is 1 against another size was a real broadcast in the file: it is frozen at 1. A constant
-        that is the same number all along an axis of the example's length follows the axis: it is cut to 1 there.
+        A Dim whose example is 1 against another size was a real broadcast in the file, so it is frozen at 1. A constant
+        that is uniform along an axis of the example's length follows the axis: it is cut to 1 there.
         """
 
         rank = max(len(v.dims) for v in values)
@@ -241,7 +242,7 @@ class GraphDraft:
         return values
 
     def _note_brought(self, values: list, where: list) -> None:
-        """Tell the ledger of a constant that makes an axis of one longer, as a table over a frozen length does."""
+        """Record in the ledger a constant that makes an axis of one longer, such as a table over a frozen length."""
         for k, j in where:
             length, others = values[k].dims[j], [values[m] for m, i in where if m != k]
             if (
@@ -252,7 +253,7 @@ class GraphDraft:
                 self.table.ledger.table(length, self.label, others)
 
     def _once(self, values: list, rank: int) -> None:
-        """A free one that meets itself on two axes stands in the wrong place in one of the values."""
+        """Reconsider a free size of one that meets itself on two axes: it is misplaced in one of the values."""
         seen: dict[Dim, int] = {}
         for v in values:
             for j, d in enumerate(v.dims, rank - len(v.dims)):
@@ -260,7 +261,7 @@ class GraphDraft:
                     self.table.reconsider(self.table.of(d))
 
     def _cut(self, value, axis: int, like: Dim):
-        """A constant that repeats itself along an axis as long as the example of `like`, cut to 1 there."""
+        """Cut a constant to 1 along an axis, if it is uniform there and as long as the example of `like`."""
         if isinstance(value, Const) and value.dims[axis] == self.table.example(like):
             first = value.array.take([0], axis=axis)
             if (value.array == first).all():
@@ -271,7 +272,7 @@ class GraphDraft:
         return value
 
     def alike(self, values: list, axis: int, size, reason: str) -> list:
-        """Values whose `axis` must be as long as `size`. A constant that is alike all along it follows a free one."""
+        """Values whose `axis` must have length `size`. A constant that is uniform along it follows a free size."""
         out = []
         for value in values:
             if (
@@ -286,7 +287,7 @@ class GraphDraft:
             out.append(value)
         return out
 
-    # --- small moves that many handlers need ------------------------------------------------------------------------
+    # --- small operations for many handlers ------------------------------------------------------------------------
 
     def reshape(self, x, dims):
         """x with other dims of the same product."""
@@ -313,7 +314,7 @@ class GraphDraft:
         return self.one("transpose", x, perm=perm)
 
     def slice(self, x, axis: int, start, stop, step: int = 1):
-        """x[start:stop:step] along axis, all resolved as graph/types.py wants them."""
+        """x[start:stop:step] along axis, resolved as graph/types.py requires."""
         size = x.dims[axis]
         if step == 1 and start == 0 and stop == size:
             return x
@@ -328,13 +329,14 @@ class GraphDraft:
         return self.one("slice", x, axis=axis, start=start, stop=stop, step=step)
 
     def concat(self, xs: list, axis: int):
-        """Concatenation; one value is itself."""
+        """Concatenation; a single value is returned unchanged."""
         return xs[0] if len(xs) == 1 else self.one("concat", *xs, axis=axis)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def rename(self, value: Live, name: str, since: int) -> Live:
-        """Give the value the file's own name, if a node from index `since` on made it and nothing named it yet."""
+        """Give the value its name from the file, if a node from index `since` on made it and it has no such name
+        yet."""
         for node in reversed(self.nodes[since:]):
             if value.name in node[3] and ":" in value.name:
                 node[3] = [name if o == value.name else o for o in node[3]]

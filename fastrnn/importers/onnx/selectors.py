@@ -1,7 +1,7 @@
 """Inputs that select a branch of an `If`, such as the sample rate of a voice detector.
 
-Which graph the file holds depends on their values, so the walk can't go on without one. It reports them here, and the
-caller imports the file again with `bind=`, once for each value.
+The graph depends on their values, so the walk can't continue without one. It reports them here, and the caller imports
+the file again with `bind=`, once for each value.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _DTYPES = ("bool", "int32", "int64")
 
 @dataclass(frozen=True)
 class Selector:
-    """An input on whose value the condition of an `If` depends.
+    """An input whose value decides the condition of an `If`.
 
-    dims : ints, as the file declares them. candidates : arrays of that shape, the likeliest first: the numbers that the
-    condition compares with, and their neighbours.
+    dims : ints, as the file declares them. candidates : arrays of that shape, the likeliest first: the numbers in the
+    condition's comparisons, and their neighbours.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Selector:
 
 
 class UndecidedError(UnsupportedError):
-    """A branch of the file hangs on inputs that have no value yet.
+    """A branch of the file depends on inputs without a value.
 
     selectors : tuple of Selector, one per input. problems : those of `UnsupportedError`; `only_undecided` says whether
-    there are any besides the missing values.
+    the missing values are the only problem.
     """
 
     def __init__(self, problems, where: str, selectors: tuple[Selector, ...], only_undecided: bool):
@@ -49,19 +49,19 @@ class UndecidedError(UnsupportedError):
 
 
 class Undecided:
-    """What the walks of one file found out about its open conditions."""
+    """What the walks over one file learned about its open conditions."""
 
     def __init__(self):
         self.clear()
 
     def clear(self) -> None:
         """Forget the last walk."""
-        self._constants: dict[str, list[np.ndarray]] = {}  # input -> what it is compared with
+        self._constants: dict[str, list[np.ndarray]] = {}  # input -> the constants it is compared with
         self._count = 0
         self._data = False
 
     def note(self, ctx, condition, infos: Sequence[onnx.ValueInfoProto]) -> list[str]:
-        """Remember an open condition; returns the names of the inputs that it depends on."""
+        """Record an open condition; returns the names of the inputs it depends on."""
         names, constants = _cone(ctx, condition, {info.name for info in infos})
         self._count += 1
         for info in infos:
@@ -71,7 +71,7 @@ class Undecided:
         return [info.name for info in infos if info.name in names]
 
     def error(self, problems: list[str], where: str, infos: Sequence[onnx.ValueInfoProto]) -> UnsupportedError:
-        """The error of a walk with these problems: an `UndecidedError` if values of small inputs can cure it."""
+        """The error for a walk with these problems: an `UndecidedError` if values of small inputs can resolve it."""
         if not self._constants or self._data:
             return UnsupportedError(problems, where)
         found = tuple(_selector(info, self._constants[info.name]) for info in infos if info.name in self._constants)
@@ -79,7 +79,7 @@ class Undecided:
 
 
 def _cone(ctx, condition, inputs: set[str]) -> tuple[set[str], list[np.ndarray]]:
-    """The inputs that a live value depends on, and the small constants that it is computed with."""
+    """The inputs that a live value depends on, and the small constants in its computation."""
     needed = {condition.name} if isinstance(condition, Live) else set()
     for _, _, given, made, _ in reversed(ctx.nodes):
         if needed & set(made):

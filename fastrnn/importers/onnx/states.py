@@ -1,11 +1,11 @@
-"""States that the caller threads by hand: which output of one call is which input of the next.
+"""States that the caller passes from call to call: which output of one call is which input of the next.
 
-Found by dataflow: the elements of every input are numbered and followed through nodes that only move data into the
-initial states of cells; a cell hands the numbers of its h0 and c0 on to h_n and c_n; an output whose elements then
-carry exactly the numbers of one input, in order, is that input's next value. This sees through stacked layers,
-packed tensors and transposed layouts alike. So does a cache: an input with new steps put behind it, of which the last
-ones, as many as it has, come out. States that neither holds (a single step written out) are paired by name and shape
-afterwards.
+They are found by dataflow. The elements of every input are numbered and followed through nodes that only move data into
+the initial states of cells. A cell passes the numbers of its h0 and c0 on to h_n and c_n. An output whose elements then
+carry exactly the numbers of one input, in order, is that input's next value. This handles stacked layers, packed
+tensors and transposed layouts. Caches are found the same way: new steps are appended to an input, and as many of the
+last steps as it has are an output. States that match neither (a single written-out step) are then paired by name and
+shape.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ...errors import StateError
 from ...graph import Graph, Node
 from ...graph import dims as D
 
-_MAX_ELEMENTS = 1 << 24  # of one numbered input; states are far smaller, and sequences need no following
+_MAX_ELEMENTS = 1 << 24  # of one numbered input; states are far smaller, and sequences need not be followed
 
 
 def pair(graph: Graph, given: dict | None = None) -> Graph:
-    """The graph with `states`. given: the caller's own mapping, which is checked and taken instead of what is found.
+    """The graph with `states`. given: the caller's own mapping, which is checked and used instead of the detected one.
 
-    Raises StateError if `given` does not fit the graph, or one input has several outputs to continue from.
+    Raises StateError if `given` does not fit the graph, or if one input matches several outputs.
     """
     if given is not None:
         return graph.replace(states=_checked(graph, given))
@@ -44,7 +44,7 @@ def pair(graph: Graph, given: dict | None = None) -> Graph:
 
 
 def threads(graph: Graph, given: dict | None) -> bool:
-    """Whether some state is threaded through the graph, with a batch axis of one place."""
+    """Whether some state passes through the graph with its batch axis in the same place."""
     try:
         states = pair(graph, given).states
     except StateError:
@@ -85,7 +85,7 @@ def _links(graph: Graph) -> list[tuple[str, str]]:
     numbers: dict[str, np.ndarray] = {}
     first: dict[str, int] = {}
     at = 0
-    # Only inputs that start a state are worth following: those without a time axis.
+    # Only inputs that can start a state are followed: those without a time axis.
     for name in graph.inputs:
         value = graph.values[name]
         shape = tuple(D.evaluate(d, sizes) for d in value.dims)
@@ -95,8 +95,8 @@ def _links(graph: Graph) -> list[tuple[str, str]]:
         numbers[name] = np.arange(at, at + count).reshape(shape)
         first[name] = at
         at += count
-    through: set[str] = set()  # values that a cell has renewed: an input that goes straight to an output is not a state
-    queues: dict[str, tuple] = {}  # what has new steps behind an input's -> (the numbers of that, the axis)
+    through: set[str] = set()  # values that a cell has updated: an input that goes straight to an output is not a state
+    queues: dict[str, tuple] = {}  # values with new steps appended to an input -> (the input's numbers, the axis)
     for node in graph.nodes:
         _follow(graph, node, numbers, through, sizes)
         _queued(graph, node, numbers, through, queues, first)
@@ -119,7 +119,7 @@ _AFTER = re.compile(
     r"^(new|next|present|out|output|final|last|updated)_|"
     r"_?(n|N|2|_new|_next|_present|_out|_output|_final|_last|_updated)$"
 )
-# What a model takes and gives anew at each step, whatever its names have in common: frame_in -> frame_out.
+# Names of data, not states, even if they match as a pair: frame_in -> frame_out.
 _SIGNAL = re.compile(
     r"\d*|(audio|data|feat|feature|frame|image|input|mag|magnitude|mask|mic|noisy|output|sample|signal|spec|spectrum|"
     r"speech|stft|wav|waveform|x|y)(s|es)?_?\d*"
@@ -127,9 +127,9 @@ _SIGNAL = re.compile(
 
 
 def _by_name(graph: Graph, states: dict[str, str]) -> dict[str, str]:
-    """Pairs such as h0 -> hn, state -> stateN, past_key -> present_key, r1i -> r1o, h_prev -> h: the same stem, dtype
-    and dims, without time, the output depending on the input, unambiguous, and never so many that no input is left for
-    data."""
+    """Pairs such as h0 -> hn, state -> stateN, past_key -> present_key, r1i -> r1o, h_prev -> h. A pair has the same
+    stem, dtype and dims, no time axis, and an output that depends on the input. Pairs must be unambiguous and leave at
+    least one input for data."""
     found: dict[str, str] = {}
     for source in graph.inputs:
         value = graph.values[source]
@@ -149,7 +149,7 @@ def _by_name(graph: Graph, states: dict[str, str]) -> dict[str, str]:
 
 
 def _alike(source: str, output: str) -> bool:
-    """Whether the two names are one state before a step and after it."""
+    """Whether the two names denote one state before and after a step."""
     stem = _BEFORE.sub("", source)
     if _SIGNAL.fullmatch(stem.lower()):
         return False
@@ -168,7 +168,7 @@ def _needs(graph: Graph, output: str) -> set[str]:
 
 
 def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: dict) -> None:
-    """Carry the numbers from the node's inputs to its outputs, where it only moves them."""
+    """Carry the numbers from the node's inputs to its outputs, if it only moves them."""
     if node.op == "cell":
         starts = [node.inputs[k] if k < len(node.inputs) else None for k in (6, 7)]
         for start, end in zip(starts, (*node.outputs, None, None)[1:3], strict=True):
@@ -176,7 +176,7 @@ def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: d
                 numbers[end] = numbers[start]
                 through.add(end)
         return
-    if node.op == "state":  # whatever the steps make of it, its value at the last one is the next first one
+    if node.op == "state":  # its value at the last step is always the next initial value
         start = node.inputs[1] if len(node.inputs) > 1 else None
         if start in numbers:
             steps = sizes.get("time", 1)
@@ -187,7 +187,7 @@ def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: d
         return
     try:
         moved = _MOVES[node.op]([numbers[i] for i in node.inputs], node.attrs, lambda d: D.evaluate(d, sizes))
-    except ValueError:  # these sizes are too small for what the file takes by number: it is followed no further
+    except ValueError:  # these sizes are too small for the file's fixed indices: stop following it
         return
     numbers[node.outputs[0]] = moved
     if any(i in through for i in node.inputs):
@@ -195,7 +195,7 @@ def _follow(graph: Graph, node: Node, numbers: dict, through: set[str], sizes: d
 
 
 def _queued(graph: Graph, node: Node, numbers: dict, through: set[str], queues: dict, first: dict) -> None:
-    """Follow a cache: steps of an input, new ones behind them, and the last of all of these."""
+    """Follow a cache: the steps of an input, new ones appended, and the last ones of the result."""
     a, source = node.attrs, node.inputs[0] if node.inputs else None
     if node.op == "concat" and source in numbers:
         queues[node.outputs[0]] = (numbers[source], a["axis"])

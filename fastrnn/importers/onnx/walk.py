@@ -34,7 +34,7 @@ _MAX_DIM = 2**40
 
 @dataclass
 class File:
-    """What of a file stays the same from walk to walk."""
+    """The parts of a file that are shared by all walks."""
 
     where: str
     model: onnx.ModelProto
@@ -46,13 +46,13 @@ class File:
     folder: Path | None = None
     folded: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # (label of a node, output) -> array
     branches: dict[str, tuple] = field(default_factory=dict)  # label of an If and branch -> its nodes and constants
-    overruled: list[str] = field(default_factory=list)  # weak evidence that the caller had passed over
-    refused: set[str] = field(default_factory=set)  # labels of nodes that precheck found wanting
-    undecided: Undecided = field(default_factory=Undecided)  # conditions that inputs decide
+    overruled: list[str] = field(default_factory=list)  # weak evidence that the caller overruled
+    refused: set[str] = field(default_factory=set)  # labels of nodes that precheck rejected
+    undecided: Undecided = field(default_factory=Undecided)  # conditions that depend on inputs
 
 
 def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
-    """The initializers that are used, by name. Raises ModelFormatError for a damaged one or a name given twice."""
+    """The used initializers by name. Raises ModelFormatError for a damaged one or a duplicate name."""
     found: dict[str, np.ndarray] = {}
     seen: set[str] = set()
     for proto in graph.initializer:
@@ -69,7 +69,7 @@ def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]
 
 
 def precheck(file: File) -> list[str]:
-    """Findings that need no values: operators that are unknown, and attributes that no handler reads."""
+    """Findings that need no values: unknown operators, and attributes that no handler reads."""
     return _precheck(file, file.nodes)
 
 
@@ -89,7 +89,7 @@ def _precheck(file: File, nodes: list[OnnxNode]) -> list[str]:
 
 
 def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, GraphDraft]:
-    """The graph as far as the table knows. Appends findings to `problems`; raises Restart through the table."""
+    """The graph under the table's current knowledge. Appends findings to `problems`; the table may raise Restart."""
     graph = file.model.graph
     table.recent.clear()
     table.ledger.clear()
@@ -114,7 +114,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Gr
 
 
 def _nodes(file: File, ctx: GraphDraft, nodes, known: dict, wanted: set, problems: list[str], own_names: bool) -> None:
-    """Add what the nodes make to `known`. own_names: whether values get the file's names; branches may share theirs."""
+    """Add the nodes' outputs to `known`. own_names: whether values get the file's names; branches may share names."""
     for node in nodes:
         since = len(ctx.nodes)
         ctx.label = node.label
@@ -132,7 +132,7 @@ def _nodes(file: File, ctx: GraphDraft, nodes, known: dict, wanted: set, problem
 
 
 def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list[str]) -> list:
-    """The outputs of the branch that a known condition takes; the other one is not looked at."""
+    """The outputs of the branch selected by a known condition; the other branch is not examined."""
     condition = known[node.inputs[0]] if node.inputs and node.inputs[0] else None
     if condition is UNKNOWN:
         return [UNKNOWN] * len(node.outputs)
@@ -141,7 +141,7 @@ def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list
         nodes, constants, outputs = _branch(file, node, "then_branch" if chosen else "else_branch", problems)
     except Finding as finding:
         for which in ("then_branch", "else_branch"):
-            _graph_of(node, which)  # either may be taken later
+            _graph_of(node, which)  # either may be selected later
         problems.append(f"node {node.label}: {node.kind}: {finding}")
         return [UNKNOWN] * len(node.outputs)
     if len(outputs) != len(node.outputs):
@@ -165,7 +165,7 @@ def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set,
     def walk_body(given: dict) -> dict:
         found: list[str] = []
         for key in [k for k in file.folded if k[0].startswith(f"{node.label}/body/")]:
-            del file.folded[key]  # constants of one step are not those of another
+            del file.folded[key]  # constants differ between steps
         inner = {**known, **fixed, **given}
         _nodes(file, ctx, nodes, inner, inside, found, own_names=False)
         if found:
@@ -212,7 +212,7 @@ def _branch(file: File, node: OnnxNode, which: str, problems: list[str]) -> tupl
 
 
 def _graph_of(node: OnnxNode, which: str) -> onnx.GraphProto:
-    """The subgraph in an attribute of a node; ModelFormatError if it is not there."""
+    """The subgraph in an attribute of a node; raises ModelFormatError if it is missing."""
     proto = node.attrs.get(which)
     if proto is None or proto.type != onnx.AttributeProto.GRAPH:
         raise ModelFormatError(f"node {node.label}: {node.kind} without {which}")
@@ -220,7 +220,7 @@ def _graph_of(node: OnnxNode, which: str) -> onnx.GraphProto:
 
 
 def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tuple:
-    """(nodes, constants, names of the outputs, of the inputs) of a subgraph: read, sorted and checked once a file."""
+    """(nodes, constants, output names, input names) of a subgraph; read, sorted and checked once per file."""
     key = f"{node.label}/{which}"
     found = file.branches.get(key)
     if found is None:
@@ -241,7 +241,7 @@ def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tu
 
 
 def _inputs(file: File, ctx: GraphDraft, known: dict, problems: list[str]) -> list[str]:
-    """Declare the graph's inputs; initializers and bound inputs are none."""
+    """Declare the graph's inputs; initializers and bound inputs are excluded."""
     names, seen = [], set()
     initial = {t.name for t in file.model.graph.initializer}
     for info in file.model.graph.input:
@@ -261,7 +261,7 @@ def _inputs(file: File, ctx: GraphDraft, known: dict, problems: list[str]) -> li
 
 
 def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Live:
-    """One input: a value of the graph with a symbol an axis, or the constant that it is bound to."""
+    """One input: a value of the graph with a symbol per axis, or the constant that it is bound to."""
     kind = info.type.tensor_type
     if info.type.WhichOneof("value") != "tensor_type":
         raise Finding(f"of type {info.type.WhichOneof('value') or 'unknown'}")
@@ -275,7 +275,7 @@ def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Li
         value = d.dim_value if d.HasField("dim_value") else None
         if value is not None and not 0 <= value < _MAX_DIM:
             raise ModelFormatError(f"input {info.name!r} has the dim {value}")
-        # Some exporters write 0 for "any size"; nothing computes on an axis that is always empty.
+        # Some exporters write 0 for "any size"; no model computes on an axis that is always empty.
         keeps = value and not ctx.table.policy.thaw
         dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
     if info.name in file.bind:
@@ -284,7 +284,7 @@ def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Li
 
 
 def _bound(ctx: GraphDraft, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims: list) -> np.ndarray:
-    """The array that an input is bound to: of the input's dtype, without loss, and of the sizes that the file gives."""
+    """The array that an input is bound to, converted losslessly to its dtype and checked against the file's sizes."""
     declared = [d.dim_value or d.dim_param or "?" for d in info.type.tensor_type.shape.dim]
     shown = f"bind: {info.name!r} must be {dtype.name}[{', '.join(map(str, declared))}], got"
     try:
@@ -293,7 +293,7 @@ def _bound(ctx: GraphDraft, info: onnx.ValueInfoProto, value, dtype: np.dtype, d
             raise ValueError
         with np.errstate(invalid="ignore", over="ignore"):
             same = array.astype(dtype)
-        whole = dtype.kind != "f" or array.dtype.kind in "iu"  # nothing rounds, into floats neither
+        whole = dtype.kind != "f" or array.dtype.kind in "iu"  # no rounding, not even to floats
         exact = same.astype(object) == array.astype(object) if whole else np.isfinite(same) | ~np.isfinite(array)
         if not np.all(exact):
             raise ValueError
@@ -313,7 +313,7 @@ def _bound(ctx: GraphDraft, info: onnx.ValueInfoProto, value, dtype: np.dtype, d
 
 
 def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set, problems: list[str]) -> list:
-    """The outputs of one node. A Finding is noted and gives UNKNOWN; errors get the node's name."""
+    """The outputs of one node. A Finding is recorded and gives UNKNOWN outputs; errors get the node's name."""
     if any(v is UNKNOWN for v in values):
         return [UNKNOWN] * len(node.outputs)
     needed = [bool(o) and o in wanted for o in node.outputs]
@@ -338,13 +338,13 @@ def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set
     except FastRNNError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError, MemoryError) as error:
-        # Whatever a malformed node makes NumPy or Python say; the cause stays attached.
+        # Any error that a malformed node causes in NumPy or Python; the cause stays attached.
         detail = f"{type(error).__name__}: {error}"
         raise ModelFormatError(f"{file.where}: node {node.label} ({node.kind}): malformed ({detail})") from error
 
 
 def _fold(file: File, node: OnnxNode, values: list) -> list:
-    """Constants are folded once a file, not once a walk."""
+    """Fold a constant node once per file, not once per walk."""
     live = [o for o in node.outputs if o]
     if not all((node.label, o) in file.folded for o in live):
         arrays = [None if v is None else v.array for v in values]
@@ -378,7 +378,7 @@ def _outputs(ctx: GraphDraft, graph: onnx.GraphProto, known: dict, inputs: set, 
 
 
 def _place(ctx: GraphDraft, value: Live, name: str, inputs: set) -> None:
-    """Let `value` have the output's name: by renaming a constant, else by a reshape to its own dims."""
+    """Give `value` the output's name: rename a constant, else add a reshape to its own dims."""
     if name in inputs:
         raise ModelFormatError(f"{name!r} is an input and an output")
     since = len(ctx.nodes)
@@ -387,12 +387,12 @@ def _place(ctx: GraphDraft, value: Live, name: str, inputs: set) -> None:
 
 
 def _declared(ctx: GraphDraft, info: onnx.ValueInfoProto, value) -> None:
-    """Hold the dims against the numbers that the file declares; where they differ, what was thawed freezes."""
+    """Compare the dims with the numbers that the file declares; if they differ, thawed sizes freeze."""
     kind = info.type.tensor_type
     if info.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
         return
     if len(kind.shape.dim) != len(value.dims):
-        return  # exporters leave stale output shapes behind; onnxruntime warns and goes on as well
+        return  # exporters leave stale output shapes behind; onnxruntime also only warns
     for d, declared in zip(value.dims, kind.shape.dim, strict=True):
         number = declared.dim_value if declared.HasField("dim_value") else 0
         if number > 0 and not isinstance(d, int) and ctx.table.genuine(d) and ctx.table.example(d) != number:

@@ -1,1 +1,1 @@
-"""PyTorch -> weights by name, and modules -> ONNX."""
+"""PyTorch files -> named weights, and PyTorch modules -> ONNX."""

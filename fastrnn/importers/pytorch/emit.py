@@ -1,7 +1,7 @@
-"""ONNX nodes for a traced module: `Emitter` collects them, `V` and `Size` are what a traced value is.
+"""ONNX nodes for a traced module. `Emitter` collects them; a traced value is a `V` or a `Size`.
 
-Every value carries what torch computed for it on the example, so that ranks and dtypes are known; sizes are read
-from the live shape wherever the module reads them, so that no example's size is written into the model.
+Every value carries what torch computed for it on the example, so its rank and dtype are known. Sizes that the module
+reads are taken from the live shape, so no size of the example is written into the model.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MAX_INT = np.iinfo(np.int64).max
 
 
 class Unknown(Exception):
-    """The tracer met something it has no ONNX form for; the exporters of torch are asked then."""
+    """The tracer met something that it can't express in ONNX; torch's exporters are tried next."""
 
 
 @dataclass(frozen=True)
 class V:
-    """A tensor of the traced module. name: of the ONNX value; value: what it is on the example."""
+    """A tensor of the traced module. name: of the ONNX value; value: its value on the example."""
 
     name: str
     value: torch.Tensor
@@ -35,7 +35,7 @@ class V:
 
 @dataclass(frozen=True)
 class Size:
-    """A size that the module reads, or computes of sizes. name: an int64 [1]; value: what it is on the example."""
+    """A size that the module reads, or computes from sizes. name: an int64 [1]; value: its value on the example."""
 
     name: str
     value: int
@@ -69,11 +69,11 @@ class Emitter:
         return self.ops(kind, inputs, **attrs)[0]
 
     def lookup(self, table: str, indices: str, axis: int) -> str:
-        """Rows by index, of which -1 is an error: what ONNX's Gather takes for the last one, PyTorch refuses."""
+        """Look up rows by index; -1 is an error. ONNX's Gather takes it as the last row, but PyTorch refuses it."""
         return self.op("Lookup", table, indices, axis=axis, domain=DOMAIN)
 
     def const(self, array) -> str:
-        """An initializer; one copy of equal arrays."""
+        """An initializer; equal arrays share one copy."""
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._held:
@@ -89,7 +89,7 @@ class Emitter:
         return self.const(tensor.detach().numpy())
 
     def name(self, x, dtype: torch.dtype | None = None) -> str:
-        """The ONNX value of an operand: a traced value, or a number of Python as one of `dtype`."""
+        """The ONNX value of an operand: a traced value, or a Python number as `dtype`."""
         if isinstance(x, V):
             if dtype is None or x.value.dtype == dtype:
                 return x.name
@@ -120,7 +120,7 @@ class Emitter:
         return self.op("Slice", name, self.ints(start), self.ints(stop), self.ints(axis), self.ints(step))
 
     def proto(self, outputs: Sequence[tuple[str, V]], inputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
-        """The model; outputs get the names that are given with them."""
+        """The model; outputs get the names given with them."""
         ends = []
         for name, value in outputs:
             self.nodes.append(helper.make_node("Identity", [value.name], [name], f"output.{name}"))

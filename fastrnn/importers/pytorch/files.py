@@ -1,9 +1,9 @@
-"""PyTorch's .pt and .pth files -> a tree of tensors, and the weights in it; torch is not needed.
+"""PyTorch's .pt and .pth files -> a tree of tensors and the weights in it, without torch.
 
     zip form     archive/data.pkl, a pickle whose persistent ids name the storages archive/data/<key>
     legacy form  four pickles (magic number, version, machine, objects), the storages' keys, then each storage
 
-Storages are views of the file's own bytes; what they add up to is bounded by the size of the file.
+Storages are views of the file's own bytes; their total is bounded by the size of the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_tree(source: str | os.PathLike | bytes, where: str):
 
     Raises
     ------
-    UnsupportedError : TorchScript, a pickled module, or anything else that is not made of tensors; it names what.
+    UnsupportedError : TorchScript, a pickled module, or anything else that is not made of tensors; the text says what.
     ModelFormatError : damaged or hostile.
     """
     try:
@@ -48,7 +48,7 @@ def read_tree(source: str | os.PathLike | bytes, where: str):
         raise ModelFormatError(f"{where}: a damaged PyTorch file: an entry starts before the file does") from None
 
 
-# What reading a damaged file may raise. (An OSError is the disk's, but for a place that no file has.)
+# What reading a damaged file may raise. (An OSError comes from the disk, except for an impossible file offset.)
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError, LookupError),
     *(OverflowError, RuntimeError, MemoryError),
@@ -133,14 +133,14 @@ def _read_legacy(source: bytes, where: str):
         stop = start + count * width_of(code)
         if held != count or stop > len(source):
             raise ModelFormatError(f"{where}: storage {key} of {count} elements has {held}, or is cut off")
-        # Big-endian machines turn their numbers round as they write this form, whatever they say of themselves.
+        # Big-endian machines swap the bytes when they write this form, regardless of the byte order they declare.
         return Storage(memoryview(source)[start:stop], code, "<")
 
     return Unpickler(source, where, storage, budget, machine.at).load()
 
 
 def _storages_at_end(source: bytes, where: str, budget: Budget, at: int) -> dict[str, tuple[int, int]]:
-    """Key -> (where its bytes start, how many elements) of a legacy file, whose objects begin at `at`."""
+    """Key -> (start of its bytes, number of elements) in a legacy file whose objects begin at `at`."""
     codes: dict[str, str] = {}
 
     def look(pid) -> Storage:
@@ -168,7 +168,7 @@ def _storages_at_end(source: bytes, where: str, budget: Budget, at: int) -> dict
 
 # -- the weights in a tree --
 
-MAX_DEPTH = 6  # dicts within each other that are searched for weights
+MAX_DEPTH = 6  # nested dicts that are searched for weights
 
 
 def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> NamedWeights:
@@ -177,12 +177,12 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> N
     Parameters
     ----------
     source : path, or bytes of a file
-    key : where the state dict is in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None where
-        the file has only one
+    key : where the state dict is in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None if the
+    file has only one
 
     Raises
     ------
-    ModelFormatError : damaged, or several state dicts and no key (the text names them), or none.
+    ModelFormatError : damaged file, several state dicts but no key (the text names them), or no state dict.
     UnsupportedError : a pickled module, TorchScript, or anything else that is not made of tensors.
     """
     blob = isinstance(source, bytes | bytearray | memoryview)
@@ -191,7 +191,7 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> N
 
 
 def weights_in(tree, key: str | None, where: str) -> NamedWeights:
-    """The state dict in what a file holds; as `read_weights`."""
+    """The state dict in the contents of a file; as `read_weights`."""
     path, found, beside = _state_dict(tree, key, where)
     tensors = {name: value for name, value in found.items() if isinstance(value, SavedTensor)}
     notes = [f"the state dict is the checkpoint's {path!r}"] if path and key is None else []
@@ -204,7 +204,7 @@ def weights_in(tree, key: str | None, where: str) -> NamedWeights:
 
 
 def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]]:
-    """(its path, the dict, names of tensors beside it) of the one dict in `tree` that holds tensors by name."""
+    """(path, dict, names of tensors beside it) of the only dict in `tree` that holds tensors by name."""
     found = dict(_candidates(tree, (), set()))
     names = {".".join(path): path for path in found}
     if key is not None:
@@ -214,7 +214,7 @@ def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]
         return key, found[names[key]], []
     if not found:
         raise ModelFormatError(f"{where}: holds {_kind(tree)} and no dict of named tensors, so no weights")
-    # A state dict is flat: tensors beside a dict of tensors are a loss, or the state of a random generator.
+    # A state dict is flat: tensors next to a dict of tensors are a loss, or the state of a random generator.
     around = found.keys() & {path[:k] for path in found for k in range(len(path))}
     flat = {path: inner for path, inner in found.items() if path not in around}
     if len({id(inner) for inner in flat.values()}) > 1:
@@ -226,9 +226,10 @@ def _state_dict(tree, key: str | None, where: str) -> tuple[str, dict, list[str]
 
 
 def _candidates(tree, path: tuple[str, ...], seen: set[int]):
-    """(path, dict) of each dict that holds tensors by name. Those under a number are an optimizer's and no weights.
+    """(path, dict) of each dict that holds tensors by name. Dicts under a number belong to an optimizer and are
+    skipped.
 
-    Each dict is searched once, however often it occurs: a hostile file may hang one into another over and over.
+    Each dict is searched once, no matter how often it occurs: a hostile file may nest the same dict repeatedly.
     """
     if not isinstance(tree, dict) or len(path) > MAX_DEPTH or not all(isinstance(name, str) for name in tree):
         return
@@ -246,7 +247,7 @@ def _kind(tree) -> str:
 
 
 def begins(blob: bytes) -> bool:
-    """Whether bytes look like torch.save's: a zip with a data.pkl, or the pickled magic number of the legacy form."""
+    """Whether bytes look like torch.save's output: a zip with a data.pkl, or the legacy form's pickled magic number."""
     if blob[:2] == b"PK":
         return b"/data.pkl" in blob  # in its directory; a Keras zip has none
     return blob[:1] == b"\x80" and b"\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in blob[:32]

@@ -1,7 +1,7 @@
-"""Functions and methods of torch as ONNX nodes: one short function each, registered under torch's names.
+"""Functions and methods of torch as ONNX nodes, one short function each, registered under torch's names.
 
-A function gets the emitter, what torch answered on the example, and torch's own arguments with traced values in
-them; it returns the names of ONNX values in the nesting of the answer (or `Size`s, or plain Python values).
+A function gets the emitter, torch's result on the example, and torch's own arguments with traced values in them. It
+returns the names of ONNX values, nested like the result (or `Size`s, or plain Python values).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FUNCTIONS: dict[str, Callable] = {}
 
 
 def does(*names: str) -> Callable:
-    """Register a function under names of torch's functions, methods and Python's operators."""
+    """Register a function under names of torch functions, methods and Python operators."""
 
     def register(function: Callable) -> Callable:
         FUNCTIONS.update(dict.fromkeys(names, function))
@@ -178,7 +178,7 @@ def _masked_fill(b, out, input, mask, value):
 def _prelu(b, out, input, weight):
     slope = weight.value if isinstance(weight, V) else weight
     rank = input.value.ndim
-    if slope.numel() > 1 and rank > 2:  # one a channel, which is axis 1
+    if slope.numel() > 1 and rank > 2:  # one per channel, which is axis 1
         slope = slope.reshape(-1, *(1,) * (rank - 2))
     return b.op("PRelu", input.name, b.floats(slope))
 

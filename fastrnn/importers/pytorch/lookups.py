@@ -1,6 +1,7 @@
-"""Embeddings in torch's exporters: as `fastrnn.Lookup`, since in the Gather that they write index -1 is the last row.
+"""Makes torch's exporters write embeddings as `fastrnn.Lookup`. In the Gather that they write, index -1 is the last
+row.
 
-An nn.Embedding refuses it; `table[ids]`, which becomes a Gather too, takes it. Once they are written, the two can't be
+An nn.Embedding refuses -1, but `table[ids]`, which also becomes a Gather, accepts it. Once exported, the two can't be
 distinguished.
 """
 
@@ -13,8 +14,8 @@ from contextlib import contextmanager
 import torch
 from onnx.defs import OpSchema
 
-DOMAIN = "fastrnn"  # as the ONNX importer has it (onnx/indexing.py)
-_LOCK = threading.Lock()  # the older exporter's forms of operators are global
+DOMAIN = "fastrnn"  # as in the ONNX importer (onnx/ops/indexing.py)
+_LOCK = threading.Lock()  # the older exporter registers operators globally
 
 
 def translations() -> dict:
@@ -40,7 +41,7 @@ def translations() -> dict:
 
 @contextmanager
 def older_form(opset: int) -> Iterator[None]:
-    """Within it, torch's older exporter writes embeddings as Lookup; it gets custom_opsets={DOMAIN: 1}."""
+    """While active, torch's older exporter writes embeddings as Lookup; pass it custom_opsets={DOMAIN: 1}."""
 
     def embedding(g, weight, indices, padding_idx, scale_grad_by_freq, sparse):
         rows = g.op(f"{DOMAIN}::Lookup", weight, indices)

@@ -1,8 +1,8 @@
-"""A live module of PyTorch -> ONNX, for the ONNX importer: traced here where that can be, by torch's exporters else.
+"""A live PyTorch module -> ONNX, for the ONNX importer: traced here if possible, otherwise by torch's exporters.
 
-What is traced here keeps every size free and every recurrent layer whole; the exporters write example sizes into the
-file, unroll nn.RNN and break projections (the ONNX importer undoes much of that). `Converted.answer` runs the module
-itself, so that the caller can compare.
+Tracing keeps every size free and every recurrent layer whole. The exporters write example sizes into the file, unroll
+nn.RNN and break projections (the ONNX importer undoes much of that). `Converted.answer` runs the module itself, so that
+the caller can compare.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .through_torch import quiet
 
 @dataclass(frozen=True)
 class Converted:
-    """proto: the ONNX model. example: its inputs by name, arrays. how: what made it, for a note."""
+    """proto: the ONNX model. example: its inputs, name -> array. how: what made it, for a note."""
 
     module: nn.Module
     proto: onnx.ModelProto
@@ -37,19 +37,19 @@ class Converted:
     how: str
 
     def answer(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
-        """What the module itself answers, flattened; None if it does not take such sizes."""
+        """The module's own results, flattened; None if it does not accept these sizes."""
         arrays = iter(torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.example)
         try:
             with torch.no_grad(), quiet():
                 result = self.module(*_filled(self.nesting, arrays))
-        except Exception:  # whatever the module's own code raises at sizes that it was not written for
+        except Exception:  # whatever the module's code raises at sizes it was not written for
             return None
         return [tracing.numbers(t) for t in _tensors(result)]
 
     def check(self, graph: Graph, run: Callable) -> bool:
-        """Compare `run` (arrays by name -> arrays), of the graph that was made of this, with the module: at the
-        example's sizes, and at others that graph and module take. True if each size that is free in the graph was
-        compared at two other numbers at least. Raises UnsupportedError if an answer differs."""
+        """Compare `run` (arrays by name -> arrays), which runs the graph made from this, with the module: at the
+        example's sizes, and at others that both accept. True if each free size of the graph was compared at two or more
+        other values. Raises UnsupportedError if a result differs."""
         own = self._own_sizes(graph)
         seen: dict[str, set[int]] = {name: set() for name in own}
         for env in (None, *_other_sizes(own)):
@@ -75,7 +75,7 @@ class Converted:
         return all(len(numbers) > 1 for numbers in seen.values())
 
     def _own_sizes(self, graph: Graph) -> dict[str, int]:
-        """The example's numbers for the batch and time of the graph, where they are free."""
+        """The example's sizes for the graph's batch and time, if those are free."""
         found: dict[str, int] = {}
         for name in graph.inputs:
             for dim, size in zip(graph.values[name].dims, self.example[name].shape, strict=True):
@@ -83,7 +83,7 @@ class Converted:
         return found
 
     def _feeds(self, graph: Graph, env: dict[str, int] | None) -> dict[str, np.ndarray] | None:
-        """Arrays of the example's kind at other sizes, or the example itself where `env` is None."""
+        """Arrays like the example's at other sizes, or the example itself if `env` is None."""
         if env is None:
             return dict(self.example)
         rng, feeds = np.random.default_rng(0), {}
@@ -98,13 +98,13 @@ class Converted:
 
 
 def _other_sizes(own: Mapping[str, int]) -> list[dict[str, int]]:
-    """Batches and lengths other than the example's: few and many, even and odd; a module need not take them all."""
+    """Batches and lengths other than the example's, small and large, even and odd. A module need not accept all."""
     rows, steps = own.get("batch", 1), own.get("time", 1)
     pairs = [(2, 7), (1, 4), (rows + 1, 2 * steps), (rows, steps + 1), (rows + 2, steps + 8), (3, max(1, steps // 2))]
     return [{"batch": batch, "time": time} for batch, time in pairs]
 
 
-# A wrong order of gates or a length of the example's shows as 1e-2 and more, two float32 engines differ by about 1e-6.
+# A wrong gate order or a frozen example length shows as 1e-2 or more; two float32 engines differ by about 1e-6.
 TOLERANCE = 1e-3
 
 
@@ -113,7 +113,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _gap(mine: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of arrays of one shape, relative to 1 + |theirs|; inf if one alone is not finite."""
+    """The largest difference of arrays of equal shape, relative to 1 + |theirs|; inf if only one is not finite."""
     a, b = mine.astype(np.float64), theirs.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b) / (1 + np.abs(b)))
@@ -121,19 +121,19 @@ def _gap(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def convert(module: nn.Module, example=None, *, float64_as_float32: bool = False) -> Converted:
-    """ONNX of a module, which is treated as in eval mode and left as it was.
+    """ONNX of a module. The module is treated as in eval mode and not modified.
 
     Parameters
     ----------
     module : nn.Module, or a ScriptModule
-    example : a tensor or array, or a tuple of the arguments of `forward` (tuples of tensors among them); needed where
-        torch.fx can't trace the module, or its inputs' form does not show
-    float64_as_float32 : compute a float64 module in float32; it is refused otherwise
+    example : a tensor or array, or a tuple of the arguments of `forward` (may contain tuples of tensors); needed if
+    torch.fx can't trace the module, or if the form of its inputs can't be inferred
+    float64_as_float32 : compute a float64 module in float32; otherwise it is refused
 
     Raises
     ------
-    ModelFormatError : not a module, or no example where one is needed. UnsupportedError : neither torch.fx nor torch's
-    exporters can write it down; the text has what each said.
+    ModelFormatError : not a module, or a needed example is missing. UnsupportedError : neither torch.fx nor torch's
+    exporters can express it; the text quotes the error of each.
     """
     if not isinstance(module, nn.Module):
         raise ModelFormatError(f"from_torch takes a torch.nn.Module, got {type(module).__name__}")
@@ -204,17 +204,17 @@ def _traced(module: nn.Module, args: tuple | None) -> Converted:
             own = list(_tensors(module(*(g.value for g in given))))
     except Unknown:
         raise
-    except Exception as error:  # the module itself refused the example
+    except Exception as error:  # the module refused the example
         raise Unknown(f"it does not take such an example ({type(error).__name__}: {error!s:.160})") from None
     if len(own) != len(answers) or not all(_close(a, b) for a, b in zip(own, answers, strict=True)):
-        # Its code looks at what a traced value is, as isinstance(y, tuple) does.
+        # Its code inspects the type of a traced value, for example isinstance(y, tuple).
         raise Unknown("what torch.fx traces gives other answers than the module")
     nesting = tuple(_form(g.value) for g in given)
     return Converted(module, proto, {n: tracing.numbers(v) for n, v in flat}, nesting, "traced by torch.fx")
 
 
 def _fits(given: tracing.Given, name: str, value) -> tracing.Given:
-    """The example with the dims that the module's first layer implies, where the two agree in rank and dtype."""
+    """The example with the dims that the module's first layer implies, if the two agree in rank and dtype."""
     dims = given.dims
     agree = dims is not None and isinstance(value, torch.Tensor) and value.ndim == len(dims)
     agree = agree and value.is_floating_point() == given.value.is_floating_point()
@@ -224,7 +224,7 @@ def _fits(given: tracing.Given, name: str, value) -> tracing.Given:
 
 
 def _exported(module: nn.Module, args: tuple, why: str) -> Converted:
-    """By torch's exporters: the newer one, then the older."""
+    """Convert with torch's exporters: the newer one, then the older one."""
     said = [f"traced: {why}"]
     tensors = list(_tensors(args))
     nesting = tuple(_form(a) for a in args)
@@ -234,7 +234,7 @@ def _exported(module: nn.Module, args: tuple, why: str) -> Converted:
         try:
             with torch.no_grad(), quiet():
                 proto = _export(module, args, dynamo)
-        except Exception as error:  # the exporters raise classes of their own by the dozen
+        except Exception as error:  # the exporters raise dozens of classes of their own
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             said.append(f"torch.onnx.export(dynamo={dynamo}): {text:.160}")
             continue
@@ -261,7 +261,7 @@ def _export(module: nn.Module, args: tuple, dynamo: bool) -> onnx.ModelProto:
 
 
 def _name_outputs(proto: onnx.ModelProto) -> None:
-    """Outputs called y, or y0, y1, ..., as those of a traced module are."""
+    """Name outputs y, or y0, y1, ..., as for a traced module."""
     many, taken = (
         len(proto.graph.output) > 1,
         {name for node in proto.graph.node for name in (*node.input, *node.output)},
@@ -274,11 +274,11 @@ def _name_outputs(proto: onnx.ModelProto) -> None:
         info.name = name
 
 
-# -- nested arguments and answers --
+# -- nested arguments and results --
 
 
 def _form(value):
-    """A nesting with None, numbers and True in the places of tensors."""
+    """The nesting of a value: None and numbers stay, tensors become True."""
     if isinstance(value, tuple | list):
         return tuple(_form(part) for part in value)
     return _HERE if isinstance(value, torch.Tensor) else value

@@ -1,4 +1,4 @@
-"""Functions of torch that move data, read sizes or make constants, as ONNX nodes; registered as in `functions.py`."""
+"""torch functions that move data, read sizes or make constants, as ONNX nodes; registered as in `functions.py`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .functions import does
 
 
 def axis_of(x: V, dim: int, more: int = 0) -> int:
-    """`dim` as an axis >= 0 of a value, or of one of `more` axes more."""
+    """`dim` as an axis >= 0 of a value, or of a value with `more` additional axes."""
     return dim % (x.value.ndim + more)
 
 
 def _flat(args: tuple) -> list:
-    """Sizes given one by one or as one list."""
+    """Sizes given one by one or as a list."""
     return list(args[0]) if len(args) == 1 and isinstance(args[0], tuple | list) else list(args)
 
 
@@ -60,7 +60,7 @@ def _getattr(b, out, input, name):
     raise Unknown(f"the attribute {name}")
 
 
-# -- forms --
+# -- shapes --
 
 
 @does("transpose", "swapaxes")
@@ -123,7 +123,7 @@ def _unsqueeze(b, out, input, dim):
 def _expand(b, out, input, *shape):
     shape, rank = _flat(shape), input.value.ndim
     new = len(shape) - rank
-    held = [1 if isinstance(s, int) and s == -1 else s for s in shape]  # -1: as it is, which 1 broadcasts to
+    held = [1 if isinstance(s, int) and s == -1 else s for s in shape]  # -1 keeps the size, and 1 broadcasts to it
     if any(isinstance(s, int) and s == -1 for s in shape[:new]):
         raise Unknown("expand with -1 for a new axis")
     return b.op("Expand", input.name, b.dims(held))
@@ -151,7 +151,7 @@ def _flip(b, out, input, *dims):
     return name
 
 
-# -- joining and taking apart --
+# -- joining and splitting --
 
 
 @does("cat", "concat", "concatenate")

@@ -1,7 +1,7 @@
-"""Modules of torch.nn as ONNX nodes: one short function each, by the module's exact class.
+"""Modules of torch.nn as ONNX nodes, one short function each, by the module's exact class.
 
-A function gets the emitter, the module, what it answered on the example, and its arguments with traced values in them.
-A class that inherits from one of these may compute something else, and is traced instead.
+A function gets the emitter, the module, its result on the example, and its arguments with traced values in them. A
+subclass may compute something else, so it is traced instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The pickles in PyTorch's files, read without Python's own unpickler, which would run what they ask for.
+"""Reads the pickles in PyTorch's files without Python's unpickler, which would run any code they name.
 
-`Unpickler` knows the opcodes that torch writes and, by name, the few constructors that a file of tensors needs, each a
-function of this module. Everything else a pickle may ask for is refused, by name. No size in a file is believed:
-tensors are views of storages, and what they add up to is bounded.
+`Unpickler` knows the opcodes that torch writes and, by name, the few constructors that a file of tensors needs; each is
+a function of this module. Anything else that a pickle names is refused, by name. Sizes in a file are not trusted:
+tensors are views of storages, and their total is bounded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ HOW_TO_SAVE = (
     "the file, pass allow_torch=True, which runs it through torch"
 )
 MAX_OPCODES = 10_000_000  # a checkpoint of 100,000 tensors has about 3 million
-# What the tensors of a file may add up to, in sizes of the file: tied weights are views of one storage.
+# Bound on the total size of a file's tensors, as a multiple of the file size: tied weights are views of one storage.
 MAX_SHARING = 16
 
-# Storage classes and dtypes by torch's names -> NumPy's, None where fastrnn reads them in no way.
+# Storage classes and dtypes by torch's names -> NumPy's, None if fastrnn can't read them.
 _STORAGES = {
     "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "bf16", "LongStorage": "i8",
     "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?",
@@ -39,7 +39,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """A tensor of a file: `bits` as they are stored there (a view; bfloat16 as uint16), code as in `_DTYPES`."""
+    """A tensor of a file: `bits` as stored (a view; bfloat16 as uint16), code as in `_DTYPES`."""
 
     bits: np.ndarray
     code: str
@@ -49,7 +49,7 @@ class SavedTensor:
         return self.bits.shape
 
     def array(self) -> np.ndarray:
-        """The numbers, in the machine's byte order: a copy; bfloat16 as the float32 that it is the upper half of."""
+        """A copy of the numbers in the machine's byte order; bfloat16 is widened to float32."""
         if self.code == "bf16":
             return (self.bits.astype(np.uint32) << 16).view(np.float32)
         return self.bits.astype(self.bits.dtype.newbyteorder("="), order="C")
@@ -57,7 +57,7 @@ class SavedTensor:
 
 @dataclass(frozen=True)
 class _Named:
-    """A class or function that the pickle names; only those of `_CALLS` can be called."""
+    """A class or function that the pickle names; only those in `_CALLS` can be called."""
 
     name: str
 
@@ -65,16 +65,16 @@ class _Named:
 @dataclass(frozen=True)
 class Storage:
     data: bytes | memoryview
-    code: str  # what its elements are, "raw" where the tensor says it
+    code: str  # the element type, "raw" if the tensor specifies it
     byteorder: str  # < or >
 
 
 class Refused(UnsupportedError):
-    """The pickle asks for something that does not belong in a file of weights."""
+    """The pickle names something that does not belong in a file of weights."""
 
 
 class Budget:
-    """What the tensors of one file may add up to."""
+    """The bound on the total size of one file's tensors."""
 
     def __init__(self, where: str, size: int):
         self.where, self.left = where, MAX_SHARING * size + (1 << 20)
@@ -151,7 +151,7 @@ def _plain(hooks, metadata) -> None:
 def _rebuild_parameter(unpickler, data, requires_grad=True, hooks=None, state=None):
     if not isinstance(data, SavedTensor) or hooks:
         raise ModelFormatError("a parameter that holds no tensor, or has hooks")
-    return data  # a parameter's state is of Python attributes, none of them weights
+    return data  # a parameter's state holds Python attributes, not weights
 
 
 _CALLS: dict[str, Callable] = {
@@ -164,12 +164,12 @@ _CALLS: dict[str, Callable] = {
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
 }
-# Names that stand for themselves: classes of storages and dtypes.
+# Names that are kept as names: storage classes and dtypes.
 _WORDS = {f"torch.{n}" for n in (*_STORAGES, *_DTYPES)} | {f"torch.storage.{n}" for n in _STORAGES}
 
 
 def _key(key):
-    """A key of a dict: text or a number. No tuple: the hash of one that is nested a million deep ends the process."""
+    """A dict key: text or a number. Tuples are refused: hashing one nested a million deep crashes the process."""
     if not isinstance(key, str | int | float | bytes | None):
         raise ModelFormatError(f"a dict with a {type(key).__name__} as a key")
     return key
@@ -183,9 +183,9 @@ _MARK = _Mark()
 
 
 class Unpickler:
-    """Reads one pickle from `data`, from position `at` on; afterwards `at` is where it ended.
+    """Reads one pickle from `data`, starting at `at`; afterwards `at` is the position of its end.
 
-    storage : persistent id -> Storage. budget : None to build tensors without data (of a pickle that is read again).
+    storage : persistent id -> Storage. budget : None to build tensors without data (for a pickle that is read again).
     """
 
     def __init__(self, data: bytes, where: str, storage: Callable, budget: Budget | None, at: int = 0):
@@ -195,7 +195,7 @@ class Unpickler:
         self.memo: dict[int, object] = {}
 
     def load(self):
-        """The object. Raises Refused for what it may not name, ModelFormatError if it is damaged."""
+        """The object. Raises Refused if the pickle names anything not allowed, ModelFormatError if it is damaged."""
         for _ in range(MAX_OPCODES):
             code = self._take(1)[0]
             if code == 0x2E:  # STOP
@@ -211,7 +211,7 @@ class Unpickler:
         raise ModelFormatError(f"{self.where}: its pickle has over {MAX_OPCODES} opcodes")
 
     def tensor(self, storage, dtype, offset, size, stride) -> SavedTensor:
-        """A view of a storage, checked to be within it."""
+        """A view of a storage, checked to be within bounds."""
         if not isinstance(storage, Storage):
             raise ModelFormatError(f"{self.where}: a tensor without a storage")
         code = storage.code
@@ -270,7 +270,7 @@ class Unpickler:
         return self.stack.pop()
 
     def _marked(self) -> list:
-        """What is above the last mark, and the mark, taken off."""
+        """Pop the last mark and everything above it; returns what was above it."""
         for k in range(len(self.stack) - 1, -1, -1):
             if self.stack[k] is _MARK:
                 items = self.stack[k + 1 :]
@@ -316,7 +316,7 @@ class Unpickler:
         self._reduce()
 
     def _build(self) -> None:
-        """Attributes of an object: of an OrderedDict, the `_metadata` of a state dict (versions of modules)."""
+        """Set attributes of an object: for an OrderedDict, the `_metadata` of a state dict (versions of modules)."""
         self._pop()
         if not self.stack or not isinstance(self.stack[-1], dict):
             raise Refused(f"the pickle sets attributes of an object: {HOW_TO_SAVE}", self.where)
@@ -373,7 +373,7 @@ class Unpickler:
         return [key, value]
 
 
-# The opcodes of Python's pickle that torch's protocols 2 to 5 write for such files.
+# The pickle opcodes that torch writes for such files, protocols 2 to 5.
 _OPCODES: dict[int, Callable[[Unpickler], None]] = {
     0x80: Unpickler._protocol,
     0x95: Unpickler._skip_frame,

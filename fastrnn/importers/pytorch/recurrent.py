@@ -1,4 +1,4 @@
-"""nn.RNN, nn.LSTM, nn.GRU and their Cells as ONNX's recurrent operators, their weights in ONNX's order."""
+"""nn.RNN, nn.LSTM, nn.GRU and their Cells as ONNX's recurrent operators, with weights in ONNX's order."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...graph.cells import TORCH_ORDER, reorder_gates
 from .emit import Emitter, Unknown, V
 
 _OPERATORS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
-# A projection's matrix whose singular values differ by more than this can't be undone in float32.
+# A projection can't be inverted in float32 if the singular values of its matrix differ by more than this.
 _MAX_CONDITION = 1e3
 
 
 def layer(b: Emitter, module: nn.RNNBase, x, hx=None) -> tuple:
-    """y, h_n (and c_n) of a stack: names in the nesting of the module's own result."""
+    """y, h_n (and c_n) of a stack: names, nested like the module's own result."""
     if not isinstance(x, V):
         raise Unknown("a packed sequence")
     kind = {"LSTM": "lstm", "GRU": "gru"}.get(module.mode, "rnn")
@@ -50,7 +50,7 @@ def _one(b: Emitter, module: nn.RNNBase, kind: str, k: int, x: str, starts: list
     hr = None
     if getattr(module, "proj_size", 0):
         hr = np.stack([getattr(module, f"weight_hr{way}").detach().numpy() for way in ways])  # [D, P, H]
-        # R (hr h) = (R hr) h: a cell whose state is what the projection is taken of.
+        # R (hr h) = (R hr) h: a cell whose state is h before the projection.
         R = (R.astype(np.float64) @ hr.astype(np.float64)).astype(np.float32)
         starts = _before_projection(b, starts, hr)
     outputs = 3 if kind == "lstm" else 2
@@ -73,7 +73,7 @@ def _one(b: Emitter, module: nn.RNNBase, kind: str, k: int, x: str, starts: list
 
 
 def _before_projection(b: Emitter, starts: list[str], hr: np.ndarray) -> list[str]:
-    """h0 [D, B, P] as a state [D, B, H] whose projection it is: the projection has more columns than rows."""
+    """A state [D, B, H] whose projection is h0 [D, B, P]. It exists because a projection has more columns than rows."""
     if not starts:
         return starts
     wide = hr.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Files that only torch can read, because they hold programs: loaded by it where the caller trusts them."""
+"""Loads files that only torch can read because they hold programs, if the caller trusts them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .pickles import SavedTensor
 
 
 def load(source: str | os.PathLike | bytes, key: str | None = None) -> NamedWeights | nn.Module:
-    """The module that a file holds, or the weights in it. This runs what the file asks for.
+    """The module that a file holds, or the weights in it. This runs code from the file.
 
-    Raises UnsupportedError, with what torch said, where it can't read the file either, such as because a class is
-    not importable here.
+    Raises UnsupportedError with torch's error if torch can't read the file either, for example because a class can't be
+    imported here.
     """
     where = "bytes" if isinstance(source, bytes | bytearray | memoryview) else os.fspath(source)
 
@@ -33,7 +33,7 @@ def load(source: str | os.PathLike | bytes, key: str | None = None) -> NamedWeig
         try:
             with quiet():
                 found = read(opened())
-        except Exception as error:  # whatever the file's own code raises
+        except Exception as error:  # whatever code from the file raises
             said.append(f"torch: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.160}")
             continue
         return found if isinstance(found, nn.Module) else weights_of(found, key, where)
@@ -54,7 +54,7 @@ def _pickled(source):
 
 
 def _tree(value, seen: dict):
-    """Dicts of torch's tensors as dicts of `SavedTensor`s; all else as it is."""
+    """Dicts of torch tensors as dicts of `SavedTensor`s; everything else unchanged."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         if tensor.dtype == torch.bfloat16:
@@ -69,7 +69,7 @@ def _tree(value, seen: dict):
 
 @contextmanager
 def quiet():
-    """Warnings of torch, and what its exporters log, are not the caller's business."""
+    """Hide torch's warnings and the logs of its exporters from the caller."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""A live module, traced by torch.fx, as an ONNX model whose sizes stay free."""
+"""A live module, traced by torch.fx -> an ONNX model with free sizes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .emit import Emitter, Size, Unknown, V, onnx_dtype
 from .functions import FUNCTIONS
 from .nn_modules import MODULES
 
-# Sizes that an input is tried with if the module's layers show its form: unlike each other and all usual ones.
+# Trial sizes for an input whose form the module's layers show: distinct, and unlike any usual size.
 BATCH, TIME = 3, 11
 
 
 @dataclass(frozen=True)
 class Given:
-    """An input. name; value: the example (a tensor, or a tuple of them); dims: of a tensor, a name or int an axis, None
-    if only the example shows it."""
+    """An input. value: the example (a tensor, or a tuple of them). dims: for a tensor, a name or int per axis, None if
+    only the example shows them."""
 
     name: str
     value: Any
@@ -39,7 +39,7 @@ class _Tracer(fx.Tracer):
 def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
     """(the traced module, names of its inputs). count: how many inputs the example gives, None if there is none.
 
-    Arguments with defaults keep them beyond those that are given. Raises Unknown if fx can't trace it.
+    Arguments that are not given keep their defaults. Raises Unknown if fx can't trace the module.
     """
     if type(module) in MODULES:
         return _alone(module, count)
@@ -48,7 +48,7 @@ def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list
     concrete = {name: default for name, default in names.items() if default is not _GIVEN}
     try:
         graph = tracer.trace(module, concrete or None)
-    except Exception as error:  # whatever the module's own code raises at a value that isn't there
+    except Exception as error:  # whatever the module's code raises for a value that isn't there
         raise Unknown(f"torch.fx can't trace it ({type(error).__name__}: {str(error).splitlines()[0]:.120})") from None
     places = [node for node in graph.nodes if node.op == "placeholder"]
     for node, name in zip(places, names, strict=True):
@@ -58,7 +58,7 @@ def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    """Take out the placeholder of an argument that keeps its default, and what fx puts in to check that it does."""
+    """Remove the placeholder of an argument that keeps its default, and the check that fx inserts for it."""
     for user in list(node.users):
         _erase(graph, user)
     graph.erase_node(node)
@@ -87,7 +87,7 @@ def _inputs_of(module: nn.Module, count: int | None) -> dict[str, Any]:
 
 
 def _alone(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
-    """A module of torch.nn by itself: a graph that just calls it."""
+    """A single module of torch.nn: a graph that only calls it."""
     names = ["x", "state"][: count or 1]
     graph = fx.Graph()
     graph.output(graph.call_module("module", tuple(graph.placeholder(name) for name in names)))
@@ -98,7 +98,7 @@ def _alone(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[s
 
 
 def inputs_by_use(traced: fx.GraphModule, names: Sequence[str]) -> list[Given]:
-    """Each input as the first module that takes it wants it. Raises Unknown if no module shows it."""
+    """Each input in the form that its first reader among the modules expects. Raises Unknown if no module shows it."""
     places = [n for n in traced.graph.nodes if n.op == "placeholder"]
     return [_by_use(traced, node, name) for node, name in zip(places, names, strict=True)]
 
@@ -114,13 +114,13 @@ def _by_use(traced: fx.GraphModule, node: fx.Node, name: str) -> Given:
     return Given(name, torch.randn(shape), dims)
 
 
-# What hands its first argument on in its own form.
+# Functions that return their first argument in the same form.
 _THROUGH = frozenset({nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU})
 _THROUGH_CALLS = frozenset("relu tanh sigmoid log log1p exp abs sqrt contiguous float dropout".split())
 
 
 def _dims_by_use(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple] | None:
-    """(the first module that shows it, the dims that it makes of this value)."""
+    """(the first module that shows the dims of this value, those dims)."""
     for user in node.users:
         if not user.args or user.args[0] is not node:
             if user.op == "call_module" and len(user.args) > 1:
@@ -149,7 +149,7 @@ def _dims_by_use(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tupl
 
 
 def _as_state(module: nn.Module, given, node: fx.Node) -> tuple | None:
-    """The dims of an initial state, where `node` is the one that a recurrent module is given, or one of its two."""
+    """The dims of an initial state, if `node` is the state passed to a recurrent module, or one of its two states."""
     parts = list(given) if isinstance(given, tuple | list) else [given]
     if node not in parts:
         return None
@@ -162,7 +162,7 @@ def _as_state(module: nn.Module, given, node: fx.Node) -> tuple | None:
 
 
 def _transposed(found: tuple[nn.Module, tuple] | None, name: str, args: tuple) -> tuple[nn.Module, tuple] | None:
-    """The dims before a transpose or permute, of those behind it."""
+    """The dims before a transpose or permute, from those after it."""
     if found is None:
         return None
     module, dims = found
@@ -182,7 +182,7 @@ def _transposed(found: tuple[nn.Module, tuple] | None, name: str, args: tuple) -
 
 
 def _wanted(module: nn.Module) -> tuple | None:
-    """The dims that a module takes, where it is usually given sequences."""
+    """The dims that a module expects, if it usually takes sequences."""
     if isinstance(module, nn.RNNBase):
         return ("batch", "time", module.input_size) if module.batch_first else ("time", "batch", module.input_size)
     if isinstance(module, nn.Linear):
@@ -204,7 +204,7 @@ def _wanted(module: nn.Module) -> tuple | None:
 def to_onnx(
     traced: fx.GraphModule, given: Sequence[Given]
 ) -> tuple[onnx.ModelProto, list[tuple[str, torch.Tensor]], list[torch.Tensor]]:
-    """(the model, its inputs by name with the example's tensors, what the trace answers).
+    """(the model, its inputs by name with the example's tensors, the results of the trace).
 
     Raises Unknown at the first node that has no ONNX form here.
     """
@@ -262,21 +262,21 @@ def _emitted(b: Emitter, traced: fx.GraphModule, node: fx.Node, values: dict):
         name, out = _name(node.target), node.target(*plain_args, **plain_kwargs)
     if name in ("getitem", "getattr") and not isinstance(args[0], V):
         return args[0][args[1]] if name == "getitem" else out
-    if not _any(args) and not _any(kwargs):  # of nothing traced: a constant, or a Python number
+    if not _any(args) and not _any(kwargs):  # nothing traced: a constant, or a Python number
         return V(b.const(out.numpy()), out) if isinstance(out, torch.Tensor) else out
     if name not in FUNCTIONS:
         raise Unknown(f"{name} (node {node.name})")
     try:
         return _joined(FUNCTIONS[name](b, out, *args, **kwargs), out)
-    except (TypeError, AttributeError) as error:  # arguments that the function here doesn't take
+    except (TypeError, AttributeError) as error:  # arguments that our function doesn't take
         raise Unknown(f"{name} with these arguments ({error!s:.120})") from None
 
 
-_FIELDS = {"values": 0, "indices": 1}  # of what max and similar functions return
+_FIELDS = {"values": 0, "indices": 1}  # of the results of max and similar functions
 
 
 def _name(target: Callable) -> str:
-    """The name of a function under which `FUNCTIONS` may know it; only torch's and Python's own count."""
+    """The name of a function as a key of `FUNCTIONS`; only functions of torch and Python qualify."""
     module = getattr(target, "__module__", None) or ""
     if module.partition(".")[0] not in ("torch", "_operator", "operator", "math", "builtins", ""):
         raise Unknown(f"the function {module}.{getattr(target, '__name__', target)}")
@@ -284,7 +284,7 @@ def _name(target: Callable) -> str:
 
 
 def _plain(value):
-    """Arguments with what torch computed in the place of traced values."""
+    """Arguments with traced values replaced by what torch computed."""
     return fx.node.map_aggregate(value, lambda v: v.value if isinstance(v, V | Size) else v)
 
 
@@ -295,7 +295,7 @@ def _any(value) -> bool:
 
 
 def _joined(names, out):
-    """Names of ONNX values with torch's answers, in the nesting of those."""
+    """Names of ONNX values paired with torch's results, nested like the results."""
     if isinstance(names, V | Size):
         return names
     if isinstance(out, torch.Tensor):

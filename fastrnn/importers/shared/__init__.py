@@ -1,7 +1,7 @@
-"""What importers of several formats share; nothing here knows a format.
+"""Code shared by importers of several formats; no module here knows a format.
 
 builder.py   writes graphs
-ledger.py    what was read of a source, so that the rest is refused
+ledger.py    records what was read from a source, so that the rest is refused
 h5.py        reads HDF5 files
 weights.py   names arrays
 stacks.py    finds recurrent layers in them

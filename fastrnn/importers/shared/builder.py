@@ -1,11 +1,11 @@
-"""A Graph written value by value: what importers share that know their shapes beforehand. It knows no format.
+"""Writes a Graph value by value, for importers that know their shapes beforehand. Independent of any format.
 
     w = GraphWriter("name")
     x = w.input("x", "float32", (BATCH, TIME, 40))
     y = w.add("unary", x, label="act", fn="tanh", alpha=0.0, beta=0.0)
     graph = w.done(y)
 
-A value is handed on as a `fastrnn.graph.Value`; its dims are inferred.
+A value is passed as a `fastrnn.graph.Value`; its dims are inferred.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...graph.shapes import infer
 
 
 class GraphWriter:
-    """Collects nodes, values and constants; `done` makes the validated Graph. Names are made unique as they come."""
+    """Collects nodes, values and constants; `done` returns the validated Graph. Names are made unique."""
 
     def __init__(self, name: str):
         self.name = name
@@ -43,7 +43,7 @@ class GraphWriter:
     def constant(self, array, name: str = "constant") -> Value:
         """A copy of an array (floating point becomes float32, integers int64, bools stay) as a constant.
 
-        Raises ModelFormatError, with the name, for a finite number that is beyond float32.
+        Raises ModelFormatError, with the name, for a finite number outside the range of float32.
         """
         array = np.asarray(array)
         dtype = {"f": "float32", "b": "bool"}.get(array.dtype.kind, "int64")
@@ -57,13 +57,13 @@ class GraphWriter:
         return value
 
     def add(self, op: str, *inputs: Value | None, label: str | None = None, **attrs) -> Value:
-        """Append a node that has one output, and return that."""
+        """Append a node with one output, and return the output."""
         return self.many(op, inputs, attrs, (True,), label)[0]
 
     def many(self, op: str, inputs: Sequence[Value | None], attrs: dict, wanted: Sequence[bool], label=None) -> list:
         """Append a node; returns a Value, or None if it isn't wanted, for each entry of `wanted`.
 
-        Raises ShapeError, naming the node, where the inputs don't fit.
+        Raises ShapeError, naming the node, if the inputs don't fit.
         """
         label = _free(label or op, self._labels)
         try:
@@ -82,7 +82,7 @@ class GraphWriter:
         self.nodes.append(Node(op, label, names, tuple(None if v is None else v.name for v in outputs), attrs))
         return outputs
 
-    # -- the forms that every importer needs --
+    # -- operations that every importer needs --
     def unary(self, fn: str, x: Value, alpha: float = 0.0, beta: float = 0.0, label: str | None = None) -> Value:
         """An elementwise function of graph.UNARY."""
         return self.add("unary", x, label=label or fn, fn=fn, alpha=float(alpha), beta=float(beta))
@@ -95,7 +95,7 @@ class GraphWriter:
         return self.add("transpose", x, label=f"{x.name}.transpose", perm=tuple(perm))
 
     def concat(self, parts: Sequence[Value], axis: int) -> Value:
-        """The parts joined along an axis; a single one as it is."""
+        """The parts joined along an axis; a single part is returned unchanged."""
         return parts[0] if len(parts) == 1 else self.add("concat", *parts, axis=axis)
 
     def linear(self, x: Value, W: np.ndarray, bias: np.ndarray | None = None, label: str = "linear") -> Value:
@@ -115,7 +115,7 @@ class GraphWriter:
         label: str = "cell",
     ) -> list:
         """One direction of one layer: x [T, B, I], weights (W, R, Wb, Rb, P) in ONNX order, initial (h0, c0)
-        [B, H] -> [y [T, B, H], h_n, c_n], None where not wanted."""
+        [B, H] -> [y [T, B, H], h_n, c_n], None if not wanted."""
         names = ("W", "R", "Wb", "Rb", "P")
         held = [None if a is None else self.constant(a, f"{label}.{n}") for n, a in zip(names, weights, strict=True)]
         return self.many("cell", [x, *held, *initial, None], {"spec": spec}, wanted, label)
@@ -138,7 +138,7 @@ class GraphWriter:
         )
 
     def rename(self, value: Value, name: str) -> Value:
-        """Give a value that a node made another name, such as that of an output of the model."""
+        """Rename a value that a node made, for example to the name of a model output."""
         if name == value.name:
             return value
         new = Value(_free(name, self.values), value.dtype, value.dims)

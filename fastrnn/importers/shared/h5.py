@@ -1,8 +1,8 @@
-"""HDF5 files as plain arrays and attributes: what reads Keras files, and files of bare Keras weights, begin with.
+"""HDF5 files as plain arrays and attributes, for Keras models and files of Keras weights alone.
 
-Nothing in a file is believed: only groups and datasets in the file itself are followed (no soft or external
-links, no external storage, no virtual datasets), only numbers are read, and what is unpacked may not outgrow the file
-by more than real compression does.
+Files are not trusted. Only groups and datasets in the file itself are followed (no soft or external links, no external
+storage, no virtual datasets). Only numbers are read. Unpacked data may exceed the size of the file only as far as real
+compression explains.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from ...errors import FastRNNError, ModelFormatError
 from .weights import NamedWeights
 
-MAX_DEPTH = 64  # of groups in groups; a Keras model of nested models has about four a model
-MAX_GROWTH = 200  # unpacked bytes for each byte of the file; weights compress about twice, zeros a thousandfold
-FREE_BYTES = 1 << 24  # that a small file may unpack to in any case
+MAX_DEPTH = 64  # of groups in groups; nested Keras models have about four per model
+MAX_GROWTH = 200  # unpacked bytes per byte of the file; weights compress about twofold, zeros a thousandfold
+FREE_BYTES = 1 << 24  # any file may unpack to this many bytes
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @contextmanager
 def opened(source, where: str | None = None) -> Iterator[H5]:
-    """The HDF5 file at a path or in bytes, open while the `with` lasts; where: its name in errors.
+    """The HDF5 file at a path or in bytes, open during the `with` block. where: its name in errors.
 
-    Raises ModelFormatError for whatever is wrong with it, OSError if it can't be read at all.
+    Raises ModelFormatError if the file is invalid, OSError if it can't be read at all.
     """
     import h5py
 
@@ -72,7 +72,7 @@ class H5:
         self._left = FREE_BYTES + MAX_GROWTH * size
 
     def text(self, name: str, of: str = "/") -> str | None:
-        """An attribute that is text, of the group `of`; None if it is absent."""
+        """A text attribute of the group `of`; None if it is absent."""
         value = self.group(of).attrs.get(name)
         if value is None:
             return None
@@ -83,7 +83,8 @@ class H5:
         return value
 
     def texts(self, name: str, of: str) -> list[str] | None:
-        """An attribute that is a list of text (Keras cuts long ones into name0, name1, ..); None if it is absent."""
+        """An attribute that is a list of strings (Keras splits long ones into name0, name1, ..); None if it is
+        absent."""
         attrs, found = self.group(of).attrs, []
         if name in attrs:
             parts = [attrs[name]]
@@ -99,7 +100,7 @@ class H5:
         return found
 
     def has(self, path: str) -> bool:
-        """Whether there is something at a path, by links of this file's own."""
+        """Whether a path exists through hard links of this file."""
         return self._find(path) is not None
 
     def group(self, path: str):
@@ -121,7 +122,7 @@ class H5:
         return self._read(found, path)
 
     def children(self, path: str) -> list[str]:
-        """Names in a group, in the file's order of names."""
+        """Names in a group, in the file's order."""
         return list(self.group(path))
 
     def walk(self, path: str = "/", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
@@ -139,7 +140,7 @@ class H5:
                 yield inner.lstrip("/"), self._read(found, inner)
 
     def _find(self, path: str):
-        """The object at a path, each link of which must be a hard one; None if there is none."""
+        """The object at a path, following hard links only; None if there is none."""
         import h5py
 
         here = self.file
@@ -168,12 +169,12 @@ class H5:
 
 
 def is_h5(head: bytes) -> bool:
-    """Whether bytes begin as an HDF5 file does."""
+    """Whether bytes start with the signature of HDF5."""
     return head.startswith(SIGNATURE)
 
 
 def layer_tensors(file: H5) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """Layer name -> its (weight name, array) in order, of a file in the layout that Keras calls legacy.
+    """Layer name -> its (weight name, array) pairs in order, of a file in the layout that Keras calls legacy.
 
     Raises ModelFormatError if the lists of names and the groups don't agree.
     """
@@ -192,7 +193,7 @@ def layer_tensors(file: H5) -> dict[str, list[tuple[str, np.ndarray]]]:
 
 
 def has_layer_names(file: H5) -> bool:
-    """Whether the weights have the layout that Keras calls legacy; otherwise that of .weights.h5."""
+    """Whether the weights have the layout that Keras calls legacy; otherwise it is that of .weights.h5."""
     root = "/model_weights" if file.has("/model_weights") else "/"
     return file.texts("layer_names", root) is not None
 
@@ -200,8 +201,8 @@ def has_layer_names(file: H5) -> bool:
 def read_weights(source) -> NamedWeights:
     """The named tensors of a Keras file of weights (a path or bytes), of any version, for a list of layers.
 
-    Names are `layer/weight` (a legacy file) or paths such as `lstm/cell/vars/0` (.weights.h5, whose `layers/` before it
-    is left out).
+    Names are `layer/weight` (legacy files) or paths such as `lstm/cell/vars/0` (.weights.h5, without the leading
+    `layers/`).
     """
     with opened(source) as file:
         if has_layer_names(file):

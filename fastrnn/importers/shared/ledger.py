@@ -1,4 +1,4 @@
-"""What an importer has read of a layer, a node or a file. What it has not read is refused: nothing is ignored."""
+"""Records what an importer has read of a layer, node or file. Anything unread is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from ...errors import FastRNNError
 
 
 class Finding(FastRNNError):
-    """One thing of a source that is not supported. An importer gathers all of them into one UnsupportedError."""
+    """One unsupported part of a source. An importer collects all of them into one UnsupportedError."""
 
 
 class ReadLedger:
-    """Which of some names were read. names: all that the source has, in its order."""
+    """Tracks which names were read. names: all names of the source, in its order."""
 
     def __init__(self, names: Collection[Hashable]):
         self.names = names
         self.seen: set = set()
 
     def read(self, *names: Hashable) -> None:
-        """Note that names are read, whether the source has them or not."""
+        """Mark names as read, whether or not the source has them."""
         self.seen.update(names)
 
     def left(self, besides: Iterable[Hashable] = ()) -> list:
-        """The names that were not read, in the order of the source. besides: names that do not count."""
+        """The names that were not read, in the order of the source. besides: names to ignore."""
         done = self.seen.union(besides)
         return [name for name in self.names if name not in done]

@@ -1,9 +1,9 @@
-"""Recurrent layers of PyTorch and Keras by their tensors: found, checked, and written as cells.
+"""Finds recurrent layers of PyTorch and Keras by their tensors, checks them, and writes them as cells.
 
-PyTorch: weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, H], bias_ih_l0, bias_hh_l0 [G*H], with _reverse behind for the other
-direction and weight_hr_l0 [P, H] for a projection (weight_hh is [G*H, P] then); a Cell leaves out _l0. The order of
-gates is i f g o and r z n, and a GRU's reset comes after the product. Keras: kernel [I, G*H], recurrent_kernel
-[H, G*H], bias [G*H], or [2, G*H] if a GRU's reset comes after the product; the order of gates is i f c o and z r h.
+PyTorch: weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, H], bias_ih_l0, bias_hh_l0 [G*H], with the suffix _reverse for the
+other direction and weight_hr_l0 [P, H] for a projection (weight_hh is then [G*H, P]); a Cell leaves out _l0. The order
+of gates is i f g o and r z n, and a GRU's reset comes after the product. Keras: kernel [I, G*H], recurrent_kernel [H,
+G*H], bias [G*H], or [2, G*H] if a GRU's reset comes after the product; the order of gates is i f c o and z r h.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ _KERAS = ("kernel", "recurrent_kernel", "bias")
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What tensors don't show. activation: of the cell's candidate and output; gates: of its gates; None: default."""
+    """Options that tensors don't show. activation: of the cell's candidate and output; gates: of its gates; None:
+    default."""
 
     activation: str | None = None
     gates: str | None = None
-    reset: str | None = None  # of a GRU: before or after the product; None: as the framework has it
+    reset: str | None = None  # of a GRU: before or after the product; None: the framework's default
     reverse: bool = False  # steps run from the last to the first (one direction only)
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of one layer, gates in ONNX order. hr [P, H]: a projection, None if there is none."""
+    """One direction of one layer, gates in ONNX order. hr [P, H]: a projection, None if absent."""
 
     spec: CellSpec
     W: np.ndarray
@@ -49,8 +50,8 @@ class Direction:
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers over each other, each a list of one or two directions. first: the name of the tensor that takes the
-    input, and the axis of it that is the input's size."""
+    """Stacked layers, each a list of one or two directions. first: the name of the tensor that multiplies the input,
+    and its axis that has the input's size."""
 
     layers: list[list[Direction]]
     first: tuple[str, int]
@@ -66,8 +67,8 @@ def read(tensors: Tensors, prefix: str | None, kind: str, options: StackOptions)
 
 
 def emit(writer: GraphWriter, x: Value, stack: Stack, label: str, finals: bool) -> tuple[Value, list[Value]]:
-    """Write a stack. x [batch, time, I] -> (y [batch, time, D*(P or H)], last h [batch, P or H] a direction of the last
-    layer where `finals` asks for them)."""
+    """Write a stack. x [batch, time, I] -> (y [batch, time, D*(P or H)], last h [batch, P or H] per direction of the
+    last layer if `finals`)."""
     y, ends = writer.transpose(x, 1, 0, 2), []
     for k, layer in enumerate(stack.layers):
         name = label if len(stack.layers) == 1 else f"{label}.l{k}"
@@ -211,13 +212,13 @@ def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, opti
     return Direction(spec, W, R, Wb, Rb)
 
 
-# -- files without a list --
+# -- files without a list of layers --
 
 
 def alone(tensors: Tensors) -> str:
-    """The list's one entry for a file all of whose tensors belong to one recurrent stack.
+    """The only list entry for a file whose tensors all belong to one recurrent stack.
 
-    Raises ModelFormatError, with what the file holds and a list to begin with, for any other file.
+    For any other file, raises ModelFormatError with the file's contents and a list to start from.
     """
     groups = _groups(tensors)
     if len(groups) == 1:
@@ -241,7 +242,7 @@ def _some(tensors: Tensors) -> str:
 
 
 def _groups(tensors: Tensors) -> dict[str, str]:
-    """Prefix -> the word that its tensors look like ("" where none does), in the file's order."""
+    """Prefix -> the word that its tensors match ("" if none), in the file's order."""
     members: dict[str, dict[str, tuple]] = {}
     for name, array in tensors.arrays.items():
         if "/" in name:

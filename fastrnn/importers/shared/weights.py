@@ -1,7 +1,7 @@
-"""`NamedWeights`: named arrays from a file that has no architecture. Readers of files make them for `layers/`.
+"""`NamedWeights`: named arrays from a file without an architecture. File readers create them for `layers/`.
 
-Names are those of the file: `rnn.weight_ih_l0` of PyTorch, `lstm/lstm/kernel` of Keras (its parts joined by /, without
-a trailing ":0"). Order is the file's.
+Names are those of the file: `rnn.weight_ih_l0` of PyTorch, `lstm/lstm/kernel` of Keras (parts joined by /, without a
+trailing ":0"). The order is the file's.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .ledger import ReadLedger
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """arrays: name -> array of any dtype. where: the file, for errors. notes: lines about what reading did.
+    """arrays: name -> array of any dtype. where: the file, for errors. notes: lines about the reading.
 
-    parts: the file holds layers that stand for themselves (Keras), so that a list may use some of them; otherwise a
-    tensor that no layer uses is an error.
+    parts: the file holds independent layers (Keras), so a list may use only some of them; otherwise a tensor that no
+    layer uses is an error.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -31,13 +31,13 @@ class NamedWeights:
     parts: bool = False
 
     def precision(self) -> str:
-        """ "float32", or such as "bfloat16 and float32" if several are mixed."""
+        """ "float32", or for example "bfloat16 and float32" for a mix."""
         names = sorted({a.dtype.name for a in self.arrays.values() if a.dtype.kind == "f"})
         return " and ".join(names) or "no floating point"
 
 
 class Tensors:
-    """The arrays of a file while a list of layers takes them; `left` are those that no layer took."""
+    """The arrays of a file while a list of layers takes them. `left` names those that no layer took."""
 
     def __init__(self, weights: NamedWeights):
         self.where, self.arrays = weights.where, dict(weights.arrays)
@@ -48,21 +48,21 @@ class Tensors:
         return self._ledger.left()
 
     def used_layers(self) -> set[str]:
-        """The Keras layers of which a tensor was taken."""
+        """The Keras layers that a tensor was taken from."""
         return {name.partition("/")[0] for name in self._ledger.seen}
 
     def skip(self, prefix: str | None) -> int:
-        """Count as taken what begins with a prefix (up to a dot or slash); how many those are."""
+        """Mark as taken all names under a prefix (up to a dot or slash); returns how many."""
         found = [n for n in self.arrays if prefix and (n == prefix or n.startswith((f"{prefix}.", f"{prefix}/")))]
         self._ledger.read(*found)
         return len(found)
 
     def bare(self, name: str) -> bool:
-        """Whether the file has a tensor of just that name."""
+        """Whether the file has a tensor of exactly that name."""
         return name in self.arrays
 
     def layer(self, prefix: str | None, names: Mapping[str, str]) -> LayerTensors:
-        """The tensors of one layer. names: torch's name of each -> Keras's, in the order in which Keras keeps them."""
+        """The tensors of one layer. names: torch's name of each -> Keras's, in the order in which Keras stores them."""
         under = f"{prefix}/" if prefix else ""
         keras = [n for n in self.arrays if "/" in n and n.startswith(under)]
         if not keras:
@@ -84,8 +84,8 @@ class Tensors:
     def take(self, name: str, shape: tuple | None, optional: bool = False) -> np.ndarray | None:
         """One array by its full name; None in `shape` is any size, None for `shape` any shape.
 
-        Raises ModelFormatError if it is missing, is not floating point, has another shape, or holds a finite number
-        that float32 does not.
+        Raises ModelFormatError if it is missing, is not floating point, has a different shape, or holds a finite number
+        outside the range of float32.
         """
         array = self.arrays.get(name)
         if array is None:
@@ -109,14 +109,14 @@ class Tensors:
         return array
 
     def drop(self, name: str) -> None:
-        """Count a tensor as taken that only training needs."""
+        """Mark a tensor that only training needs as taken."""
         if name in self.arrays:
             self._ledger.read(name)
 
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """The tensors of one layer by torch's short names. keras: whether they have Keras's layout."""
+    """The tensors of one layer by torch's short names. keras: whether they are in Keras's layout."""
 
     tensors: Tensors
     names: Mapping[str, str]
@@ -136,13 +136,13 @@ class LayerTensors:
         self.tensors.drop(f"{self.under}{short}")
 
 
-# What wrappers of torch put before every name of a module.
+# Prefixes that torch's wrappers put before every name of a module.
 _WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 
 
 def unwrapped(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """(arrays without the prefixes that a wrapper put before every name, and with weight norms multiplied out, notes
-    that say so)."""
+    """(arrays without the prefixes that a wrapper adds to every name and with weight norms multiplied out, notes about
+    it)."""
     arrays, notes = dict(arrays), []
     while True:
         found = [p for p in _WRAPPERS if arrays and all(name.startswith(p) for name in arrays)]
@@ -160,7 +160,7 @@ _WEIGHT_NORM = (
 
 
 def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dict[str, np.ndarray]:
-    """The arrays with each pair (g, v) of a weight norm as the weight g*v/|v| that it stands for, in v's place."""
+    """The arrays with each pair (g, v) of a weight norm replaced, at v's place, by the weight g*v/|v|."""
     weights, gone = {}, set()
     for name, g in arrays.items():
         for pattern, form in _WEIGHT_NORM:
@@ -170,11 +170,11 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
             if match is None or v is None or v.dtype.kind != "f" or g.dtype.kind != "f" or g.ndim != v.ndim:
                 continue
             if any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=True)):
-                continue  # no norm over whole axes: left as it is, so that the error is raised where the weight is used
+                continue  # not a norm over whole axes: left alone, so that the error is raised where it is used
             axes = tuple(k for k, n in enumerate(g.shape) if n == 1)
             wide = v.astype(np.float64)
             length = np.sqrt(np.sum(wide**2, axis=axes, keepdims=True))
-            with np.errstate(all="ignore"):  # a direction of zeros has no length; what that gives, torch gives too
+            with np.errstate(all="ignore"):  # a direction of zeros has length 0; the result is the same as torch's
                 weight = (g * wide / length).astype(v.dtype)
             weights[module + form.format(match["name"])] = (module + match["name"], weight)
             gone.add(name)
@@ -186,9 +186,9 @@ def _without_weight_norm(arrays: dict[str, np.ndarray], notes: list[str]) -> dic
 
 
 def read_safetensors(source) -> NamedWeights:
-    """The tensors of a .safetensors file (a path or bytes). bfloat16 becomes the float32 that it is the half of.
+    """The tensors of a .safetensors file (a path or bytes). bfloat16 is widened to float32.
 
-    Raises ModelFormatError for any other file, and for dtypes that NumPy does not have (float8).
+    Raises ModelFormatError for any other file, and for dtypes that NumPy lacks (float8).
     """
     from safetensors import SafetensorError, deserialize
 
@@ -225,14 +225,14 @@ _DTYPES = {
 
 
 def _names(blob: bytes) -> list[str]:
-    """The names in the header of a file that was read without error, in its order."""
+    """The names in the header of a valid file, in its order."""
     import json
 
     return list(json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")]))
 
 
 def is_weights(blob: bytes) -> bool:
-    """Whether bytes are a safetensors file of another maker than fastrnn: one whose header says no format of ours."""
+    """Whether bytes are a safetensors file that fastrnn did not write: its header names none of our formats."""
     import json
 
     size = int.from_bytes(blob[:8], "little")

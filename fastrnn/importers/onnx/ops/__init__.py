@@ -1,4 +1,4 @@
-"""The operators, a file per family. Importing this package fills the registry."""
+"""The operators, one file per family. Importing this package fills the registry."""
 
 from . import (
     attention,

@@ -1,4 +1,4 @@
-"""The operator Attention (opset 23 to 25) as the graph's own, with its caches as concatenations."""
+"""The operator Attention (opset 23 to 25) as the graph's own op, with its caches as concatenations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _attention(ctx, n: NodeReader):
             raise ModelFormatError(f"{what} of rank {len(x.dims)}; 3 or 4 are")
     if len(n.needed) > 3 and n.needed[3]:
         raise Finding("its output qk_matmul_output")
-    n.attr("qk_matmul_output_mode", "int", 0)  # speaks of that output only
+    n.attr("qk_matmul_output_mode", "int", 0)  # affects that output only
     n.only("softmax_precision", "int", 1, (0, 1, 11), "the softmax is computed in float32")
     k, v, offset = _with_past(ctx, n, k, v)
     _tie(ctx, q, k, v)
@@ -77,7 +77,7 @@ def _split_heads(ctx, x, heads: int, what: str):
 
 
 def _with_past(ctx, n: NodeReader, k, v) -> tuple:
-    """Keys and values with those of earlier calls before them, and how many those are."""
+    """Keys and values with those of earlier calls prepended, and the number of earlier ones."""
     past = [n.input(i, optional=True) for i in (4, 5)]
     if past == [None, None]:
         return k, v, 0
@@ -106,7 +106,7 @@ def _tie(ctx, q, k, v) -> None:
 
 
 def _bias(ctx, n: NodeReader, full: tuple, bounded: bool, right: int):
-    """What is added to the scores besides causal and window: the mask, the keys' lengths, steps far ahead."""
+    """The bias added to the scores besides causal and window: the mask, the keys' lengths, steps far ahead."""
     parts = []
     mask, lengths = n.input(3, optional=True), n.input(6, optional=True) if n.opset >= 24 else None
     if mask is not None:
@@ -133,7 +133,7 @@ def _hide(ctx, shown):
 
 
 def _mask(ctx, mask, full: tuple):
-    """attn_mask as a bias, of which axes that broadcast stay 1. Keys that it is too short for are not seen."""
+    """attn_mask as a bias; axes that broadcast stay 1. Keys beyond the end of the mask are not seen."""
     if not 1 <= len(mask.dims) <= 4:
         raise ModelFormatError(f"attn_mask of rank {len(mask.dims)}")
     given, size, left = mask.dims[-1], full[3], 0

@@ -1,4 +1,4 @@
-"""Casts, and operators that give their input as it is."""
+"""Casts, and operators that return their input unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def as_dtype(ctx, value, dtype: str):
 @op("Cast", attrs="to saturate round_mode")
 def _cast(ctx, n: NodeReader):
     x, to = n.input(0), n.attr("to", "int")
-    n.attr("saturate", "int", 1)  # speaks of float8 targets only, which are refused below
+    n.attr("saturate", "int", 1)  # affects float8 targets only, which are refused below
     n.attr("round_mode", "string", "up")
     if to not in files.NUMERIC:
         raise Finding(f"to={files.dtype_name(to or 0)}")

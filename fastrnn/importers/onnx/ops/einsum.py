@@ -1,4 +1,4 @@
-"""Einsum: operands are contracted two by two, each time as transposes, one product and a transpose."""
+"""Einsum: operands are contracted in pairs, each as transposes, one product and a transpose."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _einsum(ctx, n: NodeReader):
 
 
 def _terms(text: str, values: list) -> tuple[list[str], str]:
-    """(letters of each operand, letters of the result), an ellipsis as letters that the text does not use."""
+    """(letters of each operand, letters of the result); an ellipsis becomes letters that the text does not use."""
     left, arrow, out = text.partition("->")
     terms = left.split(",")
     if len(terms) != len(values) or not all(
@@ -64,7 +64,7 @@ def _terms(text: str, values: list) -> tuple[list[str], str]:
 
 
 def _diagonal(ctx, term: str, value):
-    """A letter twice in one operand: the elements where both axes are at one place."""
+    """For a letter that occurs twice in an operand: the elements where both axes have the same index."""
     while len(set(term)) != len(term):
         letter = next(c for c in term if term.count(c) > 1)
         i, rank = term.index(letter), len(term)
@@ -82,7 +82,7 @@ def _diagonal(ctx, term: str, value):
 
 
 def _single(ctx, term: str, value, out: str):
-    """One operand: sums over what the result does not have, and its order."""
+    """One operand: sum over axes that the result lacks, then transpose."""
     alone = tuple(i for i, c in enumerate(term) if c not in out)
     if alone:
         value = ctx.one("reduce", value, fn="sum", axes=alone, keepdims=False)
@@ -93,7 +93,7 @@ def _single(ctx, term: str, value, out: str):
 def _product(ctx, terms: list[str], values: list, out: str, sizes: dict):
     """Two operands as one batched matrix product."""
     terms, values = list(terms), list(values)
-    for k, term in enumerate(terms):  # what only one of them has, and the result has not, is summed first
+    for k, term in enumerate(terms):  # axes of only one operand that the result lacks are summed first
         others = set(out) | set(terms[1 - k])
         kept = "".join(c for c in term if c in others)
         if kept != term:

@@ -1,4 +1,4 @@
-"""Operators that work element by element, and casts."""
+"""Elementwise operators."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _SHAPED = {
     "Elu": ("elu", ("alpha", 1.0), None),
     "ThresholdedRelu": ("thresholded_relu", ("alpha", 1.0), None),
     "HardSigmoid": ("hard_sigmoid", ("alpha", 0.2), ("beta", 0.5)),
-    # The defaults are the float32 numbers that the ONNX text gives.
+    # The defaults are the float32 numbers in the ONNX specification.
     "Selu": ("selu", ("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875)),
 }
 _BINARY = {
@@ -79,7 +79,7 @@ _BINARY = {
 
 
 def _fill_map(x, array_fn):
-    """A Fill through an elementwise function of NumPy arrays; None if x is not a fill of a number."""
+    """Apply an elementwise NumPy function to a Fill; None if x is not a fill of a number."""
     if isinstance(x, Fill) and not isinstance(x.value, Dim):
         out = array_fn(np.array(x.value, dtype=x.dtype))
         return Fill(out.dtype.type(out), out.dtype, x.dims)
@@ -103,7 +103,7 @@ def _plain(ctx, n: NodeReader):
 
 
 def _rounded_size(ctx, x, name: str):
-    """Floor or Ceil of a size times a number: of float values that stand for sizes again (lengths times a scale)."""
+    """Floor or Ceil of a float value that is a size times a number; the result is a size (a length times a scale)."""
     if name not in ("Floor", "Ceil") or not isinstance(x, Live) or x.name not in ctx.sizes:
         return None
     dim, factor = ctx.sizes[x.name]
@@ -117,7 +117,7 @@ def _rounded_size(ctx, x, name: str):
 
 @op("IsNaN")
 def _is_nan(ctx, n: NodeReader):
-    x = n.input(0)  # nothing else differs from itself
+    x = n.input(0)  # only NaN differs from itself
     return [ctx.unary("not", ctx.one("binary", x, x, fn="equal"))]
 
 
@@ -125,7 +125,7 @@ def _is_nan(ctx, n: NodeReader):
 def _is_inf(ctx, n: NodeReader):
     x, signs = n.input(0), [n.attr(f"detect_{sign}", "int", 1) for sign in ("positive", "negative")]
     if not any(signs):
-        return [ctx.one("binary", x, x, fn="less")]  # False of every number
+        return [ctx.one("binary", x, x, fn="less")]  # False for every number
     bounds = [v for v, wanted in zip((np.inf, -np.inf), signs, strict=True) if wanted]
     found = [ctx.one("binary", x, Const(np.array(v, np.float32)), fn="equal") for v in bounds]
     return [found[0] if len(found) == 1 else ctx.one("binary", *found, fn="or")]
@@ -137,7 +137,7 @@ def _shaped(ctx, n: NodeReader):
     a = n.attr(alpha[0], "float", alpha[1])
     b = n.attr(beta[0], "float", beta[1]) if beta else 0.0
     if fn == "thresholded_relu":
-        # The operator keeps x > alpha, the activation of cells x >= alpha: the next float32 makes them the same.
+        # The operator keeps x > alpha, the activation of cells x >= alpha. Using the next float32 makes them equal.
         a = float(np.nextafter(np.float32(a), np.float32(np.inf)))
     return [ctx.unary(fn, n.input(0), a, b)]
 
@@ -200,7 +200,7 @@ def _clip(ctx, n: NodeReader):
 
 
 def _bounded(ctx, n: NodeReader, x, low, high):
-    """Integers within bounds, or any value within computed ones; either bound may be None."""
+    """Clip integers, or any value with computed bounds; either bound may be None."""
     if any(isinstance(v, Ints) for v in (x, low, high)):
         hold(ctx, n, [v for v in (x, low, high) if v is not None])
     for bound, fn in ((low, "max"), (high, "min")):
@@ -238,8 +238,8 @@ def _binary(ctx, n: NodeReader):
 
 
 def _of_all_steps(ctx, a, b) -> tuple:
-    """The sides of a Div. A mean over N steps times N, divided by N - 1, is what PyTorch's exporter makes of var and
-    std, with the N of its example: here it is as many as there are."""
+    """The operands of a Div. PyTorch's exporter writes var and std as a mean over N steps times N, divided by N - 1,
+    with the N of its example. Here N becomes the actual number of steps."""
     less = float(b.array.reshape(-1)[0]) if isinstance(b, Const) and b.array.size == 1 else None
     if less is None or not any(s.genuine and s.example == less + 1 for s in ctx.table.roots()):
         return a, b
@@ -268,7 +268,7 @@ def _maker(ctx, value, op: str, fn: str) -> tuple | None:
 
 
 def _scale_size(ctx, fn: str, a, b, out) -> None:
-    """Note that `out` is a size times a number, where it is."""
+    """Record that `out` is a size times a number, if it is."""
     sides = [(a, b)] if fn == "div" else [(a, b), (b, a)]
     for size, number in sides:
         if isinstance(size, Live) and size.name in ctx.sizes and isinstance(number, Const) and number.array.size == 1:

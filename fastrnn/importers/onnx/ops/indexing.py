@@ -1,4 +1,4 @@
-"""Operators that pick, place and order elements by index, said with lookups, comparisons and sums."""
+"""Operators that pick, place and sort elements by index, written as lookups, comparisons and sums."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..sizes import slices
 from . import integers
 from .shaping import gather_run
 
-_OUTSIDE = 1 << 62  # no table has this row: looking it up is the error that an index outside an axis is
-_MOST_PICKS = 16  # of TopK one after the other; more are ranked by comparing each with each
+_OUTSIDE = 1 << 62  # no table has this row: looking it up raises the error for an index out of range
+_MOST_PICKS = 16  # of TopK, one by one; more are ranked by comparing all pairs
 _MOST_PLACES = 1 << 24
-_MOST_RANKED = 512  # elements that are compared each with each, where their number is known
+_MOST_RANKED = 512  # elements whose pairs are all compared, if their number is known
 
 
 def _indices(ctx, n: NodeReader, i: int):
-    """Input i as live int64 indices. Known ones are positions by number: they hold the sizes of what they look into."""
+    """Input i as live int64 indices. Known ones are fixed positions, which hold the sizes of the axes they index."""
     if isinstance(n.input(i), Const):
         for size in n.input(0).dims:
             ctx.table.ledger.count(size, ctx.label, "looks up positions by number")
@@ -41,7 +41,7 @@ def _number(ctx, dim):
 
 
 def _within(ctx, index, size):
-    """index of an axis of `size` as one that is not negative; outside of [-size, size): _OUTSIDE."""
+    """An index on an axis of `size` as a non-negative one; _OUTSIDE if it is not in [-size, size)."""
     count = _number(ctx, size)
     low = ctx.one("binary", index, ctx.one("binary", _whole(0), count, fn="sub"), fn="less")
     high = ctx.one("binary", index, count, fn="greater_equal")
@@ -51,21 +51,22 @@ def _within(ctx, index, size):
 
 
 def _added(ctx, total, index, apart):
-    """total + index * apart, where apart is the distance of neighbours on an axis (an int or dim)."""
+    """total + index * apart, where apart is the distance between neighbours on an axis (an int or dim)."""
     if not (isinstance(apart, int) and apart == 1):
         index = ctx.one("binary", index, _number(ctx, apart), fn="mul")
     return index if total is None else ctx.one("binary", *ctx.broadcast([total, index], "indices"), fn="add")
 
 
 def _positions(ctx, size, axis: int, rank: int):
-    """0.. along `axis` of a value of rank `rank`."""
+    """Positions 0, 1, .. along `axis`, with `rank` axes."""
     if isinstance(size, int) and size > _MOST_PLACES:
         raise ModelFormatError(f"an axis of {size} elements")
     return ctx.reshape(ctx.positions(size), tuple(size if i == axis else 1 for i in range(rank)))
 
 
 def _clamped(ctx, flat, total):
-    """One index outside makes the sum of all parts too large; set to one number, it can't wrap around."""
+    """Clamp a flat index. One part out of range makes the sum too large; a fixed number keeps it from wrapping
+    around."""
     return ctx.one("where", ctx.one("binary", flat, _number(ctx, total), fn="less"), flat, _whole(_OUTSIDE))
 
 
@@ -92,7 +93,7 @@ def _gather_elements(ctx, n: NodeReader):
 
 @op("Lookup", attrs="axis", domain="fastrnn")
 def _lookup(ctx, n: NodeReader):
-    """Gather whose indices count from 0, as those of PyTorch's embedding: -1 is an error, not the last row.
+    """Gather with indices from 0, as in PyTorch's embedding: -1 is an error, not the last row.
 
     The importer of PyTorch's modules writes it (pytorch/lookups.py).
     """
@@ -110,7 +111,7 @@ def _lookup(ctx, n: NodeReader):
 @op("GatherND", attrs="batch_dims")
 def _gather_nd(ctx, n: NodeReader):
     batch, known = n.attr("batch_dims", "int", 0), n.input(1)
-    if isinstance(known, Const) and batch == 0 and len(known.dims) == 2 and known.dims[1] == 1:  # as Gather has them
+    if isinstance(known, Const) and batch == 0 and len(known.dims) == 2 and known.dims[1] == 1:  # as in Gather
         run = gather_run(ctx, ctx.live(n.input(0)), 0, known.array[:, 0].tolist(), 1)
         if run is not None:
             return [run]
@@ -133,8 +134,8 @@ def _gather_nd(ctx, n: NodeReader):
 
 @op("ScatterElements", attrs="axis reduction")
 def _scatter_elements(ctx, n: NodeReader):
-    """Along a value of one axis: place j is the update whose index is j, and what it was if there is none. That is
-    how a permutation is turned round."""
+    """For values with one axis: place j becomes the update with index j, or stays if there is none. Exporters invert
+    permutations like this."""
     x, known, updates = n.input(0), n.input(1), n.input(2)
     n.only("reduction", "string", "none", ("none",))
     if isinstance(known, Const) and not isinstance(x, Ints) and len(known.dims) == len(x.dims) == len(updates.dims):
@@ -159,7 +160,7 @@ def _scatter_elements(ctx, n: NodeReader):
 
 
 def _one_of(ctx, hits, values, axis: int):
-    """The one of `values` along an axis where `hits` is True; 0 if it is nowhere."""
+    """The element of `values` along an axis where `hits` is True; 0 if there is none."""
     chosen = ctx.one("where", hits, values, Const(np.zeros((), values.dtype)))
     if values.dtype in integers.INTEGERS:
         return integers.total(ctx, chosen, (axis,), False)
@@ -167,8 +168,8 @@ def _one_of(ctx, hits, values, axis: int):
 
 
 def _written_by_number(ctx, x, axis: int, known: np.ndarray, updates):
-    """The updates between what stands before and after them, if known indices count up along the axis and are the same
-    in all rows; None otherwise."""
+    """x with a run replaced by the updates, if the indices are known, count up along the axis and are equal in all
+    rows; None otherwise."""
     rows = np.moveaxis(known, axis, -1).reshape(-1, known.shape[axis])
     whole = all(
         n == ctx.table.example(d) for i, (n, d) in enumerate(zip(known.shape, x.dims, strict=True)) if i != axis
@@ -191,7 +192,7 @@ def _written_by_number(ctx, x, axis: int, known: np.ndarray, updates):
 @op("OneHot", attrs="axis")
 def _one_hot(ctx, n: NodeReader):
     index, values, depth = ctx.live(n.input(0)), n.const(2, "values"), n.input(1)
-    if isinstance(depth, Const) and depth.array.dtype.kind == "f":  # the operator allows it
+    if isinstance(depth, Const) and depth.array.dtype.kind == "f":  # the operator allows floats
         depth = [int(v) for v in depth.array.reshape(-1)]
     else:
         depth = n.ints(1, "depth")
@@ -228,7 +229,7 @@ def _top_k(ctx, n: NodeReader):
     x = n.input(0)
     k = [n.attr("k", "int")] if n.opset < 10 else n.ints(1, "k")
     largest = bool(n.attr("largest", "int", 1))
-    n.attr("sorted", "int", 1)  # sorted in any case
+    n.attr("sorted", "int", 1)  # the result is always sorted
     if isinstance(x, Ints) or len(k) != 1 or k[0] is None or not x.dims:
         raise ModelFormatError(f"TopK with k={k}")
     x, k = ctx.live(x), k[0]
@@ -251,7 +252,7 @@ def _top_k(ctx, n: NodeReader):
 
 
 def _picked(ctx, x, k: int, axis: int, largest: bool):
-    """The largest, then the largest of the others, and so on."""
+    """Pick the largest, then the largest of the rest, and so on."""
     values, indices, left = [], [], x
     places = _positions(ctx, x.dims[axis], axis, len(x.dims))
     gone = Const(np.float32(-np.inf if largest else np.inf))
@@ -265,7 +266,8 @@ def _picked(ctx, x, k: int, axis: int, largest: bool):
 
 
 def _ranked(ctx, x, k, axis: int, largest: bool):
-    """Each element's rank is how many are larger, and of equal ones how many come before it; rank r is picked by it."""
+    """An element's rank is the number of larger elements plus that of equal ones before it. Elements are picked by
+    rank."""
     last = len(x.dims) - 1
     perm = [*(i for i in range(last + 1) if i != axis), axis]
     x = ctx.transpose(x, perm)

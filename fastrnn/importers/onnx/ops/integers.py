@@ -1,4 +1,4 @@
-"""Exact integers: sums, extremes, pads and bounds of int64 and int32 values, from ops that keep every bit."""
+"""Exact integer arithmetic: sums, extremes and pads of int64 and int32 values, from ops that keep every bit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ...shared.ledger import Finding
 from ..reading.values import Const, Live
 
 INTEGERS = ("int64", "int32")
-_PART = 21  # bits of a part of an int64: float32 holds such numbers exactly, the signed top part too
+_PART = 21  # bits per part of an int64: float32 holds them exactly, including the signed top part
 
 
 def total(ctx, x: Live, axes: tuple, keepdims: bool) -> Live:
-    """The sum over axes: the last of the running sums."""
+    """The sum over axes: the last running sum."""
     return _over_axes(ctx, x, axes, keepdims, _sum)
 
 
 def extreme(ctx, x: Live, axes: tuple, keepdims: bool, largest: bool) -> Live:
-    """The largest or smallest over axes."""
+    """The maximum or minimum over axes."""
     fn = "max" if largest else "min"
     flags = from_bool(ctx, x)
     if flags is not None:
@@ -30,7 +30,7 @@ def extreme(ctx, x: Live, axes: tuple, keepdims: bool, largest: bool) -> Live:
 
 
 def _over_axes(ctx, x: Live, axes: tuple, keepdims: bool, one) -> Live:
-    """one(ctx, x, axis) -> x with that axis one long, for each axis; of int64, in which int32 is computed too."""
+    """Apply one(ctx, x, axis), which reduces an axis to length one, to each axis. int32 is computed in int64 too."""
     dtype = x.dtype
     out = x if dtype == "int64" else ctx.one("cast", x, to="int64")
     for axis in axes:
@@ -49,11 +49,11 @@ def _sum(ctx, x: Live, axis: int) -> Live:
 
 
 def _extreme(ctx, x: Live, axis: int, fn: str) -> Live:
-    """The top bits first; then, among those that have them, the next; each part is small enough for float32."""
+    """Compare the top bits first, then the next bits of the elements that share them. Each part fits in float32."""
     parts, rest = [], x
     unit = Const(np.array(1 << _PART))
     for _ in range(2):
-        low = ctx.one("binary", rest, unit, fn="mod")  # 0 or more, whatever the sign of the rest
+        low = ctx.one("binary", rest, unit, fn="mod")  # non-negative for any sign of the rest
         parts.append(low)
         rest = ctx.one("binary", ctx.one("binary", rest, low, fn="sub"), unit, fn="div")
     parts.append(rest)
@@ -71,7 +71,7 @@ def _extreme(ctx, x: Live, axis: int, fn: str) -> Live:
 
 
 def from_bool(ctx, x: Live) -> Live | None:
-    """The bools of which x is a cast; None of anything else."""
+    """The bools that x is a cast of; None for anything else."""
     maker = next((entry for entry in reversed(ctx.nodes) if x.name in entry[3]), None)
     if maker is None or maker[0] != "cast":
         return None

@@ -1,4 +1,4 @@
-"""Normalisations and fused operators that are said with what the graph has."""
+"""Normalisations and fused operators, written with ops of the graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MICROSOFT = "com.microsoft"
 
 
 def _channels(ctx, x, value, what: str):
-    """A parameter a channel as [C, 1..]: it then broadcasts over x [B, C, L..]."""
+    """A parameter per channel as [C, 1..], so that it broadcasts over x [B, C, L..]."""
     if len(value.dims) != 1:
         raise ModelFormatError(f"{what} has dims {list(map(str, value.dims))}")
     ctx.equal(value.dims[0], x.dims[1], f"{what} must have a number for each channel")
@@ -47,7 +47,7 @@ def _instance_norm(ctx, n: NodeReader):
 @op("GroupNormalization", attrs="epsilon num_groups stash_type")
 def _group_norm(ctx, n: NodeReader):
     x, epsilon, groups = _image(ctx, n), n.attr("epsilon", "float", 1e-5), n.attr("num_groups", "int", 0)
-    n.attr("stash_type", "int", 1)  # in which precision the statistics are kept: float32 or better here
+    n.attr("stash_type", "int", 1)  # the precision of the statistics: float32 or better here
     channels = ctx.number(x.dims[1], "GroupNormalization needs a known number of channels")
     if groups < 1 or channels % groups:
         raise ModelFormatError(f"num_groups is {groups} for {channels} channels")
@@ -56,7 +56,7 @@ def _group_norm(ctx, n: NodeReader):
     if n.opset >= 21:
         scale, bias = (_channels(ctx, x, n.input(i), what) for i, what in ((1, "scale"), (2, "bias")))
         return [_scaled(ctx, ctx.reshape(even, x.dims), scale, bias)]
-    # Before opset 21: a parameter a group.
+    # Before opset 21: one parameter per group.
     shape = (groups,) + (1,) * (len(grouped.dims) - 2)
     parts = [n.input(i) for i in (1, 2)]
     for part in parts:

@@ -1,4 +1,4 @@
-"""Operators whose values depend on positions alone: ranges, triangles, identity matrices."""
+"""Operators whose results depend only on positions: ranges, triangles, identity matrices."""
 
 from __future__ import annotations
 

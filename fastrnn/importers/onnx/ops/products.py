@@ -14,7 +14,7 @@ from ..reading.values import Const, Ints, ints, simplest, uniform
 from . import integers
 
 _REDUCE = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"}
-# Since when axes are an input of each.
+# The opset since which axes are an input, per operator.
 _AXES_INPUT = dict.fromkeys(
     "ReduceMean ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp ReduceProd".split(),
     18,
@@ -22,7 +22,7 @@ _AXES_INPUT = dict.fromkeys(
 
 
 def _float(ctx, value, what: str):
-    """The value as a live one or a Const, floating point or refused."""
+    """The value as a live one or a Const; refused if it is not floating point."""
     if isinstance(value, Ints):
         ctx.table.freeze(list(value.array.flat), f"{what} of a size")
     dtype = ctx.kind(value)
@@ -38,7 +38,7 @@ def _matmul(ctx, n: NodeReader):
 
 
 def matmul(ctx, a, b):
-    """numpy.matmul of two values, their inner sizes tied together."""
+    """numpy.matmul of two values; their inner sizes are made equal."""
     if not a.dims or not b.dims:
         raise ModelFormatError("MatMul of a scalar")
     ctx.equal(a.dims[-1], b.dims[-2] if len(b.dims) > 1 else b.dims[0], "the sizes that MatMul sums over must be equal")
@@ -93,7 +93,7 @@ def _softmax(ctx, n: NodeReader):
     axis = axis_of(n.attr("axis", "int", -1 if n.opset >= 13 else 1), rank)
     if n.opset >= 13 or axis == rank - 1:
         return [ctx.one("softmax", x, axis=axis, log=log)]
-    # Before opset 13: everything from the axis on is one row.
+    # Before opset 13, everything from the axis on is one row.
     flat = ctx.reshape(x, (*x.dims[:axis], D.product(x.dims[axis:])))
     return [ctx.reshape(ctx.one("softmax", flat, axis=axis, log=log), x.dims)]
 
@@ -142,7 +142,7 @@ def _product_of_sizes(n: NodeReader, x: Ints):
 
 
 def _multiplied(ctx, x, axes: tuple, keepdims: bool):
-    """The product over axes of known sizes: halves by halves."""
+    """The product over axes of known sizes, by repeated halving."""
     kept = tuple(1 if i in axes else d for i, d in enumerate(x.dims))
     for axis in axes:
         size = ctx.number(x.dims[axis], "ReduceProd multiplies all elements of it")
@@ -157,7 +157,7 @@ def _multiplied(ctx, x, axes: tuple, keepdims: bool):
 
 
 def _log_sum_exp(ctx, x, axes: tuple, keepdims: bool):
-    """m + log(sum(exp(x - m))), m the largest; an infinite one is left out: infinity less itself is not a number."""
+    """m + log(sum(exp(x - m))), m the maximum. An infinite m is left out, since inf - inf is NaN."""
     if not axes:
         return x
     most = ctx.one("reduce", x, fn="max", axes=axes, keepdims=True)
@@ -177,7 +177,7 @@ def _lp_norm(ctx, n: NodeReader):
     size = ctx.unary("abs", x) if p == 1 else ctx.one("binary", x, x, fn="mul")
     size = ctx.one("reduce", size, fn="sum", axes=(axis,), keepdims=True)
     size = size if p == 1 else ctx.unary("sqrt", size)
-    zero = ctx.one("binary", size, Const(np.float32(0)), fn="equal")  # of zeros alone: zeros
+    zero = ctx.one("binary", size, Const(np.float32(0)), fn="equal")  # all zeros stay zeros
     return [ctx.one("binary", x, ctx.one("where", zero, Const(np.float32(1)), size), fn="div")]
 
 
@@ -196,7 +196,7 @@ def _layer_norm(ctx, n: NodeReader):
     x = ctx.live(_float(ctx, n.input(0), "LayerNormalization"))
     axis = axis_of(n.attr("axis", "int", -1), len(x.dims))
     epsilon = n.attr("epsilon", "float", 1e-5)
-    n.attr("stash_type", "int", 1)  # in which precision the statistics are kept: float32 or better in every case here
+    n.attr("stash_type", "int", 1)  # the precision of the statistics: always float32 or better here
     if any(k < len(n.needed) and n.needed[k] for k in (1, 2)):
         raise Finding("its outputs Mean and InvStdDev")
     inputs = [x]
@@ -220,7 +220,7 @@ def _batch_norm(ctx, n: NodeReader):
     if n.attr("training_mode", "int", 0) or (len(n.needed) > 1 and any(n.needed[1:])):
         raise Finding("training_mode: statistics of the batch; export the model for inference")
     n.only("spatial", "int", 1, (1,), "statistics an element instead of a channel")
-    n.attr("momentum", "float", 0.9)  # speaks of training only
+    n.attr("momentum", "float", 0.9)  # affects training only
     epsilon = n.attr("epsilon", "float", 1e-5)
     parts = [n.input(i) for i in range(1, 5)]
     if not all(isinstance(p, Const) for p in parts):
@@ -230,7 +230,7 @@ def _batch_norm(ctx, n: NodeReader):
     if len(channels) != 1 or any(a.shape != channels for a in arrays) or len(x.dims) < 2:
         raise ModelFormatError(f"BatchNormalization with {[list(a.shape) for a in arrays]} over rank {len(x.dims)}")
     ctx.equal(x.dims[1], channels[0], "the channels must fit the weights of BatchNormalization")
-    # Folded in float64: x*factor + shift then rounds as little as the form with mean and variance.
+    # Folded in float64, so that x*factor + shift rounds as little as the form with mean and variance.
     scale, bias, mean, var = (a.astype(np.float64) for a in arrays)
     if (var + epsilon <= 0).any():
         raise ModelFormatError("BatchNormalization with a variance below zero")

@@ -1,9 +1,9 @@
-"""Quantised files: arithmetic in float32, with the integers' steps where the file itself fixes them.
+"""Quantised files: arithmetic in float32, with integer steps if the file fixes their scale.
 
-Integers that QuantizeLinear makes are held as float32, which has each of them exactly (`Quantized`). Those that a file
-makes from the range of each call's own values (DynamicQuantizeLinear, of onnxruntime's quantize_dynamic) are not
-repeated: they would make a row depend on its neighbours and a step on later ones, and lose digits. There the values
-themselves go on, with a scale of one, to weights that are the numbers which their integers stand for.
+Integers that QuantizeLinear makes are held as float32, which represents them exactly (`Quantized`). Quantisation by the
+range of each call's values (DynamicQuantizeLinear, from onnxruntime's quantize_dynamic) is not reproduced: a row would
+depend on its neighbours and a step on later ones, and digits would be lost. Instead, the values pass through unchanged,
+with a scale of one, and the weights are dequantised.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..reading.values import Const, Quantized
 from .products import _float, matmul
 
 _MICROSOFT = "com.microsoft"
-# Operators that hand integers on as they are: what comes out of them is as quantised as what goes in.
+# Operators that only move integers: a quantised input gives a quantised output.
 _MOVES = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Slice Split Gather Concat Expand MaxPool".split())
 _RANGES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
 def run(handler, ctx, n: NodeReader) -> list:
-    """What the handler makes of a node, of integers too where the node only moves them."""
+    """Run the handler of a node; it also accepts quantised integers if the node only moves them."""
     if n.node.op not in _MOVES or n.node.domain or not any(isinstance(v, Quantized) for v in n.values):
         return handler(ctx, n)
     n.values = [v.value if isinstance(v, Quantized) else v for v in n.values]
@@ -32,7 +32,7 @@ def run(handler, ctx, n: NodeReader) -> list:
 
 
 def _along(ctx, x, value: np.ndarray, axis: int) -> np.ndarray:
-    """A scale or zero point for all of x, or one a slice of `axis`, in a shape that broadcasts."""
+    """A scale or zero point for all of x, or one per slice of `axis`, in a shape that broadcasts."""
     if value.size == 1:
         return value.reshape(())
     if value.ndim != 1:
@@ -99,7 +99,7 @@ def _dynamic(ctx, n: NodeReader):
 
 
 def _pair(ctx, n: NodeReader, zeros: tuple[int, int]) -> tuple:
-    """Inputs 0 and 1, of integers, without their zero points (which are inputs too); a column of B may have its own."""
+    """Integer inputs 0 and 1 minus their zero points (which are inputs too); each column of B may have its own."""
     ones = np.ones((), np.float32)
     a_zero, b_zero = (n.const(i, "zero point", optional=True) for i in zeros)
     if a_zero is not None and a_zero.size != 1:
@@ -126,7 +126,7 @@ def _conv_integer(ctx, n: NodeReader):
 
 
 def _conv(ctx, n: NodeReader, values: list) -> list:
-    """Conv of other inputs than the node's, with its attributes."""
+    """Conv with the node's attributes, but other inputs."""
     inner = n.within(values)
     outputs = OPERATORS["", "Conv"].handler(ctx, inner)
     inner.finish()
@@ -134,12 +134,12 @@ def _conv(ctx, n: NodeReader, values: list) -> list:
 
 
 def _scaled(ctx, n: NodeReader, first: int, axis: int = 1):
-    """The numbers that inputs first, first + 1 (scale) and first + 2 (zero point) stand for."""
+    """The dequantised values of inputs first, first + 1 (scale) and first + 2 (zero point)."""
     return _numbers(ctx, n.input(first), n.const(first + 1, "scale"), n.const(first + 2, "zero point"), axis)
 
 
 def _result(ctx, n: NodeReader, y, first: int):
-    """y in the steps that inputs first (scale) and first + 1 (zero point) give."""
+    """y quantised with inputs first (scale) and first + 1 (zero point)."""
     return [_quantised(ctx, ctx.live(y), n.const(first, "scale"), n.const(first + 1, "zero point", optional=True))]
 
 
@@ -152,7 +152,7 @@ def _qlinear_matmul(ctx, n: NodeReader):
 def _qlinear_conv(ctx, n: NodeReader):
     x, w = _scaled(ctx, n, 0), _scaled(ctx, n, 3, _columns("Conv"))
     bias = n.const(8, "bias", optional=True)
-    if bias is not None:  # integers of which one is a step of x times a step of w
+    if bias is not None:  # integers in units of (step of x) * (step of w)
         step = n.const(1, "scale").astype(np.float32) * n.const(4, "scale").astype(np.float32)
         if bias.dtype != np.int32 or step.size not in (1, bias.size):
             raise ModelFormatError(f"bias {bias.dtype}{list(bias.shape)} with {step.size} scales")

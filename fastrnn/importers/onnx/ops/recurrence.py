@@ -1,4 +1,4 @@
-"""A recurrence that was rolled up before the walk, as a cell of the graph."""
+"""A recurrence that was rolled up before the walk -> a cell of the graph."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _rolled(ctx, n: NodeReader):
 
 
 def _whole(ctx, x, payload: Rolled, trip):
-    """The part of the sequence that the steps cover: all of it, unless the file leaves the length open and yet has one
-    copy of the cell for each step of its example: it then reads as many steps of any sequence, no more."""
+    """The part of the sequence that the steps cover. Normally this is all of it. If the file leaves the length open but
+    has one copy of the cell per step of its example, it reads only that many steps of any sequence."""
     time = x.dims[0]
     if payload.steps is not None:
         steps = payload.steps
@@ -97,7 +97,7 @@ def _count(trip):
 
 
 def _start(ctx, value, batch, hidden: int):
-    """An initial state [batch, H] of any rank that has only ones before, or None if it is zero."""
+    """An initial state [batch, H], with any number of leading axes of one, or None if it is zero."""
     dims = value.dims
     if len(dims) < 2 or any(isinstance(d, int) and d != 1 for d in dims[:-2]):
         raise ModelFormatError(f"an initial state with dims {list(map(str, dims))}")

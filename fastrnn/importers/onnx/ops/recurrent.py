@@ -1,4 +1,4 @@
-"""RNN, LSTM, GRU: each direction becomes one `cell`; layout, biases and states are laid out for it here."""
+"""RNN, LSTM, GRU: each direction becomes one `cell`. Layout, biases and states are prepared for it here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..reading.values import Const, Fill, Ints, Live, uniform
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
-# ONNX's names of activations, lower case without underscores -> ours.
+# ONNX's names of activations, in lower case without underscores -> ours.
 _NAMES = {
     n.replace("_", ""): n
     for n in (
@@ -23,12 +23,12 @@ _NAMES = {
 _COMMON = "activation_alpha activation_beta activations clip direction hidden_size layout"
 
 
-# Functions whose defaults onnxruntime (1.31, measured) takes as 0 if a file gives none; ONNX says 1.
+# Functions whose parameters default to 0 in onnxruntime (1.31, measured); ONNX says 1.
 _ZERO_ELSEWHERE = {"affine": ("alpha",), "thresholded_relu": ("alpha",), "scaled_tanh": ("alpha", "beta")}
 
 
 def _specs(ctx, n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
-    """(direction, activations a direction, keywords of CellSpec, layout) from the attributes alone."""
+    """(direction, activations per direction, keywords of CellSpec, layout) from the attributes alone."""
     direction = n.attr("direction", "string", "forward").lower()
     if direction not in _DIRECTIONS:
         raise ModelFormatError(f"direction {direction!r}; there are forward, reverse and bidirectional")
@@ -44,7 +44,7 @@ def _specs(ctx, n: NodeReader, kind: str) -> tuple[str, tuple, dict, int]:
 
 
 def _flag(n: NodeReader, name: str) -> bool:
-    """An attribute that is 0 (also if it is absent) or 1; another number has no meaning."""
+    """An attribute that is 0 (the default) or 1; other numbers are invalid."""
     value = n.attr(name, "int", 0)
     if value not in (0, 1):
         raise ModelFormatError(f"{name} {value}; there are 0 and 1")
@@ -52,8 +52,8 @@ def _flag(n: NodeReader, name: str) -> bool:
 
 
 def _activations(ctx, n: NodeReader, kind: str, directions: int) -> list[tuple]:
-    """The activations a direction. As in onnxruntime, alpha and beta go in order to the functions that take one;
-    a list that is too short leaves defaults, one that is too long is refused."""
+    """The activations per direction. As in onnxruntime, alpha and beta go in order to the functions that take one. A
+    list that is too short leaves defaults; one that is too long is refused."""
     count = len(DEFAULT_ACTIVATIONS[kind])
     names = n.attr("activations", "strings")
     alphas, betas = n.attr("activation_alpha", "floats", []), n.attr("activation_beta", "floats", [])
@@ -118,7 +118,7 @@ def _state(ctx, value, d: int, directions: int, dims: tuple, layout: int, what: 
     if directions == 1 and not layout and not constant:
         value = _many_rows(ctx, value, batch)
     for k, (got, wanted) in enumerate(zip(value.dims, want, strict=True)):
-        # A constant zero state says nothing of the batch: only its size at the file's own batch has to fit.
+        # A constant zero state says nothing about the batch: it only has to fit the file's own batch.
         if constant and k != axis and k != 2 and isinstance(got, int):
             if got not in (1, ctx.table.example(wanted)) and ctx.table.genuine(wanted):
                 raise ModelFormatError(f"{what}: a batch of {got} against {ctx.table.example(wanted)}")
@@ -142,8 +142,8 @@ def _state(ctx, value, d: int, directions: int, dims: tuple, layout: int, what: 
 
 
 def _many_rows(ctx, value, batch):
-    """A step exported for one row hands an initial state [1, n, H] on as it is, where a cell runs n rows for each row
-    of the batch. Its first axis is then the file's batch and no direction: [b, n, H] -> [1, b*n, H]."""
+    """Reshape a state [b, n, H] -> [1, b*n, H]. A step exported for one row passes an initial state [1, n, H] unchanged
+    to a cell that runs n rows per row of the batch. Its first axis is then the file's batch, not the direction."""
     first, count = value.dims[0], ctx.table.example(value.dims[1])
     free = ctx.table.of(batch)
     one = ctx.table.dim(free[0]) if len(free) == 1 else None
@@ -229,7 +229,7 @@ def _recurrent(ctx, n: NodeReader, kind: str) -> list:
 
 
 def _join_y(ctx, parts: list[Live], layout: int):
-    """[time, batch, H] a direction -> Y: [time, directions, batch, H], or [batch, time, directions, H]."""
+    """[time, batch, H] per direction -> Y: [time, directions, batch, H], or [batch, time, directions, H]."""
     if layout:
         parts = [ctx.transpose(p, (1, 0, 2)) for p in parts]
         return ctx.concat([ctx.reshape(p, (*p.dims[:2], 1, p.dims[2])) for p in parts], 2)
@@ -237,7 +237,7 @@ def _join_y(ctx, parts: list[Live], layout: int):
 
 
 def _join_states(ctx, parts: list[Live], layout: int):
-    """[batch, H] a direction -> [directions, batch, H], or [batch, directions, H]."""
+    """[batch, H] per direction -> [directions, batch, H], or [batch, directions, H]."""
     axis = 1 if layout else 0
     return ctx.concat([ctx.reshape(p, (*p.dims[:axis], 1, *p.dims[axis:])) for p in parts], axis)
 
@@ -259,9 +259,9 @@ def _gru(ctx, n):
 
 @op("DynamicQuantizeLSTM", attrs=_COMMON + " input_forget", domain="com.microsoft")
 def _quantised_lstm(ctx, n):
-    """An LSTM of 8-bit weights W [D, I, 4*H] and R [D, H, 4*H], a scale and a zero point a direction (or a column of
-    it). Computed with the weights as the numbers that they stand for; onnxruntime also rounds x and h to 8 bits at
-    every step, which loses digits and is not repeated."""
+    """An LSTM with 8-bit weights W [D, I, 4*H] and R [D, H, 4*H], with a scale and a zero point per direction (or per
+    column). Computed with dequantised weights. onnxruntime also rounds x and h to 8 bits at every step, which loses
+    digits and is not reproduced."""
     ctx.table.notes.setdefault(
         "quantised lstm",
         "x and h of DynamicQuantizeLSTM are not rounded to 8 bits; answers differ from onnxruntime's by what it loses",

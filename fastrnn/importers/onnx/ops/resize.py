@@ -1,4 +1,4 @@
-"""Operators that make an axis longer or shorter by a whole factor: repeats, mixtures of neighbours, and cuts."""
+"""Operators that lengthen or shorten an axis by an integer factor: repeats, interpolation between neighbours, cuts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..reading.registry import op
 from ..reading.values import Const
 
 _HALF = Fraction(1, 2)
-_MOST = 1 << 20  # elements of an axis that are looked up one by one
+_MOST = 1 << 20  # elements of an axis that may be looked up one by one
 _RESIZE = (
     "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value "
     "keep_aspect_ratio_policy mode nearest_mode"
@@ -31,15 +31,15 @@ def _resize(ctx, n: NodeReader):
     rounding = n.attr("nearest_mode", "string", "round_prefer_floor")
     n.only("antialias", "int", 0, (0,))
     n.only("exclude_outside", "int", 0, (0,))
-    n.attr("cubic_coeff_a", "float", -0.75)  # speaks of mode="cubic"
-    n.attr("extrapolation_value", "float", 0.0)  # speaks of tf_crop_and_resize, which is refused
+    n.attr("cubic_coeff_a", "float", -0.75)  # affects mode="cubic" only
+    n.attr("extrapolation_value", "float", 0.0)  # affects tf_crop_and_resize only, which is refused
     policy = n.attr("keep_aspect_ratio_policy", "string", "stretch")
     axes = n.attr("axes", "ints")
     axes = list(range(len(x.dims))) if axes is None else axes_of(axes, len(x.dims))
     if n.opset < 11:
         scales, sizes = n.const(1, "scales"), None
     else:
-        n.input(1, optional=True)  # roi: of tf_crop_and_resize
+        n.input(1, optional=True)  # roi: for tf_crop_and_resize
         scales, sizes = n.const(2, "scales", optional=True), n.ints(3, "sizes", optional=True)
     if sizes and policy != "stretch":
         raise Finding(f"keep_aspect_ratio_policy={policy!r}")
@@ -60,7 +60,7 @@ def _upsample(ctx, n: NodeReader):
 
 
 def _factors(ctx, x, axes: list, scales, sizes) -> dict[int, Fraction]:
-    """axis -> how many times as long it becomes, for those that change."""
+    """axis -> the factor by which it grows, for axes that change."""
     if scales is not None and scales.size:
         found = [Fraction(float(v)).limit_denominator(1 << 10) for v in np.asarray(scales).reshape(-1)]
         if any(v <= 0 or abs(float(v) - s) > 1e-6 * s for v, s in zip(found, np.ravel(scales), strict=True)):
@@ -95,7 +95,7 @@ def _resized(ctx, x, axis: int, factor: Fraction, mode: str, how: str, rounding:
         raise Finding(f"of {x.dtype}")
     size = x.dims[axis]
     if mode == "nearest" and factor.denominator == 1:
-        # half_pixel rounds (i + 1/2)/k - 1/2 to i // k for every way of rounding but ceil and, of even k, towards up.
+        # half_pixel rounds (i + 1/2)/k - 1/2 to i // k in every rounding mode except ceil and, for even k, round up.
         plain = (how == "asymmetric" and rounding == "floor") or (
             how in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
             and rounding in ("round_prefer_floor", "round_prefer_ceil")
@@ -113,7 +113,7 @@ def _resized(ctx, x, axis: int, factor: Fraction, mode: str, how: str, rounding:
     return _looked_up(ctx, x, axis, factor, mode, how, rounding)
 
 
-# coordinate_transformation_mode -> the place among `old` elements of element i of `new`, `factor` times as many.
+# coordinate_transformation_mode -> the place among `old` elements of element i of `new`; new = factor * old.
 _PLACES = {
     "asymmetric": lambda i, factor, old, new: i / factor,
     "half_pixel": lambda i, factor, old, new: (i + _HALF) / factor - _HALF,
@@ -129,7 +129,7 @@ _ROUNDINGS = {
 
 
 def _looked_up(ctx, x, axis: int, factor: Fraction, mode: str, how: str, rounding: str):
-    """Element by element, at places that the size of the axis gives: it stays the file's."""
+    """Look up elements one by one, at places computed from the size of the axis, which stays the file's."""
     old = ctx.number(x.dims[axis], f"Resize by {factor}")
     new = floor(old * factor)
     if how == "align_corners" and new != old * factor:
@@ -150,12 +150,12 @@ def _looked_up(ctx, x, axis: int, factor: Fraction, mode: str, how: str, roundin
 
 
 def _picks(indices, size: int) -> Const:
-    """Indices within an axis of `size`: those beyond its ends are the ends."""
+    """Indices clamped to an axis of `size`."""
     return Const(np.clip(np.array(list(indices), np.int64), 0, size - 1))
 
 
 def _spread(ctx, parts: list, axis: int):
-    """parts[r] at the places k*i + r of an axis k times as long."""
+    """Interleave parts: parts[r] goes to places k*i + r of an axis k times as long."""
     dims = parts[0].dims
     k, size = len(parts), dims[axis]
     if all(p is parts[0] for p in parts):
@@ -167,7 +167,7 @@ def _spread(ctx, parts: list, axis: int):
 
 
 def _mixed(ctx, x, axis: int, k: int):
-    """Linear between neighbours, at (i + 1/2)/k - 1/2; the first and last are repeated beyond the ends."""
+    """Linear interpolation at (i + 1/2)/k - 1/2; the first and last elements are repeated beyond the ends."""
     rank, size = len(x.dims), x.dims[axis]
     pads = [0] * (2 * rank)
     pads[axis] = pads[rank + axis] = 1

@@ -1,4 +1,4 @@
-"""ScatterND with known indices: the places that it writes are a box, so that slices and a concat say the same."""
+"""ScatterND with known indices. The places it writes form a box, so slices and a concat do the same."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _scatter_nd(ctx, n: NodeReader):
         if isinstance(d, Dim) and not (start == 0 and stop == sizes[k]):
             ctx.table.freeze([d], "ScatterND writes to a part of it")
     tail = x.dims[depth:]
-    # The box, axis by axis: a whole axis that is free stays free.
+    # The box, axis by axis: a complete free axis stays free.
     shape = tuple(
         d if start == 0 and stop == size else stop - start
         for d, size, (start, stop) in zip(x.dims, sizes, box, strict=False)
@@ -60,7 +60,7 @@ def _scatter_nd(ctx, n: NodeReader):
 
 
 def _box(rows: np.ndarray) -> list[tuple[int, int]] | None:
-    """(start, stop) an axis where the rows are all places of a box in row-major order, each once; None otherwise."""
+    """(start, stop) per axis if the rows are all places of a box in row-major order, each once; None otherwise."""
     low, high = rows.min(axis=0), rows.max(axis=0) + 1
     shape = tuple((high - low).tolist())
     if np.prod(shape, dtype=np.float64) != len(rows):
@@ -70,7 +70,7 @@ def _box(rows: np.ndarray) -> list[tuple[int, int]] | None:
 
 
 def _as_box(ctx, updates, outer: tuple, shape: tuple, tail: tuple):
-    """updates [indices.., tail..] as [box.., tail..]. Where its leading dims are free, they are the box's."""
+    """updates [indices.., tail..] as [box.., tail..]. If its leading dims are free, they are the box's."""
     head = updates.dims[: len(outer)]
     for got, number in zip(head, outer, strict=True):
         if ctx.table.example(got) != number:
@@ -78,7 +78,7 @@ def _as_box(ctx, updates, outer: tuple, shape: tuple, tail: tuple):
     ones = [d for d in (*head, *shape) if isinstance(d, Dim)]
     plain = [d for d in head if not (isinstance(d, int) and d == 1)]
     if plain != [d for d in shape if not (isinstance(d, int) and d == 1)] and ones:
-        # Free at one side only, as where an exporter wrote the batch of one into the indices.
+        # Free on one side only, for example if an exporter wrote the batch of one into the indices.
         fixed = [d for d in head if isinstance(d, Dim)]
         ctx.table.freeze(
             fixed or [d for d in shape if isinstance(d, Dim)], "the indices of ScatterND are for this size"
@@ -87,7 +87,7 @@ def _as_box(ctx, updates, outer: tuple, shape: tuple, tail: tuple):
 
 
 def _written(ctx, x, updates, box: list, axis: int):
-    """x with its box from `axis` on replaced; updates [box.., tail..], and box axes before `axis` are cut already."""
+    """x with its box from `axis` on replaced. updates: [box.., tail..]; box axes before `axis` are already cut."""
     if axis == len(box):
         return updates
     (start, stop), size = box[axis], x.dims[axis]

@@ -1,4 +1,4 @@
-"""Sequences of tensors: a tensor taken apart along an axis, and values put together one after the other."""
+"""Tensor sequences: a tensor split along an axis, and values appended one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..sizes import slices
 @op("SplitToSequence", attrs="axis keepdims")
 def _split_to_sequence(ctx, n: NodeReader):
     x = ctx.live(n.input(0))
-    # With a split of 1 the ONNX text ignores keepdims=0; PyTorch, which writes both, and onnxruntime don't.
+    # With a split of 1 the ONNX specification ignores keepdims=0; PyTorch, which writes both, and onnxruntime don't.
     split = n.const(1, "split", optional=True)
     if split is not None and (split.ndim != 0 or split != 1):
         raise Finding("split: a sequence of parts longer than one")
@@ -23,7 +23,7 @@ def _split_to_sequence(ctx, n: NodeReader):
 
 @op("SequenceEmpty", attrs="dtype")
 def _sequence_empty(ctx, n: NodeReader):
-    n.attr("dtype", "int")  # that of its values, which have their own
+    n.attr("dtype", "int")  # the dtype of its values, which carry their own
     return [Collected(())]
 
 
@@ -69,7 +69,7 @@ def _sequence_at(ctx, n: NodeReader):
 
 
 def _at_live(ctx, items, position: Live) -> Live:
-    """At a position that is the number of a step."""
+    """The element at a position that is a step number."""
     if not isinstance(items, Items):
         raise Finding("a position that is computed, in a sequence put together value by value")
     index = ctx.reshape(position, ()) if position.dims else position
@@ -96,7 +96,7 @@ def _concat_from_sequence(ctx, n: NodeReader):
     x, at = items.source, items.axis
     if items.keepdims and not new and axis_of(axis, len(x.dims)) == at:
         return [x]
-    # The steps in front, each with the dims that a value of the sequence has.
+    # Steps first, each with the dims of a value of the sequence.
     x = ctx.transpose(x, (at, *(a for a in range(len(x.dims)) if a != at)))
     if items.keepdims:
         x = ctx.reshape(x, (*x.dims[: at + 1], 1, *x.dims[at + 1 :]))

@@ -14,7 +14,7 @@ from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, Quantized, as_objects, ints, simplest, uniform
 from ..sizes import blocks, positions, slices, thaw
 
-_MOST_PLACES = 1 << 16  # integers of a fill that are written out
+_MOST_PLACES = 1 << 16  # largest fill of integers that is expanded
 
 
 @op("Shape", attrs="start end")
@@ -84,7 +84,7 @@ def _squeeze(ctx, n: NodeReader):
     axes = axes_of(axes, len(x.dims))
     for a in axes:
         ctx.equal(x.dims[a], 1, f"Squeeze removes axis {a}, which must be 1 long")
-        if isinstance(x.dims[a], Dim):  # taken to be 1, which the graph requires
+        if isinstance(x.dims[a], Dim):  # assumed to be 1, which the graph then requires
             x = ctx.slice(x, a, 0, 1)
     dims = [d for i, d in enumerate(x.dims) if i not in axes]
     if isinstance(x, Ints):
@@ -165,7 +165,7 @@ def _concat(ctx, n: NodeReader):
 
 
 def _as_known(value):
-    """A small fill of one integer as an array; anything else as it is."""
+    """A small fill of one integer as an array; anything else unchanged."""
     small = isinstance(value, Fill) and value.dtype == np.int64 and not isinstance(value.value, Dim)
     if small and all(isinstance(d, int) for d in value.dims) and D.product(value.dims) <= _MOST_PLACES:
         return Const(np.full(value.dims, value.value, np.int64))
@@ -173,7 +173,7 @@ def _as_known(value):
 
 
 def _joined(ctx, values, axis: int) -> tuple:
-    """The dims of a concatenation; ties all other axes together."""
+    """The dims of a concatenation; makes all other axes equal."""
     dims = list(values[0].dims)
     for v in values[1:]:
         for i, (a, b) in enumerate(zip(dims, v.dims, strict=True)):
@@ -261,7 +261,7 @@ def _gather(ctx, n: NodeReader):
 
 
 def gather_run(ctx, x, axis: int, indices: list, rank: int):
-    """Constant indices that count up by one, or all of the axis backwards, as a slice; None otherwise."""
+    """A slice for constant indices that count up by one, or that reverse the whole axis; None otherwise."""
     size = x.dims[axis]
     if not indices or any(isinstance(v, Dim) for v in indices[1:]):
         return None
@@ -274,11 +274,11 @@ def gather_run(ctx, x, axis: int, indices: list, rank: int):
         return ctx.slice(x, axis, size - 1, -1, -1)
     first, last = indices[0], indices[-1]
     if len(indices) == 1 and isinstance(size, Dim) and ctx.table.genuine(size) and ctx.table.example(size) == 1:
-        # The first, the last, or all there is: which one is not known.
+        # The first, the last, or everything: can't be decided.
         ctx.table.freeze([size], "Gather takes its one element")
     if len(indices) > 1 and (indices != list(range(first, first + len(indices))) or (first < 0) != (last < 0)):
         return None
-    whole = first == 0 and last + 1 == ctx.table.example(size)  # as arange(T) counts
+    whole = first == 0 and last + 1 == ctx.table.example(size)  # like arange(T)
     low, high = slices.slice_bounds(ctx, x, axis, first, last + 1 if last != -1 and not whole else slices.FAR, 1)
     if high - low != len(indices) and not (whole and high - low == size):
         raise ModelFormatError(f"indices {first} to {last} outside an axis of {ctx.table.example(size)}")
@@ -324,7 +324,7 @@ def _constant_of_shape(ctx, n: NodeReader):
 
 
 def _filled(value, dtype, dims: tuple):
-    """A small known integer array as such (shape arithmetic goes on with it), all else as a Fill."""
+    """A small known integer array as a constant (for further shape arithmetic), anything else as a Fill."""
     if dtype.kind in "iub" and len(dims) <= 1 and all(isinstance(d, int) and d <= 64 for d in dims):
         if isinstance(value, Dim):
             return simplest(np.array([value] * (dims[0] if dims else 1), dtype=object).reshape(dims))
@@ -351,7 +351,7 @@ def _expand(ctx, n: NodeReader):
 
 
 def _expand_dims(ctx, dims: tuple, target: list, live: bool = False) -> tuple:
-    """Broadcasting of dims with a target whose ints may be frozen: one equal to the example follows the dim."""
+    """Broadcast dims with a target whose ints may be frozen: an int equal to the example follows the dim."""
     rank, out = max(len(dims), len(target)), []
     dims, target = (1,) * (rank - len(dims)) + tuple(dims), (1,) * (rank - len(target)) + tuple(target)
     for d, t in zip(dims, target, strict=True):
@@ -371,14 +371,14 @@ def _expand_dims(ctx, dims: tuple, target: list, live: bool = False) -> tuple:
 
 
 def _repeats(ctx, t, axis: int):
-    """A literal number of repeats: where it is a size of the file, for which an exporter may have written it, it
-    follows that size if they meet, or if it is stepped along as that size is."""
+    """A literal number of repeats. If it equals a size of the file, the exporter may have meant that size: it follows
+    the size if the two meet, or if a recurrence steps along both."""
     return t if isinstance(t, Dim) or t < 2 else ctx.table.literal((ctx.label, axis), t)
 
 
 def _expand_uniform(ctx, dims: tuple, target: list) -> tuple:
-    """As `_expand_dims` for one number everywhere: its own length is the example's, and follows the target's size, also
-    one that the file calls open: PyTorch writes the zeros of the example's batch, and expands them to the batch."""
+    """As `_expand_dims`, for a uniform value. Its length is the example's and follows the target's size, even one that
+    the file leaves open: PyTorch writes zeros for the example's batch and expands them to the batch."""
     rank = max(len(dims), len(target))
     dims, target = (1,) * (rank - len(dims)) + tuple(dims), (1,) * (rank - len(target)) + tuple(target)
     for d, t in zip(dims, target, strict=True):

@@ -13,7 +13,7 @@ from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints
 from . import integers
 
-_MAX_WINDOW = 1 << 24  # of any stride, dilation or pad: beyond, a file is hostile
+_MAX_WINDOW = 1 << 24  # of any stride, dilation or pad; a larger one means a hostile file
 
 
 def _numbers(n: NodeReader, name: str, count: int, default: int, least: int) -> tuple[int, ...]:
@@ -25,7 +25,7 @@ def _numbers(n: NodeReader, name: str, count: int, default: int, least: int) -> 
 
 
 def _image(ctx, n: NodeReader):
-    """Input 0 as [batch, channels, one or two spatial axes] and the number of those."""
+    """Input 0 as [batch, channels, one or two spatial axes], and the number of spatial axes."""
     x = ctx.live(n.input(0))
     if x.dtype != "float32":
         raise Finding(f"of {x.dtype}")
@@ -56,7 +56,7 @@ def _weights(ctx, n: NodeReader, rank: int) -> tuple[Const, Const | None]:
 
 
 def _pads(ctx, n: NodeReader, x, kernel, strides, dilations, fill: float):
-    """(x, pads): auto_pad resolved. Where its amount depends on a free size, x is padded apart."""
+    """(x, pads) with auto_pad resolved. If its amount depends on a free size, x is padded by a separate node."""
     rank, how = len(kernel), n.attr("auto_pad", "string", "NOTSET")
     pads = _numbers(n, "pads", 2 * rank, 0, 0)
     if how in ("NOTSET", ""):
@@ -68,7 +68,7 @@ def _pads(ctx, n: NodeReader, x, kernel, strides, dilations, fill: float):
     begins, ends = [], []
     for size, k, stride, dilation in zip(x.dims[2:], kernel, strides, dilations, strict=True):
         reach = dilation * (k - 1) + 1
-        # Padded so that there are ceil(size/stride) windows; the odd one goes where the name says.
+        # Padded to ceil(size/stride) windows; the name says on which side an odd element goes.
         total = (D.floordiv(size + stride - 1, stride) - 1) * stride + reach - size
         if isinstance(total, Dim) and reach < stride:
             raise Finding(f"auto_pad={how}: a stride of {stride} over windows of {reach} of a free size")
@@ -114,7 +114,7 @@ def _conv_transpose(ctx, n: NodeReader):
 
 
 def _fitting(ctx, x, w, strides, dilations, extra, shape, how):
-    """(pads, output_padding) that give ConvTranspose the output_shape, or with SAME size*stride."""
+    """(pads, output_padding) that give ConvTranspose the output_shape, or size*stride for SAME."""
     rank = len(strides)
     if shape is not None and len(shape) == rank + 2:
         shape = shape[2:]
@@ -129,9 +129,9 @@ def _fitting(ctx, x, w, strides, dilations, extra, shape, how):
         total = (size - 1) * strides[i] + dilations[i] * (w.dims[2 + i] - 1) + 1 + extra[i] - goal
         if not isinstance(total, int):
             raise Finding("an output shape that depends on the input's size otherwise than by its stride")
-        if total < 0:  # longer than what is computed: zeros at the end
+        if total < 0:  # longer than the computed result: zeros at the end
             more[i], total = more[i] - total, 0
-        # The odd one comes off the end for SAME_UPPER, off the beginning otherwise, as the ONNX text has it.
+        # An odd element is cut off the end for SAME_UPPER, off the beginning otherwise, as ONNX specifies.
         begins.append(total // 2 if how == "SAME_UPPER" else total - total // 2)
         ends.append(total - begins[-1])
     return (*begins, *ends), tuple(more)
@@ -169,8 +169,8 @@ def _pool(ctx, n: NodeReader):
 
 
 def _is_adaptive(n: NodeReader, mean: bool, kernel: tuple, dims: tuple) -> bool:
-    """Whether PyTorch's exporters write adaptive pooling so. The older one leaves out the settings that it writes for
-    plain pooling; the newer one pools sequences as images of one row."""
+    """Whether PyTorch's exporters write adaptive pooling like this. The older one leaves out settings that it writes
+    for plain pooling; the newer one pools sequences as images of one row."""
     plain = {"pads", "count_include_pad"} if mean else {"ceil_mode", "dilations"}
     if n.opset >= 10 and not plain & set(n.node.attrs):
         return True
@@ -178,14 +178,14 @@ def _is_adaptive(n: NodeReader, mean: bool, kernel: tuple, dims: tuple) -> bool:
 
 
 def _note_windows(ctx, size, k: int, stride: int, alone: bool, adaptive: bool) -> None:
-    """Windows that share an axis out evenly may be adaptive pooling, which makes a fixed number of windows of any
-    length; two or three steps wide, they are what models pool by. alone: each window is one element. adaptive: the node
-    has the form in which exporters write adaptive pooling."""
+    """Record windows that divide an axis evenly. They may be adaptive pooling, which makes a fixed number of windows
+    from any length; windows of two or three steps are ordinary pooling. alone: each window is one element. adaptive:
+    the node has the form in which exporters write adaptive pooling."""
     if isinstance(size, Dim) and ctx.table.genuine(size):
         example = ctx.table.example(size)
         if k >= example or alone or ((k > 3 or (adaptive and k > 1)) and k == stride and example % k == 0):
             ctx.table.ledger.count(size, ctx.label, f"pools {k} of {example} steps at a time")
-    elif isinstance(size, Dim) and adaptive:  # the file's own meaning, which is nothing for a sequence without a window
+    elif isinstance(size, Dim) and adaptive:  # the file's own meaning: undefined for a sequence shorter than a window
         ctx.table.shortfalls.append(D.shortfall(size, k))
 
 
@@ -246,7 +246,7 @@ def _number(array):
 
 
 def _padded(ctx, x, pads: list, mode: str, value: float):
-    """What is cut off as slices, what is added as a pad."""
+    """Apply pads: negative ones as slices, positive ones as a pad node."""
     rank = len(x.dims)
     more = list(pads)
     for axis in range(rank):

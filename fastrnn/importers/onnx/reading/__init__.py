@@ -1,1 +1,1 @@
-"""Bytes to records: files, nodes, constants, what a value can be, the table of operators."""
+"""Bytes -> records: files, nodes, constants, kinds of values, the table of operators."""

@@ -1,4 +1,4 @@
-"""Bytes -> ModelProto and tensors, believing nothing that a file claims about its own size."""
+"""Bytes -> ModelProto and tensors. Sizes that a file claims are not trusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ....errors import ModelFormatError, UnsupportedError
 OLDEST_OPSET = 7
 MAX_RANK = 32
 
-# Elements a byte of raw_data holds, and which typed field holds a dtype otherwise.
+# Elements per byte of raw_data, and the typed field that otherwise holds a dtype.
 _FLOATS = {TensorProto.FLOAT, TensorProto.COMPLEX64}
 _DOUBLES = {TensorProto.DOUBLE, TensorProto.COMPLEX128}
 NUMERIC = {
@@ -32,12 +32,12 @@ NUMERIC = {
     TensorProto.INT64: np.dtype(np.int64),
     TensorProto.UINT64: np.dtype(np.uint64),
     TensorProto.BOOL: np.dtype(np.bool_),
-    TensorProto.BFLOAT16: np.dtype(np.float32),  # widened when it is read
+    TensorProto.BFLOAT16: np.dtype(np.float32),  # widened on reading
 }
 
 
 def dtype_name(elem_type: int) -> str:
-    """ONNX's name of an element type, for messages."""
+    """ONNX's name for an element type, for messages."""
     try:
         return TensorProto.DataType.Name(elem_type).lower()
     except ValueError:
@@ -49,7 +49,7 @@ class NoGraphError(ModelFormatError):
 
 
 class Read(NamedTuple):
-    """A file that was read: the model, its name for messages, the folder of its external data (None for bytes)."""
+    """The contents of a file: the model, its name for messages, the folder of its external data (None for bytes)."""
 
     model: onnx.ModelProto
     where: str
@@ -57,9 +57,9 @@ class Read(NamedTuple):
 
 
 def read_model(source) -> Read:
-    """The model of a path, bytes, a ModelProto, or what this function returned before.
+    """The model from a path, bytes, a ModelProto, or an earlier result of this function.
 
-    Raises ModelFormatError for what is not a model.
+    Raises ModelFormatError if it is not a model.
     """
     folder = None
     if isinstance(source, Read):
@@ -82,7 +82,7 @@ def read_model(source) -> Read:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception as error:  # protobuf's own DecodeError has a different module in each of its builds
+    except Exception as error:  # protobuf's DecodeError is in a different module in each of its builds
         raise ModelFormatError(f"{where}: not an ONNX model, or cut short ({error})") from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise NoGraphError(f"{where}: not an ONNX model: it holds no graph")
@@ -90,7 +90,7 @@ def read_model(source) -> Read:
 
 
 def opsets(model: onnx.ModelProto, where: str) -> dict[str, int]:
-    """Domain -> version. The default domain must be there and within what is known."""
+    """Domain -> version. The default domain must be present, with a supported version."""
     found: dict[str, int] = {}
     for entry in model.opset_import:
         domain = "" if entry.domain == "ai.onnx" else entry.domain
@@ -107,9 +107,9 @@ def opsets(model: onnx.ModelProto, where: str) -> dict[str, int]:
 
 
 def tensor(proto: TensorProto, folder: Path | None) -> np.ndarray:
-    """The array of a tensor, its declared size checked against the bytes that are there before anything is allocated.
+    """The array of a tensor. Its declared size is checked against the actual bytes before anything is allocated.
 
-    bfloat16 comes back as float32, all else as its own dtype. Raises ModelFormatError.
+    bfloat16 is returned as float32, any other dtype unchanged. Raises ModelFormatError.
     """
     what = f"tensor {proto.name!r}"
     if proto.data_type not in NUMERIC:
@@ -142,7 +142,7 @@ def tensor(proto: TensorProto, folder: Path | None) -> np.ndarray:
 
 
 def whole(read: Read) -> Read:
-    """A copy that nobody else changes: of the model, with its external data in it."""
+    """A private copy of the model that includes its external data."""
     model = onnx.ModelProto()
     model.CopyFrom(read.model)
     for proto in _tensors(model.graph):
@@ -157,7 +157,7 @@ def whole(read: Read) -> Read:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """The initializers of a graph and of the graphs in it, and the constants of their nodes."""
+    """The initializers of a graph and its subgraphs, and the constants of their nodes."""
     yield from graph.initializer
     for node in graph.node:
         for attr in node.attribute:
@@ -179,7 +179,8 @@ def _typed(proto: TensorProto, what: str, count: int) -> np.ndarray:
 
 
 def _external(proto: TensorProto, folder: Path | None, what: str, size: int) -> bytes:
-    """The bytes of a tensor kept in a file beside the model; only inside its folder, links followed first."""
+    """The bytes of a tensor stored in a file next to the model. Links are resolved first; the file must be in the
+    model's folder."""
     entries = {e.key: e.value for e in proto.external_data}
     location = entries.get("location", "")
     if folder is None:

@@ -1,4 +1,4 @@
-"""Nodes whose inputs are all constant: computed once, by onnx's reference evaluator, within bounds."""
+"""Folds nodes whose inputs are all constant: computed once by onnx's reference evaluator, with a size limit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ....errors import ModelFormatError
 from ...shared.ledger import Finding
 from .nodes import OnnxNode
 
-# Elements a folded value may have, if it is larger than all constants of the file together: 16 Mi, 64 MiB of float32.
-# Repeating operators could otherwise blow up a file of a kilobyte.
+# Most elements of a folded value that is larger than all constants of the file together: 16 Mi, 64 MiB of float32.
+# Otherwise, repeating operators could blow up a file of a kilobyte.
 MAX_ELEMENTS = 1 << 24
 
 
 def foldable(node: OnnxNode) -> bool:
-    """Whether the node may be left to the evaluator. Repeating operators and sources have handlers of their own."""
+    """Whether the evaluator may compute the node. Repeating operators and sources have their own handlers."""
     return node.domain == "" and node.op not in _OWN
 
 
@@ -32,14 +32,14 @@ _OWN = frozenset(
 
 
 def fold(node: OnnxNode, arrays: list, opsets: dict[str, int], limit: int = MAX_ELEMENTS) -> list:
-    """The node's outputs. arrays: one an input, None if absent. Raises ModelFormatError if it can't run."""
+    """The node's outputs. arrays: one per input, None if absent. Raises ModelFormatError if it can't run."""
     size = _size(node, [a for a in arrays if a is not None])
     if size > limit:
         raise Finding(f"a constant of {size} elements; at most {limit} are folded")
     proto = helper.make_node(node.op, node.inputs, node.outputs, domain=node.domain)
     proto.attribute.extend(node.attrs.values())
     feeds = {name: a for name, a in zip(node.inputs, arrays, strict=True) if name}
-    # A model around the node: for a bare node the evaluator takes the newest version of its operator.
+    # Wrap the node in a model: for a bare node the evaluator uses the newest version of its operator.
     ins = [
         helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for k, a in feeds.items()
     ]
@@ -51,14 +51,14 @@ def fold(node: OnnxNode, arrays: list, opsets: dict[str, int], limit: int = MAX_
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             out = ReferenceEvaluator(model).run(None, feeds)
-    except Exception as error:  # the evaluator raises whatever numpy and Python raise on nonsense
+    except Exception as error:  # on invalid nodes the evaluator raises anything that numpy or Python can raise
         raise ModelFormatError(f"can't be computed on its constants ({type(error).__name__}: {error})") from error
     values = iter(out)
     return [np.asarray(next(values)) if name else None for name in node.outputs]
 
 
 def _size(node: OnnxNode, arrays: list) -> int:
-    """An upper bound of the elements of the largest output."""
+    """An upper bound on the number of elements of the largest output."""
     sizes = [a.size for a in arrays] or [0]
     if node.op == "Concat":
         return sum(sizes)

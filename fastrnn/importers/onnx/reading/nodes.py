@@ -21,7 +21,7 @@ class OnnxNode:
     inputs: list[str]
     outputs: list[str]
     attrs: dict[str, AttributeProto] = field(default_factory=dict)
-    payload: object = None  # of nodes that the importer itself makes (unroll.py)
+    payload: object = None  # of nodes that the importer itself creates (unroll.py)
 
     @property
     def kind(self) -> str:
@@ -29,15 +29,15 @@ class OnnxNode:
 
 
 def plain_nodes(graph: onnx.GraphProto) -> list[OnnxNode]:
-    """The nodes of a graph as records, in the file's order, their labels made unique."""
+    """The nodes of a graph as records, in the file's order, with unique labels."""
     labels: set[str] = set()
     return [_node(proto, labels) for proto in graph.node]
 
 
 def collect(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> list[OnnxNode]:
-    """The nodes of a graph that its outputs need, each after what it reads. outer: values of the graph around it.
+    """The nodes that a graph's outputs need, each after the nodes it reads. outer: values of the enclosing graph.
 
-    Raises ModelFormatError for a value made twice, one that nothing makes, and a cycle.
+    Raises ModelFormatError for a value made twice, a value that no node makes, or a cycle.
     """
     known, maker = known_names(graph) | set(outer), {}
     for node in plain_nodes(graph):
@@ -56,9 +56,9 @@ def known_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def sort_nodes(maker: dict[str, OnnxNode], known: set[str], outputs: list[str]) -> list[OnnxNode]:
-    """The nodes that the outputs need, each after what it reads. maker: value name -> node."""
+    """The nodes that the outputs need, each after the nodes it reads. maker: value name -> node."""
     order: list[OnnxNode] = []
-    state: dict[int, int] = {}  # id of a node -> 1 while its inputs are visited, 2 when it is placed
+    state: dict[int, int] = {}  # id of a node -> 1 while its inputs are visited, 2 once it is placed
     for name in outputs:
         if name not in known and name not in maker:
             raise ModelFormatError(f"nothing makes the output {name!r}")
@@ -77,7 +77,7 @@ def _node(proto: onnx.NodeProto, labels: set[str]) -> OnnxNode:
     attrs = {}
     names = [a.name for a in proto.attribute]
     for text in (proto.op_type, proto.domain, proto.name, *proto.input, *outputs, *names):
-        if isinstance(text, bytes):  # how protobuf gives a string that is not UTF-8
+        if isinstance(text, bytes):  # protobuf returns strings that are not UTF-8 as bytes
             raise ModelFormatError(f"node {label}: the name {text!r} is not UTF-8")
     for attr in proto.attribute:
         if attr.name in attrs:
@@ -88,7 +88,7 @@ def _node(proto: onnx.NodeProto, labels: set[str]) -> OnnxNode:
 
 
 def _visit(start: OnnxNode, maker, known, state, order) -> None:
-    """Depth first without recursion: a file may chain a hundred thousand nodes."""
+    """Depth-first search without recursion: a file may chain a hundred thousand nodes."""
     stack = [(start, iter(reads(start)))]
     if state.get(id(start)):
         return
@@ -114,7 +114,7 @@ def _visit(start: OnnxNode, maker, known, state, order) -> None:
 
 
 def reads(node: OnnxNode) -> list[str]:
-    """Inputs, and the values of outside that the node's subgraphs read."""
+    """The inputs, and the outer values that the node's subgraphs read."""
     names = list(node.inputs)
     for attr in node.attrs.values():
         if attr.type == AttributeProto.GRAPH:
@@ -126,7 +126,7 @@ MAX_NESTING = 64
 
 
 def captured(graph: onnx.GraphProto, depth: int = 0) -> list[str]:
-    """Values of outside that a subgraph, or one within it, reads."""
+    """Outer values that a subgraph, or one nested in it, reads."""
     if depth > MAX_NESTING:
         raise ModelFormatError(f"subgraphs nested deeper than {MAX_NESTING}")
     own = {v.name for v in graph.input} | {t.name for t in graph.initializer}

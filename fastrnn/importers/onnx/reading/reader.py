@@ -1,4 +1,4 @@
-"""`NodeReader`: a node with the values of its inputs, which checks that all of the node is used."""
+"""`NodeReader`: a node with the values of its inputs. It checks that every part of the node is used."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _KINDS = {
 
 
 class NodeReader:
-    """A node with the values of its inputs; remembers what was read, so that a leftover is a finding.
+    """A node with the values of its inputs. It tracks what was read, so that anything left over is a finding.
 
-    node : OnnxNode; values : abstract value an input, None if absent; opset : the version of the node's domain;
-    needed : which outputs someone reads.
+    node : OnnxNode; values : abstract value per input, None if absent; opset : the version of the node's domain; needed
+    : which outputs have readers.
     """
 
     def __init__(self, node: OnnxNode, values: list, opset: int, needed: list[bool] | None = None):
@@ -79,11 +79,11 @@ class NodeReader:
             raise ModelFormatError(f"attribute {name} is not text") from None
 
     def elsewhere(self, name: str) -> None:
-        """The attribute is read by who calls the handler."""
+        """Mark an attribute that the caller of the handler reads."""
         self._attrs.read(name)
 
     def only(self, name: str, kind: str, default, allowed, why: str = "") -> object:
-        """An attribute of which only some values are supported; another is a Finding."""
+        """An attribute with only some supported values; any other is a Finding."""
         value = self.attr(name, kind, default)
         if value not in allowed:
             raise Finding(f"{name}={value!r}{': ' + why if why else ''}")
@@ -100,7 +100,7 @@ class NodeReader:
         return value
 
     def const(self, i: int, what: str, optional: bool = False) -> np.ndarray | None:
-        """Input i as a known array; a live one is a Finding."""
+        """Input i as a known array; a live value is a Finding."""
         value = self.input(i, optional)
         if value is None:
             return None
@@ -122,7 +122,7 @@ class NodeReader:
         return [int(v) for v in value.array.reshape(-1)]
 
     def axes(self, i: int, since: int, name: str = "axes") -> list[int] | None:
-        """Axes: an attribute before opset `since`, input i from it on; None if absent."""
+        """The axes: an attribute before opset `since`, input i from then on; None if absent."""
         if self.opset < since:
             return self.attr(name, "ints")
         values = self.ints(i, name, optional=True)
@@ -131,13 +131,13 @@ class NodeReader:
         return values
 
     def within(self, values: list) -> NodeReader:
-        """A reader of the same node with other inputs; the attributes that it reads are read for both."""
+        """A reader of the same node with other inputs; attributes read through it count for both."""
         inner = NodeReader(self.node, values, self.opset, self.needed)
         inner._attrs = self._attrs
         return inner
 
     def finish(self) -> None:
-        """Raise Finding for whatever of the node was not read."""
+        """Raise Finding for any part of the node that was not read."""
         left = sorted(self._attrs.left())
         if left:
             shown = ", ".join(f"{n}={show_attr(self.node.attrs[n])}" for n in left)
@@ -160,14 +160,14 @@ def show_attr(proto: AttributeProto) -> str:
 
 
 def axis_of(axis: int, rank: int) -> int:
-    """A non-negative axis; ModelFormatError if it is outside."""
+    """The axis as a non-negative number; raises ModelFormatError if it is out of range."""
     if not -rank <= axis < rank:
         raise ModelFormatError(f"axis {axis} of a value of rank {rank}")
     return axis % rank
 
 
 def axes_of(axes, rank: int) -> list[int]:
-    """Non-negative, distinct axes."""
+    """The axes as non-negative, distinct numbers."""
     found = [axis_of(a, rank) for a in axes]
     if len(set(found)) != len(found):
         raise ModelFormatError(f"axes {list(axes)} are not distinct")

@@ -1,4 +1,4 @@
-"""The table of operators: (domain, name) -> its handler and the attributes it knows."""
+"""The table of operators: (domain, name) -> handler and the attributes it supports."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Operator:
-    """handler(ctx: Builder, node: NodeReader) -> list of abstract values, one an output (None where not needed).
+    """handler(ctx: GraphDraft, node: NodeReader) -> list of abstract values, one per output (None if not needed).
 
-    attrs : every attribute that the handler may read, so that unknown ones are found without running it.
+    attrs : every attribute that the handler may read, so that unknown ones are detected without running it.
     """
 
     handler: Callable
@@ -21,7 +21,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {}
 
 
 def op(*names: str, attrs: str = "", domain: str = ""):
-    """Register a handler for one or several operators."""
+    """Register a handler for one or more operators."""
 
     def register(handler):
         for name in names:

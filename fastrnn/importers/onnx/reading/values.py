@@ -1,4 +1,4 @@
-"""What an ONNX value can be while a file is walked."""
+"""The kinds of abstract values during a walk over a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Const:
 
 @dataclass(frozen=True)
 class Ints:
-    """Integers of which some are `Dim`s: what Shape gives and arithmetic on it. array: dtype object."""
+    """Integers, some of them `Dim`s: results of Shape and of arithmetic on it. array: dtype object."""
 
     array: np.ndarray
 
@@ -60,14 +60,14 @@ class Items:
 
 @dataclass(frozen=True)
 class Collected:
-    """A tensor sequence that values were put into one after the other, at its end."""
+    """A tensor sequence built by appending values."""
 
     parts: tuple
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Integers that QuantizeLinear made, held as float32 by `value`; only operators on quantised integers read them."""
+    """Integers from QuantizeLinear, held as float32 in `value`; only operators on quantised integers read them."""
 
     value: Live
 
@@ -77,7 +77,7 @@ class Quantized:
 
 
 class UnknownValue:
-    """The output of a node that is not supported; what depends on it is not examined further."""
+    """The output of an unsupported node; values that depend on it are not examined further."""
 
     dims = ()
 
@@ -91,7 +91,7 @@ def ints(values) -> Const | Ints:
 
 
 def simplest(array) -> Const | Ints:
-    """An object array as a Const where nothing in it is symbolic."""
+    """An object array as a Const if nothing in it is symbolic, else as Ints."""
     box = np.empty((), dtype=object)
     if not isinstance(array, np.ndarray):
         box[()] = array
@@ -102,7 +102,7 @@ def simplest(array) -> Const | Ints:
 
 
 def scalar(value) -> Const | Ints:
-    """An int or a Dim as a value of no axes."""
+    """An int or a Dim as a value without axes."""
     box = np.empty((), dtype=object)
     box[()] = value
     return simplest(box)
@@ -114,7 +114,7 @@ def as_objects(value: Const | Ints) -> np.ndarray:
 
 
 def uniform(value) -> object | None:
-    """The one number that a Const or Fill holds everywhere, else None."""
+    """The number that a Const or Fill holds everywhere, or None if it is not uniform."""
     if isinstance(value, Fill):
         return value.value
     if isinstance(value, Const) and value.array.size:

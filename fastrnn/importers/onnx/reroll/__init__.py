@@ -1,1 +1,1 @@
-"""Recurrences that were written out become cells again: unrolled copies, chains, Loop and Scan."""
+"""Turns written-out recurrences back into cells: unrolled copies, chains, Loop and Scan."""

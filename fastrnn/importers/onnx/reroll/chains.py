@@ -1,9 +1,9 @@
-"""Loops over a cell that an exporter wrote out: h of one step feeds the next, each step takes one row of a sequence.
+"""Rolls up written-out loops over a cell: h of one step feeds the next, and each step takes one row of a sequence.
 
-PyTorch's exporters do this to a Python loop over nn.LSTMCell, nn.GRUCell or nn.RNNCell. Every step multiplies its h by
-the same weight, so the products by one weight, in order, are the chain. Each step is recognised as one and the same
-cell; what the steps' results go through on their way into a Concat is done once on all steps. A chain of which
-anything else is used, one step in the middle say, stays written out.
+PyTorch's exporters write a Python loop over nn.LSTMCell, nn.GRUCell or nn.RNNCell this way. Every step multiplies its h
+by the same weight, so the products with one weight, in order, are the chain. All steps must be recognised as the same
+cell. Operations between the steps' results and a Concat are done once for all steps. A chain with any other use, for
+example of one step in the middle, stays written out.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from .recognise import Base, NotACell, Recognised, StepReader, recognise
 from .rolled import DOMAIN, C, H, NodeGraph, Rolled, X, leaves
 
 _ELEMENTWISE = frozenset("Add Sub Mul Div Tanh Sigmoid Relu LeakyRelu Elu Selu Softplus Softsign Neg Identity".split())
-_LAST_TRIES = 64  # nodes behind the last known h among which the last step's is looked for; a step has some fifteen
-_MOST = 32  # sequences of one file that are tried: each costs a look at every node
+_LAST_TRIES = 64  # nodes after the last known h that are searched for the last step's h; a step has about 15
+_MOST = 32  # sequences of one file that are tried; each attempt visits every node
 _DEEP = 16  # nodes between a step's h and the Concat of all steps
 
 
 def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: list[str], opset: int) -> list[OnnxNode]:
-    """The nodes with recognised chains replaced, sorted and pruned; `constants` gets what the new nodes need."""
+    """The nodes with recognised chains replaced, sorted and pruned. Constants for new nodes are added to
+    `constants`."""
     for source, axis in _candidates(_takes(NodeGraph(nodes, dict(constants), opset))):
         graph = NodeGraph(nodes, dict(constants), opset)
         names = _takes(graph).get((source, axis), {})
@@ -35,7 +36,7 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
             maker = graph.maker | {o: n for n in made for o in n.outputs if o}
             left = sort_nodes(maker, known | set(new) | set(constants), outputs)
         except (NotACell, Finding, ModelFormatError, ValueError, IndexError, KeyError, TypeError):
-            continue  # not a chain, or a malformed one: the walk says what is wrong with it
+            continue  # not a chain, or a malformed one: the walk reports the error
         if not {id(graph.maker[h]) for h in chain.hs} & set(map(id, left)):
             nodes = left
             constants.update(new)
@@ -43,11 +44,11 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
 
 
 def _nothing(node, value) -> None:
-    """No value is a step of a sequence: they are known already."""
+    """Treat no value as a step of a sequence, since the steps are already known."""
 
 
 def _candidates(takes: dict[tuple, dict[str, int]]) -> list[tuple]:
-    """Sequences of which every index from 0 on is taken, two at least."""
+    """Sequences whose indices are all taken from 0 on, at least two."""
     found = [k for k, names in takes.items() if set(names.values()) == set(range(max(2, len(set(names.values())))))]
     return found[:_MOST]
 
@@ -57,7 +58,7 @@ def _takes(graph: NodeGraph) -> dict[tuple, dict[str, int]]:
     found: dict[tuple, dict[str, int]] = {}
     for node in {id(n): n for n in graph.maker.values()}.values():
         if node.op != "Gather" or node.domain != "" or len(node.inputs) != 2:
-            continue  # of one that lacks an input the walk says what is missing
+            continue  # if an input is missing, the walk reports it
         if node.inputs[0] not in graph.constants:
             axis, index = node.attrs["axis"].i if "axis" in node.attrs else 0, graph.constants.get(node.inputs[1])
             if axis in (0, 1) and index is not None and index.ndim == 0:
@@ -66,10 +67,10 @@ def _takes(graph: NodeGraph) -> dict[tuple, dict[str, int]]:
 
 
 class _Chain:
-    """One chain over the steps of `source` along `axis`; making it raises NotACell if there is none.
+    """One chain over the steps of `source` along `axis`. The constructor raises NotACell if there is none.
 
-    takes : value name -> step. hs, cs : h and c (None: no c) behind each step; start, start_c : before the first, ""
-    where they are zero.
+    takes : value name -> step. hs, cs : h and c (None: no c) after each step. start, start_c : before the first, "" if
+    they are zero.
     """
 
     def __init__(self, graph: NodeGraph, nodes: list[OnnxNode], source: str, axis: int, takes: dict[str, int]):
@@ -89,7 +90,7 @@ class _Chain:
         raise NotACell
 
     def _products(self) -> list[list[str]]:
-        """For each weight that as many products share as there are steps (the first may be folded): their inputs."""
+        """The inputs of the products with each weight that is used once per step (the first may be folded)."""
         found: dict[str, list[str]] = {}
         for node in self.nodes:
             if node.op in ("MatMul", "Gemm") and node.domain == "" and node.inputs[0] not in self.takes:
@@ -97,7 +98,7 @@ class _Chain:
         return [inputs for inputs in found.values() if len(inputs) in (self.count, self.count - 1)]
 
     def _memory(self, h: str) -> str | None:
-        """The name of c where h is o * tanh(c) and c a sum of two products, else None."""
+        """The name of c if h is o * tanh(c) and c a sum of two products, else None."""
         maker = self.graph.maker
         node = maker.get(h)
         for name in node.inputs if node is not None and node.op == "Mul" else ():
@@ -109,7 +110,7 @@ class _Chain:
         return None
 
     def _cell(self, t: int, h: str, c: str | None, known: dict, before: tuple) -> Recognised:
-        """The cell of step t with results h and c, where `before` are h and c before it."""
+        """The cell of step t with results h and c. before: h and c of the previous step."""
         used: set[int] = set()
 
         def item(node, value):
@@ -125,11 +126,11 @@ class _Chain:
         return recognise(out, memory, X, before[0], None if c is None else before[1])
 
     def _known(self, t: int) -> dict:
-        """What h and c behind step t are to the step that follows."""
+        """The values known to the step after t: h and c of step t."""
         return {self.hs[t]: H} | ({} if self.cs[t] is None else {self.cs[t]: C})
 
     def _follow(self) -> None:
-        """Every step but the first; finds the last one's h, which no product need read."""
+        """Recognise every step but the first. Also finds the last step's h, which need not feed a product."""
         cells = [self._cell(t, self.hs[t], self.cs[t], self._known(t - 1), (H, C)) for t in range(1, self.count - 1)]
         op = self.graph.maker[self.hs[-1]].op if self.hs[-1] in self.graph.maker else None
         behind = self.nodes.index(self.graph.maker[self.hs[-1]]) + 1 if op else len(self.nodes)
@@ -148,7 +149,8 @@ class _Chain:
             raise NotACell
 
     def _begin(self, start: str | None) -> None:
-        """The first step: the same cell from an h (and c) of outside, or, its product folded away, from zero."""
+        """Recognise the first step: the same cell from an outer h (and c), or from zero with its product folded
+        away."""
         self.start = self.start_c = ""
         if start is None or start in self.graph.constants:
             self._begins_at_zero()
@@ -167,7 +169,7 @@ class _Chain:
         self.start, self.start_c = start, "" if c is None else start_c
 
     def _begins_at_zero(self) -> None:
-        """By numbers: on four rows drawn at random, the first step gives what the second gives from h = c = 0."""
+        """Check numerically, on four random rows, that the first step equals the second step started at h = c = 0."""
         size, hidden = self.cell.spec.input_size, self.cell.spec.hidden_size
         for seed in range(4):
             x = np.random.default_rng(seed).normal(size=(1, size)).astype(np.float32)
@@ -181,7 +183,7 @@ class _Chain:
                         raise NotACell
 
     def _number(self, name: str, given: dict, depth: int) -> np.ndarray:
-        """A value computed from constants and what is given; `given` remembers it."""
+        """Compute a value from constants and given values; the result is cached in `given`."""
         if name in given or name in self.graph.constants:
             return given[name] if name in given else self.graph.constants[name]
         node = self.graph.maker.get(name)
@@ -199,10 +201,11 @@ class _Chain:
             given[out] = array
         return given[name]
 
-    # --- what stands in its place ------------------------------------------------------------------------------------
+    # --- the replacement ---------------------------------------------------------------------------------------------
 
     def nodes_instead(self) -> tuple[list[OnnxNode], dict]:
-        """(new nodes, new constants): one recurrence, and for every Concat of all steps what leads to it."""
+        """(new nodes, new constants): one recurrence and, for every Concat of all steps, the operations leading to
+        it."""
         label, source, made = self.graph.maker[self.hs[-1]].label, self.source, []
         new: dict[str, np.ndarray] = {}
         if self.axis == 1:
@@ -225,7 +228,7 @@ class _Chain:
         return made, new
 
     def _stack(self, node: OnnxNode) -> tuple[OnnxNode, int, list] | None:
-        """(node, axis, [(node of the first step, its live input)]) where the node stacks something of all steps."""
+        """(node, axis, [(node of the first step, its live input)]) if the node stacks a value of all steps."""
         maker, constants = self.graph.maker, self.graph.constants
         if node.op != "Concat" or node.domain or len(node.inputs) != self.count or "axis" not in node.attrs:
             return None
@@ -254,7 +257,7 @@ class _Chain:
         return node, axis, path[::-1]
 
     def _each_row(self, node: OnnxNode, live: int) -> bool:
-        """Whether the node does to [batch, N] what it does to each row, so that any axes may stand before N."""
+        """Whether the node works on each row of [batch, N] separately, so that any axes may precede N."""
         others = [self.graph.constants[i] for k, i in enumerate(node.inputs) if k != live]
         if node.op in _ELEMENTWISE:
             return all(a.ndim <= 1 for a in others)
@@ -265,7 +268,7 @@ class _Chain:
         return node.op == "MatMul" and live == 0 and others[0].ndim == 2
 
     def _lift(self, done: tuple[OnnxNode, int], value: str, name: str, made: list, new: dict) -> str:
-        """Append the node of one step for all of them; the name of the result."""
+        """Append one step's node, applied to all steps; returns the name of the result."""
         node, live = done
         if node.op != "Gemm":
             inputs = [value if k == live else i for k, i in enumerate(node.inputs)]

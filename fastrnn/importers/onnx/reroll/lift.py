@@ -1,11 +1,11 @@
-"""Nodes of one step, lifted over all steps: each value that differs from step to step gets a leading axis of steps.
+"""Lifts the nodes of one step over all steps: each value that differs between steps gets a leading axis of steps.
 
     lift = Lift(ctx, steps)
-    lift.lifted[placeholder] = sequence     # what a step is given, as all steps are given it: [steps, ..]
-    lift.nodes(entries)                     # what the step computes, as it was noted for one step
-    y = lift.whole(value)                   # a value of the step at all steps
+    lift.lifted[placeholder] = sequence     # an input of the step, for all steps: [steps, ..]
+    lift.nodes(entries)                     # the nodes recorded for one step
+    y = lift.whole(value)                   # a value of the step, for all steps
 
-What depends on nothing that differs stays as it is, and is computed once.
+Values that don't depend on the step are computed once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..reading.values import Live
 
 
 class Lift:
-    """Lifts the entries of Builder.nodes. counters: values that are the number of the step, of one element."""
+    """Lifts the entries of GraphDraft.nodes. counters: one-element values that hold the step number."""
 
     def __init__(self, ctx, steps):
         self.ctx, self.steps = ctx, steps
@@ -25,7 +25,7 @@ class Lift:
         self.one_step: dict[str, tuple] = {}  # dims of a lifted value at one step
 
     def give(self, placeholder: Live, sequence: Live) -> None:
-        """At all steps, the value `placeholder` of one step is `sequence`."""
+        """Set the value `placeholder` of one step to `sequence` over all steps."""
         self.lifted[placeholder.name] = sequence
         self.one_step[placeholder.name] = placeholder.dims
 
@@ -45,7 +45,7 @@ class Lift:
             rule = getattr(self, f"_{op}", None)
             if rule is None or len([o for o in outputs if o is not None]) != 1:
                 raise Finding(f"a {op} at every step of it (node {label})")
-            if outputs[0] in self.counters:  # looked at by who reads it
+            if outputs[0] in self.counters:  # handled by its readers
                 continue
             value = self.ctx.values[outputs[0]]
             made = rule(list(inputs), attrs, value.dims)
@@ -53,7 +53,7 @@ class Lift:
             self.one_step[outputs[0]] = value.dims
 
     def whole(self, value) -> Live:
-        """A value of one step at all steps, [steps, ..]; one that is always the same is repeated."""
+        """A value of one step for all steps, [steps, ..]; a constant value is repeated."""
         if isinstance(value, Live) and (value.name in self.lifted or value.name in self.counters):
             return self._of(value.name)
         live = self.ctx.live(value)
@@ -61,8 +61,8 @@ class Lift:
 
     # -- helpers --
     def _of(self, name: str) -> Live:
-        """A value by name: lifted where it differs from step to step, as it is where not."""
-        if name in self.counters:  # the numbers of the steps as values
+        """A value by name: lifted if it differs between steps, otherwise unchanged."""
+        if name in self.counters:  # the step numbers as values
             value, numbers = self.ctx.values[name], self.ctx.positions(self.steps)
             if value.dtype != numbers.dtype:
                 numbers = self.ctx.one("cast", numbers, to=value.dtype)
@@ -76,7 +76,7 @@ class Lift:
         return name in self.lifted or name in self.counters
 
     def _aligned(self, names: list, rank: int) -> list[Live]:
-        """Inputs that broadcast to `rank` axes a step: ones go between the steps and the axes of a smaller one."""
+        """Inputs that broadcast to `rank` axes per step: ones are inserted after the steps of lower-rank inputs."""
         found = []
         for name in names:
             live = self._of(name)
@@ -93,7 +93,7 @@ class Lift:
         return rule
 
     def _later(self, op: str, names, attrs, *keys: str) -> Live:
-        """The same op, its axes one further on; everything but the first input is of no step."""
+        """The same op with its axes shifted by one; inputs after the first must not depend on the step."""
         if any(self._differs(n) for n in names[1:] if n is not None):
             raise Finding(f"a {op} whose parameters change from step to step")
         attrs = dict(attrs)
@@ -101,7 +101,7 @@ class Lift:
             attrs[key] = tuple(a + 1 for a in attrs[key]) if isinstance(attrs[key], tuple) else attrs[key] + 1
         return self.ctx.emit(op, [None if n is None else self._of(n) for n in names], attrs)[0]
 
-    # -- one rule an op: (names of inputs, attributes, dims of the result at one step) -> the lifted result --
+    # -- one rule per op: (names of inputs, attributes, dims of the result at one step) -> the lifted result --
     def _unary(self, names, attrs, dims):
         return self._elementwise("unary")(names, attrs, dims)
 
@@ -118,7 +118,7 @@ class Lift:
         return self._later("linear", names, attrs)
 
     def _matmul(self, names, attrs, dims):
-        """Vectors become matrices of one row or column first, so that axes can't be taken for each other."""
+        """Vectors first become matrices of one row or column, so that axes can't be confused."""
         sides = []
         for k, name in enumerate(names):
             live, lead = self._of(name), self._differs(name)
@@ -171,7 +171,7 @@ class Lift:
         return self.ctx.one("pad", self._of(names[0]), **{**attrs, "pads": pads})
 
     def _gather(self, names, attrs, dims):
-        """With the number of the step as index, a step of a sequence: the sequence itself, its steps first."""
+        """Indexing a sequence by the step number lifts to the sequence itself, with its steps first."""
         table, index, axis = self._of(names[0]), names[1], attrs["axis"]
         if index in self.counters and not self._differs(names[0]):
             self.ctx.equal(table.dims[axis], self.steps, "a sequence must have as many steps as the loop")
@@ -185,7 +185,7 @@ class Lift:
         return self.ctx.transpose(found, (axis, *(a for a in range(len(found.dims)) if a != axis)))
 
     def _rows(self, op: str, names, attrs, dims):
-        """Windows work on rows: the steps are rows like those of the batch."""
+        """Windows work row by row, so steps become rows like those of the batch."""
         if any(self._differs(n) for n in names[1:] if n is not None):
             raise Finding(f"a {op} whose weights change from step to step")
         x = self._of(names[0])

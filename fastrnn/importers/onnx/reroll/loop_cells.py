@@ -1,4 +1,4 @@
-"""An ONNX Loop over the steps of one cell, as tf2onnx writes Keras's SimpleRNN and GRU, becomes that cell."""
+"""Turns an ONNX Loop over the steps of one cell (how tf2onnx writes Keras's SimpleRNN and GRU) into that cell."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _loop(graph: NodeGraph, node: OnnxNode, body, carried: int) -> OnnxNode:
 
 
 def _loop_node(node, maker, outs, carried, states, payload, sequence, trip) -> OnnxNode:
-    """The rolled-up node with the Loop's outputs; those that are neither h, c nor y stay unmade, and must be unused."""
+    """The rolled-up node with the Loop's outputs. Outputs other than h, c and y are not made and must be unused."""
     h, c = states
     y = None
     for k, name in enumerate(outs[1 + carried :]):
@@ -92,7 +92,7 @@ def _is(array, number: int) -> bool:
 
 
 def counts_up(maker: dict, constants: dict, out: str, start: str) -> bool:
-    """Whether the carried value goes up by one a step."""
+    """Whether the carried value increases by one per step."""
     node = maker.get(alias(maker, out))
     if node is None or node.op != "Add":
         return False
@@ -107,7 +107,7 @@ def _through_casts(maker: dict, name: str) -> str:
 
 
 def trip_of(maker, constants, node, ins, outs, kept, counters) -> str:
-    """The outer value that says how many steps there are: the trip count, or n of the condition `i + 1 < n`."""
+    """The outer value with the number of steps: the trip count, or n in the condition `i + 1 < n`."""
     condition = maker.get(_through_casts(maker, outs[0]))
     if condition is None:
         name = _through_casts(maker, outs[0])

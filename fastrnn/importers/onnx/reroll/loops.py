@@ -1,7 +1,7 @@
-"""Scan and Loop: a body that runs for every step, with values carried from one to the next.
+"""Scan and Loop: a body that runs for every step, with values carried from step to step.
 
 The body is walked once, for one step, and lifted over all of them (lift.py); a carried value becomes a `state` node.
-Over a number of steps that the file fixes, and that is not a size of an input, the body is written out instead.
+If the file fixes the number of steps and it is not a size of an input, the body is written out instead.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ op("Scan", attrs="body num_scan_inputs scan_input_axes scan_input_directions sca
 op("Loop", attrs="body")(None)
 
 KINDS = ("Scan", "Loop")
-MAX_WRITTEN = 20_000  # nodes that a body is written out to
-_ENDLESS = 1 << 31  # exporters of `while` give this many steps, or more
+MAX_WRITTEN = 20_000  # most nodes in a body that is written out
+_ENDLESS = 1 << 31  # exporters of `while` write this many steps or more
 
 
 @dataclass
 class Body:
-    """A subgraph: its nodes, the names of its inputs and outputs, its constants by name; `walk` runs its nodes;
-    `outer`: values of the graph around it by name."""
+    """A subgraph: its nodes, the names of its inputs and outputs, its constants by name. walk: runs its nodes. outer:
+    values of the enclosing graph by name."""
 
     nodes: list[OnnxNode]
     constants: dict[str, np.ndarray]
@@ -47,7 +47,7 @@ class Body:
 
 
 def run(ctx, node: OnnxNode, values: list, opset: int, body: Body, needed: list[bool]) -> list:
-    """The outputs of a Scan or Loop. values: of its inputs. needed: which outputs someone reads."""
+    """The outputs of a Scan or Loop. values: of its inputs. needed: which outputs have readers."""
     reader = NodeReader(node, values, opset, needed)
     reader.elsewhere("body")
     made = (_scan if node.op == "Scan" else _loop)(ctx, reader, body)
@@ -123,7 +123,7 @@ def _loop(ctx, n: NodeReader, body: Body) -> list:
 
 
 def _begins(ctx, condition, steps) -> None:
-    """The condition before the first step has to say what the number of steps says: always, or 0 < steps."""
+    """Check that the condition before the first step agrees with the number of steps: always true, or 0 < steps."""
     if condition is None:
         return
     if isinstance(condition, Const | Fill):
@@ -159,7 +159,7 @@ def _plan(n: NodeReader, body: Body, starts: list) -> tuple:
     record = n.node
     first = body.outer.get(record.inputs[0]) if record.inputs[0] else None
     number = _count(first)
-    if number is not None and not isinstance(number, Dim) and number >= _ENDLESS:  # as good as none given
+    if number is not None and not isinstance(number, Dim) and number >= _ENDLESS:  # the same as no limit
         record, number = OnnxNode(record.op, "", record.label, ["", *record.inputs[1:]], record.outputs), None
     try:
         name = trip_of(maker, constants, record, ins, outs, kept, counters)
@@ -186,19 +186,19 @@ def _own_constants(nodes: list[OnnxNode]) -> dict:
 
 
 def _count(value):
-    """A number of steps: an int or a Dim; None if it is not known."""
+    """A number of steps as an int or a Dim; None if it is unknown."""
     if isinstance(value, Ints) and value.array.size == 1:
         return value.array.reshape(-1)[0]
     number = uniform(value) if isinstance(value, Const) and value.array.size == 1 else None
     return None if number is None else int(number)
 
 
-# --- what both have in common ---------------------------------------------------------------------------------------
+# --- common to both -------------------------------------------------------------------------------------------------
 
 
 class _Steps:
-    """All steps of a body. steps: how many; scanned: body input -> sequence [steps, ..]; counters: body inputs that are
-    the number of the step; known, kept: body inputs that are the same at every step (kept: carried ones)."""
+    """All steps of a body. steps: how many. scanned: body input -> sequence [steps, ..]. counters: body inputs that
+    hold the step number. known, kept: body inputs that are the same at every step (kept: carried ones)."""
 
     def __init__(self, ctx, n: NodeReader, body: Body, steps, starts: list):
         self.ctx, self.n, self.body, self.steps, self.starts = ctx, n, body, steps, starts
@@ -210,12 +210,12 @@ class _Steps:
         self.pairs: dict[str, str] = {}
 
     def carry(self, pairs: dict[str, str]) -> None:
-        """Body input -> body output of the carried values, in order."""
+        """Set the carried values: body input -> body output, in order."""
         self.pairs = pairs
         self.start = dict(zip(pairs, self.starts, strict=True))
 
     def outputs(self, collected: list[str]) -> tuple[list, list]:
-        """(what the carried values end as, the sequences of the collected outputs)."""
+        """(final carried values, sequences of the collected outputs)."""
         given = dict(self.start)
         self._free_rows()
         steps = self.steps if isinstance(self.steps, Dim) else self._thawed()
@@ -225,7 +225,8 @@ class _Steps:
         return self._written_out(steps, collected)
 
     def _thawed(self):
-        """A fixed number of steps that is the length of a sequence of which each step takes one, as that length."""
+        """The number of steps; a fixed number becomes the length of a sequence if each step takes one of its
+        elements."""
         mark, labels = len(self.ctx.nodes), set(self.ctx.labels)
         values = self._one_step()
         self.body.walk(values)
@@ -243,7 +244,7 @@ class _Steps:
         return self.steps
 
     def _one_step(self) -> dict:
-        """Values of the body's inputs at one step that stands for all."""
+        """Values of the body's inputs at one representative step."""
         values = dict(self.known)
         for name, sequence in self.scanned.items():
             values[name] = self._placeholder(sequence.dtype, sequence.dims[1:])
@@ -264,7 +265,7 @@ class _Steps:
         return self.ctx.declare(self.ctx.fresh(f"{self.ctx.label}:step"), dtype, tuple(dims))
 
     def _lifted(self, steps: Dim, collected: list[str]) -> tuple[list, list]:
-        """Over a size of the input: one cycle, each carried value a state."""
+        """Steps over a size of the input: one cycle, with each carried value as a state."""
         ctx, label = self.ctx, self.ctx.label
         self._widen()
         inner, mark = self._one_step(), len(ctx.nodes)
@@ -288,8 +289,8 @@ class _Steps:
         return finals, sequences
 
     def _free_rows(self) -> None:
-        """A constant that the carried values begin with, as many equal rows as the file's own batch, follows the batch:
-        begun with one row, the body makes as many as there are."""
+        """Make constant initial values follow the batch. If such a constant has as many equal rows as the file's own
+        batch, it starts as one row, and the body makes as many rows as needed."""
         given, mark, labels = dict(self.start), len(self.ctx.nodes), set(self.ctx.labels)
         for name, start in given.items():
             rows = start.dims[0] if isinstance(start, Const | Fill) and start.dims else 1
@@ -317,7 +318,7 @@ class _Steps:
             self.ctx.labels = labels
 
     def _widen(self) -> None:
-        """A carried value that begins as one row and goes on as many begins as many."""
+        """Expand carried values that begin as one row and continue as several."""
         mark, labels = len(self.ctx.nodes), set(self.ctx.labels)
         inner = self._one_step()
         made = self.body.walk(inner)
@@ -342,7 +343,7 @@ class _Steps:
         return None
 
     def _state(self, lift: Lift, placeholder: Live, start, steps) -> list:
-        """The entry of a state node, whose first input is filled in when it is made."""
+        """The entry of a state node; its first input is set once that value exists."""
         ctx = self.ctx
         zero = isinstance(start, Const | Fill) and uniform(start) == 0 and placeholder.dtype != "bool"
         initial = None if zero else ctx.live(start).name
@@ -358,7 +359,7 @@ class _Steps:
         return entry
 
     def _final(self, lift: Lift, name: str, after, states: dict, steps):
-        """What a carried value is after the last step."""
+        """A carried value after the last step."""
         ctx = self.ctx
         if name in self.kept:
             return self.kept[name]
@@ -375,7 +376,7 @@ class _Steps:
         return ctx.reshape(ctx.slice(sequence, 0, steps - 1, steps), sequence.dims[1:])
 
     def _roles(self, steps, sequences: list) -> None:
-        """What is stepped along is time; the first axis of what is carried, if it is free, is batch."""
+        """The axis of the steps is time; the first axis of a carried value, if free, is batch."""
         batch = next(
             (s.dims[0] for s in self.start.values() if getattr(s, "dims", ()) and isinstance(s.dims[0], Dim)), 1
         )
@@ -384,7 +385,7 @@ class _Steps:
         self.ctx.table.cell(self.ctx.label, steps, batch, forward=self.forward)
 
     def _written_out(self, steps: int, collected: list[str]) -> tuple[list, list]:
-        """Over a number of steps that is fixed: the body once a step."""
+        """A fixed number of steps: the body once per step."""
         if steps < 0 or steps * max(len(self.body.nodes), 1) > MAX_WRITTEN:
             raise Finding(
                 f"{steps} steps of {len(self.body.nodes)} nodes each; written out, at most {MAX_WRITTEN} nodes"

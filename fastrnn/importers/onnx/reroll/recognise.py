@@ -1,8 +1,8 @@
 """The arithmetic of one time step, written out in plain operators, recognised as a known cell.
 
 The step's nodes are evaluated on symbolic operands: affine forms over x, h, c (and r*h), activations of them, and
-products and sums of those. What comes out is compared with the equations of RNN, GRU and LSTM. Weights are known
-arrays, so that slicing and splitting of fused gates is done on them right here.
+products and sums of those. The result is compared with the equations of RNN, GRU and LSTM. Weights are known arrays, so
+fused gates are sliced and split directly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ACTIVATIONS = {"Tanh": "tanh", "Sigmoid": "sigmoid", "Relu": "relu", "Softsign"
 
 
 class NotACell(Exception):
-    """The step is not one that is known; the file is left as it is."""
+    """The step is not a known cell; the file is left unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +25,12 @@ class Affine:
     """sum of base @ matrix, plus bias. terms: base -> [K, N]; a base is "x", "h", "c" or a Product r*h."""
 
     terms: dict
-    bias: tuple = ()  # of [N] arrays, in the order in which they were added
+    bias: tuple = ()  # [N] arrays, in the order of addition
 
 
 @dataclass(frozen=True)
 class Base:
-    """x, h or c itself, or a value from outside that will turn out to be one of them (name is its value)."""
+    """x, h or c itself, or an outer value that may turn out to be one of them (name: of the value)."""
 
     name: str
 
@@ -77,7 +77,7 @@ class Recognised:
     Rb: np.ndarray | None
 
     def same(self, other: Recognised) -> bool:
-        """Whether two steps are one and the same cell."""
+        """Whether two steps are the same cell."""
         pairs = ((self.W, other.W), (self.R, other.R), (self.Wb, other.Wb), (self.Rb, other.Rb))
         return self.spec == other.spec and all(
             (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs
@@ -86,17 +86,17 @@ class Recognised:
 
 class StepReader:
     """Evaluates the values of one step. maker: value name -> OnnxNode; constants: name -> array;
-    known: names with a given meaning; item(node) -> Base where the node takes one time step out of a sequence."""
+    known: names with a given meaning; item(node) -> Base if the node takes one time step out of a sequence."""
 
-    MAX_NODES = 200  # of one step; the largest known one, a GRU with its gates apart, has some thirty
+    MAX_NODES = 200  # of one step; the largest known one, a GRU with separate gates, has about 30
 
     def __init__(self, maker: dict, constants: dict, known: dict, item, opset: int):
         self.maker, self.constants, self.known, self.item, self.opset = maker, constants, dict(known), item, opset
         self.budget = self.MAX_NODES
-        self.rows = 1  # of the largest constant that was added with equal rows: a frozen batch, if more than one
+        self.rows = 1  # of the largest constant added with equal rows; more than one means a frozen batch
 
     def value(self, name: str):
-        """The symbolic operand that a value is; a Base of its own name where nothing is known of it."""
+        """The symbolic operand of a value; a Base with its own name if nothing is known about it."""
         if name in self.known:
             return self.known[name]
         if name in self.constants:
@@ -118,7 +118,7 @@ class StepReader:
         return [self.value(i) if i else None for i in node.inputs]
 
     def _constant_input(self, node, i: int):
-        """Input i of a node as an array, if it is one."""
+        """Input i of a node as an array, if it is constant."""
         value = self.value(node.inputs[i]) if i < len(node.inputs) and node.inputs[i] else None
         return value if isinstance(value, np.ndarray) else None
 
@@ -224,7 +224,7 @@ class StepReader:
 
 
 def _row(array: np.ndarray) -> np.ndarray | None:
-    """The last axis of an array that is the same at every index of the others."""
+    """The last axis of an array if it is the same at every index of the other axes."""
     if array.ndim < 1 or not array.size:
         return None
     rows = array.reshape(-1, array.shape[-1])
@@ -232,8 +232,8 @@ def _row(array: np.ndarray) -> np.ndarray | None:
 
 
 def starts_at_zero(out, cell: Recognised) -> bool:
-    """Whether the first step's result is that of a cell whose h is zero, its product with R already folded away:
-    f(x + bias), with exactly the bias that every other step adds."""
+    """Whether the first step starts from h = 0, with the product with R folded away: f(x + bias), with exactly the bias
+    that every other step adds."""
     if cell.spec.kind != "rnn" or not isinstance(out, Act) or out.fn != cell.spec.activations[0].name:
         return False
     if not isinstance(out.of, Affine) or len(out.of.terms) != 1:
@@ -252,12 +252,12 @@ def _key(base):
 
 
 def _as_affine(value) -> Affine:
-    """A base by itself counts as base @ identity; the identity is made when its size is known (None)."""
+    """A bare base counts as base @ identity. The identity is None until its size is known."""
     return value if isinstance(value, Affine) else Affine({value: None})
 
 
 def _width(x: Affine) -> int | None:
-    """N of an affine form, None where only bare bases are in it."""
+    """N of an affine form, None if it contains only bare bases."""
     return next((m.shape[1] for m in x.terms.values() if m is not None), None)
 
 
@@ -270,7 +270,7 @@ def _columns(x: Affine, start: int, stop: int) -> Affine:
 
 
 def recognise(out: object, cell_out: object | None, x: Base, h: Base, c: Base | None) -> Recognised:
-    """The cell whose new h is `out` (and new c `cell_out`). Raises NotACell."""
+    """The cell with new h `out` (and new c `cell_out`). Raises NotACell."""
     if c is not None:
         return _lstm(out, cell_out, x, h, c)
     if isinstance(out, Act):
@@ -323,7 +323,7 @@ def _two(value, kind) -> tuple:
 
 
 def _split_by(value: Product, wanted) -> object:
-    """The other factor of a product of which one is `wanted` (by Base), else NotACell."""
+    """The other factor of a product that has `wanted` (a Base) as one factor; raises NotACell if it has not."""
     a, b = _two(value, Product)
     if isinstance(a, Base) and a == wanted:
         return b
@@ -333,7 +333,7 @@ def _split_by(value: Product, wanted) -> object:
 
 
 def _update(out, h) -> tuple:
-    """z and n of z*h + (1-z)*n, or of z*(h-n) + n as PyTorch writes it."""
+    """z and n of z*h + (1-z)*n, or of PyTorch's form z*(h-n) + n."""
     parts = list(_two(out, SumOf))
     if isinstance(parts[0], Act) or isinstance(parts[1], Act):
         product, n = parts if isinstance(parts[1], Act) else parts[::-1]

@@ -1,4 +1,4 @@
-"""What rolled-up recurrences have in common: the node that replaces one, and the view of a graph that finds it."""
+"""Common parts of rolling up: the node that replaces a recurrence, and the view of a graph used to find it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ X, H, C = Base("x of the step"), Base("h of the step"), Base("c of the step")
 
 @dataclass
 class Rolled:
-    """What a rolled-up node carries beside its inputs (sequence, h0, c0, trip count).
+    """The payload of a rolled-up node, besides its inputs (sequence, h0, c0, trip count).
 
-    steps : how many copies there were; None for a Loop, whose trip count is an input.
-    flip_x, flip_y : the steps take the sequence from its end; y was put together from its end.
-    stack : the axis of y along which the steps are stacked, or None if they are concatenated as they are.
+    steps : the number of copies; None for a Loop, whose trip count is an input.
+    flip_x, flip_y : the steps read the sequence from its end; y is assembled from its end.
+    stack : the axis of y along which the steps are stacked, or None if they are concatenated without a new axis.
     """
 
     cell: Recognised
@@ -29,19 +29,19 @@ class Rolled:
     flip_x: bool = False
     flip_y: bool = False
     stack: int | None = 0
-    rows: int = 1  # the batch that constants within the steps were written for
+    rows: int = 1  # the batch that constants in the steps were written for
     split: bool = False  # the steps come from SplitToSequence: PyTorch's newer exporter unrolled a whole nn.RNN itself
     turned: bool = False  # the steps are counted from the end of the sequence
     lead: bool = False  # h has an axis of one before [batch, H], if there is no h0 to show it
 
 
 class NodeGraph:
-    """The makers of values, and constants, those of Constant nodes included."""
+    """The makers of values, and constants including those of Constant nodes."""
 
     def __init__(self, nodes: list[OnnxNode], constants: dict, opset: int):
         self.maker = {o: n for n in nodes for o in n.outputs if o}
         self.constants, self.opset = constants, opset
-        self.split: set[str] = set()  # sequences that SplitToSequence takes apart
+        self.split: set[str] = set()  # sequences that SplitToSequence splits
         for node in nodes:
             if node.op == "Constant" and "value" in node.attrs and node.domain == "":
                 tensor = node.attrs["value"].t
@@ -49,7 +49,7 @@ class NodeGraph:
                     try:
                         constants[node.outputs[0]] = files.tensor(tensor, None)
                     except ModelFormatError:
-                        continue  # the walk reads it again and says what is wrong
+                        continue  # the walk reads it again and reports the error
 
     def scalar(self, name: str) -> int | None:
         array = self.constants.get(name)
@@ -57,7 +57,7 @@ class NodeGraph:
 
 
 def leaves(out) -> set[str]:
-    """The values from outside that an operand is made of."""
+    """The outer values that an operand is made of."""
     found: set[str] = set()
 
     def look(value) -> None:

@@ -1,8 +1,8 @@
-"""Recurrences that an exporter wrote out are rolled up into one node again, before the walk.
+"""Rolls written-out recurrences up into one node, before the walk.
 
-Two forms are known: one copy of the step's nodes a time step, their results concatenated (PyTorch's new exporter does
-this to nn.RNN), and an ONNX Loop over the steps (tf2onnx does this to Keras's SimpleRNN, and to GRU with the reset
-before the product). What is not recognised with certainty stays as it is.
+Two forms are known: one copy of the step's nodes per time step, with the results concatenated (PyTorch's new exporter
+writes nn.RNN like this), and an ONNX Loop over the steps (tf2onnx writes Keras's SimpleRNN, and GRU with the reset
+before the product, like this). Anything not recognised with certainty stays unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FAR = 2**31 - 1
 
 
 def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: list[str], opset: int) -> list[OnnxNode]:
-    """The nodes with recognised recurrences replaced, sorted and pruned again."""
+    """The nodes with recognised recurrences replaced, sorted and pruned."""
     graph = NodeGraph(nodes, dict(constants), opset)
     changed = False
     for node in nodes:
@@ -32,13 +32,13 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
             elif node.op == "Loop" and node.domain == "":
                 made = from_loop(graph, node)
         except (ModelFormatError, ValueError, IndexError, KeyError, TypeError, StopIteration):
-            continue  # a malformed node is nothing to roll up; the walk says what is wrong with it
+            continue  # a malformed node can't be rolled up; the walk reports the error
         if made is not None:
             before = {name: graph.maker[name] for name in made.outputs if name}
             steps = {id(n) for n in _steps(graph, node)}
             graph.maker.update(dict.fromkeys(before, made))
             if any(id(n) in steps for n in sort_nodes(graph.maker, known, outputs)):
-                graph.maker.update(before)  # one step's result is used by itself: only the file's own length is right
+                graph.maker.update(before)  # one step's result is used elsewhere: only the file's own length works
                 continue
             changed = True
     if not changed:
@@ -47,16 +47,16 @@ def roll_up(nodes: list[OnnxNode], constants: dict, known: set[str], outputs: li
 
 
 def _steps(graph: NodeGraph, node: OnnxNode) -> list[OnnxNode]:
-    """The nodes that make what a Concat of all steps is made of; none for a Loop."""
+    """The nodes that make the inputs of a Concat of all steps; none for a Loop."""
     found = [graph.maker[i] for i in node.inputs if i in graph.maker] if node.op == "Concat" else []
     return [graph.maker[n.inputs[0]] if n.op == "Unsqueeze" and n.inputs[0] in graph.maker else n for n in found]
 
 
-# --- one copy a step ------------------------------------------------------------------------------------------------
+# --- one copy per step ----------------------------------------------------------------------------------------------
 
 
 def _take(graph: NodeGraph, node: OnnxNode, name: str) -> tuple[str, int] | None:
-    """(sequence, index) where the value is one time step of a sequence along its first axis."""
+    """(sequence, index) if the value is one time step of a sequence along its first axis."""
     if node.op == "SequenceAt":
         source = graph.maker.get(node.inputs[0])
         if source is None or source.op != "SplitToSequence" or len(source.inputs) > 1:
@@ -94,7 +94,7 @@ def _take(graph: NodeGraph, node: OnnxNode, name: str) -> tuple[str, int] | None
 
 
 def _from_concat(graph: NodeGraph, node: OnnxNode) -> OnnxNode | None:
-    """A rolled-up node in place of the Concat of all steps' results, or None."""
+    """A rolled-up node to replace the Concat of all steps' results, or None."""
     axis = node.attrs["axis"].i if "axis" in node.attrs else None
     names, stack = list(node.inputs), None
     if len(set(names)) != len(names) or axis not in (0, 1):
@@ -108,7 +108,7 @@ def _from_concat(graph: NodeGraph, node: OnnxNode) -> OnnxNode | None:
     elif axis != 0:
         return None
     for flip_y in (False, True) if len(names) > 1 else (False,):
-        # One copy is one step: only an LSTM is unmistakable then, since it names both of its states.
+        # With a single copy (one step), only an LSTM is unambiguous, since both of its states are named.
         for chain in (_lstm_chain, _chain) if len(names) > 1 else (_lstm_chain,):
             try:
                 return chain(graph, node, names[::-1] if flip_y else names, flip_y, stack)
@@ -118,7 +118,8 @@ def _from_concat(graph: NodeGraph, node: OnnxNode) -> OnnxNode | None:
 
 
 def _taker(graph: NodeGraph, taken: list):
-    """What `StepReader` asks of a node: X where it takes one step out of a sequence, which `taken` then has."""
+    """The `item` of a `StepReader`: X if the node takes one step out of a sequence, which is then recorded in
+    `taken`."""
 
     def item(inner, value):
         found = _take(graph, inner, value)
@@ -131,7 +132,7 @@ def _taker(graph: NodeGraph, taken: list):
 
 
 def _lstm_chain(graph: NodeGraph, node: OnnxNode, names: list[str], flip_y: bool, stack: int | None) -> OnnxNode:
-    """As `_chain`, for the steps of an LSTM: names are its h, each o * tanh(c). Raises NotACell."""
+    """As `_chain`, for the steps of an LSTM. names: of its h, each o * tanh(c). Raises NotACell."""
     ends = [_squashed(graph, name) for name in names]
     rows, first, starts, sources, indices = 1, None, ("", ""), set(), []
     for t, name in enumerate(names):
@@ -163,7 +164,7 @@ def _squashed(graph: NodeGraph, name: str) -> str:
     """The value c of h = o * tanh(c)."""
     node = graph.maker.get(name)
     sides = [graph.maker.get(i) for i in node.inputs] if node is not None and node.op == "Mul" else []
-    # The squash is the one whose argument is itself a sum of products; o is an activation of an affine form.
+    # tanh(c) is the factor whose argument is a sum of products; o is an activation of an affine form.
     for side in sides:
         if side is not None and side.op in ("Tanh", "Relu", "Softsign") and side.domain == "":
             inner = graph.maker.get(side.inputs[0])
@@ -174,7 +175,7 @@ def _squashed(graph: NodeGraph, name: str) -> str:
 
 
 def _lstm_starts(out, new_c) -> tuple[Base, Base]:
-    """h0 and c0 of the first step: the two values from outside that it is made of, c0 a factor of the new c."""
+    """h0 and c0 of the first step: the two outer values that it uses; c0 is a factor of the new c."""
     if not isinstance(new_c, SumOf):
         raise NotACell
     factors = [f for p in (new_c.left, new_c.right) if isinstance(p, Product) for f in (p.left, p.right)]
@@ -186,7 +187,7 @@ def _lstm_starts(out, new_c) -> tuple[Base, Base]:
 
 
 def _chain(graph: NodeGraph, node: OnnxNode, names: list[str], flip_y: bool, stack: int | None) -> OnnxNode:
-    """names: the results in the order in which they are computed. Raises NotACell."""
+    """names: the results in the order of computation. Raises NotACell."""
     rows, first = 1, None
     start = source = opening = None
     indices = []
@@ -197,7 +198,7 @@ def _chain(graph: NodeGraph, node: OnnxNode, names: list[str], flip_y: bool, sta
         )
         out = step.value(name)
         if t == 0 and not leaves(out):
-            opening, cell = out, None  # h0 was a constant and its product is folded: settled by the second step
+            opening, cell = out, None  # h0 was a constant and its product is folded: the second step decides
         else:
             start = _only_leaf(out) if t == 0 else start
             cell = recognise(out, None, X, H if t else Base(start), None)
@@ -226,7 +227,7 @@ def _chain(graph: NodeGraph, node: OnnxNode, names: list[str], flip_y: bool, sta
 
 
 def _only_leaf(out) -> str:
-    """The one value from outside that the first step starts from: h0."""
+    """The only outer value of the first step: h0."""
     found = leaves(out)
     if len(found) != 1:
         raise NotACell
@@ -234,7 +235,7 @@ def _only_leaf(out) -> str:
 
 
 def _unflip(graph: NodeGraph, name: str) -> tuple[str, bool]:
-    """The sequence behind a reversal of its first axis, and whether there was one."""
+    """The sequence before a reversal of its first axis, and whether it was reversed."""
     node = graph.maker.get(name)
     if node is not None and node.op == "Slice" and graph.opset >= 10 and len(node.inputs) == 5:
         start, stop, axis, step = (graph.scalar(i) for i in node.inputs[1:5])
@@ -244,7 +245,7 @@ def _unflip(graph: NodeGraph, name: str) -> tuple[str, bool]:
 
 
 def _absorb(graph: NodeGraph, name: str, cell: Recognised) -> tuple[str, Recognised]:
-    """Where the sequence is itself x @ W (+ bias) and the step takes it as it is, the product joins the cell."""
+    """If the sequence is itself x @ W (+ bias) and the step uses it unchanged, move the product into the cell."""
     size = cell.spec.input_size
     if not np.array_equal(cell.W, np.eye(size, dtype=np.float32)):
         return name, cell
@@ -259,7 +260,7 @@ def _absorb(graph: NodeGraph, name: str, cell: Recognised) -> tuple[str, Recogni
     weight = graph.constants.get(node.inputs[1])
     if weight is None or weight.ndim != 2 or weight.shape[1] != size:
         return name, cell
-    # The step's own bias was the only one and so came out as Wb; it is the recurrent one.
+    # The step's bias was the only one, so it was read as Wb; it is the recurrent one.
     wb, rb = cell.Wb, cell.Rb
     if bias is not None:
         wb, rb = bias.astype(np.float32), np.zeros(size, np.float32) if cell.Wb is None else cell.Wb

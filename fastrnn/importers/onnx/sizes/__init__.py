@@ -1,1 +1,1 @@
-"""Which sizes of a file are free: symbols, what speaks against freeing one, and how frozen numbers are read again."""
+"""Which sizes of a file are free: symbols, evidence against freeing one, and reinterpretation of frozen numbers."""

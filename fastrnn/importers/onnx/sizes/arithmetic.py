@@ -1,4 +1,4 @@
-"""Arithmetic on sizes: what Shape gives, and numbers, stay symbolic as long as their meaning is certain."""
+"""Arithmetic on sizes. Results of Shape, combined with numbers, stay symbolic as long as their meaning is certain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..reading.values import Const, Ints, simplest
 
 
 def on_sizes(ctx, fn: str, a, b):
-    """Arithmetic where one side is made of sizes; None if it is not known symbolically."""
+    """Arithmetic with sizes on one side; None if the result can't be expressed symbolically."""
     if fn not in ("add", "sub", "mul", "div", "equal") or not all(isinstance(v, (Ints, Const)) for v in (a, b)):
         return None
     if any(isinstance(v, Const) and v.array.dtype.kind not in "iu" for v in (a, b)):
@@ -24,7 +24,7 @@ def on_sizes(ctx, fn: str, a, b):
         try:
             return simplest(np.frompyfunc(lambda p, q: _quotient(ctx, p, q), 2, 1)(left, right))
         except ShapeError:
-            return None  # one size by another, of which only the example's quotient is known
+            return None  # one size by another: only the example's quotient is known
     return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
 
 
@@ -40,8 +40,8 @@ def _quotient(ctx, p, q):
 
 
 def assumed_one(ctx, fn: str, a, b):
-    """Whether windows over a size that the file leaves open come out as just one: squeeze() asks so before it removes
-    an axis. It is taken to be so, and the graph then requires it of every input; None for any other question."""
+    """Assume that windows over an open size give exactly one: squeeze() checks this before it removes an axis. The
+    graph then requires it of every input. None for any other comparison."""
     sides = [v.array.flat[0] for v in (a, b) if v.dims in ((), (1,)) and isinstance(v, (Ints, Const))]
     dims = [v for v in sides if isinstance(v, Dim)]
     if (
@@ -60,7 +60,7 @@ def assumed_one(ctx, fn: str, a, b):
 
 
 def _sizes_equal(left, right):
-    """Equality of sizes where it is certain: the same dim, two ints, or a size (>= 0) against a negative int."""
+    """Equality of sizes, if certain: the same dim, two ints, or a size (>= 0) against a negative int."""
     flags = []
     left, right = np.broadcast_arrays(left, right)
     for p, q in zip(left.flat, right.flat, strict=True):
@@ -75,15 +75,15 @@ def _sizes_equal(left, right):
 
 
 def hold(ctx, n: NodeReader, values) -> None:
-    """Sizes that the file gives stay what they are where they meet numbers alone: the file may decide by them. Those
-    that it leaves open, and those that meet live values, are computed with as values."""
+    """Hold sizes that the file fixes at their numbers if they meet only numbers, because the file may branch on them.
+    Open sizes, and sizes that meet live values, are computed as values."""
     sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
     if all(isinstance(v, (Ints, Const)) for v in values) and all(ctx.table.genuine(d) for d in sizes):
         ctx.table.freeze(sizes, f"{n.node.op} is computed from it")
 
 
 def largest_size(ctx, values: list):
-    """The larger of sizes that are one size, or one and 1, as where an Einsum is written out; None otherwise."""
+    """The maximum of sizes that are all the same size or 1, as in a written-out Einsum; None otherwise."""
     if not all(isinstance(v, (Ints, Const)) for v in values):
         return None
     arrays = np.broadcast_arrays(*(v.array.astype(object) for v in values))

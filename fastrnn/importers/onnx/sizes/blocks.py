@@ -1,7 +1,7 @@
-"""Blocks of an axis whose length the file leaves open: the length is taken to be a multiple of the block.
+"""Blocks of an axis of open length: the length is assumed to be a multiple of the block.
 
-`x.reshape(B, T // 4, 4, F)` of an open T runs where 4 divides T. The axis is cut to whole blocks, which every length
-that the file allows has anyway, and the graph requires that nothing is cut off.
+`x.reshape(B, T // 4, 4, F)` with an open T runs if 4 divides T. The axis is cut to whole blocks, and the graph requires
+that nothing is cut off. Every length that the file allows satisfies this anyway.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ....graph.dims import Dim, FloorDiv
 
 
 def cut_axis(ctx, x, axis: int, block: int):
-    """x with an axis of whole blocks."""
+    """x with an axis cut to whole blocks."""
     size = x.dims[axis]
     whole = D.floordiv(size, block) * block
     if whole == size:
@@ -24,8 +24,8 @@ def cut_axis(ctx, x, axis: int, block: int):
 
 
 def cut(ctx, x, target: list, allowzero: bool) -> tuple | None:
-    """(x, target) of a Reshape that no size fits as it is: x with an axis in whole blocks, or a target that names such
-    an axis by its whole blocks. None if neither helps."""
+    """(x, target) for a Reshape that fits no size as written: x with an axis cut to whole blocks, or a target that
+    expresses such an axis in whole blocks. None if neither helps."""
     copied = [x.dims[i] if isinstance(t, int) and t == 0 and not allowzero else t for i, t in enumerate(target)]
     dims, copied = ([ctx.table.example(d) if ctx.table.genuine(d) else d for d in side] for side in (x.dims, copied))
     named = [ctx.table.blocks.get(t, t) if isinstance(t, Dim) else t for t in copied]
@@ -45,7 +45,7 @@ def _rest(target: list):
 
 
 def _fits(dims: list, target: list) -> bool:
-    """Whether dims make the target at every size."""
+    """Whether dims can be reshaped to the target at every size."""
     total, rest = D.product(dims), _rest(target)
     if not any(isinstance(t, int) and t == -1 for t in target):
         return total == rest
@@ -53,7 +53,7 @@ def _fits(dims: list, target: list) -> bool:
 
 
 def _block(dims: list, axis: int, target: list) -> int | None:
-    """The least block of an axis by which dims make the target; None if there is none."""
+    """The smallest block of an axis with which dims fit the target; None if there is none."""
     size = dims[axis]
     sizes = [a for t in target if isinstance(t, Dim) for mono in t.terms for a in mono]
     blocks = [a.den for a in sizes if isinstance(a, FloorDiv) and a.num == size]
@@ -68,7 +68,7 @@ def _block(dims: list, axis: int, target: list) -> int | None:
 
 
 def _factor(dim) -> int | None:
-    """The number of a product of a number and sizes; None of a sum."""
+    """The numeric factor of a product with sizes; None for a sum."""
     if not isinstance(dim, Dim):
         return int(dim)
     return next(iter(dim.terms.values())) if len(dim.terms) == 1 else None

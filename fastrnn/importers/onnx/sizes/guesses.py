@@ -1,8 +1,8 @@
-"""A batch that a file froze at one can often be read in several ways: [1, 16] -> [1, 1, 1, 16] may put it anywhere.
+"""Guesses for a batch frozen at one, which is often ambiguous: [1, 16] -> [1, 1, 1, 16] may put it anywhere.
 
-A reading is chosen, and turned where the batch then meets itself or a fixed size; what comes out is kept only if it
-proves true: a state that is threaded through the file must come out with the batch where it went in, and the reference
-must give two rows what it gives each row alone. If not, the batch stays as the file has it.
+A reading is chosen, and changed if the batch then meets itself or a fixed size. The result is kept only if it is
+verified: a state that is threaded through the file must come out with the batch where it went in, and the reference
+must give two rows the same results as each row alone. Otherwise the batch stays fixed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from ...shared.ledger import Finding
 from .evidence import Policy
 from .symbols import SymbolTable
 
-_TOLERANCE = 1e-9  # in float64; a row in the wrong place differs in the first digit
-_MAX_WORK = 1 << 26  # weights times steps that the proof may take: about a second
+_TOLERANCE = 1e-9  # in float64; a misplaced row differs in the first digit
+_MAX_WORK = 1 << 26  # weights times steps that verification may take: about a second
 
 
 def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool], policy: Policy) -> Graph:
-    """The graph that `build` makes with guesses, if it made any and they prove true; without them otherwise.
+    """The graph that `build` makes with guesses, if it made any and they are verified; otherwise the graph without
+    them.
 
-    threads: whether a state is threaded through a graph. Without one, the place of an output's batch is not known.
+    threads: whether a state is threaded through a graph. Without a threaded state, the place of an output's batch is
+    unknown.
     """
     table = SymbolTable(policy, guess=policy.thaw)
     try:
@@ -44,7 +46,7 @@ def has_batch(graph: Graph) -> bool:
 
 
 def rows_stand_alone(graph: Graph) -> bool:
-    """Whether the reference gives a batch of two rows what it gives each row by itself."""
+    """Whether the reference gives a batch of two rows the same results as each row alone."""
     if sum(a.size for a in graph.constants.values()) > _MAX_WORK:
         return False
     rng = np.random.default_rng(7)

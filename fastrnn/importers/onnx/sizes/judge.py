@@ -1,7 +1,7 @@
-"""Which of the sizes that a walk would free stay at the file's number: the evidence of the ledger, weighed.
+"""Weighs the ledger's evidence: which of the sizes that a walk would free stay at the file's number.
 
-`verdicts` looks at what the walk recorded (evidence.py) and at the graph that it made: a number is judged by where it
-acts. A scale of 1/8 at 64 steps is not evidence beside a product over 64 features, and is one anywhere else.
+`verdicts` examines what the walk recorded (evidence.py) and the graph it made: a number is judged by where it acts. A
+scale of 1/8 at 64 steps is not evidence next to a product over 64 features, but is evidence anywhere else.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ....graph.dims import Dim
 from .evidence import PLAIN_SHIFT, SMALL, Count, Ledger, Scalar
 from .symbols import Symbol, SymbolTable
 
-_COMMON = (0.5, 1.0, 2.0, 3.0)  # in every file too, whatever its length
+_COMMON = (0.5, 1.0, 2.0, 3.0)  # also common in files of any length
 _MOVES = ("reshape", "transpose", "cast")
-# Ops through which a value that is summed or counted over time stays one.
+# Ops after which a value summed or counted over time still counts as one.
 _THROUGH = frozenset((*_MOVES, "unary", "binary", "slice", "expand", "concat", "where", "pad"))
 
 
 def verdicts(table: SymbolTable, ctx) -> list[tuple[Symbol, str]]:
-    """(symbol, reason) of each size that would be freed and stays at the file's number. Weak evidence that the caller
-    passes over is noted in `table.ledger.overruled`."""
+    """(symbol, reason) of each size that would be freed but stays at the file's number. Weak evidence that the caller
+    overrules is recorded in `table.ledger.overruled`."""
     ledger = table.ledger
     ledger.overruled.clear()
     if ledger.policy.compared:
@@ -55,7 +55,7 @@ def verdicts(table: SymbolTable, ctx) -> list[tuple[Symbol, str]]:
 
 
 def _counts(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iterator[Count]:
-    """Every position and count that nothing explains; the strong ones first."""
+    """Every unexplained position and count; strong evidence first."""
     yield from sorted(ledger.counts, key=lambda count: count.weak)
     yield from _shifts(ledger, table)
     yield from _loops(ledger, table)
@@ -69,7 +69,7 @@ def _counts(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iter
 
 
 def _shifts(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
-    """Starts of slices that no lag explains: `x[k:]` beside `x[:-k]`, for k of at most a quarter of the length."""
+    """Slice starts not explained by a lag, which is `x[k:]` next to `x[:-k]` with k at most a quarter of the length."""
     for shift in ledger.shifts:
         example = table.example(shift.size)
         lag = (shift.source, shift.axis, shift.start) in ledger.cuts and shift.start <= example // 4
@@ -78,7 +78,7 @@ def _shifts(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
 
 
 def _loops(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
-    """Axes of which each single step is taken: a loop that was written out."""
+    """Axes whose steps are all taken one by one: a written-out loop."""
     for (source, _, size), taken in ledger.singles.items():
         example = table.example(size)
         if example > 1 and taken >= set(range(example)):
@@ -86,16 +86,16 @@ def _loops(ledger: Ledger, table: SymbolTable) -> Iterator[Count]:
 
 
 def _constant_outputs(ledger: Ledger, table: SymbolTable, sym: Symbol) -> Iterator[Count]:
-    """Outputs that no input reaches, with an axis as long as a size: zeros of the batch, positions of the steps. A
-    batch of one may be any axis of one."""
+    """Outputs that depend on no input and have an axis as long as a size: zeros for the batch, positions of the steps.
+    A batch of one may be any axis of one."""
     for constant in ledger.tables:
         if not constant.others and constant.length == sym.example and (sym.example > 1 or sym.role == "batch"):
             yield Count(table.dim(sym), constant.label, f"is a constant with an axis of {constant.length}")
 
 
 def _loops_of_open_axes(ledger: Ledger, table: SymbolTable, ctx, free: list[Symbol]) -> Iterator[Count]:
-    """A loop that was written out over an axis which the file leaves open reads its first steps alone, whatever the
-    program did. At the file's own batch that is what the file means; at another, nothing says so."""
+    """Written-out loops over an open axis. They read only its first steps, whatever the program did. That is what the
+    file means at its own batch; at another batch there is no evidence for it."""
     found: list[tuple[str, str]] = []
     for (source, _, size), taken in ledger.singles.items():
         if not table.genuine(size) and len(taken) > 1 and taken >= set(range(len(taken))):
@@ -111,7 +111,7 @@ def _loops_of_open_axes(ledger: Ledger, table: SymbolTable, ctx, free: list[Symb
 
 
 def _tables(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
-    """Constants as long as a size that nothing they meet has: a table of the steps meets what is summed over them."""
+    """Constants as long as a size that no value they meet has: a table of the steps meets a sum over the steps."""
     for length, label in ledger.widths:
         if length in (sym.example - 1, sym.example, sym.example + 1, 2 * sym.example) and length > SMALL:
             yield Count(table.dim(sym), label, f"makes an axis of {length}")
@@ -122,7 +122,7 @@ def _tables(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[Co
 
 
 def _pads(table: SymbolTable, ctx) -> Iterator[Count]:
-    """Steps that are added by number: up to a fixed length, if no window over them says how many it needs."""
+    """Fixed numbers of added steps: padding to a fixed length, unless a window over them explains the number."""
     for op, label, inputs, outputs, attrs in ctx.nodes:
         added: list[tuple] = []
         if op == "pad":
@@ -140,8 +140,8 @@ def _pads(table: SymbolTable, ctx) -> Iterator[Count]:
 
 
 def _windowed(ctx, name: str, length: int, steps: int) -> bool:
-    """Whether all that reads a value are windows that reach over `steps` more, or slices, which are judged apart. Steps
-    that make a length come out even for windows a stride apart are computed from it."""
+    """Whether all readers of a value are windows that reach over `steps` more, or slices, which are judged separately.
+    Steps that round a length up to a multiple of the stride are computed from the length."""
     readers = [entry for entry in ctx.nodes if name in entry[2]]
     for op, _, inputs, outputs, attrs in readers:
         if op in ("conv", "conv_transpose", "pool"):
@@ -158,8 +158,7 @@ def _windowed(ctx, name: str, length: int, steps: int) -> bool:
 
 
 def _copies(table: SymbolTable, ctx, sym: Symbol) -> Iterator[Count]:
-    """Weights that are used in turn as often as there are steps: a loop that was written out, and reads no step of the
-    input."""
+    """Weights used repeatedly, as often as there are steps: a written-out loop that reads no step of the input."""
     n = sym.example
     for labels in _repeated(ctx):
         times = len(labels)
@@ -171,7 +170,7 @@ _ALIKE = "and {} others use the same weights in turn"
 
 
 def _repeated(ctx) -> list[list[str]]:
-    """Labels of nodes that use the same weights, the last of which depends on the first; two at least."""
+    """Labels of at least two nodes that use the same weights, if the last depends on the first."""
     uses: dict[str, list[str]] = {}
     for op, label, inputs, _, _ in ctx.nodes:
         for name in inputs[1:] if op in ("linear", "matmul", "conv") else inputs[1:2] if op == "cell" else ():
@@ -181,7 +180,7 @@ def _repeated(ctx) -> list[list[str]]:
 
 
 def _hangs(ctx, first: str, last: str) -> bool:
-    """Whether one node depends on another, by label."""
+    """Whether node `last` depends on node `first`, by label."""
     reached: set[str] = set()
     for _, label, inputs, outputs, _ in ctx.nodes:
         if label == first or reached & set(inputs):
@@ -195,8 +194,8 @@ def _hangs(ctx, first: str, last: str) -> bool:
 
 
 def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[tuple[Scalar, str]]:
-    """Scalars that may be computed from the example of a size, with how. Of the batch, only those that divide a sum
-    over it."""
+    """Scalars that may be computed from the example of a size, each with the formula. For the batch, only those that
+    divide a sum over it."""
     for label, op, numbers in ledger.vectors if sym.role == "time" and sym.example > SMALL else ():
         if _multiples(numbers, sym.example):
             yield (
@@ -223,7 +222,7 @@ def _scalars(ledger: Ledger, table: SymbolTable, ctx, sym: Symbol) -> Iterator[t
 
 
 def _multiples(numbers: tuple, n: int) -> bool:
-    """Whether numbers are 0, n, 2*n.. or 0, 1/n, 2/n.., as arange(6) / n is. Eighths are rounded weights."""
+    """Whether numbers are 0, n, 2*n.. or 0, 1/n, 2/n.., such as arange(6) / n. Eighths are rounded weights."""
     for unit in (n,) if n & (n - 1) == 0 else (1 / n, n):
         times = [number / unit for number in numbers]
         if all(isclose(t, round(t), rel_tol=1e-5, abs_tol=1e-6) for t in times) and max(map(abs, times)) < 1e6:
@@ -235,13 +234,13 @@ def _multiples(numbers: tuple, n: int) -> bool:
 
 
 def _lengths(table: SymbolTable, ctx, sym: Symbol, scalar: Scalar) -> list[int]:
-    """The example of a size, and of the lengths that the values which a scalar meets have because of it."""
+    """The example of a size, and of lengths derived from it in the values that the scalar meets."""
     dims = {d for name in scalar.others for d in ctx.values[name].dims if isinstance(d, Dim)}
     return sorted({sym.example} | {table.example(d) for d in dims if table.of(d) == [sym]})
 
 
 def _computed(number: float, lengths: list[int]) -> str | None:
-    """In which words a number is computed from one of some lengths; None if it is not."""
+    """The formula by which a number is computed from one of the lengths; None if it is not."""
     for n in lengths:
         for known, text in _numbers(n):
             if isclose(number, known, rel_tol=1e-6):
@@ -250,20 +249,20 @@ def _computed(number: float, lengths: list[int]) -> str | None:
 
 
 def _numbers(n: int) -> list[tuple[float, str]]:
-    """What programs compute from a length n, and in which words."""
+    """Numbers that programs compute from a length n, each with its formula."""
     if n < 2:
         return []
     plain = [(n, "the length"), (n - 1, "one less than"), (n + 1, "one more than"), (n // 2, "half of")]
     plain += [(n / 2, "half of"), (2 * n, "twice"), (n * n, "the square of")]
     for m, text in ((n, ""), (n - 1, " one less than"), (n + 1, " one more than")):
         plain += [(sqrt(m), f"the square root of{text}"), (log(m), f"the logarithm of{text}")]
-    if n > 10 and n % 5:  # 0.7 and 0.2 are likelier a setting than a length in other units
+    if n > 10 and n % 5:  # 0.7 and 0.2 are more likely a setting than a length in other units
         plain += [(n / k, f"1/{k} of") for k in (10, 100, 1000)]
     return [*plain, *((1 / v, f"the reciprocal of {text}") for v, text in plain if v)]
 
 
 def _scales_a_product(ctx, scalar: Scalar) -> bool:
-    """Whether a scale is sqrt(K), its reciprocal, or the root of one, beside a fixed size K of what it scales."""
+    """Whether a scale is sqrt(K), its reciprocal, or the root of one of these, for a fixed size K of what it scales."""
     if scalar.op not in ("Mul", "Div"):
         return False
     sizes = set()
@@ -274,7 +273,7 @@ def _scales_a_product(ctx, scalar: Scalar) -> bool:
 
 
 def _made_of(ctx, name: str) -> tuple:
-    """The inputs of the node that made a value, behind moves of data."""
+    """The inputs of the node that made a value, traced back through moves of data."""
     for op, _, inputs, outputs, _ in reversed(ctx.nodes):
         if name in outputs:
             if op not in _MOVES:
@@ -284,8 +283,8 @@ def _made_of(ctx, name: str) -> tuple:
 
 
 def _summed(table: SymbolTable, ctx, sym: Symbol) -> tuple[set[str], set[str]]:
-    """Names of the values that are sums over a size, as they are or moved, and of all that depend on a value which is
-    summed or counted over it."""
+    """(names of the values that are sums over a size, possibly moved; names of all values that depend on one summed or
+    counted over it)."""
     sums: set[str] = set()
     counted: set[str] = set()
     for op, _, inputs, outputs, attrs in ctx.nodes:

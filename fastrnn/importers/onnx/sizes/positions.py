@@ -1,4 +1,4 @@
-"""Values that depend on positions alone: step numbers, triangles, slices of tables, and masks that a file froze."""
+"""Values that depend only on positions: step numbers, triangles, slices of tables, and masks that a file froze."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ....graph.dims import Dim
 from ...shared.ledger import Finding
 from ..reading.values import Const, Fill, Ints, Live
 
-MOST = 1 << 24  # numbers of one table that is computed
+MOST = 1 << 24  # most numbers in a computed table
 
 
 def sizes_of(ctx, value: Live) -> list[Dim] | None:
-    """The sizes from which a value is computed; None if it depends on an input of the file."""
+    """The sizes that a value is computed from; None if it depends on an input of the file."""
     needed, sizes = {value.name}, list(value.dims)
     for op_, _, inputs, outputs, attrs in reversed(ctx.nodes):
         if needed & set(outputs):
@@ -36,7 +36,7 @@ def triangle(ctx, dims: tuple, k: int, upper: bool):
 
 
 def running_count(ctx, x: Fill, axis: int, exclusive: bool):
-    """The running sum of one integer: how many there are so far, times that integer."""
+    """The running sum of a uniform integer: the count so far, times that integer."""
     dims = [1] * len(x.dims)
     dims[axis] = x.dims[axis]
     out = ctx.reshape(ctx.positions(x.dims[axis], int(not exclusive)), dims)
@@ -49,9 +49,9 @@ def running_count(ctx, x: Fill, axis: int, exclusive: bool):
 
 
 def slice_table(ctx, x, axis: int, start, end, step: int):
-    """The first rows of a fixed number, as many as a size says: looked up by step number. None if that isn't asked.
+    """As many of the first rows of a fixed table as a size says, looked up by step number. None for any other slice.
 
-    A table that is shorter than the size is an index outside the table when the model is run.
+    If the table is shorter than the size, running the model raises an index error.
     """
     size = x.dims[axis]
     if isinstance(x, (Ints, Fill)) or isinstance(size, Dim) or step != 1:
@@ -67,10 +67,10 @@ def slice_table(ctx, x, axis: int, start, end, step: int):
 
 
 def thaw_masks(ctx, values: list) -> list:
-    """Constants that say which step sees which, at the file's own length, written for every length.
+    """Rewrite constants that say which step sees which, at the file's own length, for every length.
 
-    Such a constant meets a value that has one size, T, on two axes; it has the file's own number on both, holds one
-    number where 0 <= row - column < w (w may be all there is) and another elsewhere.
+    Such a constant meets a value that has one size, T, on two axes. It has the file's own number on both, and holds one
+    number where 0 <= row - column < w (w may be the full length) and another elsewhere.
     """
     rank = max(len(v.dims) for v in values)
     for dims in [v.dims for v in values if not isinstance(v, Const)]:
@@ -106,8 +106,8 @@ def _thawed(ctx, value, axes: list, size: Dim):
 
 
 def counted(ctx, value):
-    """A constant that counts along one axis (positions, as arange makes them), or that is a mask which nothing of two
-    like axes met, as a value whose length becomes a size of the file where they meet."""
+    """A constant that counts along one axis (like arange), or a mask that met no value with two equal axes, as a value
+    whose length becomes a size of the file if they meet."""
     if not isinstance(value, Const) or not value.dims or value.array.size < 2 or value.array.dtype.kind not in "ifb":
         return value
     array, n = value.array, value.dims[-1]

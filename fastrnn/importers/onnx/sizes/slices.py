@@ -1,4 +1,4 @@
-"""Bounds of slices that an exporter wrote down, read again as functions of the size that they cut."""
+"""Bounds of slices that an exporter wrote as numbers, reinterpreted as functions of the size that they cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FAR = 2**31 - 1  # exporters write a number at least this large for "to the end"
 
 
 def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
-    """(start, stop) of x[start:end:step] on an axis, resolved as graph/types.py wants them.
+    """(start, stop) of x[start:end:step] on an axis, resolved as graph/types.py requires.
 
     An end at or beyond the example length means "to the end"; a start at the last element means the last element. Other
     numbers are evidence that the length is meant (evidence.py).
@@ -26,7 +26,7 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
     def place(v, lowest: int):
         if isinstance(v, Dim):
             if isinstance(size + v, int) and size + v >= 0:  # minus a length that is shorter by a fixed number
-                if size + v > 0:  # as long as the number is below 0: from the end
+                if size + v > 0:  # the number is negative: from the end
                     table.shortfalls.append(D.shortfall(size, size + v + 1))
                 return size + v, size + v
             if not D.may_be_negative(-v) and isinstance(size + v, Dim):  # -(T // 2): from the end, if it is not 0
@@ -60,7 +60,7 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
 
 
 def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
-    """Tell the ledger which numbers of a slice act as positions on an axis of a free size."""
+    """Record in the ledger which numbers of a slice act as positions on an axis of a free size."""
     (start, end, step), (low, high), ledger = written, resolved, ctx.table.ledger
     size, source = x.dims[axis], getattr(x, "name", "")
     if not isinstance(size, Dim) or isinstance(start, Dim) or isinstance(end, Dim):
@@ -91,8 +91,9 @@ def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
 
 
 def _check_order(ctx, size, low, high, step: int) -> None:
-    """Both bounds symbolic and of different kinds can't be clamped before sizes are known; the common ones are sure. As
-    many rows of a table as there are steps are taken to be there: a longer sequence is refused when it is run."""
+    """Check that the bounds are in order. Two symbolic bounds of different kinds can't be clamped before sizes are
+    known, but the common cases are safe. A table is assumed to have as many rows as there are steps; a longer sequence
+    is refused at run time."""
     if not isinstance(size, Dim):
         return
     for bound in (low, high):

@@ -1,9 +1,9 @@
-"""Symbols with examples: which sizes of a file are free, and which the file's own constants hold fast.
+"""Symbols with examples: which sizes of a file are free, and which are fixed by the file's own constants.
 
-Every dim of every input starts as a symbol. One that the file gives a number carries it as its *example*; one that the
-file leaves open (a `dim_param`) carries an invented prime, which no constant of a file hits by chance. While the nodes
-are walked, constraints freeze symbols to their example or unify two of them. Each change raises `Restart`: the walk
-begins again with what is now known, and ends when nothing changes, after at most one walk a symbol.
+Every dim of every input starts as a symbol. If the file gives it a number, that is its *example*. If the file leaves it
+open (a `dim_param`), its example is an invented prime that no constant of a file equals by chance. During the walk,
+constraints freeze symbols to their example or unify two of them. Each change raises `Restart`: the walk starts again
+with the new knowledge. It ends when nothing changes, after at most one walk per symbol.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ....graph.dims import Dim
 from ...shared.ledger import Finding
 from .evidence import Ledger, Policy
 
-# Invented examples: large primes, so that a product of them factors in one way only and equals no real size.
+# Invented examples: large primes, so that a product of them has a unique factorisation and equals no real size.
 _FIRST_INVENTED = 1_000_003
 
 
@@ -25,7 +25,7 @@ _NO_STEPS = "no recurrent layer steps along it, nor has it as its batch"
 
 
 class Restart(Exception):
-    """The table learned something; the walk must begin again."""
+    """The table learned something; the walk must start again."""
 
 
 @dataclass
@@ -33,17 +33,17 @@ class Symbol:
     """One axis of one input (or one dim_param). `example` is the file's number if `genuine`, else invented."""
 
     name: str
-    label: str  # for people: "axis 1 of input x"
+    label: str  # for messages: "axis 1 of input x"
     example: int
     genuine: bool
     axis: int
     input: str = ""
-    param: str = ""  # the file's own name of the size, if it has one
+    param: str = ""  # the file's own name for the size, if it has one
     frozen: int | None = None
     joined: Symbol | None = None
     role: str | None = None  # "batch" or "time"
     sure: bool = False  # whether a recurrent node says so
-    final: str | None = None  # the name in the graph, given when the walk has settled
+    final: str | None = None  # the name in the graph, assigned once the walk has settled
 
 
 class SymbolTable:
@@ -52,23 +52,23 @@ class SymbolTable:
     def __init__(self, policy: Policy, guess: bool = False):
         self.policy = policy
         self.ledger = Ledger(policy)
-        self.reasons: dict[str, str] = {}  # name of a symbol that stays at the file's number -> why
-        self.guess = guess  # whether a free one that can have several places gets one, rather than be frozen
+        self.reasons: dict[str, str] = {}  # name of a symbol that stays at the file's number -> reason
+        self.guess = guess  # whether an ambiguous free size of one is placed by a guess instead of frozen
         self.guessed = False
         self.choices: dict[str, str] = {}  # label of a Reshape -> "right" or "left", of its new ones
-        self.recent: list[tuple[str, Dim]] = []  # choices of this walk, in its order, with the size they place
+        self.recent: list[tuple[str, Dim]] = []  # choices of this walk, in order, with the size they place
         self.by_key: dict[object, Symbol] = {}
         self.inputs: set[str] = set()
         self.by_name: dict[str, Symbol] = {}
-        self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that a restart repeats none
+        self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that restarts don't repeat any
         self.surplus: list[str] = []  # free sizes that are neither batch nor time, found by settle
         self._cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
-        self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> the dims that it was made of, in order
-        self.assumed: dict[Dim, int] = {}  # sizes that are not plain symbols, on which the file's own branches depend
-        self.joined: set[Dim] = set()  # products that the Reshape at hand made of free ones; `merged` has their parts
+        self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> its factors, in order
+        self.assumed: dict[Dim, int] = {}  # sizes other than plain symbols that the file's branches depend on
+        self.joined: set[Dim] = set()  # products of free ones made by the current Reshape; `merged` has their parts
         self.declared: set[int] = set()  # numbers that the file declares for axes of its outputs
-        self.shortfalls: list[Dim] = []  # what `dims.shortfall` has to find 0: sizes that must not be too small
-        self.blocks: dict[Dim, Dim] = {}  # an open size that is taken to be a multiple of a number -> that multiple
+        self.shortfalls: list[Dim] = []  # `dims.shortfall` must be 0 for these: sizes that must not be too small
+        self.blocks: dict[Dim, Dim] = {}  # an open size assumed to be a multiple of a number -> that multiple
         self._next = _FIRST_INVENTED
 
     # --- making and reading ------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class SymbolTable:
         return sym
 
     def roots(self) -> list[Symbol]:
-        """Symbols that stand for themselves and are still free, in the order of the inputs."""
+        """Symbols that are not unified with another and still free, in the order of the inputs."""
         return [s for s in self.by_key.values() if s.joined is None and s.frozen is None]
 
     def dim(self, sym: Symbol) -> Dim | int:
@@ -115,7 +115,7 @@ class SymbolTable:
         return next(s for s in self.roots() if s.final == name)
 
     def single(self, dim) -> Symbol | None:
-        """The symbol that `dim` is, if it is just one symbol."""
+        """The symbol of `dim`, if it is a single symbol."""
         if isinstance(dim, Dim):
             syms = self.of(dim)
             if len(syms) == 1 and dim == self.dim(syms[0]):
@@ -123,7 +123,7 @@ class SymbolTable:
         return None
 
     def example(self, dim) -> int:
-        """What a dim is at the file's own sizes (invented ones included)."""
+        """The value of a dim at the file's own sizes (including invented ones)."""
         if not isinstance(dim, Dim):
             return int(dim)
         return D.evaluate(dim, {(s.final or s.name): s.example for s in self.of(dim)})
@@ -133,7 +133,7 @@ class SymbolTable:
         return all(s.genuine for s in self.of(dim))
 
     def held(self) -> tuple[tuple[str, int, str], ...]:
-        """(input, axis, why) of each axis of an input that stays at the file's number for a reason."""
+        """(input, axis, reason) of each input axis that stays at the file's number for a recorded reason."""
         return tuple(
             (s.input, s.axis, self.reasons[self.root(s).name])
             for s in self.by_key.values()
@@ -143,13 +143,13 @@ class SymbolTable:
     # --- guessing ----------------------------------------------------------------------------------------------
 
     def choose(self, label: str, dims) -> str:
-        """Where the free ones `dims` stand among more ones of a Reshape: at their right or their left end."""
+        """Choose where the free ones `dims` are placed among the ones of a Reshape: at the right or left end."""
         self.guessed = True
         self.recent += [(label, d) for d in dims if isinstance(d, Dim)]
         return self.choices.setdefault(label, "right")
 
     def reconsider(self, syms) -> None:
-        """A size in `syms` ended where it can't be: turn the latest choice that placed it, if any is left; restart."""
+        """A size in `syms` ended up in an impossible place: flip the latest choice that placed it, if any; restart."""
         for label, dim in reversed(self.recent):
             if self.choices[label] == "right" and any(s in self.of(dim) for s in syms if s.example == 1):
                 self.choices[label] = "left"
@@ -158,13 +158,13 @@ class SymbolTable:
     # --- learning ----------------------------------------------------------------------------------------------
 
     def freeze(self, dims, reason: str) -> None:
-        """Hold every symbol of the dims at its example and restart. Raises Finding if the file gives none."""
+        """Freeze every symbol of the dims at its example and restart. Raises Finding if the file gives no example."""
         syms = [s for d in dims for s in self.of(d)]
         if not any(s.genuine for s in syms):
             names = ", ".join(sorted({s.label for s in syms}))
             raise Finding(f"{reason}; that fixes the size of {names}, which the file leaves open")
         self.reconsider(syms)
-        # A number that might have been a size is the first that was none.
+        # If one of them is a number that might have been a size, drop that interpretation first.
         written = [s for s in syms if s.genuine and s.axis < 0]
         for s in written or syms:
             if s.genuine:
@@ -177,7 +177,7 @@ class SymbolTable:
         self.notes[sym.name] = f"{sym.label} stays {value}: {reason}"
 
     def equal(self, a, b, reason: str) -> None:
-        """Make two dims the same: return if they are, learn and restart if they can be, else raise ModelFormatError."""
+        """Make two dims equal: return if they are, learn and restart if they can be, else raise ModelFormatError."""
         if a == b or (isinstance(b, int) and isinstance(a, Dim) and self.assumed.get(a) == b):
             return
         if isinstance(a, int) and isinstance(b, int):
@@ -209,7 +209,7 @@ class SymbolTable:
         raise Restart
 
     def _solve(self, dim: Dim, value: int, reason: str) -> None:
-        """Where an open symbol s gives coef*s + rest == value, the file itself says what s is."""
+        """Solve coef*s + rest == value for an open symbol s: the file itself determines s."""
         syms = self.of(dim)
         if len(syms) != 1 or syms[0].genuine:
             return
@@ -224,8 +224,8 @@ class SymbolTable:
             raise Restart
 
     def literal(self, key: tuple, size: int) -> Dim | int:
-        """A number in the file that may be one of its sizes, written down: a symbol of its own if a size has this
-        number, which becomes that size where they meet, and stays the number if they never do."""
+        """A number in the file that may be a written-out size. If some size has this number, it gets its own symbol,
+        which becomes that size if the two meet and otherwise stays the number."""
         sym = self.by_key.get(key)
         if sym is None:
             if not any(s.genuine and s.example == size and s.frozen is None for s in self.roots()):
@@ -236,13 +236,13 @@ class SymbolTable:
         return self.dim(sym)
 
     def hint(self, sym: Symbol, value: int, where: str) -> None:
-        """An open symbol gets the number that the exporter wrote for it elsewhere as its example; restart."""
+        """Give an open symbol, as its example, the number that the exporter wrote for it elsewhere; restart."""
         sym.example, sym.genuine = value, True
         self.notes[f"hint {sym.name}"] = f"{sym.label} is open, but the file has {value} for it: {where}"
         raise Restart
 
     def pin(self, dim, value: int, what: str) -> None:
-        """Give a dim the size that the caller binds; raise ShapeError if it can't have it."""
+        """Set a dim to the size that the caller binds; raises ShapeError if that is impossible."""
         sym = self.single(dim)
         if sym is None:
             raise ShapeError(f"{what} must be {dim}, got {value}")
@@ -250,14 +250,14 @@ class SymbolTable:
         raise Restart
 
     def cell(self, label: str, time, batch, forward: bool) -> None:
-        """Note the axes of a recurrent node: its steps, its rows, and whether it runs forward alone."""
+        """Record the axes of a recurrent node: its steps, its rows, and whether it runs forward only."""
         self._cells[label] = (time, batch, forward)
         self.vote(time, "time", sure=True)
         self.vote(batch, "batch", sure=True)
 
     def vote(self, dim, role: str, sure: bool = False) -> None:
-        """The first vote for a symbol stays, the first of a recurrent node above all: to a convolution before it, all
-        steps of all rows are rows."""
+        """Vote for the role of a symbol. The first vote wins, except that a recurrent node's first vote overrides
+        others: to a convolution before it, all steps of all rows are rows."""
         syms = self.of(dim)
         if len(syms) == 1 and (syms[0].role is None or (sure and not syms[0].sure)):
             syms[0].role, syms[0].sure = role, sure
@@ -265,7 +265,7 @@ class SymbolTable:
     # --- the end -----------------------------------------------------------------------------------------------
 
     def settle(self, ctx, judge: Callable) -> bool:
-        """After a full walk: name what is free, hold fast what is not; True if something changed (walk again). judge:
+        """After a full walk: name the free sizes and freeze the others; True if something changed (walk again). judge:
         `judge.verdicts`."""
         free, has_cells = self.roots(), ctx.cells > 0
         if any(s.final for s in free):
@@ -273,13 +273,13 @@ class SymbolTable:
         if not has_cells:
             self._vote_by_position(free)
         if self._one_time():
-            return True  # what was held may show whose rows the others are
+            return True  # the sizes just held may show whose rows the others are
         if has_cells:
             self._time_of_a_memory()
         self._note_literals()
         changed = False
         for s in self.roots():
-            if s.genuine and (s.role is None or s.axis < 0):  # a number that met no size of an input is a number
+            if s.genuine and (s.role is None or s.axis < 0):  # a number that met no input size is just a number
                 s.frozen = s.example
                 self.reasons[s.name] = f"{_NO_STEPS}; {self.policy.remedy}"
                 changed = True
@@ -307,7 +307,7 @@ class SymbolTable:
         return changed
 
     def _note_literals(self) -> None:
-        """A number written down that is a size's, and met no size, is a count that the exporter may have computed."""
+        """Record written numbers that equal a size but met none: counts that the exporter may have computed."""
         for literal in [s for s in self.roots() if s.axis < 0]:
             for s in self.roots():
                 if s.axis >= 0 and s.genuine and s.example == literal.example:
@@ -324,9 +324,10 @@ class SymbolTable:
                 s.role = role
 
     def _one_time(self) -> bool:
-        """A model has one time. Of several candidates an open one is it (it can't be held), then one that a recurrent
-        node steps along, runs forward along, that is the outer of two nested ones (words made of characters), the
-        first. Equal lengths of several inputs are one. The others keep the file's number; True if one did."""
+        """Choose the one time of the model. Among several candidates, prefer an open one (it can't be held), then one
+        that a recurrent node steps along, then one it runs forward along, then the outer of two nested ones (words made
+        of characters), then the first. Equal lengths of several inputs count as one. The others keep the file's number;
+        returns True if any did."""
         ranks = {id(s): rank for s, rank in self._time_ranks()}
         times = [s for s in self.roots() if id(s) in ranks]
         times.sort(key=lambda s: ranks[id(s)])
@@ -347,8 +348,8 @@ class SymbolTable:
         return changed
 
     def _time_of_a_memory(self) -> None:
-        """Where no node steps along an axis, as in one step of a decoder that attends to an encoder's states: the axis
-        behind the batch of an input of rank 3, which nothing in the file holds fast, is the time."""
+        """If no node steps along an axis, as in one step of a decoder that attends to an encoder's states, the time is
+        the axis after the batch of a rank-3 input, unless the file fixes it."""
         free = self.roots()
         if any(s.role == "time" for s in free):
             return
@@ -366,11 +367,11 @@ class SymbolTable:
         return sym is not None and self.root(sym).role == "batch"
 
     def _asked(self, s: Symbol) -> bool:
-        """A size that the file's branches ask for is one of its own, not a number of steps."""
+        """Whether the file's branches depend on a size. It is then not a number of steps."""
         return any(s in self.of(d) for d in self.assumed)
 
     def _time_ranks(self) -> list[tuple[Symbol, tuple]]:
-        """Every symbol that could be the time, with what orders the candidates: the least is the best."""
+        """Every symbol that could be the time, with its sort key; the smallest is best."""
         stepped: dict[int, bool] = {}  # id of a symbol -> whether any node runs only forward along it
         for time, _, forward in self._cells.values():
             sym = self.single(time)
@@ -396,7 +397,7 @@ class SymbolTable:
         )
 
     def _surplus(self) -> list[str]:
-        """A line for each free size of the file beside batch and time: nothing could say how long it is in a stream."""
+        """A line for each free size other than batch and time: its length in a stream would be undefined."""
         named = {s.final: f"{self._shown(s)} is {s.final}" for s in self.roots() if s.final in ("batch", "time")}
         return [
             f"{self._shown(s)} is a free size besides batch and time"
@@ -411,8 +412,8 @@ class SymbolTable:
         return s.label + (f" ({s.param!r})" if s.param else "")
 
     def _join_batches(self) -> bool:
-        """Rows are rows: batch axes that no node ties together still are one batch where their examples allow it,
-        and so is an open first axis of which the file says nothing else."""
+        """Join batch axes that no node ties together into one batch if their examples allow it. An open first axis with
+        no other meaning in the file joins too."""
         batches = [s for s in self.roots() if s.role == "batch"]
         batches += [s for s in self.roots() if s.role is None and s.axis == 0 and not s.genuine and batches]
         changed = False

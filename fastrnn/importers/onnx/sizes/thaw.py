@@ -1,7 +1,7 @@
-"""Frozen targets of Reshape, read again as functions of the sizes they came from.
+"""Frozen targets of Reshape, reinterpreted as functions of the sizes they came from.
 
-All rules are consistent with the file's own sizes by construction: put the examples in and the file's constants come
-out. Where two readings are possible, the sizes concerned stay frozen.
+All rules are consistent with the file's own sizes by construction: substituting the examples gives the file's
+constants. If two readings are possible, the sizes concerned stay frozen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .evidence import SMALL
 
 
 def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
-    """The dims that Reshape gives: 0 and -1 resolved, frozen numbers followed back to the dims they came from."""
+    """The result dims of Reshape: 0 and -1 resolved, frozen numbers traced back to the dims they came from."""
     out = []
     for i, t in enumerate(target):
         if isinstance(t, int) and t == 0 and not allowzero:
@@ -44,8 +44,8 @@ def reshape_dims(ctx, dims: tuple, target: list, allowzero: bool) -> tuple:
 
 
 def _note_merged(ctx, dims, found) -> None:
-    """Remember of which dims, in order, a product in `found` is made: of some that stood side by side, or of one and a
-    part of the next ([b, 16] -> [4*b, 4])."""
+    """Record the dims that make up each product in `found`, in order: adjacent ones, or one and a part of the next ([b,
+    16] -> [4*b, 4])."""
     joined, ctx.table.joined = ctx.table.joined, set()
     for whole in found:
         if not isinstance(whole, Dim) or whole in dims or whole in joined or ctx.table.single(whole) is not None:
@@ -76,7 +76,7 @@ def _plain(dims, out, holes, target) -> tuple:
 
 
 def _exact(dims, out, holes) -> tuple | None:
-    """The target read literally, if that holds for every size; None otherwise."""
+    """The target taken literally, if it is valid for every size; None otherwise."""
     total = D.product(dims)
     rest = D.product(t for i, t in enumerate(out) if i not in holes)
     if not holes:
@@ -86,8 +86,8 @@ def _exact(dims, out, holes) -> tuple | None:
 
 
 def _certain(ctx, dims, out, holes) -> bool:
-    """Whether no int of the target can be a frozen size in disguise: every symbol of the input is accounted for by
-    something symbolic, and -1 swallows none that an int might have meant."""
+    """Whether no int of the target can be a frozen size: every symbol of the input appears in a symbolic part of the
+    target, and -1 absorbs no symbol that an int might represent."""
     named = set().union(*(D.symbols(t) for t in out)) if out else set()
     left = set().union(*(D.symbols(d) for d in dims)) - named
     if not left or not holes:
@@ -113,7 +113,7 @@ def _by_examples(ctx, dims, out, holes, exact) -> tuple:
     if found is None or D.product(found) != D.product(dims):
         if exact is not None and not any(table.genuine(d) for d in dims if isinstance(d, Dim)):
             return exact
-        # Only the sizes of the group that can be read in two ways freeze; where none is to blame, all do.
+        # Only the sizes of the ambiguous group freeze; if no group is to blame, all do.
         culprits = [d for d in blamed if isinstance(d, Dim)] or [d for d in (*dims, *out) if isinstance(d, Dim)]
         table.freeze(culprits, f"Reshape to {_show(out)} can be read in two ways")
     for d in found:
@@ -125,14 +125,14 @@ def _by_examples(ctx, dims, out, holes, exact) -> tuple:
 
 
 def _misfit(ctx, dims, out):
-    """What to raise where even the examples don't fit.
+    """What to raise if even the examples don't fit.
 
-    PyTorch's exporters leave an input's length open and yet write the example's into a Reshape. Such a number becomes
-    the example of the axis at its place if all sizes of the Reshape come out even by it, or if a hole takes up what is
-    left and an output of the file is declared to be as long. Any other number is meant: blocks of frames, say, of which
-    a sequence has as many as it likes.
+    PyTorch's exporters may leave an input's length open and still write the example's length into a Reshape. Such a
+    number becomes the example of the axis at its place if it makes all sizes of the Reshape match, or if a hole (-1)
+    absorbs the rest and an output of the file is declared with that length. Any other number is intended, for example
+    blocks of frames, which a sequence may have any number of.
     """
-    # A product that a Reshape made is taken apart as it was put together: [t*b, N] -> [12, -1, N]. Ones are not sizes.
+    # A product that a Reshape made is split the way it was joined: [t*b, N] -> [12, -1, N]. Ones are not sizes.
     apart = [part for d in dims for part in (ctx.table.merged.get(d, (d,)) if len(dims) < len(out) else (d,))]
     sides = [[v for v in side if not (isinstance(v, int) and v == 1)] for side in (apart, out)]
     holes = [t for t in out if isinstance(t, int) and t == -1]
@@ -152,7 +152,7 @@ def _misfit(ctx, dims, out):
 
 
 def _fills(ctx, dims, out, free: Dim, size: int) -> bool:
-    """Whether the hole of [b, s, 12] -> [-1, 7, 3, 4] is another free size, b, just where the free s is 7."""
+    """Whether the hole of [b, s, 12] -> [-1, 7, 3, 4] is another free size, b, exactly if the free s is 7."""
     (name,) = D.symbols(free)
     known = {(s.final or s.name): s.example for d in dims for s in ctx.table.of(d) if s.genuine and s.role is None}
     rest = D.product(t for t in out if not (isinstance(t, int) and t == -1))
@@ -165,8 +165,8 @@ def _fills(ctx, dims, out, free: Dim, size: int) -> bool:
 
 
 def _comes_out_even(ctx, dims, out, free: Dim, size: int) -> bool:
-    """Whether [s, b, 8] -> [12, 2*b, 4] keeps its elements, whatever b is, just where the free s is 12: the file then
-    runs at no other length. It is not if the target follows s itself."""
+    """Whether [s, b, 8] -> [12, 2*b, 4] keeps its elements for any b exactly if the free s is 12. The file then runs at
+    no other length. False if the target itself depends on s."""
     (name,) = D.symbols(free)
     if any(name in D.symbols(t) for t in out):
         return False
@@ -178,7 +178,7 @@ def _comes_out_even(ctx, dims, out, free: Dim, size: int) -> bool:
 def _match(ctx, dims, out, blamed: list) -> tuple | None:
     """Row-major reshape by groups: runs of input and output dims with equal products belong together.
 
-    None if that is not possible in just one way; `blamed` then gets the dims of the group where it failed.
+    None unless exactly one way is possible; `blamed` then gets the dims of the group that failed.
     """
     size = [ctx.table.example(d) for d in dims]
     goal = [ctx.table.example(t) for t in out]
@@ -200,7 +200,7 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
         for where, d in placed.items():
             result[where] = d
         if carried and 0 < j0 == j < len(out) and i < len(dims) and size[i] <= goal[j]:
-            # [t, 1, N] -> [t, N]: rows join steps; they would not join an axis of features alone.
+            # [t, 1, N] -> [t, N]: rows join steps; they would not join a features axis alone.
             result[j - 1] = _joined(ctx, result[j - 1], carried)
             carried = []
         i1, j1 = i, j
@@ -237,7 +237,7 @@ def _match(ctx, dims, out, blamed: list) -> tuple | None:
 
 
 def _joined(ctx, size, ones: list):
-    """A size joined by free ones that stand behind it; how it was put together is remembered."""
+    """A size joined with the free ones after it; the factors are recorded."""
     whole = D.product(ones) * size
     if ones:
         ctx.table.merged[whole] = (*ctx.table.merged.get(size, (size,)), *ones)
@@ -246,9 +246,9 @@ def _joined(ctx, size, ones: list):
 
 
 def _misplaced(ctx, dims, out, found, blamed: list) -> bool:
-    """Whether a free one was joined to its neighbours although the target has a place of one that nothing fills:
-    [1, 8, 6] -> [8, 1, 6] swaps rows and steps, or puts them in one row; which one is not known. `blamed` gets the
-    free ones."""
+    """Whether a free one was joined to its neighbours although the target has an unfilled place of one: [1, 8, 6] ->
+    [8, 1, 6] either swaps rows and steps or puts them in one row, which can't be decided. `blamed` gets the free
+    ones."""
     ones = [d for d in dims if isinstance(d, Dim) and ctx.table.single(d) is not None and ctx.table.example(d) == 1]
     joined = [d for d in ones if d not in found]
     spare = sum(f == 1 for f in found if isinstance(f, int)) - sum(d == 1 for d in dims if isinstance(d, int))
@@ -262,8 +262,8 @@ def _misplaced(ctx, dims, out, found, blamed: list) -> bool:
 def _ones(ctx, dims, places) -> tuple | None:
     """Ones between two groups: (symbolic ones that join the next group, place -> dim); None if it is ambiguous.
 
-    Several that have one place become a product, and such a product comes apart again as it was put together: that is
-    how a product over the last axis is written ([b, t, K] -> [b*t, K] -> [b*t, N] -> [b, t, N]).
+    Several ones for one place become a product, and such a product is later split the way it was joined. This is how a
+    product over the last axis is written ([b, t, K] -> [b*t, K] -> [b*t, N] -> [b, t, N]).
     """
     symbolic = [d for d in dims if isinstance(d, Dim)]
     if not symbolic:
@@ -291,8 +291,8 @@ def _ones(ctx, dims, places) -> tuple | None:
 
 
 def _apart(ctx, dim, places) -> list:
-    """[(place, free one).., (None, what is left)]: a product that free ones joined comes apart where there are places
-    of one right before it. places: those, in order."""
+    """[(place, free one).., (None, rest)]: split a product that contains free ones if places of one directly precede
+    it. places: those places, in order."""
     parts = ctx.table.merged.get(dim, ())
     ones = [d for d in parts if isinstance(d, Dim) and ctx.table.example(d) == 1]
     rest = parts[len(ones) :]
@@ -303,14 +303,14 @@ def _apart(ctx, dim, places) -> list:
 
 
 def _leading_ones(ctx, dim) -> tuple:
-    """(free ones, what is left): of [t, 4*b, 4] -> [t, 16] the b that 4*b begins with, which joins the steps."""
+    """(free ones, rest): in [t, 4*b, 4] -> [t, 16], the b that 4*b begins with, which joins the steps."""
     parts = ctx.table.merged.get(dim, ())
     ones = [d for d in parts[:1] if isinstance(d, Dim) and ctx.table.example(d) == 1]
     return ones, D.product(parts[1:]) if ones else dim
 
 
 def _trailing_ones(ctx, dim, goal) -> tuple:
-    """(what is left, free ones): of [t*b, N] -> [12, 1, N] the b that has a place of one right behind t."""
+    """(rest, free ones): in [t*b, N] -> [12, 1, N], the b that has a place of one directly after t."""
     parts = ctx.table.merged.get(dim, ())
     if len(parts) == 2 and goal[:1] == [1] and isinstance(parts[1], Dim) and ctx.table.example(parts[1]) == 1:
         return parts[0], [parts[1]]
@@ -318,7 +318,7 @@ def _trailing_ones(ctx, dim, goal) -> tuple:
 
 
 def _carry_back(result, goal, carried) -> tuple | None:
-    """Trailing symbolic ones without a place of their own multiply the last dim that is longer than one."""
+    """Multiply trailing symbolic ones without their own place into the last dim that is longer than one."""
     where = [k for k, g in enumerate(goal) if g != 1]
     if not where:
         return None
@@ -328,7 +328,8 @@ def _carry_back(result, goal, carried) -> tuple | None:
 
 
 def _group(ctx, dims, out, goal) -> list | None:
-    """One group: the symbols of `dims` shared out over `out` so that examples give `goal`; None if not just one way."""
+    """One group: distribute the symbols of `dims` over `out` so that examples give `goal`; None unless exactly one
+    way."""
     if all(isinstance(d, int) for d in dims):
         return list(out)
     if len(out) == 1:
@@ -339,7 +340,7 @@ def _group(ctx, dims, out, goal) -> list | None:
     if len(dims) == len(out) and list(map(ctx.table.example, dims)) == goal:
         return list(dims)
     parts = ctx.table.merged.get(dims[0], ()) if len(dims) == 1 else ()
-    if list(map(ctx.table.example, parts)) == goal:  # put together by another Reshape, and now taken apart again
+    if list(map(ctx.table.example, parts)) == goal:  # joined by another Reshape, and now split again
         return list(parts)
     whole = D.product(dims)
     if not isinstance(whole, Dim) or len(whole.terms) != 1:
@@ -365,9 +366,8 @@ def _group(ctx, dims, out, goal) -> list | None:
 
 
 def _stays_an_axis(ctx, dims, parts) -> bool:
-    """Whether each size that is an axis of its own in `dims` stays one in `parts`, by itself or as the outer or inner
-    part of a product: the distance of its elements shows it. [b, 16] -> [4*b, 4] keeps rows, [b, 16] -> [4, 4*b]
-    mixes them."""
+    """Whether each size that is its own axis in `dims` stays one in `parts`, alone or as the outer or inner part of a
+    product. The stride of its elements shows it: [b, 16] -> [4*b, 4] keeps rows, [b, 16] -> [4, 4*b] mixes them."""
     example = ctx.table.example
     for i, d in enumerate(dims):
         sym = ctx.table.single(d)
