@@ -37,7 +37,7 @@ class FloorDiv:
 
 
 class Positive:
-    """The atom `max(num, 0)`; num a `Dim`. Only lowering makes it; graphs and files have none, and `parse` rejects it."""
+    """The atom `max(num, 0)`; num a `Dim`. Only lowering makes it. It is not in graphs or files; `parse` rejects it."""
 
     __slots__ = ("num",)
 
