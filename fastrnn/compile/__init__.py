@@ -3,5 +3,5 @@
 tensors.py   memory as strided views
 plan.py      Plan: a flat list of kernel calls over one arena
 bounds.py    which memory each op touches, checked at every binding to sizes
-lowering/    one file a family of ops
+lowering/    one file per family of ops
 """

@@ -1,12 +1,12 @@
-"""What memory each op of a plan touches, so that a program checks every op when it is bound to sizes.
+"""Which memory each op of a plan touches, so that a program can check every op when it is bound to sizes.
 
-Ops run without checks: their loops trust the integers that they are given. Those integers are dims over sizes that a
-caller chooses. So each kind of op says, beside its lowering (`@touches("kind")`), which `Access`es it makes, and
-`Bounds` lays them out as rows of numbers that `Program` walks in C (`Program._check_bounds`) at every binding: no count
-is below 0, and the first and the last element touched are inside the buffer. What an op touches of a slab row is the
-same at all sizes, and is checked once; which rows it touches, at every binding.
+Ops run without checks: their loops trust their integers. Those integers are dims over sizes that a caller chooses. So
+each kind of op declares, beside its lowering (`@touches("kind")`), which `Access`es it makes. `Bounds` lays them out as
+rows of numbers, and `Program` walks them in C (`Program._check_bounds`) at every binding. It checks that no count is
+below 0, and that the first and the last element touched are inside the buffer. The part of a slab row that an op
+touches is the same at all sizes and is checked once. The rows that it touches are checked at every binding.
 
-Indices that are data (of a gather, of lengths) are checked by their ops, before they are used.
+Ops check indices that are data (of a gather, of lengths) before they use them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .plan import Coefficients, Op, Plan, split_step
 from .tensors import ITEMSIZE, Buffer
 
 ITEMS = {code: ITEMSIZE[dtype] for dtype, code in TYPE_CODES.items()}  # bytes of an element
-SLAB = -1  # in the place of a buffer's size: the rows of the slab, as many as the batch has, and one at least
+SLAB = -1  # in place of a buffer's size: the rows of the slab, as many as the batch has but at least one
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ touches = Registry()  # kind of op -> (plan, fields): every `Access` that it mak
 
 
 def accesses(plan: Plan, op: Op) -> Iterator[Access]:
-    """All memory that an op touches besides constants and scratch of its own."""
+    """All memory that an op touches, except constants and its own scratch."""
     yield from touches[op.kind](plan, op.fields)
 
 
@@ -66,7 +66,7 @@ def space(fields: dict, name: str) -> list[tuple]:
 
 
 def states(plan: Plan, fields: dict, names: tuple, size: int) -> Iterator[Access]:
-    """States of `size` floats a row: of the slab, or of a buffer if no row of the slab is theirs."""
+    """States of `size` floats per row: in the slab, or in a buffer if they have no slab row."""
     rows, per_slot = fields["rows"], fields["per_slot"]
     for name in names:
         place = fields[name]
@@ -83,7 +83,7 @@ def counted(plan: Plan, fields: dict) -> Iterator[Access]:
 
 
 def slab(plan: Plan, name: str, rows, place: int, floats: int) -> Access:
-    """Some floats of that many rows of the slab."""
+    """Some floats in each of that many slab rows."""
     if rows is None or not isinstance(floats, int) or place < 0 or place + floats > plan.state_size:
         raise FastRNNError(f"{name} of {floats} floats at {place} of {rows} slab rows of {plan.state_size} floats")
     return Access(name, None, 0, ((rows, 1),))
@@ -93,12 +93,12 @@ def slab(plan: Plan, name: str, rows, place: int, floats: int) -> Access:
 
 
 class Bounds:
-    """The accesses of all ops of a plan as numbers of rows of `coefficients`, which it appends, each dim once.
+    """The accesses of all ops of a plan, as row numbers of `coefficients`. Appends each dim once.
 
     Attributes
     ----------
-    table : ints, for each access that no op before it makes too: row of the buffer's bytes or SLAB, row of the offset,
-        bytes of an element, how many levels; then row of the count and row of the stride of each level
+    table : ints, for each distinct access: row of the buffer's bytes or SLAB, row of the offset, bytes of an element,
+        number of levels; then row of the count and row of the stride of each level
     about : (op, Access) of each, for the message of an error
     """
 
@@ -113,7 +113,7 @@ class Bounds:
                     self._add_op(plan, inner, (op.fields["steps"],))
 
     def _add_op(self, plan: Plan, op: Op, steps: tuple) -> None:
-        """steps: those of the loop that the op is in the body of."""
+        """steps: the steps of the loop whose body contains the op."""
         try:
             found = list(accesses(plan, op))
         except FastRNNError as error:
@@ -125,7 +125,7 @@ class Bounds:
             room = SLAB if access.buffer is None else self._row(_bytes(plan, access.buffer))
             pairs = sorted((self._row(count), self._row(stride)) for count, stride in levels)
             entry = (room, self._row(offset), 1 if room == SLAB else access.item, len(pairs), *sum(pairs, ()))
-            if entry not in self._seen:  # of 516 in GTCRN 149 are left
+            if entry not in self._seen:  # leaves 149 of 516 in GTCRN
                 self._seen.add(entry)
                 self.table += entry
                 self.about.append((op, access))
@@ -138,7 +138,7 @@ class Bounds:
 
 
 def _bytes(plan: Plan, buffer: Buffer):
-    """The size of a buffer; of a caller's array in a stream up to the last step that one call may touch."""
+    """The size of a buffer. For a caller's array in a stream: up to the last step that one call may touch."""
     ends = {"input": plan.inputs, "output": plan.outputs}.get(buffer.kind, ())
     tensor = next((t for t in ends if t.buffer is buffer), None)
     if tensor is None or plan.mode == "run" or plan.paced:

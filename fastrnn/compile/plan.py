@@ -1,13 +1,13 @@
-"""Plan: what this machine will do for a graph: a flat list of kernel calls over one arena.
+"""Plan: what this machine does for a graph, as a flat list of kernel calls over one arena.
 
-A plan is built once for a graph, a mode and an instruction set, for every batch and every length: each integer that an
-op needs (sizes, strides, offsets) is a dim over batch and time, and binding a plan to sizes is one small
-matrix product (`Plan.coefficients`). It is never saved.
+A plan is built once per graph, mode and instruction set. It serves every batch and length: each integer that an op
+needs (sizes, strides, offsets) is a dim over batch and time, and binding a plan to sizes is one small matrix product
+(`Plan.coefficients`). A plan is never saved.
 
 Modes
     "run"     inputs and outputs as the file has them; states start from the file's initial states.
-    "stream"  inputs and outputs [batch, time, features...] in one run of memory (no time axis where the file has none);
-              states live in a slab row a stream and are kept from call to call.
+    "stream"  inputs and outputs are contiguous [batch, time, features...] (no time axis if the file has none);
+              states are stored in one slab row per stream and are kept between calls.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..graph import dims as D
 from ..streaming.timetable import Timetable
 from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
 
-LARGEST = 1 << 60  # of a size, offset or stride; what is larger would wrap around in int64 and then look small
-SPAN = D.symbol("span")  # steps in the caller's arrays, of which one call of a stream plan takes `time`
-STEP = D.symbol("step")  # the step that a loop is at: in offsets of its body's ops, and linear there
+LARGEST = 1 << 60  # of a size, offset or stride; larger ones could wrap around in int64 and then look small
+SPAN = D.symbol("span")  # steps in the caller's arrays; one call of a stream plan takes `time` of them
+STEP = D.symbol("step")  # the current step of a loop: only in offsets of its body's ops, and linear there
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Op:
 class StateSlot:
     """A part of a slab row: `size` elements of `dtype` from float32 number `offset`. name: as in `Model.states`.
 
-    dims : how they are shown, without batch; () for [size]. "context" stands for a bound that isn't given yet.
+    dims : as users see them, without batch; () for [size]. "context" represents a bound that isn't given yet.
     """
 
     name: str
@@ -62,7 +62,7 @@ class StateSlot:
 
     @property
     def floats(self) -> int:
-        """float32 places that it takes."""
+        """The number of float32 places that it takes."""
         return self.size * ITEMSIZE[self.dtype] // 4
 
 
@@ -73,13 +73,13 @@ class Plan:
     bodies : ops of each loop, which its op in `ops` runs at every step (field `body`: which).
     inputs, outputs : tensors of the arguments, whose buffers have kind "input" / "output" and index their position.
     constants : arrays that ops read as they are. cells, linears : packed weights. programs : elementwise programs.
-    conditions : (dim, text): where the dim is negative at the sizes of a call, the call is refused with the text.
+    conditions : (dim, text): if the dim is negative at the sizes of a call, the call is rejected with the text.
     slot_sizes : arena slots, each the list of (bytes, an int or dim; cap in bytes or None) of the buffers in it.
-    timetable : when the values of a stream come; None in mode "run". Where it is not plain, dims are over its symbols,
-        and a call is bound to the number of its counts in the place of the time.
-    position : where a slab row counts its stream's steps, -1 where nobody asks.
-    room : how many steps a stream can take in all, None for any number; room_text says why.
-    may_fail : a call can fail halfway, by what its inputs hold.
+    timetable : when the values of a stream come; None in mode "run". If it is not plain, dims are over its symbols,
+        and a call is bound to the number of its counts in place of the time.
+    position : where a slab row counts its stream's steps, -1 if no op needs the count.
+    room : how many steps a stream can take in total, None for any number; room_text says why.
+    may_fail : a call can fail halfway, depending on the contents of its inputs.
     """
 
     mode: str
@@ -105,27 +105,27 @@ class Plan:
 
     @property
     def paced(self) -> bool:
-        """Values come at paces of their own: calls are bound to counts of the timetable."""
+        """Whether values have their own paces, so that calls are bound to counts of the timetable."""
         return self.timetable is not None and not self.timetable.plain
 
-    @cached_property  # asked at every step, and GTCRN has 1,000 values: 350 us
+    @cached_property  # read at every step; computing it takes 350 us for the 1,000 values of GTCRN
     def steps_one(self) -> bool:
-        """The graph is a step function: no value of it has a time axis."""
+        """Whether the graph is a step function: none of its values has a time axis."""
         return not has_time(self.graph)
 
     @cached_property
     def has_batch(self) -> bool:
-        """Some value of the graph has a batch axis."""
+        """Whether some value of the graph has a batch axis."""
         return any("batch" in D.symbols(d) for v in self.graph.values.values() for d in v.dims)
 
     def depends(self, name: str) -> bool:
-        """Whether the size `name` decides if the graph has a meaning: `check_sizes` must then see it."""
+        """Whether the graph may be invalid for some sizes `name`, so that `check_sizes` must see it."""
         required = [dim for dim, _ in self.graph.requires]
         return any(name in D.symbols(dim) for dim in (*required, *(dim for dim, _ in self.all_conditions)))
 
     @cached_property
     def all_conditions(self) -> list[tuple]:
-        """`conditions`, then that no axis of any value is below 0: (dim, text) pairs, each dim once."""
+        """`conditions`, and that no axis of any value is below 0: (dim, text) pairs, each dim once."""
         texts: dict[object, str] = {}
         for dim, text in self.conditions:
             texts.setdefault(dim, text)
@@ -138,8 +138,8 @@ class Plan:
         return list(texts.items())
 
     def check_sizes(self, batch: int, time: int) -> None:
-        """Raise ShapeError if the graph has no meaning at these sizes (a slice of steps that aren't there)."""
-        if self.paced:  # the timetable counts no steps below 0, and sees that a sequence is long enough
+        """Raise ShapeError if the graph is invalid at these sizes (for example a slice of missing steps)."""
+        if self.paced:  # the timetable counts no steps below 0, and checks that a sequence is long enough
             return
         sizes = {"batch": batch, "time": time}
         check_required(self.graph, sizes)
@@ -174,7 +174,7 @@ class Plan:
 
 
 def split_step(dim) -> tuple:
-    """(dim at step 0, what it grows by from one step to the next) of an int or a dim that is linear in STEP."""
+    """(value at step 0, growth per step) of an int or a dim that is linear in STEP."""
     if "step" not in D.symbols(dim):
         return dim, 0
     start = D.substitute(dim, {"step": 0})
@@ -184,7 +184,7 @@ def split_step(dim) -> tuple:
 class Coefficients:
     """Integers that depend on batch and time, collected so that all are evaluated by one matrix product.
 
-    timetable : where it is given, `time` is the number of counts of it, whose symbols the integers depend on.
+    timetable : if given, `time` is the number of its counts, and the integers depend on its symbols.
     """
 
     def __init__(self, timetable: Timetable | None = None):
@@ -200,7 +200,7 @@ class Coefficients:
         self.rows.append(row)
 
     def add_ops(self, plan: Plan, names: dict, first: dict) -> list[int]:
-        """Append the fields of every op, those of loops' bodies last; returns where each begins, and where all end.
+        """Append the fields of every op, those of loop bodies last. Returns where each begins, and where all end.
 
         names : kind -> its fields in order. first : kind of a buffer -> the number of the first of that kind.
         """
@@ -222,7 +222,7 @@ class Coefficients:
         return starts
 
     def _add_loops(self, plan: Plan, starts: list[int], moves: dict[int, list]) -> None:
-        """Where each loop finds its body, and what moves there from step to step: pairs (integer, distance)."""
+        """Where each loop's body is, and which of its integers change per step: pairs (integer, distance)."""
         place, places = len(plan.ops), []
         for body in plan.bodies:
             places.append((place, len(body)))
@@ -239,7 +239,7 @@ class Coefficients:
                 self.add(distance)
 
     def matrix(self) -> np.ndarray:
-        """int64 [rows, monomials]. Raises ShapeError for a size that no integer holds."""
+        """int64 [rows, monomials]. Raises ShapeError for a size that does not fit an integer."""
         out = np.zeros((len(self.rows), len(self.monomials)), np.int64)
         for i, row in enumerate(self.rows):
             for j, coef in row.items():
@@ -249,12 +249,12 @@ class Coefficients:
         return out
 
     def degree(self, name: str) -> int:
-        """The highest power of a symbol; 2 and more where it stands inside a floor or a max."""
+        """The highest power of a symbol; 2 or more if it is inside a floor or a max."""
         floors = any(name in D.symbols(atom.num) for m in self.monomials for atom in m if not isinstance(atom, str))
         return 2 if floors else max(mono.count(name) for mono in self.monomials)
 
     def holds(self, name: str) -> np.ndarray:
-        """bool [monomials]: those in which a symbol stands (not inside a floor or a max)."""
+        """bool [monomials]: which of them contain a symbol (not inside a floor or a max)."""
         return np.array([name in mono for mono in self.monomials])
 
     def evaluate_monomials(self, batch: int, time: int, span: int) -> np.ndarray:
@@ -274,13 +274,13 @@ class Coefficients:
 
 
 class Builder:
-    """What lowering writes a plan with: buffers, tensors of values, ops; then `finish` places the arena."""
+    """Builds a plan for lowering: buffers, tensors of values, ops; then `finish` places the arena."""
 
     def __init__(self, graph: Graph, mode: str, isa: str):
         self.plan = Plan(mode, isa, graph)
         self.graph = graph
-        self.sink = self.plan.ops  # where ops go: those of the plan, or a loop's body
-        self.repeats: object = 1  # how many times what is emitted now is run in one call
+        self.sink = self.plan.ops  # where ops go: the plan, or a loop's body
+        self.repeats: object = 1  # how many times one call runs the ops that are emitted now
         self.emitted = 0
 
     # -- buffers and tensors --
@@ -291,18 +291,18 @@ class Builder:
         return contiguous(buffer, dims, order)
 
     def scratch(self, size, cap: int | None = None) -> Buffer:
-        """Room in the arena for `size` floats, an int or dim; more than `cap` are not worth having."""
+        """Room in the arena for `size` floats, an int or dim; more than `cap` would not help."""
         self.plan.arena.append(Buffer("arena", "float32", size, cap=cap))
         return self.plan.arena[-1]
 
     def keep(self, node: str, part: str, size: int, dtype: str = "float32", dims: tuple = (), name: str = "") -> int:
-        """A `StateSlot` at the end of the slab row; returns its offset. name: that of the node if none is given."""
+        """A `StateSlot` at the end of the slab row; returns its offset. name: by default the node's."""
         self.plan.states.append(StateSlot(name or node, node, part, self.plan.state_size, size, dtype, dims))
         return self.plan.states[-1].offset
 
     def constant(self, array: np.ndarray, dtype: str) -> Tensor:
         """A tensor over a constant array that ops read in place."""
-        array = np.ascontiguousarray(array).reshape(array.shape)  # which makes a scalar one of rank 1
+        array = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray turns a scalar into rank 1
         buffer = Buffer("const", dtype, array.size, index=len(self.plan.constants))
         self.plan.constants.append(array)
         return contiguous(buffer, array.shape)
@@ -310,7 +310,7 @@ class Builder:
     def argument(self, kind: str, index: int, value: Value) -> Tensor:
         """The tensor of input or output `index`; in stream mode memory is [batch, SPAN, features...].
 
-        SPAN is how many steps the caller's array holds, of which one call of the plan may take a part. A value without
+        SPAN is how many steps the caller's array holds; one call of the plan may take a part of them. A value without
         a time axis has none there either, unless the whole model is a step function: then a call takes one step of it.
         """
         buffer = Buffer(kind, value.dtype, D.product(value.dims), index=index)
@@ -324,7 +324,7 @@ class Builder:
             step = value.dims[axis] * step
         if time is not None:
             strides[time] = step
-        if time is not None and self.plan.paced:  # a call has arrays of its own, of as many steps as it brings
+        if time is not None and self.plan.paced:  # a call has its own arrays, with exactly its steps
             step = value.dims[time] * step
         elif time is not None or self.plan.steps_one:
             step = SPAN * step
@@ -334,7 +334,7 @@ class Builder:
         return Tensor(buffer, value.dims, tuple(strides), 0, tuple(order))
 
     def time_axis(self, dims) -> int | None:
-        """The axis along which a value of this plan has steps; None if there is none."""
+        """The axis along which a value of this plan has steps; None if absent."""
         names = {"time"} if self.plan.timetable is None else {"time", *self.plan.timetable.names}
         return next((axis for axis, dim in enumerate(dims) if D.symbols(dim) & names), None)
 
@@ -350,7 +350,7 @@ class Builder:
         self.sink.append(Op(kind, fields, node, flops * self.repeats))
 
     def begin_loop(self, node: str, steps) -> int:
-        """What is emitted from here on is the body of a loop over `steps` steps; returns the mark for `end_loop`."""
+        """Start the body of a loop over `steps` steps; returns the mark for `end_loop`."""
         mark = self.emitted
         self.emit("loop", node, steps=steps, body=len(self.plan.bodies))
         self.sink, self.repeats = [], steps
@@ -358,9 +358,9 @@ class Builder:
         return mark
 
     def end_loop(self, mark: int, kept) -> None:
-        """kept: the tensors that hold something from one step to another, or for after the loop.
+        """kept: the tensors that hold something between steps, or for after the loop.
 
-        Their memory, and whatever of before the loop its body reads, is alive in all of it.
+        Their memory, and the memory from before the loop that its body reads, stays alive during the whole loop.
         """
         self.sink, self.repeats = self.plan.ops, 1
         for tensor in kept:
@@ -372,7 +372,7 @@ class Builder:
                 buffer.last = max(buffer.last, self.emitted - 1)
 
     def finish(self) -> Plan:
-        """Give every arena buffer a slot: buffers whose lifetimes don't meet share one, most alike sizes first."""
+        """Give every arena buffer a slot. Buffers with disjoint lifetimes share one, most similar sizes first."""
         free: list[int] = []
         ends: dict[int, list[int]] = {}
         slots = self.plan.slot_sizes
@@ -395,12 +395,12 @@ class Builder:
 
 
 def has_time(graph: Graph) -> bool:
-    """Some value of the graph has a time axis; a graph without one is a step function."""
+    """Whether some value of the graph has a time axis. A graph without one is a step function."""
     return any("time" in D.symbols(d) for v in graph.values.values() for d in v.dims)
 
 
 def axis_of(dims, name: str) -> int | None:
-    """The axis whose dim depends on the symbol `name`; None if there is none."""
+    """The axis whose dim depends on the symbol `name`; None if absent."""
     for axis, dim in enumerate(dims):
         if name in D.symbols(dim):
             return axis

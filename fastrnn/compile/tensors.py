@@ -1,7 +1,7 @@
-"""Where values live while a plan runs: buffers, and tensors as strided views of them.
+"""Where values are stored while a plan runs: buffers, and tensors as strided views of them.
 
 Strides and offsets are in elements and may be dims over batch and time, so that one plan serves every size.
-Transpose, slice, squeeze and most reshapes cost nothing: they only make another `Tensor` of the same buffer.
+Transpose, slice, squeeze and most reshapes are free: they only make another `Tensor` over the same buffer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ITEMSIZE = {"float32": 4, "int64": 8, "int32": 4, "bool": 1, "float64": 8}
 class Buffer:
     """One run of memory. kind: "input" "output" "const" (index: which), or "arena" (offset chosen by the plan).
 
-    size : elements, an int or dim; `cap`: more is not worth having. `first` and `last` are the ops between which an
+    size : elements, an int or dim; `cap`: more would not help. `first` and `last` are the ops between which an
     arena buffer is alive.
     """
 
@@ -32,10 +32,10 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A view: element (i, j, ..) lies at `offset + i*strides[0] + j*strides[1] + ..` of its buffer.
+    """A view: element (i, j, ..) is at `offset + i*strides[0] + j*strides[1] + ..` in its buffer.
 
-    order : axes from the slowest to the fastest in memory. Ops that keep dims let their result follow it, so that
-        a transposed value stays as one run of rows and no copy is made.
+    order : axes from the slowest to the fastest in memory. Ops that keep dims also keep the order in their result, so
+        a transposed value stays one run of rows and needs no copy.
     """
 
     buffer: Buffer
@@ -93,7 +93,7 @@ class Tensor:
         return Tensor(self.buffer, dims, strides, self.offset, order)
 
     def reshape(self, dims) -> Tensor | None:
-        """The same elements in row-major order as `dims`, or None if that takes a copy."""
+        """The same elements in row-major order as `dims`, or None if that needs a copy."""
         view = self
         for axis in reversed(range(len(view.dims))):
             if view.dims[axis] == 1:
@@ -105,7 +105,7 @@ class Tensor:
         return view
 
     def _regroup(self, target) -> Tensor | None:
-        """reshape where no dim is 1 on either side: merge and split runs of axes, left to right."""
+        """reshape if no dim is 1 on either side: merge and split runs of axes, left to right."""
         dims, strides, order_key = [], [], []
         i, rank = 0, len(self.dims)
         j = 0
@@ -153,7 +153,7 @@ def contiguous(buffer: Buffer, dims, order=None, offset=0) -> Tensor:
 def collapse(dims, strides, order) -> list[tuple]:
     """Merge axes that every operand walks as one, in memory order; drop axes of size 1.
 
-    dims : sizes of the iteration space. strides : one tuple of strides an operand.
+    dims : sizes of the iteration space. strides : one tuple of strides per operand.
     Returns a list of (size, (stride of operand 0, stride of operand 1, ..)), slowest first; [] for a single element.
     """
     out: list[tuple] = []

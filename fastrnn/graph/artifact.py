@@ -4,8 +4,8 @@ Format 1. Metadata keys: `format` ("fastrnn 1"), `graph` (the JSON below), `fing
 JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..],
 "requires": [[dim, int]..], "held": [[input, axis, why]..] (both absent if empty), "values": {name: [dtype, [dims..]]},
 "nodes": [[op, name, [inputs..], [outputs..], {attrs}]..]}; a dim is an int or text such as "2*time+1"; a cell's spec is
-an object of `CellSpec`'s fields. Nothing in a file is executed; every size is checked against the bytes that are there
-(by safetensors) and the graph against the vocabulary (by `graph.validate`).
+an object of `CellSpec`'s fields. Nothing in a file is executed. safetensors checks every size against the bytes of the
+file, and `graph.validate` checks the graph against the vocabulary.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _spec_from_json(data) -> CellSpec:
 
 
 def _attrs_from_json(op: str, data: dict) -> dict:
-    """The attributes of a node. What the op does not know stays as it is, for `validate` to refuse."""
+    """The attributes of a node. Unknown attributes stay as they are, and `validate` rejects them."""
     known = ROWS[op].attrs if op in ROWS else {}
     return {
         key: _attr_from_json(f"{op}: attribute {key}", known[key], value) if key in known else value
@@ -126,7 +126,7 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
 
 
 def fingerprint(graph: Graph) -> str:
-    """SHA-256 (hex) over the graph's meaning and every weight: what a snapshot of its streams is tied to."""
+    """SHA-256 (hex) over the graph's meaning and every weight. Snapshots of streams are tied to it."""
     digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), held=(), name="")).encode())
     for name in sorted(graph.constants):
         array = np.asarray(graph.constants[name], order="C")
@@ -145,7 +145,7 @@ def to_bytes(graph: Graph) -> bytes:
 
 
 def save(graph: Graph, path) -> None:
-    """Write a .fastrnn file, whole or not at all."""
+    """Write a .fastrnn file atomically."""
     replace_file(path, to_bytes(graph))
 
 
@@ -161,7 +161,7 @@ def load(source) -> Graph:
         raise
     except OSError:
         raise
-    except Exception as error:  # safetensors raises its own types; none of them may leave here
+    except Exception as error:  # safetensors raises its own types, which must not leave this function
         raise ModelFormatError(f"{where}: not a .fastrnn file, or a damaged one ({error})") from None
     if metadata.get("format") != FORMAT:
         raise ModelFormatError(f"{where}: format is {metadata.get('format')!r:.40}, expected {FORMAT!r}")

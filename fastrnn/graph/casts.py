@@ -1,4 +1,4 @@
-"""The one rule for numbers that callers pass: arrays go by their dtype, numbers of Python by their value."""
+"""The one rule for numbers that callers pass: arrays are judged by dtype, Python numbers by value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import ShapeError
 from .types import DTYPES
 
-DEEPEST = 64  # lists in lists: the most axes that NumPy has
+DEEPEST = 64  # nested lists: NumPy supports no more axes
 _NUMBERS = frozenset({bool, int, float})
 _LARGEST = {np.dtype(t): float(np.finfo(t).max) for t in (np.float16, np.float32, np.float64)}
 _BUFFERS = (str, bytes, bytearray, memoryview, BufferArray)  # sequences that NumPy reads as one array or one text
@@ -19,13 +19,13 @@ _BUFFERS = (str, bytes, bytearray, memoryview, BufferArray)  # sequences that Nu
 def as_dtype(x, dtype: str, where: str, *, by_value: bool = False) -> np.ndarray:
     """x as a C-contiguous array of `dtype`, in native byte order.
 
-    An array (of NumPy, a NumPy scalar, a tensor, whatever NumPy reads as an array; alone or in a list) is taken if
-    every value of its dtype is one of `dtype`: float16, int16 and bool into float32, int32 into int64. Its values and
-    its size play no part, so that what works in a test does not fail on other data.
+    An array (a NumPy array or scalar, a tensor, anything that NumPy reads as an array; alone or in a list) is accepted
+    if every value of its dtype is also a value of `dtype`: float16, int16 and bool into float32, int32 into int64. Its
+    values and size don't matter, so code that works in a test does not fail on other data.
 
-    A number of Python, or a list (tuple, any sequence) of them, is taken if each of them fits:
+    A Python number, or a list (tuple, any sequence) of them, is accepted if each number fits:
 
-    * into floating point: a float that does not round to an infinity (a fraction rounds, inf and nan are themselves),
+    * into floating point: a float that does not round to an infinity (fractions are rounded, inf and nan are kept),
       an int that is exact, True and False as 1 and 0
     * into integers: an int within their range, True and False as 1 and 0
     * into bool: True and False
@@ -34,16 +34,16 @@ def as_dtype(x, dtype: str, where: str, *, by_value: bool = False) -> np.ndarray
     ----------
     x : as above. dtype : a key of DTYPES, or the name of another dtype of numbers
     where : what x is, such as "input x", for the error
-    by_value : in a list, go by value whatever holds it, as onnxruntime does: NumPy's scalars and arrays are numbers of
-        Python, integers may be written as floats (2.0), bools as 0 and 1
+    by_value : in a list, judge every number by value, as onnxruntime does: NumPy scalars and arrays count as Python
+        numbers, integers may be written as floats (2.0), bools as 0 and 1
 
     Returns
     -------
-    array of x's shape: x itself if it is one already, else new memory.
+    array of x's shape: x itself if it already qualifies, else new memory.
 
     Raises
     ------
-    ShapeError : anything else; lists that are ragged, a masked array of which the mask would be lost.
+    ShapeError : anything else; ragged lists; a masked array, because its mask would be lost.
     """
     want = np.dtype(DTYPES.get(dtype, dtype))
     if type(x) is np.ndarray and x.dtype == want:
@@ -56,7 +56,7 @@ def as_dtype(x, dtype: str, where: str, *, by_value: bool = False) -> np.ndarray
 
 
 def _is_number(x) -> bool:
-    """A number of Python: np.float64 is a float too, but says its dtype, and goes by that."""
+    """Whether x is a Python number. np.float64 is a float too, but it has a dtype and is judged by that."""
     return isinstance(x, bool | int | float) and not isinstance(x, np.generic)
 
 
@@ -70,7 +70,7 @@ def _is_list(x) -> bool:
 
 
 def _of_array(x, want: np.dtype, where: str) -> np.ndarray:
-    """x as an array of a dtype of which every value is one of `want`; ShapeError otherwise."""
+    """x as an array whose dtype has only values that `want` has too; ShapeError otherwise."""
     if isinstance(x, np.ndarray) and type(x) is not np.ndarray and np.any(getattr(x, "mask", False)):
         raise ShapeError(f"{where}: a masked array, of which the mask would be lost: fill it")
     try:
@@ -92,11 +92,11 @@ def _remedy(x, got: np.dtype, want: np.dtype) -> str:
     return f"pass {call}, if that loses nothing you need"
 
 
-# -- numbers of Python: by value --
+# -- Python numbers: by value --
 
 
 def _of_numbers(x, want: np.dtype, where: str, by_value: bool) -> np.ndarray:
-    """A number, or a list of numbers and arrays, as an array of `want`, or wider: of finite floats, none too large."""
+    """A number, or a list of numbers and arrays, as an array of `want` or wider. No finite float is too large."""
     checked = _item(x, want, where, by_value, 0)
     try:
         wide = np.asarray(checked, np.float64 if want.kind == "f" else want)
@@ -115,7 +115,7 @@ def _of_numbers(x, want: np.dtype, where: str, by_value: bool) -> np.ndarray:
 
 
 def _item(x, want: np.dtype, where: str, by_value: bool, depth: int):
-    """What is in a list at some depth, checked: a number, a list, or an array of `want`."""
+    """Check one item of a list at some depth. Returns a number, a list, or an array of `want`."""
     if by_value and depth and isinstance(x, np.generic | np.ndarray) and x.dtype.kind in "biuf":
         x = x.tolist()
     if _is_number(x):
@@ -132,7 +132,7 @@ def _item(x, want: np.dtype, where: str, by_value: bool, depth: int):
 
 
 def _numbers(row: Sequence, kinds: set, want: np.dtype, where: str, by_value: bool) -> Sequence:
-    """A row of bools, ints and floats, as `want` has them. Only floats that are too large for it are still there."""
+    """A row of bools, ints and floats as `want` stores them. Floats that are too large for it are kept."""
     if want.kind == "b":
         wrong = [v for v in row if type(v) is not bool and not (by_value and v in (0, 1))]
         if wrong:
@@ -140,7 +140,7 @@ def _numbers(row: Sequence, kinds: set, want: np.dtype, where: str, by_value: bo
         return [bool(v) for v in row]
     if want.kind == "f":
         whole = row if kinds == {int} else [v for v in row if type(v) is int] if int in kinds else ()
-        exact = 1 << (np.finfo(want).nmant + 1)  # up to here every int is exact
+        exact = 1 << (np.finfo(want).nmant + 1)  # every int up to here is exact
         if whole and (max(whole) > exact or min(whole) < -exact):
             for v in whole:
                 if not _is_exact(v, want):
@@ -159,7 +159,7 @@ def _numbers(row: Sequence, kinds: set, want: np.dtype, where: str, by_value: bo
 
 
 def _is_exact(v: int, want: np.dtype) -> bool:
-    """Whether floating point has this int."""
+    """Whether floating point represents this int exactly."""
     form, size = np.finfo(want), abs(v)
     zeros = (size & -size).bit_length() - 1 if size else 0
     return size.bit_length() - zeros <= form.nmant + 1 and size.bit_length() <= form.maxexp
@@ -170,7 +170,7 @@ def _shown(v) -> str:
     return f"{v!r}" if not isinstance(v, int) or v.bit_length() < 256 else f"an int of {v.bit_length()} bits"
 
 
-# -- weights: floats round, whatever holds them --
+# -- weights: floats are rounded, in any container --
 
 
 def as_float32(array: np.ndarray, name: str, error: type[Exception] = ShapeError) -> np.ndarray:
@@ -182,7 +182,7 @@ def as_float32(array: np.ndarray, name: str, error: type[Exception] = ShapeError
 def check_float32(array: np.ndarray, name: str, error: type[Exception] = ShapeError) -> None:
     """Raise `error`, with the array's name, if float32 changes one of its numbers other than by rounding a fraction.
 
-    That is a finite number that becomes infinite, or an integer that becomes another one.
+    That is: if a finite number becomes infinite, or an integer becomes another integer.
     """
     if array.dtype.kind == "f" and array.dtype.itemsize > 4:
         with np.errstate(over="ignore"):
@@ -196,9 +196,9 @@ def check_float32(array: np.ndarray, name: str, error: type[Exception] = ShapeEr
 
 
 def check_list(x, name: str, error: type[Exception] = ShapeError) -> None:
-    """Raise `error` if x is a list of weights with a number that float32 does not have, as by `as_dtype`.
+    """Raise `error` if x is a list of weights with a number that float32 can't represent, by the rule of `as_dtype`.
 
-    NumPy makes one array of floats of [2**53 + 1, 0.5], of which the first has changed before `as_float32` sees it.
+    NumPy turns [2**53 + 1, 0.5] into an array of floats. This changes the first number before `as_float32` sees it.
     """
     if _is_list(x):
         try:

@@ -18,11 +18,11 @@ GATE_ORDER = {"rnn": "i", "lstm": "iofc", "gru": "zrh"}
 TORCH_ORDER = {"rnn": "i", "lstm": "ifco", "gru": "rzh"}
 KERAS_ORDER = {"rnn": "i", "lstm": "ifco", "gru": "zrh"}
 
-# How many activations a cell has, and what they are when a file names none (f, g, h of the ONNX text).
+# The activations of each cell, and their defaults if a file names none (f, g, h of the ONNX text).
 DEFAULT_ACTIVATIONS = {"rnn": ("tanh",), "lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh")}
 
-# Activation name -> default (alpha, beta), as ONNX states them for RNN, LSTM, GRU; below the line those that only Keras
-# and equations name, as in graph.UNARY. None: the value is not used.
+# Activation name -> default (alpha, beta), as ONNX states them for RNN, LSTM, GRU. Only Keras and equations use those
+# below the line, as in graph.UNARY. None: the value is not used.
 ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
     "relu": (None, None),  # max(0, x)
     "tanh": (None, None),
@@ -61,7 +61,7 @@ class Activation:
 
 
 def activation(name: str, alpha: float | None = None, beta: float | None = None) -> Activation:
-    """An `Activation` with ONNX's default alpha and beta filled in where the function takes them."""
+    """An `Activation`; ONNX's default alpha and beta are filled in if the function takes them."""
     default_alpha, default_beta = ACTIVATIONS.get(name, (None, None))
     if default_alpha is None:
         alpha = 0.0
@@ -79,7 +79,7 @@ class CellSpec:
     """One direction of one recurrent layer, without its weights.
 
     input_size is I, hidden_size is H. `activations` are f (and g, and h) of the ONNX text: RNN (f,), GRU (f, g),
-    LSTM (f, g, h). `clip` bounds every preact to [-clip, clip]; None is no bound. `input_forget` (LSTM) couples
+    LSTM (f, g, h). `clip` bounds every preact to [-clip, clip]; None means no bound. `input_forget` (LSTM) couples
     f = 1 - i. `linear_before_reset` (GRU): the reset gate multiplies the product R h + Rb instead of h itself.
     `reverse`: steps run from the last to the first; outputs stay at the step that made them.
     """
@@ -110,7 +110,7 @@ class CellSpec:
 
     @property
     def gates(self) -> int:
-        """G: the row blocks of W and R."""
+        """G, the number of row blocks of W and R."""
         return GATES[self.kind]
 
 

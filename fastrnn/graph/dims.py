@@ -1,10 +1,10 @@
-"""Symbolic sizes: what an axis of a value is long, as a function of BATCH and TIME.
+"""Symbolic sizes: the length of an axis as a function of BATCH and TIME.
 
-A dim is an int or a `Dim`: a polynomial with integer coefficients over atoms, an atom being a symbol
-(`batch`, `time`, or any other name), a floor division of a dim by a positive int (what a strided
-convolution makes of a length: `(time + 2)//3`), or, in plans alone, `max(dim, 0)` (`positive`). Dims are
-immutable, hashable and compare by normal form; an expression that turns out constant is returned as a plain int, so
-`isinstance(d, int)` means "known". Symbols stand for sizes >= 0.
+A dim is an int or a `Dim`: a polynomial with integer coefficients over atoms. An atom is a symbol
+(`batch`, `time`, or any other name), a floor division of a dim by a positive int (a strided convolution
+produces such a length: `(time + 2)//3`), or, only in plans, `max(dim, 0)` (`positive`). Dims are
+immutable, hashable and compare by normal form. A constant expression is returned as a plain int, so
+`isinstance(d, int)` means "known". Symbols represent sizes >= 0.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 from ..errors import ModelFormatError, ShapeError
 
-MAX_QUOTIENT = 64  # terms of a quotient of two dims; more come from no real model
-MAX_TEXT = 4096  # characters of one printed dim; a longer one comes from no real model
+MAX_QUOTIENT = 64  # terms of a quotient of two dims; no real model has more
+MAX_TEXT = 4096  # characters of one printed dim; no real model has a longer one
 
 
 class FloorDiv:
@@ -37,7 +37,7 @@ class FloorDiv:
 
 
 class Positive:
-    """The atom `max(num, 0)`; num a `Dim`. Lowering makes it; graphs and files hold none, so `parse` knows none."""
+    """The atom `max(num, 0)`; num a `Dim`. Only lowering makes it. It is not in graphs or files; `parse` rejects it."""
 
     __slots__ = ("num",)
 
@@ -150,7 +150,7 @@ TIME = symbol("time")
 
 
 def floordiv(num, den):
-    """floor(num / den), exact where the division is exact; den may be symbolic only then."""
+    """floor(num / den). den may be symbolic only if the division is exact."""
     if isinstance(num, int) and isinstance(den, int):
         return num // den
     if isinstance(den, Dim):
@@ -162,7 +162,7 @@ def floordiv(num, den):
         raise ShapeError(f"can't divide the size {num} by {den}")
     if den == 1:
         return num
-    # Whole multiples leave the floor: floor((d*q + r) / d) = q + floor(r / d).
+    # Whole multiples move out of the floor: floor((d*q + r) / d) = q + floor(r / d).
     whole, rest = {}, {}
     for mono, coef in num.terms.items():
         q, r = divmod(coef, den)
@@ -199,7 +199,7 @@ def positive(dim):
 
 
 def exact_div(num, den):
-    """num / den where that is a polynomial again, else None."""
+    """num / den if that is a polynomial, else None."""
     if isinstance(num, int) and isinstance(den, int):
         return num // den if den and num % den == 0 else None
     if num == den:
@@ -210,7 +210,7 @@ def exact_div(num, den):
     if not terms:
         return None
     lead, quotient = next(iter(terms.items())), 0
-    for _ in range(MAX_QUOTIENT):  # long division: each round takes the first term of num away
+    for _ in range(MAX_QUOTIENT):  # long division: each round removes the first term of num
         part = _term_quotient(next(iter(_terms(num).items())), lead)
         if part is None:
             return None
@@ -221,7 +221,7 @@ def exact_div(num, den):
 
 
 def _term_quotient(num: tuple, den: tuple):
-    """The quotient of two terms (monomial, coefficient), or None if there is none."""
+    """The quotient of two terms (monomial, coefficient), or None if it is not a term."""
     rest = list(num[0])
     for atom in den[0]:
         if atom not in rest:
@@ -239,7 +239,7 @@ def shortfall(dim, least: int):
 
 
 def of_shortfall(dim) -> Dim | None:
-    """What has to be 0 or more, of a dim that `shortfall` made; None of any other."""
+    """What must be 0 or more, for a dim that `shortfall` made; None for any other dim."""
     atoms = [mono[0] for mono in dim.terms if len(mono) == 1] if isinstance(dim, Dim) else []
     if len(atoms) == 1 and isinstance(atoms[0], FloorDiv) and atoms[0].den % _FAR == 0:
         return atoms[0].num + dim.terms.get((), 0) * atoms[0].den
@@ -277,7 +277,7 @@ def substitute(dim, env: Mapping[str, Dim | int]):
 
 
 def evaluate(dim, env: Mapping[str, int]) -> int:
-    """The int that a dim is where every symbol of it is given in `env`."""
+    """The value of a dim, given all of its symbols in `env`."""
     value = substitute(dim, env)
     if isinstance(value, Dim):
         missing = ", ".join(sorted(symbols(value)))
@@ -286,7 +286,7 @@ def evaluate(dim, env: Mapping[str, int]) -> int:
 
 
 def evaluate_atom(atom, env: Mapping[str, int]) -> int:
-    """The int that an atom of a dim is."""
+    """The value of one atom."""
     if isinstance(atom, str):
         return env[atom]
     number = evaluate(atom.num, env)
@@ -329,7 +329,7 @@ def _from_ast(node):
 
 
 def product(dims) -> Dim | int:
-    """The product of dims: how many elements a value has."""
+    """The product of dims: the number of elements of a value."""
     total = 1
     for d in dims:
         total = d * total

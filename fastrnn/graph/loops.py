@@ -1,7 +1,7 @@
-"""Cycles of a graph: which nodes have to be computed step by step, and in which order everything else comes.
+"""Cycles of a graph: which nodes must be computed step by step, and the order of all others.
 
 A cycle exists only through `state` nodes (fastrnn.graph). The nodes of one cycle, or of several that share a node, are
-a `Loop`: for t = 0, 1, .. each of its nodes is computed at step t, and a state gives what its input was at step t - 1.
+a `Loop`: for t = 0, 1, .. each of its nodes is computed at step t, and a state returns its input of step t - 1.
 All other nodes see whole sequences. `schedule` lists nodes and loops so that each comes after what it reads.
 """
 
@@ -15,9 +15,9 @@ from .types import Graph, Node
 
 @dataclass(frozen=True)
 class Loop:
-    """nodes: those of a cycle but its states, in an order in which one step can be computed; states: the others.
+    """nodes: the nodes of a cycle except its states, in an order in which one step can be computed; states: its states.
 
-    A state that is on no cycle, as one that delays an input, is a loop without nodes.
+    A state that is not on a cycle, such as one that delays an input, is a loop without nodes.
     """
 
     nodes: tuple[Node, ...]
@@ -25,14 +25,14 @@ class Loop:
 
     @property
     def name(self) -> str:
-        """The name that a person knows it by: that of its first state."""
+        """Its name in messages: that of its first state."""
         return self.states[0].name
 
 
 def schedule(graph: Graph, mixed: bool = False) -> tuple[Node | Loop, ...]:
-    """Every node once, alone or in its loop; the order of `graph.nodes` wherever that is possible.
+    """Every node once, alone or in its loop, in the order of `graph.nodes` as far as possible.
 
-    mixed: a node may stand before what it reads, even if there is no state.
+    mixed: a node may come before what it reads, even without a state.
     """
     nodes = graph.nodes
     if not mixed and not any(n.op == "state" for n in nodes):
@@ -70,7 +70,7 @@ def loops(graph: Graph) -> tuple[Loop, ...]:
 
 
 def _components(edges: list[list[int]]) -> list[int]:
-    """Strongly connected components (Tarjan, without recursion): for each vertex, a vertex that stands for its own."""
+    """Strongly connected components (Tarjan, not recursive): for each vertex, the representative of its component."""
     count = len(edges)
     index, low, home = [-1] * count, [0] * count, [-1] * count
     stack: list[int] = []
@@ -87,7 +87,7 @@ def _components(edges: list[list[int]]) -> list[int]:
                 stack.append(v)
             for k in range(at, len(edges[v])):
                 w = edges[v][k]
-                if index[w] < 0:  # come back to v after w, at the same edge
+                if index[w] < 0:  # return to v after w, at the same edge
                     work += [(v, k), (w, 0)]
                     break
                 if home[w] < 0:

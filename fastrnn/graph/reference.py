@@ -1,12 +1,11 @@
-"""The float64 reference: what a graph means, from what its ops mean (fastrnn.graph.ops). The engine's oracle in tests.
+"""The float64 reference: evaluates a graph by the meanings of its ops (fastrnn.graph.ops). The oracle of the tests.
 
-    run(graph, feeds)            the whole graph, whatever its length
+    run(graph, feeds)            the whole graph, at any length
     cell(spec, x, W, R, ...)     one direction of one recurrent layer
     StreamReference(graph)       what a stream must answer, step by step
     unary(fn, x, alpha, beta), binary(fn, a, b)     the elementwise functions
 
-Reals are float64 whatever the graph declares, integers are int64, and float32 weights enter as the exact numbers that
-they are.
+Reals are always float64, whatever the graph declares. Integers are int64. float32 weights are converted exactly.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ def run(graph: Graph, feeds: Mapping[str, np.ndarray], *, sizes: Mapping[str, in
     Parameters
     ----------
     graph : a valid Graph
-    feeds : input name -> array of the declared dims; integers where integers are declared, bools where bools are
+    feeds : input name -> array of the declared dims; integers for declared integers, bools for declared bools
     sizes : values of symbols that the inputs' shapes don't determine
 
     A `state` node starts from its initial value.
 
     Returns
     -------
-    One array an output, in the graph's order: float64, int64 or bool; new, or views of the feeds and constants.
+    One array per output, in the graph's order: float64, int64 or bool; new, or views of the feeds and constants.
 
     Raises
     ------
-    ShapeError naming the input, axis, size got and size expected; or the node whose sizes do not fit.
+    ShapeError with the input, axis, actual and expected size; or with the node whose sizes do not fit.
     """
     env = bind_sizes(graph, feeds, sizes)
 
@@ -63,7 +62,7 @@ def run(graph: Graph, feeds: Mapping[str, np.ndarray], *, sizes: Mapping[str, in
 
 
 def bind_sizes(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Symbol -> size, solved from the shapes of the feeds, every axis of which is then checked against its dim.
+    """Symbol -> size, solved from the shapes of the feeds. Then every axis is checked against its dim.
 
     Raises ShapeError for an axis that contradicts, a missing or unknown input, and a dim that can't be solved.
     """
@@ -80,7 +79,7 @@ def bind_sizes(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str
             raise ShapeError(f"input {name}: got {len(shape)} axes {list(shape)}, expected {value}")
         axes += [(value, axis, dim, got) for axis, (dim, got) in enumerate(zip(value.dims, shape, strict=True))]
     while any(_solve(dim, got, env) for _, _, dim, got in axes):
-        pass  # a symbol found in one axis may leave another axis with one unknown
+        pass  # solving one axis may leave another axis with a single unknown
     for value, axis, dim, got in axes:
         expected = D.substitute(dim, env)
         if isinstance(expected, D.Dim):
@@ -93,7 +92,7 @@ def bind_sizes(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str
 
 
 def _solve(dim, got: int, env: dict[str, int]) -> bool:
-    """Bind the one unknown symbol of a dim a*s + b (a, b ints, whole and non-negative solution); True if it did."""
+    """Bind the one unknown symbol of a dim a*s + b (a, b ints; solution a whole number >= 0). True on success."""
     dim = D.substitute(dim, env)
     names = D.symbols(dim)
     if len(names) != 1:
@@ -109,7 +108,7 @@ def _solve(dim, got: int, env: dict[str, int]) -> bool:
 
 
 def _wide(value: Value, array) -> np.ndarray:
-    """The fed array in the type it is computed in; ShapeError if its kind is not the declared one."""
+    """The fed array in the dtype of the computation; ShapeError if its kind is not the declared one."""
     array = np.asarray(array)
     allowed = {"f": "fiu", "i": "iu", "b": "b"}[np.dtype(WIDE[value.dtype]).kind]
     if array.dtype.kind not in allowed:
@@ -120,8 +119,8 @@ def _wide(value: Value, array) -> np.ndarray:
 def _run_loop(graph: Graph, loop: Loop, known: dict[str, np.ndarray], size) -> None:
     """Add all values of a cycle to `known`: a definition, not a method, so quadratic in the number of steps.
 
-    Whatever the states hold, each sweep over whole sequences that begins with the right states up to step t ends with
-    them right up to t + 1, since no node lets steps meet. So as many sweeps as there are steps make all of them right.
+    If the states are right up to step t before a sweep over whole sequences, they are right up to t + 1 after it,
+    because no node mixes steps. So as many sweeps as there are steps make all of them right.
     """
     steps = 0
     for node in loop.states:
@@ -130,7 +129,7 @@ def _run_loop(graph: Graph, loop: Loop, known: dict[str, np.ndarray], size) -> N
         steps = max(steps, len(prev))
         if len(node.inputs) > 1 and node.inputs[1] is not None:
             prev[:1] = known[node.inputs[1]]
-    for _ in range(max(steps, 1)):  # once at least: values of no steps are made too
+    for _ in range(max(steps, 1)):  # at least once: values without steps are made too
         for node in loop.nodes:
             run_node(graph, node, known, size)
         for node in loop.states:
@@ -154,16 +153,16 @@ def run_node(graph: Graph, node: Node, known: dict[str, np.ndarray], size) -> No
 
 
 class StreamReference:
-    """What a stream of a graph must answer: a definition, not a method, so quadratic in the number of steps.
+    """What a stream of a graph must return: a definition, not a method, so quadratic in the number of steps.
 
-    A graph whose inputs have a TIME axis is run on everything fed so far. The answer of a step is then, for an output
-    with a TIME axis, its newest step; for another, its value as if the sequence ended here. A graph without TIME is
-    itself one step: the inputs that `graph.states` pairs with outputs are carried along.
+    A graph whose inputs have a TIME axis is run on everything fed so far. For an output with a TIME axis, a step
+    returns the newest step; for another output, its value as if the sequence ended here. A graph without TIME is
+    itself one step: it carries the inputs that `graph.states` pairs with outputs.
 
     Parameters
     ----------
     graph : a valid Graph whose TIME axes are exactly `time` long
-    initial : values of the inputs that `graph.states` names; zeros where absent
+    initial : values of the inputs that `graph.states` names; zeros if absent
     sizes : symbols that feeds don't determine, and those of zero initial states
     """
 
@@ -217,7 +216,7 @@ class StreamReference:
         return outputs
 
     def _threaded(self, feeds) -> dict[str, np.ndarray]:
-        """The state inputs that the caller does not feed: what was carried, or zeros."""
+        """The state inputs that the caller does not feed: carried values, or zeros."""
         values = {}
         for name in self.graph.states:
             if name not in feeds:

@@ -1,4 +1,4 @@
-"""A table of functions that is filled where they are written."""
+"""A table of functions, filled by a decorator at each function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Registry(dict):
-    """Name -> function. `@registry("name", ..)` adds a function under these names."""
+    """Name -> function. `@registry("name", ..)` registers a function under these names."""
 
     def __call__(self, *names: str) -> Callable:
         def add(function: Callable) -> Callable:

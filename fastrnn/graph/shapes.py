@@ -1,4 +1,4 @@
-"""Output dims and dtype of a graph op, from those of its inputs, and what the rules of the ops share.
+"""Output dims and dtype of a graph op, from those of its inputs, and the helpers that the rules of the ops share.
 
 Used by builders (to declare a new value) and by `graph.validate` (to check declared ones).
 """
@@ -21,7 +21,7 @@ def infer(op: str, inputs: Sequence[Value | None], attrs) -> list[Sig]:
 
 
 def check_shapes(graph: Graph) -> None:
-    """Raise ModelFormatError for the first node whose declared outputs differ from what its inputs imply."""
+    """Raise ModelFormatError for the first node whose declared outputs differ from those that its inputs imply."""
     for node in graph.nodes:
         _check_node(graph, node)
 
@@ -42,7 +42,7 @@ def _check_node(graph: Graph, node: Node) -> None:
 
 
 def broadcast(*shapes: tuple) -> tuple:
-    """NumPy's broadcasting on symbolic dims. A symbolic dim never broadcasts silently: it meets itself or 1."""
+    """NumPy's broadcasting on symbolic dims. A symbolic dim never broadcasts silently: it matches only itself or 1."""
     rank = max(map(len, shapes), default=0)
     out = []
     for i in range(rank):
@@ -65,7 +65,7 @@ def _text(shapes) -> str:
 
 
 def same_dims(inputs, attrs):
-    """The rule of an op whose output is as its first input; all others broadcast to that."""
+    """The rule of an op whose output has the form of its first input. All other inputs broadcast to it."""
     if "axis" in attrs:
         check_axis(inputs[0], attrs["axis"])
     for extra in inputs[1:]:

@@ -1,4 +1,4 @@
-"""Walks over a graph that every stage needs: what depends on what, and names that are still free."""
+"""Walks over a graph that every stage needs: dependencies, and free names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .types import Graph, Node
 
 
 def fresh(name: str, *taken: Collection[str], mark: str = "'") -> str:
-    """The name, with as many marks after it as make it one that is in none of `taken`."""
+    """The name, with as many marks appended as it takes to be in none of `taken`."""
     while any(name in names for names in taken):
         name += mark
     return name
@@ -23,8 +23,8 @@ def needed(
 ) -> list[Node]:
     """The nodes on which the values `names` depend, in the order of the graph.
 
-    given : values that are known, so that what makes them is not needed for their sake
-    makers : `graph.producers()`, if the caller has them
+    given : known values, so the nodes that make them are not needed
+    makers : `graph.producers()`, if the caller has it
     reads : which inputs of a node matter
     """
     makers = graph.producers() if makers is None else makers
@@ -40,7 +40,7 @@ def needed(
 
 
 def free_inputs(nodes: Iterable[Node]) -> tuple[str, ...]:
-    """Values that these nodes read and none of them makes, each once, in the order in which they are first read."""
+    """Values that these nodes read but none of them makes, each once, in the order of first use."""
     nodes = tuple(nodes)
     made = {o for n in nodes for o in n.outputs}
     return tuple(dict.fromkeys(i for n in nodes for i in n.inputs if i is not None and i not in made))

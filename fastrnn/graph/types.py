@@ -3,7 +3,7 @@
 A `Graph` is a list of `Node`s in an order in which every value is made before it is used. A `Value` is a name, a
 dtype and dims; a dim is an int or a `fastrnn.dims.Dim` over BATCH and TIME. Constants (weights) are values whose
 array is in `Graph.constants`. All three are immutable: a pass builds a new graph. `validate` checks what every
-later stage relies on, so none of them checks again.
+later stage relies on, so later stages don't check again.
 
 What the ops mean is in `fastrnn.graph.ops`, one row each (fastrnn.graph.vocabulary). The vocabulary is small on
 purpose; importers lower what they read to it.
@@ -22,7 +22,7 @@ from .dims import Dim
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 
-# What a declared dtype is computed in by the float64 reference.
+# The dtype in which the float64 reference computes each declared dtype.
 WIDE = {"float32": np.float64, "float64": np.float64, "int64": np.int64, "int32": np.int64, "bool": np.bool_}
 
 
@@ -43,7 +43,7 @@ class Node:
     """One operation. inputs: value names, None if an optional one is absent; outputs likewise (None: omitted).
 
     `name` is for people: the exporter's name if there is one, unique in the graph. `attrs` are those of the op's row in
-    the vocabulary, all present but for those that a node may lack.
+    the vocabulary. All are present except those that a node may lack.
     """
 
     op: str
@@ -82,10 +82,10 @@ class Graph:
     constants : name -> array of the value's dtype and dims; read-only.
     states : input name -> output name, for each state that the caller threads by hand through the file
         (the output of one call is the input of the next).
-    requires : (dim, int) pairs: what else has to hold of the sizes of the inputs, such as that windows over one of them
-        are just one. Whoever fixes the sizes checks them (`check_required`).
-    held : (input, axis, why) of each axis of an input that stays at the file's number because of evidence in the file.
-    notes : lines that tell a person what import and passes did ("thawed time from 19", "folded 12 nodes").
+    requires : (dim, int) pairs: other conditions on the sizes of the inputs, for example that an input holds exactly
+        one window. The code that fixes the sizes checks them (`check_required`).
+    held : (input, axis, why) of each input axis that keeps the file's number because of evidence in the file.
+    notes : lines for people about what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
     name: str
@@ -123,7 +123,7 @@ class Graph:
         return {o: n for n in self.nodes for o in n.outputs if o is not None}
 
     def consumers(self) -> dict[str, list[Node]]:
-        """Value name -> the nodes that read it, in order."""
+        """Value name -> the nodes that read it, in graph order."""
         out: dict[str, list[Node]] = {}
         for n in self.nodes:
             for i in n.inputs:

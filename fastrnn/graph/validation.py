@@ -1,4 +1,4 @@
-"""What holds of every graph: `validate` checks it once, so that no later stage checks again."""
+"""The invariants of every graph. `validate` checks them once, so that no later stage checks again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .vocabulary import ROWS, GraphOp
 
 
 def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
-    """Raise ShapeError if sizes of the inputs, a number a symbol, break what the graph requires of them."""
+    """Raise ShapeError if the sizes (symbol -> number) break a requirement of the graph."""
     for dim, number in graph.requires:
         got = evaluate(dim, sizes)
         if got != number and (bound := of_shortfall(dim)) is not None:
@@ -26,11 +26,11 @@ def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
 
 
 def validate(graph: Graph) -> Graph:
-    """Check the graph's form and return it; raise ModelFormatError naming the node otherwise.
+    """Check the graph's form and return it. Raises ModelFormatError with the name of the node otherwise.
 
     Checks: known ops with exactly their attributes and known functions, every value declared once and made before use
-    (a state's input excepted), outputs made, constants as declared, threaded states of one form at both ends, and the
-    dims of every node's outputs as its inputs imply.
+    (except a state's input), outputs made, constants as declared, threaded states of the same form at both ends, and
+    the dims of every node's outputs as its inputs imply.
     """
     made = set(graph.inputs) | set(graph.constants)
     _check_ends(graph)
@@ -57,7 +57,7 @@ def validate(graph: Graph) -> Graph:
 
 
 def _check_ends(graph: Graph) -> None:
-    """Inputs, outputs and threaded states: declared, named once, and of one form where they belong together."""
+    """Inputs, outputs and threaded states are declared and named once; both ends of a state have the same form."""
     for what, ends in (("input", graph.inputs), ("output", graph.outputs)):
         if len(set(ends)) != len(ends):
             raise ModelFormatError(f"{graph.name}: an {what} is named twice")
@@ -79,7 +79,7 @@ def _check_ends(graph: Graph) -> None:
 
 
 def _check_form(graph: Graph, node: Node) -> None:
-    """A known op with as many inputs and outputs as it takes and exactly its attributes."""
+    """The op is known, and the node has a valid number of inputs and outputs and exactly the op's attributes."""
     row = ROWS.get(node.op)
     if row is None:
         raise ModelFormatError(f"node {node.name}: unknown op {node.op!r}")
@@ -97,7 +97,7 @@ def _check_form(graph: Graph, node: Node) -> None:
 
 
 def _check_values(graph: Graph, node: Node, made: set[str]) -> None:
-    """Inputs are made before the node (a state's excepted), outputs by it alone; adds these to `made`."""
+    """Inputs are made before the node (except a state's), outputs only by it. Adds the outputs to `made`."""
     for k, name in enumerate(node.inputs):
         if name is not None:
             _declared(graph, name, f"input of node {node.name}")
@@ -116,7 +116,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def _check_attributes(graph: Graph, node: Node, row: GraphOp) -> None:
-    """Functions are known ones, float32 holds their alpha and beta, and what the vocabulary calls constant is one."""
+    """Functions are known, alpha and beta fit float32, and inputs that must be constant are constant."""
     for name, attribute in row.attrs.items():
         if attribute.choices is not None and node.attrs[name] not in attribute.choices:
             what = f"{name} of {node.op} is {node.attrs[name]!r:.80}"
@@ -131,7 +131,7 @@ def _check_attributes(graph: Graph, node: Node, row: GraphOp) -> None:
 
 
 def _parameters(node: Node) -> list[float]:
-    """alpha and beta of the functions of a node. Not of clip: bounds beyond float32 bound nothing, as infinite ones."""
+    """alpha and beta of a node's functions. Not of clip: bounds beyond float32 act as infinite ones."""
     if "spec" in node.attrs:
         return [number for a in node.attrs["spec"].activations for number in (a.alpha, a.beta)]
     if "alpha" not in node.attrs or "clip" in (node.attrs.get("fn"), node.attrs.get("activation")):

@@ -5,8 +5,8 @@
         '''The elements of x along `axis` that the indices name.'''
 
 The rows are in `fastrnn/graph/ops/`, one file per family; `ROWS` is complete as soon as `fastrnn.graph` is imported.
-Validation, shape inference, the file format, the reference and the streaming analysis all read the row, so they know a
-new op without being changed. Only its lowering stands elsewhere (fastrnn/compile/lowering).
+Validation, shape inference, the file format, the reference and the streaming analysis all read the row, so they need no
+change for a new op. Only its lowering is elsewhere (fastrnn/compile/lowering).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _REQUIRED = object()
 
 @dataclass(frozen=True)
 class Attribute:
-    """What an attribute of a node holds. It decides how a file stores it and which values are refused on reading.
+    """The type of an attribute. It decides how a file stores the value and which values are rejected on reading.
 
-    types : of its value (of each element, if `many`)
-    many : a tuple
-    dims : numbers may be dims, which are text in a file
-    infinite : a float may be infinite, which is text in a file
-    choices : the only values it may have; None if any
-    default : what a node without it means; nodes of older files may lack only attributes that have one
+    types : types of the value (of each element, if `many`)
+    many : the value is a tuple
+    dims : numbers may be dims, which a file stores as text
+    infinite : a float may be infinite, which a file stores as text
+    choices : the allowed values; None for any
+    default : the value for a node without the attribute; nodes of older files may lack only attributes with a default
     """
 
     types: tuple[type, ...]
@@ -39,11 +39,11 @@ class Attribute:
     default: object = _REQUIRED
 
     def among(self, *choices) -> Attribute:
-        """The same attribute with these values alone."""
+        """The same attribute, restricted to these values."""
         return replace(self, choices=frozenset(choices))
 
     def or_lacking(self, default) -> Attribute:
-        """The same attribute, which a node may lack."""
+        """The same attribute, but a node may lack it."""
         return replace(self, default=default)
 
     @property
@@ -51,7 +51,7 @@ class Attribute:
         return self.default is _REQUIRED
 
     def number(self, value, size: Callable):
-        """The value with its dims as ints; size(dim) is the int that a dim is."""
+        """The value with its dims as ints; size(dim) returns the int."""
         if self.many:
             return tuple(map(size, value)) if self.dims else tuple(value)
         return size(value) if self.dims else value
@@ -70,13 +70,13 @@ CELL = Attribute((CellSpec,))
 
 @dataclass(frozen=True)
 class Meeting:
-    """How the steps (or the rows of a batch) of an op's inputs meet: along some axes alone, else each stays by itself.
+    """How an op mixes the steps (or the batch rows) of its inputs: only along some axes; else each stays separate.
 
-    This says everything that streaming needs to know of an op whose inputs broadcast together. If its output has fewer
-    axes, those are the ones that are gone. Ops that do anything else have a rule in fastrnn/streaming/rules.py.
+    This is all that streaming needs to know about an op whose inputs broadcast together. If its output has fewer axes,
+    those axes are the missing ones. Ops that do anything else have a rule in fastrnn/streaming/rules.py.
 
-    along : (attributes, rank of the broadcast inputs) -> axes along which elements meet
-    text : what a node that lets them meet does: {symbol} is "time" or "batch", {all} "steps" or "rows of the batch",
+    along : (attributes, rank of the broadcast inputs) -> axes along which elements are mixed
+    text : what a node that mixes them does: {symbol} is "time" or "batch", {all} "steps" or "rows of the batch",
         {joined} "sequences one after the other" or "batches"
     """
 
@@ -91,16 +91,16 @@ ELEMENTWISE = Meeting()
 class GraphOp:
     """One op of the vocabulary.
 
-    inputs, outputs : names, for people and for `least`; an output may be left out by any node
-    least : how many of the inputs a node must have; repeats: the last one may be given any number of times
+    inputs, outputs : names, for people and for `least`; any node may omit an output
+    least : the number of required inputs; repeats: the last input may be given any number of times
     attrs : name -> Attribute
     dims : (inputs as Values or None, attributes) -> [(dtype, dims)] of each output; ShapeError if the inputs don't fit
-    meaning : (*arrays or None, **attributes with dims as ints) -> array, or a tuple if there are several outputs: what
+    meaning : (*arrays or None, **attributes with dims as ints) -> array, or a tuple for several outputs: what
         the op computes in float64. None for `state`, whose meaning is the schedule of a graph
     meets : the streaming rule, if it is a `Meeting`
     weights : inputs after the first must be constants
-    moves : it moves elements and changes none of them
-    keeps : a stream keeps something from step to step for it
+    moves : it moves elements and does not change them
+    keeps : a stream stores something for it between steps
     """
 
     name: str
@@ -119,11 +119,11 @@ class GraphOp:
 
     @property
     def most(self) -> float:
-        """How many inputs a node may have."""
+        """The most inputs that a node may have."""
         return float("inf") if self.repeats else len(self.inputs)
 
     def compute(self, arrays: Sequence, attrs: Mapping, size: Callable):
-        """The outputs of a node in float64. arrays: None for an absent input; size(dim) is the int that a dim is."""
+        """The outputs of a node in float64. arrays: None for an absent input; size(dim) returns the int."""
         given = {name: a.number(attrs.get(name, a.default), size) for name, a in self.attrs.items()}
         results = self.meaning(*arrays, *(None,) * (len(self.inputs) - len(arrays)), **given)
         return results if len(self.outputs) > 1 else (results,)
@@ -135,7 +135,7 @@ ROWS: dict[str, GraphOp] = {}
 def graph_op(signature: str, dims: Callable, attrs: Mapping[str, Attribute] | None = None, **row) -> Callable:
     """Add an op to the vocabulary; the decorated function is its meaning, and its docstring the op's.
 
-    signature : "name(input, optional?, ...)", with "-> output, output" if there are several; "..." repeats the input
+    signature : "name(input, optional?, ...)", with "-> output, output" for several outputs; "..." repeats the input
         before it. row : other fields of `GraphOp`.
     """
     head, _, outputs = signature.partition("->")
@@ -156,7 +156,7 @@ def graph_op(signature: str, dims: Callable, attrs: Mapping[str, Attribute] | No
 
 
 def moves(op: str) -> bool:
-    """Whether the op moves elements and changes none; False for one that the vocabulary does not have."""
+    """Whether the op moves elements without changing them; False for an op that is not in the vocabulary."""
     row = ROWS.get(op)
     return row is not None and row.moves
 

@@ -21,11 +21,11 @@ class Axis:
 
 
 def phases_of(taps: int, stride: int, dilation: int, pad: int) -> list[tuple]:
-    """A transposed convolution along one axis as plain ones: (first output, Axis, taps in the order of inputs) each.
+    """A transposed convolution along one axis as plain ones: a (first output, Axis, taps in input order) for each.
 
-    Output o gets W[k] of input i wherever o = i * stride - pad + k * dilation. The outputs o = first + j * stride share
-    their k: those with k * dilation = first + pad (mod stride). They lie stride / gcd(stride, dilation) apart, and from
-    the largest k to the next the input moves by dilation / gcd(stride, dilation).
+    Output o gets W[k] of input i if o = i * stride - pad + k * dilation. The outputs o = first + j * stride share
+    their k: those with k * dilation = first + pad (mod stride). These k are stride / gcd(stride, dilation) apart, and
+    from the largest k to the next the input moves by dilation / gcd(stride, dilation).
     """
     common = math.gcd(stride, dilation)
     found = []

@@ -1,10 +1,10 @@
-"""What a model does and costs, and whether it is right.
+"""What a model does, what it costs, and whether it is correct.
 
 verification/     comparing with other engines
 limits.py          what this machine allows, measured once and cached
 cost_model.py      what each op should cost
 op_costs.py        one function per kind of op
 profiling.py       `profile`
-analysis/          `analyze`: dirt, memory, precision
+analysis/          `analyze`: dirty input, memory, precision
 report/            their pages, and the drawing of a graph
 """

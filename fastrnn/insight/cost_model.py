@@ -1,13 +1,14 @@
 """What an op of a plan should cost on this machine: the performance model behind `fastrnn profile`.
 
-Each op gets its floating point operations, the bytes that it must read from where they live, the time that the
-machine's limits alone allow (`least_ns`, the roofline), and a prediction, which adds what a real loop pays besides: the
+Each op gets its floating point operations, the bytes that it must read and from which level, the minimum time by the
+machine's limits (`least_ns`, the roofline), and a prediction. The prediction adds the other costs of a real loop: the
 chain of dependent multiply-adds, activations, the fixed cost of a tile, of a step and of an op.
 
-The machine's part is measured (`limits.py`): multiply-adds a second, reading rates by working set, the latency of a
-multiply-add, a vector of tanh, a call from Python. What each kind of op needs is in `op_costs.py`. The engine's part is
-`FACTORS`, fitted by tools/cost_model.py to cells of 8 to 512 units on a Zen 4 with AVX-512, and to models by hand, in
-units of those measurements, so that they move with the machine. docs/performance_model.md says how well it does.
+The machine's part is measured (`limits.py`): multiply-adds per second, reading rates by working set, the latency of a
+multiply-add, a vector of tanh, a call from Python. `op_costs.py` says what each kind of op needs. The engine's part is
+`FACTORS`. tools/cost_model.py fitted them to cells of 8 to 512 units on a Zen 4 with AVX-512; those for models were
+fitted by hand. They are in units of those measurements, so they scale with the machine. docs/performance_model.md has
+the accuracy.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..machine._isa import FLOPS_A_THREAD
 from .limits import Limits
 from .op_costs import SHARED, Parts, costs
 
-MOST_PHASES = 64  # positions of a stream that are looked at, where its calls differ
+MOST_PHASES = 64  # positions of a stream that are evaluated if its calls differ
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class Factors:
     """The engine's part. `tick`: a quarter of the latency of a multiply-add, which is one cycle of most cores.
 
     fma, read : share of the multiply-add peak that a full tile reaches, and of the reading rate
-    narrow : time of a narrower vector's multiply-add, of a full one's
-    op, step, product, tile, row : ticks an op, a step of a cell, a product outside cells, a tile, a row in a tile
-    update : ticks a vector of hidden units and row; activation : of `Limits.function_ns`, each of its activations
-    chain : ticks a tile that activations take which wait for each other (an LSTM's tanh c for its gates)
-    move : ticks a piece of memory that is copied, visited or set
-    element : ticks a vector and simple function; function : of `Limits.function_ns` for one that is not simple
-    pack : bytes a tick that packing a live matrix moves
-    share : of the ideal gain that each further thread brings
+    narrow : time of a narrower vector's multiply-add, relative to a full one's
+    op, step, product, tile, row : ticks per op, step of a cell, product outside cells, tile, row in a tile
+    update : ticks per vector of hidden units and row; activation : share of `Limits.function_ns` for each activation
+    chain : ticks per tile for activations that wait for each other (an LSTM's tanh c for its gates)
+    move : ticks per piece of memory that is copied, visited or set
+    element : ticks per vector and simple function; function : share of `Limits.function_ns` for other functions
+    pack : bytes per tick when packing a run-time matrix
+    share : share of the ideal gain that each further thread adds
     """
 
     fma: float = 0.86
@@ -65,9 +66,9 @@ class Cost:
     """What an op costs at given sizes.
 
     flops : a multiply-add is two; activations are not counted. weight_bytes : read from `level`, where the weights
-    live between two uses. data_bytes : inputs, outputs and states, read or written.
-    least_ns : what the roofline alone allows; ns : the prediction.
-    bound : what the prediction is made of most: "fma", a level of memory, "latency" (a chain of dependent
+    are between two uses. data_bytes : inputs, outputs and states, read or written.
+    least_ns : the minimum by the roofline; ns : the prediction.
+    bound : the largest part of the prediction: "fma", a level of memory, "latency" (a chain of dependent
     multiply-adds), "activations" or "overhead".
     """
 
@@ -82,8 +83,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class CallCosts:
-    """What all ops of a call share. sizes: {"batch": ..., "time": ..., "span": ...}; footprint: weight bytes that a
-    call reads, from which follows where they live; threads: of a call."""
+    """The data shared by all ops of a call. sizes: {"batch": ..., "time": ..., "span": ...}; footprint: weight bytes
+    that a call reads, which determine their cache level; threads: of a call."""
 
     plan: Plan
     limits: Limits
@@ -114,14 +115,14 @@ def footprint_of(plan: Plan) -> int:
 def predict(plan: Plan, limits: Limits, batch: int = 1, time: int = 1, threads: int = 1) -> list[Cost]:
     """The cost of each op of a plan for one call of `batch` rows and `time` steps. Nothing is run.
 
-    Of a stream plan whose values come at paces of their own: the mean over calls once all is steady.
+    For a stream plan whose values have their own paces: the mean over calls in the steady state.
     """
     calls = [_predict_at(plan, limits, sizes, threads) for sizes in sizes_of(plan, batch, time)]
     return [_mean(costs) for costs in zip(*calls, strict=True)]
 
 
 def sizes_of(plan: Plan, batch: int, time: int) -> list[dict[str, int]]:
-    """What the dims of a plan are over, for each kind of call that there is in the long run."""
+    """The sizes in the dims of a plan, for each kind of call in the steady state."""
     sizes = {"batch": batch, "time": time, "span": time, "step": 0}
     table = plan.timetable
     if table is None or table.plain:

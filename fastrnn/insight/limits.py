@@ -1,6 +1,6 @@
-"""What this machine allows, measured in about a second and kept in a cache file: the roofline of `fastrnn profile`.
+"""The limits of this machine, measured in about a second and cached in a file: the roofline of `fastrnn profile`.
 
-    limits = measured()        from the cache of this CPU and instruction set, or measured now and put there
+    limits = measured()        from the cache for this CPU and instruction set, or measured now and cached
     limits = measure()         measured now
 
 The cache is stored in $XDG_CACHE_HOME/fastrnn (or ~/.cache/fastrnn) and may be deleted at any time.
@@ -29,30 +29,30 @@ from ..machine.files import replace_file
 from ..model import Model
 from ..runtime._timing import OpTimer, clock_ns
 
-FORMAT = 3  # of the cache file; another number is measured again
+FORMAT = 3  # of the cache file; other formats are measured again
 LEVELS = ("L1", "L2", "L3", "memory")
 KIB = 1024
-# If the system does not say: what nearly every server CPU has at least.
+# If the system does not report them: the minimum of nearly every server CPU.
 USUAL_CACHES = {"L1": 32 * KIB, "L2": 512 * KIB, "L3": 8192 * KIB}
-LARGEST_L3 = 8 << 20  # an L3 is shared; neighbours' share of a larger one is not ours
+LARGEST_L3 = 8 << 20  # an L3 is shared, so don't count on more of a larger one
 MEMORY_BYTES = 64 << 20
 LOOP_NS = 400_000  # of one timed loop: long against the clock, short against a time slice
 TRIES = 3
 PREFETCH_AHEAD = (0, 2048)  # bytes; which one is faster depends on the CPU and the level
-NARROWER = {"avx512": ("avx512", "avx2")}  # some CPUs read wide vectors in halves and gain nothing by them
+NARROWER = {"avx512": ("avx512", "avx2")}  # some CPUs read wide vectors in halves, without a gain
 
 
 @dataclass(frozen=True)
 class Limits:
     """One thread of this machine.
 
-    cpu, isa, lanes, caches : whose limits these are; caches: level -> bytes
-    fma : floating point operations a second of independent multiply-adds (each is two)
-    read : (bytes of the working set, bytes read a second), by rising size
-    latency_ns : of one multiply-add that waits for the one before
+    cpu, isa, lanes, caches : the machine of these limits; caches: level -> bytes
+    fma : floating point operations per second of independent multiply-adds (each is two)
+    read : (bytes of the working set, bytes read per second), by rising size
+    latency_ns : of one multiply-add that waits for the previous one
     function_ns : tanh of one vector of `lanes` numbers, among many
-    step_ns, run_ns : from Python to the ops and back, of `Stream.step(x, out=y)` and of `Model.run(x)`
-    general_ns : of a step that is not one plain array in and one out
+    step_ns, run_ns : from Python to the ops and back, for `Stream.step(x, out=y)` and `Model.run(x)`
+    general_ns : for a step other than one plain array in and one out
     """
 
     cpu: str
@@ -68,8 +68,8 @@ class Limits:
     general_ns: float
 
     def read_rate(self, footprint: float) -> float:
-        """Bytes a second at which a working set of that many bytes is read again and again; between two measured sizes
-        by the logarithm of the size."""
+        """Bytes per second when a working set of that many bytes is read repeatedly. Interpolates between measured
+        sizes by the logarithm of the size."""
         sizes = [math.log(size) for size, _ in self.read]
         return float(np.interp(math.log(max(footprint, 1)), sizes, [rate for _, rate in self.read]))
 
@@ -83,7 +83,7 @@ class Limits:
 
     @classmethod
     def from_dict(cls, record: Mapping) -> Limits:
-        """The inverse of `as_dict`. Raises ValueError, KeyError or TypeError for what is not such a record."""
+        """The inverse of `as_dict`. Raises ValueError, KeyError or TypeError for an invalid record."""
         values = {name: record[name] for name in cls.__dataclass_fields__}
         values["read"] = tuple((int(size), float(rate)) for size, rate in record["read"])
         values["caches"] = {str(name): int(size) for name, size in record["caches"].items()}
@@ -103,7 +103,7 @@ def caches() -> dict[str, int]:
 
 
 def cache_file() -> Path:
-    """Where the limits of this CPU, instruction set and kind of machine are kept."""
+    """The cache file for this CPU, instruction set and kind of machine."""
     info = cpu_info()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = json.dumps([FORMAT, info.name, info.isa.active, sorted(caches().items())])
@@ -111,10 +111,10 @@ def cache_file() -> Path:
 
 
 def measured(again: bool = False) -> Limits:
-    """The limits from the cache file; measured and written there first where it is absent or unreadable, or `again`.
+    """The limits from the cache file. If it is absent or unreadable, or with `again`, measures and writes them first.
 
-    What was measured while others had the core is too low, and would stay so: where multiply-adds turn out to be a
-    tenth faster than the cache says, all is measured once more and the better of each figure is kept.
+    Figures that were measured while the core was busy are too low, and would stay so. So if multiply-adds turn out to
+    be a tenth faster than in the cache, everything is measured again and the better value of each figure is kept.
     """
     path, known = cache_file(), None
     if not again:
@@ -128,13 +128,13 @@ def measured(again: bool = False) -> Limits:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(limits.as_dict()).encode())
-    except OSError:  # a cache that can't be written costs the next call a second
+    except OSError:  # if the cache can't be written, the next call takes a second more
         pass
     return limits
 
 
 def best_of(*found: Limits) -> Limits:
-    """The best of each figure of several measurements of one machine: neighbours only ever slow things down."""
+    """The best of each figure over several measurements of a machine: neighbours can only slow things down."""
     read = tuple((size, max(one.read[i][1] for one in found)) for i, (size, _) in enumerate(found[0].read))
     times = ("latency_ns", "function_ns", "step_ns", "run_ns", "general_ns")
     least = {name: min(getattr(one, name) for one in found) for name in times}
@@ -142,7 +142,7 @@ def best_of(*found: Limits) -> Limits:
 
 
 def _fma_rate() -> float:
-    """Floating point operations a second of multiply-adds, in about a millisecond."""
+    """Floating point operations per second of multiply-adds, in about a millisecond."""
     from ..machine import _roofline  # not part of a service's path
 
     isa = cpu_info().isa.active
@@ -150,7 +150,7 @@ def _fma_rate() -> float:
 
 
 def measure() -> Limits:
-    """Measure this machine with one thread: about a second. Neighbours that share its caches show in the figures."""
+    """Measure this machine with one thread, in about a second. Neighbours that share its caches affect the figures."""
     from ..machine import _roofline  # not part of a service's path
 
     info, fma = cpu_info().isa, _fma_rate()
@@ -166,7 +166,7 @@ def measure() -> Limits:
 
 
 def _reading_sizes(sizes: Mapping[str, int]) -> list[int]:
-    """Working sets from well inside L1 to beyond the last level, close together where the rate changes."""
+    """Working sets from well inside L1 to beyond the last level, denser near the sizes of the caches."""
     L1, L2 = sizes.get("L1", USUAL_CACHES["L1"]), sizes.get("L2", USUAL_CACHES["L2"])
     found = {L1 // 2, L1, L1 * 3 // 2, 2 * L1, 4 * L1, L2 // 2, L2, L2 * 3 // 2, 2 * L2, 4 * L2}
     if "L3" in sizes:
@@ -192,7 +192,7 @@ def _timed(call: Callable[[], object], repeats: int) -> float:
 
 
 def _latency_ns(lanes: int) -> float:
-    """A product of one row with one block of columns waits for itself at every term: the difference of two lengths."""
+    """A product of one row with one block of columns waits at every term; this is the difference of two lengths."""
     times = []
     for K in (512, 1536):
         packed = _isa.pack_linear(np.zeros((K, lanes), np.float32))
@@ -202,7 +202,7 @@ def _latency_ns(lanes: int) -> float:
 
 
 def _function_ns() -> float:
-    """tanh over two lengths; the difference is free of the call."""
+    """tanh over two lengths; the difference excludes the call."""
     lanes, times = cpu_info().isa.lanes, []
     for count in (64, 192):
         x = np.linspace(-4, 4, count * lanes, dtype=np.float32)
@@ -211,12 +211,12 @@ def _function_ns() -> float:
 
 
 def _call_ns() -> tuple[float, ...]:
-    """A step of a stream, a run of one step, and a step with two outputs, of models that do next to nothing: one tanh
+    """A step of a stream, a run of one step, and a step with two outputs, for models that do almost nothing: one tanh
     layer of 4 units."""
     model = tiny_model()
     stream, x = model.stream(), np.zeros(4, np.float32)
     y, step, run, whole = stream.step(x), stream.step, model.run, x.reshape(1, 1, 4)
-    stream.program.timer = timer = OpTimer(1, 200)  # the layer itself is not the call
+    stream.program.timer = timer = OpTimer(1, 200)  # subtract the layer itself from the call
     for _ in range(200):
         step(x, out=y)
     stream.program.timer = None
@@ -242,7 +242,7 @@ def _call_ns() -> tuple[float, ...]:
 
 
 def _best_ns(calls: Callable[[int], object], repeats: int) -> float:
-    """The least ns of one of `repeats` calls, which `calls` makes in a loop of its own."""
+    """The least ns of one of `repeats` calls, which `calls` makes in its own loop."""
     return min(_timed(lambda: calls(repeats), 1) for _ in range(TRIES)) / repeats
 
 

@@ -26,8 +26,8 @@ costs = Registry()  # kind of op -> its rule
 
 @dataclass
 class Parts:
-    """The times (ns) that an op is made of, by what bounds each. Within one product multiply-adds, reading and latency
-    overlap and only the largest counts (`_busiest`); several products, and all the rest, add up."""
+    """The times (ns) of an op by what bounds each. Within one product, multiply-adds, reading and latency overlap and
+    only the largest counts (`_busiest`). Several products, and everything else, add up."""
 
     fma: float = 0.0
     reading: float = 0.0
@@ -45,7 +45,7 @@ class Parts:
 
 
 def _blocks(columns: int, vectors: int, lanes: int) -> list[tuple[int, int]]:
-    """(floats a vector, vectors) of each block that `columns` are cut into; see _kernels/blocks.h."""
+    """(floats per vector, vectors) of each block of `columns`; see _kernels/blocks.h."""
     full, rest = divmod(columns, vectors * lanes)
     whole, odd = divmod(rest, lanes)
     width = 4
@@ -57,8 +57,8 @@ def _blocks(columns: int, vectors: int, lanes: int) -> list[tuple[int, int]]:
 
 
 def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: CallCosts, footprint: int) -> Parts:
-    """rows x K times K x the blocks' columns, tile by tile. (width, vectors) of each block; the weights are read once
-    for all rows of a block, which then stay in a cache nearer by."""
+    """rows x K times K x the blocks' columns, tile by tile. blocks: (width, vectors) of each. The weights of a block
+    are read once for all rows, and then stay in a nearer cache."""
     limits, factors, lanes = context.limits, context.factors, context.lanes
     vector_ns = 2e9 * lanes / (limits.fma * factors.fma)
     parts = Parts()
@@ -84,7 +84,7 @@ def _tiled(rows: int, blocks: list[tuple[int, int]], limits: Limits) -> list[tup
 
 
 def _tiles(rows: int, vectors: int, limits: Limits) -> int:
-    """How many tiles take all rows of a block."""
+    """How many tiles cover all rows of a block."""
     return math.ceil(rows / tile_rows(limits.isa, vectors))
 
 
@@ -93,8 +93,8 @@ def _tile_count(rows: int, blocks: list[tuple[int, int]], limits: Limits) -> int
 
 
 def _busiest(parts: Parts) -> Parts:
-    """The three that overlap as one time, under the name of the largest: a little more than that (their 4-norm), since
-    where two are nearly equal each now and then waits for the other."""
+    """The three overlapping times as one, under the name of the largest. It is slightly more than the largest (their
+    4-norm), because two nearly equal ones sometimes wait for each other."""
     largest = max(("fma", "reading", "latency"), key=lambda name: getattr(parts, name))
     both = (parts.fma**4 + parts.reading**4 + parts.latency**4) ** 0.25
     alone = Parts(activations=parts.activations, overhead=parts.overhead)
@@ -115,9 +115,9 @@ def _cell(op: Op, context: CallCosts):
     else:
         blocks = _blocks(H, 4, context.lanes) * (3 if before else 1)
     W, R = FLOAT * G * H * (I + 1), FLOAT * G * H * H
-    sums, room = rows * G * H, op.fields["pre_capacity"]  # floats of a step's input half, and what there is room for
+    sums, room = rows * G * H, op.fields["pre_capacity"]  # floats of a step's input half, and the room for them
     hoisted = 0 < rows <= op.fields["hoisted_rows"] and steps > 1 and room >= 2 * sums
-    small = FLOAT * rows * (I + 3 * H)  # what else a step works on: x, h, c, y
+    small = FLOAT * rows * (I + 3 * H)  # the other data of a step: x, h, c, y
     alone = max(context.footprint if steps == 1 else W + R, W + R) + small
     if hoisted:
         parts = _product(steps * rows, I, blocks, context, W + small)
@@ -149,7 +149,7 @@ def _linear(op: Op, context: CallCosts):
 
 
 def _dense(rows: int, K: int, N: int, context: CallCosts, footprint: int) -> Parts:
-    """A product of `rows` rows with packed weights [K, N], its activation included as moving its results."""
+    """A product of `rows` rows with packed weights [K, N]. Its activation counts as moving the results."""
     parts = _product(rows, K, _blocks(N, 4, context.lanes), context, footprint)
     ticks = context.factors.product + rows * math.ceil(N / context.lanes) * context.factors.element
     parts.overhead += ticks * context.tick
@@ -181,7 +181,7 @@ def _conv(op: Op, context: CallCosts):
     groups, channels, outs = (context.number(op.fields[name]) for name in ("groups", "channels", "outs"))
     K, weights = taps * channels, FLOAT * groups * taps * channels * outs
     parts = _times(groups, _dense(positions, K, outs, context, max(context.footprint, weights)))
-    parts.overhead += groups * positions * context.factors.move * context.tick  # patches, where taps lie apart
+    parts.overhead += groups * positions * context.factors.move * context.tick  # patches, if taps are not contiguous
     return parts, context.number(op.flops), weights, FLOAT * positions * groups * (channels + outs)
 
 
@@ -206,7 +206,7 @@ def _pool(op: Op, context: CallCosts):
 
 # ---- elementwise work and moving data --------------------------------------------------------------------------------
 
-# Functions that are one or two vector operations; all others are taken to cost as much as a tanh.
+# Functions of one or two vector operations; all others are assumed to cost as much as a tanh.
 _SIMPLE = frozenset(
     FUNCTIONS[name]
     for name in "add sub mul min max neg abs relu clip affine leaky_relu thresholded_relu prelu equal greater "
@@ -239,7 +239,7 @@ def _copy(op: Op, context: CallCosts):
     dense = rank == 0 or (
         context.number(op.fields[f"source_stride{last}"]) == context.number(op.fields[f"target_stride{last}"]) == 1
     )
-    each = 0.0 if dense else 1.0  # one by one where they don't lie side by side
+    each = 0.0 if dense else 1.0  # one by one if not contiguous
     ticks = runs * (context.factors.move + inner * each)
     moved = 2 * FLOAT * runs * inner
     reading = 1e9 * moved / context.limits.read_rate(moved)
@@ -279,7 +279,7 @@ def _reduce(op: Op, context: CallCosts):
 
 @costs("softmax", "layer_norm")
 def _rows_of_functions(op: Op, context: CallCosts):
-    """Some passes over rows of n, and in each vector as much as 1.5 tanh (softmax) or half of one."""
+    """Several passes over rows of n, and per vector the cost of 1.5 tanh (softmax) or half of one."""
     rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
     n = context.number(op.fields["n"])
     vectors = rows * math.ceil(n / context.lanes)
@@ -291,7 +291,7 @@ def _rows_of_functions(op: Op, context: CallCosts):
 
 @costs("loop")
 def _loop(op: Op, context: CallCosts):
-    """The ops of its body, at every step. Their flops are those of all steps already, all else is of one."""
+    """The ops of its body, at every step. Their flops already cover all steps; everything else is for one."""
     steps = context.number(op.fields["steps"])
     parts, flops, weights, data = Parts(), 0, 0, 0
     for inner in context.plan.bodies[op.fields["body"]]:

@@ -1,4 +1,4 @@
-"""profile: what a model costs here, op by op: predicted by the performance model, measured, and what bounds it."""
+"""profile: the cost of a model here, op by op: predicted by the performance model, measured, and what bounds it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEASURED_BATCHES = (1, 8, 32)  # and measured
 SCALES = (0.5, 1.0, 2.0, 4.0)  # of the cells' sizes, at which growth is predicted
 MOST_CALLS, LEAST_CALLS = 4000, 5
 TIMED_ROWS = 1 << 14  # ops times walks of one timer: 128 KiB
-PACED = 8  # a step of a stream whose values come at paces of their own, in plain ones: it looks up its counts
+PACED = 8  # cost of a step with paced values, in plain steps: it looks up its counts
 MOST_ROWS = 1 << 20  # batch x steps; more is a typing error
 Progress = Callable[[float, str], None]  # (share done, what is being done)
 DEFINITIONS = {
@@ -53,8 +53,8 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class OpProfile:
-    """One op of the plan. kind, node: what it is and the graph node it came from; cost: as `cost_model.Cost`, whose
-    `ns` is the prediction; measured_ns: median of its calls; share: of the roofline, least_ns / measured_ns."""
+    """One op of the plan. kind, node: its kind and its graph node; cost: a `cost_model.Cost`, whose `ns` is the
+    prediction; measured_ns: median of its calls; share: of the roofline, least_ns / measured_ns."""
 
     kind: str
     node: str
@@ -80,8 +80,8 @@ class Profile:
     call : "step" (one step of a stream), "run" (whole sequences) or "push" (steps of a stream in one call)
     batch, steps, threads : of a call
     predicted_ns, measured_ns : of a call from Python, all ops and the call itself; measured: the median; p99_ns
-    overhead_ns : what of measured_ns is not in the ops, that is the call itself; predicted_overhead_ns
-    least_ns : what the roofline alone allows for all ops; share : least_ns / measured_ns
+    overhead_ns : the part of measured_ns outside the ops, that is, the call itself; predicted_overhead_ns
+    least_ns : the minimum for all ops by the roofline; share : least_ns / measured_ns
     calls : how many were timed
     hop_ms, streams : real-time streams that one core carries if each makes a step every hop_ms: (rows per call,
         streams); empty if the model does not stream
@@ -152,7 +152,7 @@ def profile(
 
     Parameters
     ----------
-    model : Model; it is left alone: the calls go to a twin of it
+    model : Model; it is not changed: the calls go to a copy
     batch, steps, threads : of a call. One step goes through `Stream.step` if the model streams; several, or a model
         that does not stream, through `Model.run` (a step function through `Stream.push`).
     hop_ms : how often a real-time stream makes a step
@@ -162,7 +162,7 @@ def profile(
 
     Raises
     ------
-    ShapeError : the model has no meaning at these sizes, or leaves another size open.
+    ShapeError : the model is invalid at these sizes, or leaves another size open.
     """
     batch, steps = whole_number(batch, "batch", MOST_ROWS), whole_number(steps, "steps", MOST_ROWS)
     threads = whole_number(threads, "threads", MAX_THREADS)
@@ -206,7 +206,7 @@ def _streams(hop_ms: float, steps: int, timed, threads: int = 1) -> tuple[tuple[
 
 
 def opens(model: Model) -> str | None:
-    """Why no stream of a model opens as it is: it needs the future, or `context=` for its attention."""
+    """Why a stream of the model can't be opened: it needs the future, or `context=` for its attention."""
     try:
         model.stream()
     except StreamError as error:
@@ -253,7 +253,7 @@ class Call:
         self.plan: Plan = self.program.plan
 
     def overhead_ns(self, machine: Limits) -> float:
-        """What the call should cost besides its ops."""
+        """The predicted cost of the call without its ops."""
         if self.kind != "step":
             return machine.run_ns
         plain = PACED * machine.step_ns if self.plan.paced else machine.step_ns
@@ -278,7 +278,7 @@ class Call:
         extra, budget = clock_ns(), 1e9 * seconds
         totals: list[float] = []
         each: list[np.ndarray] = []
-        # In turns: what else the machine does meanwhile shows in both alike.
+        # In turns, so that other load on the machine affects both equally.
         while (budget > 0 or len(totals) < LEAST_CALLS) and len(totals) < MOST_CALLS:
             start = time.perf_counter_ns()
             totals.append(_ns(self.calls, group) / group)
@@ -288,13 +288,13 @@ class Call:
         return np.array(totals), (np.mean if self.plan.paced else np.median)(np.concatenate(each), axis=0)
 
     def _rows(self) -> int:
-        """The most walks over the plan that a call makes, of which each is timed."""
+        """The most walks over the plan in one call; each is timed."""
         return 4 * self.steps + 16 if self.kind == "push" or self.plan.paced else 1
 
     def _op_ns(self, calls: int, extra: float) -> np.ndarray:
-        """ns of each op, [calls, ops], of calls that follow each other as those of a service do: with anything between
-        them that touches other memory, the ops of small models take twice their time. extra: of a clock, in each of
-        them. [1, ops], the mean call, of a paced plan."""
+        """ns of each op, [calls, ops], in consecutive calls, as in a service. If anything between them touched other
+        memory, the ops of small models would take twice as long. extra: cost of the clock in each of them. For a paced
+        plan: [1, ops], the mean call."""
         timer = OpTimer(len(self.plan.ops), calls * self._rows())
         self.program.timer = timer
         try:
@@ -321,7 +321,7 @@ def _ns(calls: Callable[[int], None], repeats: int) -> float:
 
 
 def _repeater(call: Callable, *given) -> Callable[[int], None]:
-    """What makes n calls, in a loop without a function of ours between: that would cost as much as a small step."""
+    """A function that makes n calls in a loop without an extra Python call, which would cost like a small step."""
 
     def calls(n: int) -> None:
         for _ in range(n):
@@ -331,7 +331,7 @@ def _repeater(call: Callable, *given) -> Callable[[int], None]:
 
 
 def _renewed(calls: Callable[[int], None], reset: Callable[[], None], most: int) -> Callable[[int], None]:
-    """n calls of a stream that ends after `most` of them, as attention over that many steps does: it starts again."""
+    """n calls of a stream that ends after `most` of them (attention over that many steps): it is restarted."""
     left = 0
 
     def renewed(n: int) -> None:
@@ -352,7 +352,7 @@ def _one(arrays: list):
 
 
 def _stepper(stream, x: list) -> Callable[[int], None]:
-    """n steps of the stream into arrays of its own, as a service makes them."""
+    """n steps of the stream into its own arrays, as in a service."""
     given = _one(x)
     out = stream.step(given)
     if out is None or (isinstance(out, tuple) and any(o is None for o in out)):  # outputs that lag have none yet

@@ -1,10 +1,10 @@
-"""The ops that plans are made of: the integers that each takes, and the loop that runs it.
+"""The ops of plans: the integers that each one takes, and the loop that runs it.
 
 _walk.pyx         the table of ops, the walk over a plan, the loop of a cycle
-_frame.pxd        what one call works with
+_frame.pxd        the data of one call
 _recurrence.pyx   the steps of a cell
 _rows.pyx         products, reductions, softmax, normalisation
-_elements.pyx     elementwise programs, copies, gathers, along one axis
+_elements.pyx     elementwise programs, copies, gathers, ops along one axis
 _integers.pyx     exact integer arithmetic
 _windows.pyx      conv, depthwise conv, pooling
 _attention.pyx    attention

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Attention over keys that are given, or over those that a stream keeps.
+"""Attention over the keys of a call, or over those that a stream keeps.
 
-A stream's slab row holds, for each attention over time, the last `capacity` keys and values of every head, [heads,
-capacity, features], the one of step p at place p % capacity; and, once for all ops, how many steps it has seen.
+For each attention over time, a stream's slab row holds the last `capacity` keys and values of every head, [heads,
+capacity, features]. Those of step p are at place p % capacity. The row also holds, once for all ops, how many steps the
+stream has seen.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -13,7 +14,7 @@ from fastrnn.ops._frame cimport CHUNKS, Frame, at, state_row, steps_seen
 from fastrnn.ops._walk cimport DONE, add_op, number
 
 cdef enum:
-    PARTS = 16  # pieces of work at once; each has its own room for scores
+    PARTS = 16  # concurrent pieces of work; each has its own room for scores
 
 cdef struct AttentionArgs:
     int64_t batch, heads, group, rows, keys, d, dv  # heads: of the keys; group: heads of q that read one of them
@@ -23,12 +24,12 @@ cdef struct AttentionArgs:
     int64_t y_buffer, y_offset, y_batch, y_head, y_row
     int64_t bias_buffer, bias_offset, bias_batch, bias_head, bias_row, bias_step  # bias_buffer -1: none
     int64_t mask_buffer, mask_offset, mask_batch, mask_head, mask_row, mask_step  # as bias; 0: the score is replaced
-    int64_t how, causal, window, offset, safe, scratch, room  # how: scale and softcap; room: floats a part of scratch
+    int64_t how, causal, window, offset, safe, scratch, room  # how: scale and softcap; room: floats per part of scratch
     int64_t capacity, per_slot, k_state, v_state, position  # capacity 0: the keys are those of this call
 
 
 def attention_scratch(keys):
-    """Floats of scratch that scores over so many keys (an int or dim) need."""
+    """Floats of scratch for scores over this many keys (an int or dim)."""
     return keys * PARTS
 
 
@@ -70,8 +71,8 @@ cdef void attend_to_given(const AttentionLoop *s, int64_t unit, float *scores) n
 
 
 cdef void attend_to_kept(const AttentionLoop *s, int64_t unit, float *scores) noexcept nogil:
-    """All steps of one head of keys: each key and value takes its place in the slab, then the queries of its step see
-    what is there, the oldest first: the order, and so the bits, of a whole run."""
+    """All steps of one head of keys. Each key and value is stored in the slab. Then the queries of its step read the
+    slab, oldest first. This is the order of a whole run, so the bits are the same."""
     cdef const AttentionArgs *a = s.a
     cdef Frame *f = s.f
     cdef int64_t head = unit % a.heads, b = unit // a.heads, t, g, place, seen, first
@@ -84,7 +85,7 @@ cdef void attend_to_kept(const AttentionLoop *s, int64_t unit, float *scores) no
     cdef const float *mask = of_query(f, a.mask_buffer, a.mask_offset)
     cdef frnn_keys keys
     keys.k_step, keys.v_step = a.d, a.dv
-    if bias != NULL:  # one number for all steps, of each row and head
+    if bias != NULL:  # for each row and head, one number for all steps
         bias += b * a.bias_batch
     if mask != NULL:
         mask += b * a.mask_batch

@@ -74,14 +74,14 @@ cdef inline void store_double(void *p, int64_t type, int64_t i, double value) no
     elif type == INT32:
         (<int32_t *> p)[i] = <int32_t> value
     elif type == BOOL:
-        (<uint8_t *> p)[i] = value != 0 and value != -INFINITY  # -inf: the largest of no bools
+        (<uint8_t *> p)[i] = value != 0 and value != -INFINITY  # -inf: the max of no bools
     else:
         (<double *> p)[i] = value
 
 
 cdef void copy_run(const void *source, int64_t source_type, int64_t i, int64_t source_stride, void *target,
                    int64_t target_type, int64_t o, int64_t target_stride, int64_t n) noexcept nogil:
-    """n elements of one axis. int64 to int64 keeps all bits; every other pair goes through double, which holds them."""
+    """n elements of one axis. int64 to int64 keeps all bits. All other pairs are exact in double and go through it."""
     cdef int64_t k
     if source_type == target_type == FLOAT32 and source_stride == target_stride == 1:
         memcpy((<float *> target) + o, (<const float *> source) + i, n * sizeof(float))
@@ -130,7 +130,7 @@ cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
 
 
 cdef int run_gather(const int64_t *args, Frame *f) noexcept nogil:
-    """Rows of a table. Fails at an index outside it."""
+    """Rows of a table. Fails if an index is out of range."""
     cdef const GatherArgs *a = <const GatherArgs *> args
     cdef int64_t i, j, k, index, size = a.inner * a.item, low = 0 if a.from_zero else -a.count
     cdef const char *table = <const char *> f.base[a.table_buffer] + a.table_offset * a.item
@@ -159,7 +159,7 @@ cdef object explain_gather(const int64_t *args, int64_t bad):
 
 
 cdef inline int64_t best_of(const float *x, int64_t n, int64_t step, bint largest, bint last) noexcept nogil:
-    """Where the largest (or smallest) of n elements is; the first or the last of equal ones. The first NaN wins."""
+    """The index of the largest (or smallest) of n elements; ties go to the first or the last. The first NaN wins."""
     cdef int64_t i, best = 0
     cdef float value
     for i in range(n):
@@ -190,7 +190,7 @@ cdef int run_argmax(const int64_t *args, Frame *f) noexcept nogil:
 
 
 cdef void sum_along(const CumsumArgs *a, const void *x, int64_t x_at, void *y, int64_t y_at) noexcept nogil:
-    """One row. float64 sums of floats, so that a long row keeps its small terms; uint64 of integers, which wrap."""
+    """One row. Floats are summed in float64, so that a long row keeps its small terms; integers in uint64 (wraps)."""
     cdef int64_t i, at_, x_step = a.x_step, y_step = a.y_step
     cdef double real = 0.0
     cdef uint64_t whole = 0

@@ -1,4 +1,4 @@
-"""What one call of a program works with: shared by the modules that run ops. Declarations and inline code only."""
+"""The data of one call of a program, shared by the modules that run ops. Declarations and inline code only."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
@@ -17,14 +17,14 @@ cdef struct Frame:
     float *slab  # state rows
     int64_t slab_row  # floats from one row to the next
     const int64_t *slots  # the slab row of each stream of the batch; NULL: the first ones
-    int64_t turn  # odd after an odd number of steps: cells then walk their weights the other way
+    int64_t turn  # odd after an odd number of steps: cells then walk their weights backwards
     frnn_team *team  # threads that share the heavy ops; NULL: only this one
-    void (*watch)(void *frame) noexcept nogil  # looks for signals in a call that may take long; NULL: no one does
+    void (*watch)(void *frame) noexcept nogil  # looks for signals in a call that may take long; NULL: don't look
     int64_t work, looked  # operations since the last look, and when that was, in ns
     uint64_t fpu  # the caller's rounding and denormals, for handlers of signals
-    bint halted  # a signal's handler has raised: the call must end, whatever it has done by then
+    bint halted  # a signal handler has raised: the call must end, even if it is incomplete
     int64_t bad  # of an op that failed: the offending integer
-    # The op that is running, as `walk` counts: its kind, where its integers begin, and the integers of all ops.
+    # The current op, in the numbering of `walk`: its kind, where its integers begin, and the integers of all ops.
     const int32_t *kinds
     const int64_t *starts
     const int64_t *integers
@@ -33,7 +33,7 @@ cdef struct Frame:
 cdef enum:
     ALIGN = 64  # bytes of a cache line, on which arenas and their parts begin
     WORK_A_LOOK = 50_000_000  # operations between two looks at the clock: 1 ms of a fast core, 20 of a slow one
-    CHUNKS = 4  # chunks per thread that a loop is cut into: a worker that wakes late still finds some
+    CHUNKS = 4  # chunks per thread in a loop, so that a worker that wakes late still finds some
     LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own
 
 cdef enum ItemType:  # of an element in memory; `TYPE_CODES` names them
@@ -50,8 +50,8 @@ cdef struct Rows:  # what a row op reads and writes: n0 x n1 x n2 rows
 
 
 cdef inline bint halt(Frame *f, int64_t flops) noexcept nogil:
-    """Count operations that were done, or are about to be; True if the call must end. For the thread that made the
-    call, between loops that it shares with others."""
+    """Count operations that were done or are about to be done. Returns True if the call must end. Only for the thread
+    that made the call, between shared loops."""
     if f.watch == NULL:
         return False
     f.work += flops

@@ -31,7 +31,7 @@ cdef inline int64_t load_integer(const void *p, int64_t type, int64_t i) noexcep
         return (<const int32_t *> p)[i]
     if type == BOOL:
         return (<const uint8_t *> p)[i] != 0
-    return (<const float *> p)[i] != 0  # a bool on its way
+    return (<const float *> p)[i] != 0  # a bool stored as float32
 
 
 cdef inline void store_integer(void *p, int64_t type, int64_t i, int64_t value) noexcept nogil:
@@ -46,7 +46,7 @@ cdef inline void store_integer(void *p, int64_t type, int64_t i, int64_t value) 
 
 
 cdef inline int64_t integer_quotient(int64_t a, int64_t b) noexcept nogil:
-    """Towards zero; by zero: zero. Divided by -1 the smallest integer is itself, as it wraps."""
+    """Truncates towards zero. Division by zero returns zero. The smallest integer / -1 wraps to itself."""
     if b == 0:
         return 0
     if b == -1:
@@ -55,7 +55,7 @@ cdef inline int64_t integer_quotient(int64_t a, int64_t b) noexcept nogil:
 
 
 cdef inline int64_t integer_rest(int64_t a, int64_t b) noexcept nogil:
-    """The rest that has the sign of b; of a division by zero: zero."""
+    """The remainder with the sign of b; zero if b is zero."""
     cdef int64_t rest
     if b == 0 or b == -1:
         return 0
@@ -64,7 +64,7 @@ cdef inline int64_t integer_rest(int64_t a, int64_t b) noexcept nogil:
 
 
 cdef inline int64_t integer_power(int64_t a, int64_t b) noexcept nogil:
-    """By squaring, wrapping. To a negative power: 1 / a**-b towards zero (of zero: zero)."""
+    """By squaring, with wraparound. For a negative power: 1 / a**-b truncated towards zero (zero if a is zero)."""
     cdef uint64_t result = 1, base = <uint64_t> a
     if b < 0:
         return a if a == 1 or (a == -1 and b % 2 != 0) else 1 if a == -1 else 0
@@ -113,7 +113,7 @@ cdef inline int64_t integer_function(int64_t fn, int64_t a, int64_t b, int64_t c
         return <int64_t> (0 - <uint64_t> a)
     if fn == FRNN_SIGN:
         return (a > 0) - (a < 0)
-    return a  # abs of what is not negative, identity
+    return a  # abs of a >= 0, identity
 
 
 cdef int run_integers(const int64_t *args, Frame *f) noexcept nogil:

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The recurrent op: the loop over the steps of one direction of one layer.
 
-A step reads h from where the step before wrote it and calls the kernel table. Rows end early if lengths say so, and sit
-a step out if the mask says so; the input half is summed ahead for many steps at once; threads share the units or the
-rows of a step.
+A step reads h from where the previous step wrote it, and calls the kernel table. Lengths end rows early, and the mask
+makes rows skip a step. The input half is summed ahead for many steps at once. Threads share the units or the rows of a
+step.
 """
 
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
@@ -16,10 +16,10 @@ from fastrnn.ops._walk cimport DONE, add_op, number
 from ..machine._isa import cell_scratch_size
 
 cdef enum:
-    # Operations of a step from which on threads share it (100 steps, one row, two threads over one): LSTM 64, 65
-    # thousand per step, lost at 0.81x; LSTM 256, a million, gains.
+    # Threads share a step with at least this many operations. Two threads against one (100 steps, one row): LSTM 64
+    # with 65 thousand per step runs at 0.81x; LSTM 256 with a million gains.
     SHARED_WORK = 500_000
-    SHARED_AHEAD = 8_000_000  # the same of the input half of many steps, during which the other thread falls asleep
+    SHARED_AHEAD = 8_000_000  # the same for the input half of many steps, during which the other thread falls asleep
     ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
 
 cdef struct CellArgs:
@@ -42,13 +42,13 @@ cdef struct CellRows:  # one entry per row, longest first
     const float **mask  # each row's first step; NULL: no step is left out
 
 
-cdef struct CellLoop:  # what the steps of one call share
+cdef struct CellLoop:  # data shared by the steps of one call
     const CellArgs *a
     const frnn_cell *cell
     Frame *f
     int64_t y_time  # floats from the y of a step to that of the next
     float *spare  # two h of each row, if y is not stored
-    CellRows rows, present  # present: those of which the mask counts a step
+    CellRows rows, present  # present: the rows whose mask is true at this step
     frnn_cell_io io
 
 
@@ -75,7 +75,7 @@ cdef inline void point(CellRows *rows, int64_t n, char **memory) noexcept nogil:
 
 
 cdef inline void lay_out(CellLoop *s) noexcept nogil:
-    """Point into the scratch, whose size `cell_scratch` says."""
+    """Point into the scratch. `cell_scratch` determines its size."""
     cdef int64_t n = s.a.rows
     cdef char *memory = <char *> s.f.base[s.a.scratch]
     s.rows.mask = NULL
@@ -102,7 +102,7 @@ def cell_scratch(packed, rows, bint y_stored, bint masked):
 # ---- the rows of a call ----------------------------------------------------------------------------------------------
 
 cdef inline int check_lengths(const CellArgs *a, Frame *f) noexcept nogil:
-    """Returns -1, with the length in f.bad, if one is outside the steps: no kernel may see it."""
+    """Returns -1, with the length in f.bad, if one is out of range: no kernel may see it."""
     cdef const int64_t *lengths
     cdef int64_t r
     if a.lengths_buffer < 0:
@@ -120,8 +120,8 @@ cdef object explain_cell(const int64_t *args, int64_t bad):
 
 
 cdef int64_t insert(CellRows *rows, int64_t r, int64_t length) noexcept nogil:
-    """Where row r of that length goes, so that the longest come first; those behind it move on. Rows come in any
-    order, and a step works on the first ones that are still alive."""
+    """Insert row r of this length so that the longest rows come first; later rows move back. Rows arrive in any order.
+    A step works on the leading rows that are still alive."""
     cdef int64_t i = r
     while i > 0 and rows.length[i - 1] < length:
         rows.x[i], rows.c[i], rows.y[i] = rows.x[i - 1], rows.c[i - 1], rows.y[i - 1]
@@ -162,7 +162,7 @@ cdef inline void fill_rows(CellLoop *s) noexcept nogil:
 
 
 cdef void clear_steps(const CellArgs *a, int64_t H, float *y, int64_t length) noexcept nogil:
-    """y is zero at the steps that a row does not have."""
+    """Set y to zero at the steps that a row does not have."""
     cdef int64_t t
     for t in range(length, a.steps):
         memset(y + t * a.y_time, 0, H * sizeof(float))
@@ -174,8 +174,8 @@ cdef inline int64_t y_at(const CellLoop *s, int64_t t) noexcept nogil:
 
 
 cdef int64_t present_rows(CellLoop *s, int64_t alive, int64_t t) noexcept nogil:
-    """Gather in `present` the rows of which step t counts, and return how many: the kernel sees no others. The others
-    keep their states, and repeat h as this step's y."""
+    """Gather the rows that take part in step t into `present`, and return their number: the kernel sees only these. The
+    others keep their states and repeat h as the y of this step."""
     cdef const CellRows *rows = &s.rows
     cdef CellRows *present = &s.present
     cdef int64_t n = 0, r
@@ -224,7 +224,7 @@ cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogi
 
 
 cdef void share(StepLoop *s) noexcept nogil:
-    """Run one step (or one hoisted input half), by as many threads as the call has. If signals are looked for, a step
+    """Run one step (or one hoisted input half) with all threads of the call. If the call looks for signals, a step
     of very many rows is cut into parts of about 10 ms."""
     cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles, last
     cdef int64_t row_work = 8 * s.cell.H * (s.cell.I + s.cell.H)
@@ -256,9 +256,9 @@ cdef void share_input(const frnn_cell *cell, Frame *f, const Hoisted *ahead, int
 
 cdef void hoist(const CellArgs *a, const frnn_cell *cell, Frame *f, const CellRows *rows, int64_t t, int64_t alive,
                 Hoisted *h) noexcept nogil:
-    """Sum bias + x W for as many steps from t as have these rows and room: one product of many rows, at the speed of a
-    matrix product instead of a vector's. Loading an accumulator back is exact, so the bits are those of the direct
-    step."""
+    """Sum bias + x W for as many steps from t as have these rows and fit the room. This is one product of many rows, at
+    the speed of a matrix product instead of a vector product. Reloading an accumulator is exact, so the bits are those
+    of the direct step."""
     cdef int64_t capacity = min(a.pre_capacity // (h.size + 4), a.steps * a.rows)
     cdef int64_t n = 0, r, step = -a.x_time if a.reverse else a.x_time
     cdef float *memory = <float *> f.base[a.pre]
@@ -294,7 +294,7 @@ cdef inline void run_step(CellLoop *s, StepLoop *loop, int64_t alive, int64_t t)
 
 
 cdef int run_cell(const int64_t *args, Frame *f) noexcept nogil:
-    """All steps of one direction of one layer. Fails at a length that is outside the steps."""
+    """All steps of one direction of one layer. Fails if a length is out of range."""
     cdef const CellArgs *a = <const CellArgs *> args
     cdef CellLoop s
     cdef Hoisted ahead

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Ops over rows: products with packed and with live matrices, reductions, softmax, normalisation."""
+"""Ops over rows: products with packed and unpacked matrices, reductions, softmax, normalisation."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
@@ -9,7 +9,7 @@ from fastrnn.ops._walk cimport DONE, add_op, number
 
 cdef enum:
     LINEAR_WORK = 200_000_000  # multiply-adds of a product between two looks for signals
-    ROWS_WORTH_SPLITTING = 8 * FRNN_TILE_ROWS  # rows per thread from which rows are split, not columns
+    ROWS_WORTH_SPLITTING = 8 * FRNN_TILE_ROWS  # with at least this many rows per thread, split rows instead of columns
 
 
 # ---- products with packed weights ------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ cdef int run_linear(const int64_t *args, Frame *f) noexcept nogil:
     return DONE
 
 
-# ---- products of two live matrices -----------------------------------------------------------------------------------
+# ---- products of two run-time matrices -------------------------------------------------------------------------------
 
 cdef struct MatmulArgs:
     int64_t m, k, n, a_buffer, a_offset, b_buffer, b_offset, y_buffer, y_offset

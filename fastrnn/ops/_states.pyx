@@ -19,14 +19,14 @@ cdef struct TailArgs:  # row, size, shift, state: in floats; shift: the steps th
     int64_t buffer, rows, row, size, shift, per_slot, state
 
 cdef struct StepsArgs:
-    int64_t rows, count, start, y_buffer, y_offset, y_row, y_step, position  # position -1: counted from start alone
+    int64_t rows, count, start, y_buffer, y_offset, y_row, y_step, position  # position -1: count from start only
 
 cdef struct AdvanceArgs:
     int64_t rows, count, position
 
 
 cdef int run_state_load(const int64_t *args, Frame *f) noexcept nogil:
-    """Rows of a tensor become states."""
+    """Copy rows of a tensor to states."""
     cdef const StateArgs *a = <const StateArgs *> args
     cdef int64_t r
     cdef const float *tensor = at(f, a.tensor_buffer, a.tensor_offset)
@@ -36,7 +36,7 @@ cdef int run_state_load(const int64_t *args, Frame *f) noexcept nogil:
 
 
 cdef int run_state_store(const int64_t *args, Frame *f) noexcept nogil:
-    """States become rows of a tensor."""
+    """Copy states to rows of a tensor."""
     cdef const StateArgs *a = <const StateArgs *> args
     cdef int64_t r
     cdef float *tensor = at(f, a.tensor_buffer, a.tensor_offset)
@@ -59,8 +59,8 @@ cdef inline double combine(int64_t fn, double so_far, double x, bint first) noex
 
 
 cdef int run_running(const int64_t *args, Frame *f) noexcept nogil:
-    """Sum, mean, largest or smallest over all steps so far. The state of a row is `size` float64 and a count: float64
-    because a stream has no end, and a float32 sum stops growing after 2^24 ones."""
+    """Sum, mean, max or min over all steps so far. The state of a row is `size` float64 and a count. float64, because a
+    stream has no end, and a float32 sum of ones stops growing at 2^24."""
     cdef const RunningArgs *a = <const RunningArgs *> args
     cdef int64_t r, t, i
     cdef const float *x
@@ -74,7 +74,7 @@ cdef int run_running(const int64_t *args, Frame *f) noexcept nogil:
         y = at(f, a.y_buffer, a.y_offset) + r * a.y_row
         for i in range(a.size):
             memcpy(&value, state + 2 * i, sizeof(double))
-            if count == 0 and a.steps == 0 and a.fn != FRNN_ADD:  # of nothing, as ONNX has it
+            if count == 0 and a.steps == 0 and a.fn != FRNN_ADD:  # of no steps, as in ONNX
                 value = -INFINITY if a.fn == FRNN_MAX else INFINITY
             for t in range(a.steps):
                 value = combine(a.fn, value, x[t * a.x_time + i], count + t == 0)
@@ -86,7 +86,7 @@ cdef int run_running(const int64_t *args, Frame *f) noexcept nogil:
 
 
 cdef int run_tail(const int64_t *args, Frame *f) noexcept nogil:
-    """What is kept of each row goes before its new steps; then the last ones of both are kept."""
+    """Copy the kept steps of each row in front of its new ones; then keep the last steps of both."""
     cdef const TailArgs *a = <const TailArgs *> args
     cdef int64_t r
     cdef float *row
@@ -111,7 +111,7 @@ cdef int run_steps(const int64_t *args, Frame *f) noexcept nogil:
 
 
 cdef int run_advance(const int64_t *args, Frame *f) noexcept nogil:
-    """Every stream of the call has seen `count` steps more."""
+    """Add `count` steps to the count of every stream of the call."""
     cdef const AdvanceArgs *a = <const AdvanceArgs *> args
     cdef int64_t r, seen
     for r in range(a.rows):

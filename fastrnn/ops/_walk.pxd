@@ -5,9 +5,9 @@ from libc.stdint cimport int32_t, int64_t
 from fastrnn.ops._frame cimport Frame
 
 cdef enum:
-    DONE = -1  # what an op returns that has not failed
+    DONE = -1  # an op returns this on success
 
-# Runs an op. args: its struct, bound to sizes. Returns DONE, or which op from this one on failed (0: this one), with
+# Runs an op. args: its struct, bound to sizes. Returns DONE, or the failed op counted from this one (0: this one), with
 # the offending integer in f.bad.
 ctypedef int (*run_fn)(const int64_t *args, Frame *f) noexcept nogil
 # Says what was wrong with the offending integer.

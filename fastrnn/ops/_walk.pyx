@@ -18,7 +18,7 @@ from fastrnn.ops._frame cimport LEVELS as ROW_LEVELS, Frame, halt
 
 cdef enum:
     MOST_OPS = 64
-    OP_WORK = 1000  # operations that any op counts for, besides those that it reports
+    OP_WORK = 1000  # operations counted for every op, in addition to those that it reports
 
 cdef struct Op:
     run_fn run
@@ -34,7 +34,7 @@ KINDS = {}  # kind -> its row of OPS
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 cdef void number(void *structs, size_t size) noexcept:
-    """Write 0, 1, 2, ... to the int64s of some structs, so that each member then holds its own place."""
+    """Write 0, 1, 2, ... to the int64s of some structs, so that each member holds its own index."""
     cdef size_t i
     for i in range(size // sizeof(int64_t)):
         (<int64_t *> structs)[i] = i
@@ -70,7 +70,7 @@ cdef int walk(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const 
     """Run the ops once. Returns -1, or the number of the op that failed, with the offending integer in `bad`.
     If a signal's handler raised, f.halted is set and some ops have not run.
 
-    kinds and starts continue behind the n_ops ones with the bodies of loops."""
+    In kinds and starts, the bodies of loops follow after the n_ops ops."""
     cdef int64_t i
     cdef int at, failed = -1
     cdef uint64_t token = fpu_enter()
@@ -93,16 +93,15 @@ cdef object explain(int32_t kind, const int64_t *integers, int64_t bad):
 
 
 # ---- the loop over the steps of a cycle ------------------------------------------------------------------------------
-# Its body is a list of ops like any other, bound to step 0. Only offsets differ from step to step, each by the same
-# distance.
+# Its body is an ordinary list of ops, bound to step 0. Only offsets change from step to step, each by a fixed distance.
 
 cdef struct LoopArgs:
     int64_t steps, body, count, moves, n_moves  # body: its first op, counted from the loop's own
 
 
 cdef void move(const int64_t *integers, const LoopArgs *a, int64_t steps) noexcept nogil:
-    """Add `steps` times its distance to each offset of the body. The integers belong to the scratch, which one call at
-    a time uses; every other function takes them as constant."""
+    """Add `steps` times its distance to each offset of the body. The integers belong to the scratch, which only one
+    call uses at a time. All other functions treat them as constant."""
     cdef int64_t m
     cdef const int64_t *pair = integers + a.moves
     for m in range(a.n_moves):

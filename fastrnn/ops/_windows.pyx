@@ -2,8 +2,8 @@
 """Ops over windows of one or two spatial axes: conv, depthwise conv, pooling. A convolution of one spatial axis has a
 first axis of size 1.
 
-Every output element is one sum in one fixed order: taps by row, by column, then channels, the bias last; a tap in the
-padding adds 0 * w. So its bits do not depend on where a block of positions begins or which positions run together.
+Every output element is one sum in one fixed order: taps by row, by column, then channels, with the bias last. A tap in
+the padding adds 0 * w. So the bits don't depend on where a block of positions begins or which positions run together.
 """
 
 from libc.stdint cimport int32_t, int64_t
@@ -14,9 +14,9 @@ from fastrnn.ops._frame cimport Frame, at, const_row, halt
 from fastrnn.ops._walk cimport DONE, add_op, number
 
 cdef enum:
-    DIRECT_ROWS = 4 * FRNN_TILE_ROWS  # four tiles of the widest: what one more run costs no longer shows
-    POSITIONS = 16  # of a depthwise convolution that one call of its kernel takes
-    PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stay in L1 or near it
+    DIRECT_ROWS = 4 * FRNN_TILE_ROWS  # four of the largest tiles: the cost of one more run is negligible
+    POSITIONS = 16  # of a depthwise convolution in one call of its kernel
+    PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stays in L1 or near it
 
 cdef struct Window:  # output position (h, w) reads x at (h * stride_h - pad_h + i * dilation_h, ..), i < taps_h
     int64_t batch, x_buffer, x_offset, x_batch, x_h, x_w, in_h, in_w
@@ -71,9 +71,9 @@ cdef inline void flush(Run *run, const ConvArgs *a, int64_t packed, Frame *f) no
 
 cdef inline void append(Run *run, int64_t n, const float *x, int64_t x_step, float *y, int64_t y_step,
                         const ConvArgs *a, int64_t packed, Frame *f) noexcept nogil:
-    """Add n rows: to the run if they continue it, else the run is computed and they begin another."""
+    """Add n rows to the run if they continue it. Otherwise compute the run and start a new one."""
     cdef bint joins = run.n > 0 and (n == 1 or (x_step == run.x_step and y_step == run.y_step))
-    if joins and run.n == 1 and n == 1 and x > run.x and y > run.y:  # two rows make a step
+    if joins and run.n == 1 and n == 1 and x > run.x and y > run.y:  # two rows define a step
         run.x_step, run.y_step = x - run.x, y - run.y
     if joins and x == run.x + run.n * run.x_step and y == run.y + run.n * run.y_step:
         run.n += n
@@ -83,7 +83,7 @@ cdef inline void append(Run *run, int64_t n, const float *x, int64_t x_step, flo
 
 
 cdef inline void inner_span(const Window *w, int64_t *first, int64_t *last) noexcept nogil:
-    """Columns first <= w < last of the output whose taps are all inside a row of the input."""
+    """The output columns first <= w < last whose taps are all inside a row of the input."""
     cdef int64_t room = w.in_w - 1 - (w.taps_w - 1) * w.dilation_w + w.pad_w
     first[0] = min((w.pad_w + w.stride_w - 1) // w.stride_w if w.pad_w > 0 else 0, w.out_w)
     last[0] = max(min(room // w.stride_w + 1 if room >= 0 else 0, w.out_w), first[0])
@@ -95,7 +95,7 @@ cdef inline bint rows_inside(const Window *w, int64_t h) noexcept nogil:
 
 cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int64_t channels,
                      float *patch) noexcept nogil:
-    """All taps of one position, whose first is row h, column i of x, one after the other; zeros in the padding."""
+    """All taps of one position, one after the other, from row h, column i of x; zeros in the padding."""
     cdef int64_t a, b, row, column
     cdef bint inside = i >= 0 and i + (w.taps_w - 1) * w.dilation_w < w.in_w
     for a in range(w.taps_h):
@@ -117,10 +117,10 @@ cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int6
 
 
 cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept nogil:
-    """The products of all positions. If a patch is one run of memory, rows are read in place, overlapping; else they
-    are copied together, some positions at a time. So are positions inside the input if there are few of them between
-    others in the padding: each run of rows reads all weights (Silero's first convolution, 4 positions: 6.6 us
-    in three runs, 4.0 in one)."""
+    """The products of all positions. If a patch is one run of memory, rows are read in place and overlap. Otherwise
+    they are gathered, several positions at a time. A few inner positions between positions in the padding are gathered
+    too, because each run of rows reads all weights (Silero's first convolution, 4 positions: 6.6 us in three runs, 4.0
+    in one)."""
     cdef const Window *w = &a.w
     cdef Run run
     cdef int64_t b, h, i, next, top, first, last, used = 0, size = w.taps_h * w.taps_w * a.channels
@@ -185,7 +185,7 @@ cdef int64_t find_taps(const Window *w, const float *x, int64_t h, int64_t i, co
 
 
 cdef int run_depthwise(const int64_t *args, Frame *f) noexcept nogil:
-    """Every channel for itself, vectors over channels; POSITIONS of a row per call of the kernel."""
+    """Each channel separately, vectors over channels; POSITIONS of a row per call of the kernel."""
     cdef const DepthwiseArgs *a = <const DepthwiseArgs *> args
     cdef const Window *w = &a.w
     cdef int64_t b, h, i, n, K = w.taps_h * w.taps_w
@@ -214,7 +214,7 @@ cdef int run_depthwise(const int64_t *args, Frame *f) noexcept nogil:
 
 
 cdef inline int64_t padded_taps(int64_t first, int64_t taps, int64_t dilation, int64_t end) noexcept nogil:
-    """Taps before `end`; those beyond are not padding but what rounding up the number of outputs has added."""
+    """Taps before `end`. Those beyond are not padding; they come from rounding up the number of outputs."""
     cdef int64_t n = 0, i
     for i in range(taps):
         n += first + i * dilation < end

@@ -1,4 +1,4 @@
-"""Bindings and scratch, for the modules that call programs. What they are: _binding.pyx."""
+"""Bindings and scratch, for the modules that call programs. See _binding.pyx."""
 
 from libc.stdint cimport int64_t
 
@@ -7,8 +7,8 @@ cdef class Scratch:
     cdef int64_t batch, time, span  # bound to
     cdef int64_t room  # the batch that the arena is large enough for
     cdef int64_t *integers
-    cdef int64_t *linear  # (which integer, its value at batch 0, its growth per row) of each that the batch changes
-    cdef int64_t n_linear  # -1: not worked out yet
+    cdef int64_t *linear  # (index, value at batch 0, growth per row) of each integer that depends on the batch
+    cdef int64_t n_linear  # -1: not computed yet
     cdef void **base
     cdef char *arena
     cdef int64_t arena_bytes
@@ -16,7 +16,7 @@ cdef class Scratch:
 
 cdef class Binding:
     cdef readonly object plan
-    cdef int64_t n_integers, n_bound  # n_bound: with the work of a call, and the rows of `accesses`
+    cdef int64_t n_integers, n_bound  # n_bound: also counts the work of a call, and the rows of `accesses`
     cdef int64_t n_arguments, n_constants
     cdef object matrix, magnitude, coefficients, slot_rows, bounds
     cdef int64_t *accesses  # as `Bounds.table`

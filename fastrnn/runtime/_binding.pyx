@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Binding: a plan at the sizes of one call. Every integer of every op is worked out here, checked, and kept for reuse.
+"""Binding: a plan at the sizes of one call. Every integer of every op is computed and checked here, and kept for reuse.
 
-Scratch   a binding at sizes: the evaluated integers, and the arena. One call at a time uses it.
-Binding   what makes scratch, from rows of coefficients; the base of `Program`, which fills it in.
+Scratch   a plan bound to sizes: the evaluated integers, and the arena. One call at a time uses it.
+Binding   makes scratch from rows of coefficients; the base of `Program`, which fills it in.
 """
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -40,16 +40,16 @@ cdef extern from * nogil:
     void ASAN_UNPOISON_MEMORY_REGION(void *start, size_t size)
 
 
-DEF FARTHEST = 1 << 50  # elements from the start of a buffer; no memory has so many, and float64 counts them exactly
+DEF FARTHEST = 1 << 50  # elements from the start of a buffer; more than any memory has, and exact in float64
 
-# Scratch that a program keeps for reuse: that of the last size, unless it is large, and some of other sizes.
+# Scratch that a program keeps for reuse: the last one, unless it is large, and some of other sizes.
 cdef int64_t LARGE_BYTES = 32 << 20
 cdef int64_t KEPT_BYTES = 16 << 20
 cdef int KEPT_SIZES = 32
 
 
 cdef class Scratch:
-    """A program bound to sizes, and the arena that it works in. One call at a time uses it."""
+    """A program bound to sizes, and its arena. One call at a time uses it."""
 
     def __dealloc__(self):
         PyMem_Free(self.integers)
@@ -61,7 +61,7 @@ cdef class Scratch:
 
 
 cdef class Binding:
-    """The integers of a plan as functions of a call's sizes, and the scratch that is kept for reuse."""
+    """The integers of a plan as functions of a call's sizes, and the scratch kept for reuse."""
 
     def __cinit__(self, *args, **kwargs):
         self.spare = {}
@@ -70,7 +70,7 @@ cdef class Binding:
         PyMem_Free(self.accesses)
 
     cdef bind(self, plan, coefficients):
-        """Take a plan, and the rows for the integers of its ops; add the work of a call and the sizes of slots."""
+        """Take a plan and the rows for the integers of its ops. Adds the work of a call and the sizes of slots."""
         cdef int64_t i
         self.plan, self.coefficients = plan, coefficients
         self.n_arguments, self.n_constants = len(plan.inputs) + len(plan.outputs), len(plan.constants)
@@ -92,14 +92,14 @@ cdef class Binding:
         self.batch_linear = self._is_batch_linear()
 
     def _is_batch_linear(self):
-        """Whether a scratch can be bound to another batch by one multiply-add per integer, in the arena it has."""
+        """Whether a scratch can be rebound to another batch by one multiply-add per integer, in the same arena."""
         if self.plan.depends("batch") or self.coefficients.degree("batch") > 1:
             return False
         arena = self.matrix[self.n_bound :, self.coefficients.holds("batch")]
-        return bool((arena >= 0).all())  # a smaller batch never takes more room
+        return bool((arena >= 0).all())  # a smaller batch never needs more room
 
     cdef Scratch take(self, int64_t batch, int64_t time, int64_t span):
-        """A scratch for these sizes that no other call uses. Needs the GIL; `give` it back."""
+        """A scratch for these sizes that no other call uses. Needs the GIL. Return it with `give`."""
         cdef Scratch s = self.idle
         if s is None or s.time != time or s.span != span:
             return self._take_other(batch, time, span)
@@ -121,7 +121,7 @@ cdef class Binding:
             self.kept_bytes -= s.arena_bytes
             if not waiting:
                 del self.spare[key]
-            if s.room < batch:  # as a batch grows the room doubles, so that few arenas are made on the way
+            if s.room < batch:  # the room doubles as a batch grows, so that few arenas are made
                 room = max(batch, min(2 * s.room, 2 * batch))
                 s = None
         elif self.batch_linear and self.idle is not None and self.idle.time == time and self.idle.room < batch:
@@ -137,16 +137,16 @@ cdef class Binding:
         return s
 
     cdef void give(self, Scratch s) noexcept:
-        """Keep a scratch for the next call of its sizes: the last one at hand, and a few of other sizes."""
+        """Keep a scratch for the next call of its sizes: the last one for quick access, and a few of other sizes."""
         cdef Scratch old = self.idle
-        if s.arena_bytes > LARGE_BYTES:  # a rare, long run: making it again costs little compared to the work
+        if s.arena_bytes > LARGE_BYTES:  # a rare, long run: allocating it again costs little compared to the work
             return
         self.idle = s
         if old is not None:
             self._keep(old)
 
     cdef void _keep(self, Scratch s) noexcept:
-        """Keep a scratch among those of other sizes, as long as they are small together: the oldest go first."""
+        """Keep a scratch among those of other sizes. If their total is too large, the oldest are dropped."""
         if s.arena_bytes > KEPT_BYTES:
             return
         key = (0 if self.batch_linear else s.batch, s.time)
@@ -162,7 +162,7 @@ cdef class Binding:
                 del self.spare[oldest]
 
     cdef Scratch _new_scratch(self, int64_t batch, int64_t time, int64_t room):
-        """Sizes and arena; room: the largest batch that it may be bound to later."""
+        """Set sizes and arena. room: the largest batch that it may be bound to later."""
         cdef Scratch s = Scratch.__new__(Scratch)
         cdef int64_t i, place
         cdef int64_t n_base = self.n_arguments + self.n_constants
@@ -198,12 +198,12 @@ cdef class Binding:
         return sizes
 
     def arena_bytes(self, batch, time):
-        """Bytes of scratch that a call at these sizes uses, besides its arguments and the states."""
+        """Bytes of scratch that a call at these sizes uses, without its arguments and the states."""
         return sum(-(-size // ALIGN) * ALIGN for size in self._slot_bytes(batch, time))
 
     cdef _values(self, int64_t batch, int64_t time, int64_t span):
         monomials = self.coefficients.evaluate_monomials(batch, time, span)
-        if (self.magnitude @ np.abs(monomials)).max(initial=0) > LARGEST:  # in float64, which does not wrap around
+        if (self.magnitude @ np.abs(monomials)).max(initial=0) > LARGEST:  # float64 does not wrap around
             raise ShapeError(f"batch {batch} and time {time} are too large for this model")
         return self.matrix @ monomials
 
@@ -216,15 +216,15 @@ cdef class Binding:
         self._check_bounds(s)
 
     cdef _rebind(self, Scratch s, int64_t batch):
-        """Bind to another batch of at most `s.room` rows: only the integers that grow with the batch are written.
+        """Bind to another batch of at most `s.room` rows. Writes only the integers that grow with the batch.
 
-        They are 20 to 500, one multiply-add each; the matrix product for all of them takes 10 us and more.
+        These are 20 to 500, one multiply-add each. The matrix product for all integers takes 10 us and more.
         """
         cdef int64_t i
         cdef int64_t *entry
         cdef int64_t[:, ::1] table
         if s.n_linear < 0:
-            self._values(s.room, s.time, s.span)  # refuses sizes that would wrap around
+            self._values(s.room, s.time, s.span)  # rejects sizes that would wrap around
             monomials = self.coefficients.evaluate_monomials(1, s.time, s.span)
             rows = self.matrix[: self.n_bound]
             growth = rows @ np.where(self.coefficients.holds("batch"), monomials, 0)
@@ -244,9 +244,9 @@ cdef class Binding:
         self._check_bounds(s)
 
     cdef int _check_bounds(self, Scratch s) except -1:
-        """Raise ShapeError if an op, run at the sizes that s is bound to, would touch memory that is not its own.
+        """Raise ShapeError if an op, run at the sizes that s is bound to, would touch memory outside its buffers.
 
-        Every binding is checked here, and nothing else makes the integers of ops, so no op checks its own.
+        Every binding is checked here, and only bindings make the integers of ops. So ops don't check them again.
         """
         cdef int64_t k, level, count, first, last, room, size
         cdef double span
@@ -288,7 +288,7 @@ cdef class Binding:
 
     @property
     def scratch_bytes(self):
-        """Bytes of the scratch that is kept for reuse."""
+        """Bytes of the scratch kept for reuse."""
         everything = [s for waiting in self.spare.values() for s in waiting]
         if self.idle is not None:
             everything.append(self.idle)

@@ -1,4 +1,4 @@
-"""Programs, for the modules that call them. What they are: _executor.pyx."""
+"""Programs, for the modules that call them. See _executor.pyx."""
 
 from libc.stdint cimport int32_t, int64_t
 
@@ -6,7 +6,7 @@ from fastrnn.ops._frame cimport Frame
 from fastrnn.runtime._binding cimport Binding, Scratch
 from fastrnn.runtime._timing cimport OpTimer
 
-# Floating-point operations of a call from which on it looks for signals on the way.
+# A call with at least this many floating-point operations looks for signals while it runs.
 cdef enum:
     FLOPS_WATCHED = 200_000_000
 
@@ -15,14 +15,14 @@ cdef class Program(Binding):
     cdef Frame frame
     cdef int64_t n_ops
     cdef int32_t *kinds
-    cdef int64_t *starts  # of each op's integers; one entry more than there are ops, those in bodies of loops included
+    cdef int64_t *starts  # of each op's integers; one more entry than ops, loop bodies included
     cdef object keep
-    cdef list every_op  # those of the plan, then those of its loops' bodies
+    cdef list every_op  # those of the plan, then those of its loop bodies
     cdef readonly int64_t state_size
     cdef readonly int threads
-    cdef public OpTimer timer  # None except while `fastrnn profile` looks
+    cdef public OpTimer timer  # None except during `fastrnn profile`
     cdef bint may_fail
-    cdef int64_t position, room  # where a slab row counts its steps; how many a stream can take in all, -1: any number
+    cdef int64_t position, room  # where a slab row counts its steps; the most steps of a stream, -1: any number
 
     cdef _take_weights(self, plan)
     cdef _take_ops(self, plan)

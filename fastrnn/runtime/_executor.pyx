@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Program: a plan that can be run. The ops themselves are in fastrnn/ops.
+"""Program: an executable plan. The ops themselves are in fastrnn/ops.
 
-A program holds ops, packed weights and coefficients. It is immutable, and threads share it: all that changes is in the
+A program holds ops, packed weights and coefficients. It is immutable, and threads share it. All mutable data is in the
 `Scratch` of a call (_binding.pyx) and in the slab of states that the caller passes in.
 """
 
@@ -42,17 +42,17 @@ cnp.import_array()
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
 
-# Floating-point operations of a call from which something pays off; an op does 40 to 100 of them per nanosecond.
-cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: handing the GIL over and back takes 0.1 to 0.3
-# The least share of a thread is FRNN_FLOPS_A_THREAD, if workers are still awake from the last call. A core that has
-# gone to sleep takes 0.5 ms and more to come back (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us,
-# 32 rows 1664 / 1475, 64 rows 2996 / 1650), so after a pause a call is shared only from about 1 ms on.
+# Numbers of floating-point operations in a call from which something pays off. An op does 40 to 100 per nanosecond.
+cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: releasing and taking the GIL takes 0.1 to 0.3
+# If workers are still awake from the last call, each thread gets at least FRNN_FLOPS_A_THREAD. A sleeping core takes
+# 0.5 ms and more to wake up (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us, 32 rows 1664 / 1475,
+# 64 rows 2996 / 1650). So after a pause, only calls of about 1 ms and more are shared.
 cdef int64_t FLOPS_WORTH_WAKING = 100_000_000
 cdef int64_t AWAKE_NS = 200_000
 # A call of FLOPS_WATCHED (5 ms on a fast core, 50 on a slow one) looks for signals every LOOK_NS, so that Ctrl-C ends
-# it. Taking the GIL for that costs up to 5 ms if another thread computes in Python. Callers put states back.
+# it. Taking the GIL for this costs up to 5 ms if another thread is running Python code. Callers restore the states.
 cdef int64_t LOOK_NS = 20_000_000
-cdef int64_t last_shared = 0  # when the last call ended that could have been shared; read and written with the GIL
+cdef int64_t last_shared = 0  # end time of the last call that could have been shared; read and written with the GIL
 
 
 cdef class Program(Binding):
@@ -61,7 +61,7 @@ cdef class Program(Binding):
     Parameters
     ----------
     plan : fastrnn.compile.plan.Plan
-    threads : the most that a call may use; a call with little work uses fewer
+    threads : the most threads that a call may use; a call with little work uses fewer
 
     Threads may share a program.
     """
@@ -72,7 +72,7 @@ cdef class Program(Binding):
         self.frame.slab_row = self.state_size
         self.may_fail = plan.may_fail
         self.position = plan.position
-        self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream checks by itself
+        self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream does its own check
         self._take_weights(plan)
         self._take_ops(plan)
 
@@ -111,7 +111,7 @@ cdef class Program(Binding):
                 programs[i].instructions[j].beta = beta
 
     cdef _take_ops(self, plan):
-        """Lay the integers of all ops out, one row of coefficients each, and let the base bind them."""
+        """Lay out the integers of all ops, one row of coefficients each, for the base class to bind."""
         cdef int64_t i
         self.every_op = plan.every_op
         self.kinds = <int32_t *> allocate(len(self.every_op), sizeof(int32_t))
@@ -130,8 +130,8 @@ cdef class Program(Binding):
     # -- running --
     cdef int check_room(self, const float *slab, const int64_t *slots, int64_t first, int64_t rows,
                         int64_t span) except -1:
-        """Raise StreamError if one of these rows can't take `span` more steps; nothing has changed then. `call` checks
-        too: several calls that belong together check before the first."""
+        """Raise StreamError, before any change, if one of these rows can't take `span` more steps. `call` checks this
+        too. If several calls belong together, check before the first one."""
         cdef int64_t r, seen
         for r in range(first, first + rows):
             memcpy(&seen, slab + (r if slots == NULL else slots[r]) * self.state_size + self.position, sizeof(int64_t))
@@ -140,12 +140,12 @@ cdef class Program(Binding):
         return 0
 
     cdef int refuse(self, str who, int64_t taken, int64_t span) except -1:
-        """Raise StreamError: a stream that has taken that many steps has no room for `span` more."""
+        """Raise StreamError: after that many steps, a stream has no room for `span` more."""
         text = f"{self.plan.room_text}; {who} has taken {taken} steps and is given {span} more"
         raise StreamError(f"{self.plan.graph.name}: {text}. reset() begins anew")
 
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1:
-        """Walk the ops once, with several threads and without the GIL if there is enough work; raise what failed."""
+        """Walk the ops once, with several threads and without the GIL if there is enough work. Raises on failure."""
         cdef Frame f = self.frame
         cdef int64_t bad = 0, flops = s.integers[self.n_integers]
         cdef int64_t threads
@@ -174,7 +174,7 @@ cdef class Program(Binding):
             if threads > 1:
                 last_shared = now_ns()
         if f.halted:
-            return -1  # what the handler raised is set
+            return -1  # the handler's exception is set
         if failed >= 0:
             what = explain(self.kinds[failed], s.integers + self.starts[failed], bad)
             raise ShapeError(f"node {self.every_op[failed].node}: {what}")
@@ -196,7 +196,7 @@ cdef class Program(Binding):
         cdef Scratch s = self.take(batch, time, time)
         cdef float *slab
         cdef int64_t i
-        # At least one row: what depends on no row of the batch, such as a sum over step numbers, keeps its state there.
+        # At least one row, because states that don't depend on the batch (a sum over step numbers) are stored there.
         slab_array = np.zeros(max(batch, 1) * max(self.state_size, 1), np.float32)
         slab = <float *> cnp.PyArray_DATA(<cnp.ndarray> slab_array)
         for i, array in enumerate((*inputs, *outputs)):
@@ -208,7 +208,7 @@ cdef class Program(Binding):
 
 
 cdef void look(void *frame) noexcept nogil:
-    """Every 20 ms, run the handlers of pending signals: only this thread can, and it is not back in Python yet."""
+    """Every 20 ms, run the handlers of pending signals. Only this thread can run them, and it is not in Python yet."""
     cdef Frame *f = <Frame *> frame
     cdef int64_t now = now_ns()
     if now - f.looked < LOOK_NS:

@@ -1,4 +1,4 @@
-"""What streams and pools are built on; see _slab.pyx."""
+"""The base of streams and pools; see _slab.pyx."""
 
 from libc.stdint cimport int64_t
 
@@ -8,7 +8,7 @@ from fastrnn.runtime._binding cimport Scratch
 from fastrnn.runtime._executor cimport Program
 
 
-cdef struct Form:  # what the array of one step of one argument must be
+cdef struct Form:  # the required form of an argument's array for one step
     int type
     int ndim
     cnp.npy_intp dims[8]
@@ -52,9 +52,9 @@ cdef class SlabCore:
 
 
 cdef inline bint fits(object x, const Form *form, int at, int64_t size) noexcept:
-    """x is a plain, C-contiguous, aligned array in native byte order of exactly this dtype and shape.
+    """Whether x is a plain, C-contiguous, aligned array in native byte order with exactly this dtype and shape.
 
-    at, size : of an axis besides those of the form. at -1: there is none; size -1: of any size
+    at, size : of an axis in addition to those of the form. at -1: no such axis; size -1: any size
     """
     cdef int i
     cdef bint more = at >= 0
@@ -75,7 +75,7 @@ cdef inline bint fits(object x, const Form *form, int at, int64_t size) noexcept
 
 
 cdef inline bint takes(object out, const Form *form, int at, int64_t size, object x) noexcept:
-    """A result of this form can be written to `out` as it is, while x is read."""
+    """Whether a result of this form can be written directly to `out` while x is read."""
     cdef char *a
     cdef char *b
     if not (fits(out, form, at, size) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> out)):

@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""States of streams in a slab, one row each, and the one way in which calls advance any of these rows.
+"""States of streams in a slab, one row each, and the calls that advance these rows.
 
-StreamParts  what all streams of one model, batch size and context share
+StreamParts  the data that all streams of one model, batch size and context share
 SlabCore     the base of streams (one row, or `batch` rows in lock-step) and of pools (any rows, in any order)
 Rows         the rows of one call: their places in the slab, their positions in their sequences, their chunks
 
 Rows of equal phase (streaming/timetable.py) take and return the same steps, so they share calls of the program. A model
-whose outputs come one per step is a timetable with one phase, which takes no table to look up.
+with one output step per input step is a timetable with a single phase and needs no table lookup.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -25,28 +25,28 @@ from ..errors import StreamError
 
 cnp.import_array()
 
-cdef int64_t MOST_STEPS = 64  # of one call
-cdef int64_t ROWS_TIMES_STEPS = 256  # of one call that packs rows: with more, more steps per call gain nothing
+cdef int64_t MOST_STEPS = 64  # in one call
+cdef int64_t ROWS_TIMES_STEPS = 256  # in one call that packs rows: beyond this, more steps per call gain nothing
 
 
 cdef class StreamParts:
-    """What all streams of one model, batch size and context share, so that a stream is little more than its state.
+    """The data that all streams of one model, batch size and context share, so that a stream is little but its state.
 
-    Made by `Compiled._stream_parts`, never changed. program is None, and all below it empty, if the model leaves sizes
-    open: the first step of a stream fixes them, and gives the stream other parts.
+    Made by `Compiled._stream_parts`, never changed. If the model leaves sizes open, program is None and all below it is
+    empty: the first step of a stream fixes the sizes and gives the stream other parts.
 
-    batch_size : int or None, as `Model.stream` was given it; batch : rows of the slab
-    context : bound of attention; sizes : of those that the model leaves open, by name
+    batch_size : int or None, as passed to `Model.stream`; batch : rows of the slab
+    context : bound of attention; sizes : the sizes that the model leaves open, by name
     layout : StateLayout; inputs, outputs : lists of Argument; names : of the inputs
-    timetable : of a model whose outputs don't come one per step, else None; many : of each output, whether one step may
-        return several
+    timetable : None if each output has one step per input step; many : for each output, whether one step may return
+        several
     room : steps that a stream with a timetable can take, -1: any number
-    still : inputs without a time axis, if a stream must remember what it was last given for them, to be flushed
+    still : inputs without a time axis, if a stream must remember their last values for `flush`
     """
 
     def __init__(self, batch_size=None, context=None, sizes=None, Program program=None, layout=None, inputs=(),
                  outputs=(), forms=()):
-        """forms : () or, for a model with one float32 input and output, (NumPy type number, shape) of each."""
+        """forms : (), or (NumPy type number, shape) of each for a model with one float32 input and one such output."""
         cdef int64_t i
         sides = (*inputs, *outputs)
         self.batch_size, self.context, self.sizes = batch_size, context, dict(sizes or {})
@@ -79,11 +79,11 @@ cdef class StreamParts:
         PyMem_Free(self.traits)
 
     cdef tuple brought(self, int64_t position, int64_t steps, bint final):
-        """How many steps of each output come with the next `steps` steps; of an output without time: whether it has
+        """How many steps of each output the next `steps` steps yield. For an output without time: whether it has
         a value. final: the sequence ends here."""
         if self.timetable is None:
             return (steps,) * len(self.outputs)
-        if final and position < self.timetable.least:  # too short for a window of the model: nothing more comes
+        if final and position < self.timetable.least:  # too short for a window of the model: no more steps
             return (0,) * len(self.outputs)
         new = self.timetable.outputs(position, steps, final)
         if final:
@@ -95,7 +95,7 @@ cdef class StreamParts:
         return tuple([k if o.timed else value for o, k, value in zip(self.outputs, new, now)])
 
     def last_inputs(self, batch_size, still):
-        """Chunks of no steps of all inputs, with which a sequence ends; still : the last arrays of `self.still`."""
+        """Empty chunks of all inputs, to end a sequence; still : the last arrays of `self.still`."""
         if self.still and not still:
             text = "flush before the first step, with inputs unknown that have no time axis"
             raise StreamError(f"{self.program.plan.graph.name}: {text}")
@@ -103,7 +103,7 @@ cdef class StreamParts:
         return [next(last) if a in self.still else np.empty(a.chunk_shape(batch_size, 0), a.dtype) for a in self.inputs]
 
     cdef list room_for(self, tuple comes, object batch_size, bint one):
-        """A new array for each output, of as many steps as `brought` says; one: for the answer to a single step."""
+        """A new array for each output, with as many steps as `brought` says; one: for the result of a single step."""
         cdef list made = []
         for o, n, many in zip(self.outputs, comes, self.many):
             shape = o.step_shape(batch_size) if one and n == 1 and not many else o.chunk_shape(batch_size, n)
@@ -111,7 +111,7 @@ cdef class StreamParts:
         return made
 
     cdef list seen(self, tuple comes, list made, bint one):
-        """These arrays as the caller gets them: None for a value that is not there, and for no step instead of one."""
+        """These arrays as returned to the caller: None for a missing value, and for no step instead of one."""
         return [r if n or (o.timed and not one) else None for o, n, r in zip(self.outputs, comes, made)]
 
 
@@ -127,8 +127,8 @@ cdef StreamParts NO_PARTS = StreamParts()
 
 
 cdef class Alone:
-    """A context manager that has a stream or a pool for itself. `__enter__` is one call in C: a Ctrl-C comes before it
-    or inside the `with`, never between, when nothing would let go again."""
+    """A context manager with exclusive use of a stream or a pool. `__enter__` is one C call, so a Ctrl-C comes before
+    it or inside the `with`. It never comes in between, where it would leave the lock held."""
 
     cdef SlabCore core
 
@@ -140,7 +140,7 @@ cdef class Alone:
 
 
 cdef class SlabCore:
-    """States in a slab, and the calls that advance its rows. A method that changes states wants the core held."""
+    """States in a slab, and the calls that advance its rows. Methods that change states require the core to be held."""
 
     def __cinit__(self, *args, **kwargs):
         self._parts = NO_PARTS
@@ -151,14 +151,14 @@ cdef class SlabCore:
         return self._parts.program
 
     cdef int hold(self) except -1:
-        """Take the states for this thread, until `let_go`. Nothing that a call changes may be read before."""
+        """Take the states for this thread until `let_go`. Before this, don't read anything that a call changes."""
         raise NotImplementedError
 
     cdef void let_go(self) noexcept:
         pass
 
     def _held(self):
-        """A context manager: no other thread uses the states meanwhile."""
+        """A context manager during which no other thread uses the states."""
         cdef Alone alone = Alone.__new__(Alone)
         alone.core = self
         return alone
@@ -181,8 +181,8 @@ cdef class SlabCore:
         return 0
 
     cdef int call(self, Scratch s, int64_t n, const int64_t *places, object x, object out) except -1:
-        """One call of a program with one input and output, which gives its scratch back. If it can fail or be
-        interrupted halfway, the states are put back."""
+        """One call of a program with one input and one output. Gives its scratch back. If the call can fail or be
+        interrupted halfway, the states are restored."""
         cdef Program program = self._parts.program
         s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
         s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> out)
@@ -200,10 +200,10 @@ cdef class SlabCore:
 
     cdef int advance(self, int64_t n, int64_t *places, int64_t position, int64_t span, list columns,
                      int64_t most, bint final) except -1:
-        """Take n rows, all at one position, `span` steps further.
+        """Advance n rows, all at the same position, by `span` steps.
 
         places : of the rows in the slab; NULL: the first n. columns : a C-contiguous array for each input, then each
-        output, [n, steps, ...] as far as it has these axes. most : rows of one call. final : the sequences end here.
+        output, [n, steps, ...] if it has these axes. most : rows in one call. final : the sequences end here.
         """
         cdef Rows rows = Rows.__new__(Rows)
         rows.core, rows.n, rows.place, rows.position, rows.span, rows.most = self, n, places, position, span, most
@@ -211,7 +211,7 @@ cdef class SlabCore:
         return rows.run(columns, final)
 
     cdef int advance_ragged(self, places, positions, lengths, list columns, int64_t most, bint final) except -1:
-        """Take rows at positions of their own further, each by a chunk of its own length.
+        """Advance rows at different positions, each by a chunk of its own length.
 
         places, positions, lengths : int64 [n]. columns : for each input, then each output, a list of one C-contiguous
         array per row, or one array for all rows as in `advance`.
@@ -220,7 +220,7 @@ cdef class SlabCore:
         table = self._parts.timetable
         rows.core, rows.n, rows.most, rows.total = self, len(places), most, lengths.sum()
         key = -lengths
-        if table is not None:  # rows of equal phase stand together
+        if table is not None:  # group rows of equal phase
             start = table.start
             phases = np.where(positions < start, positions, start + (positions - start) % table.period)
             key = phases * (lengths.max(initial=0) + 1) - lengths
@@ -237,36 +237,36 @@ cdef inline int64_t *numbers(array) except NULL:
     return <int64_t *> cnp.PyArray_DATA(<cnp.ndarray?> array)
 
 
-cdef struct Side:  # an input or output, of all rows
-    char **rows  # where the array of each row begins; NULL: `apart` bytes after the one before, from `base` on
+cdef struct Side:  # an input or output of all rows
+    char **rows  # where the array of each row begins; NULL: each is `apart` bytes after the one before, from `base` on
     char *base
     int64_t apart
-    int64_t step  # as in its Trait
+    int64_t step  # as in Trait
     bint timed, batched
     int64_t done  # steps that calls have taken or returned so far
-    int64_t steps  # those of the call under way
+    int64_t steps  # of the current call
     char *packed  # [rows, steps, ...] of one call
     int64_t room  # bytes of it
 
 
 cdef class Rows:
-    """The rows of one call, in the order in which they run: those of equal phase together, the longest first.
+    """The rows of one call, in the order in which they run: rows of equal phase together, the longest first.
 
-    At each step as many rows run as still have data; nothing is padded. After an error no state has changed.
+    At each step, only rows that still have data run; nothing is padded. After an error no state has changed.
     """
 
     cdef SlabCore core
-    cdef int64_t n, most, total  # rows; those of one call of the program; steps of all rows
+    cdef int64_t n, most, total  # rows; rows in one call of the program; steps of all rows
     cdef int64_t *place  # NULL: the first n
-    cdef int64_t position, span  # of all rows, if those of each are NULL
+    cdef int64_t position, span  # of all rows, if the arrays per row are NULL
     cdef const int64_t *positions
     cdef const int64_t *length
-    cdef const int64_t *source  # which of the caller's rows each is; NULL: all arrays are of all rows, in their order
+    cdef const int64_t *source  # index of each among the caller's rows; NULL: each array holds all rows, in their order
     cdef const int64_t *phase
-    cdef tuple arrays  # whose memory these are
+    cdef tuple arrays  # owners of this memory
     cdef Side *sides
     cdef char **pointers
-    cdef object before  # the states before the first call, if they may have to be put back
+    cdef object before  # the states before the first call, if they may have to be restored
     cdef bint begun
 
     def __dealloc__(self):
@@ -278,7 +278,7 @@ cdef class Rows:
         PyMem_Free(self.pointers)
 
     cdef int run(self, list columns, bint final) except -1:
-        """All steps of all rows; final: no steps, but those that the end of the sequences lets go."""
+        """Run all steps of all rows; final: no new steps, only those that the end of the sequences releases."""
         cdef int64_t first = 0, rows, position, i
         cdef StreamParts p = self.core._parts
         if final and p.timetable is None:  # nothing is held back
@@ -332,7 +332,7 @@ cdef class Rows:
         return self.span if self.length == NULL else self.length[row]
 
     cdef int run_group(self, int64_t first, int64_t rows, int64_t position, int64_t done) except -1:
-        """All steps of `rows` rows of one phase, from step `done` of their chunks on; the longest come first."""
+        """Run all steps of `rows` rows of one phase, from step `done` of their chunks on; the longest come first."""
         cdef StreamParts p = self.core._parts
         cdef bint packs = self.source != NULL
         cdef int64_t n, longer, left
@@ -346,17 +346,17 @@ cdef class Rows:
             if rows == 0:
                 return 0
             n = p.largest
-            if p.timetable is None:  # rows run together as long as all of them have data: the weights are read once
+            if p.timetable is None:  # rows run together while all of them have data: the weights are read once
                 left = self.length_of(first + rows - 1) - done
                 while n > 1 and n * rows > ROWS_TIMES_STEPS and rows > 1 and packs:
                     n >>= 1
-            else:  # calls are long: each one moves the tails of windows
+            else:  # use long calls: each one moves the tails of windows
                 left = self.length_of(first) - done
-            while n > left:  # powers of two: few sizes to bind
+            while n > left:  # powers of two, so that few sizes are bound
                 n >>= 1
             while self.length_of(first + longer - 1) - done < n:
                 longer -= 1
-            if longer < rows:  # those with fewer steps left run by themselves
+            if longer < rows:  # rows with fewer steps left run separately
                 marks = [self.sides[i].done for i in range(p.n_sides)]
                 self.run_group(first + longer, rows - longer, position, done)
                 for i in range(p.n_sides):
@@ -366,15 +366,15 @@ cdef class Rows:
             done += n
 
     cdef int guess(self, int64_t first, int64_t rows, int64_t position) except -1:
-        """Values over time, of rows that have no more steps: as they are if the sequences end here. The states, and
-        the outputs that have come, stay."""
+        """Compute values over time for rows without more steps, as if the sequences ended here. The states, and
+        the outputs so far, stay unchanged."""
         cdef int64_t *place = NULL if self.place == NULL else self.place + first
         now = self.core.states_of(rows, place)
         self.call(first, rows, 0, position, True, True)
         return self.core.put_back(now, rows, place)
 
     cdef int call(self, int64_t first, int64_t rows, int64_t n, int64_t position, bint final, bint guess) except -1:
-        """One call of the program: the next n steps of some rows. Inputs are packed for it, outputs unpacked."""
+        """One call of the program: the next n steps of some rows. Packs inputs and unpacks outputs."""
         cdef StreamParts p = self.core._parts
         cdef Program program = p.program
         cdef Scratch s
@@ -410,7 +410,7 @@ cdef class Rows:
         return 0
 
     cdef int begin(self, Program program, int64_t row_work) except -1:
-        """Before the first call: keep the states if a call can fail, or be interrupted, after states have changed."""
+        """Before the first call: save the states if a call can fail or be interrupted after states have changed."""
         self.begun = True
         if program.may_fail or self.core._parts.timetable is not None or row_work * self.total >= FLOPS_WATCHED:
             self.before = self.core.states_of(self.n, self.place)
@@ -422,19 +422,19 @@ cdef class Rows:
         return begin + side.done * side.step if side.timed else begin
 
     cdef inline bint direct(self, Side *side, int64_t rows) noexcept:
-        """A call can work in the caller's memory, which has the steps of its rows as the program wants them."""
+        """Whether a call can work in the caller's memory, because it has the layout that the program needs."""
         if rows == 1 or not side.batched:
             return True
         if self.source != NULL:
             return False
-        # With a timetable the program wants the steps of the call alone, else it knows of `span`.
+        # With a timetable, the program needs only the steps of the call. Otherwise it knows `span`.
         return self.core._parts.timetable is None or side.apart == (side.steps if side.timed else 1) * side.step
 
     cdef char *memory_of(self, Side *side, int64_t first, int64_t rows, bint is_input, bint guess) except NULL:
-        """The memory of one side in a call; inputs are copied there if need be."""
+        """The memory of one side in a call. Copies inputs there if necessary."""
         cdef int64_t r, bytes = (side.steps if side.timed else 1) * side.step
         cdef char *packed
-        cdef bint spare = guess and side.timed and not is_input  # steps that come again when the sequence goes on
+        cdef bint spare = guess and side.timed and not is_input  # steps that come again if the sequence continues
         if not spare and self.direct(side, rows):
             return self.at(side, first)
         if side.room < rows * bytes or side.packed == NULL:

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""A clock around every op of a plan, for `fastrnn profile`. A program without an `OpTimer` never comes here."""
+"""A clock around every op of a plan, for `fastrnn profile`. A program without an `OpTimer` never runs this code."""
 
 from libc.stdint cimport int32_t, int64_t
 
@@ -16,8 +16,8 @@ cnp.import_array()
 cdef class OpTimer:
     """Nanoseconds of each op in each of the next `capacity` calls of a program of `n_ops` ops; later calls go untimed.
 
-    Set as `Program.timer` of a program that nobody else runs: calls write here without a lock. What a reading of the
-    clock itself costs is in every figure: `clock_ns` tells how much, as the median over readings with no op between.
+    Set it as `Program.timer` of a program that no other thread runs, because calls write here without a lock. Every
+    figure includes the cost of reading the clock. `clock_ns` is that cost, the median over readings with no op between.
     """
 
     def __cinit__(self, int64_t n_ops, int64_t capacity):
@@ -27,11 +27,11 @@ cdef class OpTimer:
 
     @property
     def ns(self):
-        """int64 [calls, n_ops], a copy: what was written so far."""
+        """int64 [calls, n_ops], a copy of the times written so far."""
         return self.table[:self.calls, :self.n_ops].copy()
 
     cdef int64_t *next_row(self) noexcept:
-        """Where the next call's times go; NULL if there is no room left."""
+        """Where the next call's times go; NULL if no room is left."""
         if self.calls == self.capacity:
             return NULL
         self.calls += 1
@@ -57,7 +57,7 @@ def clock_ns():
 
 cdef int walk_timed(int64_t n_ops, const int32_t *kinds, const int64_t *starts, const int64_t *integers, Frame *f,
                     int64_t *bad, int64_t *ns) noexcept nogil:
-    """`walk`, op by op, with each one's time written to `ns`."""
+    """`walk`, op by op; writes the time of each to `ns`."""
     cdef int64_t i, before = now_ns(), after
     cdef int failed
     for i in range(n_ops):

@@ -1,4 +1,4 @@
-"""The arrays that callers pass in and get back: checks of dtype and shape, with errors that name the argument."""
+"""The arrays that callers pass in and get back: checks of dtype and shape. Errors name the argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..graph import DTYPES, Value
 from ..graph import dims as D
 from ..graph.casts import as_dtype
 
-MOST_AXES = 8  # of an array on the fast path of a step, with the axis of a pool's rows
+MOST_AXES = 8  # of an array on the fast path of a step, including the row axis of a pool
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Argument:
     """One input or output of a stream: batch first, then time, then features.
 
     features : ints (dims if the model leaves a size open), in the file's order without batch and time.
-    timed : it has a time axis (in a model that is a step function every argument has one here: the calls).
+    timed : it has a time axis (in a step function every argument has one here: the calls).
     batched : it has a batch axis.
     """
 
@@ -54,7 +54,7 @@ class Argument:
         return array.shape[len(self._lead(batch))]
 
     def check_step(self, x, batch: int | None) -> np.ndarray:
-        """x as a contiguous array of one step, or ShapeError. The file's own shape of one step is taken too."""
+        """x as a contiguous array of one step, or ShapeError. The file's own shape of one step is accepted too."""
         array = self._typed(x)
         want = self.step_shape(batch)
         if array.shape != want:
@@ -74,7 +74,7 @@ class Argument:
         return array
 
     def check_out(self, out, shape: tuple[int, ...]) -> None:
-        """Raise ShapeError for an `out` that can't take the result as it is."""
+        """Raise ShapeError if the result can't be written directly to `out`."""
         want = np.dtype(DTYPES[self.dtype])
         if not isinstance(out, np.ndarray) or out.dtype != want or out.shape != shape:
             got = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
@@ -83,7 +83,7 @@ class Argument:
             raise ShapeError(f"out for {self.name} is read-only")
 
     def open_sizes(self, array: np.ndarray) -> dict[str, int]:
-        """The sizes that `features` leaves open: those of a step or chunk, whose last axes are the features."""
+        """The sizes that `features` leaves open, taken from a step or chunk, whose last axes are the features."""
         found: dict[str, int] = {}
         for back, dim in enumerate(reversed(self.features), 1):
             for name in D.symbols(dim):
@@ -102,7 +102,7 @@ class Argument:
 
 
 def whole_number(value, name: str, most: int) -> int:
-    """value as an int in 1..most (NumPy's integers are taken, bools are not), or ShapeError."""
+    """value as an int in 1..most (NumPy integers are accepted, bools are not), or ShapeError."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -127,13 +127,13 @@ def collect(names: list[str], x) -> list:
 
 
 def step_arrays(parts, x, batch: int | None) -> list[np.ndarray]:
-    """The arrays of all inputs of a step, checked. parts : a StreamParts, whose inputs they are."""
+    """The arrays of all inputs of a step, checked. parts : the StreamParts that has the inputs."""
     given = collect(parts.names, x)
     return [a.check_step(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
 
 
 def chunk_arrays(parts, chunk, batch: int | None) -> tuple[list[np.ndarray], int]:
-    """(the arrays of all inputs of a chunk, checked; its steps). parts : a StreamParts, whose inputs they are."""
+    """(checked arrays of all inputs of a chunk, its steps). parts : the StreamParts that has the inputs."""
     given = collect(parts.names, chunk)
     arrays = [a.check_chunk(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
     lengths = {a.name: a.steps(v, batch) for a, v in zip(parts.inputs, arrays, strict=True) if a.timed}
@@ -158,7 +158,7 @@ def check_out(outputs: list[Argument], out, batch: int | None):
 
 
 def deliver(results: list, outs):
-    """One array for one output, else a tuple; copied into `outs` if given. None leaves its out alone."""
+    """One array for one output, else a tuple; copied into `outs` if given. For None, its out stays unchanged."""
     for i, target in enumerate(outs or ()):
         if results[i] is not None:
             np.copyto(target, results[i])
@@ -167,8 +167,8 @@ def deliver(results: list, outs):
 
 
 def plain_forms(inputs: list[Argument], outputs: list[Argument], batch: int | None = None) -> list[tuple]:
-    """(NumPy's type number, shape of a step) of the one input and the one output of a model whose arguments need no
-    general check, being float32 of few axes; [] for any other model."""
+    """(NumPy type number, shape of a step) of the input and the output of a model with one of each, if both are float32
+    with few axes and so need no general check; [] for any other model."""
     if len(inputs) != 1 or len(outputs) != 1:
         return []
     sides = (*inputs, *outputs)
@@ -193,9 +193,9 @@ def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:
 
 
 def solve_sizes(values: list[Value], arrays: list[np.ndarray], held: Sequence[tuple] = ()) -> dict[str, int]:
-    """batch, time and other free sizes from whole-run inputs; ShapeError names input, axis, got and expected.
+    """batch, time and other free sizes from whole-run inputs. ShapeErrors name input, axis, actual and expected size.
 
-    held : (input, axis, why) of axes that stay at the file's number, as `Graph.held` has them.
+    held : (input, axis, why) of axes that keep the file's number, as in `Graph.held`.
     """
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}

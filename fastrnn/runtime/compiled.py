@@ -1,4 +1,4 @@
-"""Compiled: a graph and the programs made of it, which is all that streams and pools know of their model."""
+"""Compiled: a graph and its programs. This is all that streams and pools know about their model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .arguments import Argument, argument_of, collect, plain_forms, whole_number
 from .layout import StateLayout
 
 DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps by default
-KEPT_SIZES = 8  # of other free sizes, each a model of its own
-KEPT_CONTEXTS = 8  # programs of other bounds of attention; streams hold their own
+KEPT_SIZES = 8  # models for other free sizes
+KEPT_CONTEXTS = 8  # programs for other bounds of attention; streams hold their own
 MOST_CONTEXT = 1 << 24  # steps; more is a typing error
-KEPT_PARTS = 16  # of streams of other batch sizes and bounds; streams hold their own
+KEPT_PARTS = 16  # StreamParts for other batch sizes and bounds; streams hold their own
 
 
 class Compiled:
@@ -43,7 +43,7 @@ class Compiled:
         self._layouts: dict[Context | None, StateLayout] = {}
         self._parts: dict[tuple[int | None, Context | None], StreamParts] = {}
         if not self._open_sizes:
-            self._program("run")  # what can't be run is refused at load, not at three in the morning
+            self._program("run")  # a model that can't run is rejected at load, not in production
 
     @property
     def fingerprint(self) -> str:
@@ -56,8 +56,8 @@ class Compiled:
 
     @property
     def delay(self) -> int:
-        """Steps of input that a stream must see beyond step t before step t of its outputs comes; 0 if the model can't
-        be streamed at all."""
+        """Input steps that a stream must see beyond step t before it returns step t of its outputs; 0 if the model
+        can't be streamed at all."""
         return 0 if self._problems else self._timetable.delay
 
     def _program(self, mode: str, context: Context | None = None) -> Program:
@@ -92,7 +92,7 @@ class Compiled:
         found = conditions.problems(self.graph)
         if found:
             return found
-        try:  # what only shows when the stream is planned: a state that is read elsewhere too
+        try:  # some problems appear only in planning, such as a state that is also read elsewhere
             if self._open_sizes:  # planning waits for a stream's first step
                 if self._timetable.plain:
                     return []
@@ -141,7 +141,7 @@ class Compiled:
         return None
 
     def _stream_parts(self, batch_size: int | None, context: Context | None = None) -> StreamParts:
-        """What all such streams share; pools take those without a batch size. context: as `_context` returns it."""
+        """The shared parts of all such streams; pools use those without a batch size. context: as from `_context`."""
         key = batch_size, context
         found = self._parts.get(key)
         if found is None:
@@ -163,9 +163,9 @@ class Compiled:
         forms = plain_forms(inputs, outputs, batch_size)
         return StreamParts(batch_size, context, self._given_sizes, program, layout, inputs, outputs, forms)
 
-    @cached_property  # once for all streams: they share what is worked out for their arguments
+    @cached_property  # once for all streams: they share what is computed for their arguments
     def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:
-        """Whether some value has a batch axis; what a stream takes and returns: the file's ends that aren't states."""
+        """Whether some value has a batch axis, and the arguments of a stream: the file's, without states."""
         graph, steps_one = self.graph, not has_time(self.graph)
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         ends = set(graph.states.values())
@@ -181,7 +181,7 @@ class Compiled:
         return f"{', '.join(self._open_sizes)} {text}"
 
     def _sized_like(self, x) -> Compiled:
-        """This model with the sizes that it leaves open as they are in x, the argument of a stream's step or push.
+        """This model with its open sizes taken from x, the argument of a stream's step or push.
 
         Raises ShapeError if x doesn't determine them.
         """
@@ -196,7 +196,7 @@ class Compiled:
         return self._with_sizes(sizes)
 
     def _sized_as(self, sizes: dict[str, int]) -> Compiled:
-        """This model with the sizes of a snapshot; StateError if they are not those that it leaves open."""
+        """This model with the sizes of a snapshot; StateError if they are not its open sizes."""
         if set(sizes) != set(self._open_sizes):
             text = f"has the sizes {sorted(self._open_sizes)}, this one {sorted(sizes)}"
             raise StateError(f"a snapshot of {self.name} {text}")
@@ -204,13 +204,13 @@ class Compiled:
 
 
 def open_sizes(graph: Graph) -> tuple[str, ...]:
-    """Names of the sizes that the inputs leave free besides batch and time."""
+    """Names of the sizes that the inputs leave free, other than batch and time."""
     found = {s for n in graph.inputs for d in graph.values[n].dims for s in D.symbols(d)}
     return tuple(sorted(found - {"batch", "time"}))
 
 
 def _keep_last(kept: dict, most: int) -> None:
-    """Drop the bounded ones that were made first, while there are more than `most` of them."""
+    """Drop the oldest bounded ones while there are more than `most`."""
     bounded = [key for key in kept if key not in (None, ("run", None), ("stream", None))]
     for key in bounded[: max(len(bounded) - most, 0)]:
         del kept[key]

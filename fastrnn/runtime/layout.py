@@ -1,7 +1,7 @@
-"""What a stream keeps: `StateLayout` maps the states that `Model.states` shows to places in a slab row.
+"""The states of a stream: `StateLayout` maps the states in `Model.states` to places in a slab row.
 
-Such a state is a cell's own h and c, or a state that the file threads through an input and an output (`h0 -> hn`),
-which may pack several cells' states into one tensor.
+Such a state is a cell's own h or c, or a state that the file threads through an input and an output (`h0 -> hn`). The
+latter may pack the states of several cells into one tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..graph.traverse import roots as roots_of
 from ..graph.traverse import subgraph
 from ..graph.vocabulary import moves
 
-MOST_STEPS = 1 << 60  # of a stream: what is more was never counted
+MOST_STEPS = 1 << 60  # of a stream; no real stream counts further
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class ShownState:
 
 
 class StateLayout:
-    """How a slab row is made up, and what it holds when a stream begins.
+    """The layout of a slab row, and its contents when a stream begins.
 
-    Raises StateError if a threaded state isn't just cells' states, moved about.
+    Raises StateError if a threaded state is not just cell states in another order.
     """
 
     def __init__(self, graph: Graph, plan: Plan):
@@ -118,8 +118,8 @@ class StateLayout:
         return out
 
     def load_rows(self, slab: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-        """Inverse of `rows`. StateError, with nothing changed, if one is missing, unknown, of another shape
-        or no number of steps."""
+        """Inverse of `rows`. StateError, with nothing changed, if one is missing or unknown, has the wrong shape,
+        or is not a number of steps."""
         names = [s.name for s in self.shown]
         if set(rows) != set(names):
             raise StateError(f"states are {sorted(names)}, got {sorted(rows)}")
@@ -129,7 +129,7 @@ class StateLayout:
                 text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
                 raise StateError(f"state {state.name}: {text}")
             if state.dtype == "int64" and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
-                # such a state is not a value: it says where other states are stored
+                # such a state is not a value: it determines where other states are stored
                 raise StateError(f"state {state.name}: it counts steps, got {got.min()}..{got.max()}")
         for state in self.shown:
             flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self._row_dims(state))))
@@ -153,8 +153,8 @@ class StateLayout:
 
 
 def _cells(graph: Graph, slots: dict):
-    """(slot, the value that it begins with, the value that it ends with, node, why it can't begin with several states,
-    steps that it holds) of each state of a cell that has an initial value."""
+    """(slot, initial value, last value, node, why it can't begin with several states, steps that it holds) of each cell
+    state with an initial value."""
     for node in graph.nodes:
         for i, part in enumerate("hc" if node.op == "cell" and (node.name, "h") in slots else ""):
             begin = node.inputs[6 + i] if len(node.inputs) > 6 + i else None
@@ -164,7 +164,7 @@ def _cells(graph: Graph, slots: dict):
 
 
 def _chains(graph: Graph, slots: dict):
-    """The same of `state` nodes: a chain of n of them keeps the last n steps, the oldest first."""
+    """The same for `state` nodes: a chain of n of them keeps the last n steps, the oldest first."""
     for chain in (c for loop in loops(graph) for c in chains(loop)):
         slot = slots.get((chain.states[0].name, "steps"))
         for ago, state in enumerate(chain.states, 1):
@@ -178,13 +178,13 @@ def _chains(graph: Graph, slots: dict):
 
 def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The float64 outputs of a small graph for one stream and one step."""
-    from ..graph import reference  # 15 ms of import that a model without initial states does not need
+    from ..graph import reference  # the import takes 15 ms; a model without initial states does not need it
 
     return reference.run(graph, feeds, sizes={"batch": 1, "time": 1})
 
 
 def _check_return(graph: Graph, name: str, ends: dict) -> None:
-    """StateError unless the output that a state becomes has each cell's last state where the input had its first."""
+    """StateError unless each cell's last state has the same place in the output as its first state in the input."""
     sub = subgraph(graph, list(ends), [graph.states[name]])
     shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
     feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}
@@ -194,7 +194,7 @@ def _check_return(graph: Graph, name: str, ends: dict) -> None:
 
 
 def _places(graph: Graph, root: str, name: str, where: str) -> np.ndarray:
-    """Which flat elements of the input `root` (batch 1) arrive in `name`: found by sending their numbers through."""
+    """Which flat elements of the input `root` (batch 1) arrive in `name`, found by propagating their numbers."""
     sub = subgraph(graph, [root], [name])
     for node in sub.nodes:
         if not moves(node.op):

@@ -1,4 +1,4 @@
-"""Snapshots: the states of streams as bytes or a file, from which another process or machine can go on.
+"""Snapshots: the states of streams as bytes or a file, from which another process or machine can continue.
 
 Format 1, a safetensors container. Tensors: `steps` int64 [n], the steps that each stream has taken; `state/NAME`
 [n, dims...] for each of `Model.states`, without its batch axis, in its own dtype; `ended` bool [n], whether it was
@@ -6,8 +6,8 @@ flushed; `input/NAME` [n, dims...], the last inputs without time of streams that
 pool `slots` int64 [n].
 Metadata: `format` ("fastrnn snapshot 1"), `model` and `name` (fingerprint and name of the model), `sizes` (JSON: sizes
 that the model leaves open, as the first step fixed them) and `checksum`: SHA-256 over all the others and
-every tensor. States are logical: by name, in the model's dims, whatever instruction set, thread count or slot they come
-from. On one instruction set a restored stream goes on with the same bits.
+every tensor. States are logical: by name, in the model's dims. They don't depend on instruction set, thread count or
+slot. On the same instruction set, a restored stream continues with the same bits.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .layout import MOST_STEPS
 FORMAT = "fastrnn snapshot "
 VERSION = 1
 STATE, INPUT = "state/", "input/"
-MOST_BYTES = 1 << 40  # of a file that is read at all
+MOST_BYTES = 1 << 40  # of a file; a larger one is not read
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """The states of n streams.
 
-    steps : int64 [n]. rows : state name -> [n, dims...]. slots : int64 [n], or None if it is not of a whole pool.
+    steps : int64 [n]. rows : state name -> [n, dims...]. slots : int64 [n], or None unless it is of a whole pool.
     sizes : sizes that the model leaves open. ended : bool [n]. still : input name -> [n, dims...].
     """
 
@@ -46,7 +46,7 @@ class Snapshot:
     still: dict[str, np.ndarray]
 
     def check(self, what: str, sizes: dict[str, int], inputs: list, looks_ahead: bool) -> None:
-        """StateError if these are not states of a stream or pool (`what`) with these sizes, which keeps `inputs`."""
+        """StateError unless these are states of a stream or pool (`what`) that has these sizes and keeps `inputs`."""
         if self.sizes != sizes:
             raise StateError(f"the snapshot has the sizes {self.sizes}, this {what} {sizes}")
         if not looks_ahead and (self.ended.any() or self.still):
@@ -90,7 +90,7 @@ def read(source, fingerprint: str, name: str) -> Snapshot:
 
     Raises
     ------
-    StateError : not a snapshot; a damaged or truncated one; one of a later format or of another model.
+    StateError : not a snapshot, or a damaged or truncated one, or one of a later format or another model.
     OSError : the file can't be read.
     """
     blob, where = _bytes_of(source)
@@ -98,7 +98,7 @@ def read(source, fingerprint: str, name: str) -> Snapshot:
         metadata, tensors = _parse(blob)
     except FastRNNError:
         raise
-    except Exception as error:  # safetensors raises its own types; none of them may leave here
+    except Exception as error:  # safetensors raises its own types, which must not leave this function
         raise StateError(f"{where}: not a snapshot, or a truncated or damaged one ({error})") from None
     _check_format(metadata.get("format"), where)
     if metadata.get("checksum") != _checksum(metadata, tensors):
@@ -123,7 +123,7 @@ def _bytes_of(source) -> tuple[bytes, str]:
 def _parse(blob: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     from safetensors.numpy import load
 
-    tensors = load(blob)  # checks the header's sizes against the bytes that are there
+    tensors = load(blob)  # checks the header's sizes against the actual bytes
     size = int.from_bytes(blob[:8], "little")
     return json.loads(blob[8 : 8 + size]).get("__metadata__", {}), tensors
 
@@ -149,7 +149,7 @@ def _checksum(metadata: dict, tensors: dict[str, np.ndarray]) -> str:
 
 
 def _checked(metadata: dict, tensors: dict[str, np.ndarray], where: str) -> Snapshot:
-    """The parts of a snapshot whose checksum fits; anyone can compute a checksum, so nothing is believed yet."""
+    """The parts of a snapshot with a valid checksum. They are still untrusted: anyone can compute a checksum."""
     try:
         sizes = json.loads(metadata["sizes"])
         if not isinstance(sizes, dict) or any(type(v) is not int or v < 1 for v in sizes.values()):

@@ -11,7 +11,7 @@ from ..graph import Graph
 from ..graph.casts import as_dtype
 from .layout import MOST_STEPS, ShownState
 
-POSITION = "steps_done"  # an entry of states if outputs don't come one per step: how far the sequence is
+POSITION = "steps_done"  # entry of states with the position, if outputs don't come one per step
 
 
 def exported(parts, graph: Graph, slab: np.ndarray, lone: bool, steps: int, ended: bool) -> dict[str, np.ndarray]:
@@ -19,7 +19,7 @@ def exported(parts, graph: Graph, slab: np.ndarray, lone: bool, steps: int, ende
 
     A state that the file threads through an input has that input's own dims; a cell's own is [batch, hidden_size], or
     [hidden_size] if `lone`: one row of a stream without a batch. parts : the StreamParts of these streams; steps,
-    ended : where in their sequences they are, which belongs to their states if outputs don't come one per step.
+    ended : their positions in their sequences, which are part of the states if outputs don't come one per step.
     """
     found = parts.layout.export(slab)
     for s in parts.layout.shown if lone else ():

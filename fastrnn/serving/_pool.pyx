@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """PoolCore: one slab of states, one row per stream, and the calls that advance any of its rows, in place.
 
-A slot is an int: generation << 24 | place. The place is a row of the slab; its generation goes up by one when it is
-opened and again when it is closed, so it is odd while open, and a slot that was closed never fits again.
+A slot is an int: generation << 24 | place. The place is a row of the slab. Its generation goes up by one when it is
+opened and again when it is closed, so it is odd while open, and a closed slot never becomes valid again.
 """
 
 cimport cython
@@ -34,26 +34,26 @@ cdef extern from "pythread.h" nogil:
 DEF PLACE_BITS = 24
 cdef int64_t MOST_PLACES = 1 << PLACE_BITS
 cdef int64_t WAIT_US = 20_000  # between looks for signals while another thread has the pool
-# Pools number their first generations apart, so that a slot of one is not one of another: 2^24 openings a place each.
+# Pools start at different generations, so that a slot of one is not valid in another: 2^24 openings per place each.
 cdef int64_t GENERATIONS = 1 << 24
 cdef int64_t MOST_POOLS = 1 << 14
 cdef int64_t pools_made = 0
-# Rows of one call of the program: enough that reading the weights costs little compared to the work, few enough that
-# what the call works with stays in a core's second-level cache.
+# Rows in one call of the program: enough that reading the weights costs little compared to the work, and few enough
+# that the data of the call stays in a core's second-level cache.
 cdef int64_t LEAST_ROWS = 64
 cdef int64_t CALL_BYTES = 1 << 20
 
 
 cdef class PoolCore(SlabCore):
-    """The slab, the slots and the lock of a pool. Its methods with a leading underscore want the lock held."""
+    """The slab, the slots and the lock of a pool. Methods with a leading underscore require the lock to be held."""
 
     cdef readonly int64_t capacity
     cdef readonly object slab  # float32 [capacity, state_size]; None before the sizes of a step are known
     cdef int64_t *generation
     cdef int64_t *steps  # taken by the stream in each place
-    cdef int64_t *mark  # the number of the last call that had the place: a second time in one call shows
-    cdef int64_t *place  # the places of the call under way, one per row
-    cdef int64_t *free  # a stack of the places that are closed
+    cdef int64_t *mark  # the number of the last call with the place, to detect duplicates in one call
+    cdef int64_t *place  # the places of the current call, one per row
+    cdef int64_t *free  # a stack of closed places
     cdef int64_t n_free, calls, first_generation
     cdef readonly set ended  # places whose streams were flushed; only of models with a timetable
     cdef readonly dict still  # place -> the last arrays of `StreamParts.still`
@@ -61,7 +61,7 @@ cdef class PoolCore(SlabCore):
     cdef int64_t rows_a_call, rows_a_push
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # the thread that has the lock; 0: none
-    cdef bint forked_within  # a fork that this thread makes in the middle of a call
+    cdef bint forked_within  # this thread forks in the middle of a call
 
     def __cinit__(self, *args, **kwargs):
         global pools_made
@@ -82,16 +82,16 @@ cdef class PoolCore(SlabCore):
             PyThread_free_lock(self.lock)
 
     def _begin(self, StreamParts parts):
-        """Take what all streams of the pool share, and make the slab; streams that were opened before begin here."""
+        """Take the shared parts of all streams, and make the slab; initializes streams that were opened before."""
         cdef int64_t row_bytes = 0, number = 1
         plan, table = parts.program.plan, parts.timetable
-        slab = np.zeros((self.capacity, parts.program.state_size), np.float32)  # a page not written takes no memory
+        slab = np.zeros((self.capacity, parts.program.state_size), np.float32)  # an unwritten page takes no memory
         slab[self._open_slots() & (MOST_PLACES - 1)] = parts.layout.initial_row
         if table is not None:
             number = table.counts(table.start, 1).number
         if plan.has_batch:
             row_bytes = parts.program.arena_bytes(2, number) - parts.program.arena_bytes(1, number)
-        shared = not all(a.batched for a in (*parts.inputs, *parts.outputs))  # rows that bring their own share no call
+        shared = not all(a.batched for a in (*parts.inputs, *parts.outputs))  # else each row needs a call
         self.rows_a_call = max(LEAST_ROWS, CALL_BYTES // max(row_bytes, 1)) if plan.has_batch else 1
         self.rows_a_push = 1 if shared else self.rows_a_call
         self.simple = parts.simple and not shared and table is None
@@ -99,7 +99,7 @@ cdef class PoolCore(SlabCore):
         self._parts = parts
 
     def _resize(self, int64_t capacity):
-        """Make room for `capacity` streams, at least as many as there is room for now. Places keep their slots."""
+        """Make room for `capacity` streams, not fewer than now. Places keep their slots."""
         cdef int64_t i, old = self.capacity
         if self.program is not None:
             slab = np.zeros((capacity, self._parts.program.state_size), np.float32)
@@ -144,11 +144,11 @@ cdef class PoolCore(SlabCore):
         PyThread_release_lock(self.lock)
 
     def _alone(self):
-        """A context manager: other threads wait."""
+        """A context manager during which other threads wait."""
         return self._held()
 
     def _hold_for_fork(self):
-        """Wait for calls of other threads; one of this thread may be under way, if a signal's handler forks."""
+        """Wait for calls of other threads. This thread may be in a call itself, if a signal's handler forks."""
         self.forked_within = self.owner == PyThread_get_thread_ident()
         if not self.forked_within:
             self.hold()
@@ -170,7 +170,7 @@ cdef class PoolCore(SlabCore):
         return self.generation[place] << PLACE_BITS | place
 
     def _copy(self, int64_t place):
-        """A slot of a free place, in the state of another one."""
+        """A slot of a free place, with the state of another stream."""
         cdef int64_t slot = self._open(), new = slot & (MOST_PLACES - 1)
         if self.program is not None:
             self.slab[new] = self.slab[place]
@@ -194,7 +194,7 @@ cdef class PoolCore(SlabCore):
         self._forget(place)
 
     cdef _forget(self, int64_t place):
-        """What only streams with a timetable have."""
+        """Clear the data that only streams with a timetable have."""
         if self.ended:
             self.ended.discard(place)
         if self.still:
@@ -204,7 +204,7 @@ cdef class PoolCore(SlabCore):
         return self.steps[place]
 
     def _set_steps(self, int64_t place, int64_t steps, bint ended=False, still=None):
-        """How far the stream in a place is; still: as `self.still` has it, None: as it is."""
+        """Set the position of the stream in a place; still: as in `self.still`, None: unchanged."""
         self.steps[place] = steps
         if ended:
             self.ended.add(place)
@@ -242,7 +242,7 @@ cdef class PoolCore(SlabCore):
         return f"slot {slot} was closed"
 
     def _place(self, slot):
-        """The place of an open slot; StateError otherwise."""
+        """The place of an open slot, else StateError."""
         cdef int64_t number
         if isinstance(slot, bool | np.bool_) or not isinstance(slot, int | np.integer):
             raise StateError(f"a slot is an int that open() returned, got {type(slot).__name__}")
@@ -258,7 +258,7 @@ cdef class PoolCore(SlabCore):
         return self.find(slots)
 
     cdef int64_t find(self, slots) except -1:
-        """Write the places of the slots of a call to `place`; returns how many. Nothing else changes."""
+        """Write the places of a call's slots to `place`; returns their number. Nothing else changes."""
         cdef int64_t i, n, slot, place
         cdef const int64_t *given
         if not (cnp.PyArray_CheckExact(slots) and cnp.PyArray_TYPE(<cnp.ndarray> slots) == cnp.NPY_INT64
@@ -277,7 +277,7 @@ cdef class PoolCore(SlabCore):
             if self.mark[place] == self.calls:
                 raise StateError(f"slot {slot} is there twice: a stream takes one step, or one chunk, per call")
             self.mark[place] = self.calls
-            self.place[i] = place  # no place twice, so no more rows than places
+            self.place[i] = place  # no place occurs twice, so there are no more rows than places
         return n
 
     # -- steps --
@@ -334,8 +334,8 @@ cdef class PoolCore(SlabCore):
             self.steps[self.place[i]] += 1
 
     def _advance(self, int64_t n, list arrays):
-        """One step of the n streams found, whose outputs come one per step. arrays : C-contiguous inputs, then outputs,
-        [n, ...] if they have a batch axis."""
+        """One step of the n streams found, if each output has one step per input step. arrays : C-contiguous inputs,
+        then outputs, [n, ...] if they have a batch axis."""
         if self._parts.program.room >= 0:
             self._parts.program.check_room(self.slab_data, self.place, 0, n, 1)
         self.advance(n, self.place, 0, 1, arrays, self.rows_a_call, False)
@@ -343,8 +343,8 @@ cdef class PoolCore(SlabCore):
 
     # -- chunks --
     def _push_plain(self, int64_t n, list chunks):
-        """`push` of the n streams found, if each chunk is a plain array of the one input of a model that has one
-        output: the new arrays. Otherwise None, and nothing has happened: a general check takes 15 us per chunk."""
+        """`push` of the n streams found, if the model has one input and one output and each chunk is a plain array.
+        Returns the new arrays. Otherwise returns None without any effect. A general check takes 15 us per chunk."""
         cdef int64_t i
         cdef cnp.npy_intp size = n
         cdef StreamParts p = self._parts
@@ -368,12 +368,12 @@ cdef class PoolCore(SlabCore):
         Parameters
         ----------
         lengths : int64 [n]; columns : of each input, as `advance_ragged` takes them
-        one : the answers are those to a single step; final : their sequences end here
+        one : return the results of a single step; final : the sequences end here
 
         Returns
         -------
-        list of n lists with a new array for each output of the steps that come; None for a value over time that is not
-        there yet
+        list of n lists with a new array for each output, with the steps that come; None for a value over time that
+        does not exist yet
         """
         cdef int64_t i, place
         cdef StreamParts p = self._parts
@@ -393,7 +393,7 @@ cdef class PoolCore(SlabCore):
         return [p.seen(row, arrays, one) for row, arrays in zip(comes, made)]
 
     cdef int check_room(self, int64_t n, lengths) except -1:
-        """Raise StreamError if one of the n streams found has ended, or can't take so many more steps."""
+        """Raise StreamError if one of the n streams found has ended, or can't take that many more steps."""
         cdef int64_t i, place, steps
         cdef StreamParts p = self._parts
         for i in range(n):
@@ -426,7 +426,7 @@ cdef class PoolCore(SlabCore):
 
 
 def _as_slots(slots):
-    """int64 [n]; StateError for anything but ints."""
+    """int64 [n]; StateError for anything other than ints."""
     try:
         array = np.asarray(slots)
     except (ValueError, TypeError, OverflowError) as error:

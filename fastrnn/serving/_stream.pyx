@@ -21,8 +21,8 @@ cnp.import_array()
 cdef class StreamCore(SlabCore):
     """The states of one stream, or of `batch` streams in lock-step, and the calls that advance them.
 
-    `step` is the fast path: plain arrays of the right form go straight to the program. All else goes to `_step_general`
-    of the subclass, which checks, converts or explains.
+    `step` is the fast path: plain arrays of the right form go directly to the program. Everything else goes to
+    `_step_general` of the subclass, which checks, converts or raises an error.
     """
 
     cdef public int64_t steps_done
@@ -34,12 +34,12 @@ cdef class StreamCore(SlabCore):
         PyMem_Free(self.slab_data)
 
     def _begin(self, StreamParts parts):
-        """Take the parts, and lay out the states if they have a program."""
+        """Take the parts, and allocate the states if they have a program."""
         cdef int64_t r, row
         cdef cnp.ndarray initial
         if parts.program is not None:
             row, initial = parts.program.state_size, parts.layout.initial_row
-            self.slab_data = <float *> allocate(parts.batch, max(row, 1) * sizeof(float))  # calloc sees an overflow
+            self.slab_data = <float *> allocate(parts.batch, max(row, 1) * sizeof(float))  # calloc detects an overflow
             for r in range(parts.batch):
                 memcpy(self.slab_data + r * row, cnp.PyArray_DATA(initial), row * sizeof(float))
         self._parts = parts
@@ -51,7 +51,7 @@ cdef class StreamCore(SlabCore):
 
     @property
     def batch_size(self):
-        """None, or how many rows are in lock-step."""
+        """The number of rows in lock-step, or None."""
         return self._parts.batch_size
 
     @property
@@ -67,7 +67,7 @@ cdef class StreamCore(SlabCore):
 
     @cython.final
     cdef int hold(self) except -1:
-        """Take the stream for this thread. A thread that uses it meanwhile gets a StreamError."""
+        """Take the stream for this thread. Other threads that use it meanwhile get a StreamError."""
         if self.busy:
             raise StreamError("this stream is in use by another thread, or was when the process was forked; give each "
                               "thread its own stream")
@@ -90,7 +90,7 @@ cdef class StreamCore(SlabCore):
         return 0
 
     def _check_room(self, int64_t span):
-        """`check_room` for the subclass, before it holds the stream: what is wrong with a chunk comes second."""
+        """`check_room` for the subclass, before it holds the stream: this error comes before those of a chunk."""
         if self._parts.timetable is not None:
             self.check_room(span)
 
@@ -131,7 +131,7 @@ cdef class StreamCore(SlabCore):
                     self.check_room(1)
                 counts = p.timetable.counts(self.steps_done, 1)
                 comes = counts.outputs[0] != 0
-                if not (comes or p.plain_chunks):  # a value over time is always written
+                if not (comes or p.plain_chunks):  # a value over time is written at every step
                     target = None
                 s = p.program.take(p.batch, counts.number, 0)
             if target is None:
@@ -152,8 +152,8 @@ cdef class StreamCore(SlabCore):
 
         Returns
         -------
-        array [T, features...] or [batch_size, T, features...]: the step outputs. Of a model that looks ahead or
-        changes the rate, those that come with these steps, which may be fewer, none or more. For an output that the
+        array [T, features...] or [batch_size, T, features...]: the step outputs. If the model looks ahead or changes
+        the rate, these steps may yield fewer outputs, none or more. For an output that the
         model reduces over time: [features...] or [batch_size, features...], the value as if the sequence ended here,
         and None if T is 0. A tuple for several outputs.
 
@@ -182,13 +182,14 @@ cdef class StreamCore(SlabCore):
 
         Parameters
         ----------
-        arrays : C-contiguous arrays [batch, span, ...] of the inputs, as far as they have these axes
-            None with final: of no steps.
-        one : the answer is that to a single step; final : the sequence ends here
+        arrays : C-contiguous arrays [batch, span, ...] of the inputs, if they have these axes
+            None with final: no steps.
+        one : return the result of a single step; final : the sequence ends here
 
         Returns
         -------
-        list with a new array for each output of the steps that come; None for a value over time that is not there yet
+        list with a new array for each output, with the steps that come; None for a value over time that does not exist
+        yet
         """
         cdef StreamParts p = self._parts
         cdef tuple comes
@@ -203,7 +204,7 @@ cdef class StreamCore(SlabCore):
             self.advance(p.batch, NULL, self.steps_done, span, arrays + made, p.batch, final)
             self.steps_done += span
             self.ended = final and p.timetable is not None
-            if p.still and span:  # a chunk of no steps says nothing, not even this
+            if p.still and span:  # an empty chunk changes nothing, not even these inputs
                 self.still = [np.array(v) for a, v in zip(p.inputs, arrays) if not a.timed]
         finally:
             self.busy = False

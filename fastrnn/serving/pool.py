@@ -15,23 +15,23 @@ from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays, w
 from ..runtime.compiled import Compiled, Context
 from ._pool import PoolCore
 
-MOST_SLOTS = 1 << 24  # places that a slot's number has room for
+MOST_SLOTS = 1 << 24  # places that fit in a slot's number
 
 
 class StreamPool(PoolCore):
     """Many independent streams of one model in one slab of states; made by `Model.pool(capacity=...)`.
 
-    A stream is opened and closed by its slot, an int. A slot that was closed is refused for good, also after its place
-    has been opened for another stream. A call steps any of the open slots, in any order; each stream's outputs have the
-    bits that a lone `Stream` fed the same data has, whatever its neighbours are.
+    A stream is opened and closed by its slot, an int. A closed slot stays invalid, even after its place has been opened
+    for another stream. A call steps any of the open slots, in any order. Each stream's outputs have the same bits as
+    those of a lone `Stream` with the same data, whatever its neighbours are.
 
     Threads may share a pool: calls take turns. Calls of different pools run side by side.
 
     Attributes
     ----------
     model : the Model
-    capacity : how many streams there is room for; `grow` makes more
-    slab : float32 [capacity, state_size], the states by place; to look at, not to write to
+    capacity : how many streams fit; `grow` increases it
+    slab : float32 [capacity, state_size], the states by place; for reading only
     """
 
     def __init__(self, model: Compiled, capacity: int, context: Context | None = None):
@@ -46,7 +46,7 @@ class StreamPool(PoolCore):
         forks.register(self)
 
     def _lay_out(self, model: Compiled) -> None:
-        """Make the slab. A model that leaves sizes open comes here at the first step, with those of that step."""
+        """Make the slab. If the model leaves sizes open, this is called at the first step, with its sizes."""
         parts = model._stream_parts(None, self._context)
         if parts.timetable and not all(a.batched for a in (*parts.inputs, *parts.outputs)):
             raise StreamError(f"{model.name}: an input or output has no batch axis, and its streams look ahead")
@@ -65,7 +65,7 @@ class StreamPool(PoolCore):
             return self._open()
 
     def close(self, slot: int) -> None:
-        """End a stream; its place is free for another one. The slot is refused from here on.
+        """End a stream and free its place for another one. The slot is invalid from then on.
 
         Raises
         ------
@@ -75,19 +75,19 @@ class StreamPool(PoolCore):
             self._close(self._place(slot))
 
     def reset(self, slot: int) -> None:
-        """Back to the initial state, as after opening. Raises StateError if the slot is not open."""
+        """Reset to the initial state, as after opening. Raises StateError if the slot is not open."""
         with self._alone():
             self._reset(self._place(slot))
 
     def copy(self, slot: int) -> int:
-        """A new slot whose stream is in the same state. Raises StateError if the slot is closed, or none is free."""
+        """A new slot with a copy of the stream. Raises StateError if the slot is closed, or none is free."""
         with self._alone():
             return self._copy(self._place(slot))
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` streams; open slots stay as they are. A smaller number is a StateError.
 
-        The slab is copied, so for a moment there are two.
+        The slab is copied, so for a moment both copies use memory.
         """
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
         with self._alone():
@@ -103,7 +103,7 @@ class StreamPool(PoolCore):
             return self._open_slots()
 
     def __len__(self) -> int:
-        """How many slots are open."""
+        """The number of open slots."""
         return self._n_open
 
     def __contains__(self, slot) -> bool:
@@ -240,7 +240,7 @@ class StreamPool(PoolCore):
 
         Parameters
         ----------
-        path : where they are written too, optional; the file there is replaced as a whole or not at all
+        path : optional file to write them to as well; an existing file is replaced atomically
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Stream: the state of one live sequence, or of several in lock-step, and nothing else."""
+"""Stream: the state of one live sequence, or of several in lock-step."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Stream(StreamCore):
     """One live sequence; made by `Model.stream()`.
 
     Streams of one model are independent and may run in different threads at the same time; one stream may be used
-    by one thread at a time (a second one gets a `StreamError`). Outputs have the same bits, however the input is
-    cut into steps and chunks, and whatever the batch size.
+    by one thread at a time (a second one gets a `StreamError`). Outputs have the same bits for every division of the
+    input into steps and chunks, and for every batch size.
 
     Attributes
     ----------
     model : the Model
-    batch_size : None, or how many rows are in lock-step
+    batch_size : the number of rows in lock-step, or None
     steps_done : steps taken since opening, `reset` or `restore`
     """
 
-    __slots__ = ("__weakref__", "model")  # and no dict: thousands of streams cost their states
+    __slots__ = ("__weakref__", "model")  # and no dict, so that thousands of streams take little more than their states
 
     model: Any  # the Model, which builds on streams
 
@@ -67,7 +67,7 @@ class Stream(StreamCore):
         return deliver(self._take(step_arrays(parts, x, batch), 1, one=True), outs)
 
     def _push_general(self, chunk):
-        """`push`, likewise."""
+        """`push`, under the same conditions."""
         if self.program is None:
             self._size_like(chunk)
             return self.push(chunk)
@@ -76,17 +76,17 @@ class Stream(StreamCore):
 
     @property
     def delay(self) -> int:
-        """Steps of input that must be seen beyond step t before step t of the outputs comes; of an output at another
-        rate, the step that belongs to input step t. 0 if nothing looks ahead."""
+        """Input steps that must be seen beyond step t before step t of the outputs is returned (at another rate: the
+        output step that belongs to input step t). 0 if nothing looks ahead."""
         return self.model.delay
 
     def flush(self):
-        """End the sequence: the outputs still held back by `delay`, as `push` returns them.
+        """End the sequence. Returns the outputs still held back by `delay`, in the form of `push`.
 
         A model that looks ahead has now seen the padding at the end, and all outputs together are those of the whole
-        run; its stream takes no more steps until `reset`. A sequence that is too short for a window of the model, which
-        a whole run refuses, returns nothing more. If nothing looks ahead, nothing is held back: a chunk of no steps is
-        returned (None for an output that is reduced over time), and the stream may go on.
+        run. Its stream takes no more steps until `reset`. If the sequence is too short for a window of the model (a
+        whole run rejects it), nothing more is returned. If nothing looks ahead, nothing is held back: an empty chunk is
+        returned (None for an output that is reduced over time), and the stream may continue.
         """
         self._require_sizes()
         return deliver(self._take(None, 0, final=True), None)
@@ -112,14 +112,14 @@ class Stream(StreamCore):
             self.steps_done, self.ended = states.load(self._parts, self.model.graph, self.slab, new, lone, steps)
 
     def reset(self) -> None:
-        """Back to the initial state, as after opening; sizes that the first step fixed stay."""
+        """Reset to the initial state, as after opening. Sizes fixed by the first step stay."""
         with self._held():
             if self.program is not None:
                 self.slab[:] = self._parts.layout.initial_row
             self.steps_done, self.ended, self.still = 0, False, None
 
     def copy(self) -> Stream:
-        """An independent stream in the same state."""
+        """An independent stream with the same state."""
         with self._held():
             other = type(self)(self.model, self._parts)
             if self.program is not None:
@@ -144,7 +144,7 @@ class Stream(StreamCore):
 
         Parameters
         ----------
-        path : where they are written too, optional; the file there is replaced as a whole or not at all
+        path : optional file to write them to as well; an existing file is replaced atomically
 
         Raises
         ------
@@ -160,7 +160,7 @@ class Stream(StreamCore):
         return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
 
     def restore(self, source) -> None:
-        """Go on where a snapshot was taken, with the same bits on the same instruction set.
+        """Continue from a snapshot, with the same bits on the same instruction set.
 
         Parameters
         ----------
@@ -199,11 +199,12 @@ class Stream(StreamCore):
 class PacedStream(Stream):
     """One live sequence of a model whose outputs don't come one per step; made by `Model.stream()`.
 
-    A model that looks ahead lets its outputs lag (`delay`), a stride returns one every few steps, a transposed
-    convolution several at once. `step` returns None while nothing comes, and leaves `out` untouched then. An output of
-    which one step may return several has a first axis (after the batch's) for them in `step` too; it takes no `out`. A
-    value over all steps (the last one, a mean) is that of the whole run of the steps so far: if the model looks ahead,
-    each call works it out by a second one, on the padding that the end would add. It is None if that run has no steps.
+    The outputs of a model that looks ahead lag (`delay`). A stride returns one every few steps, a transposed
+    convolution several at once. `step` returns None if there is no output, and then leaves `out` untouched. If one step
+    may return several steps of an output, it has a first axis (after the batch's) for them in `step` too, and takes no
+    `out`. A value over all steps (the last one, a mean) is that of a whole run of the steps so far. If the model looks
+    ahead, each call computes it by a second call, on the padding that the end would add. It is None if that run has no
+    steps.
     """
 
     __slots__ = ()
@@ -214,5 +215,5 @@ class PacedStream(Stream):
 
     @property
     def phase(self) -> int:
-        """Streams of one model with equal phases take and return the same steps in a call."""
+        """A number: streams of one model with equal phases take and return the same steps in a call."""
         return self._timetable.phase(self.steps_done)

@@ -1,8 +1,8 @@
-"""Which values of a graph have a batch and a time, when a stream's steps come, and what may stream.
+"""Which values of a graph have a batch and a time axis, when a stream's steps arrive, and which graphs can stream.
 
 follow.py       batch and time followed through a graph
 rules.py        what each op does to them
-timetable.py    when the steps of a stream's values come
+timetable.py    when the steps of a stream's values arrive
 rewrite.py      the rewrite for nodes that look along time
-conditions.py   what can be streamed, and what stands in the way
+conditions.py   which graphs can be streamed, and why others can't
 """

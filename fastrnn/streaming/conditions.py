@@ -1,6 +1,6 @@
-"""Can a graph be run step by step? Answers about a graph; nothing is run here.
+"""Whether a graph can be run step by step. This module only inspects graphs; it runs nothing.
 
-`problems(graph)` lists, by node, what needs the future.
+`problems(graph)` lists the nodes that need future steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def problems(graph: Graph) -> list[str]:
 
 
 def no_steps(graph: Graph) -> str:
-    """Why a graph without time and states has no steps, and which states the caller might name."""
+    """Why a graph without time and states has no steps, and which states the caller could name."""
     text = "it has neither a time axis nor a state that is threaded from call to call"
     kind = {n: (graph.values[n].dtype, graph.values[n].dims) for n in (*graph.inputs, *graph.outputs)}
     alike = {i: [o for o in graph.outputs if kind[o] == kind[i]] for i in graph.inputs}

@@ -1,17 +1,17 @@
-"""Follows the axis of batch, or of time, through a graph: does each row (each step) stay by itself?
+"""Follows the batch or time axis through a graph: does each row (each step) stay separate?
 
-`follow(graph, "batch")` lists the nodes that let rows of a batch meet; `follow(graph, "time")` those that need steps
-which have not come yet. A graph with neither can be run row by row and step by step, with the bits of the whole run.
+`follow(graph, "batch")` lists the nodes that mix rows of a batch; `follow(graph, "time")` those that need future
+steps. A graph with neither can be run row by row and step by step, with the bits of the whole run.
 
 An axis may be merged with others: a `Track` says in which axis of a value the symbol is, and how many elements of that
 axis one count of it spans (`inner`: 1 in [time, batch, 6]; time in [batch*time, 6] seen from batch).
 
-For time a value may also be *running*: made of all steps so far (the last step, a mean over time, a cell's last
-state). A stream has such a value at each step as if the sequence ended there; so it may flow to outputs, but meet
-no step again.
+For time, a value may also be *running*: made of all steps so far (the last step, a mean over time, a cell's last
+state). A stream has such a value at each step as if the sequence ended there. So it may flow to outputs, but must not
+be combined with steps again.
 
-What slides windows along time, pads it or cuts steps off has a pace of its own: its track has another clock (see
-timetable.py). Values of different clocks that meet wait for the slowest of them (`Followed.waits`).
+An op that slides windows along time, pads it or crops it has its own pace: its track has another clock (see
+timetable.py). If a node combines values of different clocks, they wait for the slowest one (`Followed.waits`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Followed:
-    """problems: one sentence a node; tracks: value -> Track, of values that have the symbol.
+    """problems: one sentence per node; tracks: value -> Track, for values that have the symbol.
 
-    running : value -> the clock of what it is made of. waits : node name -> the clock that its inputs wait for.
+    running : value -> the clock of its source. waits : node name -> the clock that its inputs wait for.
     """
 
     problems: tuple[str, ...]
@@ -68,8 +68,8 @@ class Walk:
         self.tracks: dict[str, Track] = {}
         self.running: dict[str, int] = {}
         self.waits: dict[str, int] = {}
-        self.waiting: int | None = None  # the clock that the inputs of the node at hand wait for
-        self.lost: set[str] = set()  # made of a node that is a problem: not judged again
+        self.waiting: int | None = None  # the clock that the inputs of the current node wait for
+        self.lost: set[str] = set()  # made by a node with a problem: not judged again
         self.problems: list[str] = []
 
     def axes(self, dims) -> list[int]:
@@ -109,7 +109,7 @@ class Walk:
             self.lost.update(o for o in node.outputs if o is not None)
 
     def _keep(self, node: Node, made, running: bool) -> None:
-        """Note the tracks of a node's outputs; RUNNING stands for a value of all steps so far."""
+        """Record the tracks of a node's outputs; RUNNING marks a value of all steps so far."""
         for name, track in zip(node.outputs, made, strict=False):
             if name is None:
                 continue
@@ -125,11 +125,11 @@ class Walk:
 
     # -- clocks --
     def dim_of(self, track: Track):
-        """How long the axis of a track is, where nothing but the symbol is in it."""
+        """The length of a track's axis if it contains only the symbol."""
         return track.inner * (self.dim if self.symbol == "batch" else self.timetable.clocks[track.clock].dim)
 
     def _wait(self, node: Node) -> None:
-        """Inputs of several clocks: all wait for the slowest."""
+        """Inputs have several clocks: all wait for the slowest."""
         self.waiting = None
         tracks = {n: self.tracks[n] for n in node.inputs if n in self.tracks}
         found = sorted({t.clock for t in tracks.values()})
@@ -151,23 +151,23 @@ class Walk:
         names = [n for n in node.inputs if n is not None]
         found = {self.tracks[n].clock for n in names if n in self.tracks}
         found |= {self.running[n] for n in names if n in self.running}
-        return max(sorted(found), key=self.timetable.first, default=INPUT)  # there is a value when all have begun
+        return max(sorted(found), key=self.timetable.first, default=INPUT)  # a value exists once all have begun
 
     def sequence(self, node: Node) -> int:
-        """The clock of input 0, of which one step is one element of its axis: what windows need."""
+        """The clock of input 0 at which one step is one element of its axis, as windows need it."""
         track, dim = self.track(node), self.value(node).dims[self.track(node).axis]
         if track.inner != 1 or dim != self.dim_of(track):
             raise Mixed(f"slides along an axis of {dim}, in which steps are merged with others")
         return track.clock
 
     def own_clock(self, track: Track, dim) -> Track:
-        """Several elements at each step, and nothing else in the axis, are the steps of a faster clock."""
+        """If an axis holds several elements per step and nothing else, they are the steps of a faster clock."""
         if self.symbol == "batch" or not isinstance(track.inner, int) or track.inner < 2 or dim != self.dim_of(track):
             return track
         return Track(track.axis, 1, self.timetable.add(Clock("times", dim, (track.clock,), track.inner)))
 
     def paced(self, node: Node, kind: str, axis: int, **fields) -> list[Track]:
-        """The track of a node's output that has its own clock, along the axis on which input 0 has time."""
+        """The track of an output with its own clock, along the time axis of input 0."""
         dim = self.graph.values[node.outputs[0]].dims[axis]
         if "time" not in D.symbols(dim):
             raise Mixed(f"makes {dim} steps of a sequence of any length")
@@ -199,7 +199,7 @@ class Walk:
         return found
 
     def meeting(self, node: Node, meets: Meeting) -> Track | None:
-        """The track of the output of an op whose row says along which axes its elements meet."""
+        """The track of the output of an op whose row says along which axes it mixes elements."""
         rank = max(len(self.graph.values[i].dims) for i in node.inputs if i is not None)
         track, along = self.aligned(node, rank), meets.along(node.attrs, rank)
         if track is not None and track.axis in along:
@@ -208,7 +208,7 @@ class Walk:
         return replace(track, axis=track.axis - sum(a < track.axis for a in along)) if track and gone else track
 
     def close(self, node: Node) -> None:
-        """What a state's input turned out to be has the symbol where its output was said to have it."""
+        """Check that a state's input has the symbol in the same place as its output was assumed to have it."""
         name, out = node.inputs[0], node.outputs[0]
         if name not in self.lost and out not in self.lost and self.tracks.get(name) != self.tracks.get(out):
             text = f"{self.symbol} is in another place than one step before"

@@ -1,14 +1,14 @@
-"""The streaming rewrite: a graph over TIME becomes one whose dims are the numbers of new steps in one call of a stream.
+"""The streaming rewrite: turns a graph over TIME into one whose dims are the numbers of new steps in one stream call.
 
-`rewrite(graph)` puts before every node that looks along time a `keep`, which joins the last steps of the calls before
-to the new ones, and tells the node where its first window of this call begins. Each such number is a symbol of the
-timetable. Padding stays with its node: it enters where the sequence begins, and at the end when it is known. A node
-whose inputs come at different paces reads those that are ahead through a `keep` too.
+`rewrite(graph)` inserts a `keep` before every node that looks along time. It prepends the last steps of earlier calls
+to the new ones. The node also learns where its first window of this call begins. Each such number is a symbol of the
+timetable. Padding stays with its node: it applies at the start of the sequence, and at the end once that is known. If
+the inputs of a node have different paces, it reads those that are ahead through a `keep` too.
 
-    keep    (x,) -> x with `length` steps more at the front of `axis`: its last ones, zeros before the first call;
+    keep    (x,) -> x with `length` more steps at the front of `axis`: the last ones, or zeros before the first call;
             attrs: axis, length, window (bool: a window reads it, so its channels should be the fastest axis)
 
-The result is for lowering alone: a `keep` has no meaning without a stream, and pads and slices hold symbols.
+The result is only for lowering: a `keep` has no meaning without a stream, and pads and slices contain symbols.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .timetable import Timetable
 
 
 def rewrite(graph: Graph, ends: tuple[str, ...]) -> tuple[Graph, Timetable]:
-    """What a stream of a graph without `problems` runs in one call, and when its values come.
+    """What a stream of a graph without `problems` runs in one call, and when its values arrive.
 
     ends : the outputs of a stream, in order (those that are not states).
     """
@@ -39,7 +39,7 @@ def rewrite(graph: Graph, ends: tuple[str, ...]) -> tuple[Graph, Timetable]:
 
 
 def _pace_of(value: Value, followed: Followed) -> tuple:
-    """(clock or None, steps at each of its own, whether the value is of all steps so far) of an output."""
+    """(clock or None, steps per step of the clock, whether it is a value of all steps so far) of an output."""
     if value.name in followed.running:
         return followed.running[value.name], 1, True
     track = followed.tracks.get(value.name)
@@ -58,7 +58,7 @@ class _Rewrite:
 
     # -- values --
     def _counted(self, value: Value, track: Track) -> Value:
-        """The value with the steps of one call along its axis of time."""
+        """The value with the steps of one call along its time axis."""
         times = D.exact_div(value.dims[track.axis], self.table.clocks[track.clock].dim)
         return self._resized(value, track.axis, self.table.steps(track.clock) * times)
 
@@ -72,21 +72,21 @@ class _Rewrite:
         return name
 
     def _keep(self, x: str, axis: int, length: int, name: str, window: bool = False) -> str:
-        """x with its last `length` steps before this call in front; x itself where that is none."""
+        """x with the last `length` steps before this call in front; x itself if `length` is 0."""
         if length == 0:
             return x
         size = self.values[x].dims[axis] + length
         return self._add("keep", name, x, size, axis=axis, length=length, window=window)
 
     def _number(self, name: str, clock: int, function) -> object:
-        """A symbol for function(before, after) in calls in which `clock` brings steps; 0 in the others, in which it
-        does not matter: so that these calls are all alike. A plain number where all calls are."""
+        """A symbol for function(before, after) in calls in which `clock` yields steps. It is 0 in other calls, where it
+        does not matter, so that all such calls are alike. A plain number if all calls have the same value."""
         if self.table.plain:
             return function(*self.table.sample())
         return self.table.number(lambda b, a: function(b, a) if a[clock] > b[clock] else 0, name)
 
     def _wait(self, name: str, clock: int) -> str:
-        """The value `name` as it comes by a slower clock."""
+        """The value `name` at the pace of a slower clock."""
         track = self.followed.tracks[name]
         length = self.table.lag(track.clock, clock)
         if (name, clock) not in self.queued:
@@ -117,7 +117,7 @@ class _Rewrite:
             self.nodes.append(node)
 
     def _along_time(self, node: Node, track: Track) -> bool | None:
-        """Rewrite a node that looks at other steps than its own; None if it does not."""
+        """Rewrite a node that reads steps other than its own; None if it does not."""
         a, out = node.attrs, node.outputs[0]
         if node.op in WINDOWS and track.axis > 1 and self._has_window(node, track.axis - 2):
             self._window(node, track)
@@ -142,8 +142,8 @@ class _Rewrite:
         return (kernel[i], node.attrs["strides"][i], pads[i], pads[n + i], extra) != (1, 1, 0, 0, 0)
 
     def _begins_apart(self, node: Node) -> bool:
-        """A node that does something else at its first steps: a pool sees fewer of them, a pad brings constants. Or one
-        whose outputs are not alike: those of a transposed convolution."""
+        """Whether a node behaves differently at its first steps (a pool sees fewer of them, a pad adds constants), or
+        its outputs differ from each other (those of a transposed convolution)."""
         track = self.followed.tracks.get(node.inputs[0]) if node.op in ("pool", "conv_transpose", "pad") else None
         if track is None:
             return False
@@ -152,7 +152,7 @@ class _Rewrite:
         return self._moves(node, track)
 
     def _moves(self, node: Node, track: Track) -> bool:
-        """The node cuts steps off or puts some on."""
+        """Whether the node removes or adds steps."""
         if node.op == "pad":
             pads = node.attrs["pads"]
             return (pads[track.axis], pads[len(pads) // 2 + track.axis]) != (0, 0)
@@ -160,8 +160,8 @@ class _Rewrite:
         return (node.attrs["start"], node.attrs["stop"], node.attrs["step"]) != (0, size, 1)
 
     def _window(self, node: Node, track: Track) -> None:
-        """A window over what is kept and what is new. A convolution reads the zeros before the first step as padding; a
-        pool must not see them: there, `real` steps of those kept count."""
+        """A window over kept and new steps. A convolution reads the zeros before the first step as padding. A pool must
+        not see them: only `real` of the kept steps count."""
         axis, i, name = track.axis, track.axis - 2, node.name
         x, y = track.clock, self.followed.tracks[node.outputs[0]].clock
         attrs, pads = dict(node.attrs), list(node.attrs["pads"])
@@ -178,7 +178,7 @@ class _Rewrite:
             size = real + self.table.steps(x)
             source = self._cut(source, axis, length - real, size, 1, f"{name}.real")
 
-        def base(before):  # the step at which what the window reads begins
+        def base(before):  # the first step that the window reads
             return before[x] - (min(length, before[x]) if node.op == "pool" else length)
 
         if node.op == "conv_transpose":
@@ -189,8 +189,8 @@ class _Rewrite:
         self.nodes.append(replace(node, inputs=(source, *node.inputs[1:]), attrs=attrs))
 
     def _spread(self, node: Node, i: int, y: int, base) -> dict[int, tuple]:
-        """Phase of a transposed convolution, by its first output -> the dims of this call's outputs of that phase: how
-        many, where the first of them lies among all new ones, and where its first input lies."""
+        """For each phase of a transposed convolution (by its first output), the dims of this call's outputs: how many,
+        the index of the first one among all new outputs, and the index of its first input."""
         a, taps = node.attrs, self.graph.values[node.inputs[1]].dims[2 + i]
         stride, found = a["strides"][i], {}
         for first, axis, _ in phases_of(taps, stride, a["dilations"][i], a["pads"][i]):

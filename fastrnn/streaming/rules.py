@@ -1,7 +1,7 @@
-"""What each op does to the axis of batch, or of time, if a `Meeting` of its row does not say all of it.
+"""What each op does to the batch or time axis, if the `Meeting` of its row does not describe it fully.
 
 A rule is a function (walk, node) -> the `Track` of each output, None for one without the symbol, RUNNING for a value of
-all steps so far. It raises `Mixed` if the node lets rows or steps meet. `walk` is that of follow.py.
+all steps so far. It raises `Mixed` if the node mixes rows or steps. `walk` is the one of follow.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from .follow import Walk
 
 follows = Registry()  # op -> its rule
-RUNNING = object()  # the track of a value that is made of all steps so far
+RUNNING = object()  # the track of a value made of all steps so far
 
 
 @dataclass(frozen=True)
 class Track:
-    """The symbol is in axis `axis`; the elements of that axis that one count of it spans: `inner`, an int or dim.
+    """The symbol is in axis `axis`; one count of it spans `inner` elements of that axis (an int or dim).
 
-    clock : of time, the number of the clock by which its steps come; `inner` elements at a step of that clock.
+    clock : for time, the number of the clock of its steps; each step of that clock has `inner` elements.
     """
 
     axis: int
@@ -33,11 +33,11 @@ class Track:
     clock: int = INPUT
 
 
-MOST_GROUPED = 64  # steps that are taken together
+MOST_GROUPED = 64  # steps in one group
 
 
 class Mixed(Exception):
-    """This node lets rows (or steps) meet; the text says how."""
+    """This node mixes rows (or steps); the text says how."""
 
 
 @follows("transpose")
@@ -53,7 +53,7 @@ def _reshape(walk: Walk, node: Node):
         return [None]
     choices = [track]
     clock = walk.timetable.clocks[track.clock]
-    if clock.kind == "times":  # its steps may be taken together again
+    if clock.kind == "times":  # its steps may be grouped again
         choices.append(replace(track, inner=track.inner * clock.stride, clock=clock.of[0]))
     for grain in choices:
         inner = D.product(walk.value(node).dims[track.axis + 1 :]) * grain.inner
@@ -89,7 +89,7 @@ def _slice(walk: Walk, node: Node):
 
 
 def _whole_groups(walk: Walk, track: Track, dim, stop) -> int | None:
-    """The clock of a sequence without the steps that fill no group of r, as x[:, : T // r * r] has it."""
+    """The clock of a sequence without the last steps that don't fill a group of r, as in x[:, : T // r * r]."""
     r = next((r for r in range(2, MOST_GROUPED) if D.floordiv(dim, r) * r == stop), None)
     if r is None or track.inner != 1 or dim != walk.dim_of(track):
         return None
@@ -106,7 +106,7 @@ def _expand(walk: Walk, node: Node):
 
 
 def _of_length(walk: Walk, dims: tuple) -> Track | None:
-    """The track of what is alike at all steps, or counts them: it comes with any clock of this length."""
+    """The track of a value that is the same at all steps, or counts them: it matches any clock of this length."""
     for axis in walk.axes(dims)[:1]:
         made = [i for i, c in enumerate(walk.timetable.clocks) if c.dim == dims[axis]]
         if walk.symbol == "time" and made:
@@ -150,8 +150,8 @@ def _matmul(walk: Walk, node: Node):
 
 @follows("attention")
 def _attention(walk: Walk, node: Node):
-    """Along batch and heads each row attends by itself; along q's length each query does; along the keys' length
-    steps stay apart only if q has the same steps and sees none that comes after its own."""
+    """Along batch and heads each row attends separately; along q's length each query does. Along the keys' length
+    steps stay separate only if q has the same steps and sees none after its own."""
     q, k, v = (walk.track(node, i) for i in range(3))
     added = [(i, walk.track(node, i)) for i in (3, 4)]  # bias and mask
     added = [(i, t) for i, t in added if t is not None]
@@ -177,12 +177,12 @@ def _attention(walk: Walk, node: Node):
 
 
 def _bias_track(walk: Walk, node: Node, q: Track | None, i: int) -> Track | None:
-    """Where the symbol of q is in input i, a bias or mask that broadcasts to [B, H, Tq, Tk]."""
+    """The place of q's symbol in input i, a bias or mask that broadcasts to [B, H, Tq, Tk]."""
     return None if q is None else replace(q, axis=q.axis - 4 + len(walk.value(node, i).dims))
 
 
 def streams_causally(graph: Graph, node: Node) -> bool:
-    """An attention node whose queries are the steps that are its keys, and see no later one."""
+    """Whether the queries of an attention node are the same steps as its keys, and see no later step."""
     a, q, k = node.attrs, graph.values[node.inputs[0]], graph.values[node.inputs[1]]
     timed = "time" in D.symbols(q.dims[2])
     return timed and a["causal"] and a["offset"] == 0 and q.dims[2] == k.dims[2]
@@ -232,7 +232,7 @@ def _cell(walk: Walk, node: Node):
     if walk.symbol == "batch" or track.axis == 2:
         raise Mixed(f"runs over the {walk.symbol} axis as if it were {'steps' if track.axis == 0 else 'features'}")
     clock = walk.sequence(node)
-    if spec.reverse:  # what follows is judged as well: each such node is named
+    if spec.reverse:  # later nodes are judged as well, so each such node is reported
         walk.problem(node, f"{spec.kind} runs from the last step to the first: it needs the future")
     elif len(node.inputs) > 8 and node.inputs[8] is not None:
         walk.problem(node, "sequence lengths are known only when a sequence ends")
@@ -241,7 +241,7 @@ def _cell(walk: Walk, node: Node):
 
 @follows("state")
 def _state(walk: Walk, node: Node):
-    """Its input may come later: the place of the symbol is read off the dims, and `close` checks it."""
+    """Its input may be made later, so the place of the symbol is taken from the dims. `close` checks it."""
     value = walk.graph.values[node.outputs[0]]
     axes = walk.axes(value.dims)
     if walk.symbol == "time":

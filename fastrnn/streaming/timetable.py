@@ -1,16 +1,16 @@
-"""When the steps of a stream's values come: a clock for each pace, and the counts that one call of a plan is bound to.
+"""When the steps of a stream's values arrive: one clock per pace, and the counts that one call of a plan is bound to.
 
-After N steps of the input a value has *come* so far: as many of its steps as no later input can change. A causal
-convolution has N of them, one that looks two steps ahead N - 2, one of stride 3 a third. A `Clock` says how that
-follows from the clock of what a node reads; `Timetable` tabulates it.
+After N input steps, those steps of a value have *come* that no later input can change. A causal convolution has N of
+them, one that looks two steps ahead has N - 2, one of stride 3 has a third. A `Clock` says how that number follows
+from the clock of a node's input; `Timetable` tabulates it.
 
-In one call of a stream plan each clock has its own number of new steps, maybe none. The plan's integers are dims
-over those numbers, which follow from the stream's position (the steps that it has taken) alone:
+In one call of a stream plan each clock has its own number of new steps, maybe 0. The plan's integers are dims
+over those numbers, which depend only on the stream's position (the steps that it has taken):
 
     counts = timetable.counts(position, steps, final)
 
-Positions with equal `phase` have equal counts whatever the steps: such streams may share a call. final: the sequence
-ends with this call, and every window sees its padding.
+Positions with equal `phase` have equal counts for any number of steps, so such streams may share a call. final: the
+sequence ends with this call, and every window sees its padding.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from ..errors import UnsupportedError
 from ..graph import dims as D
 from ..machine import forks
 
-POSITIONS = 1 << 14  # tabulated: more than any start-up and period of a model for real time; 0.1 ms a clock
+POSITIONS = 1 << 14  # tabulated: longer than start-up and period of any real-time model; 0.1 ms per clock
 INPUT = 0  # the clock of the model's inputs
 
 
 @dataclass(frozen=True)
 class Clock:
-    """The pace of a value along time, from that of the clocks `of`.
+    """The pace of a value along time, derived from the clocks `of`.
 
     kind
         "input"   the steps of the model's inputs
-        "window"  step o covers the steps o*stride - begin .. o*stride - begin + reach - 1 of what it reads, which ends
-                  with `end` more steps of padding (a negative one is cut off); ceil: as in graph.pool
-        "spread"  step i of what it reads adds to the steps i*stride - begin .. i*stride - begin + reach - 1, of which
-                  the last `end` are cut off: a transposed convolution
-        "times"   `stride` steps for each one
-        "least"   a step when all of `of` have it
+        "window"  step o covers the steps o*stride - begin .. o*stride - begin + reach - 1 of its input, which ends
+                  with `end` more steps of padding (negative: cropped); ceil: as in graph.pool
+        "spread"  step i of its input adds to the steps i*stride - begin .. i*stride - begin + reach - 1, without
+                  the last `end`, which are cropped: a transposed convolution
+        "times"   `stride` steps for each input step
+        "least"   a step once all of `of` have it
     dim : the steps of a whole run, an int or dim over TIME
     """
 
@@ -57,10 +57,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one call is bound to: `sizes`, a number for each of `Timetable.names`.
+    """What one call is bound to: `sizes`, one number for each of `Timetable.names`.
 
-    number : of these sizes among all that were looked up; `Program.take` gets it in place of the time
-    outputs : new steps of each output; of one that is reduced over time: 1 if it has a value, else 0
+    number : index of these sizes among all that were looked up; `Program.take` gets it in place of the time
+    outputs : new steps of each output; for one that is reduced over time: 1 if it has a value, else 0
     """
 
     number: int
@@ -69,31 +69,31 @@ class Counts:
 
 
 class Timetable:
-    """Clocks, and the numbers that follow from them. Built by the streaming rewrite, then only read; threads share it.
+    """Clocks, and the numbers derived from them. Built by the streaming rewrite, then read-only; threads share it.
 
     Attributes
     ----------
-    clocks : list of Clock; number `INPUT` is that of the inputs
-    names : symbols over which the dims of the plan are written, in the order of `Counts.sizes`
-    plain : the number of new steps says all: calls are bound to it, since nothing looks along time
+    clocks : list of Clock; number `INPUT` is the clock of the inputs
+    names : symbols in the dims of the plan, in the order of `Counts.sizes`
+    plain : calls are bound to the number of new steps alone, because nothing looks along time
     start, period : positions from `start` on repeat after `period`; delay : steps, as `Stream.delay`
-    least : steps that a sequence must have, or the whole run refuses it as too short for a window
+    least : the fewest steps of a sequence; the whole run rejects a shorter one, as too short for a window
     guesses : an output is reduced over time, and would see more steps if the sequence ended now
-    most_a_step : of each output, the most of its steps that come with one step of the input; 0 for a running value
-    many : of each output, whether several of its steps may come with one step of the input
-    simple : at most one step of each output comes with a step, all worked out by one call
+    most_a_step : for each output, the most steps that one input step yields; 0 for a running value
+    many : for each output, whether one input step may yield several steps
+    simple : each input step yields at most one step of each output, all computed by one call
     """
 
     def __init__(self):
         self.clocks = [Clock("input", D.TIME)]
         steps = np.arange(POSITIONS, dtype=np.int64)
-        self.come, self.whole = [steps], [steps]  # a clock: steps that have come, and if the sequence ended there
-        self.rates, self.periods = [Fraction(1)], [1]  # steps for one of the input; after which positions all repeats
+        self.come, self.whole = [steps], [steps]  # per clock: steps that have come, and those if the sequence ended
+        self.rates, self.periods = [Fraction(1)], [1]  # steps per input step; the period in positions
         self.names: list[str] = ["time"]
         self._numbers: list[Callable] = [lambda before, after: after[INPUT] - before[INPUT]]
         self._outputs: list[Callable] = []
-        self._output_clocks: list[tuple[int, int]] = []  # (clock, steps for each of its own; 0 for a running value)
-        self._seen: list[tuple[int, int]] = []  # (clock, steps of it that must have come before all is steady)
+        self._output_clocks: list[tuple[int, int]] = []  # (clock, steps per step of the clock; 0 for a running value)
+        self._seen: list[tuple[int, int]] = []  # (clock, its steps that must have come before the steady state)
         self._known: dict[tuple, Counts] = {}
         self._cache: dict[tuple, Counts] = {}
         self._by_number: list[Counts] = []
@@ -102,9 +102,9 @@ class Timetable:
 
     # -- building --
     def add(self, clock: Clock) -> int:
-        """The number of a clock, which is that of an equal one if there is one: of the same steps at every position.
+        """The number of a clock. If an equal clock (the same steps at every position) exists, its number is reused.
 
-        Steps taken several times stay a multiple of those that they are made of: reshapes take them apart again.
+        Repeated steps stay a multiple of their source steps: reshapes separate them again.
         """
         if clock.kind == "times" and clock in self.clocks:
             return self.clocks.index(clock)
@@ -146,25 +146,25 @@ class Timetable:
             ends, some = whole[0], np.minimum.reduce(come)
         self.least = max(self.least, int(np.searchsorted(ends, 0)))
         ends = np.maximum(ends, 0)
-        some = np.clip(some, 0, ends)  # no step that the end would take off again
-        some[0] = 0  # before the first input nothing has come, padding neither
+        some = np.clip(some, 0, ends)  # no step that the end would crop again
+        some[0] = 0  # before the first input nothing has come, not even padding
         return some, ends, rate, period
 
     def _start(self) -> int:
-        """The position from which on all repeats: every clock has had a step."""
+        """The position from which on everything repeats: every clock has had a step."""
         least = [(i, 1) for i in range(len(self.clocks))] + self._seen
         return max(int(np.searchsorted(self.come[i], n)) for i, n in least)
 
     def first(self, clock: int) -> int:
-        """Steps of the input when the first step of a clock comes."""
+        """The number of input steps when the first step of a clock comes."""
         return int(np.searchsorted(self.come[clock], 1))
 
     def lag(self, clock: int, slower: int) -> int:
-        """The most steps by which one clock runs ahead of another of its rate."""
+        """The most steps by which one clock runs ahead of another clock of the same rate."""
         return int((self.come[clock] - self.come[slower]).max())
 
     def held(self, clock: int, reader: int, stride: int, begin: int) -> int:
-        """The most steps of `clock` that windows will read whose steps, by the clock `reader`, are still to come."""
+        """The most steps of `clock` that future windows (steps of the clock `reader`) still need."""
         return self._held(clock, self.come[reader] * stride - begin)
 
     def held_spread(self, clock: int, reader: int, stride: int, begin: int, reach: int) -> int:
@@ -179,11 +179,11 @@ class Timetable:
         return [int(c[1]) for c in self.come], [int(c[2]) for c in self.come]
 
     def _delay(self, clock: int) -> int:
-        """Steps of the input that must be seen beyond step t before the step that belongs to it comes."""
+        """Input steps that must be seen beyond step t before the corresponding step comes."""
         stop = self._start() + math.lcm(*self.periods)
         come, rate = self.come[clock][: stop + 1], self.rates[clock]
         step = np.arange(int(come[-1]))
-        position = np.searchsorted(come, step, side="right")  # steps of the input when it has come
+        position = np.searchsorted(come, step, side="right")  # input steps by the time it has come
         return max(0, int((position - 1 - step * rate.denominator // rate.numerator).max(initial=0)))
 
     def number(self, function: Callable, name: str) -> object:
@@ -210,7 +210,7 @@ class Timetable:
         self._check_room()
 
     def add_output(self, clock: int | None, times: int, running: bool) -> None:
-        """An output of `times` steps for each of a clock's, or a running value of it; clock None: always there."""
+        """Add an output: `times` steps per step of a clock, or a running value of it; clock None: always available."""
         if clock is None:
             self._outputs.append(lambda before, after: 1)
         elif running:
@@ -220,7 +220,7 @@ class Timetable:
         self._output_clocks.append((INPUT if clock is None else clock, 0 if running else times))
 
     def freeze(self) -> None:
-        """The clocks are complete: what is asked later becomes tables of one period."""
+        """The clocks are complete: build tables of one period for later queries."""
         self.start, self.period = self._start(), math.lcm(*self.periods)
         self.delay = max((self._delay(clock) for clock, _ in self._output_clocks), default=0)
         self.most_a_step = tuple(int(np.diff(self.come[clock]).max()) * n for clock, n in self._output_clocks)
@@ -229,32 +229,32 @@ class Timetable:
         self.many = tuple(n > 1 for n in self.most_a_step)
         self.simple = not any(self.many) and not self.guesses
         stop = self.start + self.period
-        self._gain = [int(c[stop] - c[self.start]) for c in self.come]  # steps a period
+        self._gain = [int(c[stop] - c[self.start]) for c in self.come]  # steps per period
         self._table = [tuple(int(c[n]) for c in self.come) for n in range(stop)]
         self._ends = [tuple(int(c[n]) for c in self.whole) for n in range(stop)]
         self.come, self.whole = [], []
 
-    # -- asking --
+    # -- queries --
     @property
     def uniform(self) -> bool:
-        """Every value comes with its input, each output step by step: the position in the sequence does not matter."""
+        """Whether every value comes with its input and each output has one step per step, at any position."""
         return all(c.kind in ("input", "times") for c in self.clocks) and all(
             self.clocks[clock].kind == "input" and times <= 1 for clock, times in self._output_clocks
         )
 
     def phase(self, position: int) -> int:
-        """A small number that stands for a position: equal ones have equal counts, whatever the steps of a call."""
+        """A small number for a position: positions with equal phase have equal counts, for any number of steps."""
         return position if position < self.start else self.start + (position - self.start) % self.period
 
     def counts(self, position: int, steps: int, final: bool = False) -> Counts:
-        """The counts of a call that takes `steps` steps of the input from a position on."""
-        if position >= self.start:  # as `phase`, which takes half of this call's time
+        """The counts of a call that takes `steps` input steps from a position on."""
+        if position >= self.start:  # `phase`, inlined: calling it takes half of this call's time
             position = self.start + (position - self.start) % self.period
         found = self._cache.get((position, steps, final))
         return found if found is not None else self._count(position, steps, final)
 
     def outputs(self, position: int, steps: int, final: bool = False) -> tuple[int, ...]:
-        """New steps of each output in a run of calls that take `steps` steps together, as `Counts.outputs`."""
+        """New steps of each output over several calls with `steps` steps in total, as `Counts.outputs`."""
         before, after = self._around(position, steps, final)
         return tuple(output(before, after) for output in self._outputs)
 

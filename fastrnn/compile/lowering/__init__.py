@@ -1,14 +1,14 @@
 """Graph -> Plan: one function per graph op, each choosing views if it can and kernels if it must.
 
-`lower(graph, mode, weights)` walks the nodes once. A value becomes a `Tensor`; ops that only move data become views;
-a value that a concat or an output is made of is written in place by the op that makes it (`destinations`).
+`lower(graph, mode, weights)` walks the nodes once. A value becomes a `Tensor`. Ops that only move data become views.
+If a value is a part of a concat or an output, the op that makes it writes it in place (`destinations`).
 
 base.py    what the functions share: `Lowering`, and the table `lowers`
 states.py  what a stream keeps from call to call
 loops.py   cycles
 fields.py  the fields that describe loops of rows
-The other files lower a family of ops each, as in graph/ops/. Beside each kind of plan op that a family emits is a
-function that says which memory it touches (`@bounds.touches`, see compile/bounds.py).
+Each other file lowers one family of ops, as in graph/ops/. Beside each kind of plan op, a function says which memory
+it touches (`@bounds.touches`, see compile/bounds.py).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Weights:
 def lower(graph: Graph, mode: str, weights: Weights, context: Context | None = None) -> Plan:
     """The plan of a validated graph; context: how far its attention looks back in a stream.
 
-    Raises UnsupportedError that lists every node the executor has no kernel for.
+    Raises an UnsupportedError that lists every node without a kernel.
     """
     if mode not in ("run", "stream"):
         raise FastRNNError(f"unknown plan mode {mode!r}")
@@ -105,14 +105,14 @@ def _lower_loop(low: Lowering, loop: Loop) -> None:
 def _wanted_nodes(low: Lowering, free_states: list[str]) -> set[str]:
     """Names of the nodes on which an output of this mode depends."""
     ends = list(low.output_names)
-    if low.mode == "stream":  # a state that no output shows is still a state
+    if low.mode == "stream":  # a state must be computed even if no output depends on it
         ends += [low.states[name] for name in free_states]
         keepers = [n for n in low.graph.nodes if n.op in ROWS and ROWS[n.op].keeps]
         ends += [o for n in keepers for o in n.outputs if o is not None]
 
     def reads(node: Node):
         if node.op == "state" and low.mode == "stream":
-            return node.inputs[:1]  # what it begins with is in the slab row
+            return node.inputs[:1]  # its initial value is in the slab row
         return [i for i in node.inputs if node.op != "cell" or i not in low.fed_by_state]
 
     return {node.name for node in needed(low.graph, ends, makers=low.producers, reads=reads)}

@@ -1,6 +1,6 @@
-"""Lowering of attention: over keys that are there, or over those that a stream keeps.
+"""Lowering of attention: over the keys of a call, or over those that a stream keeps.
 
-A stream of a causal attention keeps keys and values in its slab row. How many is a `Context`: the caller's bound, or
+For causal attention, a stream keeps keys and values in its slab row. A `Context` says how many: the caller's bound, or
 the window of the node itself.
 """
 
@@ -26,14 +26,14 @@ HEADS_ORDER = (0, 2, 1, 3)  # of a fresh result: [batch, length, heads, features
 
 @dataclass(frozen=True)
 class Context:
-    """How many steps a stream's attention looks back on. drop: older keys are dropped; else the stream ends there."""
+    """How many steps a stream's attention looks back. drop: older keys are dropped; else the stream ends there."""
 
     steps: int
     drop: bool
 
 
 def unbounded(graph: Graph) -> list[Node]:
-    """Attention over all steps before, which a stream can keep only up to a bound that the caller gives."""
+    """The nodes that attend to all earlier steps. A stream can keep those only up to a bound from the caller."""
     return [n for n in over_time(graph) if not n.attrs["window"]]
 
 
@@ -98,7 +98,7 @@ def _attention_touches(plan, f):
 
 
 def _is_kept(low: Lowering, node: Node) -> bool:
-    """A stream's keys come one after the other, and queries with them."""
+    """A stream's keys come one after the other, each with its queries."""
     a, q, k = node.attrs, low.graph.values[node.inputs[0]], low.graph.values[node.inputs[1]]
     timed = low.mode == "stream" and a["causal"] and a["offset"] == 0
     return timed and q.dims[2] == k.dims[2] and low.is_time(q.dims[2])
@@ -110,7 +110,7 @@ def _of_scores(low: Lowering, node: Node, i: int, full: tuple) -> Tensor | None:
 
 
 def _kept(low: Lowering, node: Node, sizes: dict) -> dict:
-    """The keys and values of one node in the slab, and the fields that say where."""
+    """The keys and values of one node in the slab, and the fields that say where they are."""
     per_slot = D.exact_div(sizes["batch"], D.BATCH) if low.has_batch else sizes["batch"]
     if not isinstance(per_slot, int) or not isinstance(sizes["heads"], int):
         raise UnsupportedError(
@@ -128,10 +128,10 @@ def _kept(low: Lowering, node: Node, sizes: dict) -> dict:
 
 
 def _capacity(low: Lowering, node: Node, count) -> int:
-    """How many keys a stream keeps; if it ends at the bound, the plan says so. count: the keys of a call."""
+    """How many keys a stream keeps. If the stream ends at the bound, the plan records it. count: keys per call."""
     window, context = node.attrs["window"], low.context
     if context is None:
-        return window or 1  # a plan without a bound is only described, never run
+        return window or 1  # a plan without a bound is only inspected, never run
     if window and window <= context.steps:
         return window
     if not context.drop:
@@ -141,6 +141,6 @@ def _capacity(low: Lowering, node: Node, count) -> int:
 
 
 def _strided(name: str, t: Tensor, length: str, batch) -> dict:
-    """Where a [batch, heads, length, features] tensor starts, and its strides; one row serves all of the batch."""
+    """Start and strides of a [batch, heads, length, features] tensor; a batch of 1 is shared by all rows."""
     rows = 0 if t.dims[0] != batch else t.strides[0]
     return at(name, t) | {f"{name}_batch": rows, f"{name}_head": t.strides[1], f"{name}_{length}": t.strides[2]}

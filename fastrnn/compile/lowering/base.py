@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from . import Weights
     from .attention import Context
 
-# op -> (low, node): emits its plan ops, and notes the tensors of its outputs
+# op -> (low, node): emits its plan ops, and records the tensors of its outputs
 lowers = Registry()
-# op -> (low, node): allocates its result before its inputs are lowered, so that they are written there
+# op -> (low, node): allocates its result before its inputs are lowered, so that they are written into it
 aims = Registry()
 
 
 class Lowering:
-    """One walk over a graph: tensors made so far, where results go, the plan being written."""
+    """One walk over a graph: the tensors made so far, the destinations of results, the plan being written."""
 
     def __init__(
         self,
@@ -48,25 +48,25 @@ class Lowering:
         self.consumers = graph.consumers()
         self.has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         self.destinations: dict[str, Tensor] = {}
-        self.positions: dict[object, int] = {}  # new steps a call -> where a slab row counts them all
+        self.positions: dict[object, int] = {}  # new steps per call -> offset of their count in a slab row
         self.tensors: dict[str, Tensor] = {}
-        self.tracks: dict[str, Track] = {}  # of the values of the cycle at hand, along its steps
+        self.tracks: dict[str, Track] = {}  # of the values of the current cycle, along its steps
         self.problems: list[str] = []
-        self.fed_by_state: set[str] = set()  # values that the cells of a stream begin with: in its slab row
-        self.states = dict(graph.states) if mode == "stream" else {}  # that a stream threads itself
+        self.fed_by_state: set[str] = set()  # initial states of a stream's cells: stored in its slab row
+        self.states = dict(graph.states) if mode == "stream" else {}  # states that a stream threads itself
         self.input_names = [n for n in graph.inputs if n not in self.states]
         self.output_names = [n for n in graph.outputs if n not in self.states.values()]
         self.activations = activations(graph)
         absorbed = {n.name for n in self.activations.values()}
         self.items = schedule(graph)
-        # Name of a node on a cycle -> which one.
+        # Name of a node on a cycle -> the cycle.
         self.region = {n.name: k for k, item in enumerate(self.items) if isinstance(item, Loop) for n in item.nodes}
         self.groups = groups(graph, frozenset(absorbed), self.region)
-        # Nodes that are computed with another one: nothing is emitted for them.
+        # Nodes that are computed together with another one: nothing is emitted for them.
         self.absorbed = absorbed | {n.name for g in self.groups.values() for n in g.nodes[:-1]}
 
     def lower_nodes(self, nodes) -> None:
-        """Emit the ops of each node; what can't be lowered is noted, so that all such nodes are named at once."""
+        """Emit the ops of each node. Collects the nodes that can't be lowered, so that one error names all of them."""
         for node in nodes:
             if node.name in self.absorbed:
                 continue
@@ -82,18 +82,18 @@ class Lowering:
         self.stand_in(node)
 
     def aim_nodes(self, nodes) -> None:
-        """Allocate results that others write parts of, the last ones first: they may be parts of each other."""
+        """Allocate results that other ops write parts of, last ones first, because they may be parts of each other."""
         for node in reversed(nodes):
             if node.op in aims:
                 aims[node.op](self, node)
 
     def stand_in(self, node: Node) -> None:
-        """Some tensors for the outputs of a node that can't be lowered, so that the nodes after it can be looked at."""
+        """Placeholder tensors for the outputs of a node that can't be lowered, so that later nodes can be checked."""
         for i, out in enumerate(node.outputs):
             self.result(node, i, fresh=True) if out is not None else None
 
     def aim(self, name: str, tensor: Tensor) -> None:
-        """Ask whoever makes value `name` to write it into `tensor`, through views that can be undone."""
+        """Ask the op that makes value `name` to write it into `tensor`, through views that can be inverted."""
         if name in self.destinations:
             return
         self.destinations[name] = tensor
@@ -110,7 +110,7 @@ class Lowering:
                 self.aim(source, view)
 
     def result(self, node: Node, i: int = 0, order=None, rows: bool = False, fresh: bool = False) -> Tensor:
-        """The tensor that output i of a node is written to: its destination, or a fresh one.
+        """The tensor to which output i of a node is written: its destination, or a fresh one.
 
         rows: its last axis must be contiguous. order: memory order of a fresh tensor.
         """
@@ -125,7 +125,7 @@ class Lowering:
         return tensor
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of a value that is already made (or of a constant)."""
+        """The tensor of a value that was already made (or of a constant)."""
         if name not in self.tensors:
             value, array = self.graph.values[name], self.graph.constants[name]
             if value.dtype == "bool":
@@ -135,7 +135,7 @@ class Lowering:
         return self.tensors[name]
 
     def real(self, node: Node, i: int = 0) -> Tensor:
-        """Input i of a node as float32, which is what kernels take; bools become 0.0 and 1.0."""
+        """Input i of a node as float32, as kernels need it; bools become 0.0 and 1.0."""
         return self.real_value(node.inputs[i], node)
 
     def real_value(self, name: str, node: Node) -> Tensor:
@@ -150,7 +150,7 @@ class Lowering:
         return t
 
     def tensor_or_none(self, node: Node, i: int) -> Tensor | None:
-        """The tensor of input i of a node, None if that is absent."""
+        """The tensor of input i of a node, None if absent."""
         name = node.inputs[i] if i < len(node.inputs) else None
         return None if name is None else self.tensor(name)
 
@@ -179,7 +179,7 @@ class Lowering:
         return dense
 
     def copy(self, source: Tensor, target: Tensor, node: str) -> None:
-        """Elements of source into target (equal dims), converting dtypes; nothing if both are one place."""
+        """Copy source into target (equal dims), converting dtypes; nothing if both are the same memory."""
         loops = collapse(target.dims, (source.strides, target.strides), target.order)
         same_place = source.buffer is target.buffer and source.offset == target.offset
         if same_place and all(a == b for _, (a, b) in loops):
@@ -193,7 +193,7 @@ class Lowering:
         self.builder.emit("copy", node, (source,), (target,), **fields, **at("source", source), **at("target", target))
 
     def real_result(self, node: Node, order=None) -> Tensor:
-        """As `result`, of what is computed in float32: a bool is held as 0.0 and 1.0 until an output asks for bytes."""
+        """As `result`, for results computed in float32: a bool is 0.0 or 1.0 until an output needs bytes."""
         out = self.result(node, order=order)
         if out.dtype == "bool":
             out = self.tensors[node.outputs[0]] = self.builder.allocate("float32", out.dims, out.order)
@@ -207,11 +207,11 @@ class Lowering:
         return loops
 
     def is_time(self, dim) -> bool:
-        """dim is a number of steps, and of nothing else."""
+        """Whether dim is only a number of steps."""
         return bool(D.symbols(dim)) and self.builder.time_axis((dim,)) == 0 and "batch" not in D.symbols(dim)
 
     def need(self, dim, text: str) -> None:
-        """The node has a meaning only if `dim` is not below 0: a condition of each call, or an error now."""
+        """The node is valid only if `dim` is not below 0: adds a condition for each call, or raises an error now."""
         if isinstance(dim, D.Dim):
             self.plan.conditions.append((dim, text))
         elif dim < 0:

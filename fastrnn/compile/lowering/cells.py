@@ -1,4 +1,4 @@
-"""Lowering of the recurrent layers: where a cell's rows, states, lengths and mask lie."""
+"""Lowering of the recurrent layers: where a cell's rows, states, lengths and mask are stored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .base import Lowering, lowers
 from .fields import at
 from .states import state_move
 
-# Room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights; four times that
-# where up to 16 rows are hoisted, so that four steps of LSTM 512 go together.
+# Room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights. Four times that if
+# up to 16 rows are hoisted, so that four steps of LSTM 512 go together.
 PRE_FLOATS = 32768
 
-# Where summing the input half ahead pays: (rows up to this, of cells whose W and R hold so many floats), the time of
-# 100 steps direct by that of hoisted. One row, Zen 4: LSTM 64 1.01, 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35;
-# but LSTM 32 0.93. More rows share what a tile reads of the weights, and sums have to be written and read again. Two
-# rows, Zen 3: LSTM 128 1.06, 256 1.10, GRU 256 1.06; but LSTM 64 0.94. 16 rows: LSTM 512 1.03 (1.10 beside busy
+# When summing the input half ahead pays off: (up to this many rows, if W and R hold this many floats). Figures: time of
+# 100 direct steps / time of hoisted ones. One row, Zen 4: LSTM 64 1.01, 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35;
+# but LSTM 32 0.93. More rows share the weights that a tile reads, but sums must be written and read again. Two rows,
+# Zen 3: LSTM 128 1.06, 256 1.10, GRU 256 1.06; but LSTM 64 0.94. 16 rows: LSTM 512 1.03 (1.10 beside busy
 # neighbours), 768 1.10, RNN 1024 1.09, GRU 768 1.00; but LSTM 64 0.89, 128 0.94, 256 0.95, 384 0.97, GRU 512 0.99; 32
 # rows of LSTM 512 0.97, 4 of LSTM 256 0.95.
 HOISTED_UNITS = 48
@@ -69,10 +69,10 @@ def _cell(low: Lowering, node: Node) -> None:
 
 
 def _cell_states(low: Lowering, node: Node, batch, H: int) -> tuple:
-    """Where a cell's h and c live: (h place, c place, rows a slot).
+    """Where a cell's h and c are stored: (h place, c place, rows per slot).
 
-    A place is an offset in a slab row where the state is a stream's (rows a slot: the k of batch = k * BATCH), or a
-    buffer of this call (rows a slot: 0) where the cell's steps are not the stream's, as over frequency.
+    If a stream keeps the state, a place is an offset in a slab row (rows per slot: the k of batch = k * BATCH). If the
+    cell's steps are not those of the stream, as over frequency, it is a buffer of this call (rows per slot: 0).
     """
     parts = ["h", "c"] if node.attrs["spec"].kind == "lstm" else ["h"]
     steps = low.graph.values[node.inputs[0]].dims[0]
@@ -90,7 +90,7 @@ def _cell_states(low: Lowering, node: Node, batch, H: int) -> tuple:
         if name is None or name in low.fed_by_state:
             if not per_slot:
                 low.builder.emit("zero", node.name, (), (places[i],), buffer=places[i], offset=0, count=batch * H)
-        elif not (per_slot and low.mode == "stream"):  # there, `states.initial_row` has it
+        elif not (per_slot and low.mode == "stream"):  # else `states.initial_row` has it
             initial = low.contiguous_last(low.tensor(name), node)
             state_move(low, "state_load", node.name, places[i], per_slot, initial)
     return (*places, per_slot)
@@ -114,7 +114,7 @@ def _zero_touches(plan, f):
 
 
 def _hoisted_rows(spec) -> int:
-    """With how many rows, at most, a cell's input half is summed ahead."""
+    """The most rows for which a cell's input half is summed ahead."""
     weights = spec.gates * spec.hidden_size * (spec.input_size + spec.hidden_size)
     return 0 if spec.hidden_size < HOISTED_UNITS else next(rows for rows, least in HOISTED if weights >= least)
 

@@ -30,7 +30,7 @@ def _cast(low: Lowering, node: Node) -> None:
 
 @lowers("unary", "binary", "where")
 def _elementwise(low: Lowering, node: Node) -> None:
-    """The node, or the group of nodes that it is the last of, as one program."""
+    """The node, or the group of nodes that ends with it, as one program."""
     group = low.groups.get(node.name)
     if group is not None:
         return _group(low, group)
@@ -50,7 +50,7 @@ def _call(node: Node, registers: tuple) -> tuple:
 
 
 def _group(low: Lowering, group: Group) -> None:
-    """One program of several nodes: its registers are the values from outside, then each node's result."""
+    """One program for several nodes. Its registers are the outside values, then each node's result."""
     register = {name: i for i, name in enumerate(group.inputs)}
     instructions = []
     for node in group.nodes:
@@ -90,7 +90,7 @@ def _broadcast_loops(dims: tuple, inputs: list[Tensor], out: Tensor) -> list[tup
 
 
 def _integers(low: Lowering, node: Node) -> None:
-    """fn of integers (the condition of a where: bools), exactly, wrapping as integers do."""
+    """fn of integers (bools for the condition of a `where`): exact, with integer wraparound."""
     fn = _function(node)
     if fn not in INTEGER_FUNCTIONS:
         raise UnsupportedError(f"{fn} of live integers ({', '.join(map(str, node.inputs))})")

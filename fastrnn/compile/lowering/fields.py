@@ -1,4 +1,4 @@
-"""What the lowering of every op shares: codes of functions and dtypes, and the fields that describe loops of rows."""
+"""Shared by the lowering of all ops: codes of functions and dtypes, and the fields that describe loops of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def at(name: str, t: Tensor) -> dict:
 
 
 def level_fields(loops: list[tuple], names: tuple, levels: int = LEVELS) -> dict:
-    """n0, n1, .. and a stride of each operand a level, slowest first; missing outer levels have size 1."""
+    """n0, n1, .. and one stride per operand and level, slowest first; missing outer levels have size 1."""
     loops = [(1, (0,) * len(names))] * (levels - len(loops)) + loops
     fields = {}
     for i, (size, steps) in enumerate(loops):
@@ -27,7 +27,7 @@ def level_fields(loops: list[tuple], names: tuple, levels: int = LEVELS) -> dict
 
 
 def space_fields(loops: list[tuple], names: tuple) -> dict:
-    """rank, size0.., and a stride of each operand an axis, for ops that walk up to RANK axes element by element."""
+    """rank, size0.., and one stride per operand and axis, for ops that walk up to RANK axes element by element."""
     fields = {"rank": max(len(loops), 1)}
     for i in range(RANK):
         size, steps = loops[i] if i < len(loops) else (1, (0,) * len(names))
@@ -37,11 +37,11 @@ def space_fields(loops: list[tuple], names: tuple) -> dict:
 
 
 def instruction(fn: str, registers: tuple, alpha: float = 0.0, beta: float = 0.0) -> tuple:
-    """One instruction of an elementwise program, or an activation, as the executor takes it."""
+    """One instruction of an elementwise program, or an activation, in the executor's form."""
     a, b, c = (*registers, 0, 0)[:3]
     return (FUNCTIONS[fn], a, b, c, float(alpha), float(beta))
 
 
 def contiguous_last(t: Tensor) -> bool:
-    """The last axis of t is one run of memory."""
+    """Whether the last axis of t is contiguous."""
     return not t.dims or t.strides[-1] == 1 or t.dims[-1] == 1

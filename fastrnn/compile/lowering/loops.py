@@ -1,11 +1,11 @@
-"""Lowering of cycles (fastrnn.graph.loops): a `loop` op whose body is lowered as any graph is, at one step.
+"""Lowering of cycles (fastrnn.graph.loops): a `loop` op whose body is lowered like any graph, for one step.
 
-A state keeps no copy of its own: the value that it remembers is written into memory that holds n more steps before the
-first one, n the states in a row, and the state is the same memory seen from n steps earlier.
+A state has no copy of its own. The value that it remembers is written into memory with n extra steps in front, where n
+is the number of chained states. The state is a view of the same memory, n steps earlier.
 
     h[T+1]:  initial  h(0)  h(1) ..  h(T-1)        h = memory[1:], prev(h) = memory[:-1]
 
-In a stream the first n steps of it come from the slab row, and its last n go back there.
+In a stream, the first n steps of the memory are loaded from the slab row, and its last n are stored there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Chain:
     root: str
     states: list[Node]
     memory: Tensor | None = None
-    offset: int = -1  # of a stream: where its slab row keeps the last steps
+    offset: int = -1  # in a stream: where its slab row keeps the last steps
 
     @property
     def depth(self) -> int:
@@ -43,7 +43,7 @@ class Chain:
 
 
 def chains(loop: Loop) -> list[Chain]:
-    """The states of a loop, grouped: each state that remembers the last one of a chain joins it."""
+    """The states of a loop, grouped: a state that remembers the last one of a chain joins the chain."""
     made = {s.outputs[0] for s in loop.states}
     found = [Chain(s.inputs[0], [s]) for s in loop.states if s.inputs[0] not in made]
     left = [s for s in loop.states if s.inputs[0] in made]
@@ -53,7 +53,7 @@ def chains(loop: Loop) -> list[Chain]:
             if chain is not None:
                 chain.states.append(state)
                 break
-        else:  # two states remember one: the second keeps its own
+        else:  # two states remember the same value: the second starts its own chain
             state = left[0]
             found.append(Chain(state.inputs[0], [state]))
         left.remove(state)
@@ -61,7 +61,7 @@ def chains(loop: Loop) -> list[Chain]:
 
 
 def lower_loop(low: Lowering, loop: Loop) -> None:
-    """All ops of a cycle: its states' memory filled, its body at every step, what a stream keeps put back."""
+    """All ops of a cycle: fill its states' memory, run its body at every step, store what a stream keeps."""
     _check_loop(low, loop)
     found = chains(loop)
     for chain in found:
@@ -78,16 +78,16 @@ def lower_loop(low: Lowering, loop: Loop) -> None:
 
 @bounds.touches("loop")
 def _loop_touches(plan, f):
-    yield bounds.Access("steps", None, 0, ((f["steps"], 0),))  # a count alone
+    yield bounds.Access("steps", None, 0, ((f["steps"], 0),))  # only a count
 
 
 def _remembered(low: Lowering, chain: Chain, ago: int) -> Tensor:
-    """The chain's root as it was `ago` steps ago: [T, ..]."""
+    """The chain's root, `ago` steps ago: [T, ..]."""
     return chain.memory.narrow(0, chain.depth - ago, D.TIME)
 
 
 def _check_loop(low: Lowering, loop: Loop) -> None:
-    """Every node of the loop keeps the steps apart, so that it can be computed step by step."""
+    """Check that every node of the loop keeps the steps separate, so that it can be computed step by step."""
     for state in loop.states:
         value = low.graph.values[state.outputs[0]]
         if value.dims[0] != D.TIME:
@@ -107,7 +107,7 @@ def _check_loop(low: Lowering, loop: Loop) -> None:
 
 
 def _open_chain(low: Lowering, chain: Chain) -> None:
-    """Its memory, whose first steps hold what the states begin with."""
+    """The chain's memory. Its first steps hold the initial values of the states."""
     value, n = low.graph.values[chain.root], chain.depth
     order = [0, *([] if (b := _batch_axis(low, value)) is None else [b])]
     order += [a for a in range(len(value.dims)) if a not in order]
@@ -133,7 +133,7 @@ def _batch_axis(low: Lowering, value: Value) -> int | None:
 
 
 def _keep_chain(low: Lowering, chain: Chain, value: Value) -> None:
-    """Room in the slab row for the n steps that a stream keeps, oldest first, and their way from there."""
+    """Reserve room in the slab row for the n steps that a stream keeps, oldest first, and load them from it."""
     name, batch = chain.states[0].name, _batch_axis(low, value)
     size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
     rows = 1 if batch is None else D.exact_div(value.dims[batch], D.BATCH)
@@ -146,7 +146,7 @@ def _keep_chain(low: Lowering, chain: Chain, value: Value) -> None:
 
 
 def _slab_moves(low: Lowering, chain: Chain, kind: str, first) -> None:
-    """Steps first .. first + n of its memory to or from the slab."""
+    """Copy steps first .. first + n of the memory to or from the slab."""
     value = low.graph.values[chain.root]
     batch = _batch_axis(low, value)
     size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
@@ -159,7 +159,7 @@ def _slab_moves(low: Lowering, chain: Chain, kind: str, first) -> None:
 
 
 def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
-    """The loop op. A value of the body is one step of what the graph declares; kept ones are whole sequences."""
+    """The loop op. A value of the body is one step of the declared value; kept values are whole sequences."""
     kept = {c.root: _remembered(low, c, 0) for c in reversed(found)}
     for name in _seen_outside(low, loop):
         if name not in kept:
@@ -186,7 +186,7 @@ def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
 
 
 def _seen_outside(low: Lowering, loop: Loop) -> list[str]:
-    """Values of the body that other nodes or the caller read."""
+    """Values of the body that are read by other nodes or returned to the caller."""
     inside = {n.name for n in (*loop.nodes, *loop.states)}
     outputs = {*low.output_names, *low.states.values()}
     made = [o for n in loop.nodes for o in n.outputs if o is not None]
@@ -200,14 +200,14 @@ def _sequence(low: Lowering, name: str) -> Tensor:
 
 
 def _step_tensors(low: Lowering, loop: Loop, outer: dict) -> dict:
-    """What the body reads of outside it, at the step it is at; a state as it was a step ago."""
+    """What the body reads from outside, at the current step; a state as of the previous step."""
     states = {s.outputs[0]: s.inputs[0] for s in loop.states}
     read = [name for name in free_inputs(loop.nodes) if name in outer]
     return {name: _step_of(low, outer[name], name) for name in (*read, *states)}
 
 
 def _step_of(low: Lowering, whole: Tensor, name: str) -> Tensor:
-    """One step of a value, where the loop is; the value itself if it has no steps."""
+    """A value at the current step of the loop; the value itself if it has no steps."""
     track: Track | None = low.tracks.get(name)
     if track is None:
         return whole
@@ -218,7 +218,7 @@ def _step_of(low: Lowering, whole: Tensor, name: str) -> Tensor:
 
 
 def _one_step(graph: Graph, loop: Loop) -> Graph:
-    """The graph with the loop's values and nodes as they are at a single step."""
+    """The graph with the loop's values and nodes reduced to a single step."""
 
     def at_one(dim):
         return D.substitute(dim, {"time": 1})

@@ -1,4 +1,4 @@
-"""Lowering of what moves data: views if that is possible, else copies; lookups; borders."""
+"""Lowering of ops that move data: views if possible, else copies; lookups; borders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _reshape(low: Lowering, node: Node) -> None:
         view = reshaped_for_window(low, x, node)
     if view is None:
         dense = low.dense(x, node)
-        view = contiguous(dense.buffer, dims)  # in row-major order the elements are those of any dims
+        view = contiguous(dense.buffer, dims)  # row-major elements are the same for any dims
     low.tensors[node.outputs[0]] = view
 
 
@@ -50,7 +50,7 @@ def _expand(low: Lowering, node: Node) -> None:
 
 @aims("concat")
 def _aim_concat(low: Lowering, node: Node) -> None:
-    """Allocate a concat's result now, so that its parts are written straight into it."""
+    """Allocate a concat's result now, so that its parts are written directly into it."""
     name, axis = node.outputs[0], node.attrs["axis"]
     if name not in low.destinations:
         users = low.consumers.get(name, [])
@@ -79,7 +79,7 @@ def _concat(low: Lowering, node: Node) -> None:
 
 @lowers("gather")
 def _gather(low: Lowering, node: Node) -> None:
-    """Rows of a table by index. If `axis` is not the first, it is moved there and the result moved back."""
+    """Rows of a table by index. If `axis` is not the first, it is moved to the front, and the result is moved back."""
     axis = node.attrs["axis"]
     view = _gather_view(low, node, axis)
     if view is not None:
@@ -108,7 +108,7 @@ def _gather(low: Lowering, node: Node) -> None:
 
 
 def _gather_view(low: Lowering, node: Node, axis: int) -> Tensor | None:
-    """Constant indices in even steps (as an unfold into overlapping frames has) are another view of the table."""
+    """Evenly spaced constant indices (as in an unfold into overlapping frames) are a view of the table."""
     picks, table = low.graph.constants.get(node.inputs[1]), low.tensor(node.inputs[0])
     size = table.dims[axis]
     if picks is None or picks.size == 0 or not isinstance(size, int):
@@ -162,11 +162,11 @@ def _from_zero(node: Node) -> int:
 
 @lowers("pad")
 def _pad(low: Lowering, node: Node) -> None:
-    """Copies: the inside, then border after border, axis after axis, so that corners follow from filled borders."""
+    """Copy the inside, then the borders axis by axis, so that corners are copied from filled borders."""
     x, a = low.tensor(node.inputs[0]), node.attrs
     rank = len(x.dims)
     before, after = list(a["pads"][:rank]), list(a["pads"][rank:])
-    for axis in range(rank):  # negative pads cut; which ones are may depend on the sizes
+    for axis in range(rank):  # negative pads crop; the sizes may decide which are negative
         begin, end = D.positive(-before[axis]), D.positive(-after[axis])
         if (begin, end) != (0, 0):
             text = f"node {node.name}: axis {axis} of {x.dims[axis]} elements is cut by {begin} and {end}"
@@ -181,7 +181,7 @@ def _pad(low: Lowering, node: Node) -> None:
     for axis in range(rank):
         if before[axis] == after[axis] == 0:
             continue
-        band = y  # axes already done are whole, those to come are still the inside
+        band = y  # finished axes are whole, the others are still the inside
         for other in range(axis + 1, rank):
             band = band.narrow(other, before[other], x.dims[other])
         for start, size, source in _borders(band, axis, before[axis], x.dims[axis], after[axis], a["mode"]):
@@ -196,7 +196,7 @@ def _pad(low: Lowering, node: Node) -> None:
 
 
 def _refuse_short(low: Lowering, node: Node, size, before, after, axis: int) -> None:
-    """A mirror shows what is there: reflect needs more elements than it adds, edge at least one."""
+    """Padding copies existing elements: reflect needs more elements than it adds, edge needs at least one."""
     least = {"constant": 0, "edge": 1, "reflect": 1}[node.attrs["mode"]]
     for pad in (before, after):
         need = size - least - (pad if node.attrs["mode"] == "reflect" else 0)
@@ -205,7 +205,7 @@ def _refuse_short(low: Lowering, node: Node, size, before, after, axis: int) -> 
 
 
 def _borders(band: Tensor, axis: int, before, size, after, mode: str):
-    """(start, size, what to copy there or None for the value) of the two borders of an axis."""
+    """(start, size, source to copy, or None for the value) of the two borders of an axis."""
     end = before + size
     if mode == "constant":
         return [(0, before, None), (end, after, None)]

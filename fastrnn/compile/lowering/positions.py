@@ -1,6 +1,6 @@
-"""Lowering of step numbers, and what a stream counts: one count in its slab row serves all nodes of a plan.
+"""Lowering of step numbers. One count in a stream's slab row serves all nodes of a plan.
 
-An op at the end of the plan moves the count on.
+An op at the end of the plan advances the count.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _steps_touches(plan, f):
 
 
 def position(low: Lowering, count) -> int:
-    """Where a slab row has how many steps a value has brought, whose new ones in a call are `count`."""
+    """The offset in a slab row of the number of steps that a value has had; `count` is its new steps in a call."""
     if count not in low.positions:
         name = "position" if count == D.TIME else f"position of {count}"
         low.positions[count] = low.builder.keep(name, "count", 1, "int64")
@@ -43,12 +43,12 @@ def position(low: Lowering, count) -> int:
 
 
 def limit(low: Lowering, most: int, count, text: str) -> None:
-    """A value with `count` new steps a call can have `most` in all; text says why. The plan's room is in steps of
-    the input, those of the padding at its end counted."""
+    """A value with `count` new steps per call can have `most` in total; text says why. The plan's room is in input
+    steps and includes the padding at the end."""
     table = low.plan.timetable
     if low.plan.paced:
         least, top = 0, 1 << 40
-        while least < top:  # the most steps that make no more than that, together with what padding makes
+        while least < top:  # the most steps that stay within `most`, padding included
             middle = (least + top + 1) // 2
             sizes = dict(zip(table.names, table.counts(0, middle, True).sizes, strict=True))
             least, top = (middle, top) if D.evaluate(count, sizes) <= most else (least, middle - 1)
@@ -61,9 +61,9 @@ def limit(low: Lowering, most: int, count, text: str) -> None:
 
 
 def bound_by_table(low: Lowering, node: Node) -> bool:
-    """A lookup by step number ends where its table does: known before a step, so that no step fails halfway.
+    """A lookup by step number ends with its table. The limit is known before a step, so no step fails halfway.
 
-    Returns whether no index can be outside the table.
+    Returns whether every index is certain to be inside the table.
     """
     name, rows = node.inputs[1], low.graph.values[node.inputs[0]].dims[node.attrs["axis"]]
     source = low.producers.get(name)

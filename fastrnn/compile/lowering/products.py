@@ -10,7 +10,7 @@ from ..tensors import Tensor, collapse
 from .base import Lowering, lowers
 from .fields import at, instruction, level_fields
 
-MOST_LANES = 16  # float32 of the widest vector: the most that columns are padded by
+MOST_LANES = 16  # float32 in the widest vector: the upper bound of the padding of columns
 
 
 @lowers("linear")
@@ -37,7 +37,7 @@ def _linear_touches(plan, f):
 
 @lowers("matmul")
 def _matmul(low: Lowering, node: Node) -> None:
-    """Both sides live: b is packed when it is met, once for each matrix of the batch."""
+    """Neither side is constant: b is packed at run time, once for each matrix of the batch."""
     a, b = low.real(node, 0), low.real(node, 1)
     dims = low.graph.values[node.outputs[0]].dims
     vector_a, vector_b = len(a.dims) == 1, len(b.dims) == 1
@@ -56,7 +56,7 @@ def _matmul(low: Lowering, node: Node) -> None:
         strides = tuple(t.strides[:-2] for t in (a, b, out))
     loops = low.levels(lead, strides, tuple(range(len(lead))), node, levels=2)
     if isinstance(k, D.Dim) or isinstance(n, D.Dim):
-        packed_size = (n + MOST_LANES) * (k + 1)  # no less than what linear_pack_size says of any length
+        packed_size = (n + MOST_LANES) * (k + 1)  # an upper bound of linear_pack_size for any length
     else:
         packed_size = _isa.linear_pack_size(k, n, isa=low.weights.isa)
     scratch = low.builder.scratch(packed_size)
@@ -80,7 +80,7 @@ def _matmul_touches(plan, f):
 
 
 def _rows_order(t: Tensor) -> list[int]:
-    """t's memory order with the last axis fastest: the order of a result whose rows follow t's."""
+    """t's memory order with the last axis fastest: the order of a result whose rows follow those of t."""
     return [*_without_last(t.order), len(t.dims) - 1]
 
 

@@ -1,4 +1,4 @@
-"""Lowering of reductions and norms: rows of one run each, and sums that go on from step to step."""
+"""Lowering of reductions and norms: contiguous rows, and sums that continue from step to step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _reduce(low: Lowering, node: Node) -> None:
     x, axes = low.real(node), list(node.attrs["axes"])
     if low.mode != "stream":
         _need_elements(low, node, D.product(x.dims[a] for a in axes))
-    # Rows whose own size depends on the length (scores of all steps) never stream: an ordinary sum.
+    # Rows whose size depends on the length (scores of all steps) never stream, so this is an ordinary sum.
     fixed = not any("time" in D.symbols(d) for i, d in enumerate(x.dims) if i not in axes)
     if len(axes) == 1 and low.is_time(x.dims[axes[0]]) and (fixed or low.mode == "stream"):
         return _reduce_over_time(low, node, x, axes[0])
@@ -43,8 +43,8 @@ def _reduce(low: Lowering, node: Node) -> None:
 
 
 def _need_elements(low: Lowering, node: Node, count) -> None:
-    """If windows leave no step of a sequence that is too short for them, PyTorch and onnxruntime refuse it. Of an
-    empty sequence ONNX itself has a largest element, -inf."""
+    """If a sequence is too short for the windows and they yield no step, PyTorch and onnxruntime reject it. For an
+    empty sequence ONNX itself defines a largest element, -inf."""
     fn = node.attrs["fn"]
     if isinstance(count, D.Dim) and fn != "sum" and D.may_be_negative(count):
         low.plan.conditions.append((count - 1, f"node {node.name}: the {fn} of no elements"))
@@ -57,7 +57,7 @@ def _reduce_touches(plan, f):
 
 
 def _reduce_over_time(low: Lowering, node: Node, x: Tensor, axis: int) -> None:
-    """One step after the other into float64 sums, whole or streamed: a stream's value is that of the run so far."""
+    """Add step after step to float64 sums, whole or streamed. A stream's value is that of the run so far."""
     out = low.real_result(node)
     if node.attrs["keepdims"]:
         out = out.squeeze(axis)
@@ -118,7 +118,7 @@ def _layer_norm(low: Lowering, node: Node) -> None:
 
 
 def _along_last(low: Lowering, node: Node, axis: int, kind: str, cost: int, **fields) -> None:
-    """softmax and layer_norm: rows of one contiguous run each. A softmax axis that isn't last is moved there."""
+    """softmax and layer_norm over contiguous rows. A softmax axis that is not the last one is moved there."""
     x = low.real(node)
     rank = len(x.dims)
     count = rank - axis if kind == "layer_norm" else 1

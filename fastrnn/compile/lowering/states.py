@@ -14,7 +14,7 @@ from .fields import at
 
 
 def state_move(low: Lowering, kind: str, node: str, state, per_slot: int, t: Tensor) -> None:
-    """`state_load` from a state into a tensor [rows, size], or `state_store` the other way."""
+    """`state_load` from a state into a tensor [rows, size], or `state_store` in the other direction."""
     touched = (state,) if isinstance(state, Buffer) else ()
     low.builder.emit(
         kind, node, (t, *touched), (), rows=t.dims[0], size=t.dims[1], row=t.strides[0], per_slot=per_slot,
@@ -29,7 +29,7 @@ def _state_move_touches(plan, f):
 
 
 def separate_threaded(low: Lowering) -> list[str]:
-    """The states that the caller would thread and that are no cell's own; cells find theirs in their slab row."""
+    """The states that a caller would thread and that don't belong to a cell. Cells find theirs in their slab row."""
     cells_own = {name for name in low.states if is_of_cells(low.graph, name)}
     low.fed_by_state = descendants(low.graph, cells_own)
     return [name for name in low.states if name not in cells_own]
@@ -57,7 +57,7 @@ def open_state(low: Lowering, name: str) -> tuple:
 
 
 def close_state(low: Lowering, name: str, offset: int, batch_first: tuple) -> None:
-    """Keep the output that the state `name` becomes."""
+    """Store the output that is the next value of the state `name`."""
     order, batch, size = batch_first
     source = low.tensor(low.graph.states[name])
     dense = low.builder.allocate("float32", source.dims, order)
@@ -73,7 +73,7 @@ def _rows_of(t: Tensor, batch: int | None, size: int) -> Tensor:
 
 @aims("keep")
 def _aim_keep(low: Lowering, node: Node) -> None:
-    """Allocate what is kept and what is new as one run of steps a row, so that the new ones are written into it."""
+    """Allocate kept and new steps as one run per row, so that the new ones are written directly into it."""
     axis, length = node.attrs["axis"], node.attrs["length"]
     value = low.graph.values[node.outputs[0]]
     batch = axis_of(value.dims, "batch")
@@ -118,7 +118,7 @@ def _tail_touches(plan, f):
 
 
 def descendants(graph: Graph, roots: set[str]) -> set[str]:
-    """Values that moving data alone makes of `roots` (and the roots): what a threaded state input turns into."""
+    """`roots` and all values made from them only by moving data: what a threaded state input turns into."""
     found = set(roots)
     for node in graph.nodes:
         if moves(node.op) and any(i in found for i in node.inputs):
@@ -127,7 +127,7 @@ def descendants(graph: Graph, roots: set[str]) -> set[str]:
 
 
 def is_of_cells(graph: Graph, name: str) -> bool:
-    """A threaded state that only starts cells, and becomes only what those cells end with."""
+    """Whether a threaded state is only the initial state of cells, and its next value only their last states."""
     found = descendants(graph, {name})
     for node in graph.nodes:
         for i, value in enumerate(node.inputs):

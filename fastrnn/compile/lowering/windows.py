@@ -1,9 +1,9 @@
 """Lowering of windows: conv, conv_transpose, pool.
 
-Windows work on channels-last memory: the channels of a position are one run, so a patch of neighbouring positions is
-one too where it can be, and vectors run over channels. A value [B, C, L..] keeps its dims; only its strides differ.
-A transposed convolution is one convolution for each remainder of the output's position by the stride: every output
-element is one sum in one order, and no product is added up through memory.
+Windows work on channels-last memory: the channels of a position are contiguous. So a patch of neighbouring positions
+can be contiguous too, and vectors run over channels. A value [B, C, L..] keeps its dims; only its strides differ.
+A transposed convolution is one convolution for each remainder of the output position modulo the stride. So every output
+element is one sum in one order, and no partial sums go through memory.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ..tensors import Tensor
 from .base import Lowering, lowers
 from .fields import FUNCTIONS, at
 
-ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that a window of one spatial axis gets
+ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that is added to a window of one spatial axis
 
 
 def feeds_window(low: Lowering, name: str) -> bool:
-    """A window reads the value `name`, so it should lie channels-last."""
+    """A window reads the value `name`, so it should be stored channels-last."""
     readers = low.consumers.get(name, [])
     return any(n.op in WINDOWS and n.inputs[0] == name for n in readers)
 
 
 def reshaped_for_window(low: Lowering, x: Tensor, node: Node) -> Tensor | None:
-    """x reshaped by one copy into channels-last memory; None if its axes don't fall together in it."""
+    """x reshaped by one copy into channels-last memory; None if its axes can't be merged there."""
     whole = low.builder.allocate(x.dtype, node.attrs["dims"], channels_last_order(len(node.attrs["dims"])))
     back = whole.reshape(x.dims)
     if back is None:
@@ -44,7 +44,7 @@ def reshaped_for_window(low: Lowering, x: Tensor, node: Node) -> Tensor | None:
 
 
 def _channels_last(low: Lowering, t: Tensor, node: Node) -> Tensor:
-    """t [B, C, L..] where the channels of a position are one run, else a copy in which they are."""
+    """t [B, C, L..] if the channels of a position are contiguous, else a copy in which they are."""
     if t.strides[1] == 1 or t.dims[1] == 1:
         return t
     dense = low.builder.allocate(t.dtype, t.dims, channels_last_order(len(t.dims)))
@@ -53,7 +53,7 @@ def _channels_last(low: Lowering, t: Tensor, node: Node) -> Tensor:
 
 
 def _window_result(low: Lowering, node: Node, x: Tensor) -> Tensor:
-    """Where a window's output goes: its destination if channels are one run there, else memory in x's order."""
+    """The output of a window: its destination if channels are contiguous there, else memory in x's order."""
     target = low.destinations.get(node.outputs[0])
     good = target is not None and (target.strides[1] == 1 or target.dims[1] == 1)
     order = [*(a for a in x.order if a != 1), 1] if x.dims[1] != 1 else channels_last_order(len(x.dims))
@@ -61,7 +61,7 @@ def _window_result(low: Lowering, node: Node, x: Tensor) -> Tensor:
 
 
 def _window_fields(low: Lowering, x: Tensor, y: Tensor, axes: list[Axis], counts=None, starts=None, steps=None) -> dict:
-    """The fields of the executor's Window. counts, starts, steps: which outputs an axis, if not all of them."""
+    """The fields of the executor's Window. counts, starts, steps: which outputs of each axis, if not all."""
     spatial = len(x.dims) - 2
     counts = list(counts or y.dims[2:])
     starts, steps = list(starts or [0] * spatial), list(steps or [1] * spatial)
@@ -80,7 +80,7 @@ def _window_fields(low: Lowering, x: Tensor, y: Tensor, axes: list[Axis], counts
 
 
 def _window_input(low: Lowering, node: Node) -> Tensor:
-    """Input 0 of a window with its channels one run; what a length can be too short for becomes a condition."""
+    """Input 0 of a window with contiguous channels. If a length can be too short, a condition is added."""
     x = _channels_last(low, low.real(node), node)
     spatial = len(x.dims) - 2
     if spatial not in (1, 2):
@@ -144,7 +144,7 @@ def _conv_weights(low: Lowering, node: Node) -> tuple:
 
 
 def _activated_result(low: Lowering, node: Node, x: Tensor) -> tuple:
-    """(where the output goes, the activation): the node after a convolution may be its activation."""
+    """(output tensor, activation). The node after a convolution may be its activation."""
     after = low.activations.get(node.name)
     if after is None:
         return _window_result(low, node, x), (FUNCTIONS["identity"], 0.0, 0.0)
@@ -176,7 +176,7 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
 
 
 def _emit_depthwise(low: Lowering, node: Node, W, bias, act: tuple, ends: tuple, fields: dict, flops) -> None:
-    """W [taps, channels]: each channel by itself."""
+    """W [taps, channels]: each channel separately."""
     taps, channels = W.shape
     weights = low.builder.constant(W, "float32")
     extra = {"bias_buffer": -1, "bias_offset": 0}

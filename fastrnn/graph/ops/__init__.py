@@ -9,8 +9,9 @@ moves.py         transpose, reshape, slice, concat, expand, gather, pad
 windows.py       conv, conv_transpose, pool
 reductions.py    reduce, softmax, layer_norm, argmax, cumsum
 
-The meanings are written to be read beside the ONNX text (https://onnx.ai/onnx/operators/), not to be fast: plain NumPy,
-no special cases for speed. Reals are float64 whatever the graph declares, integers are int64. Notation: `x[..]` dims;
+The meanings are written to be compared with the ONNX text (https://onnx.ai/onnx/operators/), not to be fast: plain
+NumPy, no special cases for speed. Reals are always float64, whatever the graph declares. Integers are int64.
+Notation: `x[..]` dims;
 T steps, B rows of a batch, I inputs, H hidden units, G gates.
 
 `print(fastrnn.graph.vocabulary.describe())` prints all of it.

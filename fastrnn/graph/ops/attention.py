@@ -43,12 +43,12 @@ def _attention_dims(inputs, attrs):
 def _attention(q, k, v, bias, mask, scale, softcap, causal, window, offset, safe):
     """q[B,Hq,Tq,d], k[B,Hk,Tk,d], v[B,Hk,Tk,dv] -> [B,Hq,Tq,dv]: softmax(score + bias) v, over the keys that a query
     sees. k and v may have 1 for B; Hk divides Hq, and query head h reads key head h // (Hq // Hk).
-    score = scale * q.k, and with softcap c > 0 c * tanh(score / c); if the bool mask is False, the score is 0, so that
-    the bias alone counts: where(mask, score, fill) is mask and a bias of where(mask, 0, fill). bias and mask broadcast
+    score = scale * q.k, and with softcap c > 0 c * tanh(score / c). If the bool mask is False, the score is 0, so
+    only the bias counts: where(mask, score, fill) is mask and a bias of where(mask, 0, fill). bias and mask broadcast
     to [B,Hq,Tq,Tk].
-    Query i stands at key p = i + offset. causal: it sees keys j <= p only; window (0 for none): keys j > p - window
-    only. A query that sees no key at all gives 0. A key that is not seen plays no part, whatever it holds.
-    safe: a query whose weights are NaN, as if each score is -inf, gets zeros for weights.
+    Query i is at key p = i + offset. causal: it sees only keys j <= p; window (0 for none): only keys j > p - window.
+    A query that sees no key yields 0. An unseen key has no effect, whatever it contains.
+    safe: if the weights of a query are NaN (for example if each score is -inf), they become zeros.
     """
     heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
     k, v = (np.broadcast_to(np.repeat(x, heads // x.shape[1], 1), (len(q), heads, *x.shape[2:])) for x in (k, v))

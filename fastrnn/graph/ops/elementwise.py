@@ -42,14 +42,14 @@ def _clip(x, low, high):
     return np.minimum(np.maximum(x, low), high)
 
 
-# Functions of (x, alpha, beta). Those that a cell may name, and their defaults: fastrnn.graph.cells.ACTIVATIONS.
+# Functions of (x, alpha, beta). fastrnn.graph.cells.ACTIVATIONS has those that a cell may name, and their defaults.
 _UNARY: dict[str, Callable] = {
     "relu": lambda x, a, b: np.maximum(x, 0),
     "tanh": lambda x, a, b: np.tanh(x),
     "sigmoid": lambda x, a, b: _sigmoid(x),
     "affine": lambda x, a, b: a * x + b,
     "leaky_relu": lambda x, a, b: np.where(x >= 0, x, a * x),
-    "thresholded_relu": lambda x, a, b: np.where((x >= a) | np.isnan(x), x, 0.0),  # a NaN stays one
+    "thresholded_relu": lambda x, a, b: np.where((x >= a) | np.isnan(x), x, 0.0),  # NaN stays NaN
     "scaled_tanh": lambda x, a, b: a * np.tanh(b * x),
     "hard_sigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
     "elu": lambda x, a, b: np.where(x >= 0, x, a * np.expm1(x)),
@@ -89,7 +89,7 @@ _UNARY: dict[str, Callable] = {
 
 
 def divide(a, b):
-    """a / b; integers divide towards zero, as ONNX has it."""
+    """a / b; integer division truncates towards zero, as in ONNX."""
     if a.dtype.kind == "i":
         return a // b + ((a % b != 0) & ((a < 0) != (b < 0)))
     return a / b

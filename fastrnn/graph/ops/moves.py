@@ -32,7 +32,7 @@ def _reshape_dims(inputs, attrs):
 
 @graph_op("reshape(x)", attrs={"dims": DIMS}, dims=_reshape_dims, moves=True)
 def _reshape(x, dims):
-    """The elements of x in row-major order; the product of dims is x's."""
+    """The elements of x in row-major order. The product of dims is that of x."""
     return np.reshape(x, dims)
 
 
@@ -51,8 +51,8 @@ def _slice_dims(inputs, attrs):
 
 @graph_op("slice(x)", attrs={"axis": INT, "start": DIM, "stop": DIM, "step": INT}, dims=_slice_dims, moves=True)
 def _slice(x, axis, start, stop, step):
-    """Every step-th element of `axis`, 0 <= start <= stop <= size: already resolved. step may be negative: then start >
-    stop, stop >= -1, as in range().
+    """Every step-th element of `axis`. Bounds are already resolved: 0 <= start <= stop <= size. If step is negative,
+    start > stop and stop >= -1, as in range().
     """
     indices = np.arange(start, stop, step)
     if len(indices) and (indices.min() < 0 or indices.max() >= x.shape[axis]):
@@ -107,9 +107,9 @@ def _gather_dims(inputs, attrs):
 
 @graph_op("gather(x, indices)", attrs={"axis": INT, "from_zero": BOOL.or_lacking(False)}, dims=_gather_dims)
 def _gather(x, indices, axis, from_zero):
-    """-> x.dims[:axis] + indices.dims + x.dims[axis+1:], axis >= 0. Indices are in [-size, size), a negative one
-    counted from the end; with from_zero in [0, size), as PyTorch's embedding takes them. One outside is an error when
-    it is met.
+    """-> x.dims[:axis] + indices.dims + x.dims[axis+1:], axis >= 0. Indices are in [-size, size), and negative ones
+    count from the end. With from_zero they are in [0, size), as in PyTorch's embedding. An index out of range is an
+    error at run time.
     """
     size = x.shape[axis]
     low = 0 if from_zero else -size
@@ -133,11 +133,11 @@ def _pad_dims(inputs, attrs):
     dims=_pad_dims,
 )
 def pad(x: np.ndarray, pads, mode: str, value: float) -> np.ndarray:
-    """x with `pads` (begins then ends, one per axis) put around it; a negative one cuts off. "constant" pads with
-    `value`. reflect leaves the edge out, and so pads by less than the size of its axis.
+    """x with `pads` (begins then ends, one per axis) added around it; a negative pad crops. "constant" pads with
+    `value`. reflect does not repeat the edge, so it pads by less than the size of its axis.
 
-    What is cut off is cut first, so that "edge" and "reflect" continue what is left. Raises ShapeError if a cut or a
-    reflection needs more elements than there are.
+    Cropping comes first, so "edge" and "reflect" continue what is left. Raises ShapeError if a crop or a reflection
+    needs more elements than x has.
     """
     begins, ends = pads[: x.ndim], pads[x.ndim :]
     for axis, (b, e) in enumerate(zip(begins, ends, strict=True)):

@@ -16,7 +16,7 @@ def _steps_dims(inputs, attrs):
 
 @graph_op("steps()", attrs={"dims": DIMS, "start": DIM}, dims=_steps_dims)
 def _steps(dims, start):
-    """int64, element i along the last axis being start + i. dims: (n,), or (rows, n) with all rows alike. If n is TIME,
-    a stream counts on: these are its own step numbers.
+    """int64: element i along the last axis is start + i. dims: (n,), or (rows, n) with all rows equal. If n is TIME,
+    a stream continues to count: the elements are its step numbers.
     """
     return np.broadcast_to(start + np.arange(dims[-1], dtype=np.int64), dims)

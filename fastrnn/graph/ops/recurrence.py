@@ -16,11 +16,10 @@ from ..vocabulary import CELL, graph_op
 from .elementwise import unary
 
 # ---- one step --------------------------------------------------------------------------------------------------------
-# Each takes one step of some rows: x [B, I], h [B, H] and c [B, H] before the step, and returns h and c after it.
-# W [G*H, I], R [G*H, H], Wb and Rb [G*H], P [3*H] hold their gates one below the other; `_gates` takes them apart.
-# f, g, h_act are the activations. Clip bounds the preacts, so it applies before f and g and not before h_act, whose
-# argument is the cell state: the ONNX text ("the input of activations") allows both readings, and this is the one that
-# onnxruntime computes.
+# Each function computes one step of some rows: it takes x [B, I] and h [B, H], c [B, H] before the step, and returns h
+# and c after it. W [G*H, I], R [G*H, H], Wb and Rb [G*H], P [3*H] stack their gates; `_gates` separates them. f, g,
+# h_act are the activations. Clip bounds the preacts, so it applies before f and g but not before h_act, whose argument
+# is the cell state. The ONNX text ("the input of activations") allows both readings; onnxruntime uses this one.
 
 
 def _gates(array: np.ndarray, count: int) -> list[np.ndarray]:
@@ -28,7 +27,7 @@ def _gates(array: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def activations_of(spec: CellSpec) -> list[Callable]:
-    """The cell's activations as functions of a preact, which the first two of them clip."""
+    """The cell's activations as functions of a preact. The first two clip it."""
     bound = math.inf if spec.clip is None else spec.clip
 
     def function(act, bound):
@@ -108,8 +107,8 @@ def _cell_dims(inputs, attrs):
 def _cell(*inputs, spec):
     """x[T,B,I], W[G*H,I], R[G*H,H], Wb[G*H], Rb[G*H], P[3*H], h0[B,H], c0[B,H], lengths[B], mask[T,B]
     -> y[T,B,H], h_n[B,H], c_n[B,H]. One direction of one layer, time first; T and B may be any dims. Gates in ONNX
-    order. lengths int64: row b ends after lengths[b] steps: y is 0 from there on, h_n and c_n are its last ones; a
-    reverse cell starts at step lengths[b]-1. mask bool: a step where it is false is left out: h and c stay, and y
+    order. lengths int64: row b ends after lengths[b] steps: y is 0 from there on, h_n and c_n are its last states. A
+    reverse cell starts at step lengths[b]-1. mask bool: a step is skipped if its mask is false: h and c stay, and y
     repeats h.
     """
     return cell(spec, *inputs)
@@ -123,17 +122,17 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, le
     spec : CellSpec
     x : array, shape (T, B, I); T and B may be 0
     W, R : arrays, shapes (G*H, I) and (G*H, H), gates in ONNX order
-    Wb, Rb : arrays, shape (G*H,); None is zeros
-    P : array, shape (3*H,), gates i o f; None is zeros
-    h0, c0 : arrays, shape (B, H); None is zeros
-    lengths : int array, shape (B,), each in [0, T]; None is all T
-    mask : bool array, shape (T, B); a step where it is false is left out. None: no step is
+    Wb, Rb : arrays, shape (G*H,); None means zeros
+    P : array, shape (3*H,), gates i o f; None means zeros
+    h0, c0 : arrays, shape (B, H); None means zeros
+    lengths : int array, shape (B,), each in [0, T]; None means all T
+    mask : bool array, shape (T, B); a step is skipped if its mask is false. None: no step is skipped
 
     Returns
     -------
-    y : float64, shape (T, B, H); 0 from step lengths[b] on in row b; h again at a step that is left out
-    h_n, c_n : float64, shape (B, H); the states after the last step of each row, its initial ones if it has no step.
-        c_n is c0 for cells that have no cell state.
+    y : float64, shape (T, B, H); 0 from step lengths[b] on in row b; repeats h at a skipped step
+    h_n, c_n : float64, shape (B, H); the states after the last step of each row, or its initial states if it has no
+        step. c_n is c0 for cells without a cell state.
 
     Raises
     ------
@@ -155,7 +154,7 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, le
     y = np.zeros((T, B, H))
     with np.errstate(all="ignore"):
         for n in range(T):
-            rows = np.flatnonzero(n < lengths)  # those whose sequence has an n-th step, counted in its own direction
+            rows = np.flatnonzero(n < lengths)  # rows with an n-th step, counted in the cell's direction
             t = lengths[rows] - 1 - n if spec.reverse else np.full(len(rows), n)
             there = slice(None) if mask is None else mask[t, rows]
             on, at = rows[there], t[there]
@@ -175,7 +174,7 @@ def _state_dims(inputs, attrs):
 
 @graph_op("state(next, initial?)", dims=_state_dims, keeps=True, meaning=None)
 def _state():
-    """next[T,..], initial[..] -> prev[T,..]: next a step ago along axis 0: prev[0] = initial (else zeros), prev[t] =
-    next[t-1]. The only op whose first input may be made after it: the one way for a cycle to exist. Nodes on a cycle
-    keep steps apart: at step t each reads what is of step t (fastrnn.graph.loops, which gives it its meaning).
+    """next[T,..], initial[..] -> prev[T,..]: next, one step ago along axis 0: prev[0] = initial (else zeros), prev[t] =
+    next[t-1]. The only op whose first input may be made after it, so every cycle contains one. Nodes on a cycle keep
+    steps apart: at step t each reads only values of step t (fastrnn.graph.loops defines the meaning).
     """

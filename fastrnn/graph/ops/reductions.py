@@ -1,4 +1,4 @@
-"""Reductions, norms, and what runs along one axis."""
+"""Reductions, norms, and other ops along one axis."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _reduce_dims(inputs, attrs):
 )
 def _reduce(x, fn, axes, keepdims):
     """The sum, mean, largest or smallest element over `axes` (sorted, >= 0)."""
-    # The least and the greatest value there is: what the max and the min of nothing are.
+    # The smallest and the largest value of the dtype: the max and the min of no elements.
     ends = {"f": (-np.inf, np.inf), "i": (np.iinfo(np.int64).min, np.iinfo(np.int64).max), "b": (False, True)}
     low, high = ends[x.dtype.kind]
     if fn == "min":
@@ -85,8 +85,8 @@ def _argmax_dims(inputs, attrs):
     meets=Meeting(lambda attrs, rank: (attrs["axis"],), "its argmax runs over all {all}"),
 )
 def _argmax(x, axis, keepdims, last, largest):
-    """int64: the index of the largest element along `axis` >= 0 (largest false: of the smallest); last: of equal ones
-    the last, else the first. A NaN counts as the largest and as the smallest, as NumPy has it.
+    """int64: the index of the largest element along `axis` >= 0 (largest false: of the smallest). last: ties go to the
+    last one, else to the first. A NaN counts as the largest and as the smallest, as in NumPy.
     """
     find = np.argmax if largest else np.argmin
     if not last:
@@ -101,10 +101,10 @@ def _argmax(x, axis, keepdims, last, largest):
     meets=Meeting(lambda attrs, rank: (attrs["axis"],), "its cumsum runs over all {all}"),
 )
 def _cumsum(x, axis, exclusive, reverse):
-    """Running sums along `axis` >= 0; exclusive: an element is not in its own sum; reverse: from the end."""
+    """Running sums along `axis` >= 0. exclusive: a sum leaves out its own element; reverse: from the end."""
     x = np.flip(x, axis) if reverse else x
     total = np.cumsum(x, axis=axis)
-    if exclusive:  # the sum up to the element before
+    if exclusive:  # the sum up to the previous element
         zeros = np.zeros_like(np.take(total, [0], axis)) if x.shape[axis] else total
         total = np.concatenate([zeros, np.delete(total, -1, axis)], axis) if x.shape[axis] else total
     return np.flip(total, axis) if reverse else total

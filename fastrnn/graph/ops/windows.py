@@ -1,7 +1,7 @@
 """Windows over one or two spatial axes, L.
 
 strides, dilations, kernel: an int per axis; pads: begins then ends, ints >= 0.
-Each output element is what its definition says, gathered window position by window position.
+Each output element is computed by its definition, one window position at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .moves import pad
 
 
 def _windows(x: Value, kernel: tuple, attrs) -> int:
-    """The number of spatial axes, after checking that strides, dilations and pads are given for each."""
+    """The number of spatial axes. Checks that each has strides, dilations and pads."""
     rank = len(x.dims) - 2
     if rank not in (1, 2) or len(kernel) != rank:
         raise ShapeError(f"windows of {len(kernel)} axes over {x}: [batch, channels] and one or two spatial axes")
@@ -47,7 +47,7 @@ def _slid(x: Value, kernel: tuple, attrs, ceil: bool = False) -> tuple:
 
 
 def _weights(inputs, attrs, maps: int, per_group: int) -> tuple:
-    """(x, W) of a convolution, after checking its channels; W's axis `per_group` is shared out over the groups."""
+    """(x, W) of a convolution, with its channels checked. W's axis `per_group` is divided among the groups."""
     x, w = inputs[:2]
     groups = attrs["groups"]
     if len(w.dims) != len(x.dims) or len(x.dims) < 3 or not all(isinstance(d, int) for d in w.dims) or groups < 1:
@@ -61,7 +61,7 @@ def _weights(inputs, attrs, maps: int, per_group: int) -> tuple:
 
 
 def _spans(shape, kernel, strides, dilations, pads, ceil=False) -> list[np.ndarray]:
-    """Per spatial axis the padded positions that each window covers: int [windows, kernel]."""
+    """For each spatial axis, the padded positions that each window covers: int [windows, kernel]."""
     spans, rank = [], len(kernel)
     for i in range(rank):
         count = windows(shape[i], kernel[i], strides[i], dilations[i], pads[i], pads[rank + i], ceil)
@@ -81,8 +81,8 @@ def _conv_dims(inputs, attrs):
     weights=True,
 )
 def _conv(x, W, bias, strides, dilations, pads, groups):
-    """x[B,C,L..], W[M,C/groups,K..], bias[M] -> [B,M,L'..]; W and bias constant. pads: with zeros. A correlation, as
-    everywhere: W is not turned round.
+    """x[B,C,L..], W[M,C/groups,K..], bias[M] -> [B,M,L'..]; W and bias constant. Pads with zeros. As in all
+    frameworks, this is a correlation: W is not flipped.
     L' = (L + begin + end - dilation*(K-1) - 1)//stride + 1, which may depend on TIME.
 
     y[b, m, l..] = bias[m] + the sum over c and k.. of W[m, c, k..] * x[b, group's c, l*stride + k*dilation ..].
@@ -126,11 +126,11 @@ def _conv_transpose_dims(inputs, attrs):
     weights=True,
 )
 def _conv_transpose(x, W, bias, strides, dilations, pads, output_padding, groups):
-    """x[B,C,L..], W[C,M/groups,K..], bias[M] -> [B,M,L'..]; W and bias constant. pads are taken off both ends of the
+    """x[B,C,L..], W[C,M/groups,K..], bias[M] -> [B,M,L'..]; W and bias constant. pads are cropped from both ends of the
     result. L' = (L-1)*stride + dilation*(K-1) + 1 + output_padding - begin - end
 
-    The transpose of conv: every x[b, c, l..] adds W[c, m, k..] to y[b, m, l*stride + k*dilation ..]; then pads come off
-    both ends and output_padding stays at the end.
+    The transpose of conv: every x[b, c, l..] adds W[c, m, k..] to y[b, m, l*stride + k*dilation ..]; then pads are
+    cropped from both ends, and output_padding stays at the end.
     """
     rank, C, M = x.ndim - 2, x.shape[1] // groups, W.shape[1]
     full = [
@@ -172,15 +172,15 @@ def _pool_dims(inputs, attrs):
     dims=_pool_dims,
 )  # fmt: skip
 def _pool(x, fn, kernel, strides, pads, dilations, count_include_pad, ceil):
-    """x[B,C,L..] -> [B,C,L'..]: the largest element or the mean of each window. ceil: a last window may run over the
-    end, if it begins within x or the padding before it. count_include_pad, of mean: padding counts as zeros in the
-    divisor; what runs over the padding never counts.
+    """x[B,C,L..] -> [B,C,L'..]: the largest element or the mean of each window. ceil: the last window may pass the
+    end if it begins within x or the padding before it. count_include_pad (mean only): padding counts as zeros in the
+    divisor, but positions beyond the padding never count.
 
-    Padding is below every number for max. A window of padding alone, of mean: 0/0.
+    For max, padding is below every number. For mean, a window of only padding is 0/0.
     """
     rank, shape = len(kernel), x.shape[2:]
     spans = _spans(shape, kernel, strides, dilations, pads, ceil)
-    # Far enough for the last window of `ceil`, which may leave the padding.
+    # Far enough for the last window of `ceil`, which may extend past the padding.
     over = [
         max([0, *(s.max(initial=-1) + 1 - n - pads[i],)]) for i, (s, n) in enumerate(zip(spans, shape, strict=True))
     ]

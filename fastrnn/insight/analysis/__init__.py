@@ -3,11 +3,11 @@
     runner.py       runs a model on sequences, whole or streamed, and reads its states
     data.py         sequences from npy, npz, wav and csv files, or made up
     corruption.py   what goes wrong with input: noise, impulses, dropped steps and features, saturation, gaps
-    memory.py       how an output remembers: forgetting, warm-up, the answer to a touch of one step
+    memory.py       how an output remembers: forgetting, warm-up, the response to a change of one step
     precision.py    rounded weights, and drift against float64
     figures.py      the definitions: what each figure means, and the arithmetic of errors
 
-`analyze` does all of it and returns an `Analysis`; every figure's definition is in `DEFINITIONS`.
+`analyze` does all of this and returns an `Analysis`. `DEFINITIONS` defines every figure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .memory import Forgetting, Touch, forgetting, touch
 from .precision import Drift, Rounding, drift, roundings
 from .runner import Runner
 
-MOST_STEPS = 400  # of the data that are used, from its beginning: enough for the figures, and quick
+MOST_STEPS = 400  # steps of the data that are used, from its beginning: enough for the figures, and fast
 MOST_ROWS = 8
 LONG_STEPS = 100_000
 
@@ -37,8 +37,8 @@ Progress = Callable[[float, str], None]
 class Analysis:
     """What `analyze` returns.
 
-    data : what the model was fed; steps, rows : how much of it was used
-    levels : of the clean outputs: their rms, whether they decide something, and what
+    data : the input data; steps, rows : how much of it was used
+    levels : of the clean outputs: their rms, and what they decide, if anything
     corruptions, gaps : dirty input; forgetting, touch : memory, None if there is no state to follow
     roundings : weights in bfloat16 and int8; drift : float32 against float64 over a long stream
     skipped : what was not done, and why
@@ -95,13 +95,13 @@ def analyze(
     Parameters
     ----------
     model : Model
-    data : what it is fed: an array [T, features...] or [rows, T, features...], a dict of them by input, or a `Data` of
-        `load_data`. None: noise is made up, and the result says so: then the figures tell how the model reacts, not
-        how it does on your signals.
-    steps : most steps of the data to use; at most 8 rows are used
-    long_steps : of the drift
-    seconds : about; following a push of the state may take three quarters of them, as may the float64 side of the
-        drift, whose steps beyond may take half as long again
+    data : the input data: an array [T, features...] or [rows, T, features...], a dict of them by input, or a `Data` of
+        `load_data`. None: random noise, and the result says so. Then the figures say how the model reacts, not how it
+        performs on your signals.
+    steps : the most steps of the data to use; at most 8 rows are used
+    long_steps : steps of the drift
+    seconds : approximate. Following a push of the state may take three quarters of them, and so may the float64 side
+        of the drift. Steps beyond float64 may take half as long again.
     seed : of all noise
     progress : called with (share done 0..1, what is being done)
 
@@ -138,7 +138,7 @@ def analyze(
 
 
 def _memory(runner: Runner, x, rng, seconds: float, progress: Progress, skipped: list[str]):
-    """(Forgetting or None, Touch or None); what was not done is added to `skipped`."""
+    """(Forgetting or None, Touch or None). Adds to `skipped` what was not done."""
     forgot = None
     if runner.streams:
         progress(0.4, "forgetting")
@@ -155,7 +155,7 @@ def _memory(runner: Runner, x, rng, seconds: float, progress: Progress, skipped:
 
 
 def _drift(runner: Runner, x, steps: int, seconds: float, progress: Progress, skipped: list[str]) -> Drift | None:
-    """The drift over `steps` steps; if there is none, why is added to `skipped`."""
+    """The drift over `steps` steps. If it can't be computed, adds the reason to `skipped`."""
     found = drift(runner, x, steps, 0.75 * seconds, lambda share: progress(0.75 + 0.25 * share, "drift"))
     if isinstance(found, str):
         skipped.append(f"drift: {found}")

@@ -1,4 +1,4 @@
-"""Dirty input: what real sensors, networks and microphones do to it."""
+"""Dirty input: the errors of real sensors, networks and microphones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECOVERED = 0.01  # of the clean rms
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of dirt at one strength. kind: "noise", "impulses", "dropped steps", "dropped features", "saturation";
+    """One kind of error at one strength. kind: "noise", "impulses", "dropped steps", "dropped features", "saturation";
     strength: dB, or a share; unit: "dB" or "share". The other three: see `figures.DEFINITIONS`."""
 
     kind: str
@@ -33,8 +33,8 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Gap:
-    """So many missing steps, filled in one way ("zeroed", "held", "skipped"). error: after the gap; recovery: steps,
-    None if the data end before."""
+    """A number of missing steps, filled in one way ("zeroed", "held", "skipped"). error: after the gap; recovery:
+    steps, None if the data end before."""
 
     steps: int
     fill: str
@@ -62,13 +62,13 @@ def corruptions(runner: Runner, x: Arrays, figures: ErrorFigures, rng) -> tuple[
 
 
 def quiet_inputs(runner: Runner, x: Arrays) -> list[str]:
-    """What to say of inputs that are zero: dirt is in proportion to them, so that there is none."""
+    """The notes on inputs that are zero: corruption is proportional to them, so they stay clean."""
     names = [a.name for a in runner.real() if not np.any(x[a.name])]
     return [f"dirt: the data for {name} are all zero, and so is noise in proportion to them" for name in names]
 
 
 def _spoiled(runner: Runner, x: Arrays, spoil) -> Arrays:
-    """x with every real input spoiled, rest untouched."""
+    """x with every real input corrupted, the rest untouched."""
     real = {a.name for a in runner.real()}
     return {n: np.ascontiguousarray(spoil(v), v.dtype) if n in real else v for n, v in x.items()}
 
@@ -89,7 +89,7 @@ def _impulses(v, snr: float, rng):
 
 def _drop_steps(v, share: float, rng):
     kept = rng.random(v.shape[:2]) >= share
-    kept[:, rng.integers(v.shape[1])] = False  # one at least
+    kept[:, rng.integers(v.shape[1])] = False  # at least one
     return v * kept.reshape(*kept.shape, *(1 for _ in v.shape[2:]))
 
 
@@ -109,8 +109,8 @@ def _saturate(v, share: float, rng):
 
 
 def gaps(runner: Runner, x: Arrays, figures: ErrorFigures) -> tuple[Gap, ...]:
-    """Missing steps in the middle, filled in each way; gaps that leave less than as many steps after them are left
-    out, and so are models whose outputs have other steps than their inputs."""
+    """Missing steps in the middle, filled in each way. Skips gaps with fewer steps after them than in them, and models
+    whose outputs have other steps than their inputs."""
     steps = runner.steps_of(x)
     if not any(
         y.ndim > 1 and o.timed and y.shape[1] == steps for y, o in zip(figures.clean, runner.outputs, strict=True)
@@ -144,7 +144,7 @@ def _filled(runner: Runner, x: Arrays, first: int, last: int, fill: str) -> Arra
 
 
 def _skipped(runner: Runner, x: Arrays, first: int, last: int) -> list[np.ndarray] | None:
-    """The stream waits: its last outputs are repeated. None for a model that does not stream step for step."""
+    """The stream waits and repeats its last outputs. None unless the model streams step for step."""
     if not runner.streams:
         return None
     stream = runner.open(runner.rows_of(x))

@@ -1,4 +1,4 @@
-"""Sequences for `analyze`: from files, or made up."""
+"""Sequences for `analyze`: from files, or random."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = (".npy", ".npz", ".wav", ".csv")
 
 @dataclass(frozen=True)
 class Data:
-    """arrays: one array, or a dict by input. text: their source. synthetic: they are made up."""
+    """arrays: one array, or a dict by input. text: their source. synthetic: they are random."""
 
     arrays: object
     text: str
@@ -27,7 +27,7 @@ class Data:
 
     @classmethod
     def of(cls, arrays) -> Data:
-        """Data that the caller holds."""
+        """Data from the caller."""
         shape = {k: list(np.shape(v)) for k, v in arrays.items()} if isinstance(arrays, Mapping) else np.shape(arrays)
         return cls(arrays, f"given: {shape if isinstance(shape, dict) else list(shape)}")
 
@@ -79,7 +79,7 @@ def _npz(path: Path):
 def _csv(path: Path):
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     first = next((i for i, line in enumerate(lines) if line.strip()), 0)
-    if lines and not any(map(_is_number, lines[first].split(","))):  # a head: names of the columns
+    if lines and not any(map(_is_number, lines[first].split(","))):  # a header with the names of the columns
         first += 1
     if not any(line.strip() for line in lines[first:]):
         raise ValueError("holds no numbers")
@@ -108,8 +108,8 @@ def _wav(path: Path):
 
 
 def made_up(runner: Runner, steps: int, seed: int) -> Data:
-    """Noise for every input: real ones slow and fast parts of rms 0.5 that differ from row to row, ints and bools from
-    what every table has (0 and 1)."""
+    """Noise for every input. Real inputs get slow and fast parts of rms 0.5 that differ by row. Ints and bools are 0
+    and 1, which every table has."""
     rng = np.random.default_rng([seed, 1])
     arrays = {}
     for a in runner.inputs:
@@ -125,7 +125,7 @@ def made_up(runner: Runner, steps: int, seed: int) -> Data:
 
 
 def _smoothed(noise: np.ndarray) -> np.ndarray:
-    """A first-order low pass over steps (axis 1), as strong as the noise itself."""
+    """A first-order low pass over steps (axis 1), with the same level as the noise itself."""
     out, level = np.empty_like(noise), np.zeros_like(noise[:, 0])
     for t in range(noise.shape[1]):
         level = 0.9 * level + noise[:, t]

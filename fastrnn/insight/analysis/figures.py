@@ -73,8 +73,8 @@ class ErrorFigures:
         )
 
     def errors(self, got: Sequence[np.ndarray], span: slice = slice(None)) -> tuple[float, float, float | None]:
-        """(relative error, largest change, share of decisions changed or None); span: of the steps, in outputs that
-        have them."""
+        """(relative error, largest change, share of changed decisions or None); span: of steps, for outputs that have
+        them."""
         gaps, levels, changed, decisions = [], [], 0, 0
         for y, z, decides in zip(self.clean, got, self.decides, strict=True):
             y, z = _cut(y, span), _cut(z, span)
@@ -108,8 +108,8 @@ def _rms(y: np.ndarray) -> float:
 
 
 def _decision(y: np.ndarray) -> str | None:
-    """What an output decides: the largest of several where each step is a distribution (or its logarithm), above 0.5
-    where it is up to 16 numbers of [0, 1]; a mask of hundreds decides nothing."""
+    """What an output decides: the largest of several if each step is a distribution (or its logarithm), or above 0.5
+    if it is up to 16 numbers in [0, 1]. A mask of hundreds decides nothing."""
     if y.ndim not in (2, 3) or not y.size:
         return None
     if y.shape[-1] > 1:

@@ -1,8 +1,8 @@
-"""A graph in float64, chunk after chunk: reference.py's meaning, with the states of cells carried along.
+"""A graph in float64, chunk by chunk: the meaning of reference.py, with carried cell states.
 
-reference.py runs whole sequences; a hundred thousand steps of it would need gigabytes, and half a minute a cell. Here
-a chunk goes through its nodes at once, but a cell's input half is one product for the chunk and only the rest of a step
-is left for the loop. `chunkable` compares with reference.py before anybody relies on it.
+reference.py runs whole sequences. A hundred thousand steps would need gigabytes, and half a minute per cell. Here a
+chunk goes through its nodes at once. A cell's input half is one product per chunk, and only the rest of a step is in
+the loop. Callers check the result against reference.py with `chunkable` first.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from ...graph.cells import CellSpec
 from ...graph.loops import Loop, schedule
 from .runner import Arrays, Runner
 
-MOST_WHOLE = 2048  # steps that are run at once: attention over all of them takes memory by the square
+MOST_WHOLE = 2048  # steps in one run: attention over all of them takes quadratic memory
 
 
 class Float64:
     """One stream of a graph in float64.
 
-    timed : the graph has a time axis; then chunks are right if every other op works step by step (`chunkable`).
+    timed : the graph has a time axis. Then chunks are correct if every other op works step by step (`chunkable`).
     """
 
     def __init__(self, graph: Graph):
         self.graph = graph
         self.timed = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         self.states: dict[str, tuple] = {}
-        self.carried: dict[str, np.ndarray] = {}  # of a graph without a time axis: states that a caller would thread
-        self.kept: dict[str, np.ndarray] = {}  # what `state` nodes give at the next step
+        self.carried: dict[str, np.ndarray] = {}  # for a graph without a time axis: states that a caller would thread
+        self.kept: dict[str, np.ndarray] = {}  # outputs of `state` nodes at the next step
         self.loops = any(node.op == "state" for node in graph.nodes)  # then steps go one by one
         self.constants = {n: np.asarray(a, reference.WIDE[graph.values[n].dtype]) for n, a in graph.constants.items()}
         self.order = list(schedule(graph))
 
     def push(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
-        """The outputs that the runner knows, for a chunk [1, T, ...] of each input, [1, T, ...] float64."""
+        """The outputs of the runner for a chunk [1, T, ...] of each input, [1, T, ...] float64."""
         if not self.timed:
             return self._stepped(chunk, runner)
         steps = runner.steps_of(chunk)
@@ -80,7 +80,7 @@ class Float64:
         return [np.concatenate(parts, axis=1) for parts in zip(*rows, strict=True)]
 
     def _run(self, known: dict, sizes: dict[str, int]) -> None:
-        """Every node once: `known` holds the inputs, and all values afterwards."""
+        """Compute every node once. `known` holds the inputs, and afterwards all values."""
         known |= self.constants
 
         def size(dim):
@@ -131,7 +131,7 @@ class Float64:
 
 
 def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None):
-    """`reference.cell` without lengths, forward whatever spec says: x float64 [T, B, I] -> y [T, B, H], h_n, c_n."""
+    """`reference.cell` without lengths, always forward: x float64 [T, B, I] -> y [T, B, H], h_n, c_n."""
     T, B, _ = x.shape
     H, G = spec.hidden_size, spec.gates
     zeros = np.zeros(G * H)
@@ -139,7 +139,7 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None):
     h = np.zeros((B, H)) if h0 is None else np.array(h0, np.float64)
     c = np.zeros((B, H)) if c0 is None else np.array(c0, np.float64)
     Rt, y = np.ascontiguousarray(R.T), np.empty((T, B, H))
-    if spec.kind != "gru" and P is None:  # their biases just add up, and all gates are one product
+    if spec.kind != "gru" and P is None:  # the biases add up, and all gates are one product
         pre, acts = x @ W.T + (Wb + Rb), _activations(spec)
         for t in range(T):
             a = pre[t] + h @ Rt
@@ -169,7 +169,7 @@ def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None):
 
 
 def _activations(spec: CellSpec) -> list[Callable]:
-    """Those of the reference; the usual ones in few sweeps: one over some hundred numbers is mostly its call."""
+    """The functions of the reference, the usual ones in few sweeps: on a few hundred numbers, calls dominate."""
     if spec.clip is not None:
         return reference.activations_of(spec)
     usual = {"tanh": np.tanh, "sigmoid": lambda v: 0.5 * np.tanh(0.5 * v) + 0.5}
@@ -180,7 +180,7 @@ def _activations(spec: CellSpec) -> list[Callable]:
 class Whole:
     """A graph whose ops look beyond their own step: reference.py runs the first steps at once, `push` hands them out.
 
-    Half the time that there is goes into finding out how many steps the other half is enough for, at most MOST_WHOLE.
+    Half of the available time is used to find out how many steps fit in the other half, at most MOST_WHOLE.
     """
 
     def __init__(self, runner: Runner, steps: int, seconds: float, data: Callable[[int, int], Arrays]):
@@ -204,13 +204,13 @@ class Whole:
         return [runner._out_of_file(o, found[o.name]) for o in runner.outputs]
 
     def push(self, chunk: Arrays, runner: Runner) -> list[np.ndarray]:
-        """The next steps, as many as the chunk has; of an output without steps what it is after all of them."""
+        """The next steps, as many as the chunk has; for an output without steps, its value after all of them."""
         first, self.at = self.at, self.at + runner.steps_of(chunk)
         return [y[:, first : self.at] if o.timed else y for o, y in zip(runner.outputs, self.outputs, strict=True)]
 
 
 def chunkable(runner: Runner, x: Arrays, steps: int = 12) -> bool:
-    """Whether chunks of the data give what reference.py gives for all of it: two chunks against one run."""
+    """Whether two chunks of the data yield the same as one run of reference.py over all of it."""
     x = runner.cut(x, 0, min(steps, runner.steps_of(x)))
     T = runner.steps_of(x)
     graph, exact = runner.model.graph, Float64(runner.model.graph)

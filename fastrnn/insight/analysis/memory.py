@@ -1,4 +1,4 @@
-"""How a model remembers: how fast a push of its state dies out, how long a fresh stream is wrong, what a touch does."""
+"""How a model remembers: how fast a push of its state decays, how long a fresh stream is wrong, what a touch does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PUSH = 0.01  # of the state's norm
 FORGOTTEN = 0.01  # of the push
 LEAST_SEEN = 1e-3  # of the push: below it, float32's rounding of the state (1e-7 / PUSH) begins to show in a fit
 STOP = 1e-4
-LONGEST, LEAST_FOLLOWED = 2000, 100  # steps that a push is followed: at most, and however long they take
+LONGEST, LEAST_FOLLOWED = 2000, 100  # steps that a push is followed: at most, and at least regardless of time
 STARTS = (8, 4, 2)  # a push, and a fresh stream, begins after 1/8, 1/4, 1/2 of the data
 WARM = 0.01  # of an output's rms
 TOUCH = 0.01  # of the input's rms
@@ -24,9 +24,9 @@ CURVE = 400  # points of a curve that are kept
 
 @dataclass(frozen=True)
 class Forgetting:
-    """steps: median over rows and starts, None where more than half did not forget in `followed` steps; worst: the
-    largest, None if one did not. decay: factor a step. curve: the median distance, of what it was, by step.
-    warm_up: steps, None if a fresh stream had not met the running one by the end of the data."""
+    """steps: median over rows and starts, None if more than half did not forget in `followed` steps; worst: the
+    largest, None if one did not. decay: factor per step. curve: the median distance relative to the first, by step.
+    warm_up: steps, None if a fresh stream did not converge to the running one by the end of the data."""
 
     steps: float | None
     worst: int | None
@@ -40,7 +40,7 @@ class Forgetting:
 @dataclass(frozen=True)
 class Touch:
     """response[k]: mean norm of the outputs' change k steps after the touch, over the norm of the touch.
-    total: their sum; half: steps after which half of the sum has come."""
+    total: their sum; half: steps after which half of the sum is reached."""
 
     response: tuple[float, ...]
     total: float
@@ -48,7 +48,7 @@ class Touch:
 
 
 def forgetting(runner: Runner, x: Arrays, rng, seconds: float = 3.0) -> Forgetting | None:
-    """Push the state at several places and follow, for `seconds` at most, about; None for a model without float32
+    """Push the state at several places and follow it for about `seconds` at most; None for a model without float32
     states."""
     steps, ratios = runner.steps_of(x), []
     for part in STARTS:
@@ -64,7 +64,7 @@ def forgetting(runner: Runner, x: Arrays, rng, seconds: float = 3.0) -> Forgetti
     padded = np.full((len(ratios), longest), np.nan)
     for row, ratio in zip(padded, ratios, strict=True):
         row[: len(ratio)] = ratio
-        row[len(ratio) :] = ratio[-1]  # it had died out, or time was up: its last distance is the best that is known
+        row[len(ratio) :] = ratio[-1]  # it had decayed, or time was up: its last distance is the best estimate
     curve = np.median(padded, axis=0)
     slopes = [s for s in map(_decay, ratios) if s is not None]
     warm_up, seen = _warm_up(runner, x)
@@ -75,7 +75,7 @@ def forgetting(runner: Runner, x: Arrays, rng, seconds: float = 3.0) -> Forgetti
 
 
 def _pushed(runner: Runner, stream: Stream, rng) -> Stream:
-    """A copy whose float32 states are moved by PUSH of their norm, each row in a direction of its own."""
+    """A copy whose float32 states are moved by PUSH of their norm, each row in its own direction."""
     other = stream.copy()
     shown = {s.name: s for s in stream._parts.layout.shown if s.dtype == "float32"}
     states = other.state
@@ -98,9 +98,9 @@ def _pushed(runner: Runner, stream: Stream, rng) -> Stream:
 
 
 def _follow(runner: Runner, stream: Stream, other: Stream, x: Arrays, first: int, seconds: float) -> list[np.ndarray]:
-    """The distance of two streams' states over their first one, by step, a curve a row; the data go on in a circle."""
+    """The distance of two streams' states over their first one, by step, one curve per row; the data repeat."""
     start = np.linalg.norm(runner.flat_state(other) - runner.flat_state(stream), axis=1)
-    start[start == 0] = np.inf  # a state of nothing but zeros that a push did not move: forgotten at once
+    start[start == 0] = np.inf  # an all-zero state that a push did not move: forgotten at once
     curves, steps, end = [np.ones_like(start)], runner.steps_of(x), time.monotonic() + seconds
     for t in range(first, min(first + LONGEST, runner.horizon)):
         chunk = runner.cut(x, t % steps, t % steps + 1)
@@ -122,7 +122,7 @@ def _settled(curve: np.ndarray, bound: float) -> int | None:
 
 
 def _decay(curve: np.ndarray) -> float | None:
-    """exp of the slope of the curve's logarithm, over its beginning that stands clear of rounding."""
+    """exp of the slope of the curve's logarithm, over its beginning, which is well above rounding errors."""
     low = np.flatnonzero(~(curve > LEAST_SEEN))
     end = int(low[0]) if low.size else len(curve)
     if end < 2:  # gone in a step
@@ -131,7 +131,7 @@ def _decay(curve: np.ndarray) -> float | None:
 
 
 def _warm_up(runner: Runner, x: Arrays) -> tuple[int | None, int]:
-    """(steps until a fresh stream answers as the running one, the worst start; steps of data that were looked at)."""
+    """(steps until a fresh stream agrees with the running one, for the worst start; steps of data that were used)."""
     steps, worst, seen = runner.steps_of(x), 0, 0
     clean = runner.run(x)
     for part in STARTS:
@@ -153,7 +153,7 @@ def _warm_up(runner: Runner, x: Arrays) -> tuple[int | None, int]:
 
 
 def touch(runner: Runner, x: Arrays, rng) -> Touch | None:
-    """Touch single steps of the first row and see how far the outputs move afterwards."""
+    """Touch single steps of the first row and measure how far the outputs move afterwards."""
     steps = runner.steps_of(x)
     timed = [i for i, o in enumerate(runner.outputs) if o.timed]
     if not runner.real() or not timed:
@@ -182,7 +182,7 @@ def touch(runner: Runner, x: Arrays, rng) -> Touch | None:
 
 
 def _touched(runner: Runner, row: Arrays, places, rng) -> tuple[Arrays, np.ndarray]:
-    """The row once a place, with noise added at that step of every real input; and the norm of each touch."""
+    """The row once per place, with noise added at that step of every real input; and the norm of each touch."""
     real, squares = {a.name for a in runner.real()}, np.zeros(len(places))
     found = {}
     for name, v in row.items():

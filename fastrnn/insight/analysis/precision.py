@@ -1,4 +1,4 @@
-"""What fewer bits cost: weights rounded to bfloat16 and int8, and a long float32 stream beside float64."""
+"""The cost of fewer bits: weights rounded to bfloat16 and int8, and a long float32 stream against float64."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .float64 import Float64, Whole, chunkable
 from .runner import Arrays, Runner
 
 SPANS = 20  # successive parts of a long stream
-FIRST, CHUNK = 4, 1000  # steps at a time: at first, and at most, few enough to fit any memory
-IN_FLOAT32 = 0.5  # of the time for float64: what the steps beyond may take, in float32 alone
-# op -> {input: the axis along which outputs lie}: one int8 scale each
+FIRST, CHUNK = 4, 1000  # steps at a time: at first, and at most; few enough for any memory
+IN_FLOAT32 = 0.5  # of the time for float64: the limit for the further steps, in float32 only
+# op -> {input: its axis of outputs}: one int8 scale each
 OUTPUT_AXES = {
     "cell": {1: 0, 2: 0},
     "linear": {1: 1},
@@ -42,7 +42,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Drift:
-    """A long stream. steps: that were streamed; compared: of them, against float64; spans: (first step, relative
+    """A long stream. steps: streamed steps; compared: those compared with float64; spans: (first step, relative
     error) of successive parts; finite: nothing became NaN or infinite; largest_state: of the float32 state at the
     ends of all spans."""
 
@@ -102,10 +102,10 @@ def to_int8(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Callable[[float], None]) -> Drift | str:
-    """Stream the data again and again, `steps` steps, or as many as fit into 1.5 x `seconds`; float64 goes along as far
+    """Stream the data repeatedly, `steps` steps, or as many as fit into 1.5 x `seconds`. float64 runs alongside, as far
     as it gets in `seconds`.
 
-    Returns the reason if it can't be done.
+    Returns the reason if this is not possible.
     """
     timed = [i for i, o in enumerate(runner.outputs) if o.timed]
     row = {n: v[:1] for n, v in x.items()}
@@ -144,7 +144,7 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
         at += n
         before, spent = spent, time.monotonic() - first
         going = spent < seconds and at < reach
-        if spent - before < 0.05 * seconds:  # else twice as many steps could go far beyond the time that is left
+        if spent - before < 0.05 * seconds:  # else twice as many steps could far exceed the remaining time
             size = min(2 * size, CHUNK)
         progress(at / steps)
     return Drift(
@@ -154,7 +154,7 @@ def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Calla
 
 
 def _circle(runner: Runner, row: Arrays, first: int, count: int) -> Arrays:
-    """Steps first.. of the data repeated without end."""
+    """Steps first.. of the endlessly repeated data."""
     steps = runner.steps_of(row)
     places = np.arange(first, first + count) % steps
     return {a.name: np.ascontiguousarray(row[a.name][:, places]) if a.timed else row[a.name] for a in runner.inputs}

@@ -1,4 +1,4 @@
-"""One way to run any model on sequences: arrays are [rows, T, features...], whether it is streamed or run whole."""
+"""One way to run any model on sequences: arrays are [rows, T, features...], streamed or run whole."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Runner:
             raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
         self.why_not = opens(model) or ""
         self.streams = not self.why_not
-        # Steps after which a stream of it ends: those that its attention looks back on, or has positions for.
+        # Steps after which a stream ends: those that its attention keeps, or has positions for.
         room = model.stream().program.plan.room if self.streams else None
         self.horizon = NO_END if room is None else room
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
@@ -54,7 +54,7 @@ class Runner:
     def fit(self, arrays, steps: int, rows: int) -> Arrays:
         """Data for the model, cut to `steps` and `rows`: an array for its one input, or a dict by name.
 
-        Raises ShapeError if they don't fit: a 1-d array is cut into steps of the input's size, as sound is.
+        Raises ShapeError if they don't fit. A 1-d array (sound) is cut into steps of the input's size.
         """
         steps = min(steps, self.horizon)
         if not isinstance(arrays, Mapping):
@@ -122,11 +122,11 @@ class Runner:
         return [self._out_of_file(a, y).astype(np.float64) for a, y in zip(self.outputs, results, strict=True)]
 
     def open(self, rows: int, model: Model | None = None) -> Stream:
-        """A stream of that many rows."""
+        """A stream with that many rows."""
         return (model or self.model).stream(batch_size=rows if self.has_batch else None)
 
     def answers(self, stream: Stream, x: Arrays, last: bool = False) -> list[np.ndarray]:
-        """What a stream gives for a chunk [rows, T, ...], as `run`; last: with what it still holds back."""
+        """The outputs of a stream for a chunk [rows, T, ...], as from `run`; last: with those still held back."""
         given = [x[a.name] if self.has_batch else x[a.name][0] for a in self.inputs]
         ys = _tuple(stream.push(given[0] if len(given) == 1 else tuple(given)))
         if last and stream.delay:
@@ -171,7 +171,7 @@ class Runner:
 
     # -- states --
     def states(self, stream: Stream) -> dict[str, np.ndarray]:
-        """The float32 states, rows first: what decays. Counts and sums that never forget are left out."""
+        """The float32 states, rows first: those that decay. Excludes counts and sums that never forget."""
         shown = {s.name: s for s in stream._parts.layout.shown if s.dtype == "float32"}
         found = {}
         for name, array in stream.state.items():
@@ -183,7 +183,7 @@ class Runner:
         return found
 
     def flat_state(self, stream: Stream) -> np.ndarray:
-        """All of them side by side, float64 [rows, size]."""
+        """All of them concatenated, float64 [rows, size]."""
         parts = list(self.states(stream).values())
         return np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
 

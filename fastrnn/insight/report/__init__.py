@@ -1,14 +1,14 @@
 """Reports: one HTML page each, with everything in it; and the drawing of a graph.
 
-    page.py       the page: head, tiles, sections, tables; written whole or not at all
+    page.py       the page: head, tiles, sections, tables; written atomically
     figures.py    figures as SVG text, through matplotlib
     costs.py      the page of a `Profile`
     trust.py      the page of an `Analysis`
     drawing.py    a graph as dot text or a picture, through graphviz
     names.py      long names of nodes, shortened
 
-A page loads nothing: no script, no font, no picture from elsewhere. matplotlib and graphviz are imported when they are
-used; `pip install 'fastrnn[report]'` installs them.
+A page loads no external script, font or picture. matplotlib and graphviz are imported on use;
+`pip install 'fastrnn[report]'` installs them.
 """
 
 from __future__ import annotations

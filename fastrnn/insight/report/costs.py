@@ -7,7 +7,7 @@ from . import figures
 from .names import common_path, shortened
 from .page import Page
 
-SHOWN = 12  # ops in a figure; the table has all
+SHOWN = 12  # ops in a figure; the table lists all
 
 
 def page_of(found: Profile, name: str | None = None) -> Page:

@@ -1,7 +1,7 @@
-"""A graph as a drawing: boxes are nodes with the dims of what they make, arrows are values.
+"""A graph as a drawing: boxes are nodes with the dims of their outputs, arrows are values.
 
-Text for `dot`, or a picture through it. No arrow has a label: `dot` takes each for a node of its own, and with them
-half a minute for a graph of about 200 nodes instead of two seconds.
+The result is text for `dot`, or a picture made by it. Arrows have no labels: `dot` treats each label as a node, and
+then needs half a minute for a graph of about 200 nodes instead of two seconds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ...machine.files import check_place, replace_file
 from .names import common_path, shortened
 
 SUFFIXES = (".dot", ".svg")
-# Families of ops share a colour; all legible in grey, since the label says what it is.
+# One colour per family of ops. Still legible in grey, since the label names the op.
 FILLS = {"cell": "#cfe8ff", "state": "#cfe8ff", "linear": "#e6dcf5", "conv": "#e6dcf5", "matmul": "#e6dcf5"}
 PLAIN = "#f4f5f7"
 
 
 def write(graph: Graph, path) -> None:
-    """Draw a graph into a .dot or .svg file, which is written whole or not at all."""
+    """Draw a graph into a .dot or .svg file, which is written atomically."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise FastRNNError(f"{path}: a graph is drawn as {' or '.join(SUFFIXES)}")
@@ -40,7 +40,7 @@ def write(graph: Graph, path) -> None:
 
 
 def digraph(graph: Graph):
-    """The graph as a `graphviz.Digraph`: inputs above, outputs below, constants left out but counted in their node."""
+    """The graph as a `graphviz.Digraph`: inputs above, outputs below, constants omitted but counted in their node."""
     try:
         import graphviz
     except ImportError:
@@ -75,7 +75,7 @@ def digraph(graph: Graph):
 
 
 def _label(graph: Graph, node: Node, name: str) -> str:
-    """What the box of a node says: its op and what sets it apart, its name, its parameters, dims of what it makes."""
+    """The label of a node: its op and the main attributes, its name, its parameters, the dims of its outputs."""
     spec = node.attrs.get("spec")
     what = node.op
     if spec is not None:
@@ -95,7 +95,7 @@ def _dims(value: Value) -> str:
 
 
 def _text(text: str) -> str:
-    """Names are anybody's: nothing in them is markup."""
+    """Names are arbitrary text: escape all markup."""
     import graphviz
 
     return graphviz.escape(text)

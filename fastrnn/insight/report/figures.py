@@ -1,4 +1,4 @@
-"""Figures as SVG text: matplotlib without a screen, small enough to be read on a phone."""
+"""Figures as SVG text: matplotlib without a screen, legible on a phone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _count = 0
 
 
 def _inline(figure: Figure, what: str) -> str:
-    """The <svg> element alone, named for readers that don't see it, its ids unlike those of other figures."""
+    """Only the <svg> element, with a label for screen readers and ids unlike those of other figures."""
     global _count
     _count += 1
     text = StringIO()
@@ -77,13 +77,13 @@ def roofline(
         for _, x, y, weight in points:
             axes.scatter([x], [y / 1e9], s=20 + 180 * weight, color="#000000", alpha=0.55, lw=0)
         axes.set(xscale="log", yscale="log", xlabel="FLOP a byte of weights", ylabel="GFLOP/s", xlim=(low, high))
-        # Below: there is no corner of the axes that no dot can be in.
+        # Below the axes, because a dot can be in any corner.
         axes.figure.legend(fontsize=8, loc="outside lower center", ncols=4, title="read from", title_fontsize=8)
     return drawing.svg
 
 
 def paired_bars(labels: Sequence[str], first: Sequence[float], second: Sequence[float], names, unit: str) -> str:
-    """Two horizontal bars a label."""
+    """Two horizontal bars per label."""
     drawing = Drawing(f"{names[0]} and {names[1]} of each op", (SIZE[0], max(1.6, 0.36 * len(labels) + 0.9)))
     with drawing as axes:
         places = range(len(labels))
@@ -98,7 +98,7 @@ def paired_bars(labels: Sequence[str], first: Sequence[float], second: Sequence[
 
 
 def _plain_ticks(axes, low: float, high: float) -> None:
-    """As few numbers as a reader needs, and no powers where they are short: 0.2 0.5 1 2."""
+    """As few numbers as a reader needs, without powers if they are short: 0.2 0.5 1 2."""
     narrow = high / low < 60
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=20 if narrow else 8))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _plain(value)))
@@ -106,7 +106,7 @@ def _plain_ticks(axes, low: float, high: float) -> None:
 
 
 def _plain(value: float) -> str:
-    """A number as a tick says it: 0.002, 500, 2·10⁻⁵."""
+    """A number as tick text: 0.002, 500, 2·10⁻⁵."""
     if 1e-3 <= value < 1e5:
         return f"{value:g}"
     digits, _, power = f"{value:.0e}".partition("e")

@@ -1,4 +1,4 @@
-"""Names of nodes, which exporters make long: what all of several share is said once."""
+"""Names of nodes, which exporters make long: a common prefix is shown only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page of HTML with everything in it, legible on a phone and on paper."""
+"""A self-contained HTML page, legible on a phone and on paper."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Page:
     parts: list[str] = field(default_factory=list)
 
     def tiles(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """The few numbers that matter most: (number, what it is)."""
+        """The most important numbers: (number, what it is)."""
         inner = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in pairs)
         self.parts.append(f'<div class="tiles">{inner}</div>')
 
@@ -87,7 +87,7 @@ class Page:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = (), folded: str = ""
     ) -> None:
-        """A table that scrolls by itself if it is wider than the page; folded: behind a click on these words."""
+        """A table that scrolls separately if it is wider than the page; folded: hidden until this text is clicked."""
         kinds = [' class="number"' if c in numbers else "" for c in columns]
         head = _row("th", kinds, columns)
         body = "".join(_row("td", kinds, row) for row in rows)
@@ -105,7 +105,7 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # An icon of nothing: else a browser asks the page's host for one.
+            # An empty icon, or a browser would ask the page's host for one.
             '<link rel="icon" href="data:,">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             f"<h1>{escape(self.title)}</h1>\n<p>{escape(self.lead)}</p>\n{body}\n"
@@ -126,5 +126,5 @@ def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
 
 
 def write(page: Page, path) -> None:
-    """Write a page: there is never half of one."""
+    """Write a page atomically."""
     replace_file(path, page.html().encode())

@@ -9,7 +9,7 @@ from .page import Page
 
 
 def page_of(found: Analysis, name: str | None = None) -> Page:
-    """How the model reacts to dirt, restarts, long runs and rounded weights."""
+    """How the model reacts to dirty input, restarts, long runs and rounded weights."""
     how = "streamed" if found.streamed else "run whole"
     page = Page(
         f"How robust {name or found.model} is",

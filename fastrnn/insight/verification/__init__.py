@@ -1,9 +1,9 @@
-"""Does a model answer here as it does elsewhere: random inputs through both, the largest differences reported.
+"""Checks that a model agrees with other engines: runs random inputs through both and reports the largest differences.
 
 engines.py      the float64 reference and onnxruntime; `engine` opens the one that the caller names
 engine_*.py     PyTorch and Keras
 inputs.py       random inputs for a graph
-comparison.py   runs at several sizes, and how far apart the answers are
+comparison.py   runs at several sizes, and the differences of the results
 lengths.py      which lengths a comparison covers, and parallel forms over long sequences
 report.py       `VerifyReport`
 
@@ -93,7 +93,7 @@ def _load(path: str | os.PathLike, against: str, beside: dict, options: dict, fl
     """The model of a file. `beside` describes the other engine's file if that is not `path` itself."""
     from ...loading import load
 
-    # A .fastrnn file has bind and states built in, and refuses them. onnxruntime still needs bind.
+    # A .fastrnn file has bind and states built in, and rejects them. onnxruntime still needs bind.
     if os.fspath(path).lower().endswith(".fastrnn"):
         beside = {} if against in ("torch", "keras") else beside
         options = options | {"bind": None} if against == "onnxruntime" else options

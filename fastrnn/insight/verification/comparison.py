@@ -1,4 +1,4 @@
-"""Runs of a model here and in another engine, and how far apart their answers are."""
+"""Runs of a model here and in another engine, and the differences of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # (batch, time) of the runs if the model leaves them free. 19 steps are longer than any tile, 1 is the live case.
 SIZES = ((1, 1), (1, 7), (2, 19), (5, 3))
-FREE = 3  # for a size that the model leaves open besides those
+FREE = 3  # for any other size that the model leaves open
 EVERY = 128  # if a model runs at none of `SIZES`, all lengths up to this are tried, and some beyond
 MAX_SIZE = 4096  # the largest batch or time that is tried to meet a size that the file has frozen
 
@@ -34,9 +34,9 @@ class PairedRun(NamedTuple):
 
 
 def compare(model: Model, other, shown: str, seed: int, tolerance: float | None, sizes) -> VerifyReport:
-    """Run a model and an engine at these sizes, and at more if a file takes none of the default ones.
+    """Run a model and an engine at these sizes, and at others if a file accepts none of the default ones.
 
-    shown : what the report calls the model. tolerance : None for the engine's own.
+    shown : the model's name in the report. tolerance : None for the engine's own.
     """
     limit = other.tolerance if tolerance is None else float(tolerance)
     names = [info.name for info in model.outputs]
@@ -76,7 +76,7 @@ def compare(model: Model, other, shown: str, seed: int, tolerance: float | None,
 
 
 class _Runs:
-    """The runs that both engines answered (`done`), and those that the other one refused (`skipped`: why)."""
+    """The runs that both engines completed (`done`), and those that the other one rejected (`skipped`: why)."""
 
     def __init__(self, model: Model, other, names: Sequence[str], seed: int):
         self.model, self.other, self.names = model, other, names
@@ -85,21 +85,21 @@ class _Runs:
         self.skipped: list[str] = []
 
     def add(self, env: dict[str, int]) -> None:
-        """Run both engines at these sizes. Raises FastRNNError if this one refuses them."""
+        """Run both engines at these sizes. Raises FastRNNError if this one rejects them."""
         feeds = random_inputs(self.model.graph, env, self.rng)
         text = ", ".join(f"{name} [{', '.join(map(str, array.shape))}]" for name, array in feeds.items())
         try:
             expected = self.other.run(feeds, self.names)
         except FastRNNError:
             raise
-        except Exception as error:  # engines raise classes of their own, onnxruntime one per status code
+        except Exception as error:  # engines raise their own classes, onnxruntime one per status code
             self.skipped.append(f"{text}: {self.other.title} refused it: {first_line(error)}")
             return
         ours = [np.asarray(a) for a in self.model.run(*feeds.values())]
         self.done.append(PairedRun(text, env, ours, [np.asarray(a) for a in expected]))
 
     def search(self, environments: list[dict[str, int]]) -> None:
-        """Try other sizes if the other engine answered at only one length, or at none."""
+        """Try other sizes if the other engine ran at only one length, or at none."""
         first = list(self.skipped)
         for env in _longer(environments, {run.env["time"] for run in self.done if "time" in run.env}):
             self.add(env)
@@ -107,12 +107,12 @@ class _Runs:
                 self.done.pop()  # too short for a window, which onnxruntime's pools take for one step
             if len(self.done) >= len(environments):
                 break
-        if len(self.done) == 1 < len(environments):  # the file's one length: at least with all batches
+        if len(self.done) == 1 < len(environments):  # the file has one length: run it at least with all batches
             only = self.done[0].env
             others = {env["batch"] for env in environments if "time" in only and "batch" in env} - {only.get("batch")}
             for batch in sorted(others):
                 self.add(only | {"batch": batch})
-        self.skipped = first  # sizes that a search tried in vain are of no use to the reader
+        self.skipped = first  # the reader does not need the failed sizes of a search
 
 
 def _no_run(model: Model, shown: str, title: str, skipped: Sequence[str]) -> UnsupportedError:
@@ -125,10 +125,10 @@ def _no_run(model: Model, shown: str, title: str, skipped: Sequence[str]) -> Uns
 
 
 def _frozen(names: Sequence[str], run: PairedRun, done: Sequence[PairedRun]) -> str | None:
-    """Where a run's shapes differ because the other engine's never follow the input's: "axis 0 of y were 7", else None.
+    """Where a run's shapes differ because the other engine's are fixed: "axis 0 of y were 7", else None.
 
-    An exporter may call a length free and still unroll the recurrence for the example's; fastrnn rolls it up again. It
-    counts as that only if the other engine gave one size in all runs, and ours was that size in one of them.
+    An exporter may declare a free length and still unroll the recurrence for that of the example; fastrnn rolls it up
+    again. This is assumed only if the other engine had the same size in all runs, and ours had it in one of them.
     """
     for k, name in enumerate(names):
         if run.ours[k].ndim != run.theirs[k].ndim:
@@ -196,8 +196,8 @@ def _environments(model: Model, other, sizes) -> list[dict[str, int]]:
 
 
 def _longer(environments: list[dict[str, int]], done: set[int]) -> Iterator[dict[str, int]]:
-    """More lengths, if only one of those tried, or none, was run: windows may need hundreds of steps, and a Reshape may
-    hold the one length that the file was exported at."""
+    """More lengths to try if at most one of the first ones ran: windows may need hundreds of steps, and a Reshape may
+    contain the one length of the export."""
     if len(done) > 1 or len({env.get("time") for env in environments}) == 1:
         return
     tried = {env["time"] for env in environments}

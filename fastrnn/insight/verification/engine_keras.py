@@ -39,10 +39,10 @@ def _configured() -> str | None:
 
 
 class KerasEngine:
-    """A file that Keras runs, on whatever backend it has; config: of weights alone, as in `fastrnn.load`.
+    """A file that Keras runs, on any backend; config: for a file of only weights, as in `fastrnn.load`.
 
-    Raises UnsupportedError if Keras is not installed, is of another major version than the file (whose layers it
-    would compute otherwise), or can't load the file.
+    Raises UnsupportedError if Keras is not installed, has another major version than the file (whose layers it
+    would compute differently), or can't load the file.
     """
 
     notes: tuple[str, ...] = ()
@@ -81,11 +81,11 @@ class KerasEngine:
                 self.model.load_weights(where)
         except FastRNNError:
             raise
-        except Exception as error:  # Keras raises whatever its parts do
+        except Exception as error:  # Keras raises the errors of its parts
             raise UnsupportedError(f"Keras can't load {where}: {str(error).strip().splitlines()[0]:.160}") from None
 
     def dims(self, name: str) -> tuple | None:
-        """The sizes of an input that the file has fixed."""
+        """The sizes of an input that the file fixes."""
         return next((tuple(x.shape) for x in self.model.inputs if x.name == name), None)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
-"""PyTorch as an engine of `verify`, for files of weights: torch reads the file, its own modules compute the list.
+"""PyTorch as an engine of `verify`, for files of weights: torch reads the file, and its modules compute the layers.
 
-Independent of the importer in what is most easily wrong: how the file is read, the order of gates, the forms of cells
-and norms. The list of layers itself is taken as given.
+It is independent of the importer in the most error-prone parts: how the file is read, the order of gates, the forms of
+cells and norms. The list of layers itself is taken as given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 class TorchEngine:
-    """The modules that a list of layers stands for, run by torch in float32.
+    """The modules of a list of layers, run by torch in float32.
 
     Raises UnsupportedError if torch is not installed, can't read the file, or has no such layer.
     """
@@ -75,7 +75,7 @@ class TorchEngine:
                 history.append(before)
         return [x.numpy()]
 
-    # -- one step an entry --
+    # -- one step per entry --
     def _step(self, entry):
         """The function of one entry; raises UnsupportedError for options that no module of torch has."""
         nn, F, word = self.torch.nn, self.torch.nn.functional, entry.word

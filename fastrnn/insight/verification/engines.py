@@ -1,4 +1,4 @@
-"""The engines that a model is compared with: each runs feeds at any size that its file takes.
+"""The engines that a model is compared with: each runs feeds at any size that its file accepts.
 
 An engine has `title`, `tolerance`, `notes`, `dims(name)`, which returns the sizes that its file fixes of an input (None
 if it fixes none), and `run(feeds, outputs)`.
@@ -26,7 +26,7 @@ ENGINES = ("onnxruntime", "torch", "keras", "reference")
 def engine(name: str, graph: Graph, path: str | None, bind: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
     """The engine `name` of ENGINES over a file; the reference needs the graph alone.
 
-    bind : what the file's inputs that were fixed at load get. beside : `layers`, `key` and `config` of `fastrnn.load`.
+    bind : values of the inputs that were fixed at load. beside : `layers`, `key` and `config` of `fastrnn.load`.
 
     Raises UnsupportedError if the engine is not installed, or the file is missing or not its kind.
     """
@@ -100,7 +100,7 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = 1
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises classes of its own, one per status code
+        except Exception as error:  # onnxruntime raises its own classes, one per status code
             raise UnsupportedError(f"onnxruntime can't load {path}: {first_line(error)}") from None
         self.title = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = {i.name: i for i in self.session.get_inputs()}

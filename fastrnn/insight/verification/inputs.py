@@ -1,4 +1,4 @@
-"""Random inputs for a graph, and how long they must be at least."""
+"""Random inputs for a graph, and their minimum length."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...graph import DTYPES, Graph
 from ...graph import dims as D
 from ...graph.vocabulary import moves
 
-MOST_STEPS = 4096  # among which the fewest that fill a window are searched for
+MOST_STEPS = 4096  # limit of the search for the fewest steps that fill a window
 
 
 def least_steps(graph: Graph, batch: int = 1) -> int:
-    """The fewest steps for which each window of a graph has something to look at; 1 if none asks for more."""
+    """The fewest steps that fill each window of a graph; 1 if none needs more."""
     free = {s for v in graph.values.values() for d in v.dims for s in D.symbols(d)} - {"batch", "time"}
     sides = {(d, 0) for v in graph.values.values() for d in v.dims if "time" in D.symbols(d)}
     windows = {o for node in graph.nodes if node.op in ("conv", "pool") for o in node.outputs if o is not None}
@@ -31,8 +31,8 @@ def least_steps(graph: Graph, batch: int = 1) -> int:
 def random_inputs(graph: Graph, env: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """An array for each input of the graph, of its dtype and of its dims under `env`.
 
-    Floats are normal; integers that index a constant table lie within it, lengths between 0 and the steps there are,
-    other integers are 0 to 3; bools are fair.
+    Floats are normal. Integers that index a constant table are valid indices, lengths are between 0 and the number of
+    steps, other integers are 0 to 3. Bools are fair.
     """
     limits = integer_limits(graph, env)
     feeds: dict[str, np.ndarray] = {}
@@ -52,7 +52,7 @@ def random_inputs(graph: Graph, env: Mapping[str, int], rng: np.random.Generator
 
 
 def integer_limits(graph: Graph, env: Mapping[str, int]) -> dict[str, int]:
-    """Input name -> one more than the largest integer that may be fed; only inputs of which a node limits that."""
+    """Input name -> one more than the largest valid integer; only for inputs that a node limits."""
     consumers = graph.consumers()
     limits = {}
     for name in graph.inputs:

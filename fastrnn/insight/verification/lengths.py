@@ -1,4 +1,4 @@
-"""What `verify` says of lengths: which it compared, what that proves, and where float32 fails a parallel form."""
+"""What `verify` says about lengths: which it compared, what that proves, and where float32 fails a parallel form."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .inputs import integer_limits, least_steps, random_inputs
 if TYPE_CHECKING:
     from ...model import Model
 
-LONGEST = 256  # steps up to which a parallel form is tested: those seen fail between 50 and 150
+LONGEST = 256  # steps up to which a parallel form is tested: known ones fail between 50 and 150
 _LENGTHS = (16, 32, 64, 128, LONGEST)
 
 
 def compared_sizes(envs: Sequence[Mapping[str, int]]) -> dict[str, tuple[int, ...]]:
-    """What runs had of each symbol: name -> ascending numbers."""
+    """The values of each symbol in the runs: name -> ascending numbers."""
     names = sorted({name for env in envs for name in env})
     return {name: tuple(sorted({env[name] for env in envs if name in env})) for name in names}
 
@@ -34,9 +34,9 @@ def size_notes(
     engine: str,
     is_own: bool,
 ) -> list[str]:
-    """A line for each size of which the runs leave open whether the model is right at others.
+    """One line for each size, if the runs don't prove that the model is right at other values.
 
-    is_own : `engine` runs fastrnn's own reading of the file, which shows nothing of that reading.
+    is_own : `engine` runs fastrnn's own reading of the file, so it proves nothing about that reading.
     """
     thawed = {n.split(":")[0].removeprefix("thawed ") for n in graph.notes if n.startswith("thawed ")}
     asked = {"batch": {batch for batch, _ in sizes}, "time": {time for _, time in sizes}}
@@ -63,7 +63,7 @@ class LongRuns:
     """Runs of a model in parallel form over longer sequences, against the float64 reference.
 
     steps : the lengths that were run, ascending.
-    fails_from : the fewest of them that are beyond the tolerance; None if none is.
+    fails_from : the smallest length beyond the tolerance; None if all are within it.
     difference : the largest |got - expected| of all runs; inf if the answer is NaN or infinite and float64's is not.
     worst_at : at how many steps.
     """
@@ -89,9 +89,9 @@ class LongRuns:
 
 
 def long_runs(model: Model, seed: int, tolerance: float) -> LongRuns | None:
-    """Sequences of up to 256 steps, batch 1; None if the model is in no parallel form.
+    """Sequences of up to 256 steps, batch 1; None if the model has no parallel form.
 
-    All are beginnings of the longest, so that the fewest steps that fail can be searched for.
+    All are prefixes of the longest one, so the fewest steps that fail can be found by search.
     """
     graph = model.graph
     if not any(MARK in note for note in graph.notes):
@@ -104,7 +104,7 @@ def long_runs(model: Model, seed: int, tolerance: float) -> LongRuns | None:
     whole = random_inputs(graph, sizes | {"time": max(lengths)}, np.random.default_rng(seed))
 
     def wrong(steps: int) -> bool:
-        """Whether that many steps fail; FastRNNError if the model does not take them, or float64 fails as well."""
+        """Whether that many steps fail; FastRNNError if the model rejects them, or float64 fails as well."""
         got, want = _both(model, whole, sizes | {"time": steps})
         if not all(np.isfinite(a).all() for a in want):
             raise FastRNNError(f"the float64 reference is not finite at {steps} steps")
@@ -140,14 +140,14 @@ def long_runs(model: Model, seed: int, tolerance: float) -> LongRuns | None:
 
 
 def _own_size(graph: Graph, found: Mapping[int, tuple[float, bool]]) -> LongRuns:
-    """Of a model of one length: that is the largest size that its inputs have between batch and features."""
+    """The length of a model with a single length: the largest size of its inputs between batch and features."""
     ((difference, ok),) = found.values()
     steps = max(d for name in graph.inputs for d in (*graph.values[name].dims[:2], 1) if isinstance(d, int))
     return LongRuns((steps,), None if ok else steps, difference, steps)
 
 
 def _both(model: Model, whole: Mapping[str, np.ndarray], env: Mapping[str, int]) -> tuple[list, list]:
-    """Outputs of the model and of the reference over the beginnings of inputs."""
+    """Outputs of the model and of the reference for prefixes of the inputs."""
     graph, limits = model.graph, integer_limits(model.graph, env)
     feeds = {}
     for name, array in whole.items():

@@ -15,7 +15,7 @@ from .lengths import LongRuns
 class OutputDifference:
     """One output: its largest differences over all runs, and where the absolute one was seen.
 
-    absolute : largest |got - expected|; inf if one has a NaN or an infinity that the other has not.
+    absolute : largest |got - expected|; inf if one has a NaN or an infinity that the other does not have.
     relative : largest over the runs of (largest |got - expected| of the run) / (largest |expected| of the run).
     """
 
@@ -30,14 +30,14 @@ class OutputDifference:
 class VerifyReport:
     """What `verify` returns.
 
-    ok : every element of every output within `tolerance` * (1 + |expected|), and every shape equal; of `long` as well.
-    against : the engine compared with, and its version.
-    outputs : one `OutputDifference` an output, in the model's order.
-    runs : the sizes of the inputs of each run; skipped : runs that the other engine refused, and why.
-    notes : what else a reader should know: that only one length could be compared, that a free one is an assumption.
-    compared : what was compared of each size that the model leaves free: "batch" and "time" -> ascending numbers.
-    long : for a model that holds a recurrence in parallel form, which float32 fails after some steps: longer sequences
-        against the float64 reference; else None.
+    ok : every element of every output is within `tolerance` * (1 + |expected|), every shape is equal; in `long` too.
+    against : the other engine, and its version.
+    outputs : one `OutputDifference` per output, in the model's order.
+    runs : the sizes of the inputs of each run; skipped : runs that the other engine rejected, and why.
+    notes : other facts, such as that only one length could be compared, or that a free length is an assumption.
+    compared : the compared values of each free size of the model: "batch" and "time" -> ascending numbers.
+    long : longer sequences against the float64 reference, if the model has a recurrence in parallel form, which fails
+        in float32 after some steps; else None.
     """
 
     model: str
@@ -54,7 +54,7 @@ class VerifyReport:
 
     @property
     def agrees(self) -> bool:
-        """Whether all outputs answer as the other engine's, whatever `long` says."""
+        """Whether all outputs agree with the other engine's, regardless of `long`."""
         return all(out.ok for out in self.outputs)
 
     @property
