@@ -1,4 +1,4 @@
-"""The list of fixtures, tests/data/manifest.json: one entry a model file, merged by the scripts that make them.
+"""The list of fixtures, tests/data/manifest.json: one entry per model file, merged by the scripts that make them.
 
 An entry holds `file` and `golden` (relative to tests/data), `made_by`, `opset`, `size` (T, batch of the traced
 example), `inputs` and `outputs` (name -> one word an axis: "batch", "time" or a size), `states` (input -> output,

@@ -1,6 +1,6 @@
-"""Write tests/data/keras2.zip: models of Keras 2 (and of Keras 1's layout) with inputs and what Keras 2 answers.
+"""Write tests/data/keras2.zip: models of Keras 2 (and in Keras 1's layout) with inputs and the outputs of Keras 2.
 
-Runs where tensorflow-cpu 2.15 is installed, which is no environment of this project's:
+Needs tensorflow-cpu 2.15, which is not in any environment of this project:
 
     python tools/make_keras2_fixtures.py
 
