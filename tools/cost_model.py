@@ -41,7 +41,7 @@ FITTED = ("fma", "narrow", "read", "op", "step", "row", "update", "activation", 
 
 def figures_of(record: dict) -> dict:
     """{"limits", "cases": [{id, kind, H, batch, steps, ns}]} of a benchmark's record (limits: this machine's, measured
-    now, each the best of three), or the record itself where it is that already."""
+    now, each the best of three), or the record itself if it already has this form."""
     if "limits" in record:
         return record
     cases, shared = [], 0

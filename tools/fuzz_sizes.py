@@ -7,7 +7,7 @@ Intended for a build with sanitizers (HACKING.md), in which a bad read or write 
 
 Each case is a model and a seed that draws its sizes and inputs. It is run whole and compared with the float64
 reference, then by `lengths=`, as streams and in a pool with ragged chunks, and compared with the whole runs, whose
-bits they must have. Cases run in child processes, some models each: a crash, a hang or an exception that is no
+bits they must have. Cases run in child processes, several models each. A crash, a hang or an exception other than
 FastRNNError is printed with its model and seed, and ends the run with exit code 1. MemoryError counts as refused.
 """
 

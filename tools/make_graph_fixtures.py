@@ -88,7 +88,7 @@ def make(name: str, folder: Path) -> list[dict]:
     entries = []
     for tag in TAGS:
         if name == "quantised" and "dynamo" in tag:
-            continue  # its weights are cut and turned inside the file before they reach the node
+            continue  # its weights are sliced and transposed inside the file before they reach the node
         path = folder / f"{name}.{tag}.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -183,7 +183,7 @@ def subgraphs() -> None:
 
 
 def nested_bytes(depth: int) -> bytes:
-    """Ifs within Ifs deeper than protobuf itself would write them: the bytes are put together by hand."""
+    """Ifs nested deeper than protobuf itself would write them: the bytes are assembled by hand."""
 
     def field(number: int, data: bytes) -> bytes:
         size, n = b"", len(data)

@@ -257,7 +257,7 @@ def cudnn(rng):
 
 
 def keras_1(rng):
-    """A file as Keras 1 wrote it, put together by hand; Keras 2 reads the same weights: (bytes, inputs, outputs)."""
+    """A file as Keras 1 wrote it, assembled by hand; Keras 2 reads the same weights: (bytes, inputs, outputs)."""
     layers = [
         ("LSTM", {"name": "lstm_1", "output_dim": 4, "inner_activation": "hard_sigmoid", "activation": "tanh",
                   "batch_input_shape": [None, None, 3], "return_sequences": True, "go_backwards": False,

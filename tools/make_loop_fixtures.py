@@ -38,7 +38,7 @@ class Appended(Leaky):
 
 
 class Unbound(Leaky):
-    """x [time, batch, 3]: the sequence taken apart, the last state returned."""
+    """x [time, batch, 3]: the sequence is unbound; the last state is returned."""
 
     def forward(self, x):
         h = torch.zeros(x.size(1), 4)

@@ -34,7 +34,7 @@ RUNS = ((7, 2), (11, 3), (1, 1))
 
 
 class CausalAttention(L.Layer):
-    """Keras's attention of a sequence to itself, no step to a later one, beside a residual."""
+    """Keras's causal self-attention with a residual."""
 
     def __init__(self, heads, features):
         super().__init__()

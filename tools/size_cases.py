@@ -88,7 +88,7 @@ class Case:
             try:
                 self.close(f"run, {name}", a, c)
             except Finding:
-                if moved is None:  # inputs that differ by some float32 roundings: is the answer that sensitive?
+                if moved is None:  # perturb the input by a few float32 roundings: is the answer that sensitive?
                     moved = reference.run(self.graph, {n: self.near(x) for n, x in feeds.items()})
                 with np.errstate(all="ignore"):
                     if a.shape != c.shape or not np.abs(moved[i] - c).max() * 20 > np.abs(a - c).max():
