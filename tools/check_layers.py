@@ -3,10 +3,11 @@
     python tools/check_layers.py [package folder]            # complain of each import that points the wrong way
     python tools/check_layers.py --arrows [package folder]   # print the packages and the arrows between them
 
-`ARROWS` holds the packages, lowest first, and which others each imports. `--arrows` reads the same from the code; the
-picture in HACKING.md is its output. Importers of different formats never import each other; the commands use the public
-package alone; foreign libraries are imported where `FOREIGN` says. Imports inside functions count too: they change
-when a module is loaded, not which way the arrow points. Those under `if TYPE_CHECKING` don't: they never run.
+`ARROWS` lists the packages, lowest first, and which others each imports. `--arrows` reads the same from the code; the
+picture in HACKING.md is its output. Importers of different formats never import each other. The commands use only the
+public package. Foreign libraries are imported only where `FOREIGN` allows it. Imports inside functions count too: they
+change when a module is loaded, not the direction of the arrow. Imports under `if TYPE_CHECKING` don't count: they never
+run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-# Package -> those below it that it imports. One that is not here is an error: decide where it belongs.
+# Package -> the lower packages it imports. A missing package is an error: decide where it belongs.
 ARROWS = {
     "errors": "",
     "machine": "errors",
@@ -51,7 +52,7 @@ TOP = {
     "__main__": "cli",
 }
 SUFFIXES = ("*.py", "*.pyx", "*.pxd", "*.pxi")
-# Foreign library -> where it may be imported at all. numpy and the standard library may be anywhere.
+# Foreign library -> where it may be imported. numpy and the standard library may be imported anywhere.
 FOREIGN = {
     "graphviz": ("insight.report",),
     "h5py": ("importers",),
@@ -69,7 +70,7 @@ FOREIGN = {
     "torch": ("bench", "importers", "insight.verification.engine_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
-SHARED = "shared"  # the folder of importers/ that all the others may use, because it knows no format
+SHARED = "shared"  # the folder of importers/ that all others may use, because it is independent of formats
 CIMPORT = re.compile(
     r"^\s*(?:from\s+(?P<module>[.\w]+)\s+c?import\s+(?P<names>[^#\n]+)|c?import\s+(?P<plain>[\w., ]+))"
 )
@@ -118,7 +119,7 @@ def _from(line, module, dots, names):
 
 
 def check(package: Path) -> list[str]:
-    """One line a violation in the package folder, sorted by file; empty when all is well."""
+    """One line per violation in the package folder, sorted by file; empty if there are none."""
     problems = []
     for path, parts in _modules(package):
         mine = _entry(parts)
@@ -133,7 +134,7 @@ def check(package: Path) -> list[str]:
 
 
 def circles(package: Path) -> list[list[str]]:
-    """A circle of imports among the modules of the package folder, if there is one: its names, the first one twice."""
+    """A cycle of imports among the modules of the package folder, if there is one: its names, the first one twice."""
     modules = {parts[:-1] if parts[-1] == "__init__" else parts for _, parts in _modules(package)}
     graph: dict[tuple, set] = {}
     for path, parts in _modules(package):
@@ -151,7 +152,7 @@ def circles(package: Path) -> list[list[str]]:
 
 
 def arrows(package: Path) -> dict[str, list[str]]:
-    """Each entry of `ARROWS` that the package folder has -> those that its code imports, both lowest first."""
+    """Each entry of `ARROWS` in the package folder -> the entries that its code imports, both lowest first."""
     found: dict[str, set[str]] = {}
     for path, parts in _modules(package):
         mine = _entry(parts)
@@ -167,7 +168,7 @@ def arrows(package: Path) -> dict[str, list[str]]:
 
 
 def show(package: Path) -> str:
-    """The arrows as text: one line a package, lowest first."""
+    """The arrows as text: one line per package, lowest first."""
     found = arrows(package)
     width = max(map(len, found))
     return "".join(
@@ -176,19 +177,19 @@ def show(package: Path) -> str:
 
 
 def _modules(package: Path) -> list[tuple[Path, tuple[str, ...]]]:
-    """Each file of the package with its dotted name below the package, in parts."""
+    """Each file of the package with the parts of its dotted name below the package."""
     paths = sorted(p for suffix in SUFFIXES for p in package.rglob(suffix))
     return [(path, path.relative_to(package).with_suffix("").parts) for path in paths]
 
 
 def _entry(parts: tuple[str, ...]) -> str | None:
-    """The entry of `ARROWS` that a module belongs to; None where it has no place."""
+    """The entry of `ARROWS` that a module belongs to; None if there is none."""
     head = parts[0] if parts else "__init__"
     return TOP.get(head, head if head in ARROWS and head != "fastrnn" else None)
 
 
 def _target(package: Path, parts: tuple[str, ...], name: str, dots: int) -> tuple[str, ...] | None:
-    """What an import of a module names, below the package; None where it is foreign."""
+    """The target of an import, as parts below the package; None if it is foreign."""
     names = tuple(name.split("."))
     if dots:
         return (*parts[: len(parts) - dots], *names)

@@ -1,4 +1,4 @@
-"""Do two trees answer with the same bits? For a change that should change nothing.
+"""Check that two trees give bit-identical results, for a change that should change nothing.
 
     PYTHONPATH=OLD python tools/compare_bits.py --record before.json     the old tree, built in place
     PYTHONPATH=. python tools/compare_bits.py --compare before.json      this one; exits 1 if anything differs
@@ -20,7 +20,7 @@ import numpy as np
 from fuzz_sizes import default_models, load
 from size_cases import Case
 
-MADE = 60  # models that tools/size_models.py makes, besides those of files
+MADE = 60  # models that tools/size_models.py makes, in addition to those from files
 SEEDS = 3
 
 
@@ -44,7 +44,7 @@ def outcome(call) -> str:
 
 
 def pushed(case: Case) -> str:
-    """A stream's answers to two chunks."""
+    """A stream's outputs for two chunks."""
     if not case.model.streamable or case.axis(case.plain[0], "time") is None:
         return "does not stream"
     feeds = case.feeds(case.plain, case.sizes | {"batch": 1})
@@ -57,7 +57,7 @@ def pushed(case: Case) -> str:
 
 
 def record_of(label: str) -> dict[str, str]:
-    """What one model gives: way -> digest or error."""
+    """The results of one model: way -> digest or error."""
     model = load(label)
     found = {}
     for seed in range(SEEDS):
@@ -73,7 +73,7 @@ def record_of(label: str) -> dict[str, str]:
 
 
 def file_digest(data: bytes) -> str:
-    """Of a .fastrnn file, whose header's keys come in any order: safetensors keeps them in a hash map."""
+    """The digest of a .fastrnn file. The keys of its header are in any order: safetensors keeps them in a hash map."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True)
     return hashlib.sha256(header.encode() + data[end:]).hexdigest()[:16]
@@ -92,7 +92,7 @@ def main() -> int:
     for name, label in pairs:
         try:
             found[name] = record_of(label)
-        except Exception as error:  # a hostile file; its class is the answer
+        except Exception as error:  # a hostile file; the error's class is the result
             found[name] = {"load": type(error).__name__}
     if args.record is not None:
         Path(args.record).write_text(json.dumps(found, indent=1))

@@ -1,4 +1,4 @@
-"""Compare the performance model with a benchmark's record, keep the figures that its test uses, or fit its factors.
+"""Compare the performance model with a benchmark record, save the figures for its test, or fit its factors.
 
     fastrnn bench --engines fastrnn --grid step --grid odd --grid batch --grid sequence --no-costs --json bench.json
     python tools/cost_model.py bench.json                      # on the machine that ran it, soon after
@@ -6,9 +6,9 @@
     python tools/cost_model.py measure --keep tests/data/bench_figures.json
     python tools/cost_model.py tests/data/bench_figures.json --fit
 
-Prints every case whose prediction is more than 30 % off and the share of those within. Of a benchmark's record, cases
-in which the core was shared (CPU time below 97 % of wall time) say nothing about the engine: they are left out, and
-counted. `measure` takes CPU time instead, which on a free core is the same, and neighbours hardly change.
+Prints every case whose prediction is more than 30 % off, and the share of cases within 30 %. In a benchmark record,
+cases with a shared core (CPU time below 97 % of wall time) say nothing about the engine: they are left out and counted.
+`measure` uses CPU time instead. On a free core it equals wall time, and other processes hardly affect it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FITTED = ("fma", "narrow", "read", "op", "step", "row", "update", "activation", 
 
 def figures_of(record: dict) -> dict:
     """{"limits", "cases": [{id, kind, H, batch, steps, ns}]} of a benchmark's record (limits: this machine's, measured
-    now, each the best of three), or the record itself where it is that already."""
+    now, each the best of three), or the record itself if it already has this form."""
     if "limits" in record:
         return record
     cases, shared = [], 0
@@ -87,7 +87,7 @@ def measure(made: dict) -> dict:
 
 
 def cpu_ns(calls, count: int) -> int:
-    """CPU time of so many calls by this thread."""
+    """CPU time of `count` calls by this thread."""
     start = time.thread_time_ns()
     calls(count)
     return time.thread_time_ns() - start
@@ -109,7 +109,7 @@ def plan_of(case: dict, made: dict):
 
 
 def ratios(figures: dict, factors: cost_model.Factors, made: dict) -> np.ndarray:
-    """Predicted over measured, a number a case."""
+    """Predicted time over measured time, per case."""
     machine = Limits.from_dict(figures["limits"])
     found = []
     for case in figures["cases"]:
@@ -145,7 +145,7 @@ def fit(figures: dict, made: dict, rounds: int = 15) -> cost_model.Factors:
 
 
 def report(figures: dict, factors: cost_model.Factors, made: dict) -> bool:
-    """Print what is off; whether 9 of 10 are within 30 %."""
+    """Print the cases that are off; returns whether 9 of 10 are within 30 %."""
     found = ratios(figures, factors, made)
     for case, ratio in zip(figures["cases"], found, strict=True):
         if not 0.7 <= ratio <= 1.3:

@@ -37,7 +37,7 @@ def remez(target, weight, lo, hi, degree, rounds=12):
 
 
 def _extrema(errors, n, old):
-    """The largest error of each run of equal sign; the old nodes where there are not n runs."""
+    """The largest error of each run of equal sign; the old nodes if there are not n runs."""
     best = []
     for x, e in errors:
         if best and (best[-1][1] > 0) == (e > 0):
@@ -51,7 +51,7 @@ def _extrema(errors, n, old):
 
 
 def report(name, form, coefs, error_at, lo, hi):
-    """Print float32 coefficients from the highest power down (Horner's order) and the error that is left."""
+    """Print float32 coefficients from the highest power down (Horner's order) and the remaining error."""
     rounded = [np.float32(float(c)) for c in coefs]
     exact = [mp.mpf(float(c)) for c in rounded]
     points = [mp.mpf(lo) + (mp.mpf(hi) - lo) * i / 2000 for i in range(2001)]
@@ -81,7 +81,7 @@ def fit_exp():
 def fit_tanh():
     """C = r coth r, for which e^2r = (C + r) / (C - r), up to where n turns 1 (|r| is less from there on).
 
-    A search among the float32 neighbours of the coefficients gained 0.02 ULP: they are rounded and no more.
+    A search among the float32 neighbours of the coefficients gained only 0.02 ULP, so they are simply rounded.
     """
     edge = mp.log(2) / 4 + mp.mpf("0.0778")
     coefs = remez(

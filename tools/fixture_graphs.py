@@ -1,6 +1,6 @@
-"""Whole recurrent models as PyTorch modules: what tests/data/graphs.tar.xz is exported from, by make_graph_fixtures.py.
+"""Whole recurrent models as PyTorch modules; make_graph_fixtures.py exports tests/data/graphs.tar.xz from them.
 
-Sizes are tiny and odd, so that all files together stay small. Each is one of the architectures that people deploy.
+Sizes are tiny and odd, so that all files together stay small. Each model is a commonly deployed architecture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BTF = ("batch", "time")
 
 
 class CausalConv(nn.Module):
-    """A convolution over [batch, channels, time] that sees no step to come."""
+    """A convolution over [batch, channels, time] that sees no later step."""
 
     def __init__(self, channels, maps, kernel, dilation=1):
         super().__init__()
@@ -28,7 +28,7 @@ class CausalConv(nn.Module):
 
 
 class VoiceDetector(nn.Module):
-    """Two causal convolutions, a batch norm, GRU, one probability a step."""
+    """Two causal convolutions, a batch norm, GRU, one probability per step."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ class AdditiveAttention(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """GRU, then a transformer block whose steps see none to come."""
+    """GRU, then a transformer block whose steps see no later step."""
 
     def __init__(self):
         super().__init__()
@@ -198,7 +198,7 @@ class LanguageModel(nn.Module):
 
 
 class ManyInputs(nn.Module):
-    """Two sequences, one vector and one category a row: the latter two repeated along time."""
+    """Two sequences, one vector and one category per row; the latter two are repeated along time."""
 
     def __init__(self):
         super().__init__()
@@ -214,7 +214,7 @@ class ManyInputs(nn.Module):
 
 
 class TwoHeads(nn.Module):
-    """A label a step, and one for the whole sequence from the last state."""
+    """A label per step, and one for the whole sequence from the last state."""
 
     def __init__(self):
         super().__init__()

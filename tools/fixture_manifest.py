@@ -1,10 +1,10 @@
-"""The list of fixtures, tests/data/manifest.json: one entry a model file, merged by the scripts that make them.
+"""The list of fixtures, tests/data/manifest.json: one entry per model file, merged by the scripts that make them.
 
 An entry holds `file` and `golden` (relative to tests/data), `made_by`, `opset`, `size` (T, batch of the traced
-example), `inputs` and `outputs` (name -> one word an axis: "batch", "time" or a size), `states` (input -> output,
-where the caller threads a state), `frozen` (which of batch and time the file wrote down as a number), `streamable`,
-`context` (what its streams are opened with), `ops` (how many of each operator) and `about`. An entry with `refused` is
-a file that must not load: a word of the error instead.
+example), `inputs` and `outputs` (name -> one word an axis: "batch", "time" or a size), `states` (input -> output, if
+the caller passes a state), `frozen` (which of batch and time the file fixes as a number), `streamable`, `context` (what
+its streams are opened with), `ops` (how many of each operator) and `about`. An entry with `refused` is a file that must
+not load: a word of the error instead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The PyTorch modules behind tests/data/onnx: each one thing that exporters are known to write in a special way.
+"""The PyTorch modules behind tests/data/onnx. Each tests one construct that exporters write in a special way.
 
-Used by make_torch_fixtures.py. Sizes are small and odd on purpose (H = 20, 33, 5): no multiple of any vector length.
+Used by make_torch_fixtures.py. Sizes are small and odd on purpose (H = 20, 33, 5): not a multiple of any vector length.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     PYTHONPATH=. python tools/fuzz_programs.py --seconds 600 --seed 1000 --exporter script
     PYTHONPATH=. python tools/fuzz_programs.py --seed 1042 --count 1 --all    # one program again, every answer
 
-`tests/programs/grammar.py` draws the programs, `tests/programs/compare.py` judges them; an answer that is wrong or an
-error is a finding. It is made small (statements are dropped while it stays) and printed with its seed and the text of
-the program, which can be pasted into a module of tests/programs. Findings that come down to the same statements are
-printed once. Each program runs in a process of its own, so that a crash is a finding too. dynamo's exporter takes
+`tests/programs/grammar.py` generates the programs and `tests/programs/compare.py` judges them; a wrong result or an
+error is a finding. It is minimised (statements are dropped while the finding persists) and printed with its seed and
+the text of the program, which can be pasted into a module of tests/programs. Findings that reduce to the same
+statements are printed once. Each program runs in its own process, so a crash is a finding too. dynamo's exporter takes
 seconds: with `--exporter both` it gets one program in ten.
 
 On a sanitizer build torch would be slow. So write files first, then replay them without torch: every file is run at
@@ -34,19 +34,19 @@ BAD = ("wrong", "error")
 
 
 def sound(truths) -> bool:
-    """Whether float32 and float64 agree so well that a difference means something."""
+    """Whether float32 and float64 agree well enough for a difference to be meaningful."""
     from programs.compare import differ
 
     return len(truths) < 2 or differ(truths[1], truths[0], 1e-5) is None
 
 
 def findings(draft, kinds, sizes=None) -> list[tuple]:
-    """(kind, size, answer) of every answer that is wrong or an error."""
+    """(kind, size, answer) of every answer that is wrong or raises an error."""
     from programs.running import each, run_apart
 
     try:
         program = draft.program()
-    except Exception:  # a smaller draft that is no Python any more
+    except Exception:  # a smaller draft that is no longer valid Python
         return []
     if sizes is not None:
         sizes = [tuple(map(int, s.split(","))) for s in sizes]
@@ -71,7 +71,7 @@ def minimised(draft, found):
 
 
 def signature(draft, found) -> tuple:
-    """What two findings have in common if they are one: the statements without names and numbers, and the kind."""
+    """The key that equal findings share: the statements without names and numbers, and the kind."""
     import re
 
     plain = tuple(re.sub(r"\b[amx]?\d+\b|\b\d+\.\d+\b", "#", s.lines) for s in draft.statements)

@@ -1,5 +1,5 @@
-"""Fuzz whole models over sizes: whatever batch, length and other free sizes a caller gives, an answer is right or a
-FastRNNError. Meant for a build with sanitizers (HACKING.md), where a bad read or write ends the process.
+"""Fuzz whole models over sizes: for any batch, length and other free sizes, a result must be correct or a FastRNNError.
+Intended for a build with sanitizers (HACKING.md), in which a bad read or write ends the process.
 
     python tools/fuzz_sizes.py --seconds 60                      the fixtures, the seeds of tests/fuzz, made models
     python tools/fuzz_sizes.py --seconds 60 a.onnx b.fastrnn     these files, and made models
@@ -7,7 +7,7 @@ FastRNNError. Meant for a build with sanitizers (HACKING.md), where a bad read o
 
 Each case is a model and a seed that draws its sizes and inputs. It is run whole and compared with the float64
 reference, then by `lengths=`, as streams and in a pool with ragged chunks, and compared with the whole runs, whose
-bits they must have. Cases run in child processes, some models each: a crash, a hang or an exception that is no
+bits they must have. Cases run in child processes, several models each. A crash, a hang or an exception other than
 FastRNNError is printed with its model and seed, and ends the run with exit code 1. MemoryError counts as refused.
 """
 
@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = ROOT / "tests" / "data" / "graphs.tar.xz"
 PUBLISHED = ROOT.parent / "shared" / "models"
 MODELS_A_CHILD = 12
-SECONDS_A_CASE = 120  # a sanitizer makes a case ten times slower; a hang is more
-CASES_A_LOAD = 3  # cases for which a model is loaded once
+SECONDS_A_CASE = 120  # a sanitizer makes a case ten times slower; more than this is a hang
+CASES_A_LOAD = 3  # cases per load of a model
 
 
 # ---- models --------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def load(label: str):
 
 
 def run_case(model, seed: int) -> str | None:
-    """What is wrong with this case; None if nothing is."""
+    """A description of what is wrong with this case; None if it passes."""
     case = Case(model, seed)
     try:
         case.run()
@@ -90,7 +90,7 @@ def run_case(model, seed: int) -> str | None:
 
 
 def work(jobs: list) -> None:
-    """A child: run each (label, seeds), and say on stdout what it is at and what it finds, one JSON a line."""
+    """A child process: run each (label, seeds); print progress and findings to stdout, one JSON per line."""
     from fastrnn import FastRNNError
 
     def say(*what):
@@ -140,7 +140,7 @@ def run_child(jobs: list, deadline: float) -> tuple[list, int, list]:
 
 
 def _summary(trace: str) -> str:
-    """What a sanitizer said, without its shadow memory."""
+    """A sanitizer's report without its shadow memory."""
     lines = trace.splitlines()
     first = next((i for i, line in enumerate(lines) if "ERROR:" in line or "runtime error:" in line), None)
     chosen = lines[-15:] if first is None else lines[first : first + 15]
@@ -148,7 +148,7 @@ def _summary(trace: str) -> str:
 
 
 def jobs_of(models: list[str], rng: random.Random):
-    """Without end: some models each, the given ones in a new order every round, as many made ones between them."""
+    """Endless jobs of several models each: the given ones in a new order every round, mixed with as many made ones."""
     while True:
         order = rng.sample(models, len(models))
         mixed = [label for given in order for label in (given, f"made:{rng.randrange(1 << 30)}")]
@@ -160,7 +160,7 @@ def jobs_of(models: list[str], rng: random.Random):
 
 
 def fuzz(models: list[str], seconds: float, seed: int, processes: int) -> int:
-    """Cases until the time is up, in so many children at once; prints findings. Returns how many there were."""
+    """Run cases until the time is up, in `processes` children; prints findings and returns their number."""
     deadline, source = time.monotonic() + seconds, jobs_of(models, random.Random(seed))
     found, cases = 0, 0
     print(f"seed {seed}, {len(models)} files and made models, {seconds:.0f} s, {_package()}", flush=True)
@@ -184,7 +184,7 @@ def fuzz(models: list[str], seconds: float, seed: int, processes: int) -> int:
 
 
 def _package() -> str:
-    """Which package is tried, and with which sanitizers."""
+    """Which package is tested, and with which sanitizers."""
     import fastrnn
 
     folder = Path(fastrnn.__file__).parent / "ops"

@@ -1,13 +1,13 @@
-"""Export the models of fixture_graphs.py, and their Keras likes, into tests/data/graphs.tar.xz, with goldens.
+"""Export the models of fixture_graphs.py, and similar Keras models, into tests/data/graphs.tar.xz, with goldens.
 
 Run by hand, the results are committed:
 
     tf-env/bin/python tools/make_keras_graphs.py build/graphs  # Keras by tf2onnx (see make_tf2onnx_fixtures.py)
     python tools/make_graph_fixtures.py build/graphs           # PyTorch by both exporters; packs the folder
 
-The archive holds `manifest.json` (a list of entries as in tests/data/manifest.json), an `.onnx` a file and an `.npz` a
-model: three runs, as make_torch_fixtures.py makes them, at the sizes of RUNS. Weights are rounded to multiples of 1/64,
-which costs nothing here and packs well.
+The archive holds `manifest.json` (a list of entries as in tests/data/manifest.json), one `.onnx` per file and one
+`.npz` per model: three runs, as make_torch_fixtures.py makes them, at the sizes of RUNS. Weights are rounded to
+multiples of 1/64, which costs nothing here and compresses well.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def make(name: str, folder: Path) -> list[dict]:
     entries = []
     for tag in TAGS:
         if name == "quantised" and "dynamo" in tag:
-            continue  # its weights are cut and turned inside the file before they reach the node
+            continue  # its weights are sliced and transposed inside the file before they reach the node
         path = folder / f"{name}.{tag}.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def pack(folder: Path, entries: list[dict]) -> None:
     for e in entries:
         for name in (e["file"], e["golden"]):
             files[name] = (folder / name).read_bytes()
-    # Alike names beside each other: what the ways of exporting have in common is stored once.
+    # Sort similar names next to each other: content shared by several exports is then stored once.
     with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
         for name in sorted(files):
             info = tarfile.TarInfo(name)

@@ -1,8 +1,8 @@
-"""Write tests/hostile: small files that no program should trust, and errors.json with the error that each must give.
+"""Write tests/hostile: small files that no program should trust, and errors.json with the expected error of each.
 
     python tools/make_hostile_files.py
 
-Run by hand, the results are committed. An entry is [name of the error's class, words that its message holds].
+Run by hand, the results are committed. An entry is [name of the error's class, words in its message].
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def subgraphs() -> None:
 
 
 def nested_bytes(depth: int) -> bytes:
-    """Ifs within Ifs deeper than protobuf itself would write them: the bytes are put together by hand."""
+    """Ifs nested deeper than protobuf itself would write them: the bytes are assembled by hand."""
 
     def field(number: int, data: bytes) -> bytes:
         size, n = b"", len(data)

@@ -1,6 +1,6 @@
-"""Write tests/data/keras2.zip: models of Keras 2 (and of Keras 1's layout) with inputs and what Keras 2 answers.
+"""Write tests/data/keras2.zip: models of Keras 2 (and in Keras 1's layout) with inputs and the outputs of Keras 2.
 
-Runs where tensorflow-cpu 2.15 is installed, which is no environment of this project's:
+Needs tensorflow-cpu 2.15, which is not in any environment of this project:
 
     python tools/make_keras2_fixtures.py
 
@@ -257,7 +257,7 @@ def cudnn(rng):
 
 
 def keras_1(rng):
-    """A file as Keras 1 wrote it, put together by hand; Keras 2 reads the same weights: (bytes, inputs, outputs)."""
+    """A file as Keras 1 wrote it, assembled by hand; Keras 2 reads the same weights: (bytes, inputs, outputs)."""
     layers = [
         ("LSTM", {"name": "lstm_1", "output_dim": 4, "inner_activation": "hard_sigmoid", "activation": "tanh",
                   "batch_input_shape": [None, None, 3], "return_sequences": True, "go_backwards": False,

@@ -82,7 +82,7 @@ def build(name: str, time=None) -> keras.Model:
 
 
 def weights_of(model) -> list[np.ndarray]:
-    """Every weight drawn anew, in multiples of 1/64."""
+    """A new random value for every weight, in multiples of 1/64."""
     random, arrays = np.random.default_rng(zlib.crc32(model.name.encode())), []
     for variable, value in zip(model.weights, model.get_weights(), strict=True):
         drawn = random.normal(0, 0.1 + 0.9 / np.sqrt(value.shape[0] if value.ndim > 1 else 4), value.shape)

@@ -1,4 +1,4 @@
-"""Export recurrences of their own with both PyTorch exporters into tests/data/loops: Loop, sequences and Scan.
+"""Export custom recurrences with both PyTorch exporters into tests/data/loops: Loop, sequences and Scan.
 
 Run by hand with torch 2.13 (CPU), onnx and onnxscript installed; the results are committed. Seeds are fixed; tests
 compare with onnxruntime, so there are no goldens.
@@ -38,7 +38,7 @@ class Appended(Leaky):
 
 
 class Unbound(Leaky):
-    """x [time, batch, 3]: the sequence taken apart, the last state returned."""
+    """x [time, batch, 3]: the sequence is unbound; the last state is returned."""
 
     def forward(self, x):
         h = torch.zeros(x.size(1), 4)
@@ -60,7 +60,7 @@ class Scanned(Leaky):
 
 
 def write(name: str, proto: onnx.ModelProto) -> None:
-    """Without what the exporter notes for people, which is most of such a small file."""
+    """Write a file without the exporter's debug notes, which are most of such a small file."""
     graphs = [proto.graph]
     for graph in graphs:
         for node in graph.node:

@@ -1,13 +1,13 @@
-"""Pack exported files of tests/programs, and what they must answer, into tests/data/programs.tar.xz.
+"""Pack exported files of tests/programs, and their expected results, into tests/data/programs.tar.xz.
 
 Run by hand, the results are committed; needs torch, onnxscript and onnxruntime:
 
     PYTHONPATH=. python tools/make_program_fixtures.py                 # exports what --cache lacks, and packs
-    PYTHONPATH=. python tools/make_program_fixtures.py --expectations  # tests/data/programs.json anew: review its diff
+    PYTHONPATH=. python tools/make_program_fixtures.py --expectations  # rewrites programs.json: review its diff
 
 The archive holds up to three `.onnx` of a program (by both exporters with nothing free, by one of them with batch and
 time free) and `programs.json`: a program's inputs, sizes, and the digests of the answers that count at each, see
-tests/programs/digests.py and compare.py. The test draws the inputs anew. What each file is expected to give with
+tests/programs/digests.py and compare.py. The test generates the inputs again. The expected result of each file with
 this tree is in tests/data/programs.json, see tests/test_programs.py.
 """
 

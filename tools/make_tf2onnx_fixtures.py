@@ -1,6 +1,6 @@
-"""Convert small Keras 2.15 models with tf2onnx into tests/data/onnx, with goldens from Keras beside them.
+"""Convert small Keras 2.15 models with tf2onnx into tests/data/onnx, together with goldens from Keras.
 
-Run by hand, in an environment of its own (tf2onnx and tensorflow want older packages than the rest of the project):
+Run by hand, in a separate environment (tf2onnx and tensorflow need older packages than the rest of the project):
 
     python3.11 -m venv tf-env
     tf-env/bin/pip install tensorflow-cpu==2.15.1 tf2onnx==1.17.0 onnx==1.17.0 "numpy<2"
@@ -34,7 +34,7 @@ RUNS = ((7, 2), (11, 3), (1, 1))
 
 
 class CausalAttention(L.Layer):
-    """Keras's attention of a sequence to itself, no step to a later one, beside a residual."""
+    """Keras's causal self-attention with a residual."""
 
     def __init__(self, heads, features):
         super().__init__()
@@ -160,7 +160,8 @@ def build(name: str, time=None) -> keras.Model:
 
 
 def weights_of(model) -> list[np.ndarray]:
-    """Every weight drawn anew, biases and statistics too: Keras starts those at 0 and 1, which hide mistakes."""
+    """A new random value for every weight, including biases and statistics: Keras starts those at 0 and 1, which hides
+    mistakes."""
     random = np.random.default_rng(zlib.crc32(model.name.encode()))
     arrays = []
     for variable, value in zip(model.weights, model.get_weights(), strict=True):
@@ -220,7 +221,7 @@ def rename_output(proto) -> None:
 
 
 def count(graph, ops) -> dict:
-    """How many nodes of each operator, subgraphs included."""
+    """The number of nodes of each operator, including subgraphs."""
     for node in graph.node:
         ops[node.op_type] = ops.get(node.op_type, 0) + 1
         for attribute in node.attribute:

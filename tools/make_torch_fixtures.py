@@ -1,11 +1,11 @@
-"""Export small recurrent models with both PyTorch exporters into tests/data/onnx, with goldens beside them.
+"""Export small recurrent models with both PyTorch exporters into tests/data/onnx, together with goldens.
 
 Run by hand with torch 2.13 (CPU), onnx and onnxscript installed; the results are committed:
 
     python tools/make_torch_fixtures.py            # writes all files and the torch part of the manifest
     python tools/make_torch_fixtures.py --only gru # those whose name contains "gru"; the manifest is merged
 
-Seeds are fixed a model, so a second run gives the same weights and goldens (the bytes of an .onnx file also depend
+Seeds are fixed per model, so a second run gives the same weights and goldens (the bytes of an .onnx file also depend
 on the versions of torch and onnxscript). A model is exported up to five ways, see `WAYS`; its golden `NAME.npz` is
 shared by all of them and comes from the module itself, weights float32, computed in float64, stored as float32.
 It holds three runs of (T, batch), see RUNS: `r0.*` at the size that most files are exported at, `r1.*` at another
@@ -54,7 +54,7 @@ WAYS = {
     for way in (
         Way("dynamo", True, ALL, "torch.export based exporter, dynamic batch and time"),
         Way("dynamo_frozen", True, (), "torch.export based exporter, no dynamic_shapes given"),
-        # 19 steps of one row, nothing dynamic: what the exporter's own first example leads to.
+        # 19 steps of one row, nothing dynamic: the result of following the exporter's own first example.
         Way("dynamo_b1", True, (), "torch.export based exporter, no dynamic_shapes, batch 1", size=(19, 1)),
         Way("dynamo_batch", True, ("batch",), "torch.export based exporter, dynamic batch, time frozen"),
         Way("script", False, ALL, "TorchScript exporter, dynamic_axes for batch and time", 17),
@@ -72,12 +72,12 @@ def axis_names(model, names, free) -> dict[str, dict[int, str]]:
 
 
 def export(model, module, example, way: Way, path: Path) -> None:
-    """Write one file. Raises what the exporter raises."""
+    """Write one file. Exceptions of the exporter propagate."""
     common = {"input_names": list(model.inputs), "output_names": list(model.outputs)}
     if way.dynamo:
         shapes = None
         if way.free:
-            # AUTO lets the exporter freeze an axis where it thinks that the model needs it: what users meet.
+            # AUTO lets the exporter freeze an axis if it thinks that the model needs it, as users experience it.
             axes = axis_names(model, model.inputs, way.free)
             shapes = tuple(dict.fromkeys(axes[n], torch.export.Dim.AUTO) for n in model.inputs)
         program = torch.onnx.export(
@@ -121,7 +121,7 @@ def strip(proto: onnx.ModelProto) -> None:
 
 
 def goldens(model, module) -> dict[str, np.ndarray]:
-    """Inputs and outputs of all RUNS, in float64 inside, float32 (ints as they are) stored."""
+    """Inputs and outputs of all RUNS, computed in float64, stored as float32 (ints unchanged)."""
     arrays = {}
     module = module.double()
     for k, (time, batch) in enumerate(RUNS):
@@ -161,7 +161,7 @@ def make_projected() -> dict:
     program = torch.onnx.export(
         module, (torch.randn(2, 7, 6),), None, dynamo=True, dynamic_shapes=dims, verbose=False, input_names=["x"]
     )
-    proto = program.model_proto  # made anew at every access
+    proto = program.model_proto  # rebuilt at every access
     strip(proto)
     path = OUT / "projected.dynamo.onnx"
     onnx.save(proto, path)
@@ -175,7 +175,7 @@ def make_projected() -> dict:
 
 
 def describe(model, name: str, way: Way, path: Path) -> dict:
-    """The manifest entry of one file: what it is made of, and what its axes mean."""
+    """The manifest entry of one file: its contents and the meaning of its axes."""
     proto = onnx.load(path)
     initializers = {i.name for i in proto.graph.initializer}
     given = [i for i in proto.graph.input if i.name not in initializers]

@@ -1,4 +1,4 @@
-"""Print what an extra of pyproject.toml requires besides fastrnn itself, a line each, for pip.
+"""Print the requirements of an extra in pyproject.toml, except fastrnn itself, one per line, for pip.
 
 python tools/requirements_of.py clients
 """

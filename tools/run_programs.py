@@ -1,13 +1,12 @@
-"""Runs the exported programs of tests/programs through fastrnn at other lengths and batches, and counts the answers.
+"""Run the exported programs of tests/programs through fastrnn at other lengths and batches, and count the answers.
 
     PYTHONPATH=. python tools/run_programs.py               # everything; exports once, which takes long
     PYTHONPATH=. python tools/run_programs.py --only flip   # names that contain "flip"
     PYTHONPATH=. python tools/run_programs.py --json now.json --compare before.json
 
-Needs torch, onnxscript and onnxruntime. Each program is run in a process of its own, so that a crash is an answer like
-any other ("error"); `--no-fork` stays in this one. A program is exported by both exporters, with nothing, time, or
-batch and time free, and run at its own size and up to nine others; `tests/programs/compare.py` says what counts as
-right.
+Needs torch, onnxscript and onnxruntime. Each program is run in its own process, so that a crash counts as an "error"
+answer; `--no-fork` uses this process. A program is exported by both exporters, with nothing, time, or batch and time
+free, and run at its own size and up to nine others; `tests/programs/compare.py` says what counts as right.
 
     --cache FOLDER    where exported files are kept (default: build/programs)
     --list            names, inputs and sizes; runs nothing
@@ -85,7 +84,7 @@ def shown(results, verdicts) -> list[str]:
 
 
 def lost(results, before: dict) -> list[str]:
-    """Answers that were right before and are not now."""
+    """Answers that were right before and no longer are."""
     lines = []
     for name, kind, size, (verdict, why, _) in each(results):
         old = before.get(name, {}).get(kind, {}).get(size)

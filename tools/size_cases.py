@@ -6,18 +6,18 @@ import random
 
 import numpy as np
 
-TOLERANCE = 2e-3  # of the largest number of an output: float32 against float64, over 70 steps
-LARGEST = 1 << 22  # numbers of an input that are worth the time
+TOLERANCE = 2e-3  # relative to an output's largest number: float32 against float64, over 70 steps
+LARGEST = 1 << 22  # largest input that is worth the time, in numbers
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 11, 12, 16, 17, 20, 33, 64, 70)
-LAST_GUARD = "would work with"  # what the check of every binding says; a condition with a name should come first
+LAST_GUARD = "would work with"  # message of the check common to all bindings; a named condition should come first
 
 
 class Finding(Exception):
-    """An answer that is wrong."""
+    """A wrong answer."""
 
 
 class Case:
-    """A model at sizes and inputs that a seed draws."""
+    """A model with random sizes and inputs from a seed."""
 
     def __init__(self, model, seed: int):
         from fastrnn.graph import dims
@@ -26,7 +26,7 @@ class Case:
         self.graph, self.evaluate = model.graph, dims.evaluate
         self.names = sorted({s for n in self.graph.inputs for d in self._dims(n) for s in dims.symbols(d)})
         self.sizes = {"batch": 1, "time": 1} | {name: self.rng.choice(SIZES) for name in self.names}
-        if self.rng.random() < 0.6:  # the most of what can go wrong does so in a small batch
+        if self.rng.random() < 0.6:  # most failures already occur in a small batch
             self.sizes["batch"] = self.rng.choice((0, 1, 2, 3)) if "batch" in self.names else 1
         self.plain = [n for n in self.graph.inputs if n not in self.graph.states]
         ends = set(self.graph.states.values())
@@ -36,7 +36,7 @@ class Case:
         return self.graph.values[name].dims
 
     def feeds(self, names, sizes) -> dict[str, np.ndarray] | None:
-        """Arrays for these inputs; None if one has no size, or too large a one."""
+        """Arrays for these inputs; None if one has no size or is too large."""
         made = {}
         for name in names:
             shape = [self.evaluate(d, sizes) for d in self._dims(name)]
@@ -48,14 +48,14 @@ class Case:
     def _values(self, dtype: str, shape, sizes) -> np.ndarray:
         if dtype == "bool":
             return self.numbers.random(shape) < 0.7
-        if dtype.startswith("int"):  # lengths or indices: good ones, and some that are not
+        if dtype.startswith("int"):  # lengths or indices: valid ones, and some invalid ones
             low, high = self.rng.choice(((0, sizes["time"] + 1), (0, 6), (0, 2), (-2, 12)))
             return self.numbers.integers(low, max(high, 1), shape).astype(dtype)
         return self.numbers.standard_normal(shape).astype(dtype)
 
     # -- the ways to run it --
     def run(self) -> None:
-        """Every way; raises Finding, or whatever must not be raised."""
+        """Run the case in every way; raises Finding, or any exception that should not occur."""
         from fastrnn import FastRNNError
 
         feeds = self.feeds(self.graph.inputs, self.sizes)
@@ -88,33 +88,33 @@ class Case:
             try:
                 self.close(f"run, {name}", a, c)
             except Finding:
-                if moved is None:  # inputs that differ by some float32 roundings: is the answer that sensitive?
+                if moved is None:  # perturb the input by a few float32 roundings: is the answer that sensitive?
                     moved = reference.run(self.graph, {n: self.near(x) for n, x in feeds.items()})
                 with np.errstate(all="ignore"):
                     if a.shape != c.shape or not np.abs(moved[i] - c).max() * 20 > np.abs(a - c).max():
                         raise
 
     def near(self, x: np.ndarray) -> np.ndarray:
-        """x with a relative error of 1e-5, some float32 roundings, either way."""
+        """x with a relative error of up to 1e-5 in either direction, a few float32 roundings."""
         return x * (1 + 1e-5 * self.numbers.choice((-1, 1), x.shape)) if x.dtype.kind == "f" else x
 
     def close(self, what: str, got: np.ndarray, expected: np.ndarray) -> None:
-        """As near to the reference as float32 comes."""
+        """Check that the result is as close to the reference as float32 allows."""
         if got.shape != expected.shape:
             raise Finding(f"{what}: shape {got.shape}, expected {expected.shape}")
-        if got.dtype.kind != "f":  # an index of the largest may differ where two are nearly equal
+        if got.dtype.kind != "f":  # an argmax may differ if two values are nearly equal
             return
         a, b = got.astype(np.float64), expected.astype(np.float64)
         with np.errstate(all="ignore"):
             scale = 1 + np.abs(np.where(np.isfinite(b), b, 0)).max(initial=0)
             bad = ~((np.abs(a - b) <= TOLERANCE * scale) | (a == b) | (np.isnan(a) & np.isnan(b)))
-        bad &= np.abs(b) < 1e30  # beyond float32 the two differ
+        bad &= np.abs(b) < 1e30  # beyond the range of float32 the two differ
         if bad.any():
             at = tuple(int(i) for i in np.argwhere(bad)[0])
             raise Finding(f"{what}: {a[at]} at {at}, expected {b[at]}; {bad.sum()} of {bad.size} differ")
 
     def same(self, what: str, got: np.ndarray, expected: np.ndarray) -> None:
-        """The same bits."""
+        """Check that the bits are equal."""
         if got.shape != expected.shape:
             raise Finding(f"{what}: shape {got.shape}, expected {expected.shape}")
         if not np.array_equal(got, expected, equal_nan=got.dtype.kind == "f"):
@@ -144,7 +144,7 @@ class Case:
         return np.array(array if batched or batch is None else array[0], order="C")
 
     def ragged(self) -> None:
-        """`run(lengths=)` against runs of each row by itself."""
+        """`run(lengths=)` against separate runs of each row."""
         if self.sizes["batch"] < 1 or self.axis(self.graph.inputs[0], "batch") is None or self.graph.states:
             return
         if "lengths" in self.graph.inputs:
@@ -160,7 +160,7 @@ class Case:
                 self.same(f"lengths={lengths.tolist()}, row {row}, {name}", part, b)
 
     def answers(self, feeds: dict[str, np.ndarray]) -> tuple:
-        """Outputs of a whole run that begins with the states that the file begins with."""
+        """Outputs of a whole run that starts from the file's initial states."""
         result = self.model(**feeds)
         return result if isinstance(result, tuple) else (result,)
 
@@ -190,7 +190,7 @@ class Case:
             done += n
 
     def compare_parts(self, what: str, parts: list, feeds: dict, batched: bool, total: int) -> None:
-        """What came in `total` steps, joined along time, against the whole run; a value over time, as it was last."""
+        """Outputs of `total` steps, joined along time, against the whole run; for a value over time, its last state."""
         expected = self.answers(feeds)
         for i, (name, whole) in enumerate(zip(self.outputs, expected, strict=True)):
             wanted = self.as_stream(name, whole, batched)
@@ -202,7 +202,7 @@ class Case:
             self.same(f"{what}, {name}", np.concatenate(given, axis) if timed else given[-1], wanted)
 
     def stepped(self) -> None:
-        """A model that is itself one step: steps of a stream against runs whose states are threaded by hand."""
+        """A model of a single step: steps of a stream against runs whose states are passed from call to call."""
         if not self.model.streamable or any(self.axis(n, "time") is not None for n in self.graph.inputs):
             return
         feeds = self.feeds(self.graph.inputs, self.sizes | {"batch": 1})
@@ -249,7 +249,7 @@ class Case:
             self.compare_parts(f"pool of {totals}, row {i}", parts[i], feeds[i], False, total)
 
     def pool_step(self, pool, slots: list, feeds: list, done: list) -> list[tuple]:
-        """`pool.step`; returns the outputs of each row, with a time axis of one step where they have one."""
+        """`pool.step`; returns the outputs of each row, with a time axis of one step if they have one."""
         if not slots:
             return []
         x = {}

@@ -1,8 +1,9 @@
-"""Small ONNX models full of sizes that are computed when the model runs, for tools/fuzz_sizes.py.
+"""Small ONNX models with many sizes computed at run time, for tools/fuzz_sizes.py.
 
-`make(seed)` returns the bytes of one: x [batch, time, F], and lengths [batch] if a block asks for them, through two to
-five random blocks. Both axes are open, and every block leaves [batch, some length, features]. Blocks write sizes as
-exporters do: `Shape`, `Gather` on it, arithmetic, and a `Pad`, `Slice`, `Reshape` or `Split` that takes the result.
+`make(seed)` returns the bytes of one model: x [batch, time, F], and lengths [batch] if a block needs them, pass through
+two to five random blocks. Both axes are open, and every block returns [batch, some length, features]. Blocks write
+sizes as exporters do: `Shape`, `Gather` on it, arithmetic, and a `Pad`, `Slice`, `Reshape` or `Split` that takes the
+result.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def concat(w: Writer, x: str) -> str:
 
 
 def rows(w: Writer, x: str) -> str:
-    """Sizes of the batch axis: some rows cut off, put on, or turned round."""
+    """Sizes of the batch axis: some rows are removed, added or reversed."""
     size, k = w.size(x, 0), w.constant([w.rng.randint(1, 4)])
     kind = w.rng.randrange(4)
     if kind == 0:
@@ -129,7 +130,7 @@ def running(w: Writer, x: str) -> str:
 
 
 def positions(w: Writer, x: str) -> str:
-    """x and something of the length alone, which no row of the batch knows of."""
+    """x combined with a value that depends only on the length, not on any row."""
     size = w.op("Squeeze", w.size(x, 1), w.constant([0]))
     if w.rng.random() < 0.4:
         return w.op("Div", x, w.op("Cast", size, to=TensorProto.FLOAT))
@@ -142,7 +143,7 @@ def positions(w: Writer, x: str) -> str:
 
 
 def last(w: Writer, x: str) -> str:
-    """One step of x, kept as a sequence of one and added to all steps."""
+    """One step of x, as a sequence of one, added to all steps."""
     kind = w.rng.randrange(4)
     if kind == 0:
         step = w.op("Gather", x, w.constant([w.rng.choice((0, -1, 3, -4))]), axis=1)
@@ -243,7 +244,7 @@ def dense(w: Writer, x: str) -> str:
 
 
 def looped(w: Writer, x: str) -> str:
-    """A Scan over time: a running state of its own, decayed."""
+    """A Scan over time with its own decaying state."""
     F = w.features
     body = helper.make_graph(
         [helper.make_node("Mul", ["h", "decay"], ["kept"]), helper.make_node("Add", ["kept", "step"], ["sum"]),

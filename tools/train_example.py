@@ -41,7 +41,7 @@ class ToneWords(nn.Module):
         self.into = nn.Linear(BANDS, 32)
         self.rnn = nn.GRU(32, 56, batch_first=True)
         self.out = nn.Linear(56, len(NAMES))
-        self.order = nn.Linear(56, 3 * (len(PITCHES) + 1))  # for training alone, see tone_order
+        self.order = nn.Linear(56, 3 * (len(PITCHES) + 1))  # for training only, see tone_order
 
     def hidden(self, x):
         return self.rnn(torch.relu(self.into(x)))[0]
@@ -51,7 +51,7 @@ class ToneWords(nn.Module):
 
 
 def targets(events: list[Event], frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """What should be said and where it counts: float32 [frames, words] each."""
+    """The targets, and the frames where they count: float32 [frames, words] each."""
     wanted, counts = np.zeros((2, frames, len(NAMES)), np.float32)
     counts += 1
     for event in events:
@@ -66,7 +66,7 @@ def targets(events: list[Event], frames: int) -> tuple[np.ndarray, np.ndarray]:
 def tone_order(events: list[Event], frames: int) -> np.ndarray:
     """The last three tones of the phrase, newest first, for 8 frames from each tone's end.
 
-    int64 [frames, 3]: a number into PITCHES, len(PITCHES) where the phrase had not begun, -1 where it does not count.
+    int64 [frames, 3]: an index into PITCHES, len(PITCHES) if the phrase had not begun, -1 if the frame does not count.
     """
     order = np.full((frames, 3), -1)
     for event in events:
@@ -78,7 +78,7 @@ def tone_order(events: list[Event], frames: int) -> np.ndarray:
 
 
 def dataset(n: int, random: np.random.Generator):
-    """n signals: features [n, frames, BANDS], what `targets` and `tone_order` give of each, as tensors."""
+    """n signals as tensors: features [n, frames, BANDS], and the results of `targets` and `tone_order` for each."""
     rows = []
     for _ in range(n):
         signal, events = synthesise(SECONDS, random)
@@ -101,8 +101,8 @@ def train(steps: int, seed: int, signals: int) -> ToneWords:
         loss = nn.functional.binary_cross_entropy_with_logits(
             model.out(hidden), wanted[rows], weight=counts[rows] * (1 + wanted[rows])
         )
-        # Without this second task, training is content to hear how a word ends and takes other tones before it for the
-        # word: 2 to 5 false alarms a minute; with it 0.1.
+        # Without this second task, the model learns only how a word ends and accepts other tones before it: 2 to 5
+        # false alarms per minute instead of 0.1.
         guesses = model.order(hidden).unflatten(-1, (3, len(PITCHES) + 1)).flatten(0, 2)
         loss = loss + 0.2 * nn.functional.cross_entropy(guesses, order[rows].flatten(), ignore_index=-1)
         optimiser.zero_grad()
@@ -116,7 +116,7 @@ def train(steps: int, seed: int, signals: int) -> ToneWords:
 
 
 def evaluate(model: ToneWords, seed: int, signals: int = 200) -> None:
-    """Print what it hears in signals that it has not seen, at four noise levels."""
+    """Print the detections in unseen signals, at four noise levels."""
     for snr_db in (0, 5, 10, 20):
         random = np.random.default_rng([seed, snr_db])
         total = np.zeros(3, int)
@@ -147,7 +147,7 @@ def export(model: ToneWords, path: Path) -> None:
             output_names=["words"],
             verbose=False,
         )
-    proto = program.model_proto  # made anew at every access
+    proto = program.model_proto  # rebuilt at every access
     strip(proto)
     onnx.save(proto, path)
     print(f"{path}: {path.stat().st_size} bytes")

@@ -114,7 +114,7 @@ class _Spread:
         perm = (axis, *(a for a in range(rank) if a != axis))
         return self._add(node, "transpose", (out,), {"perm": perm})
 
-    # -- where they meet values of a batch --
+    # -- combinations with values of a batch --
     def _meet(self, node: Node, dims: tuple) -> None:
         if node.op not in ("binary", "where", "expand") or D.BATCH not in dims:
             self._refuse(node)

@@ -1,9 +1,9 @@
-"""Draw a record of `fastrnn bench --json`: how many times faster than each peer, and the share of the roofline.
+"""Draw a record of `fastrnn bench --json`: the speedup over each peer, and the share of the roofline.
 
     python tools/bench/plot.py RECORD.json [docs/performance.svg]
 
-Needs matplotlib. The format follows the name: .svg (smallest and sharp), .png, .pdf. Cases without an answer are left
-blank, not dropped; losing cases lie left of the line at 1.
+Needs matplotlib. The file extension selects the format: .svg (smallest and sharp), .png, .pdf. Cases without a result
+are left blank, not dropped. Cases that lose are left of the line at 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAMES = {
     "torch": "PyTorch",
     "openvino": "OpenVINO",
 }
-# Colours that stay apart for the colour-blind (Okabe and Ito).
+# Colours that colour-blind readers can distinguish (Okabe and Ito).
 COLOURS = {
     "ort": "#0072b2",
     "ort-iobinding": "#56b4e9",
@@ -34,7 +34,7 @@ SHARE_TARGET = 0.8
 
 
 def draw(record: dict, path: Path) -> None:
-    """Write one picture with two panels, a row a case: ratios on a logarithmic axis, shares from 0 to 1."""
+    """Write one picture with two panels and one row per case: ratios on a logarithmic axis, shares from 0 to 1."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""A step inside `push`, beside an LSTM of fixed size on Eigen: run by turns, the least of each, and the ratio.
+"""Compare a step in `push` with a fixed-size LSTM on Eigen: run alternately, the minimum of each, and the ratio.
 
 python tools/bench/push_step.py FIXED_SIZE_LSTM     the program that fixed_size_lstm.cpp says how to build
 """
@@ -26,7 +26,7 @@ def model(size: int) -> fastrnn.Model:
 
 
 def step_ns(stream: fastrnn.Stream, x: np.ndarray) -> float:
-    """Nanoseconds a step: the least of some pushes."""
+    """Nanoseconds per step: the minimum over several pushes."""
     times = []
     for _ in range(RUNS):
         start = time.perf_counter_ns()

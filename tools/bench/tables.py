@@ -2,8 +2,8 @@
 
     python tools/bench/tables.py RECORD.json [docs/performance.md]
 
-The page keeps its text; what lies between `<!-- table: NAME -->` and `<!-- end -->` is replaced. NAME is `machine`,
-`targets`, or a grid. A grid that the record does not have keeps what is there.
+The page keeps its text; the part between `<!-- table: NAME -->` and `<!-- end -->` is replaced. NAME is `machine`,
+`targets`, or a grid. A grid that is not in the record is left unchanged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def blocks(record: dict) -> dict[str, str]:
 
 
 def fill(page: str, record: dict) -> str:
-    """The page with its tables replaced; raises ValueError where the page has no table at all."""
+    """The page with its tables replaced; raises ValueError if the page has no table at all."""
     made = blocks(record)
     if not BLOCK.search(page):
         raise ValueError("the page has no <!-- table: NAME --> ... <!-- end -->")

@@ -151,7 +151,7 @@ def _input_layers(root: Layer) -> list[Layer]:
 
 
 def _declare_inputs(root: Layer, work: Import, free: bool, apart: bool) -> list[MaskedTensor]:
-    """The model's inputs as values. free: time is a symbol; apart: each sequence has its own."""
+    """The model's inputs as values. free: time is a symbol; apart: each sequence has its own time."""
     inputs, numbers = [], []
     for item, shape, axis in _shapes(root):
         dims: list = [D.BATCH, *shape[1:]]

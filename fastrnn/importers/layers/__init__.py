@@ -34,7 +34,7 @@ def build(weights: NamedWeights, layers: Sequence[str] | str | None = None, name
     Parameters
     ----------
     weights : named arrays. layers : the list (see above), or the list as one string; None: inferred if all tensors
-    belong to one recurrent stack
+        belong to one recurrent stack
     name : of the graph
 
     Returns

@@ -64,8 +64,8 @@ def import_onnx(
     states : input name -> output name of states that the caller passes from call to call. None: found by dataflow.
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
     streams : function that says whether a graph can be streamed. If given, a file whose states the caller passes keeps
-    its length if only that lets it stream, or if it has several steps of input for one step of output. The whole file
-    is then one step.
+        its length if only that lets it stream, or if it has several steps of input for one step of output. The whole
+        file is then one step.
     policy : which frozen sizes may be freed. None: those without evidence in the file against it.
 
     Returns

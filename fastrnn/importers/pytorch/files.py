@@ -178,7 +178,7 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> N
     ----------
     source : path, or bytes of a file
     key : where the state dict is in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None if the
-    file has only one
+        file has only one
 
     Raises
     ------

@@ -127,7 +127,7 @@ def convert(module: nn.Module, example=None, *, float64_as_float32: bool = False
     ----------
     module : nn.Module, or a ScriptModule
     example : a tensor or array, or a tuple of the arguments of `forward` (may contain tuples of tensors); needed if
-    torch.fx can't trace the module, or if the form of its inputs can't be inferred
+        torch.fx can't trace the module, or if the form of its inputs can't be inferred
     float64_as_float32 : compute a float64 module in float32; otherwise it is refused
 
     Raises

@@ -261,7 +261,7 @@ def _of_all_steps(ctx, a, b) -> tuple:
 
 
 def _maker(ctx, value, op: str, fn: str) -> tuple | None:
-    """The entry of Builder.nodes that made a value, if it is this op."""
+    """The entry of GraphDraft.nodes that made a value, if it is this op."""
     name = value.name if isinstance(value, Live) else value
     entry = next((e for e in reversed(ctx.nodes) if name in e[3]), None) if isinstance(name, str) else None
     return entry if entry is not None and entry[0] == op and entry[4].get("fn") == fn else None

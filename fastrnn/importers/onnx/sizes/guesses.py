@@ -1,7 +1,7 @@
 """Guesses for a batch frozen at one, which is often ambiguous: [1, 16] -> [1, 1, 1, 16] may put it anywhere.
 
 A reading is chosen, and changed if the batch then meets itself or a fixed size. The result is kept only if it is
-verified: a state that is threaded through the file must come out with the batch where it went in, and the reference
+verified: a state that passes through the file must keep its batch axis in the same place, and the reference
 must give two rows the same results as each row alone. Otherwise the batch stays fixed.
 """
 
