@@ -2,8 +2,8 @@
 
 typedef void (*frnn_loop)(int64_t n, const float *pa, const float *pb, const float *pc, float fa, float fb, float *y);
 
-/* One loop per function: y[i] = fn(a[i], b[i], c[i]). y may be any of them. Each lane is computed from its own element
- * alone, so the bits don't depend on n, position or alignment. */
+/* One loop per function: y[i] = fn(a[i], b[i], c[i]). y may be any of them. Each lane is computed only from its own
+ * element, so the bits don't depend on n, position or alignment. */
 #define LOOP(code, loads, value)                                                                                       \
     static void FRNN_JOIN(loop_##code, FRNN_ISA)(int64_t n, const float *pa, const float *pb, const float *pc,         \
                                                  float fa, float fb, float *y) {                                       \

@@ -31,7 +31,7 @@ FRNN_INLINE vec vec_preact(const frnn_cell *cell, int index, int usual, int fn, 
     return vec_activate(cell->act[index], vec_min(clip, vec_max(-clip, a)));
 }
 
-/* ---- the updates of list_cells.h: from the sums of one vector of units (cells.h) to its new state --------------------- */
+/* ---- the updates of list_cells.h: from the sums of one vector of units (cells.h) to its new state ---------------- */
 
 /* y = f(a). */
 FRNN_INLINE void vec_rnn(const frnn_unit *u, const int usual) {
@@ -94,7 +94,7 @@ FRNN_INLINE void vec_gru_mix(const frnn_unit *u, const int usual) {
     vec_store_n(u->y, u->n, vec_fma(z, vec_load_n(u->h, u->n), (vec_splat(1.0f) - z) * g));
 }
 
-/* ---- products ------------------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------------------- */
 
 /* Where in pre the sums of product q of a row and a block begin; a row of cell_input may be one of a later step. */
 FRNN_INLINE int64_t vec_pre_at(const frnn_call *call, const frnn_block *block, int q, int64_t row) {
@@ -108,7 +108,7 @@ FRNN_INLINE int64_t vec_pre_at(const frnn_call *call, const frnn_block *block, i
            (row * form->products + q) * frnn_vectors(form, block->nv) * VEC_W;
 }
 
-/* What the tiles of all rows share: the weights of product q of nb blocks, and starts for tiles of up to `limit`
+/* Data shared by the tiles of all rows: the weights of product q of nb blocks, and starts for tiles of up to `limit`
  * rows. */
 FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *blocks, int nb, int q, int64_t limit,
                                   frnn_tile *t) {
@@ -168,7 +168,7 @@ FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *bloc
 }
 
 /* The sums of product q of a tile's rows for n blocks, tile by tile, into out [mr][n][4][VEC_W]. n > 2 only for one
- * row. t: kept from one tile of rows to the next; again: it is of other blocks or another product. */
+ * row. t: kept between tiles of rows; again: it is of other blocks or another product. */
 FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *blocks, int n, int q, int again,
                                   const float *const *hidden, int64_t row, int64_t mr, frnn_tile *t, float *out) {
     int vectors = frnn_vectors(call->cell->form, blocks[0].nv);
@@ -181,7 +181,7 @@ FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *block
     }
 }
 
-/* ---- from sums to states -------------------------------------------------------------------------------------------- */
+/* ---- from sums to states ----------------------------------------------------------------------------------------- */
 
 /* Vector v of the units of block b and row r of a tile. whole: no block has a tail. form and whole are constants when
  * this is inlined. */

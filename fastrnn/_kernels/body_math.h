@@ -65,7 +65,7 @@ FRNN_INLINE vec vec_exp(vec x) {
     p = vec_fma(p, r, vec_splat(0.166665077f));
     p = vec_fma(p, r, vec_splat(0.49999994f));
     p = vec_fma(p, r * r, r) + vec_splat(1.0f);
-    /* 2^n as 2^(n/2) twice: n reaches 128, and -173 where the result must flush to 0. The low 9 bits of the shifted
+    /* 2^n as 2^(n/2) twice: n reaches 128, and -173 if the result must flush to 0. The low 9 bits of the shifted
      * number hold n + a multiple of 512, and shifting by 23 drops all but n. */
     vec_int half = (((bits << 22) >> 22) >> 1);
     vec_int rest = ((bits << 22) >> 22) - half;

@@ -1,10 +1,10 @@
 /* How a cell's weights are stored; shared by packing and by the cells' bodies.
  * A block (blocks.h) of hidden units holds the form's products, and a product is bias [nv][width], then W, then R,
  * each as panels (body_tile.h): the order in which they are read. A form whose sums of one gate stay apart has Rb of
- * that gate, [width], behind the bias. LSTM with peephole ends with P i o f, [3][width]. `pre` holds the
- * accumulators between x and h, step after step and block after block: [rows of a step][products][nv] [width]. Tiles
- * write and read it in runs: rows that are 8 KiB apart (LSTM 512) share cache sets, which costs 16 rows 4 % of a
- * step.
+ * that gate, [width], behind the bias. LSTM with peephole ends with P i o f, [3][width].
+ * `pre` holds the accumulators between x and h, step after step and block after block: [rows of a
+ * step][products][nv][width]. Tiles write and read it in runs, because rows that are 8 KiB apart (LSTM 512) share cache
+ * sets, which costs 16 rows 4 % of a step.
  */
 #ifndef FRNN_CELLS_H
 #define FRNN_CELLS_H

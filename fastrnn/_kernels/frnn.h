@@ -4,7 +4,7 @@
  * `frnn_kernels` table, filled from the same bodies. The contract that all kernels keep:
  *
  *  - Same bits. Each output element accumulates in one fixed order ((inputs by k, + bias) + (hidden by k); a
- *    reduction in an order that depends on its length alone), one fused (baseline: one multiply, one add) operation
+ *    reduction in an order that depends only on its length), one fused (baseline: one multiply, one add) operation
  *    per term, whatever row, tile, tail, alignment, thread or number of rows it is computed with.
  *  - Rows are independent: one row's NaN or infinity never reaches another.
  *  - Nothing is allocated, locked or printed. Sizes are trusted: Python validated them.
@@ -82,7 +82,7 @@ typedef struct frnn_form {
     int32_t products; /* of a block */
     int32_t units; /* vectors of units in a full block: 1 or 4 */
     int32_t states; /* 1: h; 2: h and c */
-    int32_t recurrent; /* R is there; 0: products sum over x alone */
+    int32_t recurrent; /* it has R; 0: products sum only over x */
     int32_t apart;     /* 1: vector v of R adds to vector v + 1 of W, so that one gate's two sums stay apart */
     int32_t phases; /* of a step: all blocks of one must be done before the next */
     /* Gates of W and of R: of each vector (units = 1), or of each product (units = 4). */
@@ -106,7 +106,7 @@ typedef struct frnn_cell {
     const frnn_form *form;
     const frnn_product *product; /* of the table that it is packed for */
     int32_t input_forget; /* LSTM: f = 1 - i */
-    int32_t peephole; /* LSTM: P is there */
+    int32_t peephole; /* LSTM: it has P */
     int64_t I, H; /* input size, hidden size, >= 1 */
     float clip; /* bound of the preacts; INFINITY: none */
     frnn_act act[3]; /* f, g, h of the ONNX text */
@@ -215,7 +215,7 @@ typedef struct frnn_kernels {
     /* out = program(inputs) over the space; out may be one of the inputs if their strides are equal. */
     void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *in, float *out);
 
-    /* Over n elements at stride x_stride; the order of summation depends on n alone. */
+    /* Over n elements at stride x_stride; the order of summation depends only on n. */
     /* fn: FRNN_ADD (sum), FRNN_MIN, FRNN_MAX; mean is sum * (1/n) done by the caller through alpha: result * scale. */
     void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row, int64_t x_stride,
                    float *y, int64_t y_row);
