@@ -2,15 +2,15 @@
  *
  * N columns become full blocks of U vectors of FRNN_LANES floats, then at most one block of fewer vectors, then at most
  * one vector of a narrower width, so that a layer of 20, 50 or 130 units is not padded to a multiple of 16 or 64. The
- * last vector may be a tail: its columns from N on are computed on zero weights and never stored.
- * All blocks but the last are whole, so a block that starts at column j begins at j * (floats a column) of its panel.
+ * last vector may be a tail: its columns from N on are computed with zero weights and never stored.
+ * All blocks but the last are whole, so a block that starts at column j begins at j * (floats per column) of its panel.
  */
 #ifndef FRNN_BLOCKS_H
 #define FRNN_BLOCKS_H
 
 typedef struct frnn_block {
     int64_t start; /* its first column */
-    int32_t width; /* floats a vector: FRNN_LANES, or less for a narrow tail */
+    int32_t width; /* floats per vector: FRNN_LANES, or less for a narrow tail */
     int32_t nv;    /* vectors, 1..U */
 } frnn_block;
 
@@ -37,7 +37,7 @@ FRNN_INLINE frnn_block frnn_block_of(int64_t N, const int64_t U, int64_t index) 
     return (frnn_block){N - odd, frnn_tail_width(odd), 1};
 }
 
-/* U is 1 or 4: with either as a constant no division is left, and a step of an RNN of 16 units needs a dozen. */
+/* U is 1 or 4. As a constant it avoids divisions; a step of an RNN of 16 units would need a dozen. */
 static int64_t frnn_block_count(int64_t N, int64_t U) { return U == 1 ? frnn_blocks_of(N, 1) : frnn_blocks_of(N, 4); }
 static frnn_block frnn_block_at(int64_t N, int64_t U, int64_t index) {
     return U == 1 ? frnn_block_of(N, 1, index) : frnn_block_of(N, 4, index);
@@ -50,7 +50,7 @@ static int64_t frnn_padded(int64_t N, int64_t U) {
     return last.start + (int64_t)last.width * last.nv;
 }
 
-/* How many of `rows` rows the next tile takes: tiles of nearly equal height, none higher than `limit`. */
+/* How many of `rows` rows the next tile takes: tiles have nearly equal heights of at most `limit`. */
 static inline int64_t frnn_tile_height(int64_t rows, int64_t limit) {
     if (rows <= limit) return rows; /* two divisions are a tenth of the step of an RNN of 4 units */
     int64_t tiles = (rows + limit - 1) / limit;

@@ -1,7 +1,7 @@
 /* One activation on one vector, chosen at run time; included once per width. */
 #define vec_activate FRNN_WIDE(vec_activate)
 
-/* fn(x); fn is any unary function of list_functions.h. Not inlined: the usual cells never come here. */
+/* fn(x); fn is any unary function of list_functions.h. Not inlined: the usual cells never call it. */
 static __attribute__((noinline, unused)) vec vec_activate(frnn_act act, vec x) {
     vec alpha = vec_splat(act.alpha), beta = vec_splat(act.beta);
     switch (act.fn) {

@@ -2,8 +2,8 @@
 
 typedef void (*frnn_loop)(int64_t n, const float *pa, const float *pb, const float *pc, float fa, float fb, float *y);
 
-/* One loop a function: y[i] = fn(a[i], b[i], c[i]). y may be any of them. Each lane is computed from its own element
- * alone, so the bits don't depend on n, position or alignment. */
+/* One loop per function: y[i] = fn(a[i], b[i], c[i]). y may be any of them. Each lane is computed only from its own
+ * element, so the bits don't depend on n, position or alignment. */
 #define LOOP(code, loads, value)                                                                                       \
     static void FRNN_JOIN(loop_##code, FRNN_ISA)(int64_t n, const float *pa, const float *pb, const float *pc,         \
                                                  float fa, float fb, float *y) {                                       \
@@ -40,7 +40,7 @@ static void frnn_map(frnn_act act, int64_t n, const float *x, float *y) {
 }
 
 /* ---- elementwise programs ---- */
-#define CHUNK 128 /* elements a register: 40 registers of 512 bytes stay in L1 */
+#define CHUNK 128 /* elements per register: 40 registers of 512 bytes stay in L1 */
 
 /* Drop axes of size 1 and join neighbouring axes that all operands walk through as one. Returns the rank, >= 1. */
 static int64_t frnn_coalesce(const frnn_space *space, int64_t n_in, frnn_space *s) {
@@ -121,7 +121,7 @@ static void frnn_elementwise(const frnn_program *program, const frnn_space *spac
 #undef CHUNK
 
 /* ---- reductions ---- */
-/* Element i adds to lane i mod lanes, then the lanes to each other by halves: an order that depends on n alone. */
+/* Element i is added to lane i mod lanes, then lanes are added by halves: the order depends only on n. */
 FRNN_INLINE float frnn_fold(int32_t fn, vec a) {
     for (int half = VEC_W / 2; half > 0; half /= 2) {
         for (int i = 0; i < half; i++) {
@@ -171,7 +171,7 @@ static void frnn_reduce(int32_t fn, int64_t rows, int64_t n, float scale, const 
                 acc = frnn_gathered(fn, acc, m, part);
             }
         }
-        y[r * y_row] = frnn_fold(fn, acc) * scale; /* of nothing: 0, -inf, inf, as ONNX has it */
+        y[r * y_row] = frnn_fold(fn, acc) * scale; /* of no elements: 0, -inf, inf, as in ONNX */
     }
 }
 

@@ -1,6 +1,6 @@
 /* Attention of one query to its keys. Vectors run over the features of a key, so a score is one sum in an order that
- * depends on d alone; the weighted sum runs key after key, the oldest first. So a query's result depends on its own
- * keys and their number, not on where they lie: a ring buffer, the middle of a sequence. Widest width only. */
+ * depends only on d. The weighted sum runs key after key, the oldest first. So a query's result depends on its own
+ * keys and their number, not on where they are stored (a ring buffer, the middle of a sequence). Widest width only. */
 
 #define FRNN_KEYS 4 /* scores at once: as many independent sums hide the 4 cycles of a fused multiply-add */
 
@@ -48,7 +48,7 @@ static void frnn_attend(int64_t d, int64_t dv, const frnn_attention *how, const 
         frnn_act cap = {FRNN_SCALED_TANH, how->softcap, 1.0f / how->softcap};
         frnn_map(cap, n, scores, scores);
     }
-    if (mask) { /* a score that is replaced leaves no trace, not even a rounded one */
+    if (mask) { /* a replaced score has no effect, not even by rounding */
         for (int64_t j = 0; j < n; j++) scores[j] = mask[j * mask_step] != 0.0f ? scores[j] : 0.0f;
     }
     if (bias) {

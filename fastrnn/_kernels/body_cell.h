@@ -31,16 +31,16 @@ FRNN_INLINE vec vec_preact(const frnn_cell *cell, int index, int usual, int fn, 
     return vec_activate(cell->act[index], vec_min(clip, vec_max(-clip, a)));
 }
 
-/* ---- the updates of list_cells.h: from the sums of one vector of units (cells.h) to its new state --------------------- */
+/* ---- the updates of list_cells.h: from the sums of one vector of units (cells.h) to its new state ---------------- */
 
 /* y = f(a). */
 FRNN_INLINE void vec_rnn(const frnn_unit *u, const int usual) {
     vec_store_n(u->y, u->n, vec_preact(u->cell, 0, usual, FRNN_TANH, vec_load(u->a)));
 }
 
-/* First half of an LSTM's update: c from the preacts i o f c. Leaves C and o in a[0] and a[1]. The halves are loops of
- * their own over a tile's rows, since tanh C waits for all that is before it: a Zen 4 saves 10 cycles a vector of units,
- * and as many for the GRU. */
+/* First half of an LSTM's update: c from the preacts i o f c. Leaves C and o in a[0] and a[1]. The halves are
+ * separate loops over a tile's rows, because tanh C waits for everything before it. This saves 10 cycles per vector of
+ * units on a Zen 4, and as many for the GRU. */
 FRNN_INLINE void vec_lstm_state(const frnn_unit *u, const int usual) {
     const frnn_cell *cell = u->cell;
     float *a = u->a;
@@ -94,7 +94,7 @@ FRNN_INLINE void vec_gru_mix(const frnn_unit *u, const int usual) {
     vec_store_n(u->y, u->n, vec_fma(z, vec_load_n(u->h, u->n), (vec_splat(1.0f) - z) * g));
 }
 
-/* ---- products ------------------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------------------- */
 
 /* Where in pre the sums of product q of a row and a block begin; a row of cell_input may be one of a later step. */
 FRNN_INLINE int64_t vec_pre_at(const frnn_call *call, const frnn_block *block, int q, int64_t row) {
@@ -108,7 +108,8 @@ FRNN_INLINE int64_t vec_pre_at(const frnn_call *call, const frnn_block *block, i
            (row * form->products + q) * frnn_vectors(form, block->nv) * VEC_W;
 }
 
-/* What the tiles of all rows share: the weights of product q of nb blocks, and starts for tiles of up to `limit` rows. */
+/* Data shared by the tiles of all rows: the weights of product q of nb blocks, and starts for tiles of up to `limit`
+ * rows. */
 FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *blocks, int nb, int q, int64_t limit,
                                   frnn_tile *t) {
     const frnn_cell *cell = call->cell;
@@ -126,8 +127,8 @@ FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *block
     }
 }
 
-/* Point a tile to its mr rows from `row` on, and, if the sums of x and of h stay apart, store what the latter start
- * from. hidden: rows of the hidden half. */
+/* Point a tile to its mr rows from `row` on. If the sums of x and of h stay apart, store the start of the latter.
+ * hidden: rows of the hidden half. */
 FRNN_INLINE void vec_cell_at(const frnn_call *call, const frnn_block *blocks, int nb, int q, const float *const *hidden,
                              int64_t row, int64_t mr, frnn_tile *t) {
     const frnn_cell *cell = call->cell;
@@ -166,8 +167,8 @@ FRNN_INLINE void vec_cell_keep_pre(const frnn_call *call, const frnn_block *bloc
     }
 }
 
-/* The sums of product q of a tile's rows for n blocks, tile by tile, into out [mr][n][4][VEC_W]. n > 2 only for one row.
- * t: kept from one tile of rows to the next; again: it is of other blocks or another product. */
+/* The sums of product q of a tile's rows for n blocks, tile by tile, into out [mr][n][4][VEC_W]. n > 2 only for one
+ * row. t: kept between tiles of rows; again: it is of other blocks or another product. */
 FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *blocks, int n, int q, int again,
                                   const float *const *hidden, int64_t row, int64_t mr, frnn_tile *t, float *out) {
     int vectors = frnn_vectors(call->cell->form, blocks[0].nv);
@@ -180,7 +181,7 @@ FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *block
     }
 }
 
-/* ---- from sums to states -------------------------------------------------------------------------------------------- */
+/* ---- from sums to states ----------------------------------------------------------------------------------------- */
 
 /* Vector v of the units of block b and row r of a tile. whole: no block has a tail. form and whole are constants when
  * this is inlined. */
@@ -215,8 +216,8 @@ FRNN_INLINE frnn_unit vec_unit_at(const frnn_call *call, const frnn_form *form, 
         }                                                                                                              \
     }
 
-/* The update of the form, each with its row of list_cells.h as constants: decided in the inner loop they cost an RNN
- * about 8 cycles a vector. usual, whole and one (block) are constants too. */
+/* The update of the form, each with its row of list_cells.h as constants: decisions in the inner loop would cost an RNN
+ * about 8 cycles per vector. usual, whole and one (block) are constants too. */
 FRNN_INLINE void vec_cell_form(const frnn_call *call, const frnn_block *blocks, int nb, int64_t phase, const int usual,
                                const int whole, int64_t row, int64_t mr, const float *const *h,
                                float (*out)[FRNN_WAVE * 4 * VEC_W]) {
@@ -232,8 +233,8 @@ FRNN_INLINE void vec_cell_form(const frnn_call *call, const frnn_block *blocks, 
 }
 #undef EACH
 
-/* The same for any blocks. One whole block of a usual cell, as many rows have but for a tail, is worth constants of its
- * own: 16 rows of LSTM 32 to 128 run 1.03 to 1.07 times as fast, of GRU 32 and 64 1.04 to 1.12. */
+/* The same for any blocks. One whole block of a usual cell is the common case except for tails, and is worth its own
+ * constants: 16 rows of LSTM 32 to 128 run 1.03 to 1.07 times as fast, of GRU 32 and 64 1.04 to 1.12. */
 FRNN_INLINE void vec_cell_update(const frnn_call *call, const frnn_block *blocks, int nb, int64_t phase, int64_t row,
                                  int64_t mr, const float *const *h, float (*out)[FRNN_WAVE * 4 * VEC_W]) {
     if (!call->cell->usual) {

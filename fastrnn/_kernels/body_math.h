@@ -2,7 +2,7 @@
  *
  * ULP figures: the largest error against a 100-bit result over all exponents, as tests/kernels/ulp.json records them
  * for each instruction set (baseline has no fused operation and is the worst). Denormals count as zero.
- * Coefficients: tools/fit_activations.py. All operations are elementwise with no branch on the data, so that a lane's
+ * Coefficients: tools/fit_activations.py. All operations are elementwise without branches on the data, so a lane's
  * result does not depend on the width or on its neighbours.
  */
 #ifndef FRNN_BODY_MATH_H
@@ -65,7 +65,7 @@ FRNN_INLINE vec vec_exp(vec x) {
     p = vec_fma(p, r, vec_splat(0.166665077f));
     p = vec_fma(p, r, vec_splat(0.49999994f));
     p = vec_fma(p, r * r, r) + vec_splat(1.0f);
-    /* 2^n as 2^(n/2) twice: n reaches 128, and -173 where the result must flush to 0. The low 9 bits of the shifted
+    /* 2^n as 2^(n/2) twice: n reaches 128, and -173 if the result must flush to 0. The low 9 bits of the shifted
      * number hold n + a multiple of 512, and shifting by 23 drops all but n. */
     vec_int half = (((bits << 22) >> 22) >> 1);
     vec_int rest = ((bits << 22) >> 22) - half;
@@ -90,8 +90,8 @@ FRNN_INLINE vec vec_expm1(vec x) {
 
 /* 1 / (1 + e^-x). Range [0, 1], 0.5 exactly at 0, 0 below -87.4; NaN kept. 2.1 ULP.
  * 2^n p + 1 is one operation: p 2^n is exact, so nothing is lost by not rounding it. e^r as (C + r) / (C - r), as in
- * tanh, takes 11.0 cycles for 16 floats on a Zen 4 where this takes about 14, but rounds once more: 2.4 ULP, and 3.4 for
- * silu where this has 2.4. A step of an LSTM or a GRU gains 1 to 4 % by it, which was not worth that. */
+ * tanh, takes 11.0 cycles for 16 floats on a Zen 4 instead of about 14, but rounds once more: 2.4 ULP, and for silu 3.4
+ * instead of 2.4. A step of an LSTM or a GRU would gain 1 to 4 %, which was not worth the error. */
 FRNN_INLINE vec vec_sigmoid(vec x) {
     vec r, p;
     vec_int bits;
@@ -185,7 +185,7 @@ FRNN_INLINE vec vec_erf(vec x) {
     return vec_copysign(vec_select(a < vec_splat(0.921875f), near, far), x);
 }
 
-/* A double function of libm lane by lane, rounded to float: 0.5 ULP over the whole range, about 20 ns a lane. For
+/* A double function of libm lane by lane, rounded to float: 0.5 ULP over the whole range, about 20 ns per lane. For
  * functions that recurrent models call rarely (sin, cos, pow, mod): exact reduction of any argument for free. */
 FRNN_INLINE vec vec_each(double (*f)(double), vec x) {
     for (int i = 0; i < VEC_W; i++) x[i] = (float)f((double)x[i]);

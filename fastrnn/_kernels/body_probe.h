@@ -1,10 +1,10 @@
-/* What this machine can do at the most: multiply-adds and bytes read per second, by one thread. Two loops that do nothing
- * else, so that a kernel's time can be set beside the least time that its work could take. */
+/* The limits of this machine: multiply-adds and bytes read per second, by one thread. Two loops that do nothing
+ * else, so that a kernel's time can be compared with the minimum time for its work. */
 
-/* As many sums as a tile has: a multiply-add takes 4 or 5 cycles and 2 (NEON machines: up to 4) start per cycle, so that
+/* As many sums as a tile has: a multiply-add takes 4 or 5 cycles and 2 (NEON machines: up to 4) start per cycle, so
  * fewer sums than their product would wait for each other. */
 static float frnn_probe_fma(int64_t repeats) {
-    /* Sums tend to term / (1 - factor) = 2: never denormal, never infinite, and no compiler knows it. */
+    /* Sums tend to term / (1 - factor) = 2: never denormal, never infinite, and unknown to the compiler. */
     volatile float half = 0.5f;
     const vec factor = vec_splat(half), term = vec_splat(2.0f * half);
     vec sums[FRNN_TILE_SUMS], all = vec_splat(0.0f);

@@ -1,4 +1,5 @@
-/* What is not a loop over vectors: packing, walking blocks, and the table itself. Included once per instruction set. */
+/* Everything except loops over vectors: packing, walking blocks, and the table itself. Included once per instruction
+ * set. */
 
 #define FRNN_NAME(op) FRNN_JOIN(frnn_f32_##op, FRNN_ISA)
 #define FRNN_TEXT2(a) #a
@@ -78,8 +79,9 @@ static float *frnn_pack_product(const frnn_cell *cell, const frnn_block *block, 
     return p;
 }
 
-/* Packed floats from which on weights are far: 4 MiB, and a third of that for panels of 3 vectors, which are read half
- * as fast again. LSTM 512 and GRU 256 gain by it, LSTM 256 and RNN 512 lose up to 4 % (Zen 3, 512 KiB of L2). */
+/* Weights count as far from this many packed floats on: 4 MiB, or a third of that for panels of 3 vectors, which are
+ * read 1.5 times as fast. LSTM 512 and GRU 256 gain by it, LSTM 256 and RNN 512 lose up to 4 % (Zen 3, 512 KiB of
+ * L2). */
 #define FRNN_FAR_FLOATS (1 << 20)
 static int frnn_is_far(const frnn_cell *cell) {
     int64_t vectors = cell->form->units == 1 && cell->product->panel[cell->form->gates] == 3 ? 3 : 1;
@@ -127,9 +129,9 @@ static int64_t FRNN_NAME(cell_pre_size)(const frnn_cell *cell) {
     return frnn_padded(cell->H, cell->form->units) * cell->form->gates;
 }
 
-/* How many blocks from `index` on, in the direction in which the call walks, are worked on together: for few rows two
- * whole ones, which keep the FMA units busy; for one row up to FRNN_WAVE, since then the sums of all of them flow from
- * the caches without a pause, and the activations after them overlap each other. left: how many there are. */
+/* How many blocks from `index` on, in the direction of the call, are processed together. For few rows, two whole ones,
+ * which keep the FMA units busy. For one row, up to FRNN_WAVE: then the weights of all of them stream from the caches
+ * without a pause, and the activations after them overlap. left: how many blocks are left. */
 FRNN_INLINE int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t left, frnn_block *blocks) {
     const frnn_form *form = call->cell->form;
     int64_t H = call->cell->H, U = form->units, rows = call->row1 - call->row0;
@@ -145,8 +147,8 @@ FRNN_INLINE int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t l
     return n;
 }
 
-/* Steps that take turns to walk forwards and backwards begin with the weights that the step before has left in the
- * caches. Weights twice as large as a cache would miss it at every line if every step began at the front. */
+/* Steps alternate between forwards and backwards, so each begins with the weights that the previous step has left in
+ * the caches. If every step began at the front, weights twice as large as a cache would miss it at every line. */
 FRNN_INLINE void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t block0, int64_t block1) {
     frnn_block blocks[FRNN_WAVE];
     for (int64_t left = block1 - block0, n; left > 0; left -= n) {

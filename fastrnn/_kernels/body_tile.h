@@ -1,15 +1,14 @@
 /* The inner loop of float32 products: a tile of mr rows by nb blocks of nv vectors; included once per width.
- *
  *     out[r][b][v] = (sum over k of x[r][k] * W[b][k][v] + start[b][r][v])
  *                    + sum over k of h[r][k] * R[b][k][v]
- *
- * each sum in registers from zero, one fused operation a term, k rising. Two sums and not one long one: a chain half as
- * long, and one that does not start from a large bias, is nearer to the truth (docs/decisions has the figures). With
- * Kx = 0 the first bracket is start itself, whatever the sign of a zero in it: `pre` then continues with the same bits.
+ * each sum in registers from zero, one fused operation per term, k ascending. Two sums instead of one long one,
+ * because a chain that is half as long and does not start from a large bias is more accurate (figures in
+ * docs/decisions). With Kx = 0 the first bracket is start itself, including the sign of a zero in it, so `pre`
+ * continues with the same bits.
  * weights[b] points to W, then R, of one block, each as panels of n vectors: [nv / n][K][n][VEC_W]. out is
- * [mr][nb][4][VEC_W]; the second brackets are added to what is there `shift` vectors on. With a shift of 1 the sums of the
- * first vector of W and of the last one of R stay apart, and out holds what the latter starts from. No alignment is needed;
- * nothing beyond the K of a row is read.
+ * [mr][nb][4][VEC_W]. The second brackets are added to its contents, `shift` vectors later. With a shift of 1 the sums
+ * of the first vector of W and of the last one of R stay apart, and out holds the start of the latter. No alignment is
+ * needed; nothing beyond the K of a row is read.
  */
 #ifndef FRNN_BODY_TILE_H
 #define FRNN_BODY_TILE_H
@@ -22,7 +21,8 @@
 #define vec_tile_run FRNN_WIDE(vec_tile_run)
 #define vec_tiles FRNN_WIDE(vec_tiles)
 
-/* A tile of many rows sums one panel at a time. With 16 registers 4 vectors are two panels of 2: 6 rows x 2 vectors read each weight half as often as 3 x 4 would. */
+/* A tile of many rows sums one panel at a time. With 16 registers 4 vectors are two panels of 2: 6 rows x 2 vectors
+ * read each weight half as often as 3 x 4 would. */
 #define FRNN_PANEL(nv) ((nv) == 4 && FRNN_TILE_SUMS < 24 ? 2 : (nv))
 #define FRNN_PAIR_ROWS (FRNN_TILE_SUMS / 8) /* rows up to which two blocks of 4 vectors share a tile */
 /* The most rows of a tile of one block of nv vectors: all, but for panels of 3 vectors in 16 registers. */
@@ -30,7 +30,7 @@
 #define FRNN_WAVE 16 /* most blocks of one row that are summed before any of them is finished; >= FRNN_TILE_ROWS */
 #define FRNN_LINE 16 /* floats of a cache line */
 
-/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: a line each, 0 if the tile makes none. */
+/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: one per line; 0 if the tile makes none. */
 static inline int frnn_prefetches(int mr, int n, int width) {
     return FRNN_PREFETCH && mr * n >= 8 ? (n * width + FRNN_LINE - 1) / FRNN_LINE : 0;
 }
@@ -42,7 +42,7 @@ typedef struct frnn_tile {
     const float *weights[2];
     int64_t shift; /* vectors, see above */
     const char *ahead; /* the part of the next block that this tile prefetches */
-    int64_t pace; /* its bytes a term; 0: it prefetches 4 KiB ahead of what it reads itself */
+    int64_t pace; /* its bytes per term; 0: it prefetches 4 KiB ahead of its own reads */
     float *out;
 } frnn_tile;
 #endif
@@ -89,15 +89,16 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
 }
 
 /* The terms of one operand and np panels of n vectors. mr, np, n are constants when this is inlined, so acc lives in
- * registers: but only if every loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on each.
- * Without it on the loops outside the k loop, acc went through the stack four times a tile (LSTM, 128 rows: 1.13 times
- * the cycles at H = 32, 1.09 at 64, 1.04 at 128).
- * Software prefetch, if the words ask for it, in tiles whose arithmetic has room for it: at LSTM 512, 16 rows, a Zen 3
- * runs 1.34 times as fast with 4 KiB ahead (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a sixth of that).
- * One row only loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without): its loads alone keep
- * the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one row.
- * far: of far weights (cells.h) each tile of a block prefetches its part of the next block instead; FRNN_UNROLL terms a
- * turn save issue slots (docs/decisions/0011 has the figures of both). */
+ * registers: but only if every loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on
+ * each. Without it on the loops outside the k loop, acc went through the stack four times per tile (LSTM, 128 rows:
+ * 1.13 times the cycles at H = 32, 1.09 at 64, 1.04 at 128).
+ * Software prefetch, if the words enable it, is only in tiles whose arithmetic has room for it. With 4 KiB ahead, a
+ * Zen 3 runs LSTM 512 with 16 rows 1.34 times as fast (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a
+ * sixth of that). One row loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without),
+ * because its loads alone keep the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one
+ * row.
+ * far: with far weights (cells.h) each tile of a block prefetches its part of the next block instead. FRNN_UNROLL
+ * terms per iteration save issue slots (docs/decisions/0011 has the figures of both). */
 FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *const rows[], int64_t K,
                                 const float *const panel[4], const char *ahead, int64_t pace, const int far,
                                 const int mr, const int np, const int n) {

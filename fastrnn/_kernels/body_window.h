@@ -1,8 +1,8 @@
-/* Windows of rows: a convolution with a channel of its own each, and pooling. Vectors run over channels, so every
- * channel accumulates alone, tap after tap. Widest width only.
+/* Windows of rows: depthwise convolution, and pooling. Vectors run over channels, so every channel accumulates
+ * separately, tap after tap. Widest width only.
  *
- * A window is a list of pointers, one a tap, to rows of C contiguous channels; where a tap lies in the padding its
- * pointer is to a row of zeros, so that the terms of an output, and with them its bits, are always the same ones. */
+ * A window is a list of pointers, one per tap, to rows of C contiguous channels. The pointer of a tap in the padding is
+ * to a row of zeros, so the terms of an output, and therefore its bits, are always the same. */
 
 #define FRNN_WINDOWS 4 /* windows at once: as many independent sums hide the 4 cycles of a fused multiply-add */
 

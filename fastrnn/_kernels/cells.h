@@ -1,16 +1,15 @@
 /* How a cell's weights are stored; shared by packing and by the cells' bodies.
- *
- * A block (blocks.h) of hidden units holds the form's products, and a product is bias [nv][width], then W, then R, each as
- * panels (body_tile.h): the order in which they are read. A form whose sums of one gate stay apart has Rb of that gate,
- * [width], behind the bias. LSTM with peephole ends with P i o f, [3][width].
- * `pre` holds the accumulators between x and h, step after step and block after block: [rows of a step][products][nv]
- * [width]. Tiles write and read it in runs: rows that are 8 KiB apart (LSTM 512) share cache sets, which
- * costs 16 rows 4 % of a step.
+ * A block (blocks.h) of hidden units holds the form's products, and a product is bias [nv][width], then W, then R,
+ * each as panels (body_tile.h): the order in which they are read. A form whose sums of one gate stay apart has Rb of
+ * that gate, [width], behind the bias. LSTM with peephole ends with P i o f, [3][width].
+ * `pre` holds the accumulators between x and h, step after step and block after block: [rows of a
+ * step][products][nv][width]. Tiles write and read it in runs, because rows that are 8 KiB apart (LSTM 512) share cache
+ * sets, which costs 16 rows 4 % of a step.
  */
 #ifndef FRNN_CELLS_H
 #define FRNN_CELLS_H
 
-/* The rows of list_cells.h as constants, for code that is compiled once per form. */
+/* The rows of list_cells.h as constants, for code compiled once per form. */
 #define FORM(name, update, ...) static const frnn_form frnn_form_##name = {.code = FRNN_FORM_##name, __VA_ARGS__};
 #include "list_cells.h"
 
@@ -26,7 +25,7 @@ typedef struct frnn_call {
     const frnn_cell *cell;
     const frnn_cell_io *io;
     float *pre_out;
-    int64_t pre_size; /* floats a row of pre; with pre_out */
+    int64_t pre_size; /* floats per row of pre; with pre_out */
     int64_t row0, row1;
 } frnn_call;
 

@@ -1,5 +1,5 @@
-/* Which tables this build has and this CPU and OS can run; forms of cells, names of functions; the floating-point control
- * word. */
+/* Which tables this build has and this CPU and OS can run; forms of cells, names of functions; the floating-point
+ * control word. */
 #include "frnn.h"
 #include <string.h>
 
@@ -60,7 +60,7 @@ uint64_t frnn_fpu_enter(void) {
     _mm_setcsr(before | FTZ_DAZ);
     return before;
 }
-/* Only the two bits go back: exception flags raised meanwhile stay, as after any arithmetic. */
+/* Restores only the two bits: exception flags raised meanwhile stay, as after any arithmetic. */
 void frnn_fpu_leave(uint64_t token) { _mm_setcsr((_mm_getcsr() & ~FTZ_DAZ) | ((unsigned)token & FTZ_DAZ)); }
 #elif defined(__aarch64__)
 #define FZ (1ull << 24) /* FPCR: denormal arguments and results are zero */

@@ -4,8 +4,8 @@
  * `frnn_kernels` table, filled from the same bodies. The contract that all kernels keep:
  *
  *  - Same bits. Each output element accumulates in one fixed order ((inputs by k, + bias) + (hidden by k); a
- *    reduction in an order that depends on its length alone), one fused (baseline: one multiply, one add) operation
- *    a term, whatever row, tile, tail, alignment, thread or number of rows it is computed with.
+ *    reduction in an order that depends only on its length), one fused (baseline: one multiply, one add) operation
+ *    per term, whatever row, tile, tail, alignment, thread or number of rows it is computed with.
  *  - Rows are independent: one row's NaN or infinity never reaches another.
  *  - Nothing is allocated, locked or printed. Sizes are trusted: Python validated them.
  *  - No read or write outside [row, row + size): tails are masked, rows need no padding and no alignment.
@@ -53,8 +53,8 @@ typedef void (*frnn_tile_fn)(const struct frnn_tile *tile);
 /* Tiles of one width: of one block, of two, of one whose weights are far; by rows - 1 and vectors - 1; NULL: none. */
 typedef const frnn_tile_fn frnn_tiles[3][FRNN_TILE_ROWS][FRNN_TILE_VECTORS];
 
-/* How x W is computed: how weights are packed, and the tiles that sum over them. One row of an instruction set's list of
- * products. Another number format, or another unit of the CPU, is another row. */
+/* How x W is computed: how weights are packed, and the tiles that sum over them. One row of an instruction set's
+ * list of products. Another number format, or another unit of the CPU, is another row. */
 typedef struct frnn_product {
     const char *weights; /* number format of packed weights: "float32" */
     const char *bits; /* class of equal bits: products of one class give the same bits, so a call may choose freely */
@@ -72,8 +72,8 @@ typedef struct frnn_product {
 #define FRNN_PHASES 2
 #define FRNN_SUMS 2
 
-/* The form of a fused cell: one row of list_cells.h. A block of hidden units holds `products` products, whose vectors are
- * the gates of one vector of units (units = 1), or some vectors of units of one gate (units = 4). */
+/* The form of a fused cell: one row of list_cells.h. A block of hidden units holds `products` products, whose
+ * vectors are the gates of one vector of units (units = 1), or some vectors of units of one gate (units = 4). */
 typedef struct frnn_form {
     int32_t code; /* its update: enum frnn_form_code */
     const char *kind; /* as CellSpec.kind */
@@ -82,7 +82,7 @@ typedef struct frnn_form {
     int32_t products; /* of a block */
     int32_t units; /* vectors of units in a full block: 1 or 4 */
     int32_t states; /* 1: h; 2: h and c */
-    int32_t recurrent; /* R is there; 0: products sum over x alone */
+    int32_t recurrent; /* it has R; 0: products sum only over x */
     int32_t apart;     /* 1: vector v of R adds to vector v + 1 of W, so that one gate's two sums stay apart */
     int32_t phases; /* of a step: all blocks of one must be done before the next */
     /* Gates of W and of R: of each vector (units = 1), or of each product (units = 4). */
@@ -106,13 +106,14 @@ typedef struct frnn_cell {
     const frnn_form *form;
     const frnn_product *product; /* of the table that it is packed for */
     int32_t input_forget; /* LSTM: f = 1 - i */
-    int32_t peephole; /* LSTM: P is there */
+    int32_t peephole; /* LSTM: it has P */
     int64_t I, H; /* input size, hidden size, >= 1 */
     float clip; /* bound of the preacts; INFINITY: none */
     frnn_act act[3]; /* f, g, h of the ONNX text */
     const float *packed; /* cell_pack's output: 64-byte aligned */
-    /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; no clip, input_forget or peephole and
-     * the form's usual activations; the weights come from caches too slow for a block's first tile (body_tile.h). */
+    /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; no clip, input_forget or
+     * peephole and the form's usual activations; the weights come from caches too slow for a block's first tile
+     * (body_tile.h). */
     int64_t half[2], unit;
     int32_t usual, far;
 } frnn_cell;
@@ -214,7 +215,7 @@ typedef struct frnn_kernels {
     /* out = program(inputs) over the space; out may be one of the inputs if their strides are equal. */
     void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *in, float *out);
 
-    /* Over n elements at stride x_stride; the order of summation depends on n alone. */
+    /* Over n elements at stride x_stride; the order of summation depends only on n. */
     /* fn: FRNN_ADD (sum), FRNN_MIN, FRNN_MAX; mean is sum * (1/n) done by the caller through alpha: result * scale. */
     void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row, int64_t x_stride,
                    float *y, int64_t y_row);
@@ -234,13 +235,13 @@ typedef struct frnn_kernels {
      * (FRNN_ADD). */
     void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps, float *y);
 
-    /* One query. s[j] = scale * (q [d] . key j); softcap c > 0: c * tanh(s[j] / c); 0 if mask[j * mask_step] is 0 (NULL:
-     * none); + bias[j * bias_step] (NULL: none); w = softmax(s) over all keys; y [dv] = sum_j w[j] value j, j ascending.
-     * No keys: y is 0. scores: room for as many floats as there are keys. y overlaps nothing. */
+    /* One query. s[j] = scale * (q [d] . key j); softcap c > 0: c * tanh(s[j] / c); 0 if mask[j * mask_step] is 0
+     * (NULL: none); + bias[j * bias_step] (NULL: none); w = softmax(s) over all keys; y [dv] = sum_j w[j] value j, j
+     * ascending. No keys: y is 0. scores: room for as many floats as there are keys. y overlaps nothing. */
     void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                    const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores, float *y);
 
-    /* The machine's limits, for whoever measures: loops that do nothing else, on no model's path. */
+    /* The machine's limits, for measurements: loops that do nothing else. No model calls them. */
     /* `repeats` rounds of probe_flops operations, independent multiply-adds on registers; the result depends on all. */
     int64_t probe_flops;
     float (*probe_fma)(int64_t repeats);

@@ -1,7 +1,7 @@
-/* Every fused cell: FORM(code, update, members of frnn_form). A form of two that share a kind has `variant` where the
- * file has linear_before_reset. `update` makes new states of a tile's sums: EACH(function) runs a function of
- * body_cell.h for each vector of units of each row, one function after the other, so that no update waits for the one
- * before it. What the members mean: frnn.h. Included wherever something is made for each form. */
+/* Every fused cell: FORM(code, update, members of frnn_form). If two forms share a kind, `variant` is the value of
+ * linear_before_reset. `update` makes new states of a tile's sums: EACH(function) runs a function of
+ * body_cell.h for each vector of units of each row, one function after the other, so that no update waits for the
+ * previous one. frnn.h explains the members. Included wherever code is generated for each form. */
 /* clang-format off */
 FORM(RNN, EACH(vec_rnn),
      .kind = "rnn", .gates = 1, .products = 1, .units = 4, .states = 1, .recurrent = 1, .phases = 1,

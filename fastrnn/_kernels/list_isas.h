@@ -1,5 +1,5 @@
 /* Every instruction set, best first: ISA(name, flags, test). Its words are in words_<name>.h, kernels_<name>.c is
- * compiled with the flags, and its table is used where the test holds. setup.py reads the rows that the preprocessor
+ * compiled with the flags, and its table is used if the test holds. setup.py reads the rows that the preprocessor
  * leaves; dispatch.c makes names, declarations and tests from them.
  *
  * CPU(feature) reads CPUID and also XGETBV: it is 0 if the OS does not save the registers. */

@@ -6,9 +6,9 @@
 #include <sched.h>
 #include <signal.h>
 
-/* A loop is announced by its ticket: loop number (24 bits), chunks (20), next chunk to take (20). Taking a chunk is one
- * compare-and-swap of the whole, so a worker that read an old ticket can't take a chunk of a newer loop; and once it has
- * taken one, fn and context stay as they are until that chunk is done. */
+/* A loop is announced by its ticket: loop number (24 bits), chunks (20), next chunk to take (20). Taking a chunk is
+ * one compare-and-swap of the whole, so a worker that read an old ticket can't take a chunk of a newer loop; and
+ * once it has taken one, fn and context stay as they are until that chunk is done. */
 #define TICKET(loop, chunks, next) ((uint64_t)(loop) << 40 | (uint64_t)(chunks) << 20 | (uint64_t)(next))
 #define TICKET_CHUNKS(ticket) ((int64_t)((ticket) >> 20 & 0xfffff))
 #define TICKET_NEXT(ticket) ((int64_t)((ticket) & 0xfffff))
@@ -22,11 +22,11 @@ struct frnn_team {
     frnn_chunk_fn fn;
     void *context;
     uint64_t loop;
-    int threads;             /* of the call under way; 0: none, workers sleep */
+    int threads;             /* of the current call; 0: none, workers sleep */
     int workers;             /* made so far */
     pthread_mutex_t sleep;   /* guards threads and call for sleeping and waking */
     pthread_cond_t wake;
-    uint64_t call;           /* number of the call under way */
+    uint64_t call;           /* number of the current call */
 };
 
 static frnn_team the_team = {.sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
@@ -46,7 +46,7 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-/* Take and run chunks of the loop under way until none is left to take; 0 if there was none. */
+/* Take and run chunks of the current loop until none is left; 0 if there was none. */
 static int work(frnn_team *team) {
     int any = 0;
     uint64_t ticket = __atomic_load_n(&team->ticket, __ATOMIC_ACQUIRE);
@@ -87,7 +87,7 @@ static void *worker(void *number) {
     return NULL;
 }
 
-/* The child of a fork has this thread alone: it starts with no workers and a free team. */
+/* The child of a fork has only this thread: it starts with no workers and a free team. */
 static void forget_workers(void) {
     static const pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     static const pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
@@ -98,16 +98,16 @@ static void forget_workers(void) {
     taken = 0;
 }
 
-/* One more worker; 0 if there is none to be had. Signals are the program's: one that it blocks in its own threads (to
- * wait for it by sigwait) must not come to a worker that was made before, where its default is the end of the process.
- * Faults of the worker itself stay open, or nobody could report them. */
+/* One more worker; 0 if it can't be made. Workers block signals, which belong to the program: if it blocks one in
+ * its own threads (to wait with sigwait), an older worker must not receive it, because the default action ends the
+ * process. Faults of the worker itself stay unblocked, or they could not be reported. */
 static int add_worker(frnn_team *team) {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
     sigset_t all, before;
     pthread_t thread;
     sigfillset(&all);
     for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) sigdelset(&all, faults[i]);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* a thread begins with its maker's */
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* a thread inherits its creator's mask */
     int failed = pthread_create(&thread, NULL, worker, (void *)(intptr_t)team->workers);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) return 0;

@@ -1,4 +1,4 @@
-/* Vector words: the small vocabulary that every kernel body is written in, for the width VEC_W (floats a vector).
+/* Vector words: the small vocabulary that every kernel body is written in, for the width VEC_W (floats per vector).
  *
  * An instruction set's words_<isa>.h defines, for each of its widths, the words that need its instructions:
  *     vec_splat vec_fma vec_add_term vec_max vec_min vec_sqrt vec_select vec_load_part vec_store_part
@@ -58,7 +58,7 @@ FRNN_INLINE vec vec_load(const float *p) {
     return v;
 }
 FRNN_INLINE void vec_store(float *p, vec v) { memcpy(p, &v, sizeof v); }
-/* The same for n = VEC_W, else the part: for kernels in which n is rarely a tail. */
+/* A full load if n = VEC_W, else a partial one: for kernels in which n is rarely a tail. */
 FRNN_INLINE vec vec_load_n(const float *p, int64_t n) { return n >= VEC_W ? vec_load(p) : vec_load_part(p, n); }
 FRNN_INLINE void vec_store_n(float *p, int64_t n, vec v) {
     if (n >= VEC_W) {

@@ -5,7 +5,7 @@
 #define FRNN_LANES 8
 #define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
 #define FRNN_PREFETCH 1024 /* floats ahead that a tile of many rows asks for; see body_tile.h */
-#define FRNN_UNROLL 4  /* terms of many rows a turn of the loop; see body_tile.h */
+#define FRNN_UNROLL 4  /* terms of many rows per iteration; see body_tile.h */
 
 typedef float vec_8 __attribute__((vector_size(32)));
 typedef int32_t vec_int_8 __attribute__((vector_size(32)));

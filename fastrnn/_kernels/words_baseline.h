@@ -1,4 +1,4 @@
-/* Words of baseline: vectors of 4 in plain C (any CPU), with SSE2's instructions where the compiler has them. */
+/* Words of baseline: vectors of 4 in plain C (any CPU), with SSE2 instructions if the compiler has them. */
 #include "words.h"
 #ifdef __SSE2__
 #include <emmintrin.h>

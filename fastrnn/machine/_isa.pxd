@@ -124,7 +124,7 @@ cdef extern from "threads.h" nogil:
     int frnn_team_size(const frnn_team *team) noexcept
 
 
-# What threads.h and frnn.h declare. Wrapped, because the kernels are linked into this extension alone, and there is one
+# What threads.h and frnn.h declare. Wrapped, because the kernels are linked only into this extension, and there is one
 # team per process.
 cdef frnn_team *team_begin(int threads) noexcept nogil
 cdef void team_end(frnn_team *team) noexcept nogil

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Instruction sets: picks the kernel table at import and packs weights for it.
 
-All C kernels are linked here and nowhere else; other Cython modules reach them through `kernels_named` of `_isa.pxd`.
+All C kernels are linked only here; other Cython modules reach them through `kernels_named` of `_isa.pxd`.
 FASTRNN_ISA names the table to use instead of the best one. `isa=None` is the name of a table, None for the active one.
 Arrays are float32 and C-contiguous.
 """
@@ -33,7 +33,7 @@ cdef const frnn_kernels *ACTIVE = NULL
 cdef object FORCED_BY = None
 MAX_INPUTS = FRNN_MAX_INPUTS  # of an elementwise program
 MAX_INSTRUCTIONS = FRNN_MAX_INSTRUCTIONS
-FLOPS_A_THREAD = FRNN_FLOPS_A_THREAD  # operations from which a call is shared
+FLOPS_A_THREAD = FRNN_FLOPS_A_THREAD  # the least operations of each thread in a shared call
 
 
 # ---- choosing a table --------------------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def isa_info():
 
 
 def tile_rows(isa, vectors, blocks=1):
-    """The most rows of a tile of float32 products, over one block or two of that many vectors (1 to 4); 0 for no such
-    tile. isa: any table of this build; of another one, the active table answers."""
+    """The most rows of a tile of float32 products, over one or two blocks of that many vectors (1 to 4); 0 without such
+    a tile. isa: any table of this build; otherwise, the active table is used."""
     cdef const frnn_kernels *table = _among(frnn_compiled(), isa)
     return (ACTIVE if table == NULL else table).products[0].rows[blocks - 1][vectors]
 
@@ -157,7 +157,7 @@ cdef float *_aligned(int64_t count) except NULL:
 
 
 def _check(what, array, shape, writeable=False):
-    """array, if it is a float32, C-contiguous ndarray of this shape (None: any size); ShapeError otherwise."""
+    """array, if it is a C-contiguous float32 ndarray of this shape (None: any size), else ShapeError."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not array.flags.c_contiguous:
         got = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
         raise ShapeError(f"{what}: expected a C-contiguous float32 array, got {got}")
@@ -219,7 +219,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32")
     ----------
     spec : CellSpec
     W, R : float32 arrays, shapes [G*H, I] and [G*H, H], C-contiguous, gates in ONNX order
-    Wb, Rb : float32 arrays, shape [G*H]; None is zeros
+    Wb, Rb : float32 arrays, shape [G*H]; None means zeros
     P : float32 array, shape [3*H], peepholes i o f; None for none. LSTM only.
     isa : name of a table; None is the active one
     weights : number format of the packed weights, of one of the table's products

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Each kernel called by itself on NumPy arrays: for tests and for measuring the machine. No model comes here.
+"""Calls of single kernels on NumPy arrays, for tests and for measuring the machine. No model uses them.
 
 Arrays are float32 and C-contiguous, results are new arrays, denormals count as zero. `isa=None` is the name of a table,
 None for the active one.
@@ -82,7 +82,7 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     Parameters
     ----------
     packed : PackedCell
-    x : float32 [rows, I], rows contiguous; None where pre is given
+    x : float32 [rows, I], rows contiguous; None if pre is given
     h : float32 [rows, H]
     c : float32 [rows, H], LSTM only, updated in place
     pre : float32 [rows * pre_size] of one step, from `cell_input`
@@ -267,7 +267,7 @@ def elementwise(program, inputs, out=None, isa=None):
 
 
 def depthwise(W, bias, x, activation="identity", alpha=0.0, beta=0.0, y=None, isa=None):
-    """y[w, c] = activation(bias[c] + sum_k x[w + k, c] W[k, c]): each channel of x by itself.
+    """y[w, c] = activation(bias[c] + sum_k x[w + k, c] W[k, c]): each channel of x separately.
 
     Parameters
     ----------
@@ -321,7 +321,7 @@ def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, mask=None, safe=False, sp
     q : float32 [d]
     k, v : float32 [n, d] and [n, dv], rows contiguous
     bias, mask : float32 [n] or None; a mask holds 0 if the score is replaced
-    split : the keys before it and those from it on are given to the kernel as two runs; None: one run
+    split : the kernel gets the keys before it and those from it on as two runs; None: one run
     y : float32 [dv]; None: a new array
     """
     cdef const frnn_kernels *table = kernels_named(isa)

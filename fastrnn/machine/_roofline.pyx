@@ -24,7 +24,7 @@ cdef const frnn_kernels *find(str isa) except NULL:
 
 
 def fma_rate(str isa, int64_t repeats):
-    """Floating point operations a second of `repeats` rounds of multiply-adds; a multiply-add is two."""
+    """Floating point operations per second over `repeats` rounds of multiply-adds; a multiply-add is two."""
     cdef const frnn_kernels *probe = find(isa)
     cdef float kept
     start = time.perf_counter_ns()
@@ -37,7 +37,7 @@ def fma_rate(str isa, int64_t repeats):
 
 
 cdef class Reader:
-    """A buffer of its own, and how fast it is read.
+    """A buffer, and how fast it can be read.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ cdef class Reader:
     def __cinit__(self, str isa, size_t size):
         self.probe = find(isa)
         self.size = (size + 1023) // 1024 * 1024 if size > 0 else 1024
-        self.data = frnn_allocate(self.size)  # as packed weights are
+        self.data = frnn_allocate(self.size)  # like packed weights
         if self.data == NULL:
             raise MemoryError(f"{self.size} bytes for the roofline probe")
         memset(self.data, 1, self.size)
@@ -60,7 +60,7 @@ cdef class Reader:
         free(self.data)
 
     def rate(self, int64_t repeats, size_t ahead=0):
-        """Bytes read a second over `repeats` passes; ahead: bytes by which a software prefetch runs ahead."""
+        """Bytes read per second over `repeats` passes; ahead: bytes by which a software prefetch runs ahead."""
         cdef int32_t kept
         start = time.perf_counter_ns()
         with nogil:

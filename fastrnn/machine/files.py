@@ -120,7 +120,7 @@ def _temporary(target: Path, mode: int) -> Iterator[tuple[Path, int]]:
     Its writer holds a lock on it. A file of one of these names without a lock was left by a writer that was killed.
     """
     names = [target.with_name(f".{_short(target.name)}.{k}.partial") for k in range(WRITERS)]
-    # Beyond WRITERS at once, or where locks don't work: a name of its own, which no other writer removes.
+    # Beyond WRITERS at once, or if locks don't work: a unique name, which no other writer removes.
     names.append(target.with_name(f".{_short(target.name)}.{os.urandom(8).hex()}.partial"))
     name, handle = next(
         (name, handle) for name in names if (handle := _create(name, mode, name == names[-1])) is not None

@@ -143,7 +143,7 @@ cdef class StreamCore(SlabCore):
         return target if comes else None
 
     def push(self, chunk):
-        """Advance by all steps of a chunk, of any length.
+        """Advance by all steps of a chunk of any length.
 
         Parameters
         ----------

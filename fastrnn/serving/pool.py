@@ -155,9 +155,10 @@ class StreamPool(PoolCore):
 
         Returns
         -------
-        list of n arrays [T_i, features...]: the step outputs, new memory; of a model that looks ahead or changes the
-        rate, those that come with these steps. For an output that the model reduces over time: [features...], the value
-        as if the sequence ended here, and None if T_i is 0. For several outputs each is a tuple.
+        list of n arrays [T_i, features...]: the step outputs, new memory. If the model looks ahead or changes the
+        rate, these are the outputs that come with these steps. For an output that the model reduces over time:
+        [features...], the value as if the sequence ended here, and None if T_i is 0. For several outputs each is a
+        tuple.
 
         Raises
         ------
@@ -196,8 +197,8 @@ class StreamPool(PoolCore):
             raise ShapeError(f"chunk {i}: {error}") from None
 
     def flush(self, slot: int):
-        """What a stream held back, and the final value of what is reduced over time, as `Stream.flush`. The sequence of
-        a model that looks ahead is at its end then: `reset` begins another."""
+        """The outputs that a stream held back, and the final value of outputs reduced over time, as `Stream.flush`. If
+        the model looks ahead, its sequence has ended then: `reset` begins another."""
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
@@ -208,7 +209,7 @@ class StreamPool(PoolCore):
 
     # -- states --
     def state(self, slot: int) -> dict[str, np.ndarray]:
-        """Every state of a stream by name, as `Stream.state` has it; copies. StateError: the slot is not open."""
+        """Every state of a stream by name, as in `Stream.state`; copies. StateError: the slot is not open."""
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
@@ -273,7 +274,7 @@ class StreamPool(PoolCore):
         return snapshots.Snapshot(steps, parts.layout.rows(self.slab[places]), slots, parts.sizes, ended, still)
 
     def restore(self, source) -> int:
-        """A new slot that goes on where a snapshot was taken, with the same bits on the same instruction set.
+        """A new slot that continues from a snapshot, with the same bits on the same instruction set.
 
         Parameters
         ----------

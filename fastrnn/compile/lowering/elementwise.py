@@ -1,4 +1,4 @@
-"""Lowering of elementwise nodes, alone or a group in one program, and of arithmetic on live integers."""
+"""Lowering of elementwise nodes, single or grouped in one program, and of arithmetic on run-time integers."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Float64:
         given += [None] * (10 - len(given))
         x, W, R, Wb, Rb, P, h0, c0, lengths, mask = given
         spec = node.attrs["spec"]
-        over_time = "time" in D.symbols(self.graph.values[str(node.inputs[0])].dims[0])  # or over an axis of its own
+        over_time = "time" in D.symbols(self.graph.values[str(node.inputs[0])].dims[0])  # or over its own axis
         carried = over_time and not spec.reverse and lengths is None
         if carried:
             h0, c0 = self.states.get(node.name, (h0, c0))

@@ -24,7 +24,7 @@ ENGINES = ("onnxruntime", "torch", "keras", "reference")
 
 
 def engine(name: str, graph: Graph, path: str | None, bind: Mapping[str, Any], beside: Mapping[str, Any]) -> Any:
-    """The engine `name` of ENGINES over a file; the reference needs the graph alone.
+    """The engine `name` of ENGINES over a file; the reference needs only the graph.
 
     bind : values of the inputs that were fixed at load. beside : `layers`, `key` and `config` of `fastrnn.load`.
 
