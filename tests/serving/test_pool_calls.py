@@ -147,6 +147,19 @@ class TestPaced:
             pool.close(s)
         assert pool.memory_bytes == before
 
+    def test_a_state_from_outside_is_no_snapshot_before_a_step(self):
+        """The input without time that its stream kept is not in the state."""
+        model = PACED["biased"]
+        pool, slots = opened(model, 2)
+        first, second = (int(s) for s in slots)
+        pool.push([first], [data(model, 3, 1)])
+        pool.set_state(second, pool.state(first))
+        with pytest.raises(fastrnn.StateError, match="not known before its next step: take one first"):
+            pool.snapshot_all()
+        pool.snapshot(first)
+        pool.push([second], [data(model, 1, 2)])
+        assert len(model.pool(2).restore_all(pool.snapshot_all())) == 2
+
     def test_no_out(self):
         pool, slots = opened(PACED["looks ahead"], 2)
         with pytest.raises(fastrnn.StreamError, match="no out"):
