@@ -239,10 +239,12 @@ FRNN_INLINE void vec_cell_update(const frnn_call *call, const frnn_block *blocks
                                  int64_t mr, const float *const *h, float (*out)[FRNN_WAVE * 4 * VEC_W]) {
     if (!call->cell->usual) {
         vec_cell_form(call, blocks, nb, phase, 0, 0, row, mr, h, out);
-    } else if (nb == 1 && blocks[0].start + (int64_t)blocks[0].nv * VEC_W <= call->cell->H) {
+    } else if (blocks[nb - 1].start + (int64_t)blocks[nb - 1].nv * VEC_W > call->cell->H) {
+        vec_cell_form(call, blocks, nb, phase, 1, 0, row, mr, h, out);
+    } else if (nb == 1) {
         vec_cell_form(call, blocks, 1, phase, 1, 1, row, mr, h, out);
     } else {
-        vec_cell_form(call, blocks, nb, phase, 1, 0, row, mr, h, out);
+        vec_cell_form(call, blocks, nb, phase, 1, 1, row, mr, h, out);
     }
 }
 
