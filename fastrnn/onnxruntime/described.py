@@ -245,7 +245,7 @@ def _shapes(skeleton, data_prop: bool) -> dict[str, list]:
     own = {d.dim_param for info in skeleton.graph.input for d in info.type.tensor_type.shape.dim}
     kinds = {info.name: info.type.tensor_type for info in made.graph.output}
     sizes = {name: [_size(d) for d in kind.shape.dim] for name, kind in kinds.items() if kind.HasField("shape")}
-    # Names that the inference made up, such as unk__0, are of nobody's file.
+    # Names that the inference made up, such as unk__0, are not in the file.
     return {name: [s if isinstance(s, int) or s in own else None for s in shape] for name, shape in sizes.items()}
 
 

@@ -25,7 +25,7 @@ class OrtValue:
     def ortvalue_from_numpy(
         numpy_obj: np.ndarray, device_type: str = "cpu", device_id: int = 0, vendor_id: int = -1
     ) -> OrtValue:
-        """The array as an OrtValue. RuntimeError for what is no array of numbers, or another device."""
+        """The array as an OrtValue. RuntimeError if it is not an array of numbers, or for another device."""
         check_cpu(device_type)
         return OrtValue(numpy_obj)
 

@@ -65,7 +65,7 @@ class TestTinyRun:
     def test_every_installed_engine_answered_right(self, tiny):
         record = tiny[1]
         present = {n for n, e in record["engines"].items() if e["status"] == "ok"} & set(bench.ENGINES)
-        assert {"fastrnn", "ort", "ort-iobinding", "torch"} <= present  # the test extra brings them
+        assert {"fastrnn", "ort", "ort-iobinding", "torch"} <= present  # the test extra installs them
         for case in record["cases"]:
             assert set(case["results"]) == present
             for name, found in case["results"].items():
@@ -240,7 +240,7 @@ class TestCommand:
 
 @any_isa
 def test_whose_word_is_taken_for_a_model_file(tmp_path):
-    """onnxruntime's; where only fastrnn answered, nobody's, and the result says that it was not compared."""
+    """onnxruntime's. If only fastrnn answered, the result says that it was not compared."""
     np.save(tmp_path / "fastrnn.npy", np.array([1.0, 2.0]))
     alone = {"fastrnn": {"status": "ok"}}
     runner.compare_answers(alone, tmp_path, {})

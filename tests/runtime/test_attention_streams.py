@@ -89,7 +89,7 @@ def test_what_context_takes():
     model = Model(self_attention(), threads=1)
     assert model.streamable
     stream, x = model.stream(), normal(3, 1024, 8)
-    assert stream.push(x).tobytes() == model(x[None]).tobytes()  # what nobody chose is 1,024 steps, and then an error
+    assert stream.push(x).tobytes() == model(x[None]).tobytes()  # the default is 1,024 steps, and then an error
     with pytest.raises(fastrnn.StreamError, match=r"1024 steps is full \(stream\(context=...\)"):
         stream.step(x[0])
     pool = model.pool(2)
