@@ -169,7 +169,7 @@ def _lock(handle: int, name: Path) -> bool:
 def _remove_if_stale(name: Path) -> bool:
     """Remove the temporary file of a writer that was killed; False if there is none, or one that a writer holds."""
     try:
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -72,6 +72,10 @@ class Walk:
         self.lost: set[str] = set()  # made by a node with a problem: not judged again
         self.problems: list[str] = []
 
+    def on_two_axes(self) -> Mixed:
+        """The error for inputs that have the symbol on axes that don't meet."""
+        return Mixed(f"combines {self.symbol} along one axis with {self.symbol} along another")
+
     def axes(self, dims) -> list[int]:
         """Axes whose dim depends on the symbol."""
         return [i for i, d in enumerate(dims) if self.symbol in D.symbols(d)]
@@ -194,7 +198,7 @@ class Walk:
                 continue
             here = replace(track, axis=track.axis + rank - len(self.graph.values[name].dims))
             if found is not None and here != found:
-                raise Mixed(f"brings {self.symbol} along one axis together with {self.symbol} along another")
+                raise self.on_two_axes()
             found = here
         return found
 

@@ -143,7 +143,7 @@ def _matmul(walk: Walk, node: Node):
             raise Mixed(f"multiplies over all {walk.words['all']}")
         here = replace(track, axis=from_end + rank + (from_end < -1 and vectors[1 - i]))
         if found is not None and here != found:
-            raise Mixed(f"brings {walk.symbol} along one axis together with {walk.symbol} along another")
+            raise walk.on_two_axes()
         found = here
     return [found]
 
@@ -172,7 +172,7 @@ def _attention(walk: Walk, node: Node):
         if node.attrs["causal"] or node.attrs["window"]:
             raise Mixed("lets a query see keys by its position, and has the same keys at all steps")
     if any(t != q for t in keys) or any(t != _bias_track(walk, node, q, i) for i, t in added):
-        raise Mixed(f"brings {walk.symbol} along one axis together with {walk.symbol} along another")
+        raise walk.on_two_axes()
     return [q]
 
 

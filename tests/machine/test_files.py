@@ -159,6 +159,12 @@ def test_many_writers_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_pipe_with_the_name_of_a_temporary_file_holds_no_one_up(tmp_path):
+    os.mkfifo(tmp_path / ".file.0.partial")
+    replace_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
