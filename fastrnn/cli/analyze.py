@@ -43,10 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="time for forgetting and for drift, about three quarters of it each (default: 4)",
     )
     parser.add_argument("--seed", type=options.whole(0, 2**32 - 1), default=0, help="seed of all noise (default: 0)")
-    parser.add_argument("--definitions", action="store_true", help="explain each figure below the tables")
-    parser.add_argument(
-        "--report", metavar="FILE.html", help="write an HTML report with figures; needs fastrnn[report]"
-    )
+    options.add_report(parser)
     options.add_loading(parser)
     options.add_common(parser)
 

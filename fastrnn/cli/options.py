@@ -17,6 +17,14 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """--definitions and --report."""
+    parser.add_argument("--definitions", action="store_true", help="explain each figure below the tables")
+    parser.add_argument(
+        "--report", metavar="FILE.html", help="write an HTML report with figures; needs fastrnn[report]"
+    )
+
+
 def add_binding(parser: argparse.ArgumentParser) -> None:
     """--bind and --states."""
     parser.add_argument(

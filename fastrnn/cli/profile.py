@@ -45,10 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=options.positive, default=1.0, help="approximate time to measure (default: 1)"
     )
     parser.add_argument("--all", action="store_true", help=f"show every op, not only the {SHOWN} most expensive ones")
-    parser.add_argument("--definitions", action="store_true", help="explain each figure below the tables")
-    parser.add_argument(
-        "--report", metavar="FILE.html", help="write an HTML report with figures; needs fastrnn[report]"
-    )
+    options.add_report(parser)
     options.add_loading(parser)
     options.add_common(parser)
 
