@@ -185,11 +185,9 @@ FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *block
 
 /* Vector v of the units of block b and row r of a tile. whole: no block has a tail. form and whole are constants when
  * this is inlined. */
-FRNN_INLINE frnn_unit vec_unit_at(const frnn_call *call, const frnn_form *form, const frnn_block *blocks, int nb, int b,
-                                  int v, int64_t row, int64_t r, const int whole, const float *const *h,
-                                  float (*out)[FRNN_WAVE * 4 * VEC_W]) {
-    const frnn_cell *cell = call->cell;
-    const frnn_cell_io *io = call->io;
+FRNN_INLINE frnn_unit vec_unit_at(const frnn_cell *cell, const frnn_cell_io *io, const frnn_form *form,
+                                  const frnn_block *blocks, int nb, int b, int v, int64_t row, int64_t r,
+                                  const int whole, const float *const *h, float (*out)[FRNN_WAVE * 4 * VEC_W]) {
     int64_t unit = blocks[b].start + v * VEC_W, at = ((r * nb + b) * 4 + v) * VEC_W;
     const float *P = cell->packed + blocks[b].start * cell->unit;
     P += form->products * form->gates * (1 + cell->half[0] + cell->half[1]) * VEC_W;
@@ -209,18 +207,21 @@ FRNN_INLINE frnn_unit vec_unit_at(const frnn_call *call, const frnn_form *form, 
 #define EACH(half)                                                                                                     \
     for (int64_t r = 0; r < mr; r++) {                                                                                 \
         for (int b = 0; b < nb; b++) {                                                                                 \
-            for (int v = 0; v < (form->units == 1 ? 1 : blocks[b].nv); v++) {                                          \
-                frnn_unit u = vec_unit_at(call, form, blocks, nb, b, v, row, r, whole, h, out);                        \
+            for (int v = 0; v < (form->units == 1 ? 1 : nv); v++) {                                                    \
+                frnn_unit u = vec_unit_at(call->cell, &io, form, blocks, nb, b, v, row, r, whole, h, out);             \
                 half(&u, usual);                                                                                       \
             }                                                                                                          \
         }                                                                                                              \
     }
 
 /* The update of the form, each with its row of list_cells.h as constants: decisions in the inner loop would cost an RNN
- * about 8 cycles per vector. usual, whole and one (block) are constants too. */
+ * about 8 cycles per vector. usual, whole and one (block) are constants too. io and nv are copies, which the compiler
+ * need not read again after each store. */
 FRNN_INLINE void vec_cell_form(const frnn_call *call, const frnn_block *blocks, int nb, int64_t phase, const int usual,
                                const int whole, int64_t row, int64_t mr, const float *const *h,
                                float (*out)[FRNN_WAVE * 4 * VEC_W]) {
+    const frnn_cell_io io = *call->io;
+    const int nv = blocks[0].nv;
     (void)phase;
     switch (call->cell->form->code) {
 #define FORM(name, update, ...)                                                                                        \

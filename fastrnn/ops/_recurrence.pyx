@@ -133,32 +133,37 @@ cdef int64_t insert(CellRows *rows, int64_t r, int64_t length) noexcept nogil:
 
 
 cdef inline void fill_rows(CellLoop *s) noexcept nogil:
-    """Each row's first x and y, its states and its length."""
+    """Each row's first x and y, its states and its length. Locals are faster than fields here: the compiler must
+    assume that a stored pointer changes them."""
     cdef const CellArgs *a = s.a
     cdef Frame *f = s.f
-    cdef CellRows *rows = &s.rows
-    cdef int64_t r, i, length = a.steps, first, H = s.cell.H
+    cdef CellRows rows = s.rows
+    cdef int64_t r, i, length = a.steps, first = length - 1 if a.reverse and length > 0 else 0, H = s.cell.H
+    cdef int64_t x_time = a.x_time, y_time = a.y_time, x_row = a.x_row, y_row = a.y_row, steps = a.steps
+    cdef const float *x = at(f, a.x_buffer, a.x_offset)
+    cdef const float *mask = at(f, a.mask_buffer, a.mask_offset) if a.mask_buffer >= 0 else NULL
+    cdef float *y = at(f, a.y_buffer, a.y_offset) if a.y_buffer >= 0 else s.spare
     cdef const int64_t *lengths = NULL
     if a.lengths_buffer >= 0:
         lengths = (<const int64_t *> f.base[a.lengths_buffer]) + a.lengths_offset
+    if a.y_buffer < 0:
+        y_row, y_time = 2 * H, 0
     for r in range(a.rows):
         i = r
         if lengths != NULL:
             length = lengths[r * a.lengths_stride]
-            i = insert(rows, r, length)
-        first = (length - 1) if a.reverse and length > 0 else 0
+            i = insert(&s.rows, r, length)
+            first = (length - 1) if a.reverse and length > 0 else 0
         rows.length[i] = length
-        rows.x[i] = at(f, a.x_buffer, a.x_offset) + r * a.x_row + first * a.x_time
-        if rows.mask != NULL:
-            rows.mask[i] = at(f, a.mask_buffer, a.mask_offset) + r * a.mask_row + first * a.mask_time
+        rows.x[i] = x + r * x_row + first * x_time
+        if mask != NULL:
+            rows.mask[i] = mask + r * a.mask_row + first * a.mask_time
         rows.state[i] = state_row(f, a.per_slot, a.h_state, H, r)
-        rows.c[i] = state_row(f, a.per_slot, a.c_state, H, r) if a.c_state >= 0 else NULL
-        if a.y_buffer >= 0:
-            rows.y[i] = at(f, a.y_buffer, a.y_offset) + r * a.y_row + first * a.y_time
-            if length < a.steps:
-                clear_steps(a, H, at(f, a.y_buffer, a.y_offset) + r * a.y_row, length)
-    for r in range(a.rows if a.y_buffer < 0 else 0):
-        rows.y[r] = s.spare + 2 * r * H
+        if a.c_state >= 0:
+            rows.c[i] = state_row(f, a.per_slot, a.c_state, H, r)
+        rows.y[i] = y + r * y_row + first * y_time
+        if length < steps and a.y_buffer >= 0:
+            clear_steps(a, H, y + r * y_row, length)
 
 
 cdef void clear_steps(const CellArgs *a, int64_t H, float *y, int64_t length) noexcept nogil:
@@ -313,8 +318,10 @@ cdef int run_cell(const int64_t *args, Frame *f) noexcept nogil:
     s.io.x, s.io.c, s.io.y = s.present.x, s.present.c if a.c_state >= 0 else NULL, s.present.y
     s.io.c_off = 0
     loop.f, loop.cell, loop.io, loop.ahead = f, s.cell, &s.io, NULL
-    ahead.end, ahead.size = 0, f.table.cell_pre_size(s.cell)
-    hoisting = a.rows <= a.hoisted_rows and a.steps > 1 and a.pre_capacity >= 2 * a.rows * (ahead.size + 4)
+    hoisting = a.rows <= a.hoisted_rows and a.steps > 1
+    if hoisting:
+        ahead.end, ahead.size = 0, f.table.cell_pre_size(s.cell)
+        hoisting = a.pre_capacity >= 2 * a.rows * (ahead.size + 4)
     for t in range(a.steps):
         while alive > 0 and s.rows.length[alive - 1] <= t:
             alive -= 1
