@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from heapq import heappop, heappush
 
 from ..graph import Graph, Node, Value
 from ..graph import dims as D
 from ..graph.traverse import fresh
+
+_MOVES = frozenset(("transpose", "reshape", "concat"))
 
 
 def simplify_moves(graph: Graph) -> Graph:
@@ -18,49 +21,110 @@ def simplify_moves(graph: Graph) -> Graph:
     value in between; ops that work row by row move above a reshape that merges rows.
     """
     editor = _MoveEditor(graph)
-    while editor.sweep():
-        pass
+    editor.run()
     if not editor.changes:
         return graph
     notes = (*graph.notes, f"simplified {editor.changes} moves of data")
-    return graph.replace(nodes=tuple(editor.nodes), values=editor.values, notes=notes)
+    return graph.replace(nodes=editor.ordered(), values=editor.values, notes=notes)
 
 
 class _MoveEditor:
+    """Applies the rule of the first node that has one, until none has.
+
+    A rule of a node depends on the node, on the makers of its inputs and on whether it is their only reader. Only
+    nodes for which one of these changed are tried again, so the work grows with the number of changes.
+
+    nodes : place -> node. Places are ordered as the nodes are; nodes that replace one get its place, or, if they are
+        several, places that extend it.
+    maker, readers : value -> place, and value -> place -> how often the node there reads it
+    """
+
     def __init__(self, graph: Graph):
-        self.graph, self.nodes, self.values = graph, list(graph.nodes), dict(graph.values)
+        self.graph, self.values = graph, dict(graph.values)
         self.outputs, self.names = set(graph.outputs), {n.name for n in graph.nodes}
         self.changes = 0
+        self.nodes: dict[tuple[int, ...], Node] = {}
+        self.maker: dict[str, tuple[int, ...]] = {}
+        self.readers: dict[str, dict[tuple[int, ...], int]] = {}
+        self.waiting: list[tuple[int, ...]] = []  # a heap of the places to try
+        self.unread: list[tuple[int, ...]] = []  # moves that may have lost their last reader
+        for k, node in enumerate(graph.nodes):
+            self._put((k,), node)
+        self.unread = [p for p, n in self.nodes.items() if n.op in _MOVES]
+        self.waiting = list(self.nodes)
 
-    def sweep(self) -> bool:
-        """One pass over the nodes; True if a rule matched."""
-        self.maker = {o: n for n in self.nodes for o in n.outputs if o is not None}
-        self.reads: dict[str, int] = {}
-        for node in self.nodes:
-            for name in node.inputs:
-                if name is not None:
-                    self.reads[name] = self.reads.get(name, 0) + 1
-        for k, node in enumerate(self.nodes):
-            new = self._rule(node)
+    def run(self) -> None:
+        """Apply rules until none matches."""
+        while self.waiting:
+            place = heappop(self.waiting)
+            while self.waiting and self.waiting[0] == place:
+                heappop(self.waiting)
+            node = self.nodes.get(place)
+            new = None if node is None else self._rule(node)
             if new is not None:
-                self.nodes[k : k + 1] = new
+                self._take(place)
+                for k, made in enumerate(new):
+                    self._put(place if len(new) == 1 else (*place, k), made)
                 self._drop_unread()
                 self.changes += 1
-                return True
-        return False
+
+    def ordered(self) -> tuple[Node, ...]:
+        return tuple(self.nodes[place] for place in sorted(self.nodes))
+
+    def _put(self, place: tuple[int, ...], node: Node) -> None:
+        self.nodes[place] = node
+        heappush(self.waiting, place)
+        for name in node.outputs:
+            if name is not None:
+                self.maker[name] = place
+                for reader in self.readers.get(name, ()):
+                    heappush(self.waiting, reader)
+        for name in node.inputs:
+            if name is not None:
+                places = self.readers.setdefault(name, {})
+                places[place] = places.get(place, 0) + 1
+        if node.op in _MOVES:
+            self.unread.append(place)
+
+    def _take(self, place: tuple[int, ...]) -> None:
+        node = self.nodes.pop(place)
+        for name in node.outputs:
+            if name is not None and self.maker.get(name) == place:
+                del self.maker[name]
+        for name in node.inputs:
+            if name is None:
+                continue
+            places = self.readers[name]
+            places.pop(place, None)
+            if name in self.maker and not places:
+                self.unread.append(self.maker[name])
+            elif name in self.maker and len(places) == 1:
+                heappush(self.waiting, next(iter(places)))
+
+    def _made_by(self, name: str | None) -> Node | None:
+        """The node that makes a value, if any."""
+        place = self.maker.get(name)
+        return None if place is None else self.nodes[place]
+
+    def _read_once(self, name: str) -> bool:
+        """Whether a value has one reader, which reads it once, and is not an output."""
+        return sum(self.readers.get(name, {}).values()) == 1 and name not in self.outputs
 
     def _drop_unread(self) -> None:
-        """Drop moves that lost their last reader, so that the next sweep counts readers correctly."""
-        needed = set(self.outputs)
-        for node in self.nodes:
-            needed |= {i for i in node.inputs if i is not None}
-        self.nodes = [n for n in self.nodes if n.op not in ("transpose", "reshape", "concat") or n.outputs[0] in needed]
+        """Drop moves that lost their last reader, so that readers are counted correctly from here on. Those that lose
+        theirs by this follow after the next change."""
+        candidates, self.unread = dict.fromkeys(self.unread), []
+        for place in [p for p in candidates if p in self.nodes and self._is_unread(self.nodes[p])]:
+            self._take(place)
+
+    def _is_unread(self, node: Node) -> bool:
+        return node.op in _MOVES and node.outputs[0] not in self.outputs and not self.readers.get(node.outputs[0])
 
     def _rule(self, node: Node) -> list[Node] | None:
         if node.op not in ("transpose", "reshape"):
             return self._through_pointwise(node)
         source, out = self.values[node.inputs[0]], self.values[node.outputs[0]]
-        before = self.maker.get(source.name)
+        before = self._made_by(source.name)
         if node.op == "transpose" and _moves_only_ones(source.dims, node.attrs["perm"]):
             return [Node("reshape", node.name, node.inputs, node.outputs, {"dims": out.dims})]
         if source.dims == out.dims and (node.op == "reshape" or node.attrs["perm"] == tuple(range(len(out.dims)))):
@@ -72,12 +136,7 @@ class _MoveEditor:
             if node.op == "transpose":
                 attrs = {"perm": tuple(before.attrs["perm"][p] for p in node.attrs["perm"])}
             return [replace(node, inputs=before.inputs, attrs=attrs)]
-        if (
-            before is not None
-            and before.op == "concat"
-            and self.reads[source.name] == 1
-            and source.name not in self.outputs
-        ):
+        if before is not None and before.op == "concat" and self._read_once(source.name):
             return self._through_concat(node, before, source, out)
         return None
 
@@ -85,13 +144,8 @@ class _MoveEditor:
         """Move an op that works on each row separately above a reshape that only merges rows. Keras folds batch and
         time into one axis around every Dense; the reshape then meets its inverse and both are dropped."""
         k = _row_input(node, self.graph)
-        before = self.maker.get(node.inputs[k]) if k is not None else None
-        if (
-            before is None
-            or before.op != "reshape"
-            or self.reads[node.inputs[k]] != 1
-            or node.inputs[k] in self.outputs
-        ):
+        before = self._made_by(node.inputs[k]) if k is not None else None
+        if before is None or before.op != "reshape" or not self._read_once(node.inputs[k]):
             return None
         source, merged = self.values[before.inputs[0]], self.values[node.inputs[k]]
         out = self.values[node.outputs[0]]
@@ -115,19 +169,20 @@ class _MoveEditor:
         if out not in self.outputs:
             self._rename_reads(out, source)
             return []
-        maker = self.maker.get(source)
+        maker = self._made_by(source)
         if maker is None or source in self.outputs or maker.op == "state":
             return None
+        place = self.maker[source]
         self._rename_reads(source, out)
-        for k, other in enumerate(self.nodes):
-            if other is maker:
-                self.nodes[k] = replace(maker, outputs=tuple(out if o == source else o for o in maker.outputs))
+        self._take(place)
+        self._put(place, replace(maker, outputs=tuple(out if o == source else o for o in maker.outputs)))
         return []
 
     def _rename_reads(self, old: str, new: str) -> None:
-        for k, other in enumerate(self.nodes):
-            if old in other.inputs:
-                self.nodes[k] = replace(other, inputs=tuple(new if i == old else i for i in other.inputs))
+        for place in list(self.readers.get(old, ())):
+            node = self.nodes[place]
+            self._take(place)
+            self._put(place, replace(node, inputs=tuple(new if i == old else i for i in node.inputs)))
 
     def _through_concat(self, node: Node, concat: Node, source: Value, out: Value) -> list[Node] | None:
         axis = concat.attrs["axis"]

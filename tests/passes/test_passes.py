@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_builder import GraphBuilder
 from onnx import numpy_helper
 
 from fastrnn import passes
@@ -15,7 +16,7 @@ from fastrnn.model import Model
 from fastrnn.passes.along_time import cut_runs, step_sums
 from fastrnn.passes.dead import remove_dead_nodes
 from fastrnn.passes.linear import fuse_linear
-from fastrnn.passes.moves import simplify_moves
+from fastrnn.passes.moves import _MoveEditor, simplify_moves
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FILES = [e["file"] for e in json.loads((DATA / "manifest.json").read_text()) if "golden" in e]
@@ -235,3 +236,24 @@ def test_running_sums_from_the_end_need_the_future():
     graph = graph_of("(float[b,t,3] x) => (float[b,t,3] y)", body, axis=np.int64(1))
     assert step_sums(graph) == graph
     assert not Model(graph).streamable
+
+
+def test_moves_are_tried_again_only_where_something_changed(monkeypatch):
+    tried = []
+    rule = _MoveEditor._rule
+    monkeypatch.setattr(_MoveEditor, "_rule", lambda self, node: tried.append(node) or rule(self, node))
+    counts = []
+    for layers in (20, 80):
+        make, x = GraphBuilder("moves"), "x"
+        make.input("x", "float32", 2, 3, 5)
+        for _ in range(layers):
+            x = make.add("transpose", x, perm=(0, 2, 1))
+            x = make.add("unary", make.add("reshape", x, dims=(2, 5, 3)), fn="neg", alpha=0.0, beta=0.0)
+            x = make.add("reshape", make.add("transpose", x, perm=(0, 2, 1)), dims=(2, 3, 5))
+        graph = make.done(x)
+        tried.clear()
+        after = simplify_moves(graph)
+        counts.append(len(tried))
+        assert ops(after) == ["transpose", *["unary"] * layers, "transpose"]
+        same_answers(graph, after, x=noise(2, 3, 5))
+    assert counts[1] < 5 * counts[0]
