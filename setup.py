@@ -105,6 +105,7 @@ MODULES = (
     "runtime._slab",
     "serving._stream",
     "serving._pool",
+    "serving._queues",
 )
 directives = {"language_level": 3, "freethreading_compatible": False}
 if DEBUG:
