@@ -35,7 +35,11 @@ _KNOWN_BEFORE = {
     "RNN": _CELL,
     "LSTM": _CELL,
     "GRU": _CELL,
+    "AffineGrid": (1,),
     "BatchNormalization": (1, 2, 3, 4),
+    "BlackmanWindow": (0,),
+    "CausalConvWithState": (1, 2),
+    "CenterCropPad": (1,),
     "Clip": (1, 2),
     "ConstantOfShape": (0,),
     "Conv": (1, 2),
@@ -45,6 +49,8 @@ _KNOWN_BEFORE = {
     "Dropout": (1, 2),
     "Expand": (1,),
     "GroupNormalization": (1, 2),
+    "HammingWindow": (0,),
+    "HannWindow": (0,),
     "If": (0,),
     "InstanceNormalization": (1, 2),
     "OneHot": (1, 2),
@@ -69,14 +75,29 @@ _KNOWN_BEFORE = {
 
 
 def _known_before(model: onnx.ModelProto) -> list[str]:
-    """The inputs of the graph (without initializers) that feed such a position."""
+    """The inputs of the graph (without initializers) that feed such a position, and the lists of integers from which
+    the graph computes what feeds it."""
     free = {value.name for value in model.graph.input} - {array.name for array in model.graph.initializer}
-    found = set()
-    for node in model.graph.node:
-        for position in _KNOWN_BEFORE.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ():
-            if position < len(node.input) and node.input[position] in free:
-                found.add(node.input[position])
-    return [value.name for value in model.graph.input if value.name in found]
+    maker = {name: node for node in model.graph.node for name in node.output if name}
+    wanted = [
+        node.input[position]
+        for node in model.graph.node
+        for position in _KNOWN_BEFORE.get(node.op_type, ())
+        if node.domain in ("", "ai.onnx") and position < len(node.input) and node.input[position]
+    ]
+    found, seen = set(wanted), set()
+    while wanted:
+        name = wanted.pop()
+        node = maker.get(name)
+        if name not in seen and node is not None and node.op_type not in ("Shape", "Size"):  # known from dims alone
+            wanted += [i for i in node.input if i]
+        seen.add(name)
+    found |= {v.name for v in model.graph.input if v.name in seen and _is_list_of_integers(v.type.tensor_type)}
+    return [value.name for value in model.graph.input if value.name in free & found]
+
+
+def _is_list_of_integers(kind: onnx.TypeProto.Tensor) -> bool:
+    return kind.elem_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) and len(kind.shape.dim) < 2
 
 
 class FastRNNBackendRep(BackendRep):

@@ -1,4 +1,5 @@
-"""onnx's own node cases through fastrnn.onnx_backend: all recurrent ones, and all whose operators the importer knows.
+"""onnx's own node cases through fastrnn.onnx_backend: all recurrent ones, and all whose operators the importer knows
+or ONNX defines by others.
 
 A case that does not pass is listed, by name and with the words of its refusal, in onnx_node_cases.REFUSED, or as
 a known bug, or uses a type that fastrnn does not compute in. A listed case that passes fails its test, so that the
@@ -24,22 +25,24 @@ RECURRENT = ("_rnn", "_lstm", "_gru")
 
 @functools.cache
 def node_cases():
-    """Name -> onnx.backend.test's TestCase, of those whose every operator the importer has a handler for."""
+    """Name -> onnx.backend.test's TestCase, of those whose every operator the importer has a handler or a body for."""
     import warnings
 
     from onnx.backend.test import loader
 
+    from fastrnn.importers.onnx.functions import defined
+    from fastrnn.importers.onnx.reading.nodes import plain_nodes
     from fastrnn.importers.onnx.reading.registry import OPERATORS
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # onnx makes overflowing and invalid values on purpose
         cases = loader.load_model_tests(kind="node")
-    known = {("" if domain == "ai.onnx" else domain, name) for domain, name in OPERATORS}
-    return {
-        case.name: case
-        for case in cases
-        if all(("" if n.domain == "ai.onnx" else n.domain, n.op_type) in known for n in case.model.graph.node)
-    }
+
+    def reads(model):
+        opsets = {o.domain: o.version for o in model.opset_import}
+        return all((n.domain, n.op) in OPERATORS or defined(n, opsets) for n in plain_nodes(model.graph))
+
+    return {case.name: case for case in cases if reads(case.model)}
 
 
 def is_recurrent(name):

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import fastrnn
 from fastrnn.graph import reference
 from fastrnn.importers.onnx import import_onnx
 
@@ -42,3 +43,29 @@ def agrees_with_onnxruntime(made, **feeds):
 
 def noise(*shape):
     return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+
+
+def runs_as_onnxruntime(made, *calls, rtol=1e-4, atol=1e-5, **options):
+    """The loaded model gives onnxruntime's answers for each call's feeds, dtypes included; returns the model."""
+    ort = pytest.importorskip("onnxruntime")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    session = ort.InferenceSession(made.SerializeToString(), settings)
+    model = fastrnn.from_onnx(made, **options)
+    names = [info.name for info in model.inputs]
+    for feeds in calls:
+        for a, b in zip(model.run(*(feeds[name] for name in names)), session.run(None, feeds), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+    return model
+
+
+def streams_as_it_runs(model, x, axis=1, **options):
+    """A stream over x, step by step and in chunks, gives the bits of one run over all of it."""
+    (whole,) = model.run(x)
+    for chunk in (1, 2, x.shape[axis]):
+        stream = model.stream(batch_size=whole.shape[0], **options)
+        parts = []
+        for start in range(0, x.shape[axis], chunk):
+            parts.append(stream.push(np.take(x, range(start, min(start + chunk, x.shape[axis])), axis)))
+        np.testing.assert_array_equal(np.concatenate(parts, axis), whole)

@@ -11,6 +11,8 @@ The parts of this package, in the order in which they process a file:
                 a batch of one that can be read in several ways (guesses)
     ops/        the operators, one file per family
     selectors.py  inputs that select a branch of an If
+    precheck.py   what can be refused before any value is known
+    functions.py  operators that ONNX defines by others
     walk.py       one walk over the nodes; it writes to build.py
     states.py     states that the caller passes from call to call
 
@@ -33,6 +35,7 @@ from ...graph.casts import check_float32
 from ...passes.sizes import fix_sizes
 from ..shared.ledger import Finding
 from . import states as state_pairs
+from .precheck import precheck
 from .reading import files
 from .reading.nodes import collect, known_names, reads
 from .reroll import chains, unroll
@@ -41,7 +44,7 @@ from .sizes import guesses
 from .sizes.evidence import Policy
 from .sizes.judge import verdicts
 from .sizes.symbols import Restart, SymbolTable
-from .walk import File, precheck, read_constants, walk
+from .walk import File, read_constants, walk
 
 __all__ = ["Selector", "UndecidedError", "import_onnx"]
 
@@ -171,7 +174,7 @@ def _inline(model, where: str):
 
 def _settled(file: File, table: SymbolTable) -> Graph:
     """Walk until the symbols no longer change; each restart freezes, joins or names at least one of them."""
-    first = precheck(file)
+    first = precheck(file, file.nodes, [*file.constants, *file.bind])
     while True:
         problems = list(first)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,16 @@ from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, Un
 from ...graph import Graph
 from ...graph.dims import Dim
 from ..shared.ledger import Finding
+from . import functions
 from .build import GraphDraft
 from .ops import quantised
+from .precheck import precheck
 from .reading import files, fold
 from .reading.nodes import MAX_NESTING, OnnxNode, captured, collect, reads
-from .reading.reader import NodeReader, show_attr
-from .reading.registry import OPERATORS, op
+from .reading.reader import NodeReader
+from .reading.registry import OPERATORS, Expand, op
 from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
 from .reroll import loops
-from .reroll.rolled import DOMAIN
 from .selectors import Undecided
 from .sizes.symbols import SymbolTable
 
@@ -68,26 +69,6 @@ def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]
     return found
 
 
-def precheck(file: File) -> list[str]:
-    """Findings that need no values: unknown operators, and attributes that no handler reads."""
-    return _precheck(file, file.nodes)
-
-
-def _precheck(file: File, nodes: list[OnnxNode]) -> list[str]:
-    problems = []
-    for node in nodes:
-        known = OPERATORS.get((node.domain, node.op))
-        if known is None or (node.payload is None and node.domain == DOMAIN):
-            problems.append(f"node {node.label}: operator {node.kind}")
-            file.refused.add(node.label)
-            continue
-        for name in sorted(set(node.attrs) - known.attrs):
-            shown = show_attr(node.attrs[name])
-            problems.append(f"node {node.label}: {node.kind} with attribute {name}={shown}")
-            file.refused.add(node.label)
-    return problems
-
-
 def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, GraphDraft]:
     """The graph under the table's current knowledge. Appends findings to `problems`; the table may raise Restart."""
     graph = file.model.graph
@@ -125,10 +106,33 @@ def _nodes(file: File, ctx: GraphDraft, nodes, known: dict, wanted: set, problem
         elif node.op in loops.KINDS and node.domain == "":
             outputs = _loop(file, ctx, node, known, wanted, problems)
         else:
-            outputs = _step(file, ctx, node, [known[i] if i else None for i in node.inputs], wanted, problems)
+            values = [known[i] if i else None for i in node.inputs]
+            try:
+                outputs = _step(file, ctx, node, values, wanted, problems)
+            except Expand as reason:
+                outputs = _function(file, ctx, node, values, wanted, problems, reason)
         for name, value in zip(node.outputs, outputs, strict=False):
             if name and value is not None:
                 known[name] = ctx.rename(value, name, since) if own_names and isinstance(value, Live) else value
+
+
+def _function(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set, problems: list, why: Expand):
+    """The outputs of a node that is read as the body by which ONNX defines its operator."""
+    needed = [bool(o) and o in wanted for o in node.outputs]
+    seen = replace(node, attrs={name: a for name, a in node.attrs.items() if name not in why.without})
+    body = functions.function_of(ctx, seen, values, file.opsets, needed)
+    if body is None:
+        problems.append(f"node {node.label}: {node.kind}: {why}")
+        return [UNKNOWN] * len(node.outputs)
+    inner = {**dict.fromkeys(body.inputs), **dict(zip(body.inputs, values, strict=False))}
+    inside = replace(file, opsets=body.opsets)
+    found = precheck(inside, body.nodes, [name for name, v in inner.items() if isinstance(v, Const)])
+    outputs = [name for name, want in zip(body.outputs, needed, strict=False) if want]
+    reads_of_body = {name for part in body.nodes for name in reads(part)} | set(outputs)
+    _nodes(inside, ctx, body.nodes, inner, reads_of_body, found, own_names=False)
+    problems += [p for p in found if p not in problems]
+    ctx.label = node.label
+    return [inner[name] if want else None for name, want in zip(body.outputs, needed, strict=False)]
 
 
 def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list[str]) -> list:
@@ -235,7 +239,7 @@ def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tu
         ends = [v.name for v in graph.output], [v.name for v in graph.input]
         if len(set(ends[1])) != len(ends[1]):
             raise ModelFormatError(f"node {node.label}: its {which} names an input twice")
-        found = file.branches[key] = (nodes, constants, *ends, _precheck(file, nodes))
+        found = file.branches[key] = (nodes, constants, *ends, precheck(file, nodes, constants))
     problems += [p for p in found[4] if p not in problems]
     return found[:4]
 
@@ -269,7 +273,8 @@ def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Li
         raise Finding(f"of dtype {files.dtype_name(kind.elem_type)}")
     if not kind.HasField("shape"):
         raise Finding("declares no rank")
-    dtype = np.dtype(np.float16) if kind.elem_type == onnx.TensorProto.BFLOAT16 else files.NUMERIC[kind.elem_type]
+    brief = kind.elem_type == onnx.TensorProto.BFLOAT16  # computes in float32, as float16 does
+    dtype = np.dtype(np.float16) if brief else files.NUMERIC[kind.elem_type]
     dims = []
     for axis, d in enumerate(kind.shape.dim):
         value = d.dim_value if d.HasField("dim_value") else None
@@ -279,7 +284,10 @@ def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Li
         keeps = value and not ctx.table.policy.thaw
         dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
     if info.name in file.bind:
-        return Const(_bound(ctx, info, file.bind[info.name], dtype, dims))
+        value = file.bind[info.name]
+        if brief:
+            dtype, value = np.dtype(np.float32), np.asarray(value, np.float32)
+        return Const(_bound(ctx, info, value, dtype, dims))
     return ctx.declare(info.name, dtype, tuple(dims))
 
 
@@ -322,6 +330,8 @@ def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set
     try:
         if fold.foldable(node) and values and all(v is None or isinstance(v, Const) for v in values):
             return _fold(file, node, values)
+        if (node.domain, node.op) not in OPERATORS:
+            raise Expand(f"operator {node.kind}")
         outputs = quantised.run(OPERATORS[(node.domain, node.op)].handler, ctx, reader)
         reader.finish()
         if len(outputs) < len(node.outputs):
@@ -330,6 +340,8 @@ def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set
         if missing:
             raise ModelFormatError(f"{node.kind} has no output for {missing[0]!r}")
         return outputs
+    except Expand:
+        raise
     except Finding as finding:
         problems.append(f"node {node.label}: {node.kind}: {finding}")
         return [UNKNOWN] * len(node.outputs)

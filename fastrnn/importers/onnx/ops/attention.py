@@ -8,9 +8,8 @@ import numpy as np
 
 from ....errors import ModelFormatError
 from ....graph import dims as D
-from ...shared.ledger import Finding
 from ..reading.reader import NodeReader
-from ..reading.registry import op
+from ..reading.registry import Expand, op
 from ..reading.values import Const, Live
 from ..sizes import positions
 from .products import _float
@@ -35,7 +34,7 @@ def _attention(ctx, n: NodeReader):
         if len(x.dims) != 4:
             raise ModelFormatError(f"{what} of rank {len(x.dims)}; 3 or 4 are")
     if len(n.needed) > 3 and n.needed[3]:
-        raise Finding("its output qk_matmul_output")
+        raise Expand("its output qk_matmul_output", without=("softmax_precision",))
     n.attr("qk_matmul_output_mode", "int", 0)  # affects that output only
     n.only("softmax_precision", "int", 1, (0, 1, 11), "the softmax is computed in float32")
     k, v, offset = _with_past(ctx, n, k, v)
@@ -113,7 +112,8 @@ def _bias(ctx, n: NodeReader, full: tuple, bounded: bool, right: int):
         parts.append(_mask(ctx, mask, full))
     if lengths is not None:
         if bounded:
-            raise Finding("nonpad_kv_seqlen with a causal mask or a window: each row would have its own offset")
+            why = "nonpad_kv_seqlen with a causal mask or a window: each row would have its own offset"
+            raise Expand(why, without=("softmax_precision",))
         lengths = ctx.live(lengths)
         ctx.equal(lengths.dims[0], full[0], "nonpad_kv_seqlen must have an entry for each row")
         if lengths.dtype != "int64":

@@ -177,8 +177,11 @@ def _gelu(ctx, n: NodeReader):
 
 @op("Swish", attrs="alpha")
 def _swish(ctx, n: NodeReader):
-    n.only("alpha", "float", 1.0, (1.0,))
-    return [ctx.unary("silu", n.input(0))]
+    x, alpha = n.input(0), n.attr("alpha", "float", 1.0)
+    if alpha == 1:
+        return [ctx.unary("silu", x)]
+    gate = ctx.unary("sigmoid", ctx.one("binary", x, Const(np.array(alpha, np.float32)), fn="mul"))
+    return [ctx.one("binary", x, gate, fn="mul")]
 
 
 @op("Clip", attrs="min max")
@@ -298,9 +301,21 @@ def _mod(ctx, n: NodeReader):
     if isinstance(a, Ints) or isinstance(b, Ints):
         hold(ctx, n, (a, b))
     a, b = ctx.broadcast([a, b], "Mod")
-    if fmod or ctx.live(a).dtype == "float32":
-        raise Finding("fmod=1: the remainder with the dividend's sign")
-    return [ctx.one("binary", a, b, fn="mod")]
+    kind = ctx.kind(a)
+    if kind not in ("float32", *integers.INTEGERS):
+        raise Finding(f"of {kind}")
+    if not fmod:
+        return [ctx.one("binary", a, b, fn="mod")]
+    # The remainder with the dividend's sign, exactly: from the one with the divisor's sign, which is exact.
+    zero = Const(np.zeros((), kind))
+    below = ctx.one("binary", a, zero, fn="less")
+    if kind == "float32":
+        rest = ctx.one("binary", ctx.unary("abs", a), ctx.unary("abs", b), fn="mod")
+        return [ctx.one("where", below, ctx.unary("neg", rest), rest)]
+    rest = ctx.one("binary", a, b, fn="mod")
+    apart = ctx.one("binary", below, ctx.one("binary", b, zero, fn="less"), fn="xor")
+    apart = ctx.one("binary", apart, ctx.unary("not", ctx.one("binary", rest, zero, fn="equal")), fn="and")
+    return [ctx.one("where", apart, ctx.one("binary", rest, b, fn="sub"), rest)]
 
 
 @op("Min", "Max", "Sum", "Mean")

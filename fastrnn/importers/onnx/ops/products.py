@@ -197,8 +197,6 @@ def _layer_norm(ctx, n: NodeReader):
     axis = axis_of(n.attr("axis", "int", -1), len(x.dims))
     epsilon = n.attr("epsilon", "float", 1e-5)
     n.attr("stash_type", "int", 1)  # the precision of the statistics: always float32 or better here
-    if any(k < len(n.needed) and n.needed[k] for k in (1, 2)):
-        raise Finding("its outputs Mean and InvStdDev")
     inputs = [x]
     for i, what in ((1, "Scale"), (2, "B")):
         value = n.input(i, optional=i == 2)
@@ -211,7 +209,21 @@ def _layer_norm(ctx, n: NodeReader):
             if not (isinstance(d, int) and d == 1):
                 ctx.equal(d, e, f"{what} of LayerNormalization must fit the normalized axes")
         inputs.append(value)
-    return [ctx.emit("layer_norm", inputs, {"axis": axis, "epsilon": epsilon})[0]]
+    if all(isinstance(v, Const) for v in inputs[1:]):
+        y = ctx.emit("layer_norm", inputs, {"axis": axis, "epsilon": epsilon})[0]
+    else:
+        y = ctx.emit("layer_norm", [x], {"axis": axis, "epsilon": epsilon})[0]
+        for value, fn in zip(inputs[1:], ("mul", "add"), strict=False):
+            y = ctx.one("binary", *ctx.broadcast([y, value], n.node.op), fn=fn)
+    if not any(n.needed[1:]):
+        return [y]
+    axes = tuple(range(axis, len(x.dims)))
+    mean = ctx.one("reduce", x, fn="mean", axes=axes, keepdims=True)
+    centred = ctx.one("binary", x, mean, fn="sub")
+    square = ctx.one("binary", centred, centred, fn="mul")
+    spread = ctx.one("reduce", square, fn="mean", axes=axes, keepdims=True)
+    spread = ctx.one("binary", spread, Const(np.float32(epsilon).reshape(())), fn="add")
+    return [y, mean, ctx.unary("recip", ctx.unary("sqrt", spread))]
 
 
 @op("BatchNormalization", attrs="epsilon momentum training_mode spatial is_test")

@@ -20,7 +20,10 @@ MAX_ELEMENTS = 1 << 24
 
 def foldable(node: OnnxNode) -> bool:
     """Whether the evaluator may compute the node. Repeating operators and sources have their own handlers."""
-    return node.domain == "" and node.op not in _OWN
+    return node.domain == "" and node.op not in _OWN and node.op not in _RANDOM
+
+
+_RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
 
 
 _OWN = frozenset(
@@ -54,7 +57,12 @@ def fold(node: OnnxNode, arrays: list, opsets: dict[str, int], limit: int = MAX_
     except Exception as error:  # on invalid nodes the evaluator raises anything that numpy or Python can raise
         raise ModelFormatError(f"can't be computed on its constants ({type(error).__name__}: {error})") from error
     values = iter(out)
-    return [np.asarray(next(values)) if name else None for name in node.outputs]
+    return [_plain(np.asarray(next(values))) if name else None for name in node.outputs]
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """bfloat16 as float32, as files.tensor reads it."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _size(node: OnnxNode, arrays: list) -> int:

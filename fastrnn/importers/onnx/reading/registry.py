@@ -5,6 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...shared.ledger import Finding
+
+
+class Expand(Finding):
+    """What a handler has no ops for. The node is read as its operator's function body; without one, it is a finding.
+
+    without : attributes that the body need not see, because fastrnn computes in float32 anyway.
+    """
+
+    def __init__(self, why: str, without: tuple[str, ...] = ()):
+        super().__init__(why)
+        self.without = without
+
 
 @dataclass(frozen=True)
 class Operator:
