@@ -53,6 +53,7 @@ _KNOWN_BEFORE = {
     "HannWindow": (0,),
     "If": (0,),
     "InstanceNormalization": (1, 2),
+    "Loop": (0, 1),
     "OneHot": (1, 2),
     "Pad": (1, 2, 3),
     "QuantizeLinear": (1, 2),

@@ -138,9 +138,15 @@ def test_selectors_of_other_types(element, dims, good, other):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("element", "dims"), [(TensorProto.FLOAT, ()), (TensorProto.INT64, (9,)), (TensorProto.INT64, ("n",))]
-)
+def test_a_number_that_is_data_chooses_between_both_branches():
+    ours, theirs = both(switched(TensorProto.FLOAT, ()))
+    for value in (16000.0, 8000.0, 16000.0):
+        feed = {"x": X, "rate": np.array(value, np.float32), "h": H}
+        for a, b in zip(ours.run(None, feed), theirs.run(None, feed), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("element", "dims"), [(TensorProto.INT64, (9,)), (TensorProto.INT64, ("n",))])
 def test_data_does_not_select(element, dims):
     data = switched(element, dims)
     with pytest.raises(UnsupportedError, match="its condition is computed from the input 'rate'; fix that with bind="):

@@ -59,6 +59,120 @@ class Scanned(Leaky):
         return y, h
 
 
+class Control(Leaky):
+    """x [time, batch, 3] -> outputs, for loops whose control flow is the matter."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.pick = torch.nn.Embedding(3, 4), torch.nn.Linear(4, 3)
+
+
+class Backwards(Control):
+    """The steps in reverse order, by a range with a negative step."""
+
+    def forward(self, x):
+        h, out = torch.zeros(x.size(1), 4), torch.jit.annotate(list[torch.Tensor], [])
+        for t in range(x.size(0) - 1, -1, -1):
+            h = torch.tanh(self.W(x[t]) + self.R(h)) * 0.9
+            out.append(h)
+        return torch.stack(out), h
+
+
+class DownToZero(Control):
+    """The same by a while loop that counts down."""
+
+    def forward(self, x):
+        h, t = torch.zeros(x.size(1), 4), x.size(0) - 1
+        while t >= 0:
+            h = torch.tanh(self.W(x[t]) + self.R(h)) * 0.9
+            t -= 1
+        return h
+
+
+class Ids(Control):
+    """Integers from step to step: the index that the last step chose, a count by row, and a counter in steps of 2."""
+
+    def forward(self, x):
+        h, out = torch.zeros(x.size(1), 4), torch.jit.annotate(list[torch.Tensor], [])
+        token, count, k = torch.zeros([x.size(1)], dtype=torch.int64), torch.zeros([x.size(1)], dtype=torch.int64), 1
+        for t in range(x.size(0)):
+            h = torch.tanh(self.W(x[t]) + self.R(h) + self.table(token)) * (1.0 / k)
+            token = self.pick(h).argmax(-1)
+            count = count + token * k
+            k += 2
+            out.append(token)
+        return torch.stack(out), h, count
+
+
+class Ends(Control):
+    """A list that is not empty before the loop, and grows at both ends, by two at one of them."""
+
+    def forward(self, x):
+        h = torch.zeros(x.size(1), 4)
+        out = torch.jit.annotate(list[torch.Tensor], [h])
+        for t in range(x.size(0)):
+            h = torch.tanh(self.W(x[t]) + self.R(h)) * 0.9
+            out.append(h)
+            out.append(h * h)
+            out.insert(0, -h)
+        return torch.stack(out)
+
+
+class Stops(Control):
+    """Ends when a value is large enough, at the latest after all steps."""
+
+    def forward(self, x):
+        h, n = torch.zeros(x.size(1), 4), 0
+        for t in range(x.size(0)):
+            h = torch.tanh(self.W(x[t]) + self.R(h)) * 2
+            n += 3
+            if bool(h.sum() > 1.5):
+                break
+        return h, torch.zeros(1) + n
+
+
+class Settles(Control):
+    """At most 20 rounds, until a value is small enough."""
+
+    def forward(self, x):
+        h, t, on = self.W(x[0]), 0, True
+        while on and t < 20:
+            h = torch.tanh(self.R(h))
+            t += 1
+            on = bool(h.abs().sum() > 2.5)
+        return h
+
+
+class EvenOdd(Control):
+    """A branch in each step."""
+
+    def forward(self, x):
+        h = torch.zeros(x.size(1), 4)
+        for t in range(x.size(0)):
+            if t % 2 == 0:
+                h = torch.tanh(self.W(x[t]) + self.R(h)) * 0.9
+            else:
+                h = torch.sigmoid(self.W(x[t]) - self.R(h))
+        return h
+
+
+class Doubling(Control):
+    """A condition on a number that only constants decide: five rounds."""
+
+    def forward(self, x):
+        h, k = self.W(x[0]), 1
+        while k < 20:
+            h = torch.tanh(self.R(h)) * (1.0 + k)
+            k = k * 2
+        return h
+
+
+CONTROL = {
+    "backwards": Backwards, "down_to_zero": DownToZero, "ids": Ids, "ends": Ends, "stops": Stops, "settles": Settles,
+    "even_odd": EvenOdd, "doubling": Doubling,
+}  # fmt: skip
+
+
 def write(name: str, proto: onnx.ModelProto) -> None:
     """Write a file without the exporter's debug notes, which are most of such a small file."""
     graphs = [proto.graph]
@@ -86,6 +200,13 @@ def main() -> None:
             opset_version=17,
         )  # fmt: skip
         write(name, onnx.load(path))
+    for name, module in CONTROL.items():
+        path = OUT / f"control_{name}.onnx"
+        torch.onnx.export(
+            torch.jit.script(module().eval()), (x,), str(path), dynamo=False, input_names=["x"],
+            dynamic_axes={"x": {0: "T", 1: "B"}}, opset_version=17,
+        )  # fmt: skip
+        write(f"control_{name}", onnx.load(path))
     for name, shapes in (("scanned", {"x": {0: "T", 1: "B"}}), ("scanned_frozen", None)):
         write(name, torch.onnx.export(Scanned().eval(), (x,), dynamo=True, dynamic_shapes=shapes).model_proto)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +15,7 @@ from ...graph.casts import check_float32
 from ...graph.dims import Dim
 from ...graph.shapes import infer
 from ..shared.ledger import Finding
-from .reading.values import Collected, Const, Fill, Ints, Items, Live, Quantized
+from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Quantized
 from .sizes.positions import counted, thaw_masks
 from .sizes.symbols import SymbolTable
 
@@ -95,6 +97,19 @@ class GraphDraft:
         self.values[name] = value
         return Live(name, value.dtype, dims)
 
+    @contextmanager
+    def trial(self) -> Iterator[int]:
+        """Nodes that are made inside are removed at the end; gives the place of the first."""
+        mark, labels, label = len(self.nodes), set(self.labels), self.label
+        memos = [self._positions, self._numbers, self.sizes]
+        kept = [dict(memo) for memo in memos]
+        try:
+            yield mark
+        finally:
+            del self.nodes[mark:]
+            self.labels, self.label = labels, label
+            self._positions, self._numbers, self.sizes = kept
+
     # --- making nodes --------------------------------------------------------------------------------------------
 
     def emit(self, op: str, inputs, attrs=None, wanted=(True,), suffix: str = "") -> list:
@@ -144,7 +159,7 @@ class GraphDraft:
             return self.one("expand", scalar, dims=tuple(value.dims)) if value.dims else self.live(scalar)
         if isinstance(value, Ints):
             return self._sizes(value)
-        if isinstance(value, Items | Collected):
+        if isinstance(value, Items | Collected | Growing):
             raise Finding("a sequence of tensors")
         if isinstance(value, Quantized):
             raise Finding("computes on quantised integers")

@@ -70,6 +70,11 @@ class Undecided:
                 self._data |= _dims(info) is None
         return [info.name for info in infos if info.name in names]
 
+    def can_bind(self, ctx, value, infos: Sequence[onnx.ValueInfoProto]) -> bool:
+        """Whether a live value depends on inputs that may be selectors, and on nothing else."""
+        names, _ = _cone(ctx, value, {info.name for info in infos})
+        return bool(names) and all(_dims(info) is not None for info in infos if info.name in names)
+
     def error(self, problems: list[str], where: str, infos: Sequence[onnx.ValueInfoProto]) -> UnsupportedError:
         """The error for a walk with these problems: an `UndecidedError` if values of small inputs can resolve it."""
         if not self._constants or self._data:

@@ -141,6 +141,9 @@ def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list
     if condition is UNKNOWN:
         return [UNKNOWN] * len(node.outputs)
     try:
+        one = isinstance(condition, Live) and all(ctx.table.example(d) == 1 for d in condition.dims)
+        if one and not file.undecided.can_bind(ctx, condition, file.model.graph.input):
+            return _both(file, ctx, node, known, condition, problems)
         chosen = _taken(file, ctx, condition)
         nodes, constants, outputs = _branch(file, node, "then_branch" if chosen else "else_branch", problems)
     except Finding as finding:
@@ -148,12 +151,43 @@ def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list
             _graph_of(node, which)  # either may be selected later
         problems.append(f"node {node.label}: {node.kind}: {finding}")
         return [UNKNOWN] * len(node.outputs)
+    return _values(file, ctx, node, known, (nodes, constants, outputs), problems)
+
+
+def _values(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, branch: tuple, problems: list[str]) -> list:
+    """The values of a branch's outputs."""
+    nodes, constants, outputs = branch
     if len(outputs) != len(node.outputs):
         raise ModelFormatError(f"node {node.label}: {len(node.outputs)} outputs, but its branch has {len(outputs)}")
     inner = {**known, **{name: Const(array) for name, array in constants.items()}}
     wanted = {name for part in nodes for name in reads(part)} | set(outputs)
     _nodes(file, ctx, nodes, inner, wanted, problems, own_names=False)
     return [inner[name] for name in outputs]
+
+
+def _both(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, condition: Live, problems: list[str]) -> list:
+    """The outputs of an If whose condition depends on data: both branches are computed, and one is selected."""
+    names = ("then_branch", "else_branch")
+    sides = [_values(file, ctx, node, known, _branch(file, node, which, problems), problems) for which in names]
+    ctx.label = node.label
+    for size in condition.dims:
+        ctx.equal(size, 1, "the condition of an If has one element")
+    condition, outputs = ctx.reshape(condition, ()), []
+    for pair in zip(*sides, strict=True):
+        if any(v is UNKNOWN for v in pair):
+            outputs.append(UNKNOWN)
+            continue
+        a, b = (ctx.live(v) for v in pair)
+        if len(a.dims) != len(b.dims) or a.dtype != b.dtype:
+            raise Finding("its condition depends on data, and its branches give values of several ranks or dtypes")
+        for left, right in zip(a.dims, b.dims, strict=True):
+            if left != right:
+                raise Finding(
+                    f"its condition depends on data, and its branches give {left} and {right} elements; "
+                    "make both give the same shape, or fix the condition before export"
+                )
+        outputs.append(a if a == b else ctx.one("where", condition, a, b))
+    return outputs
 
 
 def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set, problems: list[str]) -> list:
@@ -178,7 +212,7 @@ def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set,
 
     needed = [bool(o) and o in wanted for o in node.outputs]
     needed += [False] * (len(outputs) + len(inputs) - len(needed))
-    body = loops.Body(nodes, constants, inputs, outputs, walk_body, known)
+    body = loops.Body(nodes, constants, inputs, outputs, walk_body, known, lambda value: _ask(file, ctx, value))
     try:
         made = loops.run(ctx, node, values, file.opsets.get(node.domain, 1), body, needed)
     except Finding as finding:
@@ -192,6 +226,13 @@ def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set,
     if len(node.outputs) > len(made):
         raise ModelFormatError(f"node {node.label}: {len(node.outputs)} outputs, but its body has {len(made)}")
     return made
+
+
+def _ask(file: File, ctx: GraphDraft, value) -> None:
+    """Raise a Finding for a value that depends on small inputs of integers alone: the caller can fix them."""
+    if file.undecided.can_bind(ctx, value, file.model.graph.input):
+        names = ", ".join(map(repr, file.undecided.note(ctx, value, file.model.graph.input)))
+        raise Finding(f"it depends on the input {names}; fix that with bind={{name: value}}, or --bind")
 
 
 def _taken(file: File, ctx: GraphDraft, condition) -> bool:

@@ -276,7 +276,7 @@ def _scale_size(ctx, fn: str, a, b, out) -> None:
     for size, number in sides:
         if isinstance(size, Live) and size.name in ctx.sizes and isinstance(number, Const) and number.array.size == 1:
             value = float(number.array.reshape(-1)[0])
-            if value > 0 and np.isfinite(value):
+            if value != 0 and np.isfinite(value):
                 dim, factor = ctx.sizes[size.name]
                 exact = Fraction(value).limit_denominator(1 << 20)
                 ctx.sizes[out.name] = (dim, factor / exact if fn == "div" else factor * exact)

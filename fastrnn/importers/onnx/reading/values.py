@@ -60,9 +60,17 @@ class Items:
 
 @dataclass(frozen=True)
 class Collected:
-    """A tensor sequence built by appending values."""
+    """A tensor sequence put together from values."""
 
     parts: tuple
+
+
+@dataclass(frozen=True)
+class Growing:
+    """A tensor sequence that a loop builds: the values that one step puts in front of it and after it."""
+
+    before: tuple = ()
+    after: tuple = ()
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,35 @@ Values that don't depend on the step are computed once.
 from __future__ import annotations
 
 from ....graph import dims as D
+from ....graph.dims import Dim
 from ...shared.ledger import Finding
-from ..reading.values import Live
+from ..reading.values import Growing, Items, Live, scalar
+from .trips import Affine
+
+
+def alive(ctx, entries: list, roots: list) -> list:
+    """The entries that the abstract values `roots` need, and those that the draft may use again."""
+    needed = {v.name for v in roots if isinstance(v, Live)} | {v.name for _, v in ctx.known_numbers()}
+    for value in roots:
+        parts = (*value.before, *value.after) if isinstance(value, Growing) else ()
+        needed |= {v.name for v in parts if isinstance(v, Live)}
+        needed |= {value.source.name} if isinstance(value, Items) else set()
+    kept = []
+    for entry in reversed(entries):
+        if needed & set(entry[3]) or entry[0] == "steps":
+            needed |= {i for i in entry[2] if i is not None}
+            kept.append(entry)
+    return kept[::-1]
 
 
 class Lift:
-    """Lifts the entries of GraphDraft.nodes. counters: one-element values that hold the step number."""
+    """Lifts the entries of GraphDraft.nodes. counters: one-element values that are start + stride * step -> (start,
+    stride)."""
 
     def __init__(self, ctx, steps):
         self.ctx, self.steps = ctx, steps
         self.lifted: dict[str, Live] = {}
-        self.counters: set[str] = set()
+        self.counters: dict[str, tuple] = {}
         self.one_step: dict[str, tuple] = {}  # dims of a lifted value at one step
 
     def give(self, placeholder: Live, sequence: Live) -> None:
@@ -31,10 +49,13 @@ class Lift:
 
     def nodes(self, entries: list) -> None:
         """Append the lifted form of each node to the graph."""
+        numbers = Affine(self.ctx, self.counters)
         for entry in entries:
             op, label, inputs, outputs, attrs = entry
-            if op in ("cast", "reshape") and inputs[0] in self.counters:
-                self.counters.add(outputs[0])
+            if any(i in self.counters for i in inputs):
+                how = numbers.made(entry)
+                if how is not None and self.ctx.values[outputs[0]].dims in ((), (1,)):
+                    self.counters[outputs[0]] = how
             if op == "state":
                 raise Finding(f"nested cycles (node {label})")
             if not any(i in self.lifted or i in self.counters for i in inputs):
@@ -64,6 +85,11 @@ class Lift:
         """A value by name: lifted if it differs between steps, otherwise unchanged."""
         if name in self.counters:  # the step numbers as values
             value, numbers = self.ctx.values[name], self.ctx.positions(self.steps)
+            start, stride = self.counters[name]
+            if stride != 1:
+                numbers = self.ctx.one("binary", numbers, scalar(stride), fn="mul")
+            if isinstance(start, Dim) or start != 0:
+                numbers = self.ctx.one("binary", numbers, scalar(start), fn="add")
             if value.dtype != numbers.dtype:
                 numbers = self.ctx.one("cast", numbers, to=value.dtype)
             return self.ctx.reshape(numbers, (self.steps, *value.dims))
@@ -174,8 +200,8 @@ class Lift:
         """Indexing a sequence by the step number lifts to the sequence itself, with its steps first."""
         table, index, axis = self._of(names[0]), names[1], attrs["axis"]
         if index in self.counters and not self._differs(names[0]):
-            self.ctx.equal(table.dims[axis], self.steps, "a sequence must have as many steps as the loop")
-            first = self.ctx.transpose(table, (axis, *(a for a in range(len(table.dims)) if a != axis)))
+            taken = self._taken(table, axis, *self.counters[index])
+            first = self.ctx.transpose(taken, (axis, *(a for a in range(len(table.dims)) if a != axis)))
             return self.ctx.reshape(first, (self.steps, *dims))
         if not self._differs(index):
             return self._later("gather", names, attrs, "axis")
@@ -183,6 +209,25 @@ class Lift:
             raise Finding("a lookup in a table that changes from step to step, by an index that changes too")
         found = self.ctx.one("gather", table, self._of(index), **attrs)
         return self.ctx.transpose(found, (axis, *(a for a in range(len(found.dims)) if a != axis)))
+
+    def _taken(self, table: Live, axis: int, start, stride) -> Live:
+        """The elements start + stride * step of an axis, for all steps."""
+        size, steps = table.dims[axis], self.steps
+        if (start, stride) == (0, 1) and (size == steps or D.may_be_negative(size - steps)):
+            self.ctx.equal(size, steps, "a sequence must have as many steps as the loop")
+            return table
+        last = start + stride * (steps - 1)
+        low, high = (start, last) if stride > 0 else (last, start)
+        for room in (low, size - 1 - high):
+            if not isinstance(room, Dim) and room < 0:
+                raise Finding(f"it takes the elements {low} to {high} of an axis of {size}")
+            if D.may_be_negative(room):
+                self.ctx.table.shortfalls.append(D.shortfall(room, 0))
+        if stride == 0:
+            raise Finding("it takes the same element in each step")
+        if not isinstance(size, Dim):  # a table that is looked up by position
+            raise Finding(f"it takes the elements {low} to {high} of an axis of {size}, as many as the sizes say")
+        return self.ctx.slice(table, axis, start, last + (1 if stride > 0 else -1), stride)
 
     def _rows(self, op: str, names, attrs, dims):
         """Windows work row by row, so steps become rows like those of the batch."""

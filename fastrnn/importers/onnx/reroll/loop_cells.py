@@ -100,6 +100,21 @@ def counts_up(maker: dict, constants: dict, out: str, start: str) -> bool:
     return len(sides) == 1 and _is(constants.get(sides[0]), 1)
 
 
+def stride_of(maker: dict, constants: dict, out: str, start: str) -> int | None:
+    """The whole number that the carried value grows by in every step; None if it changes otherwise."""
+    node = maker.get(alias(maker, out))
+    if node is None or node.op not in ("Add", "Sub") or node.domain or len(node.inputs) != 2:
+        return None
+    sides = [alias(maker, i) for i in node.inputs]
+    if start not in sides or (node.op == "Sub" and sides[0] != start):
+        return None
+    other = constants.get(sides[1] if sides[0] == start else sides[0])
+    if other is None or other.size != 1 or other.dtype.kind != "i":
+        return None
+    number = int(other.reshape(-1)[0])
+    return number if node.op == "Add" else -number
+
+
 def _through_casts(maker: dict, name: str) -> str:
     while name in maker and maker[name].op in ("Identity", "Cast"):
         name = maker[name].inputs[0]
