@@ -45,7 +45,7 @@ def load(
         Input name -> constant that replaces the input, such as `{"sr": 16000}`. For .onnx files. An input that selects
         a branch of an `If` and is not bound stays an input: the model is a `SelectedModel`, whose `stream` takes bind=.
     states : dict, optional
-        Input name -> output name of states that the caller would thread. Default: found by dataflow.
+        Input name -> output name of all states that the caller would thread. By default they are found: see `notes`.
     layers : list, optional
         The architecture for bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"]. Not needed
         if every tensor belongs to one recurrent stack.

@@ -19,6 +19,7 @@ def record(model: fastrnn.Model, path: str) -> dict:
         "outputs": [tensor(info) for info in model.outputs],
         "states": [tensor(info) for info in model.states],
         "threaded_states": dict(model.graph.states),
+        "found_by": found_by(model.graph),
         "layers": [
             {
                 "name": layer.name,
@@ -41,6 +42,12 @@ def record(model: fastrnn.Model, path: str) -> dict:
     }
 
 
+def found_by(graph) -> dict[str, str]:
+    """How each state that the caller of run passes back was found: "dataflow", "name" or "order"."""
+    told = {a: f"state {a} -> {b}, found by " for a, b in graph.states.items()}
+    return {a: note[len(text) :] for a, text in told.items() for note in graph.notes if note.startswith(text)}
+
+
 def tensor(info: fastrnn.TensorInfo) -> dict:
     """name, dtype and dims (ints, "batch", "time", or an expression of them)."""
     return {"name": info.name, "dtype": info.dtype, "dims": [d if isinstance(d, int) else str(d) for d in info.dims]}
@@ -58,10 +65,9 @@ def head(told: dict) -> list[tuple[str, str]]:
     """Rows of label and text: inputs, outputs, states, size, streaming."""
     rows = [("inputs", text(t)) for t in told["inputs"]] + [("outputs", text(t)) for t in told["outputs"]]
     rows += [("states", text(t)) for t in told["states"]]
-    rows += [
-        ("fed back", f"{a} -> {b}: the caller of run passes it back; a stream keeps it")
-        for a, b in told["threaded_states"].items()
-    ]
+    for a, b in told["threaded_states"].items():
+        how = f" (found by {told['found_by'][a]})" if a in told["found_by"] else ""
+        rows.append(("fed back", f"{a} -> {b}{how}: the caller of run passes it back; a stream keeps it"))
     rows += [("layers", text) for text in layers_read(told)]
     rows.append(("size", f"{count(told['parameters'])} parameters, {size(told['memory_bytes'])} in memory"))
     if told["streams"]:

@@ -56,6 +56,7 @@ def graph_to_json(graph: Graph) -> str:
             "notes": graph.notes,
             **({"requires": [[str(dim), number] for dim, number in graph.requires]} if graph.requires else {}),
             **({"held": graph.held} if graph.held else {}),
+            **({"undecided": graph.undecided} if graph.undecided else {}),
             "values": {v.name: [v.dtype, [_dim_to_json(d) for d in v.dims]] for v in graph.values.values()},
             "nodes": [[n.op, n.name, n.inputs, n.outputs, _attrs_to_json(n)] for n in graph.nodes],
         },
@@ -122,12 +123,14 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
     inputs, outputs = tuple(data["inputs"]), tuple(data["outputs"])
     requires = tuple((D.parse(dim), number) for dim, number in data.get("requires", ()))
     held = tuple((str(name), int(axis), str(why)) for name, axis, why in data.get("held", ()))
-    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, notes, requires, held)
+    undecided = tuple((str(name), tuple(map(str, ends))) for name, ends in data.get("undecided", ()))
+    about = {"notes": notes, "requires": requires, "held": held, "undecided": undecided}
+    return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, **about)
 
 
 def fingerprint(graph: Graph) -> str:
     """SHA-256 (hex) over the graph's meaning and every weight. Snapshots of streams are tied to it."""
-    digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), held=(), name="")).encode())
+    digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), held=(), undecided=(), name="")).encode())
     for name in sorted(graph.constants):
         array = np.asarray(graph.constants[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -85,6 +85,8 @@ class Graph:
     requires : (dim, int) pairs: other conditions on the sizes of the inputs, for example that an input holds exactly
         one window. The code that fixes the sizes checks them (`check_required`).
     held : (input, axis, why) of each input axis that keeps the file's number because of evidence in the file.
+    undecided : (input, outputs) of each input that looks like a state but may continue from several outputs; a
+        stream needs to be told which.
     notes : lines for people about what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
@@ -98,6 +100,7 @@ class Graph:
     notes: tuple[str, ...] = ()
     requires: tuple[tuple[Dim, int], ...] = ()
     held: tuple[tuple[str, int, str], ...] = ()
+    undecided: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self):
         for name in ("values", "constants", "states"):

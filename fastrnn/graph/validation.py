@@ -76,6 +76,9 @@ def _check_ends(graph: Graph) -> None:
         a, b = graph.values[start], graph.values[end]
         if (a.dtype, a.dims) != (b.dtype, b.dims):
             raise ModelFormatError(f"{graph.name}: state {a} ends as {b}")
+    for start, found in graph.undecided:
+        if start not in graph.inputs or not set(found) <= set(graph.outputs):
+            raise ModelFormatError(f"{graph.name}: {start} does not lead from an input to outputs")
 
 
 def _check_form(graph: Graph, node: Node) -> None:

@@ -13,7 +13,7 @@ from .follow import follow
 def problems(graph: Graph) -> list[str]:
     """One sentence for each node that can't be run one step, or one row, at a time; empty if the graph streams."""
     over_time, over_batch = follow(graph, "time"), follow(graph, "batch")
-    found = [*over_time.problems, *over_batch.problems]
+    found = [*over_time.problems, *over_batch.problems, *map(_undecided_problem, graph.undecided)]
     for node in graph.nodes:
         track = over_time.tracks.get(node.inputs[0]) if node.inputs else None
         if node.op == "cell" and track is not None and track.axis == 0:
@@ -23,6 +23,15 @@ def problems(graph: Graph) -> list[str]:
             text = _initial_problem(graph, node.inputs[1:])
             found += [f"node {node.name} (state): {text}"] if text else []
     return found
+
+
+def _undecided_problem(undecided: tuple) -> str:
+    name, outputs = undecided
+    pairs = " or ".join(f"states={{{name!r}: {output!r}}}" for output in outputs)
+    return (
+        f"the input {name!r} looks like a state, but neither its dataflow nor its name says which output continues it: "
+        f"load the model with {pairs} beside its other states, or with states= without it to pass it at each step"
+    )
 
 
 def no_steps(graph: Graph) -> str:

@@ -240,8 +240,14 @@ class TestInspect:
         assert told["streams"] is True
         assert told["delay"] == 0
         assert told["threaded_states"] == dict(model.graph.states)
+        assert told["found_by"] == dict.fromkeys(model.graph.states, "dataflow") != {}
         assert told["notes"] == list(model.graph.notes)
         assert [t["name"] for t in told["inputs"]] == [i.name for i in model.inputs]
+
+    def test_how_each_state_was_found_is_told(self, capsys):
+        out = run(capsys, "inspect", STATES)[1]
+        for a, b in fastrnn.load(STATES).graph.states.items():
+            assert f"{a} -> {b} (found by dataflow)" in " ".join(out.split())
 
     def test_every_node_is_listed_where_asked(self, capsys):
         graph = fastrnn.load(STATES).graph

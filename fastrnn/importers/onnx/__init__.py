@@ -14,7 +14,7 @@ The parts of this package, in the order in which they process a file:
     precheck.py   what can be refused before any value is known
     functions.py  operators that ONNX defines by others
     walk.py       one walk over the nodes; it writes to build.py
-    states.py     states that the caller passes from call to call
+    states/       states that the caller passes from call to call
 
 Imports point one way: reading imports no other part, sizes and reroll import reading, ops imports all three.
 """
@@ -64,7 +64,7 @@ def import_onnx(
     ----------
     source : path, bytes of a file, ModelProto, or `files.Read`. Only a path can have external data, inside its folder.
     bind : input name -> fixed value; the input is then removed from the graph's inputs.
-    states : input name -> output name of states that the caller passes from call to call. None: found by dataflow.
+    states : input name -> output name of states that the caller passes from call to call. None: found by `states/`.
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
     streams : function that says whether a graph can be streamed. If given, a file whose states the caller passes keeps
         its length if only that lets it stream, or if it has several steps of input for one step of output. The whole
@@ -105,16 +105,20 @@ def import_onnx(
         raise type(error)(f"{head}{error}{tail}") from error
     for text in file.overruled:
         warnings.warn(f"{where}: {text}", FastRNNWarning, stacklevel=4)
-    graph = state_pairs.pair(validate(graph), states)
-    return graph if streams is None else _one_step(file, graph, streams)
+    validate(graph)
+    return _one_step(file, graph, states, streams)
 
 
-def _one_step(file: File, graph: Graph, streams: Callable[[Graph], bool]) -> Graph:
-    """The graph at the file's own length, if that is one step of a stream whose states the caller passes.
+def _one_step(file: File, free: Graph, states: dict | None, streams: Callable[[Graph], bool] | None) -> Graph:
+    """The graph with its states. It keeps the file's own length if that is one step of a stream whose states the
+    caller passes.
 
     This is so if the file has one step and several would not stream (they meet in a cache of keys), or if it has
     several steps of input for one step of output: a window that the caller moves along.
     """
+    graph = state_pairs.pair(free, states)
+    if streams is None:
+        return graph
     shapes = {info.name: info.type.tensor_type.shape.dim for info in file.model.graph.input}
     lengths = {
         declared.dim_value
@@ -122,14 +126,16 @@ def _one_step(file: File, graph: Graph, streams: Callable[[Graph], bool]) -> Gra
         for d, declared in zip(graph.values[name].dims, shapes[name], strict=True)
         if d == D.TIME
     }
-    if not graph.states or len(lengths) != 1 or lengths == {0}:
+    (length,) = lengths if len(lengths) == 1 else (0,)
+    if length == 0 or not (graph.states or length == 1):
         return graph
-    (length,) = lengths
     ends = [d for name in graph.outputs for d in graph.values[name].dims if D.symbols(d) == {"time"}]
     window = length > 1 and ends and all(D.evaluate(d, {"time": length}) == 1 for d in ends)
     if not window and (length > 1 or streams(graph)):
         return graph
-    held = fix_sizes(graph, {"time": length})
+    held = state_pairs.pair(fix_sizes(free, {"time": length}), states)
+    if not held.states:
+        return graph
     return held.replace(notes=(*held.notes, _ONE_STEP)) if streams(held) else graph
 
 
