@@ -2,8 +2,9 @@
 
 Format 1, a safetensors container. Tensors: `steps` int64 [n], the steps that each stream has taken; `state/NAME`
 [n, dims...] for each of `Model.states`, without its batch axis, in its own dtype; `ended` bool [n], whether it was
-flushed; `input/NAME` [n, dims...], the last inputs without time of streams that look ahead; for a whole
-pool `slots` int64 [n].
+flushed; `input/NAME` [n, dims...], the last inputs without time of streams that look ahead; `known` bool [n], if some
+of these streams have taken steps elsewhere (their state was set) and have no such inputs yet; for a whole pool `slots`
+int64 [n].
 Metadata: `format` ("fastrnn snapshot 1"), `model` and `name` (fingerprint and name of the model), `sizes` (JSON: sizes
 that the model leaves open, as the first step fixed them) and `checksum`: SHA-256 over all the others and
 every tensor. States are logical: by name, in the model's dims. They don't depend on instruction set, thread count or
@@ -36,6 +37,7 @@ class Snapshot:
 
     steps : int64 [n]. rows : state name -> [n, dims...]. slots : int64 [n], or None unless it is of a whole pool.
     sizes : sizes that the model leaves open. ended : bool [n]. still : input name -> [n, dims...].
+    known : bool [n], whether `still` holds those of a stream; None: of all that have taken steps.
     """
 
     steps: np.ndarray
@@ -44,6 +46,11 @@ class Snapshot:
     sizes: dict[str, int]
     ended: np.ndarray
     still: dict[str, np.ndarray]
+    known: np.ndarray | None = None
+
+    def knows(self, i: int) -> bool:
+        """Whether `still` holds the last inputs of stream i."""
+        return bool(self.still) and bool(self.steps[i] if self.known is None else self.known[i])
 
     def check(self, what: str, sizes: dict[str, int], inputs: list, looks_ahead: bool) -> None:
         """StateError unless these are states of a stream or pool (`what`) that has these sizes and keeps `inputs`."""
@@ -65,6 +72,8 @@ def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> byte
     tensors = {"steps": steps, "ended": ended}
     tensors |= {INPUT + key: np.ascontiguousarray(rows) for key, rows in snapshot.still.items()}
     tensors |= {STATE + key: np.ascontiguousarray(rows) for key, rows in snapshot.rows.items()}
+    if snapshot.known is not None and (snapshot.known != (steps > 0)).any():
+        tensors["known"] = np.ascontiguousarray(snapshot.known, np.bool_)
     if snapshot.slots is not None:
         tensors["slots"] = np.ascontiguousarray(snapshot.slots, np.int64)
     metadata = {
@@ -155,8 +164,10 @@ def _checked(metadata: dict, tensors: dict[str, np.ndarray], where: str) -> Snap
         if not isinstance(sizes, dict) or any(type(v) is not int or v < 1 for v in sizes.values()):
             raise ValueError(f"sizes {metadata['sizes']:.80}")
         steps, slots, ended = tensors.pop("steps"), tensors.pop("slots", None), tensors.pop("ended")
-        if ended.dtype != np.bool_ or ended.shape != steps.shape:
-            raise ValueError(f"ended of {ended.dtype}{list(ended.shape)}")
+        known = tensors.pop("known", None)
+        for name, array in (("ended", ended), ("known", known)):
+            if array is not None and (array.dtype != np.bool_ or array.shape != steps.shape):
+                raise ValueError(f"{name} of {array.dtype}{list(array.shape)}")
         for array in (steps, slots):
             if array is not None and (array.dtype != np.int64 or array.shape != steps.shape or array.ndim != 1):
                 raise ValueError(f"steps and slots of {array.dtype}{list(array.shape)}")
@@ -170,4 +181,4 @@ def _checked(metadata: dict, tensors: dict[str, np.ndarray], where: str) -> Snap
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StateError(f"{where}: malformed: {type(error).__name__} {error}") from None
     rows, still = ({k[len(p) :]: a for k, a in tensors.items() if k.startswith(p)} for p in (STATE, INPUT))
-    return Snapshot(steps, rows, slots, sizes, ended, still)
+    return Snapshot(steps, rows, slots, sizes, ended, still, known)

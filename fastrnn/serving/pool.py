@@ -260,18 +260,17 @@ class StreamPool(PoolCore):
 
     def _take_snapshot(self, places, slots) -> snapshots.Snapshot:
         self._require_sizes()
-        parts, still = self._parts, {}
-        steps = np.array([self._steps(int(p)) for p in places], np.int64)
-        for j, a in enumerate(parts.still):
+        parts, places = self._parts, [int(p) for p in places]
+        steps = np.array([self._steps(p) for p in places], np.int64)
+        known = np.array([p in self.still for p in places], np.bool_)
+        still = {}  # stays so if no stream has taken a step by itself: its state may have been set from outside
+        for j, a in enumerate(parts.still if known.any() else ()):
             still[a.name] = np.zeros((len(steps), *a.features), a.dtype)
-            for i, place in enumerate(map(int, places)):
-                if place in self.still:
-                    still[a.name][i] = self.still[place][j]
-                elif steps[i]:  # its state was set from outside
-                    text = "is not known before its next step: take one first"
-                    raise StateError(f"the input {a.name} of a stream {text}")
-        ended = np.array([int(p) in self.ended for p in places], np.bool_)
-        return snapshots.Snapshot(steps, parts.layout.rows(self.slab[places]), slots, parts.sizes, ended, still)
+            for i in np.flatnonzero(known):
+                still[a.name][i] = self.still[places[i]][j]
+        ended = np.array([p in self.ended for p in places], np.bool_)
+        rows = parts.layout.rows(self.slab[places])
+        return snapshots.Snapshot(steps, rows, slots, parts.sizes, ended, still, known if still else None)
 
     def restore(self, source) -> int:
         """A new slot that continues from a snapshot, with the same bits on the same instruction set.
@@ -317,7 +316,7 @@ class StreamPool(PoolCore):
         places = np.array(slots, np.int64) & (MOST_SLOTS - 1)
         self.slab[places] = rows
         for i, place in enumerate(places.tolist()):
-            still = [np.array(taken.still[a.name][i]) for a in parts.still] if taken.still and taken.steps[i] else None
+            still = [np.array(taken.still[a.name][i]) for a in parts.still] if taken.knows(i) else None
             self._set_steps(place, int(taken.steps[i]), bool(taken.ended[i]), still)
         return slots
 

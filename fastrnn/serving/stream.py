@@ -185,7 +185,7 @@ class Stream(StreamCore):
             taken.check("stream", parts.sizes, parts.still, parts.timetable is not None)
             still = [
                 np.array(taken.still[a.name] if a._lead(self.batch_size) else taken.still[a.name][0])
-                for a in (parts.still if taken.still else ())
+                for a in (parts.still if taken.knows(0) else ())
             ]
             parts.layout.load_rows(self.slab, taken.rows)
             self.steps_done, self.ended, self.still = int(taken.steps[0]), bool(taken.ended[0]), still

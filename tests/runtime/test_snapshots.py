@@ -229,6 +229,8 @@ class TestRefused:
             ({"slots": np.array([1, 2])}, "malformed"),
             ({"ended": None}, "malformed"),
             ({"ended": np.zeros(1)}, "malformed"),
+            ({"known": np.zeros(1)}, "malformed"),
+            ({"known": np.zeros(2, np.bool_)}, "malformed"),
             ({"ended": np.ones(1, bool)}, "looks ahead"),
         ],
     )

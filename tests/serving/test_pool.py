@@ -84,7 +84,13 @@ class PoolMachine(RuleBasedStateMachine):
         lone = self.live[slot]
         if lone.steps_done == 0:
             return
-        assert same(lone.flush(), self.pool.flush(slot))
+        try:
+            rest = lone.flush()
+        except fastrnn.StreamError:  # its state was set before its first step: its input without time is not known
+            with pytest.raises(fastrnn.StreamError, match="flush before the first step"):
+                self.pool.flush(slot)
+            return
+        assert same(rest, self.pool.flush(slot))
         if self.model.delay or self.models is PACED:
             with pytest.raises(fastrnn.StreamError, match="flushed"):
                 self.pool.push([slot], [self.inputs(1)])
@@ -108,9 +114,6 @@ class PoolMachine(RuleBasedStateMachine):
         slots = self.slots(choose)
         states = [self.pool.state(s) for s in slots]
         target = slots[0]
-        still = any("time" not in info.dims for info in self.model.inputs)
-        if still and not self.pool.steps_done(target) and self.pool.steps_done(slots[-1]):
-            return  # its input without time is not known before a step, and a snapshot says so: tested by itself
         self.pool.set_state(target, states[-1])
         self.live[target].state = states[-1]
 

@@ -147,17 +147,43 @@ class TestPaced:
             pool.close(s)
         assert pool.memory_bytes == before
 
-    def test_a_state_from_outside_is_no_snapshot_before_a_step(self):
-        """The input without time that its stream kept is not in the state."""
+    @pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+    def test_a_snapshot_of_all_beside_a_state_from_outside(self, order):
+        """The input without time that its stream kept is not in a state. No slot keeps the others from a snapshot."""
+        model = PACED["biased"]
+        pool, slots = opened(model, 3)
+        first, second, third = (int(slots[i]) for i in order)
+        pool.push([first], [data(model, 3, 1)])
+        pool.set_state(second, pool.state(first))
+        others = model.pool(4)
+        there = others.restore_all(pool.snapshot_all())
+        for slot in (first, second, third):
+            lone = model.stream()
+            lone.restore(pool.snapshot(slot))
+            assert all(same(a, others.state(there[slot])[name]) for name, a in lone.state.items())
+            assert others.steps_done(there[slot]) == lone.steps_done == (0 if slot == third else 3)
+        for p, slot in ((pool, second), (others, there[second])):
+            with pytest.raises(fastrnn.StreamError, match="inputs unknown that have no time axis"):
+                p.flush(slot)
+        again = model.pool(4)
+        now = again.restore_all(others.snapshot_all())
+        for slot in (first, second, third):
+            chunk, copy = data(model, 2, 2), there[slot]
+            y = pool.push([slot], [chunk])[0]
+            assert same(y, others.push([copy], [chunk])[0])
+            assert same(y, again.push([now[copy]], [chunk])[0])
+            assert same(pool.flush(slot), others.flush(copy))
+
+    def test_a_state_from_outside_is_a_snapshot_before_a_step(self):
         model = PACED["biased"]
         pool, slots = opened(model, 2)
         first, second = (int(s) for s in slots)
         pool.push([first], [data(model, 3, 1)])
         pool.set_state(second, pool.state(first))
-        with pytest.raises(fastrnn.StateError, match="not known before its next step: take one first"):
-            pool.snapshot_all()
-        pool.snapshot(first)
-        pool.push([second], [data(model, 1, 2)])
+        lone = model.stream()
+        lone.restore(pool.snapshot(second))
+        chunk = data(model, 1, 2)
+        assert same(pool.push([second], [chunk])[0], lone.push(chunk))
         assert len(model.pool(2).restore_all(pool.snapshot_all())) == 2
 
     def test_no_out(self):
