@@ -6,13 +6,14 @@ The parts of this package, in the order in which they process a file:
                 the table of operators (registry), and NodeReader (reader), which detects what was not read
     reroll/     turns recurrences that an exporter wrote out into cells: unrolled copies (unroll), loops over a cell
                 (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations
-    sizes/      sizes as symbols with examples (symbols), frozen numbers reinterpreted (thaw, slices, blocks,
-                arithmetic, positions), signs that a frozen size is intended (evidence), the verdict (judge), and
-                a batch of one that can be read in several ways (guesses)
+    sizes/      sizes as symbols with examples (symbols), their roles and names (settle), frozen numbers reinterpreted
+                (thaw, slices, blocks, arithmetic, positions), signs that a frozen size is intended (evidence), the
+                verdict (judge), and a batch of one that can be read in several ways (guesses)
     ops/        the operators, one file per family
     selectors.py  inputs that select a branch of an If
     precheck.py   what can be refused before any value is known
     functions.py  operators that ONNX defines by others
+    inputs.py     the inputs of a file, with a symbol per axis
     walk.py       one walk over the nodes; it writes to build.py
     states/       states that the caller passes from call to call
 
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ...errors import FastRNNWarning, ModelFormatError, ShapeError, StateError, UnsupportedError
+from ...errors import FastRNNError, FastRNNWarning, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
 from ...graph import dims as D
 from ...graph.casts import check_float32
@@ -43,6 +44,7 @@ from .selectors import Selector, UndecidedError
 from .sizes import guesses
 from .sizes.evidence import Policy
 from .sizes.judge import verdicts
+from .sizes.settle import settle
 from .sizes.symbols import Restart, SymbolTable
 from .walk import File, read_constants, walk
 
@@ -179,7 +181,7 @@ def _inline(model, where: str):
 
 
 def _settled(file: File, table: SymbolTable) -> Graph:
-    """Walk until the symbols no longer change; each restart freezes, joins or names at least one of them."""
+    """Walk until the symbols no longer change. A walk collects what it learns, and the next one starts from that."""
     first = precheck(file, file.nodes, [*file.constants, *file.bind])
     while True:
         problems = list(first)
@@ -187,10 +189,15 @@ def _settled(file: File, table: SymbolTable) -> Graph:
             graph, ctx = walk(file, table, problems)
         except Restart:
             continue
+        except (FastRNNError, Finding):
+            if not table.dirty:
+                raise
+        if table.dirty:
+            continue
         if problems:
             raise file.undecided.error(problems, file.where, file.model.graph.input)
-        if not table.settle(ctx, verdicts):
-            notes = [*table.notes.values(), *table.surplus]
+        if not settle(table, ctx, verdicts):
+            notes = [*table.found.values(), *table.notes.values(), *table.surplus]
             if ctx.half:
                 notes.append("the file's float16 computes in float32, and float32 goes in and out")
             file.overruled = list(table.ledger.overruled)

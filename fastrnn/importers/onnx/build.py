@@ -15,7 +15,7 @@ from ...graph.casts import check_float32
 from ...graph.dims import Dim
 from ...graph.shapes import infer
 from ..shared.ledger import Finding
-from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Quantized
+from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Quantized, simplest
 from .sizes.positions import counted, thaw_masks
 from .sizes.symbols import SymbolTable
 
@@ -50,6 +50,8 @@ class GraphDraft:
         self.half = False
         self.by_torch = False  # whether a PyTorch exporter wrote the file
         self.cells = 0
+        self.in_body = 0  # depth of the loop bodies that are being read
+        self._sized: dict[str, list[str]] = {}  # name of a symbol -> values that have it in their dims
         self._shared: dict[tuple, str] = {}
         self._positions: dict[object, Live] = {}
         self._numbers: dict[tuple, Live] = {}
@@ -93,8 +95,7 @@ class GraphDraft:
 
     def declare(self, name: str, dtype, dims: tuple) -> Live:
         """An input of the graph."""
-        value = Value(name, self.dtype(dtype), dims)
-        self.values[name] = value
+        value = self._note(Value(name, self.dtype(dtype), dims))
         return Live(name, value.dtype, dims)
 
     @contextmanager
@@ -109,6 +110,46 @@ class GraphDraft:
             del self.nodes[mark:]
             self.labels, self.label = labels, label
             self._positions, self._numbers, self.sizes = kept
+
+    # --- sizes that change during a walk ---------------------------------------------------------------------------
+
+    def _note(self, value: Value) -> Value:
+        self.values[value.name] = value
+        for name in {n for d in value.dims if isinstance(d, Dim) for n in D.symbols(d)}:
+            self._sized.setdefault(name, []).append(value.name)
+        return value
+
+    def refresh(self) -> None:
+        """Make everything that the draft holds current, after the table has learned something."""
+        now = self.table.current
+        for symbol in self.table.moved():
+            for name in self._sized.pop(symbol, ()):
+                old = self.values.get(name)
+                if old is not None:
+                    self._note(Value(name, old.dtype, tuple(map(now, old.dims))))
+        self.sizes = {name: (now(dim), factor) for name, (dim, factor) in self.sizes.items()}
+        self._positions.clear()
+        self._numbers = {(now(dim), dtype): value for (dim, dtype), value in self._numbers.items()}
+
+    def current(self, value):
+        """An abstract value of an earlier node, with current sizes."""
+        if not self.table.dirty or value is None:
+            return value
+        now = self.table.current
+        if isinstance(value, Live):
+            dims = tuple(map(now, value.dims))
+            return value if dims == value.dims else Live(value.name, value.dtype, dims)
+        if isinstance(value, Fill):
+            return Fill(now(value.value), value.dtype, tuple(map(now, value.dims)))
+        if isinstance(value, Ints):
+            return simplest(np.frompyfunc(now, 1, 1)(value.array))
+        if isinstance(value, Quantized):
+            return Quantized(self.current(value.value))
+        if isinstance(value, Items):
+            return Items(self.current(value.source), value.axis, value.keepdims)
+        if isinstance(value, Growing):
+            return Growing(tuple(map(self.current, value.before)), tuple(map(self.current, value.after)))
+        return Collected(tuple(map(self.current, value.parts))) if isinstance(value, Collected) else value
 
     # --- making nodes --------------------------------------------------------------------------------------------
 
@@ -128,7 +169,7 @@ class GraphDraft:
             if D.product(map(_least, dims)) > MAX_ELEMENTS:
                 raise ModelFormatError(f"a value of {' x '.join(map(str, dims))} elements")
             name = self.fresh(f"{self.label}:{len(self.nodes)}")
-            self.values[name] = Value(name, dtype, tuple(dims))
+            self._note(Value(name, dtype, tuple(dims)))
             outputs.append(Live(name, dtype, tuple(dims)))
             names.append(name)
         label, k = self.label + suffix, 2
@@ -358,7 +399,7 @@ class GraphDraft:
                 for later in self.nodes[since:]:
                     later[2] = tuple(name if i == value.name else i for i in later[2])
                 old = self.values.pop(value.name)
-                self.values[name] = Value(name, old.dtype, old.dims)
+                self._note(Value(name, old.dtype, old.dims))
                 renamed = Live(name, old.dtype, old.dims)
                 for kept in (self._positions, self._numbers):
                     kept.update({key: renamed for key, v in kept.items() if v == value})

@@ -14,6 +14,7 @@ from ...graph.dims import Dim
 from ..shared.ledger import Finding
 from . import functions
 from .build import GraphDraft
+from .inputs import declare_inputs
 from .ops import quantised
 from .precheck import precheck
 from .reading import files, fold
@@ -23,14 +24,12 @@ from .reading.registry import OPERATORS, Expand, op
 from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
 from .reroll import loops
 from .selectors import Undecided
-from .sizes.symbols import SymbolTable
+from .sizes.symbols import Learned, SymbolTable
 
 __all__ = ["File", "walk"]
 
 # Handled by `_if`, which needs the walk itself.
 op("If", attrs="then_branch else_branch")(None)
-
-_MAX_DIM = 2**40
 
 
 @dataclass
@@ -70,13 +69,12 @@ def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]
 
 
 def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, GraphDraft]:
-    """The graph under the table's current knowledge. Appends findings to `problems`; the table may raise Restart."""
+    """The graph under the table's current knowledge. Appends findings to `problems`.
+
+    The table may raise Restart. If it is `dirty` afterwards, the walk learned something: its graph is not to be used.
+    """
     graph = file.model.graph
-    table.recent.clear()
-    table.ledger.clear()
-    table.assumed.clear()
-    table.shortfalls.clear()
-    table.blocks.clear()
+    table.begin()
     file.undecided.clear()
     table.declared = {d.dim_value for info in graph.output for d in info.type.tensor_type.shape.dim}
     taken = {name for node in file.nodes for name in (*node.outputs, *node.inputs)}
@@ -85,7 +83,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Gr
     )
     ctx.by_torch = file.model.producer_name == "pytorch"
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
-    inputs = _inputs(file, ctx, known, problems)
+    inputs = declare_inputs(file, ctx, known, problems)
     wanted = {name for node in file.nodes for name in reads(node)} | {v.name for v in graph.output}
     _nodes(file, ctx, file.nodes, known, wanted, problems, own_names=True)
     outputs = _outputs(ctx, graph, known, set(inputs), problems)
@@ -97,23 +95,34 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Gr
 def _nodes(file: File, ctx: GraphDraft, nodes, known: dict, wanted: set, problems: list[str], own_names: bool) -> None:
     """Add the nodes' outputs to `known`. own_names: whether values get the file's names; branches may share names."""
     for node in nodes:
-        since = len(ctx.nodes)
-        ctx.label = node.label
-        if node.label in file.refused:
-            outputs: list = [UNKNOWN] * len(node.outputs)
-        elif node.op == "If" and node.domain == "":
-            outputs = _if(file, ctx, node, known, problems)
-        elif node.op in loops.KINDS and node.domain == "":
-            outputs = _loop(file, ctx, node, known, wanted, problems)
-        else:
-            values = [known[i] if i else None for i in node.inputs]
+        outputs = None
+        while outputs is None:  # each round but the last learns a size
+            since = len(ctx.nodes)
+            ctx.label = node.label
             try:
-                outputs = _step(file, ctx, node, values, wanted, problems)
-            except Expand as reason:
-                outputs = _function(file, ctx, node, values, wanted, problems, reason)
+                outputs = _node(file, ctx, node, known, wanted, problems)
+            except Learned:
+                if ctx.in_body:  # the whole loop is read again
+                    raise
+                ctx.refresh()
         for name, value in zip(node.outputs, outputs, strict=False):
             if name and value is not None:
                 known[name] = ctx.rename(value, name, since) if own_names and isinstance(value, Live) else value
+
+
+def _node(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set, problems: list[str]) -> list:
+    """The outputs of one node; raises Learned if a size changed."""
+    if node.label in file.refused:
+        return [UNKNOWN] * len(node.outputs)
+    if node.op == "If" and node.domain == "":
+        return _if(file, ctx, node, known, problems)
+    if node.op in loops.KINDS and node.domain == "":
+        return _loop(file, ctx, node, known, wanted, problems)
+    values = [ctx.current(known[i]) if i else None for i in node.inputs]
+    try:
+        return _step(file, ctx, node, values, wanted, problems)
+    except Expand as reason:
+        return _function(file, ctx, node, values, wanted, problems, reason)
 
 
 def _function(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set, problems: list, why: Expand):
@@ -137,7 +146,7 @@ def _function(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted:
 
 def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list[str]) -> list:
     """The outputs of the branch selected by a known condition; the other branch is not examined."""
-    condition = known[node.inputs[0]] if node.inputs and node.inputs[0] else None
+    condition = ctx.current(known[node.inputs[0]]) if node.inputs and node.inputs[0] else None
     if condition is UNKNOWN:
         return [UNKNOWN] * len(node.outputs)
     try:
@@ -162,7 +171,7 @@ def _values(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, branch: tu
     inner = {**known, **{name: Const(array) for name, array in constants.items()}}
     wanted = {name for part in nodes for name in reads(part)} | set(outputs)
     _nodes(file, ctx, nodes, inner, wanted, problems, own_names=False)
-    return [inner[name] for name in outputs]
+    return [ctx.current(inner[name]) for name in outputs]
 
 
 def _both(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, condition: Live, problems: list[str]) -> list:
@@ -172,8 +181,8 @@ def _both(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, condition: L
     ctx.label = node.label
     for size in condition.dims:
         ctx.equal(size, 1, "the condition of an If has one element")
-    condition, outputs = ctx.reshape(condition, ()), []
-    for pair in zip(*sides, strict=True):
+    condition, outputs = ctx.reshape(ctx.current(condition), ()), []
+    for pair in zip(*(map(ctx.current, side) for side in sides), strict=True):
         if any(v is UNKNOWN for v in pair):
             outputs.append(UNKNOWN)
             continue
@@ -192,10 +201,11 @@ def _both(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, condition: L
 
 def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set, problems: list[str]) -> list:
     """The outputs of a Scan or Loop."""
-    values = [known[i] if i else None for i in node.inputs]
+    values = [ctx.current(known[i]) if i else None for i in node.inputs]
     nodes, constants, outputs, inputs = _subgraph(file, node, "body", problems)
-    outer = [known[i] for part in nodes for i in reads(part) if i in known]
-    if any(v is UNKNOWN for v in (*values, *outer)) or any(part.label in file.refused for part in nodes):
+    read = dict.fromkeys([*node.inputs, *outputs, *(i for part in nodes for i in reads(part))])
+    known = {i: ctx.current(known[i]) for i in read if i in known}
+    if any(v is UNKNOWN for v in (*values, *known.values())) or any(part.label in file.refused for part in nodes):
         return [UNKNOWN] * len(node.outputs)
     fixed = {name: Const(array) for name, array in constants.items()}
     inside = {name for part in nodes for name in reads(part)} | set(outputs)
@@ -205,7 +215,11 @@ def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set,
         for key in [k for k in file.folded if k[0].startswith(f"{node.label}/body/")]:
             del file.folded[key]  # constants differ between steps
         inner = {**known, **fixed, **given}
-        _nodes(file, ctx, nodes, inner, inside, found, own_names=False)
+        ctx.in_body += 1
+        try:
+            _nodes(file, ctx, nodes, inner, inside, found, own_names=False)
+        finally:
+            ctx.in_body -= 1
         if found:
             raise UnsupportedError(found)
         return inner
@@ -285,82 +299,6 @@ def _subgraph(file: File, node: OnnxNode, which: str, problems: list[str]) -> tu
     return found[:4]
 
 
-def _inputs(file: File, ctx: GraphDraft, known: dict, problems: list[str]) -> list[str]:
-    """Declare the graph's inputs; initializers and bound inputs are excluded."""
-    names, seen = [], set()
-    initial = {t.name for t in file.model.graph.initializer}
-    for info in file.model.graph.input:
-        if not info.name or info.name in seen:
-            raise ModelFormatError(f"input {info.name!r} is declared twice" if info.name else "an input has no name")
-        seen.add(info.name)
-        if info.name in initial:
-            continue
-        try:
-            known[info.name] = _input(file, ctx, info)
-        except Finding as finding:
-            known[info.name] = UNKNOWN
-            problems.append(f"input {info.name!r}: {finding}")
-        if info.name not in file.bind:
-            names.append(info.name)
-    return names
-
-
-def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Live:
-    """One input: a value of the graph with a symbol per axis, or the constant that it is bound to."""
-    kind = info.type.tensor_type
-    if info.type.WhichOneof("value") != "tensor_type":
-        raise Finding(f"of type {info.type.WhichOneof('value') or 'unknown'}")
-    if kind.elem_type not in files.NUMERIC:
-        raise Finding(f"of dtype {files.dtype_name(kind.elem_type)}")
-    if not kind.HasField("shape"):
-        raise Finding("declares no rank")
-    brief = kind.elem_type == onnx.TensorProto.BFLOAT16  # computes in float32, as float16 does
-    dtype = np.dtype(np.float16) if brief else files.NUMERIC[kind.elem_type]
-    dims = []
-    for axis, d in enumerate(kind.shape.dim):
-        value = d.dim_value if d.HasField("dim_value") else None
-        if value is not None and not 0 <= value < _MAX_DIM:
-            raise ModelFormatError(f"input {info.name!r} has the dim {value}")
-        # Some exporters write 0 for "any size"; no model computes on an axis that is always empty.
-        keeps = value and not ctx.table.policy.thaw
-        dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
-    if info.name in file.bind:
-        value = file.bind[info.name]
-        if brief:
-            dtype, value = np.dtype(np.float32), np.asarray(value, np.float32)
-        return Const(_bound(ctx, info, value, dtype, dims))
-    return ctx.declare(info.name, dtype, tuple(dims))
-
-
-def _bound(ctx: GraphDraft, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims: list) -> np.ndarray:
-    """The array that an input is bound to, converted losslessly to its dtype and checked against the file's sizes."""
-    declared = [d.dim_value or d.dim_param or "?" for d in info.type.tensor_type.shape.dim]
-    shown = f"bind: {info.name!r} must be {dtype.name}[{', '.join(map(str, declared))}], got"
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise ValueError
-        with np.errstate(invalid="ignore", over="ignore"):
-            same = array.astype(dtype)
-        whole = dtype.kind != "f" or array.dtype.kind in "iu"  # no rounding, not even to floats
-        exact = same.astype(object) == array.astype(object) if whole else np.isfinite(same) | ~np.isfinite(array)
-        if not np.all(exact):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise ShapeError(f"{shown} {value!r:.60}") from None
-    if array.ndim == 0 and all(not isinstance(size, int) or size == 1 for size in declared):
-        same = same.reshape((1,) * len(dims))
-    fits = same.ndim == len(dims) and all(
-        not isinstance(size, int) or size == n for size, n in zip(declared, same.shape, strict=True)
-    )
-    if not fits:
-        raise ShapeError(f"{shown} {array.dtype.name}[{', '.join(map(str, array.shape))}]")
-    for axis, (d, size) in enumerate(zip(dims, same.shape, strict=True)):
-        if d != size:
-            ctx.table.pin(d, size, f"bind: axis {axis} of {info.name!r}")
-    return same
-
-
 def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set, problems: list[str]) -> list:
     """The outputs of one node. A Finding is recorded and gives UNKNOWN outputs; errors get the node's name."""
     if any(v is UNKNOWN for v in values):
@@ -414,7 +352,7 @@ def _outputs(ctx: GraphDraft, graph: onnx.GraphProto, known: dict, inputs: set, 
         if info.name in names:
             raise ModelFormatError(f"output {info.name!r} is declared twice")
         names.append(info.name)
-        value = known.get(info.name)
+        value = ctx.current(known.get(info.name))
         ctx.label = f"output {info.name}"
         if value is UNKNOWN:
             continue
@@ -425,6 +363,8 @@ def _outputs(ctx: GraphDraft, graph: onnx.GraphProto, known: dict, inputs: set, 
             ctx.table.ledger.output(info.name, value)
             if not isinstance(value, Live) or value.name != info.name:
                 _place(ctx, ctx.live(value), info.name, inputs)
+        except Learned:
+            ctx.refresh()
         except Finding as finding:
             problems.append(f"output {info.name}: {finding}")
     return names

@@ -2,14 +2,18 @@
 
 Every dim of every input starts as a symbol. If the file gives it a number, that is its *example*. If the file leaves it
 open (a `dim_param`), its example is an invented prime that no constant of a file equals by chance. During the walk,
-constraints freeze symbols to their example or unify two of them. Each change raises `Restart`: the walk starts again
-with the new knowledge. It ends when nothing changes, after at most one walk per symbol.
+constraints freeze symbols to their example or unify two of them.
+
+Each such change raises `Learned`: the node that showed it is read again, the walk goes on with every value at its new
+size, and one more walk follows. So the number of walks does not grow with the number of changes. What a walk learned is
+true at every size; only a graph from a walk that learned nothing is used. Changes that make an earlier reading doubtful
+(another example, another choice) raise `Restart`: the walk starts again at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from ....errors import ModelFormatError, ShapeError
 from ....graph import dims as D
@@ -21,11 +25,12 @@ from .evidence import Ledger, Policy
 _FIRST_INVENTED = 1_000_003
 
 
-_NO_STEPS = "no recurrent layer steps along it, nor has it as its batch"
+class Learned(Exception):
+    """A size was frozen or unified with another; the node is read again, with current sizes."""
 
 
 class Restart(Exception):
-    """The table learned something; the walk must start again."""
+    """The table learned something that earlier nodes depend on; the walk must start again."""
 
 
 @dataclass
@@ -60,16 +65,28 @@ class SymbolTable:
         self.by_key: dict[object, Symbol] = {}
         self.inputs: set[str] = set()
         self.by_name: dict[str, Symbol] = {}
-        self.notes: dict[str, str] = {}  # keyed by what is frozen or thawed, so that restarts don't repeat any
+        self.found: dict[str, str] = {}  # notes about sizes, keyed by what is frozen or thawed
+        self.notes: dict[str, str] = {}  # notes of this walk, keyed by node
         self.surplus: list[str] = []  # free sizes that are neither batch nor time, found by settle
-        self._cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
+        self.cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
         self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> its factors, in order
         self.assumed: dict[Dim, int] = {}  # sizes other than plain symbols that the file's branches depend on
         self.joined: set[Dim] = set()  # products of free ones made by the current Reshape; `merged` has their parts
         self.declared: set[int] = set()  # numbers that the file declares for axes of its outputs
         self.shortfalls: list[Dim] = []  # `dims.shortfall` must be 0 for these: sizes that must not be too small
         self.blocks: dict[Dim, Dim] = {}  # an open size assumed to be a multiple of a number -> that multiple
+        self.dirty = False  # whether this walk learned something
+        self._moved: list[str] = []  # names of symbols that changed since the last `current`
+        self._now: dict[Dim, Dim | int] = {}  # dim of an earlier node of this walk -> what it is now
         self._next = _FIRST_INVENTED
+
+    def begin(self) -> None:
+        """Start a walk: forget what the last one recorded, but not what it learned."""
+        self.dirty = False
+        self._moved.clear()
+        self._now.clear()
+        for part in (self.notes, self.recent, self.ledger, self.assumed, self.shortfalls, self.blocks):
+            part.clear()
 
     # --- making and reading ------------------------------------------------------------------------------------
 
@@ -152,14 +169,17 @@ class SymbolTable:
         """A size in `syms` ended up in an impossible place: flip the latest choice that placed it, if any; restart."""
         for label, dim in reversed(self.recent):
             if self.choices[label] == "right" and any(s in self.of(dim) for s in syms if s.example == 1):
+                self._start_again()
                 self.choices[label] = "left"
                 raise Restart
 
     # --- learning ----------------------------------------------------------------------------------------------
 
     def freeze(self, dims, reason: str) -> None:
-        """Freeze every symbol of the dims at its example and restart. Raises Finding if the file gives no example."""
+        """Freeze every symbol of the dims at its example; raises Learned, or Finding if the file gives no example."""
         syms = [s for d in dims for s in self.of(d)]
+        if self.dirty and any(s.frozen is not None or s.joined is not None for s in syms):
+            raise Restart  # a size of a node that was emitted before this walk learned of it
         if not any(s.genuine for s in syms):
             names = ", ".join(sorted({s.label for s in syms}))
             raise Finding(f"{reason}; that fixes the size of {names}, which the file leaves open")
@@ -168,16 +188,53 @@ class SymbolTable:
         written = [s for s in syms if s.genuine and s.axis < 0]
         for s in written or syms:
             if s.genuine:
-                self._set(s, s.example, reason)
-        raise Restart
+                self.hold(s, s.example, reason)
+        self._learned(*(s for s in written or syms if s.genuine))
 
-    def _set(self, sym: Symbol, value: int, reason: str) -> None:
+    def _learned(self, *syms: Symbol) -> NoReturn:
+        """End the reading of a node: these symbols were frozen or joined."""
+        self.dirty = True
+        self._moved += [s.name for s in syms]
+        self._now.clear()
+        raise Learned
+
+    def moved(self) -> frozenset[str]:
+        """Names of the symbols that changed since the last call; sizes with them must be made `current`."""
+        names = frozenset(self._moved)
+        self._moved.clear()
+        for kept in (self.merged, self.assumed, self.blocks):
+            for old in [dim for dim in kept if D.symbols(dim) & names]:
+                value = kept.pop(old)
+                new = self.current(old)
+                if isinstance(new, Dim):
+                    parts = isinstance(value, tuple)
+                    kept[new] = tuple(map(self.current, value)) if parts else self.current(value)
+        self.shortfalls = list(map(self.current, self.shortfalls))
+        return names
+
+    def current(self, dim):
+        """A dim of an earlier node of this walk, with what was learned since."""
+        if not self.dirty or not isinstance(dim, Dim):
+            return dim
+        found = self._now.get(dim)
+        if found is None:
+            syms = {name: self._find(name) for name in D.symbols(dim)}
+            env = {name: self.dim(s) for name, s in syms.items() if s.joined is not None or s.frozen is not None}
+            found = self._now[dim] = D.substitute(dim, env) if env else dim
+        return found
+
+    def _start_again(self) -> None:
+        """Before a change that earlier nodes depend on: walk again first if this walk has learned something."""
+        if self.dirty:
+            raise Restart
+
+    def hold(self, sym: Symbol, value: int, reason: str) -> None:
         sym.frozen = value
         self.reasons[sym.name] = reason
-        self.notes[sym.name] = f"{sym.label} stays {value}: {reason}"
+        self.found[sym.name] = f"{sym.label} stays {value}: {reason}"
 
     def equal(self, a, b, reason: str) -> None:
-        """Make two dims equal: return if they are, learn and restart if they can be, else raise ModelFormatError."""
+        """Make two dims equal: return if they are, raise Learned if they can be, else raise ModelFormatError."""
         if a == b or (isinstance(b, int) and isinstance(a, Dim) and self.assumed.get(a) == b):
             return
         if isinstance(a, int) and isinstance(b, int):
@@ -193,6 +250,8 @@ class SymbolTable:
         for dim, other in ((a, b), (b, a)):
             if isinstance(other, int):
                 sym = self.single(dim)
+                if any(not s.genuine for s in self.of(dim)):
+                    self._start_again()  # the roles of this walk's later nodes decide
                 if sym is not None and sym.role == "time" and not sym.genuine and other > 1:
                     self.hint(sym, other, reason)
                 self._solve(dim, other, reason)
@@ -203,10 +262,10 @@ class SymbolTable:
             (b, a) if (b.genuine and not a.genuine) or (a.axis < 0 <= b.axis and a.genuine == b.genuine) else (a, b)
         )
         if a.param and b.param:
-            self.notes[f"join {drop.name}"] = f"{self._shown(drop)} and {self._shown(keep)} are one size: they meet"
+            self.found[f"join {drop.name}"] = f"{shown(drop)} and {shown(keep)} are one size: they meet"
         drop.joined = keep
         keep.role = keep.role or drop.role
-        raise Restart
+        self._learned(drop)
 
     def _solve(self, dim: Dim, value: int, reason: str) -> None:
         """Solve coef*s + rest == value for an open symbol s: the file itself determines s."""
@@ -220,8 +279,8 @@ class SymbolTable:
             answer, left = divmod(value - rest, coef)
             if left or answer < 0:
                 raise ModelFormatError(f"{reason}: {dim} can't be {value}")
-            self._set(syms[0], answer, reason)
-            raise Restart
+            self.hold(syms[0], answer, reason)
+            self._learned(syms[0])
 
     def literal(self, key: tuple, size: int) -> Dim | int:
         """A number in the file that may be a written-out size. If some size has this number, it gets its own symbol,
@@ -237,8 +296,9 @@ class SymbolTable:
 
     def hint(self, sym: Symbol, value: int, where: str) -> None:
         """Give an open symbol, as its example, the number that the exporter wrote for it elsewhere; restart."""
+        self._start_again()
         sym.example, sym.genuine = value, True
-        self.notes[f"hint {sym.name}"] = f"{sym.label} is open, but the file has {value} for it: {where}"
+        self.found[f"hint {sym.name}"] = f"{sym.label} is open, but the file has {value} for it: {where}"
         raise Restart
 
     def pin(self, dim, value: int, what: str) -> None:
@@ -246,185 +306,22 @@ class SymbolTable:
         sym = self.single(dim)
         if sym is None:
             raise ShapeError(f"{what} must be {dim}, got {value}")
-        self._set(sym, int(value), what)
+        self.hold(sym, int(value), what)
         raise Restart
 
     def cell(self, label: str, time, batch, forward: bool) -> None:
         """Record the axes of a recurrent node: its steps, its rows, and whether it runs forward only."""
-        self._cells[label] = (time, batch, forward)
+        self.cells[label] = (time, batch, forward)
         self.vote(time, "time", sure=True)
         self.vote(batch, "batch", sure=True)
 
     def vote(self, dim, role: str, sure: bool = False) -> None:
         """Vote for the role of a symbol. The first vote wins, except that a recurrent node's first vote overrides
         others: to a convolution before it, all steps of all rows are rows."""
-        syms = self.of(dim)
+        syms = [] if self.dirty else self.of(dim)  # the next walk asks in the order of the nodes
         if len(syms) == 1 and (syms[0].role is None or (sure and not syms[0].sure)):
             syms[0].role, syms[0].sure = role, sure
 
-    # --- the end -----------------------------------------------------------------------------------------------
 
-    def settle(self, ctx, judge: Callable) -> bool:
-        """After a full walk: name the free sizes and freeze the others; True if something changed (walk again). judge:
-        `judge.verdicts`."""
-        free, has_cells = self.roots(), ctx.cells > 0
-        if any(s.final for s in free):
-            return False
-        if not has_cells:
-            self._vote_by_position(free)
-        if self._one_time():
-            return True  # the sizes just held may show whose rows the others are
-        if has_cells:
-            self._time_of_a_memory()
-        self._note_literals()
-        changed = False
-        for s in self.roots():
-            if s.genuine and (s.role is None or s.axis < 0):  # a number that met no input size is just a number
-                s.frozen = s.example
-                self.reasons[s.name] = f"{_NO_STEPS}; {self.policy.remedy}"
-                changed = True
-        held = judge(self, ctx)
-        for s, reason in held:
-            self._set(s, s.example, reason)
-        if held:
-            return True  # other sizes may depend on those
-        changed |= self._join_batches()
-        taken: set[str] = set()
-        for s in self.roots():
-            base = s.role or ("batch" if s.axis == 0 else "size" if self._asked(s) else "time")
-            name, k = base, 2
-            while name in taken:
-                name, k = f"{base}_{k}", k + 1
-            taken.add(name)
-            s.final = name
-            changed = True
-            if s.genuine:
-                why = f"that it is free is assumed: no number in the file seems to depend on {s.example}"
-                if self.policy.compared:
-                    why = "answers at other sizes were compared with the module's"
-                self.notes[s.name] = f"thawed {name}: {s.label} was {s.example}; {why}"
-        self.surplus = self._surplus()
-        return changed
-
-    def _note_literals(self) -> None:
-        """Record written numbers that equal a size but met none: counts that the exporter may have computed."""
-        for literal in [s for s in self.roots() if s.axis < 0]:
-            for s in self.roots():
-                if s.axis >= 0 and s.genuine and s.example == literal.example:
-                    self.ledger.count(self.dim(s), literal.input, f"has the count {literal.example}")
-
-    @staticmethod
-    def _vote_by_position(free: list[Symbol]) -> None:
-        """Without a recurrent node: the first open axis 0 is batch, the next open axis that is not 0 is time."""
-        roles = {"batch", "time"}
-        for s in free:
-            role = "batch" if s.axis == 0 else "time"
-            if not s.genuine and s.role is None and role in roles:
-                roles.remove(role)
-                s.role = role
-
-    def _one_time(self) -> bool:
-        """Choose the one time of the model. Among several candidates, prefer an open one (it can't be held), then one
-        that a recurrent node steps along, then one it runs forward along, then the outer of two nested ones (words made
-        of characters), then the first. Equal lengths of several inputs count as one. The others keep the file's number;
-        returns True if any did."""
-        ranks = {id(s): rank for s, rank in self._time_ranks()}
-        times = [s for s in self.roots() if id(s) in ranks]
-        times.sort(key=lambda s: ranks[id(s)])
-        changed = False
-        for s in times[1:]:
-            first = times[0]
-            if not s.genuine:
-                continue
-            changed = True
-            side_by_side = first.genuine and first.input != s.input and not self._nested(first, s)
-            if side_by_side and first.example == s.example:
-                s.joined = first
-                self.notes[f"time {s.name}"] = f"{s.label} is as long as {first.label}: both are {s.example}"
-            else:
-                self._set(s, s.example, f"{first.label} is the time, and a model has one")
-        if times:
-            times[0].role = "time"
-        return changed
-
-    def _time_of_a_memory(self) -> None:
-        """If no node steps along an axis, as in one step of a decoder that attends to an encoder's states, the time is
-        the axis after the batch of a rank-3 input, unless the file fixes it."""
-        free = self.roots()
-        if any(s.role == "time" for s in free):
-            return
-        ranks: dict[str, int] = {}
-        for key in self.by_key:
-            if isinstance(key, tuple) and key[0] in self.inputs:
-                ranks[key[0]] = max(ranks.get(key[0], 0), key[1] + 1)
-        found = [s for s in free if s.role is None and s.genuine and s.axis == 1 and s.example > 1]
-        found = [s for s in found if ranks.get(s.input) == 3 and self._is_batch(s.input)]
-        if len(found) == 1:
-            found[0].role = "time"
-
-    def _is_batch(self, name: str) -> bool:
-        sym = self.by_key.get((name, 0))
-        return sym is not None and self.root(sym).role == "batch"
-
-    def _asked(self, s: Symbol) -> bool:
-        """Whether the file's branches depend on a size. It is then not a number of steps."""
-        return any(s in self.of(d) for d in self.assumed)
-
-    def _time_ranks(self) -> list[tuple[Symbol, tuple]]:
-        """Every symbol that could be the time, with its sort key; the smallest is best."""
-        stepped: dict[int, bool] = {}  # id of a symbol -> whether any node runs only forward along it
-        for time, _, forward in self._cells.values():
-            sym = self.single(time)
-            if sym is not None:
-                stepped[id(sym)] = stepped.get(id(sym), False) or forward
-        found = []
-        for k, s in enumerate(self.roots()):
-            if self._asked(s):
-                continue
-            outer = any(self._nested(s, t) for t in self.roots())
-            if s.role == "time" or (s.role is None and not s.genuine and s.axis > 0) or (outer and id(s) in stepped):
-                inner = any(self._nested(t, s) for t in self.roots())
-                found.append((s, (s.genuine, id(s) not in stepped, not stepped.get(id(s)), inner, k)))
-        return found
-
-    def _nested(self, outer: Symbol, inner: Symbol) -> bool:
-        """Whether steps along `outer` are rows of a node that steps along `inner`, and not the other way round."""
-        if outer is inner:
-            return False
-        rows = [(self.single(time), self.of(batch)) for time, batch, _ in self._cells.values()]
-        return any(time is inner and outer in batch for time, batch in rows) and not any(
-            time is outer and inner in batch for time, batch in rows
-        )
-
-    def _surplus(self) -> list[str]:
-        """A line for each free size other than batch and time: its length in a stream would be undefined."""
-        named = {s.final: f"{self._shown(s)} is {s.final}" for s in self.roots() if s.final in ("batch", "time")}
-        return [
-            f"{self._shown(s)} is a free size besides batch and time"
-            + (f" ({', '.join(named[k] for k in sorted(named))})" if named else "")
-            + "; a stream needs it fixed: by sizes= at load, or in the file"
-            for s in self.roots()
-            if s.final not in named
-        ]
-
-    @staticmethod
-    def _shown(s: Symbol) -> str:
-        return s.label + (f" ({s.param!r})" if s.param else "")
-
-    def _join_batches(self) -> bool:
-        """Join batch axes that no node ties together into one batch if their examples allow it. An open first axis with
-        no other meaning in the file joins too."""
-        batches = [s for s in self.roots() if s.role == "batch"]
-        batches += [s for s in self.roots() if s.role is None and s.axis == 0 and not s.genuine and batches]
-        changed = False
-        for s in batches[1:]:
-            first = batches[0]
-            if s.genuine and first.genuine and s.example != first.example:
-                s.frozen = s.example
-            else:
-                s.joined = first
-                first.genuine, first.example = (True, s.example) if s.genuine else (first.genuine, first.example)
-                if s.param != first.param:
-                    self.notes[f"batch {s.name}"] = f"{self._shown(s)} is the batch, as {self._shown(first)} is"
-            changed = True
-        return changed
+def shown(s: Symbol) -> str:
+    return s.label + (f" ({s.param!r})" if s.param else "")
