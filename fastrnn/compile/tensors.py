@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from ..graph import DTYPES
 from ..graph import dims as D
 
-ITEMSIZE = {"float32": 4, "int64": 8, "int32": 4, "bool": 1, "float64": 8}
+ITEMSIZE = {name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}
+
+
+def kept_as(dtype: str) -> str:
+    """The dtype in which a slab row keeps values of `dtype`: it consists of float32, so an item has 4 or 8 bytes."""
+    return "float32" if dtype == "bool" else dtype if ITEMSIZE[dtype] >= 4 else "int32"
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ reference.py    the float64 meaning of a graph: the oracle
 """
 
 from .ops.elementwise import BINARY, COMPARISONS, UNARY
-from .types import DTYPES, Graph, Node, Value
+from .types import DTYPES, INTEGERS, Graph, Node, Value
 from .validation import check_required, validate
 from .vocabulary import ROWS
 
@@ -26,6 +26,7 @@ __all__ = [
     "BINARY",
     "COMPARISONS",
     "DTYPES",
+    "INTEGERS",
     "OPS",
     "UNARY",
     "Graph",

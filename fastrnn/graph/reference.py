@@ -5,7 +5,8 @@
     StreamReference(graph)       what a stream must answer, step by step
     unary(fn, x, alpha, beta), binary(fn, a, b)     the elementwise functions
 
-Reals are always float64, whatever the graph declares. Integers are int64. float32 weights are converted exactly.
+Reals are always float64, whatever the graph declares. Integers are of the declared type.
+float32 weights are converted exactly.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def run(graph: Graph, feeds: Mapping[str, np.ndarray], *, sizes: Mapping[str, in
 
     Returns
     -------
-    One array per output, in the graph's order: float64, int64 or bool; new, or views of the feeds and constants.
+    One array per output, in the graph's order: float64, bool or the declared integer type; new, or views of the feeds
+    and constants.
 
     Raises
     ------
@@ -110,7 +112,7 @@ def _solve(dim, got: int, env: dict[str, int]) -> bool:
 def _wide(value: Value, array) -> np.ndarray:
     """The fed array in the dtype of the computation; ShapeError if its kind is not the declared one."""
     array = np.asarray(array)
-    allowed = {"f": "fiu", "i": "iu", "b": "b"}[np.dtype(WIDE[value.dtype]).kind]
+    allowed = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[np.dtype(WIDE[value.dtype]).kind]
     if array.dtype.kind not in allowed:
         raise ShapeError(f"input {value.name}: got {array.dtype}, expected {value.dtype}")
     return array.astype(WIDE[value.dtype])

@@ -20,10 +20,25 @@ import numpy as np
 from .cells import CellSpec
 from .dims import Dim
 
-DTYPES = {"float32": np.float32, "float64": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
+# Every type of an element, and how arrays hold it. Plans hold it the same way (compile/tensors.py has the exceptions),
+# and `ops/_items.pxd` reads and writes it. Integers wrap around in their own type.
+DTYPES = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "int64": np.int64,
+    "int32": np.int32,
+    "int16": np.int16,
+    "int8": np.int8,
+    "uint64": np.uint64,
+    "uint32": np.uint32,
+    "uint16": np.uint16,
+    "uint8": np.uint8,
+    "bool": np.bool_,
+}
+INTEGERS = frozenset(name for name in DTYPES if "int" in name)
 
 # The dtype in which the float64 reference computes each declared dtype.
-WIDE = {"float32": np.float64, "float64": np.float64, "int64": np.int64, "int32": np.int64, "bool": np.bool_}
+WIDE = DTYPES | {"float32": np.float64}
 
 
 @dataclass(frozen=True)

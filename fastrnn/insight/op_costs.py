@@ -305,7 +305,7 @@ def _loop(op: Op, context: CallCosts):
     return parts, flops, weights, data
 
 
-@costs("integers", "argmax", "cumsum", "running", "tail", "attention", "steps", "advance")
+@costs("integers", "fold", "running_integers", "argmax", "cumsum", "running", "tail", "attention", "steps", "advance")
 def _scalar(op: Op, context: CallCosts):
     """One operation per tick and element, as a scalar loop does."""
     work = context.number(op.flops)

@@ -2,6 +2,7 @@
 
 _walk.pyx         the table of ops, the walk over a plan, the loop of a cycle
 _frame.pxd        the data of one call
+_items.pxd        elements in memory, by type
 _recurrence.pyx   the steps of a cell
 _rows.pyx         products, reductions, softmax, normalisation
 _elements.pyx     elementwise programs, copies, gathers, ops along one axis
@@ -13,14 +14,16 @@ _states.pyx       states and step numbers
 A module adds its ops to the table when it is imported; all of them are imported here.
 """
 
-from . import _integers, _rows, _states  # noqa: F401
+from . import _rows, _states  # noqa: F401
 from ._attention import attention_scratch
 from ._elements import RANK, TYPE_CODES
+from ._integers import INTEGER_FUNCTIONS
 from ._recurrence import cell_scratch
 from ._walk import KINDS, LEVELS, OP_FIELDS
 from ._windows import conv_patches, depthwise_scratch, pool_scratch
 
 __all__ = [
+    "INTEGER_FUNCTIONS",
     "KINDS",
     "LEVELS",
     "OP_FIELDS",

@@ -1,16 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Ops on single elements: elementwise programs, copies that cast, gathers, arg max, sums along an axis, zeros."""
 
-from libc.math cimport INFINITY
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastrnn.machine._isa cimport FRNN_MAX_INPUTS, FRNN_MAX_RANK, frnn_space
-from fastrnn.ops._frame cimport BOOL, FLOAT32, FLOAT64, INT32, INT64, LEVELS, Frame, Rows, at, const_row, x_row
+from fastrnn.ops._frame cimport LEVELS, Frame, Rows, at, const_row
+from fastrnn.ops._items cimport (
+    BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, bytes_of, load_integer,
+    load_real, store_integer, store_real,
+)
 from fastrnn.ops._walk cimport DONE, add_op, number
 
 RANK = FRNN_MAX_RANK  # axes of an op that walks element by element
-TYPE_CODES = {"float32": FLOAT32, "int64": INT64, "int32": INT32, "bool": BOOL, "float64": FLOAT64}
+TYPE_CODES = {
+    "float32": FLOAT32, "float64": FLOAT64, "bool": BOOL, "int8": INT8, "int16": INT16, "int32": INT32, "int64": INT64,
+    "uint8": UINT8, "uint16": UINT16, "uint32": UINT32, "uint64": UINT64,
+}
 
 cdef struct ElementwiseArgs:
     int64_t program, n_in
@@ -33,7 +39,7 @@ cdef struct GatherArgs:
     int64_t y_stride[LEVELS]
 
 cdef struct ArgmaxArgs:
-    int64_t count, step, largest, last
+    int64_t type, count, step, largest, last
     Rows r
 
 cdef struct CumsumArgs:
@@ -54,47 +60,55 @@ cdef int run_elementwise(const int64_t *args, Frame *f) noexcept nogil:
     return DONE
 
 
-cdef inline double load_as_double(const void *p, int64_t type, int64_t i) noexcept nogil:
-    if type == FLOAT32:
-        return (<const float *> p)[i]
-    if type == INT64:
-        return <double> (<const int64_t *> p)[i]
-    if type == INT32:
-        return (<const int32_t *> p)[i]
-    if type == BOOL:
-        return (<const uint8_t *> p)[i] != 0
-    return (<const double *> p)[i]
-
-
-cdef inline void store_double(void *p, int64_t type, int64_t i, double value) noexcept nogil:
-    if type == FLOAT32:
-        (<float *> p)[i] = <float> value
-    elif type == INT64:
-        (<int64_t *> p)[i] = <int64_t> value
-    elif type == INT32:
-        (<int32_t *> p)[i] = <int32_t> value
-    elif type == BOOL:
-        (<uint8_t *> p)[i] = value != 0 and value != -INFINITY  # -inf: the max of no bools
+cdef void copy_bits(const char *source, int64_t source_stride, char *target, int64_t target_stride, int64_t n,
+                    int64_t item) noexcept nogil:
+    """n elements of `item` bytes each, as they are."""
+    cdef int64_t k
+    if source_stride == target_stride == 1:
+        memcpy(target, source, n * item)
+    elif item == 4:
+        for k in range(n):
+            (<uint32_t *> target)[k * target_stride] = (<const uint32_t *> source)[k * source_stride]
+    elif item == 8:
+        for k in range(n):
+            (<uint64_t *> target)[k * target_stride] = (<const uint64_t *> source)[k * source_stride]
+    elif item == 1:
+        for k in range(n):
+            target[k * target_stride] = source[k * source_stride]
     else:
-        (<double *> p)[i] = value
+        for k in range(n):
+            (<uint16_t *> target)[k * target_stride] = (<const uint16_t *> source)[k * source_stride]
+
+
+cdef inline bint is_real(int64_t type) noexcept nogil:
+    return type == FLOAT32 or type == FLOAT64
 
 
 cdef void copy_run(const void *source, int64_t source_type, int64_t i, int64_t source_stride, void *target,
                    int64_t target_type, int64_t o, int64_t target_stride, int64_t n) noexcept nogil:
-    """n elements of one axis. int64 to int64 keeps all bits. All other pairs are exact in double and go through it."""
-    cdef int64_t k
-    if source_type == target_type == FLOAT32 and source_stride == target_stride == 1:
-        memcpy((<float *> target) + o, (<const float *> source) + i, n * sizeof(float))
-    elif source_type == target_type == FLOAT32:
+    """n elements of one axis. An int64 is rounded once on its way to float32, as a double would round it twice."""
+    cdef int64_t k, item
+    if source_type == target_type:
+        item = bytes_of(source_type)
+        copy_bits((<const char *> source) + i * item, source_stride, (<char *> target) + o * item, target_stride, n,
+                  item)
+    elif source_type == INT64 and target_type == FLOAT32:
         for k in range(n):
-            (<float *> target)[o + k * target_stride] = (<const float *> source)[i + k * source_stride]
-    elif source_type == target_type == INT64:
+            (<float *> target)[o + k * target_stride] = <float> (<const int64_t *> source)[i + k * source_stride]
+    elif source_type == UINT64 and target_type == FLOAT32:
         for k in range(n):
-            (<int64_t *> target)[o + k * target_stride] = (<const int64_t *> source)[i + k * source_stride]
+            (<float *> target)[o + k * target_stride] = <float> (<const uint64_t *> source)[i + k * source_stride]
+    elif source_type == UINT8 and target_type == FLOAT32:
+        for k in range(n):
+            (<float *> target)[o + k * target_stride] = (<const uint8_t *> source)[i + k * source_stride]
+    elif is_real(source_type) or is_real(target_type):
+        for k in range(n):
+            store_real(target, target_type, o + k * target_stride,
+                       load_real(source, source_type, i + k * source_stride))
     else:
         for k in range(n):
-            store_double(target, target_type, o + k * target_stride,
-                         load_as_double(source, source_type, i + k * source_stride))
+            store_integer(target, target_type, o + k * target_stride,
+                          load_integer(source, source_type, i + k * source_stride))
 
 
 cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
@@ -175,17 +189,34 @@ cdef inline int64_t best_of(const float *x, int64_t n, int64_t step, bint larges
     return best
 
 
+cdef int64_t best_integer(const ArgmaxArgs *a, const void *x, int64_t at_) noexcept nogil:
+    """As `best_of`, for integers from element `at_` of x on."""
+    cdef int64_t i, value, best = 0, found = load_integer(x, a.type, at_)
+    cdef int64_t flip = (<int64_t> 1 << 63) if a.type == UINT64 else 0  # orders uint64 as int64
+    for i in range(1, a.count):
+        value = load_integer(x, a.type, at_ + i * a.step)
+        if (value ^ flip) == (found ^ flip):
+            best = i if a.last else best
+        elif ((value ^ flip) > (found ^ flip)) == a.largest:
+            best, found = i, value
+    return best
+
+
 cdef int run_argmax(const int64_t *args, Frame *f) noexcept nogil:
     cdef const ArgmaxArgs *a = <const ArgmaxArgs *> args
     cdef const Rows *r = &a.r
-    cdef int64_t i, j, k
+    cdef int64_t i, j, k, x_at
     cdef int64_t *y = (<int64_t *> f.base[r.y_buffer]) + r.y_offset
+    cdef int64_t *out
     for i in range(r.n[0]):
         for j in range(r.n[1]):
             for k in range(r.n[2]):
-                y[i * r.y_stride[0] + j * r.y_stride[1] + k * r.y_stride[2]] = best_of(
-                    x_row(r, f, i, j) + k * r.x_stride[2], a.count, a.step, a.largest, a.last
-                )
+                out = y + i * r.y_stride[0] + j * r.y_stride[1] + k * r.y_stride[2]
+                x_at = r.x_offset + i * r.x_stride[0] + j * r.x_stride[1] + k * r.x_stride[2]
+                if a.type == FLOAT32:
+                    out[0] = best_of(at(f, r.x_buffer, x_at), a.count, a.step, a.largest, a.last)
+                else:
+                    out[0] = best_integer(a, f.base[r.x_buffer], x_at)
     return DONE
 
 
@@ -203,15 +234,15 @@ cdef void sum_along(const CumsumArgs *a, const void *x, int64_t x_at, void *y, i
         if a.exclusive and a.type == FLOAT32:
             (<float *> y)[at_] = <float> real
         elif a.exclusive:
-            (<int64_t *> y)[at_] = <int64_t> whole
+            store_integer(y, a.type, at_, <int64_t> whole)
         if a.type == FLOAT32:
             real += (<const float *> x)[x_at + i * x_step]
         else:
-            whole += <uint64_t> (<const int64_t *> x)[x_at + i * x_step]
+            whole += <uint64_t> load_integer(x, a.type, x_at + i * x_step)
         if not a.exclusive and a.type == FLOAT32:
             (<float *> y)[at_] = <float> real
         elif not a.exclusive:
-            (<int64_t *> y)[at_] = <int64_t> whole
+            store_integer(y, a.type, at_, <int64_t> whole)
 
 
 cdef int run_cumsum(const int64_t *args, Frame *f) noexcept nogil:

@@ -36,9 +36,6 @@ cdef enum:
     CHUNKS = 4  # chunks per thread in a loop, so that a worker that wakes late still finds some
     LEVELS = 3  # loops of rows that a row op walks: two outside and the kernel's own
 
-cdef enum ItemType:  # of an element in memory; `TYPE_CODES` names them
-    FLOAT32, INT64, INT32, BOOL, FLOAT64
-
 ctypedef const float *const_row
 
 

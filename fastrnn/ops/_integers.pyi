@@ -1,1 +1,1 @@
-"""Adds its ops to the table when it is imported."""
+INTEGER_FUNCTIONS: dict[str, int]

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..compile.lowering.loops import chains
 from ..compile.plan import Plan
+from ..compile.tensors import ITEMSIZE, kept_as
 from ..errors import StateError
 from ..graph import Graph
 from ..graph import dims as D
@@ -30,22 +31,30 @@ class StatePart:
     offset: int
     places: np.ndarray
 
-    def of(self, slab: np.ndarray, dtype: str) -> np.ndarray:
-        """These elements of slab rows, [batch, places]: a view if they are float32, else a copy."""
-        floats = self.places.size * np.dtype(dtype).itemsize // 4
+    def of(self, slab: np.ndarray, kept: str) -> np.ndarray:
+        """These elements of slab rows, [batch, places], in the dtype `kept` in which the row has them: a view if they
+        are float32, else a copy."""
+        floats = self.places.size * ITEMSIZE[kept] // 4
         part = slab[:, self.offset : self.offset + floats]
-        return part if dtype == "float32" else np.ascontiguousarray(part).view(dtype)
+        return part if kept == "float32" else np.ascontiguousarray(part).view(kept)
 
 
 @dataclass(frozen=True)
 class ShownState:
-    """One entry of `Model.states`. dims: with "batch" on `batch_axis`; parts: where a slab row stores its elements."""
+    """One entry of `Model.states`. dims: with "batch" on `batch_axis`; parts: where a slab row stores its elements;
+    counts: it is a number of steps, which decides where other states are stored."""
 
     name: str
     dims: tuple
     batch_axis: int
     parts: tuple[StatePart, ...]
     dtype: str = "float32"
+    counts: bool = False
+
+    @property
+    def kept(self) -> str:
+        """The dtype in which a slab row has its elements."""
+        return kept_as(self.dtype)
 
 
 class StateLayout:
@@ -84,7 +93,8 @@ class StateLayout:
             elif (slot.node, slot.part) not in covered:
                 part = StatePart(slot.offset, np.arange(slot.size))
                 dims = slot.dims or (slot.size,)
-                self.shown.append(ShownState(slot.name, ("batch", *dims), 0, (part,), slot.dtype))
+                counts = slot.part == "count"
+                self.shown.append(ShownState(slot.name, ("batch", *dims), 0, (part,), _shown(graph, slot), counts))
         unused = set(graph.states) - set(threaded)
         if unused:
             raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")
@@ -92,7 +102,9 @@ class StateLayout:
     def _set_initial(self, graph: Graph, name: str, slot) -> None:
         sub = subgraph(graph, [], [name])
         (value,) = _run(sub, {})
-        self.initial_row[slot.offset : slot.offset + slot.size] = value.reshape(-1)
+        self.initial_row[slot.offset : slot.offset + slot.floats] = (
+            value.reshape(-1).astype(slot.dtype).view(np.float32)
+        )
 
     def _show_threaded(self, graph: Graph, name: str, parts: list[StatePart]) -> None:
         value = graph.values[name]
@@ -104,7 +116,8 @@ class StateLayout:
         if count != total:
             raise StateError(f"state {value}: {count} of its {total} elements start cells; the rest is not understood")
         dims = tuple("batch" if i == batch_axis else d for i, d in enumerate(value.dims))
-        self.shown.append(ShownState(name, dims, -1 if batch_axis is None else batch_axis, tuple(parts)))
+        axis = -1 if batch_axis is None else batch_axis
+        self.shown.append(ShownState(name, dims, axis, tuple(parts), value.dtype))
 
     def rows(self, slab: np.ndarray) -> dict[str, np.ndarray]:
         """The shown states of slab rows [batch, size], as copies [batch, dims...]: their dims without batch."""
@@ -113,7 +126,7 @@ class StateLayout:
             dims = self._row_dims(state)
             flat = np.empty((slab.shape[0], int(np.prod(dims))), state.dtype)
             for part in state.parts:
-                flat[:, part.places] = part.of(slab, state.dtype)
+                flat[:, part.places] = part.of(slab, state.kept)
             out[state.name] = flat.reshape(slab.shape[0], *dims)
         return out
 
@@ -128,13 +141,12 @@ class StateLayout:
             if got.shape != want or got.dtype != state.dtype:
                 text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
                 raise StateError(f"state {state.name}: {text}")
-            if state.dtype == "int64" and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
-                # such a state is not a value: it determines where other states are stored
+            if state.counts and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
                 raise StateError(f"state {state.name}: it counts steps, got {got.min()}..{got.max()}")
         for state in self.shown:
             flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self._row_dims(state))))
             for part in state.parts:
-                values = np.ascontiguousarray(flat[:, part.places], state.dtype).view(np.float32)
+                values = np.ascontiguousarray(flat[:, part.places], state.kept).view(np.float32)
                 slab[:, part.offset : part.offset + values.shape[1]] = values
 
     def _row_dims(self, state: ShownState) -> list[int]:
@@ -150,6 +162,12 @@ class StateLayout:
         """Inverse of `export` into slab rows; the arrays' shapes were checked by the caller."""
         axes = {s.name: s.batch_axis for s in self.shown}
         self.load_rows(slab, {k: np.moveaxis(a, axes[k], 0) if axes[k] >= 0 else a[None] for k, a in states.items()})
+
+
+def _shown(graph: Graph, slot) -> str:
+    """The dtype of a state as users see it: that of the value that the state of a cycle is."""
+    node = next((n for n in graph.nodes if n.name == slot.node), None)
+    return graph.values[node.outputs[0]].dtype if node is not None and slot.part == "steps" else slot.dtype
 
 
 def _cells(graph: Graph, slots: dict):
@@ -171,13 +189,21 @@ def _chains(graph: Graph, slots: dict):
             begin = state.inputs[1] if len(state.inputs) > 1 else None
             if begin is not None and slot is not None:
                 size = slot.size // chain.depth
-                place = replace(slot, offset=slot.offset + (chain.depth - ago) * size, size=size)
+                place = replace(slot, size=size)
+                place = replace(place, offset=slot.offset + (chain.depth - ago) * place.floats)
                 text = "it mixes the states {} of several steps"
                 yield place, begin, state.inputs[0], state.name, text, chain.depth
 
 
+def _numbered(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """The output of a small graph that moves numbered elements, which narrow integers can't hold."""
+    if any(graph.values[name].dtype != "float32" for name in feeds):
+        graph = graph.replace(values={n: replace(v, dtype="int64") for n, v in graph.values.items()})
+    return _run(graph, feeds)[0]
+
+
 def _run(graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The float64 outputs of a small graph for one stream and one step."""
+    """The outputs of a small graph for one stream and one step, in float64 or integers."""
     from ..graph import reference  # the import takes 15 ms; a model without initial states does not need it
 
     return reference.run(graph, feeds, sizes={"batch": 1, "time": 1})
@@ -187,8 +213,7 @@ def _check_return(graph: Graph, name: str, ends: dict) -> None:
     """StateError unless each cell's last state has the same place in the output as its first state in the input."""
     sub = subgraph(graph, list(ends), [graph.states[name]])
     shapes = {e: [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[e].dims] for e in ends}
-    feeds = {end: places.astype(np.float64).reshape(shapes[end]) for end, (_, places) in ends.items()}
-    (back,) = _run(sub, feeds)
+    back = _numbered(sub, {end: places.reshape(shapes[end]) for end, (_, places) in ends.items()})
     if not np.array_equal(back.reshape(-1), np.arange(back.size)):
         raise StateError(f"state {name} -> {graph.states[name]}: the output holds the cells' states in another order")
 
@@ -200,6 +225,5 @@ def _places(graph: Graph, root: str, name: str, where: str) -> np.ndarray:
         if not moves(node.op):
             raise StateError(f"{where}: its initial state is the input {root} after a {node.op} (node {node.name})")
     shape = [D.evaluate(d, {"batch": 1, "time": 1}) for d in graph.values[root].dims]
-    numbers = np.arange(int(np.prod(shape)), dtype=np.float64).reshape(shape)
-    (moved,) = _run(sub, {root: numbers})
+    moved = _numbered(sub, {root: np.arange(int(np.prod(shape))).reshape(shape)})
     return np.asarray(moved, np.int64).reshape(-1)

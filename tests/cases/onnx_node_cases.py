@@ -4,7 +4,10 @@ Beside these, every case that mentions a type outside RUN_TYPES is refused, or a
 """
 
 # onnx's names of the types that fastrnn computes in. float16 and bfloat16 compute in float32, and float32 comes out.
-RUN_TYPES = {"float", "float16", "bfloat16", "int32", "int64", "bool", "undefined"}
+RUN_TYPES = {
+    *("float", "float16", "bfloat16", "bool", "undefined"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+}
 
 # (words of the refusal, why, names without "test_")
 _REFUSED = [
@@ -204,6 +207,28 @@ _REFUSED = [
         "with attribute mode=",
         "SpaceToDepth has no mode in the opsets that are read",
         "spacetodepth_crd_mode_example spacetodepth_dcr_mode_example",
+    ),
+    (
+        "its zero point must be constant",
+        "zero points that the caller feeds",
+        "convinteger_with_padding convinteger_without_padding matmulinteger",
+    ),
+    (
+        "its scale must be constant",
+        "scales that the caller feeds, or that are computed",
+        (
+            "dynamicquantizelinear_expanded dynamicquantizelinear_max_adjusted_expanded "
+            "dynamicquantizelinear_min_adjusted_expanded qlinearconv qlinearmatmul_2D_int8_float16 "
+            "qlinearmatmul_2D_int8_float32 qlinearmatmul_2D_uint8_float16 qlinearmatmul_2D_uint8_float32 "
+            "qlinearmatmul_3D_int8_float16 qlinearmatmul_3D_int8_float32 qlinearmatmul_3D_uint8_float16 "
+            "qlinearmatmul_3D_uint8_float32"
+        ),
+    ),
+    ("block_size=2", "scales are one for all, or one a channel", "dequantizelinear_blocked"),
+    (
+        "computes on quantised integers",
+        "they live between QuantizeLinear and DequantizeLinear alone",
+        "dynamicquantizelinear dynamicquantizelinear_max_adjusted dynamicquantizelinear_min_adjusted",
     ),
 ]
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}

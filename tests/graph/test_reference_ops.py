@@ -1,7 +1,6 @@
 """The reference's other ops against torch and onnx's own evaluator in float64; its sizes, errors and streams."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from fastrnn.graph import BINARY, OPS, UNARY, Graph, Node, Value, reference, val
 from fastrnn.graph.cells import CellSpec
 from fastrnn.graph.dims import BATCH, TIME, floordiv, symbol
 from fastrnn.graph.ops import elementwise
+from fastrnn.graph.ops.elementwise import BITWISE
 from fastrnn.graph.vocabulary import ROWS
 
 RNG = np.random.default_rng(11)
@@ -56,7 +56,7 @@ def torch_unary():
     }
 
 
-@pytest.mark.parametrize("fn", sorted(UNARY - {"not"}))
+@pytest.mark.parametrize("fn", sorted(UNARY - {"not"} - BITWISE))
 def test_unary_functions_are_those_of_torch(fn):
     import torch
 
@@ -72,18 +72,6 @@ def test_unary_functions_are_those_of_torch(fn):
     tolerance = 1e-15 if fn in ("gelu", "gelu_tanh") else 1e-300  # torch cancels in 1 + erf, and the tanh form too
     np.testing.assert_allclose(answer, theirs(torch.from_numpy(points)).numpy(), rtol=4e-15, atol=tolerance)
     assert answer.dtype == np.float64
-
-
-def test_functions_of_bools_and_integers():
-    np.testing.assert_array_equal(reference.unary("not", np.array([True, False])), [False, True])
-    big = 2**60 + 1  # not a float64
-    for fn, expected in (("neg", -big), ("abs", big), ("relu", big)):
-        answer = reference.unary(fn, np.array([big]))
-        assert answer.dtype == np.int64
-        assert answer.tolist() == [expected]
-    clipped = reference.unary("clip", np.array([-5, big]), -1.5, math.inf)
-    assert clipped.tolist() == [-1, big]
-    assert reference.unary("clip", np.array([7]), -math.inf, 3.5).tolist() == [3]
 
 
 def test_odd_functions_are_odd_and_bounded_ones_bounded():
@@ -105,16 +93,23 @@ BINARY_TORCH = {
     "min": "minimum",
     "max": "maximum",
 }
-BINARY_TORCH |= {"mod": "remainder", "equal": "eq", "greater": "gt", "greater_equal": "ge", "less": "lt"}
+BINARY_TORCH |= {
+    "mod": "remainder",
+    "fmod": "fmod",
+    "equal": "eq",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+}
 BINARY_TORCH |= {"less_equal": "le", "and": "logical_and", "or": "logical_or", "xor": "logical_xor"}
 
 
-@pytest.mark.parametrize("fn", sorted(BINARY))
+@pytest.mark.parametrize("fn", sorted(BINARY - BITWISE))
 def test_binary_functions_are_those_of_torch(fn):
     import torch
 
     values = np.array([-3.0, -1.5, -0.0, 0.0, 0.5, 1.0, 2.0, np.inf, np.nan])
-    if fn == "mod":
+    if fn in ("mod", "fmod"):
         values = values[np.isfinite(values) & (values != 0)]
     if fn in ("and", "or", "xor"):
         values = np.array([True, False])
@@ -277,7 +272,7 @@ def test_casts():
     x = np.array([-1.7, -0.2, 0.0, 2.9])
     assert one_node("cast", [x], to="int64").tolist() == [-1, 0, 0, 2]
     assert one_node("cast", [x], to="bool").tolist() == [True, True, False, True]
-    assert one_node("cast", [x], to="int32").dtype == np.int64
+    assert one_node("cast", [x], to="int32").dtype == np.int32
     assert one_node("cast", [np.array([True, False])], to="float32").dtype == np.float64
 
 

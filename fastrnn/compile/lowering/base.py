@@ -30,7 +30,10 @@ aims = Registry()
 
 
 class Lowering:
-    """One walk over a graph: the tensors made so far, the destinations of results, the plan being written."""
+    """One walk over a graph: the tensors made so far, the destinations of results, the plan being written.
+
+    A tensor has its value's dtype. Only bools may be float32, 0.0 or 1.0, as programs compute them.
+    """
 
     def __init__(
         self,
@@ -119,6 +122,8 @@ class Lowering:
         tensor = None if fresh else self.destinations.get(name)
         if tensor is not None and rows and not contiguous_last(tensor):
             tensor = None
+        if tensor is not None and tensor.dtype != value.dtype != "bool":  # memory of a state: see `kept_as`
+            tensor = None
         if tensor is None:
             tensor = self.builder.allocate(value.dtype, value.dims, order)
         self.tensors[name] = tensor
@@ -178,15 +183,19 @@ class Lowering:
         self.copy(t, dense, node.name)
         return dense
 
-    def copy(self, source: Tensor, target: Tensor, node: str) -> None:
-        """Copy source into target (equal dims), converting dtypes; nothing if both are the same memory."""
+    def copy(self, source: Tensor, target: Tensor, node: str, as_bits: bool = False) -> None:
+        """Copy source into target (equal dims), converting dtypes; nothing if both are the same memory.
+
+        as_bits: keep the bits of each element instead; both have the same size.
+        """
         loops = collapse(target.dims, (source.strides, target.strides), target.order)
         same_place = source.buffer is target.buffer and source.offset == target.offset
         if same_place and all(a == b for _, (a, b) in loops):
             return
         if len(loops) > RANK:
             raise UnsupportedError(f"a copy over {len(loops)} axes that can't be merged; at most {RANK}")
-        fields = {"rank": len(loops), "source_type": TYPE_CODES[source.dtype], "target_type": TYPE_CODES[target.dtype]}
+        kind = target.dtype if as_bits else source.dtype
+        fields = {"rank": len(loops), "source_type": TYPE_CODES[kind], "target_type": TYPE_CODES[target.dtype]}
         for i in range(RANK):
             size, steps = loops[i] if i < len(loops) else (1, (0, 0))
             fields |= {f"size{i}": size, f"source_stride{i}": steps[0], f"target_stride{i}": steps[1]}

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from ...errors import UnsupportedError
-from ...graph import Node
+from ...graph import INTEGERS, Node
 from ...graph import dims as D
 from ...passes.fuse_elementwise import Group
 from .. import bounds
 from ..tensors import Tensor, collapse
 from .base import Lowering, lowers
-from .fields import FUNCTIONS, RANK, TYPE_CODES, at, instruction, space_fields
-
-INTEGER_FUNCTIONS = frozenset(
-    "add sub mul div pow mod min max equal greater greater_equal less less_equal neg abs sign where".split()
-)
+from .fields import FUNCTIONS, INTEGER_FUNCTIONS, RANK, TYPE_CODES, at, instruction, space_fields
 
 
 @lowers("cast")
@@ -22,10 +18,19 @@ def _cast(low: Lowering, node: Node) -> None:
     source = low.graph.values[node.inputs[0]].dtype
     if to == source:
         low.tensors[node.outputs[0]] = x
+    elif to == "bool" and source in INTEGERS:
+        _integers(low, node, "truth")
     elif to == "bool":
         _program(low, node, [("sign", (0,)), ("abs", (1,))], [low.real(node)])
     else:
         low.copy(x, low.result(node, order=x.order), node.name)
+
+
+@lowers("bitcast")
+def _bitcast(low: Lowering, node: Node) -> None:
+    """A copy that reads its source as the dtype of the result."""
+    x = low.tensor(node.inputs[0])
+    low.copy(x, low.result(node, order=x.order), node.name, as_bits=True)
 
 
 @lowers("unary", "binary", "where")
@@ -34,8 +39,10 @@ def _elementwise(low: Lowering, node: Node) -> None:
     group = low.groups.get(node.name)
     if group is not None:
         return _group(low, group)
-    if any(low.graph.values[i].dtype in ("int64", "int32") for i in node.inputs):
-        return _integers(low, node)
+    if any(low.graph.values[i].dtype in INTEGERS for i in node.inputs):
+        return _integers(low, node, _function(node))
+    if _function(node) not in FUNCTIONS:
+        raise UnsupportedError(f"{_function(node)} of live {low.graph.values[node.inputs[0]].dtype} values")
     registers = tuple(range(len(node.inputs)))
     _program(low, node, [_call(node, registers)], [low.real(node, i) for i in registers])
 
@@ -89,9 +96,8 @@ def _broadcast_loops(dims: tuple, inputs: list[Tensor], out: Tensor) -> list[tup
     return loops
 
 
-def _integers(low: Lowering, node: Node) -> None:
+def _integers(low: Lowering, node: Node, fn: str) -> None:
     """fn of integers (bools for the condition of a `where`): exact, with integer wraparound."""
-    fn = _function(node)
     if fn not in INTEGER_FUNCTIONS:
         raise UnsupportedError(f"{fn} of live integers ({', '.join(map(str, node.inputs))})")
     dims = low.graph.values[node.outputs[0]].dims
@@ -107,8 +113,9 @@ def _integers(low: Lowering, node: Node) -> None:
     for j, t in enumerate(views):
         fields |= at(f"in{j}", t) | {f"in{j}_type": TYPE_CODES[t.dtype]}
     low.builder.emit(
-        "integers", node.name, inputs, (out,), D.product(dims), fn=FUNCTIONS[fn], n_in=len(views), **fields,
-        **at("out", out), out_type=TYPE_CODES[out.dtype],
+        "integers", node.name, inputs, (out,), D.product(dims), fn=INTEGER_FUNCTIONS[fn], n_in=len(views),
+        unsigned_=int("uint64" in [t.dtype for t in inputs]), **fields, **at("out", out),
+        out_type=TYPE_CODES[out.dtype],
     )  # fmt: skip
 
 

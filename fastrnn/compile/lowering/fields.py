@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...machine import _isa
+from ...ops import INTEGER_FUNCTIONS as INTEGER_FUNCTIONS
 from ...ops import LEVELS as LEVELS
 from ...ops import RANK as RANK
 from ...ops import TYPE_CODES as TYPE_CODES

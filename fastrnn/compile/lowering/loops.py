@@ -23,9 +23,9 @@ from ...graph.vocabulary import ROWS
 from ...streaming.follow import Track, follow
 from .. import bounds
 from ..plan import STEP
-from ..tensors import Tensor
+from ..tensors import ITEMSIZE, Tensor, kept_as
 from .base import Lowering
-from .states import state_move
+from .states import in_own_type, state_move
 
 
 @dataclass
@@ -74,6 +74,8 @@ def lower_loop(low: Lowering, loop: Loop) -> None:
     for chain in found:
         if low.mode == "stream":
             _slab_moves(low, chain, "state_load", D.TIME)
+        for name in (chain.root, *(s.outputs[0] for s in chain.states)):
+            low.tensors[name] = in_own_type(low, low.tensors[name], low.graph.values[name].dtype, loop.name)
 
 
 @bounds.touches("loop")
@@ -111,7 +113,7 @@ def _open_chain(low: Lowering, chain: Chain) -> None:
     value, n = low.graph.values[chain.root], chain.depth
     order = [0, *([] if (b := _batch_axis(low, value)) is None else [b])]
     order += [a for a in range(len(value.dims)) if a not in order]
-    chain.memory = low.builder.allocate(value.dtype, (n + value.dims[0], *value.dims[1:]), order)
+    chain.memory = low.builder.allocate(kept_as(value.dtype), (n + value.dims[0], *value.dims[1:]), order)
     for ago, state in enumerate(chain.states, 1):
         low.tensors[state.outputs[0]] = _remembered(low, chain, ago)
     if low.mode == "stream":
@@ -137,11 +139,9 @@ def _keep_chain(low: Lowering, chain: Chain, value: Value) -> None:
     name, batch = chain.states[0].name, _batch_axis(low, value)
     size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
     rows = 1 if batch is None else D.exact_div(value.dims[batch], D.BATCH)
-    if value.dtype != "float32":
-        raise UnsupportedError(f"the state {value} of a stream is not float32")
     if isinstance(size, D.Dim) or (low.has_batch and batch is None):
         raise UnsupportedError(f"the state {value} has no plain batch axis")
-    chain.offset = low.builder.keep(name, "steps", chain.depth * rows * size)
+    chain.offset = low.builder.keep(name, "steps", chain.depth * rows * size, kept_as(value.dtype))
     _slab_moves(low, chain, "state_store", 0)
 
 
@@ -155,7 +155,8 @@ def _slab_moves(low: Lowering, chain: Chain, kind: str, first) -> None:
     for k in range(chain.depth):
         step = chain.memory.narrow(0, first + k, 1)
         flat = Tensor(step.buffer, (rows, size), (size, 1), step.offset)
-        state_move(low, kind, chain.states[0].name, chain.offset + k * per_slot * size, per_slot, flat)
+        offset = chain.offset + k * per_slot * size * ITEMSIZE[step.dtype] // 4
+        state_move(low, kind, chain.states[0].name, offset, per_slot, flat)
 
 
 def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
@@ -172,6 +173,9 @@ def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
     low.aim_nodes(loop.nodes)
     mark = low.builder.begin_loop(loop.name, D.TIME)
     try:
+        for state in loop.states:
+            name = state.outputs[0]
+            low.tensors[name] = in_own_type(low, low.tensors[name], whole.values[name].dtype, loop.name)
         low.lower_nodes(n for n in low.graph.nodes if n.op != "state")
         for name, target in targets.items():
             low.copy(low.tensor(name), target, loop.name)

@@ -92,9 +92,9 @@ def _gather(low: Lowering, node: Node) -> None:
     table = low.contiguous_last(table, node, len(table.dims) - 1)
     inner = D.product(table.dims[1:])
     out = low.result(node)
-    flat = out.reshape((*indices.dims, inner))
+    flat = out.reshape((*indices.dims, inner)) if out.dtype == table.dtype else None
     if flat is None or not contiguous_last(flat):
-        out = low.result(node, fresh=True)
+        out = low.tensors[node.outputs[0]] = low.builder.allocate(table.dtype, out.dims)
         flat = out.reshape((*indices.dims, inner))
     rank = len(indices.dims)
     strides = flat.strides[:rank] if len(flat.strides) > rank else flat.strides

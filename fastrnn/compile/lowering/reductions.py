@@ -5,24 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import UnsupportedError
-from ...graph import Node
+from ...graph import INTEGERS, Node
 from ...graph import dims as D
 from .. import bounds
 from ..tensors import Tensor, collapse
 from .base import Lowering, lowers
-from .fields import FUNCTIONS, TYPE_CODES, at, level_fields
+from .fields import FUNCTIONS, INTEGER_FUNCTIONS, TYPE_CODES, at, level_fields
 
 _REDUCE = {"sum": "add", "mean": "add", "max": "max", "min": "min"}
 
 
 @lowers("reduce")
 def _reduce(low: Lowering, node: Node) -> None:
-    x, axes = low.real(node), list(node.attrs["axes"])
+    axes, dtype = list(node.attrs["axes"]), low.graph.values[node.inputs[0]].dtype
+    x = low.tensor(node.inputs[0]) if dtype in INTEGERS else low.real(node)
     if low.mode != "stream":
         _need_elements(low, node, D.product(x.dims[a] for a in axes))
     # Rows whose size depends on the length (scores of all steps) never stream, so this is an ordinary sum.
     fixed = not any("time" in D.symbols(d) for i, d in enumerate(x.dims) if i not in axes)
-    if len(axes) == 1 and low.is_time(x.dims[axes[0]]) and (fixed or low.mode == "stream"):
+    if len(axes) == 1 and low.is_time(x.dims[axes[0]]) and (low.mode == "stream" or (fixed and dtype not in INTEGERS)):
         return _reduce_over_time(low, node, x, axes[0])
     fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
     x = x.transpose((*keep, *axes))
@@ -36,10 +37,20 @@ def _reduce(low: Lowering, node: Node) -> None:
         for axis in reversed(axes):
             out = out.squeeze(axis)
     rows = low.levels(x.dims[: len(keep)], (x.strides[: len(keep)], out.strides), range(len(keep)), node)
+    kind, fields = "reduce", {"fn": FUNCTIONS[_REDUCE[fn]]}
+    if dtype in INTEGERS:
+        kind, fields = "fold", {"fn": INTEGER_FUNCTIONS[_REDUCE[fn]], "type": TYPE_CODES[x.dtype]}
     low.builder.emit(
-        "reduce", node.name, (x,), (out,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[fn]], count=count, step=step,
-        mean=int(fn == "mean"), **level_fields(rows, ("x", "y")), **at("x", x), **at("y", out),
+        kind, node.name, (x,), (out,), D.product(x.dims), count=count, step=step, mean=int(fn == "mean"), **fields,
+        **level_fields(rows, ("x", "y")), **at("x", x), **at("y", out),
     )  # fmt: skip
+
+
+@bounds.touches("fold")
+def _fold_touches(plan, f):
+    item = bounds.ITEMS[f["type"]]
+    yield from bounds.at(f, "x", *bounds.rows(f, "x"), (f["count"], f["step"]), item=item)
+    yield from bounds.at(f, "y", *bounds.rows(f, "y"), item=item)
 
 
 def _need_elements(low: Lowering, node: Node, count) -> None:
@@ -57,7 +68,8 @@ def _reduce_touches(plan, f):
 
 
 def _reduce_over_time(low: Lowering, node: Node, x: Tensor, axis: int) -> None:
-    """Add step after step to float64 sums, whole or streamed. A stream's value is that of the run so far."""
+    """Add step after step to sums in float64 (int64 for integers), whole or streamed. A stream's value is that of the
+    run so far."""
     out = low.real_result(node)
     if node.attrs["keepdims"]:
         out = out.squeeze(axis)
@@ -75,21 +87,26 @@ def _reduce_over_time(low: Lowering, node: Node, x: Tensor, axis: int) -> None:
     x = low.contiguous_last(x, node, len(features))
     size = D.product(features)
     dense = collapse(features, (out.strides[1:],), range(len(features)))
-    y = out if dense in ([], [(size, (1,))]) else low.builder.allocate("float32", out.dims)
-    offset = low.builder.keep(node.name, "sum", size + 1, "float64", name=f"{node.name}.{node.attrs['fn']}")
+    y = out if dense in ([], [(size, (1,))]) else low.builder.allocate(out.dtype, out.dims)
+    fn, whole = node.attrs["fn"], x.dtype in INTEGERS
+    kept = "int64" if whole else "float64"
+    offset = low.builder.keep(node.name, "sum", size + 1, kept, name=f"{node.name}.{fn}")
+    kind, fields = "running", {"fn": FUNCTIONS[_REDUCE[fn]]}
+    if whole:
+        kind, fields = "running_integers", {"fn": INTEGER_FUNCTIONS[_REDUCE[fn]], "type": TYPE_CODES[x.dtype]}
     low.builder.emit(
-        "running", node.name, (x,), (y,), D.product(x.dims), fn=FUNCTIONS[_REDUCE[node.attrs["fn"]]],
-        mean=int(node.attrs["fn"] == "mean"), steps=x.dims[0], rows=x.dims[1], size=size, x_time=x.strides[0],
-        x_row=x.strides[1], y_row=y.strides[0], per_slot=1, state=offset, **at("x", x), **at("y", y),
+        kind, node.name, (x,), (y,), D.product(x.dims), mean=int(fn == "mean"), steps=x.dims[0], rows=x.dims[1],
+        size=size, x_time=x.strides[0], x_row=x.strides[1], y_row=y.strides[0], per_slot=1, state=offset, **fields,
+        **at("x", x), **at("y", y),
     )  # fmt: skip
     low.copy(y, out, node.name)
 
 
-@bounds.touches("running")
+@bounds.touches("running", "running_integers")
 def _running_touches(plan, f):
-    rows, size = f["rows"], f["size"]
-    yield from bounds.at(f, "x", (f["steps"], f["x_time"]), (rows, f["x_row"]), (size, 1))
-    yield from bounds.at(f, "y", (rows, f["y_row"]), (size, 1))
+    rows, size, item = f["rows"], f["size"], bounds.ITEMS[f.get("type", TYPE_CODES["float32"])]
+    yield from bounds.at(f, "x", (f["steps"], f["x_time"]), (rows, f["x_row"]), (size, 1), item=item)
+    yield from bounds.at(f, "y", (rows, f["y_row"]), (size, 1), item=item)
     yield from bounds.states(plan, f, ("state",), 2 * size + 2)
 
 
@@ -151,7 +168,8 @@ def _softmax_touches(plan, f):
 
 @lowers("argmax")
 def _argmax(low: Lowering, node: Node) -> None:
-    x, a = low.real(node), node.attrs
+    whole = low.graph.values[node.inputs[0]].dtype in INTEGERS
+    x, a = low.tensor(node.inputs[0]) if whole else low.real(node), node.attrs
     axis, y = a["axis"], low.result(node)
     if a["keepdims"]:
         y = y.squeeze(axis)
@@ -160,21 +178,21 @@ def _argmax(low: Lowering, node: Node) -> None:
     if isinstance(rows.dims[-1], D.Dim):
         low.plan.conditions.append((rows.dims[-1] - 1, f"node {node.name}: the largest of no elements"))
     low.builder.emit(
-        "argmax", node.name, (x,), (y,), D.product(x.dims), count=rows.dims[-1], step=rows.strides[-1],
-        largest=int(a["largest"]), last=int(a["last"]), **level_fields(loops, ("x", "y")), **at("x", x),
-        **at("y", y),
+        "argmax", node.name, (x,), (y,), D.product(x.dims), type=TYPE_CODES[x.dtype], count=rows.dims[-1],
+        step=rows.strides[-1], largest=int(a["largest"]), last=int(a["last"]), **level_fields(loops, ("x", "y")),
+        **at("x", x), **at("y", y),
     )  # fmt: skip
 
 
 @bounds.touches("argmax")
 def _argmax_touches(plan, f):
-    yield from bounds.at(f, "x", *bounds.rows(f, "x"), (f["count"], f["step"]))
+    yield from bounds.at(f, "x", *bounds.rows(f, "x"), (f["count"], f["step"]), item=bounds.ITEMS[f["type"]])
     yield from bounds.at(f, "y", *bounds.rows(f, "y"), item=8)
 
 
 @lowers("cumsum")
 def _cumsum(low: Lowering, node: Node) -> None:
-    whole = low.graph.values[node.inputs[0]].dtype == "int64"
+    whole = low.graph.values[node.inputs[0]].dtype in INTEGERS
     x, a = low.tensor(node.inputs[0]) if whole else low.real(node), node.attrs
     axis, y = a["axis"], low.result(node, order=x.order)
     keep = [i for i in range(len(x.dims)) if i != axis]

@@ -8,17 +8,19 @@ from ...graph import dims as D
 from ...graph.vocabulary import moves
 from .. import bounds
 from ..plan import axis_of
-from ..tensors import ITEMSIZE, Buffer, Tensor
+from ..tensors import ITEMSIZE, Buffer, Tensor, kept_as
 from .base import Lowering, aims, lowers
-from .fields import at
 
 
 def state_move(low: Lowering, kind: str, node: str, state, per_slot: int, t: Tensor) -> None:
-    """`state_load` from a state into a tensor [rows, size], or `state_store` in the other direction."""
-    touched = (state,) if isinstance(state, Buffer) else ()
+    """`state_load` from a state into a tensor [rows, size], or `state_store` in the other direction.
+
+    Items have 4 or 8 bytes (`kept_as`). The op counts in float32, so an item of 8 bytes counts twice.
+    """
+    touched, words = (state,) if isinstance(state, Buffer) else (), ITEMSIZE[t.dtype] // 4
     low.builder.emit(
-        kind, node, (t, *touched), (), rows=t.dims[0], size=t.dims[1], row=t.strides[0], per_slot=per_slot,
-        state=state, **at("tensor", t),
+        kind, node, (t, *touched), (), rows=t.dims[0], size=t.dims[1] * words, row=t.strides[0] * words,
+        per_slot=per_slot, state=state, tensor_buffer=t.buffer, tensor_offset=t.offset * words,
     )  # fmt: skip
 
 
@@ -42,25 +44,33 @@ def open_state(low: Lowering, name: str) -> tuple:
         raise UnsupportedError(
             f"the state {value} feeds other nodes than cells in a model that takes many steps a call"
         )
-    if value.dtype != "float32":
-        raise UnsupportedError(f"the state {value} is not float32")
     batch = next((i for i, d in enumerate(value.dims) if d == D.BATCH), None)
     order = [*([] if batch is None else [batch]), *(i for i in range(len(value.dims)) if i != batch)]
     size = D.product([d for i, d in enumerate(value.dims) if i != batch])
     if isinstance(size, D.Dim) or (low.has_batch and batch is None):
         raise UnsupportedError(f"the state {value} has no plain batch axis")
-    offset = low.builder.keep(name, "value", size)
-    tensor = low.builder.allocate("float32", value.dims, order)
-    low.tensors[name] = tensor
+    kept = kept_as(value.dtype)
+    offset = low.builder.keep(name, "value", size, kept)
+    tensor = low.builder.allocate(kept, value.dims, order)
     state_move(low, "state_store", name, offset, 1, _rows_of(tensor, batch, size))
+    low.tensors[name] = in_own_type(low, tensor, value.dtype, name)
     return offset, (order, batch, size)
+
+
+def in_own_type(low: Lowering, kept: Tensor, dtype: str, node: str) -> Tensor:
+    """A value of this dtype from what a slab row keeps of it. Bools compute as float32, as they are kept."""
+    if kept.dtype == dtype or dtype == "bool":
+        return kept
+    own = low.builder.allocate(dtype, kept.dims, kept.order)
+    low.copy(kept, own, node)
+    return own
 
 
 def close_state(low: Lowering, name: str, offset: int, batch_first: tuple) -> None:
     """Store the output that is the next value of the state `name`."""
     order, batch, size = batch_first
     source = low.tensor(low.graph.states[name])
-    dense = low.builder.allocate("float32", source.dims, order)
+    dense = low.builder.allocate(kept_as(low.graph.values[name].dtype), source.dims, order)
     low.copy(source, dense, name)
     state_move(low, "state_load", name, offset, 1, _rows_of(dense, batch, size))
 
@@ -81,9 +91,9 @@ def _aim_keep(low: Lowering, node: Node) -> None:
     if node.attrs["window"]:  # channels last
         rest = [*(a for a in rest if a != 1), 1]
     order = [*([] if batch is None else [batch]), axis, *rest]
-    whole = low.builder.allocate("float32" if value.dtype == "bool" else value.dtype, value.dims, order)
+    whole = low.builder.allocate(kept_as(value.dtype), value.dims, order)
     low.destinations[node.outputs[0]] = whole
-    if value.dtype != "bool":
+    if whole.dtype == value.dtype:
         low.aim(node.inputs[0], whole.narrow(axis, length, value.dims[axis] - length))
 
 
@@ -107,7 +117,7 @@ def _keep(low: Lowering, node: Node) -> None:
         row=whole.dims[axis] * (step * words), size=length * step * words, shift=x.dims[axis] * (step * words),
         per_slot=per_slot, state=offset,
     )  # fmt: skip
-    low.tensors[node.outputs[0]] = whole
+    low.tensors[node.outputs[0]] = in_own_type(low, whole, low.graph.values[node.outputs[0]].dtype, node.name)
 
 
 @bounds.touches("tail")

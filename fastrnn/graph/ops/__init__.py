@@ -4,13 +4,14 @@ recurrence.py    cell, state
 products.py      linear, matmul
 attention.py     attention
 positions.py     steps
-elementwise.py   unary, binary, where, cast, and the functions of unary and binary
+elementwise.py   unary, binary, where, cast, bitcast, and the functions of unary and binary
 moves.py         transpose, reshape, slice, concat, expand, gather, pad
 windows.py       conv, conv_transpose, pool
 reductions.py    reduce, softmax, layer_norm, argmax, cumsum
 
 The meanings are written to be compared with the ONNX text (https://onnx.ai/onnx/operators/), not to be fast: plain
-NumPy, no special cases for speed. Reals are always float64, whatever the graph declares. Integers are int64.
+NumPy, no special cases for speed. Reals are always float64, whatever the graph declares. Integers wrap around in
+their type.
 Notation: `x[..]` dims;
 T steps, B rows of a batch, I inputs, H hidden units, G gates.
 

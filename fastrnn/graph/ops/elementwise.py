@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..shapes import broadcast, same_dims
-from ..types import DTYPES, WIDE
+from ..types import DTYPES, INTEGERS, WIDE
 from ..vocabulary import ANY_FLOAT, ELEMENTWISE, TEXT, graph_op
 
 # ---- functions -------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def _normal_cdf(x):
 
 
 def _clip(x, low, high):
-    if x.dtype.kind == "i":  # bounds of integers are integers, and may be infinite
+    if x.dtype.kind in "iu":  # bounds of integers are integers, and may be infinite
         info = np.iinfo(x.dtype)
         low = info.min if low <= info.min else math.ceil(low)
         high = info.max if high >= info.max else math.floor(high)
@@ -78,6 +78,7 @@ _UNARY: dict[str, Callable] = {
     "acosh": lambda x, a, b: np.arccosh(x),
     "atanh": lambda x, a, b: np.arctanh(x),
     "not": lambda x, a, b: np.logical_not(x),
+    "bit_not": lambda x, a, b: np.invert(x),
     "selu": lambda x, a, b: b * np.where(x > 0, x, a * np.expm1(x)),
     "gelu": lambda x, a, b: x * _normal_cdf(x),
     "gelu_tanh": lambda x, a, b: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
@@ -90,7 +91,7 @@ _UNARY: dict[str, Callable] = {
 
 def divide(a, b):
     """a / b; integer division truncates towards zero, as in ONNX."""
-    if a.dtype.kind == "i":
+    if a.dtype.kind in "iu":
         return a // b + ((a % b != 0) & ((a < 0) != (b < 0)))
     return a / b
 
@@ -104,6 +105,7 @@ _BINARY: dict[str, Callable] = {
     "min": np.minimum,
     "max": np.maximum,
     "mod": np.mod,  # the result has the sign of b
+    "fmod": np.fmod,  # the result has the sign of a
     "equal": np.equal,
     "greater": np.greater,
     "greater_equal": np.greater_equal,
@@ -112,6 +114,11 @@ _BINARY: dict[str, Callable] = {
     "and": np.logical_and,
     "or": np.logical_or,
     "xor": np.logical_xor,
+    "bit_and": np.bitwise_and,
+    "bit_or": np.bitwise_or,
+    "bit_xor": np.bitwise_xor,
+    "shift_left": np.left_shift,  # 0 if b is negative or at least the number of bits
+    "shift_right": np.right_shift,  # the same, but -1 for a negative a: copies of the sign come in
     "prelu": lambda x, slope: np.where(x >= 0, x, slope * x),
 }
 
@@ -119,10 +126,11 @@ _BINARY: dict[str, Callable] = {
 UNARY = frozenset(_UNARY)
 BINARY = frozenset(_BINARY)
 COMPARISONS = frozenset("equal greater greater_equal less less_equal and or xor".split())
+BITWISE = frozenset("bit_not bit_and bit_or bit_xor shift_left shift_right".split())
 
 
 def unary(fn: str, x: np.ndarray, alpha: float = 0.0, beta: float = 0.0) -> np.ndarray:
-    """Apply the function `fn` of graph.UNARY to each element of x (float64, int64 or bool; any shape)."""
+    """Apply the function `fn` of graph.UNARY to each element of x (float64, integers or bool; any shape)."""
     with np.errstate(all="ignore"):
         return _UNARY[fn](np.asarray(x), alpha, beta)
 
@@ -136,10 +144,20 @@ def binary(fn: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # ---- ops -------------------------------------------------------------------------------------------------------------
 
 
+def _check_bitwise(value, fn: str) -> None:
+    if fn in BITWISE and value.dtype not in INTEGERS:
+        raise ShapeError(f"{fn} of {value.dtype}")
+
+
+def _unary_dims(inputs, attrs):
+    _check_bitwise(inputs[0], attrs["fn"])
+    return same_dims(inputs, attrs)
+
+
 @graph_op(
     "unary(x)",
     attrs={"fn": TEXT.among(*UNARY), "alpha": ANY_FLOAT, "beta": ANY_FLOAT},
-    dims=same_dims,
+    dims=_unary_dims,
     meets=ELEMENTWISE,
 )
 def _unary_op(x, fn, alpha, beta):
@@ -151,6 +169,7 @@ def _binary_dims(inputs, attrs):
     a, b = inputs
     if a.dtype != b.dtype:
         raise ShapeError(f"{attrs['fn']} of {a.dtype} and {b.dtype}")
+    _check_bitwise(a, attrs["fn"])
     return [("bool" if attrs["fn"] in COMPARISONS else a.dtype, broadcast(a.dims, b.dims))]
 
 
@@ -158,6 +177,9 @@ def _binary_dims(inputs, attrs):
 def _binary_op(a, b, fn):
     """fn of each pair of elements."""
     return binary(fn, a, b)
+
+
+_BITS = TEXT.among(*DTYPES.keys() - {"bool"})
 
 
 def _where_dims(inputs, attrs):
@@ -180,5 +202,31 @@ def _where(condition, a, b):
     meets=ELEMENTWISE,
 )
 def _cast(x, to):
-    """x in another dtype: to integers towards zero; to bool x != 0."""
+    """x in another dtype: to bool x != 0; to integers towards zero. Integers that `to` can't hold wrap around. A float
+    that it can't hold gives the low bits of the smallest number of int32 (int64 for uint32 and 8 bytes).
+    """
+    if x.dtype.kind == "f" and to in INTEGERS:
+        return _whole(x, to)
     return x.astype(WIDE[to])
+
+
+def _whole(x: np.ndarray, to: str) -> np.ndarray:
+    if to == "uint64":  # the upper half: from 2**63 on
+        above = x >= 2.0**63
+        return _whole(np.where(above, x - 2.0**63, x), "int64").astype(np.uint64) ^ (above.astype(np.uint64) << 63)
+    half = 2.0 ** (63 if to in ("int64", "uint32") else 31)
+    x = np.trunc(x)
+    return np.where((x >= -half) & (x < half), x, -half).astype(np.int64).astype(DTYPES[to])
+
+
+def _bitcast_dims(inputs, attrs):
+    (x,), to = inputs, attrs["to"]
+    if x.dtype != attrs["of"] or np.dtype(DTYPES[to]).itemsize != np.dtype(DTYPES[x.dtype]).itemsize:
+        raise ShapeError(f"the bits of {x} ({attrs['of']}) as {to}")
+    return [(to, x.dims)]
+
+
+@graph_op("bitcast(x)", attrs={"of": _BITS, "to": _BITS}, dims=_bitcast_dims, meets=ELEMENTWISE)
+def _bitcast(x, of, to):
+    """The same bits, read as another dtype of as many bytes. of: the dtype of x; neither is bool."""
+    return np.asarray(x, DTYPES[of]).view(DTYPES[to])

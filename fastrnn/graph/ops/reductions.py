@@ -28,15 +28,16 @@ def _reduce_dims(inputs, attrs):
     dims=_reduce_dims,
 )
 def _reduce(x, fn, axes, keepdims):
-    """The sum, mean, largest or smallest element over `axes` (sorted, >= 0)."""
+    """The sum, mean, largest or smallest element over `axes` (sorted, >= 0). Sums of integers wrap around."""
     # The smallest and the largest value of the dtype: the max and the min of no elements.
-    ends = {"f": (-np.inf, np.inf), "i": (np.iinfo(np.int64).min, np.iinfo(np.int64).max), "b": (False, True)}
-    low, high = ends[x.dtype.kind]
+    low, high = (-np.inf, np.inf) if x.dtype.kind == "f" else (False, True)
+    if x.dtype.kind in "iu":
+        low, high = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
     if fn == "min":
         return np.min(x, axis=axes, keepdims=keepdims, initial=high)
     if fn == "max":
         return np.max(x, axis=axes, keepdims=keepdims, initial=low)
-    total = np.sum(x, axis=axes, keepdims=keepdims)
+    total = np.sum(x, axis=axes, keepdims=keepdims, dtype=None if x.dtype.kind == "b" else x.dtype)
     if fn == "sum":
         return total
     count = np.asarray(math.prod(x.shape[axis] for axis in axes), total.dtype)
@@ -103,7 +104,7 @@ def _argmax(x, axis, keepdims, last, largest):
 def _cumsum(x, axis, exclusive, reverse):
     """Running sums along `axis` >= 0. exclusive: a sum leaves out its own element; reverse: from the end."""
     x = np.flip(x, axis) if reverse else x
-    total = np.cumsum(x, axis=axis)
+    total = np.cumsum(x, axis=axis, dtype=x.dtype)
     if exclusive:  # the sum up to the previous element
         zeros = np.zeros_like(np.take(total, [0], axis)) if x.shape[axis] else total
         total = np.concatenate([zeros, np.delete(total, -1, axis)], axis) if x.shape[axis] else total

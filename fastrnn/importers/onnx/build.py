@@ -19,9 +19,6 @@ from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, 
 from .sizes.positions import counted, thaw_masks
 from .sizes.symbols import SymbolTable
 
-_INTS = ("int8", "int16", "uint8", "uint16", "uint32", "uint64")
-
-
 # Most elements of one value, counting only fixed dims: 2 Gi. No real model exceeds it; hostile files are refused here.
 MAX_ELEMENTS = 1 << 31
 
@@ -77,8 +74,6 @@ class GraphDraft:
             if self.double_as_float:
                 return "float32"
             raise Finding("computes in float64 (double); load it with float64_as_float32=True to compute in float32")
-        if name in _INTS:
-            raise Finding(f"computes in {name}")
         if name not in DTYPES:
             raise Finding(f"values of dtype {name}")
         return name

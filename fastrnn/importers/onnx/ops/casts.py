@@ -12,7 +12,6 @@ from ..reading import files
 from ..reading.reader import NodeReader
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, simplest
-from . import integers
 
 
 def as_dtype(ctx, value, dtype: str):
@@ -45,7 +44,7 @@ def _cast_like(ctx, n: NodeReader):
 def cast(ctx, x, target: np.dtype):
     """x in another dtype of the file."""
     if isinstance(x, Ints):
-        if target.kind in "iu":
+        if target.kind in "iu" and target.itemsize >= 4:
             return x
         if target.kind == "f" and x.array.size == 1:
             number = ctx.number_of(x.array.flat[0], ctx.dtype(target))
@@ -62,13 +61,11 @@ def cast(ctx, x, target: np.dtype):
     if isinstance(x, Const):
         return Const(x.array.astype(target))
     name = ctx.dtype(target)
-    if x.name in ctx.sizes and target.kind in "iu":
+    if x.name in ctx.sizes and target.kind in "iu" and target.itemsize >= 4:
         dim, factor = ctx.sizes[x.name]
         box = np.empty(x.dims, dtype=object)
         box[...] = D.floordiv(dim * factor.numerator, factor.denominator)
         return simplest(box)
-    if name == "bool" and x.dtype in integers.INTEGERS:
-        return ctx.unary("not", ctx.one("binary", x, Const(np.zeros((), x.dtype)), fn="equal"))
     return x if x.dtype == name else ctx.one("cast", x, to=name)
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from ....errors import ModelFormatError
+from ....graph import INTEGERS
 from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
@@ -14,8 +15,8 @@ from ..reading.reader import NodeReader
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, simplest, uniform
 from ..sizes.arithmetic import assumed_one, hold, largest_size, on_sizes
-from . import integers
 from .casts import as_dtype
+from .integers import of_one_type
 
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -99,6 +100,8 @@ def _plain(ctx, n: NodeReader):
         negated = _fill_map(x, lambda a: -a)
         if negated is not None:
             return [negated]
+    if name == "Relu" and ctx.kind(x) in INTEGERS:
+        return [ctx.one("binary", x, Const(np.zeros((), ctx.kind(x))), fn="max")]
     return [ctx.unary(_PLAIN[name], x)]
 
 
@@ -189,7 +192,7 @@ def _clip(ctx, n: NodeReader):
     bounds = [n.input(i, optional=True) for i in (1, 2)] if n.opset >= 11 else []
     if n.opset < 11:
         low, high = n.attr("min", "float", -_FLOAT_MAX), n.attr("max", "float", _FLOAT_MAX)
-    elif not all(isinstance(v, Const) or v is None for v in bounds) or ctx.kind(n.input(0)) in integers.INTEGERS:
+    elif not all(isinstance(v, Const) or v is None for v in bounds) or ctx.kind(n.input(0)) in INTEGERS:
         return [_bounded(ctx, n, n.input(0), *bounds)]
     else:
         low = _scalar(n.const(1, "min", optional=True), "min", -np.inf)
@@ -206,9 +209,10 @@ def _bounded(ctx, n: NodeReader, x, low, high):
     """Clip integers, or any value with computed bounds; either bound may be None."""
     if any(isinstance(v, Ints) for v in (x, low, high)):
         hold(ctx, n, [v for v in (x, low, high) if v is not None])
-    for bound, fn in ((low, "max"), (high, "min")):
-        if bound is not None:
-            x = ctx.one("binary", *ctx.broadcast([x, bound], "Clip"), fn=fn)
+    x, *bounds = of_one_type(ctx, [x, *(v for v in (low, high) if v is not None)])
+    fns = [fn for v, fn in ((low, "max"), (high, "min")) if v is not None]
+    for bound, fn in zip(bounds, fns, strict=True):
+        x = ctx.one("binary", *ctx.broadcast([x, bound], "Clip"), fn=fn)
     return x
 
 
@@ -229,7 +233,7 @@ def _binary(ctx, n: NodeReader):
         if known is not None:
             return [known]
         hold(ctx, n, (a, b))
-    a, b = ctx.broadcast([a, b], n.node.op)
+    a, b = ctx.broadcast(of_one_type(ctx, [a, b]), n.node.op)
     if fn == "pow" and ctx.kind(a) != ctx.kind(b):
         b = as_dtype(ctx, b, ctx.kind(a))  # the only operator whose inputs may differ in dtype
     if fn == "div":
@@ -300,22 +304,16 @@ def _mod(ctx, n: NodeReader):
     fmod = n.attr("fmod", "int", 0)
     if isinstance(a, Ints) or isinstance(b, Ints):
         hold(ctx, n, (a, b))
-    a, b = ctx.broadcast([a, b], "Mod")
+    a, b = ctx.broadcast(of_one_type(ctx, [a, b]), "Mod")
     kind = ctx.kind(a)
-    if kind not in ("float32", *integers.INTEGERS):
+    if kind not in ("float32", *INTEGERS):
         raise Finding(f"of {kind}")
-    if not fmod:
-        return [ctx.one("binary", a, b, fn="mod")]
+    if not fmod or kind in INTEGERS:
+        return [ctx.one("binary", a, b, fn="fmod" if fmod else "mod")]
     # The remainder with the dividend's sign, exactly: from the one with the divisor's sign, which is exact.
-    zero = Const(np.zeros((), kind))
-    below = ctx.one("binary", a, zero, fn="less")
-    if kind == "float32":
-        rest = ctx.one("binary", ctx.unary("abs", a), ctx.unary("abs", b), fn="mod")
-        return [ctx.one("where", below, ctx.unary("neg", rest), rest)]
-    rest = ctx.one("binary", a, b, fn="mod")
-    apart = ctx.one("binary", below, ctx.one("binary", b, zero, fn="less"), fn="xor")
-    apart = ctx.one("binary", apart, ctx.unary("not", ctx.one("binary", rest, zero, fn="equal")), fn="and")
-    return [ctx.one("where", apart, ctx.one("binary", rest, b, fn="sub"), rest)]
+    below = ctx.one("binary", a, Const(np.zeros((), kind)), fn="less")
+    rest = ctx.one("binary", ctx.unary("abs", a), ctx.unary("abs", b), fn="mod")
+    return [ctx.one("where", below, ctx.unary("neg", rest), rest)]
 
 
 @op("Min", "Max", "Sum", "Mean")
@@ -328,7 +326,7 @@ def _many(ctx, n: NodeReader):
         hold(ctx, n, values)
     if not values:
         raise ModelFormatError(f"{n.node.op} without inputs")
-    values = ctx.broadcast(values, n.node.op)
+    values = ctx.broadcast(of_one_type(ctx, values), n.node.op)
     fn, total = {"Min": "min", "Max": "max"}.get(n.node.op, "add"), values[0]
     for v in values[1:]:
         total = ctx.one("binary", total, v, fn=fn)
@@ -350,4 +348,5 @@ def _where(ctx, n: NodeReader):
             len(v.dims) > len(chosen.dims) or v.dims not in ((), chosen.dims) for v in values
         ):
             return [chosen]
+    values[1:] = of_one_type(ctx, values[1:])
     return [ctx.one("where", *ctx.broadcast(values, "Where"))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....errors import ModelFormatError
+from ....graph import INTEGERS
 from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
@@ -12,7 +13,6 @@ from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import OPERATORS, op
 from ..reading.values import Const, Ints
 from ..sizes import slices
-from . import integers
 from .shaping import gather_run
 
 _OUTSIDE = 1 << 62  # no table has this row: looking it up raises the error for an index out of range
@@ -152,7 +152,7 @@ def _scatter_elements(ctx, n: NodeReader):
     ctx.equal(updates.dims[0], count, "there must be as many updates as indices")
     place = ctx.reshape(_within(ctx, index, size), (1, count))
     hits = ctx.one("binary", place, _positions(ctx, size, 0, 2), fn="equal")  # [size, count]
-    if updates.dtype not in ("float32", *integers.INTEGERS):
+    if updates.dtype not in ("float32", *INTEGERS):
         raise Finding(f"of {updates.dtype}")
     total = _one_of(ctx, hits, ctx.reshape(updates, (1, count)), 1)
     counts = ctx.one("reduce", ctx.one("cast", hits, to="float32"), fn="sum", axes=(1,), keepdims=False)
@@ -162,8 +162,6 @@ def _scatter_elements(ctx, n: NodeReader):
 def _one_of(ctx, hits, values, axis: int):
     """The element of `values` along an axis where `hits` is True; 0 if there is none."""
     chosen = ctx.one("where", hits, values, Const(np.zeros((), values.dtype)))
-    if values.dtype in integers.INTEGERS:
-        return integers.total(ctx, chosen, (axis,), False)
     return ctx.one("reduce", chosen, fn="sum", axes=(axis,), keepdims=False)
 
 

@@ -1,82 +1,71 @@
-"""Exact integer arithmetic: sums, extremes and pads of int64 and int32 values, from ops that keep every bit."""
+"""Operators on the bits of integers, and what other operators share about integers."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from ....errors import ModelFormatError
+from ....graph import DTYPES, INTEGERS
 from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
-from ..reading.values import Const, Live
+from ..reading import files
+from ..reading.reader import NodeReader
+from ..reading.registry import op
+from ..reading.values import Const, Ints, Live
 
-INTEGERS = ("int64", "int32")
-_PART = 21  # bits per part of an int64: float32 holds them exactly, including the signed top part
-
-
-def total(ctx, x: Live, axes: tuple, keepdims: bool) -> Live:
-    """The sum over axes: the last running sum."""
-    return _over_axes(ctx, x, axes, keepdims, _sum)
+_BITWISE = {"BitwiseAnd": "bit_and", "BitwiseOr": "bit_or", "BitwiseXor": "bit_xor"}
 
 
-def extreme(ctx, x: Live, axes: tuple, keepdims: bool, largest: bool) -> Live:
-    """The maximum or minimum over axes."""
-    fn = "max" if largest else "min"
-    flags = from_bool(ctx, x)
-    if flags is not None:
-        found = ctx.one("cast", flags, to="float32")
-        found = ctx.one("reduce", found, fn=fn, axes=axes, keepdims=keepdims)
-        return ctx.one("cast", found, to=x.dtype)
-    return _over_axes(ctx, x, axes, keepdims, lambda ctx, x, axis: _extreme(ctx, x, axis, fn))
+@op(*_BITWISE)
+def _bitwise(ctx, n: NodeReader):
+    values = of_one_type(ctx, [_whole(ctx, n.input(i), n.node.op) for i in (0, 1)])
+    return [ctx.one("binary", *ctx.broadcast(values, n.node.op), fn=_BITWISE[n.node.op])]
 
 
-def _over_axes(ctx, x: Live, axes: tuple, keepdims: bool, one) -> Live:
-    """Apply one(ctx, x, axis), which reduces an axis to length one, to each axis. int32 is computed in int64 too."""
-    dtype = x.dtype
-    out = x if dtype == "int64" else ctx.one("cast", x, to="int64")
-    for axis in axes:
-        out = one(ctx, out, axis)
-    if not keepdims:
-        out = ctx.reshape(out, tuple(d for i, d in enumerate(out.dims) if i not in axes))
-    return out if dtype == "int64" else ctx.one("cast", out, to=dtype)
+@op("BitwiseNot")
+def _bitwise_not(ctx, n: NodeReader):
+    return [ctx.unary("bit_not", _whole(ctx, n.input(0), n.node.op))]
 
 
-def _sum(ctx, x: Live, axis: int) -> Live:
-    sums = ctx.one("cumsum", x, axis=axis, exclusive=False, reverse=False)
-    size = x.dims[axis]
-    if not isinstance(size, Dim) and size == 0:
-        raise Finding("a sum of no integers")
-    return ctx.slice(sums, axis, size - 1, size)
+@op("BitShift", attrs="direction")
+def _shift(ctx, n: NodeReader):
+    direction = n.attr("direction", "string")
+    if direction not in ("LEFT", "RIGHT"):
+        raise ModelFormatError(f"direction={direction!r}; there are LEFT and RIGHT")
+    values = of_one_type(ctx, [_whole(ctx, n.input(i), n.node.op) for i in (0, 1)])
+    return [ctx.one("binary", *ctx.broadcast(values, n.node.op), fn=f"shift_{direction.lower()}")]
 
 
-def _extreme(ctx, x: Live, axis: int, fn: str) -> Live:
-    """Compare the top bits first, then the next bits of the elements that share them. Each part fits in float32."""
-    parts, rest = [], x
-    unit = Const(np.array(1 << _PART))
-    for _ in range(2):
-        low = ctx.one("binary", rest, unit, fn="mod")  # non-negative for any sign of the rest
-        parts.append(low)
-        rest = ctx.one("binary", ctx.one("binary", rest, low, fn="sub"), unit, fn="div")
-    parts.append(rest)
-    out, among = None, None
-    away = Const(np.float32(-np.inf if fn == "max" else np.inf))
-    for part in reversed(parts):
-        part = ctx.one("cast", part, to="float32")
-        part = part if among is None else ctx.one("where", among, part, away)
-        best = ctx.one("reduce", part, fn=fn, axes=(axis,), keepdims=True)
-        here = ctx.one("binary", part, best, fn="equal")
-        among = here if among is None else ctx.one("binary", among, here, fn="and")
-        best = ctx.one("cast", best, to="int64")
-        out = best if out is None else ctx.one("binary", ctx.one("binary", out, unit, fn="mul"), best, fn="add")
-    return out
+@op("BitCast", attrs="to")
+def _bitcast(ctx, n: NodeReader):
+    x, to = ctx.live(n.input(0)), n.attr("to", "int")
+    if to not in files.NUMERIC or (files.NUMERIC[to].itemsize == 2 and files.NUMERIC[to].kind == "f"):
+        raise Finding(f"of {x.dtype} to {files.dtype_name(to or 0)}")
+    if ctx.half and x.dtype == "float32":
+        raise Finding("in a file with float16, which computes in float32")
+    target = ctx.dtype(files.NUMERIC[to])
+    if np.dtype(DTYPES[target]).itemsize != np.dtype(DTYPES[x.dtype]).itemsize:
+        raise ModelFormatError(f"the bits of {x.dtype} as {target}, which has another size")
+    if "bool" in (x.dtype, target):  # its byte is 0 or 1
+        return [x if x.dtype == target else ctx.one("cast", x, to=target)]
+    return [x if x.dtype == target else ctx.one("bitcast", x, of=x.dtype, to=target)]
 
 
-def from_bool(ctx, x: Live) -> Live | None:
-    """The bools that x is a cast of; None for anything else."""
-    maker = next((entry for entry in reversed(ctx.nodes) if x.name in entry[3]), None)
-    if maker is None or maker[0] != "cast":
-        return None
-    source = ctx.values[maker[2][0]]
-    return Live(source.name, source.dtype, source.dims) if source.dtype == "bool" else None
+def _whole(ctx, value, what: str):
+    """The value, which must be integers."""
+    if ctx.kind(value) not in INTEGERS:
+        raise ModelFormatError(f"{what} of {ctx.kind(value)}")
+    return value
+
+
+def of_one_type(ctx, values: list) -> list:
+    """Values of one operator, in which a size (int64 here) takes the integer type of the values that it meets."""
+    kinds = {ctx.kind(v) for v in values if not isinstance(v, Ints)}
+    if len(kinds) != 1 or kinds == {"int64"} or not kinds <= INTEGERS:
+        return values
+    (kind,) = kinds
+    return [ctx.one("cast", ctx.live(v), to=kind) if isinstance(v, Ints) else v for v in values]
 
 
 def padded(ctx, x: Live, pads: list, mode: str, value) -> Live:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from ....errors import ModelFormatError
+from ....graph import INTEGERS
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import op
-from ..reading.values import Const, Fill
+from ..reading.values import Const, Fill, Ints
 from ..sizes import positions
 from .products import _float, matmul
 
@@ -133,7 +134,8 @@ def _fused_matmul(ctx, n: NodeReader):
 
 @op("ArgMax", "ArgMin", attrs="axis keepdims select_last_index")
 def _arg(ctx, n: NodeReader):
-    x = ctx.live(_float(ctx, n.input(0), n.node.op))
+    x = n.input(0)
+    x = ctx.live(x if not isinstance(x, Ints) and ctx.kind(x) in INTEGERS else _float(ctx, x, n.node.op))
     axis, keepdims = axis_of(n.attr("axis", "int", 0), len(x.dims)), bool(n.attr("keepdims", "int", 1))
     last = bool(n.attr("select_last_index", "int", 0))
     return [ctx.one("argmax", x, axis=axis, keepdims=keepdims, last=last, largest=n.node.op == "ArgMax")]
@@ -149,10 +151,6 @@ def _cumsum(ctx, n: NodeReader):
     if isinstance(x, Fill) and not isinstance(x.value, Dim) and x.dtype.kind in "iu" and not reverse:
         return [positions.running_count(ctx, x, axis, exclusive)]
     x = ctx.live(x)
-    if x.dtype not in ("float32", "int64", "int32"):
+    if x.dtype not in ("float32", *INTEGERS):
         raise Finding(f"CumSum of {x.dtype}")
-    if x.dtype == "int32":
-        total = ctx.one("cast", x, to="int64")
-        total = ctx.one("cumsum", total, axis=axis, exclusive=exclusive, reverse=reverse)
-        return [ctx.one("cast", total, to="int32")]
     return [ctx.one("cumsum", x, axis=axis, exclusive=exclusive, reverse=reverse)]

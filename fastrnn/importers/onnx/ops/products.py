@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from ....errors import ModelFormatError
+from ....graph import INTEGERS
 from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axes_of, axis_of
 from ..reading.registry import op
 from ..reading.values import Const, Ints, ints, simplest, uniform
-from . import integers
 
 _REDUCE = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"}
+# Those that integers have an exact answer to.
+_EXACT = frozenset((*_REDUCE, "ReduceProd", "ReduceL1", "ReduceSumSquare"))
 # The opset since which axes are an input, per operator.
 _AXES_INPUT = dict.fromkeys(
     "ReduceMean ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp ReduceProd".split(),
@@ -107,7 +109,7 @@ def _reduce(ctx, n: NodeReader):
         ctx.table.freeze(list(x.array.flat), f"{name} is computed from it")
     x, axes = ctx.live(x), n.axes(1, _AXES_INPUT[name])
     keepdims, noop = bool(n.attr("keepdims", "int", 1)), n.attr("noop_with_empty_axes", "int", 0)
-    if x.dtype != "float32" and name not in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"):
+    if (x.dtype == "bool" and name not in _REDUCE) or (x.dtype in INTEGERS and name not in _EXACT):
         raise Finding(f"{name} of {x.dtype}")
     if not axes and noop:
         axes = ()
@@ -120,18 +122,10 @@ def _reduce(ctx, n: NodeReader):
         x = ctx.one("binary", x, x, fn="mul")
     if name == "ReduceL1":
         x = ctx.unary("abs", x)
-    if axes and x.dtype in integers.INTEGERS:
-        return [_of_integers(ctx, x, name, axes, keepdims)]
     if axes:
         x = ctx.one("reduce", x, fn=_REDUCE.get(name, "sum"), axes=axes, keepdims=keepdims)
     after = {"ReduceL2": "sqrt", "ReduceLogSum": "log"}.get(name)
     return [ctx.unary(after, x) if after else x]
-
-
-def _of_integers(ctx, x, name: str, axes: tuple, keepdims: bool):
-    if name == "ReduceSum":
-        return integers.total(ctx, x, axes, keepdims)
-    return integers.extreme(ctx, x, axes, keepdims, name == "ReduceMax")
 
 
 def _product_of_sizes(n: NodeReader, x: Ints):

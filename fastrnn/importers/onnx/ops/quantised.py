@@ -14,7 +14,7 @@ from ....errors import ModelFormatError
 from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import OPERATORS, op
-from ..reading.values import Const, Quantized
+from ..reading.values import Const, Live, Quantized
 from .products import _float, matmul
 
 _MICROSOFT = "com.microsoft"
@@ -58,6 +58,8 @@ def _numbers(ctx, x, scale: np.ndarray, zero: np.ndarray | None, axis: int = 1):
     """(x - zero) * scale of integers, as a Const or a live value."""
     if isinstance(x, Quantized):
         x = x.value
+    elif isinstance(x, Live) and x.dtype in _RANGES:
+        x = ctx.one("cast", x, to="float32")
     elif not isinstance(x, Const):
         raise Finding("of integers that no QuantizeLinear made")
     factor = _along(ctx, x, scale.astype(np.float32), axis)

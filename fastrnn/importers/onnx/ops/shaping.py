@@ -11,7 +11,7 @@ from ...shared.ledger import Finding
 from ..reading import files, fold
 from ..reading.reader import NodeReader, axes_of, axis_of
 from ..reading.registry import op
-from ..reading.values import Const, Fill, Ints, Live, Quantized, as_objects, ints, simplest, uniform
+from ..reading.values import Const, Fill, Ints, Live, as_objects, ints, simplest, uniform
 from ..sizes import blocks, positions, slices, thaw
 
 _MOST_PLACES = 1 << 16  # largest fill of integers that is expanded
@@ -233,9 +233,6 @@ def _gather(ctx, n: NodeReader):
     elif isinstance(indices, Const):
         if indices.array.dtype not in (np.int64, np.int32):
             raise ModelFormatError(f"indices must be int32 or int64, got {indices.array.dtype}")
-    elif isinstance(x, Const) and x.array.dtype in (np.int8, np.uint8):  # a table whose rows are dequantised later
-        table = Const(x.array.astype(np.float32))
-        return [Quantized(_gather_live(ctx, table, ctx.live(indices), axis))]
     else:
         return [_gather_live(ctx, x, ctx.live(indices), axis)]
     if isinstance(x, Ints):

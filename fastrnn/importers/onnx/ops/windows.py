@@ -143,7 +143,16 @@ def _fitting(ctx, x, w, strides, dilations, extra, shape, how):
     attrs="auto_pad ceil_mode count_include_pad dilations kernel_shape pads storage_order strides",
 )
 def _pool(ctx, n: NodeReader):
-    x, rank = _image(ctx, n)
+    narrow = ctx.kind(n.input(0))
+    if n.node.op == "MaxPool" and narrow in ("int8", "uint8"):  # float32 has all of their numbers
+        x = ctx.one("cast", n.input(0), to="float32")
+        return [ctx.one("cast", *_pooled(ctx, n, n.within([x])), to=narrow)]
+    return _pooled(ctx, n, n)
+
+
+def _pooled(ctx, n: NodeReader, given: NodeReader) -> list:
+    """The pool of the node, with its inputs in `given`."""
+    x, rank = _image(ctx, given)
     if len(n.needed) > 1 and n.needed[1]:
         raise Finding("its output Indices")
     mean = n.node.op == "AveragePool"

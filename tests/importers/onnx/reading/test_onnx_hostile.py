@@ -65,9 +65,9 @@ def test_not_a_model(data, text, tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.onnx"):
+    with pytest.raises(ModelFormatError, match="can't be read"):
         import_onnx(tmp_path / "nothing.onnx")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ModelFormatError, match="can't be read"):
         import_onnx(tmp_path)
     with pytest.raises(TypeError, match="path, bytes or a ModelProto"):
         import_onnx(7)
@@ -241,7 +241,7 @@ def test_names_that_are_not_utf8(place):
         ({"opset": 6}, "opset 6"),
         ({"opset": 999}, "opset 999"),
         ({"inputs": [helper.make_tensor_value_info("x", TensorProto.STRING, [1])]}, "dtype string"),
-        ({"inputs": [helper.make_tensor_value_info("x", TensorProto.UINT8, [1])]}, "uint8"),
+        ({"inputs": [helper.make_tensor_value_info("x", TensorProto.COMPLEX64, [1])]}, "complex64"),
         ({"inputs": [helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [1])]}, "sequence_type"),
         ({"inputs": [float_info("x", None)]}, "declares no rank"),
         ({"nodes": [node("Relu", ["x", "x"], ["y"])]}, "input 1"),
