@@ -60,7 +60,8 @@ class Batcher:
 
     Raises
     ------
-    ShapeError : one of the numbers is not such a number, or on_full is neither word.
+    ShapeError : one of the numbers is not such a number, or on_full is neither word. StreamError : the pool binds
+        inputs.
 
     Notes
     -----
@@ -84,6 +85,9 @@ class Batcher:
     ):
         if on_full not in ("wait", "raise"):
             raise ShapeError(f"on_full must be 'wait' or 'raise', got {on_full!r}")
+        if pool.bound:
+            names = ", ".join(pool.bound)
+            raise StreamError(f"a Batcher takes a pool without bind=: pass {names} at each step instead")
         self.pool = pool
         self.max_delay = _seconds(max_delay, "max_delay")
         self.max_queue = whole_number(max_queue, "max_queue", MOST_STEPS)

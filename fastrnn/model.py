@@ -268,7 +268,14 @@ class Model(Compiled):
         return tuple(results)
 
     # -- streams --
-    def stream(self, batch_size: int | None = None, *, context: int | None = None, at_context: str = "error") -> Stream:
+    def stream(
+        self,
+        batch_size: int | None = None,
+        *,
+        bind: Mapping | None = None,
+        context: int | None = None,
+        at_context: str = "error",
+    ) -> Stream:
         """A live stream; with batch_size, that many in lock-step.
 
         If the model leaves a size open (samples per step), the stream's first step fixes it.
@@ -276,6 +283,10 @@ class Model(Compiled):
         Parameters
         ----------
         batch_size : int, optional
+        bind : dict, optional
+            Input name -> value of all steps: an encoder's output, a speaker, a setting. Steps don't pass these inputs.
+            A value is [features...], for every row of a batch too, or one per row. The stream keeps a copy. It is not
+            part of its state or of snapshots: `restore` into a stream with the same values.
         context : int, optional
             How many steps causal attention looks back on, the current one included; keys and values of that many are
             kept. None: 1,024 if attention sees all earlier steps. Models without attention over time refuse it.
@@ -286,20 +297,30 @@ class Model(Compiled):
         Raises
         ------
         StreamError : the model can't be streamed; the text names each node and why. A context that
-            has nothing to bound.
+            has nothing to bound. ShapeError : bind does not fit.
         """
-        bound = self._context(context, at_context)
+        horizon = self._context(context, at_context)
         if batch_size is not None:
             batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
-        parts = self._stream_parts(batch_size, bound)
-        return Stream(self, parts) if self._timetable.plain else PacedStream(self, parts)
+        bound = self._bound(bind) or None
+        parts = self._stream_parts(batch_size, horizon, bound)
+        return (Stream if self._timetable.plain else PacedStream)(self, parts, bound)
 
-    def pool(self, capacity: int = 1024, *, context: int | None = None, at_context: str = "error") -> StreamPool:
+    def pool(
+        self,
+        capacity: int = 1024,
+        *,
+        bind: Mapping | None = None,
+        context: int | None = None,
+        at_context: str = "error",
+    ) -> StreamPool:
         """A pool of independent streams, each with a slot, stepped together in any subset and order.
 
         Parameters
         ----------
         capacity : how many streams there is room for; memory is taken as they are opened
+        bind : as of `stream`, one value for all streams of the pool. What differs from slot to slot is an input of
+            each step.
         context, at_context : as of `stream`, for each of its streams
 
         Raises
@@ -307,8 +328,9 @@ class Model(Compiled):
         StreamError : the model can't be streamed; the text names each node and why. A context as in `stream`.
         ShapeError : capacity is not an int in 1..2^24. StateError : there is not enough memory.
         """
-        bound = self._context(context, at_context)
-        return (StreamPool if self._timetable.plain else PacedPool)(self, capacity, bound)
+        horizon = self._context(context, at_context)
+        kind = StreamPool if self._timetable.plain else PacedPool
+        return kind(self, capacity, horizon, self._bound(bind) or None)
 
     # -- files --
     def save(self, path) -> None:

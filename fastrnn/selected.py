@@ -241,11 +241,12 @@ class SelectedModel(Model):
         context: int | None = None,
         at_context: str = "error",
     ) -> Stream:
-        """As `Model.stream`; bind: selector -> value, which holds for the stream's life: `{"sr": 16000}`.
+        """As `Model.stream`; bind holds a value for each selector too: `{"sr": 16000}`.
 
         Raises, besides, ShapeError if bind does not name every selector.
         """
-        return self._at(self._typed(bind or {})).stream(batch_size, context=context, at_context=at_context)
+        model, rest = self._of_bind(bind)
+        return model.stream(batch_size, bind=rest, context=context, at_context=at_context)
 
     def pool(
         self,
@@ -256,7 +257,16 @@ class SelectedModel(Model):
         at_context: str = "error",
     ) -> StreamPool:
         """As `Model.pool`; bind: as in `stream`, for all streams of the pool."""
-        return self._at(self._typed(bind or {})).pool(capacity, context=context, at_context=at_context)
+        model, rest = self._of_bind(bind)
+        return model.pool(capacity, bind=rest, context=context, at_context=at_context)
+
+    def _of_bind(self, bind: Mapping | None) -> tuple[Model, dict]:
+        """The model that the bound selectors select, and the other bound inputs."""
+        known = [c.name for c in self._choices]
+        if not isinstance(bind, Mapping) or not set(known) <= set(bind):
+            return self._at(self._typed({} if bind is None else bind)), {}
+        model = self._at(self._typed({name: bind[name] for name in known}))
+        return model, {name: value for name, value in bind.items() if name not in known}
 
     def __reduce__(self):
         return SelectedModel, (self._names, self._choices, self._read, self._asked)

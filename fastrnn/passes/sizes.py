@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import ModelFormatError, ShapeError
 from ..graph import Graph, Node, Value, check_required, validate
-from ..graph.dims import Dim, substitute, symbols
+from ..graph.dims import Dim, substitute, symbol, symbols
 
 
 def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
@@ -40,7 +40,16 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
         raise ShapeError(f"{error}, where {shown}: give others") from None
 
 
-def _fixed(attrs: Mapping, sizes: Mapping[str, int]) -> dict:
+def rename_size(graph: Graph, old: str, new: str) -> Graph:
+    """The graph with another name for a size, which no size of the graph has."""
+    name = {old: symbol(new)}
+    values = {v.name: Value(v.name, v.dtype, tuple(substitute(d, name) for d in v.dims)) for v in graph.values.values()}
+    nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, _fixed(n.attrs, name)) for n in graph.nodes)
+    requires = tuple((substitute(dim, name), number) for dim, number in graph.requires)
+    return validate(graph.replace(values=values, nodes=nodes, requires=requires))
+
+
+def _fixed(attrs: Mapping, sizes: Mapping[str, Dim | int]) -> dict:
     """The attributes with their dims replaced."""
     out = {}
     for key, value in attrs.items():

@@ -41,7 +41,8 @@ cdef class StreamParts:
     timetable : None if each output has one step per input step; many : for each output, whether one step may return
         several
     room : steps that a stream with a timetable can take, -1: any number
-    still : inputs without a time axis, if a stream must remember their last values for `flush`
+    still : inputs without a time axis, if a stream must remember their last values for `flush`; not those whose
+        arguments are bound to a value
     """
 
     def __init__(self, batch_size=None, context=None, sizes=None, Program program=None, layout=None, inputs=(),
@@ -52,7 +53,7 @@ cdef class StreamParts:
         self.batch_size, self.context, self.sizes = batch_size, context, dict(sizes or {})
         self.batch, self.room, self.largest = batch_size or 1, -1, MOST_STEPS
         self.program, self.layout, self.inputs, self.outputs = program, layout, list(inputs), list(outputs)
-        self.names, self.still = [a.name for a in inputs], []
+        self.names, self.still = [a.name for a in inputs if a.bound is None], []
         self.n_in, self.n_sides, self.simple = len(inputs), len(sides), len(forms) == 2
         self.many = (False,) * len(outputs)
         if program is None:
@@ -71,7 +72,7 @@ cdef class StreamParts:
         if program.plan.paced:
             self.timetable = program.plan.timetable
             self.room = -1 if program.plan.room is None else program.plan.room
-            self.still = [a for a in inputs if not a.timed]
+            self.still = [a for a in inputs if not a.timed and a.bound is None]
             self.many, self.guesses = self.timetable.many, self.timetable.guesses
             self.simple = self.simple and self.timetable.simple
 
@@ -100,7 +101,8 @@ cdef class StreamParts:
             text = "flush before the first step, with inputs unknown that have no time axis"
             raise StreamError(f"{self.program.plan.graph.name}: {text}")
         last = iter(still or ())
-        return [next(last) if a in self.still else np.empty(a.chunk_shape(batch_size, 0), a.dtype) for a in self.inputs]
+        return [a.of_rows(batch_size, 0) if a.bound is not None else next(last) if a in self.still else
+                np.empty(a.chunk_shape(batch_size, 0), a.dtype) for a in self.inputs]
 
     cdef list room_for(self, tuple comes, object batch_size, bint one):
         """A new array for each output, with as many steps as `brought` says; one: for the result of a single step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Argument:
     timed: bool
     batched: bool
     file_dims: tuple = ()
+    bound: np.ndarray | None = field(default=None, compare=False)  # the value of all steps; steps don't pass it then
 
     @property
     def step_bytes(self) -> int:
@@ -52,6 +53,29 @@ class Argument:
     def steps(self, array: np.ndarray, batch: int | None) -> int:
         """How many steps a checked chunk holds."""
         return array.shape[len(self._lead(batch))]
+
+    def bind(self, array: np.ndarray, batch: int | None) -> Argument:
+        """This argument with a value for all steps: [features...], also for every row of a batch, or one per row, or
+        the file's own shape. ShapeError if it has another one."""
+        own = [(batch or 1) if d == D.BATCH else d for d in self.file_dims]
+        shapes = {self.features, self.step_shape(batch)}
+        if array.shape not in shapes and list(array.shape) == own:
+            axis = self.file_dims.index(D.BATCH) if D.BATCH in self.file_dims else 0
+            array = np.moveaxis(array, axis, 0).reshape(self.step_shape(batch))
+        if array.shape not in shapes:
+            text = " or ".join(str(list(s)) for s in sorted(shapes, key=len))
+            raise ShapeError(f"bind: the value of {self.name} is {text}, got {list(array.shape)}")
+        # A lock-step program reads the steps of all rows at one distance, so such a value is repeated.
+        return replace(self, bound=np.ascontiguousarray(array), timed=self.timed and batch not in (None, 1))
+
+    def of_rows(self, batch: int | None, span: int | None = None) -> np.ndarray:
+        """The bound value for a call: of `batch` rows, and of `span` steps if it is repeated; None: of one step."""
+        value = self.bound
+        assert value is not None
+        if span is not None and self.timed:
+            value = np.expand_dims(value, value.ndim - len(self.features))
+            return np.ascontiguousarray(np.broadcast_to(value, self.chunk_shape(batch, span)))
+        return np.ascontiguousarray(np.broadcast_to(value, self.step_shape(batch)))
 
     def check_step(self, x, batch: int | None) -> np.ndarray:
         """x as a contiguous array of one step, or ShapeError. The file's own shape of one step is accepted too."""
@@ -128,18 +152,20 @@ def collect(names: list[str], x) -> list:
 
 def step_arrays(parts, x, batch: int | None) -> list[np.ndarray]:
     """The arrays of all inputs of a step, checked. parts : the StreamParts that has the inputs."""
-    given = collect(parts.names, x)
-    return [a.check_step(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
+    given = iter(collect(parts.names, x))
+    return [a.check_step(next(given), batch) if a.bound is None else a.of_rows(batch) for a in parts.inputs]
 
 
 def chunk_arrays(parts, chunk, batch: int | None) -> tuple[list[np.ndarray], int]:
     """(checked arrays of all inputs of a chunk, its steps). parts : the StreamParts that has the inputs."""
-    given = collect(parts.names, chunk)
-    arrays = [a.check_chunk(v, batch) for a, v in zip(parts.inputs, given, strict=True)]
-    lengths = {a.name: a.steps(v, batch) for a, v in zip(parts.inputs, arrays, strict=True) if a.timed}
+    given = iter(collect(parts.names, chunk))
+    found = [None if a.bound is not None else a.check_chunk(next(given), batch) for a in parts.inputs]
+    pairs = list(zip(parts.inputs, found, strict=True))
+    lengths = {a.name: a.steps(v, batch) for a, v in pairs if v is not None and a.timed}
     if len(set(lengths.values())) != 1:
         raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
-    return arrays, next(iter(lengths.values()))
+    steps = next(iter(lengths.values()))
+    return [a.of_rows(batch, steps) if v is None else v for a, v in pairs], steps
 
 
 def check_out(outputs: list[Argument], out, batch: int | None):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+
+import numpy as np
 
 from ..compile import lowering
 from ..compile.lowering.attention import Context, over_time, unbounded
@@ -140,19 +143,24 @@ class Compiled:
             return Context(DEFAULT_CONTEXT, at_context == "window")
         return None
 
-    def _stream_parts(self, batch_size: int | None, context: Context | None = None) -> StreamParts:
-        """The shared parts of all such streams; pools use those without a batch size. context: as from `_context`."""
+    def _stream_parts(
+        self, batch_size: int | None, context: Context | None = None, bound: dict[str, np.ndarray] | None = None
+    ) -> StreamParts:
+        """The shared parts of all such streams; pools use those without a batch size. context: as from `_context`.
+        bound: as from `_bound`; parts with bound values are not shared."""
+        if bound:
+            return self._make_parts(batch_size, context, bound)
         key = batch_size, context
         found = self._parts.get(key)
         if found is None:
-            found = self._make_parts(batch_size, context)
+            found = self._make_parts(batch_size, context, {})
             with self._lock:
                 self._parts[key] = found
                 while len(self._parts) > KEPT_PARTS:
                     del self._parts[next(iter(self._parts))]
         return found
 
-    def _make_parts(self, batch_size: int | None, context: Context | None) -> StreamParts:
+    def _make_parts(self, batch_size: int | None, context: Context | None, bound: dict[str, np.ndarray]) -> StreamParts:
         self._check_streamable()
         if self._open_sizes:
             return StreamParts(batch_size, context)
@@ -160,7 +168,8 @@ class Compiled:
         has_batch, inputs, outputs = self._stream_arguments
         if batch_size not in (None, 1) and not has_batch:
             raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
-        forms = plain_forms(inputs, outputs, batch_size)
+        inputs = [a.bind(bound[a.name], batch_size) if a.name in bound else a for a in inputs]
+        forms = [] if bound else plain_forms(inputs, outputs, batch_size)
         return StreamParts(batch_size, context, self._given_sizes, program, layout, inputs, outputs, forms)
 
     @cached_property  # once for all streams: they share what is computed for their arguments
@@ -180,15 +189,41 @@ class Compiled:
         text = "is known from the first step on: take one, or load the model with sizes="
         return f"{', '.join(self._open_sizes)} {text}"
 
-    def _sized_like(self, x) -> Compiled:
-        """This model with its open sizes taken from x, the argument of a stream's step or push.
+    def _bound(self, bind: Mapping | None) -> dict[str, np.ndarray]:
+        """The values of inputs that are bound for a stream's life: copies of the inputs' dtypes.
 
-        Raises ShapeError if x doesn't determine them.
+        Raises ShapeError for an input that is unknown, a state, or changes from step to step.
         """
-        arguments = self._stream_arguments[1]
+        if not bind:
+            return {}
+        if not isinstance(bind, Mapping):
+            raise ShapeError(f"bind must map inputs to values, such as {{'memory': array}}, got {bind!r:.60}")
+        free = {a.name: a for a in self._stream_arguments[1]}
+        for name in bind:
+            if name not in free:
+                what = "is a state, which a stream keeps itself" if name in self.graph.states else "is no input"
+                raise ShapeError(f"bind: {name!r} {what}; a stream of {self.name} takes {', '.join(free)}")
+            if any("time" in D.symbols(d) for d in self.graph.values[name].dims):
+                raise ShapeError(f"bind: the input {name} has a time axis: its steps are passed to step or push")
+        if len(bind) == len(free):
+            raise ShapeError(f"bind: no input is left for the steps of {self.name}; leave out the one that changes")
+        return {name: np.array(as_dtype(bind[name], free[name].dtype, f"bind: {name}")) for name in bind}
+
+    def _sized_like(self, x, bound: dict[str, np.ndarray] | None = None) -> Compiled:
+        """This model with its open sizes taken from x, the argument of a stream's step or push, and from bound values.
+
+        Raises ShapeError if they don't determine them.
+        """
+        bound = bound or {}
+        arguments = {a.name: a for a in self._stream_arguments[1]}
+        names = [name for name in arguments if name not in bound]
+        given = dict(zip(names, collect(names, x), strict=True)) | bound
         sizes: dict[str, int] = {}
-        for argument, given in zip(arguments, collect([a.name for a in arguments], x), strict=True):
-            sizes |= argument.open_sizes(as_dtype(given, argument.dtype, f"input {argument.name}"))
+        for name, argument in arguments.items():
+            found = argument.open_sizes(as_dtype(given[name], argument.dtype, f"input {name}"))
+            other = next((n for n in found if sizes.setdefault(n, found[n]) != found[n]), None)
+            if other is not None:
+                raise ShapeError(f"input {name}: {other} is both {sizes[other]} and {found[other]}")
         missing = [n for n in self._open_sizes if n not in sizes]
         if missing:
             text = f"the inputs of a step don't determine {', '.join(missing)}: load it with sizes="

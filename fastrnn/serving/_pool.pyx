@@ -389,7 +389,7 @@ cdef class PoolCore(SlabCore):
             if final and p.timetable is not None:
                 self.ended.add(place)
             if p.still and spans[i]:
-                self.still[place] = [np.array(c[i]) for a, c in zip(p.inputs, columns) if not a.timed]
+                self.still[place] = [np.array(c[i]) for a, c in zip(p.inputs, columns) if a in p.still]
         return [p.seen(row, arrays, one) for row, arrays in zip(comes, made)]
 
     cdef int check_room(self, int64_t n, lengths) except -1:

@@ -205,7 +205,7 @@ cdef class StreamCore(SlabCore):
             self.steps_done += span
             self.ended = final and p.timetable is not None
             if p.still and span:  # an empty chunk changes nothing, not even these inputs
-                self.still = [np.array(v) for a, v in zip(p.inputs, arrays) if not a.timed]
+                self.still = [np.array(v) for a, v in zip(p.inputs, arrays) if a in p.still]
         finally:
             self.busy = False
         return p.seen(comes, made, one)

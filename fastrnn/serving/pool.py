@@ -31,13 +31,20 @@ class StreamPool(PoolCore):
     ----------
     model : the Model
     capacity : how many streams fit; `grow` increases it
+    bound : the values of inputs that `pool(bind=...)` fixed for all streams, by name; None if there are none
     slab : float32 [capacity, state_size], the states by place; for reading only
     """
 
-    def __init__(self, model: Compiled, capacity: int, context: Context | None = None):
+    def __init__(
+        self,
+        model: Compiled,
+        capacity: int,
+        context: Context | None = None,
+        bound: dict[str, np.ndarray] | None = None,
+    ):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
         self.model: Any = model  # a Model, which builds on pools
-        self._context = context
+        self._context, self.bound = context, bound
         model._check_streamable()
         with _memory_for(model, capacity):
             self._resize(capacity)
@@ -47,7 +54,7 @@ class StreamPool(PoolCore):
 
     def _lay_out(self, model: Compiled) -> None:
         """Make the slab. If the model leaves sizes open, this is called at the first step, with its sizes."""
-        parts = model._stream_parts(None, self._context)
+        parts = model._stream_parts(None, self._context, self.bound)
         if parts.timetable and not all(a.batched for a in (*parts.inputs, *parts.outputs)):
             raise StreamError(f"{model.name}: an input or output has no batch axis, and its streams look ahead")
         with _memory_for(model, self.capacity):
@@ -119,7 +126,7 @@ class StreamPool(PoolCore):
         if self.program is None:
             with self._alone():
                 if self.program is None:
-                    self._lay_out(self.model._sized_like(x))
+                    self._lay_out(self.model._sized_like(x, self.bound))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.slots.tolist())
@@ -128,7 +135,7 @@ class StreamPool(PoolCore):
     def _step_general(self, n: int, x, out):
         """`step` of the n slots found, if x is not a plain array or the model has several inputs or outputs."""
         if self.program is None:
-            self._lay_out(self.model._sized_like(x))
+            self._lay_out(self.model._sized_like(x, self.bound))
         parts = self._parts
         if parts.timetable:
             if out is not None:
@@ -170,7 +177,7 @@ class StreamPool(PoolCore):
             if n == 0:
                 return []
             if self.program is None:
-                self._lay_out(self.model._sized_like(chunks[0]))
+                self._lay_out(self.model._sized_like(chunks[0], self.bound))
             plain = self._push_plain(n, chunks)
             if plain is not None:
                 return plain

@@ -26,15 +26,20 @@ class Stream(StreamCore):
     ----------
     model : the Model
     batch_size : the number of rows in lock-step, or None
+    bound : the values of inputs that `stream(bind=...)` fixed, by name; None if there are none
     steps_done : steps taken since opening, `reset` or `restore`
     """
 
-    __slots__ = ("__weakref__", "model")  # and no dict, so that thousands of streams take little more than their states
+    __slots__ = (
+        "__weakref__",
+        "bound",
+        "model",
+    )  # and no dict, so that thousands of streams take little more than their states
 
     model: Any  # the Model, which builds on streams
 
-    def __init__(self, model: Compiled, parts: StreamParts):
-        self.model = model
+    def __init__(self, model: Compiled, parts: StreamParts, bound: dict[str, np.ndarray] | None = None):
+        self.model, self.bound = model, bound
         self._take_parts(parts)
 
     def _take_parts(self, parts: StreamParts) -> None:
@@ -48,10 +53,10 @@ class Stream(StreamCore):
         """Lay out the state for the sizes of x, the argument of a first step or push, if the model leaves them open."""
         with self._held():
             if self.program is None:
-                self._begin_sized(self.model._sized_like(x))
+                self._begin_sized(self.model._sized_like(x, self.bound))
 
     def _begin_sized(self, sized: Compiled) -> None:
-        self._take_parts(sized._stream_parts(self.batch_size, self._parts.context))
+        self._take_parts(sized._stream_parts(self.batch_size, self._parts.context, self.bound))
 
     # -- calls --
     def _step_general(self, x, out):
@@ -121,7 +126,7 @@ class Stream(StreamCore):
     def copy(self) -> Stream:
         """An independent stream with the same state."""
         with self._held():
-            other = type(self)(self.model, self._parts)
+            other = type(self)(self.model, self._parts, self.bound)
             if self.program is not None:
                 other.slab[:] = self.slab
             other.steps_done, other.ended, other.still = self.steps_done, self.ended, self.still

@@ -16,6 +16,7 @@ The parts of this package, in the order in which they process a file:
     inputs.py     the inputs of a file, with a symbol per axis
     walk.py       one walk over the nodes; it writes to build.py
     states/       states that the caller passes from call to call
+    steps.py      what one step of a stream is, if the caller passes states
 
 Imports point one way: reading imports no other part, sizes and reroll import reading, ops imports all three.
 """
@@ -31,9 +32,7 @@ import onnx
 
 from ...errors import FastRNNError, FastRNNWarning, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
-from ...graph import dims as D
 from ...graph.casts import check_float32
-from ...passes.sizes import fix_sizes
 from ..shared.ledger import Finding
 from . import states as state_pairs
 from .precheck import precheck
@@ -46,6 +45,7 @@ from .sizes.evidence import Policy
 from .sizes.judge import verdicts
 from .sizes.settle import settle
 from .sizes.symbols import Restart, SymbolTable
+from .steps import one_step
 from .walk import File, read_constants, walk
 
 __all__ = ["Selector", "UndecidedError", "import_onnx"]
@@ -68,9 +68,8 @@ def import_onnx(
     bind : input name -> fixed value; the input is then removed from the graph's inputs.
     states : input name -> output name of states that the caller passes from call to call. None: found by `states/`.
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
-    streams : function that says whether a graph can be streamed. If given, a file whose states the caller passes keeps
-        its length if only that lets it stream, or if it has several steps of input for one step of output. The whole
-        file is then one step.
+    streams : function that says whether a graph can be streamed. If given, a call of a file whose states the caller
+        passes may be one step, whatever its length: see `steps.py`.
     policy : which frozen sizes may be freed. None: those without evidence in the file against it.
 
     Returns
@@ -108,40 +107,7 @@ def import_onnx(
     for text in file.overruled:
         warnings.warn(f"{where}: {text}", FastRNNWarning, stacklevel=4)
     validate(graph)
-    return _one_step(file, graph, states, streams)
-
-
-def _one_step(file: File, free: Graph, states: dict | None, streams: Callable[[Graph], bool] | None) -> Graph:
-    """The graph with its states. It keeps the file's own length if that is one step of a stream whose states the
-    caller passes.
-
-    This is so if the file has one step and several would not stream (they meet in a cache of keys), or if it has
-    several steps of input for one step of output: a window that the caller moves along.
-    """
-    graph = state_pairs.pair(free, states)
-    if streams is None:
-        return graph
-    shapes = {info.name: info.type.tensor_type.shape.dim for info in file.model.graph.input}
-    lengths = {
-        declared.dim_value
-        for name in graph.inputs
-        for d, declared in zip(graph.values[name].dims, shapes[name], strict=True)
-        if d == D.TIME
-    }
-    (length,) = lengths if len(lengths) == 1 else (0,)
-    if length == 0 or not (graph.states or length == 1):
-        return graph
-    ends = [d for name in graph.outputs for d in graph.values[name].dims if D.symbols(d) == {"time"}]
-    window = length > 1 and ends and all(D.evaluate(d, {"time": length}) == 1 for d in ends)
-    if not window and (length > 1 or streams(graph)):
-        return graph
-    held = state_pairs.pair(fix_sizes(free, {"time": length}), states)
-    if not held.states:
-        return graph
-    return held.replace(notes=(*held.notes, _ONE_STEP)) if streams(held) else graph
-
-
-_ONE_STEP = "the length stays as it was: the file is one step, whose states the caller threads"
+    return one_step(file.model, graph, states, streams)
 
 
 def _bound(bind: dict) -> str:
