@@ -58,8 +58,8 @@ def load(
         The architecture for a Keras file of bare weights: the result of `model.to_json()`.
     threads : int, optional; threads that a call may use. Default: as `cpu_info()` says
     sizes : dict, optional
-        Name -> number, for sizes that the file leaves free besides batch and time, such as samples per step. By
-        default `run` accepts any size, and a stream keeps the sizes of its first step.
+        Name -> number for sizes that the file leaves free ("time", the file's own name, or an axis such as "x[2]"),
+        applied before the import. By default `run` accepts any size, and a stream keeps the sizes of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights always compute in float32, as the
         model's notes say. A number that float32 can't hold is a ModelFormatError either way.

@@ -160,7 +160,7 @@ def test_equal_parts_of_an_open_length():
     want, got, meant = run_all(nodes, x, "float")
     np.testing.assert_allclose(got, want, atol=1e-6)
     np.testing.assert_allclose(meant, want, atol=1e-6)
-    refused(nodes, x[:, :8], "float", "where it is 0")
+    refused(nodes, x[:, :8], "float", "must be a multiple of")
 
 
 def test_blocks_and_back():
