@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError
+from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError, claims_too_much
 from ...graph import Graph
 from ...graph.dims import Dim
 from ..shared.ledger import Finding
@@ -330,6 +330,8 @@ def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set
         raise
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError, MemoryError) as error:
         # Any error that a malformed node causes in NumPy or Python; the cause stays attached.
+        if isinstance(error, MemoryError) and not claims_too_much(error):
+            raise
         detail = f"{type(error).__name__}: {error}"
         raise ModelFormatError(f"{file.where}: node {node.label} ({node.kind}): malformed ({detail})") from error
 
