@@ -5,7 +5,9 @@ The parts of this package, in the order in which they process a file:
     reading/    bytes -> tensors (files), node records (nodes), constants (fold), kinds of values (values),
                 the table of operators (registry), and NodeReader (reader), which detects what was not read
     reroll/     turns recurrences that an exporter wrote out into cells: unrolled copies (unroll), loops over a cell
-                (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations
+                (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations.
+                Copies of any other body become a cycle: values get numbers (numbering), copies are found (copies) and
+                proved (followed), and the walk writes the cycle (repeat)
     sizes/      sizes as symbols with examples (symbols), their roles and names (settle), frozen numbers reinterpreted
                 (thaw, slices, blocks, arithmetic, positions), signs that a frozen size is intended (evidence), the
                 verdict (judge), and a batch of one that can be read in several ways (guesses)
@@ -38,7 +40,8 @@ from . import states as state_pairs
 from .precheck import precheck
 from .reading import files
 from .reading.nodes import collect, known_names, reads
-from .reroll import chains, unroll
+from .reroll import chains, copies, unroll
+from .reroll.repeat import Refused
 from .selectors import Selector, UndecidedError
 from .sizes import given, guesses
 from .sizes.evidence import Policy
@@ -152,7 +155,17 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
             check_float32(array, f"tensor {name!r}", ModelFormatError)
     nodes = chains.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
-    return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
+    file = File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
+    file.written = nodes
+    _roll_up(file)
+    return file
+
+
+def _roll_up(file: File) -> None:
+    """Replace copies of one body, except those that a walk refused."""
+    outputs = [v.name for v in file.model.graph.output]
+    known = known_names(file.model.graph)
+    file.nodes = copies.roll_up(file.written, file.constants, known, outputs, file.opsets[""], file.apart)
 
 
 def _inline(model, where: str):
@@ -172,6 +185,12 @@ def _settled(file: File, table: SymbolTable, axes: given.OpenAxes) -> Graph:
         try:
             graph, ctx = walk(file, table, problems)
         except Restart:
+            continue
+        except Refused as refused:
+            if not table.dirty:
+                file.apart.add(refused.label)
+                _roll_up(file)
+                first = precheck(file, file.nodes, [*file.constants, *file.bind])
             continue
         except (FastRNNError, Finding):
             if not table.dirty:
