@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from .errors import (
     FastRNNError,
-    FastRNNMemoryError,
     FastRNNWarning,
     ModelFormatError,
     ShapeError,
@@ -64,7 +63,6 @@ __all__ = [
     "Analysis",
     "CpuInfo",
     "FastRNNError",
-    "FastRNNMemoryError",
     "FastRNNWarning",
     "InferenceSession",
     "LayerInfo",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import onnx_files
-from .errors import FastRNNError, ModelFormatError
+from .errors import FastRNNError, ModelFormatError, UnsupportedError
 from .graph import Graph, artifact
 from .model import Model
 
@@ -47,7 +46,7 @@ def _read_pytorch(
     from .importers.pytorch import files
 
     try:
-        weights = files.read_weights(source, key)
+        weights = files.read_weights(source, key, script=layers is not None)
     except files.Refused:
         if not allow_torch:
             raise
@@ -72,17 +71,46 @@ _ANOTHER_EXAMPLE = "make a model from an example of the size that you need, such
 
 
 def graph_of_module(module, example, states, float64_as_float32: bool) -> Graph:
-    """The graph of a live module, compared with the module."""
-    from .importers.onnx.sizes.evidence import Policy
-    from .importers.pytorch.modules import convert
+    """The graph of a live module, compared with the module: of the forms in which it can be written as ONNX, the first
+    with a free batch and length, else the one with most free sizes."""
+    from .importers.pytorch.modules import candidates
 
-    converted = convert(module, example, float64_as_float32=float64_as_float32)
-    name, how = type(module).__name__, f"the module was {converted.how}"
+    best: Graph | None = None
+    said: list[str] = []
+    first: FastRNNError | None = None
+    for found in candidates(module, example, float64_as_float32=float64_as_float32):
+        if isinstance(found, str):
+            said.append(found)
+            continue
+        if best is not None and _free_sizes(best) >= found.most_free():
+            break
+        try:
+            graph = _checked(found, states)
+        except FastRNNError as error:
+            first = first or error
+            said.append(f"{found.how}: {error}")
+            continue
+        if best is None or _free_sizes(graph) > _free_sizes(best):
+            best = graph.replace(name=type(module).__name__, notes=(f"the module was {found.how}", *graph.notes))
+    if best is not None:
+        return best
+    if first is not None:
+        raise first
+    raise UnsupportedError(said, type(module).__name__)
+
+
+def _free_sizes(graph: Graph) -> int:
+    """How many axes of the inputs are free."""
+    return sum(not isinstance(dim, int) for name in graph.inputs for dim in graph.values[name].dims)
+
+
+def _checked(converted, states) -> Graph:
+    """The graph of one form of a module. Raises a FastRNNError if it can't be read, or answers otherwise."""
+    from .importers.onnx.sizes.evidence import Policy
 
     def made(compared: bool) -> tuple[Graph, bool]:
         policy = Policy(compared=compared, remedy=_ANOTHER_EXAMPLE, overrule="")
         graph = onnx_files.read_graph(converted.proto, states=states, policy=policy)
-        graph = graph.replace(name=name, notes=(how, *graph.notes))
         model = Model(graph, 1)
         return graph, converted.check(model.graph, model.run)
 
@@ -98,6 +126,13 @@ def _read_safetensors(source, layers=None, float64_as_float32=False) -> Graph:
     from .importers.shared import weights
 
     return list_of_layers.build(weights.read_safetensors(source), layers)
+
+
+def _read_arrays(source, layers=None, float64_as_float32=False) -> Graph:
+    from .importers import layers as list_of_layers
+    from .importers.shared import npz
+
+    return list_of_layers.build(npz.read(source), layers)
 
 
 def _read_keras(source, layers=None, config=None, float64_as_float32=False, thaw=True) -> Graph:
@@ -125,6 +160,12 @@ def _is_pytorch(blob: bytes) -> bool:
     return files.begins(blob)
 
 
+def _is_npz(blob: bytes) -> bool:
+    from .importers.shared import npz
+
+    return npz.is_npz(blob)
+
+
 def _is_safetensors(blob: bytes) -> bool:
     from .importers.shared import weights
 
@@ -142,11 +183,19 @@ FORMATS = (
     ),
     Format(
         "pytorch",
-        (".pt", ".pth", ".ckpt", ".bin"),
+        (".pt", ".pth", ".ckpt", ".bin", ".tar", ".jit", ".torchscript", ".pkl"),
         _read_pytorch,
         frozenset({"layers", "key", "allow_torch", "example", "states", "float64_as_float32"}),
         "bind= needs a file that names its inputs; " + _FOR_WEIGHTS,
         _is_pytorch,
+    ),
+    Format(
+        "arrays",
+        (".npz",),
+        _read_arrays,
+        frozenset({"layers", "float64_as_float32"}),
+        _FOR_WEIGHTS + "; key= selects the weights in a PyTorch checkpoint",
+        _is_npz,
     ),
     Format(
         "safetensors",
@@ -175,28 +224,20 @@ FORMATS = (
 )
 
 
-def _check_file(path) -> None:
-    """Raise the OSError with this path that opening it for reading would raise."""
-    try:
-        with open(path, "rb"):
-            pass
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such file, expected a model file", str(path)) from None
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from None
-
-
 def format_of(source) -> Format:
     """The format of a source: from the content for bytes, from the longest matching suffix for a path."""
+    if isinstance(source, Mapping):
+        return next(form for form in FORMATS if form.name == "arrays")
     if isinstance(source, bytes | bytearray | memoryview):
         blob = bytes(source)
         return next(form for form in FORMATS if form.begins(blob))
     if not isinstance(source, str | os.PathLike):
-        raise ModelFormatError(f"load takes a path or bytes, got {type(source).__name__}")
+        raise ModelFormatError(f"load takes a path, bytes or a dict of arrays, got {type(source).__name__}")
     name = Path(source).name.lower()
     fitting = [(len(suffix), form) for form in FORMATS for suffix in form.suffixes if name.endswith(suffix)]
     if not fitting:
         known = ", ".join(suffix for form in FORMATS for suffix in form.suffixes)
         raise ModelFormatError(f"{source}: unknown file type {Path(source).suffix.lower()!r}, expected one of {known}")
-    _check_file(source)
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such file, expected a model file")
     return max(fitting, key=lambda pair: pair[0])[1]

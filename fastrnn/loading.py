@@ -7,7 +7,7 @@ from inspect import signature
 import numpy as np
 
 from . import onnx_files
-from .errors import FastRNNError, ModelFormatError, memory_for
+from .errors import FastRNNError, ModelFormatError
 from .formats import FORMATS, Format, format_of, graph_of_module
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
@@ -40,7 +40,7 @@ def load(
 
     Parameters
     ----------
-    path_or_bytes : path (.onnx .fastrnn .keras .h5 .hdf5 .pt .pth .ckpt .bin .safetensors), or bytes of such a file
+    path_or_bytes : path (the suffixes are in `FORMATS`), bytes of such a file, or a dict of named arrays
     bind : dict, optional
         Input name -> constant that replaces the input, such as `{"sr": 16000}`. For .onnx files. An input that selects
         a branch of an `If` and is not bound stays an input: the model is a `SelectedModel`, whose `stream` takes bind=.
@@ -51,15 +51,15 @@ def load(
         if every tensor belongs to one recurrent stack.
     key : str, optional; name of the state dict in a PyTorch checkpoint that holds several dicts of tensors
     allow_torch : bool
-        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs the code in
-        the file. Such files are refused otherwise.
+        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs its code.
+        Such files are refused otherwise; layers= reads the weights of TorchScript without its program.
     example : as in `from_torch`, for such a file
     config : str, dict or path, optional
         The architecture for a Keras file of bare weights: the result of `model.to_json()`.
     threads : int, optional; threads that a call may use. Default: as `cpu_info()` says
     sizes : dict, optional
-        Name -> number for sizes that the file leaves free ("time", the file's own name, or an axis such as "x[2]"),
-        applied before the import. By default `run` accepts any size, and a stream keeps the sizes of its first step.
+        Name -> number, for sizes that the file leaves free besides batch and time, such as samples per step. By
+        default `run` accepts any size, and a stream keeps the sizes of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights always compute in float32, as the
         model's notes say. A number that float32 can't hold is a ModelFormatError either way.
@@ -82,7 +82,6 @@ def load(
     return load_as(form, path_or_bytes, threads=threads, sizes=sizes, **options)
 
 
-@memory_for("load")
 def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Model:
     """`load` a source that is of this format: a path, bytes, or what the format's reader takes besides.
 
@@ -116,7 +115,6 @@ def _taken_by(form: Format, given: dict) -> dict:
     return given
 
 
-@memory_for("from_onnx")
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
     """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
     _check_flags(float64_as_float32=float64_as_float32)
@@ -124,33 +122,36 @@ def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, 
     return onnx_files.model_of(model_proto, options, threads, sizes or {})
 
 
-@memory_for("from_torch")
 def from_torch(
     module, example=None, *, states=None, threads: int | None = None, sizes=None, float64_as_float32: bool = False
 ) -> Model:
     """Make a model from a live `torch.nn.Module`, as in eval mode. The module itself is not changed.
 
-    The module is traced. If it can't be traced, PyTorch's exporters write it down. In both cases the model is compared
-    with the module before it is returned, at the sizes of the example and at two others.
+    The module is traced. If it can't be traced, PyTorch's exporters write it down, first with free sizes and then with
+    those of the example. The model is compared with the module before it is returned, at the sizes of the example and
+    at two others.
 
     Parameters
     ----------
     module : torch.nn.Module
-    example : tensor or array, or a tuple of the arguments of `forward`, optional
+    example : tensor or array, a tuple of the arguments of `forward`, or a dict of them by name, optional
         Needed if the first layer does not show what the module takes, or if the module can't be traced (loops over a
-        length, attention). Its batch and length are free in the model as far as the module allows.
+        length, attention). Arguments may be tuples, lists and dicts of tensors. Batch and length of the example are
+        free in the model as far as the module allows. The example is copied: the module may write into its input.
     states, threads, sizes, float64_as_float32 : as in `load`
 
     Returns
     -------
-    Model with the axis order of the module. Inputs are named after the arguments of `forward`. Outputs are named y, or
-    y0, y1, ... in the order in which the module returns them. Initial states among the arguments and last states among
-    the outputs become the states of a stream.
+    Model with the axis order of the module. Inputs are named after the arguments of `forward`, and those in a tuple or
+    dict after its places or keys (state0, state1). An output is named after the key or field that holds it, and y, or
+    y0, y1, ... in the order in which the module returns them, if there is none; if an input has that name, with _out
+    behind it. Initial states among the arguments and last states among the outputs become the states of a stream.
 
     Raises
     ------
-    ModelFormatError : `module` is not a module, or an example is needed.
-    UnsupportedError : the module can't be converted, or the model gives other answers than PyTorch.
+    ModelFormatError : `module` is not a module, or an example is needed or does not fit `forward`.
+    UnsupportedError : the module can't be converted, keeps a state between calls (the error names the attribute), or
+        the model gives other answers than PyTorch.
     ImportError : PyTorch is not installed.
 
     Examples
@@ -163,7 +164,6 @@ def from_torch(
     return Model(fix_sizes(graph, sizes or {}), threads)
 
 
-@memory_for("from_keras")
 def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = False) -> Model:
     """Make a model from a live Keras model, with its current weights.
 
@@ -176,7 +176,6 @@ def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = 
     return Model(import_model(model, float64_as_float32=float64_as_float32), threads)
 
 
-@memory_for("from_arrays")
 def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     """Make a model of one recurrent layer from arrays, for example from an npz file, JSON or a paper.
 
@@ -237,7 +236,6 @@ def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     return Model(importer.build(kind, **arrays), threads)
 
 
-@memory_for("from_equations")
 def from_equations(
     text: str, *, outputs=None, initial=None, inputs=None, threads: int | None = None, **arrays
 ) -> Model:

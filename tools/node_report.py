@@ -69,7 +69,7 @@ def in_scope(name: str, model: onnx.ModelProto) -> bool:
 
 
 def outcome(case) -> str:
-    """"passes", or why not: the refusal, the error, or how the answer differs."""
+    """ "passes", or why not: the refusal, the error, or how the answer differs."""
     import fastrnn
     from fastrnn import onnx_backend
 

@@ -1,4 +1,4 @@
-"""ONNX nodes for a traced module. `Emitter` collects them; a traced value is a `V` or a `Size`.
+"""ONNX nodes for a traced module. `Emitter` collects them; a traced value is a `V`, a `Size` or a `Packed`.
 
 Every value carries what torch computed for it on the example, so its rank and dtype are known. Sizes that the module
 reads are taken from the live shape, so no size of the example is written into the model.
@@ -41,6 +41,16 @@ class Size:
     value: int
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A packed sequence. steps: its padded values; lengths: of its rows; value: torch's on the example."""
+
+    steps: V
+    lengths: V
+    batch_first: bool
+    value: torch.nn.utils.rnn.PackedSequence
+
+
 class Emitter:
     """Nodes, initializers and inputs of one model."""
 
@@ -49,6 +59,7 @@ class Emitter:
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.label = "model"
+        self.lengths: dict[str, int] = {}  # values that say how many steps of each row count -> the example's steps
         self._count = 0
         self._held: dict[tuple, str] = {}
 

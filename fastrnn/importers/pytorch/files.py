@@ -2,6 +2,9 @@
 
     zip form     archive/data.pkl, a pickle whose persistent ids name the storages archive/data/<key>
     legacy form  four pickles (magic number, version, machine, objects), the storages' keys, then each storage
+    tar form     of PyTorch 0.1; see tarred.py
+    TorchScript  the zip form of an object of the program's own class, whose attributes are the weights
+    a pickle     of NumPy arrays
 
 Storages are views of the file's own bytes; their total is bounded by the size of the file.
 """
@@ -15,15 +18,19 @@ import struct
 import zipfile
 import zlib
 
-from ...errors import FastRNNError, ModelFormatError, claims_too_much
+from ...errors import FastRNNError, ModelFormatError
 from ..shared.weights import NamedWeights, unwrapped
-from .pickles import HOW_TO_SAVE, Budget, Refused, SavedTensor, Storage, Unpickler, no_storage, storage_id, width_of
+from . import tarred
+from .pickles import HOW_TO_SAVE, Budget, Refused, ScriptObject, Storage, Unpickler, no_storage, storage_id, width_of
+from .saved import SavedTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_tree(source: str | os.PathLike | bytes, where: str):
+def read_tree(source: str | os.PathLike | bytes, where: str, script: bool = False):
     """The object that a .pt file (a path or its bytes) holds: dicts, lists, tuples, scalars, text and `SavedTensor`s.
+
+    script : read the tensors of TorchScript as a dict, and leave its program out
 
     Raises
     ------
@@ -32,17 +39,15 @@ def read_tree(source: str | os.PathLike | bytes, where: str):
     """
     try:
         if isinstance(source, bytes):
-            return (_read_zip if source[:2] == b"PK" else _read_legacy)(source, where)
+            return _read_zip(source, where, script) if source[:2] == b"PK" else _read_legacy(source, where)
         with open(source, "rb") as file:
             if file.read(2) == b"PK":
-                return _read_zip(source, where)
+                return _read_zip(source, where, script)
             file.seek(0)
             return _read_legacy(file.read(), where)
     except FastRNNError:
         raise
     except _DAMAGED as error:
-        if isinstance(error, MemoryError) and not claims_too_much(error):
-            raise
         raise ModelFormatError(f"{where}: a damaged PyTorch file ({type(error).__name__}: {error!s:.200})") from None
     except OSError as error:
         if error.errno != errno.EINVAL:
@@ -60,20 +65,23 @@ _DAMAGED = (
 # -- the two containers --
 
 
-def _read_zip(source, where: str):
+def _read_zip(source, where: str, script: bool):
     size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
     with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
-        return _read_archive(archive, size, where)
+        return _read_archive(archive, size, where, script)
 
 
-def _read_archive(archive: zipfile.ZipFile, size: int, where: str):
+def _read_archive(archive: zipfile.ZipFile, size: int, where: str, script: bool):
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ModelFormatError(f"{where}: a zip file without one data.pkl, so torch.save did not write it")
     root = pickles[0][: -len("data.pkl")]
-    if f"{root}constants.pkl" in entries or any(name.startswith(f"{root}code/") for name in entries):
-        raise Refused(f"the file holds TorchScript, a program: {HOW_TO_SAVE}", where)
+    program = f"{root}constants.pkl" in entries or any(name.startswith(f"{root}code/") for name in entries)
+    if program and not script:
+        raise Refused(
+            f"the file holds TorchScript, a program: give layers= to read its weights alone, {HOW_TO_SAVE}", where
+        )
 
     def entry(name: str) -> bytes:
         info = entries.get(name)
@@ -107,16 +115,51 @@ def _read_archive(archive: zipfile.ZipFile, size: int, where: str):
         return found
 
     budget = Budget(where, size)
-    return Unpickler(entry(pickles[0]), where, storage, budget).load()
+    tree = Unpickler(entry(pickles[0]), where, storage, budget, script=program).load()
+    return _script_tree(tree, where) if program else tree
+
+
+MOST_PARTS = 100_000  # modules and attributes of TorchScript; a large model has some thousands
+
+
+def _script_tree(tree, where: str) -> dict:
+    """The tensors of TorchScript by their dotted names."""
+    found: dict[str, SavedTensor] = {}
+    parts, seen = [("", tree)], 0
+    while parts:
+        name, part = parts.pop()
+        seen += 1
+        if seen > MOST_PARTS:
+            raise ModelFormatError(f"{where}: TorchScript of over {MOST_PARTS} attributes")
+        if isinstance(part, SavedTensor):
+            found[name] = part
+        elif isinstance(part, ScriptObject):
+            parts += [(f"{name}.{key}" if name else str(key), inner) for key, inner in reversed(part.items())]
+    if not found:
+        text = "TorchScript whose weights have no names, since it was frozen or traced without a module"
+        raise Refused(f"the file holds {text}: {HOW_TO_SAVE}", where)
+    return found
+
+
+def script_tensors(blob: bytes, where: str) -> dict[str, SavedTensor]:
+    """The tensors of TorchScript by their dotted names; {} if it has none."""
+    try:
+        return read_tree(blob, where, script=True)
+    except Refused:
+        return {}
 
 
 def _read_legacy(source: bytes, where: str):
+    if source[257:262] == b"ustar":
+        return tarred.read(source, where)
     if source[:1] != b"\x80":
-        kind = "an old tar form of" if source[257:262] == b"ustar" else "no"
-        raise ModelFormatError(f"{where}: {kind} PyTorch file (neither a zip nor a pickle)")
+        raise ModelFormatError(f"{where}: no PyTorch file (neither a zip nor a pickle)")
     budget = Budget(where, len(source))
     first = Unpickler(source, where, no_storage, budget)
-    if first.load() != LEGACY_MAGIC:
+    magic = first.load()
+    if isinstance(magic, dict) and first.at == len(source):
+        return magic  # a pickle of arrays, not by torch
+    if magic != LEGACY_MAGIC:
         raise Refused(f"a pickle that torch.save did not write: {HOW_TO_SAVE}", where)
     version = Unpickler(source, where, no_storage, budget, first.at)
     if version.load() != 1001:
@@ -173,7 +216,7 @@ def _storages_at_end(source: bytes, where: str, budget: Budget, at: int) -> dict
 MAX_DEPTH = 6  # nested dicts that are searched for weights
 
 
-def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> NamedWeights:
+def read_weights(source: str | os.PathLike | bytes, key: str | None = None, script: bool = False) -> NamedWeights:
     """The state dict of a .pt or .pth file.
 
     Parameters
@@ -181,6 +224,7 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> N
     source : path, or bytes of a file
     key : where the state dict is in a checkpoint that wraps it ("model", or "a.b" for a dict in a dict); None if the
         file has only one
+    script : read the weights of TorchScript, without its program
 
     Raises
     ------
@@ -189,7 +233,7 @@ def read_weights(source: str | os.PathLike | bytes, key: str | None = None) -> N
     """
     blob = isinstance(source, bytes | bytearray | memoryview)
     where = "bytes" if blob else os.fspath(source)
-    return weights_in(read_tree(bytes(source) if blob else source, where), key, where)
+    return weights_in(read_tree(bytes(source) if blob else source, where, script), key, where)
 
 
 def weights_in(tree, key: str | None, where: str) -> NamedWeights:
@@ -252,4 +296,6 @@ def begins(blob: bytes) -> bool:
     """Whether bytes look like torch.save's output: a zip with a data.pkl, or the legacy form's pickled magic number."""
     if blob[:2] == b"PK":
         return b"/data.pkl" in blob  # in its directory; a Keras zip has none
+    if blob[257:262] == b"ustar":
+        return True
     return blob[:1] == b"\x80" and b"\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in blob[:32]

@@ -1,16 +1,14 @@
 """A live PyTorch module -> ONNX, for the ONNX importer: traced here if possible, otherwise by torch's exporters.
 
 Tracing keeps every size free and every recurrent layer whole. The exporters write example sizes into the file, unroll
-nn.RNN and break projections (the ONNX importer undoes much of that). `Converted.answer` runs the module itself, so that
-the caller can compare.
+loops and nn.RNN and break projections (the ONNX importer undoes much of that). `candidates` gives each form in turn.
+`Converted.answer` runs the module itself, so that the caller can compare.
 """
 
 from __future__ import annotations
 
-import copy
-import io
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -21,30 +19,40 @@ from ...errors import ModelFormatError, UnsupportedError
 from ...graph import Graph
 from ...graph import dims as D
 from ...graph.casts import check_float32
-from . import lookups, tracing
+from . import exporting, held, nesting, tracing
 from .emit import Unknown
 from .through_torch import quiet
 
 
 @dataclass(frozen=True)
 class Converted:
-    """proto: the ONNX model. example: its inputs, name -> array. how: what made it, for a note."""
+    """proto: the ONNX model. example: its inputs, name -> array. form: the arguments, without their tensors.
+
+    how: what made it, for a note. lengths: inputs that say how many steps of each row count -> the steps of the example
+    """
 
     module: nn.Module
     proto: onnx.ModelProto
     example: Mapping[str, np.ndarray]
-    nesting: tuple
+    form: nesting.Arguments
     how: str
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     def answer(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
         """The module's own results, flattened; None if it does not accept these sizes."""
-        arrays = iter(torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.example)
+        arrays = iter([torch.from_numpy(np.array(feeds[name], order="C")) for name in self.example])
         try:
             with torch.no_grad(), quiet():
-                result = self.module(*_filled(self.nesting, arrays))
+                result = nesting.call(self.module, self.form.filled(arrays))
         except Exception:  # whatever the module's code raises at sizes it was not written for
             return None
-        return [tracing.numbers(t) for t in _tensors(result)]
+        return [tracing.numbers(t) for t in nesting.tensors_in(result)]
+
+    def most_free(self) -> int:
+        """How many axes of the inputs can be free: the batch and the length of each input that has them."""
+        if self.how.startswith("traced"):
+            return sum(a.ndim for a in self.example.values())
+        return sum(min(a.ndim, 2) for a in self.example.values())
 
     def check(self, graph: Graph, run: Callable) -> bool:
         """Compare `run` (arrays by name -> arrays), which runs the graph made from this, with the module: at the
@@ -84,17 +92,26 @@ class Converted:
 
     def _feeds(self, graph: Graph, env: dict[str, int] | None) -> dict[str, np.ndarray] | None:
         """Arrays like the example's at other sizes, or the example itself if `env` is None."""
-        if env is None:
-            return dict(self.example)
         rng, feeds = np.random.default_rng(0), {}
         for name, array in self.example.items():
-            dims = graph.values[name].dims if name in graph.inputs else array.shape
-            if any(D.symbols(d) - set(env) for d in dims):
+            dims = graph.values[name].dims if name in graph.inputs and env is not None else array.shape
+            if env is not None and any(D.symbols(d) - set(env) for d in dims):
                 return None
-            shape = [D.evaluate(d, env) for d in dims]
-            floats = array.dtype.kind == "f"
+            shape = [D.evaluate(d, env or {}) for d in dims]
+            floats = array.dtype.kind == "f" and env is not None
             feeds[name] = rng.normal(size=shape).astype(array.dtype) if floats else np.resize(array, shape)
+            if name in self.lengths:
+                feeds[name] = _lengths(feeds[name], self.lengths[name], (env or {}).get("time"))
         return feeds
+
+
+def _lengths(given: np.ndarray, steps: int, now: int | None) -> np.ndarray:
+    """Lengths of rows of `now` steps from those of `steps` steps: the longest row first, since torch cuts the result
+    to it, and none longer than the one before it."""
+    now = steps if now is None else now
+    found = np.sort(np.clip(given * now // steps, 1, now).reshape(-1))[::-1]
+    found[:1] = now
+    return found.reshape(given.shape).astype(given.dtype)
 
 
 def _other_sizes(own: Mapping[str, int]) -> list[dict[str, int]]:
@@ -120,38 +137,57 @@ def _gap(mine: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.where(np.isfinite(gap), gap, np.inf).max(initial=0.0))
 
 
-def convert(module: nn.Module, example=None, *, float64_as_float32: bool = False) -> Converted:
-    """ONNX of a module. The module is treated as in eval mode and not modified.
+def candidates(module: nn.Module, example=None, *, float64_as_float32: bool = False) -> Iterator[Converted | str]:
+    """Each way in which a module can be written as ONNX, best first; a text for a way that failed.
+
+    The module is treated as in eval mode and not modified.
 
     Parameters
     ----------
     module : nn.Module, or a ScriptModule
-    example : a tensor or array, or a tuple of the arguments of `forward` (may contain tuples of tensors); needed if
-        torch.fx can't trace the module, or if the form of its inputs can't be inferred
+    example : a tensor or array, a tuple of the arguments of `forward` (may contain tuples, lists and dicts of tensors),
+        or a dict of the arguments by name; needed if torch.fx can't trace the module, or if the form of its inputs
+        can't be inferred
     float64_as_float32 : compute a float64 module in float32; otherwise it is refused
 
     Raises
     ------
-    ModelFormatError : not a module, or a needed example is missing. UnsupportedError : neither torch.fx nor torch's
-    exporters can express it; the text quotes the error of each.
+    ModelFormatError : not a module, or a needed example is missing or does not fit. UnsupportedError : the module keeps
+    a state, or can't be copied.
     """
     if not isinstance(module, nn.Module):
         raise ModelFormatError(f"from_torch takes a torch.nn.Module, got {type(module).__name__}")
     module = _ready(module, float64_as_float32)
-    args = None if example is None else _arguments(example)
+    given = None if example is None else nesting.bound(module, example)
+    if given is not None:
+        held.refuse_states(module, given)
     try:
-        return _traced(module, args)
+        yield _traced(module, given)
     except Unknown as unknown:
-        if args is None:
+        if given is None:
             raise ModelFormatError(
                 f"{type(module).__name__}: {unknown}; pass example=, a tensor or a tuple of the arguments of forward"
             ) from None
-        return _exported(module, args, str(unknown))
+        why = str(unknown)
+    else:
+        if given is None:
+            return
+        why = "torch.fx traces it too"
+    yield f"traced: {why}"
+    yield from _exported(module, given, why)
 
 
 def _ready(module: nn.Module, float64_as_float32: bool) -> nn.Module:
     """The module in eval mode, on the CPU, in float32: a copy."""
-    wide = {n: t for n, t in (*module.named_parameters(), *module.named_buffers()) if t.dtype == torch.float64}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [n for n, t in tensors if t.is_meta]
+    if empty:
+        text = f"its {empty[0]} is on the meta device, without numbers"
+        raise ModelFormatError(f"{type(module).__name__}: {text}: load its weights first (to_empty, load_state_dict)")
+    unmade = [n for n, t in tensors if isinstance(t, nn.parameter.UninitializedTensorMixin)]
+    if unmade:
+        raise ModelFormatError(f"{type(module).__name__}: its {unmade[0]} has no size yet: call the module once")
+    wide = {n: t for n, t in tensors if t.dtype == torch.float64}
     if wide and not float64_as_float32:
         raise UnsupportedError(
             "computes in float64 (double); pass float64_as_float32=True to compute in float32", type(module).__name__
@@ -160,57 +196,42 @@ def _ready(module: nn.Module, float64_as_float32: bool) -> nn.Module:
         check_float32(tracing.numbers(tensor), f"{type(module).__name__}: {name}", ModelFormatError)
     try:
         with quiet():
-            held = copy.deepcopy(module)
+            copy = held.copied(module)
     except Exception as error:  # a module may hold anything
         raise UnsupportedError(f"the module can't be copied ({error!s:.120})", type(module).__name__) from None
     with quiet():
-        return held.cpu().float().eval()
+        return copy.cpu().float().eval()
 
 
-def _arguments(example) -> tuple:
-    def tensor(value):
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        if isinstance(value, torch.Tensor):
-            value = value.detach().cpu()
-            if value.dtype == torch.float64:
-                check_float32(tracing.numbers(value), "example=", ModelFormatError)
-            return value.float() if value.is_floating_point() else value
-        if isinstance(value, tuple | list):
-            return tuple(tensor(part) for part in value)
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        raise ModelFormatError(f"example= has a {type(value).__name__}; it takes tensors, and tuples of them")
-
-    found = tensor(example)
-    return found if isinstance(found, tuple) else (found,)
-
-
-def _traced(module: nn.Module, args: tuple | None) -> Converted:
+def _traced(module: nn.Module, args: nesting.Arguments | None) -> Converted:
     if isinstance(module, torch.jit.ScriptModule):
         raise Unknown("TorchScript")
-    traced, names = tracing.graph_of(module, None if args is None else len(args))
+    traced, inputs = tracing.graph_of(module, args)
+    values = {} if args is None else dict(args.items())
     try:
-        given = tracing.inputs_by_use(traced, names)
+        given = tracing.inputs_by_use(traced, inputs)
     except Unknown:
         if args is None:
             raise
-        given = [tracing.Given(name, value) for name, value in zip(names, args, strict=True)]
-    if args is not None:
-        given = [_fits(g, name, value) for g, name, value in zip(given, names, args, strict=True)]
+        given = [tracing.Given(i.name, values[i.argument]) for i in inputs]
+    if args is None:
+        args = nesting.bound(module, {i.argument: g.value for i, g in zip(inputs, given, strict=True)})
+        held.refuse_states(module, args)
+    else:
+        given = [_fits(g, i.name, values[i.argument]) for i, g in zip(inputs, given, strict=True)]
     try:
         with quiet():
-            proto, flat, answers = tracing.to_onnx(traced, given)
-            own = list(_tensors(module(*(g.value for g in given))))
+            found = tracing.to_onnx(traced, given)
+            own = nesting.tensors_in(nesting.call(module, args.copied()))
     except Unknown:
         raise
     except Exception as error:  # the module refused the example
         raise Unknown(f"it does not take such an example ({type(error).__name__}: {error!s:.160})") from None
-    if len(own) != len(answers) or not all(_close(a, b) for a, b in zip(own, answers, strict=True)):
+    if len(own) != len(found.answers) or not all(_close(a, b) for a, b in zip(own, found.answers, strict=True)):
         # Its code inspects the type of a traced value, for example isinstance(y, tuple).
         raise Unknown("what torch.fx traces gives other answers than the module")
-    nesting = tuple(_form(g.value) for g in given)
-    return Converted(module, proto, {n: tracing.numbers(v) for n, v in flat}, nesting, "traced by torch.fx")
+    example = {n: tracing.numbers(v) for n, v in found.inputs.items()}
+    return Converted(module, found.proto, example, args.form(), "traced by torch.fx", found.lengths)
 
 
 def _fits(given: tracing.Given, name: str, value) -> tracing.Given:
@@ -223,82 +244,14 @@ def _fits(given: tracing.Given, name: str, value) -> tracing.Given:
     return tracing.Given(name, value, dims)
 
 
-def _exported(module: nn.Module, args: tuple, why: str) -> Converted:
-    """Convert with torch's exporters: the newer one, then the older one."""
-    said = [f"traced: {why}"]
-    tensors = list(_tensors(args))
-    nesting = tuple(_form(a) for a in args)
-    for dynamo in (True, False):
-        if dynamo and isinstance(module, torch.jit.ScriptModule):
-            continue
+def _exported(module: nn.Module, given: nesting.Arguments, why: str) -> Iterator[Converted | str]:
+    """Each form that torch's exporters write, and what they say where they fail."""
+    example = {name: tracing.numbers(t) for name, t in given.tensors()}
+    for called, newer, free in exporting.ways(module):
+        call = f"torch.onnx.export(dynamo={newer})" + (f" {called}" if newer else "")
         try:
-            with torch.no_grad(), quiet():
-                proto = _export(module, args, dynamo)
+            proto = exporting.export(module, given, newer, free)
         except Exception as error:  # the exporters raise dozens of classes of their own
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            said.append(f"torch.onnx.export(dynamo={dynamo}): {text:.160}")
+            yield f"{call}: {exporting.told(error)}"
             continue
-        names = [v.name for v in proto.graph.input]
-        if len(names) != len(tensors):
-            said.append(f"torch.onnx.export(dynamo={dynamo}): {len(names)} of {len(tensors)} inputs are in its file")
-            continue
-        _name_outputs(proto)
-        example = {name: tracing.numbers(t) for name, t in zip(names, tensors, strict=True)}
-        return Converted(module, proto, example, nesting, f"written by torch.onnx.export(dynamo={dynamo}) ({why})")
-    raise UnsupportedError(said, type(module).__name__)
-
-
-def _export(module: nn.Module, args: tuple, dynamo: bool) -> onnx.ModelProto:
-    if dynamo:
-        table = lookups.translations()
-        return torch.onnx.export(
-            module, args, None, dynamo=True, verbose=False, custom_translation_table=table
-        ).model_proto
-    file = io.BytesIO()
-    with lookups.older_form(opset=17):
-        torch.onnx.export(module, args, file, dynamo=False, opset_version=17, custom_opsets={lookups.DOMAIN: 1})
-    return onnx.load_from_string(file.getvalue())
-
-
-def _name_outputs(proto: onnx.ModelProto) -> None:
-    """Name outputs y, or y0, y1, ..., as for a traced module."""
-    many, taken = (
-        len(proto.graph.output) > 1,
-        {name for node in proto.graph.node for name in (*node.input, *node.output)},
-    )
-    for k, info in enumerate(proto.graph.output):
-        name = f"y{k}" if many else "y"
-        if name in taken:
-            continue
-        proto.graph.node.append(onnx.helper.make_node("Identity", [info.name], [name], f"output.{name}"))
-        info.name = name
-
-
-# -- nested arguments and results --
-
-
-def _form(value):
-    """The nesting of a value: None and numbers stay, tensors become True."""
-    if isinstance(value, tuple | list):
-        return tuple(_form(part) for part in value)
-    return _HERE if isinstance(value, torch.Tensor) else value
-
-
-_HERE = object()
-
-
-def _filled(form, arrays: Iterator):
-    if isinstance(form, tuple):
-        return tuple(_filled(part, arrays) for part in form)
-    return next(arrays) if form is _HERE else form
-
-
-def _tensors(value) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
+        yield Converted(module, proto, example, given.form(), f"written by {call} ({why})")

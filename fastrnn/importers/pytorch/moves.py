@@ -151,6 +151,34 @@ def _flip(b, out, input, *dims):
     return name
 
 
+@does("unfold")
+def _unfold(b, out, input, dimension, size, step):
+    """Windows of an axis, as a convolution whose weights are the identity: exact, and it streams."""
+    if not isinstance(size, int) or not isinstance(step, int) or input.value.dtype != torch.float32:
+        raise Unknown("unfold of integers, or by computed sizes")
+    rank, k = input.value.ndim, axis_of(input, dimension)
+    others = [a for a in range(rank) if a != k]
+    fixed = others[1:]  # the first one is the batch; the others become channels
+    count = int(np.prod([input.value.shape[a] for a in fixed], dtype=np.int64))
+    if count * size * size > _MOST_OF_IDENTITY:
+        raise Unknown(f"unfold to {count} channels of windows of {size}")
+    name = b.transpose(input.name, *others, k) if others + [k] != list(range(rank)) else input.name
+    if not others:
+        name = b.op("Unsqueeze", name, b.ints(0))
+    lead = b.shape_of(V(name, None), 0, 1)
+    name = b.op("Reshape", name, b.op("Concat", lead, b.ints(count, -1), axis=0)) if rank != 3 else name
+    eye = np.tile(np.eye(size, dtype=np.float32)[:, None], (count, 1, 1))
+    name = b.op("Conv", name, b.const(eye), kernel_shape=[size], strides=[step], group=count)  # [B, count*size, n]
+    sizes = [input.value.shape[a] for a in fixed]
+    name = b.op("Reshape", name, b.op("Concat", lead, b.ints(*sizes, size, -1), axis=0))  # [B, .., size, n]
+    name = b.op("Squeeze", name, b.ints(0)) if not others else name
+    order = [*others, rank, k]  # where each axis of the result is now
+    return b.transpose(name, *(order.index(a) for a in range(rank + 1)))
+
+
+_MOST_OF_IDENTITY = 1 << 24
+
+
 # -- joining and splitting --
 
 

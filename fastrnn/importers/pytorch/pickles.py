@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import ModelFormatError, UnsupportedError
+from . import numpy_pickles
+from .saved import SavedTensor
 
 HOW_TO_SAVE = (
     "save the weights alone, torch.save(model.state_dict(), path), and load them with layers=[...]; or, if you trust "
@@ -35,24 +37,6 @@ _DTYPES = {
     "bfloat16": "bf16", "int64": "i8", "long": "i8", "int32": "i4", "int": "i4", "int16": "i2", "short": "i2",
     "int8": "i1", "uint8": "u1", "bool": "?", "uint16": "u2", "uint32": "u4", "uint64": "u8",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SavedTensor:
-    """A tensor of a file: `bits` as stored (a view; bfloat16 as uint16), code as in `_DTYPES`."""
-
-    bits: np.ndarray
-    code: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.bits.shape
-
-    def array(self) -> np.ndarray:
-        """A copy of the numbers in the machine's byte order; bfloat16 is widened to float32."""
-        if self.code == "bf16":
-            return (self.bits.astype(np.uint32) << 16).view(np.float32)
-        return self.bits.astype(self.bits.dtype.newbyteorder("="), order="C")
 
 
 @dataclass(frozen=True)
@@ -94,12 +78,19 @@ def storage_id(pid) -> tuple[str, str, str, int]:
     if len(pid) == 6 and pid[5] is not None:
         raise UnsupportedError("a storage that is a view of another one (PyTorch 0.3 and earlier); save the file again")
     _, kind, key, _, count = pid[:5]
-    name = kind.name.rpartition(".")[2]
-    if kind.name not in (f"torch.{name}", f"torch.storage.{name}") or name not in _STORAGES:
-        raise Refused(f"a storage of {kind.name}, which fastrnn does not read")
+    code = storage_code(kind)
     if type(count) is not int or count < 0 or not isinstance(key, str):
         raise ModelFormatError(f"a storage {key!r:.40} of {count!r:.40} elements")
-    return kind.name, "raw" if name == "UntypedStorage" else _STORAGES[name], key, count
+    return kind.name, code, key, count
+
+
+def storage_code(kind) -> str:
+    """The element type of a class of storages."""
+    full = kind.name if isinstance(kind, _Named) else f"a {type(kind).__name__}"
+    name = full.rpartition(".")[2]
+    if full not in (f"torch.{name}", f"torch.storage.{name}") or name not in _STORAGES:
+        raise Refused(f"a storage of {full}, which fastrnn does not read")
+    return "raw" if name == "UntypedStorage" else _STORAGES[name]
 
 
 def width_of(code: str) -> int:
@@ -143,6 +134,11 @@ def _rebuild_tensor_v3(unpickler, storage, offset, size, stride, requires_grad, 
     return unpickler.tensor(storage, dtype, offset, size, stride)
 
 
+def _same(unpickler, value, *_):
+    """A value that the pickle passes through a function of TorchScript, which only tags its type."""
+    return value
+
+
 def _plain(hooks, metadata) -> None:
     if hooks or metadata:
         raise UnsupportedError(f"a tensor with hooks, or with bits that change its meaning: {(hooks, metadata)!r:.80}")
@@ -154,6 +150,8 @@ def _rebuild_parameter(unpickler, data, requires_grad=True, hooks=None, state=No
     return data  # a parameter's state holds Python attributes, not weights
 
 
+# Functions of TorchScript around lists and dicts.
+_TAGS = ("restore_type_tag", "build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
 _CALLS: dict[str, Callable] = {
     "collections.OrderedDict": _ordered_dict,
     "torch.Size": _size,
@@ -163,9 +161,12 @@ _CALLS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    **dict.fromkeys((f"torch.jit._pickle.{name}" for name in _TAGS), _same),
+    **numpy_pickles.CALLS,
 }
 # Names that are kept as names: storage classes and dtypes.
-_WORDS = {f"torch.{n}" for n in (*_STORAGES, *_DTYPES)} | {f"torch.storage.{n}" for n in _STORAGES}
+_WORDS = {"numpy.ndarray"} | {f"torch.{n}" for n in (*_STORAGES, *_DTYPES)} | {f"torch.storage.{n}" for n in _STORAGES}
+_WORDS |= {f"torch.{n.replace('Storage', 'Tensor')}" for n in _STORAGES}  # classes of tensors, in PyTorch 0.1
 
 
 def _key(key):
@@ -173,6 +174,13 @@ def _key(key):
     if not isinstance(key, str | int | float | bytes | None):
         raise ModelFormatError(f"a dict with a {type(key).__name__} as a key")
     return key
+
+
+class ScriptObject(dict):
+    """A module of TorchScript: its attributes by name."""
+
+
+SCRIPT = "__torch__."  # how the names of classes of TorchScript begin
 
 
 class _Mark:
@@ -185,11 +193,14 @@ _MARK = _Mark()
 class Unpickler:
     """Reads one pickle from `data`, starting at `at`; afterwards `at` is the position of its end.
 
+    script : whether classes of TorchScript may be named; their objects are read as dicts.
     storage : persistent id -> Storage. budget : None to build tensors without data (for a pickle that is read again).
     """
 
-    def __init__(self, data: bytes, where: str, storage: Callable, budget: Budget | None, at: int = 0):
-        self.data, self.where, self.at = data, where, at
+    def __init__(
+        self, data: bytes, where: str, storage: Callable, budget: Budget | None, at: int = 0, script: bool = False
+    ):
+        self.data, self.where, self.at, self.script = data, where, at, script
         self.storage, self.budget = storage, budget
         self.stack: list = []
         self.memo: dict[int, object] = {}
@@ -293,7 +304,8 @@ class Unpickler:
 
     def _name(self, module, name) -> None:
         full = f"{module}.{name}"
-        if not isinstance(module, str) or not isinstance(name, str) or (full not in _CALLS and full not in _WORDS):
+        known = full in _CALLS or full in _WORDS or (self.script and full.startswith(SCRIPT))
+        if not isinstance(module, str) or not isinstance(name, str) or not known:
             raise Refused(
                 f"the file asks for {full!r:.200}, which does not belong in a file of weights: {HOW_TO_SAVE}",
                 self.where,
@@ -313,11 +325,23 @@ class Unpickler:
             raise ModelFormatError(f"{self.where}: {called.name}: {error!s:.120}") from None
 
     def _new_object(self) -> None:
+        if len(self.stack) > 1 and isinstance(self.stack[-2], _Named) and self.stack[-2].name.startswith(SCRIPT):
+            self._pop(), self._pop()
+            self._push(ScriptObject())
+            return
         self._reduce()
 
     def _build(self) -> None:
-        """Set attributes of an object: for an OrderedDict, the `_metadata` of a state dict (versions of modules)."""
-        self._pop()
+        """Set attributes of an object: of one of TorchScript or NumPy, its content; for an OrderedDict, the `_metadata`
+        of a state dict (versions of modules)."""
+        state = self._pop()
+        held = self.stack[-1] if self.stack else None
+        if isinstance(held, ScriptObject):
+            held.update(state if isinstance(state, dict) else {"state": state})
+            return
+        if isinstance(held, numpy_pickles.Built):
+            held.build(self, state)
+            return
         if not self.stack or not isinstance(self.stack[-1], dict):
             raise Refused(f"the pickle sets attributes of an object: {HOW_TO_SAVE}", self.where)
 
@@ -396,6 +420,8 @@ _OPCODES: dict[int, Callable[[Unpickler], None]] = {
     ord("T"): lambda u: u._text("<i"),
     ord("C"): lambda u: u._bytes("<B"),
     ord("B"): lambda u: u._bytes("<I"),
+    0x8E: lambda u: u._bytes("<Q"),
+    0x96: lambda u: u._bytes("<Q"),
     ord(")"): lambda u: u._push(()),
     0x85: lambda u: u._tuple(1),
     0x86: lambda u: u._tuple(2),

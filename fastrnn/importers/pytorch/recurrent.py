@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ...graph.cells import TORCH_ORDER, reorder_gates
-from .emit import Emitter, Unknown, V
+from .emit import Emitter, Packed, Unknown, V
+from .packed import padded
 
 _OPERATORS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 # A projection can't be inverted in float32 if the singular values of its matrix differ by more than this.
@@ -16,13 +17,27 @@ _MAX_CONDITION = 1e3
 
 def layer(b: Emitter, module: nn.RNNBase, x, hx=None) -> tuple:
     """y, h_n (and c_n) of a stack: names, nested like the module's own result."""
-    if not isinstance(x, V):
-        raise Unknown("a packed sequence")
+    if isinstance(x, Packed):
+        return _packed(b, module, x, hx)
+    return _stack(b, module, x, hx, module.batch_first, None)
+
+
+def _packed(b: Emitter, module: nn.RNNBase, x: Packed, hx) -> tuple:
+    """A stack over a packed sequence: a `Packed`, and the states after each row's last step."""
+    with torch.no_grad():
+        out = module(x.value, None if hx is None else torch.utils._pytree.tree_map_only(V, lambda v: v.value, hx))[0]
+    lengths = b.name(x.lengths, torch.int32)
+    name, last = _stack(b, module, x.steps, hx, x.batch_first, lengths)
+    y = Packed(x.steps, x.lengths, x.batch_first, out)
+    return Packed(V(name, padded(y)), x.lengths, x.batch_first, out), last
+
+
+def _stack(b: Emitter, module: nn.RNNBase, x: V, hx, batch_first: bool, lengths: str | None) -> tuple:
     kind = {"LSTM": "lstm", "GRU": "gru"}.get(module.mode, "rnn")
     name, batched = x.name, x.value.ndim == 3
     if not batched:  # [T, I], states [L*D, H]
         name = b.op("Unsqueeze", name, b.ints(1))
-    elif module.batch_first:
+    elif batch_first:
         name = b.transpose(name, 1, 0, 2)
     states = [] if hx is None else list(hx) if kind == "lstm" else [hx]
     starts = [b.op("Unsqueeze", s.name, b.ints(1)) if not batched else s.name for s in states]
@@ -30,19 +45,19 @@ def layer(b: Emitter, module: nn.RNNBase, x, hx=None) -> tuple:
     D = 2 if module.bidirectional else 1
     for k in range(module.num_layers):
         first = [b.slice(s, 0, k * D, (k + 1) * D) for s in starts]
-        name, h, c = _one(b, module, kind, k, name, first)
+        name, h, c = _one(b, module, kind, k, name, first, lengths)
         ends[0].append(h)
         ends[1] += [c] if c is not None else []
     if not batched:
         name = b.op("Squeeze", name, b.ints(1))
-    elif module.batch_first:
+    elif batch_first:
         name = b.transpose(name, 1, 0, 2)
     last = [b.op("Concat", *e, axis=0) if len(e) > 1 else e[0] for e in ends if e]
     last = last if batched else [b.op("Squeeze", e, b.ints(1)) for e in last]
     return (name, tuple(last)) if kind == "lstm" else (name, last[0])
 
 
-def _one(b: Emitter, module: nn.RNNBase, kind: str, k: int, x: str, starts: list[str]) -> tuple:
+def _one(b: Emitter, module: nn.RNNBase, kind: str, k: int, x: str, starts: list[str], lengths: str | None) -> tuple:
     """(y [T, B, D*H], h_n [D, B, H], c_n or None) of layer k, x [T, B, I]."""
     D = 2 if module.bidirectional else 1
     ways = [f"_l{k}", f"_l{k}_reverse"][:D]
@@ -57,7 +72,7 @@ def _one(b: Emitter, module: nn.RNNBase, kind: str, k: int, x: str, starts: list
     relu = {"activations": ["Relu"] * D} if module.mode == "RNN_RELU" else {}
     y, h, *c = b.ops(
         _OPERATORS[kind],
-        [x, b.const(W), b.const(R), None if bias is None else b.const(bias), None, *starts],
+        [x, b.const(W), b.const(R), None if bias is None else b.const(bias), lengths, *starts],
         outputs,
         hidden_size=module.hidden_size,
         direction="bidirectional" if D == 2 else "forward",

@@ -71,7 +71,7 @@ def _tree(value, seen: dict):
 def quiet():
     """Hide torch's warnings and the logs of its exporters from the caller."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 from onnx import helper
 from torch import fx, nn
 
-from . import moves  # noqa: F401  (registers its functions)
-from .emit import Emitter, Size, Unknown, V, onnx_dtype
+from . import held, moves, nesting, packed  # noqa: F401  (moves registers its functions)
+from .emit import Emitter, Packed, Size, Unknown, V, onnx_dtype
 from .functions import FUNCTIONS
 from .nn_modules import MODULES
 
@@ -32,29 +34,66 @@ class Given:
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        # The functions that pack sequences look into their arguments, so they are not followed.
+        super().__init__(autowrap_modules=(math, nn.utils.rnn))
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return type(module) in MODULES or super().is_leaf_module(module, name)
 
 
-def graph_of(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
-    """(the traced module, names of its inputs). count: how many inputs the example gives, None if there is none.
+@dataclass(frozen=True)
+class Input:
+    """An argument that is an input. argument: its name in forward; name: of the model's input."""
+
+    argument: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """What torch.fx recorded. root: the module; attributes: its parameters, buffers and constants by their names."""
+
+    graph: fx.Graph
+    root: nn.Module
+    attributes: Mapping[str, Any]
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a node calls."""
+        return self.root.get_submodule(str(node.target))
+
+
+def graph_of(module: nn.Module, given: nesting.Arguments | None) -> tuple[Program, list[Input]]:
+    """(the traced module, its inputs). given: the example's arguments, None if there is none.
 
     Arguments that are not given keep their defaults. Raises Unknown if fx can't trace the module.
     """
+    names = _inputs_of(module, given)
+    inputs = [Input(name, name) for name, default in names.items() if default is _GIVEN]
     if type(module) in MODULES:
-        return _alone(module, count)
-    tracer = _Tracer()
-    names = _inputs_of(module, count)
+        return _alone(module, inputs)
+    tracer, kept = _Tracer(), held.Snapshot(module)
     concrete = {name: default for name, default in names.items() if default is not _GIVEN}
     try:
         graph = tracer.trace(module, concrete or None)
+        attributes = {str(n.target): _attribute(module, str(n.target)) for n in graph.nodes if n.op == "get_attr"}
     except Exception as error:  # whatever the module's code raises for a value that isn't there
-        raise Unknown(f"torch.fx can't trace it ({type(error).__name__}: {str(error).splitlines()[0]:.120})") from None
+        text = (str(error).splitlines() or [""])[0]
+        raise Unknown(f"torch.fx can't trace it ({type(error).__name__}: {text:.120})") from None
+    finally:
+        kept.restore()  # its code may keep traced values in attributes
     places = [node for node in graph.nodes if node.op == "placeholder"]
     for node, name in zip(places, names, strict=True):
         if name in concrete:
             _erase(graph, node)
-    return fx.GraphModule(module, graph), [name for name, default in names.items() if default is _GIVEN]
+    return Program(graph, module, attributes), inputs
+
+
+def _attribute(module: nn.Module, name: str):
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
@@ -67,43 +106,46 @@ def _erase(graph: fx.Graph, node: fx.Node) -> None:
 _GIVEN = object()
 
 
-def _inputs_of(module: nn.Module, count: int | None) -> dict[str, Any]:
-    """Name of each argument of forward -> _GIVEN, or the default that it keeps."""
-    import inspect
-
+def _inputs_of(module: nn.Module, given: nesting.Arguments | None) -> dict[str, Any]:
+    """Name of each argument of forward -> _GIVEN if it is an input, or its value."""
+    values = None if given is None else dict(given.items())
     found: dict[str, Any] = {}
-    for k, (name, parameter) in enumerate(inspect.signature(module.forward).parameters.items()):
+    for parameter in nesting.parameters(module):
+        name = parameter.name
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise Unknown("forward takes * or ** arguments")
-        if count is not None and k < count:
-            found[name] = _GIVEN
-        elif parameter.default is not parameter.empty:
-            found[name] = parameter.default
-        elif count is not None:
-            raise Unknown(f"forward needs {name}, which the example lacks")
+        if values is not None and name in values:
+            found[name] = _GIVEN if nesting.tensors_in(values[name]) else values[name]
+            if nesting.parts_of(found[name]) is not None:
+                raise Unknown(f"the argument {name} is nested and holds no tensor")
         else:
-            found[name] = _GIVEN
+            found[name] = _GIVEN if parameter.default is parameter.empty else parameter.default
     return found
 
 
-def _alone(module: nn.Module, count: int | None) -> tuple[fx.GraphModule, list[str]]:
+_SHORT = {"input": "x", "hx": "state"}  # arguments of torch's own modules
+
+
+def _alone(module: nn.Module, inputs: list[Input]) -> tuple[Program, list[Input]]:
     """A single module of torch.nn: a graph that only calls it."""
-    names = ["x", "state"][: count or 1]
+    inputs = [Input(i.argument, _SHORT.get(i.argument, i.argument)) for i in inputs]
     graph = fx.Graph()
-    graph.output(graph.call_module("module", tuple(graph.placeholder(name) for name in names)))
-    return fx.GraphModule({"module": module}, graph), names
+    graph.output(graph.call_module("module", tuple(graph.placeholder(i.name) for i in inputs)))
+    root = nn.Module()
+    root.module = module
+    return Program(graph, root, {}), inputs
 
 
 # -- inputs --
 
 
-def inputs_by_use(traced: fx.GraphModule, names: Sequence[str]) -> list[Given]:
+def inputs_by_use(traced: Program, inputs: Sequence[Input]) -> list[Given]:
     """Each input in the form that its first reader among the modules expects. Raises Unknown if no module shows it."""
     places = [n for n in traced.graph.nodes if n.op == "placeholder"]
-    return [_by_use(traced, node, name) for node, name in zip(places, names, strict=True)]
+    return [_by_use(traced, node, i.name) for node, i in zip(places, inputs, strict=True)]
 
 
-def _by_use(traced: fx.GraphModule, node: fx.Node, name: str) -> Given:
+def _by_use(traced: Program, node: fx.Node, name: str) -> Given:
     found = _dims_by_use(traced, node)
     if found is None:
         raise Unknown(f"the form of the input {name} can't be inferred from the first module that uses it")
@@ -119,19 +161,19 @@ _THROUGH = frozenset({nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.
 _THROUGH_CALLS = frozenset("relu tanh sigmoid log log1p exp abs sqrt contiguous float dropout".split())
 
 
-def _dims_by_use(traced: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple] | None:
+def _dims_by_use(traced: Program, node: fx.Node) -> tuple[nn.Module, tuple] | None:
     """(the first module that shows the dims of this value, those dims)."""
     for user in node.users:
         if not user.args or user.args[0] is not node:
             if user.op == "call_module" and len(user.args) > 1:
-                dims = _as_state(traced.get_submodule(str(user.target)), user.args[1], node)
+                dims = _as_state(traced.module(user), user.args[1], node)
                 if dims is not None:
                     return nn.Identity(), dims
             continue
         name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
         found = None
         if user.op == "call_module":
-            module = traced.get_submodule(str(user.target))
+            module = traced.module(user)
             dims = _wanted(module)
             if dims is not None:
                 return module, dims
@@ -201,29 +243,36 @@ def _wanted(module: nn.Module) -> tuple | None:
 # -- the walk --
 
 
-def to_onnx(
-    traced: fx.GraphModule, given: Sequence[Given]
-) -> tuple[onnx.ModelProto, list[tuple[str, torch.Tensor]], list[torch.Tensor]]:
-    """(the model, its inputs by name with the example's tensors, the results of the trace).
+@dataclass(frozen=True)
+class Traced:
+    """proto: the ONNX model. inputs: name -> the example's tensor. answers: the results of the trace.
 
-    Raises Unknown at the first node that has no ONNX form here.
+    lengths: inputs that say how many steps of each row count -> the steps of the example
     """
+
+    proto: onnx.ModelProto
+    inputs: dict[str, torch.Tensor]
+    answers: list[torch.Tensor]
+    lengths: Mapping[str, int]
+
+
+def to_onnx(traced: Program, given: Sequence[Given]) -> Traced:
+    """The ONNX model of a trace. Raises Unknown at the first node that has no ONNX form here."""
     b = Emitter()
-    flat: list[tuple[str, torch.Tensor]] = []
+    flat: dict[str, torch.Tensor] = {}
     infos: list[onnx.ValueInfoProto] = []
 
-    def declare(name: str, value, dims):
-        if isinstance(value, tuple | list):
-            return tuple(declare(f"{name}{k}", part, None) for k, part in enumerate(value))
-        if not isinstance(value, torch.Tensor):
-            return value
-        dims = list(value.shape) if dims is None else list(dims)
-        infos.append(helper.make_tensor_value_info(name, onnx_dtype(value.dtype), dims))
-        flat.append((name, value))
-        return V(name, value)
+    def declare(name: str, value: torch.Tensor, dims) -> V:
+        infos.append(helper.make_tensor_value_info(name, onnx_dtype(value.dtype), list(dims)))
+        flat[name] = value
+        return V(name, value.clone())  # the module may write into it
 
+    names = iter(nesting.unique([name for g in given for name, _ in nesting.leaves(g.value, g.name)]))
     values: dict[fx.Node, Any] = {}
-    queue = [declare(g.name, g.value, g.dims) for g in given]
+    queue = [
+        nesting.mapped(g.value, lambda t, dims=g.dims: declare(next(names), t, t.shape if dims is None else dims))
+        for g in given
+    ]
     result = None
     with torch.no_grad():
         for node in traced.graph.nodes:
@@ -233,33 +282,36 @@ def to_onnx(
                 result = fx.map_arg(node.args[0], lambda n: values[n])
             else:
                 values[node] = _emitted(b, traced, node, values)
-    outputs = _outputs(result)
-    return b.proto(outputs, infos), flat, [v.value for _, v in outputs]
+    outputs = _outputs(result, list(flat))
+    proto = b.proto(outputs, infos)
+    return Traced(proto, flat, [v.value for _, v in outputs], packed.lengths_among(b, list(flat)))
 
 
-def _emitted(b: Emitter, traced: fx.GraphModule, node: fx.Node, values: dict):
+def _emitted(b: Emitter, traced: Program, node: fx.Node, values: dict):
     args = fx.map_arg(node.args, lambda n: values[n])
     kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
     if node.op == "get_attr":
-        held: Any = traced
-        for part in str(node.target).split("."):
-            held = getattr(held, part)
-        return V(b.const(held.detach().numpy()), held.detach()) if isinstance(held, torch.Tensor) else held
+        kept = traced.attributes[str(node.target)]
+        return V(b.const(kept.detach().numpy()), kept.detach()) if isinstance(kept, torch.Tensor) else kept
     b.label = str(node.target) if node.op == "call_module" else node.name
     if node.target is getattr and isinstance(args[0], tuple) and args[1] in _FIELDS:
         return args[0][_FIELDS[args[1]]]
     plain_args, plain_kwargs = _plain(args), _plain(kwargs)
     if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
+        module = traced.module(node)
         handler = MODULES.get(type(module))
         if handler is None:
             raise Unknown(f"{type(module).__name__} ({node.target})")
         out = module(*plain_args, **plain_kwargs)
         return _joined(handler(b, module, out, *args, **kwargs), out)
+    if isinstance(node.target, type) and (dataclasses.is_dataclass(node.target) or hasattr(node.target, "_fields")):
+        return node.target(*args, **kwargs)  # a result of named parts
     if node.op == "call_method":
         name, out = str(node.target), getattr(plain_args[0], str(node.target))(*plain_args[1:], **plain_kwargs)
     else:
         name, out = _name(node.target), node.target(*plain_args, **plain_kwargs)
+    if name in ("getitem", "getattr") and isinstance(args[0], Packed):
+        raise Unknown("the inside of a packed sequence")
     if name in ("getitem", "getattr") and not isinstance(args[0], V):
         return args[0][args[1]] if name == "getitem" else out
     if not _any(args) and not _any(kwargs):  # nothing traced: a constant, or a Python number
@@ -285,18 +337,18 @@ def _name(target: Callable) -> str:
 
 def _plain(value):
     """Arguments with traced values replaced by what torch computed."""
-    return fx.node.map_aggregate(value, lambda v: v.value if isinstance(v, V | Size) else v)
+    return fx.node.map_aggregate(value, lambda v: v.value if isinstance(v, V | Size | Packed) else v)
 
 
 def _any(value) -> bool:
     found = []
-    fx.node.map_aggregate(value, lambda v: found.append(v) if isinstance(v, V | Size) else None)
+    fx.node.map_aggregate(value, lambda v: found.append(v) if isinstance(v, V | Size | Packed) else None)
     return bool(found)
 
 
 def _joined(names, out):
     """Names of ONNX values paired with torch's results, nested like the results."""
-    if isinstance(names, V | Size):
+    if isinstance(names, V | Size | Packed):
         return names
     if isinstance(out, torch.Tensor):
         if not isinstance(names, str):
@@ -309,26 +361,14 @@ def _joined(names, out):
     return names
 
 
-def _outputs(result) -> list[tuple[str, V]]:
-    """(name, value) of each tensor that the module returns, in order: y, or y0, y1, ..., or the keys of a dict."""
-    found: list[tuple[str, V]] = []
-
-    def walk(name: str, value) -> None:
-        if isinstance(value, V):
-            found.append((name, value))
-        elif isinstance(value, tuple | list):
-            for k, part in enumerate(value):
-                walk(f"{name}{k}", part)
-        elif isinstance(value, dict):
-            for key, part in value.items():
-                walk(str(key), part)
-        elif value is not None:
-            raise Unknown(f"an output that is a {type(value).__name__}")
-
-    walk("y", result)
+def _outputs(result, taken: list[str]) -> list[tuple[str, V]]:
+    """(name, value) of each tensor that the module returns, in order."""
+    found = nesting.tensors_in(result, V)
+    if nesting.tensors_in(result, Size) or nesting.tensors_in(result, Packed):
+        raise Unknown("an output that is a size or a packed sequence")
     if not found:
         raise Unknown("no output is a tensor that depends on the input")
-    return found
+    return list(zip(nesting.result_names(result, taken, V), found, strict=True))
 
 
 def numbers(value: torch.Tensor) -> np.ndarray:

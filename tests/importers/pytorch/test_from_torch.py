@@ -14,7 +14,7 @@ from torch import nn
 
 import fastrnn
 from fastrnn.errors import ModelFormatError, UnsupportedError
-from fastrnn.importers.pytorch.modules import convert
+from fastrnn.importers.pytorch.modules import candidates
 
 pytestmark = pytest.mark.any_isa
 TRACED = [name for name in torch_nets.NETS if not name.endswith(("_cell", "_cell_relu"))]
@@ -287,7 +287,7 @@ def test_what_nobody_can_write_down_says_what_each_said():
 
 def test_a_model_that_answers_otherwise_is_refused():
     """What the exporters bake in, or an importer gets wrong, shows when the model is compared with the module."""
-    converted = convert(nn.GRU(3, 4, batch_first=True))
+    converted = next(candidates(nn.GRU(3, 4, batch_first=True)))
     model = fastrnn.from_onnx(converted.proto)
     converted.check(model.graph, model.run)
 
@@ -318,7 +318,7 @@ def test_what_it_refuses():
         fastrnn.from_torch({})
     with pytest.raises(UnsupportedError, match="float64"):
         fastrnn.from_torch(nn.GRU(3, 4).double())
-    with pytest.raises(ModelFormatError, match="example= has a str"):
+    with pytest.raises(ModelFormatError, match="example= has no tensor in it"):
         fastrnn.from_torch(nn.GRU(3, 4), "x")
     with pytest.raises(ModelFormatError, match="the form of the input input can't be inferred"):
         fastrnn.from_torch(nn.Sequential(nn.BatchNorm1d(3), nn.Conv1d(3, 3, 3)))

@@ -15,7 +15,7 @@ from fastrnn.errors import ModelFormatError, ShapeError
 from fastrnn.graph import reference
 from fastrnn.graph.dims import BATCH, TIME
 from fastrnn.importers.onnx import import_onnx
-from fastrnn.importers.pytorch import modules
+from fastrnn.importers.pytorch import exporting, modules, nesting
 from fastrnn.model import Model
 
 ROWS = 7
@@ -118,7 +118,7 @@ SOURCES = {
 def exported(module, dynamo: bool) -> Model:
     """As from_torch makes it of a module that torch.fx can't trace."""
     with torch.no_grad(), modules.quiet():
-        proto = modules._export(module.eval(), (IDS,), dynamo)
+        proto = exporting.export(module.eval(), nesting.bound(module, IDS), dynamo, free=False)
     assert "Gather" not in {n.op_type for n in proto.graph.node if "emb" in "".join(n.input)}
     return Model(import_onnx(proto))
 
