@@ -57,6 +57,8 @@ _KNOWN_BEFORE = {
     "OneHot": (1, 2),
     "Pad": (1, 2, 3),
     "QuantizeLinear": (1, 2),
+    "QLinearConv": (3, 5, 8),
+    "ConvInteger": (1, 3),
     "Range": (0, 1, 2),
     "Reshape": (1,),
     "Resize": (1, 2, 3),

@@ -143,16 +143,6 @@ _REFUSED = [
         ),
     ),
     (
-        "computes on quantised integers",
-        "they live between QuantizeLinear and DequantizeLinear alone",
-        "quantizelinear quantizelinear_axis quantizelinear_int16 quantizelinear_uint16",
-    ),
-    (
-        "block_size=2",
-        "scales are one for all, or one a channel",
-        "quantizelinear_blocked_asymmetric quantizelinear_blocked_symmetric",
-    ),
-    (
         "ReduceProd multiplies all elements of it; that fixes the size",
         "products are over sizes that are known",
         "reduce_prod_empty_set",
@@ -207,28 +197,6 @@ _REFUSED = [
         "with attribute mode=",
         "SpaceToDepth has no mode in the opsets that are read",
         "spacetodepth_crd_mode_example spacetodepth_dcr_mode_example",
-    ),
-    (
-        "its zero point must be constant",
-        "zero points that the caller feeds",
-        "convinteger_with_padding convinteger_without_padding matmulinteger",
-    ),
-    (
-        "its scale must be constant",
-        "scales that the caller feeds, or that are computed",
-        (
-            "dynamicquantizelinear_expanded dynamicquantizelinear_max_adjusted_expanded "
-            "dynamicquantizelinear_min_adjusted_expanded qlinearconv qlinearmatmul_2D_int8_float16 "
-            "qlinearmatmul_2D_int8_float32 qlinearmatmul_2D_uint8_float16 qlinearmatmul_2D_uint8_float32 "
-            "qlinearmatmul_3D_int8_float16 qlinearmatmul_3D_int8_float32 qlinearmatmul_3D_uint8_float16 "
-            "qlinearmatmul_3D_uint8_float32"
-        ),
-    ),
-    ("block_size=2", "scales are one for all, or one a channel", "dequantizelinear_blocked"),
-    (
-        "computes on quantised integers",
-        "they live between QuantizeLinear and DequantizeLinear alone",
-        "dynamicquantizelinear dynamicquantizelinear_max_adjusted dynamicquantizelinear_min_adjusted",
     ),
 ]
 REFUSED = {f"test_{name}": words for words, _, names in _REFUSED for name in names.split()}

@@ -36,7 +36,6 @@ PACKAGES = {  # program -> the packages that it needs
 }
 REFUSED = {  # program -> the file that the importer refuses so far, and why
     "rapidocr_whole": ("PP-OCRv6_det_small.onnx", "adds values whose sizes agree at multiples of 32 alone"),
-    "ddddocr_default": ("common_old.onnx", "adds an int32 bias to a ConvInteger"),
 }
 TOLERANCE = 2e-5  # of probabilities, scores and samples; int16 samples are apart by one step, 3.1e-5
 STEP_OF_INT16 = 3.2e-5

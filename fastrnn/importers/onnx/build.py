@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
@@ -15,6 +15,7 @@ from ...graph.casts import check_float32
 from ...graph.dims import Dim
 from ...graph.shapes import infer
 from ..shared.ledger import Finding
+from .reading.nodes import OnnxNode, reads
 from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Quantized, simplest
 from .sizes.positions import counted, thaw_masks
 from .sizes.symbols import SymbolTable
@@ -52,6 +53,8 @@ class GraphDraft:
         self._shared: dict[tuple, str] = {}
         self._positions: dict[object, Live] = {}
         self._numbers: dict[tuple, Live] = {}
+        self._whole: dict[tuple, Live] = {}
+        self.readers: dict[str, dict[int, OnnxNode | None]] = {}  # value -> the nodes that read it; None: an output
         self.sizes: dict[str, tuple[Dim, Fraction]] = {}  # float values that are a size times a number
 
     # --- names and dtypes ----------------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ class GraphDraft:
         if isinstance(value, Live):
             return value.dtype
         if isinstance(value, Quantized):
-            raise Finding("computes on quantised integers")
+            return self.dtype(value.dtype)
         if isinstance(value, Ints):
             return "int64"
         return self.dtype(value.dtype if isinstance(value, Fill) else value.array.dtype)
@@ -93,18 +96,26 @@ class GraphDraft:
         value = self._note(Value(name, self.dtype(dtype), dims))
         return Live(name, value.dtype, dims)
 
+    def note_readers(self, nodes: list[OnnxNode], outputs: Iterable[str]) -> None:
+        """Add nodes, and the outputs of their graph, to `readers`."""
+        for node in nodes:
+            for name in reads(node):
+                self.readers.setdefault(name, {})[id(node)] = node
+        for name in outputs:
+            self.readers.setdefault(name, {})[0] = None
+
     @contextmanager
     def trial(self) -> Iterator[int]:
         """Nodes that are made inside are removed at the end; gives the place of the first."""
         mark, labels, label = len(self.nodes), set(self.labels), self.label
-        memos = [self._positions, self._numbers, self.sizes]
+        memos = [self._positions, self._numbers, self.sizes, self._whole]
         kept = [dict(memo) for memo in memos]
         try:
             yield mark
         finally:
             del self.nodes[mark:]
             self.labels, self.label = labels, label
-            self._positions, self._numbers, self.sizes = kept
+            self._positions, self._numbers, self.sizes, self._whole = kept
 
     # --- sizes that change during a walk ---------------------------------------------------------------------------
 
@@ -124,6 +135,7 @@ class GraphDraft:
                     self._note(Value(name, old.dtype, tuple(map(now, old.dims))))
         self.sizes = {name: (now(dim), factor) for name, (dim, factor) in self.sizes.items()}
         self._positions.clear()
+        self._whole.clear()
         self._numbers = {(now(dim), dtype): value for (dim, dtype), value in self._numbers.items()}
 
     def current(self, value):
@@ -139,7 +151,7 @@ class GraphDraft:
         if isinstance(value, Ints):
             return simplest(np.frompyfunc(now, 1, 1)(value.array))
         if isinstance(value, Quantized):
-            return Quantized(self.current(value.value))
+            return Quantized(self.current(value.value), value.dtype, value.rounded)
         if isinstance(value, Items):
             return Items(self.current(value.source), value.axis, value.keepdims)
         if isinstance(value, Growing):
@@ -198,8 +210,17 @@ class GraphDraft:
         if isinstance(value, Items | Collected | Growing):
             raise Finding("a sequence of tensors")
         if isinstance(value, Quantized):
-            raise Finding("computes on quantised integers")
+            return self._integers(value)
         raise Finding("a value of an unknown kind")
+
+    def _integers(self, value: Quantized) -> Live:
+        """Integers that are held as float32, in their own dtype."""
+        if not value.rounded:
+            raise Finding("computes on values that DynamicQuantizeLinear would round")
+        key = value.value.name, self.dtype(value.dtype)
+        if key not in self._whole:
+            self._whole[key] = self.one("cast", value.value, to=key[1])
+        return self._whole[key]
 
     # --- sizes as values -------------------------------------------------------------------------------------------
 
@@ -396,7 +417,7 @@ class GraphDraft:
                 old = self.values.pop(value.name)
                 self._note(Value(name, old.dtype, old.dims))
                 renamed = Live(name, old.dtype, old.dims)
-                for kept in (self._positions, self._numbers):
+                for kept in (self._positions, self._numbers, self._whole):
                     kept.update({key: renamed for key, v in kept.items() if v == value})
                 if value.name in self.sizes:
                     self.sizes[name] = self.sizes.pop(value.name)

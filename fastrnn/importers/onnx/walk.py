@@ -85,6 +85,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Gr
     known: dict[str, object] = {name: Const(array) for name, array in file.constants.items()}
     inputs = declare_inputs(file, ctx, known, problems)
     wanted = {name for node in file.nodes for name in reads(node)} | {v.name for v in graph.output}
+    ctx.note_readers(file.nodes, (v.name for v in graph.output))
     _nodes(file, ctx, file.nodes, known, wanted, problems, own_names=True)
     outputs = _outputs(ctx, graph, known, set(inputs), problems)
     if problems:
@@ -170,6 +171,7 @@ def _values(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, branch: tu
         raise ModelFormatError(f"node {node.label}: {len(node.outputs)} outputs, but its branch has {len(outputs)}")
     inner = {**known, **{name: Const(array) for name, array in constants.items()}}
     wanted = {name for part in nodes for name in reads(part)} | set(outputs)
+    ctx.note_readers(nodes, outputs)
     _nodes(file, ctx, nodes, inner, wanted, problems, own_names=False)
     return [ctx.current(inner[name]) for name in outputs]
 
@@ -209,6 +211,8 @@ def _loop(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set,
         return [UNKNOWN] * len(node.outputs)
     fixed = {name: Const(array) for name, array in constants.items()}
     inside = {name for part in nodes for name in reads(part)} | set(outputs)
+
+    ctx.note_readers(nodes, outputs)
 
     def walk_body(given: dict) -> dict:
         found: list[str] = []

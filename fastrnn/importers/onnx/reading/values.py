@@ -75,9 +75,15 @@ class Growing:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Integers from QuantizeLinear, held as float32 in `value`; only operators on quantised integers read them."""
+    """Integers of type `dtype`, held exactly as float32 in `value`. Operators that don't know it get them as integers.
+
+    rounded: False for the result of a DynamicQuantizeLinear that is left out: `value` is not rounded, and only integer
+    products whose result is scaled back may read it.
+    """
 
     value: Live
+    dtype: str
+    rounded: bool = True
 
     @property
     def dims(self) -> tuple:

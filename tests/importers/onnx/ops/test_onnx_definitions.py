@@ -114,11 +114,6 @@ def test_live_quantisation_is_rounding_and_saturation():
     np.testing.assert_allclose(y, steps * np.float32(0.05), atol=1e-12)
 
 
-def test_arithmetic_on_quantised_integers_is_refused():
-    with pytest.raises(UnsupportedError, match="node between: Neg: computes on quantised integers"):
-        import_onnx(quantised([helper.make_node("Neg", ["q"], ["t"], "between")]))
-
-
 def test_a_triangle_and_a_running_sum_of_a_fed_value():
     x = normal(2, 3, 4)
     np.testing.assert_array_equal(one("Trilu", [x], [np.array(1)], upper=0)[0], np.tril(x, 1))
