@@ -83,6 +83,8 @@ def _read_by_nodes(graph: Graph, name: str) -> bool:
 
 
 def _runs_back(graph: Graph) -> bool:
-    """Whether a cell runs from the last step to the first: it needs the future, however long a call is."""
+    """Whether a cell runs from the last step to the first, and so needs the future, however long a call is; or a cycle
+    runs over the steps, which must then be the time."""
     cells = [n for n in graph.nodes if n.op == "cell" and n.attrs["spec"].reverse]
-    return any("time" in D.symbols(graph.values[n.inputs[0]].dims[0]) for n in cells)
+    cycles = [n.outputs[0] for n in graph.nodes if n.op == "state"]
+    return any("time" in D.symbols(graph.values[v].dims[0]) for v in (*(n.inputs[0] for n in cells), *cycles))
