@@ -25,7 +25,10 @@ from setuptools.errors import BaseError
 KERNELS = Path("fastrnn/_kernels")
 DEBUG = os.environ.get("FASTRNN_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
-OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if DEBUG or SANITIZE else ["-O3"]
+CHECKED = DEBUG or bool(SANITIZE)
+# -g0 comes after Python's own -g: with the symbols of a debugger, the extensions are 8 times as large.
+OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if CHECKED else ["-O3", "-g0"]
+STRIP = [] if CHECKED else ["-Wl,--strip-all"]
 SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTRNN_WERROR", "0") not in ("", "0") else [])
 # No -ffast-math: a NaN must stay a NaN. No contraction: the code decides which operations are fused. If the optimiser
@@ -50,6 +53,13 @@ class BuildKernels(build_ext):
             # Python started in this folder imports the package from here, not the installed one.
             with contextlib.suppress(OSError, BaseError):  # ignored if the folder can't be written to
                 self.copy_extensions_to_source()
+
+    def build_extensions(self):
+        # Python's own link command may name its folder as RUNPATH, which exists only on the machine of the build.
+        for name in ("linker_so", "linker_so_cxx"):
+            command = getattr(self.compiler, name, None) or []
+            setattr(self.compiler, name, [part for part in command if not part.startswith("-Wl,-rpath")])
+        super().build_extensions()
 
     def build_extension(self, ext):
         if ext.name == "fastrnn.machine._isa":
@@ -82,7 +92,7 @@ def extension(name):
         depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "pages.h")],  # no others are for Cython
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=[*OPTIMISE, *SANITIZERS],
-        extra_link_args=["-pthread", *SANITIZERS],
+        extra_link_args=["-pthread", *STRIP, *SANITIZERS],
         libraries=["m"],
     )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .errors import (
     FastRNNError,
+    FastRNNMemoryError,
     FastRNNWarning,
     ModelFormatError,
     ShapeError,
@@ -63,6 +64,7 @@ __all__ = [
     "Analysis",
     "CpuInfo",
     "FastRNNError",
+    "FastRNNMemoryError",
     "FastRNNWarning",
     "InferenceSession",
     "LayerInfo",

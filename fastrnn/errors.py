@@ -4,6 +4,9 @@ A message says where (file, node, argument), what was found and what was expecte
 read or written raise Python's own `OSError`, such as `FileNotFoundError`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FastRNNError(Exception):
     """Base class of the errors of fastrnn."""
@@ -50,3 +53,33 @@ class StateError(FastRNNError, ValueError):
 
 class StreamError(FastRNNError, RuntimeError):
     """The model can't be streamed (the text names the node), or a stream is used incorrectly."""
+
+
+class FastRNNMemoryError(FastRNNError, MemoryError):
+    """Memory ran out. States are those before the call, and an old file that was to be written is unchanged."""
+
+
+MOST_CLAIMED = 1 << 38  # bytes of one array; a file that needs more is damaged or hostile
+
+
+def out_of_memory(error: MemoryError, what: str) -> FastRNNMemoryError:
+    """The error to raise for this one. what: what the memory was for."""
+    if isinstance(error, FastRNNMemoryError):
+        return error
+    detail = f" ({error})" if str(error) else ""
+    advice = "free some, or raise the limit of the process or container"
+    return FastRNNMemoryError(f"{what}: not enough memory{detail}: {advice}")
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Turn a MemoryError into a FastRNNMemoryError. what: what the memory is for."""
+    try:
+        yield
+    except MemoryError as error:
+        raise out_of_memory(error, what) from None
+
+
+def claims_too_much(error: BaseException) -> bool:
+    """Whether NumPy refused an array that is so large that the file must be wrong, not the machine too small."""
+    return isinstance(error, MemoryError) and getattr(error, "_total_size", 0) > MOST_CLAIMED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -224,6 +225,17 @@ FORMATS = (
 )
 
 
+def _check_file(path) -> None:
+    """Raise the OSError with this path that opening it for reading would raise."""
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "no such file, expected a model file", str(path)) from None
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
 def format_of(source) -> Format:
     """The format of a source: from the content for bytes, from the longest matching suffix for a path."""
     if isinstance(source, Mapping):
@@ -238,6 +250,5 @@ def format_of(source) -> Format:
     if not fitting:
         known = ", ".join(suffix for form in FORMATS for suffix in form.suffixes)
         raise ModelFormatError(f"{source}: unknown file type {Path(source).suffix.lower()!r}, expected one of {known}")
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"{source}: no such file, expected a model file")
+    _check_file(source)
     return max(fitting, key=lambda pair: pair[0])[1]

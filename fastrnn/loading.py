@@ -7,7 +7,7 @@ from inspect import signature
 import numpy as np
 
 from . import onnx_files
-from .errors import FastRNNError, ModelFormatError
+from .errors import FastRNNError, ModelFormatError, memory_for
 from .formats import FORMATS, Format, format_of, graph_of_module
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
@@ -58,8 +58,8 @@ def load(
         The architecture for a Keras file of bare weights: the result of `model.to_json()`.
     threads : int, optional; threads that a call may use. Default: as `cpu_info()` says
     sizes : dict, optional
-        Name -> number, for sizes that the file leaves free besides batch and time, such as samples per step. By
-        default `run` accepts any size, and a stream keeps the sizes of its first step.
+        Name -> number for sizes that the file leaves free ("time", the file's own name, or an axis such as "x[2]"),
+        applied before the import. By default `run` accepts any size, and a stream keeps the sizes of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights always compute in float32, as the
         model's notes say. A number that float32 can't hold is a ModelFormatError either way.
@@ -82,6 +82,7 @@ def load(
     return load_as(form, path_or_bytes, threads=threads, sizes=sizes, **options)
 
 
+@memory_for("load")
 def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Model:
     """`load` a source that is of this format: a path, bytes, or what the format's reader takes besides.
 
@@ -115,6 +116,7 @@ def _taken_by(form: Format, given: dict) -> dict:
     return given
 
 
+@memory_for("from_onnx")
 def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
     """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
     _check_flags(float64_as_float32=float64_as_float32)
@@ -122,6 +124,7 @@ def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, 
     return onnx_files.model_of(model_proto, options, threads, sizes or {})
 
 
+@memory_for("from_torch")
 def from_torch(
     module, example=None, *, states=None, threads: int | None = None, sizes=None, float64_as_float32: bool = False
 ) -> Model:
@@ -164,6 +167,7 @@ def from_torch(
     return Model(fix_sizes(graph, sizes or {}), threads)
 
 
+@memory_for("from_keras")
 def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = False) -> Model:
     """Make a model from a live Keras model, with its current weights.
 
@@ -176,6 +180,7 @@ def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = 
     return Model(import_model(model, float64_as_float32=float64_as_float32), threads)
 
 
+@memory_for("from_arrays")
 def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     """Make a model of one recurrent layer from arrays, for example from an npz file, JSON or a paper.
 
@@ -236,6 +241,7 @@ def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
     return Model(importer.build(kind, **arrays), threads)
 
 
+@memory_for("from_equations")
 def from_equations(
     text: str, *, outputs=None, initial=None, inputs=None, threads: int | None = None, **arrays
 ) -> Model:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from . import passes
-from .errors import ModelFormatError, ShapeError
+from .errors import ModelFormatError, ShapeError, claims_too_much, memory_for, out_of_memory
 from .graph import DTYPES, Graph, artifact
 from .graph import dims as D
 from .graph.casts import as_dtype
@@ -222,8 +222,12 @@ class Model(Compiled):
         sizes, out_shapes = known
         if self._open_sizes:
             return self._with_sizes(sizes)._run(feeds)
-        outputs = tuple(_empty(value, shape) for value, shape in zip(self._ends, out_shapes, strict=True))
-        self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
+        try:
+            outputs = tuple(_empty(value, shape) for value, shape in zip(self._ends, out_shapes, strict=True))
+            self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
+        except MemoryError as error:
+            at = f"batch {sizes['batch']} and time {sizes['time']}"
+            raise out_of_memory(error, f"run of {self.name} with {at}") from None
         return outputs
 
     def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
@@ -342,7 +346,8 @@ class Model(Compiled):
         """
         if Path(path).suffix.lower() != ".fastrnn":
             raise ModelFormatError(f"save writes .fastrnn files, got {path}")
-        artifact.save(self.graph, path)
+        with memory_for(f"save {path}"):
+            artifact.save(self.graph, path)
 
     def __reduce__(self):
         return _unpickled, (artifact.to_bytes(self.graph), self.threads)
@@ -392,10 +397,12 @@ def _shape(value, sizes: dict[str, int]) -> list[int]:
 
 
 def _empty(value, shape: list[int]) -> np.ndarray:
-    """A new array for a value. Raises ShapeError without enough memory: its size may be a file's bare claim."""
+    """A new array for a value. Raises ShapeError if no memory could hold it: its size may be a file's bare claim."""
     try:
         return np.empty(shape, DTYPES[value.dtype])
-    except (MemoryError, ValueError):  # numpy: not available; more than an index can count
+    except (MemoryError, ValueError) as error:  # NumPy: not available; more than an index can count
+        if isinstance(error, MemoryError) and not claims_too_much(error):
+            raise
         raise ShapeError(f"no memory for {value}, of shape {shape}") from None
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from .errors import FastRNNError
 from .graph import Graph
 from .model import Model
-from .passes.sizes import fix_sizes
 from .selected import Choice, SelectedModel
 from .streaming.conditions import problems
 
@@ -31,7 +30,7 @@ class _Branch:
 
     def __call__(self, values: dict) -> Graph:
         options = {**self.options, "bind": {**(self.options.get("bind") or {}), **values}}
-        return fix_sizes(read_graph(self.read, **options), self.sizes)
+        return read_graph(self.read, sizes=self.sizes, **options)
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +54,7 @@ def model_of(source, options: dict, threads: int | None, sizes: dict) -> Model:
 
     read = read_model(source)
     try:
-        return Model(fix_sizes(read_graph(read, **options), sizes), threads)
+        return Model(read_graph(read, sizes=sizes, **options), threads)
     except UndecidedError as error:
         bound, given = options.get("bind") or {}, {t.name for t in read.model.graph.initializer}
         names = tuple(v.name for v in read.model.graph.input if v.name not in bound and v.name not in given)

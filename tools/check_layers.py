@@ -24,7 +24,7 @@ ARROWS = {
     "machine": "errors",
     "graph": "errors machine",
     "passes": "errors machine graph",
-    "importers": "errors graph passes",
+    "importers": "errors machine graph passes",
     "streaming": "errors machine graph",
     "ops": "machine",
     "compile": "errors machine graph passes streaming ops",

@@ -50,12 +50,15 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """All options that change how a file is read."""
     add_binding(parser)
     parser.add_argument(
+        "--size",
         "--sizes",
+        dest="sizes",
         metavar="NAME=SIZE",
         type=fixed_size,
         action="append",
         default=[],
-        help="fix a size that the file leaves free besides batch and time, such as --sizes size=576; may be repeated",
+        help="fix a size that the file leaves free, under its name in the file or in fastrnn, or by its axis, such as "
+        "--size time=512 or --size 'x[2]=640'; may be repeated",
     )
     parser.add_argument(
         "--float32", action="store_true", help="compute a float64 model in float32; such a model is refused otherwise"
@@ -130,7 +133,7 @@ def state(text: str) -> tuple[str, str]:
 
 def fixed_size(text: str) -> tuple[str, int]:
     """ "size=576" -> ("size", 576)."""
-    name, _, value = text.partition("=")
+    name, _, value = text.rpartition("=")  # a name in a file may have any character
     if not name or not value.isdecimal():
         raise argparse.ArgumentTypeError(f"expected NAME=SIZE with a whole number, got {text!r}")
     return name, int(value)

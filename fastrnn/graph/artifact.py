@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
 
 from ..errors import FastRNNError, ModelFormatError
+from ..machine import container
 from ..machine.files import replace_file
 from . import dims as D
 from .cells import Activation, CellSpec
@@ -134,22 +135,23 @@ def fingerprint(graph: Graph) -> str:
     for name in sorted(graph.constants):
         array = np.asarray(graph.constants[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
 def to_bytes(graph: Graph) -> bytes:
     """The bytes of a .fastrnn file."""
-    from safetensors.numpy import save as serialise
-
-    metadata = {"format": FORMAT, "graph": graph_to_json(graph), "fingerprint": fingerprint(graph)}
-    tensors = {name: np.asarray(array, order="C") for name, array in graph.constants.items()}
-    return serialise(tensors, metadata=metadata)
+    return container.join(_chunks(graph))
 
 
 def save(graph: Graph, path) -> None:
     """Write a .fastrnn file atomically."""
-    replace_file(path, to_bytes(graph))
+    replace_file(path, _chunks(graph))
+
+
+def _chunks(graph: Graph) -> Iterator[bytes | memoryview]:
+    metadata = {"format": FORMAT, "graph": graph_to_json(graph), "fingerprint": fingerprint(graph)}
+    return container.chunks(graph.constants, metadata)
 
 
 def load(source) -> Graph:
@@ -157,19 +159,17 @@ def load(source) -> Graph:
 
     Raises ModelFormatError for anything that is not a whole, undamaged file of a format this version knows.
     """
-    where = "bytes" if isinstance(source, bytes | bytearray | memoryview) else str(source)
+    in_memory = isinstance(source, bytes | bytearray | memoryview)
+    where = "bytes" if in_memory else str(source)
     try:
-        metadata, constants = _read(source)
-    except FastRNNError:
-        raise
-    except OSError:
-        raise
-    except Exception as error:  # safetensors raises its own types, which must not leave this function
+        found = container.parse(bytes(source)) if in_memory else container.map_file(source)
+    except container.ContainerError as error:
         raise ModelFormatError(f"{where}: not a .fastrnn file, or a damaged one ({error})") from None
+    metadata = found.metadata
     if metadata.get("format") != FORMAT:
         raise ModelFormatError(f"{where}: format is {metadata.get('format')!r:.40}, expected {FORMAT!r}")
     try:
-        graph = validate(_graph_from_json(metadata["graph"], constants))
+        graph = validate(_graph_from_json(metadata["graph"], found.tensors))
     except FastRNNError as error:
         raise ModelFormatError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
@@ -177,17 +177,3 @@ def load(source) -> Graph:
     if metadata.get("fingerprint") != fingerprint(graph):
         raise ModelFormatError(f"{where}: weights or graph differ from the file's own fingerprint: it is damaged")
     return graph
-
-
-def _read(source) -> tuple[dict, dict]:
-    if isinstance(source, bytes | bytearray | memoryview):
-        from safetensors.numpy import load as from_bytes
-
-        blob = bytes(source)
-        tensors = from_bytes(blob)
-        size = int.from_bytes(blob[:8], "little")
-        return json.loads(blob[8 : 8 + size]).get("__metadata__", {}), tensors
-    from safetensors import safe_open
-
-    with safe_open(os.fspath(source), framework="numpy") as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -246,6 +246,15 @@ def of_shortfall(dim) -> Dim | None:
     return None
 
 
+def of_rest(dim) -> tuple[Dim, int] | None:
+    """(n, d) for a dim that is n - d*(n//d), the rest of a division; None for any other dim."""
+    for mono, coef in dim.terms.items() if isinstance(dim, Dim) else ():
+        atom = mono[0] if len(mono) == 1 else None
+        if isinstance(atom, FloorDiv) and coef == -atom.den and dim + atom.den * Dim({mono: 1}) == atom.num:
+            return atom.num, atom.den
+    return None
+
+
 def symbols(dim) -> frozenset[str]:
     """Names of all symbols in a dim (empty for an int)."""
     if not isinstance(dim, Dim):
@@ -255,6 +264,16 @@ def symbols(dim) -> frozenset[str]:
         for atom in mono:
             names |= {atom} if isinstance(atom, str) else symbols(atom.num)
     return frozenset(names)
+
+
+def divisors(dim) -> set[int]:
+    """The numbers that parts of a dim are divided by and rounded down."""
+    found: set[int] = set()
+    for mono in dim.terms if isinstance(dim, Dim) else ():
+        for atom in mono:
+            if not isinstance(atom, str):
+                found |= divisors(atom.num) | ({atom.den} if isinstance(atom, FloorDiv) else set())
+    return found
 
 
 def substitute(dim, env: Mapping[str, Dim | int]):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import ModelFormatError, ShapeError
-from .dims import Dim, evaluate, of_shortfall, symbols
+from .dims import Dim, evaluate, of_rest, of_shortfall, symbols
 from .shapes import check_shapes
 from .types import DTYPES, Graph, Node, Value
 from .vocabulary import ROWS, GraphOp
@@ -22,6 +22,8 @@ def check_required(graph: Graph, sizes: Mapping[str, int]) -> None:
             raise ShapeError(f"{graph.name}: {at} is too small: the model takes inputs where {bound} is 0 or more")
         if got != number:
             given = ", ".join(f"{name} = {sizes[name]}" for name in sorted(symbols(dim)))
+            if number == 0 and (multiple := of_rest(dim)) is not None:
+                raise ShapeError(f"{graph.name}: {given}, but {multiple[0]} must be a multiple of {multiple[1]}")
             raise ShapeError(f"{graph.name}: {given} makes {dim} {got}; the model takes inputs where it is {number}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..graph import Graph, Node, Value, reference
 from ..graph.cells import ACTIVATIONS, Activation, CellSpec, activation
-from ..graph.dims import TIME
+from ..graph.dims import TIME, evaluate, symbols
 from ..graph.loops import Loop, loops, schedule
 from ..graph.traverse import fresh, subgraph
 from .patch import Patch
@@ -234,10 +234,14 @@ class _Cycle:
         """Run steps of the cycle on random values: name -> float64 [rows, ..] of inputs, gates and results."""
         ends, results = [*bases, *self.prevs], [*dict.fromkeys((*self.roots, *self.gates))]
         step = subgraph(self.graph, ends, results)
+        sizes = dict.fromkeys((s for v in step.values.values() for d in v.dims for s in symbols(d)), _ROWS) | {
+            "time": 1
+        }
+        rows = evaluate(self.batch, sizes)
         rng = np.random.default_rng(20)
-        for scale in _SCALES:
-            feeds = {n: scale * rng.standard_normal((1, _ROWS, self.graph.values[n].dims[2])) for n in ends}
-            made = reference.run(step, feeds, sizes={"time": 1, "batch": _ROWS})
+        for scale in _SCALES * -(-_ROWS // max(rows, 1)):  # a cycle of one row needs several runs
+            feeds = {n: scale * rng.standard_normal((1, rows, self.graph.values[n].dims[2])) for n in ends}
+            made = reference.run(step, feeds, sizes=sizes)
             yield {n: a[0] for n, a in (*feeds.items(), *zip(results, made, strict=True))}
 
     def _close(self, name: str, formula) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..compile.bounds import Bounds
 from ..compile.plan import LARGEST
-from ..errors import ShapeError
+from ..errors import FastRNNMemoryError, ShapeError
 
 cnp.import_array()
 
@@ -175,7 +175,7 @@ cdef class Binding:
         if total > 1 << 40:
             raise ShapeError(f"batch {batch} and time {time} would take {total >> 30} GiB of scratch")
         if posix_memalign(<void **> &s.arena, ALIGN, total) != 0:
-            raise MemoryError(f"no {total} bytes of scratch for batch {batch}, time {time}")
+            raise FastRNNMemoryError(f"not enough memory: {total} bytes of scratch for batch {batch}, time {time}")
         s.arena_bytes = total
         place = 0
         if FRNN_REDZONE:
@@ -298,5 +298,5 @@ cdef class Binding:
 cdef void *allocate(int64_t count, size_t size) except NULL:
     cdef void *memory = PyMem_Calloc(max(count, 1), size)
     if memory == NULL:
-        raise MemoryError()
+        raise FastRNNMemoryError("not enough memory for the tables of a stream or pool")
     return memory

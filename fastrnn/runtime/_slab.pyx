@@ -21,7 +21,7 @@ from fastrnn.runtime._executor cimport FLOPS_WATCHED, Program
 
 import numpy as np
 
-from ..errors import StreamError
+from ..errors import FastRNNMemoryError, StreamError
 
 cnp.import_array()
 
@@ -442,7 +442,7 @@ cdef class Rows:
         if side.room < rows * bytes or side.packed == NULL:
             packed = <char *> PyMem_Realloc(side.packed, max(rows * bytes, 1))
             if packed == NULL:
-                raise MemoryError()
+                raise FastRNNMemoryError("not enough memory for the arrays of a call")
             side.packed, side.room = packed, rows * bytes
         if is_input:
             for r in range(rows):

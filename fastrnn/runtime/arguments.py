@@ -112,7 +112,10 @@ class Argument:
         for back, dim in enumerate(reversed(self.features), 1):
             for name in D.symbols(dim):
                 if dim != D.symbol(name):
-                    raise ShapeError(f"input {self.name}: the size {dim} can't be solved: load the model with sizes=")
+                    raise ShapeError(
+                        f"input {self.name}: the size {dim} can't be solved: load the model with "
+                        f"sizes={{{name!r}: ...}}"
+                    )
                 if back > array.ndim:
                     raise ShapeError(
                         f"input {self.name}: a step has {len(self.features)} axes: got {list(array.shape)}"

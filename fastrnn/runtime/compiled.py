@@ -186,7 +186,8 @@ class Compiled:
     @property
     def _sizes_come_later(self) -> str:
         """Why a stream has no states before its first step."""
-        text = "is known from the first step on: take one, or load the model with sizes="
+        names = ", ".join(f"{n!r}: ..." for n in self._open_sizes)
+        text = f"is known from the first step on: take one, or load the model with sizes={{{names}}}"
         return f"{', '.join(self._open_sizes)} {text}"
 
     def _bound(self, bind: Mapping | None) -> dict[str, np.ndarray]:
@@ -226,7 +227,8 @@ class Compiled:
                 raise ShapeError(f"input {name}: {other} is both {sizes[other]} and {found[other]}")
         missing = [n for n in self._open_sizes if n not in sizes]
         if missing:
-            text = f"the inputs of a step don't determine {', '.join(missing)}: load it with sizes="
+            names = ", ".join(f"{n!r}: ..." for n in missing)
+            text = f"the inputs of a step don't determine {', '.join(missing)}: load it with sizes={{{names}}}"
             raise ShapeError(f"{self.name}: {text}")
         return self._with_sizes(sizes)
 

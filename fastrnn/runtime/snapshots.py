@@ -16,12 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import FastRNNError, StateError
+from ..errors import StateError
+from ..machine import container
 from ..machine.files import replace_file
 from .layout import MOST_STEPS
 
@@ -64,10 +66,17 @@ class Snapshot:
                 raise StateError(f"the snapshot's input {a.name} is not {a.dtype}{list(want)}")
 
 
-def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> bytes:
-    """The bytes of a snapshot of the model with this fingerprint; written to `path` too, if given."""
-    from safetensors.numpy import save
+def to_bytes(snapshot: Snapshot, fingerprint: str, name: str) -> bytes:
+    """The bytes of a snapshot of the model with this fingerprint."""
+    return container.join(_chunks(snapshot, fingerprint, name))
 
+
+def write(snapshot: Snapshot, fingerprint: str, name: str, path) -> None:
+    """Write a snapshot of the model with this fingerprint to a file, atomically. OSError: it can't be written."""
+    replace_file(path, _chunks(snapshot, fingerprint, name), private=True)
+
+
+def _chunks(snapshot: Snapshot, fingerprint: str, name: str) -> Iterator[bytes | memoryview]:
     steps, ended = np.ascontiguousarray(snapshot.steps, np.int64), np.ascontiguousarray(snapshot.ended, np.bool_)
     tensors = {"steps": steps, "ended": ended}
     tensors |= {INPUT + key: np.ascontiguousarray(rows) for key, rows in snapshot.still.items()}
@@ -83,10 +92,7 @@ def to_bytes(snapshot: Snapshot, fingerprint: str, name: str, path=None) -> byte
         "sizes": json.dumps(snapshot.sizes, sort_keys=True),
     }
     metadata["checksum"] = _checksum(metadata, tensors)
-    blob = save(tensors, metadata=metadata)
-    if path is not None:
-        replace_file(path, blob, private=True)
-    return blob
+    return container.chunks(tensors, metadata)
 
 
 def read(source, fingerprint: str, name: str) -> Snapshot:
@@ -104,11 +110,10 @@ def read(source, fingerprint: str, name: str) -> Snapshot:
     """
     blob, where = _bytes_of(source)
     try:
-        metadata, tensors = _parse(blob)
-    except FastRNNError:
-        raise
-    except Exception as error:  # safetensors raises its own types, which must not leave this function
+        found = container.parse(blob)
+    except container.ContainerError as error:
         raise StateError(f"{where}: not a snapshot, or a truncated or damaged one ({error})") from None
+    metadata, tensors = found.metadata, found.tensors
     _check_format(metadata.get("format"), where)
     if metadata.get("checksum") != _checksum(metadata, tensors):
         raise StateError(f"{where}: the checksum does not fit: the snapshot is damaged")
@@ -129,14 +134,6 @@ def _bytes_of(source) -> tuple[bytes, str]:
     return path.read_bytes(), str(path)
 
 
-def _parse(blob: bytes) -> tuple[dict, dict[str, np.ndarray]]:
-    from safetensors.numpy import load
-
-    tensors = load(blob)  # checks the header's sizes against the actual bytes
-    size = int.from_bytes(blob[:8], "little")
-    return json.loads(blob[8 : 8 + size]).get("__metadata__", {}), tensors
-
-
 def _check_format(text, where: str) -> None:
     if not isinstance(text, str) or not text.startswith(FORMAT) or not text[len(FORMAT) :].isdecimal():
         kind = f"its format is {text!r:.40}" if text else "it has no format of ours"
@@ -153,7 +150,7 @@ def _checksum(metadata: dict, tensors: dict[str, np.ndarray]) -> str:
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

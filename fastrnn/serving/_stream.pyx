@@ -13,7 +13,7 @@ from fastrnn.runtime._slab cimport SlabCore, StreamParts, empty, fits, takes
 
 import numpy as np
 
-from ..errors import StreamError
+from ..errors import StreamError, out_of_memory
 
 cnp.import_array()
 
@@ -173,6 +173,8 @@ cdef class StreamCore(SlabCore):
             out = empty(&p.y_form, p.y_axis, comes)
             self.advance(p.batch, NULL, self.steps_done, span, [chunk, out], p.batch, False)
             self.steps_done += span
+        except MemoryError as error:
+            raise out_of_memory(error, f"push of {span} steps") from None
         finally:
             self.busy = False
         return out
@@ -206,6 +208,8 @@ cdef class StreamCore(SlabCore):
             self.ended = final and p.timetable is not None
             if p.still and span:  # an empty chunk changes nothing, not even these inputs
                 self.still = [np.array(v) for a, v in zip(p.inputs, arrays) if a in p.still]
+        except MemoryError as error:
+            raise out_of_memory(error, f"{span} steps") from None
         finally:
             self.busy = False
         return p.seen(comes, made, one)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from ..errors import ShapeError, StateError, StreamError
+from ..errors import ShapeError, StateError, StreamError, memory_for, out_of_memory
 from ..machine import forks
+from ..machine.files import replace_file
 from ..runtime import snapshots, states
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays, whole_number
 from ..runtime.compiled import Compiled, Context
@@ -46,7 +47,7 @@ class StreamPool(PoolCore):
         self.model: Any = model  # a Model, which builds on pools
         self._context, self.bound = context, bound
         model._check_streamable()
-        with _memory_for(model, capacity):
+        with memory_for(f"pool of {capacity} streams of {model.name}"):
             self._resize(capacity)
         if not model._open_sizes:
             self._lay_out(model)
@@ -57,7 +58,7 @@ class StreamPool(PoolCore):
         parts = model._stream_parts(None, self._context, self.bound)
         if parts.timetable and not all(a.batched for a in (*parts.inputs, *parts.outputs)):
             raise StreamError(f"{model.name}: an input or output has no batch axis, and its streams look ahead")
-        with _memory_for(model, self.capacity):
+        with memory_for(f"pool of {self.capacity} streams of {model.name}"):
             self._begin(parts)
 
     # -- slots --
@@ -100,7 +101,7 @@ class StreamPool(PoolCore):
         with self._alone():
             if capacity < self.capacity:
                 raise StateError(f"grow({capacity}): the pool has room for {self.capacity} already, and never shrinks")
-            with _memory_for(self.model, capacity):
+            with memory_for(f"pool of {capacity} streams of {self.model.name}"):
                 self._resize(capacity)
 
     @property
@@ -171,19 +172,25 @@ class StreamPool(PoolCore):
         ------
         StateError, ShapeError : as `step`. After an error, and after Ctrl-C, no state has changed.
         """
-        with self._alone():
-            n = self._find(slots)
-            chunks = self._listed(n, chunks)
-            if n == 0:
-                return []
-            if self.program is None:
-                self._lay_out(self.model._sized_like(chunks[0], self.bound))
-            plain = self._push_plain(n, chunks)
-            if plain is not None:
-                return plain
-            given = [self._check_chunk(i, c) for i, c in enumerate(chunks)]
-            lengths = np.array([length for _, length in given], np.int64)
-            rows = self._take(n, lengths, [list(column) for column in zip(*(a for a, _ in given), strict=True)])
+        try:
+            with self._alone():
+                n = self._find(slots)
+                return self._push_found(n, self._listed(n, chunks))
+        except MemoryError as error:
+            raise out_of_memory(error, f"push of {len(chunks)} chunks") from None
+
+    def _push_found(self, n: int, chunks: list) -> list:
+        """`push` of the n slots found."""
+        if n == 0:
+            return []
+        if self.program is None:
+            self._lay_out(self.model._sized_like(chunks[0], self.bound))
+        plain = self._push_plain(n, chunks)
+        if plain is not None:
+            return plain
+        given = [self._check_chunk(i, c) for i, c in enumerate(chunks)]
+        lengths = np.array([length for _, length in given], np.int64)
+        rows = self._take(n, lengths, [list(column) for column in zip(*(a for a, _ in given), strict=True)])
         return [deliver(row, None) for row in rows]
 
     @staticmethod
@@ -254,16 +261,40 @@ class StreamPool(PoolCore):
         ------
         StateError : the slot is not open. OSError : the file can't be written.
         """
-        with self._alone():
-            taken = self._take_snapshot([self._place(slot)], None)
-        return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
+        with memory_for("snapshot"):
+            with self._alone():
+                taken = self._take_snapshot([self._place(slot)], None)
+            blob = snapshots.to_bytes(taken, self.model.fingerprint, self.model.name)
+            if path is not None:
+                replace_file(path, blob, private=True)
+            return blob
 
-    def snapshot_all(self, path=None) -> bytes:
-        """`snapshot` of every open slot, for `restore_all`."""
-        with self._alone():
-            slots = self._open_slots()
-            taken = self._take_snapshot(slots & (MOST_SLOTS - 1), slots)
-        return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
+    @overload
+    def snapshot_all(self, path: None = None) -> bytes: ...
+
+    @overload
+    def snapshot_all(self, path: str | os.PathLike) -> None: ...
+
+    def snapshot_all(self, path=None) -> bytes | None:
+        """`snapshot` of every open slot, for `restore_all`.
+
+        Parameters
+        ----------
+        path : file to write the snapshot to, atomically; None: it is returned instead
+
+        Raises
+        ------
+        OSError : the file can't be written; an old one is unchanged.
+        FastRNNMemoryError : there is no memory for a copy of the states.
+        """
+        with memory_for(f"snapshot of {len(self)} streams"):
+            with self._alone():
+                slots = self._open_slots()
+                taken = self._take_snapshot(slots & (MOST_SLOTS - 1), slots)
+            if path is None:
+                return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name)
+            snapshots.write(taken, self.model.fingerprint, self.model.name, path)
+            return None
 
     def _take_snapshot(self, places, slots) -> snapshots.Snapshot:
         self._require_sizes()
@@ -290,7 +321,8 @@ class StreamPool(PoolCore):
         ------
         StateError : a damaged, truncated or later snapshot, one of another model or of several streams; no free slot.
         """
-        taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+        with memory_for("restore"):
+            taken = snapshots.read(source, self.model.fingerprint, self.model.name)
         if taken.slots is not None or len(taken.steps) != 1:
             raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
         with self._alone():
@@ -303,10 +335,11 @@ class StreamPool(PoolCore):
         ------
         StateError : as `restore`; or not as many slots are free, then none is opened.
         """
-        taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+        with memory_for("restore_all"):
+            taken = snapshots.read(source, self.model.fingerprint, self.model.name)
         if taken.slots is None:
             raise StateError("the snapshot is of a stream, not of a whole pool: restore takes it")
-        with self._alone():
+        with memory_for("restore_all"), self._alone():
             return dict(zip(taken.slots.tolist(), self._open_from(taken), strict=True))
 
     def _open_from(self, taken: snapshots.Snapshot) -> list[int]:
@@ -360,12 +393,3 @@ class PacedPool(StreamPool):
     return a list with what a lone stream's `step` and `push` return: for `step`, None if nothing came. `step` takes no
     `out`. Slots of equal phase share calls.
     """
-
-
-@contextmanager
-def _memory_for(model: Compiled, capacity: int):
-    """StateError instead of NumPy's MemoryError."""
-    try:
-        yield
-    except MemoryError:
-        raise StateError(f"no memory for a pool of {capacity} streams of {model.name}") from None

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import StateError, StreamError
+from ..errors import StateError, StreamError, memory_for
+from ..machine.files import replace_file
 from ..runtime import snapshots, states
 from ..runtime._slab import StreamParts
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays
@@ -43,11 +44,9 @@ class Stream(StreamCore):
         self._take_parts(parts)
 
     def _take_parts(self, parts: StreamParts) -> None:
-        try:
+        rows = f"{parts.batch} streams in lock-step" if parts.batch_size else "a stream"
+        with memory_for(f"{rows} of {self.model.name}"):
             self._begin(parts)
-        except MemoryError:
-            rows = f"{parts.batch} streams in lock-step" if parts.batch_size else "a stream"
-            raise StateError(f"no memory for {rows} of {self.model.name}") from None
 
     def _size_like(self, x) -> None:
         """Lay out the state for the sizes of x, the argument of a first step or push, if the model leaves them open."""
@@ -162,7 +161,11 @@ class Stream(StreamCore):
                 still[a.name] = np.broadcast_to(v if a._lead(self.batch_size) else v[None], (n, *a.features))
             rows, steps, ended = parts.layout.rows(self.slab), np.full(n, self.steps_done), np.full(n, self.ended)
             taken = snapshots.Snapshot(steps, rows, None, parts.sizes, ended, still)
-        return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name, path)
+        with memory_for("snapshot"):
+            blob = snapshots.to_bytes(taken, self.model.fingerprint, self.model.name)
+        if path is not None:
+            replace_file(path, blob, private=True)
+        return blob
 
     def restore(self, source) -> None:
         """Continue from a snapshot, with the same bits on the same instruction set.
@@ -176,7 +179,8 @@ class Stream(StreamCore):
         StateError : a damaged, truncated or later snapshot, one of another model or of another number of streams.
         StreamError : another thread is using this stream. Nothing has changed then.
         """
-        taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+        with memory_for("restore"):
+            taken = snapshots.read(source, self.model.fingerprint, self.model.name)
         n = self.batch_size or 1
         if len(taken.steps) != n or taken.slots is not None:
             kind = f"{len(taken.steps)} streams" if taken.slots is None else "a whole pool"

@@ -78,11 +78,6 @@ _REFUSED = [
         "maxpool_with_argmax_2d_precomputed_pads maxpool_with_argmax_2d_precomputed_strides",
     ),
     (
-        "mode='reflect' of int32",
-        "integers are padded by a number or by their ends",
-        "reflect_pad",
-    ),
-    (
         "mode=",
         "wrap continues an axis from its other end, which no recurrent model does",
         "wrap_pad",

@@ -47,8 +47,13 @@ def open_state(low: Lowering, name: str) -> tuple:
     batch = next((i for i, d in enumerate(value.dims) if d == D.BATCH), None)
     order = [*([] if batch is None else [batch]), *(i for i in range(len(value.dims)) if i != batch)]
     size = D.product([d for i, d in enumerate(value.dims) if i != batch])
-    if isinstance(size, D.Dim) or (low.has_batch and batch is None):
-        raise UnsupportedError(f"the state {value} has no plain batch axis")
+    if low.has_batch and batch is None:
+        raise UnsupportedError(
+            f"the state {value} has no batch axis, so one number serves all rows: load the model with "
+            "sizes={'batch': 1}, and open one stream each"
+        )
+    if isinstance(size, D.Dim):
+        raise UnsupportedError(f"the state {value} has a free size besides its batch: fix that with sizes=")
     kept = kept_as(value.dtype)
     offset = low.builder.keep(name, "value", size, kept)
     tensor = low.builder.allocate(kept, value.dims, order)

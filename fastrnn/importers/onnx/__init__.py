@@ -5,7 +5,9 @@ The parts of this package, in the order in which they process a file:
     reading/    bytes -> tensors (files), node records (nodes), constants (fold), kinds of values (values),
                 the table of operators (registry), and NodeReader (reader), which detects what was not read
     reroll/     turns recurrences that an exporter wrote out into cells: unrolled copies (unroll), loops over a cell
-                (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations
+                (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations.
+                Copies of any other body become a cycle: values get numbers (numbering), copies are found (copies) and
+                proved (followed), and the walk writes the cycle (repeat)
     sizes/      sizes as symbols with examples (symbols), their roles and names (settle), frozen numbers reinterpreted
                 (thaw, slices, blocks, arithmetic, positions), signs that a frozen size is intended (evidence), the
                 verdict (judge), and a batch of one that can be read in several ways (guesses)
@@ -38,9 +40,10 @@ from . import states as state_pairs
 from .precheck import precheck
 from .reading import files
 from .reading.nodes import collect, known_names, reads
-from .reroll import chains, unroll
+from .reroll import chains, copies, unroll
+from .reroll.repeat import Refused
 from .selectors import Selector, UndecidedError
-from .sizes import guesses
+from .sizes import given, guesses
 from .sizes.evidence import Policy
 from .sizes.judge import verdicts
 from .sizes.settle import settle
@@ -56,6 +59,7 @@ def import_onnx(
     *,
     bind: Mapping | None = None,
     states: Mapping | None = None,
+    sizes: Mapping | None = None,
     float64_as_float32: bool = False,
     streams: Callable[[Graph], bool] | None = None,
     policy: Policy | None = None,
@@ -67,6 +71,8 @@ def import_onnx(
     source : path, bytes of a file, ModelProto, or `files.Read`. Only a path can have external data, inside its folder.
     bind : input name -> fixed value; the input is then removed from the graph's inputs.
     states : input name -> output name of states that the caller passes from call to call. None: found by `states/`.
+    sizes : name -> number for sizes that the file leaves open, applied before the import. A name is the file's own,
+        such as "sequence_length", that of an axis, such as "x[2]", or the graph's, such as "time".
     float64_as_float32 : compute a float64 model in float32; without it such a model is refused.
     streams : function that says whether a graph can be streamed. If given, a call of a file whose states the caller
         passes may be one step, whatever its length: see `steps.py`.
@@ -89,25 +95,39 @@ def import_onnx(
         raise ShapeError(f"bind must map inputs to values, such as {{'sr': 16000}}, got {bind!r:.60}")
     if states is not None and not isinstance(states, Mapping):
         raise StateError(f"states must map inputs to outputs, such as {{'h0': 'hn'}}, got {states!r:.60}")
-    bind = dict(bind or {})
-    model, where, folder = files.read_model(source)
+    if sizes is not None and not isinstance(sizes, Mapping):
+        raise ShapeError(f"sizes must map names to numbers, such as {{'time': 512}}, got {sizes!r:.60}")
+    read, bind = files.read_model(source), dict(bind or {})
     try:
-        file = _prepare(model, where, folder, bind, float64_as_float32)
-        graph = guesses.thawed(
-            lambda table: _settled(file, table), lambda graph: state_pairs.threads(graph, states), policy or Policy()
-        )
+        file = _prepare(*read, bind, float64_as_float32)
+        graph, finish = _sized(file, states, sizes or {}, policy or Policy())
     except Finding as finding:
-        raise UnsupportedError(str(finding), where) from None
+        raise UnsupportedError(str(finding), read.where) from None
     except (ModelFormatError, ShapeError) as error:
-        head = "" if str(error).startswith(where) else f"{where}: "
-        tail = "" if "bind" in str(error) else _bound(bind)
+        head = "" if str(error).startswith(read.where) else f"{read.where}: "
+        tail = ("" if "bind" in str(error) else _bound(bind)) + (f" (with sizes: {sizes!r:.200})" if sizes else "")
         if not head and not tail:
             raise
         raise type(error)(f"{head}{error}{tail}") from error
     for text in file.overruled:
-        warnings.warn(f"{where}: {text}", FastRNNWarning, stacklevel=4)
+        warnings.warn(f"{read.where}: {text}", FastRNNWarning, stacklevel=4)
     validate(graph)
-    return one_step(file.model, graph, states, streams)
+    return finish(one_step(file.model, graph, states, streams))
+
+
+def _sized(file: File, states: Mapping | None, sizes: Mapping, policy: Policy) -> tuple[Graph, Callable]:
+    """The graph of a file at the caller's sizes, and what applies those that get their names later."""
+    axes = given.OpenAxes.of(file.model.graph)
+
+    def threads(graph: Graph) -> bool:
+        return state_pairs.threads(graph, states)
+
+    def build(fixed: given.Axes) -> Graph:
+        file.folded.clear()  # constants may be computed from these numbers
+        return guesses.thawed(lambda table: _settled(file, table, axes), threads, policy, fixed)
+
+    graph, left = given.sized(axes, dict(sizes), build, len(file.nodes))
+    return graph, lambda graph: given.finish(axes, left, graph) if left else graph
 
 
 def _bound(bind: dict) -> str:
@@ -135,7 +155,17 @@ def _prepare(model, where: str, folder, bind: dict, float64_as_float32: bool) ->
             check_float32(array, f"tensor {name!r}", ModelFormatError)
     nodes = chains.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
     nodes = unroll.roll_up(nodes, constants, known_names(model.graph), outputs, versions[""])
-    return File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
+    file = File(where, model, versions, nodes, constants, bind, float64_as_float32, folder)
+    file.written = nodes
+    _roll_up(file)
+    return file
+
+
+def _roll_up(file: File) -> None:
+    """Replace copies of one body, except those that a walk refused."""
+    outputs = [v.name for v in file.model.graph.output]
+    known = known_names(file.model.graph)
+    file.nodes = copies.roll_up(file.written, file.constants, known, outputs, file.opsets[""], file.apart)
 
 
 def _inline(model, where: str):
@@ -146,14 +176,21 @@ def _inline(model, where: str):
         raise ModelFormatError(f"{where}: its functions can't be inlined ({error})") from None
 
 
-def _settled(file: File, table: SymbolTable) -> Graph:
+def _settled(file: File, table: SymbolTable, axes: given.OpenAxes) -> Graph:
     """Walk until the symbols no longer change. A walk collects what it learns, and the next one starts from that."""
+    axes.tables.append(table)
     first = precheck(file, file.nodes, [*file.constants, *file.bind])
     while True:
         problems = list(first)
         try:
             graph, ctx = walk(file, table, problems)
         except Restart:
+            continue
+        except Refused as refused:
+            if not table.dirty:
+                file.apart.add(refused.label)
+                _roll_up(file)
+                first = precheck(file, file.nodes, [*file.constants, *file.bind])
             continue
         except (FastRNNError, Finding):
             if not table.dirty:

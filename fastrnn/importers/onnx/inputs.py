@@ -12,6 +12,8 @@ from ..shared.ledger import Finding
 from .build import GraphDraft
 from .reading import files
 from .reading.values import UNKNOWN, Const, Live
+from .sizes.blocks import cut_axis
+from .sizes.given import own_name
 
 if TYPE_CHECKING:
     from .walk import File
@@ -55,22 +57,29 @@ def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Li
     dims = []
     for axis, d in enumerate(kind.shape.dim):
         value = d.dim_value if d.HasField("dim_value") else None
-        if value is not None and not 0 <= value < _MAX_DIM:
+        if value is not None and not -1 <= value < _MAX_DIM:
             raise ModelFormatError(f"input {info.name!r} has the dim {value}")
-        # Some exporters write 0 for "any size"; no model computes on an axis that is always empty.
+        # Some exporters write 0 or -1 for "any size"; no model computes on an axis that is always empty.
+        value = value if value and value > 0 else None
         keeps = value and not ctx.table.policy.thaw
-        dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value or None, d.dim_param))
+        dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value, own_name(d)))
     if info.name in file.bind:
         value = file.bind[info.name]
         if brief:
             dtype, value = np.dtype(np.float32), np.asarray(value, np.float32)
         return Const(_bound(ctx, info, value, dtype, dims))
-    return ctx.declare(info.name, dtype, tuple(dims))
+    found = ctx.declare(info.name, dtype, tuple(dims))
+    for axis, d in enumerate(dims):
+        ctx.label = f"axis {axis} of input {info.name}"
+        sym = ctx.table.single(d)
+        if sym is not None and sym.name in ctx.table.multiples:
+            found = cut_axis(ctx, found, axis, ctx.table.multiples[sym.name])
+    return found
 
 
 def _bound(ctx: GraphDraft, info: onnx.ValueInfoProto, value, dtype: np.dtype, dims: list) -> np.ndarray:
     """The array that an input is bound to, converted losslessly to its dtype and checked against the file's sizes."""
-    declared = [d.dim_value or d.dim_param or "?" for d in info.type.tensor_type.shape.dim]
+    declared = [(d.dim_value if d.dim_value > 0 else 0) or d.dim_param or "?" for d in info.type.tensor_type.shape.dim]
     shown = f"bind: {info.name!r} must be {dtype.name}[{', '.join(map(str, declared))}], got"
     try:
         array = np.asarray(value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError
+from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError, claims_too_much
 from ...graph import Graph
 from ...graph.dims import Dim
 from ..shared.ledger import Finding
@@ -22,7 +23,7 @@ from .reading.nodes import MAX_NESTING, OnnxNode, captured, collect, reads
 from .reading.reader import NodeReader
 from .reading.registry import OPERATORS, Expand, op
 from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
-from .reroll import loops
+from .reroll import loops, repeat
 from .selectors import Undecided
 from .sizes.symbols import Learned, SymbolTable
 
@@ -44,6 +45,8 @@ class File:
     bind: dict
     double_as_float: bool
     folder: Path | None = None
+    written: list[OnnxNode] = field(default_factory=list)  # the nodes before copies of one body were replaced
+    apart: set[str] = field(default_factory=set)  # labels of copies that stay as the file has them
     folded: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # (label of a node, output) -> array
     branches: dict[str, tuple] = field(default_factory=dict)  # label of an If and branch -> its nodes and constants
     overruled: list[str] = field(default_factory=list)  # weak evidence that the caller overruled
@@ -119,6 +122,8 @@ def _node(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set,
         return _if(file, ctx, node, known, problems)
     if node.op in loops.KINDS and node.domain == "":
         return _loop(file, ctx, node, known, wanted, problems)
+    if node.op == "Copies" and node.domain == repeat.DOMAIN:
+        return repeat.run(ctx, node, known, file.refused, partial(_nodes, file, ctx))
     values = [ctx.current(known[i]) if i else None for i in node.inputs]
     try:
         return _step(file, ctx, node, values, wanted, problems)
@@ -334,6 +339,8 @@ def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set
         raise
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError, MemoryError) as error:
         # Any error that a malformed node causes in NumPy or Python; the cause stays attached.
+        if isinstance(error, MemoryError) and not claims_too_much(error):
+            raise
         detail = f"{type(error).__name__}: {error}"
         raise ModelFormatError(f"{file.where}: node {node.label} ({node.kind}): malformed ({detail})") from error
 

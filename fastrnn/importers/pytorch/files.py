@@ -18,7 +18,7 @@ import struct
 import zipfile
 import zlib
 
-from ...errors import FastRNNError, ModelFormatError
+from ...errors import FastRNNError, ModelFormatError, claims_too_much
 from ..shared.weights import NamedWeights, unwrapped
 from . import tarred
 from .pickles import HOW_TO_SAVE, Budget, Refused, ScriptObject, Storage, Unpickler, no_storage, storage_id, width_of
@@ -48,6 +48,8 @@ def read_tree(source: str | os.PathLike | bytes, where: str, script: bool = Fals
     except FastRNNError:
         raise
     except _DAMAGED as error:
+        if isinstance(error, MemoryError) and not claims_too_much(error):
+            raise
         raise ModelFormatError(f"{where}: a damaged PyTorch file ({type(error).__name__}: {error!s:.200})") from None
     except OSError as error:
         if error.errno != errno.EINVAL:

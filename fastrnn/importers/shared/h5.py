@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ...errors import FastRNNError, ModelFormatError
+from ...errors import FastRNNError, ModelFormatError, claims_too_much
 from .weights import NamedWeights
 
 MAX_DEPTH = 64  # of groups in groups; nested Keras models have about four per model
@@ -56,6 +56,8 @@ def opened(source, where: str | None = None) -> Iterator[H5]:
         MemoryError,
         RecursionError,
     ) as error:
+        if isinstance(error, MemoryError) and not claims_too_much(error):
+            raise
         if zipped:
             text = "a zip, as a .keras file is: that has its architecture in it, and takes no layers="
             raise ModelFormatError(f"{where}: {text}") from None

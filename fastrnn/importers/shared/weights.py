@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import ModelFormatError
 from ...graph.casts import check_float32
+from ...machine import container
 from .ledger import ReadLedger
 
 
@@ -190,45 +191,20 @@ def read_safetensors(source) -> NamedWeights:
 
     Raises ModelFormatError for any other file, and for dtypes that NumPy lacks (float8).
     """
-    from safetensors import SafetensorError, deserialize
-
-    where = "bytes" if isinstance(source, bytes | bytearray | memoryview) else str(source)
-    if where == "bytes":
-        blob = bytes(source)
-    else:
-        with open(source, "rb") as file:
-            blob = file.read()
+    in_memory = isinstance(source, bytes | bytearray | memoryview)
+    where = "bytes" if in_memory else str(source)
     try:
-        entries = deserialize(blob)
-    except (SafetensorError, ValueError, OverflowError, RecursionError) as error:
-        raise ModelFormatError(f"{where}: not a safetensors file, or a damaged one ({error!s:.200})") from None
-    order = {name: k for k, name in enumerate(_names(blob))}
-    arrays, notes = {}, []
-    for name, entry in sorted(entries, key=lambda pair: order.get(pair[0], 0)):
-        dtype = _DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise ModelFormatError(f"{where}: {name} has the dtype {entry['dtype']}, which fastrnn does not read")
-        array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = array
-    if any(entry["dtype"] == "BF16" for _, entry in entries):
+        found = container.parse(bytes(source)) if in_memory else container.map_file(source)
+    except container.ContainerError as error:
+        raise ModelFormatError(f"{where}: not a safetensors file, or a damaged one: {error}") from None
+    arrays, notes = dict(found.tensors), []
+    halves = [name for name, code in found.types.items() if code == "BF16"]
+    for name in halves:
+        arrays[name] = (arrays[name].astype(np.uint32) << 16).view(np.float32)
+    if halves:
         notes.append("the file's bfloat16 computes in float32")
     arrays, more = unwrapped(arrays)
     return NamedWeights(arrays, where, (*notes, *more))
-
-
-_DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?",
-}  # fmt: skip
-
-
-def _names(blob: bytes) -> list[str]:
-    """The names in the header of a valid file, in its order."""
-    import json
-
-    return list(json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")]))
 
 
 def is_weights(blob: bytes) -> bool:

@@ -68,24 +68,19 @@ def of_one_type(ctx, values: list) -> list:
     return [ctx.one("cast", ctx.live(v), to=kind) if isinstance(v, Ints) else v for v in values]
 
 
-def padded(ctx, x: Live, pads: list, mode: str, value) -> Live:
-    """x with elements added before and after: `value` (mode constant), or its first and last (mode edge)."""
-    if mode not in ("constant", "edge"):
-        raise Finding(f"mode={mode!r} of {x.dtype}")
+def padded(ctx, x: Live, pads: list, value: int) -> Live:
+    """x with a value added before and after that a `pad`, whose value is a float, can't hold."""
     rank = len(x.dims)
     for axis in range(rank):
-        size, parts = x.dims[axis], [x]
+        parts = [x]
         for count, first in ((pads[axis], True), (pads[rank + axis], False)):
             if isinstance(count, int) and count == 0:
                 continue
             dims = (*x.dims[:axis], count, *x.dims[axis + 1 :])
-            if mode == "edge":
-                source = ctx.slice(x, axis, 0, 1) if first else ctx.slice(x, axis, size - 1, size)
-            else:
-                source = Const(np.array(value, x.dtype))
             if D.may_be_negative(count):
                 ctx.table.shortfalls.append(D.shortfall(count, 0))
-            parts.insert(0 if first else len(parts), ctx.one("expand", source, dims=dims))
+            parts.insert(0 if first else len(parts), ctx.one("expand", Const(np.array(value, x.dtype)), dims=dims))
+            size = x.dims[axis]
             if isinstance(size, Dim) and isinstance(count, int) and ctx.table.genuine(size):
                 ctx.table.ledger.added(size, ctx.label, count, ctx.table.example(size))
         x = ctx.concat(parts, axis)

@@ -15,6 +15,8 @@ from ..reading.reader import NodeReader, axes_of
 from ..reading.registry import op
 from ..reading.values import Const
 
+MOST_FACTOR = 1 << 16  # by which an axis may grow; more is an error in the file
+
 _HALF = Fraction(1, 2)
 _MOST = 1 << 20  # elements of an axis that may be looked up one by one
 _RESIZE = (
@@ -71,6 +73,8 @@ def _factors(ctx, x, axes: list, scales, sizes) -> dict[int, Fraction]:
         raise ModelFormatError("Resize without scales or sizes")
     if len(found) != len(axes):
         raise ModelFormatError(f"{len(found)} scales or sizes for {len(axes)} axes")
+    if any(v > MOST_FACTOR for v in found):
+        raise ModelFormatError(f"an axis that grows by the factor {max(found)}, at most {MOST_FACTOR} is read")
     return {axis: factor for axis, factor in zip(axes, found, strict=True) if factor != 1}
 
 

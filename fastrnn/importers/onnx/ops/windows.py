@@ -271,6 +271,6 @@ def _padded(ctx, x, pads: list, mode: str, value: float):
         more[axis], more[rank + axis] = (0 if low else begin), (0 if high else end)
     if all(isinstance(p, int) and p == 0 for p in more):
         return x
-    if x.dtype != "float32":
-        return integers.padded(ctx, x, more, mode, value)
+    if x.dtype in integers.INTEGERS and (int(value) != value or int(float(value)) != value or abs(value) > 1 << 62):
+        return integers.padded(ctx, x, more, value)
     return ctx.one("pad", x, pads=tuple(more), mode=mode, value=float(value))

@@ -59,7 +59,7 @@ class Read(NamedTuple):
 def read_model(source) -> Read:
     """The model from a path, bytes, a ModelProto, or an earlier result of this function.
 
-    Raises ModelFormatError if it is not a model.
+    Raises ModelFormatError if it is not a model, OSError if the file can't be read.
     """
     folder = None
     if isinstance(source, Read):
@@ -71,10 +71,7 @@ def read_model(source) -> Read:
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         where, folder = str(path), path.resolve().parent
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ModelFormatError(f"{where}: can't be read ({error.strerror or error})") from None
+        data = path.read_bytes()
     else:
         raise TypeError(f"source must be a path, bytes or a ModelProto, got {type(source).__name__}")
     if not data:
@@ -83,6 +80,8 @@ def read_model(source) -> Read:
     try:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError is in a different module in each of its builds
+        if "alloc" in str(error):  # "Arena alloc failed": protobuf has no error of its own for this
+            raise MemoryError(str(error)) from None
         raise ModelFormatError(f"{where}: not an ONNX model, or cut short ({error})") from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise NoGraphError(f"{where}: not an ONNX model: it holds no graph")
@@ -208,4 +207,4 @@ def _external(proto: TensorProto, folder: Path | None, what: str, size: int) -> 
             file.seek(offset)
             return file.read(length)
     except OSError as error:
-        raise ModelFormatError(f"{what}: {location!r} can't be read ({error.strerror or error})") from None
+        raise OSError(error.errno, f"{error.strerror} (external data of {what})", str(path)) from None

@@ -54,6 +54,8 @@ def fold(node: OnnxNode, arrays: list, opsets: dict[str, int], limit: int = MAX_
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             out = ReferenceEvaluator(model).run(None, feeds)
+    except MemoryError:
+        raise
     except Exception as error:  # on invalid nodes the evaluator raises anything that numpy or Python can raise
         raise ModelFormatError(f"can't be computed on its constants ({type(error).__name__}: {error})") from error
     values = iter(out)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ....errors import ModelFormatError
 from ..reading import files
 from ..reading.nodes import OnnxNode
+from .numbering import Source
 from .recognise import Base, Recognised
 
 DOMAIN = "fastrnn.rolled"
@@ -33,6 +34,33 @@ class Rolled:
     split: bool = False  # the steps come from SplitToSequence: PyTorch's newer exporter unrolled a whole nn.RNN itself
     turned: bool = False  # the steps are counted from the end of the sequence
     lead: bool = False  # h has an axis of one before [batch, H], if there is no h0 to show it
+
+
+@dataclass(frozen=True)
+class Collected:
+    """An output: the values of all steps joined along `axis`, from the last to the first if `flipped`; the last step's
+    value if `axis` is None. value: its name in the body."""
+
+    value: str
+    axis: int | None = None
+    flipped: bool = False
+
+
+@dataclass
+class Copies:
+    """The payload of the node that replaces the copies.
+
+    count : how many. body : the nodes of one copy. states : name in the body of a value of the step before -> (name in
+    the body of the value of this step, or of another state; name in the file of the initial value). steps : name in the
+    body -> (name in the file of the sequence, its source). outputs : one per output of the node.
+    """
+
+    count: int
+    backwards: bool
+    body: list[OnnxNode]
+    states: dict[str, tuple[str, str]]
+    steps: dict[str, tuple[str, Source]]
+    outputs: list[Collected]
 
 
 class NodeGraph:

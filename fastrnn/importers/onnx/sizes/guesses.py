@@ -7,7 +7,7 @@ must give two rows the same results as each row alone. Otherwise the batch stays
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -22,14 +22,19 @@ _TOLERANCE = 1e-9  # in float64; a misplaced row differs in the first digit
 _MAX_WORK = 1 << 26  # weights times steps that verification may take: about a second
 
 
-def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], bool], policy: Policy) -> Graph:
+def thawed(
+    build: Callable[[SymbolTable], Graph],
+    threads: Callable[[Graph], bool],
+    policy: Policy,
+    given: Mapping[tuple[str, int], int],
+) -> Graph:
     """The graph that `build` makes with guesses, if it made any and they are verified; otherwise the graph without
     them.
 
     threads: whether a state is threaded through a graph. Without a threaded state, the place of an output's batch is
-    unknown.
+    unknown. given: (input, axis) -> the caller's number.
     """
-    table = SymbolTable(policy, guess=policy.thaw)
+    table = SymbolTable(policy, policy.thaw, given)
     try:
         graph = build(table)
         if not table.guessed or (has_batch(graph) and threads(graph) and rows_stand_alone(graph)):
@@ -37,7 +42,7 @@ def thawed(build: Callable[[SymbolTable], Graph], threads: Callable[[Graph], boo
     except (FastRNNError, Finding):
         if not table.guessed:
             raise
-    return build(SymbolTable(policy))
+    return build(SymbolTable(policy, False, given))
 
 
 def has_batch(graph: Graph) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .symbols import Symbol, SymbolTable, shown
 
-__all__ = ["settle"]
+__all__ = ["names_of", "settle"]
 
 _NO_STEPS = "no recurrent layer steps along it, nor has it as its batch"
 
@@ -36,13 +36,7 @@ def settle(table: SymbolTable, ctx, judge: Callable) -> bool:
     if held:
         return True  # other sizes may depend on those
     changed |= _join_batches(table)
-    taken: set[str] = set()
-    for s in table.roots():
-        base = s.role or ("batch" if s.axis == 0 else "size" if _asked(table, s) else "time")
-        name, k = base, 2
-        while name in taken:
-            name, k = f"{base}_{k}", k + 1
-        taken.add(name)
+    for s, name in _named(table):
         s.final = name
         changed = True
         if s.genuine:
@@ -52,6 +46,31 @@ def settle(table: SymbolTable, ctx, judge: Callable) -> bool:
             table.found[s.name] = f"thawed {name}: {s.label} was {s.example}; {why}"
     table.surplus = _surplus(table)
     return changed
+
+
+def _named(table: SymbolTable) -> list[tuple[Symbol, str]]:
+    """Every free size with the name that it gets in the graph."""
+    taken: set[str] = set()
+    found = []
+    for s in table.roots():
+        base = s.role or ("batch" if s.axis == 0 else "size" if _asked(table, s) else "time")
+        name, k = base, 2
+        while name in taken:
+            name, k = f"{base}_{k}", k + 1
+        taken.add(name)
+        found.append((s, name))
+    return found
+
+
+def names_of(table: SymbolTable) -> dict[str, list[tuple[str, int]]]:
+    """Name -> the axes (input, axis) that would get it, for the free sizes of a walk that may have failed."""
+    found = []
+    if not any(s.role for s in table.roots()):
+        _vote_by_position(table.roots())
+    for s, name in _named(table):
+        keys = [key for key, other in table.axes.items() if table.root(other) is s]
+        found.append((name, keys))
+    return dict(found)
 
 
 def _note_literals(table: SymbolTable) -> None:

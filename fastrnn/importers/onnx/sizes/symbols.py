@@ -12,7 +12,9 @@ true at every size; only a graph from a walk that learned nothing is used. Chang
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import lcm
 from typing import NoReturn
 
 from ....errors import ModelFormatError, ShapeError
@@ -23,6 +25,7 @@ from .evidence import Ledger, Policy
 
 # Invented examples: large primes, so that a product of them has a unique factorisation and equals no real size.
 _FIRST_INVENTED = 1_000_003
+_LARGEST_BLOCK = 1 << 12
 
 
 class Learned(Exception):
@@ -54,8 +57,11 @@ class Symbol:
 class SymbolTable:
     """All symbols of one file; survives restarts."""
 
-    def __init__(self, policy: Policy, guess: bool = False):
+    def __init__(self, policy: Policy, guess: bool = False, given: Mapping[tuple[str, int], int] | None = None):
         self.policy = policy
+        self.given = given or {}  # (input, axis) -> the caller's number
+        self.axes: dict[tuple[str, int], Symbol] = {}  # (input, axis) -> its symbol
+        self.multiples: dict[str, int] = {}  # name of an open symbol -> what it is taken to be a multiple of
         self.ledger = Ledger(policy)
         self.reasons: dict[str, str] = {}  # name of a symbol that stays at the file's number -> reason
         self.guess = guess  # whether an ambiguous free size of one is placed by a guess instead of frozen
@@ -93,6 +99,8 @@ class SymbolTable:
     def input_dim(self, input_name: str, axis: int, value: int | None, param: str) -> Dim | int:
         """The dim of one axis of an input. value: the file's number, or None if it leaves it open."""
         self.inputs.add(input_name)
+        if (input_name, axis) in self.given:
+            return self.given[input_name, axis]
         key = ("param", param) if value is None and param else (input_name, axis)
         sym = self.by_key.get(key)
         if sym is None:
@@ -101,6 +109,7 @@ class SymbolTable:
             label = f"axis {axis} of input {input_name!r}"
             sym = Symbol(name, label, example, value is not None, axis, input_name, param)
             self.by_key[key] = self.by_name[name] = sym
+        self.axes[input_name, axis] = sym
         return self.dim(sym)
 
     def _invent(self) -> int:
@@ -255,7 +264,25 @@ class SymbolTable:
                 if sym is not None and sym.role == "time" and not sym.genuine and other > 1:
                     self.hint(sym, other, reason)
                 self._solve(dim, other, reason)
+        self._round(a, b)
         self.freeze((a, b), reason)
+
+    def _round(self, a, b) -> None:
+        """If two dims of open symbols are equal at multiples of some number, take the symbols to be such multiples."""
+        syms = self.of(a)
+        if not syms or any(s.genuine for s in (*syms, *self.of(b))):
+            return
+        block = lcm(1, *D.divisors(a), *D.divisors(b))
+        if block > _LARGEST_BLOCK:
+            return
+        for m in [m for m in range(2, block + 1) if block % m == 0]:
+            env = {(s.final or s.name): m * self.dim(s) for s in (*syms, *self.of(b))}
+            if D.substitute(a, env) == D.substitute(b, env):
+                self._start_again()
+                for s in syms:
+                    self.multiples[s.name] = lcm(m, self.multiples.get(s.name, 1))
+                    s.example = self.multiples[s.name] * self._invent()
+                raise Restart
 
     def _join(self, a: Symbol, b: Symbol) -> None:
         keep, drop = (

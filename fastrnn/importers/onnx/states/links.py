@@ -65,7 +65,7 @@ class _Numbering:
                 if name in wanted and name not in self.numbers:
                     self._renew(name)
         for node in graph.nodes:  # what a `state` node reads may be made after it
-            if node.op == "state" and len(node.inputs) > 1 and node.inputs[0] in self.numbers:
+            if node.op == "state" and node.inputs[1:] not in ((), (None,)) and node.inputs[0] in self.numbers:
                 self._advance(node.inputs[1], self.numbers[node.inputs[0]][-1])
         return set(self._found())
 
@@ -87,7 +87,7 @@ class _Numbering:
             if node.op in _MOVES and any(i in moved for i in node.inputs):
                 moved.add(node.outputs[0])
         wanted = {o for o in graph.outputs if not timed(graph.values[o])}
-        wanted |= {i for n in graph.nodes if n.op == "state" and len(n.inputs) > 1 for i in n.inputs}
+        wanted |= {i for n in graph.nodes if n.op == "state" and n.inputs[1:] not in ((), (None,)) for i in n.inputs}
         for node in reversed(graph.nodes):
             joins = node.op == "concat" and (node.inputs[0] in moved or node.inputs[-1] in moved)
             if joins or (node.op in _MOVES and node.outputs[0] in wanted):

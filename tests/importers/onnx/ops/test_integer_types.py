@@ -172,6 +172,48 @@ def programs(draw):
     return program.model(outputs), x, len(outputs)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_types_of_inputs_and_outputs(dtype):
+    """A session reports them as onnxruntime's does, and takes and returns them. A stream takes what is only cast."""
+    nodes = [
+        helper.make_node("Add", ["x", "one"], ["z"]),
+        helper.make_node("Cast", ["x"], ["f"], to=1),
+        helper.make_node("MatMul", ["f", "W"], ["y"]),
+    ]
+    rng = np.random.default_rng(2)
+    W = rng.integers(-4, 5, (WIDTH, 3)).astype(np.float32)
+    constants = [numpy_helper.from_array(np.array(1, dtype), "one"), numpy_helper.from_array(W, "W")]
+    dims = ["batch", "time", WIDTH]
+    ends = [helper.make_tensor_value_info(n, number_of(dtype), dims) for n in ("x", "z")]
+    y = helper.make_tensor_value_info("y", 1, ["batch", "time", 3])
+    graph = helper.make_graph(nodes, "g", ends[:1], [y, ends[1]], constants)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    ours, theirs = fastrnn.InferenceSession(data), ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    for a, b in zip(
+        [*ours.get_inputs(), *ours.get_outputs()], [*theirs.get_inputs(), *theirs.get_outputs()], strict=True
+    ):
+        assert (a.name, a.type, a.shape) == (b.name, b.type, b.shape)
+    ends = np.iinfo(dtype)
+    x = rng.integers(max(ends.min, -99), min(ends.max, 999), (2, 6, WIDTH), endpoint=True).astype(dtype)
+    want = theirs.run(None, {"x": x})
+    for got, right in zip(ours.run(None, {"x": x}), want, strict=True):
+        assert got.dtype == right.dtype
+        np.testing.assert_array_equal(got, right)
+    np.testing.assert_array_equal(ours.run(None, {"x": x.tolist()})[1], want[1])
+    with pytest.raises(fastrnn.FastRNNError, match=f"{dtype} expected"):
+        ours.run(None, {"x": x.astype(np.float32)})
+    with pytest.raises(fastrnn.FastRNNError, match=f"outside {dtype}"):
+        ours.run(None, {"x": [[[0, 0, 0, ends.max + 1]]]})
+    model = fastrnn.load(data, threads=1)
+    assert [info.dtype for info in (*model.inputs, *model.outputs)] == [dtype, "float32", dtype]
+    stream, pool = model.stream(), model.pool(2)
+    slots = np.array([pool.open(), pool.open()])
+    for t in range(6):
+        for k, right in enumerate(want):
+            np.testing.assert_array_equal(pool.step(slots, x[:, t])[k], right[:, t])
+        np.testing.assert_array_equal(stream.step(x[0, t])[1], want[1][0, t])
+
+
 @settings(
     max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )

@@ -198,7 +198,7 @@ def blocks_as_onnxruntime(made: onnx.ModelProto, block: int) -> None:
     """The file runs at multiples of a block, and means there what onnxruntime says."""
     for b, t in ((2, 2 * block), (1, block), (3, 3 * block)):
         agrees_with_onnxruntime(made, x=noise(b, t, 6))
-    with pytest.raises(ShapeError, match="where it is 0"):
+    with pytest.raises(ShapeError, match="must be a multiple of"):
         fastrnn.load(made.SerializeToString()).run(x=noise(1, block + 1, 6))
 
 
