@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 import torch
 from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "loops"
 
@@ -167,6 +168,34 @@ class Doubling(Control):
         return h
 
 
+class While(Control):
+    """torch's own while_loop: at most 20 rounds, until a value is small enough."""
+
+    def forward(self, x):
+        def more(i, h):
+            return (i < 20) & (h.abs().sum() > 1.0)
+
+        def step(i, h):
+            return i + 1, torch.tanh(self.R(h)) * 0.8
+
+        i, h = while_loop(more, step, (torch.tensor(0), self.W(x[0])))
+        return h, i
+
+
+class Chosen(Control):
+    """torch's own cond, before its scan."""
+
+    def forward(self, x):
+        def step(h, row):
+            h = torch.tanh(self.W(row) + self.R(h)) * 0.9
+            return h, h.clone()
+
+        x = torch.cond(x.sum() > 0, torch.tanh, torch.sigmoid, (x,))
+        h, y = scan(step, torch.zeros(x.shape[1], 4), x, dim=0)
+        return y, h
+
+
+HIGHER_ORDER = {"while": While, "cond": Chosen}
 CONTROL = {
     "backwards": Backwards, "down_to_zero": DownToZero, "ids": Ids, "ends": Ends, "stops": Stops, "settles": Settles,
     "even_odd": EvenOdd, "doubling": Doubling,
@@ -207,6 +236,10 @@ def main() -> None:
             dynamic_axes={"x": {0: "T", 1: "B"}}, opset_version=17,
         )  # fmt: skip
         write(f"control_{name}", onnx.load(path))
+    sizes = {"x": {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}}
+    for name, module in HIGHER_ORDER.items():
+        made = torch.onnx.export(module().eval(), (x,), dynamo=True, dynamic_shapes=sizes)
+        write(f"control_{name}", made.model_proto)
     for name, shapes in (("scanned", {"x": {0: "T", 1: "B"}}), ("scanned_frozen", None)):
         write(name, torch.onnx.export(Scanned().eval(), (x,), dynamo=True, dynamic_shapes=shapes).model_proto)
 

@@ -301,4 +301,4 @@ def test_what_pytorch_exports(name):
 
 
 def test_there_are_exported_files():
-    assert len(list(EXPORTED.glob("*.onnx"))) == 12
+    assert len(list(EXPORTED.glob("*.onnx"))) == 14
