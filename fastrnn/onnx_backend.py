@@ -44,6 +44,7 @@ _KNOWN_BEFORE = {
     "ConstantOfShape": (0,),
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
+    "CumProd": (1,),
     "CumSum": (1,),
     "DequantizeLinear": (1, 2),
     "Dropout": (1, 2),

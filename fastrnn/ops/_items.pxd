@@ -83,9 +83,15 @@ cdef inline int64_t whole(double value) noexcept nogil:
     return <int64_t> (<uint64_t> 1 << 63)
 
 
+cdef inline int64_t whole_32(double value) noexcept nogil:
+    """As `whole`, with the range of int32."""
+    return <int64_t> value if -2147483649.0 < value < 2147483648.0 else -(<int64_t> 1 << 31)
+
+
 cdef inline void store_real(void *p, int64_t type, int64_t i, double value) noexcept nogil:
     """Numbers that an integer can't hold give what onnxruntime gives on x86-64: int32 and int64 their smallest number;
-    int8, int16, uint8 and uint16 the low bits of that int32; uint32 and uint64 the low bits of the integer."""
+    int8, int16, uint8 and uint16 the low bits of the int32. The upper halves of uint32 and uint64 are those of the
+    signed type, moved up; below zero they have the bits of the signed type."""
     if type == FLOAT32:
         (<float *> p)[i] = <float> value
     elif type == FLOAT64:
@@ -94,9 +100,9 @@ cdef inline void store_real(void *p, int64_t type, int64_t i, double value) noex
         (<uint8_t *> p)[i] = value != 0 and value != -INFINITY  # -inf: the max of no bools
     elif type == UINT64 and value >= 9223372036854775808.0:
         (<uint64_t *> p)[i] = <uint64_t> whole(value - 9223372036854775808.0) ^ (<uint64_t> 1 << 63)
-    elif type == INT64 or type == UINT64 or type == UINT32:
+    elif type == INT64 or type == UINT64:
         store_integer(p, type, i, whole(value))
-    elif -2147483649.0 < value < 2147483648.0:
-        store_integer(p, type, i, <int64_t> value)
+    elif type == UINT32 and value >= 2147483648.0:
+        store_integer(p, type, i, whole_32(value - 2147483648.0) + (<int64_t> 1 << 31))
     else:
-        store_integer(p, type, i, -2147483648)
+        store_integer(p, type, i, whole_32(value))

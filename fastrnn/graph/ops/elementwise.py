@@ -203,7 +203,7 @@ def _where(condition, a, b):
 )
 def _cast(x, to):
     """x in another dtype: to bool x != 0; to integers towards zero. Integers that `to` can't hold wrap around. A float
-    that it can't hold gives the low bits of the smallest number of int32 (int64 for uint32 and 8 bytes).
+    beyond int32 (int64 for 8 bytes) is its smallest number, of which a narrower type has the low bits.
     """
     if x.dtype.kind == "f" and to in INTEGERS:
         return _whole(x, to)
@@ -211,10 +211,11 @@ def _cast(x, to):
 
 
 def _whole(x: np.ndarray, to: str) -> np.ndarray:
-    if to == "uint64":  # the upper half: from 2**63 on
-        above = x >= 2.0**63
-        return _whole(np.where(above, x - 2.0**63, x), "int64").astype(np.uint64) ^ (above.astype(np.uint64) << 63)
-    half = 2.0 ** (63 if to in ("int64", "uint32") else 31)
+    if to in ("uint64", "uint32"):  # the upper half: that of the signed type, moved up
+        bits, dtype = np.iinfo(to).bits - 1, DTYPES[to]
+        above = x >= 2.0**bits
+        return _whole(np.where(above, x - 2.0**bits, x), to[1:]).astype(dtype) ^ (above.astype(dtype) << bits)
+    half = 2.0 ** (63 if to == "int64" else 31)
     x = np.trunc(x)
     return np.where((x >= -half) & (x < half), x, -half).astype(np.int64).astype(DTYPES[to])
 

@@ -141,16 +141,48 @@ def _arg(ctx, n: NodeReader):
     return [ctx.one("argmax", x, axis=axis, keepdims=keepdims, last=last, largest=n.node.op == "ArgMax")]
 
 
-@op("CumSum", attrs="exclusive reverse")
-def _cumsum(ctx, n: NodeReader):
-    x, axes = n.input(0), n.const(1, "axis")
+def _along(n: NodeReader, x) -> tuple:
+    """(axis, exclusive, reverse) of CumSum and CumProd."""
+    axes = n.const(1, "axis")
     if axes.size != 1 or axes.dtype.kind != "i":
         raise ModelFormatError(f"axis {axes.dtype}{list(axes.shape)}")
     axis = axis_of(int(axes.reshape(-1)[0]), len(x.dims))
-    exclusive, reverse = bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
+    return axis, bool(n.attr("exclusive", "int", 0)), bool(n.attr("reverse", "int", 0))
+
+
+@op("CumSum", attrs="exclusive reverse")
+def _cumsum(ctx, n: NodeReader):
+    x = n.input(0)
+    axis, exclusive, reverse = _along(n, x)
     if isinstance(x, Fill) and not isinstance(x.value, Dim) and x.dtype.kind in "iu" and not reverse:
         return [positions.running_count(ctx, x, axis, exclusive)]
     x = ctx.live(x)
     if x.dtype not in ("float32", *INTEGERS):
         raise Finding(f"CumSum of {x.dtype}")
     return [ctx.one("cumsum", x, axis=axis, exclusive=exclusive, reverse=reverse)]
+
+
+@op("CumProd", attrs="exclusive reverse")
+def _cumprod(ctx, n: NodeReader):
+    """Running products of a known number of elements: each times the one 1, 2, 4, .. places before it."""
+    x = ctx.live(n.input(0))
+    axis, exclusive, reverse = _along(n, x)
+    size = ctx.number(x.dims[axis], "CumProd multiplies all elements of it")
+    if x.dtype not in ("float32", *INTEGERS) or size > 4096:
+        raise Finding(f"of {size} of {x.dtype}")
+    if size == 0:
+        return [x]
+
+    def moved(x, count: int):
+        """x, `count` places further on, with ones before it."""
+        dims = (*x.dims[:axis], count, *x.dims[axis + 1 :])
+        ones = ctx.one("expand", Const(np.ones((), x.dtype)), dims=dims)
+        return ctx.concat([ones, ctx.slice(x, axis, 0, size - count)], axis)
+
+    x = ctx.slice(x, axis, size - 1, -1, -1) if reverse else x
+    x = moved(x, 1) if exclusive else x
+    count = 1
+    while count < size:
+        x = ctx.one("binary", x, moved(x, count), fn="mul")
+        count *= 2
+    return [ctx.slice(x, axis, size - 1, -1, -1) if reverse else x]

@@ -11,7 +11,7 @@ from fastrnn.graph import reference
 ort = pytest.importorskip("onnxruntime", reason="operators are compared with onnxruntime, which is not installed")
 
 
-def file_of(nodes: str, x: np.ndarray, made: str, **inits) -> bytes:
+def file_of(nodes: str, x: np.ndarray, made: str, opset: int = 18, **inits) -> bytes:
     """A file of an input like x, whose axes are batch and time and what is left, and an output of type `made`."""
     name = {"int64": "int64", "int32": "int32", "float32": "float", "bool": "bool"}[x.dtype.name]
     dims = ",".join(["batch", "time", *map(str, x.shape[2:])])
@@ -19,7 +19,7 @@ def file_of(nodes: str, x: np.ndarray, made: str, **inits) -> bytes:
         f"int64[{len(v)}] {k} = {{{','.join(map(str, v))}}}" if np.ndim(v) else f"int64 {k} = {{{v}}}"
         for k, v in inits.items()
     )
-    text = f'<ir_version: 8, opset_import: ["": 18]> g ({name}[{dims}] x) => ({made} y) <{held}> {{ {nodes} }}'
+    text = f'<ir_version: 8, opset_import: ["": {opset}]> g ({name}[{dims}] x) => ({made} y) <{held}> {{ {nodes} }}'
     model = onnx.parser.parse_model(text)
     model.graph.output[0].type.tensor_type.ClearField("shape")
     return model.SerializeToString()
@@ -129,6 +129,25 @@ def test_integers_put_in_their_places():
     x = np.random.default_rng(4).permutation(9).reshape(1, 9)
     nodes = "p = Reshape(x, flat) u = Mul(p, big) y = ScatterElements<axis = 0>(u, p, u)"
     same(*run_all(nodes, x, "int64", flat=[-1], big=2**40 + 1))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32"])
+@pytest.mark.parametrize(("exclusive", "reverse"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_running_products(exclusive, reverse, dtype):
+    """onnxruntime does not have them; NumPy's wrap around too."""
+    x = (
+        drawn(dtype, 2, 3, 7)
+        if dtype != "float32"
+        else np.random.default_rng(3).standard_normal((2, 3, 7)).astype(dtype)
+    )
+    nodes = f"y = CumProd<exclusive = {exclusive}, reverse = {reverse}>(x, axis)"
+    model = fastrnn.load(file_of(nodes, x, {"float32": "float"}.get(dtype, dtype), axis=2, opset=26), threads=1)
+    turned = x[..., ::-1] if reverse else x
+    want = np.cumprod(turned, 2, dtype=dtype)
+    want = np.concatenate([np.ones_like(want[..., :1]), want[..., :-1]], 2) if exclusive else want
+    want = want[..., ::-1] if reverse else want
+    for got in (*model.run(x=x), reference.run(model.graph, {"x": x})[0]):
+        np.testing.assert_allclose(got, want, rtol=1e-6 if dtype == "float32" else 0)
 
 
 # --- other operators that are said by what the graph has -------------------------------------------------------------
