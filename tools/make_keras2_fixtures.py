@@ -8,6 +8,7 @@ One zip with, for each model, `NAME.h5` (and `NAME.keras` for some), `NAME.npz` 
 are an eighth of those that the models are named after, so that all of it is small.
 """
 
+import functools
 import io
 import json
 import os
@@ -72,6 +73,23 @@ def hard_sigmoid_gates():
 @model
 def gru_reset_before():
     return seq(L.GRU(4, reset_after=False, return_sequences=True))
+
+
+@model
+def transposed_convolutions():
+    x = keras.Input((None, 3))
+    forms = [(4, 2, "same"), (3, 2, "same"), (5, 2, "valid"), (2, 3, "valid"), (2, 3, "same"), (3, 1, "same")]
+    return keras.Model(x, [L.Conv1DTranspose(2, k, strides=s, padding=p, activation="tanh")(x) for k, s, p in forms])
+
+
+@model
+def encoder_and_decoder():
+    """Joined by attention alone, of different lengths."""
+    a, b = keras.Input((None, 3), name="a"), keras.Input((None, 4), name="b")
+    encoded, decoded = L.LSTM(4, return_sequences=True)(b), L.GRU(4, return_sequences=True)(a)
+    y, scores = L.Attention()([decoded, encoded], return_attention_scores=True)
+    z = L.AdditiveAttention()([y, encoded])
+    return keras.Model([a, b], [L.MultiHeadAttention(2, 3)(z, encoded), scores])
 
 
 @model
@@ -212,6 +230,8 @@ def inputs_of(m, name, rng):
         if name == "embedding_mask":
             found.append(rng.integers(0, 7, shape))
             continue
+        if name == "encoder_and_decoder" and found:
+            shape[1] = 4
         array = rng.normal(size=shape).astype(np.float32)
         if "mask" in name or name.startswith("merge"):
             if len(shape) == 3:
@@ -254,6 +274,29 @@ def cudnn(rng):
         new.load_weights(path)
         x = rng.normal(size=(3, 6, 3)).astype(np.float32)
         return path.read_bytes(), [x], [new(x)]
+
+
+def cudnn_renamed(rng, to_cudnn):
+    """A file whose config names the other classes than those that stored its weights: (bytes, inputs, outputs)."""
+    old = tf.compat.v1.keras.layers
+    gru = {"reset_after": True}
+    forms = [
+        [L.Bidirectional(lstm(4, return_sequences=True, name="a"), name="both"), other(5, name="g", **more)]
+        for lstm, other, more in ((old.CuDNNLSTM, old.CuDNNGRU, {}), (L.LSTM, L.GRU, gru))
+    ]
+    cudnn, plain = (keras.Sequential([L.Input((None, 3)), *layers], name="m") for layers in forms)
+    draw(cudnn, rng)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.h5"
+        cudnn.save(path)
+        plain.load_weights(path)
+        if to_cudnn:
+            plain.save(path)
+        with h5py.File(path, "r+") as file:
+            config = {"class_name": "Sequential", "config": (cudnn if to_cudnn else plain).get_config()}
+            file.attrs["model_config"] = json.dumps(config).encode()
+        x = rng.normal(size=(3, 6, 3)).astype(np.float32)
+        return path.read_bytes(), [x], [plain(x)]
 
 
 def keras_1(rng):
@@ -315,7 +358,10 @@ def main(target):
             files[f"{name}.keras"] = saved(m, ".keras")
         made = m(inputs[0] if len(inputs) == 1 else inputs, training=False)
         files[f"{name}.npz"] = arrays(inputs, made if isinstance(made, list | tuple) else [made])
-    for name, function in (("cudnn", cudnn), ("keras_1", keras_1)):
+    others = {"cudnn": cudnn, "keras_1": keras_1}
+    others["cudnn_in_plain_classes"] = functools.partial(cudnn_renamed, to_cudnn=False)
+    others["plain_in_cudnn_classes"] = functools.partial(cudnn_renamed, to_cudnn=True)
+    for name, function in others.items():
         blob, inputs, outputs = function(np.random.default_rng(1))
         files[f"{name}.h5"], files[f"{name}.npz"] = blob, arrays(inputs, outputs)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_LZMA) as archive:

@@ -176,3 +176,26 @@ def pooled(keras, L):
     h = L.Bidirectional(L.LSTM(4, return_sequences=True))(x)
     y = L.MultiHeadAttention(2, 4)(h, h)
     return keras.Model(x, L.GlobalAveragePooling1D()(L.LayerNormalization()(L.Add()([h, y]))))
+
+
+@case("scores of attention are outputs", h5=False)
+def scores(keras, L):
+    a, b = keras.Input((None, 4), name="query"), keras.Input((None, 4), name="value")
+    y, first = L.MultiHeadAttention(2, 3)(a, b, return_attention_scores=True)
+    z, second = L.Attention(use_scale=True)([y, b], return_attention_scores=True)
+    u, third = L.AdditiveAttention()([z, b], return_attention_scores=True)
+    v, fourth = L.MultiHeadAttention(2, 3)(u, u, return_attention_scores=True, use_causal_mask=True)
+    return keras.Model([a, b], [v, first, second, third, fourth])
+
+
+for equation, output, axes in (
+    ("abc,cd->abd", (None, 5), "d"),
+    ("...x,xy->...y", 5, "y"),
+    ("abc,cde->abde", (None, 2, 5), "de"),
+    ("abc,cde->adbe", (2, None, 5), "e"),
+):
+
+    @case(f"EinsumDense {equation}")
+    def product(keras, L, equation=equation, output=output, axes=axes):
+        x = keras.Input((None, 3))
+        return keras.Model(x, L.EinsumDense(equation, output, bias_axes=axes, activation="relu")(x))

@@ -131,3 +131,10 @@ sequential(
     ids=True,
 )
 sequential("Dense alone", lambda L: L.Dense(4, activation="relu"), lambda L: L.Dense(2), shape=(3,), flat=True)
+
+for padding, stride in (("valid", 2), ("same", 2)):  # Keras on torch differs from TensorFlow in other forms
+    sequential(
+        f"Conv1DTranspose {padding}",
+        lambda L, padding=padding, stride=stride: L.Conv1DTranspose(4, 4, strides=stride, padding=padding),
+        lambda L: L.LSTM(3, return_sequences=True),
+    )

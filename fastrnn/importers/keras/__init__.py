@@ -23,7 +23,7 @@ import numpy as np
 from ...errors import ModelFormatError
 from ...graph import Graph
 from ..shared.h5 import H5, is_h5, opened
-from . import activations, attention, core, merging, operations, recurrent, shaping, windows  # noqa: F401 - fill LAYERS
+from . import activations, attention, core, einsum, merging, operations, recurrent, shaping, windows  # noqa: F401 - fill LAYERS
 from .config import MAX_TEXT, Layer, Version, layer_of, parse, version_of
 from .tensors import LayerWeights, of_file, of_lists
 from .walk import build, check_known

@@ -33,14 +33,22 @@ def _multi_head(c: LayerCall) -> list[MaskedTensor]:
     )
     causal = bool(c.kwargs.pop("use_causal_mask", False))
     mask = _seen(c, inputs, causal)
-    if c.kwargs.pop("return_attention_scores", False):
-        raise Finding("called with return_attention_scores=True")
-    y = c.add(
-        "attention", q, k, v, *([] if mask is None else [_added(c, mask), mask]), scale=1 / math.sqrt(d), softcap=0.0,
-        causal=causal and mask is None, window=0, offset=0, safe=False,
-    )  # fmt: skip
+    returned = c.kwargs.pop("return_attention_scores", False)
+    _may_differ(c, inputs[0], inputs[1], causal)
+    scores: list[MaskedTensor] = []
+    if returned:
+        if causal and mask is None:
+            mask = c.reshape(_triangle(c, q.dims[2], k.dims[2]), (1, 1, q.dims[2], k.dims[2]))
+        weights = _zeroed(c, _weights(c, q, k, 1 / math.sqrt(d), None if mask is None else _added(c, mask)), mask, True)
+        y, scores = c.add("matmul", weights, v), [MaskedTensor(weights)]
+    else:
+        y = c.add(
+            "attention", q, k, v, *([] if mask is None else [_added(c, mask), mask]), scale=1 / math.sqrt(d),
+            softcap=0.0, causal=causal and mask is None, window=0, offset=0, safe=False,
+        )  # fmt: skip
+        y = _zeroed(c, y, mask, bool(c.get("dropout")))
     B, T = query.dims[:2]
-    y = c.reshape(c.w.transpose(_zeroed(c, y, mask), 0, 2, 1, 3), (B, T, heads * dv))
+    y = c.reshape(c.w.transpose(y, 0, 2, 1, 3), (B, T, heads * dv))
     size = c.get("output_shape")
     size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size if size is not None else query.dims[2]
     if type(size) is not int:
@@ -50,7 +58,21 @@ def _multi_head(c: LayerCall) -> list[MaskedTensor]:
     if c.flag("use_bias", True):
         parts.append(c.held(c.take("bias", (size,), "output_dense"), "output.bias"))
     out = c.add("linear", *parts, activation=None, alpha=0.0, beta=0.0)
-    return [MaskedTensor(out, inputs[0].mask)]
+    return [MaskedTensor(out, inputs[0].mask), *scores]
+
+
+def _weights(c: LayerCall, q: Value, k: Value, scale: float, bias: Value | None) -> Value:
+    """softmax(scale * q k' + bias), [.., Tq, Tk]."""
+    turned = c.w.transpose(k, *range(len(k.dims) - 2), len(k.dims) - 1, len(k.dims) - 2)
+    scores = c.unary("affine", c.add("matmul", q, turned), scale, 0.0)
+    scores = scores if bias is None else c.binary("add", scores, bias)
+    return c.add("softmax", scores, axis=len(scores.dims) - 1, log=False)
+
+
+def _may_differ(c: LayerCall, query: MaskedTensor, value: MaskedTensor, causal: bool) -> None:
+    """A query and another sequence that it attends to: their lengths may differ, as of a decoder and an encoder."""
+    if query.value.name != value.value.name and not causal:
+        c.work.apart = True
 
 
 def _query_value_key(c: LayerCall) -> list[MaskedTensor]:
@@ -118,10 +140,11 @@ def _triangle(c: LayerCall, rows, columns) -> Value:
     return c.binary("less_equal", first, c.reshape(second, (rows, 1)))
 
 
-def _zeroed(c: LayerCall, y: Value, mask: Value | None) -> Value:
-    """y [B, H, Tq, dv] with 0 for a query that sees no key, if the layer has dropout: Keras 3 then uses another
-    function."""
-    if mask is None or c.version.major < 3 or not c.get("dropout"):
+def _zeroed(c: LayerCall, y: Value, mask: Value | None, other: bool) -> Value:
+    """y [B, H, Tq, ..] with 0 for a query that sees no key, in the other function that Keras 3 uses if the layer has
+    dropout or returns its scores."""
+    c.get("dropout")
+    if mask is None or c.version.major < 3 or not other:
         return y
     seen = c.reduce("max", c.add("cast", mask, to="float32"), (3,), keepdims=True)
     return c.where(c.add("cast", seen, to="bool"), y, c.number(0.0))
@@ -140,8 +163,8 @@ def _attention(c: LayerCall) -> list[MaskedTensor]:
     q, v = inputs[0].value, inputs[1].value
     k = inputs[2].value if len(inputs) > 2 else v
     causal = bool(c.kwargs.pop("use_causal_mask", False)) or c.flag("causal")
-    if c.kwargs.pop("return_attention_scores", False):
-        raise Finding("called with return_attention_scores=True")
+    returned = c.kwargs.pop("return_attention_scores", False)
+    _may_differ(c, inputs[0], inputs[1], causal)
     mode = c.option("score_mode", "dot", ("dot", "concat"))
     additive = c.layer.kind == "AdditiveAttention" or mode == "concat"
     bias = None
@@ -151,8 +174,16 @@ def _attention(c: LayerCall) -> list[MaskedTensor]:
         if causal and not additive:
             mask, causal = c.binary("and", mask, _triangle(c, q.dims[1], k.dims[1])), False
         bias = _added(c, mask)
+    weights = None
     if additive:
-        y = _additive(c, q, k, v, bias, causal)
+        weights = _additive(c, q, k, bias, causal)
+        y = c.add("matmul", weights, v)
+    elif returned:
+        if causal:
+            triangle = c.reshape(_triangle(c, q.dims[1], k.dims[1]), (1, q.dims[1], k.dims[1]))
+            bias = _added(c, triangle)
+        weights = _weights(c, q, k, float(c.take("scale", ())) if c.get("use_scale") else 1.0, bias)
+        y = c.add("matmul", weights, v)
     else:
         scale = float(c.take("scale", ())) if c.get("use_scale") else 1.0
         parts = [c.reshape(x, (x.dims[0], 1, *x.dims[1:])) for x in (q, k, v)]
@@ -162,10 +193,11 @@ def _attention(c: LayerCall) -> list[MaskedTensor]:
         y = c.reshape(y, (*q.dims[:2], v.dims[2]))
     if masks[0] is not None:
         y = c.where(c.like(masks[0], 3), y, c.number(0.0))
-    return [MaskedTensor(y, masks[0])]
+    return [MaskedTensor(y, masks[0])] + ([MaskedTensor(weights)] if returned and weights is not None else [])
 
 
-def _additive(c: LayerCall, q: Value, k: Value, v: Value, bias: Value | None, causal: bool) -> Value:
+def _additive(c: LayerCall, q: Value, k: Value, bias: Value | None, causal: bool) -> Value:
+    """The weights of additive attention, [B, Tq, Tk]."""
     if causal:
         raise Finding("additive attention with a causal mask")
     size = c.fixed(q.dims[2], "the features of a step must be a fixed number")
@@ -181,5 +213,4 @@ def _additive(c: LayerCall, q: Value, k: Value, v: Value, bias: Value | None, ca
         scores = c.unary("affine", scores, float(c.take("concat_score_weight", ())), 0.0)
     if bias is not None:
         scores = c.binary("add", scores, bias)
-    weights = c.add("softmax", scores, axis=2, log=False)
-    return c.add("matmul", weights, v)
+    return c.add("softmax", scores, axis=2, log=False)

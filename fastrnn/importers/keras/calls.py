@@ -39,7 +39,8 @@ class MaskedTensor:
 
 @dataclass(eq=False)
 class Import:
-    """State shared by all calls of one import. time: the dim of the time axis; steps: the file's number for it."""
+    """State shared by all calls of one import. time: the dim of the time axis; steps: the file's number for it; apart:
+    whether a layer joins sequences that may differ in length."""
 
     writer: GraphWriter
     version: Version
@@ -48,7 +49,7 @@ class Import:
     problems: list[str] = field(default_factory=list)
     constants: dict[tuple, Value] = field(default_factory=dict)
     masked: list[str] = field(default_factory=list)
-    given_states: bool = False
+    apart: bool = False
     float64: bool = False
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ...graph import Value
 from ...graph.cells import GATES, KERAS_ORDER, CellSpec, reorder_gates
 from ..shared.ledger import Finding
+from ..shared.stacks import from_cudnn
 from .activations import cell_activation
 from .calls import LayerCall, MaskedTensor, layer
 from .config import Layer
@@ -100,7 +101,7 @@ def _given_states(c: LayerCall) -> list[Value]:
     if found is None or not all(isinstance(s, MaskedTensor) for s in found) or c.kwargs.get("constants") is not None:
         raise Finding("called with initial states or constants that are not tensors of the model")
     if found:
-        c.work.given_states = True
+        c.work.apart = True
     return [s.value for s in found]
 
 
@@ -146,18 +147,19 @@ def _cell(c: LayerCall, cell: Layer, size, backwards: bool) -> tuple[CellSpec, l
     kind, H = _kind(cell), at.size("units", "output_dim")
     I = c.fixed(size, "the features of a step must be a fixed number")  # noqa: E741
     G = GATES[kind]
-    cudnn = cell.kind.startswith("CuDNN")
-    acts, after = _activations(at, kind, cudnn), False
+    acts, after, cudnn = _activations(at, kind, cell.kind.startswith("CuDNN")), False, False
     kernel = at.take("kernel", (I, G * H), part)
     recurrent = at.take("recurrent_kernel", (H, G * H), part)
     bias = None
     if "bias" in at.layer.config or at.get("use_bias", True):
-        after = kind == "gru" and (cudnn or _reset_after(at, part))
+        # The class that stored the weights shows in the bias, whatever class the config names.
+        cudnn = kind != "rnn" and at.work.tensors.shape(at.layer, "bias", part) == (2 * G * H,)
+        after = kind == "gru" and _reset_after(at, part, cudnn)
         bias = _bias(at, part, cudnn, after, G * H)
     elif kind == "gru":
         after = at.flag("reset_after")
     if cudnn:
-        kernel, recurrent = _from_cudnn(kernel, G), _from_cudnn(recurrent, G, recurrent=True)
+        kernel, recurrent = from_cudnn(kernel, G), from_cudnn(recurrent, G, recurrent=True)
     order = KERAS_ORDER[kind]
     arrays = [reorder_gates(a.T, kind, order) for a in (kernel, recurrent)]
     arrays += [None if b is None else reorder_gates(b, kind, order) for b in (bias or (None, None))]
@@ -178,11 +180,14 @@ def _activations(at: LayerCall, kind: str, cudnn: bool) -> tuple:
     return (gate, act, act) if kind == "lstm" else (gate, act)
 
 
-def _reset_after(at: LayerCall, part: str) -> bool:
+def _reset_after(at: LayerCall, part: str, cudnn: bool) -> bool:
     """Whether the reset gate comes after the product: from the config, else from the shape of the bias."""
-    if "reset_after" in at.layer.config:
-        return at.flag("reset_after")
-    return at.work.tensors.rank(at.layer, "bias", part) == 2
+    after = "reset_after" not in at.layer.config or at.flag("reset_after")
+    if cudnn and not after:
+        raise Finding("reset_after=False with weights of cuDNN, whose reset gate comes after the product")
+    if cudnn or at.layer.kind.startswith("CuDNN") or "reset_after" in at.layer.config:
+        return after
+    return len(at.work.tensors.shape(at.layer, "bias", part)) == 2
 
 
 def _bias(at: LayerCall, part: str, cudnn: bool, after: bool, size: int) -> tuple:
@@ -193,14 +198,6 @@ def _bias(at: LayerCall, part: str, cudnn: bool, after: bool, size: int) -> tupl
         both = at.take("bias", (2, size), part)
         return both[0], both[1]
     return at.take("bias", (size,), part), None
-
-
-def _from_cudnn(kernel: np.ndarray, gates: int, recurrent: bool = False) -> np.ndarray:
-    """Keras's layout of weights stored in cuDNN's: each gate's block transposed (a kernel is read in the other order
-    into its own shape)."""
-    blocks = np.split(kernel, gates, axis=1)
-    turned = [b.T if recurrent else b.T.reshape(b.shape, order="F") for b in blocks]
-    return np.concatenate(turned, axis=1)
 
 
 # ---- how a mask changes outputs --------------------------------------------------------------------------------------

@@ -19,7 +19,19 @@ from .config import MODELS, Layer, unique_names
 Pairs = list[tuple[str, np.ndarray]]  # (the file's name of a tensor, the tensor)
 _RECURRENT = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU")
 _CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell")
-_KERNELS = ("Dense", "EinsumDense", "Conv1D", "Conv2D", "DepthwiseConv1D", "Convolution1D", "Convolution2D")
+_KERNELS = (
+    "Dense",
+    "EinsumDense",
+    "Conv1D",
+    "Conv2D",
+    "DepthwiseConv1D",
+    "Conv1DTranspose",
+    "Convolution1D",
+    "Convolution2D",
+)
+_NOT_IN_CONFIG = (
+    "which its config doesn't have: give the config of the whole model, or load some of its layers with layers="
+)
 _STATES = ("rnn_state", "seed_generator_state", "states")  # last parts of names of variables that are not weights
 
 
@@ -87,9 +99,9 @@ class LayerWeights:
         check_float32(array, f"{label} of layer {layer.path}", ModelFormatError)
         return array
 
-    def rank(self, layer: Layer, name: str, part: str = "") -> int:
-        """The rank of a tensor of a layer."""
-        return self._found[id(layer)][part, name][1].ndim
+    def shape(self, layer: Layer, name: str, part: str = "") -> tuple[int, ...]:
+        """The shape of a tensor of a layer."""
+        return self._found[id(layer)][part, name][1].shape
 
     def precision(self) -> str:
         """ "float32", or for example "float16 and float32"."""
@@ -128,7 +140,10 @@ def _from_lists(root: Layer, found: Mapping[str, Pairs], tensors: LayerWeights) 
     known = {layer.name for layer in members} | {"top_level_model_weights"}
     for name, pairs in found.items():
         if name not in known and pairs:
-            raise ModelFormatError(f"{tensors.where}: it holds weights of {name!r}, which its config doesn't have")
+            others = [n for n, p in found.items() if n not in known and p]
+            raise ModelFormatError(
+                f"{tensors.where}: it holds weights of {', '.join(map(repr, others[:8]))}, {_NOT_IN_CONFIG}"
+            )
     for layer in members:
         wanted = list(_leaves(layer, True))
         wanted.sort(key=lambda entry: not entry[3])  # stable: trainable ones first, otherwise in order
@@ -196,8 +211,13 @@ def _is_state(layer: Layer, label: str, array: np.ndarray) -> bool:
 def _from_paths(layer: Layer, file: H5, base: str, tensors: LayerWeights) -> None:
     if layer.kind in MODELS:
         members = [m for m in layer.layers if not m.kind.startswith("ops.")]
-        for member, name in zip(members, unique_names(members), strict=True):
+        named = dict(zip(unique_names(members), members, strict=True))
+        for name, member in named.items():
             _from_paths(member, file, f"{base}/layers/{name}", tensors)
+        known = {*named, *unique_names(layer.layers)}
+        for name in file.children(f"{base}/layers") if file.has(f"{base}/layers") else ():
+            if name not in known and any(True for _ in file.walk(f"{base}/layers/{name}")):
+                raise ModelFormatError(f"{tensors.where}: it holds weights of {name!r}, {_NOT_IN_CONFIG}")
         return
     at: dict[str, int] = {}
     for part, name, _ in variables(layer):

@@ -70,7 +70,7 @@ def build(root: Layer, version: Version, tensors: LayerWeights, *, float64: bool
         work, inputs, outputs = _otherwise(lambda: attempt(mixed, False), error, root.name)
         reason = "" if mixed else str(error).removeprefix(f"{root.name}: ")
     # An encoder and a decoder have sequences of different lengths; they can't be streamed together anyway.
-    if (mixed or not reason) and work.given_states and _sequences(inputs) + mixed > 1:
+    if (mixed or not reason) and work.apart and _sequences(inputs) + mixed > 1:
         try:
             work, _, outputs = attempt(True, True)
             work.writer.notes.append("sequences of inputs may differ in length")

@@ -101,6 +101,24 @@ def _convolution(c: LayerCall) -> Value:
     return activate(c, _back(c, y, first), c.get("activation"))
 
 
+@layer("Conv1DTranspose", masks="drop")
+def _transposed(c: LayerCall) -> Value:
+    """T steps become T * stride, and what the last window adds unless padding is 'same', as the gradient of Conv1D."""
+    first, (K,), (stride,) = _channels_first(c, 1), c.sizes("kernel_size", 1), c.sizes("strides", 1, 1)
+    filters, x = c.size("filters"), _moved(c, c.x, first)
+    if c.sizes("dilation_rate", 1, 1) != (1,) or c.get("output_padding") is not None or c.get("groups", 1) != 1:
+        raise Finding("with a dilation, groups or output_padding")
+    cut = max(K - stride, 0) if c.option("padding", "valid", ("valid", "same")) == "same" else 0
+    W = c.take("kernel", (K, filters, _features(c, x))).transpose(2, 1, 0)
+    inputs = [x, c.held(W, "W")]
+    inputs += [c.held(c.take("bias", (filters,)), "bias")] if c.flag("use_bias", True) else []
+    y = c.add(
+        "conv_transpose", *inputs, strides=(stride,), dilations=(1,), pads=(cut // 2, cut - cut // 2),
+        output_padding=(max(stride - K, 0),), groups=1,
+    )  # fmt: skip
+    return activate(c, _back(c, y, first), c.get("activation"))
+
+
 @layer("DepthwiseConv1D", masks="drop")
 def _depthwise(c: LayerCall) -> Value:
     first, how, many = _channels_first(c, 1), _window(c, 1), c.size("depth_multiplier")

@@ -192,12 +192,11 @@ def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, opti
     bias = tensors.take(names["bias"], None) if "bias" in names else None
     after = options.reset != "before"
     if bias is not None:
-        allowed = [(gates * H,), (2, gates * H)] if kind == "gru" else [(gates * H,)]
-        if bias.shape not in allowed:
+        if kind != "rnn" and bias.shape == (2 * gates * H,):  # stored by a layer of cuDNN
+            W, R, bias = from_cudnn(W, gates), from_cudnn(R, gates, recurrent=True), bias.reshape(2, -1)
+        elif bias.shape not in (allowed := [(gates * H,), (2, gates * H)] if kind == "gru" else [(gates * H,)]):
             text = " or ".join(str(list(shape)) for shape in allowed)
-            raise ModelFormatError(
-                f"{names['bias']} is {list(bias.shape)}, expected {text} (cuDNN's layout is not read)"
-            )
+            raise ModelFormatError(f"{names['bias']} is {list(bias.shape)}, expected {text}")
         after = bias.ndim == 2
         if kind == "gru" and options.reset is not None and (options.reset == "after") != after:
             raise ModelFormatError(f"reset={options.reset}, but {names['bias']} is {list(bias.shape)}")
@@ -210,6 +209,14 @@ def _keras_direction(tensors, names: dict[str, str], under: str, kind: str, opti
     order = KERAS_ORDER[kind]
     W, R, Wb, Rb = (None if a is None else reorder_gates(a, kind, order) for a in (W.T, R.T, Wb, Rb))
     return Direction(spec, W, R, Wb, Rb)
+
+
+def from_cudnn(kernel: np.ndarray, gates: int, recurrent: bool = False) -> np.ndarray:
+    """Keras's layout of weights stored in cuDNN's: each gate's block transposed (a kernel is read in the other order
+    into its own shape)."""
+    blocks = np.split(kernel, gates, axis=1)
+    turned = [b.T if recurrent else b.T.reshape(b.shape, order="F") for b in blocks]
+    return np.concatenate(turned, axis=1)
 
 
 # -- files without a list of layers --

@@ -82,7 +82,7 @@ def streamed(model, inputs, whole, options) -> None:
         return
     steps = next(a.shape[1] for a, t in zip(inputs, timed, strict=True) if t)
     attends = options.get("attends", any(n.op == "attention" for n in model.graph.nodes))
-    bound = {"context": steps} if attends else {}
+    bound = {"context": steps} if attends and all(timed) else {}
     stream, at, parts = model.stream(batch_size=len(inputs[0]), **bound), 0, []
     for size in (1, 3, steps - 4):
         chunk = [a[:, at : at + size] if t else a for a, t in zip(inputs, timed, strict=True)]

@@ -6,11 +6,13 @@ tests/data/keras2.zip is made by tools/make_keras2_fixtures.py, which says what 
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -44,6 +46,45 @@ def test_models_of_keras_1_and_2(name, tmp_path):
     for other in (fastrnn.load(path), fastrnn.load(tmp_path / "m.fastrnn")):
         for a, b in zip(other.run(*inputs), got, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "cudnn_in_plain_classes", "plain_in_cudnn_classes"])
+def test_weights_of_cudnn_by_a_list_of_layers(name):
+    """Their bias shows the layout, as in Keras 2, whatever class the config names."""
+    with h5py.File(io.BytesIO(FILES[f"{name}.h5"])) as file:
+        first, second = (n.decode() if isinstance(n, bytes) else n for n in file["model_weights"].attrs["layer_names"])
+    layers = [f"lstm:{first}", f"gru:{second}", "last"]
+    (x,), (want,) = answers(f"{name}.h5")
+    model = fastrnn.load(FILES[f"{name}.h5"], layers=layers)
+    np.testing.assert_allclose(model(x), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model(x[1:2]), want[1:2], rtol=1e-5, atol=1e-5)
+    with pytest.raises(fastrnn.ModelFormatError, match="reset=before, but"):
+        fastrnn.load(FILES[f"{name}.h5"], layers=[layers[0], f"gru:{second}(reset=before)"])
+
+
+def changed(blob: bytes, **settings) -> bytes:
+    """A whole model in .h5 with other settings of its last layer."""
+    held = io.BytesIO(blob)
+    with h5py.File(held, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"][-1]["config"] |= settings
+        file.attrs["model_config"] = json.dumps(config).encode()
+    return held.getvalue()
+
+
+def test_what_weights_of_cudnn_do_not_fit():
+    with pytest.raises(fastrnn.UnsupportedError, match="reset_after=False with weights of cuDNN"):
+        fastrnn.load(changed(FILES["cudnn_in_plain_classes.h5"], reset_after=False))
+
+
+def test_a_config_of_a_part_of_the_file_names_the_rest():
+    held = io.BytesIO(FILES["cudnn_in_plain_classes.h5"])
+    with h5py.File(held, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        del config["config"]["layers"][-1]
+        file.attrs["model_config"] = json.dumps(config).encode()
+    with pytest.raises(fastrnn.ModelFormatError, match="holds weights of 'g', which its config doesn't have: give the"):
+        fastrnn.load(held.getvalue())
 
 
 BLOCKED = """
