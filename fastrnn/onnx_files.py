@@ -9,6 +9,9 @@ from .graph import Graph
 from .model import Model
 from .selected import Choice, SelectedModel
 from .streaming.conditions import problems
+from .streaming.live import lengths_of, live
+
+_LIVE = "a stream does not ask for {}, the lengths of the rows: every step that it takes is live"
 
 
 def read_graph(source, *, strict=True, thaw=True, policy=None, **options) -> Graph:
@@ -17,7 +20,9 @@ def read_graph(source, *, strict=True, thaw=True, policy=None, **options) -> Gra
     from .importers.onnx.sizes.evidence import Policy
 
     policy = policy or Policy(thaw, strict)
-    return import_onnx(source, streams=lambda graph: not problems(graph), policy=policy, **options)
+    graph = import_onnx(source, streams=lambda graph: not problems(live(graph)), policy=policy, **options)
+    dropped = lengths_of(graph)
+    return graph.replace(notes=(*graph.notes, *(_LIVE.format(name) for name in dropped))) if dropped else graph
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ class Call:
             parts = stream._parts
             self.plain = bool(plain_forms(parts.inputs, parts.outputs, stream.batch_size))
             shapes = [a.step_shape(stream.batch_size) for a in parts.inputs]
-            x = _feeds(plain, shapes, seed)
+            x = _feeds([graph.values[a.name] for a in parts.inputs], shapes, seed)
             if self.kind == "push":
                 at = 0 if batch == 1 else 1
                 x = [np.repeat(np.expand_dims(a, at), steps, at) for a in x]

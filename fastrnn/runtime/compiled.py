@@ -18,6 +18,7 @@ from ..machine import forks
 from ..passes.positions import spread_positions
 from ..passes.sizes import fix_sizes
 from ..streaming import conditions
+from ..streaming.live import live
 from ..streaming.rewrite import rewrite
 from ..streaming.timetable import Timetable
 from ._executor import Program
@@ -67,7 +68,7 @@ class Compiled:
         with self._lock:
             key = (mode, context)
             if key not in self._programs:
-                graph = self.graph if mode == "run" else spread_positions(self.graph)
+                graph = self.graph if mode == "run" else spread_positions(self._stream_graph)
                 plan = lowering.lower(graph, mode, self._weights, context)
                 self._programs[key] = Program(plan, self.threads)
                 _keep_last(self._programs, KEPT_CONTEXTS)
@@ -90,9 +91,14 @@ class Compiled:
 
     # -- streams --
     @cached_property
+    def _stream_graph(self) -> Graph:
+        """The graph as a stream runs it: every step is live, so it has no lengths."""
+        return live(self.graph)
+
+    @cached_property
     def _problems(self) -> list[str]:
         """Why the model can't be streamed: node and reason; [] if it can."""
-        found = conditions.problems(self.graph)
+        found = conditions.problems(self._stream_graph)
         if found:
             return found
         try:  # some problems appear only in planning, such as a state that is also read elsewhere
@@ -103,7 +109,7 @@ class Compiled:
                 return [f"its outputs come at another pace than its inputs: load it with sizes={{{names}}}"]
             layout = self._stream_layout()
             if self._program("stream").plan.steps_one and not layout.size:
-                return [conditions.no_steps(self.graph)]
+                return [conditions.no_steps(self._stream_graph)]
         except (StateError, UnsupportedError) as error:
             return [str(error)]
         return []
@@ -120,13 +126,13 @@ class Compiled:
             assert found is not None
             return found
         ends = set(self.graph.states.values())
-        return rewrite(self.graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
+        return rewrite(self._stream_graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
 
     def _stream_layout(self, context: Context | None = None) -> StateLayout:
         plan = self._program("stream", context).plan
         with self._lock:
             if context not in self._layouts:
-                self._layouts[context] = StateLayout(self.graph, plan)
+                self._layouts[context] = StateLayout(self._stream_graph, plan)
                 _keep_last(self._layouts, KEPT_CONTEXTS)
             return self._layouts[context]
 
@@ -136,10 +142,10 @@ class Compiled:
             raise StreamError(f"at_context must be 'error' or 'window', got {at_context!r:.60}")
         self._check_streamable()
         if context is not None:
-            if not over_time(self.graph):
+            if not over_time(self._stream_graph):
                 raise StreamError(f"{self.name} has no attention over time that context= could bound")
             return Context(whole_number(context, "context", MOST_CONTEXT), at_context == "window")
-        if unbounded(self.graph):
+        if unbounded(self._stream_graph):
             return Context(DEFAULT_CONTEXT, at_context == "window")
         return None
 
@@ -175,7 +181,7 @@ class Compiled:
     @cached_property  # once for all streams: they share what is computed for their arguments
     def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:
         """Whether some value has a batch axis, and the arguments of a stream: the file's, without states."""
-        graph, steps_one = self.graph, not has_time(self.graph)
+        graph, steps_one = self._stream_graph, not has_time(self.graph)
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         ends = set(graph.states.values())
         inputs = [n for n in graph.inputs if n not in graph.states]
@@ -202,7 +208,9 @@ class Compiled:
         free = {a.name: a for a in self._stream_arguments[1]}
         for name in bind:
             if name not in free:
-                what = "is a state, which a stream keeps itself" if name in self.graph.states else "is no input"
+                known = "is a state, which a stream keeps itself" if name in self.graph.states else "is no input"
+                lengths = name in self.graph.inputs and name not in self.graph.states
+                what = "holds lengths, which a stream does not take" if lengths else known
                 raise ShapeError(f"bind: {name!r} {what}; a stream of {self.name} takes {', '.join(free)}")
             if any("time" in D.symbols(d) for d in self.graph.values[name].dims):
                 raise ShapeError(f"bind: the input {name} has a time axis: its steps are passed to step or push")
@@ -227,8 +235,8 @@ class Compiled:
                 raise ShapeError(f"input {name}: {other} is both {sizes[other]} and {found[other]}")
         missing = [n for n in self._open_sizes if n not in sizes]
         if missing:
-            names = ", ".join(f"{n!r}: ..." for n in missing)
-            text = f"the inputs of a step don't determine {', '.join(missing)}: load it with sizes={{{names}}}"
+            hint = ", ".join(f"{n!r}: ..." for n in missing)
+            text = f"the inputs of a step don't determine {', '.join(missing)}: load it with sizes={{{hint}}}"
             raise ShapeError(f"{self.name}: {text}")
         return self._with_sizes(sizes)
 
