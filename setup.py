@@ -110,6 +110,7 @@ MODULES = (
     "ops._attention",
     "ops._states",
     "runtime._timing",
+    "runtime._meter",
     "runtime._binding",
     "runtime._executor",
     "runtime._slab",

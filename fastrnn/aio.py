@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from .errors import ShapeError, StateError, StreamError
-from .runtime.arguments import chunk_arrays, plain_forms, step_arrays, whole_number
-from .serving._queues import MORE, Close, FairQueues, Push, Request, Step, deliver
+from .runtime.arguments import chunk_arrays, duration, plain_forms, step_arrays, whole_number
+from .serving._queues import Close, FairQueues, Push, Request, Step, deliver
 from .serving.idle import IdleStreams
 from .serving.pool import StreamPool
-from .serving.rounds import run_rounds
+from .serving.rounds import TickCounts, run_rounds, unfinished
 
 __all__ = ["Batcher", "QueueFullError"]
 
@@ -89,14 +89,15 @@ class Batcher:
             names = ", ".join(pool.bound)
             raise StreamError(f"a Batcher takes a pool without bind=: pass {names} at each step instead")
         self.pool = pool
-        self.max_delay = _seconds(max_delay, "max_delay")
+        self.max_delay = duration(max_delay, "max_delay")
         self.max_queue = whole_number(max_queue, "max_queue", MOST_STEPS)
         self.max_rows = None if max_rows is None else whole_number(max_rows, "max_rows", MOST_STEPS)
         self.max_stream_queue = whole_number(max_stream_queue, "max_stream_queue", MOST_STEPS)
         self.on_full = on_full
-        self.idle_timeout = None if idle_timeout is None else _seconds(idle_timeout, "idle_timeout")
+        self.idle_timeout = None if idle_timeout is None else duration(idle_timeout, "idle_timeout")
         self.on_evict = on_evict
         self.ticks = self.steps = 0
+        self._counts = TickCounts()
         self._queues = FairQueues(self.max_queue, self.max_stream_queue)
         self._running: list[list[Request]] = []  # the tick that the worker has
         self._enough = 1.0  # requests that the ticker waits for
@@ -138,8 +139,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         if loop is not self._loop or self._closed:
             self._enter(loop)
-        if timeout is not None:
-            timeout = _seconds(timeout, "timeout")
+        seconds = None if timeout is None else duration(timeout, "timeout")
         plain = self._plain
         if plain is not None and type(x) is np.ndarray and x.dtype is plain[0] and x.shape == plain[1]:
             plain[2](slot)  # StateError if it is not open
@@ -147,9 +147,7 @@ class Batcher:
         else:
             request = Step(slot, loop.create_future(), self._step_arrays(slot, x))
         self._put(request)
-        if timeout is not None:
-            return await self._within(request, timeout)
-        return await request.future
+        return await (request.future if seconds is None else self._within(request, seconds))
 
     async def push(self, slot: int, chunk, timeout: float | None = None) -> Any:
         """Advance the stream in `slot` by a chunk of steps, as `StreamPool.push` does for one stream.
@@ -174,14 +172,13 @@ class Batcher:
         loop = asyncio.get_running_loop()
         if loop is not self._loop or self._closed:
             self._enter(loop)
-        if timeout is not None:
-            timeout = _seconds(timeout, "timeout")
+        seconds = None if timeout is None else duration(timeout, "timeout")
         self._check_open(slot)
         self._size_like(chunk)
         arrays, steps = chunk_arrays(self.pool._parts, chunk, None)
         request = Push(slot, loop.create_future(), [np.array(v) for v in arrays], steps)
         self._put(request)
-        return await (request.future if timeout is None else self._within(request, timeout))
+        return await (request.future if seconds is None else self._within(request, seconds))
 
     async def open(self) -> int:
         """A slot for a new stream, as `StreamPool.open`; other tasks run while a tick has the pool.
@@ -200,8 +197,7 @@ class Batcher:
             gone.append(True)
             opening.add_done_callback(self._close_unclaimed)
             raise
-        assert slot is not None
-        if self._idle is not None:
+        if self._idle is not None and slot is not None:
             self._idle.touch(slot)
         return slot
 
@@ -222,6 +218,22 @@ class Batcher:
     def steps_done(self, slot: int) -> int:
         """Steps that a stream has taken. It never waits for a tick. StateError: the slot is not open."""
         return self.pool._steps(self._check_open(slot))
+
+    def stats(self) -> dict[str, Any]:
+        """What the batcher has done so far, JSON-able.
+
+        Returns
+        -------
+        dict: `ticks`, `steps`, `waiting` (now), `evicted`, `timeouts`, `refused`, and the histograms `tick_seconds`,
+        `batch_size` and `queue_wait_seconds` (of the first step of a tick), each as in `StreamPool.stats`.
+        """
+        return {
+            "ticks": self.ticks,
+            "steps": self.steps,
+            "waiting": len(self),
+            "evicted": 0 if self._idle is None else self._idle.evicted,
+            **self._counts.as_dict(),
+        }
 
     async def close(self) -> None:
         """Refuse new steps, wait for the others, end the worker. It may be called again, as after a close that was
@@ -299,6 +311,7 @@ class Batcher:
         """Add a request and wake the ticker if it has enough. always: no number bounds it."""
         queues = self._queues
         if self.on_full == "raise" and not always and not queues.has_room(request.slot):
+            self._counts.refused += 1
             most = f"{self.max_stream_queue} steps of a stream, or {self.max_queue} in all"
             raise QueueFullError(
                 f"the queue of slot {request.slot} is full: at most {most}, may wait. Send it again later, or raise "
@@ -326,6 +339,7 @@ class Batcher:
     def _expire(self, request: Request) -> None:
         request.expired = True
         if not request.taken and not request.future.done():
+            self._counts.timeouts += 1
             text = "its state is unchanged, so it can be sent again"
             request.future.set_exception(
                 TimeoutError(f"slot {request.slot}: no tick took the step in time, {len(self)} steps wait; {text}")
@@ -341,7 +355,7 @@ class Batcher:
         self._put(request, always=True)
         return request
 
-    def _open_unless(self, gone: list[bool]) -> int | None:
+    def _open_unless(self, gone: list[bool]) -> Any:
         """A new slot; None, and none is open, if the caller has gone."""
         slot = self.pool.open()
         if gone:
@@ -399,6 +413,9 @@ class Batcher:
     def _next(self) -> list[list[Request]]:
         """The rounds of the next tick."""
         rounds = self._queues.take(self.max_rows)
+        if self._since and rounds:
+            assert self._loop is not None
+            self._counts.waits.add(self._loop.time() - self._since)
         self._since = 0.0  # those that are left have waited
         return rounds
 
@@ -406,6 +423,7 @@ class Batcher:
         """Run a tick on the worker; deliver to each caller its own answer, or its own error."""
         assert self._loop is not None
         self._running = rounds
+        began = self._loop.time()
         try:
             done, answers = await self._loop.run_in_executor(self._worker, run_rounds, self.pool, rounds, EXTRA_SECONDS)
         except BaseException as error:  # of the worker or the loop itself: no caller may wait for ever
@@ -417,31 +435,16 @@ class Batcher:
             return
         finally:
             self._running = []
-        self._put_back(rounds, done, answers)
+        self._counts.tick(self._loop.time() - began, len(done))
+        left = unfinished(rounds, done, answers)
+        self._queues.put_back(left)
+        for request in left:
+            if request.expired and not (isinstance(request, Push) and request.at):
+                self._expire(request)
         self._deliver(done, answers)
-
-    def _put_back(self, rounds: list[list[Request]], done: list[Request], answers: list) -> None:
-        """Return what the tick did not finish to the front of the queues."""
-        unfinished = [request for request, answer in zip(done, answers, strict=True) if answer is MORE]
-        count = 0
-        for some in rounds:
-            count += len(some)
-            if count > len(done):
-                unfinished += some
-        if unfinished:
-            self._queues.put_back(unfinished)
-            for request in unfinished:
-                if request.expired and not (isinstance(request, Push) and request.at):
-                    self._expire(request)
 
     def _deliver(self, done: list[Request], answers: list) -> None:
         self.ticks += 1
         self.steps += deliver(done, answers)
         if self._idle is not None:
             self._idle.answered(done)
-
-
-def _seconds(value, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < math.inf:
-        raise ShapeError(f"{name} must be seconds >= 0, got {value!r}")
-    return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .graph import dims as D
 from .graph.casts import as_dtype
 from .machine import threadpools
 from .machine.cpu import MAX_THREADS, thread_info
+from .runtime._meter import merged
 from .runtime.arguments import solve_sizes, whole_number
 from .runtime.compiled import Compiled
 from .runtime.states import POSITION
@@ -130,6 +132,24 @@ class Model(Compiled):
         packed = sum(m._weights.nbytes for m in models)
         scratch = sum(p.scratch_bytes for m in models for p in list(m._programs.values()))
         return sum(constants.values()) + packed + scratch
+
+    def stats(self) -> dict[str, Any]:
+        """What the model's calls cost so far, JSON-able; counted without locks.
+
+        Returns
+        -------
+        dict: `memory_bytes`; `run` (calls of `run`) and `stream` (calls by streams and pools), each with `calls`,
+        `rows`, `steps`, and of every 16th call the histograms `seconds` and `batch_size` as in `StreamPool.stats`. A
+        chunk of many steps is one call, or several if the rows end at different steps.
+        """
+        programs = [item for m in (self, *self._fixed.values()) for item in list(m._programs.items())]
+        runs = [program.meter for (mode, _), program in programs if mode == "run"]
+        streams = [program.meter for (mode, _), program in programs if mode != "run"]
+        return {
+            "memory_bytes": self.memory_bytes,
+            "run": merged(runs).as_dict(),
+            "stream": merged(streams).as_dict(),
+        }
 
     @property
     def streamable(self) -> bool:

@@ -21,7 +21,12 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [*sorted((DOCS / "guide").glob("*.md")), DOCS / "file_format.md", DOCS / "extending.md"]
 # Pages whose Python needs a library that not everyone has.
-NEEDS = {"pytorch.md": ("torch",), "keras.md": ("keras",), "attention.md": ("torch",)}
+NEEDS = {
+    "pytorch.md": ("torch",),
+    "keras.md": ("keras",),
+    "attention.md": ("torch",),
+    "monitoring.md": ("prometheus_client", "opentelemetry"),
+}
 
 
 def blocks(page, kind):

@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from fastrnn.ops._frame cimport Frame
 from fastrnn.runtime._binding cimport Binding, Scratch
+from fastrnn.runtime._meter cimport Meter
 from fastrnn.runtime._timing cimport OpTimer
 
 # A call with at least this many floating-point operations looks for signals while it runs.
@@ -20,6 +21,7 @@ cdef class Program(Binding):
     cdef list every_op  # those of the plan, then those of its loop bodies
     cdef readonly int64_t state_size
     cdef readonly int threads
+    cdef readonly Meter meter
     cdef public OpTimer timer  # None except during `fastrnn profile`
     cdef bint may_fail
     cdef int64_t position, room  # where a slab row counts its steps; the most steps of a stream, -1: any number

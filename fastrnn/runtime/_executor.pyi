@@ -4,9 +4,11 @@ import numpy as np
 
 from ..compile.plan import Plan
 from ._binding import Binding
+from ._meter import Meter
 from ._timing import OpTimer
 
 class Program(Binding):
+    meter: Meter  # read-only
     timer: OpTimer | None
     def __init__(self, plan: Plan, threads: int = 1) -> None: ...
     @property

@@ -27,6 +27,7 @@ from fastrnn.machine._isa cimport (
 from fastrnn.ops._frame cimport Frame
 from fastrnn.ops._walk cimport explain, walk
 from fastrnn.runtime._binding cimport Binding, Scratch, allocate
+from fastrnn.runtime._meter cimport Meter
 from fastrnn.runtime._timing cimport now_ns, walk_timed
 
 import threading
@@ -71,6 +72,7 @@ cdef class Program(Binding):
         self.frame.table = kernels_named(plan.isa)
         self.frame.slab_row = self.state_size
         self.may_fail = plan.may_fail
+        self.meter = Meter()
         self.position = plan.position
         self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream does its own check
         self._take_weights(plan)
@@ -147,7 +149,7 @@ cdef class Program(Binding):
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1:
         """Walk the ops once, with several threads and without the GIL if there is enough work. Raises on failure."""
         cdef Frame f = self.frame
-        cdef int64_t bad = 0, flops = s.integers[self.n_integers]
+        cdef int64_t bad = 0, flops = s.integers[self.n_integers], began = self.meter.begin()
         cdef int64_t threads
         cdef bint alone = False
         cdef int failed
@@ -178,6 +180,7 @@ cdef class Program(Binding):
         if failed >= 0:
             what = explain(self.kinds[failed], s.integers + self.starts[failed], bad)
             raise ShapeError(f"node {self.every_op[failed].node}: {what}")
+        self.meter.end(began, s.batch, s.time)
         return 0
 
     cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil:

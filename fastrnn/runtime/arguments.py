@@ -139,6 +139,13 @@ def whole_number(value, name: str, most: int) -> int:
     return number
 
 
+def duration(value, name: str) -> float:
+    """value as seconds, or ShapeError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < float("inf"):
+        raise ShapeError(f"{name} must be seconds >= 0, got {value!r}")
+    return float(value)
+
+
 def collect(names: list[str], x) -> list:
     """The arrays of all inputs, in order: x itself for one input, else a tuple or list, or a dict by name."""
     if isinstance(x, Mapping):

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime._meter import Meter
 from ..runtime._slab import SlabCore, StreamParts
 
 class PoolCore(SlabCore):
@@ -10,6 +11,8 @@ class PoolCore(SlabCore):
     slab: Any  # None before the sizes of a step are known
     ended: set[int]
     still: dict[int, list[np.ndarray]]
+    opened: int
+    meter: Meter
     _n_open: int
     _table_bytes: int
     def step(self, slots: Any, x: Any, out: Any = None) -> Any: ...

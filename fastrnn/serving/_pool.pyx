@@ -14,6 +14,7 @@ from libc.string cimport memcpy, memmove
 cimport numpy as cnp
 
 from fastrnn.runtime._binding cimport allocate
+from fastrnn.runtime._meter cimport Meter
 from fastrnn.runtime._slab cimport SlabCore, StreamParts, empty, fits, takes
 
 import numpy as np
@@ -32,8 +33,7 @@ cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
 
 DEF PLACE_BITS = 24
-cdef int64_t MOST_PLACES = 1 << PLACE_BITS
-cdef int64_t WAIT_US = 20_000  # between looks for signals while another thread has the pool
+cdef int64_t MOST_PLACES = 1 << PLACE_BITS, WAIT_US = 20_000  # between looks for signals while a thread waits
 # Pools start at different generations, so that a slot of one is not valid in another: 2^24 openings per place each.
 cdef int64_t GENERATIONS = 1 << 24
 cdef int64_t MOST_POOLS = 1 << 14
@@ -57,6 +57,8 @@ cdef class PoolCore(SlabCore):
     cdef int64_t n_free, calls, first_generation
     cdef readonly set ended  # places whose streams were flushed; only of models with a timetable
     cdef readonly dict still  # place -> the last arrays of `StreamParts.still`
+    cdef readonly int64_t opened  # streams so far
+    cdef readonly Meter meter  # of steps
     cdef bint simple  # rows of plain arrays go straight to the program
     cdef int64_t rows_a_call, rows_a_push
     cdef PyThread_type_lock lock
@@ -70,7 +72,7 @@ cdef class PoolCore(SlabCore):
             raise MemoryError()
         self.first_generation = (pools_made % MOST_POOLS) * GENERATIONS
         pools_made += 1
-        self.ended, self.still = set(), {}
+        self.ended, self.still, self.meter = set(), {}, Meter()
 
     def __dealloc__(self):
         PyMem_Free(self.generation)
@@ -144,8 +146,7 @@ cdef class PoolCore(SlabCore):
         PyThread_release_lock(self.lock)
 
     def _alone(self):
-        """A context manager during which other threads wait."""
-        return self._held()
+        return self._held()  # a context manager during which other threads wait
 
     def _hold_for_fork(self):
         """Wait for calls of other threads. This thread may be in a call itself, if a signal's handler forks."""
@@ -166,6 +167,7 @@ cdef class PoolCore(SlabCore):
         self.n_free -= 1
         place = self.free[self.n_free]
         self.generation[place] += 1
+        self.opened += 1
         self._reset(place)
         return self.generation[place] << PLACE_BITS | place
 
@@ -254,7 +256,6 @@ cdef class PoolCore(SlabCore):
         return number & (MOST_PLACES - 1)
 
     def _find(self, slots):
-        """`find` for the subclass."""
         return self.find(slots)
 
     cdef int64_t find(self, slots) except -1:
@@ -308,22 +309,23 @@ cdef class PoolCore(SlabCore):
         Threads may call one pool at the same time: they take turns. With int64 slots, a C-contiguous float32 x, and
         out, a step allocates nothing.
         """
-        cdef int64_t n
+        cdef int64_t n, began
         cdef StreamParts p
         self.hold()
         try:
+            began = self.meter.begin()
             n, p = self.find(slots), self._parts
-            if not (self.simple and fits(x, &p.x_form, 0, n)):
-                return self._step_general(n, x, out)
-            if out is not None and not takes(out, &p.y_form, 0, n, x):
-                return self._step_general(n, x, out)
-            if out is None:
-                out = empty(&p.y_form, 0, n)
-            if n > self.rows_a_call:
-                self._advance(n, [x, out])
-            elif n:
-                self.call(p.program.take(n, 1, 1), n, self.place, x, out)
-                self.count(n)
+            if self.simple and fits(x, &p.x_form, 0, n) and (out is None or takes(out, &p.y_form, 0, n, x)):
+                if out is None:
+                    out = empty(&p.y_form, 0, n)
+                if n > self.rows_a_call:
+                    self._advance(n, [x, out])
+                elif n:
+                    self.call(p.program.take(n, 1, 1), n, self.place, x, out)
+                    self.count(n)
+            else:
+                out = self._step_general(n, x, out)
+            self.meter.end(began, n, 1)
             return out
         finally:
             self.let_go()

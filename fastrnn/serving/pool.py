@@ -364,6 +364,24 @@ class StreamPool(PoolCore):
         if self.program is None:
             raise StateError(self.model._sizes_come_later)
 
+    def stats(self) -> dict[str, Any]:
+        """What the pool has done so far, JSON-able; counted without locks.
+
+        Returns
+        -------
+        dict: `capacity`, `open`, `opened` and `closed` (streams so far), `memory_bytes`, and `step`: `calls`, `rows`,
+        `steps` (rows stepped), and of every 16th call the histograms `seconds` and `batch_size`, each with `count`,
+        `sum`, `p50`, `p99` and `buckets` ([upper bound, counts up to it]). Chunks are counted in `Model.stats`.
+        """
+        return {
+            "capacity": self.capacity,
+            "open": len(self),
+            "opened": self.opened,
+            "closed": self.opened - len(self),
+            "memory_bytes": self.memory_bytes,
+            "step": self.meter.as_dict(),
+        }
+
     @property
     def memory_bytes(self) -> int:
         """Bytes of the slab and the slots' tables at full use, and of the inputs that `flush` needs again. The model's

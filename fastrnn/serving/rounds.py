@@ -8,19 +8,43 @@ from typing import Any
 import numpy as np
 
 from ..errors import FastRNNError
+from ..runtime._meter import Histogram, seconds
 from ._queues import MORE, Close, Push, Request, Step
 from .pool import StreamPool
 
 
-def run_rounds(pool: StreamPool, rounds: list[list[Request]], seconds: float) -> tuple[list[Request], list]:
-    """Run the first round, and others until `seconds` are over.
+class TickCounts:
+    """What a batcher counts besides its steps."""
+
+    def __init__(self):
+        self.timeouts = self.refused = 0
+        self.seconds, self.waits, self.sizes = seconds(), seconds(), Histogram()
+
+    def tick(self, seconds: float, requests: int) -> None:
+        """A tick has ended."""
+        self.seconds.add(seconds)
+        self.sizes.add(requests)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "timeouts": self.timeouts,
+            "refused": self.refused,
+            "tick_seconds": self.seconds.as_dict(),
+            "batch_size": self.sizes.as_dict(),
+            "queue_wait_seconds": self.waits.as_dict(),
+        }
+
+
+def run_rounds(pool: StreamPool, rounds: list[list[Request]], limit: float) -> tuple[list[Request], list]:
+    """Run the first round, and others until `limit` seconds are over.
 
     Returns
     -------
     (requests that were run, their answers): an answer is what `StreamPool.step` or `push` returns for the row, MORE, or
     the error of this request alone.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + limit
     done: list[Request] = []
     answers: list = []
     blocked: set[int] = set()  # streams whose push has steps left: their later requests must wait
@@ -35,6 +59,17 @@ def run_rounds(pool: StreamPool, rounds: list[list[Request]], seconds: float) ->
         answers += found
         blocked.update(r.slot for r, answer in zip(requests, found, strict=True) if answer is MORE)
     return done, answers
+
+
+def unfinished(rounds: list[list[Request]], done: list[Request], answers: list) -> list[Request]:
+    """The requests that a tick took and did not finish: chunks that have steps left, then whole rounds, in order."""
+    left = [request for request, answer in zip(done, answers, strict=True) if answer is MORE]
+    count = 0
+    for requests in rounds:
+        count += len(requests)
+        if count > len(done):
+            left += requests
+    return left
 
 
 def run_round(pool: StreamPool, requests: list[Request]) -> list:
