@@ -141,13 +141,28 @@ class _Numbering:
 
     def _found(self) -> Iterator[tuple[str, str]]:
         none = np.empty(0, np.int64)
-        pairs = np.concatenate([before * self.at + after for before, after in self.advances] or [none])
+        pairs = np.unique(np.concatenate([before * self.at + after for before, after in self.advances] or [none]))
+        names = [name for name, numbers in self.begun.items() if numbers.size]
+        first = np.array([self.begun[name].flat[0] for name in names], np.int64)  # ascending
         for output in self.graph.outputs:
             new = self.numbers.get(output)
-            for source, old in self.begun.items() if new is not None and new.size else ():
-                if self.graph.values[source].dims == self.graph.values[output].dims:
-                    if np.isin(old.reshape(-1) * self.at + new.reshape(-1), pairs).all() or _shifts(old, new):
-                        yield source, output
+            if new is None or not new.size:
+                continue
+            # Inputs whose first element continues as the output's, and those of which the output holds elements.
+            continues = np.flatnonzero(_within(first * self.at + new.flat[0], pairs))
+            holds = np.searchsorted(first, new.reshape(-1), side="right") - 1
+            for k in np.unique(np.concatenate([continues, holds[holds >= 0]])):
+                old = self.begun[names[k]]
+                if self.graph.values[names[k]].dims == self.graph.values[output].dims:
+                    if _within(old.reshape(-1) * self.at + new.reshape(-1), pairs).all() or _shifts(old, new):
+                        yield names[k], output
+
+
+def _within(numbers: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Which of the numbers are in an ascending array."""
+    if not ordered.size:
+        return np.zeros(numbers.shape, bool)
+    return ordered[np.minimum(np.searchsorted(ordered, numbers), ordered.size - 1)] == numbers
 
 
 def _shifts(old: np.ndarray, new: np.ndarray) -> bool:
