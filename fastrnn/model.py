@@ -11,7 +11,7 @@ import numpy as np
 
 from . import passes
 from .errors import ModelFormatError, ShapeError, claims_too_much, memory_for, out_of_memory
-from .graph import DTYPES, Graph, artifact
+from .graph import DTYPES, Graph, artifact, traverse
 from .graph import dims as D
 from .graph.casts import as_dtype
 from .machine import threadpools
@@ -195,7 +195,6 @@ class Model(Compiled):
 
         Returns one array for a model with one output that isn't a state, else a tuple.
         """
-        ends = set(self.graph.states.values())
         given = list(arrays)
         plain = [n for n in self.graph.inputs if n not in self.graph.states]
         if len(given) > len(plain):
@@ -209,8 +208,8 @@ class Model(Compiled):
             for name in missing:
                 value = self.graph.values[name]
                 named[name] = np.zeros(_shape(value, sizes), DTYPES[value.dtype])
-        results = self._run_named((), named, lengths)
-        kept = [r for n, r in zip(self.graph.outputs, results, strict=True) if n not in ends]
+        found, wanted = self._run_named((), named, lengths), traverse.results(self.graph)
+        kept = [r for n, r in zip(self.graph.outputs, found, strict=True) if n in wanted]
         return kept[0] if len(kept) == 1 else tuple(kept)
 
     def _collect(self, arrays: tuple, named: dict) -> list[np.ndarray]:

@@ -46,6 +46,13 @@ def free_inputs(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(i for n in nodes for i in n.inputs if i is not None and i not in made))
 
 
+def results(graph: Graph) -> tuple[str, ...]:
+    """The outputs that are results: not the next values of states that a caller threads, unless all of them are, as in
+    a step cell that gives nothing but its new state."""
+    ends = set(graph.states.values())
+    return tuple(n for n in graph.outputs if n not in ends) or graph.outputs
+
+
 def roots(graph: Graph, name: str) -> set[str]:
     """The inputs of the graph on which a value depends."""
     return {name, *free_inputs(needed(graph, [name]))} & set(graph.inputs)

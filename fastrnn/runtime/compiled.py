@@ -14,6 +14,7 @@ from ..errors import ShapeError, StateError, StreamError, UnsupportedError
 from ..graph import Graph, artifact
 from ..graph import dims as D
 from ..graph.casts import as_dtype
+from ..graph.traverse import results
 from ..machine import forks
 from ..passes.positions import spread_positions
 from ..passes.sizes import fix_sizes
@@ -125,8 +126,7 @@ class Compiled:
             found = self._program("stream").plan.timetable
             assert found is not None
             return found
-        ends = set(self.graph.states.values())
-        return rewrite(self._stream_graph, tuple(n for n in self.graph.outputs if n not in ends))[1]
+        return rewrite(self._stream_graph, results(self.graph))[1]
 
     def _stream_layout(self, context: Context | None = None) -> StateLayout:
         plan = self._program("stream", context).plan
@@ -183,9 +183,8 @@ class Compiled:
         """Whether some value has a batch axis, and the arguments of a stream: the file's, without states."""
         graph, steps_one = self._stream_graph, not has_time(self.graph)
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
-        ends = set(graph.states.values())
         inputs = [n for n in graph.inputs if n not in graph.states]
-        outputs = [n for n in graph.outputs if n not in ends]
+        outputs = results(graph)
         known = {n: argument_of(graph.values[n], steps_one, has_batch) for n in (*inputs, *outputs)}
         return has_batch, [known[n] for n in inputs], [known[n] for n in outputs]
 

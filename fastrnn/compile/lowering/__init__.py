@@ -16,7 +16,7 @@ from __future__ import annotations
 from ...errors import FastRNNError, UnsupportedError
 from ...graph import Graph, Node
 from ...graph.loops import Loop
-from ...graph.traverse import needed
+from ...graph.traverse import needed, results
 from ...graph.vocabulary import ROWS
 from ...machine import _isa
 from ...streaming.rewrite import rewrite
@@ -62,8 +62,7 @@ def lower(graph: Graph, mode: str, weights: Weights, context: Context | None = N
         raise FastRNNError(f"unknown plan mode {mode!r}")
     if mode == "run":
         return _walk(Lowering(graph, mode, weights))
-    ends = set(graph.states.values())
-    graph, timetable = rewrite(graph, tuple(n for n in graph.outputs if n not in ends))
+    graph, timetable = rewrite(graph, results(graph))
     return _walk(Lowering(graph, mode, weights, timetable, context))
 
 

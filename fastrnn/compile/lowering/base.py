@@ -11,6 +11,7 @@ from ...graph import Graph, Node
 from ...graph import dims as D
 from ...graph.loops import Loop, schedule
 from ...graph.registry import Registry
+from ...graph.traverse import results
 from ...passes.fuse_elementwise import activations, groups
 from ...streaming.follow import Track
 from ...streaming.timetable import Timetable
@@ -58,7 +59,7 @@ class Lowering:
         self.fed_by_state: set[str] = set()  # initial states of a stream's cells: stored in its slab row
         self.states = dict(graph.states) if mode == "stream" else {}  # states that a stream threads itself
         self.input_names = [n for n in graph.inputs if n not in self.states]
-        self.output_names = [n for n in graph.outputs if n not in self.states.values()]
+        self.output_names = list(results(graph) if mode == "stream" else graph.outputs)
         self.activations = activations(graph)
         absorbed = {n.name for n in self.activations.values()}
         self.items = schedule(graph)

@@ -10,6 +10,7 @@ from ...errors import ShapeError
 from ...graph import DTYPES
 from ...graph import dims as D
 from ...graph.casts import as_float32
+from ...graph.traverse import results
 from ...model import Model
 from ...runtime.arguments import Argument, argument_of
 from ...serving.stream import Stream
@@ -42,10 +43,9 @@ class Runner:
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         has_time = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         self.has_batch = has_batch
-        ends = set(graph.states.values())
         names = [n for n in graph.inputs if n not in graph.states]
         self.inputs = [argument_of(graph.values[n], not has_time, has_batch) for n in names]
-        self.outputs = [argument_of(graph.values[n], not has_time, has_batch) for n in graph.outputs if n not in ends]
+        self.outputs = [argument_of(graph.values[n], not has_time, has_batch) for n in results(graph)]
         self.output_names = [o.name for o in self.outputs]
         if not has_time and not self.streams:
             raise ShapeError(f"{model.name} has no time axis and no state: there is no sequence to look at")

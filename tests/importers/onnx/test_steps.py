@@ -119,3 +119,51 @@ def test_what_runs_back_needs_the_future_however_long_a_call_is():
     made = window("n", "reverse")
     with pytest.raises(fastrnn.StreamError, match="from the last step to the first"):
         fastrnn.from_onnx(made).stream()
+
+
+@pytest.mark.parametrize("form", ["own cell", "lstm of one step", "lstm", "gru"])
+def test_a_step_that_gives_nothing_but_its_states_returns_them(form):
+    """All outputs are next values of states: they are the results of a step too."""
+    if form == "own cell":
+        signature, body = (
+            "(float[b,3] x, float[b,2] y0) => (float[b,2] y1)",
+            "a = MatMul(x, P) s = Add(a, y0) y1 = Tanh(s)",
+        )
+        made, states = model(signature, body, P=some(3, 2)), {"y0": "y1"}
+    elif form == "gru":
+        signature = "(float[t,b,3] x, float[1,b,2] h) => (float[1,b,2] hn)"
+        made, states = model(signature, "z, hn = GRU <hidden_size = 2> (x, W3, R3, , , h)", **gates(3)), {"h": "hn"}
+    else:
+        steps = "t" if form == "lstm" else "1"
+        signature = f"(float[{steps},b,3] x, float[1,b,2] h, float[1,b,2] c) => (float[1,b,2] hn, float[1,b,2] cn)"
+        made = model(signature, "z, hn, cn = LSTM <hidden_size = 2> (x, W4, R4, , , h, c)", **gates(4))
+        states = {"h": "hn", "c": "cn"}
+    loaded = fastrnn.from_onnx(made)
+    assert dict(loaded.graph.states) == states
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    now = {
+        i.name: np.zeros([n if isinstance(n, int) else 2 for n in i.shape], np.float32) for i in session.get_inputs()
+    }
+    stream, xs = loaded.stream(batch_size=2), some(4, 2, 3)
+    pool = loaded.pool(2)
+    slots = [pool.open(), pool.open()]
+    for x in xs:
+        new = session.run(None, now | {"x": x[None] if form != "own cell" else x})
+        now = now | dict(zip(states, new, strict=True))
+        got, pooled = stream.step(x), pool.step(slots, x)
+        for mine, slot, want in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, pooled)), new, strict=True):
+            np.testing.assert_allclose(mine.reshape(2, 2), want.reshape(2, 2), rtol=1e-4, atol=1e-5)
+            assert mine.tobytes() == slot.tobytes()
+    for (name, value), want in zip(stream.state.items(), new, strict=True):
+        assert name in states
+        np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-5)
+    whole = loaded(xs if form == "lstm" or form == "gru" else xs[:1] if form != "own cell" else xs[0])
+    assert (whole[0] if isinstance(whole, tuple) else whole).size == 4
+
+
+def some(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def gates(n):
+    return {f"W{n}": some(1, 2 * n, 3), f"R{n}": some(1, 2 * n, 2)}
