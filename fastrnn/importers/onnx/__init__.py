@@ -183,7 +183,7 @@ def _settled(file: File, table: SymbolTable, axes: given.OpenAxes) -> Graph:
     while True:
         problems = list(first)
         try:
-            graph, ctx = walk(file, table, problems)
+            finished, ctx = walk(file, table, problems)
         except Restart:
             continue
         except Refused as refused:
@@ -204,4 +204,4 @@ def _settled(file: File, table: SymbolTable, axes: given.OpenAxes) -> Graph:
             if ctx.half:
                 notes.append("the file's float16 computes in float32, and float32 goes in and out")
             file.overruled = list(table.ledger.overruled)
-            return graph.replace(notes=(*notes, *table.ledger.overruled), held=table.held())
+            return finished().replace(notes=(*notes, *table.ledger.overruled), held=table.held())

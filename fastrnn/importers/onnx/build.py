@@ -22,6 +22,7 @@ from .sizes.symbols import SymbolTable
 
 # Most elements of one value, counting only fixed dims: 2 Gi. No real model exceeds it; hostile files are refused here.
 MAX_ELEMENTS = 1 << 31
+_SAMPLE = 256  # elements of a constant that are compared first
 
 
 def _least(dim) -> int:
@@ -50,7 +51,7 @@ class GraphDraft:
         self.cells = 0
         self.in_body = 0  # depth of the loop bodies that are being read
         self._sized: dict[str, list[str]] = {}  # name of a symbol -> values that have it in their dims
-        self._shared: dict[tuple, str] = {}
+        self._shared: dict[tuple, list[tuple[str, np.ndarray]]] = {}  # dtype, shape, sample -> constants
         self._positions: dict[object, Live] = {}
         self._numbers: dict[tuple, Live] = {}
         self._whole: dict[tuple, Live] = {}
@@ -262,13 +263,16 @@ class GraphDraft:
         """A stored constant in the graph's dtype; one copy per array."""
         dtype = self.dtype(array.dtype)
         check_float32(array, "a constant", ModelFormatError) if dtype == "float32" else None
-        array = np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(array.shape)
-        key = (dtype, array.shape, array.tobytes())
-        name = self._shared.get(key)
-        if name is None:
-            name = self._shared[key] = self.fresh(f"{self.label}:c{len(self.constants)}")
-            self.values[name] = Value(name, dtype, array.shape)
-            self.constants[name] = array if array.base is None and array.flags.owndata else array.copy()
+        array = np.asarray(array).astype(DTYPES[dtype], copy=False)
+        bits = array.view(f"u{array.dtype.itemsize}")
+        # Most walks are not the last one: large arrays are copied at the end, and told apart by some of their elements.
+        alike = self._shared.setdefault((dtype, array.shape, bits.flat[:: max(1, array.size // _SAMPLE)].tobytes()), [])
+        for name, other in alike:
+            if array.size <= _SAMPLE or np.array_equal(bits, other):
+                return Live(name, dtype, array.shape)
+        name = self.fresh(f"{self.label}:c{len(self.constants)}")
+        alike.append((name, bits))
+        self.values[name], self.constants[name] = Value(name, dtype, array.shape), array
         return Live(name, dtype, array.shape)
 
     # --- constraints ---------------------------------------------------------------------------------------------
@@ -426,9 +430,11 @@ class GraphDraft:
 
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
         """The finished graph, not yet validated."""
+        own = {name for name, a in self.constants.items() if a.flags.owndata and a.flags.c_contiguous}
+        constants = {name: a if name in own else np.array(a, order="C") for name, a in self.constants.items()}
         nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
         requires = [*self.table.assumed.items(), *((dim, 0) for dim in self.table.shortfalls)]
         requires += [(size - whole, 0) for size, whole in self.table.blocks.items()]
         return Graph(
-            name, tuple(inputs), tuple(outputs), nodes, self.values, self.constants, {}, tuple(notes), tuple(requires)
+            name, tuple(inputs), tuple(outputs), nodes, self.values, constants, {}, tuple(notes), tuple(requires)
         )

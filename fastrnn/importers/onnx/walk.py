@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ class File:
     refused: set[str] = field(default_factory=set)  # labels of nodes that precheck rejected
     undecided: Undecided = field(default_factory=Undecided)  # conditions that depend on inputs
 
+    @cached_property
+    def most_folded(self) -> int:
+        """The most elements of a folded constant."""
+        return max(fold.MAX_ELEMENTS, sum(a.size for a in self.constants.values()))
+
 
 def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]) -> dict[str, np.ndarray]:
     """The used initializers by name. Raises ModelFormatError for a damaged one or a duplicate name."""
@@ -71,8 +77,8 @@ def read_constants(graph: onnx.GraphProto, folder: Path | None, wanted: set[str]
     return found
 
 
-def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, GraphDraft]:
-    """The graph under the table's current knowledge. Appends findings to `problems`.
+def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Callable[[], Graph], GraphDraft]:
+    """What makes the graph under the table's current knowledge. Appends findings to `problems`.
 
     The table may raise Restart. If it is `dirty` afterwards, the walk learned something: its graph is not to be used.
     """
@@ -91,9 +97,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Graph, Gr
     ctx.note_readers(file.nodes, (v.name for v in graph.output))
     _nodes(file, ctx, file.nodes, known, wanted, problems, own_names=True)
     outputs = _outputs(ctx, graph, known, set(inputs), problems)
-    if problems:
-        return None, ctx
-    return ctx.graph(graph.name or "model", inputs, outputs, ()), ctx
+    return partial(ctx.graph, graph.name or "model", inputs, outputs, ()), ctx
 
 
 def _nodes(file: File, ctx: GraphDraft, nodes, known: dict, wanted: set, problems: list[str], own_names: bool) -> None:
@@ -350,8 +354,7 @@ def _fold(file: File, node: OnnxNode, values: list) -> list:
     live = [o for o in node.outputs if o]
     if not all((node.label, o) in file.folded for o in live):
         arrays = [None if v is None else v.array for v in values]
-        limit = max(fold.MAX_ELEMENTS, sum(a.size for a in file.constants.values()))
-        for name, array in zip(node.outputs, fold.fold(node, arrays, file.opsets, limit), strict=False):
+        for name, array in zip(node.outputs, fold.fold(node, arrays, file.opsets, file.most_folded), strict=False):
             if name:
                 file.folded[node.label, name] = array
     return [Const(file.folded[node.label, o]) if o else None for o in node.outputs]
