@@ -7,6 +7,7 @@ without them: the failed walk knows which axes it would have called so.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ Axes = dict[tuple[str, int], int]  # (input, axis) -> number
 
 _TRIED = (512, 320, 48, 100, 64, 16, 8, 1)  # numbers that an error may recommend
 _MOST_WORK = 40_000  # nodes times trials
+_BATCH = re.compile(r"n|b|bs|.*batch.*")  # the file's names for a batch
 _MOST_ALONE = 4  # open sizes that are tried one by one
 
 
@@ -147,11 +149,11 @@ def _curable(error: Exception) -> bool:
 
 
 def _of_one(axes: OpenAxes, free: Mapping, early: Axes, build: Callable[[Axes], Graph], error: Exception):
-    """The graph for a batch of one, if that helps; else None."""
-    first = [key for keys in free.values() for key in keys if key[1] == 0]
-    batch = free.get("batch") or [k for k in first if axes.names[k].lower() in ("n", "b")] or first
-    batch = [k for k in batch if all(k not in keys for name, keys in free.items() if name.startswith("time"))]
-    if not batch:
+    """The graph for a batch of one, if a constant of the file fixes an axis that the file calls the batch, and that
+    helps; else None."""
+    batch = [key for keys in free.values() for key in keys if _BATCH.fullmatch(axes.names[key].lower())]
+    opened = isinstance(error, UnsupportedError) and all("the file leaves open" in p for p in error.problems)
+    if not batch or not opened:
         return None
     try:
         graph = build(early | dict.fromkeys(batch, 1))
