@@ -174,6 +174,8 @@ def _set_length(ctx, loop: Steps, body: Body, limit, first) -> None:
     if begin.never or (isinstance(most, int) and most <= 0):
         loop.steps = 0
         return
+    if isinstance(most, Dim):
+        ctx.table.vote(most, "time", sure=True)  # also if the body is refused: its steps are no batch
     try:
         after = _condition(ctx, loop, body)
     except (Finding, UnsupportedError):

@@ -229,6 +229,7 @@ class Steps:
     def _lifted(self, steps: Dim, collected: list[str]) -> tuple[list, list]:
         """Steps over a size of the input: one cycle, with each carried value as a state."""
         ctx, label = self.ctx, self.ctx.label
+        ctx.table.vote(steps, "time", sure=True)
         self._widen()
         inner, mark = self.one_step(), len(ctx.nodes)
         made = self.body.walk(inner)
