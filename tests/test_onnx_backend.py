@@ -63,6 +63,13 @@ def array_of(value):
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
 
 
+def rounding_of(array) -> float:
+    """How far a number may be off that is computed in float32 from others as large as the largest of the array."""
+    if array.dtype != np.float32:
+        return 0.0
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0)) * 2**-23
+
+
 def run_case(case):
     ready = onnx_backend.prepare(case.model)
     for inputs, outputs in case.data_sets:
@@ -72,7 +79,8 @@ def run_case(case):
             half = HALVES.get(theirs.dtype.name)  # computes in float32 and gives it
             assert ours.dtype == (np.float32 if half else theirs.dtype)
             assert ours.shape == theirs.shape
-            np.testing.assert_allclose(ours, theirs.astype(ours.dtype), rtol=half or case.rtol, atol=case.atol)
+            atol = max(case.atol, rounding_of(theirs))
+            np.testing.assert_allclose(ours, theirs.astype(ours.dtype), rtol=half or case.rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", sorted(filter(is_recurrent, node_cases())))
@@ -112,7 +120,7 @@ def test_the_lists_name_cases_that_exist():
 def test_most_cases_of_the_types_we_compute_in_pass():
     cases = node_cases().values()
     ran = [c for c in cases if tensor_types(c.model) <= RUN_TYPES and c.name not in REFUSED and c.name not in BUGS]
-    assert len(ran) >= 450
+    assert len(ran) >= 1000
 
 
 # ---- the API ---------------------------------------------------------------------------------------------------------
@@ -168,10 +176,10 @@ def test_what_is_not_supported_is_refused():
     model.graph.node[0].op_type = "MatMulInteger"
     with pytest.raises((ModelFormatError, onnx.checker.ValidationError)):
         onnx_backend.prepare(model)
-    unknown = helper.make_node("Det", ["x"], ["y"])
-    x, y = (helper.make_tensor_value_info(n, 1, s) for n, s in (("x", [2, 2]), ("y", [])))
-    det = helper.make_model(helper.make_graph([unknown], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
-    assert not onnx_backend.is_compatible(det)
+    unknown = helper.make_node("NonZero", ["x"], ["y"])
+    x, y = (helper.make_tensor_value_info(n, t, s) for n, t, s in (("x", 1, [2, 2]), ("y", 7, [2, None])))
+    found = helper.make_model(helper.make_graph([unknown], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    assert not onnx_backend.is_compatible(found)
 
 
 def test_an_invalid_model_is_not_run():

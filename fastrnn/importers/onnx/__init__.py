@@ -16,6 +16,7 @@ The parts of this package, in the order in which they process a file:
     precheck.py   what can be refused before any value is known
     functions.py  operators that ONNX defines by others
     inputs.py     the inputs of a file, with a symbol per axis
+    outputs.py    values under the names of the file's outputs
     walk.py       one walk over the nodes; it writes to build.py
     states/       states that the caller passes from call to call
     steps.py      what one step of a stream is, if the caller passes states

@@ -17,7 +17,7 @@ from ...graph.shapes import infer
 from ..shared.ledger import Finding
 from .reading.nodes import OnnxNode, reads
 from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Quantized, simplest
-from .sizes.positions import counted, thaw_masks
+from .sizes.positions import counted, exact_size, thaw_masks
 from .sizes.symbols import SymbolTable
 
 # Most elements of one value, counting only fixed dims: 2 Gi. No real model exceeds it; hostile files are refused here.
@@ -253,7 +253,7 @@ class GraphDraft:
 
     def _sizes(self, value: Ints) -> Live:
         """An array of sizes as an int64 value."""
-        parts = [self.number_of(v) for v in value.array.flat]
+        parts = [exact_size(self, v) for v in value.array.flat]
         if not value.dims:
             return parts[0]
         flat = self.concat([self.one("reshape", part, dims=(1,)) for part in parts], 0)

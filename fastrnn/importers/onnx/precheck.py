@@ -11,6 +11,18 @@ from .reading.reader import show_attr
 from .reading.registry import OPERATORS
 from .reroll.rolled import DOMAIN
 
+# Operators whose handlers read the form of opsets 1 to 6 too; the others changed in opset 7 or before.
+OLD_OPERATORS = frozenset(
+    (
+        "Abs Add And ArgMax ArgMin AveragePool BatchNormalization Ceil Clip Concat Constant Conv ConvTranspose Div "
+        "Dropout Elu Equal Exp Flatten Floor GRU Gather Gemm GlobalAveragePool GlobalMaxPool Greater HardSigmoid "
+        "Identity InstanceNormalization LSTM LeakyRelu Less Log LogSoftmax MatMul Max MaxPool Mean Min Mul Neg Not Or "
+        "Pad Pow RNN Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
+        "ReduceProd ReduceSum ReduceSumSquare Relu Reshape Selu Shape Sigmoid Size Slice Softmax Softplus Softsign "
+        "Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze Xor"
+    ).split()
+)
+
 
 def precheck(file, nodes: list[OnnxNode], constants: Iterable[str]) -> list[str]:
     """Text of each finding; `file.refused` gets the labels of the nodes. constants: names of values that are known.
@@ -24,6 +36,13 @@ def precheck(file, nodes: list[OnnxNode], constants: Iterable[str]) -> list[str]
         if fixed:
             settled.update(node.outputs)
         known = OPERATORS.get((node.domain, node.op))
+        version = file.opsets.get("", 7)
+        if version < 7 and not node.domain:
+            node.attrs.pop("consumed_inputs", None)  # a hint of opsets 1 to 5 about memory
+            if node.op not in OLD_OPERATORS:
+                problems.append(f"node {node.label}: {_older(node, version)}")
+                file.refused.add(node.label)
+                continue
         attrs = functions.attributes(node, file.opsets) if known is None else known.attrs
         readable = known is not None or functions.defined(node, file.opsets)
         folded = fixed and attrs is not None and fold.foldable(node)
@@ -36,3 +55,7 @@ def precheck(file, nodes: list[OnnxNode], constants: Iterable[str]) -> list[str]
             problems.append(f"node {node.label}: {node.kind} with attribute {name}={shown}")
             file.refused.add(node.label)
     return problems
+
+
+def _older(node: OnnxNode, version: int) -> str:
+    return f"operator {node.kind} of opset {version}; convert the file to opset 7 or later (onnx.version_converter)"

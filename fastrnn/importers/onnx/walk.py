@@ -18,12 +18,13 @@ from . import functions
 from .build import GraphDraft
 from .inputs import declare_inputs
 from .ops import quantised
+from .outputs import place_outputs
 from .precheck import precheck
 from .reading import files, fold
 from .reading.nodes import MAX_NESTING, OnnxNode, captured, collect, reads
 from .reading.reader import NodeReader
 from .reading.registry import OPERATORS, Expand, op
-from .reading.values import UNKNOWN, Const, Ints, Items, Live, uniform
+from .reading.values import UNKNOWN, Const, Ints, Live, uniform
 from .reroll import loops, repeat
 from .selectors import Undecided
 from .sizes.symbols import Learned, SymbolTable
@@ -96,7 +97,7 @@ def walk(file: File, table: SymbolTable, problems: list[str]) -> tuple[Callable[
     wanted = {name for node in file.nodes for name in reads(node)} | {v.name for v in graph.output}
     ctx.note_readers(file.nodes, (v.name for v in graph.output))
     _nodes(file, ctx, file.nodes, known, wanted, problems, own_names=True)
-    outputs = _outputs(ctx, graph, known, set(inputs), problems)
+    outputs = place_outputs(ctx, graph, known, set(inputs), problems)
     return partial(ctx.graph, graph.name or "model", inputs, outputs, ()), ctx
 
 
@@ -151,7 +152,7 @@ def _function(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted:
     _nodes(inside, ctx, body.nodes, inner, reads_of_body, found, own_names=False)
     problems += [p for p in found if p not in problems]
     ctx.label = node.label
-    return [inner[name] if want else None for name, want in zip(body.outputs, needed, strict=False)]
+    return [ctx.current(inner[name]) if want else None for name, want in zip(body.outputs, needed, strict=False)]
 
 
 def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list[str]) -> list:
@@ -320,7 +321,8 @@ def _step(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted: set
     reader = NodeReader(node, values, file.opsets.get(node.domain, 1), needed)
     ctx.table.ledger.scalar(node, values)
     try:
-        if fold.foldable(node) and values and all(v is None or isinstance(v, Const) for v in values):
+        modern = file.opsets.get("", 7) >= 7  # the evaluator does not know older forms
+        if modern and fold.foldable(node) and values and all(v is None or isinstance(v, Const) for v in values):
             return _fold(file, node, values)
         if (node.domain, node.op) not in OPERATORS:
             raise Expand(f"operator {node.kind}")
@@ -358,49 +360,3 @@ def _fold(file: File, node: OnnxNode, values: list) -> list:
             if name:
                 file.folded[node.label, name] = array
     return [Const(file.folded[node.label, o]) if o else None for o in node.outputs]
-
-
-def _outputs(ctx: GraphDraft, graph: onnx.GraphProto, known: dict, inputs: set, problems: list[str]) -> list[str]:
-    names: list[str] = []
-    for info in graph.output:
-        if info.name in names:
-            raise ModelFormatError(f"output {info.name!r} is declared twice")
-        names.append(info.name)
-        value = ctx.current(known.get(info.name))
-        ctx.label = f"output {info.name}"
-        if value is UNKNOWN:
-            continue
-        try:
-            if isinstance(value, (Ints, Items)):
-                raise Finding("it is a size or a sequence; outputs must be tensors computed from the inputs")
-            _declared(ctx, info, value)
-            ctx.table.ledger.output(info.name, value)
-            if not isinstance(value, Live) or value.name != info.name:
-                _place(ctx, ctx.live(value), info.name, inputs)
-        except Learned:
-            ctx.refresh()
-        except Finding as finding:
-            problems.append(f"output {info.name}: {finding}")
-    return names
-
-
-def _place(ctx: GraphDraft, value: Live, name: str, inputs: set) -> None:
-    """Give `value` the output's name: rename a constant, else add a reshape to its own dims."""
-    if name in inputs:
-        raise ModelFormatError(f"{name!r} is an input and an output")
-    since = len(ctx.nodes)
-    same = ctx.one("reshape", value, dims=value.dims)
-    ctx.rename(same, name, since)
-
-
-def _declared(ctx: GraphDraft, info: onnx.ValueInfoProto, value) -> None:
-    """Compare the dims with the numbers that the file declares; if they differ, thawed sizes freeze."""
-    kind = info.type.tensor_type
-    if info.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
-        return
-    if len(kind.shape.dim) != len(value.dims):
-        return  # exporters leave stale output shapes behind; onnxruntime also only warns
-    for d, declared in zip(value.dims, kind.shape.dim, strict=True):
-        number = declared.dim_value if declared.HasField("dim_value") else 0
-        if number > 0 and not isinstance(d, int) and ctx.table.genuine(d) and ctx.table.example(d) != number:
-            ctx.table.freeze([d], f"output {info.name!r} is declared {number} long")

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 from onnx_text import model, noise, runs_as_onnxruntime, streams_as_it_runs
 
 import fastrnn
@@ -83,6 +84,22 @@ def test_attention_with_lengths_and_a_causal_mask():
         for b, t, s, n in ((1, 2, 5, [3]), (2, 3, 6, [6, 4]))
     ]
     runs_as_onnxruntime(made, *calls)
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "int8"])
+def test_attention_with_an_integer_mask(kind):
+    """ONNX adds it to the scores as it is; it is no choice of keys."""
+    made = model(
+        f"(float[B, 2, T, 4] q, float[B, 2, S, 4] k, float[B, 2, S, 5] v, {kind}[T, S] m) => (float[B, 2, T, 5] y)",
+        "y = Attention (q, k, v, m)",
+        opset=23,
+    )
+    found = fastrnn.from_onnx(made)
+    for b, t, s in ((1, 3, 4), (2, 1, 5)):
+        mask = np.random.default_rng(2).integers(-3, 4, (t, s)).astype(kind)
+        q, k, v = noise(b, 2, t, 4), noise(b, 2, s, 4), noise(b, 2, s, 5)
+        want = ReferenceEvaluator(made).run(None, {"q": q, "k": k, "v": v, "m": mask})[0]
+        np.testing.assert_allclose(found.run(q, k, v, mask)[0], want, rtol=1e-4, atol=1e-5)
 
 
 def test_layer_norm_gives_its_statistics_and_takes_live_weights():

@@ -6,9 +6,11 @@ from . import (
     einsum,
     elementwise,
     fused,
+    grids,
     indexing,
     integers,
     norms,
+    pools,
     positions,
     products,
     qlinear,
@@ -19,7 +21,9 @@ from . import (
     scatter,
     sequences,
     shaping,
+    spectra,
     windows,
+    writes,
 )
 
 __all__ = [
@@ -28,9 +32,11 @@ __all__ = [
     "einsum",
     "elementwise",
     "fused",
+    "grids",
     "indexing",
     "integers",
     "norms",
+    "pools",
     "positions",
     "products",
     "qlinear",
@@ -41,5 +47,7 @@ __all__ = [
     "scatter",
     "sequences",
     "shaping",
+    "spectra",
     "windows",
+    "writes",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from ....errors import ModelFormatError
 from ....graph import dims as D
+from ...shared.ledger import Finding
 from ..reading.reader import NodeReader
 from ..reading.registry import Expand, op
 from ..reading.values import Const, Live
@@ -142,8 +143,12 @@ def _mask(ctx, mask, full: tuple):
         left = ctx.number(size, "attn_mask is shorter than the keys") - given
         full = (*full[:3], given)
     mask, _ = ctx.broadcast([mask, Live("scores", "float32", full)], "attn_mask")
-    boolean = ctx.kind(mask) == "bool"
-    mask = _hide(ctx, ctx.live(mask)) if boolean else ctx.live(_float(ctx, mask, "attn_mask"))
+    kind = ctx.kind(mask)
+    if kind.startswith(("int", "uint")):  # added to the scores as it is
+        if left:
+            raise Finding(f"an attn_mask of {kind} that is shorter than the keys")
+        mask = ctx.one("cast", mask, to="float32")
+    mask = _hide(ctx, ctx.live(mask)) if kind == "bool" else ctx.live(_float(ctx, mask, "attn_mask"))
     if left:
         pads = (0,) * (2 * len(mask.dims) - 1) + (left,)
         mask = ctx.one("pad", mask, pads=pads, mode="constant", value=-np.inf)

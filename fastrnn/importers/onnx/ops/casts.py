@@ -78,6 +78,8 @@ def _identity(ctx, n: NodeReader):
 def _dropout(ctx, n: NodeReader):
     n.attr("ratio", "float", 0.5)
     n.attr("seed", "int", 0)
+    if n.opset < 7 and not n.attr("is_test", "int", 0):
+        raise Finding("is_test=0: Dropout that drops; export the model for inference")
     if n.opset >= 12:
         n.input(1, optional=True)
         training = n.const(2, "training_mode", optional=True)

@@ -11,7 +11,7 @@ from ....graph import INTEGERS
 from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
-from ..reading.reader import NodeReader
+from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, simplest, uniform
 from ..sizes.arithmetic import assumed_one, hold, largest_size, on_sizes
@@ -224,9 +224,11 @@ def _scalar(array, name: str, default: float) -> float:
     return float(array.reshape(-1)[0])
 
 
-@op(*_BINARY)
+@op(*_BINARY, attrs="axis broadcast")
 def _binary(ctx, n: NodeReader):
     fn, a, b = _BINARY[n.node.op], n.input(0), n.input(1)
+    if n.opset < 7:
+        b = _along_axis(ctx, n, a, b)
     if isinstance(a, Ints) or isinstance(b, Ints):
         known = on_sizes(ctx, fn, a, b)
         known = assumed_one(ctx, fn, a, b) if known is None else known
@@ -242,6 +244,20 @@ def _binary(ctx, n: NodeReader):
     if fn in ("mul", "div"):
         _scale_size(ctx, fn, a, b, out)
     return [out]
+
+
+def _along_axis(ctx, n: NodeReader, a, b):
+    """The second operand of opsets 1 to 6: with `broadcast`, it lies along axes of the first from `axis` on."""
+    axis, spread = n.attr("axis", "int"), n.attr("broadcast", "int", 0)
+    if not spread and a.dims != b.dims:
+        for d, e in zip(a.dims, b.dims, strict=True):
+            ctx.equal(d, e, f"{n.node.op} without broadcast needs equal sizes")
+    if axis is None or not spread:
+        return b
+    behind = len(a.dims) - axis_of(axis, len(a.dims)) - len(b.dims)
+    if behind < 0:
+        raise ModelFormatError(f"axis {axis} of {len(a.dims)} for an operand of rank {len(b.dims)}")
+    return ctx.reshape(b, (*b.dims, *[1] * behind))
 
 
 def _of_all_steps(ctx, a, b) -> tuple:

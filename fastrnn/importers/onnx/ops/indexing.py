@@ -11,8 +11,9 @@ from ....graph.dims import Dim
 from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import OPERATORS, op
-from ..reading.values import Const, Ints
+from ..reading.values import Const, Ints, uniform
 from ..sizes import slices
+from . import writes
 from .shaping import gather_run
 
 _OUTSIDE = 1 << 62  # no table has this row: looking it up raises the error for an index out of range
@@ -124,29 +125,40 @@ def _gather_nd(ctx, n: NodeReader):
     for i in range(batch):
         ctx.equal(index.dims[i], x.dims[i], f"axis {i} of the indices must be as long as that of the data")
         flat = _added(ctx, flat, _positions(ctx, x.dims[i], i, rank - 1), D.product(x.dims[i + 1 : batch + depth]))
-    for k in range(depth):
-        part = ctx.reshape(ctx.slice(index, rank - 1, k, k + 1), index.dims[:-1])
-        part = _within(ctx, part, x.dims[batch + k])
-        flat = _added(ctx, flat, part, D.product(x.dims[batch + k + 1 : batch + depth]))
+    flat = flat_rows(ctx, x, index, depth, batch, flat)
     total, tail = D.product(x.dims[: batch + depth]), x.dims[batch + depth :]
     return [ctx.one("gather", ctx.reshape(x, (total, *tail)), _clamped(ctx, flat, total), axis=0)]
 
 
-@op("ScatterElements", attrs="axis reduction")
+def flat_rows(ctx, x, index, depth: int, batch: int = 0, flat=None):
+    """The numbers of the rows of x that indices [.., depth] name, over the axes after `batch`; added to flat."""
+    rank = len(index.dims)
+    for k in range(depth):
+        part = ctx.reshape(ctx.slice(index, rank - 1, k, k + 1), index.dims[:-1])
+        part = _within(ctx, part, x.dims[batch + k])
+        flat = _added(ctx, flat, part, D.product(x.dims[batch + k + 1 : batch + depth]))
+    return flat
+
+
+@op("ScatterElements", "Scatter", attrs="axis reduction")
 def _scatter_elements(ctx, n: NodeReader):
     """For values with one axis: place j becomes the update with index j, or stays if there is none. Exporters invert
-    permutations like this."""
-    x, known, updates = n.input(0), n.input(1), n.input(2)
-    n.only("reduction", "string", "none", ("none",))
-    if isinstance(known, Const) and not isinstance(x, Ints) and len(known.dims) == len(x.dims) == len(updates.dims):
-        axis = axis_of(n.attr("axis", "int", 0), len(x.dims))
+    permutations like this. For others see writes.py."""
+    x, known, updates, fn = n.input(0), n.input(1), n.input(2), writes.reduction(n)
+    axis = axis_of(n.attr("axis", "int", 0), len(x.dims))
+    if isinstance(x, Ints):
+        raise Finding("scatters into a shape")
+    constant = isinstance(known, Const)
+    if constant and fn is None and len(known.dims) == len(x.dims) == len(updates.dims):
         written = _written_by_number(ctx, x, axis, known.array, updates)
         if written is not None:
             return [written]
     index = _indices(ctx, n, 1)
-    if len(x.dims) != 1 or len(index.dims) != 1:
-        raise Finding(f"into a value of rank {len(x.dims)}")
-    axis_of(n.attr("axis", "int", 0), 1)
+    if len(x.dims) != 1 or len(index.dims) != 1 or fn is not None or constant:
+        if not constant and all(isinstance(d, int) for d in x.dims) and not isinstance(index.dims[axis], int):
+            ctx.number(index.dims[axis], "ScatterElements writes at computed places")
+        places = index if constant else _on_axis(ctx, index, x.dims[axis])
+        return [writes.elements(ctx, x, known.array if constant else None, places, updates, axis, fn)]
     x, updates = ctx.live(x), ctx.live(updates)
     size, count = x.dims[0], index.dims[0]
     ctx.equal(updates.dims[0], count, "there must be as many updates as indices")
@@ -157,6 +169,11 @@ def _scatter_elements(ctx, n: NodeReader):
     total = _one_of(ctx, hits, ctx.reshape(updates, (1, count)), 1)
     counts = ctx.one("reduce", ctx.one("cast", hits, to="float32"), fn="sum", axes=(1,), keepdims=False)
     return [ctx.one("where", ctx.one("cast", counts, to="bool"), total, x)]
+
+
+def _on_axis(ctx, index, size):
+    """An index as a non-negative one. Looking it up raises the error for one that is out of range."""
+    return ctx.one("gather", ctx.live(ctx.positions(size)), index, axis=0)
 
 
 def _one_of(ctx, hits, values, axis: int):
@@ -285,3 +302,35 @@ def _ranked(ctx, x, k, axis: int, largest: bool):
     value = _one_of(ctx, hit, columns, last + 1)
     back = [perm.index(i) for i in range(last + 1)]
     return [ctx.transpose(value, back), ctx.transpose(index, back)]
+
+
+@op("ReverseSequence", attrs="batch_axis time_axis")
+def _reverse_sequence(ctx, n: NodeReader):
+    x, lengths = n.input(0), n.input(1)
+    time_axis, batch_axis = n.attr("time_axis", "int", 0), n.attr("batch_axis", "int", 1)
+    if len(x.dims) < 2 or {time_axis, batch_axis} != {0, 1}:
+        raise ModelFormatError(f"ReverseSequence with axes {time_axis} and {batch_axis} of rank {len(x.dims)}")
+    time, length = x.dims[time_axis], uniform(lengths)
+    if isinstance(lengths, Ints) and len({repr(v) for v in lengths.array.flat}) == 1:
+        length = lengths.array.flat[0]
+    if length is not None and (length == time or length == ctx.table.example(time)):
+        return [ctx.slice(x, time_axis, time - 1, -1, -1)]
+    return [_reversed_in_part(ctx, ctx.live(x), ctx.live(lengths), time_axis)]
+
+
+def _reversed_in_part(ctx, x, lengths, time_axis: int):
+    """Each row reversed over its own length; the steps after it stay. Rows and steps are the first two axes."""
+    batch, time = x.dims[1 - time_axis], x.dims[time_axis]
+    ctx.equal(lengths.dims[0], batch, "ReverseSequence needs a length for each row")
+    if lengths.dtype != "int64":
+        lengths = ctx.one("cast", lengths, to="int64")
+    by_row = ctx.transpose(x, (1, 0, *range(2, len(x.dims)))) if time_axis == 0 else x
+    lengths, step = ctx.reshape(lengths, (batch, 1)), ctx.live(ctx.positions(time))
+    mirrored = ctx.one("binary", ctx.one("binary", lengths, step, fn="sub"), Const(np.array(1)), fn="sub")
+    place = ctx.one("where", ctx.one("binary", step, lengths, fn="less"), mirrored, step)
+    place = ctx.one("gather", step, place, axis=0, from_zero=True)  # an error for a length beyond the steps
+    row = ctx.reshape(ctx.live(ctx.positions(batch)), (batch, 1))
+    size = ctx.number_of(time) if isinstance(time, Dim) else Const(np.array(time))
+    flat = ctx.one("binary", ctx.one("binary", row, size, fn="mul"), place, fn="add")
+    out = ctx.one("gather", ctx.reshape(by_row, (batch * time, *x.dims[2:])), flat, axis=0)
+    return ctx.transpose(out, (1, 0, *range(2, len(x.dims)))) if time_axis == 0 else out

@@ -85,3 +85,23 @@ def padded(ctx, x: Live, pads: list, value: int) -> Live:
                 ctx.table.ledger.added(size, ctx.label, count, ctx.table.example(size))
         x = ctx.concat(parts, axis)
     return x
+
+
+def wrapped(ctx, x: Live, pads: list) -> Live:
+    """x with its own elements from the other end before and after it."""
+    rank = len(x.dims)
+    for axis in range(rank):
+        size, parts = x.dims[axis], [x]
+        for count, first in ((pads[axis], True), (pads[rank + axis], False)):
+            if not isinstance(count, int):
+                raise Finding("mode='wrap' by a size of the input")
+            if count == 0:
+                continue
+            if isinstance(size, int) and size < count:
+                raise Finding(f"mode='wrap' by {count} of the {size} of axis {axis}")
+            if isinstance(size, Dim):
+                ctx.table.shortfalls.append(D.shortfall(size, count))
+            part = ctx.slice(x, axis, size - count, size) if first else ctx.slice(x, axis, 0, count)
+            parts.insert(0 if first else len(parts), part)
+        x = ctx.concat(parts, axis)
+    return x

@@ -15,6 +15,7 @@ from ..sizes import positions
 from .products import _float, matmul
 
 _MICROSOFT = "com.microsoft"
+_LARGEST_DET = 4
 
 
 def _channels(ctx, x, value, what: str):
@@ -186,3 +187,36 @@ def _cumprod(ctx, n: NodeReader):
         x = ctx.one("binary", x, moved(x, count), fn="mul")
         count *= 2
     return [ctx.slice(x, axis, size - 1, -1, -1) if reverse else x]
+
+
+@op("Det")
+def _det(ctx, n: NodeReader):
+    """The determinant of small matrices, by the definition."""
+    x = ctx.live(_float(ctx, n.input(0), "Det"))
+    if len(x.dims) < 2:
+        raise ModelFormatError(f"Det of rank {len(x.dims)}")
+    rank = len(x.dims)
+    rows, columns = (ctx.number(d, "Det needs matrices of a known size") for d in x.dims[-2:])
+    if rows != columns:
+        raise ModelFormatError(f"Det of {rows} x {columns}")
+    if not 1 <= rows <= _LARGEST_DET:
+        raise Finding(f"of {rows} x {columns}; at most {_LARGEST_DET} x {_LARGEST_DET} are computed")
+    lead = x.dims[:-2]
+    parts = [
+        [ctx.reshape(ctx.slice(ctx.slice(x, rank - 2, i, i + 1), rank - 1, j, j + 1), lead) for j in range(rows)]
+        for i in range(rows)
+    ]
+    return [_minor(ctx, parts, tuple(range(rows)))]
+
+
+def _minor(ctx, parts: list, columns: tuple):
+    """The determinant of the last rows in these columns, along its first row."""
+    row = parts[len(parts) - len(columns)]
+    if len(columns) == 1:
+        return row[columns[0]]
+    total = None
+    for k, column in enumerate(columns):
+        rest = _minor(ctx, parts, columns[:k] + columns[k + 1 :])
+        term = ctx.one("binary", row[column], rest, fn="mul")
+        total = term if total is None else ctx.one("binary", total, term, fn="sub" if k % 2 else "add")
+    return total

@@ -13,14 +13,14 @@ from ..reading import files
 from ..reading.reader import NodeReader
 from ..reading.registry import op
 from ..reading.values import Const, Ints, Live
-from ..sizes.positions import MOST, triangle
+from ..sizes.positions import MOST, apart, triangle
 
 
 @op("Range")
 def _range(ctx, n: NodeReader):
     values = [_number(ctx, n.input(i)) for i in range(3)]
     if any(v is None for v in values):
-        raise Finding("a Range that depends on the inputs")
+        return [_from_computed(ctx, n, values[2])]
     (start, limit, delta), dtype = values, ctx.kind(n.input(0))
     symbolic = any(isinstance(v, Dim) for v in values)
     if isinstance(delta, Dim) or (symbolic and any(not isinstance(v, Dim) and int(v) != v for v in values)):
@@ -44,6 +44,17 @@ def _range(ctx, n: NodeReader):
         begin = ctx.number_of(start, dtype) if isinstance(start, Dim) else Const(np.array(start, dtype))
         out = ctx.one("binary", out, begin, fn="add")
     return [out]
+
+
+def _from_computed(ctx, n: NodeReader, delta):
+    """A Range from a computed integer to that integer plus a number: its length is known."""
+    start, limit = n.input(0), n.input(1)
+    count = apart(ctx, start, limit) if ctx.kind(start) in ("int64", "int32") and delta == 1 else None
+    if count is None or not isinstance(start, Live) or (isinstance(count, int) and not 0 < count <= MOST):
+        raise Finding("a Range that depends on the inputs, other than from a computed start on by a known number")
+    steps = ctx.live(ctx.positions(count))
+    steps = steps if start.dtype == "int64" else ctx.one("cast", steps, to=start.dtype)
+    return ctx.one("binary", steps, ctx.reshape(start, ()), fn="add")
 
 
 def _number(ctx, value):

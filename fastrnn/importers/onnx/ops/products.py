@@ -59,10 +59,12 @@ def _tie_batches(ctx, left: tuple, right: tuple) -> None:
         ctx.equal(d, e, "MatMul needs equal leading sizes")
 
 
-@op("Gemm", attrs="alpha beta transA transB")
+@op("Gemm", attrs="alpha beta broadcast transA transB")
 def _gemm(ctx, n: NodeReader):
     a, b = _float(ctx, n.input(0), "Gemm"), _float(ctx, n.input(1), "Gemm")
     c = n.input(2, optional=True)
+    if n.opset < 7:
+        n.attr("broadcast", "int", 0)  # C broadcasts in any case
     alpha, beta = n.attr("alpha", "float", 1.0), n.attr("beta", "float", 1.0)
     if len(a.dims) != 2 or len(b.dims) != 2:
         raise ModelFormatError(f"Gemm of ranks {len(a.dims)} and {len(b.dims)}")
@@ -225,6 +227,8 @@ def _batch_norm(ctx, n: NodeReader):
     x = ctx.live(_float(ctx, n.input(0), "BatchNormalization"))
     if n.attr("training_mode", "int", 0) or (len(n.needed) > 1 and any(n.needed[1:])):
         raise Finding("training_mode: statistics of the batch; export the model for inference")
+    if n.opset < 7 and not n.attr("is_test", "int", 0):
+        raise Finding("is_test=0: statistics of the batch; export the model for inference")
     n.only("spatial", "int", 1, (1,), "statistics an element instead of a channel")
     n.attr("momentum", "float", 0.9)  # affects training only
     epsilon = n.attr("epsilon", "float", 1e-5)

@@ -1,16 +1,19 @@
-"""ScatterND with known indices. The places it writes form a box, so slices and a concat do the same."""
+"""ScatterND. Known places that form a box are written by slices and a concat, others as writes.py says."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ....errors import ModelFormatError
+from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
 from ..reading.reader import NodeReader
 from ..reading.registry import op
-from ..reading.values import Ints, Live
+from ..reading.values import Const, Ints, Live
 from ..sizes import positions
+from . import writes
+from .indexing import flat_rows
 
 _MAX_INDICES = 1 << 24
 
@@ -22,10 +25,12 @@ def _scatter_nd(ctx, n: NodeReader):
         sizes = positions.sizes_of(ctx, n.input(1))
         if sizes and all(map(ctx.table.genuine, sizes)):
             ctx.table.freeze(sizes, "ScatterND writes at places that are computed from it")
-    indices = n.const(1, "indices")
-    n.only("reduction", "string", "none", ("none",))
+    fn = writes.reduction(n)
     if isinstance(x, Ints) or isinstance(updates, Ints):
         raise Finding("scatters into a shape")
+    if not isinstance(n.input(1), Const):
+        return [_at_computed_rows(ctx, x, ctx.live(n.input(1)), updates, fn)]
+    indices = n.const(1, "indices")
     if indices.dtype.kind != "i" or not 1 <= indices.ndim or indices.shape[-1] > len(x.dims):
         raise ModelFormatError(f"indices {indices.dtype}{list(indices.shape)} into a value of rank {len(x.dims)}")
     if indices.size > _MAX_INDICES:
@@ -38,9 +43,9 @@ def _scatter_nd(ctx, n: NodeReader):
     if ((rows < -np.array(sizes)) | (rows >= np.array(sizes))).any():
         raise ModelFormatError(f"indices outside the axes {sizes}")
     rows = np.where(rows < 0, rows + np.array(sizes), rows)
-    box = _box(rows)
+    box = _box(rows) if fn is None else None
     if box is None:
-        raise Finding("indices that are not a box in order")
+        return [_at_known_rows(ctx, x, rows, updates, outer, fn)]
     for k, (start, stop) in enumerate(box):
         d = x.dims[k]
         if isinstance(d, Dim) and not (start == 0 and stop == sizes[k]):
@@ -57,6 +62,43 @@ def _scatter_nd(ctx, n: NodeReader):
         ctx.equal(got, wanted, "the updates of ScatterND must fit its data")
     updates = _as_box(ctx, updates, outer, shape, tail)
     return [_written(ctx, x, updates, box, 0)]
+
+
+def _at_known_rows(ctx, x, rows: np.ndarray, updates, outer: tuple, fn: str | None):
+    """Rows of x written in order. rows: [m, depth], in the updates [outer..]."""
+    depth = rows.shape[1]
+    sizes = [ctx.number(d, "ScatterND writes at known places of it") for d in x.dims[:depth]]
+    tail = x.dims[depth:]
+    if len(updates.dims) != len(outer) + len(tail):
+        raise ModelFormatError(f"updates of rank {len(updates.dims)} for indices of rank {len(outer) + 1}")
+    for got, wanted in zip(updates.dims, (*outer, *tail), strict=True):
+        ctx.equal(got, wanted, "the updates of ScatterND must fit its indices and its data")
+    flat = np.ravel_multi_index(tuple(rows.T), sizes)
+    given = ctx.reshape(ctx.live(updates), (len(rows), *tail))
+    out = writes.by_number(ctx, ctx.reshape(ctx.live(x), (int(np.prod(sizes)), *tail)), flat, given, fn)
+    return ctx.reshape(out, x.dims)
+
+
+def _at_computed_rows(ctx, x, index, updates, fn: str | None):
+    """As `_at_known_rows`, for indices that depend on the inputs."""
+    x, updates = ctx.live(x), ctx.live(updates)
+    depth = ctx.number(index.dims[-1], "ScatterND needs indices of a known depth") if index.dims else 0
+    outer, tail = index.dims[:-1], x.dims[depth:]
+    if index.dtype not in ("int64", "int32") or not 1 <= depth <= len(x.dims):
+        raise ModelFormatError(f"indices {index.dtype} of depth {depth} into a value of rank {len(x.dims)}")
+    if len(updates.dims) != len(outer) + len(tail):
+        raise ModelFormatError(f"updates of rank {len(updates.dims)} for indices of rank {len(index.dims)}")
+    for got, wanted in zip(updates.dims, (*outer, *tail), strict=True):
+        ctx.equal(got, wanted, "the updates of ScatterND must fit its indices and its data")
+    if index.dtype != "int64":
+        index = ctx.one("cast", index, to="int64")
+    total, count = D.product(x.dims[:depth]), D.product(outer)
+    rows = ctx.reshape(flat_rows(ctx, x, index, depth), (count,))
+    # Looking a row up raises the error for one that is out of range.
+    rows = ctx.one("gather", ctx.live(ctx.positions(total)), rows, axis=0, from_zero=True)
+    rows = ctx.reshape(rows, (count, *[1] * len(tail)))
+    out = writes.by_place(ctx, ctx.reshape(x, (total, *tail)), rows, ctx.reshape(updates, (count, *tail)), fn)
+    return ctx.reshape(out, x.dims)
 
 
 def _box(rows: np.ndarray) -> list[tuple[int, int]] | None:

@@ -40,9 +40,12 @@ def _transpose(ctx, n: NodeReader):
     return [ctx.transpose(x, perm)]
 
 
-@op("Reshape", attrs="allowzero")
+@op("Reshape", attrs="allowzero shape")
 def _reshape(ctx, n: NodeReader):
-    x, target, allowzero = n.input(0), n.ints(1, "shape"), n.attr("allowzero", "int", 0)
+    x, allowzero = n.input(0), n.attr("allowzero", "int", 0)
+    target = n.ints(1, "shape") if n.opset >= 5 else n.attr("shape", "ints")
+    if target is None:
+        raise ModelFormatError("Reshape without a shape")
     return [_resolved(ctx, x, target, bool(allowzero))]
 
 
@@ -112,6 +115,8 @@ def _slice(ctx, n: NodeReader):
         starts, ends, axes, steps = n.attr("starts", "ints"), n.attr("ends", "ints"), n.attr("axes", "ints"), None
         if starts is None or ends is None:
             raise ModelFormatError("Slice without starts or ends")
+    elif isinstance(n.input(1), Live):
+        return [_from_computed(ctx, n, x, n.input(1))]
     else:
         starts, ends = n.ints(1, "starts"), n.ints(2, "ends")
         axes, steps = n.ints(3, "axes", optional=True), n.ints(4, "steps", optional=True)
@@ -140,10 +145,25 @@ def _slice(ctx, n: NodeReader):
     return [x]
 
 
+def _from_computed(ctx, n: NodeReader, x, start: Live):
+    """A Slice from a computed start to that start plus a number: its length is known."""
+    axes, steps = n.ints(3, "axes", optional=True), n.ints(4, "steps", optional=True)
+    if len(start.dims) != 1:
+        raise ModelFormatError(f"starts of rank {len(start.dims)}")
+    one = ctx.number(start.dims[0], "Slice needs a known number of axes") == 1
+    count = positions.apart(ctx, start, n.input(2)) if one else None
+    if count is None or (steps or [1]) != [1]:
+        raise Finding("its starts are computed from the inputs; only a slice of a known length may be, from one start")
+    if isinstance(count, int) and count < 1:
+        raise ModelFormatError(f"a slice of {count} elements")
+    (axis,) = axes_of(axes or [0], len(x.dims))
+    return positions.slice_from(ctx, ctx.live(x), axis, start, count)
+
+
 @op("Concat", attrs="axis")
 def _concat(ctx, n: NodeReader):
     values = [n.input(i) for i in range(len(n.values))]
-    axis = n.attr("axis", "int")
+    axis = n.attr("axis", "int", None if n.opset >= 4 else 1)
     if axis is None or not values:
         raise ModelFormatError("Concat without axis or inputs")
     axis = axis_of(axis, len(values[0].dims))
@@ -408,17 +428,3 @@ def _tile(ctx, n: NodeReader):
         x = ctx.one("expand", x, dims=(*before, r, size, *after))
         x = ctx.reshape(x, (*before, r * size, *after))
     return [x]
-
-
-@op("ReverseSequence", attrs="batch_axis time_axis")
-def _reverse_sequence(ctx, n: NodeReader):
-    x, lengths = n.input(0), n.input(1)
-    time_axis, batch_axis = n.attr("time_axis", "int", 0), n.attr("batch_axis", "int", 1)
-    if len(x.dims) < 2 or {time_axis, batch_axis} != {0, 1}:
-        raise ModelFormatError(f"ReverseSequence with axes {time_axis} and {batch_axis} of rank {len(x.dims)}")
-    time, length = x.dims[time_axis], uniform(lengths)
-    if isinstance(lengths, Ints) and len({repr(v) for v in lengths.array.flat}) == 1:
-        length = lengths.array.flat[0]
-    if length is None or (length != time and length != ctx.table.example(time)):
-        raise Finding("rows that are reversed over a part of their length")
-    return [ctx.slice(x, time_axis, time - 1, -1, -1)]

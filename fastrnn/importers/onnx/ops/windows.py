@@ -11,7 +11,7 @@ from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axes_of
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints
-from . import integers
+from . import integers, pools, volumes
 
 _MAX_WINDOW = 1 << 24  # of any stride, dilation or pad; a larger one means a hostile file
 
@@ -25,12 +25,12 @@ def _numbers(n: NodeReader, name: str, count: int, default: int, least: int) -> 
 
 
 def _image(ctx, n: NodeReader):
-    """Input 0 as [batch, channels, one or two spatial axes], and the number of spatial axes."""
+    """Input 0 as [batch, channels, one to three spatial axes], and the number of spatial axes."""
     x = ctx.live(n.input(0))
     if x.dtype != "float32":
         raise Finding(f"of {x.dtype}")
-    if len(x.dims) not in (3, 4):
-        raise Finding(f"over a value of rank {len(x.dims)}; windows slide over one or two axes")
+    if len(x.dims) not in (3, 4, 5):
+        raise Finding(f"over a value of rank {len(x.dims)}; windows slide over one, two or three axes")
     ctx.table.vote(x.dims[0], "batch")
     return x, len(x.dims) - 2
 
@@ -91,7 +91,7 @@ def _conv(ctx, n: NodeReader):
     ctx.equal(x.dims[1], w.dims[1] * groups, "the channels must fit the weights of Conv")
     x, pads = _pads(ctx, n, x, w.dims[2:], strides, dilations, 0.0)
     attrs = {"strides": strides, "dilations": dilations, "pads": pads, "groups": groups}
-    return ctx.emit("conv", [x, w, bias], attrs)
+    return volumes.emit(ctx, "conv", [x, w, bias], attrs)
 
 
 @op("ConvTranspose", attrs="auto_pad dilations group kernel_shape output_padding output_shape pads strides")
@@ -110,7 +110,7 @@ def _conv_transpose(ctx, n: NodeReader):
     elif how == "VALID":
         pads = (0,) * (2 * rank)
     attrs = {"strides": strides, "dilations": dilations, "pads": pads, "output_padding": extra, "groups": groups}
-    return ctx.emit("conv_transpose", [x, w, bias], attrs)
+    return volumes.emit(ctx, "conv_transpose", [x, w, bias], attrs)
 
 
 def _fitting(ctx, x, w, strides, dilations, extra, shape, how):
@@ -146,19 +146,18 @@ def _pool(ctx, n: NodeReader):
     narrow = ctx.kind(n.input(0))
     if n.node.op == "MaxPool" and narrow in ("int8", "uint8"):  # float32 has all of their numbers
         x = ctx.one("cast", n.input(0), to="float32")
-        return [ctx.one("cast", *_pooled(ctx, n, n.within([x])), to=narrow)]
+        best, *places = _pooled(ctx, n, n.within([x]))
+        return [ctx.one("cast", best, to=narrow), *places]
     return _pooled(ctx, n, n)
 
 
 def _pooled(ctx, n: NodeReader, given: NodeReader) -> list:
     """The pool of the node, with its inputs in `given`."""
     x, rank = _image(ctx, given)
-    if len(n.needed) > 1 and n.needed[1]:
-        raise Finding("its output Indices")
     mean = n.node.op == "AveragePool"
     kernel = _numbers(n, "kernel_shape", rank, 0, 1)
     strides, dilations = _numbers(n, "strides", rank, 1, 1), _numbers(n, "dilations", rank, 1, 1)
-    n.only("storage_order", "int", 0, (0,))
+    by_columns = bool(n.attr("storage_order", "int", 0))  # affects the indices only
     include = bool(n.attr("count_include_pad", "int", 0))
     ceil = bool(n.attr("ceil_mode", "int", 0))
     if n.attr("auto_pad", "string", "NOTSET").startswith("SAME") and mean:
@@ -174,7 +173,9 @@ def _pooled(ctx, n: NodeReader, given: NodeReader) -> list:
         "fn": "mean" if mean else "max", "kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations,
         "ceil": ceil, "count_include_pad": include and mean,
     }  # fmt: skip
-    return ctx.emit("pool", [x], attrs)
+    if len(n.needed) > 1 and n.needed[1]:
+        return pools.with_indices(ctx, given.input(0), x, attrs, by_columns)
+    return volumes.emit(ctx, "pool", [x], attrs)
 
 
 def _is_adaptive(n: NodeReader, mean: bool, kernel: tuple, dims: tuple) -> bool:
@@ -198,6 +199,20 @@ def _note_windows(ctx, size, k: int, stride: int, alone: bool, adaptive: bool) -
         ctx.table.shortfalls.append(D.shortfall(size, k))
 
 
+@op("LpPool", attrs="auto_pad ceil_mode dilations kernel_shape p pads strides")
+def _norm_pool(ctx, n: NodeReader):
+    x, rank = _image(ctx, n)
+    kernel, p = _numbers(n, "kernel_shape", rank, 0, 1), n.attr("p", "int", 2)
+    strides, dilations = _numbers(n, "strides", rank, 1, 1), _numbers(n, "dilations", rank, 1, 1)
+    if p < 1:
+        raise ModelFormatError(f"LpPool with p={p}")
+    x, pads = _pads(ctx, n, x, kernel, strides, dilations, 0.0)
+    for size, k, stride in zip(x.dims[2:], kernel, strides, strict=True):
+        _note_windows(ctx, size, k, stride, alone=set(kernel) == {1}, adaptive=False)
+    attrs = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations}
+    return [pools.norm_pool(ctx, x, {**attrs, "ceil": bool(n.attr("ceil_mode", "int", 0))}, p)]
+
+
 @op("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(ctx, n: NodeReader):
     x = ctx.live(n.input(0))
@@ -210,7 +225,7 @@ def _global_pool(ctx, n: NodeReader):
 @op("Pad", attrs="mode pads value")
 def _pad(ctx, n: NodeReader):
     x, mode = n.input(0), n.attr("mode", "string", "constant")
-    if mode not in ("constant", "reflect", "edge"):
+    if mode not in ("constant", "reflect", "edge", "wrap"):
         raise Finding(f"mode={mode!r}")
     rank = len(x.dims)
     if n.opset < 11:
@@ -271,6 +286,8 @@ def _padded(ctx, x, pads: list, mode: str, value: float):
         more[axis], more[rank + axis] = (0 if low else begin), (0 if high else end)
     if all(isinstance(p, int) and p == 0 for p in more):
         return x
+    if mode == "wrap":
+        return integers.wrapped(ctx, x, more)
     if x.dtype in integers.INTEGERS and (int(value) != value or int(float(value)) != value or abs(value) > 1 << 62):
         return integers.padded(ctx, x, more, value)
     return ctx.one("pad", x, pads=tuple(more), mode=mode, value=float(value))

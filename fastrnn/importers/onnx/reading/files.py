@@ -13,7 +13,8 @@ from onnx import TensorProto, numpy_helper
 
 from ....errors import ModelFormatError, UnsupportedError
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1
+PLAIN_OPSET = 7  # of a file that names none
 MAX_RANK = 32
 
 # Elements per byte of raw_data, and the typed field that otherwise holds a dtype.
@@ -98,7 +99,7 @@ def opsets(model: onnx.ModelProto, where: str) -> dict[str, int]:
     if "" not in found:
         if any(n.domain in ("", "ai.onnx") for n in model.graph.node):
             raise ModelFormatError(f"{where}: names no opset for the default domain")
-        found[""] = OLDEST_OPSET
+        found[""] = PLAIN_OPSET
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= found[""] <= newest:
         raise UnsupportedError(f"opset {found['']}; opsets {OLDEST_OPSET} to {newest} are read", where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ....graph import dims as D
 from ....graph.dims import Dim
 from ...shared.ledger import Finding
 from ..reading.values import Const, Fill, Ints, Live
@@ -21,6 +22,65 @@ def sizes_of(ctx, value: Live) -> list[Dim] | None:
             sizes += [*attrs["dims"], attrs["start"]] if op_ == "steps" else ()
             sizes += attrs["dims"] if op_ == "expand" else ()
     return None if needed else [d for d in dict.fromkeys(sizes) if isinstance(d, Dim)]
+
+
+def exact_size(ctx, dim) -> Live:
+    """A size as an int64 value: number_of for each factor, so that a product may be larger than 2^24."""
+    if not isinstance(dim, Dim) or all(len(factors) < 2 for factors in dim.terms):
+        return ctx.number_of(dim)
+    total = None
+    for factors, count in dim.terms.items():
+        term = Const(np.array(count))
+        for atom in factors:
+            size = D.symbol(atom) if isinstance(atom, str) else D.floordiv(atom.num, atom.den)
+            term = ctx.one("binary", ctx.number_of(size), term, fn="mul")
+        total = term if total is None else ctx.one("binary", total, term, fn="add")
+    return total
+
+
+def apart(ctx, start, end):
+    """end - start of two integers if it is known: both are one computed number plus something known; else None."""
+    (base, low), (other, high) = _offset(ctx, start), _offset(ctx, end)
+    return high - low if base == other else None
+
+
+def _offset(ctx, value) -> tuple:
+    """(name of the number that an integer is computed from, or None; what was added to it)."""
+    total, names = 0, {v.name: size for (size, _), v in ctx.known_numbers()}
+    while isinstance(value, Live):
+        name = value.name
+        if name in names:
+            return None, total + names[name]
+        entry = next((e for e in reversed(ctx.nodes) if name in e[3]), None)
+        inputs = [] if entry is None else entry[2]
+        step = None
+        if entry is not None and entry[0] in ("reshape", "cast") and ctx.values[inputs[0]].dtype in ("int64", "int32"):
+            step, added = inputs[0], 0
+        elif entry is not None and entry[0] == "binary" and entry[4]["fn"] in ("add", "sub"):
+            for own, more in ((0, 1), (1, 0)) if entry[4]["fn"] == "add" else ((0, 1),):
+                known = names.get(inputs[more], ctx.constants.get(inputs[more]))
+                if known is not None and (isinstance(known, Dim) or known.size == 1):
+                    known = known if isinstance(known, Dim) else int(known.reshape(-1)[0])
+                    step, added = inputs[own], known if entry[4]["fn"] == "add" else -known
+                    break
+        if step is None:
+            return name, total
+        total, found = total + added, ctx.values[step]
+        if step in ctx.constants:
+            value = Const(ctx.constants[step])
+        else:
+            value = Live(found.name, found.dtype, found.dims)
+    if isinstance(value, (Const, Ints)) and value.array.size == 1:
+        number = value.array.reshape(-1)[0]
+        return None, total + (number if isinstance(number, Dim) else int(number))
+    return value, total
+
+
+def slice_from(ctx, x, axis: int, start: Live, count):
+    """`count` elements from a computed position on; a position from which there are fewer is an error at run time."""
+    start = start if start.dtype == "int64" else ctx.one("cast", start, to="int64")
+    index = ctx.one("binary", ctx.live(ctx.positions(count)), ctx.reshape(start, ()), fn="add")
+    return ctx.one("gather", x, index, axis=axis, from_zero=True)
 
 
 def triangle(ctx, dims: tuple, k: int, upper: bool):
