@@ -24,7 +24,7 @@ from .reading import files, fold
 from .reading.nodes import MAX_NESTING, OnnxNode, captured, collect, reads
 from .reading.reader import NodeReader
 from .reading.registry import OPERATORS, Expand, op
-from .reading.values import UNKNOWN, Const, Ints, Live, uniform
+from .reading.values import UNKNOWN, Collected, Const, Ints, Items, Live, uniform
 from .reroll import loops, repeat
 from .selectors import Undecided
 from .sizes.symbols import Learned, SymbolTable
@@ -114,9 +114,14 @@ def _nodes(file: File, ctx: GraphDraft, nodes, known: dict, wanted: set, problem
                 if ctx.in_body:  # the whole loop is read again
                     raise
                 ctx.refresh()
+        shared = _inside(outputs)
         for name, value in zip(node.outputs, outputs, strict=False):
             if name and value is not None:
-                known[name] = ctx.rename(value, name, since) if own_names and isinstance(value, Live) else value
+                known[name] = (
+                    ctx.rename(value, name, since)
+                    if own_names and isinstance(value, Live) and value.name not in shared
+                    else value
+                )
 
 
 def _node(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, wanted: set, problems: list[str]) -> list:
@@ -153,6 +158,12 @@ def _function(file: File, ctx: GraphDraft, node: OnnxNode, values: list, wanted:
     problems += [p for p in found if p not in problems]
     ctx.label = node.label
     return [ctx.current(inner[name]) if want else None for name, want in zip(body.outputs, needed, strict=False)]
+
+
+def _inside(outputs: list) -> set[str]:
+    """Names of the values that sequences hold: they can't be renamed."""
+    parts = [p for v in outputs if isinstance(v, Collected) for p in v.parts]
+    return {p.name for p in parts if isinstance(p, Live)} | {v.source.name for v in outputs if isinstance(v, Items)}
 
 
 def _if(file: File, ctx: GraphDraft, node: OnnxNode, known: dict, problems: list[str]) -> list:

@@ -265,3 +265,21 @@ def test_sizes_outside_of_the_loop_are_errors():
         loaded.run(x=array(4, 2, 3), z=array(4, 2, 3))
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
         answers(proto, {"x": array(4, 2, 3), "z": array(4, 2, 3)})
+
+
+def test_a_loop_that_is_written_out_returns_its_list_and_its_last_value():
+    """The last element of the list is the carried value: one value under two names."""
+    proto = text(
+        "(float[B,3] h0) => (float[B,3] hl, float[4,B,3] ys, float[B,3] z)",
+        """
+        n = Constant <value = int64 {4}> () yes = Constant <value = bool {1}> () empty = SequenceEmpty <dtype = 1> ()
+        last = Constant <value = int64 {-1}> ()
+        hl, out = Loop <body = step (int64 i, bool go, float[B,3] h, seq(float[B,3]) list)
+            => (bool on, float[B,3] hn, seq(float[B,3]) longer) {
+            on = Identity(go) hn = Tanh(h) longer = SequenceInsert(list, hn)
+        }> (n, yes, h0, empty)
+        ys = ConcatFromSequence <axis = 0, new_axis = 1> (out) e = SequenceAt(out, last) z = Neg(e)
+        """,
+    )
+    for batch in (1, 2, 5):
+        agree(proto, {"h0": array(batch, 3)})
