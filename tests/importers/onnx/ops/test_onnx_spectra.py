@@ -5,7 +5,7 @@ import pytest
 from onnx_text import model, noise, runs_as_onnxruntime, streams_as_it_runs
 
 import fastrnn
-from fastrnn.errors import ModelFormatError, UnsupportedError
+from fastrnn.errors import ModelFormatError
 
 
 def as_complex(x):
@@ -57,10 +57,11 @@ def test_the_older_form_names_its_axis_by_an_attribute():
     runs_as_onnxruntime(made, *({"x": noise(b, 6, 4, 1)} for b in (1, 3)))
 
 
-def test_a_transform_of_an_open_size_is_refused_with_a_remedy():
+def test_a_transform_of_an_open_size_takes_the_size_that_the_caller_gives():
     made = model("(float[B, N, 1] x) => (float[B, N, 2] y)", "y = DFT <axis = 1> (x)")
-    with pytest.raises(UnsupportedError, match="DFT transforms all of it"):
-        fastrnn.from_onnx(made)
+    x = noise(3, 8, 1)
+    (y,) = fastrnn.from_onnx(made, sizes={"N": 8}).run(x)
+    np.testing.assert_allclose(as_complex(y), np.fft.fft(x[..., 0].astype(np.float64), axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [False, True])
