@@ -51,9 +51,12 @@ class _Numbering:
 
     def links(self) -> set[tuple[str, str]]:
         graph = self.graph
-        for name in graph.inputs:
-            if not timed(graph.values[name]) and self._renew(name):
+        ends = {graph.values[name].dims for name in graph.outputs if not timed(graph.values[name])}
+        for name in graph.inputs:  # an image that no output is like is not numbered: it may be large
+            if graph.values[name].dims in ends and self._renew(name):
                 self.begun[name] = self.numbers[name]
+        if not self.begun:
+            return set()
         self.of_input = self.at
         wanted = self._wanted()
         for name in (*graph.inputs, *graph.constants):
