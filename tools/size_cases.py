@@ -166,7 +166,7 @@ class Case:
 
     def streamed(self) -> None:
         """A stream fed chunks of any length, against the whole run."""
-        if not self.model.streamable or self.axis(self.plain[0], "time") is None:
+        if not self.model.streamable or not self.plain or self.axis(self.plain[0], "time") is None:
             return
         batch = self.sizes["batch"] if self.axis(self.plain[0], "batch") is not None else None
         if batch is not None and (batch == 0 or self.rng.random() < 0.3):
@@ -218,7 +218,7 @@ class Case:
 
     def pooled(self) -> None:
         """Streams of a pool, by ragged chunks and by steps, each against a whole run of its own row."""
-        if not self.model.streamable or self.axis(self.plain[0], "time") is None:
+        if not self.model.streamable or not self.plain or self.axis(self.plain[0], "time") is None:
             return
         n = self.rng.randint(1, 5)
         pool = self.model.pool(capacity=n + 1)

@@ -67,7 +67,9 @@ class Dim:
     __slots__ = ("_hash", "terms")
 
     def __init__(self, terms: Mapping[tuple, int]):
-        self.terms = dict(sorted(terms.items(), key=lambda kv: (-len(kv[0]), [_atom_key(a) for a in kv[0]])))
+        if len(terms) > 1:
+            terms = dict(sorted(terms.items(), key=lambda kv: (-len(kv[0]), [_atom_key(a) for a in kv[0]])))
+        self.terms = dict(terms)
         self._hash = hash(frozenset(self.terms.items()))
 
     def __eq__(self, other):
@@ -94,9 +96,11 @@ class Dim:
         return (-self) + other
 
     def __mul__(self, other):
+        if not isinstance(other, Dim):
+            return _normal({mono: coef * int(other) for mono, coef in self.terms.items()})
         terms: dict[tuple, int] = {}
         for m1, c1 in self.terms.items():
-            for m2, c2 in _terms(other).items():
+            for m2, c2 in other.terms.items():
                 mono = tuple(sorted(m1 + m2, key=_atom_key))
                 terms[mono] = terms.get(mono, 0) + c1 * c2
         return _normal(terms)

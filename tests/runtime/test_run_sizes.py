@@ -238,6 +238,9 @@ def graph_of_every_kind():
     b.constant("table", normal(9, 4))
     b.add("gather", "table", "i", name="looked", axis=0)
     b.add("binary", "i", "i", name="i2", fn="add")
+    b.add("reduce", "i", name="total", fn="sum", axes=(1,), keepdims=False)  # step after step
+    b.add("reshape", "i", name="i3", dims=(BATCH, TIME, 1))
+    b.add("reduce", "i3", name="folded", fn="max", axes=(2,), keepdims=False)
     b.add("binary", "x", "looked", name="sum", fn="add")
     b.constant("W", normal(4, 4))
     b.add("linear", "sum", "W", name="lin", activation="tanh", alpha=0.0, beta=0.0)
@@ -266,7 +269,7 @@ def graph_of_every_kind():
     b.add("state", "timed", name="before")
     b.add("steps", name="numbers", dims=(BATCH, TIME), start=0)
     whole = ("product",)
-    ends = ("mean", "most", "where", "seen", "before", "numbers", "h", "i2")
+    ends = ("mean", "most", "where", "seen", "before", "numbers", "h", "i2", "total", "folded")
     return b.done(*ends), b.done(*ends, *whole)
 
 
@@ -356,7 +359,17 @@ def test_states_are_inside_their_row(plans):
                         with pytest.raises(FastRNNError, match=f"{field} of .* slab rows"):
                             run_plan(tampered(plan, op, **{field: moved}))
                         refused.add(op.kind)
-    assert refused == {"cell", "running", "tail", "state_load", "state_store", "attention", "steps", "advance"}
+    assert refused == {
+        "cell",
+        "running",
+        "running_integers",
+        "tail",
+        "state_load",
+        "state_store",
+        "attention",
+        "steps",
+        "advance",
+    }
 
 
 COUNTS = ("steps", "rows", "count", "n", "m", "k", "n0", "n1", "n2", "size0", "out_w", "in_w", "batch", "keys", "size")

@@ -430,11 +430,18 @@ class GraphDraft:
 
     def graph(self, name: str, inputs: list[str], outputs: list[str], notes) -> Graph:
         """The finished graph, not yet validated."""
-        own = {name for name, a in self.constants.items() if a.flags.owndata and a.flags.c_contiguous}
-        constants = {name: a if name in own else np.array(a, order="C") for name, a in self.constants.items()}
+        constants = {name: a if _is_whole(a) else np.array(a, order="C") for name, a in self.constants.items()}
         nodes = tuple(Node(op, label, ins, tuple(outs), attrs) for op, label, ins, outs, attrs in self.nodes)
         requires = [*self.table.assumed.items(), *((dim, 0) for dim in self.table.shortfalls)]
         requires += [(size - whole, 0) for size, whole in self.table.blocks.items()]
         return Graph(
             name, tuple(inputs), tuple(outputs), nodes, self.values, constants, {}, tuple(notes), tuple(requires)
         )
+
+
+def _is_whole(array: np.ndarray) -> bool:
+    """Whether an array is contiguous and keeps no memory besides its own elements alive."""
+    base = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    return array.flags.c_contiguous and array.flags.aligned and base.nbytes == array.nbytes

@@ -38,7 +38,7 @@ def one_step(model: onnx.ModelProto, free: Graph, states: dict | None, streams: 
     if (stuck or _takes_samples(graph)) and not _runs_back(graph):
         name = next(n for n in ("size", "size_2", "size_3") if n not in _sizes(graph))
         sized = state_pairs.pair(rename_size(free, "time", name), states)
-        if sized.states and streams(sized):
+        if sized.states and streams(sized) and not _starts_anew(sized):
             note = f"a call is one step, whose states the caller threads: its length ({name}) is no time"
             return sized.replace(notes=(*sized.notes, note))
     return graph
@@ -80,6 +80,19 @@ def _read_by_nodes(graph: Graph, name: str) -> bool:
         if moves(node.op) and any(i in found for i in node.inputs):
             found.update(o for o in node.outputs if o is not None)
     return False
+
+
+def _starts_anew(graph: Graph) -> bool:
+    """Whether a cell starts each call from what nodes compute from an input that is no state. Its next value would be
+    threaded by hand, beside the states that a stream keeps."""
+    reached = {n for n in graph.inputs if n not in graph.states}
+    starts = set()
+    for node in graph.nodes:
+        if node.op == "cell":
+            starts.update(node.inputs[6:8])
+        elif any(i in reached for i in node.inputs):
+            reached.update(o for o in node.outputs if o is not None)
+    return bool(starts & reached)
 
 
 def _runs_back(graph: Graph) -> bool:

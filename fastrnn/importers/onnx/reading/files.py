@@ -135,7 +135,7 @@ def tensor(proto: TensorProto, folder: Path | None) -> np.ndarray:
             f"{what}: declares {list(proto.dims)} of {dtype_name(proto.data_type)}, {count * stored.itemsize} bytes, "
             f"but holds {len(raw)}"
         )
-    array = np.frombuffer(raw, dtype=stored.newbyteorder("<")).astype(stored)
+    array = np.frombuffer(raw, dtype=stored.newbyteorder("<")).astype(stored, copy=False)  # read-only, not copied
     if proto.data_type == TensorProto.BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.reshape(tuple(proto.dims))
