@@ -139,7 +139,7 @@ class Model(Compiled):
         Returns
         -------
         dict: `memory_bytes`; `run` (calls of `run`) and `stream` (calls by streams and pools), each with `calls`,
-        `rows`, `steps`, and of every 16th call the histograms `seconds` and `batch_size` as in `StreamPool.stats`. A
+        `rows`, `steps`, and of every 64th call the histograms `seconds` and `batch_size` as in `StreamPool.stats`. A
         chunk of many steps is one call, or several if the rows end at different steps.
         """
         programs = [item for m in (self, *self._fixed.values()) for item in list(m._programs.items())]

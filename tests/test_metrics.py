@@ -61,7 +61,7 @@ class TestStats:
             "closed": 1,
         }
         assert (stats["step"]["calls"], stats["step"]["rows"]) == (35, 33 * 5 + 4)
-        assert stats["step"]["seconds"]["count"] == 3  # every 16th call
+        assert stats["step"]["seconds"]["count"] == 1  # every 64th call
         assert stats["step"]["batch_size"]["p50"] == pytest.approx(5, rel=0.13)
         assert json.loads(json.dumps(stats)) == stats
 

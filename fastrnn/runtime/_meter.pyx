@@ -57,13 +57,13 @@ cdef double lower(int i):
 
 
 cdef class Meter:
-    """Calls, rows and steps; and of every 16th call its time and rows."""
+    """Calls, rows and steps; and of every 64th call its time and rows."""
 
     def __init__(self):
         self.seconds, self.batch_size = seconds(), Histogram()
 
     def as_dict(self):
-        """JSON-able: calls, rows, steps, and the histograms `seconds` and `batch_size` of every 16th call."""
+        """JSON-able: calls, rows, steps, and the histograms `seconds` and `batch_size` of every 64th call."""
         return {"calls": self.calls, "rows": self.rows, "steps": self.steps, "seconds": self.seconds.as_dict(),
                 "batch_size": self.batch_size.as_dict()}
 

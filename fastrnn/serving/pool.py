@@ -370,7 +370,7 @@ class StreamPool(PoolCore):
         Returns
         -------
         dict: `capacity`, `open`, `opened` and `closed` (streams so far), `memory_bytes`, and `step`: `calls`, `rows`,
-        `steps` (rows stepped), and of every 16th call the histograms `seconds` and `batch_size`, each with `count`,
+        `steps` (rows stepped), and of every 64th call the histograms `seconds` and `batch_size`, each with `count`,
         `sum`, `p50`, `p99` and `buckets` ([upper bound, counts up to it]). Chunks are counted in `Model.stats`.
         """
         return {
