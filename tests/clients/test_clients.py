@@ -34,9 +34,6 @@ PACKAGES = {  # program -> the packages that it needs
     "pythainlp_deepcut": ("pythainlp",),
     "openwakeword_heads": ("openwakeword", "torch"),
 }
-REFUSED = {  # program -> the file that the importer refuses so far, and why
-    "rapidocr_whole": ("PP-OCRv6_det_small.onnx", "adds values whose sizes agree at multiples of 32 alone"),
-}
 TOLERANCE = 2e-5  # of probabilities, scores and samples; int16 samples are apart by one step, 3.1e-5
 STEP_OF_INT16 = 3.2e-5
 
@@ -50,14 +47,11 @@ def is_installed(package: str) -> bool:
 
 
 def answers(name: str, engine: str):
-    """What a program answers; a program with a file that is refused so far ends the test as an expected failure."""
+    """What a program answers."""
     root = str(Path(fastrnn.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-W", "ignore", str(HERE / "programs.py"), name, engine]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": path})
-    file, why = REFUSED.get(name, ("", ""))
-    if ended.returncode and file and engine == "fastrnn" and file in ended.stderr[-3000:]:
-        pytest.xfail(f"{file} {why}")
     assert ended.returncode == 0, f"{name} with {engine}:\n{ended.stderr[-3000:]}"
     return json.loads(ended.stdout)
 
