@@ -88,7 +88,7 @@ def test_attention_with_lengths_and_a_causal_mask():
 
 @pytest.mark.parametrize("kind", ["int64", "int32", "int8"])
 def test_attention_with_an_integer_mask(kind):
-    """ONNX adds it to the scores as it is; it is no choice of keys."""
+    """ONNX adds it to the scores; it does not select keys."""
     made = model(
         f"(float[B, 2, T, 4] q, float[B, 2, S, 4] k, float[B, 2, S, 5] v, {kind}[T, S] m) => (float[B, 2, T, 5] y)",
         "y = Attention (q, k, v, m)",

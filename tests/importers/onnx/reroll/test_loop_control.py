@@ -26,7 +26,7 @@ def agree(proto, feeds, loaded=None):
     found = loaded.run(**feeds)
     for got, want in zip(found if isinstance(found, tuple) else (found,), wanted, strict=True):
         assert got.dtype == want.dtype
-        if not want.size:  # onnxruntime makes no rows at all where there are no steps
+        if not want.size:  # if there are no steps, onnxruntime returns no rows
             assert got.shape[0] == want.shape[0] == 0
             continue
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5 * max(1, np.abs(want).max()))
