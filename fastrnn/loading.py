@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from inspect import signature
 
 import numpy as np
@@ -9,8 +11,11 @@ import numpy as np
 from . import onnx_files
 from .errors import FastRNNError, ModelFormatError, memory_for
 from .formats import FORMATS, Format, format_of, graph_of_module
+from .machine._isa import isa_info
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
+
+logger = logging.getLogger("fastrnn")
 
 
 def _check_flags(**flags) -> None:
@@ -90,9 +95,33 @@ def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Mod
     """
     _check_flags(**{name: options[name] for name in _FLAGS if name in options})
     given = _taken_by(form, {name: value for name, value in options.items() if _is_given(name, value)})
-    if form.name == "onnx":
-        return onnx_files.model_of(source, given, threads, sizes or {})
-    return Model(fix_sizes(form.read(source, **given), sizes or {}), threads)
+    began = time.perf_counter()
+    where = "bytes" if isinstance(source, bytes | bytearray | memoryview) else str(source)
+    try:
+        if form.name == "onnx":
+            model = onnx_files.model_of(source, given, threads, sizes or {})
+        else:
+            model = Model(fix_sizes(form.read(source, **given), sizes or {}), threads)
+    except FastRNNError as error:
+        logger.info("%s is refused: %s", where, error)
+        raise
+    _log(model, where, time.perf_counter() - began)
+    return model
+
+
+def _log(model, where: str, seconds: float) -> None:
+    """One line about a loaded model, and at level DEBUG what its import did."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    if not isinstance(model, Model):  # a model per branch, made when it is first used
+        logger.info("loaded %s in %.3f s: a model for each value of its selectors", where, seconds)
+        return
+    isa = isa_info()["active"]
+    nodes, size = len(model.graph.nodes), model.memory_bytes
+    text = "loaded %s in %.3f s: %d nodes, %d bytes, %s, %d threads"
+    logger.info(text, where, seconds, nodes, size, isa, model.threads)
+    for note in model.notes:
+        logger.debug("%s: %s", where, note)
 
 
 _FLAGS = ("allow_torch", "float64_as_float32", "strict", "thaw")
