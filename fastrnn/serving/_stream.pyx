@@ -37,6 +37,8 @@ cdef class StreamCore(SlabCore):
         """Take the parts, and allocate the states if they have a program."""
         cdef int64_t r, row
         cdef cnp.ndarray initial
+        if self.slab_data != NULL:
+            raise StreamError("this stream was initialized before: make another one with model.stream()")
         if parts.program is not None:
             row, initial = parts.program.state_size, parts.layout.initial_row
             self.slab_data = <float *> allocate(parts.batch, max(row, 1) * sizeof(float))  # calloc detects an overflow

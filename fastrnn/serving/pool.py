@@ -44,6 +44,8 @@ class StreamPool(PoolCore):
         bound: dict[str, np.ndarray] | None = None,
     ):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
+        if self.capacity:
+            raise StateError("this pool was initialized before: make another one with model.pool()")
         self.model: Any = model  # a Model, which builds on pools
         self._context, self.bound = context, bound
         model._check_streamable()

@@ -63,3 +63,20 @@ class TestSlots:
         ):
             with pytest.raises(error, match="state"):
                 pool.set_state(slots[0], wrong)
+
+
+def test_initializing_again_changes_nothing():
+    """A smaller pool over the same slots was a segmentation fault."""
+    model = MODELS["lstm"]
+    pool, slots = opened(model, 500)
+    lone = model.stream()
+    first = pool.step(slots, some(500, 4)), lone.step(some(4))
+    with pytest.raises(fastrnn.StateError, match="initialized before: make another one"):
+        pool.__init__(model, 5)
+    with pytest.raises(fastrnn.StreamError, match="initialized before: make another one"):
+        lone.__init__(model, lone._parts)
+    again = model.pool(500)
+    copies = [again.open() for _ in range(500)]
+    assert np.array_equal(again.step(copies, some(500, 4)), first[0])
+    assert np.array_equal(pool.step(slots, some(500, 4)), again.step(copies, some(500, 4)))
+    assert lone.steps_done == 1
