@@ -338,7 +338,8 @@ class Batcher:
 
     def _expire(self, request: Request) -> None:
         request.expired = True
-        if not request.taken and not request.future.done():
+        begun = isinstance(request, Push) and request.at > 0  # some of its steps were taken, so it goes on
+        if not request.taken and not begun and not request.future.done():
             self._counts.timeouts += 1
             text = "its state is unchanged, so it can be sent again"
             request.future.set_exception(
@@ -439,7 +440,7 @@ class Batcher:
         left = unfinished(rounds, done, answers)
         self._queues.put_back(left)
         for request in left:
-            if request.expired and not (isinstance(request, Push) and request.at):
+            if request.expired:
                 self._expire(request)
         self._deliver(done, answers)
 

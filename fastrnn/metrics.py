@@ -34,12 +34,12 @@ def register(*objects, registry=None, meter=None, names: Sequence[str] | None = 
 
     Returns
     -------
-    the collector that was registered (for `registry.unregister`); None for OpenTelemetry
+    the registry's collector of fastrnn, the same one at each call; None for OpenTelemetry
 
     Raises
     ------
     ImportError : prometheus_client is not installed: `pip install 'fastrnn[metrics]'`.
-    ShapeError : an object has no `stats`, or names are not one per object.
+    ShapeError : an object has no `stats`, names are not one per object, or one is in use.
     """
     for item in objects:
         if not callable(getattr(item, "stats", None)):
@@ -47,14 +47,22 @@ def register(*objects, registry=None, meter=None, names: Sequence[str] | None = 
     if names is not None and len(names) != len(objects):
         raise ShapeError(f"names has {len(names)} labels for {len(objects)} objects")
     labels = [_name_of(item) for item in objects] if names is None else list(map(str, names))
+    kinds = [(_kind_of(item), label) for item, label in zip(objects, labels, strict=True)]
+    twice = next((pair for pair in kinds if kinds.count(pair) > 1), None)
+    if twice is not None:
+        raise ShapeError(f"two objects of the kind {twice[0]} have the name {twice[1]!r}: give each its own by names=")
     sources = [(_kind_of(item), label, weakref.ref(item)) for item, label in zip(objects, labels, strict=True)]
     if meter is not None:
         _observe(meter, sources)
         return None
     from prometheus_client import REGISTRY
 
-    collector = _Collector(sources)
-    (REGISTRY if registry is None else registry).register(collector)
+    registry = REGISTRY if registry is None else registry
+    collector = _COLLECTORS.get(registry)
+    if collector is None:
+        collector = _COLLECTORS[registry] = _Collector([])
+        registry.register(collector)
+    collector.add(sources)
     return collector
 
 
@@ -90,11 +98,23 @@ def _gathered(sources: Iterable) -> dict[tuple[str, str], list[tuple[str, Any]]]
     return found
 
 
+# Registry -> its collector: a second one would describe each metric again, which readers reject.
+_COLLECTORS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
 class _Collector:
     """Makes Prometheus's metrics each time they are collected."""
 
     def __init__(self, sources: list):
         self._sources = sources
+
+    def add(self, sources: list) -> None:
+        """Export more objects. A name that is in use is a ShapeError, unless its object is gone."""
+        used = {(kind, label) for kind, label, reference in self._sources if reference() is not None}
+        twice = next((f"{kind} {label!r}" for kind, label, _ in sources if (kind, label) in used), None)
+        if twice is not None:
+            raise ShapeError(f"the {twice} is registered already: give each object its own name by names=")
+        self._sources = [s for s in self._sources if s[2]() is not None] + sources
 
     def describe(self) -> list:
         """Nothing in advance: registering must not count."""

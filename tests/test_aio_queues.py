@@ -171,6 +171,20 @@ class TestTimeouts:
 
         run(main())
 
+    def test_a_chunk_that_was_begun_has_no_timeout(self):
+        """Between two of its parts it waits, but some of its steps were taken: sending it again would repeat them."""
+        pool, slots = opened(LSTM, 2)
+        x = some(64 * 40, 4)
+
+        async def main():
+            async with Batcher(pool, max_delay=0.01) as batcher:
+                chunk = asyncio.ensure_future(batcher.push(slots[0], x, timeout=0.03))
+                while not chunk.done():
+                    await asyncio.wait([asyncio.ensure_future(batcher.step(slots[1], some(4)))])
+                return await chunk
+
+        assert np.array_equal(run(main()), LSTM.stream().push(x))
+
     def test_a_timeout_is_seconds(self):
         pool, slots = opened(LSTM, 1)
 

@@ -141,6 +141,21 @@ class TestPrometheus:
         assert registry.get_sample_value("fastrnn_pool_capacity", {"name": "b"}) is None
         assert registry.get_sample_value("fastrnn_pool_capacity", {"name": "a"}) == 1
 
+    def test_one_description_of_each_metric(self):
+        """Two calls, and two pools of one model: each metric is described once, and no label is there twice."""
+        client = pytest.importorskip("prometheus_client")
+        model = gru("vad")
+        first, second = model.pool(1), model.pool(2)
+        registry = self.collected(first)
+        with pytest.raises(fastrnn.ShapeError, match=r"the pool 'vad' is registered already: .* by names="):
+            metrics.register(second, registry=registry)
+        with pytest.raises(fastrnn.ShapeError, match=r"two objects of the kind pool have the name 'vad': .* by names="):
+            metrics.register(first, second, registry=client.CollectorRegistry())
+        metrics.register(second, registry=registry, names=["other"])
+        text = client.exposition.generate_latest(registry).decode()
+        assert text.count("# TYPE fastrnn_pool_capacity gauge") == 1
+        assert registry.get_sample_value("fastrnn_pool_capacity", {"name": "other"}) == 2
+
     def test_wrong_arguments(self):
         with pytest.raises(fastrnn.ShapeError, match="takes models, pools and batchers, got int"):
             metrics.register(7)

@@ -13,7 +13,7 @@ from .calls import LayerCall, layer
 _EQUATION = re.compile(r"([a-zA-Z.]+),([a-zA-Z]+)->([a-zA-Z.]+)")
 
 
-@layer("EinsumDense")
+@layer("EinsumDense", masks="drop")
 def _einsum_dense(c: LayerCall) -> Value:
     x, equation = c.x, c.get("equation", kinds=(str,))
     given, kernel, result = _axes(equation, len(x.dims))

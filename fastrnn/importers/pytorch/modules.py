@@ -60,8 +60,9 @@ class Converted:
         other values. Raises UnsupportedError if a result differs."""
         own = self._own_sizes(graph)
         seen: dict[str, set[int]] = {name: set() for name in own}
-        for env in (None, *_other_sizes(own)):
-            feeds = self._feeds(graph, env)
+        envs = [None, *_other_sizes(own)]
+        for env, short in [(e, False) for e in envs] + [(e, True) for e in envs if self.lengths]:
+            feeds = self._feeds(graph, env, short)
             want = None if feeds is None else self.answer(feeds)
             if want is None:
                 continue
@@ -73,12 +74,14 @@ class Converted:
                 text = f"{len(got)} outputs here and {len(want)} of the module"
                 raise UnsupportedError(f"at {told} there are {text}", type(self.module).__name__)
             for name, mine, theirs in zip(graph.outputs, got, want, strict=True):
+                mine = _cut(mine, theirs) if short else mine
                 if mine.shape != theirs.shape:
                     text = f"is {list(mine.shape)} here and {list(theirs.shape)} of the module"
                     raise UnsupportedError(f"at {told} its output {name} {text}", type(self.module).__name__)
                 gap = _gap(mine, theirs)
                 if not gap <= TOLERANCE:
                     text = f"is off by {gap:.2g} from the module's ({self.how})"
+                    text += _SHORT if short else ""
                     raise UnsupportedError(f"at {told} its output {name} {text}", type(self.module).__name__)
         return all(len(numbers) > 1 for numbers in seen.values())
 
@@ -90,8 +93,9 @@ class Converted:
                 found |= {"batch": size} if dim == D.BATCH else {"time": size} if dim == D.TIME else {}
         return found
 
-    def _feeds(self, graph: Graph, env: dict[str, int] | None) -> dict[str, np.ndarray] | None:
-        """Arrays like the example's at other sizes, or the example itself if `env` is None."""
+    def _feeds(self, graph: Graph, env: dict[str, int] | None, short: bool) -> dict[str, np.ndarray] | None:
+        """Arrays like the example's at other sizes, or the example itself if `env` is None. short: all rows are
+        shorter than the sequence."""
         rng, feeds = np.random.default_rng(0), {}
         for name, array in self.example.items():
             dims = graph.values[name].dims if name in graph.inputs and env is not None else array.shape
@@ -101,14 +105,29 @@ class Converted:
             floats = array.dtype.kind == "f" and env is not None
             feeds[name] = rng.normal(size=shape).astype(array.dtype) if floats else np.resize(array, shape)
             if name in self.lengths:
-                feeds[name] = _lengths(feeds[name], self.lengths[name], (env or {}).get("time"))
+                feeds[name] = _lengths(feeds[name], self.lengths[name], (env or {}).get("time"), short)
         return feeds
 
 
-def _lengths(given: np.ndarray, steps: int, now: int | None) -> np.ndarray:
-    """Lengths of rows of `now` steps from those of `steps` steps: the longest row first, since torch cuts the result
-    to it, and none longer than the one before it."""
+_SHORT = (
+    ", if all rows are shorter than the sequence: PyTorch cuts a padded result to its longest row, and the model does "
+    "not. Pass total_length=x.shape[1] to pad_packed_sequence"
+)
+
+
+def _cut(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """An output without the steps behind the longest row, which torch leaves out."""
+    apart = [k for k, (n, m) in enumerate(zip(mine.shape, theirs.shape, strict=False)) if n != m]
+    if mine.ndim != theirs.ndim or len(apart) != 1 or mine.shape[apart[0]] < theirs.shape[apart[0]]:
+        return mine
+    return mine.take(range(theirs.shape[apart[0]]), apart[0])
+
+
+def _lengths(given: np.ndarray, steps: int, now: int | None, short: bool) -> np.ndarray:
+    """Lengths of rows of `now` steps from those of `steps` steps: the longest row first, and none longer than the one
+    before it. The longest has all steps, or one less if `short`: torch cuts the result to it."""
     now = steps if now is None else now
+    now = max(1, now - short)
     found = np.sort(np.clip(given * now // steps, 1, now).reshape(-1))[::-1]
     found[:1] = now
     return found.reshape(given.shape).astype(given.dtype)
