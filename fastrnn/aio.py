@@ -338,8 +338,8 @@ class Batcher:
 
     def _expire(self, request: Request) -> None:
         request.expired = True
-        begun = isinstance(request, Push) and request.at > 0  # some of its steps were taken, so it goes on
-        if not request.taken and not begun and not request.future.done():
+        begun = request.taken or (isinstance(request, Push) and request.at)  # some steps were taken, so it goes on
+        if not begun and not request.future.done():
             self._counts.timeouts += 1
             text = "its state is unchanged, so it can be sent again"
             request.future.set_exception(
@@ -439,9 +439,8 @@ class Batcher:
         self._counts.tick(self._loop.time() - began, len(done))
         left = unfinished(rounds, done, answers)
         self._queues.put_back(left)
-        for request in left:
-            if request.expired:
-                self._expire(request)
+        for request in (r for r in left if r.expired):
+            self._expire(request)
         self._deliver(done, answers)
 
     def _deliver(self, done: list[Request], answers: list) -> None:

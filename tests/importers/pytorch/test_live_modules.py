@@ -256,6 +256,42 @@ RNNS = {
 }
 
 
+class OverPadded(nn.Module):
+    """What is computed over time from a padded result; total: as long as the input."""
+
+    def __init__(self, what, total):
+        super().__init__()
+        self.rnn, self.what, self.total = nn.GRU(4, 5, batch_first=True), what, total
+
+    def forward(self, x, lengths):
+        p = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        more = {"total_length": x.shape[1]} if self.total else {}
+        y = nn.utils.rnn.pad_packed_sequence(self.rnn(p)[0], batch_first=True, **more)[0]
+        return self.what(y)
+
+
+@pytest.mark.parametrize("total", [False, True])
+@pytest.mark.parametrize("what", [lambda y: y.mean(1), lambda y: y[:, -1], lambda y: y.flip(1)[:, 0]])
+def test_a_padded_result_over_time(what, total):
+    """torch cuts it to the longest row, so its last step and its mean depend on the lengths, unless it is told how long
+    to be. The example's longest row is shorter than the sequence, or as long."""
+    torch.manual_seed(3)
+    for lengths in ([4, 3, 2], [6, 3, 2]):
+        module, example = OverPadded(what, total).eval(), (torch.randn(3, 6, 4), torch.tensor(lengths))
+        if not total:
+            with pytest.raises(
+                fastrnn.UnsupportedError, match=r"Pass total_length=x\.shape\[1\] to pad_packed"
+            ):
+                fastrnn.from_torch(module, example)
+            continue
+        model = fastrnn.from_torch(module, example)
+        for steps, rows in ((6, lengths), (9, [5, 2, 8])):
+            x = torch.randn(3, steps, 4)
+            with torch.no_grad():
+                want = module(x, torch.tensor(rows)).numpy()
+            np.testing.assert_allclose(model.run(x.numpy(), np.array(rows))[0], want, atol=2e-6)
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", RNNS)
 def test_packed_sequences(name, last):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -25,7 +26,10 @@ from .symbols import SymbolTable
 
 Axes = dict[tuple[str, int], int]  # (input, axis) -> number
 
-_TRIED = (512, 320, 48, 100, 64, 16, 8, 1)  # numbers that an error may recommend
+# Numbers that an error may recommend. A loop may be written out as often as one says, so the small ones come first, and
+# none comes after one that took long.
+_TRIED = (8, 16, 48, 64, 100, 320, 512, 1)
+_LONG = 1.0  # seconds
 _MOST_WORK = 40_000  # nodes times trials
 _BATCH = re.compile(r"n|b|bs|.*batch.*")  # the file's names for a batch
 _MOST_ALONE = 4  # open sizes that are tried one by one
@@ -170,9 +174,12 @@ def _with_cure(axes: OpenAxes, free: Mapping, early: Axes, build: Callable, erro
     for k, chosen in enumerate(_trials(axes, free)):
         if nodes * (k + 1) > _MOST_WORK:
             break
+        began = time.monotonic()
         try:
             build(early | {key: number for keys, number in chosen for key in keys})
         except (FastRNNError, Finding):
+            if time.monotonic() - began > _LONG:
+                break
             continue
         return with_remedy(error, {axes.shown(keys): number for keys, number in chosen})
     return error

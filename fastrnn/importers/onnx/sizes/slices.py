@@ -32,9 +32,9 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
             if not D.may_be_negative(-v) and isinstance(size + v, Dim):  # -(T // 2): from the end, if it is not 0
                 table.shortfalls += [D.shortfall(-v, 1), D.shortfall(size + v, 0)]
                 return size + v, table.example(size + v)
-            over = v - size
-            beyond = isinstance(over, int) and over > 0
-            return (size, example) if beyond else (v, table.example(v))
+            over = v - size - lowest
+            beyond = over > 0 if isinstance(over, int) else not D.may_be_negative(over - 1)
+            return (size + lowest, example + lowest) if beyond else (v, table.example(v))
         if v < 0:
             return (size + v, example + v) if example + v >= lowest else (lowest, lowest)
         if v >= example + lowest:
@@ -49,6 +49,7 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
         (low, low_ex), (high, high_ex) = place(start, -1), place(end, -1)
         if isinstance(low, int) and low == example - 1:
             low = size - 1
+        _not_before(table, size, low, high if isinstance(end, Dim) and high == end else 0)
     if (high_ex <= low_ex) if step > 0 else (low_ex <= high_ex):
         if table.genuine(size):
             table.freeze([size], "Slice takes no element of it")
@@ -57,6 +58,14 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
         _check_order(ctx, size, low, high, step)
     _note_numbers(ctx, x, axis, (start, end, step), (low, high))
     return low, high
+
+
+def _not_before(table, size, low, high) -> None:
+    """A slice backwards: a start or a computed end before the first element counts from the end in ONNX, or is moved
+    to the first element. Sequences that are so short are refused."""
+    for bound in (low, high):
+        if isinstance(bound, Dim) and bound != size - 1 and D.may_be_negative(bound):
+            table.shortfalls.append(D.shortfall(bound, 0))
 
 
 def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:

@@ -156,7 +156,7 @@ class _Numbering:
             holds = np.searchsorted(first, new.reshape(-1), side="right") - 1
             for k in np.unique(np.concatenate([continues, holds[holds >= 0]])):
                 old = self.begun[names[k]]
-                if self.graph.values[names[k]].dims == self.graph.values[output].dims:
+                if self.graph.values[names[k]].dims == self.graph.values[output].dims and old.shape == new.shape:
                     if _within(old.reshape(-1) * self.at + new.reshape(-1), pairs).all() or _shifts(old, new):
                         yield names[k], output
 
