@@ -279,9 +279,7 @@ def test_a_padded_result_over_time(what, total):
     for lengths in ([4, 3, 2], [6, 3, 2]):
         module, example = OverPadded(what, total).eval(), (torch.randn(3, 6, 4), torch.tensor(lengths))
         if not total:
-            with pytest.raises(
-                fastrnn.UnsupportedError, match=r"Pass total_length=x\.shape\[1\] to pad_packed"
-            ):
+            with pytest.raises(fastrnn.UnsupportedError, match=r"Pass total_length=x\.shape\[1\] to pad_packed"):
                 fastrnn.from_torch(module, example)
             continue
         model = fastrnn.from_torch(module, example)
