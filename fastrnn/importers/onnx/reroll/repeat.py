@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isclose
 
 from ....errors import ModelFormatError, ShapeError, UnsupportedError
 from ....graph.dims import Dim
@@ -10,7 +11,7 @@ from ...shared.ledger import Finding
 from ..reading.nodes import OnnxNode
 from ..reading.reader import axis_of
 from ..reading.registry import op
-from ..reading.values import UNKNOWN, Live
+from ..reading.values import UNKNOWN, Const, Live
 from .numbering import Source
 from .rolled import DOMAIN, Collected, Copies
 from .steps import Body, Steps
@@ -72,6 +73,7 @@ def _cycle(ctx, copies: Copies, known: dict, walk) -> list:
     first = next(iter(scanned.values())).dims[0]
     for x in scanned.values():
         ctx.equal(first, x.dims[0], "sequences that a loop takes apart must have equally many steps")
+    _note_divisors(ctx, copies, known, first)
     names = list(copies.states)
     body = Body(copies.body, {}, [*names, *scanned], [end for end, _ in copies.states.values()], walk, known)
     starts = [_start(known, copies.states, name) for name in names]
@@ -83,6 +85,18 @@ def _cycle(ctx, copies: Copies, known: dict, walk) -> list:
     ctx.label = label
     ctx.table.notes.setdefault(f"rolled {label}", f"{label}: one cycle over the steps of its input")
     return [_joined(ctx, y, c, first) for y, c in zip(sequences, copies.outputs, strict=True)]
+
+
+def _note_divisors(ctx, copies: Copies, known: dict, steps) -> None:
+    """A division by the number of copies, in each of them, is evidence that the number is meant: `x[:, t] / T`."""
+    for part in copies.body:
+        for value in (known.get(name) for name in part.inputs if part.op in ("Div", "Mul")):
+            if not isinstance(value, Const) or value.array.size != 1 or not value.array.any() or copies.count < 3:
+                continue
+            number = abs(float(value.array.reshape(-1)[0]))
+            if isclose(number if part.op == "Div" else 1 / number, copies.count, rel_tol=1e-6):
+                text = f"divides by {copies.count} in each of {copies.count} steps"
+                ctx.table.ledger.count(steps, part.label, text, weak=True)
 
 
 def _start(known: dict, states: dict, name: str):
