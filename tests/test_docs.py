@@ -1,6 +1,7 @@
 """The documentation: every Python block and every `fastrnn` line of every page runs, and the site builds without a
 warning. A page's blocks run in order, in one namespace, in an empty folder with the example model in it."""
 
+import html
 import os
 import re
 import shlex
@@ -13,19 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrnn import cli
+import fastrnn
+from fastrnn import aio, cli, onnx_backend
+from fastrnn.cli.main import COMMANDS
+from fastrnn.serving.pool import StreamPool
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [*sorted((DOCS / "guide").glob("*.md")), DOCS / "file_format.md", DOCS / "extending.md"]
+FOLDERS = ("guide", "coming_from")
+PAGES = [
+    *(page for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))),
+    *(DOCS / f"{name}.md" for name in ("index", "file_format", "extending")),
+]
 # Pages whose Python needs a library that not everyone has.
 NEEDS = {
-    "pytorch.md": ("torch",),
-    "keras.md": ("keras",),
-    "attention.md": ("torch",),
-    "monitoring.md": ("prometheus_client", "opentelemetry"),
+    "guide/pytorch.md": ("torch",),
+    "guide/keras.md": ("keras",),
+    "guide/attention.md": ("torch",),
+    "guide/monitoring.md": ("prometheus_client", "opentelemetry"),
 }
 
 
@@ -43,12 +51,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
 def test_python_blocks_run(page, folder, capsys):
     found = blocks(page, "python")
     if not found:
         pytest.skip("this page has no Python")
-    for library in NEEDS.get(page.name, ()):
+    for library in NEEDS.get(str(page.relative_to(DOCS)), ()):
         pytest.importorskip(library)
     space = {"__name__": "__main__"}
     for i, text in enumerate(found, 1):
@@ -58,7 +66,7 @@ def test_python_blocks_run(page, folder, capsys):
             exec(code, space)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
 def test_commands_run(page, folder, capsys):
     lines = [line for text in blocks(page, "sh") for line in text.splitlines() if line.startswith("fastrnn ")]
     if not lines:
@@ -73,29 +81,74 @@ def test_there_are_pages():
     }  # fmt: skip
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site; a warning is an error."""
     pytest.importorskip("sphinx", reason="sphinx is not installed")
     pytest.importorskip("furo", reason="furo is not installed")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-d",
-        tmp_path / "trees",
-        DOCS,
-        tmp_path / "site",
-    ]
+    made = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", made / "trees", DOCS, made / "site"]
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}, timeout=180,
+        list(map(str, command)), capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}, timeout=300,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for page in ("index.html", "performance.html", *(str(p.relative_to(DOCS).with_suffix(".html")) for p in PAGES)):
-        assert (tmp_path / "site" / page).is_file()
-    index = (tmp_path / "site" / "index.html").read_text()
-    for page in PAGES:
-        address = str(page.relative_to(DOCS).with_suffix(".html"))
-        assert address in index, f"{page.name} is in no table of contents of docs/index.md"
+    return made / "site"
+
+
+def test_the_site_has_every_page(site):
+    addresses = [str(p.relative_to(DOCS).with_suffix(".html")) for p in PAGES]
+    for page in ("performance.html", "commands.html", "changelog.html", "security.html", *addresses):
+        assert (site / page).is_file()
+        if page != "index.html":
+            assert page in (site / "index.html").read_text(), f"{page} is in no table of contents of docs/index.md"
+
+
+PUBLIC_CLASSES = {
+    "fastrnn.Model": fastrnn.Model,
+    "fastrnn.Stream": fastrnn.Stream,
+    "fastrnn.serving.pool.StreamPool": StreamPool,
+    "fastrnn.aio.Batcher": aio.Batcher,
+    "fastrnn.InferenceSession": fastrnn.InferenceSession,
+    "fastrnn.VerifyReport": fastrnn.VerifyReport,
+    "fastrnn.Profile": fastrnn.Profile,
+    "fastrnn.Analysis": fastrnn.Analysis,
+}
+
+
+def test_the_index_holds_every_public_name(site):
+    """A name that is missing here belongs into a page of docs/api."""
+    index = set(re.findall(r'href="api/\w+\.html#(?:module-)?([\w.]+)"', (site / "genindex.html").read_text()))
+    names = {f"fastrnn.{name}" for name in fastrnn.__all__}
+    names |= {
+        "fastrnn.aio.QueueFullError",
+        "fastrnn.errors",
+        "fastrnn.metrics.register",
+        "fastrnn.threadpools.register",
+    }
+    names |= {f"fastrnn.onnx_backend.{name}" for name in onnx_backend.__all__}
+    for name, kind in PUBLIC_CLASSES.items():
+        members = (m for m in dir(kind) if not m.startswith("_") and getattr(getattr(kind, m), "__doc__", None))
+        names |= {name, *(f"{name}.{m}" for m in members if callable(getattr(kind, m)))}
+    assert sorted(names - index) == []
+
+
+def test_docstrings_are_shown_by_section(site):
+    text = (site / "api" / "models.html").read_text()
+    assert '<p class="rubric">Parameters</p>' in text
+    raised = re.search(r'<p class="rubric">Raises</p>\s*<dl.*?</dl>', text, re.DOTALL)
+    assert raised is not None
+    assert "errors.html#fastrnn.ModelFormatError" in raised[0]
+    assert "<p>damaged, hostile" in raised[0]
+    for page in (site / "api").glob("*.html"):
+        assert "-----" not in re.sub(r"<(script|style).*?</\1>", "", page.read_text(), flags=re.DOTALL), page
+
+
+def test_the_commands_page_shows_the_help_of_each(site, capsys):
+    page = html.unescape(re.sub(r"<[^>]*>", "", (site / "commands.html").read_text()))
+    for name, (_, summary) in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        words = " ".join(capsys.readouterr().out.split())
+        assert words in " ".join(page.split()), name
+        assert summary[1:] in page

@@ -28,15 +28,15 @@ COMMANDS: dict[str, tuple[ModuleType, str]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `fastrnn`. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The parser of `fastrnn`, with that of each command."""
+    whole = argparse.ArgumentParser(
         prog="fastrnn",
         description="Run recurrent networks on a CPU.",
         epilog="fastrnn COMMAND --help shows the options of a command, with an example.",
     )
-    parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(
             name,
@@ -46,20 +46,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add(command)
-    args = parser.parse_args(argv)
-    return _guarded(COMMANDS[args.command][0], args)
+    return whole
 
 
-def convert_main(argv: Sequence[str] | None = None) -> int:
-    """The command `fastrnn-convert`, which is `fastrnn convert`. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+def convert_parser() -> argparse.ArgumentParser:
+    """The parser of `fastrnn-convert`."""
+    whole = argparse.ArgumentParser(
         prog="fastrnn-convert",
         description="Convert a model file to one .fastrnn file.",
         epilog=convert.EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    convert.add(parser)
-    return _guarded(convert, parser.parse_args(argv))
+    convert.add(whole)
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `fastrnn`. Returns the exit code."""
+    args = parser().parse_args(argv)
+    return _guarded(COMMANDS[args.command][0], args)
+
+
+def convert_main(argv: Sequence[str] | None = None) -> int:
+    """The command `fastrnn-convert`, which is `fastrnn convert`. Returns the exit code."""
+    return _guarded(convert, convert_parser().parse_args(argv))
 
 
 def _guarded(command: ModuleType, args: argparse.Namespace) -> int:
