@@ -1,0 +1,55 @@
+"""The scripts that fill pages and draw pictures of the documentation."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tool(path):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "tools" / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    module = tool("streams_per_core.py")
+    monkeypatch.setattr(module, "LONE", 4)
+    monkeypatch.setattr(module, "CAPACITY", 64)
+    example = fastrnn.load(ROOT / "examples" / "tone_words.onnx", threads=1)
+    monkeypatch.setattr(module, "models", lambda folder: [("example", example, 10.0)])
+    return module
+
+
+def test_streams_per_core_fills_the_page(streams, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: streams -->\nold\n<!-- end -->\nafter\n")
+    assert streams.main([str(page), "--seconds", "0.01"]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- table: streams -->\n| model |")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    assert "\n| example | 10 ms | " in text
+    assert "| 0.2 KiB |\n" in text  # 56 floats
+    (tmp_path / "other.md").write_text("no table\n")
+    with pytest.raises(SystemExit, match="has no <!-- table: streams -->"):
+        streams.main([str(tmp_path / "other.md"), "--seconds", "0.01"])
+
+
+def test_streams_per_core_counts_what_fits(streams):
+    (row,) = [line for line in streams.table([("m", 10.0, 1e-6, 2.5e-7, 1024)]).splitlines() if line.startswith("| m ")]
+    assert row == "| m | 10 ms | 1.00 us | 7,000 | 0.25 us | 28,000 | 1.0 KiB |"  # 70 % of 10 ms over the step
+
+
+def test_the_page_has_the_tools_table(streams):
+    text = (ROOT / "docs" / "guide" / "deployment.md").read_text()
+    (body,) = (m[0] for m in [streams.BLOCK.search(text)])
+    assert streams.table([("m", 10.0, 1e-6, 2.5e-7, 1024)]).splitlines()[0] in body
+    assert body.count("\n| ") >= 7
