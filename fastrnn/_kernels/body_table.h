@@ -22,18 +22,19 @@
 
 static int64_t frnn_float32_column(int64_t K) { return K; }
 
-static float *frnn_float32_pack(int64_t K, int64_t nv, int64_t width, const float *const *from, int64_t k_stride,
-                                int64_t lane_stride, const int64_t *count, float *p) {
+static float *frnn_float32_pack(int64_t K, int64_t k0, int64_t k1, int64_t nv, int64_t width, const float *const *from,
+                                int64_t k_stride, int64_t lane_stride, const int64_t *count, float *packed) {
     int64_t n = FRNN_PANEL(nv);
     for (int64_t first = 0; first < nv; first += n) {
-        for (int64_t k = 0; k < K; k++) {
+        float *p = packed + (first * K + k0 * n) * width;
+        for (int64_t k = k0; k < k1; k++) {
             for (int64_t v = first; v < first + n; v++) {
                 const float *w = from[v] + k * k_stride;
                 for (int64_t l = 0; l < width; l++) *p++ = l < count[v] ? w[l * lane_stride] : 0.0f;
             }
         }
     }
-    return p;
+    return packed + nv * K * width;
 }
 
 static const frnn_product frnn_float32 = {
@@ -74,7 +75,7 @@ static float *frnn_pack_product(const frnn_cell *cell, const frnn_block *block, 
         const float *from[FRNN_TILE_VECTORS];
         int64_t K = half ? H : cell->I;
         for (int64_t v = 0; v < nv; v++) from[v] = (half ? R : W) + row[half][v] * K;
-        p = cell->product->pack(K, nv, width, from, 1, K, count, p);
+        p = cell->product->pack(K, 0, K, nv, width, from, 1, K, count, p);
     }
     return p;
 }
@@ -108,10 +109,10 @@ static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
 }
 
 static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb,
-                                 const float *Rb, const float *P, float *packed) {
+                                 const float *Rb, const float *P, int64_t block0, int64_t block1, float *packed) {
     const frnn_form *form = cell->form;
-    int64_t H = cell->H, U = form->units, blocks = frnn_block_count(H, U);
-    for (int64_t index = 0; index < blocks; index++) {
+    int64_t H = cell->H, U = form->units;
+    for (int64_t index = block0; index < block1; index++) {
         frnn_block block = frnn_block_at(H, U, index);
         int64_t rest = H - block.start;
         float *p = packed + block.start * cell->unit;
@@ -182,7 +183,7 @@ static int64_t FRNN_NAME(linear_blocks)(int64_t K, int64_t N) {
 }
 
 static void FRNN_NAME(linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,
-                                   const float *bias, float *packed) {
+                                   const float *bias, int64_t k0, int64_t k1, float *packed) {
     int64_t blocks = frnn_block_count(N, 4), column = 1 + frnn_products[0]->column(K);
     for (int64_t index = 0; index < blocks; index++) {
         frnn_block block = frnn_block_at(N, 4, index);
@@ -194,10 +195,10 @@ static void FRNN_NAME(linear_pack)(int64_t K, int64_t N, const float *W, int64_t
             from[v] = W + (block.start + at) * n_stride;
             count[v] = rest - at < block.width ? rest - at : block.width;
         }
-        for (int64_t j = 0; j < (int64_t)block.width * block.nv; j++) {
-            *p++ = bias && j < rest ? bias[block.start + j] : 0.0f;
+        for (int64_t j = 0; j < (int64_t)block.width * block.nv; j++, p++) {
+            if (k0 == 0) *p = bias && j < rest ? bias[block.start + j] : 0.0f;
         }
-        frnn_products[0]->pack(K, block.nv, block.width, from, k_stride, n_stride, count, p);
+        frnn_products[0]->pack(K, k0, k1, block.nv, block.width, from, k_stride, n_stride, count, p);
     }
 }
 

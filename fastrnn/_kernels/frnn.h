@@ -47,6 +47,10 @@ typedef struct frnn_act { /* one activation */
 /* ---- products ---- */
 #define FRNN_TILE_ROWS 6   /* the most rows of a tile, whatever the instruction set */
 #define FRNN_TILE_VECTORS 4 /* the most vectors of a product */
+#define FRNN_PACK_STEP 64  /* weights can be packed in parts that begin at multiples of this */
+/* The layout of packed weights, of all tables. Files of packed weights hold it, and other ones are not read: count it up
+ * with every change of what cell_pack or linear_pack write, as tests/kernels/test_packed_layout.py says. */
+#define FRNN_LAYOUT 1
 
 struct frnn_tile; /* body_tile.h */
 typedef void (*frnn_tile_fn)(const struct frnn_tile *tile);
@@ -62,9 +66,10 @@ typedef struct frnn_product {
     int32_t panel[FRNN_TILE_VECTORS + 1]; /* vectors of a panel (body_tile.h), by vectors of the product */
     int64_t (*column)(int64_t K); /* floats of memory that K weights of one column take */
     /* Packs K weights of nv vectors of `width` columns, as panels; returns the end. Lane l of vector v is column
-     * from[v] + l * lane_stride, its weight k at k * k_stride from there; lanes from count[v] on are zero. */
-    float *(*pack)(int64_t K, int64_t nv, int64_t width, const float *const *from, int64_t k_stride,
-                   int64_t lane_stride, const int64_t *count, float *packed);
+     * from[v] + l * lane_stride, its weight k at k * k_stride from there; lanes from count[v] on are zero. Writes only
+     * the weights [k0, k1) of each column; both are multiples of FRNN_PACK_STEP, or the ends. */
+    float *(*pack)(int64_t K, int64_t k0, int64_t k1, int64_t nv, int64_t width, const float *const *from,
+                   int64_t k_stride, int64_t lane_stride, const int64_t *count, float *packed);
     frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
 } frnn_product;
 
@@ -83,7 +88,7 @@ typedef struct frnn_form {
     int32_t units; /* vectors of units in a full block: 1 or 4 */
     int32_t states; /* 1: h; 2: h and c */
     int32_t recurrent; /* it has R; 0: products sum only over x */
-    int32_t apart;     /* 1: vector v of R adds to vector v + 1 of W, so that one gate's two sums stay apart */
+    int32_t apart; /* 1: vector v of R adds to vector v + 1 of W, so that one gate's two sums stay apart */
     int32_t phases; /* of a step: all blocks of one must be done before the next */
     /* Gates of W and of R: of each vector (units = 1), or of each product (units = 4). */
     int32_t gate_of[2][FRNN_TILE_VECTORS];
@@ -185,12 +190,13 @@ typedef struct frnn_kernels {
 
     /* Cells. W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.
      * cell_layout completes a cell whose other members are set, but for `packed`, and returns how many floats cell_pack
-     * writes. cell_blocks: into how many blocks of hidden units a step can be split;
+     * writes. It writes the blocks [block0, block1), so that a caller can drop the rows of W and R that it has read.
+     * cell_blocks: into how many blocks of hidden units a step can be split;
      * step works on rows [row0, row1) and blocks [block0, block1) of them, so threads may split either.
      * All blocks of phase p must be done before any of phase p + 1 of the same rows. */
     int64_t (*cell_layout)(frnn_cell *cell);
     void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
-                      const float *P, float *packed);
+                      const float *P, int64_t block0, int64_t block1, float *packed);
     int64_t (*cell_blocks)(const frnn_cell *cell);
     int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows);
     void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
@@ -204,10 +210,11 @@ typedef struct frnn_kernels {
 
     /* y[r, n] = act(bias[n] + sum_k x[r, k] W[k, n]); W [K, N] with strides (in floats), bias [N] or NULL.
      * Row r of x is x + r * x_stride, contiguous; of y likewise. y must not overlap x. Columns split into
-     * linear_blocks blocks. */
+     * linear_blocks blocks. linear_pack writes rows [k0, k1) of W, both multiples of FRNN_PACK_STEP or the ends, and
+     * the bias with k0 = 0. */
     int64_t (*linear_pack_size)(int64_t K, int64_t N);
     void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride, const float *bias,
-                        float *packed);
+                        int64_t k0, int64_t k1, float *packed);
     int64_t (*linear_blocks)(int64_t K, int64_t N);
     void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride, float *y,
                    int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1);

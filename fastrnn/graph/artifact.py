@@ -19,7 +19,7 @@ from dataclasses import asdict
 import numpy as np
 
 from ..errors import FastRNNError, ModelFormatError
-from ..machine import container
+from ..machine import container, pages
 from ..machine.files import replace_file
 from . import dims as D
 from .cells import Activation, CellSpec
@@ -129,13 +129,19 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
     return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, **about)
 
 
-def fingerprint(graph: Graph) -> str:
-    """SHA-256 (hex) over the graph's meaning and every weight. Snapshots of streams are tied to it."""
+def fingerprint(graph: Graph, seal=None) -> str:
+    """SHA-256 (hex) over the graph's meaning and every weight. Snapshots of streams are tied to it.
+
+    seal : called with each constant and the digest over it and all that comes before it, as `pages.seal`
+    """
     digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), held=(), undecided=(), name="")).encode())
     for name in sorted(graph.constants):
         array = np.asarray(graph.constants[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        for piece in pages.read(array):
+            digest.update(piece)
+        if seal is not None:
+            seal(array, digest.digest())
     return digest.hexdigest()
 
 
@@ -174,6 +180,6 @@ def load(source) -> Graph:
         raise ModelFormatError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise ModelFormatError(f"{where}: its graph is malformed ({type(error).__name__}: {error})") from None
-    if metadata.get("fingerprint") != fingerprint(graph):
+    if metadata.get("fingerprint") != fingerprint(graph, pages.seal):
         raise ModelFormatError(f"{where}: weights or graph differ from the file's own fingerprint: it is damaged")
     return graph

@@ -7,6 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 cdef extern from "frnn.h" nogil:
     enum: FRNN_FN_COUNT, FRNN_MAX_RANK, FRNN_MAX_INPUTS, FRNN_MAX_INSTRUCTIONS, FRNN_TILE_ROWS
+    enum: FRNN_PACK_STEP, FRNN_LAYOUT
     enum: FRNN_IDENTITY, FRNN_ADD, FRNN_MIN, FRNN_MAX
     enum: FRNN_NEG, FRNN_ABS, FRNN_SIGN, FRNN_SUB, FRNN_MUL, FRNN_DIV, FRNN_POW, FRNN_MOD, FRNN_EQUAL
     enum: FRNN_GREATER, FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_WHERE
@@ -76,7 +77,7 @@ cdef extern from "frnn.h" nogil:
         const frnn_product *const *products
         int64_t (*cell_layout)(frnn_cell *cell) noexcept nogil
         void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
-                          const float *P, float *packed) noexcept nogil
+                          const float *P, int64_t block0, int64_t block1, float *packed) noexcept nogil
         int64_t (*cell_blocks)(const frnn_cell *cell) noexcept nogil
         int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows) noexcept nogil
         void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
@@ -87,7 +88,7 @@ cdef extern from "frnn.h" nogil:
                            int64_t block1) noexcept nogil
         int64_t (*linear_pack_size)(int64_t K, int64_t N) noexcept nogil
         void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,
-                            const float *bias, float *packed) noexcept nogil
+                            const float *bias, int64_t k0, int64_t k1, float *packed) noexcept nogil
         int64_t (*linear_blocks)(int64_t K, int64_t N) noexcept nogil
         void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride,
                        float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0,
@@ -136,22 +137,28 @@ cdef void fpu_leave(uint64_t token) noexcept nogil
 cdef const frnn_kernels *kernels_named(isa) except NULL
 
 
-cdef class PackedCell:
-    """One direction of one recurrent layer, packed for one instruction set. Immutable; owns its weights."""
-    cdef frnn_cell cell
+cdef class Packed:
+    """Weights, packed for one instruction set, in private memory or mapped from a file. Immutable."""
     cdef const frnn_kernels *table
-    cdef readonly object spec  # CellSpec
     cdef readonly int64_t nbytes
-    cdef float *memory
+    cdef float *memory  # NULL if mapped
+    cdef object file  # None if private; the array in the mapped file
+
+    cdef const float *take(self, store, tuple what, tuple arrays, int64_t size) except NULL
+    cdef fill(self, tuple arrays, int64_t size)
+    cdef pack(self, tuple arrays)
 
 
-cdef class PackedLinear:
-    """W [K, N] and bias [N], packed for one instruction set. Immutable; owns its weights."""
+cdef class PackedCell(Packed):
+    """One direction of one recurrent layer."""
+    cdef frnn_cell cell
+    cdef readonly object spec  # CellSpec
+
+
+cdef class PackedLinear(Packed):
+    """W [K, N] and bias [N]."""
     cdef readonly int64_t K, N
     cdef const float *data
-    cdef const frnn_kernels *table
-    cdef readonly int64_t nbytes
-    cdef float *memory
 
 
 # What calls kernels on arrays (_kernel_calls.pyx) shares with packing.

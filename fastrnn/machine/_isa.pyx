@@ -175,9 +175,22 @@ cdef frnn_act _act(name, alpha, beta) except *:
     return act
 
 
-# ---- cells -------------------------------------------------------------------------------------------------------
+# ---- packed weights ----------------------------------------------------------------------------------------------
 
-cdef class PackedCell:
+cdef int64_t PIECE = 2 << 20  # bytes that are packed before the pages of what they were made of are given back
+cdef int64_t SMALL = 64 << 10  # bytes of an array whose pages are not worth giving back
+
+
+def _give_back(*arrays):
+    """Let go of the pages of a mapped file that hold these arrays."""
+    for array in arrays:
+        if array.nbytes >= SMALL:
+            from .pages import give_back  # not part of `import fastrnn`
+
+            give_back(array)
+
+
+cdef class Packed:
     def __dealloc__(self):
         free(self.memory)
 
@@ -185,6 +198,55 @@ cdef class PackedCell:
     def isa(self):
         """Name of the table it is packed for."""
         return self.table.isa.decode()
+
+    @property
+    def mapped(self):
+        """Whether the memory is that of a file, which processes share."""
+        return self.file is not None
+
+    cdef const float *take(self, store, tuple what, tuple arrays, int64_t size) except NULL:
+        """The packed weights, of `size` floats: made by `fill` from these arrays, or as the store already has them.
+
+        store : None, or with `packed`, as fastrnn.machine.packed_files. what : names table, format and sizes.
+        """
+        self.nbytes = size * sizeof(float)
+        if store is None:
+            self.fill(arrays, size)
+            return self.memory
+        what = ("layout", FRNN_LAYOUT, self.isa, self.table.lanes, *what)
+        self.file = store.packed(what, arrays, self.nbytes, lambda: self.view(arrays, size))
+        if self.file is None:
+            return self.memory
+        free(self.memory)
+        self.memory = NULL
+        return _data(self.file)
+
+    cdef fill(self, tuple arrays, int64_t size):
+        """Pack into private memory, unless that is done."""
+        if self.memory == NULL:
+            self.memory = _aligned(size)
+            self.pack(arrays)
+
+    def view(self, tuple arrays, int64_t size):
+        """The packed weights in private memory, as an array that is valid as long as this object and that memory."""
+        cdef cnp.npy_intp length = size
+        self.fill(arrays, size)
+        return cnp.PyArray_SimpleNewFromData(1, &length, cnp.NPY_FLOAT32, self.memory)
+
+    cdef pack(self, tuple arrays):
+        raise NotImplementedError
+
+
+# ---- cells -------------------------------------------------------------------------------------------------------
+
+cdef class PackedCell(Packed):
+    cdef pack(self, tuple arrays):
+        cdef int64_t block, blocks = self.blocks, step = max(1, blocks * PIECE // max(self.nbytes, 1))
+        W, R, Wb, Rb, P = arrays
+        for block in range(0, blocks, step):
+            self.table.cell_pack(&self.cell, _data(W), _data(R), _data(Wb), _data(Rb), _data(P), block,
+                                 min(block + step, blocks), self.memory)
+            _give_back(W, R)
 
     @property
     def blocks(self):
@@ -212,7 +274,7 @@ cdef const frnn_product *_product(const frnn_kernels *table, weights) except NUL
     raise FastRNNError(f"{table.isa.decode()} has no product of {weights} weights")
 
 
-def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32"):
+def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32", store=None):
     """Pack the weights of one direction of one recurrent layer.
 
     Parameters
@@ -223,10 +285,11 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32")
     P : float32 array, shape [3*H], peepholes i o f; None for none. LSTM only.
     isa : name of a table; None is the active one
     weights : number format of the packed weights, of one of the table's products
+    store : where packed weights are looked up and kept, such as a `packed_files.Store`; None for private memory
 
     Returns
     -------
-    PackedCell : owns a copy of the weights.
+    PackedCell : a copy of the weights.
 
     Raises
     ------
@@ -258,10 +321,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32")
     for i, act in enumerate(spec.activations):
         packed.cell.act[i] = _act(act.name, act.alpha, act.beta)
     size = packed.table.cell_layout(&packed.cell)
-    packed.memory = _aligned(size)
-    packed.nbytes = size * sizeof(float)
-    packed.table.cell_pack(&packed.cell, _data(W), _data(R), _data(Wb), _data(Rb), _data(P), packed.memory)
-    packed.cell.packed = packed.memory
+    packed.cell.packed = packed.take(store, ("cell", weights, spec), (W, R, Wb, Rb, P), size)
     return packed
 
 
@@ -272,14 +332,17 @@ def cell_scratch_size(PackedCell packed not None, int64_t rows=1):
 
 # ---- linear layers -----------------------------------------------------------------------------------------------
 
-cdef class PackedLinear:
-    def __dealloc__(self):
-        free(self.memory)
-
-    @property
-    def isa(self):
-        """Name of the table it is packed for."""
-        return self.table.isa.decode()
+cdef class PackedLinear(Packed):
+    cdef pack(self, tuple arrays):
+        cdef int64_t k = 0, step = max(1, self.K * PIECE // max(self.nbytes, 1) // FRNN_PACK_STEP) * FRNN_PACK_STEP
+        W, bias = arrays
+        while True:
+            self.table.linear_pack(self.K, self.N, _data(W), W.strides[0] // 4, W.strides[1] // 4, _data(bias), k,
+                                   min(k + step, self.K), self.memory)
+            _give_back(W)
+            k += step
+            if k >= self.K:
+                return
 
     @property
     def blocks(self):
@@ -292,12 +355,12 @@ def linear_pack_size(int64_t K, int64_t N, isa=None):
     return kernels_named(isa).linear_pack_size(K, N)
 
 
-def pack_linear(W, bias=None, isa=None):
-    """Pack W, float32 [K, N] (any strides of whole floats), and bias, float32 [N] or None.
+def pack_linear(W, bias=None, isa=None, store=None):
+    """Pack W, float32 [K, N] (any strides of whole floats), and bias, float32 [N] or None. store: as for `pack_cell`.
 
     Returns
     -------
-    PackedLinear : owns a copy.
+    PackedLinear : a copy.
 
     Raises
     ------
@@ -312,9 +375,6 @@ def pack_linear(W, bias=None, isa=None):
     packed.table = kernels_named(isa)
     packed.K, packed.N = W.shape
     size = packed.table.linear_pack_size(packed.K, packed.N)
-    packed.memory = _aligned(size)
-    packed.nbytes = size * sizeof(float)
-    packed.table.linear_pack(packed.K, packed.N, _data(W), W.strides[0] // 4, W.strides[1] // 4, _data(bias),
-                             packed.memory)
-    packed.data = packed.memory
+    what = ("linear", packed.table.products[0].weights.decode(), packed.K, packed.N)
+    packed.data = packed.take(store, what, (W, bias), size)
     return packed

@@ -8,15 +8,15 @@ the library aborts the process or raises a BaseException if memory runs out, and
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from . import pages
 
 MOST_HEADER = 100_000_000  # bytes; the limit of the library
 ALIGN = 64  # bytes of a cache line, on which the tensors of a file that is written here begin
@@ -53,13 +53,7 @@ def map_file(path) -> Container:
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise ContainerError("the file is empty")
-        try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            raise MemoryError(f"can't map {path}") from None
-        return parse(mapped)
+        return parse(pages.map_handle(file.fileno(), path))
 
 
 def parse(data) -> Container:

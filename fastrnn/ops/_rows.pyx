@@ -92,7 +92,8 @@ cdef int run_matmul(const int64_t *args, Frame *f) noexcept nogil:
     identity.fn, identity.alpha, identity.beta = 0, 0, 0
     for i in range(a.n0):
         for j in range(a.n1):
-            f.table.linear_pack(a.k, a.n, w + i * a.b_stride[0] + j * a.b_stride[1], a.b_row, a.b_column, NULL, packed)
+            f.table.linear_pack(a.k, a.n, w + i * a.b_stride[0] + j * a.b_stride[1], a.b_row, a.b_column, NULL, 0, a.k,
+                                packed)
             f.table.linear(a.k, a.n, packed, identity, x + i * a.a_stride[0] + j * a.a_stride[1], a.a_row,
                            y + i * a.y_stride[0] + j * a.y_stride[1], a.y_row, 0, a.m, 0, blocks)
             if halt(f, 2 * a.k * a.n * a.m):

@@ -33,22 +33,25 @@ def _split(patch: Patch, node: Node) -> None:
 
 def join_constants(graph: Graph) -> Graph:
     """Turn a concat of a sequence with constant steps (mostly zeros) before or after it into a pad."""
-    patch = Patch(graph)
-    alike = {name: array.flat[0] for name, array in graph.constants.items() if array.size and _alike(array)}
+    patch, source = Patch(graph), {name: name for name in graph.constants}  # value -> the constant with its elements
     for node in graph.nodes:
-        if node.op in ("expand", "reshape", "transpose") and node.inputs[0] in alike:
-            alike[node.outputs[0]] = alike[node.inputs[0]]
-        pad = _as_pad(graph, node, alike) if node.op == "concat" else None
+        if node.op in ("expand", "reshape", "transpose") and node.inputs[0] in source:
+            source[node.outputs[0]] = source[node.inputs[0]]
+        pad = _as_pad(graph, node, source) if node.op == "concat" else None
         if pad is not None:
             patch.replace(node, pad)
     return patch.done(f"took {len(patch.instead)} joins with constants as pads")
 
 
-def _as_pad(graph: Graph, node: Node, alike: dict) -> Node | None:
+def _as_pad(graph: Graph, node: Node, source: dict[str, str]) -> Node | None:
     """The pad equivalent to a concat along time: one part is not constant, the others all hold the same number."""
     axis, dims = node.attrs["axis"], graph.values[node.outputs[0]].dims
+    if "time" not in D.symbols(dims[axis]) or graph.values[node.outputs[0]].dtype != "float32":
+        return None
+    arrays = {name: graph.constants[source[name]] for name in node.inputs if name in source}
+    alike = {name: array.flat[0] for name, array in arrays.items() if array.size and _alike(array)}
     live = [i for i, name in enumerate(node.inputs) if name not in alike]
-    if "time" not in D.symbols(dims[axis]) or len(live) != 1 or graph.values[node.outputs[0]].dtype != "float32":
+    if len(live) != 1:
         return None
     sizes = [graph.values[name].dims[axis] for name in node.inputs]
     around = [(n, alike[name]) for n, name in zip(sizes, node.inputs, strict=True) if name in alike]

@@ -38,7 +38,7 @@ static void step(const frnn_kernels *k, frnn_cell cell, float *const *w, const f
     memcpy(c, c0, (size_t)(rows * H) * sizeof(float));
     packed = malloc((size_t)k->cell_layout(&cell) * sizeof(float));
     scratch = malloc((size_t)(scratch_size + 1) * sizeof(float));
-    k->cell_pack(&cell, w[0], w[1], w[2], w[3], cell.peephole ? w[4] : NULL, packed);
+    k->cell_pack(&cell, w[0], w[1], w[2], w[3], cell.peephole ? w[4] : NULL, 0, k->cell_blocks(&cell), packed);
     cell.packed = packed;
     for (int64_t r = 0; r < rows; r++) {
         xs[r] = x + r * cell.I, hs[r] = h + r * H, cs[r] = c + r * H, ys[r] = y + r * H;

@@ -1,0 +1,30 @@
+"""What a .fastrnn file costs in memory, in multiples of its size. tools/memory_use.py measures it at 256 MB."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.insert(0, str(TOOLS))
+import memory_use  # noqa: E402
+
+pytestmark = [pytest.mark.any_isa, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+MEGABYTES = 32
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "linear"])
+def test_packed_weights_are_the_only_ones_in_memory(kind, tmp_path):
+    """Those of the file, of which they were made, are given back piece by piece: no peak has both."""
+    memory_use.make(kind, MEGABYTES << 20, tmp_path / "m.fastrnn")
+    found = memory_use.measure(tmp_path / "m.fastrnn", {}, 2)
+    assert 0.9 < found["one after"][1] < 1.1
+    assert 0.9 < found["one peak"][1] < 1.5
+    assert 1.8 < found["2 workers"][1] < 2.2  # private memory each
+
+
+def test_weights_that_are_not_packed_are_used_where_they_are_mapped(tmp_path):
+    memory_use.make("embedding", MEGABYTES << 20, tmp_path / "m.fastrnn")
+    found = memory_use.measure(tmp_path / "m.fastrnn", {}, 2)
+    assert found["one after"][1] < 0.1  # a step looks up one row
+    assert found["one peak"][1] < 0.5
