@@ -101,6 +101,7 @@ MODULES = (
     "machine._isa",
     "machine._kernel_calls",
     "machine._roofline",
+    "machine._region",
     "ops._walk",
     "ops._recurrence",
     "ops._rows",
@@ -115,6 +116,7 @@ MODULES = (
     "runtime._executor",
     "runtime._slab",
     "serving._stream",
+    "serving._slots",
     "serving._pool",
     "serving._queues",
 )

@@ -60,7 +60,8 @@ slots = [pool.open() for _ in range(10_000)]
 frames = np.zeros((10_000, I), np.float32)
 stream = model.stream()
 before = pool.step(slots, frames), stream.step(x[0, 0])
-blob = pool.snapshot_all()
+file = os.path.join(folder, "all")
+pool.snapshot_all(file)
 target = os.path.join(folder, "target.fastrnn")
 model.save(target)
 old = open(target, "rb").read(100)
@@ -76,7 +77,7 @@ calls = {
     "save": lambda: lambda: model.save(target),
     "snapshot_all": lambda: pool.snapshot_all,
     "snapshot_all to a file": lambda: lambda: pool.snapshot_all(os.path.join(folder, "snapshot")),
-    "restore_all": lambda: lambda: [other.close(s) for s in other.restore_all(blob).values()],
+    "restore_all": lambda: lambda: [other.close(s) for s in other.restore_all(file).values()],
     "run": lambda: lambda: model(many),
     "stream push": lambda: lambda: model.stream().push(long),
     "pool push": lambda: lambda: pool.push(slots[:1], [long]) and None,

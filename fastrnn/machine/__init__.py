@@ -3,6 +3,7 @@
 _isa.pyx            the kernel table of one instruction set, chosen at import; packs weights for it
 _kernel_calls.pyx   single kernels on arrays, for tests and measurements
 _roofline.pyx       the probe for the limits of the machine
+_region.pyx         memory that grows without being copied
 cpu.py              threads, quota, caches
 threadpools.py      makes the team of threads visible to threadpoolctl
 forks.py            locks that no other thread holds during a fork

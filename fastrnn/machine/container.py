@@ -64,6 +64,20 @@ def parse(data) -> Container:
     ContainerError : not a container, or a damaged one.
     """
     view = memoryview(data).cast("B")
+    found, end = parse_first(view)
+    if end != len(view):
+        begin = 8 + int.from_bytes(view[:8], "little")
+        raise ContainerError(f"the file has {len(view) - begin} bytes of tensors, its header describes {end - begin}")
+    return found
+
+
+def parse_first(view: memoryview) -> tuple[Container, int]:
+    """(the container with which some bytes begin, the number of its bytes); its arrays share the memory.
+
+    Raises
+    ------
+    ContainerError : not a container, or a damaged one.
+    """
     size = int.from_bytes(view[:8], "little")
     if len(view) < 10 or size > min(len(view) - 8, MOST_HEADER):
         raise ContainerError("the header is longer than the file")
@@ -86,9 +100,7 @@ def parse(data) -> Container:
         if first != end:
             raise ContainerError(f"its tensors overlap, or leave a gap, at byte {min(first, end)}")
         end = last
-    if end != len(view) - begin:
-        raise ContainerError(f"the file has {len(view) - begin} bytes of tensors, its header describes {end}")
-    return Container(metadata, tensors, {name: entry["dtype"] for name, entry in header.items()})
+    return Container(metadata, tensors, {name: entry["dtype"] for name, entry in header.items()}), begin + end
 
 
 def _without_twins(pairs: list[tuple]) -> dict:

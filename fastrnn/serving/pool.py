@@ -14,9 +14,9 @@ from ..machine.files import replace_file
 from ..runtime import snapshots, states
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays, whole_number
 from ..runtime.compiled import Compiled, Context
+from ..runtime.snapshots import MOST_SLOTS
+from . import pool_snapshots
 from ._pool import PoolCore
-
-MOST_SLOTS = 1 << 24  # places that fit in a slot's number
 
 
 class StreamPool(PoolCore):
@@ -48,6 +48,7 @@ class StreamPool(PoolCore):
             raise StateError("this pool was initialized before: make another one with model.pool()")
         self.model: Any = model  # a Model, which builds on pools
         self._context, self.bound = context, bound
+        self._tokens: dict[str, int] = {}  # of snapshots -> `_now` before them
         model._check_streamable()
         with memory_for(f"pool of {capacity} streams of {model.name}"):
             self._resize(capacity)
@@ -97,7 +98,8 @@ class StreamPool(PoolCore):
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` streams; open slots stay as they are. A smaller number is a StateError.
 
-        The slab is copied, so for a moment both copies use memory.
+        Other threads step the pool meanwhile and wait for about a millisecond: the system moves the memory of large
+        pools, nothing is copied. Only while an array of `slab` is still in use, the slab is.
         """
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
         with self._alone():
@@ -265,52 +267,43 @@ class StreamPool(PoolCore):
         """
         with memory_for("snapshot"):
             with self._alone():
-                taken = self._take_snapshot([self._place(slot)], None)
+                taken = pool_snapshots.of_one(self, self._place(slot))
             blob = snapshots.to_bytes(taken, self.model.fingerprint, self.model.name)
             if path is not None:
                 replace_file(path, blob, private=True)
             return blob
 
     @overload
-    def snapshot_all(self, path: None = None) -> bytes: ...
+    def snapshot_all(self, path: None = None, *, since: str | bytes | None = None) -> bytes: ...
 
     @overload
-    def snapshot_all(self, path: str | os.PathLike) -> None: ...
+    def snapshot_all(self, path: str | os.PathLike, *, since: str | bytes | None = None) -> str: ...
 
-    def snapshot_all(self, path=None) -> bytes | None:
+    def snapshot_all(self, path=None, *, since=None) -> bytes | str:
         """`snapshot` of every open slot, for `restore_all`.
+
+        It is taken in slices, and other threads step the pool in between. Each stream is there as it was at one moment
+        during the call, but not all at the same: for one moment of all, don't call the pool meanwhile.
 
         Parameters
         ----------
         path : file to write the snapshot to, atomically; None: it is returned instead
+        since : what an earlier `snapshot_all` of this pool returned (its token, or the bytes): only what has changed
+            after that is there, in streams that were stepped, opened, closed or set. Such an increment is restored
+            together with the snapshots before it.
+
+        Returns
+        -------
+        With a path the snapshot's token, a str to pass as `since` later; else the snapshot as bytes.
 
         Raises
         ------
+        StateError : since is not of a snapshot that this pool remembers, which are the last 1000.
         OSError : the file can't be written; an old one is unchanged.
-        FastRNNMemoryError : there is no memory for a copy of the states.
+        FastRNNMemoryError : there is no memory for the snapshot; with a path it needs about 2 MB.
         """
         with memory_for(f"snapshot of {len(self)} streams"):
-            with self._alone():
-                slots = self._open_slots()
-                taken = self._take_snapshot(slots & (MOST_SLOTS - 1), slots)
-            if path is None:
-                return snapshots.to_bytes(taken, self.model.fingerprint, self.model.name)
-            snapshots.write(taken, self.model.fingerprint, self.model.name, path)
-            return None
-
-    def _take_snapshot(self, places, slots) -> snapshots.Snapshot:
-        self._require_sizes()
-        parts, places = self._parts, [int(p) for p in places]
-        steps = np.array([self._steps(p) for p in places], np.int64)
-        known = np.array([p in self.still for p in places], np.bool_)
-        still = {}  # stays so if no stream has taken a step by itself: its state may have been set from outside
-        for j, a in enumerate(parts.still if known.any() else ()):
-            still[a.name] = np.zeros((len(steps), *a.features), a.dtype)
-            for i in np.flatnonzero(known):
-                still[a.name][i] = self.still[places[i]][j]
-        ended = np.array([p in self.ended for p in places], np.bool_)
-        rows = parts.layout.rows(self.slab[places])
-        return snapshots.Snapshot(steps, rows, slots, parts.sizes, ended, still, known if still else None)
+            return pool_snapshots.whole(self, path, since)
 
     def restore(self, source) -> int:
         """A new slot that continues from a snapshot, with the same bits on the same instruction set.
@@ -333,18 +326,21 @@ class StreamPool(PoolCore):
     def restore_all(self, source) -> dict[int, int]:
         """New slots for all streams of a `snapshot_all`: {slot when it was taken: slot here}.
 
+        Parameters
+        ----------
+        source : bytes of a `snapshot_all` or the path of a file; or a list of them, a snapshot of all streams and then
+            its increments (`since=`), in order. One file may hold them all, one after the other.
+
         Raises
         ------
-        StateError : as `restore`; or not as many slots are free, then none is opened.
+        StateError : as `restore`; an increment does not follow the snapshot before it; or not as many slots are free.
+        Then none is opened.
         """
         with memory_for("restore_all"):
-            taken = snapshots.read(source, self.model.fingerprint, self.model.name)
-        if taken.slots is None:
-            raise StateError("the snapshot is of a stream, not of a whole pool: restore takes it")
-        with memory_for("restore_all"), self._alone():
-            return dict(zip(taken.slots.tolist(), self._open_from(taken), strict=True))
+            return pool_snapshots.restored(self, source)
 
     def _open_from(self, taken: snapshots.Snapshot) -> list[int]:
+        """New slots for these streams; the pool is held."""
         n, free = len(taken.steps), self.capacity - self._n_open
         if n > free:
             raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")
@@ -352,14 +348,12 @@ class StreamPool(PoolCore):
             self._lay_out(self.model._sized_as(taken.sizes))
         parts = self._parts
         taken.check("pool", parts.sizes, parts.still, parts.timetable is not None)
-        rows = np.empty((n, self.slab.shape[1]), np.float32)
+        rows = np.empty((n, parts.program.state_size), np.float32)
         parts.layout.load_rows(rows, taken.rows)
-        slots = [self._open() for _ in range(n)]
-        places = np.array(slots, np.int64) & (MOST_SLOTS - 1)
-        self.slab[places] = rows
-        for i, place in enumerate(places.tolist()):
+        slots = self._open_with(np.ascontiguousarray(taken.steps), rows).tolist()
+        for i in range(n) if taken.still or taken.ended.any() else ():
             still = [np.array(taken.still[a.name][i]) for a in parts.still] if taken.knows(i) else None
-            self._set_steps(place, int(taken.steps[i]), bool(taken.ended[i]), still)
+            self._set_steps(slots[i] & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
         return slots
 
     def _require_sizes(self) -> None:

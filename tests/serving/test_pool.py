@@ -19,7 +19,7 @@ class PoolMachine(RuleBasedStateMachine):
     def begin(self, choose, capacity):
         self.model = self.models[choose.draw(st.sampled_from(sorted(self.models)))]
         self.pool = self.model.pool(capacity=capacity)
-        self.live, self.gone, self.seed = {}, [], 0
+        self.live, self.gone, self.seed, self.chain = {}, [], 0, []
 
     def slots(self, choose):
         order = choose.draw(st.permutations(sorted(self.live)))
@@ -131,10 +131,15 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(capacity=st.integers(6, 12))
     def another_process(self, capacity):
-        blob = self.pool.snapshot_all()
+        self.increment()
         self.pool = self.model.pool(capacity=max(capacity, len(self.live)))
-        self.live = {new: self.live[old] for old, new in self.pool.restore_all(blob).items()}
-        self.gone = []
+        self.live = {new: self.live[old] for old, new in self.pool.restore_all(self.chain).items()}
+        self.gone, self.chain = [], []
+
+    @precondition(lambda self: self.pool.program is not None)
+    @rule()
+    def increment(self):
+        self.chain.append(self.pool.snapshot_all(since=self.chain[-1] if self.chain else None))
 
     @precondition(lambda self: self.gone)
     @rule(choose=st.data())

@@ -1,0 +1,4 @@
+class Region:
+    bytes: int  # read-only
+
+    def __init__(self, huge: bool = False) -> None: ...

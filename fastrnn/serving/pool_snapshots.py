@@ -1,0 +1,192 @@
+"""Snapshots of a pool's streams: taken slice by slice while the pool is stepped, and put together again.
+
+A slice holds the pool for as long as its states take to be copied, a quarter of a millisecond; its bytes are made and
+written with the pool free. So each stream is there as it was at one moment, but not all at the same.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import StateError
+from ..machine.files import replace_file
+from ..runtime import snapshots
+from ..runtime.snapshots import MOST_SLOTS, Part, Snapshot
+
+if TYPE_CHECKING:
+    from .pool import StreamPool
+
+SLICE_BYTES = 1 << 20  # of states in a slice
+SLICE_PLACES = 1 << 16  # that a slice looks at
+MOST_TOKENS = 1000  # of snapshots that a later one may follow
+
+
+def of_one(pool: StreamPool, place: int) -> Snapshot:
+    """The stream in a place; the pool is held."""
+    pool._require_sizes()
+    places, steps = np.array([place]), np.array([pool._steps(place)], np.int64)
+    return _described(pool, steps, pool.slab[places], _notes(pool, places))
+
+
+def whole(pool: StreamPool, path, since: str | bytes | None) -> bytes | str:
+    """`StreamPool.snapshot_all`."""
+    before = None if since is None else _token(pool, since)
+    token = secrets.token_hex(16)
+    with pool._alone():
+        now = pool._now
+    chunks = _chunks(pool, token, before)
+    if path is None:
+        blob = BytesIO()
+        for chunk in chunks:
+            blob.write(chunk)
+        result: bytes | str = blob.getvalue()
+    else:
+        replace_file(path, chunks, private=True)
+        result = token
+    pool._tokens[token] = now
+    while len(pool._tokens) > MOST_TOKENS:
+        pool._tokens.pop(next(iter(pool._tokens)), None)
+    return result
+
+
+def _token(pool: StreamPool, since) -> str:
+    """The token of an earlier snapshot of this pool."""
+    if isinstance(since, bytes | bytearray | memoryview):
+        token = snapshots.token_of(bytes(since))
+    elif isinstance(since, str):
+        token = since
+    else:
+        raise StateError(
+            f"since= is what snapshot_all returned, a token or bytes, got {type(since).__name__}: pass that, or "
+            "nothing for a snapshot of all streams"
+        )
+    if token not in pool._tokens:
+        raise StateError(
+            f"since={token!r:.80} is not one of the last {MOST_TOKENS} snapshots of this pool: take one of all "
+            "streams, without since="
+        )
+    assert token is not None
+    return token
+
+
+def _chunks(pool: StreamPool, token: str, before: str | None) -> Iterator[bytes | memoryview]:
+    """The parts of a snapshot as bytes, each taken when the one before has been written."""
+    since = -1 if before is None else pool._tokens[before]
+    start, number = 0, 0
+    most = buffers = None
+    while start >= 0:
+        with pool._alone():
+            if most is None:
+                pool._require_sizes()
+                size = pool._parts.program.state_size
+                most = max(1, min(SLICE_PLACES, SLICE_BYTES // max(4 * size, 1)))
+                buffers = (
+                    np.empty(most, np.int64),
+                    np.empty(most, np.int64),
+                    np.empty((most, size), np.float32),
+                    np.empty(SLICE_PLACES, np.int64),
+                )
+            slots, steps, rows, gone = buffers
+            n, closed, start = pool._slice(start, since, *buffers)
+            notes = _notes(pool, slots[:n] & (MOST_SLOTS - 1))
+        if not n and not closed and start >= 0:
+            continue
+        part = Part(token, number, start < 0, before)
+        taken = _described(pool, steps[:n], rows[:n], notes, slots[:n], part, gone[:closed])
+        number += 1
+        yield from snapshots.chunks(taken, pool.model.fingerprint, pool.model.name)
+
+
+def _notes(pool: StreamPool, places: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
+    """What a snapshot has of streams besides states and steps: `ended`, `still`, `known`; the pool is held."""
+    ended, inputs = np.zeros(len(places), np.bool_), pool._parts.still
+    if pool.ended:
+        ended[:] = [p in pool.ended for p in places.tolist()]
+    known = np.array([p in pool.still for p in places.tolist()] if inputs else [], np.bool_)
+    if not known.any():  # no stream has taken a step by itself: its state may have been set from outside
+        return ended, {}, None
+    still = {a.name: np.zeros((len(places), *a.features), a.dtype) for a in inputs}
+    for i in np.flatnonzero(known):
+        for a, value in zip(inputs, pool.still[int(places[i])], strict=True):
+            still[a.name][i] = value
+    return ended, still, known
+
+
+def _described(pool, steps, rows, notes, slots=None, part=None, gone=None) -> Snapshot:
+    """A snapshot of streams whose rows of the slab were copied."""
+    ended, still, known = notes
+    shown = pool._parts.layout.rows(rows)
+    return Snapshot(steps, shown, slots, pool._parts.sizes, ended, still, known, part, gone)
+
+
+def restored(pool: StreamPool, source) -> dict[int, int]:
+    """`StreamPool.restore_all`."""
+    sources = source if isinstance(source, list | tuple) else [source]
+    found = [snapshots.read_parts(s, pool.model.fingerprint, pool.model.name) for s in sources]
+    parts = _latest([part for some in found for part in some])
+    n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
+    if n > free:
+        raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
+    opened: dict[int, int] = {}
+    try:
+        for part in parts:
+            with pool._alone():
+                opened.update(zip(part.slots.tolist(), pool._open_from(part), strict=True))
+    except BaseException:
+        for slot in opened.values():
+            pool.close(slot)
+        raise
+    return opened
+
+
+def _latest(parts: list[Snapshot]) -> list[Snapshot]:
+    """The streams of a whole snapshot and its increments, each as it was last.
+
+    StateError unless each increment follows the one before, or if a place is there twice in one snapshot.
+    """
+    if not parts:
+        raise StateError("restore_all of no snapshot at all: pass one, then its increments")
+    if any(part.slots is None for part in parts):
+        raise StateError("the snapshot is of a stream, not of a whole pool: restore takes it")
+    _check_order(parts)
+    places = [part.slots & (MOST_SLOTS - 1) for part in parts]
+    owner = np.full(1 + max(int(p.max(initial=0)) for p in places), -1, np.int32)  # the last part with each place
+    first = 0
+    for i, part in enumerate(parts):
+        if part.part is None or not part.part.number:
+            first = i
+        if part.gone is not None:
+            owner[part.gone[part.gone < len(owner)]] = -1
+        if (owner[places[i]] >= first).any():
+            raise StateError("the snapshot has a place twice: it is damaged")
+        owner[places[i]] = i
+    kept = [owner[p] == i for i, p in enumerate(places)]
+    return [part if keep.all() else part.only(keep) for part, keep in zip(parts, kept, strict=True)]
+
+
+def _check_order(parts: list[Snapshot]) -> None:
+    before = None
+    for i, part in enumerate(parts):
+        if part.part is None:
+            if len(parts) > 1:
+                raise StateError("a snapshot of an older fastrnn has no increments: restore it by itself")
+            continue
+        if part.part.number:
+            continue
+        since = part.part.since
+        if i == 0 and since is not None:
+            raise StateError(
+                "the snapshot has only the streams that changed after another one: pass that first, as in "
+                "restore_all([base, increment])"
+            )
+        if i and since != before:
+            kind = "a snapshot of all streams" if since is None else f"an increment of the snapshot {since:.40}"
+            raise StateError(
+                f"the snapshot {before:.40} is followed by {kind}: pass a whole one, then its increments in order"
+            )
+        before = part.part.snapshot
