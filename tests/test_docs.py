@@ -28,6 +28,13 @@ PAGES = [
     *(page for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))),
     *(DOCS / f"{name}.md" for name in ("index", "file_format", "extending")),
 ]
+
+
+def address(page):
+    """The path of a page in docs/."""
+    return os.path.relpath(page, DOCS)
+
+
 # Pages whose Python needs a library that not everyone has.
 NEEDS = {
     "guide/pytorch.md": ("torch",),
@@ -56,14 +63,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=address)
 def test_python_blocks_run(page, folder, capsys):
     found = blocks(page, "python")
     if not found:
         pytest.skip("this page has no Python")
-    for library in NEEDS.get(str(page.relative_to(DOCS)), ()):
+    for library in NEEDS.get(address(page), ()):
         pytest.importorskip(library)
-    if str(page.relative_to(DOCS)) in REPLACES_MODULES:
+    if address(page) in REPLACES_MODULES:
         script = "\n".join(found)
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=env)
@@ -77,7 +84,7 @@ def test_python_blocks_run(page, folder, capsys):
             exec(code, space)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+@pytest.mark.parametrize("page", PAGES, ids=address)
 def test_commands_run(page, folder, capsys):
     lines = [line for text in blocks(page, "sh") for line in text.splitlines() if line.startswith("fastrnn ")]
     if not lines:

@@ -1,7 +1,9 @@
 """The scripts that fill pages and draw pictures of the documentation."""
 
 import importlib.util
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -53,3 +55,31 @@ def test_the_page_has_the_tools_table(streams):
     (body,) = (m[0] for m in [streams.BLOCK.search(text)])
     assert streams.table([("m", 10.0, 1e-6, 2.5e-7, 1024)]).splitlines()[0] in body
     assert body.count("\n| ") >= 7
+
+
+def test_the_picture_shows_the_tables():
+    """docs/speed.svg is what tools/readme_picture.py draws from docs/performance.md."""
+    picture = tool("readme_picture.py")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    drawn = (ROOT / "docs" / "speed.svg").read_text(encoding="utf-8")
+    date = re.search(r"with [\w-]+, ([^.]*)\.", drawn)[1]
+    assert picture.draw(page, date) == drawn
+    ElementTree.fromstring(drawn)
+    assert "prefers-color-scheme: dark" in drawn
+
+
+def test_the_picture_takes_the_faster_set_up_of_onnxruntime():
+    picture = tool("readme_picture.py")
+    head = "| case | fastrnn | ort run | ort bound |\n| --- | --- | --- | --- |\n"
+    rows = "".join(f"| {case} | 1.0 | 2,000 | {3 + i} |\n" for i, (case, _, _) in enumerate(picture.ROWS))
+    page = f"<!-- table: step -->\n{head}{rows}<!-- end -->\n<!-- table: models -->\n{head}<!-- end -->\n"
+    assert [(ours, theirs) for _, _, ours, theirs in picture.times(page)] == [
+        (1.0, 3.0 + i) for i in range(len(picture.ROWS))
+    ]
+
+
+def test_readme_says_the_ratios_of_the_picture():
+    picture = tool("readme_picture.py")
+    ratios = [b / a for _, _, a, b in picture.times((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))]
+    said = re.search(r"from ([\d.]+) to ([\d.]+) times as fast", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert said.groups() == (f"{min(ratios):.1f}", f"{max(ratios):.1f}")

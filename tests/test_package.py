@@ -54,9 +54,16 @@ def test_readme_commands_are_one_line_each(name):
     assert ".venv/bin/pip install" in block[1]
 
 
-def test_readme_begins_with_ten_lines_at_most():
-    first = README.split("## ")[0].strip().splitlines()[2:]
-    assert 5 <= len(first) <= 10
+def test_readme_convinces_in_thirty_seconds():
+    """Two sentences, a picture, at most ten lines of code, and how to install."""
+    said, picture, rest = re.split(r"^(!\[.*\]\(.*\))$", README.split("## ")[0], maxsplit=1, flags=re.MULTILINE)
+    words = said.split("\n", 2)[2].strip()
+    assert len(re.findall(r"\.(?:\s|$)", words)) == 2, words
+    assert len(words) < 500
+    assert (ROOT / re.search(r"\((.*)\)", picture)[1]).is_file()
+    (code,) = re.findall(r"```python\n(.*?)```", rest, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE)[0] == "Install"
 
 
 def test_readme_names_only_what_is_there():
@@ -70,6 +77,8 @@ def test_readme_names_only_what_is_there():
 
 def test_readme_files_exist():
     for path in re.findall(r"\b(?:examples|docs|tools)/[\w./-]+\.\w+", README):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([^)#]*)[^)]*\)", README):
         assert (ROOT / path).exists(), path
 
 
