@@ -44,41 +44,59 @@ _LAZY = {
     "from_onnx": "loading",
     "from_torch": "loading",
     "load": "loading",
-    "LayerInfo": "model",
+    "IsaInfo": "machine.cpu",
+    "ThreadInfo": "machine.cpu",
+    "LayerInfo": "infos",
     "Model": "model",
-    "TensorInfo": "model",
+    "TensorInfo": "infos",
     "Stream": "serving.stream",
+    "StreamPool": "serving.pool",
     "verify": "insight.verification",
+    "OutputDifference": "insight.verification",
     "VerifyReport": "insight.verification",
     "Analysis": "insight.analysis",
     "analyze": "insight.analysis",
+    "Data": "insight.analysis",
     "load_data": "insight.analysis",
     "Profile": "insight.profiling",
     "profile": "insight.profiling",
     "SelectedModel": "selected",
     "InferenceSession": "onnxruntime.session",
 }
-_MODULES = {"onnx_backend": "onnx_backend", "onnxruntime": "onnxruntime", "report": "insight.report"}
+_MODULES = {
+    "aio": "aio",
+    "metrics": "metrics",
+    "typing": "typing",
+    "onnx_backend": "onnx_backend",
+    "onnxruntime": "onnxruntime",
+    "report": "insight.report",
+}
 
 __all__ = [
     "Analysis",
     "CpuInfo",
+    "Data",
     "FastRNNError",
     "FastRNNMemoryError",
     "FastRNNWarning",
     "InferenceSession",
+    "IsaInfo",
     "LayerInfo",
     "Model",
     "ModelFormatError",
+    "OutputDifference",
     "Profile",
     "SelectedModel",
     "ShapeError",
     "StateError",
     "Stream",
     "StreamError",
+    "StreamPool",
     "TensorInfo",
+    "ThreadInfo",
     "UnsupportedError",
     "VerifyReport",
+    "aio",
     "analyze",
     "cpu_info",
     "from_arrays",
@@ -88,6 +106,7 @@ __all__ = [
     "from_torch",
     "load",
     "load_data",
+    "metrics",
     "onnx_backend",
     "onnxruntime",
     "profile",
@@ -98,16 +117,19 @@ __all__ = [
 
 if TYPE_CHECKING:
     __version__: str
-    from . import onnx_backend, onnxruntime
+    from . import aio, metrics, onnx_backend, onnxruntime
+    from . import typing as typing
+    from .infos import LayerInfo, TensorInfo
     from .insight import report
-    from .insight.analysis import Analysis, analyze, load_data
+    from .insight.analysis import Analysis, Data, analyze, load_data
     from .insight.profiling import Profile, profile
-    from .insight.verification import VerifyReport, verify
+    from .insight.verification import OutputDifference, VerifyReport, verify
     from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load
-    from .machine.cpu import CpuInfo, cpu_info
-    from .model import LayerInfo, Model, TensorInfo
+    from .machine.cpu import CpuInfo, IsaInfo, ThreadInfo, cpu_info
+    from .model import Model
     from .onnxruntime.session import InferenceSession
     from .selected import SelectedModel
+    from .serving.pool import StreamPool
     from .serving.stream import Stream
 else:
 

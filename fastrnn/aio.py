@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from .errors import ShapeError, StateError, StreamError
 from .runtime.arguments import chunk_arrays, duration, plain_forms, step_arrays, whole_number
 from .serving._queues import Close, FairQueues, Push, Request, Step, deliver
 from .serving.idle import IdleStreams
+from .serving.opening import opened
 from .serving.pool import StreamPool
 from .serving.rounds import TickCounts, run_rounds, unfinished
+from .typing import Inputs, StepOutputs
 
 __all__ = ["Batcher", "QueueFullError"]
 
@@ -79,7 +81,7 @@ class Batcher:
         max_rows: int | None = None,
         *,
         max_stream_queue: int = 32,
-        on_full: str = "wait",
+        on_full: Literal["wait", "raise"] = "wait",
         idle_timeout: float | None = None,
         on_evict: Callable[[int, bytes], Any] | None = None,
     ):
@@ -113,7 +115,7 @@ class Batcher:
             self._idle = IdleStreams(self.idle_timeout, on_evict, self._close_idle)
 
     # -- for callers --
-    async def step(self, slot: int, x, timeout: float | None = None) -> Any:
+    async def step(self, slot: int, x: Inputs, timeout: float | None = None) -> StepOutputs:
         """Advance the stream in `slot` by one step, together with others that wait.
 
         Parameters
@@ -149,7 +151,7 @@ class Batcher:
         self._put(request)
         return await (request.future if seconds is None else self._within(request, seconds))
 
-    async def push(self, slot: int, chunk, timeout: float | None = None) -> Any:
+    async def push(self, slot: int, chunk: Inputs, timeout: float | None = None) -> StepOutputs:
         """Advance the stream in `slot` by a chunk of steps, as `StreamPool.push` does for one stream.
 
         A tick takes some of its steps, so that a long chunk leaves other streams their turns.
@@ -187,17 +189,9 @@ class Batcher:
         ------
         StateError : all slots are open. StreamError : the batcher is closed, or belongs to another event loop.
         """
-        loop = asyncio.get_running_loop()
-        self._enter(loop)
-        gone: list[bool] = []  # not empty: the caller was cancelled
-        opening = loop.run_in_executor(self._worker, self._open_unless, gone)
-        try:
-            slot = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            gone.append(True)
-            opening.add_done_callback(self._close_unclaimed)
-            raise
-        if self._idle is not None and slot is not None:
+        self._enter(asyncio.get_running_loop())
+        slot = await opened(self.pool, self._worker)
+        if self._idle is not None:
             self._idle.touch(slot)
         return slot
 
@@ -258,14 +252,14 @@ class Batcher:
         self._enter(asyncio.get_running_loop())
         return self
 
-    async def __aexit__(self, *_) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __len__(self) -> int:
         """How many steps wait for a tick; those that wait for room are not counted."""
         return len(self._queues)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Batcher of {self.pool!r}, {len(self)} steps waiting, {self.steps} taken in {self.ticks} ticks>"
 
     # -- checks: what is wrong is its caller's alone --
@@ -355,23 +349,6 @@ class Batcher:
         request = Close(slot, self._loop.create_future(), snapshot=True)
         self._put(request, always=True)
         return request
-
-    def _open_unless(self, gone: list[bool]) -> Any:
-        """A new slot; None, and none is open, if the caller has gone."""
-        slot = self.pool.open()
-        if gone:
-            self.pool.close(slot)
-            return None
-        return slot
-
-    def _close_unclaimed(self, opening) -> None:
-        """Close a slot whose caller was cancelled between its opening and the answer."""
-        if opening.cancelled() or opening.exception() is not None or opening.result() is None:
-            return
-        try:
-            self._worker.submit(self.pool.close, opening.result())
-        except RuntimeError:  # the worker has ended, so nothing holds the pool
-            self.pool.close(opening.result())
 
     # -- the ticks --
     async def _run(self) -> None:

@@ -4,7 +4,7 @@ A message says where (file, node, argument), what was found and what was expecte
 read or written raise Python's own `OSError`, such as `FileNotFoundError`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -31,9 +31,9 @@ class UnsupportedError(FastRNNError, NotImplementedError):
         The file or object that was read.
     """
 
-    def __init__(self, problems, where=""):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        self.where = where
+    def __init__(self, problems: str | Iterable[str], where: str = "") -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        self.where: str = where
         head = f"{where}: " if where else ""
         if len(self.problems) == 1:
             text = head + self.problems[0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections.abc import Mapping, Sequence
 from inspect import signature
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from .formats import FORMATS, Format, format_of, graph_of_module
 from .machine._isa import isa_info
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
+from .typing import Blob, Input, StrPath
 
 logger = logging.getLogger("fastrnn")
 
@@ -26,20 +30,20 @@ def _check_flags(**flags) -> None:
 
 
 def load(
-    path_or_bytes,
+    path_or_bytes: StrPath | Blob | Mapping[str, Input],
     *,
-    bind=None,
-    states=None,
-    layers=None,
-    key=None,
-    allow_torch=False,
-    example=None,
-    config=None,
-    threads=None,
-    sizes=None,
-    float64_as_float32=False,
-    strict=True,
-    thaw=True,
+    bind: Mapping[str, Input] | None = None,
+    states: Mapping[str, str] | None = None,
+    layers: Sequence[str] | str | None = None,
+    key: str | None = None,
+    allow_torch: bool = False,
+    example: Any = None,
+    config: str | Mapping[str, Any] | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+    float64_as_float32: bool = False,
+    strict: bool = True,
+    thaw: bool = True,
 ) -> Model:
     """Load a model file.
 
@@ -146,7 +150,15 @@ def _taken_by(form: Format, given: dict) -> dict:
 
 
 @memory_for("from_onnx")
-def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, float64_as_float32=False) -> Model:
+def from_onnx(
+    model_proto: Any,
+    *,
+    bind: Mapping[str, Input] | None = None,
+    states: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+    float64_as_float32: bool = False,
+) -> Model:
     """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
     _check_flags(float64_as_float32=float64_as_float32)
     options = {"bind": bind, "states": states, "float64_as_float32": float64_as_float32}
@@ -155,7 +167,13 @@ def from_onnx(model_proto, *, bind=None, states=None, threads=None, sizes=None, 
 
 @memory_for("from_torch")
 def from_torch(
-    module, example=None, *, states=None, threads: int | None = None, sizes=None, float64_as_float32: bool = False
+    module: Any,
+    example: Any = None,
+    *,
+    states: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    sizes: Mapping[str, int] | None = None,
+    float64_as_float32: bool = False,
 ) -> Model:
     """Make a model from a live `torch.nn.Module`, as in eval mode. The module itself is not changed.
 
@@ -197,7 +215,7 @@ def from_torch(
 
 
 @memory_for("from_keras")
-def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = False) -> Model:
+def from_keras(model: Any, *, threads: int | None = None, float64_as_float32: bool = False) -> Model:
     """Make a model from a live Keras model, with its current weights.
 
     The model may be Sequential or Functional, from Keras 2 or 3, any backend. Only its own methods are used, and its
@@ -210,7 +228,7 @@ def from_keras(model, *, threads: int | None = None, float64_as_float32: bool = 
 
 
 @memory_for("from_arrays")
-def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
+def from_arrays(kind: Literal["rnn", "rnn_relu", "lstm", "gru"], *, threads: int | None = None, **arrays: Any) -> Model:
     """Make a model of one recurrent layer from arrays, for example from an npz file, JSON or a paper.
 
     The model takes float32 `x` [batch, time, I] and returns `y` [batch, time, D*H] for D directions. The defaults are
@@ -272,7 +290,13 @@ def from_arrays(kind: str, *, threads: int | None = None, **arrays) -> Model:
 
 @memory_for("from_equations")
 def from_equations(
-    text: str, *, outputs=None, initial=None, inputs=None, threads: int | None = None, **arrays
+    text: str,
+    *,
+    outputs: str | Sequence[str] | None = None,
+    initial: Mapping[str, Input] | None = None,
+    inputs: Mapping[str, int | tuple[int, ...]] | Sequence[str] | str | None = None,
+    threads: int | None = None,
+    **arrays: Input,
 ) -> Model:
     """Make a model from the equations of a recurrent cell.
 
@@ -285,8 +309,9 @@ def from_equations(
     initial : dict, optional
         Name -> value of prev(name) at the first step, [features..], or [n, features..] for the values 1 to n steps
         ago. Default: zeros.
-    inputs : dict, optional
-        Name -> size (or shape) of features. Default: one input, `x`, whose size follows from a product with it.
+    inputs : dict, or names, optional
+        Name -> size (or shape) of features; only the names if the sizes follow from the equations. Default: one input,
+        `x`, whose size follows from a product with it.
     **arrays : the arrays that the equations use
 
     Returns

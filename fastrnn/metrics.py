@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import ShapeError
 
@@ -18,7 +18,14 @@ PREFIX = "fastrnn"
 GAUGES = {"memory_bytes", "capacity", "open", "waiting"}  # the other numbers only grow
 
 
-def register(*objects, registry=None, meter=None, names: Sequence[str] | None = None) -> Any:
+class HasStats(Protocol):
+    """A model, a pool or a batcher."""
+
+    def stats(self) -> dict[str, Any]:
+        """What it has done so far."""
+
+
+def register(*objects: HasStats, registry: Any = None, meter: Any = None, names: Sequence[str] | None = None) -> Any:
     """Export what `stats()` of these objects returns, read whenever the metrics are collected.
 
     Every number is a metric `fastrnn_KIND_NAME` with the label `name`, where KIND is model, pool or batcher. Times are

@@ -2,82 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal, NoReturn
 
 from . import passes
-from .errors import ModelFormatError, ShapeError, claims_too_much, memory_for, out_of_memory
-from .graph import DTYPES, Graph, artifact, traverse
-from .graph import dims as D
-from .graph.casts import as_dtype
+from .errors import FastRNNError, ModelFormatError, memory_for
+from .graph import Graph, artifact
+from .infos import LayerInfo, TensorInfo, info_of, layers_of, states_of
 from .machine import threadpools
 from .machine.cpu import MAX_THREADS, thread_info
+from .runtime import calls
 from .runtime._meter import merged
-from .runtime.arguments import solve_sizes, whole_number
+from .runtime.arguments import whole_number
 from .runtime.compiled import Compiled
-from .runtime.states import POSITION
 from .serving.pool import PacedPool, StreamPool
 from .serving.stream import PacedStream, Stream
-from .streaming.follow import follow
+from .typing import Array, Input, Integers, Outputs, StrPath
+
+__all__ = ["LayerInfo", "Model", "TensorInfo"]
 
 MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
-KEPT_SHAPES = 64  # of inputs, whose sizes are known: solving them takes 10 us
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input, output or state. dims: ints, "batch", "time", or text such as "2*time+1"."""
-
-    name: str
-    dtype: str
-    dims: tuple
-
-    def __str__(self):
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """A node that holds parameters. bytes: as the file holds them."""
-
-    name: str
-    kind: str
-    text: str
-    parameters: int
-    bytes: int
-
-
-def _info(value) -> TensorInfo:
-    return TensorInfo(value.name, value.dtype, tuple(d if isinstance(d, int) else str(d) for d in value.dims))
-
-
-class Model(Compiled):
+class Model:
     """A loaded model. Make one with `fastrnn.load` or a `fastrnn.from_...` function.
 
     All methods may be called from several threads at once. A model computes in float32.
 
+    A model's memory is freed when the model, its streams and its pools are gone. `close`, or the end of a `with` block,
+    gives up the model's own part at once: its methods and most attributes raise a FastRNNError from then on, and its
+    streams and pools go on.
+
     Attributes
     ----------
     name : str
-    graph : fastrnn.graph.Graph, after all passes
-    inputs, outputs, states : tuples of `TensorInfo`, in the file's order; states are what a stream keeps
-    fingerprint : hex text that changes with any weight or node
+    threads : the most threads that a call uses
     """
 
     def __init__(self, graph: Graph, threads: int | None = None):
         threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
         threadpools.note(threads)
-        super().__init__(passes.run(graph), threads)
-        self._ends = tuple(self.graph.values[n] for n in self.graph.outputs)
-        self._sizes: dict[tuple, tuple] = {}  # shapes of the inputs -> `_sizes_of` them
-        self._inputs = tuple(_info(self.graph.values[n]) for n in self.graph.inputs)
-        self._outputs = tuple(_info(self.graph.values[n]) for n in self.graph.outputs)
+        self._set_up(Compiled(passes.run(graph), threads), threads)
+
+    def _set_up(self, compiled: Compiled, threads: int) -> None:
+        graph = compiled.graph
+        self._compiled: Compiled | None = compiled  # None: closed
+        self.name: str = graph.name
+        self.threads: int = threads
+        self._inputs = tuple(info_of(graph.values[n]) for n in graph.inputs)
+        self._outputs = tuple(info_of(graph.values[n]) for n in graph.outputs)
+
+    @property
+    def _core(self) -> Compiled:
+        """What computes; FastRNNError if the model is closed."""
+        found = self._compiled
+        if found is None:
+            self._refuse_closed()
+        return found
+
+    def _refuse_closed(self) -> NoReturn:
+        raise FastRNNError(f"the model {self.name} was closed: load it again, or close it later")
+
+    # -- the end --
+    def close(self) -> None:
+        """Give up the model's memory: constants, packed weights and scratch. It may be called again.
+
+        Calls that other threads have begun end as usual. Streams and pools share this memory and go on: it is freed
+        when the last of them is closed too.
+        """
+        self._compiled = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._compiled is None
+
+    def __enter__(self) -> Model:
+        if self.closed:
+            self._refuse_closed()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- description --
+    @property
+    def graph(self) -> Graph:
+        """The graph after all passes, which `print` shows; immutable."""
+        return self._core.graph
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over graph and weights, which names the model in snapshots."""
+        return self._core.fingerprint
+
+    @property
+    def delay(self) -> int:
+        """Input steps that a stream must see beyond step t before it returns step t of its outputs; 0 if the model
+        can't be streamed at all."""
+        return self._core.delay
+
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
         """The file's inputs, in its order."""
@@ -91,15 +116,7 @@ class Model(Compiled):
     @property
     def states(self) -> tuple[TensorInfo, ...]:
         """What a stream keeps between steps; empty if the model can't be streamed."""
-        if self._problems:
-            return ()
-        if self._open_sizes:  # what a stream keeps besides, such as a cell's own state, is known with the sizes
-            return tuple(_info(self.graph.values[n]) for n in self.graph.states)
-        shown = self._stream_layout().shown
-        found = [TensorInfo(s.name, s.dtype, tuple(map(_plain, s.dims))) for s in shown]
-        if not self._timetable.plain:
-            found.append(TensorInfo(POSITION, "int64", ()))
-        return tuple(found)
+        return states_of(self._core)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -114,24 +131,13 @@ class Model(Compiled):
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
         """Nodes with parameters, in order."""
-        found = []
-        for node in self.graph.nodes:
-            arrays = [self.graph.constants[i] for i in node.inputs if i is not None and i in self.graph.constants]
-            count = sum(a.size for a in arrays if a.dtype.kind == "f")
-            if count:
-                kind, text = _describe(node, arrays[0].shape)
-                found.append(LayerInfo(node.name, kind, text, count, sum(a.nbytes for a in arrays)))
-        return tuple(found)
+        return layers_of(self.graph)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that this model holds: constants, packed weights, and the scratch kept for reuse. If it leaves sizes
         open, also those of the sizes that it was run with."""
-        models = [self, *self._fixed.values()]
-        constants = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}  # the most are shared
-        packed = sum(m._weights.nbytes for m in models)
-        scratch = sum(p.scratch_bytes for m in models for p in list(m._programs.values()))
-        return sum(constants.values()) + packed + scratch
+        return self._core.memory_bytes
 
     def stats(self) -> dict[str, Any]:
         """What the model's calls cost so far, JSON-able; counted without locks.
@@ -142,26 +148,26 @@ class Model(Compiled):
         `rows`, `steps`, and of every 64th call the histograms `seconds` and `batch_size` as in `StreamPool.stats`. A
         chunk of many steps is one call, or several if the rows end at different steps.
         """
-        programs = [item for m in (self, *self._fixed.values()) for item in list(m._programs.items())]
-        runs = [program.meter for (mode, _), program in programs if mode == "run"]
-        streams = [program.meter for (mode, _), program in programs if mode != "run"]
+        core = self._core
         return {
-            "memory_bytes": self.memory_bytes,
-            "run": merged(runs).as_dict(),
-            "stream": merged(streams).as_dict(),
+            "memory_bytes": core.memory_bytes,
+            "run": merged(core.meters(of_runs=True)).as_dict(),
+            "stream": merged(core.meters(of_runs=False)).as_dict(),
         }
 
     @property
     def streamable(self) -> bool:
         """Whether the model can be run one step at a time; if not, `stream()` says which node needs the future."""
-        return not self._problems
+        return not self._core._problems
 
-    def __repr__(self):
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<Model {self.name}, closed>"
         ins, outs = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
         return f"<Model {self.name}: {ins} -> {outs}>"
 
     # -- whole sequences --
-    def run(self, /, *arrays, lengths: Sequence[int] | None = None, **named) -> tuple[np.ndarray, ...]:
+    def run(self, /, *arrays: Input, lengths: Integers | None = None, **named: Input) -> tuple[Array, ...]:
         """Whole sequences: the file's own inputs and outputs, in its own axis order.
 
         Parameters
@@ -182,122 +188,24 @@ class Model(Compiled):
         ShapeError : a missing or unknown input, a wrong dtype or shape, a number that does not fit the dtype, a length
             outside 0..time.
         """
-        return self._run_named(arrays, named, lengths)
+        return calls.run(self._core, arrays, named, lengths)
 
-    def _run_named(self, arrays: tuple, named: dict, lengths) -> tuple[np.ndarray, ...]:
-        if lengths is not None and "lengths" in self.graph.inputs:
-            named, lengths = {**named, "lengths": lengths}, None
-        feeds = self._collect(arrays, named)
-        return self._run(feeds) if lengths is None else self._run_ragged(feeds, lengths)
-
-    def __call__(self, /, *arrays, lengths=None, **named):
+    def __call__(self, /, *arrays: Input, lengths: Integers | None = None, **named: Input) -> Outputs:
         """`run` without the states that a caller would thread: they start at zero (or as the file says).
 
-        Returns one array for a model with one output that isn't a state, else a tuple.
+        Takes and raises what `run` does. Returns one array for a model with one output that isn't a state, else a
+        tuple; new memory.
         """
-        given = list(arrays)
-        plain = [n for n in self.graph.inputs if n not in self.graph.states]
-        if len(given) > len(plain):
-            raise ShapeError(f"{self.name} takes {len(plain)} inputs besides its states, got {len(given)}")
-        named = dict(zip(plain, given, strict=False)) | named
-        missing = [n for n in self.graph.states if n not in named]
-        if missing:
-            known = [n for n in self.graph.inputs if n in named]
-            typed = [as_dtype(named[n], self.graph.values[n].dtype, f"input {n}") for n in known]
-            sizes = solve_sizes([self.graph.values[n] for n in known], typed, self.graph.held)
-            for name in missing:
-                value = self.graph.values[name]
-                named[name] = np.zeros(_shape(value, sizes), DTYPES[value.dtype])
-        found, wanted = self._run_named((), named, lengths), traverse.results(self.graph)
-        kept = [r for n, r in zip(self.graph.outputs, found, strict=True) if n in wanted]
-        return kept[0] if len(kept) == 1 else tuple(kept)
-
-    def _collect(self, arrays: tuple, named: dict) -> list[np.ndarray]:
-        names = list(self.graph.inputs)
-        if any(isinstance(array, Mapping) for array in arrays):
-            raise ShapeError(f"{self.name} takes arrays, by position or by name, and got a dict: pass run(**feeds)")
-        if len(arrays) > len(names):
-            raise ShapeError(f"{self.name} takes {len(names)} inputs {names}, got {len(arrays)}")
-        feeds = dict(zip(names, arrays, strict=False))
-        for name, array in named.items():
-            if name not in names:
-                raise ShapeError(f"{self.name} has no input {name!r}; its inputs are {names}")
-            if name in feeds:
-                raise ShapeError(f"input {name} is given twice")
-            feeds[name] = array
-        missing = [n for n in names if n not in feeds]
-        if missing:
-            raise ShapeError(f"{self.name}: input {', '.join(missing)} is missing")
-        return [as_dtype(feeds[n], self.graph.values[n].dtype, f"input {n}") for n in names]
-
-    def _run(self, feeds: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-        shapes = tuple(a.shape for a in feeds)
-        known = self._sizes.get(shapes)
-        if known is None:
-            known = self._sizes_of(feeds)
-            if len(self._sizes) >= KEPT_SHAPES:  # no order worth keeping: a service has few shapes, or all of them
-                self._sizes.clear()
-            self._sizes[shapes] = known
-        sizes, out_shapes = known
-        if self._open_sizes:
-            return self._with_sizes(sizes)._run(feeds)
-        try:
-            outputs = tuple(_empty(value, shape) for value, shape in zip(self._ends, out_shapes, strict=True))
-            self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
-        except MemoryError as error:
-            at = f"batch {sizes['batch']} and time {sizes['time']}"
-            raise out_of_memory(error, f"run of {self.name} with {at}") from None
-        return outputs
-
-    def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
-        """The sizes that these inputs mean, and the shapes of the outputs at them ([] if sizes are left open)."""
-        values = [self.graph.values[n] for n in self.graph.inputs]
-        sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds, self.graph.held)
-        if self._open_sizes:
-            return sizes, []
-        self._program("run").plan.check_sizes(sizes["batch"], sizes["time"])  # names the node
-        return sizes, [_shape(value, sizes) for value in self._ends]
-
-    def _run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
-        """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
-        values = [self.graph.values[n] for n in self.graph.inputs]
-        sizes = solve_sizes(values, feeds, self.graph.held)
-        if "batch" not in sizes or "time" not in sizes:
-            raise ShapeError(f"{self.name} has no batch and time axes: lengths don't apply")
-        mixed = follow(self.graph, "batch").problems
-        if mixed:
-            raise ShapeError(f"{self.name}: lengths don't apply where rows of a batch meet: " + "; ".join(mixed))
-        lengths = np.asarray(lengths)
-        if lengths.shape != (sizes["batch"],) or lengths.dtype.kind not in "iu":
-            raise ShapeError(
-                f"lengths must be {sizes['batch']} ints, one a row, got {lengths.dtype}{list(lengths.shape)}"
-            )
-        if lengths.size and not (0 <= lengths.min() and lengths.max() <= sizes["time"]):
-            raise ShapeError(f"lengths must lie in 0..{sizes['time']}, got {lengths.min()}..{lengths.max()}")
-        outs = [self.graph.values[n] for n in self.graph.outputs]
-        results: list[np.ndarray] = [np.zeros(_shape(v, sizes), DTYPES[v.dtype]) for v in outs]
-        for length in np.unique(lengths):
-            rows = np.flatnonzero(lengths == length)
-            part = [_cut(a, v, rows, int(length)) for a, v in zip(feeds, values, strict=True)]
-            try:
-                pieces = self._run(part)
-            except ShapeError as error:
-                raise ShapeError(f"row {rows[0]}, of length {length}: {error}") from None
-            for whole, value, piece in zip(results, outs, pieces, strict=True):
-                if any(p > w for p, w in zip(piece.shape, whole.shape, strict=True)):  # a pad up to a fixed length
-                    text = f"of length {length} is {list(piece.shape)}, which is no part of {list(whole.shape)}"
-                    raise ShapeError(f"output {value}: that of rows {text}; shorter rows give more")
-                whole[_index(value, rows, int(length), piece.shape)] = piece
-        return tuple(results)
+        return calls.call(self._core, arrays, named, lengths)
 
     # -- streams --
     def stream(
         self,
         batch_size: int | None = None,
         *,
-        bind: Mapping | None = None,
+        bind: Mapping[str, Input] | None = None,
         context: int | None = None,
-        at_context: str = "error",
+        at_context: Literal["error", "window"] = "error",
     ) -> Stream:
         """A live stream; with batch_size, that many in lock-step.
 
@@ -322,20 +230,21 @@ class Model(Compiled):
         StreamError : the model can't be streamed; the text names each node and why. A context that
             has nothing to bound. ShapeError : bind does not fit.
         """
-        horizon = self._context(context, at_context)
+        core = self._core
+        horizon = core._context(context, at_context)
         if batch_size is not None:
             batch_size = whole_number(batch_size, "batch_size", MOST_STREAMS)
-        bound = self._bound(bind) or None
-        parts = self._stream_parts(batch_size, horizon, bound)
-        return (Stream if self._timetable.plain else PacedStream)(self, parts, bound)
+        bound = core._bound(bind) or None
+        parts = core._stream_parts(batch_size, horizon, bound)
+        return (Stream if core._timetable.plain else PacedStream)(self, core, parts, bound)
 
     def pool(
         self,
         capacity: int = 1024,
         *,
-        bind: Mapping | None = None,
+        bind: Mapping[str, Input] | None = None,
         context: int | None = None,
-        at_context: str = "error",
+        at_context: Literal["error", "window"] = "error",
     ) -> StreamPool:
         """A pool of independent streams, each with a slot, stepped together in any subset and order.
 
@@ -351,95 +260,34 @@ class Model(Compiled):
         StreamError : the model can't be streamed; the text names each node and why. A context as in `stream`.
         ShapeError : capacity is not an int in 1..2^24. StateError : there is not enough memory.
         """
-        horizon = self._context(context, at_context)
-        kind = StreamPool if self._timetable.plain else PacedPool
-        return kind(self, capacity, horizon, self._bound(bind) or None)
+        core = self._core
+        horizon = core._context(context, at_context)
+        kind = StreamPool if core._timetable.plain else PacedPool
+        return kind(self, core, capacity, horizon, core._bound(bind) or None)
 
     # -- files --
-    def save(self, path) -> None:
+    def save(self, path: StrPath) -> None:
         """Write the model as one .fastrnn file; loading it gives the same bits. The write is atomic.
 
         Raises
         ------
-        ModelFormatError : another suffix, by which `load` would not know the file again.
+        ModelFormatError : another suffix, by which `load` would not know the file again. OSError : the file can't be
+            written; an old one is unchanged.
         """
         if Path(path).suffix.lower() != ".fastrnn":
             raise ModelFormatError(f"save writes .fastrnn files, got {path}")
         with memory_for(f"save {path}"):
             artifact.save(self.graph, path)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (artifact.to_bytes(self.graph), self.threads)
 
     def __copy__(self) -> Model:
         return self  # immutable
 
-    def __deepcopy__(self, memo) -> Model:
+    def __deepcopy__(self, memo: object) -> Model:
         return self
 
 
 def _unpickled(blob: bytes, threads: int) -> Model:
     return Model(artifact.load(blob), threads)
-
-
-def _plain(dim):
-    return dim if isinstance(dim, int) else str(dim)
-
-
-def _describe(node, weights: tuple) -> tuple[str, str]:
-    """The kind of a layer, and in a few words which; weights: the shape of its first constant."""
-    if node.op == "cell":
-        spec = node.attrs["spec"]
-        return spec.kind, f"{spec.input_size} -> {spec.hidden_size}" + (" reverse" if spec.reverse else "")
-    if node.op == "linear":
-        act = f" {node.attrs['activation']}" if node.attrs["activation"] else ""
-        return "linear", f"{weights[0]} -> {weights[1]}{act}"
-    if node.op in ("conv", "conv_transpose"):
-        groups = node.attrs["groups"]
-        ends = (weights[1] * groups, weights[0]) if node.op == "conv" else (weights[0], weights[1] * groups)
-        shown = f"{ends[0]} -> {ends[1]}, {' x '.join(map(str, weights[2:]))}"
-        for name, value in (("stride", node.attrs["strides"]), ("dilation", node.attrs["dilations"])):
-            shown += f" {name} {' x '.join(map(str, value))}" if any(v != 1 for v in value) else ""
-        return node.op, shown + (f" in {groups} groups" if groups > 1 else "")
-    if node.op == "gather":
-        return node.op, " x ".join(map(str, weights))
-    return node.op, str(node.attrs.get("fn", ""))
-
-
-def _shape(value, sizes: dict[str, int]) -> list[int]:
-    """The shape of a value at these sizes. Raises ShapeError if an axis has none."""
-    shape = [D.evaluate(d, sizes) for d in value.dims]
-    if any(s < 0 for s in shape):
-        given = " and ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ShapeError(f"{value} has no size at {given}: its axes would be {shape}; give other sizes")
-    return shape
-
-
-def _empty(value, shape: list[int]) -> np.ndarray:
-    """A new array for a value. Raises ShapeError if no memory could hold it: its size may be a file's bare claim."""
-    try:
-        return np.empty(shape, DTYPES[value.dtype])
-    except (MemoryError, ValueError) as error:  # NumPy: not available; more than an index can count
-        if isinstance(error, MemoryError) and not claims_too_much(error):
-            raise
-        raise ShapeError(f"no memory for {value}, of shape {shape}") from None
-
-
-def _index(value, rows: np.ndarray, length: int, shape) -> tuple:
-    """The index of `rows`, cut to `length` steps, in a whole array of this value."""
-    index = []
-    for axis, dim in enumerate(value.dims):
-        if dim == D.BATCH:
-            index.append(rows)
-        elif isinstance(dim, int):
-            index.append(np.arange(dim))
-        elif "batch" in D.symbols(dim):
-            raise ShapeError(f"{value}: with lengths, axis {axis} must be plain batch")
-        else:
-            index.append(np.arange(shape[axis]))
-    return np.ix_(*index)
-
-
-def _cut(array: np.ndarray, value, rows: np.ndarray, length: int) -> np.ndarray:
-    shape = [length if d == D.TIME else s for d, s in zip(value.dims, array.shape, strict=True)]
-    return np.ascontiguousarray(array[_index(value, rows, length, shape)])

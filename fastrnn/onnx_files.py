@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import FastRNNError
@@ -31,7 +32,7 @@ class _Branch:
 
     read: tuple  # importers.onnx.reading.files.Read
     options: dict
-    sizes: dict
+    sizes: Mapping[str, int]
 
     def __call__(self, values: dict) -> Graph:
         options = {**self.options, "bind": {**(self.options.get("bind") or {}), **values}}
@@ -46,13 +47,13 @@ class _Branch:
         return _branch_of_bytes, (model.SerializeToString(), where, folder, self.options, self.sizes)
 
 
-def _branch_of_bytes(blob: bytes, where: str, folder, options: dict, sizes: dict) -> _Branch:
+def _branch_of_bytes(blob: bytes, where: str, folder, options: dict, sizes: Mapping[str, int]) -> _Branch:
     from .importers.onnx.reading.files import Read, read_model
 
     return _Branch(Read(read_model(blob).model, where, folder), options, sizes)
 
 
-def model_of(source, options: dict, threads: int | None, sizes: dict) -> Model:
+def model_of(source, options: dict, threads: int | None, sizes: Mapping[str, int]) -> Model:
     """The model of an ONNX file: a `SelectedModel` if inputs that are not bound select a branch of an `If`."""
     from .importers.onnx import UndecidedError
     from .importers.onnx.reading.files import read_model, whole

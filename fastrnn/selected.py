@@ -10,17 +10,20 @@ import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 
 from .errors import FastRNNError, FastRNNWarning, ShapeError, UnsupportedError
 from .graph import Graph
 from .graph.casts import as_dtype
+from .infos import TensorInfo
 from .machine import forks
-from .model import Model, TensorInfo
+from .model import Model
+from .runtime.compiled import Compiled
 from .serving.pool import StreamPool
 from .serving.stream import Stream
+from .typing import Array, Input, Integers, Outputs
 
 KEPT_VALUES = 8  # models of as many values of the selectors are kept
 MOST_TRIES = 8  # values that are tried when the file is loaded
@@ -81,17 +84,19 @@ class SelectedModel(Model):
 
         Raises what `read` raises if no candidate gives a graph.
         """
-        self._names, self._choices, self._read, self._asked = names, choices, read, threads
+        self._names, self._choices, self._asked = names, choices, threads
+        self._read: Reader | None = read  # None: closed
         self._models: dict[tuple[bytes, ...], Model] = {}  # values of the selectors -> model, the oldest first
         self._lock = forks.Lock()
         self._warned = False
         self._values: list[np.ndarray] = []  # of the example
-        self._example = example = self._first()
+        example = self._first()
         self.threads, self.name = example.threads, example.name
-        self.selectors = tuple(TensorInfo(c.name, c.dtype, c.dims) for c in choices)
+        self.selectors: tuple[TensorInfo, ...] = tuple(TensorInfo(c.name, c.dtype, c.dims) for c in choices)
         known = {info.name: info for info in (*example.inputs, *self.selectors)}
         self._inputs = tuple(known[name] for name in names)
         self._outputs = example.outputs
+        self._tried: Model | None = example
 
     def _first(self) -> Model:
         """The model of the first candidate that gives one."""
@@ -105,14 +110,45 @@ class SelectedModel(Model):
         assert first is not None
         raise first
 
+    # -- the end --
+    def close(self) -> None:
+        """As `Model.close`, for the models of all values. A model that `select` returned goes on."""
+        with self._lock:
+            self._models.clear()
+            self._tried = self._read = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._read is None
+
+    def __enter__(self) -> SelectedModel:
+        super().__enter__()
+        return self
+
+    @property
+    def _example(self) -> Model:
+        """The model of the value that was tried first; FastRNNError if this model is closed."""
+        found = self._tried
+        if found is None:
+            self._refuse_closed()
+        return found
+
+    @property
+    def _core(self) -> Compiled:
+        """Raises UnsupportedError: there is one for each value of the selectors."""
+        self.refuse()
+
     # -- description --
     @property
-    def graph(self) -> Graph:  # type: ignore[override]
+    def graph(self) -> Graph:
         """Raises UnsupportedError: there is one graph for each value of the selectors."""
         self.refuse()
 
     def refuse(self) -> NoReturn:
         """Raise the UnsupportedError that says how to load the file as one graph."""
+        if self.closed:
+            self._refuse_closed()
         pairs = zip(self._choices, self._values, strict=True)
         words = " ".join(f"--bind {choice.name}={value.reshape(-1)[0]}" for choice, value in pairs)
         raise UnsupportedError(
@@ -131,10 +167,12 @@ class SelectedModel(Model):
     @property
     def memory_bytes(self) -> int:
         with self._lock:
-            models = list(self._models.values())
+            models, read = list(self._models.values()), self._read
+        if read is None:
+            self._refuse_closed()
         shared = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}
         own = sum(m.memory_bytes - sum(a.nbytes for a in m.graph.constants.values()) for m in models)
-        return own + sum(shared.values()) + self._read.nbytes
+        return own + sum(shared.values()) + read.nbytes
 
     @property
     def delay(self) -> int:
@@ -149,7 +187,7 @@ class SelectedModel(Model):
         self.refuse()
 
     # -- selection --
-    def select(self, /, **values) -> Model:
+    def select(self, /, **values: Input) -> Model:
         """The model of these values of the selectors, which takes the other inputs: `model.select(sr=16000)`.
 
         Raises
@@ -160,6 +198,8 @@ class SelectedModel(Model):
         return self._at(self._typed(values))
 
     def _typed(self, values: Mapping) -> list[np.ndarray]:
+        if self.closed:
+            self._refuse_closed()
         known = [c.name for c in self._choices]
         if not isinstance(values, Mapping) or set(values) != set(known):
             got = sorted(map(str, values)) if isinstance(values, Mapping) else f"{values!r:.60}"
@@ -172,6 +212,8 @@ class SelectedModel(Model):
         if found is not None:
             return found
         with self._lock:
+            if self._read is None:
+                self._refuse_closed()
             if key not in self._models:
                 graph = self._read(dict(zip((c.name for c in self._choices), values, strict=True)))
                 self._models[key] = Model(self._share(graph), self._asked)
@@ -203,22 +245,24 @@ class SelectedModel(Model):
         return f"bind={values}"
 
     # -- whole sequences --
-    def _run_named(self, arrays: tuple, named: dict, lengths) -> tuple[np.ndarray, ...]:
+    def run(self, /, *arrays: Input, lengths: Integers | None = None, **named: Input) -> tuple[Array, ...]:
+        """As `Model.run`; the selectors are inputs like the others."""
         if any(isinstance(array, Mapping) for array in arrays):
             raise ShapeError(f"{self.name} takes arrays, by position or by name, and got a dict: pass run(**feeds)")
         if len(arrays) > len(self._names):
             raise ShapeError(f"{self.name} takes {len(self._names)} inputs {list(self._names)}, got {len(arrays)}")
         model, rest = self._split(dict(zip(self._names, arrays, strict=False)), named)
-        return model._run_named((), rest, lengths)
+        return model.run(lengths=lengths, **rest)
 
-    def __call__(self, /, *arrays, lengths=None, **named):
+    def __call__(self, /, *arrays: Input, lengths: Integers | None = None, **named: Input) -> Outputs:
+        """As `Model.__call__`; the selectors are inputs like the others."""
         plain = [name for name in self._names if name not in self._example.graph.states]
         if len(arrays) > len(plain):
             raise ShapeError(f"{self.name} takes {len(plain)} inputs besides its states, got {len(arrays)}")
         model, rest = self._split(dict(zip(plain, arrays, strict=False)), named)
         return model(lengths=lengths, **rest)
 
-    def _split(self, feeds: dict, named: dict) -> tuple[Model, dict]:
+    def _split(self, feeds: dict[str, Any], named: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
         """The model that the feeds select, and the feeds of its own inputs."""
         for name in named:
             if name not in self._names:
@@ -237,9 +281,9 @@ class SelectedModel(Model):
         self,
         batch_size: int | None = None,
         *,
-        bind: Mapping | None = None,
+        bind: Mapping[str, Input] | None = None,
         context: int | None = None,
-        at_context: str = "error",
+        at_context: Literal["error", "window"] = "error",
     ) -> Stream:
         """As `Model.stream`; bind holds a value for each selector too: `{"sr": 16000}`.
 
@@ -252,15 +296,15 @@ class SelectedModel(Model):
         self,
         capacity: int = 1024,
         *,
-        bind: Mapping | None = None,
+        bind: Mapping[str, Input] | None = None,
         context: int | None = None,
-        at_context: str = "error",
+        at_context: Literal["error", "window"] = "error",
     ) -> StreamPool:
         """As `Model.pool`; bind: as in `stream`, for all streams of the pool."""
         model, rest = self._of_bind(bind)
         return model.pool(capacity, bind=rest, context=context, at_context=at_context)
 
-    def _of_bind(self, bind: Mapping | None) -> tuple[Model, dict]:
+    def _of_bind(self, bind: Mapping[str, Input] | None) -> tuple[Model, dict]:
         """The model that the bound selectors select, and the other bound inputs."""
         known = [c.name for c in self._choices]
         if not isinstance(bind, Mapping) or not set(known) <= set(bind):
@@ -268,7 +312,7 @@ class SelectedModel(Model):
         model = self._at(self._typed({name: bind[name] for name in known}))
         return model, {name: value for name, value in bind.items() if name not in known}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return SelectedModel, (self._names, self._choices, self._read, self._asked)
 
 

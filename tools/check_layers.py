@@ -21,6 +21,7 @@ from pathlib import Path
 # Package -> the lower packages it imports. A missing package is an error: decide where it belongs.
 ARROWS = {
     "errors": "",
+    "typing": "",
     "machine": "errors",
     "graph": "errors machine",
     "passes": "errors machine graph",
@@ -29,16 +30,17 @@ ARROWS = {
     "ops": "machine",
     "compile": "errors machine graph passes streaming ops",
     "runtime": "errors machine graph passes streaming ops compile",
-    "serving": "errors machine streaming runtime",
-    "model": "errors machine graph passes importers streaming runtime serving",
-    "insight": "errors machine graph passes importers compile runtime serving model",
-    "fastrnn": "errors machine graph importers runtime serving model",
+    "serving": "errors typing machine streaming runtime",
+    "model": "errors typing machine graph passes importers streaming runtime serving",
+    "insight": "errors typing machine graph passes importers compile runtime serving model",
+    "fastrnn": "errors typing machine graph importers runtime serving model",
     "bench": "errors machine graph model fastrnn",
     "cli": "fastrnn bench",
 }
 # Modules at the top of fastrnn/ -> the entry of `ARROWS` that they belong to.
 TOP = {
     "model": "model",
+    "infos": "model",
     "formats": "model",
     "loading": "model",
     "onnx_files": "model",

@@ -105,7 +105,7 @@ def plan_of(case: dict, made: dict):
         node = Node("cell", "cell", ("x", *arrays), ("y",), {"spec": spec})
         graph = Graph(f"{kind}{H}", ("x",), ("y",), (node,), {v.name: v for v in values}, arrays)
         made[key] = Model(validate(graph), threads=1)
-    return made[key]._program("stream" if case["steps"] == 1 else "run").plan
+    return made[key]._core._program("stream" if case["steps"] == 1 else "run").plan
 
 
 def ratios(figures: dict, factors: cost_model.Factors, made: dict) -> np.ndarray:

@@ -177,7 +177,7 @@ class Case:
         for start, stop in self.chunks(total):
             chunk = {n: self.as_stream(n, self.cut(n, a, start, stop), batch is not None) for n, a in feeds.items()}
             parts.append((stop - start, _tuple(stream.push(chunk))))
-        if not self.model._timetable.plain:
+        if not self.model._core._timetable.plain:
             parts.append((1, _tuple(stream.flush())))
         self.compare_parts("stream", parts, feeds, batch is not None, total)
 
@@ -226,7 +226,9 @@ class Case:
         totals = [self.rng.choice((0, 1, 2, 9, self.sizes["time"])) for _ in slots]
         feeds = [self.feeds(self.plain, self.sizes | {"batch": 1, "time": t}) for t in totals]
         parts, done = [[] for _ in slots], [0] * n
-        can_step = self.model._timetable.plain and all(self.axis(name, "batch") is not None for name in self.plain)
+        can_step = self.model._core._timetable.plain and all(
+            self.axis(name, "batch") is not None for name in self.plain
+        )
         while any(d < t for d, t in zip(done, totals, strict=True)):
             who = self.rng.sample(range(n), self.rng.randint(1, n))
             if can_step and self.rng.random() < 0.3:
@@ -244,7 +246,7 @@ class Case:
                 parts[i].append((steps, out))
                 done[i] += steps
         for i, total in enumerate(totals):
-            if not self.model._timetable.plain:
+            if not self.model._core._timetable.plain:
                 parts[i].append((1, _tuple(pool.flush(slots[i]))))
             self.compare_parts(f"pool of {totals}, row {i}", parts[i], feeds[i], False, total)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ class Profile:
         """Floating point operations of a call."""
         return sum(op.cost.flops for op in self.ops)
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers."""
         return {
             **asdict(self),
@@ -225,8 +226,8 @@ class Call:
         graph = model.graph
         timed = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         plain = [graph.values[n] for n in graph.inputs if n not in graph.states]
-        if model._open_sizes:
-            text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
+        if model._core._open_sizes:
+            text = ", ".join(f"{name!r}: ..." for name in model._core._open_sizes)
             raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
         self.streams = opens(model) is None
         if self.streams and (steps == 1 or not timed):
@@ -248,7 +249,7 @@ class Call:
             sizes = {"batch": batch, "time": steps}
             shapes = [tuple(D.evaluate(d, sizes) for d in v.dims) for v in plain]
             x = _feeds(plain, shapes, seed)
-            self.program = model._program("run")
+            self.program = model._core._program("run")
             self.calls = _repeater(model, *x)
         self.plan: Plan = self.program.plan
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import FastRNNError
 
@@ -62,7 +63,7 @@ class CpuInfo:
     threads: ThreadInfo
     caches: Mapping[str, int]
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """The same data as dicts, lists, strings and numbers."""
         return {
             "name": self.name,

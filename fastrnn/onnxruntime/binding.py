@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class IOBinding:
         self.bind_ortvalue_input(name, OrtValue(arr_on_cpu))
 
     def bind_input(
-        self, name: str, device_type: str, device_id: int, element_type, shape: Sequence[int], buffer_ptr: int
+        self, name: str, device_type: str, device_id: int, element_type: Any, shape: Sequence[int], buffer_ptr: int
     ) -> None:
         """Let the input be the C-contiguous array at an address; the caller keeps it alive."""
         check_cpu(device_type)
@@ -57,7 +57,7 @@ class IOBinding:
         name: str,
         device_type: str = "cpu",
         device_id: int = 0,
-        element_type=None,
+        element_type: Any = None,
         shape: Sequence[int] | None = None,
         buffer_ptr: int | None = None,
     ) -> None:

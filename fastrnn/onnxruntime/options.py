@@ -43,16 +43,16 @@ class ExecutionOrder(Named):
 class _Field:
     """A typed attribute of a class of options: another type is a TypeError, as for onnxruntime."""
 
-    def __init__(self, kind: type, default):
+    def __init__(self, kind: type, default: Any):
         self.kind, self.default = kind, default
 
-    def __set_name__(self, owner, name: str) -> None:
+    def __set_name__(self, owner: Any, name: str) -> None:
         self.name = name
 
-    def __get__(self, options, owner=None):
+    def __get__(self, options: Any, owner: Any = None) -> Any:
         return self if options is None else options._values.get(self.name, self.default)
 
-    def __set__(self, options, value) -> None:
+    def __set__(self, options: Any, value: Any) -> None:
         options._values[self.name] = self._checked(options, value)
 
     def _checked(self, options, value):
@@ -167,35 +167,35 @@ class SessionOptions(_Options):
     def _refuse(self, what: str, remedy: str):
         raise RefusedError(f"SessionOptions.{what}: {remedy}")
 
-    def register_custom_ops_library(self, path) -> None:
+    def register_custom_ops_library(self, path: Any) -> None:
         """Refused: fastrnn loads no libraries of operators."""
         self._refuse("register_custom_ops_library", "fastrnn runs no operators from libraries")
 
-    def add_initializer(self, name, value) -> None:
+    def add_initializer(self, name: Any, value: Any) -> None:
         """Refused: the weights of a model are those of its file."""
         self._refuse("add_initializer", "write the weights into the file")
 
-    def add_external_initializers(self, names, values) -> None:
+    def add_external_initializers(self, names: Any, values: Any) -> None:
         """Refused: the weights of a model are those of its file."""
         self._refuse("add_external_initializers", "write the weights into the file")
 
-    def add_external_initializers_from_files_in_memory(self, *arguments) -> None:
+    def add_external_initializers_from_files_in_memory(self, *arguments: Any) -> None:
         """Refused: external data is read from the folder of the model."""
         self._refuse("add_external_initializers_from_files_in_memory", "load the model by its path")
 
-    def add_provider_for_devices(self, devices, options) -> None:
+    def add_provider_for_devices(self, devices: Any, options: Any) -> None:
         """Refused: there is the CPU alone."""
         self._refuse("add_provider_for_devices", "there is CPUExecutionProvider alone")
 
-    def set_provider_selection_policy(self, policy) -> None:
+    def set_provider_selection_policy(self, policy: Any) -> None:
         """Refused: there is the CPU alone."""
         self._refuse("set_provider_selection_policy", "there is CPUExecutionProvider alone")
 
-    def set_provider_selection_policy_delegate(self, delegate) -> None:
+    def set_provider_selection_policy_delegate(self, delegate: Any) -> None:
         """Refused: there is the CPU alone."""
         self._refuse("set_provider_selection_policy_delegate", "there is CPUExecutionProvider alone")
 
-    def set_ep_context_data_read_func(self, *arguments) -> None:
+    def set_ep_context_data_read_func(self, *arguments: Any) -> None:
         """Refused: there is the CPU alone."""
         self._refuse("set_ep_context_data_read_func", "there is CPUExecutionProvider alone")
 
@@ -230,6 +230,6 @@ class RunOptions(_Options):
         """The entry of this key. RuntimeError if there is none."""
         return self._get(key)
 
-    def add_active_adapter(self, adapter) -> None:
+    def add_active_adapter(self, adapter: Any) -> None:
         """Refused: fastrnn has no adapters."""
         raise RefusedError("RunOptions.add_active_adapter: fastrnn has no LoRA adapters; write them into the weights")

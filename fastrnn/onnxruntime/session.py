@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..errors import FastRNNError, ShapeError
 from ..machine import forks
+from ..model import Model
+from ..typing import Blob, Input, StrPath
 from . import providers as of_providers
 from .binding import IOBinding
 from .described import ModelMetadata, NodeArg
@@ -63,11 +65,11 @@ class InferenceSession:
 
     def __init__(
         self,
-        path_or_bytes,
+        path_or_bytes: StrPath | Blob | Mapping[str, Input],
         sess_options: Any = None,
-        providers: Sequence | None = None,
-        provider_options: Sequence[Mapping] | None = None,
-        **options,
+        providers: Sequence[Any] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ):
         self._options = given = _options(sess_options)
         of_providers.check(providers, provider_options)
@@ -77,7 +79,8 @@ class InferenceSession:
         self._profile = SessionProfile(given.profile_file_prefix) if given.enable_profiling else None
         with self._event("session_initialization"):
             named, denoted = getattr(given, "_named", {}), getattr(given, "_denoted", {})
-            self.model, self._description = read(path_or_bytes, named, denoted, options)
+            model, self._description = read(path_or_bytes, named, denoted, options)
+        self.model: Model = model
         for note in self.model.notes:
             log(1, f"{self.model.name}: {note}", given.log_severity_level)
         self._feeds = self._made_feeds(options.get("bind") or {})
@@ -137,11 +140,13 @@ class InferenceSession:
         """Where the model runs."""
         return [of_providers.CPU]
 
-    def get_provider_options(self) -> dict[str, dict]:
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
         """The options of each provider, of which the CPU has none."""
         return {of_providers.CPU: {}}
 
-    def set_providers(self, providers: Sequence | None = None, provider_options: Sequence[Mapping] | None = None):
+    def set_providers(
+        self, providers: Sequence[Any] | None = None, provider_options: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         """Accept the CPU; a warning names each other provider."""
         of_providers.check(providers, provider_options)
 
@@ -159,19 +164,19 @@ class InferenceSession:
         """Where each output is written: the CPU's memory."""
         return [OrtMemoryInfo() for _ in self._names]
 
-    def get_input_epdevices(self) -> list:
+    def get_input_epdevices(self) -> NoReturn:
         """Refused: there are no devices to plug in."""
         raise RefusedError("InferenceSession.get_input_epdevices: there is CPUExecutionProvider alone")
 
-    def get_provider_graph_assignment_info(self) -> list:
+    def get_provider_graph_assignment_info(self) -> NoReturn:
         """Refused: one provider runs all; `print(fastrnn.load(path).graph)` shows the graph."""
         raise RefusedError("InferenceSession.get_provider_graph_assignment_info: CPUExecutionProvider runs every node")
 
-    def get_tuning_results(self) -> list:
+    def get_tuning_results(self) -> list[Any]:
         """Empty: there is nothing to tune."""
         return []
 
-    def set_tuning_results(self, results: Sequence, *, error_on_invalid: bool = False) -> None:
+    def set_tuning_results(self, results: Sequence[Any], *, error_on_invalid: bool = False) -> None:
         """Accepted without effect."""
 
     def set_ep_dynamic_options(self, options: Mapping[str, str]) -> None:
@@ -306,12 +311,14 @@ class InferenceSession:
             raise ArgumentError(str(error)) from None
         iobinding._deliver(results)
 
-    def run_with_ortvaluevector(self, run_options, feed_names, feeds, fetch_names, fetches, fetch_devices) -> None:
+    def run_with_ortvaluevector(
+        self, run_options: Any, feed_names: Any, feeds: Any, fetch_names: Any, fetches: Any, fetch_devices: Any
+    ) -> None:
         """As `run`, with the OrtValues of `feeds` in; those of the outputs are appended to `fetches`."""
         fetches.extend(self.run_with_ort_values(fetch_names, dict(zip(feed_names, feeds, strict=True)), run_options))
 
     def create_ortvalue_from_shape_and_type(
-        self, shape: Sequence[int], element_type, device_type: str, device_id: int = 0, vendor_id: int = -1
+        self, shape: Sequence[int], element_type: Any, device_type: str, device_id: int = 0, vendor_id: int = -1
     ) -> OrtValue:
         """A new array for an input or output. Its contents are undefined."""
         check_cpu(device_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class OrtValue:
 
     @staticmethod
     def ortvalue_from_shape_and_type(
-        shape: Sequence[int], element_type, device_type: str = "cpu", device_id: int = 0, vendor_id: int = -1
+        shape: Sequence[int], element_type: Any, device_type: str = "cpu", device_id: int = 0, vendor_id: int = -1
     ) -> OrtValue:
         """A new array. element_type: a NumPy dtype or ONNX's number. Its contents are undefined."""
         check_cpu(device_type)
@@ -49,23 +50,23 @@ class OrtValue:
         return OrtValue(np.empty(shape, dtype))
 
     @staticmethod
-    def ort_value_from_sparse_tensor(sparse_tensor) -> OrtValue:
+    def ort_value_from_sparse_tensor(sparse_tensor: Any) -> OrtValue:
         """Refused: fastrnn has no sparse tensors."""
         raise RefusedError("OrtValue.ort_value_from_sparse_tensor: fastrnn has no sparse tensors")
 
     @staticmethod
-    def from_dlpack(data, is_bool_tensor: bool = False) -> OrtValue:
+    def from_dlpack(data: Any, is_bool_tensor: bool = False) -> OrtValue:
         """What another library exports by DLPack, in the same memory."""
         array = np.from_dlpack(data)
         return OrtValue(array.view(np.bool_) if is_bool_tensor else array)
 
-    def __dlpack__(self, *arguments, **named):
+    def __dlpack__(self, *arguments: Any, **named: Any) -> Any:
         return self._array.__dlpack__(*arguments, **named)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._array.__dlpack_device__()
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         array = np.asarray(self._array, dtype)
         return array.copy() if copy and array is self._array else array
 
@@ -113,7 +114,7 @@ class OrtValue:
         """False."""
         return False
 
-    def as_sparse_tensor(self):
+    def as_sparse_tensor(self) -> NoReturn:
         """Refused: it is not one."""
         raise RefusedError("OrtValue.as_sparse_tensor: fastrnn has no sparse tensors")
 
@@ -137,7 +138,7 @@ def _as_array(value) -> np.ndarray:
     return array.reshape(value.shape)
 
 
-def array_at(pointer: int, shape: Sequence[int], element_type) -> np.ndarray:
+def array_at(pointer: int, shape: Sequence[int], element_type: Any) -> np.ndarray:
     """The array in the caller's memory at an address. The caller answers for the address, as onnxruntime's does."""
     import ctypes
 

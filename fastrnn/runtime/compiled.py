@@ -1,4 +1,4 @@
-"""Compiled: a graph and its programs. This is all that streams and pools know about their model."""
+"""Compiled: a graph and its programs, what runs whole sequences, and what streams and pools know of their model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import cached_property
 
 import numpy as np
 
+from .. import passes
 from ..compile import lowering
 from ..compile.lowering.attention import Context, over_time, unbounded
 from ..compile.plan import has_time
-from ..errors import ShapeError, StateError, StreamError, UnsupportedError
-from ..graph import Graph, artifact
+from ..errors import ShapeError, StateError, StreamError, UnsupportedError, out_of_memory
+from ..graph import DTYPES, Graph, artifact
 from ..graph import dims as D
 from ..graph.casts import as_dtype
 from ..graph.traverse import results
@@ -19,23 +20,30 @@ from ..machine import forks
 from ..passes.positions import spread_positions
 from ..passes.sizes import fix_sizes
 from ..streaming import conditions
+from ..streaming.follow import follow
 from ..streaming.live import live
 from ..streaming.rewrite import rewrite
 from ..streaming.timetable import Timetable
 from ._executor import Program
+from ._meter import Meter
 from ._slab import StreamParts
-from .arguments import Argument, argument_of, collect, plain_forms, whole_number
+from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
 from .layout import StateLayout
+from .shapes import cut, empty, index_of, shape_of
 
 DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps by default
 KEPT_SIZES = 8  # models for other free sizes
 KEPT_CONTEXTS = 8  # programs for other bounds of attention; streams hold their own
 MOST_CONTEXT = 1 << 24  # steps; more is a typing error
 KEPT_PARTS = 16  # StreamParts for other batch sizes and bounds; streams hold their own
+KEPT_SHAPES = 64  # of inputs, whose sizes are known: solving them takes 10 us
 
 
 class Compiled:
-    """A graph after all passes, its programs, and what its streams share. The base of `Model`; threads share it."""
+    """A graph after all passes, its programs, and what its streams share. Threads share it.
+
+    A `Model`, its streams and its pools hold one together: it lives until the last of them is closed.
+    """
 
     def __init__(self, graph: Graph, threads: int):
         self.graph, self.threads, self.name = graph, threads, graph.name
@@ -47,6 +55,8 @@ class Compiled:
         self._programs: dict[tuple, Program] = {}
         self._layouts: dict[Context | None, StateLayout] = {}
         self._parts: dict[tuple[int | None, Context | None], StreamParts] = {}
+        self._ends = tuple(graph.values[n] for n in graph.outputs)
+        self._sizes: dict[tuple, tuple] = {}  # shapes of the inputs -> `_sizes_of` them
         if not self._open_sizes:
             self._program("run")  # a model that can't run is rejected at load, not in production
 
@@ -75,20 +85,89 @@ class Compiled:
                 _keep_last(self._programs, KEPT_CONTEXTS)
             return self._programs[key]
 
-    def _with_sizes(self, sizes: dict[str, int]):
+    def _with_sizes(self, sizes: dict[str, int]) -> Compiled:
         """This model compiled for other free sizes, by name; the last few are kept."""
         sizes = {n: sizes[n] for n in self._open_sizes}
         key = tuple(sizes.items())
         with self._lock:
             model = self._fixed.pop(key, None)
         if model is None:
-            model = type(self)(fix_sizes(self.graph, sizes), self.threads)
+            model = Compiled(passes.run(fix_sizes(self.graph, sizes)), self.threads)
             model._given_sizes = sizes
         with self._lock:
             self._fixed[key] = model
             while len(self._fixed) > KEPT_SIZES:
                 del self._fixed[next(iter(self._fixed))]
         return model
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of constants, packed weights, and the scratch kept for reuse, also of other free sizes."""
+        models = [self, *self._fixed.values()]
+        constants = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}  # the most are shared
+        packed = sum(m._weights.nbytes for m in models)
+        scratch = sum(p.scratch_bytes for m in models for p in list(m._programs.values()))
+        return sum(constants.values()) + packed + scratch
+
+    def meters(self, of_runs: bool) -> list[Meter]:
+        """The counters of the programs of whole runs, or of streams, also of other free sizes."""
+        programs = [item for m in (self, *self._fixed.values()) for item in list(m._programs.items())]
+        return [program.meter for (mode, _), program in programs if (mode == "run") == of_runs]
+
+    # -- whole sequences --
+    def run(self, feeds: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The outputs for these inputs, in the file's order; C-contiguous arrays of the inputs' dtypes."""
+        shapes = tuple(a.shape for a in feeds)
+        known = self._sizes.get(shapes)
+        if known is None:
+            known = self._sizes_of(feeds)
+            if len(self._sizes) >= KEPT_SHAPES:  # no order worth keeping: a service has few shapes, or all of them
+                self._sizes.clear()
+            self._sizes[shapes] = known
+        sizes, out_shapes = known
+        if self._open_sizes:
+            return self._with_sizes(sizes).run(feeds)
+        try:
+            outputs = tuple(empty(value, shape) for value, shape in zip(self._ends, out_shapes, strict=True))
+            self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
+        except MemoryError as error:
+            at = f"batch {sizes['batch']} and time {sizes['time']}"
+            raise out_of_memory(error, f"run of {self.name} with {at}") from None
+        return outputs
+
+    def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
+        """The sizes that these inputs mean, and the shapes of the outputs at them ([] if sizes are left open)."""
+        values = [self.graph.values[n] for n in self.graph.inputs]
+        sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds, self.graph.held)
+        if self._open_sizes:
+            return sizes, []
+        self._program("run").plan.check_sizes(sizes["batch"], sizes["time"])  # names the node
+        return sizes, [shape_of(value, sizes) for value in self._ends]
+
+    def run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
+        """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
+        values = [self.graph.values[n] for n in self.graph.inputs]
+        sizes = solve_sizes(values, feeds, self.graph.held)
+        if "batch" not in sizes or "time" not in sizes:
+            raise ShapeError(f"{self.name} has no batch and time axes: lengths don't apply")
+        mixed = follow(self.graph, "batch").problems
+        if mixed:
+            raise ShapeError(f"{self.name}: lengths don't apply where rows of a batch meet: " + "; ".join(mixed))
+        lengths = _checked_lengths(lengths, sizes["batch"], sizes["time"])
+        results: list[np.ndarray] = [np.zeros(shape_of(v, sizes), DTYPES[v.dtype]) for v in self._ends]
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            part = [cut(a, v, rows, int(length)) for a, v in zip(feeds, values, strict=True)]
+            try:
+                pieces = self.run(part)
+            except ShapeError as error:
+                raise ShapeError(f"row {rows[0]}, of length {length}: {error}") from None
+            for whole, value, piece in zip(results, self._ends, pieces, strict=True):
+                if any(p > w for p, w in zip(piece.shape, whole.shape, strict=True)):  # a pad up to a fixed length
+                    text = f"of length {length} is {list(piece.shape)}, which is no part of {list(whole.shape)}"
+                    raise ShapeError(f"output {value}: that of rows {text}; shorter rows give more")
+                whole[index_of(value, rows, int(length), piece.shape)] = piece
+        return tuple(results)
 
     # -- streams --
     @cached_property
@@ -245,6 +324,21 @@ class Compiled:
             text = f"has the sizes {sorted(self._open_sizes)}, this one {sorted(sizes)}"
             raise StateError(f"a snapshot of {self.name} {text}")
         return self._with_sizes(sizes) if sizes else self
+
+
+def _checked_lengths(lengths, batch: int, time: int) -> np.ndarray:
+    """lengths as ints [batch] in 0..time, or ShapeError."""
+    try:
+        array = np.asarray(lengths)
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"lengths must be {batch} ints, one a row: {error}") from None
+    if array.size == 0:  # NumPy takes an empty list for floats
+        array = array.astype(np.int64)
+    if array.shape != (batch,) or array.dtype.kind not in "iu":
+        raise ShapeError(f"lengths must be {batch} ints, one a row, got {array.dtype}{list(array.shape)}")
+    if array.size and not (0 <= array.min() and array.max() <= time):
+        raise ShapeError(f"lengths must lie in 0..{time}, got {array.min()}..{array.max()}")
+    return array
 
 
 def open_sizes(graph: Graph) -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ShapeError, StateError, StreamError, memory_for, out_of_memory
 from ..machine import forks
@@ -15,8 +15,12 @@ from ..runtime import snapshots, states
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays, whole_number
 from ..runtime.compiled import Compiled, Context
 from ..runtime.snapshots import MOST_SLOTS
+from ..typing import Array, Blob, Input, Inputs, Slots, StepOutputs, StrPath
 from . import pool_snapshots
 from ._pool import PoolCore
+
+if TYPE_CHECKING:
+    from ..model import Model
 
 
 class StreamPool(PoolCore):
@@ -38,30 +42,31 @@ class StreamPool(PoolCore):
 
     def __init__(
         self,
-        model: Compiled,
+        model: Model,
+        core: Compiled,
         capacity: int,
         context: Context | None = None,
-        bound: dict[str, np.ndarray] | None = None,
+        bound: dict[str, Array] | None = None,
     ):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
         if self.capacity:
             raise StateError("this pool was initialized before: make another one with model.pool()")
-        self.model: Any = model  # a Model, which builds on pools
+        self.model, self._core = model, core
         self._context, self.bound = context, bound
         self._tokens: dict[str, int] = {}  # of snapshots -> `_now` before them
-        model._check_streamable()
+        core._check_streamable()
         with memory_for(f"pool of {capacity} streams of {model.name}"):
             self._resize(capacity)
-        if not model._open_sizes:
-            self._lay_out(model)
+        if not core._open_sizes:
+            self._lay_out(core)
         forks.register(self)
 
-    def _lay_out(self, model: Compiled) -> None:
+    def _lay_out(self, core: Compiled) -> None:
         """Make the slab. If the model leaves sizes open, this is called at the first step, with its sizes."""
-        parts = model._stream_parts(None, self._context, self.bound)
+        parts = core._stream_parts(None, self._context, self.bound)
         if parts.timetable and not all(a.batched for a in (*parts.inputs, *parts.outputs)):
-            raise StreamError(f"{model.name}: an input or output has no batch axis, and its streams look ahead")
-        with memory_for(f"pool of {self.capacity} streams of {model.name}"):
+            raise StreamError(f"{core.name}: an input or output has no batch axis, and its streams look ahead")
+        with memory_for(f"pool of {self.capacity} streams of {core.name}"):
             self._begin(parts)
 
     # -- slots --
@@ -105,11 +110,11 @@ class StreamPool(PoolCore):
         with self._alone():
             if capacity < self.capacity:
                 raise StateError(f"grow({capacity}): the pool has room for {self.capacity} already, and never shrinks")
-            with memory_for(f"pool of {capacity} streams of {self.model.name}"):
+            with memory_for(f"pool of {capacity} streams of {self._core.name}"):
                 self._resize(capacity)
 
     @property
-    def slots(self) -> np.ndarray:
+    def slots(self) -> NDArray[np.int64]:
         """The open slots, int64 [open], in the order of their places."""
         with self._alone():
             return self._open_slots()
@@ -118,7 +123,7 @@ class StreamPool(PoolCore):
         """The number of open slots."""
         return self._n_open
 
-    def __contains__(self, slot) -> bool:
+    def __contains__(self, slot: object) -> bool:
         """Whether a slot is open."""
         try:
             self._place(slot)
@@ -131,7 +136,7 @@ class StreamPool(PoolCore):
         if self.program is None:
             with self._alone():
                 if self.program is None:
-                    self._lay_out(self.model._sized_like(x, self.bound))
+                    self._lay_out(self._core._sized_like(x, self.bound))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.slots.tolist())
@@ -140,12 +145,12 @@ class StreamPool(PoolCore):
     def _step_general(self, n: int, x, out):
         """`step` of the n slots found, if x is not a plain array or the model has several inputs or outputs."""
         if self.program is None:
-            self._lay_out(self.model._sized_like(x, self.bound))
+            self._lay_out(self._core._sized_like(x, self.bound))
         parts = self._parts
         if parts.timetable:
             if out is not None:
                 text = "what a step returns differs from slot to slot, so it takes no out"
-                raise StreamError(f"{self.model.name}: {text}")
+                raise StreamError(f"{self._core.name}: {text}")
             rows = self._take(n, np.ones(n, np.int64), step_arrays(parts, x, n), one=True)
             return [deliver(row, None) for row in rows]
         outs = check_out(parts.outputs, out, n)
@@ -154,7 +159,7 @@ class StreamPool(PoolCore):
         self._advance(n, [*arrays, *results])
         return deliver(results, outs)
 
-    def push(self, slots, chunks) -> list:
+    def push(self, slots: Slots, chunks: Iterable[Inputs]) -> list[StepOutputs]:
         """Advance each stream in `slots` by a chunk of its own length.
 
         At each step as many rows run as streams have data: the longest chunks go first, nothing is padded.
@@ -181,14 +186,14 @@ class StreamPool(PoolCore):
                 n = self._find(slots)
                 return self._push_found(n, self._listed(n, chunks))
         except MemoryError as error:
-            raise out_of_memory(error, f"push of {len(chunks)} chunks") from None
+            raise out_of_memory(error, "push of chunks") from None
 
-    def _push_found(self, n: int, chunks: list) -> list:
+    def _push_found(self, n: int, chunks: list) -> list[StepOutputs]:
         """`push` of the n slots found."""
         if n == 0:
             return []
         if self.program is None:
-            self._lay_out(self.model._sized_like(chunks[0], self.bound))
+            self._lay_out(self._core._sized_like(chunks[0], self.bound))
         plain = self._push_plain(n, chunks)
         if plain is not None:
             return plain
@@ -214,7 +219,7 @@ class StreamPool(PoolCore):
         except ShapeError as error:
             raise ShapeError(f"chunk {i}: {error}") from None
 
-    def flush(self, slot: int):
+    def flush(self, slot: int) -> StepOutputs:
         """The outputs that a stream held back, and the final value of outputs reduced over time, as `Stream.flush`. If
         the model looks ahead, its sequence has ended then: `reset` begins another."""
         with self._alone():
@@ -226,15 +231,15 @@ class StreamPool(PoolCore):
         return deliver(results[0], None)
 
     # -- states --
-    def state(self, slot: int) -> dict[str, np.ndarray]:
+    def state(self, slot: int) -> dict[str, Array]:
         """Every state of a stream by name, as in `Stream.state`; copies. StateError: the slot is not open."""
         with self._alone():
             place = self._place(slot)
             self._require_sizes()
             row, ended = self.slab[place : place + 1], place in self.ended
-            return states.exported(self._parts, self.model.graph, row, True, self._steps(place), ended)
+            return states.exported(self._parts, self._core.graph, row, True, self._steps(place), ended)
 
-    def set_state(self, slot: int, state: dict[str, Any]) -> None:
+    def set_state(self, slot: int, state: Mapping[str, Input]) -> None:
         """Replace every state of a stream by a dict of the form that `state` returns.
 
         Raises
@@ -246,7 +251,7 @@ class StreamPool(PoolCore):
             place = self._place(slot)
             self._require_sizes()
             row, steps = self.slab[place : place + 1], self._steps(place)
-            self._set_steps(place, *states.load(self._parts, self.model.graph, row, state, True, steps))
+            self._set_steps(place, *states.load(self._parts, self._core.graph, row, state, True, steps))
 
     def steps_done(self, slot: int) -> int:
         """Steps that a stream has taken since it was opened, reset or restored. StateError: the slot is not open."""
@@ -254,7 +259,7 @@ class StreamPool(PoolCore):
             return self._steps(self._place(slot))
 
     # -- snapshots --
-    def snapshot(self, slot: int, path=None) -> bytes:
+    def snapshot(self, slot: int, path: StrPath | None = None) -> bytes:
         """A stream's state and step count as bytes, for `restore` here, in another pool or process, or in a `Stream`.
 
         Parameters
@@ -268,7 +273,7 @@ class StreamPool(PoolCore):
         with memory_for("snapshot"):
             with self._alone():
                 taken = pool_snapshots.of_one(self, self._place(slot))
-            blob = snapshots.to_bytes(taken, self.model.fingerprint, self.model.name)
+            blob = snapshots.to_bytes(taken, self._core.fingerprint, self._core.name)
             if path is not None:
                 replace_file(path, blob, private=True)
             return blob
@@ -277,9 +282,9 @@ class StreamPool(PoolCore):
     def snapshot_all(self, path: None = None, *, since: str | bytes | None = None) -> bytes: ...
 
     @overload
-    def snapshot_all(self, path: str | os.PathLike, *, since: str | bytes | None = None) -> str: ...
+    def snapshot_all(self, path: StrPath, *, since: str | bytes | None = None) -> str: ...
 
-    def snapshot_all(self, path=None, *, since=None) -> bytes | str:
+    def snapshot_all(self, path: StrPath | None = None, *, since: str | bytes | None = None) -> bytes | str:
         """`snapshot` of every open slot, for `restore_all`.
 
         It is taken in slices, and other threads step the pool in between. Each stream is there as it was at one moment
@@ -305,7 +310,7 @@ class StreamPool(PoolCore):
         with memory_for(f"snapshot of {len(self)} streams"):
             return pool_snapshots.whole(self, path, since)
 
-    def restore(self, source) -> int:
+    def restore(self, source: Blob | StrPath) -> int:
         """A new slot that continues from a snapshot, with the same bits on the same instruction set.
 
         Parameters
@@ -317,13 +322,13 @@ class StreamPool(PoolCore):
         StateError : a damaged, truncated or later snapshot, one of another model or of several streams; no free slot.
         """
         with memory_for("restore"):
-            taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+            taken = snapshots.read(source, self._core.fingerprint, self._core.name)
         if taken.slots is not None or len(taken.steps) != 1:
             raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
         with self._alone():
             return self._open_from(taken)[0]
 
-    def restore_all(self, source) -> dict[int, int]:
+    def restore_all(self, source: Blob | StrPath | Sequence[Blob | StrPath]) -> dict[int, int]:
         """New slots for all streams of a `snapshot_all`: {slot when it was taken: slot here}.
 
         Parameters
@@ -345,7 +350,7 @@ class StreamPool(PoolCore):
         if n > free:
             raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")
         if self.program is None:
-            self._lay_out(self.model._sized_as(taken.sizes))
+            self._lay_out(self._core._sized_as(taken.sizes))
         parts = self._parts
         taken.check("pool", parts.sizes, parts.still, parts.timetable is not None)
         rows = np.empty((n, parts.program.state_size), np.float32)
@@ -358,7 +363,7 @@ class StreamPool(PoolCore):
 
     def _require_sizes(self) -> None:
         if self.program is None:
-            raise StateError(self.model._sizes_come_later)
+            raise StateError(self._core._sizes_come_later)
 
     def stats(self) -> dict[str, Any]:
         """What the pool has done so far, JSON-able; counted without locks.
@@ -387,17 +392,17 @@ class StreamPool(PoolCore):
         return self._table_bytes + still + (0 if self.program is None else self.slab.nbytes)
 
     # -- the rest --
-    def __copy__(self):
+    def __copy__(self) -> NoReturn:
         raise TypeError("a pool can't be copied: open another one, and restore snapshots into it")
 
-    def __deepcopy__(self, memo):
-        return self.__copy__()
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a pool can't be pickled: keep snapshots of its streams, and the model as a .fastrnn file")
 
-    def __repr__(self):
-        return f"<StreamPool of {self.model.name}, {len(self)} of {self.capacity} slots open>"
+    def __repr__(self) -> str:
+        return f"<StreamPool of {self._core.name}, {len(self)} of {self.capacity} slots open>"
 
 
 class PacedPool(StreamPool):

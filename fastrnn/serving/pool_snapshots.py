@@ -99,7 +99,7 @@ def _chunks(pool: StreamPool, token: str, before: str | None) -> Iterator[bytes 
         part = Part(token, number, start < 0, before)
         taken = _described(pool, steps[:n], rows[:n], notes, slots[:n], part, gone[:closed])
         number += 1
-        yield from snapshots.chunks(taken, pool.model.fingerprint, pool.model.name)
+        yield from snapshots.chunks(taken, pool._core.fingerprint, pool._core.name)
 
 
 def _notes(pool: StreamPool, places: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
@@ -127,7 +127,7 @@ def _described(pool, steps, rows, notes, slots=None, part=None, gone=None) -> Sn
 def restored(pool: StreamPool, source) -> dict[int, int]:
     """`StreamPool.restore_all`."""
     sources = source if isinstance(source, list | tuple) else [source]
-    found = [snapshots.read_parts(s, pool.model.fingerprint, pool.model.name) for s in sources]
+    found = [snapshots.read_parts(s, pool._core.fingerprint, pool._core.name) for s in sources]
     parts = _latest([part for some in found for part in some])
     n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
     if n > free:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -13,7 +14,11 @@ from ..runtime._slab import StreamParts
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays
 from ..runtime.compiled import Compiled
 from ..streaming.timetable import Timetable
+from ..typing import Array, Blob, Input, StepOutputs, StrPath
 from ._stream import StreamCore
+
+if TYPE_CHECKING:
+    from ..model import Model
 
 
 class Stream(StreamCore):
@@ -33,26 +38,29 @@ class Stream(StreamCore):
 
     __slots__ = (
         "__weakref__",
+        "_core",
         "bound",
         "model",
     )  # and no dict, so that thousands of streams take little more than their states
 
-    model: Any  # the Model, which builds on streams
+    model: Model
+    bound: dict[str, Array] | None
+    _core: Compiled
 
-    def __init__(self, model: Compiled, parts: StreamParts, bound: dict[str, np.ndarray] | None = None):
-        self.model, self.bound = model, bound
+    def __init__(self, model: Model, core: Compiled, parts: StreamParts, bound: dict[str, Array] | None = None):
+        self.model, self._core, self.bound = model, core, bound
         self._take_parts(parts)
 
     def _take_parts(self, parts: StreamParts) -> None:
         rows = f"{parts.batch} streams in lock-step" if parts.batch_size else "a stream"
-        with memory_for(f"{rows} of {self.model.name}"):
+        with memory_for(f"{rows} of {self._core.name}"):
             self._begin(parts)
 
     def _size_like(self, x) -> None:
         """Lay out the state for the sizes of x, the argument of a first step or push, if the model leaves them open."""
         with self._held():
             if self.program is None:
-                self._begin_sized(self.model._sized_like(x, self.bound))
+                self._begin_sized(self._core._sized_like(x, self.bound))
 
     def _begin_sized(self, sized: Compiled) -> None:
         self._take_parts(sized._stream_parts(self.batch_size, self._parts.context, self.bound))
@@ -66,7 +74,7 @@ class Stream(StreamCore):
         parts, batch = self._parts, self.batch_size
         self._check_room(1)
         if out is not None and any(parts.many):
-            raise StreamError(f"{self.model.name}: a step may bring several steps of an output, so it takes no out")
+            raise StreamError(f"{self._core.name}: a step may bring several steps of an output, so it takes no out")
         outs = check_out(parts.outputs, out, batch)
         return deliver(self._take(step_arrays(parts, x, batch), 1, one=True), outs)
 
@@ -82,9 +90,9 @@ class Stream(StreamCore):
     def delay(self) -> int:
         """Input steps that must be seen beyond step t before step t of the outputs is returned (at another rate: the
         output step that belongs to input step t). 0 if nothing looks ahead."""
-        return self.model.delay
+        return self._core.delay
 
-    def flush(self):
+    def flush(self) -> StepOutputs:
         """End the sequence. Returns the outputs still held back by `delay`, in the form of `push`.
 
         A model that looks ahead has now seen the padding at the end, and all outputs together are those of the whole
@@ -97,7 +105,7 @@ class Stream(StreamCore):
 
     # -- state --
     @property
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, Array]:
         """Every state by name, as in `Model.states`; copies. Assign a dict of the same form to replace it.
 
         A state that the file threads through an input has that input's own dims; a cell's own is [hidden_size], or
@@ -106,14 +114,14 @@ class Stream(StreamCore):
         self._require_sizes()
         with self._held():
             lone, steps = self.batch_size is None, self.steps_done
-            return states.exported(self._parts, self.model.graph, self.slab, lone, steps, self.ended)
+            return states.exported(self._parts, self._core.graph, self.slab, lone, steps, self.ended)
 
     @state.setter
-    def state(self, new):
+    def state(self, new: Mapping[str, Input]) -> None:
         self._require_sizes()
         with self._held():
             lone, steps = self.batch_size is None, self.steps_done
-            self.steps_done, self.ended = states.load(self._parts, self.model.graph, self.slab, new, lone, steps)
+            self.steps_done, self.ended = states.load(self._parts, self._core.graph, self.slab, new, lone, steps)
 
     def reset(self) -> None:
         """Reset to the initial state, as after opening. Sizes fixed by the first step stay."""
@@ -125,7 +133,7 @@ class Stream(StreamCore):
     def copy(self) -> Stream:
         """An independent stream with the same state."""
         with self._held():
-            other = type(self)(self.model, self._parts, self.bound)
+            other = type(self)(self.model, self._core, self._parts, self.bound)
             if self.program is not None:
                 other.slab[:] = self.slab
             other.steps_done, other.ended, other.still = self.steps_done, self.ended, self.still
@@ -133,17 +141,17 @@ class Stream(StreamCore):
 
     __copy__ = copy
 
-    def __deepcopy__(self, memo) -> Stream:
+    def __deepcopy__(self, memo: object) -> Stream:
         return self.copy()
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a stream can't be pickled: keep a `snapshot`, and the model as a .fastrnn file")
 
     def _require_sizes(self) -> None:
         if self.program is None:
-            raise StreamError(self.model._sizes_come_later)
+            raise StreamError(self._core._sizes_come_later)
 
-    def snapshot(self, path=None) -> bytes:
+    def snapshot(self, path: StrPath | None = None) -> bytes:
         """The stream's state and step count as bytes, for `restore` here or in another process; see `snapshots.py`.
 
         Parameters
@@ -162,12 +170,12 @@ class Stream(StreamCore):
             rows, steps, ended = parts.layout.rows(self.slab), np.full(n, self.steps_done), np.full(n, self.ended)
             taken = snapshots.Snapshot(steps, rows, None, parts.sizes, ended, still)
         with memory_for("snapshot"):
-            blob = snapshots.to_bytes(taken, self.model.fingerprint, self.model.name)
+            blob = snapshots.to_bytes(taken, self._core.fingerprint, self._core.name)
         if path is not None:
             replace_file(path, blob, private=True)
         return blob
 
-    def restore(self, source) -> None:
+    def restore(self, source: Blob | StrPath) -> None:
         """Continue from a snapshot, with the same bits on the same instruction set.
 
         Parameters
@@ -180,7 +188,7 @@ class Stream(StreamCore):
         StreamError : another thread is using this stream. Nothing has changed then.
         """
         with memory_for("restore"):
-            taken = snapshots.read(source, self.model.fingerprint, self.model.name)
+            taken = snapshots.read(source, self._core.fingerprint, self._core.name)
         n = self.batch_size or 1
         if len(taken.steps) != n or taken.slots is not None:
             kind = f"{len(taken.steps)} streams" if taken.slots is None else "a whole pool"
@@ -189,7 +197,7 @@ class Stream(StreamCore):
             raise StateError("the snapshot's streams have taken different numbers of steps, rows in lock-step have not")
         with self._held():
             if self.program is None:
-                self._begin_sized(self.model._sized_as(taken.sizes))
+                self._begin_sized(self._core._sized_as(taken.sizes))
             parts = self._parts
             taken.check("stream", parts.sizes, parts.still, parts.timetable is not None)
             still = [
@@ -199,10 +207,10 @@ class Stream(StreamCore):
             parts.layout.load_rows(self.slab, taken.rows)
             self.steps_done, self.ended, self.still = int(taken.steps[0]), bool(taken.ended[0]), still
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
         delay = f", delay {self.delay}" if self.delay else ""
-        return f"<Stream of {self.model.name}{size}, {self.steps_done} steps{delay}>"
+        return f"<Stream of {self._core.name}{size}, {self.steps_done} steps{delay}>"
 
 
 class PacedStream(Stream):

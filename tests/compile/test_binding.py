@@ -47,9 +47,9 @@ def test_a_growing_batch_makes_few_arenas_and_a_changing_one_none():
     sizes = []
     for n in [*range(1, 201), *range(200, 0, -1)]:
         model(x[:n])
-        sizes.append(model._program("run").scratch_bytes)
+        sizes.append(model._core._program("run").scratch_bytes)
     assert len(set(sizes[:200])) < 10  # the room doubles
     assert len(set(sizes[200:])) == 1
     lone = Model(GRAPHS["lstm"])
     lone(x)
-    assert sizes[-1] <= 2 * lone._program("run").scratch_bytes
+    assert sizes[-1] <= 2 * lone._core._program("run").scratch_bytes

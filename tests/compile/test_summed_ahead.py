@@ -13,7 +13,7 @@ from fastrnn.model import Model
 def test_input_halves_summed_ahead_give_the_same_bits(kind, H, batch):
     """Sizes at which few rows have the input half of many steps summed at once; ragged rows end within such a run."""
     model = Model(stack(kind, I=H, H=H, head=False))
-    plan = model._program("run").plan
+    plan = model._core._program("run").plan
     assert all(op.fields["hoisted_rows"] >= batch for op in plan.ops if op.kind == "cell")
     lengths = [1 + (5 * row) % 11 for row in range(batch)]
     x = some(batch, max(lengths), H)

@@ -125,7 +125,7 @@ class TestCostModel:
 
     def test_the_least_of_a_step_is_reading_its_weights(self, cells):
         model = cells("lstm", 128)
-        (cost,) = cost_model.predict(model._program("stream").plan, MACHINE)
+        (cost,) = cost_model.predict(model._core._program("stream").plan, MACHINE)
         weights = 4 * 4 * 128 * (128 + 128 + 1)
         assert cost.flops == 2 * 4 * 128 * 256
         assert cost.weight_bytes == weights
@@ -134,12 +134,12 @@ class TestCostModel:
         assert cost.least_ns < cost.ns < 1.5 * cost.least_ns
 
     def test_the_least_of_many_rows_is_multiplying(self, cells):
-        (cost,) = cost_model.predict(cells("lstm", 128)._program("stream").plan, MACHINE, batch=64)
+        (cost,) = cost_model.predict(cells("lstm", 128)._core._program("stream").plan, MACHINE, batch=64)
         assert cost.bound == "fma"
         assert cost.least_ns == pytest.approx(64 * 2 * 4 * 128 * 256 / 100)
 
     def test_more_rows_and_steps_cost_more_and_a_row_less(self, cells):
-        plan = cells("gru", 64)._program("run").plan
+        plan = cells("gru", 64)._core._program("run").plan
         by_batch = [sum(c.ns for c in cost_model.predict(plan, MACHINE, batch=b)) for b in (1, 2, 8, 32)]
         assert by_batch == sorted(by_batch)
         assert by_batch[3] / 32 < by_batch[0]
@@ -149,7 +149,7 @@ class TestCostModel:
     @pytest.mark.parametrize(("kind", "H", "batch"), [("lstm", 256, 1), ("lstm", 128, 2), ("rnn", 1024, 16)])
     def test_input_halves_are_summed_ahead_where_the_plan_says_so(self, cells, kind, H, batch):
         """W is then read once and not at every step: the model keeps no rule of its own."""
-        plan = cells(kind, H)._program("run").plan
+        plan = cells(kind, H)._core._program("run").plan
         (cell,) = [op for op in plan.ops if op.kind == "cell"]
 
         def weights():
@@ -164,7 +164,7 @@ class TestCostModel:
         assert direct > 1.8 * ahead
 
     def test_threads_share_large_work_alone(self, cells):
-        plan = cells("lstm", 256)._program("run").plan
+        plan = cells("lstm", 256)._core._program("run").plan
         one, two = (sum(c.ns for c in cost_model.predict(plan, MACHINE, 16, 20, threads=n)) for n in (1, 2))
         assert 1.5 < one / two < 2
         one, two = (sum(c.ns for c in cost_model.predict(plan, MACHINE, 1, 1, threads=n)) for n in (1, 2))
@@ -173,7 +173,7 @@ class TestCostModel:
     def test_every_op_of_every_committed_model_has_a_cost(self):
         for path in sorted((ROOT / "tests" / "data" / "onnx").glob("*.onnx")):
             try:
-                plan = fastrnn.load(path)._program("run").plan
+                plan = fastrnn.load(path)._core._program("run").plan
             except fastrnn.FastRNNError:
                 continue
             for cost in cost_model.predict(plan, MACHINE, 2, 30):
@@ -186,7 +186,7 @@ class TestCostModel:
         machine, outside = Limits.from_dict(FIGURES["limits"]), []
         for case in FIGURES["cases"]:
             mode = "stream" if case["steps"] == 1 else "run"
-            plan = cells(case["kind"], case["H"])._program(mode).plan
+            plan = cells(case["kind"], case["H"])._core._program(mode).plan
             costs = cost_model.predict(plan, machine, case["batch"], case["steps"])
             overhead = machine.step_ns if case["steps"] == 1 else machine.run_ns
             ratio = (overhead + sum(c.ns for c in costs)) / case["ns"]
@@ -317,6 +317,6 @@ class TestProfile:
 
     def test_limits_differ_only_where_said(self):
         slow = dataclasses.replace(MACHINE, fma=50e9)
-        plan = cell_model("lstm", 32)._program("stream").plan
+        plan = cell_model("lstm", 32)._core._program("stream").plan
         fast, slower = (cost_model.predict(plan, m, batch=64)[0] for m in (MACHINE, slow))
         assert slower.least_ns == pytest.approx(2 * fast.least_ns)

@@ -43,7 +43,7 @@ def test_an_op_that_fails_names_its_node_under_a_timer_too():
     index = build.input("index", "int64", D.BATCH, D.TIME)
     table = build.constant("table", np.ones((4, 2), np.float32))
     model = Model(build.done(build.add("gather", table, index, name="find", axis=0)))
-    model._program("run").timer = OpTimer(len(model._program("run").plan.ops), 2)
+    model._core._program("run").timer = OpTimer(len(model._core._program("run").plan.ops), 2)
     with pytest.raises(fastrnn.ShapeError, match="node_find: index 9"):
         model.run(np.array([[9]]))
 

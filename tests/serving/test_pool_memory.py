@@ -43,7 +43,7 @@ def test_ticks_of_changing_size_take_no_memory():
     before = rss()
     ticks(TICKS)
     assert rss() - before < 1 << 20, f"{rss() - before} bytes more after {TICKS} ticks"
-    assert model._program("stream").scratch_bytes < 1 << 20
+    assert model._core._program("stream").scratch_bytes < 1 << 20
 
 
 COST = """

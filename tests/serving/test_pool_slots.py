@@ -72,9 +72,9 @@ def test_initializing_again_changes_nothing():
     lone = model.stream()
     first = pool.step(slots, some(500, 4)), lone.step(some(4))
     with pytest.raises(fastrnn.StateError, match="initialized before: make another one"):
-        pool.__init__(model, 5)
+        pool.__init__(model, model._core, 5)
     with pytest.raises(fastrnn.StreamError, match="initialized before: make another one"):
-        lone.__init__(model, lone._parts)
+        lone.__init__(model, model._core, lone._parts)
     again = model.pool(500)
     copies = [again.open() for _ in range(500)]
     assert np.array_equal(again.step(copies, some(500, 4)), first[0])

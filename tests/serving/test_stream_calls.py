@@ -177,7 +177,7 @@ class TestRowsAndSteps:
         with pytest.raises(fastrnn.ShapeError, match=r"one step is \[2, 7\], got \[2, 6\]"):
             stream.step(some(2, 6))
         assert np.array_equal(model.stream().step(x[0, 0, :4]), model(x[:1, :1, :4])[0, 0])
-        sized = list(model._fixed.values())
+        sized = list(model._core._fixed.values())
         assert len(sized) == 2
         assert model.memory_bytes >= sum(p.scratch_bytes for m in sized for p in m._programs.values()) > 0
 

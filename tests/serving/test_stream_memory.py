@@ -64,5 +64,5 @@ def test_a_model_and_its_streams_go_with_their_last_reference():
 def test_parts_of_many_batch_sizes_are_not_kept_for_ever():
     model = Model(stack("lstm"))
     streams = [model.stream(n) for n in range(1, 60)]
-    assert len(model._parts) <= 16
+    assert len(model._core._parts) <= 16
     assert all(s.step(some(n, 5)).shape == (n, 3) for n, s in enumerate(streams, 1))

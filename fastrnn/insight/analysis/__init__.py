@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from ...errors import ShapeError
 from ...model import Model
+from ...typing import Input
 from .corruption import Corruption, Gap, corruptions, gaps, quiet_inputs
 from .data import Data, load_data, made_up
 from .figures import DEFINITIONS, ErrorFigures, Level
@@ -61,7 +63,7 @@ class Analysis:
     skipped: tuple[str, ...]
     definitions: Mapping[str, str]
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers."""
         return _plain(asdict(self))
 
@@ -82,7 +84,7 @@ def _plain(value):
 
 def analyze(
     model: Model,
-    data=None,
+    data: Input | Mapping[str, Input] | Data | None = None,
     *,
     steps: int = MOST_STEPS,
     long_steps: int = LONG_STEPS,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import FastRNNError, ModelFormatError
+from ...typing import Input, StrPath
 
 if TYPE_CHECKING:
     from .runner import Runner
@@ -21,18 +22,18 @@ SUFFIXES = (".npy", ".npz", ".wav", ".csv")
 class Data:
     """arrays: one array, or a dict by input. text: their source. synthetic: they are random."""
 
-    arrays: object
+    arrays: Input | Mapping[str, Input]
     text: str
     synthetic: bool = False
 
     @classmethod
-    def of(cls, arrays) -> Data:
+    def of(cls, arrays: Input | Mapping[str, Input]) -> Data:
         """Data from the caller."""
         shape = {k: list(np.shape(v)) for k, v in arrays.items()} if isinstance(arrays, Mapping) else np.shape(arrays)
         return cls(arrays, f"given: {shape if isinstance(shape, dict) else list(shape)}")
 
 
-def load_data(path) -> Data:
+def load_data(path: StrPath) -> Data:
     """Read sequences from a file.
 
     .npy : an array [T, features...] or [rows, T, features...]; .npz : such arrays by the names of the inputs

@@ -28,11 +28,11 @@ class Runner:
 
     def __init__(self, model: Model):
         self.model, graph = model, model.graph
-        if model._open_sizes:
-            text = ", ".join(f"{name!r}: ..." for name in model._open_sizes)
+        if model._core._open_sizes:
+            text = ", ".join(f"{name!r}: ..." for name in model._core._open_sizes)
             raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")
         self.why_not = opens(model) or ""
-        asked = [a.name for a in model._stream_arguments[1]]
+        asked = [a.name for a in model._core._stream_arguments[1]]
         dropped = [n for n in graph.inputs if n not in graph.states and n not in asked]
         if dropped and not self.why_not:  # its streams don't take the inputs that its runs take
             self.why_not = f"a stream does not ask for {', '.join(dropped)}, the lengths of the rows"

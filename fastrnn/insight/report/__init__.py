@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import FastRNNError
 from ...machine.files import check_place
+from ...typing import StrPath
 from .names import common_path, shortened
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..profiling import Profile
 
 
-def require(path=None) -> None:
+def require(path: StrPath | None = None) -> None:
     """Raise FastRNNError now if a page could not be drawn later, OSError if it could not be written to path."""
     try:
         import matplotlib  # noqa: F401
@@ -35,7 +36,7 @@ def require(path=None) -> None:
         check_place(path)
 
 
-def write_profile(profile: Profile, path, name: str | None = None) -> None:
+def write_profile(profile: Profile, path: StrPath, name: str | None = None) -> None:
     """Write the page of a profile; name: the model's, for its heading.
 
     Raises FastRNNError without matplotlib, OSError if it can't be written.
@@ -46,7 +47,7 @@ def write_profile(profile: Profile, path, name: str | None = None) -> None:
     page.write(costs.page_of(profile, name), path)
 
 
-def write_analysis(analysis: Analysis, path, name: str | None = None) -> None:
+def write_analysis(analysis: Analysis, path: StrPath, name: str | None = None) -> None:
     """Write the page of an analysis. Raises as `write_profile`."""
     require()
     from . import page, trust
@@ -54,7 +55,7 @@ def write_analysis(analysis: Analysis, path, name: str | None = None) -> None:
     page.write(trust.page_of(analysis, name), path)
 
 
-def draw(graph: Graph, path) -> None:
+def draw(graph: Graph, path: StrPath) -> None:
     """Draw a graph: .dot is text, .svg a picture that the program `dot` of Graphviz makes.
 
     Raises FastRNNError for another suffix, and without graphviz (the package, or for a picture the program).

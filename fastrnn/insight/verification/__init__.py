@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UnsupportedError
+from ...typing import StrPath
 from .comparison import SIZES, compare
 from .engines import ENGINES, engine
 from .report import OutputDifference, VerifyReport
@@ -28,10 +29,10 @@ __all__ = ["ENGINES", "SIZES", "OutputDifference", "VerifyReport", "verify"]
 
 
 def verify(
-    model: Model | str | os.PathLike,
+    model: Model | StrPath,
     against: str = "onnxruntime",
     *,
-    source: str | os.PathLike | None = None,
+    source: StrPath | None = None,
     seed: int = 0,
     tolerance: float | None = None,
     bind: Mapping[str, Any] | None = None,
@@ -89,7 +90,7 @@ def verify(
     return compare(loaded, other, path if path is not None else loaded.name, seed, tolerance, sizes)
 
 
-def _load(path: str | os.PathLike, against: str, beside: dict, options: dict, float64_as_float32: bool) -> Model:
+def _load(path: StrPath, against: str, beside: dict, options: dict, float64_as_float32: bool) -> Model:
     """The model of a file. `beside` describes the other engine's file if that is not `path` itself."""
     from ...loading import load
 

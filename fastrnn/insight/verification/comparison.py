@@ -118,8 +118,8 @@ class _Runs:
 def _no_run(model: Model, shown: str, title: str, skipped: Sequence[str]) -> UnsupportedError:
     """The error if no run could be compared."""
     why = list(skipped) or ["no size fits the model's inputs"]
-    if model._open_sizes:
-        opened = ", ".join(model._open_sizes)
+    if model._core._open_sizes:
+        opened = ", ".join(model._core._open_sizes)
         why.append(f"the model leaves {opened} open, which was tried as {FREE}: fix it with fixed_sizes= (--sizes)")
     return UnsupportedError(why, f"verifying {shown} against {title}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class VerifyReport:
         parts = (f"{name} {', '.join(map(str, values))}" for name, values in self.compared.items())
         return f"compared at {'; '.join(parts)}"
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers; an infinite difference is the text "inf"."""
         record = asdict(self)
         for output in record["outputs"]:

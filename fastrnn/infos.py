@@ -1,0 +1,98 @@
+"""What a model says of its inputs, outputs, states and layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .graph import Graph, Node, Value
+from .runtime.compiled import Compiled
+from .runtime.states import POSITION
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input, output or state.
+
+    name : as in the file
+    dtype : of NumPy, such as "float32"
+    dims : one per axis: an int, "batch", "time", the name of another free size, or text such as "2*time+1"
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A node of the graph that holds parameters.
+
+    name : of the node
+    kind : such as "lstm", "linear", "conv"
+    text : its sizes in words, such as "40 -> 128 reverse"
+    parameters : how many numbers it was trained with
+    bytes : of its constants
+    """
+
+    name: str
+    kind: str
+    text: str
+    parameters: int
+    bytes: int
+
+
+def info_of(value: Value) -> TensorInfo:
+    """The description of a value of a graph."""
+    return TensorInfo(value.name, value.dtype, tuple(map(_plain, value.dims)))
+
+
+def _plain(dim: Any) -> int | str:
+    return dim if isinstance(dim, int) else str(dim)
+
+
+def states_of(model: Compiled) -> tuple[TensorInfo, ...]:
+    """What a stream of the model keeps between steps; empty if the model can't be streamed."""
+    if model._problems:
+        return ()
+    if model._open_sizes:  # what a stream keeps besides, such as a cell's own state, is known with the sizes
+        return tuple(info_of(model.graph.values[n]) for n in model.graph.states)
+    found = [TensorInfo(s.name, s.dtype, tuple(map(_plain, s.dims))) for s in model._stream_layout().shown]
+    if not model._timetable.plain:
+        found.append(TensorInfo(POSITION, "int64", ()))
+    return tuple(found)
+
+
+def layers_of(graph: Graph) -> tuple[LayerInfo, ...]:
+    """The nodes with parameters, in order."""
+    found = []
+    for node in graph.nodes:
+        arrays = [graph.constants[i] for i in node.inputs if i is not None and i in graph.constants]
+        count = sum(a.size for a in arrays if a.dtype.kind == "f")
+        if count:
+            kind, text = _describe(node, arrays[0].shape)
+            found.append(LayerInfo(node.name, kind, text, count, sum(a.nbytes for a in arrays)))
+    return tuple(found)
+
+
+def _describe(node: Node, weights: tuple[int, ...]) -> tuple[str, str]:
+    """The kind of a layer, and in a few words which; weights: the shape of its first constant."""
+    if node.op == "cell":
+        spec = node.attrs["spec"]
+        return spec.kind, f"{spec.input_size} -> {spec.hidden_size}" + (" reverse" if spec.reverse else "")
+    if node.op == "linear":
+        act = f" {node.attrs['activation']}" if node.attrs["activation"] else ""
+        return "linear", f"{weights[0]} -> {weights[1]}{act}"
+    if node.op in ("conv", "conv_transpose"):
+        groups = node.attrs["groups"]
+        ends = (weights[1] * groups, weights[0]) if node.op == "conv" else (weights[0], weights[1] * groups)
+        shown = f"{ends[0]} -> {ends[1]}, {' x '.join(map(str, weights[2:]))}"
+        for name, value in (("stride", node.attrs["strides"]), ("dilation", node.attrs["dilations"])):
+            shown += f" {name} {' x '.join(map(str, value))}" if any(v != 1 for v in value) else ""
+        return node.op, shown + (f" in {groups} groups" if groups > 1 else "")
+    if node.op == "gather":
+        return node.op, " x ".join(map(str, weights))
+    return node.op, str(node.attrs.get("fn", ""))
