@@ -17,7 +17,6 @@ import pytest
 import fastrnn
 from fastrnn import aio, cli, onnx_backend
 from fastrnn.cli.main import COMMANDS
-from fastrnn.serving.pool import StreamPool
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +124,7 @@ def test_the_site_has_every_page(site):
 PUBLIC_CLASSES = {
     "fastrnn.Model": fastrnn.Model,
     "fastrnn.Stream": fastrnn.Stream,
-    "fastrnn.serving.pool.StreamPool": StreamPool,
+    "fastrnn.StreamPool": fastrnn.StreamPool,
     "fastrnn.aio.Batcher": aio.Batcher,
     "fastrnn.InferenceSession": fastrnn.InferenceSession,
     "fastrnn.VerifyReport": fastrnn.VerifyReport,
