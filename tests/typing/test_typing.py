@@ -38,15 +38,8 @@ CLASSES = [
     aio.Batcher,
 ]
 # What belongs to the implementation: counters and tables that only fastrnn reads.
-INTERNAL = {
-    "PoolCore.ended",
-    "PoolCore.still",
-    "PoolCore.opened",
-    "PoolCore.meter",
-    "PoolCore.slab",
-    "PoolCore.program",
-}
-INTERNAL |= {"StreamCore.ended", "StreamCore.still", "StreamCore.batch", "StreamCore.slab", "SlabCore.program"}
+INTERNAL = {f"SlotCore.{name}" for name in ("ended", "still", "opened", "slab")} | {"PoolCore.meter"}
+INTERNAL |= {f"StreamCore.{name}" for name in ("ended", "still", "batch", "slab")} | {"SlabCore.program"}
 
 
 def run(*command):
