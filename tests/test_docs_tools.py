@@ -83,3 +83,18 @@ def test_readme_says_the_ratios_of_the_picture():
     ratios = [b / a for _, _, a, b in picture.times((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))]
     said = re.search(r"from ([\d.]+) to ([\d.]+) times as fast", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert said.groups() == (f"{min(ratios):.1f}", f"{max(ratios):.1f}")
+
+
+def test_the_first_figures_of_the_performance_page_are_those_of_its_tables():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    step = tool("readme_picture.py").tables(page)["step"]
+    sizes = re.search(r"^\| units \(and inputs\) \|(.*)\|$", page, re.MULTILINE)[1].split("|")
+    for kind in ("LSTM", "GRU", "RNN"):
+        cells = re.search(rf"^\| {kind} \|(.*)\|$", page, re.MULTILINE)[1].split("|")
+        for size, cell in zip(sizes, cells, strict=True):
+            assert float(cell) == pytest.approx(float(step[f"{kind.lower()}-{size.strip()}"][0]), rel=0.01)
+    lone, pooled = re.search(r"([\d,]+) LSTMs of 128 units stepped one by one, and ([\d,]+) in a pool", page).groups()
+    deployment = (ROOT / "docs" / "guide" / "deployment.md").read_text(encoding="utf-8")
+    cells = [c.strip() for c in re.search(r"^\| LSTM of 128 units \|(.*)\|$", deployment, re.MULTILINE)[1].split("|")]
+    for said, cell in ((lone, cells[2]), (pooled, cells[4])):
+        assert float(said.replace(",", "")) == pytest.approx(float(cell.replace(",", "")), rel=0.02)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import runpy
 import subprocess
 import sys
@@ -151,7 +152,32 @@ class TestTinyRun:
         page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
         tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
         names = [match["name"] for match in tool["BLOCK"].finditer(page)]
-        assert names == ["machine", "targets", "step", "odd", "batch", "sequence", "models", "threads", "pool"]
+        assert sorted(names) == sorted({*tool["SUMMARY"], "summary", "threads", "machine", "targets"})
+
+    @pytest.mark.parametrize("name", ["performance.md", "performance_avx2.md"])
+    def test_the_summary_says_what_the_tables_say(self, name):
+        page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
+        bodies = {match["name"]: match["body"] for match in tool["BLOCK"].finditer(page)}
+        grids = [grid for grid in tool["SUMMARY"] if grid in bodies]
+        assert bodies["summary"].count("\n| ") == len(grids) + 1
+        for grid in grids:
+            said = re.search(
+                r"geometric mean (\S+) over.*(?:ort run|ort-gather) ([\d.]+x).*; least (\S+), \w+/(\S+); (\d+ of \d+)",
+                bodies[grid],
+            )
+            mean, theirs, least, case, loses = said.groups()
+            title = tool["SUMMARY"][grid]
+            assert f"| {title} | {mean} | {theirs} | {least}, {case} | {loses} |\n" in bodies["summary"]
+
+    def test_a_row_of_the_summary(self, tiny):
+        tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
+        (figures,) = tiny[1]["grids"].values()
+        title, mean, theirs, least, loses = tool["summary_row"]("step", figures)
+        assert title == "one step of one stream, 32 to 512 units"
+        assert (mean, theirs) == (f"{figures['geometric_mean']:.2f}x", f"{figures['against']['ort']:.2f}x")
+        assert least == f"{figures['least']['ratio']:.2f}x, {figures['least']['case'].split('/')[1]}"
+        assert loses == f"{figures['loses']} of {figures['cases']}"
 
     def test_picture(self, tiny, tmp_path):
         pytest.importorskip("matplotlib", reason="the plot needs matplotlib, which the tests do not bring")

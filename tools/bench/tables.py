@@ -3,7 +3,7 @@
     python tools/bench/tables.py RECORD.json [docs/performance.md]
 
 The page keeps its text; the part between `<!-- table: NAME -->` and `<!-- end -->` is replaced. NAME is `machine`,
-`targets`, or a grid. A grid that is not in the record is left unchanged.
+`targets`, `summary`, or a grid. A grid that is not in the record is left unchanged.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ from pathlib import Path
 from fastrnn.bench import load
 from fastrnn.cli import bench as command
 
+# Grid -> what a reader of the summary calls it
+SUMMARY = {
+    "step": "one step of one stream, 32 to 512 units",
+    "odd": "one step of one stream, 8 to 130 units",
+    "batch": "one step of 16 and of 128 streams",
+    "sequence": "100 steps in one call, 1 to 64 rows",
+    "models": "Silero VAD, DTLN, GTCRN, the example",
+    "pool": "pools of 1 to 10,000 streams",
+}
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -26,12 +35,26 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def summary_row(grid: str, figures: dict) -> list[str]:
+    """A grid in one line: geometric means, the least ratio and its case, and how many cases lose."""
+    against = [figures["against"].get(name) for name in ("ort", "ort-gather")]
+    theirs = next((f"{mean:.2f}x" for mean in against if mean), "-")
+    least, mean = figures["least"], figures["geometric_mean"]
+    if mean is None:
+        return [SUMMARY[grid], "-", theirs, "-", f"of {figures['cases']}"]
+    shown = f"{least['ratio']:.2f}x, {least['case'].partition('/')[2]}"
+    return [SUMMARY[grid], f"{mean:.2f}x", theirs, shown, f"{figures['loses']} of {figures['cases']}"]
+
+
 def blocks(record: dict) -> dict[str, str]:
     """Every table that the record can give, by name."""
     made = {
         "machine": table(("", ""), command.header(record)),
         "targets": table(("target", "wanted", "reached", "", "note"), command.target_rows(record["targets"])),
     }
+    summary = [summary_row(grid, figures) for grid, figures in record["grids"].items() if grid in SUMMARY]
+    if summary:
+        made["summary"] = table(("", "over the best peer", "over onnxruntime", "least", "behind a peer"), summary)
     for grid, figures in record["grids"].items():
         cases = [c for c in record["cases"] if c["grid"] == grid]
         text = "".join(f"\n{line}\n" for line in command.grid_lines(cases, figures))
