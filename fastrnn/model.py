@@ -43,7 +43,7 @@ class Model:
     def __init__(self, graph: Graph, threads: int | None = None):
         threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
         threadpools.note(threads)
-        self._set_up(Compiled(passes.run(graph), threads), threads)
+        self._set_up(Compiled(passes.run(graph), threads, graph), threads)
 
     def _set_up(self, compiled: Compiled, threads: int) -> None:
         graph = compiled.graph
@@ -94,7 +94,8 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over graph and weights, which names the model in snapshots."""
+        """Hex text: the name of what the model means, in any file. Weights, cells and wiring change it; names, the
+        format and the order of nodes don't. Snapshots belong to it."""
         return self._core.fingerprint
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -11,10 +12,11 @@ from .. import passes
 from ..compile import lowering
 from ..compile.lowering.attention import Context, over_time, unbounded
 from ..compile.plan import has_time
-from ..errors import ShapeError, StateError, StreamError, UnsupportedError, out_of_memory
+from ..errors import FastRNNError, ShapeError, StateError, StreamError, UnsupportedError, out_of_memory
 from ..graph import DTYPES, Graph, artifact
 from ..graph import dims as D
 from ..graph.casts import as_dtype
+from ..graph.digests import array_name
 from ..graph.traverse import results
 from ..machine import forks
 from ..passes.positions import spread_positions
@@ -22,14 +24,17 @@ from ..passes.sizes import fix_sizes
 from ..streaming import conditions
 from ..streaming.follow import follow
 from ..streaming.live import live
+from ..streaming.meaning import Meaning
 from ..streaming.rewrite import rewrite
 from ..streaming.timetable import Timetable
 from ._executor import Program
 from ._meter import Meter
 from ._slab import StreamParts
 from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
+from .kept import Meanings
 from .layout import StateLayout
 from .shapes import cut, empty, index_of, shape_of
+from .snapshots import Identity
 
 DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps by default
 KEPT_SIZES = 8  # models for other free sizes
@@ -45,8 +50,10 @@ class Compiled:
     A `Model`, its streams and its pools hold one together: it lives until the last of them is closed.
     """
 
-    def __init__(self, graph: Graph, threads: int):
+    def __init__(self, graph: Graph, threads: int, imported: Graph | None = None):
+        """imported: the graph before the passes, if they changed it."""
         self.graph, self.threads, self.name = graph, threads, graph.name
+        self._imported = None if imported is graph else imported
         self._open_sizes = open_sizes(graph)
         self._given_sizes: dict[str, int] = {}  # of a model made by `_with_sizes`
         self._fixed: dict[tuple, Compiled] = {}
@@ -62,12 +69,35 @@ class Compiled:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over graph and weights."""
-        return self._fingerprint
+        """Hex text: the name of what the model means. Weights, cells and wiring change it; names in the file, its
+        format and the order of its nodes don't (streaming/meaning.py). Snapshots belong to it."""
+        return self.identity.models[0]
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def identity(self) -> Identity:
+        """Which model snapshots of its streams are of. A model has two names: the second one is of the graph before
+        all passes, which a release may change."""
+        models, imported = [self._meanings.whole.name], self._imported
+        if imported is not None:
+            self._imported = None
+            with suppress(FastRNNError):  # some graphs can only be followed after the passes
+                models.append(Meaning(live(imported)).name)
+        layers = tuple((name, own.hex()) for name, own in self._meanings.whole.layers)
+        return Identity(tuple(dict.fromkeys(models)), self.name, layers)
+
+    def _snapshot_about(self, parts: StreamParts, bound: dict[str, np.ndarray] | None) -> dict:
+        """What a snapshot of such streams says besides their states."""
+        sizes = tuple((name, parts.sizes[name]) for name in self._open_sizes)
+        return {"of": self.identity, "states": parts.layout.kept, "sizes": sizes, "bound": self._bound_names(bound)}
+
+    @property
+    def former_fingerprint(self) -> str:
+        """As snapshots of format 1 have it: SHA-256 over the graph after all passes, with its names."""
         return artifact.fingerprint(self.graph)
+
+    @cached_property
+    def _meanings(self) -> Meanings:
+        return Meanings(self._stream_graph)
 
     @property
     def delay(self) -> int:
@@ -211,7 +241,7 @@ class Compiled:
         plan = self._program("stream", context).plan
         with self._lock:
             if context not in self._layouts:
-                self._layouts[context] = StateLayout(self._stream_graph, plan)
+                self._layouts[context] = StateLayout(self._stream_graph, plan, self._meanings)
                 _keep_last(self._layouts, KEPT_CONTEXTS)
             return self._layouts[context]
 
@@ -294,7 +324,15 @@ class Compiled:
                 raise ShapeError(f"bind: the input {name} has a time axis: its steps are passed to step or push")
         if len(bind) == len(free):
             raise ShapeError(f"bind: no input is left for the steps of {self.name}; leave out the one that changes")
-        return {name: np.array(as_dtype(bind[name], free[name].dtype, f"bind: {name}")) for name in bind}
+        bound = {name: np.array(as_dtype(bind[name], free[name].dtype, f"bind: {name}")) for name in bind}
+        for array in bound.values():
+            array.flags.writeable = False
+        return bound
+
+    def _bound_names(self, bound: dict[str, np.ndarray] | None) -> dict[int, str]:
+        """Number of the input -> the name of the value that is bound to it."""
+        places = {a.name: i for i, a in enumerate(self._stream_arguments[1])}
+        return {places[name]: array_name(array).hex() for name, array in (bound or {}).items()}
 
     def _sized_like(self, x, bound: dict[str, np.ndarray] | None = None) -> Compiled:
         """This model with its open sizes taken from x, the argument of a stream's step or push, and from bound values.
@@ -318,12 +356,13 @@ class Compiled:
             raise ShapeError(f"{self.name}: {text}")
         return self._with_sizes(sizes)
 
-    def _sized_as(self, sizes: dict[str, int]) -> Compiled:
-        """This model with the sizes of a snapshot; StateError if they are not its open sizes."""
-        if set(sizes) != set(self._open_sizes):
-            text = f"has the sizes {sorted(self._open_sizes)}, this one {sorted(sizes)}"
+    def _sized_as(self, sizes: tuple[tuple[str, int], ...]) -> Compiled:
+        """This model with the sizes of a snapshot, in their order; StateError if it leaves open another number."""
+        if len(sizes) != len(self._open_sizes):
+            text = f"has the sizes {sorted(self._open_sizes)}, this one {sorted(name for name, _ in sizes)}"
             raise StateError(f"a snapshot of {self.name} {text}")
-        return self._with_sizes(sizes) if sizes else self
+        numbers = dict(zip(self._open_sizes, (n for _, n in sizes), strict=True))
+        return self._with_sizes(numbers) if sizes else self
 
 
 def _checked_lengths(lengths, batch: int, time: int) -> np.ndarray:
@@ -342,9 +381,9 @@ def _checked_lengths(lengths, batch: int, time: int) -> np.ndarray:
 
 
 def open_sizes(graph: Graph) -> tuple[str, ...]:
-    """Names of the sizes that the inputs leave free, other than batch and time."""
-    found = {s for n in graph.inputs for d in graph.values[n].dims for s in D.symbols(d)}
-    return tuple(sorted(found - {"batch", "time"}))
+    """Names of the sizes that the inputs leave free, other than batch and time, in the order of the inputs' axes."""
+    found = [s for n in graph.inputs for d in graph.values[n].dims for s in sorted(D.symbols(d))]
+    return tuple(s for s in dict.fromkeys(found) if s not in ("batch", "time"))
 
 
 def _keep_last(kept: dict, most: int) -> None:

@@ -7,6 +7,7 @@ latter may pack the states of several cells into one tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ..graph.loops import loops
 from ..graph.traverse import roots as roots_of
 from ..graph.traverse import subgraph
 from ..graph.vocabulary import moves
+from .kept import KeptState, Meanings, kept_states
 
 MOST_STEPS = 1 << 60  # of a stream; no real stream counts further
 
@@ -60,11 +62,13 @@ class ShownState:
 class StateLayout:
     """The layout of a slab row, and its contents when a stream begins.
 
+    kept : every state in the row by what it means, for snapshots; found when it is first asked for
+
     Raises StateError if a threaded state is not just cell states in another order.
     """
 
-    def __init__(self, graph: Graph, plan: Plan):
-        self.size = plan.state_size
+    def __init__(self, graph: Graph, plan: Plan, meanings: Meanings | None = None):
+        self.size, self._plan, self._meanings = plan.state_size, plan, meanings or Meanings(graph)
         self.initial_row = np.zeros(self.size, np.float32)
         self.shown: list[ShownState] = []
         slots = {(s.node, s.part): s for s in plan.states}
@@ -99,6 +103,10 @@ class StateLayout:
         if unused:
             raise StateError(f"state {', '.join(sorted(unused))} does not start any cell of a stream")
 
+    @cached_property
+    def kept(self) -> tuple[KeptState, ...]:
+        return kept_states(self._meanings.planned, self._plan)
+
     def _set_initial(self, graph: Graph, name: str, slot) -> None:
         sub = subgraph(graph, [], [name])
         (value,) = _run(sub, {})
@@ -123,7 +131,7 @@ class StateLayout:
         """The shown states of slab rows [batch, size], as copies [batch, dims...]: their dims without batch."""
         out = {}
         for state in self.shown:
-            dims = self._row_dims(state)
+            dims = self.row_dims(state)
             flat = np.empty((slab.shape[0], int(np.prod(dims))), state.dtype)
             for part in state.parts:
                 flat[:, part.places] = part.of(slab, state.kept)
@@ -137,19 +145,20 @@ class StateLayout:
         if set(rows) != set(names):
             raise StateError(f"states are {sorted(names)}, got {sorted(rows)}")
         for state in self.shown:
-            got, want = rows[state.name], (slab.shape[0], *self._row_dims(state))
+            got, want = rows[state.name], (slab.shape[0], *self.row_dims(state))
             if got.shape != want or got.dtype != state.dtype:
                 text = f"{state.dtype}{list(want)} expected, got {got.dtype}{list(got.shape)}"
                 raise StateError(f"state {state.name}: {text}")
             if state.counts and got.size and not (0 <= got.min() and got.max() <= MOST_STEPS):
                 raise StateError(f"state {state.name}: it counts steps, got {got.min()}..{got.max()}")
         for state in self.shown:
-            flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self._row_dims(state))))
+            flat = rows[state.name].reshape(slab.shape[0], int(np.prod(self.row_dims(state))))
             for part in state.parts:
                 values = np.ascontiguousarray(flat[:, part.places], state.kept).view(np.float32)
                 slab[:, part.offset : part.offset + values.shape[1]] = values
 
-    def _row_dims(self, state: ShownState) -> list[int]:
+    def row_dims(self, state: ShownState) -> list[int]:
+        """The dims of a state of one stream, without its batch axis."""
         return [d for i, d in enumerate(state.dims) if i != state.batch_axis]
 
     def export(self, slab: np.ndarray) -> dict[str, np.ndarray]:

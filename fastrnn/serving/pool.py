@@ -14,6 +14,7 @@ from ..machine.files import replace_file
 from ..runtime import snapshots, states
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays, whole_number
 from ..runtime.compiled import Compiled, Context
+from ..runtime.migration import Fitting
 from ..runtime.snapshots import MOST_SLOTS
 from ..typing import Array, Blob, Input, Inputs, Slots, StepOutputs, StrPath
 from . import pool_snapshots
@@ -273,7 +274,7 @@ class StreamPool(PoolCore):
         with memory_for("snapshot"):
             with self._alone():
                 taken = pool_snapshots.of_one(self, self._place(slot))
-            blob = snapshots.to_bytes(taken, self._core.fingerprint, self._core.name)
+            blob = snapshots.to_bytes(taken)
             if path is not None:
                 replace_file(path, blob, private=True)
             return blob
@@ -310,31 +311,38 @@ class StreamPool(PoolCore):
         with memory_for(f"snapshot of {len(self)} streams"):
             return pool_snapshots.whole(self, path, since)
 
-    def restore(self, source: Blob | StrPath) -> int:
+    def restore(self, source: Blob | StrPath, *, migrate: bool = False) -> int:
         """A new slot that continues from a snapshot, with the same bits on the same instruction set.
 
         Parameters
         ----------
         source : bytes of `snapshot` of a slot or of a lone `Stream`, or the path of a file
+        migrate : as of `Stream.restore`
 
         Raises
         ------
         StateError : a damaged, truncated or later snapshot, one of another model or of several streams; no free slot.
         """
         with memory_for("restore"):
-            taken = snapshots.read(source, self._core.fingerprint, self._core.name)
+            taken = snapshots.read(source)
+            fitting = Fitting([taken], self._core, migrate)
         if taken.slots is not None or len(taken.steps) != 1:
             raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
         with self._alone():
-            return self._open_from(taken)[0]
+            (slot,) = self._open_from(taken, fitting)
+        fitting.warn()
+        return slot
 
-    def restore_all(self, source: Blob | StrPath | Sequence[Blob | StrPath]) -> dict[int, int]:
+    def restore_all(
+        self, source: Blob | StrPath | Sequence[Blob | StrPath], *, migrate: bool = False
+    ) -> dict[int, int]:
         """New slots for all streams of a `snapshot_all`: {slot when it was taken: slot here}.
 
         Parameters
         ----------
         source : bytes of a `snapshot_all` or the path of a file; or a list of them, a snapshot of all streams and then
             its increments (`since=`), in order. One file may hold them all, one after the other.
+        migrate : as of `Stream.restore`
 
         Raises
         ------
@@ -342,22 +350,21 @@ class StreamPool(PoolCore):
         Then none is opened.
         """
         with memory_for("restore_all"):
-            return pool_snapshots.restored(self, source)
+            slots, fitting = pool_snapshots.restored(self, source, migrate)
+        fitting.warn()
+        return slots
 
-    def _open_from(self, taken: snapshots.Snapshot) -> list[int]:
+    def _open_from(self, taken: snapshots.Snapshot, fitting: Fitting) -> list[int]:
         """New slots for these streams; the pool is held."""
         n, free = len(taken.steps), self.capacity - self._n_open
         if n > free:
             raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")
         if self.program is None:
             self._lay_out(self._core._sized_as(taken.sizes))
-        parts = self._parts
-        taken.check("pool", parts.sizes, parts.still, parts.timetable is not None)
-        rows = np.empty((n, parts.program.state_size), np.float32)
-        parts.layout.load_rows(rows, taken.rows)
+        arrays, rows = fitting.fit(taken, "pool", self._parts, self.bound)
         slots = self._open_with(np.ascontiguousarray(taken.steps), rows).tolist()
         for i in range(n) if taken.still or taken.ended.any() else ():
-            still = [np.array(taken.still[a.name][i]) for a in parts.still] if taken.knows(i) else None
+            still = [np.array(a[i]) for a in arrays] if taken.knows(i) else None
             self._set_steps(slots[i] & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
         return slots
 

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import StateError
 from ..machine.files import replace_file
 from ..runtime import snapshots
+from ..runtime.migration import Fitting
 from ..runtime.snapshots import MOST_SLOTS, Part, Snapshot
 
 if TYPE_CHECKING:
@@ -99,36 +100,37 @@ def _chunks(pool: StreamPool, token: str, before: str | None) -> Iterator[bytes 
         part = Part(token, number, start < 0, before)
         taken = _described(pool, steps[:n], rows[:n], notes, slots[:n], part, gone[:closed])
         number += 1
-        yield from snapshots.chunks(taken, pool._core.fingerprint, pool._core.name)
+        yield from snapshots.chunks(taken)
 
 
-def _notes(pool: StreamPool, places: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
+def _notes(pool: StreamPool, places: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
     """What a snapshot has of streams besides states and steps: `ended`, `still`, `known`; the pool is held."""
     ended, inputs = np.zeros(len(places), np.bool_), pool._parts.still
     if pool.ended:
         ended[:] = [p in pool.ended for p in places.tolist()]
     known = np.array([p in pool.still for p in places.tolist()] if inputs else [], np.bool_)
     if not known.any():  # no stream has taken a step by itself: its state may have been set from outside
-        return ended, {}, None
-    still = {a.name: np.zeros((len(places), *a.features), a.dtype) for a in inputs}
+        return ended, [], None
+    still = [np.zeros((len(places), *a.features), a.dtype) for a in inputs]
     for i in np.flatnonzero(known):
-        for a, value in zip(inputs, pool.still[int(places[i])], strict=True):
-            still[a.name][i] = value
+        for kept, value in zip(still, pool.still[int(places[i])], strict=True):
+            kept[i] = value
     return ended, still, known
 
 
 def _described(pool, steps, rows, notes, slots=None, part=None, gone=None) -> Snapshot:
     """A snapshot of streams whose rows of the slab were copied."""
     ended, still, known = notes
-    shown = pool._parts.layout.rows(rows)
-    return Snapshot(steps, shown, slots, pool._parts.sizes, ended, still, known, part, gone)
+    about = pool._core._snapshot_about(pool._parts, pool.bound)
+    return Snapshot(steps, rows, slots=slots, ended=ended, still=still, known=known, part=part, gone=gone, **about)
 
 
-def restored(pool: StreamPool, source) -> dict[int, int]:
-    """`StreamPool.restore_all`."""
+def restored(pool: StreamPool, source, migrate: bool) -> tuple[dict[int, int], Fitting]:
+    """`StreamPool.restore_all`, and how the snapshot fits the model."""
     sources = source if isinstance(source, list | tuple) else [source]
-    found = [snapshots.read_parts(s, pool._core.fingerprint, pool._core.name) for s in sources]
-    parts = _latest([part for some in found for part in some])
+    found = [part for s in sources for part in snapshots.read_parts(s)]
+    fitting = Fitting(found, pool._core, migrate)
+    parts = _latest(found)
     n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
     if n > free:
         raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
@@ -136,12 +138,12 @@ def restored(pool: StreamPool, source) -> dict[int, int]:
     try:
         for part in parts:
             with pool._alone():
-                opened.update(zip(part.slots.tolist(), pool._open_from(part), strict=True))
+                opened.update(zip(part.slots.tolist(), pool._open_from(part, fitting), strict=True))
     except BaseException:
         for slot in opened.values():
             pool.close(slot)
         raise
-    return opened
+    return opened, fitting
 
 
 def _latest(parts: list[Snapshot]) -> list[Snapshot]:

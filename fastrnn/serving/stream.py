@@ -13,6 +13,7 @@ from ..runtime import snapshots, states
 from ..runtime._slab import StreamParts
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays
 from ..runtime.compiled import Compiled
+from ..runtime.migration import Fitting
 from ..streaming.timetable import Timetable
 from ..typing import Array, Blob, Input, StepOutputs, StrPath
 from ._stream import StreamCore
@@ -164,23 +165,29 @@ class Stream(StreamCore):
         """
         self._require_sizes()
         with self._held():
-            parts, n, still = self._parts, self.batch, {}
+            parts, n, still = self._parts, self.batch, []
             for a, v in zip(parts.still, self.still or (), strict=False):
-                still[a.name] = np.broadcast_to(v if a._lead(self.batch_size) else v[None], (n, *a.features))
-            rows, steps, ended = parts.layout.rows(self.slab), np.full(n, self.steps_done), np.full(n, self.ended)
-            taken = snapshots.Snapshot(steps, rows, None, parts.sizes, ended, still)
+                still.append(np.broadcast_to(v if a._lead(self.batch_size) else v[None], (n, *a.features)))
+            steps, ended = np.full(n, self.steps_done), np.full(n, self.ended)
+            about = self._core._snapshot_about(parts, self.bound)
+            taken = snapshots.Snapshot(steps, self.slab.copy(), slots=None, ended=ended, still=still, **about)
         with memory_for("snapshot"):
-            blob = snapshots.to_bytes(taken, self._core.fingerprint, self._core.name)
+            blob = snapshots.to_bytes(taken)
         if path is not None:
             replace_file(path, blob, private=True)
         return blob
 
-    def restore(self, source: Blob | StrPath) -> None:
+    def restore(self, source: Blob | StrPath, *, migrate: bool = False) -> None:
         """Continue from a snapshot, with the same bits on the same instruction set.
+
+        The snapshot may come from a model of another file, format or release if it means the same: names, the order of
+        nodes and what the passes made of it don't matter.
 
         Parameters
         ----------
         source : bytes of `snapshot`, or the path of a file; of a stream of as many rows, or of a pool's slot
+        migrate : also take a snapshot of a model with other weights and the same states: as many of the same kinds and
+            shapes, in the order of the dataflow; or one of format 1. A `FastRNNWarning` says what differs.
 
         Raises
         ------
@@ -188,7 +195,8 @@ class Stream(StreamCore):
         StreamError : another thread is using this stream. Nothing has changed then.
         """
         with memory_for("restore"):
-            taken = snapshots.read(source, self._core.fingerprint, self._core.name)
+            taken = snapshots.read(source)
+            fitting = Fitting([taken], self._core, migrate)
         n = self.batch_size or 1
         if len(taken.steps) != n or taken.slots is not None:
             kind = f"{len(taken.steps)} streams" if taken.slots is None else "a whole pool"
@@ -199,13 +207,13 @@ class Stream(StreamCore):
             if self.program is None:
                 self._begin_sized(self._core._sized_as(taken.sizes))
             parts = self._parts
-            taken.check("stream", parts.sizes, parts.still, parts.timetable is not None)
-            still = [
-                np.array(taken.still[a.name] if a._lead(self.batch_size) else taken.still[a.name][0])
-                for a in (parts.still if taken.knows(0) else ())
-            ]
-            parts.layout.load_rows(self.slab, taken.rows)
+            arrays, rows = fitting.fit(taken, "stream", parts, self.bound)
+            lead = [bool(a._lead(self.batch_size)) for a in parts.still]
+            known = zip(arrays, lead, strict=True) if taken.knows(0) else ()
+            self.slab[:] = rows
+            still = [np.array(v if batched else v[0]) for v, batched in known]
             self.steps_done, self.ended, self.still = int(taken.steps[0]), bool(taken.ended[0]), still
+        fitting.warn()
 
     def __repr__(self) -> str:
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"

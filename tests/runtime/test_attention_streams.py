@@ -247,12 +247,23 @@ def test_a_number_of_steps_that_no_stream_has_is_refused(build, steps):
             pool.set_state(slot, changed)
         with pytest.raises(fastrnn.StateError, match="steps"):
             stream.state = changed
-        key = "steps" if name == "steps_done" else f"state/{name}"
-        crafted = with_tensor(blob, key, np.full(1 if key == "steps" else (1, 1), steps, np.int64))
+        if name == "steps_done":
+            crafted = with_tensor(blob, "steps", np.full(1, steps, np.int64))
+        else:
+            rows, at = safetensors.numpy.load(blob)["rows"], place_of(blob, name)
+            rows[0, at : at + 2] = np.full(1, steps, np.int64).view(np.float32)
+            crafted = with_tensor(blob, "rows", rows)
         for restore in (pool.restore, stream.restore):
             with pytest.raises(fastrnn.StateError, match="steps"):
                 restore(crafted)
     assert all(np.array_equal(before[k], v) for k, v in pool.state(slot).items())
+
+
+def place_of(blob, name):
+    """Where the rows of a snapshot have a state."""
+    metadata = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
+    (at,) = [entry[6] for entry in json.loads(metadata["states"]) if entry[3] == name]
+    return at
 
 
 def with_tensor(blob, name, array):

@@ -27,8 +27,8 @@ def small(monkeypatch):
     monkeypatch.setattr(pool_snapshots, "SLICE_BYTES", 100)
 
 
-def parts_of(model, blob):
-    return snapshots.read_parts(blob, model.fingerprint, "")
+def parts_of(blob):
+    return snapshots.read_parts(blob)
 
 
 def everything(pool, slots=None):
@@ -93,15 +93,15 @@ class TestIncrements:
         token = pool.snapshot_all(os.devnull)
         pool.step(slots[[3, 7]], some(2, 4))
         pool.close(slots[9])
-        (part,) = parts_of(model, pool.snapshot_all(since=token))
+        (part,) = parts_of(pool.snapshot_all(since=token))
         assert part.slots.tolist() == slots[[3, 7]].tolist()
         assert (part.gone & 0xFFFFFF).tolist() == [9]
-        (part,) = parts_of(model, pool.snapshot_all(since=pool.snapshot_all()))
+        (part,) = parts_of(pool.snapshot_all(since=pool.snapshot_all()))
         assert len(part.slots) == 0
         assert part.gone is None
         pool.state(slots[0]), pool.steps_done(slots[1]), pool.snapshot(slots[2])  # none of these changes a stream
         pool.grow(500)
-        (part,) = parts_of(model, pool.snapshot_all(since=token))
+        (part,) = parts_of(pool.snapshot_all(since=token))
         assert part.slots.tolist() == slots[[3, 7]].tolist()
 
     def test_a_failed_snapshot_is_none_that_another_can_follow(self, tmp_path):
@@ -212,11 +212,11 @@ class TestRefused:
         source, pool = opened(model, 10)[0].snapshot_all(), model.pool(10)
         calls = []
 
-        def fails(taken):
+        def fails(taken, fitting):
             calls.append(taken)
             if len(calls) == 3:
                 raise MemoryError
-            return type(pool)._open_from(pool, taken)
+            return type(pool)._open_from(pool, taken, fitting)
 
         monkeypatch.setattr(pool, "_open_from", fails, raising=False)
         with pytest.raises(fastrnn.FastRNNMemoryError):
@@ -385,7 +385,7 @@ class TestFairness:
         try:
             for _ in range(5):
                 before = turns[0]
-                parts = parts_of(model, pool.snapshot_all())
+                parts = parts_of(pool.snapshot_all())
                 assert turns[0] - before < 2000 * len(parts)
         finally:
             stop.set()
@@ -396,7 +396,7 @@ def test_the_bytes_are_the_file(tmp_path):
     pool, _ = opened(MODELS["lstm"], 5)
     token = pool.snapshot_all(tmp_path / "a")
     blob = pool.snapshot_all()
-    mine, theirs = parts_of(pool.model, blob)[0], parts_of(pool.model, tmp_path / "a")[0]
+    mine, theirs = parts_of(blob)[0], parts_of(tmp_path / "a")[0]
     assert theirs.part == snapshots.Part(token, 0, True, None)
     assert same(mine.slots, theirs.slots)
     assert json.loads(json.dumps(token)) == token
