@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import onnx_files
 from .errors import FastRNNError, ModelFormatError, UnsupportedError
 from .graph import Graph, artifact
 from .model import Model
@@ -107,6 +106,7 @@ def _free_sizes(graph: Graph) -> int:
 
 def _checked(converted, states) -> Graph:
     """The graph of one form of a module. Raises a FastRNNError if it can't be read, or answers otherwise."""
+    from . import onnx_files
     from .importers.onnx.sizes.evidence import Policy
 
     def made(compared: bool) -> tuple[Graph, bool]:
@@ -147,6 +147,12 @@ def _read_keras(source, layers=None, config=None, float64_as_float32=False, thaw
     from .importers.keras import import_keras
 
     return import_keras(source, config=config, float64_as_float32=float64_as_float32, thaw=thaw)
+
+
+def _read_onnx(source, **options) -> Graph:
+    from . import onnx_files
+
+    return onnx_files.read_graph(source, **options)
 
 
 def _is_keras(blob: bytes) -> bool:
@@ -217,7 +223,7 @@ FORMATS = (
     Format(
         "onnx",
         (".onnx",),
-        onnx_files.read_graph,
+        _read_onnx,
         frozenset({"bind", "states", "float64_as_float32", "strict", "thaw"}),
         "layers=, key=, config=, example= and allow_torch= are for files of weights, but an .onnx file is complete",
         lambda blob: True,  # protobuf has no magic number, so this format is last

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import onnx_files
 from .errors import FastRNNError, ModelFormatError, memory_for
 from .formats import FORMATS, Format, format_of, graph_of_module
 from .machine._isa import isa_info
+from .machine.logs import listens, log
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
 from .typing import Blob, Input, StrPath
-
-logger = logging.getLogger("fastrnn")
 
 
 def _check_flags(**flags) -> None:
@@ -103,11 +100,13 @@ def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Mod
     where = "bytes" if isinstance(source, bytes | bytearray | memoryview) else str(source)
     try:
         if form.name == "onnx":
+            from . import onnx_files
+
             model = onnx_files.model_of(source, given, threads, sizes or {})
         else:
             model = Model(fix_sizes(form.read(source, **given), sizes or {}), threads)
     except FastRNNError as error:
-        logger.info("%s is refused: %s", where, error)
+        log("INFO", "%s is refused: %s", where, error)
         raise
     _log(model, where, time.perf_counter() - began)
     return model
@@ -115,17 +114,17 @@ def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Mod
 
 def _log(model, where: str, seconds: float) -> None:
     """One line about a loaded model, and at level DEBUG what its import did."""
-    if not logger.isEnabledFor(logging.INFO):
+    if not listens("INFO"):
         return
     if not isinstance(model, Model):  # a model per branch, made when it is first used
-        logger.info("loaded %s in %.3f s: a model for each value of its selectors", where, seconds)
+        log("INFO", "loaded %s in %.3f s: a model for each value of its selectors", where, seconds)
         return
     isa = isa_info()["active"]
     nodes, size = len(model.graph.nodes), model.memory_bytes
     text = "loaded %s in %.3f s: %d nodes, %d bytes, %s, %d threads"
-    logger.info(text, where, seconds, nodes, size, isa, model.threads)
+    log("INFO", text, where, seconds, nodes, size, isa, model.threads)
     for note in model.notes:
-        logger.debug("%s: %s", where, note)
+        log("DEBUG", "%s: %s", where, note)
 
 
 _FLAGS = ("allow_torch", "float64_as_float32", "strict", "thaw")
@@ -160,6 +159,8 @@ def from_onnx(
     float64_as_float32: bool = False,
 ) -> Model:
     """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
+    from . import onnx_files
+
     _check_flags(float64_as_float32=float64_as_float32)
     options = {"bind": bind, "states": states, "float64_as_float32": float64_as_float32}
     return onnx_files.model_of(model_proto, options, threads, sizes or {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from . import passes
 from .errors import FastRNNError, ModelFormatError, memory_for
@@ -16,11 +16,13 @@ from .runtime import calls
 from .runtime._meter import merged
 from .runtime.arguments import whole_number
 from .runtime.compiled import Compiled
-from .serving.pool import PacedPool, StreamPool
 from .serving.stream import PacedStream, Stream
 from .typing import Array, Input, Integers, Outputs, StrPath
 
 __all__ = ["LayerInfo", "Model", "TensorInfo"]
+
+if TYPE_CHECKING:
+    from .serving.pool import StreamPool
 
 MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
 
@@ -263,6 +265,8 @@ class Model:
         """
         core = self._core
         horizon = core._context(context, at_context)
+        from .serving.pool import PacedPool, StreamPool  # a service of single streams does without
+
         kind = StreamPool if core._timetable.plain else PacedPool
         return kind(self, core, capacity, horizon, core._bound(bind) or None)
 

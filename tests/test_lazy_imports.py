@@ -123,6 +123,35 @@ fastrnn.cpu_info()
     assert found == {"fastrnn", "numpy"}
 
 
+UNUSED = [  # by a service of single streams: each takes milliseconds of its start
+    "fastrnn.aio", "fastrnn.bench", "fastrnn.cli", "fastrnn.importers", "fastrnn.insight",
+    "fastrnn.metrics", "fastrnn.onnx_backend", "fastrnn.onnx_files", "fastrnn.onnxruntime", "fastrnn.selected",
+    "fastrnn.serving.pool", "logging", "secrets", "unittest", "zipfile",
+]  # fmt: skip
+
+
+def test_a_service_starts_with_the_modules_that_it_needs(tmp_path):
+    """From `import fastrnn` to the first step of a .fastrnn file."""
+    path = tmp_path / "m.fastrnn"
+    fastrnn.from_arrays("gru", W=np.ones((12, 3)), R=np.ones((12, 4))).save(path)
+    code = f"""
+import sys, json, numpy as np
+before = set(sys.modules)
+import fastrnn
+model = fastrnn.load({str(path)!r})
+model.stream().step(np.zeros(model.inputs[0].dims[-1], np.float32))
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    # -I -S: no site-packages that bring modules of their own, as an editable install's finder does.
+    paths = [str(ROOT), str(Path(np.__file__).parent.parent)]
+    program = f"import sys; sys.path += {paths}\n{code}"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "fastrnn.serving.stream" in found
+    assert [name for name in found if any(f"{name}.".startswith(f"{unused}.") for unused in UNUSED)] == []
+
+
 def test_every_public_name_is_there():
     for name in fastrnn.__all__:
         assert getattr(fastrnn, name) is not None

@@ -16,6 +16,8 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     whose input has a free `size` is compiled for one size. Raises ShapeError for a symbol that no input has, for a size
     that violates a requirement of the graph, and for a size at which a node is invalid.
     """
+    if not sizes:
+        return graph
     known = {s for name in graph.inputs for d in graph.values[name].dims for s in symbols(d)}
     unknown = sorted(set(sizes) - known)
     if unknown:
@@ -28,7 +30,7 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     }
     nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, _fixed(n.attrs, sizes)) for n in graph.nodes)
     shown = ", ".join(f"{name} is {sizes[name]}" for name in sorted(sizes))
-    notes = (*graph.notes, f"fixed: {shown}") if sizes else graph.notes
+    notes = (*graph.notes, f"fixed: {shown}")
     for node in nodes:
         for made in (values[name] for name in node.outputs if name is not None):
             if any(isinstance(d, int) and d < 0 for d in made.dims):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import FastRNNError
-from ..graph import DTYPES, Graph, Node, Value, reference, validate
+from ..graph import DTYPES, Graph, Node, Value, validate
 from ..graph import dims as D
 from ..graph.traverse import fresh, needed, subgraph
 from ..graph.vocabulary import moves
@@ -106,6 +106,8 @@ class _Lengths:
 
     def _at_all_sizes(self, inputs: tuple, output: str, less: int = 0) -> Iterator[tuple]:
         """(sizes, arrays of `inputs`, the output) at each size: each row is as long as there are steps, or `less`."""
+        from ..graph import reference  # most graphs have no lengths
+
         part = subgraph(self.graph, (*inputs, self.name), (output,))
         names = {s for n in (*inputs, self.name, output) for d in part.values[n].dims for s in D.symbols(d)}
         names |= {s for n in part.nodes for o in n.outputs if o for d in part.values[o].dims for s in D.symbols(d)}
