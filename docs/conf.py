@@ -11,6 +11,8 @@ author = copyright = "the authors of fastrnn"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "docstrings", "commands"]
 html_theme = "furo"
 html_title = "fastrnn"
+pygments_dark_style = "github-dark"
+html_copy_source = False
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 suppress_warnings = [
@@ -20,7 +22,7 @@ suppress_warnings = [
 
 default_role = "py:obj"  # `name` in a docstring: a link if it is a name of the reference, else plain code
 autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
+autodoc_typehints = "none"  # the docstrings say dtypes and shapes, which annotations can't
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"

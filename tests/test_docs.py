@@ -157,6 +157,9 @@ def test_docstrings_are_shown_by_section(site):
     assert raised is not None
     assert "errors.html#fastrnn.ModelFormatError" in raised[0]
     assert "<p>damaged, hostile" in raised[0]
+    streams = (site / "api" / "streams.html").read_text()
+    assert 'id="fastrnn.Stream"' in streams
+    assert "core" not in re.search(r'id="fastrnn.Stream">.*?</dt>', streams, re.DOTALL)[0]  # callers don't make streams
     for page in (site / "api").glob("*.html"):
         assert "-----" not in re.sub(r"<(script|style).*?</\1>", "", page.read_text(), flags=re.DOTALL), page
 

@@ -8,7 +8,7 @@ from docutils.parsers.rst import Directive
 
 from fastrnn.cli.main import COMMANDS, convert_parser, parser
 
-WIDTH = 96  # of a line of help
+WIDTH = 88  # of a line of help
 
 
 def helps():

@@ -10,6 +10,8 @@ LISTS = {"Parameters", "Attributes"}
 TEXTS = {"Returns", "Notes", "Examples"}
 SECTIONS = LISTS | TEXTS | {"Raises"}
 ENTRY = re.compile(r"^(?P<names>\*{0,2}\w[\w., *]*?) : (?P<text>.*)$")
+SHORT = 75  # characters of a line that was not wrapped
+MADE = re.compile(r"\b[Mm]ade by\b|\bMake one with\b|\bWhat `\w+` returns\b|returns one for such|The result of")
 BAR = re.compile(r"\|(?=(?:[^`]*`[^`]*`)*[^`]*$)")  # outside of backticks: no substitution
 ERROR = re.compile(r"(?:^|(?<=[.;:] ))((?:[A-Z]\w*(?:Error|Full|Warning)(?:, )?)+) : ")
 
@@ -29,10 +31,14 @@ def _parts(lines):
 def _definitions(lines):
     """Entries `name : text` as a definition list; other lines stay a paragraph."""
     made, inside = [], False
-    for line in lines:
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
         entry = ENTRY.match(line)
         if entry:
-            made += ["", ", ".join(f"``{name.strip()}``" for name in entry["names"].split(",")), f"    {entry['text']}"]
+            term = ", ".join(f"``{name.strip()}``" for name in entry["names"].split(","))
+            if re.match(r"    [A-Z]", after) and len(line) < SHORT:  # a type; what it is comes below
+                made += ["", f"{term} : {entry['text']}"]
+            else:
+                made += ["", term, f"    {entry['text']}"]
             inside = True
         elif line.startswith("    ") and inside:
             made.append("    " + line.strip())
@@ -85,6 +91,14 @@ def _process(_app, _what, _name, _obj, _options, lines):
     lines[:] = convert(lines)
 
 
+def _signature(_app, what, _name, obj, _options, signature, returned):
+    """No arguments for a class that a function makes: callers don't pass them."""
+    if what == "class" and MADE.search((obj.__doc__ or "").partition("\n\n")[0]):
+        return "", None
+    return signature, returned
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _process)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
