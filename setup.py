@@ -84,15 +84,16 @@ class BuildKernels(build_ext):
             return list(pool.map(compile_one, sorted(KERNELS / name for name in (*sets, "dispatch.c", "threads.c"))))
 
 
-def extension(name):
+def extension(name, sources=(), flags=()):
     return Extension(
         f"fastrnn.{name}",
-        [f"fastrnn/{name.replace('.', '/')}.pyx"],
+        [f"fastrnn/{name.replace('.', '/')}.pyx", *sources],
         include_dirs=[str(KERNELS), numpy.get_include()],
-        depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "pages.h")],  # no others are for Cython
+        # No other header is for Cython.
+        depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "openmp.h", "pages.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=[*OPTIMISE, *SANITIZERS],
-        extra_link_args=["-pthread", *STRIP, *SANITIZERS],
+        extra_compile_args=[*OPTIMISE, *SANITIZERS, *flags],
+        extra_link_args=["-pthread", *STRIP, *SANITIZERS, *flags],
         libraries=["m"],
     )
 
@@ -120,13 +121,15 @@ MODULES = (
     "serving._pool",
     "serving._queues",
 )
+# A module of its own, and optional: the compiler may lack OpenMP, or the machine libgomp. Calls then use the team of
+# threads.c.
+OPENMP = extension("machine._openmp", sources=[str(KERNELS / "openmp.c")], flags=["-fopenmp"])
 directives = {"language_level": 3, "freethreading_compatible": False}
 if DEBUG:
     directives |= {"boundscheck": True, "wraparound": False, "cdivision": False}
+modules = cythonize([*map(extension, MODULES), OPENMP], compiler_directives=directives)
+modules[-1].optional = True
 setup(
-    ext_modules=cythonize(
-        [extension(name) for name in MODULES],
-        compiler_directives=directives,
-    ),
+    ext_modules=modules,
     cmdclass={"build_ext": BuildKernels},
 )

@@ -46,6 +46,8 @@ _LAZY = {
     "load": "loading",
     "IsaInfo": "machine.cpu",
     "ThreadInfo": "machine.cpu",
+    "ThreadingInfo": "machine.workers",
+    "set_threading": "machine.workers",
     "LayerInfo": "infos",
     "Model": "model",
     "TensorInfo": "infos",
@@ -94,6 +96,7 @@ __all__ = [
     "StreamPool",
     "TensorInfo",
     "ThreadInfo",
+    "ThreadingInfo",
     "UnsupportedError",
     "VerifyReport",
     "aio",
@@ -111,6 +114,7 @@ __all__ = [
     "onnxruntime",
     "profile",
     "report",
+    "set_threading",
     "verify",
 ]
 
@@ -126,6 +130,7 @@ if TYPE_CHECKING:
     from .insight.verification import OutputDifference, VerifyReport, verify
     from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load
     from .machine.cpu import CpuInfo, IsaInfo, ThreadInfo, cpu_info
+    from .machine.workers import ThreadingInfo, set_threading
     from .model import Model
     from .onnxruntime.session import InferenceSession
     from .selected import SelectedModel

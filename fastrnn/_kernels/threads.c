@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 
 /* A loop is announced by its ticket: loop number (24 bits), chunks (20), next chunk to take (20). Taking a chunk is
@@ -22,17 +23,34 @@ struct frnn_team {
     frnn_chunk_fn fn;
     void *context;
     uint64_t loop;
-    int threads;             /* of the current call; 0: none, workers sleep */
-    int workers;             /* made so far */
+    int size;                /* threads of the current call; only its caller reads it */
+    int threads;             /* of the current call of our own workers; 0: none, they sleep */
+    int region;              /* 1: OpenMP's workers join loops; 0: their region ends */
+    int workers;             /* our own, made so far */
     pthread_mutex_t sleep;   /* guards threads and call for sleeping and waking */
     pthread_cond_t wake;
     uint64_t call;           /* number of the current call */
 };
 
 static frnn_team the_team = {.sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
-static int taken;           /* 0: free; set by the caller that has the team */
+static int taken; /* 0: free; set by the caller that has the workers */
 static int fork_watched;
 static int limit; /* of the threads of a call; 0: none */
+static int threading = FRNN_THREADING_AUTO;
+static int64_t openmp_calls, own_calls; /* written by the caller that has the workers */
+
+/* OpenMP makes workers for each thread that opens a region, and they stay until that thread ends. So only a few
+ * threads open regions; the calls of others use our own team. */
+#define MOST_OPENERS 4
+static frnn_region_fn open_region; /* NULL: OpenMP is not loaded, or this is the child of a fork */
+static int openers, born_of_fork;
+static pthread_key_t opener; /* of a thread that opened a region: the number of threads of its last one */
+static struct {              /* the call in a region */
+    frnn_call_fn fn;
+    void *context;
+    int forked; /* this process is a fork's child, born inside the region: its workers do not exist */
+    jmp_buf out;
+} region_call;
 
 void frnn_set_thread_limit(int threads) { __atomic_store_n(&limit, threads > 0 ? threads : 0, __ATOMIC_RELAXED); }
 
@@ -62,6 +80,19 @@ static int work(frnn_team *team) {
     return any;
 }
 
+/* Join loops until *open is 0. */
+static void join_loops(frnn_team *team, const int *open) {
+    for (int idle = 0; __atomic_load_n(open, __ATOMIC_ACQUIRE) > 0; idle++) {
+        if (work(team)) {
+            idle = 0;
+        } else if (idle > POLLS) {
+            sched_yield();
+        } else {
+            pause_briefly();
+        }
+    }
+}
+
 static void *worker(void *number) {
     frnn_team *team = &the_team;
     int index = (int)(intptr_t)number;
@@ -74,40 +105,51 @@ static void *worker(void *number) {
         }
         seen = team->call;
         pthread_mutex_unlock(&team->sleep);
-        for (int idle = 0; __atomic_load_n(&team->threads, __ATOMIC_ACQUIRE) > 0; idle++) {
-            if (work(team)) {
-                idle = 0;
-            } else if (idle > POLLS) {
-                sched_yield();
-            } else {
-                pause_briefly();
-            }
-        }
+        join_loops(team, &team->threads);
     }
     return NULL;
 }
 
-/* The child of a fork has only this thread: it starts with no workers and a free team. */
+/* The child of a fork has only this thread: it starts with no workers and a free team. If the fork was in the middle
+ * of a call (by a signal handler), the rest of the call runs alone. */
 static void forget_workers(void) {
     static const pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     static const pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
     the_team.sleep = mutex;
     the_team.wake = cond;
     the_team.threads = the_team.workers = 0;
+    the_team.size = 1;
     the_team.ticket = 0;
+    region_call.forked = the_team.region;
+    the_team.region = 0;
+    open_region = NULL;
+    born_of_fork = 1;
     taken = 0;
 }
 
-/* One more worker; 0 if it can't be made. Workers block signals, which belong to the program: if it blocks one in
- * its own threads (to wait with sigwait), an older worker must not receive it, because the default action ends the
- * process. Faults of the worker itself stay unblocked, or they could not be reported. */
-static int add_worker(frnn_team *team) {
+static int watch_forks(void) {
+    if (!__atomic_load_n(&fork_watched, __ATOMIC_ACQUIRE) && pthread_atfork(NULL, NULL, forget_workers) == 0) {
+        __atomic_store_n(&fork_watched, 1, __ATOMIC_RELEASE); /* two threads at once do no harm: it runs twice */
+    }
+    return __atomic_load_n(&fork_watched, __ATOMIC_ACQUIRE);
+}
+
+/* Block signals in this thread while it makes workers, which inherit its mask. Signals belong to the program: if it
+ * blocks one in its own threads (to wait with sigwait), an older worker must not receive it, because the default action
+ * ends the process. Faults of the worker itself stay unblocked, or they could not be reported. */
+static void block_signals(sigset_t *before) {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
-    sigset_t all, before;
-    pthread_t thread;
+    sigset_t all;
     sigfillset(&all);
     for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) sigdelset(&all, faults[i]);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* a thread inherits its creator's mask */
+    pthread_sigmask(SIG_SETMASK, &all, before);
+}
+
+/* One more worker; 0 if it can't be made. */
+static int add_worker(frnn_team *team) {
+    sigset_t before;
+    pthread_t thread;
+    block_signals(&before);
     int failed = pthread_create(&thread, NULL, worker, (void *)(intptr_t)team->workers);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) return 0;
@@ -116,36 +158,111 @@ static int add_worker(frnn_team *team) {
     return 1;
 }
 
-frnn_team *frnn_team_begin(int threads) {
+/* Wake our own workers for a call; 0 if there are none. */
+static int wake_workers(frnn_team *team, int threads) {
+    int can_add = watch_forks();
+    while (can_add && team->workers < threads - 1) can_add = add_worker(team);
+    if (team->workers == 0) return 0;
+    team->size = threads - 1 < team->workers ? threads : team->workers + 1;
+    pthread_mutex_lock(&team->sleep);
+    __atomic_store_n(&team->threads, team->size, __ATOMIC_RELEASE);
+    team->call++;
+    pthread_cond_broadcast(&team->wake);
+    pthread_mutex_unlock(&team->sleep);
+    return 1;
+}
+
+/* ---- OpenMP ---- */
+
+static void join_region(int first) {
+    frnn_team *team = &the_team;
+    if (!first) {
+        join_loops(team, &team->region);
+        return;
+    }
+    region_call.fn(team, region_call.context);
+    /* The end of a region waits for its workers. A process that was forked inside has none, so it leaves by a jump. */
+    if (region_call.forked) longjmp(region_call.out, 1);
+    __atomic_store_n(&team->region, 0, __ATOMIC_RELEASE); /* no loop is under way, so no worker is inside a chunk */
+}
+
+static void forget_opener(void *threads) {
+    (void)threads; /* the thread ends, and OpenMP's workers with it */
+    __atomic_fetch_sub(&openers, 1, __ATOMIC_RELAXED);
+}
+
+frnn_join_fn frnn_use_openmp(frnn_region_fn region) {
+    if (born_of_fork) return NULL;
+    if (!open_region && (!watch_forks() || pthread_key_create(&opener, forget_opener) != 0)) return NULL;
+    __atomic_store_n(&open_region, region, __ATOMIC_RELEASE);
+    return join_region;
+}
+
+int frnn_has_openmp(void) { return __atomic_load_n(&open_region, __ATOMIC_ACQUIRE) != NULL; }
+
+void frnn_set_threading(int how) { __atomic_store_n(&threading, how, __ATOMIC_RELAXED); }
+
+void frnn_shared_calls(int64_t *openmp, int64_t *own) {
+    *openmp = __atomic_load_n(&openmp_calls, __ATOMIC_RELAXED);
+    *own = __atomic_load_n(&own_calls, __ATOMIC_RELAXED);
+}
+
+/* Whether this call uses OpenMP. */
+static int wants_openmp(int bulk) {
+    int how = __atomic_load_n(&threading, __ATOMIC_RELAXED);
+    if (how == FRNN_THREADING_TEAM || (how == FRNN_THREADING_AUTO && !bulk) || !frnn_has_openmp()) return 0;
+    return pthread_getspecific(opener) != NULL || __atomic_load_n(&openers, __ATOMIC_RELAXED) < MOST_OPENERS;
+}
+
+static void run_region(frnn_team *team, int threads, frnn_call_fn fn, void *context) {
+    region_call.fn = fn;
+    region_call.context = context;
+    region_call.forked = 0;
+    __atomic_store_n(&team->region, 1, __ATOMIC_RELEASE);
+    if (setjmp(region_call.out) == 0) open_region(threads);
+}
+
+static void no_loops(frnn_team *team, void *context) { (void)team, (void)context; }
+
+static void call_in_region(frnn_team *team, int threads, frnn_call_fn fn, void *context) {
+    int before = (int)(intptr_t)pthread_getspecific(opener);
+    sigset_t signals;
+    team->size = threads;
+    if (before == 0) __atomic_fetch_add(&openers, 1, __ATOMIC_RELAXED);
+    if (before != threads) { /* a region of another size makes workers, and an empty one does so with signals blocked */
+        pthread_setspecific(opener, (void *)(intptr_t)threads);
+        block_signals(&signals);
+        run_region(team, threads, no_loops, NULL);
+        pthread_sigmask(SIG_SETMASK, &signals, NULL);
+    }
+    run_region(team, threads, fn, context);
+}
+
+/* ---- calls ---- */
+
+void frnn_team_call(int threads, int bulk, frnn_call_fn fn, void *context) {
     frnn_team *team = &the_team;
     int free_now = 0;
     if (frnn_thread_limit() && threads > frnn_thread_limit()) threads = frnn_thread_limit();
     if (threads > FRNN_MAX_THREADS) threads = FRNN_MAX_THREADS;
     if (threads < 2 || !__atomic_compare_exchange_n(&taken, &free_now, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
-        return NULL;
+        fn(NULL, context);
+        return;
     }
-    if (!fork_watched) fork_watched = pthread_atfork(NULL, NULL, forget_workers) == 0;
-    int can_add = fork_watched;
-    while (can_add && team->workers < threads - 1) can_add = add_worker(team);
-    if (team->workers == 0) {
-        __atomic_store_n(&taken, 0, __ATOMIC_RELEASE);
-        return NULL;
+    if (wants_openmp(bulk)) {
+        __atomic_store_n(&openmp_calls, openmp_calls + 1, __ATOMIC_RELAXED);
+        call_in_region(team, threads, fn, context);
+    } else if (wake_workers(team, threads)) {
+        __atomic_store_n(&own_calls, own_calls + 1, __ATOMIC_RELAXED);
+        fn(team, context);
+        __atomic_store_n(&team->threads, 0, __ATOMIC_RELEASE); /* no loop is under way: no worker is inside a chunk */
+    } else {
+        fn(NULL, context);
     }
-    pthread_mutex_lock(&team->sleep);
-    __atomic_store_n(&team->threads, threads - 1 < team->workers ? threads : team->workers + 1, __ATOMIC_RELEASE);
-    team->call++;
-    pthread_cond_broadcast(&team->wake);
-    pthread_mutex_unlock(&team->sleep);
-    return team;
-}
-
-void frnn_team_end(frnn_team *team) {
-    if (!team) return;
-    __atomic_store_n(&team->threads, 0, __ATOMIC_RELEASE); /* no loop is under way, so no worker is inside a chunk */
     __atomic_store_n(&taken, 0, __ATOMIC_RELEASE);
 }
 
-int frnn_team_size(const frnn_team *team) { return team ? __atomic_load_n(&team->threads, __ATOMIC_RELAXED) : 1; }
+int frnn_team_size(const frnn_team *team) { return team ? team->size : 1; }
 
 void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) {
     if (!team || chunks < 2 || chunks > MOST_CHUNKS) {

@@ -1,10 +1,12 @@
-/* The team of worker threads: at most one per process, made when first needed, asleep between calls.
- * A call takes the team (frnn_team_begin), hands it one loop after another (frnn_team_for) and lets it go
- * (frnn_team_end). Only the caller's thread goes from loop to loop. Workers join the current loop chunk by chunk, so
- * a worker that wakes late costs nothing: the caller has done its chunks by then. Between the loops of one call
- * workers poll. When the call ends they sleep; none spins. If another thread has the team, or it can't be made, the
- * caller continues alone. After a fork the child makes its own.
- * Why not OpenMP's team: docs/decisions/0005-own-threads.md.
+/* The threads that share the loops of a call. Two kinds of workers, chosen for each call (frnn_set_threading):
+ *   - a team of our own, at most one per process, made when first needed, asleep between calls;
+ *   - OpenMP's, in one parallel region per call (openmp.c, a module of its own, so that libgomp may be missing).
+ * Both do the same: the caller's thread alone goes from loop to loop (frnn_team_for), and workers join the current
+ * loop chunk by chunk, so a worker that wakes late costs nothing: the caller has done its chunks by then. Between the
+ * loops of one call workers poll. After the call our own sleep; OpenMP's poll for some milliseconds first. At most one
+ * call has workers: if another thread has them, or they can't be made, the caller continues alone. The child of a fork
+ * makes a team of its own, and never uses OpenMP, which does not survive a fork.
+ * Which kind is used where, and why: docs/decisions/0005-own-threads.md and 0021-openmp-for-runs.md.
  */
 #ifndef FRNN_THREADS_H
 #define FRNN_THREADS_H
@@ -18,17 +20,33 @@
 typedef struct frnn_team frnn_team;
 /* One chunk of a loop. context: the caller's; it must not change before the loop ends. */
 typedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks);
+typedef void (*frnn_call_fn)(frnn_team *team, void *context);
 
-/* The team with threads - 1 workers awake or waking; NULL if the caller must continue alone. Give it back. */
-frnn_team *frnn_team_begin(int threads);
-void frnn_team_end(frnn_team *team);
+/* Run fn(team, context) in this thread. Up to threads - 1 workers join its loops; team is NULL if there are none.
+ * bulk: a call that may use OpenMP's workers if the process left the choice to us. */
+void frnn_team_call(int threads, int bulk, frnn_call_fn fn, void *context);
 /* fn(context, i, chunks) for i in 0..chunks-1, in any order, by any thread; returns when all are done. team may be
  * NULL. */
 void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context);
+/* How many threads work for `team` (1 for NULL). */
+int frnn_team_size(const frnn_team *team);
 /* No call uses more threads than this; 0: no limit. For threadpoolctl, which finds these two by name. */
 void frnn_set_thread_limit(int threads);
 int frnn_thread_limit(void);
-/* How many threads work for `team` (1 for NULL). */
-int frnn_team_size(const frnn_team *team);
+
+/* ---- the kind of workers ---- */
+
+enum { FRNN_THREADING_AUTO, FRNN_THREADING_TEAM, FRNN_THREADING_OPENMP }; /* auto: OpenMP for bulk calls only */
+void frnn_set_threading(int how);
+/* A function that opens a parallel region of so many threads and calls the join function in each of them. */
+typedef void (*frnn_region_fn)(int threads);
+/* What each thread of a region does; first: it is the one that opened it. Returns when the call is over. */
+typedef void (*frnn_join_fn)(int first);
+/* From now on OpenMP can be used: region is openmp.c's. Returns the join function; NULL: it can't be used safely. */
+frnn_join_fn frnn_use_openmp(frnn_region_fn region);
+/* Calls that had OpenMP's workers and calls that had our own, so far. For tests and cpu_info. */
+void frnn_shared_calls(int64_t *openmp, int64_t *own);
+/* Whether OpenMP can be used: it was loaded, and this process is not a fork's child. */
+int frnn_has_openmp(void);
 
 #endif

@@ -5,6 +5,7 @@ _kernel_calls.pyx   single kernels on arrays, for tests and measurements
 _roofline.pyx       the probe for the limits of the machine
 _region.pyx         memory that grows without being copied
 cpu.py              threads, quota, caches
+workers.py          whether a team of our own or OpenMP's threads share calls; _openmp.pyx: the latter
 threadpools.py      makes the team of threads visible to threadpoolctl
 forks.py            locks that no other thread holds during a fork
 files.py            atomic writing of files

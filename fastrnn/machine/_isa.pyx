@@ -62,12 +62,8 @@ cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
     raise FastRNNError(f"{asked_by} asks for {isa!r}: {why}; available: {', '.join(_names(frnn_available()))}")
 
 
-cdef frnn_team *team_begin(int threads) noexcept nogil:
-    return frnn_team_begin(threads)
-
-
-cdef void team_end(frnn_team *team) noexcept nogil:
-    frnn_team_end(team)
+cdef void team_call(int threads, int bulk, frnn_call_fn fn, void *context) noexcept nogil:
+    frnn_team_call(threads, bulk, fn, context)
 
 
 cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil:
@@ -76,6 +72,10 @@ cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *cont
 
 cdef int team_size(const frnn_team *team) noexcept nogil:
     return frnn_team_size(team)
+
+
+cdef frnn_join_fn use_openmp(frnn_region_fn region) noexcept nogil:
+    return frnn_use_openmp(region)
 
 
 cdef uint64_t fpu_enter() noexcept nogil:
@@ -117,6 +117,26 @@ def isa_info():
         "compiled": _names(frnn_compiled()),
         "lanes": ACTIVE.lanes,
     }
+
+
+_THREADING = {"auto": FRNN_THREADING_AUTO, "team": FRNN_THREADING_TEAM, "openmp": FRNN_THREADING_OPENMP}
+
+
+def set_threading(how):
+    """Which workers share the calls of this process: "auto", "team" or "openmp". See machine/workers.py."""
+    frnn_set_threading(_THREADING[how])
+
+
+def has_openmp():
+    """Whether calls can use OpenMP: machine/_openmp.pyx is loaded, and this process is not a fork's child."""
+    return frnn_has_openmp() != 0
+
+
+def shared_calls():
+    """(calls with OpenMP's workers, calls with our own) of this process so far."""
+    cdef int64_t openmp, own
+    frnn_shared_calls(&openmp, &own)
+    return openmp, own
 
 
 def tile_rows(isa, vectors, blocks=1):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FastRNNError
+from .workers import ThreadingInfo, threading_info
 
 MAX_THREADS = 1024  # more is a typo
 
@@ -61,6 +62,7 @@ class CpuInfo:
     name: str
     isa: IsaInfo
     threads: ThreadInfo
+    threading: ThreadingInfo
     caches: Mapping[str, int]
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,6 +71,7 @@ class CpuInfo:
             "name": self.name,
             "isa": asdict(self.isa),
             "threads": asdict(self.threads),
+            "threading": asdict(self.threading),
             "caches": dict(self.caches),
         }
 
@@ -79,13 +82,16 @@ class CpuInfo:
         return json.dumps(self.as_dict())
 
     def __str__(self) -> str:
-        isa, threads = self.isa, self.threads
+        isa, threads, workers = self.isa, self.threads, self.threading
         how = f"forced by {isa.forced_by}" if isa.forced_by else "the best here"
         lines = [
             self.name,
             f"isa      {isa.active} ({how}); detected {isa.detected}, available {' '.join(isa.available)}",
             f"threads  {threads.count} ({threads.reason})",
+            f"workers  {workers.kind} ({workers.chosen_by}): steps {workers.steps}, runs {workers.runs}",
         ]
+        if workers.note:
+            lines[-1] += f"; {workers.note}"
         if self.caches:
             sizes = ", ".join(f"{level} {size // 1024} KiB" for level, size in self.caches.items())
             lines.append(f"caches   {sizes}")
@@ -104,7 +110,8 @@ def cpu_info() -> CpuInfo:
     Raises
     ------
     FastRNNError
-        `FASTRNN_THREADS` or `OMP_NUM_THREADS` is not a number of threads.
+        `FASTRNN_THREADS` or `OMP_NUM_THREADS` is not a number of threads, or `FASTRNN_THREADING` is not "auto", "team"
+        or "openmp".
 
     Examples
     --------
@@ -123,7 +130,7 @@ def cpu_info() -> CpuInfo:
         compiled=tuple(found["compiled"]),
         lanes=int(found["lanes"]),
     )
-    return CpuInfo(name=_cpu_name(), isa=isa, threads=thread_info(), caches=_caches())
+    return CpuInfo(name=_cpu_name(), isa=isa, threads=thread_info(), threading=threading_info(), caches=_caches())
 
 
 def thread_info(environ: Mapping[str, str] | None = None) -> ThreadInfo:

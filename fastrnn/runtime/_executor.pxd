@@ -23,12 +23,11 @@ cdef class Program(Binding):
     cdef readonly int threads
     cdef readonly Meter meter
     cdef public OpTimer timer  # None except during `fastrnn profile`
-    cdef bint may_fail
+    cdef bint may_fail, whole  # whole: it runs sequences from their beginning to their end, not a stream
     cdef int64_t position, room  # where a slab row counts its steps; the most steps of a stream, -1: any number
 
     cdef _take_weights(self, plan)
     cdef _take_ops(self, plan)
-    cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil
     cdef int check_room(self, const float *slab, const int64_t *slots, int64_t first, int64_t rows,
                         int64_t span) except -1
     cdef int refuse(self, str who, int64_t taken, int64_t span) except -1

@@ -20,9 +20,9 @@ from fastrnn.machine._isa cimport (
     fpu_enter,
     fpu_leave,
     frnn_program,
+    frnn_team,
     kernels_named,
-    team_begin,
-    team_end,
+    team_call,
 )
 from fastrnn.ops._frame cimport Frame
 from fastrnn.ops._walk cimport explain, walk
@@ -37,6 +37,7 @@ import numpy as np
 from ..ops import KINDS, OP_FIELDS
 from ..compile.plan import Coefficients
 from ..errors import ShapeError, StreamError
+from ..machine import workers
 
 cnp.import_array()
 
@@ -53,7 +54,30 @@ cdef int64_t AWAKE_NS = 200_000
 # A call of FLOPS_WATCHED (5 ms on a fast core, 50 on a slow one) looks for signals every LOOK_NS, so that Ctrl-C ends
 # it. Taking the GIL for this costs up to 5 ms if another thread is running Python code. Callers restore the states.
 cdef int64_t LOOK_NS = 20_000_000
+# Each of OpenMP's workers polls for 10 ms after a call. Calls of several steps use them if that is at most a tenth of
+# the call's own work: 100 ms of a fast core for each worker.
+cdef int64_t FLOPS_FOR_OPENMP = 10_000_000_000
 cdef int64_t last_shared = 0  # end time of the last call that could have been shared; read and written with the GIL
+
+
+cdef struct Walk:  # a walk over the ops of a program, with the workers of its call
+    Frame *f
+    int64_t n_ops
+    const int32_t *kinds
+    const int64_t *starts
+    const int64_t *integers
+    int64_t *bad
+    int64_t *ns  # where the time of each op goes; NULL: not wanted
+    int failed  # as `walk` returns it
+
+
+cdef void walk_ops(frnn_team *team, void *context) noexcept nogil:
+    cdef Walk *w = <Walk *> context
+    w.f.team = team
+    if w.ns == NULL:
+        w.failed = walk(w.n_ops, w.kinds, w.starts, w.integers, w.f, w.bad)
+    else:
+        w.failed = walk_timed(w.n_ops, w.kinds, w.starts, w.integers, w.f, w.bad, w.ns)
 
 
 cdef class Program(Binding):
@@ -71,7 +95,9 @@ cdef class Program(Binding):
         self.threads, self.n_ops, self.state_size = threads, len(plan.ops), plan.state_size
         self.frame.table = kernels_named(plan.isa)
         self.frame.slab_row = self.state_size
-        self.may_fail = plan.may_fail
+        self.may_fail, self.whole = plan.may_fail, plan.mode == "run"
+        if threads > 1:
+            workers.prepare()
         self.meter = Meter()
         self.position = plan.position
         self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream does its own check
@@ -151,42 +177,37 @@ cdef class Program(Binding):
         cdef Frame f = self.frame
         cdef int64_t bad = 0, flops = s.integers[self.n_integers], began = self.meter.begin()
         cdef int64_t threads
-        cdef bint alone = False
-        cdef int failed
-        cdef int64_t *ns = NULL if self.timer is None else self.timer.next_row()
+        cdef bint alone = False, bulk = False
+        cdef Walk w
         global last_shared
         if self.room >= 0:
             self.check_room(slab, slots, 0, s.batch, s.time)
         f.base, f.slab, f.slots, f.team, f.watch, f.halted = s.base, slab, slots, NULL, NULL, False
         self.frame.turn += s.time
+        w.f, w.n_ops, w.kinds, w.starts, w.integers = &f, self.n_ops, self.kinds, self.starts, s.integers
+        w.bad, w.ns = &bad, NULL if self.timer is None else self.timer.next_row()
         if flops < FLOPS_HOLDING_GIL:
-            failed = self.walked(s, &f, &bad, ns)
+            walk_ops(NULL, &w)
         else:
             threads = min(self.threads, flops // FRNN_FLOPS_A_THREAD)
             if threads > 1 and flops < FLOPS_WORTH_WAKING and now_ns() - last_shared > AWAKE_NS:
                 alone = True
+            bulk = (self.whole or s.time > 1) and flops >= FLOPS_FOR_OPENMP * (threads - 1)
             if flops >= FLOPS_WATCHED and threading.get_ident() == threading.main_thread().ident:
                 f.watch, f.work, f.looked = look, 0, now_ns()
                 f.fpu = fpu_enter()
                 fpu_leave(f.fpu)
             with nogil:
-                f.team = team_begin(1 if alone else <int> threads)
-                failed = self.walked(s, &f, &bad, ns)
-                team_end(f.team)
+                team_call(1 if alone else <int> threads, bulk, walk_ops, &w)
             if threads > 1:
                 last_shared = now_ns()
         if f.halted:
             return -1  # the handler's exception is set
-        if failed >= 0:
-            what = explain(self.kinds[failed], s.integers + self.starts[failed], bad)
-            raise ShapeError(f"node {self.every_op[failed].node}: {what}")
+        if w.failed >= 0:
+            what = explain(self.kinds[w.failed], s.integers + self.starts[w.failed], bad)
+            raise ShapeError(f"node {self.every_op[w.failed].node}: {what}")
         self.meter.end(began, s.batch, s.time)
         return 0
-
-    cdef int walked(self, Scratch s, Frame *f, int64_t *bad, int64_t *ns) noexcept nogil:
-        if ns == NULL:
-            return walk(self.n_ops, self.kinds, self.starts, s.integers, f, bad)
-        return walk_timed(self.n_ops, self.kinds, self.starts, s.integers, f, bad, ns)
 
     def run(self, inputs, outputs, int64_t batch, int64_t time):
         """Run the plan once on fresh states.

@@ -87,6 +87,12 @@ def test_a_step_allocates_nothing(tmp_path):
     assert without_out > 0  # the counter does count: a step without `out` makes its result
 
 
+def runs(command, program) -> bool:
+    """Whether this compiler makes a program that runs here."""
+    made = subprocess.run(command, capture_output=True)
+    return made.returncode == 0 and subprocess.run([program], capture_output=True).returncode == 0
+
+
 def busy_seconds(work) -> tuple[float, int]:
     """Run `work` in a thread; return its seconds and how often this thread got to count meanwhile."""
     done, count = threading.Event(), 0
@@ -176,19 +182,22 @@ class TestThreads:
         assert (done.returncode, done.stdout, done.stderr) == (0, f"2 threads\n{int(signal.SIGTERM)}\n", "")
 
     @pytest.mark.any_isa
-    def test_the_team_races_with_nobody(self, tmp_path):
-        """ThreadSanitizer over the team's C code, with three callers that fight for it."""
+    @pytest.mark.parametrize("openmp", [False, True])
+    def test_the_workers_race_with_nobody(self, tmp_path, openmp):
+        """ThreadSanitizer over the C code of both kinds of workers, with three callers that fight for them."""
         compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            pytest.skip("needs a C compiler")
         kernels, program = ROOT / "fastrnn" / "_kernels", tmp_path / "race"
         flags = ["-std=c99", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{kernels}"]
-        sources = [HERE / "race_team.c", kernels / "threads.c"]
-        made = subprocess.run([compiler, *flags, *sources, "-o", program], capture_output=True, text=True)
-        done = subprocess.run([program], capture_output=True, text=True, timeout=120) if made.returncode == 0 else made
-        if made.returncode != 0 or "unexpected memory mapping" in done.stderr:
-            pytest.skip("no ThreadSanitizer here: " + done.stderr.strip()[-200:])
-        assert (done.returncode, done.stdout, done.stderr) == (0, "all chunks ran once\n", "")
+        flags += ["-fopenmp"] if openmp else []
+        (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
+        if compiler is None or not runs([compiler, *flags, tmp_path / "empty.c", "-o", program], program):
+            pytest.skip("needs a C compiler with ThreadSanitizer, and with OpenMP for one half")
+        sources = [HERE / "race_team.c", kernels / "threads.c", *([kernels / "openmp.c"] if openmp else [])]
+        subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
+        done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+        kinds = " and of OpenMP" if openmp else ""
+        expected = (0, f"all chunks ran once, in calls of our own{kinds}\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == expected
 
     @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

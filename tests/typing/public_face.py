@@ -172,6 +172,8 @@ def reports(model: fastrnn.Model) -> None:
     assert_type(info, fastrnn.CpuInfo)
     assert_type(info.isa, fastrnn.IsaInfo)
     assert_type(info.threads, fastrnn.ThreadInfo)
+    assert_type(info.threading, fastrnn.ThreadingInfo)
+    assert_type(fastrnn.set_threading("auto"), None)
     assert_type(info.to_json(), str)
     assert_type(info.as_dict(), dict[str, Any])
     profile = fastrnn.profile(model, batch=2, steps=3)
