@@ -99,7 +99,7 @@ def _gathered(sources: Iterable) -> dict[tuple[str, str], list[tuple[str, Any]]]
     found: dict[tuple[str, str], list[tuple[str, Any]]] = {}
     for kind, label, reference in sources:
         item = reference()
-        if item is not None:
+        if item is not None and not getattr(item, "closed", False):
             for name, value in _numbers(item.stats()):
                 found.setdefault((kind, name), []).append((label, value))
     return found

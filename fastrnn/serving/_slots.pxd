@@ -34,7 +34,9 @@ cdef class SlotCore(SlabCore):
     cdef int64_t waiting, waiting_since  # threads that wait for the lock; when that number was last 0, or one got it
     cdef int forking  # the process that forks
     cdef bint forked_within  # this thread forks in the middle of a call
+    cdef bint shut  # the pool was closed
 
+    cdef bint acquire(self) except -1
     cdef bint wait(self, unsigned long me) except -1
     cdef _lay_rows(self)
     cdef char *row(self, int64_t place) noexcept
@@ -48,7 +50,7 @@ cdef class SlotCore(SlabCore):
 
 cdef inline int enter(SlotCore core) except -1:
     """`core.hold()`, for a step: inline, 8 ns less."""
-    if core.waiting or not PyThread_acquire_lock(core.lock, 0):
+    if core.waiting or core.shut or not PyThread_acquire_lock(core.lock, 0):
         return core.hold()
     core.owner = PyThread_get_thread_ident()
     return 0

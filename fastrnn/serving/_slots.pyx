@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from fastrnn.machine._region cimport Region
-from fastrnn.runtime._slab cimport SlabCore
+from fastrnn.runtime._slab cimport SlabCore, StreamParts
 from fastrnn.runtime._timing cimport now_ns
 
 import numpy as np
@@ -45,6 +45,7 @@ cdef int64_t pools_made = 0
 # long, it first sleeps for this long, in which the other gets the lock.
 cdef int64_t PATIENCE_NS = 500_000
 cdef unsigned int YIELD_US = 50
+cdef str SHUT = "this pool was closed: make another one with model.pool(), or close it later"
 
 
 cdef class SlotCore(SlabCore):
@@ -117,15 +118,28 @@ cdef class SlotCore(SlabCore):
 
     # -- the lock --
     cdef int hold(self) except -1:
-        """Wait until no other thread is in a call of this pool."""
+        """Wait until no other thread is in a call of this pool. StreamError if it is closed by then."""
+        self.acquire()
+        if self.shut:
+            self.let_go()
+            self._check_open()
+        return 0
+
+    def _check_open(self):
+        """StreamError if the pool is closed."""
+        if self.shut:
+            raise StreamError(SHUT)
+
+    cdef bint acquire(self) except -1:
+        """`hold` of any pool."""
         cdef unsigned long me = PyThread_get_thread_ident()
         if self.waiting or not PyThread_acquire_lock(self.lock, 0):
             self.wait(me)
         self.owner = me
-        return 0
+        return True
 
     cdef bint wait(self, unsigned long me) except -1:
-        """The rest of `hold`, if other threads have or want the lock."""
+        """The rest of `acquire`, if other threads have or want the lock."""
         cdef int got
         if self.owner == me:
             raise StreamError("this pool is in a call of this very thread: it can't be called from within one")
@@ -151,6 +165,25 @@ cdef class SlotCore(SlabCore):
     cdef void let_go(self) noexcept:
         leave(self)
 
+    def _shut(self):
+        """Free all memory, when no other thread is in a call. Threads that wait for the pool get a StreamError."""
+        self.acquire()
+        try:
+            self.shut = True
+            self.capacity = self.fresh = self.n_closed = 0  # no place exists, also for readers without the lock
+            self.generation = self.steps = self.mark = self.place = self.closed = NULL
+            self.slab_data = NULL
+            self.ended, self.still, self._parts, self.initial = set(), {}, StreamParts(), None
+            self.of_states = None
+            self.of_generation, self.of_steps, self.of_mark = Region(), Region(), Region()
+            self.of_place, self.of_closed = Region(), Region()
+        finally:
+            self.let_go()
+
+    @property
+    def _is_shut(self):
+        return self.shut
+
     def _alone(self):
         return self._held()  # a context manager during which other threads wait
 
@@ -159,7 +192,7 @@ cdef class SlotCore(SlabCore):
         self.forking = getpid()
         self.forked_within = self.owner == PyThread_get_thread_ident()
         if not self.forked_within:
-            self.hold()
+            self.acquire()
 
     def _let_go_after_fork(self):
         if getpid() != self.forking:  # the threads that wait are the parent's
@@ -226,6 +259,8 @@ cdef class SlotCore(SlabCore):
             self.still.pop(place, None)
 
     def _steps(self, int64_t place):
+        if place >= self.capacity:  # closed since the place was found
+            raise StreamError(SHUT)
         return self.steps[place]
 
     def _set_steps(self, int64_t place, int64_t steps, bint ended=False, still=None):
@@ -259,6 +294,8 @@ cdef class SlotCore(SlabCore):
 
     cdef explain(self, int64_t slot):
         """Why a slot is not open."""
+        if self.shut:
+            return SHUT
         cdef int64_t place = slot & (MOST_PLACES - 1), generation = (slot >> PLACE_BITS) - self.first_generation
         if slot < 0 or place >= self.capacity or generation <= 0 or not generation & 1 or \
                 generation > self.generation[place]:

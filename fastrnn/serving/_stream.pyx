@@ -17,6 +17,9 @@ from ..errors import StreamError, out_of_memory
 
 cnp.import_array()
 
+cdef enum Use:  # of a stream
+    FREE, BUSY, CLOSED
+
 
 cdef class StreamCore(SlabCore):
     """The states of one stream, or of `batch` streams in lock-step, and the calls that advance them.
@@ -26,9 +29,11 @@ cdef class StreamCore(SlabCore):
     """
 
     cdef public int64_t steps_done
-    cdef bint busy
+    cdef Use use
+    cdef bint viewed  # an array of `slab` may live
     cdef public bint ended  # flushed; only streams with a timetable
     cdef public list still  # the last arrays of `StreamParts.still`; None before the first step
+    cdef public object _compiled  # the Compiled that runs the stream; None after `close`
 
     def __dealloc__(self):
         PyMem_Free(self.slab_data)
@@ -39,6 +44,7 @@ cdef class StreamCore(SlabCore):
         cdef cnp.ndarray initial
         if self.slab_data != NULL:
             raise StreamError("this stream was initialized before: make another one with model.stream()")
+        self._check_open()
         if parts.program is not None:
             row, initial = parts.program.state_size, parts.layout.initial_row
             self.slab_data = <float *> allocate(parts.batch, max(row, 1) * sizeof(float))  # calloc detects an overflow
@@ -58,10 +64,16 @@ cdef class StreamCore(SlabCore):
 
     @property
     def slab(self):
-        """float32 [batch, state_size], the states: a view; None before the sizes of a step are known."""
-        cdef cnp.npy_intp dims[2]
-        if self.slab_data == NULL:
+        """float32 [batch, state_size], the states: a view; None before the sizes of a step are known, and after
+        `close`."""
+        if self.slab_data == NULL or self.use == CLOSED:
             return None
+        self.viewed = True
+        return self._rows()
+
+    def _rows(self):
+        """`slab`, for use while the stream is held."""
+        cdef cnp.npy_intp dims[2]
         dims[0], dims[1] = self._parts.batch, self._parts.program.state_size
         view = cnp.PyArray_SimpleNewFromData(2, dims, cnp.NPY_FLOAT32, self.slab_data)
         cnp.set_array_base(view, self)
@@ -70,15 +82,46 @@ cdef class StreamCore(SlabCore):
     @cython.final
     cdef int hold(self) except -1:
         """Take the stream for this thread. Other threads that use it meanwhile get a StreamError."""
-        if self.busy:
+        if self.use != FREE:
+            self._check_open()
             raise StreamError("this stream is in use by another thread, or was when the process was forked; give each "
                               "thread its own stream")
-        self.busy = True
+        self.use = BUSY
         return 0
+
+    def _check_open(self):
+        """StreamError if the stream is closed."""
+        if self.use == CLOSED:
+            raise StreamError("this stream was closed: open another one with model.stream(), or close it later")
 
     @cython.final
     cdef void let_go(self) noexcept:
-        self.busy = False
+        self.use = FREE
+
+    def close(self):
+        """Free the states at once, and the stream's part of the model's memory. It may be called again.
+
+        Every other use of the stream is a StreamError from then on. `steps_done` and `batch_size` stay. Memory that an
+        array of `slab` shows goes with the stream itself.
+
+        Raises
+        ------
+        StreamError : another thread is using this stream; it stays open.
+        """
+        if self.use == CLOSED:
+            return
+        parts = StreamParts(self._parts.batch_size)
+        self.hold()
+        self.use = CLOSED
+        if not self.viewed:
+            PyMem_Free(self.slab_data)
+            self.slab_data = NULL
+        self.still, self._parts, self._compiled = None, parts, None
+
+    @property
+    def closed(self):
+        """Whether `close` was called."""
+        return self.use == CLOSED
 
     cdef int check_room(self, int64_t span) except -1:
         """Raise StreamError if the stream has ended, or can't take `span` more steps."""
@@ -141,7 +184,7 @@ cdef class StreamCore(SlabCore):
             self.call(s, p.batch, NULL, x, target)
             self.steps_done += 1
         finally:
-            self.busy = False
+            self.use = FREE
         return target if comes else None
 
     def push(self, chunk):
@@ -178,7 +221,7 @@ cdef class StreamCore(SlabCore):
         except MemoryError as error:
             raise out_of_memory(error, f"push of {span} steps") from None
         finally:
-            self.busy = False
+            self.use = FREE
         return out
 
     def _take(self, list arrays, int64_t span, bint one=False, bint final=False):
@@ -213,5 +256,5 @@ cdef class StreamCore(SlabCore):
         except MemoryError as error:
             raise out_of_memory(error, f"{span} steps") from None
         finally:
-            self.busy = False
+            self.use = FREE
         return p.seen(comes, made, one)

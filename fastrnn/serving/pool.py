@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..model import Model
 
 
+WHOLE = object()  # instead of a slot: the pool itself
+
+
 class StreamPool(PoolCore):
     """Many independent streams of one model in one slab of states; made by `Model.pool(capacity=...)`.
 
@@ -50,9 +53,10 @@ class StreamPool(PoolCore):
         bound: dict[str, Array] | None = None,
     ):
         capacity = whole_number(capacity, "capacity", MOST_SLOTS)
-        if self.capacity:
+        if self.capacity or self.closed:
             raise StateError("this pool was initialized before: make another one with model.pool()")
-        self.model, self._core = model, core
+        self.model = model
+        self._compiled: Any = core  # a Compiled; None after `close`
         self._context, self.bound = context, bound
         self._tokens: dict[str, int] = {}  # of snapshots -> `_now` before them
         core._check_streamable()
@@ -81,15 +85,51 @@ class StreamPool(PoolCore):
         with self._alone():
             return self._open()
 
-    def close(self, slot: int) -> None:
-        """End a stream and free its place for another one. The slot is invalid from then on.
+    @overload
+    def close(self) -> None: ...
+
+    @overload
+    def close(self, slot: int) -> None: ...
+
+    def close(self, slot: object = WHOLE) -> None:
+        """End a stream and free its place for another one; without a slot, end the pool and free its memory at once.
+
+        A slot is invalid from then on. Closing the pool waits for calls of other threads; threads that wait for the
+        pool themselves, and all later calls, get a StreamError. The end of a `with` block closes the pool too. It may
+        be closed again. Arrays of `slab` keep their memory.
+
+        Parameters
+        ----------
+        slot : int that `open` returned; left out for the whole pool (None is an error, not the pool)
 
         Raises
         ------
-        StateError : the slot is not open.
+        StateError : the slot is not open. StreamError : the pool is closed, and a slot is given.
         """
+        if slot is WHOLE:
+            self._shut()
+            self._compiled = None
+            return
         with self._alone():
             self._close(self._place(slot))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed."""
+        return self._is_shut
+
+    @property
+    def _core(self) -> Compiled:
+        """What runs the streams; StreamError if the pool is closed."""
+        self._check_open()
+        return self._compiled
+
+    def __enter__(self) -> StreamPool:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def reset(self, slot: int) -> None:
         """Reset to the initial state, as after opening. Raises StateError if the slot is not open."""
@@ -409,6 +449,8 @@ class StreamPool(PoolCore):
         raise TypeError("a pool can't be pickled: keep snapshots of its streams, and the model as a .fastrnn file")
 
     def __repr__(self) -> str:
+        if self.closed:
+            return f"<StreamPool of {self.model.name}, closed>"
         return f"<StreamPool of {self._core.name}, {len(self)} of {self.capacity} slots open>"
 
 

@@ -131,7 +131,8 @@ def restored(pool: StreamPool, source, migrate: bool) -> tuple[dict[int, int], F
     found = [part for s in sources for part in snapshots.read_parts(s)]
     fitting = Fitting(found, pool._core, migrate)
     parts = _latest(found)
-    n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
+    with pool._alone():
+        n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
     if n > free:
         raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
     opened: dict[int, int] = {}

@@ -27,7 +27,7 @@ class Stream(StreamCore):
 
     Streams of one model are independent and may run in different threads at the same time; one stream may be used
     by one thread at a time (a second one gets a `StreamError`). Outputs have the same bits for every division of the
-    input into steps and chunks, and for every batch size.
+    input into steps and chunks, and for every batch size. `close`, or the end of a `with` block, frees the states.
 
     Attributes
     ----------
@@ -39,23 +39,34 @@ class Stream(StreamCore):
 
     __slots__ = (
         "__weakref__",
-        "_core",
         "bound",
         "model",
     )  # and no dict, so that thousands of streams take little more than their states
 
     model: Model
     bound: dict[str, Array] | None
-    _core: Compiled
 
     def __init__(self, model: Model, core: Compiled, parts: StreamParts, bound: dict[str, Array] | None = None):
-        self.model, self._core, self.bound = model, core, bound
+        self.model, self._compiled, self.bound = model, core, bound
         self._take_parts(parts)
 
     def _take_parts(self, parts: StreamParts) -> None:
         rows = f"{parts.batch} streams in lock-step" if parts.batch_size else "a stream"
         with memory_for(f"{rows} of {self._core.name}"):
             self._begin(parts)
+
+    @property
+    def _core(self) -> Compiled:
+        """What runs the stream; StreamError if it is closed."""
+        self._check_open()
+        return self._compiled
+
+    def __enter__(self) -> Stream:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _size_like(self, x) -> None:
         """Lay out the state for the sizes of x, the argument of a first step or push, if the model leaves them open."""
@@ -115,20 +126,20 @@ class Stream(StreamCore):
         self._require_sizes()
         with self._held():
             lone, steps = self.batch_size is None, self.steps_done
-            return states.exported(self._parts, self._core.graph, self.slab, lone, steps, self.ended)
+            return states.exported(self._parts, self._core.graph, self._rows(), lone, steps, self.ended)
 
     @state.setter
     def state(self, new: Mapping[str, Input]) -> None:
         self._require_sizes()
         with self._held():
             lone, steps = self.batch_size is None, self.steps_done
-            self.steps_done, self.ended = states.load(self._parts, self._core.graph, self.slab, new, lone, steps)
+            self.steps_done, self.ended = states.load(self._parts, self._core.graph, self._rows(), new, lone, steps)
 
     def reset(self) -> None:
         """Reset to the initial state, as after opening. Sizes fixed by the first step stay."""
         with self._held():
             if self.program is not None:
-                self.slab[:] = self._parts.layout.initial_row
+                self._rows()[:] = self._parts.layout.initial_row
             self.steps_done, self.ended, self.still = 0, False, None
 
     def copy(self) -> Stream:
@@ -136,7 +147,7 @@ class Stream(StreamCore):
         with self._held():
             other = type(self)(self.model, self._core, self._parts, self.bound)
             if self.program is not None:
-                other.slab[:] = self.slab
+                other._rows()[:] = self._rows()
             other.steps_done, other.ended, other.still = self.steps_done, self.ended, self.still
         return other
 
@@ -170,7 +181,7 @@ class Stream(StreamCore):
                 still.append(np.broadcast_to(v if a._lead(self.batch_size) else v[None], (n, *a.features)))
             steps, ended = np.full(n, self.steps_done), np.full(n, self.ended)
             about = self._core._snapshot_about(parts, self.bound)
-            taken = snapshots.Snapshot(steps, self.slab.copy(), slots=None, ended=ended, still=still, **about)
+            taken = snapshots.Snapshot(steps, self._rows().copy(), slots=None, ended=ended, still=still, **about)
         with memory_for("snapshot"):
             blob = snapshots.to_bytes(taken)
         if path is not None:
@@ -210,12 +221,14 @@ class Stream(StreamCore):
             arrays, rows = fitting.fit(taken, "stream", parts, self.bound)
             lead = [bool(a._lead(self.batch_size)) for a in parts.still]
             known = zip(arrays, lead, strict=True) if taken.knows(0) else ()
-            self.slab[:] = rows
+            self._rows()[:] = rows
             still = [np.array(v if batched else v[0]) for v, batched in known]
             self.steps_done, self.ended, self.still = int(taken.steps[0]), bool(taken.ended[0]), still
         fitting.warn()
 
     def __repr__(self) -> str:
+        if self.closed:
+            return f"<Stream of {self.model.name}, closed>"
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
         delay = f", delay {self.delay}" if self.delay else ""
         return f"<Stream of {self._core.name}{size}, {self.steps_done} steps{delay}>"
@@ -236,6 +249,7 @@ class PacedStream(Stream):
 
     @property
     def _timetable(self) -> Timetable:
+        self._check_open()
         return self._parts.timetable
 
     @property

@@ -64,8 +64,7 @@ def whole_sequences(model: fastrnn.Model) -> Floats:
 
 
 def one_stream(model: fastrnn.Model) -> None:
-    stream = model.stream(batch_size=8, bind={"speaker": [0.5]}, context=64, at_context="window")
-    if stream.delay == 0:
+    with model.stream(batch_size=8, bind={"speaker": [0.5]}, context=64, at_context="window") as stream:
         assert_type(stream, fastrnn.Stream)
         x: Floats = np.zeros((8, 4), np.float32)
         y = stream.step(x)
@@ -91,11 +90,12 @@ def one_stream(model: fastrnn.Model) -> None:
         stream.snapshot(Path("user.snapshot"))
         stream.restore(blob)
         stream.restore("user.snapshot")
+    stream.close()
+    assert_type(stream.closed, bool)
 
 
 def many_streams(model: fastrnn.Model) -> None:
-    pool = model.pool(capacity=100)
-    if pool.capacity:
+    with model.pool(capacity=100) as pool:
         assert_type(pool, fastrnn.StreamPool)
         slots = [pool.open(), pool.open()]
         x: Floats = np.zeros((2, 4), np.float32)
@@ -113,8 +113,9 @@ def many_streams(model: fastrnn.Model) -> None:
         assert_type(pool.snapshot(slots[0]), bytes)
         assert_type(pool.restore(b"blob"), int)
         assert_type(pool.snapshot_all(), bytes)
-        pool.snapshot_all("all.snapshot")
-        assert_type(pool.restore_all(Path("all.snapshot")), dict[int, int])
+        token: str = pool.snapshot_all("all.snapshot")
+        pool.snapshot_all(Path("later.snapshot"), since=token)
+        assert_type(pool.restore_all(["all.snapshot", Path("later.snapshot")]), dict[int, int])
         pool.grow(200)
         assert_type(len(pool) + pool.capacity + pool.memory_bytes, int)
         assert_type(slots[0] in pool, bool)
@@ -124,6 +125,8 @@ def many_streams(model: fastrnn.Model) -> None:
         assert_type(pool.model, fastrnn.Model)
         assert_type(pool.stats(), dict[str, Any])
         pool.close(slots[0])
+    pool.close()
+    assert_type(pool.closed, bool)
 
 
 async def callers(model: fastrnn.Model) -> None:
