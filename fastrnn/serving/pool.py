@@ -363,6 +363,7 @@ class StreamPool(PoolCore):
         ------
         StateError : a damaged, truncated or later snapshot, one of another model or of several streams; no free slot.
         """
+        self._check_open()
         with memory_for("restore"):
             taken = snapshots.read(source)
             fitting = Fitting([taken], self._core, migrate)
@@ -389,6 +390,7 @@ class StreamPool(PoolCore):
         StateError : as `restore`; an increment does not follow the snapshot before it; or not as many slots are free.
         Then none is opened.
         """
+        self._check_open()
         with memory_for("restore_all"):
             slots, fitting = pool_snapshots.restored(self, source, migrate)
         fitting.warn()

@@ -205,6 +205,7 @@ class Stream(StreamCore):
         StateError : a damaged, truncated or later snapshot, one of another model or of another number of streams.
         StreamError : another thread is using this stream. Nothing has changed then.
         """
+        self._check_open()
         with memory_for("restore"):
             taken = snapshots.read(source)
             fitting = Fitting([taken], self._core, migrate)
