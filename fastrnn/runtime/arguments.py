@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -176,6 +176,16 @@ def chunk_arrays(parts, chunk, batch: int | None) -> tuple[list[np.ndarray], int
         raise ShapeError(f"inputs of a chunk must have the same number of steps, got {lengths}")
     steps = next(iter(lengths.values()))
     return [a.of_rows(batch, steps) if v is None else v for a, v in pairs], steps
+
+
+def listed(n: int, chunks) -> list:
+    """The chunks of n slots of a pool, or ShapeError."""
+    if isinstance(chunks, Mapping) or not isinstance(chunks, Iterable):
+        raise ShapeError(f"chunks are a sequence with one for each slot, got {type(chunks).__name__}")
+    found = list(chunks)
+    if len(found) != n:
+        raise ShapeError(f"{n} slots take {n} chunks, got {len(found)}")
+    return found
 
 
 def check_out(outputs: list[Argument], out, batch: int | None):

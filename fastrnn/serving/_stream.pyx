@@ -29,8 +29,8 @@ cdef class StreamCore(SlabCore):
     """
 
     cdef public int64_t steps_done
-    cdef Use use
-    cdef bint viewed  # an array of `slab` may live
+    cdef char use  # one of Use; chars, because thousands of streams take little more than their states
+    cdef char viewed  # an array of `slab` may live
     cdef public bint ended  # flushed; only streams with a timetable
     cdef public list still  # the last arrays of `StreamParts.still`; None before the first step
     cdef public object _compiled  # the Compiled that runs the stream; None after `close`

@@ -12,7 +12,7 @@ from ..errors import ShapeError, StateError, StreamError, memory_for, out_of_mem
 from ..machine import forks
 from ..machine.files import replace_file
 from ..runtime import snapshots, states
-from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays, whole_number
+from ..runtime.arguments import check_out, chunk_arrays, deliver, listed, step_arrays, whole_number
 from ..runtime.compiled import Compiled, Context
 from ..runtime.migration import Fitting
 from ..runtime.snapshots import MOST_SLOTS
@@ -225,7 +225,7 @@ class StreamPool(PoolCore):
         try:
             with self._alone():
                 n = self._find(slots)
-                return self._push_found(n, self._listed(n, chunks))
+                return self._push_found(n, listed(n, chunks))
         except MemoryError as error:
             raise out_of_memory(error, "push of chunks") from None
 
@@ -242,16 +242,6 @@ class StreamPool(PoolCore):
         lengths = np.array([length for _, length in given], np.int64)
         rows = self._take(n, lengths, [list(column) for column in zip(*(a for a, _ in given), strict=True)])
         return [deliver(row, None) for row in rows]
-
-    @staticmethod
-    def _listed(n: int, chunks) -> list:
-        """The chunks of n slots."""
-        if isinstance(chunks, Mapping) or not isinstance(chunks, Iterable):
-            raise ShapeError(f"chunks are a sequence with one for each slot, got {type(chunks).__name__}")
-        found = list(chunks)
-        if len(found) != n:
-            raise ShapeError(f"{n} slots take {n} chunks, got {len(found)}")
-        return found
 
     def _check_chunk(self, i: int, chunk) -> tuple[list[np.ndarray], int]:
         """(the arrays of all inputs, steps) of chunk number i."""
@@ -370,7 +360,7 @@ class StreamPool(PoolCore):
         if taken.slots is not None or len(taken.steps) != 1:
             raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
         with self._alone():
-            (slot,) = self._open_from(taken, fitting)
+            (slot,) = pool_snapshots.opened(self, taken, fitting)
         fitting.warn()
         return slot
 
@@ -394,20 +384,6 @@ class StreamPool(PoolCore):
         with memory_for("restore_all"):
             slots, fitting = pool_snapshots.restored(self, source, migrate)
         fitting.warn()
-        return slots
-
-    def _open_from(self, taken: snapshots.Snapshot, fitting: Fitting) -> list[int]:
-        """New slots for these streams; the pool is held."""
-        n, free = len(taken.steps), self.capacity - self._n_open
-        if n > free:
-            raise StateError(f"the snapshot needs {n} slots, {free} of {self.capacity} are free: grow the pool first")
-        if self.program is None:
-            self._lay_out(self._core._sized_as(taken.sizes))
-        arrays, rows = fitting.fit(taken, "pool", self._parts, self.bound)
-        slots = self._open_with(np.ascontiguousarray(taken.steps), rows).tolist()
-        for i in range(n) if taken.still or taken.ended.any() else ():
-            still = [np.array(a[i]) for a in arrays] if taken.knows(i) else None
-            self._set_steps(slots[i] & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
         return slots
 
     def _require_sizes(self) -> None:

@@ -135,16 +135,31 @@ def restored(pool: StreamPool, source, migrate: bool) -> tuple[dict[int, int], F
         n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
     if n > free:
         raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
-    opened: dict[int, int] = {}
+    slots: dict[int, int] = {}
     try:
         for part in parts:
             with pool._alone():
-                opened.update(zip(part.slots.tolist(), pool._open_from(part, fitting), strict=True))
+                slots.update(zip(part.slots.tolist(), opened(pool, part, fitting), strict=True))
     except BaseException:
-        for slot in opened.values():
+        for slot in slots.values():
             pool.close(slot)
         raise
-    return opened, fitting
+    return slots, fitting
+
+
+def opened(pool: StreamPool, taken: Snapshot, fitting: Fitting) -> list[int]:
+    """New slots for these streams; the pool is held."""
+    n, free = len(taken.steps), pool.capacity - len(pool)
+    if n > free:
+        raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
+    if pool.program is None:
+        pool._lay_out(pool._core._sized_as(taken.sizes))
+    arrays, rows = fitting.fit(taken, "pool", pool._parts, pool.bound)
+    slots = pool._open_with(np.ascontiguousarray(taken.steps), rows).tolist()
+    for i in range(n) if taken.still or taken.ended.any() else ():
+        still = [np.array(a[i]) for a in arrays] if taken.knows(i) else None
+        pool._set_steps(slots[i] & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
+    return slots
 
 
 def _latest(parts: list[Snapshot]) -> list[Snapshot]:

@@ -212,13 +212,14 @@ class TestRefused:
         source, pool = opened(model, 10)[0].snapshot_all(), model.pool(10)
         calls = []
 
-        def fails(taken, fitting):
-            calls.append(taken)
+        def fails(*given):
+            calls.append(given)
             if len(calls) == 3:
                 raise MemoryError
-            return type(pool)._open_from(pool, taken, fitting)
+            return opens(*given)
 
-        monkeypatch.setattr(pool, "_open_from", fails, raising=False)
+        opens = pool_snapshots.opened
+        monkeypatch.setattr(pool_snapshots, "opened", fails)
         with pytest.raises(fastrnn.FastRNNMemoryError):
             pool.restore_all(source)
         assert len(calls) == 3
