@@ -41,7 +41,8 @@ def instruction_sets(compiler):
     the rows of list_isas.h that its preprocessor leaves."""
     command = [*compiler, "-E", "-P", str(KERNELS / "list_isas.h")]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {f"kernels_{name}.c": flags.split() for name, flags in re.findall(r'ISA\((\w+), "([^"]*)"', text)}
+    rows = re.findall(r'(?:ISA|LIKE)\((\w+),(?: \w+,)? "([^"]*)"', text)
+    return {f"kernels_{name}.c": flags.split() for name, flags in rows}
 
 
 class BuildKernels(build_ext):

@@ -44,10 +44,22 @@ static frnn_block frnn_block_at(int64_t N, int64_t U, int64_t index) {
 }
 
 /* Columns with their padding: the end of the last block. */
-static int64_t frnn_padded(int64_t N, int64_t U) {
+static inline int64_t frnn_padded(int64_t N, int64_t U) {
     if (N == 0) return 0;
     frnn_block last = frnn_block_at(N, U, frnn_block_count(N, U) - 1);
     return last.start + (int64_t)last.width * last.nv;
+}
+
+/* ---- weights of reduced precision (body_tile_bfloat16.h, body_tile_int8.h) ---- */
+#define FRNN_GROUP 16 /* terms, lanes of four bytes, that belong together: the rows of an AMX tile */
+#define FRNN_HEAD 16  /* floats before the bytes of a rounded row of int8: its scale, alone in its cache line */
+
+/* Groups of the terms of K weights, of which a term holds `each`. */
+static inline int64_t frnn_groups(int64_t K, int64_t each) { return (K + FRNN_GROUP * each - 1) / (FRNN_GROUP * each); }
+
+/* Where term q of group g of vector v is, among the terms of nv vectors. */
+static inline const float *frnn_term(const float *terms, int64_t g, int64_t nv, int64_t v, int64_t q, int64_t width) {
+    return terms + ((g * nv + v) * FRNN_GROUP + q) * width;
 }
 
 /* How many of `rows` rows the next tile takes: tiles have nearly equal heights of at most `limit`. */

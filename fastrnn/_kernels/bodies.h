@@ -19,5 +19,7 @@
 #include "body_window.h"
 #include "body_attention.h"
 #include "body_probe.h"
+#include "body_round.h"
 #undef VEC_W
+#include "body_products.h"
 #include "body_table.h"

@@ -3,5 +3,7 @@
 #include "body_math.h"
 #include "body_activate.h"
 #include "body_tile.h"
+#include "body_tile_bfloat16.h"
+#include "body_tile_int8.h"
 #include "body_cell.h"
 #include "body_linear.h"

@@ -134,14 +134,18 @@ FRNN_INLINE void vec_cell_at(const frnn_call *call, const frnn_block *blocks, in
     const frnn_cell *cell = call->cell;
     const frnn_cell_io *io = call->io;
     int64_t vectors = frnn_vectors(cell->form, blocks[0].nv);
+    const int rounded = cell->product->round != NULL;
     for (int64_t r = 0; r < mr; r++) {
         if (io->pre) {
             for (int b = 0; b < nb; b++) t->start[b][r] = io->pre + vec_pre_at(call, &blocks[b], q, row + r);
+        } else if (rounded) {
+            t->x[r] = frnn_rounded_row(cell, io->scratch, row + r, OPERAND_X);
         } else {
             t->x[r] = io->x[row + r] + io->x_off;
         }
         if (hidden) t->h[r] = hidden[r];
     }
+    t->rows = mr;
     for (int b = 0; cell->form->apart && b < nb; b++) {
         vec Rb = vec_load(cell->packed + blocks[b].start * cell->unit + vectors * VEC_W);
         for (int64_t r = 0; r < mr; r++) vec_store(t->out + ((r * nb + b) * 4 + vectors) * VEC_W, Rb);
@@ -199,7 +203,7 @@ FRNN_INLINE frnn_unit vec_unit_at(const frnn_cell *cell, const frnn_cell_io *io,
         .h = h[r] + unit,
         .c = form->states > 1 ? io->c[row + r] + io->c_off + unit : NULL,
         .y = io->y[row + r] + io->y_off + unit,
-        .scratch = form->phases > 1 ? io->scratch + (row + r) * frnn_scratch_row(cell) + unit : NULL,
+        .scratch = form->phases > 1 ? io->scratch + (row + r) * cell->scratch_row + unit : NULL,
         .n = whole ? VEC_W : cell->H - unit,
     };
 }
@@ -258,10 +262,11 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
     const frnn_cell_io *io = call->io;
     const frnn_form *form = call->cell->form;
     int64_t limit = call->cell->product->rows[n > 1][frnn_vectors(form, blocks[0].nv)], mr;
-    int64_t stride = frnn_scratch_row(call->cell);
+    const int rounded = call->cell->product->round != NULL;
     frnn_tile tiles[FRNN_SUMS];
     for (int64_t row = call->row0; row < call->row1; row += mr) {
-        const float *h[FRNN_TILE_ROWS], *left[FRNN_TILE_ROWS]; /* left: by the phase before */
+        const float *h[FRNN_TILE_ROWS], *product_h[FRNN_TILE_ROWS],
+            *left[FRNN_TILE_ROWS]; /* left: by the phase before */
         mr = frnn_tile_height(call->row1 - row, limit);
         if (call->pre_out) {
             for (int q = 0; q < form->products; q++) {
@@ -272,10 +277,14 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
         }
         for (int64_t r = 0; r < mr; r++) {
             h[r] = io->h[row + r] + io->h_off;
-            if (stride > 0) left[r] = io->scratch + (row + r) * stride;
+            if (form->phases > 1) left[r] = io->scratch + (row + r) * call->cell->scratch_row;
+            if (rounded) {
+                product_h[r] = frnn_rounded_row(call->cell, io->scratch, row + r, OPERAND_H);
+                left[r] = frnn_rounded_row(call->cell, io->scratch, row + r, OPERAND_RESET);
+            }
         }
         for (int s = 0; s < form->counts[phase]; s++) {
-            const float *const *rows = form->sums[phase][s].scratch ? left : h;
+            const float *const *rows = form->sums[phase][s].scratch ? left : rounded ? product_h : h;
             vec_cell_product(call, blocks, n, form->sums[phase][s].product, row == call->row0, rows, row, mr, &tiles[s],
                              out[s]);
         }

@@ -20,7 +20,7 @@ static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *c
     int64_t limit = call->product->rows[nb - 1][nv], mr;
     frnn_tile t = {.Kx = call->K, .Kh = 0, .shift = 0, .out = out, .pace = 0};
     for (int64_t row = call->row0; row < call->row1; row += mr) {
-        mr = frnn_tile_height(call->row1 - row, limit);
+        t.rows = mr = frnn_tile_height(call->row1 - row, limit);
         for (int b = 0; b < nb; b++) {
             const float *bias = call->packed + blocks[b].start * call->column;
             t.weights[b] = bias + nv * VEC_W;

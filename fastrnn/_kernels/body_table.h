@@ -1,60 +1,21 @@
 /* Everything except loops over vectors: packing, walking blocks, and the table itself. Included once per instruction
  * set. */
 
-#define FRNN_NAME(op) FRNN_JOIN(frnn_f32_##op, FRNN_ISA)
-#define FRNN_TEXT2(a) #a
-#define FRNN_TEXT(a) FRNN_TEXT2(a)
-
-/* Call the body of the block's width; the tiles of all widths. */
+/* Call the body of the block's width. */
 #if FRNN_LANES == 16
-#define FRNN_TILES {&vec_tiles_4, &vec_tiles_8, &vec_tiles_16}
 #define BY_WIDTH(name, width, ...)                                                                                     \
     ((width) == 16 ? name##_16(__VA_ARGS__) : (width) == 8 ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
 #elif FRNN_LANES == 8
-#define FRNN_TILES {&vec_tiles_4, &vec_tiles_8, NULL}
 #define BY_WIDTH(name, width, ...) ((width) == 8 ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
 #else
-#define FRNN_TILES {&vec_tiles_4, NULL, NULL}
 #define BY_WIDTH(name, width, ...) name##_4(__VA_ARGS__)
 #endif
 
-/* ---- the product of float32 weights ---- */
-
-static int64_t frnn_float32_column(int64_t K) { return K; }
-
-static float *frnn_float32_pack(int64_t K, int64_t k0, int64_t k1, int64_t nv, int64_t width, const float *const *from,
-                                int64_t k_stride, int64_t lane_stride, const int64_t *count, float *packed) {
-    int64_t n = FRNN_PANEL(nv);
-    for (int64_t first = 0; first < nv; first += n) {
-        float *p = packed + (first * K + k0 * n) * width;
-        for (int64_t k = k0; k < k1; k++) {
-            for (int64_t v = first; v < first + n; v++) {
-                const float *w = from[v] + k * k_stride;
-                for (int64_t l = 0; l < width; l++) *p++ = l < count[v] ? w[l * lane_stride] : 0.0f;
-            }
-        }
-    }
-    return packed + nv * K * width;
-}
-
-static const frnn_product frnn_float32 = {
-    .weights = "float32",
-    .bits = "float32 " FRNN_TEXT(FRNN_ISA),
-    .rows = {{0, FRNN_MOST_ROWS(1), FRNN_MOST_ROWS(2), FRNN_MOST_ROWS(3), FRNN_MOST_ROWS(4)},
-             {0, 0, 0, FRNN_PAIR_ROWS, FRNN_PAIR_ROWS}},
-    .panel = {0, FRNN_PANEL(1), FRNN_PANEL(2), FRNN_PANEL(3), FRNN_PANEL(4)},
-    .column = frnn_float32_column,
-    .pack = frnn_float32_pack,
-    .tiles = FRNN_TILES,
-};
-
-static const frnn_product *const frnn_products[] = {&frnn_float32, NULL};
-
 /* ---- packing of cells ---- */
 
-/* Product q of a block: bias, then W, then R (cells.h). Wb, Rb may be NULL. Returns the end. */
-static float *frnn_pack_product(const frnn_cell *cell, const frnn_block *block, int q, const float *W, const float *R,
-                                const float *Wb, const float *Rb, float *p) {
+/* Product q of a block: bias, then W, then R (cells.h). Returns the end. */
+static float *frnn_pack_product(const frnn_cell *cell, const frnn_block *block, int q, const frnn_weights *w,
+                                float *p) {
     const frnn_form *form = cell->form;
     int64_t H = cell->H, width = block->width, nv = frnn_vectors(form, block->nv), apart = form->apart;
     int64_t row[2][FRNN_TILE_VECTORS], count[FRNN_TILE_VECTORS]; /* row of W, of R that lane 0 is; lanes that exist */
@@ -67,15 +28,18 @@ static float *frnn_pack_product(const frnn_cell *cell, const frnn_block *block, 
          v++) { /* each vector of sums starts from the biases of all that is added to it */
         for (int64_t l = 0; l < width; l++, p++) {
             int there = l < count[v < nv ? v : nv - 1];
-            *p = (there && Wb && v < nv ? Wb[row[0][v] + l] : 0.0f) +
-                 (there && Rb && v >= apart ? Rb[row[1][v - apart] + l] : 0.0f);
+            *p = (there && w->Wb && v < nv ? w->Wb[row[0][v] + l] : 0.0f) +
+                 (there && w->Rb && v >= apart ? w->Rb[row[1][v - apart] + l] : 0.0f);
         }
     }
     for (int half = 0; half < 1 + form->recurrent; half++) {
-        const float *from[FRNN_TILE_VECTORS];
+        const float *from[FRNN_TILE_VECTORS], *scale[FRNN_TILE_VECTORS], *scales = half ? w->R_scale : w->W_scale;
         int64_t K = half ? H : cell->I;
-        for (int64_t v = 0; v < nv; v++) from[v] = (half ? R : W) + row[half][v] * K;
-        p = cell->product->pack(K, 0, K, nv, width, from, 1, K, count, p);
+        for (int64_t v = 0; v < nv; v++) {
+            from[v] = (half ? w->R : w->W) + row[half][v] * K;
+            scale[v] = scales ? scales + row[half][v] : NULL;
+        }
+        p = cell->product->pack(K, 0, K, nv, width, from, 1, K, count, scales ? scale : NULL, p);
     }
     return p;
 }
@@ -98,6 +62,17 @@ static int frnn_is_usual(const frnn_cell *cell) {
     return 1;
 }
 
+/* h of an LSTM is f times h of ONNX's three activations, of a GRU a mean of old ones and of g, of an RNN f. */
+static int frnn_is_bounded(const frnn_cell *cell) {
+    for (int i = 0; i < 3; i++) {
+        const frnn_act *act = &cell->act[i];
+        int small = act->fn == FRNN_TANH || act->fn == FRNN_SIGMOID || act->fn == FRNN_HARD_SIGMOID ||
+                    act->fn == FRNN_SOFTSIGN || (act->fn == FRNN_SCALED_TANH && fabsf(act->alpha) <= 1.0f);
+        if (cell->form->usual[i] != FRNN_IDENTITY && !small && !(cell->form->states > 1 && i == 1)) return 0;
+    }
+    return 1;
+}
+
 static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
     const frnn_form *form = cell->form;
     cell->half[0] = cell->product->column(cell->I);
@@ -105,29 +80,32 @@ static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
     cell->unit = form->gates * (1 + cell->half[0] + cell->half[1]) + form->apart + (cell->peephole ? 3 : 0);
     cell->usual = frnn_is_usual(cell);
     cell->far = frnn_is_far(cell);
+    cell->bounded = frnn_is_bounded(cell);
+    cell->phases = form->phases * (cell->product->round ? 2 : 1);
+    cell->scratch_row = frnn_scratch_size(cell);
     return frnn_padded(cell->H, form->units) * cell->unit;
 }
 
-static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb,
-                                 const float *Rb, const float *P, int64_t block0, int64_t block1, float *packed) {
+static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const frnn_weights *w, int64_t block0, int64_t block1,
+                                 float *packed) {
     const frnn_form *form = cell->form;
     int64_t H = cell->H, U = form->units;
     for (int64_t index = block0; index < block1; index++) {
         frnn_block block = frnn_block_at(H, U, index);
         int64_t rest = H - block.start;
         float *p = packed + block.start * cell->unit;
-        for (int q = 0; q < form->products; q++) p = frnn_pack_product(cell, &block, q, W, R, Wb, Rb, p);
+        for (int q = 0; q < form->products; q++) p = frnn_pack_product(cell, &block, q, w, p);
         for (int64_t g = 0; g < (cell->peephole ? 3 : 0); g++) {
-            for (int64_t l = 0; l < block.width; l++) *p++ = l < rest ? P[g * H + block.start + l] : 0.0f;
+            for (int64_t l = 0; l < block.width; l++) *p++ = l < rest ? w->P[g * H + block.start + l] : 0.0f;
         }
     }
 }
 
 /* ---- cells ---- */
 static int64_t FRNN_NAME(cell_blocks)(const frnn_cell *cell) { return frnn_block_count(cell->H, cell->form->units); }
-static int64_t FRNN_NAME(cell_scratch)(const frnn_cell *cell, int64_t rows) { return rows * frnn_scratch_row(cell); }
+static int64_t FRNN_NAME(cell_scratch)(const frnn_cell *cell, int64_t rows) { return rows * cell->scratch_row; }
 static int64_t FRNN_NAME(cell_pre_size)(const frnn_cell *cell) {
-    return frnn_padded(cell->H, cell->form->units) * cell->form->gates;
+    return cell->product->round ? 0 : frnn_padded(cell->H, cell->form->units) * cell->form->gates;
 }
 
 /* How many blocks from `index` on, in the direction of the call, are processed together. For few rows, two whole ones,
@@ -158,9 +136,34 @@ FRNN_INLINE void frnn_walk_blocks(const frnn_call *call, int64_t phase, int64_t 
     }
 }
 
+/* Rounds the rows that the products of a phase of the form sum over. Threads that share the blocks of a step share its
+ * rows here. */
+static void frnn_round_rows(const frnn_call *call, int64_t phase, int64_t block0, int64_t block1) {
+    const frnn_cell *cell = call->cell;
+    const frnn_cell_io *io = call->io;
+    int64_t rows = call->row1 - call->row0, blocks = frnn_block_count(cell->H, cell->form->units);
+    int64_t first = call->row0 + rows * block0 / blocks, last = call->row0 + rows * block1 / blocks;
+    for (int64_t row = first; row < last; row++) {
+        if (phase > 0) {
+            const float *reset = io->scratch + row * cell->scratch_row;
+            cell->product->round(cell->H, reset, cell->bounded,
+                                 frnn_rounded_row(cell, io->scratch, row, OPERAND_RESET));
+        } else {
+            cell->product->round(cell->I, io->x[row] + io->x_off, 0,
+                                 frnn_rounded_row(cell, io->scratch, row, OPERAND_X));
+            cell->product->round(cell->H, io->h[row] + io->h_off, cell->bounded,
+                                 frnn_rounded_row(cell, io->scratch, row, OPERAND_H));
+        }
+    }
+}
+
 static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0,
                                  int64_t row1, int64_t block0, int64_t block1) {
     frnn_call call = {cell, io, NULL, 0, row0, row1};
+    if (cell->product->round) {
+        if (phase % 2 == 0) return frnn_round_rows(&call, phase / 2, block0, block1);
+        phase /= 2;
+    }
     frnn_walk_blocks(&call, phase, block0, block1);
 }
 
@@ -174,37 +177,39 @@ static void FRNN_NAME(cell_input)(const frnn_cell *cell, const float *const *x, 
 
 /* ---- linear ---- */
 /* One product of up to 4 vectors of columns: bias, then W. */
-static int64_t FRNN_NAME(linear_pack_size)(int64_t K, int64_t N) {
-    return frnn_padded(N, 4) * (1 + frnn_products[0]->column(K));
+static int64_t FRNN_NAME(linear_pack_size)(const frnn_product *product, int64_t K, int64_t N) {
+    return frnn_padded(N, 4) * (1 + product->column(K));
 }
 static int64_t FRNN_NAME(linear_blocks)(int64_t K, int64_t N) {
     (void)K;
     return frnn_block_count(N, 4);
 }
 
-static void FRNN_NAME(linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,
-                                   const float *bias, int64_t k0, int64_t k1, float *packed) {
-    int64_t blocks = frnn_block_count(N, 4), column = 1 + frnn_products[0]->column(K);
+static void FRNN_NAME(linear_pack)(const frnn_product *product, int64_t K, int64_t N, const float *W, int64_t k_stride,
+                                   int64_t n_stride, const float *bias, const float *scale, int64_t k0, int64_t k1,
+                                   float *packed) {
+    int64_t blocks = frnn_block_count(N, 4), column = 1 + product->column(K);
     for (int64_t index = 0; index < blocks; index++) {
         frnn_block block = frnn_block_at(N, 4, index);
         int64_t rest = N - block.start, count[FRNN_TILE_VECTORS];
-        const float *from[FRNN_TILE_VECTORS];
+        const float *from[FRNN_TILE_VECTORS], *scales[FRNN_TILE_VECTORS];
         float *p = packed + block.start * column;
         for (int64_t v = 0; v < block.nv; v++) {
             int64_t at = v * block.width;
             from[v] = W + (block.start + at) * n_stride;
+            scales[v] = scale ? scale + block.start + at : NULL;
             count[v] = rest - at < block.width ? rest - at : block.width;
         }
         for (int64_t j = 0; j < (int64_t)block.width * block.nv; j++, p++) {
             if (k0 == 0) *p = bias && j < rest ? bias[block.start + j] : 0.0f;
         }
-        frnn_products[0]->pack(K, k0, k1, block.nv, block.width, from, k_stride, n_stride, count, p);
+        product->pack(K, k0, k1, block.nv, block.width, from, k_stride, n_stride, count, scale ? scales : NULL, p);
     }
 }
 
-static void FRNN_NAME(linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride,
-                              float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1) {
-    const frnn_product *product = frnn_products[0];
+static void FRNN_NAME(linear)(const frnn_product *product, int64_t K, int64_t N, const float *packed, frnn_act act,
+                              const float *x, int64_t x_stride, float *y, int64_t y_stride, int64_t row0, int64_t row1,
+                              int64_t block0, int64_t block1) {
     int64_t column = 1 + product->column(K), nb;
     frnn_linear_call call = {product, K, N, column, packed, act, x, y, x_stride, y_stride, row0, row1};
     int wide = row1 - row0 <= product->rows[1][4];

@@ -36,7 +36,7 @@ static inline int frnn_prefetches(int mr, int n, int width) {
 }
 
 typedef struct frnn_tile {
-    int64_t Kx, Kh;
+    int64_t Kx, Kh, rows;
     const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
     const float *start[2][FRNN_TILE_ROWS];
     const float *weights[2];

@@ -16,8 +16,26 @@
 /* The vectors of each product of a block of `nv` vectors of units. */
 static inline int frnn_vectors(const frnn_form *form, int nv) { return form->units == 1 ? form->gates : nv; }
 
-static inline int64_t frnn_scratch_row(const frnn_cell *cell) { /* floats of r * h a row, in whole cache lines */
+/* Scratch of a row, in whole cache lines: r * h of a GRU that resets before the product; in reduced precision also the
+ * rounded x, h and r * h. */
+static inline int64_t frnn_reset_size(const frnn_cell *cell) {
     return cell->form->phases > 1 ? (cell->H + 15) / 16 * 16 : 0;
+}
+
+static inline int64_t frnn_scratch_size(const frnn_cell *cell) {
+    const frnn_product *product = cell->product;
+    int64_t size = frnn_reset_size(cell);
+    if (product->round) size += product->rounded(cell->I) + cell->form->phases * product->rounded(cell->H);
+    return size;
+}
+
+/* What a step's products read of row r: x, h, or r * h of the phase before. */
+enum frnn_operand { OPERAND_X, OPERAND_H, OPERAND_RESET };
+static inline float *frnn_rounded_row(const frnn_cell *cell, float *scratch, int64_t row, enum frnn_operand which) {
+    const frnn_product *product = cell->product;
+    float *found = scratch + row * cell->scratch_row + frnn_reset_size(cell);
+    if (which > OPERAND_X) found += product->rounded(cell->I);
+    return which > OPERAND_H ? found + product->rounded(cell->H) : found;
 }
 
 /* One call of cell_step or cell_input. pre_out: NULL, or where cell_input writes. */

@@ -8,24 +8,58 @@
 #endif
 
 #define ISA(name, flags, test) extern const frnn_kernels frnn_table_##name;
+#define LIKE(name, other, flags, test)                                                                                 \
+    extern const frnn_kernels frnn_table_##other;                                                                      \
+    extern const frnn_product *const frnn_products_##name[];
 #include "list_isas.h"
 
-static const frnn_kernels *const compiled[] = {
-#define ISA(name, flags, test) &frnn_table_##name,
+enum { /* every table of this build, best first */
+#define ISA(name, flags, test) TABLE_##name,
+#define LIKE(name, other, flags, test) TABLE_##name,
 #include "list_isas.h"
-    NULL};
+       TABLES
+};
+enum { MOST_PRODUCTS = 8 };
 
-const frnn_kernels *const *frnn_compiled(void) { return compiled; }
+/* The table of an instruction set that is like another but for the products that it has of its own. */
+__attribute__((unused)) static const frnn_kernels *like(int index, const char *name, const frnn_kernels *other,
+                                                        const frnn_product *const *own) {
+    static frnn_kernels tables[TABLES];
+    static const frnn_product *products[TABLES][MOST_PRODUCTS];
+    int n = 0;
+    for (; other->products[n]; n++) {
+        products[index][n] = other->products[n];
+        for (int i = 0; own[i]; i++) {
+            if (strcmp(own[i]->weights, other->products[n]->weights) == 0) products[index][n] = own[i];
+        }
+    }
+    products[index][n] = NULL;
+    tables[index] = *other;
+    tables[index].isa = name;
+    tables[index].products = products[index];
+    return &tables[index];
+}
 
-/* Called once, at import, under the GIL; later calls rewrite the same values. */
+/* Called at import, under the GIL; later calls rewrite the same values. */
+const frnn_kernels *const *frnn_compiled(void) {
+    static const frnn_kernels *tables[TABLES + 1];
+#define ISA(name, flags, test) tables[TABLE_##name] = &frnn_table_##name;
+#define LIKE(name, other, flags, test)                                                                                 \
+    tables[TABLE_##name] = like(TABLE_##name, #name, &frnn_table_##other, frnn_products_##name);
+#include "list_isas.h"
+    return tables;
+}
+
 const frnn_kernels *const *frnn_available(void) {
-    static const frnn_kernels *tables[sizeof compiled / sizeof *compiled];
+    static const frnn_kernels *tables[TABLES + 1];
+    const frnn_kernels *const *all = frnn_compiled();
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
 #define ISA(name, flags, test)                                                                                         \
-    if (test) tables[n++] = &frnn_table_##name;
+    if (test) tables[n++] = all[TABLE_##name];
+#define LIKE(name, other, flags, test) ISA(name, flags, test)
 #include "list_isas.h"
     tables[n] = NULL;
     return tables;

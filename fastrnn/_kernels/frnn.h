@@ -57,19 +57,26 @@ typedef void (*frnn_tile_fn)(const struct frnn_tile *tile);
 /* Tiles of one width: of one block, of two, of one whose weights are far; by rows - 1 and vectors - 1; NULL: none. */
 typedef const frnn_tile_fn frnn_tiles[3][FRNN_TILE_ROWS][FRNN_TILE_VECTORS];
 
-/* How x W is computed: how weights are packed, and the tiles that sum over them. One row of an instruction set's
- * list of products. Another number format, or another unit of the CPU, is another row. */
+/* How x W is computed: how rows are rounded, how weights are packed, and the tiles that sum over them. One row of an
+ * instruction set's list of products. Another number format, or another unit of the CPU, is another row. */
 typedef struct frnn_product {
-    const char *weights; /* number format of packed weights: "float32" */
+    const char *weights; /* number format: "float32", "bfloat16", "int8", "int8-a16" */
     const char *bits; /* class of equal bits: products of one class give the same bits, so a call may choose freely */
     int32_t rows[2][FRNN_TILE_VECTORS + 1]; /* most rows of a tile over one block, over two, by vectors; 0: none */
     int32_t panel[FRNN_TILE_VECTORS + 1]; /* vectors of a panel (body_tile.h), by vectors of the product */
     int64_t (*column)(int64_t K); /* floats of memory that K weights of one column take */
-    /* Packs K weights of nv vectors of `width` columns, as panels; returns the end. Lane l of vector v is column
-     * from[v] + l * lane_stride, its weight k at k * k_stride from there; lanes from count[v] on are zero. Writes only
-     * the weights [k0, k1) of each column; both are multiples of FRNN_PACK_STEP, or the ends. */
+    /* Packs K weights of nv vectors of `width` columns; returns the end. Lane l of vector v is column
+     * from[v] + l * lane_stride, its weight k at k * k_stride from there; lanes from count[v] on are zero.
+     * scale[v][l]: what one step of an 8-bit weight is worth; scale NULL: the largest weight of the column is 127.
+     * Writes only the weights [k0, k1) of each column; both are multiples of FRNN_PACK_STEP, or the ends; 8-bit weights
+     * are always packed whole. */
     float *(*pack)(int64_t K, int64_t k0, int64_t k1, int64_t nv, int64_t width, const float *const *from,
-                   int64_t k_stride, int64_t lane_stride, const int64_t *count, float *packed);
+                   int64_t k_stride, int64_t lane_stride, const int64_t *count, const float *const *scale,
+                   float *packed);
+    /* Reduced precision: the floats of a rounded row of K, a multiple of 16, and what rounds it; else NULL. bounded: the
+     * row is the h of a cell whose h is at most 1. */
+    int64_t (*rounded)(int64_t K);
+    void (*round)(int64_t K, const float *x, int bounded, float *rounded);
     frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
 } frnn_product;
 
@@ -116,12 +123,18 @@ typedef struct frnn_cell {
     float clip; /* bound of the preacts; INFINITY: none */
     frnn_act act[3]; /* f, g, h of the ONNX text */
     const float *packed; /* cell_pack's output: 64-byte aligned */
-    /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; no clip, input_forget or
-     * peephole and the form's usual activations; the weights come from caches too slow for a block's first tile
-     * (body_tile.h). */
-    int64_t half[2], unit;
-    int32_t usual, far;
+    /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; floats of scratch of a row;
+     * calls of cell_step that a step takes; no clip, input_forget or peephole and the form's usual activations; the
+     * weights come from caches too slow for a block's first tile (body_tile.h); h is at most 1 by its activations. */
+    int64_t half[2], unit, scratch_row;
+    int32_t phases, usual, far, bounded;
 } frnn_cell;
+
+/* The weights of a cell: W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.
+ * W_scale, R_scale [G*H]: what one step of an 8-bit weight is worth (NULL: a row's largest weight is 127). */
+typedef struct frnn_weights {
+    const float *W, *R, *Wb, *Rb, *P, *W_scale, *R_scale;
+} frnn_weights;
 
 /* The rows that one step works on. Row pointer arrays have `rows` entries; the offset (in floats) is added to every
  * pointer of its array, so that a time loop moves all rows by changing one number. Rows of x, h, y are contiguous;
@@ -188,36 +201,36 @@ typedef struct frnn_kernels {
     int64_t lanes; /* floats in the widest vector */
     const frnn_product *const *products; /* NULL at the end; the first is that of linear */
 
-    /* Cells. W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.
-     * cell_layout completes a cell whose other members are set, but for `packed`, and returns how many floats cell_pack
-     * writes. It writes the blocks [block0, block1), so that a caller can drop the rows of W and R that it has read.
-     * cell_blocks: into how many blocks of hidden units a step can be split;
+    /* Cells. cell_layout completes a cell whose other members are set, but for `packed`, and returns how many floats
+     * cell_pack writes. It writes the blocks [block0, block1), so that a caller can drop the rows of W and R that it has
+     * read. cell_blocks: into how many blocks of hidden units a step can be split;
      * step works on rows [row0, row1) and blocks [block0, block1) of them, so threads may split either.
-     * All blocks of phase p must be done before any of phase p + 1 of the same rows. */
+     * All blocks of phase p must be done before any of phase p + 1 of the same rows; cell->phases of them are a step.
+     * In reduced precision each phase of the form follows one that rounds its rows. */
     int64_t (*cell_layout)(frnn_cell *cell);
-    void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
-                      const float *P, int64_t block0, int64_t block1, float *packed);
+    void (*cell_pack)(const frnn_cell *cell, const frnn_weights *from, int64_t block0, int64_t block1, float *packed);
     int64_t (*cell_blocks)(const frnn_cell *cell);
     int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows);
     void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
                       int64_t block0, int64_t block1);
     /* The input half for the rows of some steps at once: bias + x[r] W, exactly the accumulators with which cell_step
      * would reach its hidden half. Row r is row r % pre_rows of step r / pre_rows, and a step takes pre_rows *
-     * cell_pre_size floats of pre, which cell_step's io.pre then points to. */
+     * cell_pre_size floats of pre, which cell_step's io.pre then points to. Not in reduced precision: cell_pre_size is 0. */
     int64_t (*cell_pre_size)(const frnn_cell *cell);
     void (*cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *pre, int64_t pre_rows,
                        int64_t row0, int64_t row1, int64_t block0, int64_t block1);
 
-    /* y[r, n] = act(bias[n] + sum_k x[r, k] W[k, n]); W [K, N] with strides (in floats), bias [N] or NULL.
-     * Row r of x is x + r * x_stride, contiguous; of y likewise. y must not overlap x. Columns split into
-     * linear_blocks blocks. linear_pack writes rows [k0, k1) of W, both multiples of FRNN_PACK_STEP or the ends, and
-     * the bias with k0 = 0. */
-    int64_t (*linear_pack_size)(int64_t K, int64_t N);
-    void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride, const float *bias,
-                        int64_t k0, int64_t k1, float *packed);
+    /* y[r, n] = act(bias[n] + sum_k x[r, k] W[k, n]); W [K, N] with strides (in floats), bias [N] or NULL, scale [N] of
+     * 8-bit weights or NULL. Row r of x is x + r * x_stride, contiguous; of y likewise. y must not overlap x. Columns
+     * split into linear_blocks blocks. In reduced precision x are rows that product->round has rounded. linear_pack writes rows
+     * [k0, k1) of W, as product->pack does, and the bias with k0 = 0. */
+    int64_t (*linear_pack_size)(const frnn_product *product, int64_t K, int64_t N);
+    void (*linear_pack)(const frnn_product *product, int64_t K, int64_t N, const float *W, int64_t k_stride,
+                        int64_t n_stride, const float *bias, const float *scale, int64_t k0, int64_t k1, float *packed);
     int64_t (*linear_blocks)(int64_t K, int64_t N);
-    void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride, float *y,
-                   int64_t y_stride, int64_t row0, int64_t row1, int64_t block0, int64_t block1);
+    void (*linear)(const frnn_product *product, int64_t K, int64_t N, const float *packed, frnn_act act, const float *x,
+                   int64_t x_stride, float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0,
+                   int64_t block1);
 
     /* out = program(inputs) over the space; out may be one of the inputs if their strides are equal. */
     void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *in, float *out);

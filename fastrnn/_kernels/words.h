@@ -1,7 +1,7 @@
 /* Vector words: the small vocabulary that every kernel body is written in, for the width VEC_W (floats per vector).
  *
  * An instruction set's words_<isa>.h defines, for each of its widths, the words that need its instructions:
- *     vec_splat vec_fma vec_add_term vec_max vec_min vec_sqrt vec_select vec_load_part vec_store_part
+ *     vec_splat vec_fma vec_add_term vec_max vec_min vec_sqrt vec_select vec_load_part vec_store_part vec_dot
  * This file, included once per width, defines the types and all other words with the vector extension of GCC and
  * Clang, so that + - * / and comparisons work on vectors as on floats. A word's name carries its width (vec_fma_16);
  * bodies say `vec_fma` and get the width that is current.
@@ -13,6 +13,8 @@
  *     vec_select(m, a, b)      m ? a : b a lane
  *     vec_load_part(p, n)      n floats (0 <= n <= VEC_W), zeros beyond; reads nothing past p + n
  *     vec_store_part(p, n, v)  stores n floats; writes nothing past p + n
+ *     vec_dot(sums, a, w)      sums + the four products of signed bytes a lane, exact, if no byte is -128; a's bytes
+ *                              are FRNN_INT8_OFFSET too large, for which sums must begin with -offset times those of w
  */
 #ifndef FRNN_WORDS_H
 #define FRNN_WORDS_H
@@ -49,6 +51,8 @@
 #define vec_keep_nan FRNN_WIDE(vec_keep_nan)
 #define vec_is_nan FRNN_WIDE(vec_is_nan)
 #define vec_flag FRNN_WIDE(vec_flag)
+#define vec_dot FRNN_WIDE(vec_dot)
+#define vec_four FRNN_WIDE(vec_four)
 #endif
 
 #ifdef VEC_W /* ---- the words of one width ---- */
@@ -76,6 +80,8 @@ FRNN_INLINE vec vec_copysign(vec a, vec b) { return (vec)((vec_int)a | ((vec_int
 FRNN_INLINE vec_int vec_is_nan(vec a) { return a != a; }
 /* result, or a if a is NaN, lane by lane */
 FRNN_INLINE vec vec_keep_nan(vec a, vec result) { return vec_select(a != a, a, result); }
+/* four bytes in every lane */
+FRNN_INLINE vec_int vec_four(int32_t bytes) { return (vec_int){0} + bytes; }
 /* mask -> 1.0f or 0.0f */
 FRNN_INLINE vec vec_flag(vec_int mask) { return (vec)(mask & 0x3f800000); }
 #endif

@@ -1,11 +1,23 @@
 /* Words of AVX2 + FMA: vectors of 8, and of 4 for narrow tails. */
 #include "words.h"
 #include <immintrin.h>
+#ifndef FRNN_ISA
 #define FRNN_ISA avx2
+#endif
+#define FRNN_FUSED /* vec_fma rounds once */
 #define FRNN_LANES 8
 #define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
 #define FRNN_PREFETCH 1024 /* floats ahead that a tile of many rows asks for; see body_tile.h */
 #define FRNN_UNROLL 4  /* terms of many rows per iteration; see body_tile.h */
+#ifdef __AVXVNNI__
+#define FRNN_INT8_OFFSET 128 /* of a row's bytes, see vec_dot */
+#define FRNN_INT8_ROWS 6     /* of a tile */
+#define FRNN_INT8_SUMS 12    /* of a tile, in registers */
+#else
+#define FRNN_INT8_OFFSET 0
+#define FRNN_INT8_ROWS 4
+#define FRNN_INT8_SUMS 8
+#endif
 
 typedef float vec_8 __attribute__((vector_size(32)));
 typedef int32_t vec_int_8 __attribute__((vector_size(32)));
@@ -46,3 +58,23 @@ FRNN_INLINE vec_4 vec_load_part_4(const float *p, int64_t n) {
 FRNN_INLINE void vec_store_part_4(float *p, int64_t n, vec_4 v) {
     _mm_maskstore_ps(p, _mm_loadu_si128((const __m128i *)(frnn_lane_mask + 8 - n)), v);
 }
+
+#ifdef __AVXVNNI__
+FRNN_INLINE vec_int_8 vec_dot_8(vec_int_8 sums, vec_int_8 a, vec_int_8 w) {
+    return (vec_int_8)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)w);
+}
+FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
+    return (vec_int_4)_mm_dpbusd_avx_epi32((__m128i)sums, (__m128i)a, (__m128i)w);
+}
+#else
+/* AVX2 multiplies unsigned bytes by signed ones, so a's sign goes to w. A pair of products is at most 2 * 127 * 127:
+ * it does not saturate. */
+FRNN_INLINE vec_int_8 vec_dot_8(vec_int_8 sums, vec_int_8 a, vec_int_8 w) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)a), _mm256_sign_epi8((__m256i)w, (__m256i)a));
+    return sums + (vec_int_8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
+    __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8((__m128i)a), _mm_sign_epi8((__m128i)w, (__m128i)a));
+    return sums + (vec_int_4)_mm_madd_epi16(pairs, _mm_set1_epi16(1));
+}
+#endif

@@ -1,11 +1,23 @@
 /* Words of AVX-512 (F, VL, BW, DQ): vectors of 16, and of 8 and 4 for narrow tails, all with mask registers. */
 #include "words.h"
 #include <immintrin.h>
+#ifndef FRNN_ISA
 #define FRNN_ISA avx512
+#endif
+#define FRNN_FUSED /* vec_fma rounds once */
 #define FRNN_LANES 16
 #define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */
 #define FRNN_PREFETCH 0 /* not measured */
 #define FRNN_UNROLL 1  /* not measured */
+#ifdef __AVX512VNNI__
+#define FRNN_INT8_OFFSET 128 /* of a row's bytes, see vec_dot */
+#define FRNN_INT8_ROWS 6     /* of a tile */
+#define FRNN_INT8_SUMS 24    /* of a tile, in registers */
+#else
+#define FRNN_INT8_OFFSET 0
+#define FRNN_INT8_ROWS 4
+#define FRNN_INT8_SUMS 16
+#endif
 
 typedef float vec_16 __attribute__((vector_size(64)));
 typedef int32_t vec_int_16 __attribute__((vector_size(64)));
@@ -52,3 +64,30 @@ FRNN_INLINE vec_4 vec_sqrt_4(vec_4 a) { return _mm_sqrt_ps(a); }
 FRNN_INLINE vec_4 vec_select_4(vec_int_4 m, vec_4 a, vec_4 b) { return _mm_blendv_ps(b, a, (__m128)m); }
 FRNN_INLINE vec_4 vec_load_part_4(const float *p, int64_t n) { return _mm_maskz_loadu_ps((__mmask8)frnn_first(n), p); }
 FRNN_INLINE void vec_store_part_4(float *p, int64_t n, vec_4 v) { _mm_mask_storeu_ps(p, (__mmask8)frnn_first(n), v); }
+
+#ifdef __AVX512VNNI__
+FRNN_INLINE vec_int_16 vec_dot_16(vec_int_16 sums, vec_int_16 a, vec_int_16 w) {
+    return (vec_int_16)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)w);
+}
+FRNN_INLINE vec_int_8 vec_dot_8(vec_int_8 sums, vec_int_8 a, vec_int_8 w) {
+    return (vec_int_8)_mm256_dpbusd_epi32((__m256i)sums, (__m256i)a, (__m256i)w);
+}
+FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
+    return (vec_int_4)_mm_dpbusd_epi32((__m128i)sums, (__m128i)a, (__m128i)w);
+}
+#else
+/* As AVX2; there is no VPSIGNB of 64 bytes. */
+FRNN_INLINE vec_int_16 vec_dot_16(vec_int_16 sums, vec_int_16 a, vec_int_16 w) {
+    __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi16(1);
+    __m512i signed_w = _mm512_mask_sub_epi8((__m512i)w, _mm512_movepi8_mask((__m512i)a), zero, (__m512i)w);
+    return sums + (vec_int_16)_mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8((__m512i)a), signed_w), one);
+}
+FRNN_INLINE vec_int_8 vec_dot_8(vec_int_8 sums, vec_int_8 a, vec_int_8 w) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)a), _mm256_sign_epi8((__m256i)w, (__m256i)a));
+    return sums + (vec_int_8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
+    __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8((__m128i)a), _mm_sign_epi8((__m128i)w, (__m128i)a));
+    return sums + (vec_int_4)_mm_madd_epi16(pairs, _mm_set1_epi16(1));
+}
+#endif

@@ -8,6 +8,9 @@
 #define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
 #define FRNN_PREFETCH 1024 /* as AVX2: the CPUs that run this have no more */
 #define FRNN_UNROLL 1  /* a term is two operations here, the loop little beside them */
+#define FRNN_INT8_OFFSET 0  /* of a row's bytes, see vec_dot */
+#define FRNN_INT8_ROWS 4    /* of a tile */
+#define FRNN_INT8_SUMS 8    /* of a tile, in registers */
 
 typedef float vec_4 __attribute__((vector_size(16)));
 typedef int32_t vec_int_4 __attribute__((vector_size(16)));
@@ -35,3 +38,23 @@ FRNN_INLINE vec_4 vec_load_part_4(const float *p, int64_t n) {
 FRNN_INLINE void vec_store_part_4(float *p, int64_t n, vec_4 v) {
     for (int64_t i = 0; i < n && i < 4; i++) p[i] = v[i];
 }
+#ifdef __SSE2__
+FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
+    __m128i A = (__m128i)a, W = (__m128i)w; /* bytes as the upper halves of 16 bits, shifted down */
+    __m128i low =
+        _mm_madd_epi16(_mm_srai_epi16(_mm_unpacklo_epi8(A, A), 8), _mm_srai_epi16(_mm_unpacklo_epi8(W, W), 8));
+    __m128i high =
+        _mm_madd_epi16(_mm_srai_epi16(_mm_unpackhi_epi8(A, A), 8), _mm_srai_epi16(_mm_unpackhi_epi8(W, W), 8));
+    __m128 even = _mm_shuffle_ps((__m128)low, (__m128)high, 0x88),
+           odd = _mm_shuffle_ps((__m128)low, (__m128)high, 0xdd);
+    return sums + (vec_int_4)even + (vec_int_4)odd;
+}
+#else
+FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
+    int8_t x[16], y[16];
+    memcpy(x, &a, 16);
+    memcpy(y, &w, 16);
+    for (int i = 0; i < 16; i++) sums[i / 4] += x[i] * y[i];
+    return sums;
+}
+#endif

@@ -39,7 +39,8 @@ MEMORY_BYTES = 64 << 20
 LOOP_NS = 400_000  # of one timed loop: long against the clock, short against a time slice
 TRIES = 3
 PREFETCH_AHEAD = (0, 2048)  # bytes; which one is faster depends on the CPU and the level
-NARROWER = {"avx512": ("avx512", "avx2")}  # some CPUs read wide vectors in halves, without a gain
+# Some CPUs read wide vectors in halves, without a gain.
+NARROWER = {name: (name, "avx2") for name in ("avx512_vnni", "avx512")}
 
 
 @dataclass(frozen=True)

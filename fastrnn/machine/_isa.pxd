@@ -20,6 +20,8 @@ cdef extern from "frnn.h" nogil:
         const char *weights
         const char *bits
         int32_t rows[2][5]
+        int64_t (*rounded)(int64_t K) noexcept nogil
+        void (*round)(int64_t K, const float *x, int bounded, float *rounded) noexcept nogil
 
     ctypedef struct frnn_form:
         int32_t states, phases
@@ -32,6 +34,16 @@ cdef extern from "frnn.h" nogil:
         float clip
         frnn_act act[3]
         const float *packed
+        int32_t phases
+
+    ctypedef struct frnn_weights:
+        const float *W
+        const float *R
+        const float *Wb
+        const float *Rb
+        const float *P
+        const float *W_scale
+        const float *R_scale
 
     ctypedef struct frnn_cell_io:
         const float *const *x
@@ -76,8 +88,8 @@ cdef extern from "frnn.h" nogil:
         int64_t lanes
         const frnn_product *const *products
         int64_t (*cell_layout)(frnn_cell *cell) noexcept nogil
-        void (*cell_pack)(const frnn_cell *cell, const float *W, const float *R, const float *Wb, const float *Rb,
-                          const float *P, int64_t block0, int64_t block1, float *packed) noexcept nogil
+        void (*cell_pack)(const frnn_cell *cell, const frnn_weights *weights, int64_t block0, int64_t block1,
+                          float *packed) noexcept nogil
         int64_t (*cell_blocks)(const frnn_cell *cell) noexcept nogil
         int64_t (*cell_scratch)(const frnn_cell *cell, int64_t rows) noexcept nogil
         void (*cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0, int64_t row1,
@@ -86,13 +98,14 @@ cdef extern from "frnn.h" nogil:
         void (*cell_input)(const frnn_cell *cell, const float *const *x, Py_ssize_t x_off, float *pre,
                            int64_t pre_rows, int64_t row0, int64_t row1, int64_t block0,
                            int64_t block1) noexcept nogil
-        int64_t (*linear_pack_size)(int64_t K, int64_t N) noexcept nogil
-        void (*linear_pack)(int64_t K, int64_t N, const float *W, int64_t k_stride, int64_t n_stride,
-                            const float *bias, int64_t k0, int64_t k1, float *packed) noexcept nogil
+        int64_t (*linear_pack_size)(const frnn_product *product, int64_t K, int64_t N) noexcept nogil
+        void (*linear_pack)(const frnn_product *product, int64_t K, int64_t N, const float *W, int64_t k_stride,
+                            int64_t n_stride, const float *bias, const float *scale, int64_t k0, int64_t k1,
+                            float *packed) noexcept nogil
         int64_t (*linear_blocks)(int64_t K, int64_t N) noexcept nogil
-        void (*linear)(int64_t K, int64_t N, const float *packed, frnn_act act, const float *x, int64_t x_stride,
-                       float *y, int64_t y_stride, int64_t row0, int64_t row1, int64_t block0,
-                       int64_t block1) noexcept nogil
+        void (*linear)(const frnn_product *product, int64_t K, int64_t N, const float *packed, frnn_act act,
+                       const float *x, int64_t x_stride, float *y, int64_t y_stride, int64_t row0, int64_t row1,
+                       int64_t block0, int64_t block1) noexcept nogil
         void (*elementwise)(const frnn_program *program, const frnn_space *space, const float *const *inputs,
                             float *out) noexcept nogil
         void (*reduce)(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row,
@@ -147,6 +160,7 @@ cdef const frnn_kernels *kernels_named(isa) except NULL
 cdef class Packed:
     """Weights, packed for one instruction set, in private memory or mapped from a file. Immutable."""
     cdef const frnn_kernels *table
+    cdef const frnn_product *product
     cdef readonly int64_t nbytes
     cdef float *memory  # NULL if mapped
     cdef object file  # None if private; the array in the mapped file

@@ -139,6 +139,12 @@ def shared_calls():
     return openmp, own
 
 
+def kernels_of(isa=None):
+    """Name of the instruction set whose kernels this one uses for everything but products of 8-bit weights: its own, or
+    "avx512" for "avx512_vnni"."""
+    return bits_class("float32", isa).split()[1]
+
+
 def tile_rows(isa, vectors, blocks=1):
     """The most rows of a tile of float32 products, over one or two blocks of that many vectors (1 to 4); 0 without such
     a tile. isa: any table of this build; otherwise, the active table is used."""
@@ -220,6 +226,11 @@ cdef class Packed:
         return self.table.isa.decode()
 
     @property
+    def weights(self):
+        """Number format of the packed weights: a name of `number_formats`."""
+        return self.product.weights.decode()
+
+    @property
     def mapped(self):
         """Whether the memory is that of a file, which processes share."""
         return self.file is not None
@@ -262,10 +273,12 @@ cdef class Packed:
 cdef class PackedCell(Packed):
     cdef pack(self, tuple arrays):
         cdef int64_t block, blocks = self.blocks, step = max(1, blocks * PIECE // max(self.nbytes, 1))
-        W, R, Wb, Rb, P = arrays
+        cdef frnn_weights weights
+        W, R, Wb, Rb, P, W_scale, R_scale = arrays
+        weights.W, weights.R, weights.Wb, weights.Rb, weights.P = _data(W), _data(R), _data(Wb), _data(Rb), _data(P)
+        weights.W_scale, weights.R_scale = _data(W_scale), _data(R_scale)
         for block in range(0, blocks, step):
-            self.table.cell_pack(&self.cell, _data(W), _data(R), _data(Wb), _data(Rb), _data(P), block,
-                                 min(block + step, blocks), self.memory)
+            self.table.cell_pack(&self.cell, &weights, block, min(block + step, blocks), self.memory)
             _give_back(W, R)
 
     @property
@@ -275,12 +288,12 @@ cdef class PackedCell(Packed):
 
     @property
     def phases(self):
-        """Phases of a step: 2 for a GRU that resets before the product."""
-        return self.cell.form.phases
+        """Phases of a step: one, or two for a GRU that resets before the product; twice that in reduced precision."""
+        return self.cell.phases
 
     @property
     def pre_size(self):
-        """Floats of the input half of one row (`cell_input`)."""
+        """Floats of the input half of one row (`cell_input`); 0 in reduced precision, which does not sum it ahead."""
         return self.table.cell_pre_size(&self.cell)
 
 
@@ -294,7 +307,25 @@ cdef const frnn_product *_product(const frnn_kernels *table, weights) except NUL
     raise FastRNNError(f"{table.isa.decode()} has no product of {weights} weights")
 
 
-def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32", store=None):
+def number_formats(isa=None):
+    """Number formats in which the weights of products may be packed, a tuple that begins with "float32"."""
+    cdef const frnn_product *const *products = kernels_named(isa).products
+    found = []
+    while products[0] != NULL:
+        found.append(products[0].weights.decode())
+        products += 1
+    return tuple(found)
+
+
+def bits_class(weights, isa=None):
+    """Name of the class of equal bits to which products of this number format belong. Instruction sets whose names are
+    equal give the same answers."""
+    return _product(kernels_named(isa), weights).bits.decode()
+
+
+def pack_cell(
+    spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32", W_scale=None, R_scale=None, store=None
+):
     """Pack the weights of one direction of one recurrent layer.
 
     Parameters
@@ -304,7 +335,9 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32",
     Wb, Rb : float32 arrays, shape [G*H]; None means zeros
     P : float32 array, shape [3*H], peepholes i o f; None for none. LSTM only.
     isa : name of a table; None is the active one
-    weights : number format of the packed weights, of one of the table's products
+    weights : number format of the packed weights, one of `number_formats`
+    W_scale, R_scale : float32 arrays, shape [G*H]: what one step of the 8-bit weights of a row is worth. None: the
+        largest weight of the row is 127 steps. For 8-bit formats only.
     store : where packed weights are looked up and kept, such as a `packed_files.Store`; None for private memory
 
     Returns
@@ -321,7 +354,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32",
     H, GH = spec.hidden_size, spec.gates * spec.hidden_size
     _check("W", W, (GH, spec.input_size))
     _check("R", R, (GH, H))
-    for name, array in (("Wb", Wb), ("Rb", Rb)):
+    for name, array in (("Wb", Wb), ("Rb", Rb), ("W_scale", W_scale), ("R_scale", R_scale)):
         if array is not None:
             _check(name, array, (GH,))
     if P is not None:
@@ -333,7 +366,7 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32",
     packed.cell.form = frnn_form_of(spec.kind.encode(), spec.linear_before_reset)
     if packed.cell.form == NULL:
         raise FastRNNError(f"no fused cell {spec.kind!r}")
-    packed.cell.product = _product(packed.table, weights)
+    packed.product = packed.cell.product = _product(packed.table, weights)
     packed.cell.input_forget = spec.input_forget
     packed.cell.peephole = P is not None
     packed.cell.I, packed.cell.H = spec.input_size, H
@@ -341,7 +374,8 @@ def pack_cell(spec, W, R, Wb=None, Rb=None, P=None, isa=None, weights="float32",
     for i, act in enumerate(spec.activations):
         packed.cell.act[i] = _act(act.name, act.alpha, act.beta)
     size = packed.table.cell_layout(&packed.cell)
-    packed.cell.packed = packed.take(store, ("cell", weights, spec), (W, R, Wb, Rb, P), size)
+    arrays = (W, R, Wb, Rb, P, W_scale, R_scale)
+    packed.cell.packed = packed.take(store, ("cell", weights, spec), arrays, size)
     return packed
 
 
@@ -355,10 +389,12 @@ def cell_scratch_size(PackedCell packed not None, int64_t rows=1):
 cdef class PackedLinear(Packed):
     cdef pack(self, tuple arrays):
         cdef int64_t k = 0, step = max(1, self.K * PIECE // max(self.nbytes, 1) // FRNN_PACK_STEP) * FRNN_PACK_STEP
-        W, bias = arrays
+        W, bias, scale = arrays
+        if self.weights.startswith("int8"):  # a column's scale and sum need all of it
+            step = self.K + 1
         while True:
-            self.table.linear_pack(self.K, self.N, _data(W), W.strides[0] // 4, W.strides[1] // 4, _data(bias), k,
-                                   min(k + step, self.K), self.memory)
+            self.table.linear_pack(self.product, self.K, self.N, _data(W), W.strides[0] // 4, W.strides[1] // 4,
+                                   _data(bias), _data(scale), k, min(k + step, self.K), self.memory)
             _give_back(W)
             k += step
             if k >= self.K:
@@ -369,14 +405,24 @@ cdef class PackedLinear(Packed):
         """Into how many blocks of columns the product can be split."""
         return self.table.linear_blocks(self.K, self.N)
 
+    @property
+    def rounded_size(self):
+        """Floats of a rounded row of x, which the product reads in reduced precision; 0 in float32."""
+        return 0 if self.product.round == NULL else self.product.rounded(self.K)
+
 
 def linear_pack_size(int64_t K, int64_t N, isa=None):
-    """Floats that `pack_linear` needs for W [K, N] and its bias."""
-    return kernels_named(isa).linear_pack_size(K, N)
+    """Floats that `pack_linear` needs for W [K, N] and its bias, in float32."""
+    cdef const frnn_kernels *table = kernels_named(isa)
+    return table.linear_pack_size(table.products[0], K, N)
 
 
-def pack_linear(W, bias=None, isa=None, store=None):
-    """Pack W, float32 [K, N] (any strides of whole floats), and bias, float32 [N] or None. store: as for `pack_cell`.
+def pack_linear(W, bias=None, isa=None, weights="float32", scale=None, store=None):
+    """Pack W, float32 [K, N] (any strides of whole floats), and bias, float32 [N] or None.
+
+    weights : number format of the packed weights, one of `number_formats`
+    scale : float32 [N], what one step of a column's 8-bit weights is worth; None: its largest weight is 127 steps
+    store : as for `pack_cell`
 
     Returns
     -------
@@ -390,11 +436,13 @@ def pack_linear(W, bias=None, isa=None, store=None):
     cdef int64_t size
     if not isinstance(W, np.ndarray) or W.dtype != np.float32 or W.ndim != 2 or any([s % 4 for s in W.strides]):
         raise ShapeError("W: expected a float32 array [K, N]")
-    if bias is not None:
-        _check("bias", bias, (W.shape[1],))
+    for name, array in (("bias", bias), ("scale", scale)):
+        if array is not None:
+            _check(name, array, (W.shape[1],))
     packed.table = kernels_named(isa)
+    packed.product = _product(packed.table, weights)
     packed.K, packed.N = W.shape
-    size = packed.table.linear_pack_size(packed.K, packed.N)
-    what = ("linear", packed.table.products[0].weights.decode(), packed.K, packed.N)
-    packed.data = packed.take(store, what, (W, bias), size)
+    size = packed.table.linear_pack_size(packed.product, packed.K, packed.N)
+    what = ("linear", weights, packed.K, packed.N)
+    packed.data = packed.take(store, what, (W, bias, scale), size)
     return packed

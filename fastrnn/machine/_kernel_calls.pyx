@@ -154,11 +154,19 @@ def linear(PackedLinear packed not None, x, activation="identity", alpha=0.0, be
     y = np.zeros((x.shape[0], packed.N), np.float32) if y is None else _row_array("y", y, packed.N, x.shape[0])
     cdef frnn_act act = _act(activation, alpha, beta)
     cuts = [0, *splits, packed.blocks]
+    cdef int64_t r, size = packed.rounded_size, x_stride = x.strides[0] // 4
+    cdef float *rows = _data(x)
+    cdef float *rounded = _aligned(size * x.shape[0])
     cdef uint64_t token = fpu_enter()
+    if size > 0:
+        for r in range(x.shape[0]):
+            packed.product.round(packed.K, rows + r * x_stride, 0, rounded + r * size)
+        rows, x_stride = rounded, size
     for a, b in zip(cuts, cuts[1:]):
-        packed.table.linear(packed.K, packed.N, packed.data, act, _data(x), x.strides[0] // 4, _data(y),
+        packed.table.linear(packed.product, packed.K, packed.N, packed.data, act, rows, x_stride, _data(y),
                             y.strides[0] // 4, 0, x.shape[0], a, b)
     fpu_leave(token)
+    free(rounded)
     return y
 
 

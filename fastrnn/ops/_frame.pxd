@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
-from fastrnn.machine._isa cimport frnn_act, frnn_cell, frnn_kernels, frnn_program, frnn_team
+from fastrnn.machine._isa cimport frnn_act, frnn_cell, frnn_kernels, frnn_product, frnn_program, frnn_team
 
 
 cdef struct Frame:
@@ -11,6 +11,7 @@ cdef struct Frame:
     const frnn_cell *const *cells
     const float **linears
     const int64_t *linear_sizes  # K, N of each
+    const frnn_product *const *linear_products
     const frnn_act *linear_acts
     const frnn_program *programs
     void **base  # of every buffer: inputs, outputs, constants, arena slots

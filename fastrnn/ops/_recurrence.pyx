@@ -294,7 +294,7 @@ cdef inline void run_step(CellLoop *s, StepLoop *loop, int64_t alive, int64_t t)
         loop.rows = present_rows(s, alive, t)
         if loop.rows == 0:
             return
-    for loop.phase in range(s.cell.form.phases):
+    for loop.phase in range(s.cell.phases):
         share(loop)
 
 

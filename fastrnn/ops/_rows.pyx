@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from fastrnn.machine._isa cimport FRNN_TILE_ROWS, fpu_enter, fpu_leave, frnn_act, team_for, team_size
+from fastrnn.machine._isa cimport FRNN_TILE_ROWS, fpu_enter, fpu_leave, frnn_act, frnn_product, team_for, team_size
 from fastrnn.ops._frame cimport CHUNKS, Frame, Rows, at, halt, x_row, y_row
 from fastrnn.ops._walk cimport DONE, add_op, number
 
@@ -16,29 +16,43 @@ cdef enum:
 
 cdef struct LinearArgs:
     int64_t packed
+    int64_t rounded, rounded_rows  # reduced precision: room for that many rounded rows of x
     Rows r
 
 
 cdef struct LinearLoop:
     const LinearArgs *a
     Frame *f
+    const frnn_product *product
     const float *x
     float *y
+    float *rounded  # NULL: x is read as it is
     int64_t K, N, blocks, rows
     bint by_rows
+
+
+cdef inline void round_rows(const LinearLoop *s, int64_t row0, int64_t row1) noexcept nogil:
+    cdef int64_t row, size = s.product.rounded(s.K)
+    for row in range(row0, row1):
+        s.product.round(s.K, s.x + row * s.a.r.x_stride[2], 0, s.rounded + row * size)
 
 
 cdef void linear_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
     """One thread's share of a product: some rows, or some blocks of columns."""
     cdef const LinearLoop *s = <const LinearLoop *> context
     cdef const LinearArgs *a = s.a
-    cdef int64_t row0 = 0, row1 = s.rows, block0 = 0, block1 = s.blocks
+    cdef int64_t row0 = 0, row1 = s.rows, block0 = 0, block1 = s.blocks, x_stride = a.r.x_stride[2]
+    cdef const float *x = s.x
     cdef uint64_t token = fpu_enter()
     if s.by_rows:
         row0, row1 = s.rows * chunk // chunks, s.rows * (chunk + 1) // chunks
     else:
         block0, block1 = s.blocks * chunk // chunks, s.blocks * (chunk + 1) // chunks
-    s.f.table.linear(s.K, s.N, s.f.linears[a.packed], s.f.linear_acts[a.packed], s.x, a.r.x_stride[2], s.y,
+    if s.rounded != NULL:
+        if s.by_rows:
+            round_rows(s, row0, row1)
+        x, x_stride = s.rounded, s.product.rounded(s.K)
+    s.f.table.linear(s.product, s.K, s.N, s.f.linears[a.packed], s.f.linear_acts[a.packed], x, x_stride, s.y,
                      a.r.y_stride[2], row0, row1, block0, block1)
     fpu_leave(token)
 
@@ -49,8 +63,11 @@ cdef int run_linear(const int64_t *args, Frame *f) noexcept nogil:
     cdef int64_t i, j, row, most = a.r.n[2], threads = team_size(f.team)
     s.a, s.f, s.K, s.N = a, f, f.linear_sizes[2 * a.packed], f.linear_sizes[2 * a.packed + 1]
     s.blocks = f.table.linear_blocks(s.K, s.N)
+    s.product, s.rounded = f.linear_products[a.packed], NULL
+    if s.product.round != NULL:
+        s.rounded, most = <float *> f.base[a.rounded], min(most, a.rounded_rows)
     if f.watch != NULL:  # about 10 ms of rows at a time, between which signals are looked for
-        most = max(ROWS_WORTH_SPLITTING * threads, LINEAR_WORK // max(s.K * s.N, 1))
+        most = min(most, max(ROWS_WORTH_SPLITTING * threads, LINEAR_WORK // max(s.K * s.N, 1)))
     for i in range(a.r.n[0]):
         for j in range(a.r.n[1]):
             row = 0
@@ -59,6 +76,8 @@ cdef int run_linear(const int64_t *args, Frame *f) noexcept nogil:
                 s.by_rows = s.rows >= ROWS_WORTH_SPLITTING * threads
                 s.x = x_row(&a.r, f, i, j) + row * a.r.x_stride[2]
                 s.y = y_row(&a.r, f, i, j) + row * a.r.y_stride[2]
+                if s.rounded != NULL and not s.by_rows:
+                    round_rows(&s, 0, s.rows)
                 if threads == 1:
                     linear_chunk(&s, 0, 1)
                 else:
@@ -92,9 +111,10 @@ cdef int run_matmul(const int64_t *args, Frame *f) noexcept nogil:
     identity.fn, identity.alpha, identity.beta = 0, 0, 0
     for i in range(a.n0):
         for j in range(a.n1):
-            f.table.linear_pack(a.k, a.n, w + i * a.b_stride[0] + j * a.b_stride[1], a.b_row, a.b_column, NULL, 0, a.k,
-                                packed)
-            f.table.linear(a.k, a.n, packed, identity, x + i * a.a_stride[0] + j * a.a_stride[1], a.a_row,
+            f.table.linear_pack(f.table.products[0], a.k, a.n, w + i * a.b_stride[0] + j * a.b_stride[1], a.b_row,
+                                a.b_column, NULL, NULL, 0, a.k, packed)
+            f.table.linear(f.table.products[0], a.k, a.n, packed, identity,
+                           x + i * a.a_stride[0] + j * a.a_stride[1], a.a_row,
                            y + i * a.y_stride[0] + j * a.y_stride[1], a.y_row, 0, a.m, 0, blocks)
             if halt(f, 2 * a.k * a.n * a.m):
                 return DONE

@@ -64,8 +64,8 @@ cdef struct Run:  # rows for one call of the product: row r reads x + r * x_step
 cdef inline void flush(Run *run, const ConvArgs *a, int64_t packed, Frame *f) noexcept nogil:
     cdef int64_t K = f.linear_sizes[2 * packed], N = f.linear_sizes[2 * packed + 1]
     if run.n > 0:
-        f.table.linear(K, N, f.linears[packed], f.linear_acts[packed], run.x, run.x_step, run.y, run.y_step, 0, run.n,
-                       0, f.table.linear_blocks(K, N))
+        f.table.linear(f.linear_products[packed], K, N, f.linears[packed], f.linear_acts[packed], run.x, run.x_step,
+                       run.y, run.y_step, 0, run.n, 0, f.table.linear_blocks(K, N))
     run.n = 0
 
 

@@ -19,6 +19,7 @@ from fastrnn.machine._isa cimport (
     frnn_cell,
     fpu_enter,
     fpu_leave,
+    frnn_product,
     frnn_program,
     frnn_team,
     kernels_named,
@@ -110,6 +111,7 @@ cdef class Program(Binding):
         PyMem_Free(<void *> self.frame.cells)
         PyMem_Free(<void *> self.frame.linears)
         PyMem_Free(<void *> self.frame.linear_sizes)
+        PyMem_Free(<void *> self.frame.linear_products)
         PyMem_Free(<void *> self.frame.linear_acts)
         PyMem_Free(<void *> self.frame.programs)
 
@@ -117,15 +119,16 @@ cdef class Program(Binding):
         cdef const frnn_cell **cells = <const frnn_cell **> allocate(len(plan.cells), sizeof(void *))
         cdef const float **linears = <const float **> allocate(len(plan.linears), sizeof(void *))
         cdef int64_t *sizes = <int64_t *> allocate(len(plan.linears), 2 * sizeof(int64_t))
+        cdef const frnn_product **products = <const frnn_product **> allocate(len(plan.linears), sizeof(void *))
         cdef frnn_act *acts = <frnn_act *> allocate(len(plan.linears), sizeof(frnn_act))
         cdef frnn_program *programs = <frnn_program *> allocate(len(plan.programs), sizeof(frnn_program))
         self.frame.cells, self.frame.linears, self.frame.linear_sizes = cells, linears, sizes
-        self.frame.linear_acts, self.frame.programs = acts, programs
+        self.frame.linear_products, self.frame.linear_acts, self.frame.programs = products, acts, programs
         self.keep = (plan.cells, plan.linears, plan.constants)
         for i, cell in enumerate(plan.cells):
             cells[i] = &(<PackedCell?> cell).cell
         for i, (packed, act) in enumerate(plan.linears):
-            linears[i] = (<PackedLinear?> packed).data
+            linears[i], products[i] = (<PackedLinear?> packed).data, (<PackedLinear> packed).product
             sizes[2 * i], sizes[2 * i + 1] = (<PackedLinear> packed).K, (<PackedLinear> packed).N
             acts[i].fn, acts[i].alpha, acts[i].beta = act[0], act[4], act[5]
         for i, (n_in, instructions) in enumerate(plan.programs):

@@ -6,7 +6,7 @@ import pytest
 from fastrnn.machine import _isa
 from fastrnn.machine import _kernel_calls as calls
 
-ISAS = _isa.isa_info()["available"]
+ISAS = [isa for isa in _isa.isa_info()["available"] if _isa.kernels_of(isa) == isa]  # with float32 kernels of their own
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 65, 127, 130]
 CANARY = np.float32(12345.0)
 

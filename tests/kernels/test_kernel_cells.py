@@ -14,7 +14,7 @@ from fastrnn.graph.cells import ACTIVATIONS, CellSpec, activation
 from fastrnn.machine import _isa
 from fastrnn.machine import _kernel_calls as calls
 
-ISAS = _isa.isa_info()["available"]
+ISAS = [isa for isa in _isa.isa_info()["available"] if _isa.kernels_of(isa) == isa]  # with float32 kernels of their own
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 20, 24, 31, 32, 33, 40, 47, 48, 49, 50, 64, 65, 80, 130]
 FORMS = {
     "rnn": dict(kind="rnn"),

@@ -1,5 +1,6 @@
 """Choosing a table: the best one, a forced one, one that can't be had; NEON under an emulator; the control word."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastrnn.errors import FastRNNError
+from fastrnn.graph.cells import CellSpec
 from fastrnn.machine import _isa
 from fastrnn.machine import _kernel_calls as calls
 
@@ -32,7 +34,7 @@ def test_the_active_set_is_the_expected_one():
     assert INFO["detected"] == INFO["available"][0]
     assert set(INFO["available"]) <= set(INFO["compiled"])
     assert INFO["available"][-1] == "baseline"
-    assert INFO["lanes"] == {"avx512": 16, "avx2": 8, "neon": 4, "baseline": 4}[INFO["active"]]
+    assert INFO["lanes"] == {"avx512": 16, "avx2": 8, "neon": 4, "baseline": 4}[_isa.kernels_of()]
 
 
 def test_detection_agrees_with_the_operating_system():
@@ -43,6 +45,8 @@ def test_detection_agrees_with_the_operating_system():
     assert ("avx2" in INFO["available"]) == ({"avx2", "fma"} <= flags)
     wide = {"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"}
     assert ("avx512" in INFO["available"]) == (wide <= flags)
+    assert ("avx512_vnni" in INFO["available"]) == (wide | {"avx512_vnni"} <= flags)
+    assert ("avx_vnni" in INFO["available"]) == ({"avx2", "fma", "avx_vnni"} <= flags)
 
 
 @pytest.mark.parametrize("isa", INFO["available"])
@@ -98,6 +102,49 @@ def test_neon_agrees_with_baseline(tmp_path):
     subprocess.run(command, check=True)
     done = subprocess.run([emulator, str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    if INFO["available"][0] != "baseline":  # it has no fused operation, and other bits
+        assert done.stdout.split()[-1] == hash_rounded(INFO["available"][0])
+
+
+class Numbers:
+    """The numbers of neon_check.c."""
+
+    def __init__(self):
+        self.seed = 1
+
+    def __call__(self, *shape):
+        found = np.empty(int(np.prod(shape)), np.uint32)
+        for i in range(len(found)):
+            self.seed = (self.seed * 1664525 + 1013904223) % (1 << 32)
+            found[i] = self.seed >> 8
+        values = (found.astype(np.float32) / np.float32(1 << 24) - np.float32(0.5)) * np.float32(0.8)
+        return values.reshape(shape)
+
+
+def hash_rounded(isa):
+    """As the function of neon_check.c: a hash of the answers of every form and format of reduced precision."""
+    numbers, found = Numbers(), 14695981039346656037
+    forms = [("lstm", False), ("lstm", True), ("gru", False), ("gru", True), ("rnn", False)]
+    for format in _isa.number_formats(isa)[1:]:
+        for (kind, other), H in itertools.product(forms, (1, 5, 16, 33, 70)):
+            spec = CellSpec(kind, 37, H, linear_before_reset=kind == "gru" and other)
+            arrays = [numbers(4 * H, 37), numbers(4 * H, H), numbers(4 * H), numbers(4 * H), numbers(3 * H)]
+            x, h, c, _, _ = numbers(13, 37), numbers(13, H), numbers(13, H), numbers(13, H), numbers(13, H)
+            used = [a[: spec.gates * H] for a in arrays[:4]] + [arrays[4] if kind == "lstm" and other else None]
+            packed = _isa.pack_cell(spec, *map(ascontiguous, used), isa=isa, weights=format)
+            y = calls.cell_step(packed, x, h, c if kind == "lstm" else None)
+            for byte in y.tobytes():
+                found = (found ^ byte) * 1099511628211 % (1 << 64)
+    return f"{found:016x}"
+
+
+def ascontiguous(array):
+    return None if array is None else np.ascontiguousarray(array)
+
+
+@pytest.mark.parametrize("isa", INFO["available"][1:-1])
+def test_reduced_precision_has_one_hash(isa):
+    assert hash_rounded(isa) == hash_rounded(INFO["available"][0])
 
 
 def test_baseline_compiles_without_any_vector_instructions(tmp_path):

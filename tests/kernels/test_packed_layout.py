@@ -13,7 +13,18 @@ from fastrnn.graph.cells import DEFAULT_ACTIVATIONS, Activation, CellSpec
 from fastrnn.machine import _isa
 
 LAYOUT = 1
-DIGESTS = {"avx512": "ceb39c08a40e3938", "avx2": "12d46a3ddedca55c", "baseline": "5adcd6dcc9b27f66"}
+DIGESTS = {
+    ("avx512", "float32"): "ceb39c08a40e3938",
+    ("avx2", "float32"): "12d46a3ddedca55c",
+    ("baseline", "float32"): "5adcd6dcc9b27f66",
+    ("avx512", "bfloat16"): "2ca4318731d420f3",
+    ("avx2", "bfloat16"): "8d555b47aed18ed8",
+    ("baseline", "bfloat16"): "a376903d8b66e0cd",
+    ("avx512", "int8"): "25a7144658396794",
+    ("avx2", "int8"): "d1e6d63265b7e9b9",
+    ("baseline", "int8"): "4ff5d4ddd84d6cc9",
+}
+DIGESTS |= {(isa, "int8-a16"): digest for (isa, format), digest in DIGESTS.items() if format == "int8"}
 FORMS = [("rnn", False), ("lstm", False), ("gru", False), ("gru", True)]
 
 
@@ -29,7 +40,7 @@ def numbers(*shape):
     return np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def digest(isa: str) -> str:
+def digest(isa: str, format: str = "float32") -> str:
     found = hashlib.sha256()
     spy = Spy()
     for H in (1, 4, 7, 20, 33, 50, 130):
@@ -40,17 +51,19 @@ def digest(isa: str) -> str:
             peephole = numbers(3 * H) if kind == "lstm" else None
             for P in {id(None): None, id(peephole): peephole}.values():
                 weights = [numbers(rows, 3), numbers(rows, H), numbers(rows), numbers(rows), P]
-                _isa.pack_cell(spec, *weights, isa=isa, store=spy)
+                _isa.pack_cell(spec, *weights, isa=isa, weights=format, store=spy)
                 found.update(spy.bytes)
         for K in (1, 65, 130):
-            _isa.pack_linear(numbers(K, H), numbers(H), isa=isa, store=spy)
+            _isa.pack_linear(numbers(K, H), numbers(H), isa=isa, weights=format, store=spy)
             found.update(spy.bytes)
     assert spy.what[:2] == ("layout", LAYOUT)
     return found.hexdigest()[:16]
 
 
 @pytest.mark.parametrize("isa", _isa.isa_info()["available"])
-def test_the_layout_of_packed_weights_is_the_one_of_this_number(isa):
-    if isa not in DIGESTS:
+@pytest.mark.parametrize("format", _isa.number_formats())
+def test_the_layout_of_packed_weights_is_the_one_of_this_number(isa, format):
+    name = _isa.kernels_of(isa)
+    if (name, format) not in DIGESTS:
         pytest.skip(f"the layout of {isa} was not recorded")
-    assert digest(isa) == DIGESTS[isa]
+    assert digest(isa, format) == DIGESTS[name, format]

@@ -10,6 +10,8 @@ from ..tensors import Tensor, collapse
 from .base import Lowering, lowers
 from .fields import at, instruction, level_fields
 
+ROUNDED_FLOATS = 65536  # of rows that are rounded together: 256 KiB stay in L2 beside the weights
+ROUNDED_ROWS = 96  # at least as many: half of that is worth the while of two threads
 MOST_LANES = 16  # float32 in the widest vector: the upper bound of the padding of columns
 
 
@@ -22,10 +24,22 @@ def _linear(low: Lowering, node: Node) -> None:
     loops = low.levels(x.dims[:-1], (x.strides[:-1], out.strides[:-1]), _without_last(x.order), node)
     k, n = W.shape
     act = instruction(node.attrs["activation"] or "identity", (0,), node.attrs["alpha"], node.attrs["beta"])
+    rounded, rounded_rows = _rounded(low, packed, D.product(x.dims[:-1]))
     fields = {"packed": len(low.plan.linears), **level_fields(loops, ("x", "y"))}
+    fields |= {"rounded": rounded, "rounded_rows": rounded_rows}
     low.plan.linears.append((packed, act))
     flops = D.product(x.dims[:-1]) * (2 * k * n)
-    low.builder.emit("linear", node.name, (x,), (out,), flops, **fields, **at("x", x), **at("y", out))
+    writes = (out,) if rounded == -1 else (out, rounded)
+    low.builder.emit("linear", node.name, (x,), writes, flops, **fields, **at("x", x), **at("y", out))
+
+
+def _rounded(low: Lowering, packed, rows) -> tuple:
+    """Room for the rows that a product of reduced precision rounds, and how many it holds at once."""
+    size = packed.rounded_size
+    if size == 0:
+        return -1, 0
+    most = max(ROUNDED_ROWS, ROUNDED_FLOATS // size)
+    return low.builder.scratch(rows * size, cap=most * size), most
 
 
 @bounds.touches("linear")
