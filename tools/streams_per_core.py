@@ -97,13 +97,13 @@ def measure(model: fastrnn.Model, seconds: float) -> tuple[float, float, int]:
 def table(rows) -> str:
     """The table in Markdown; rows: (name, milliseconds between steps, seconds alone, seconds in a pool, bytes)."""
     lines = [
-        "| model | a step every | step alone | streams per core | row of a pool's step | streams per core | state |",
+        "| model | a step every | step alone | streams per core | row of a pool's step | streams per core | KiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, hop, lone, row, size in rows:
         many = [f"{int(SHARE * hop * 1e-3 / s):,}" for s in (lone, row)]
         us = [f"{1e6 * s:.2f} us" if s < 1e-5 else f"{1e6 * s:.0f} us" for s in (lone, row)]
-        lines.append(f"| {name} | {hop:g} ms | {us[0]} | {many[0]} | {us[1]} | {many[1]} | {size / 1024:.1f} KiB |")
+        lines.append(f"| {name} | {hop:g} ms | {us[0]} | {many[0]} | {us[1]} | {many[1]} | {size / 1024:.1f} |")
     info = fastrnn.cpu_info()
     lines.append(
         f"\n{info.name}, {info.isa.active}, fastrnn {fastrnn.__version__}, {datetime.date.today():%d %B %Y}.\n"
