@@ -172,3 +172,11 @@ def test_the_commands_page_shows_the_help_of_each(site, capsys):
         words = " ".join(capsys.readouterr().out.split())
         assert words in " ".join(page.split()), name
         assert summary[1:] in page
+
+
+def test_the_commands_page_has_every_variable_of_the_environment():
+    code = "".join(p.read_text() for kind in ("*.py", "*.pyx") for p in (ROOT / "fastrnn").rglob(kind))
+    names = set(re.findall(r"\bFASTRNN_[A-Z_]+\b", code)) - {"FASTRNN_"}
+    page = (DOCS / "commands.md").read_text()
+    assert {"FASTRNN_ISA", "FASTRNN_THREADS"} <= names
+    assert {name for name in names if f"`{name}" not in page} == set()
