@@ -10,6 +10,8 @@ import weakref
 
 import numpy as np
 
+from ..machine import pages
+
 SIZE = 16  # bytes of a name: no two things in the life of a program share one by chance
 _REMEMBERED = 4096  # bytes; the name of a larger array is kept as long as the array
 _known: dict[int, tuple[weakref.ref, bytes]] = {}  # by id: arrays have no hash
@@ -32,7 +34,8 @@ def array_name(array: np.ndarray) -> bytes:
         return _known[key][1]
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     digest = hashlib.sha256(f"{plain.dtype.name} {list(array.shape)} ".encode())
-    digest.update(plain.reshape(-1).view(np.uint8))
+    for piece in pages.read(plain):
+        digest.update(piece)
     name = digest.digest()[:SIZE]
     if kept:
         _known[key] = weakref.ref(array, lambda _: _known.pop(key, None)), name

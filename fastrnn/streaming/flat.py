@@ -23,7 +23,8 @@ ALONG_TIME = ("last", "cut")  # functions that take another step of each element
 @dataclass(frozen=True)
 class Atom:
     """name: of what it means; size: its elements; array: its elements, if they are constant; cell: it is the output of
-    a cell, or (last) the state that the cell ends with; threaded: it is a state that a caller begins with."""
+    a cell, or (last) the state that the cell ends with; threaded: it is a state that a caller begins with; end_of: the
+    number of the atom of whose steps it is the last."""
 
     name: bytes
     size: int
@@ -31,6 +32,7 @@ class Atom:
     cell: bool = False
     last: bool = False
     threaded: bool = False
+    end_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,24 @@ class Atoms:
                 continue
             if (k, how) not in self._derived:
                 name = constant_name(atom.array, flat.dtype) if atom.array is not None else atom.name
-                self.all.append(Atom(named(*how, name), atom.size, last=atom.cell and how == ("last",)))
+                ends = how == ("last",)
+                made = Atom(named(*how, name), atom.size, last=atom.cell and ends, end_of=k if ends else None)
+                self.all.append(made)
                 self._derived[k, how] = len(self.all) - 1
             result[numbers == k] += (self._derived[k, how] - k) << _SHIFT
+        return Flat(flat.dtype, result)
+
+    def before_end(self, flat: Flat) -> Flat | None:
+        """The value of whose steps this is the last; None if some of its elements are something else."""
+        if flat.elements is None:
+            return None
+        numbers = flat.elements >> _SHIFT
+        sources = {k: self.all[k].end_of for k in _first_seen(numbers.reshape(-1))}
+        if not sources or any(source is None for source in sources.values()):
+            return None
+        result = flat.elements.copy()
+        for k, source in sources.items():
+            result[numbers == k] += ((source or 0) - k) << _SHIFT
         return Flat(flat.dtype, result)
 
     def name(self, flat: Flat) -> bytes:

@@ -197,13 +197,20 @@ class Meaning:
 
     def _whole(self) -> str:
         ends = [self.values[name] for name in results(self.graph)]
-        told = [self.name_of(flat) for flat in ends if not self._is_last(flat)] or [self.name_of(f) for f in ends]
+        told = [flat for flat in ends if not self._is_last(flat, ends)] or ends
         states, cells = [self._state(name) for name in self.numbers], sorted(self.made.values())
-        return named("model", VERSION, *told, "states", *states, "cells", *cells).hex()
+        return named("model", VERSION, *map(self.name_of, told), "states", *states, "cells", *cells).hex()
 
-    def _is_last(self, flat: Flat) -> bool:
-        """Whether an output only shows the last states of cells."""
-        return flat.elements is not None and all(atom.last for atom in self.atoms.of(flat.elements))
+    def _is_last(self, flat: Flat, ends: list[Flat]) -> bool:
+        """Whether an output only shows the last states of cells, or the last step of another output."""
+        if flat.elements is None:
+            return False
+        whole = self.atoms.before_end(flat)
+        shown = {id(a) for end in ends if end.elements is not None for a in self.atoms.of(end.elements)}
+        if whole is not None and whole.elements is not None:
+            if all(id(a) in shown for a in self.atoms.of(whole.elements)):
+                return True
+        return all(atom.last for atom in self.atoms.of(flat.elements))
 
 
 def _free_sizes(graph: Graph) -> dict:

@@ -25,14 +25,17 @@ def _plus(m: Meaning, node: Node, flat: Flat, bias: Flat | None) -> Flat:
 
 
 def _product(m: Meaning, node: Node) -> Flat | None:
-    """x @ W, W [K, N] constant."""
+    """x @ W, W [K, N] constant. The product of the last step is named as the last step of the product."""
     x, W = m.flat(node), m.flat(node, 1)
-    if W.array is None or W.array.ndim != 2 or not x.dims or x.dims[-1] != W.array.shape[0]:
+    if W.array is None or W.array.ndim < 2 or any(d != 1 for d in W.array.shape[:-2]):
         return None
-    if not is_feature(m, node.inputs[0], len(x.dims) - 1):
+    weights = W.array if W.array.ndim == 2 else W.array.reshape(W.array.shape[-2:])
+    if not x.dims or x.dims[-1] != weights.shape[0] or not is_feature(m, node.inputs[0], len(x.dims) - 1):
         return None
     own_name(m, node)
-    return atom(m, node, "product", array_name(W.array), m.name_of(x))
+    whole = m.atoms.before_end(x)
+    made = atom(m, node, "product", array_name(weights), m.name_of(x if whole is None else whole))
+    return made if whole is None or made.elements is None else m.atoms.derived(made, "last")
 
 
 @means("linear")
@@ -137,7 +140,7 @@ def _cell(m: Meaning, node: Node):
     H, rows = spec.hidden_size, x.dims[1] if len(x.dims) == 3 else 1
     y = m.atoms.make(name, (x.dims[0], rows, H), x.dtype, cell=timed)
     ends = [m.atoms.make(named(what, name), (rows, H), x.dtype, last=timed) for what in ("last", "last c")]
-    if timed and not spec.reverse:  # as a cut of the last step is named
+    if timed and not spec.reverse and m.flat(node, 8) is None:  # as a cut of the last step is named
         ends[0] = m.atoms.derived(Flat(x.dtype, y.elements.reshape(rows, H)), "last")
     return [y, *ends][: len(node.outputs)]
 

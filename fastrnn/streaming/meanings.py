@@ -321,10 +321,13 @@ def _layer_norm(m: Meaning, node: Node):
     axes = tuple(range(node.attrs["axis"], len(x.dims)))
     dims = m.unit(node.inputs[0])
     names = []
-    for i in (1, 2):
+    for i, nothing in ((1, 1), (2, 0)):  # a scale of ones and a bias of zeros do nothing
         flat = m.flat(node, i)
+        if flat is None or (flat.array is not None and (flat.array == nothing).all()):
+            names.append(b"")
+            continue
         try:
-            names.append(b"" if flat is None else m.atoms.name(spread(m, flat, dims)))
+            names.append(m.atoms.name(spread(m, flat, dims)))
         except ValueError:
             return None
     own_name(m, node)
@@ -353,4 +356,4 @@ def _argmax(m: Meaning, node: Node):
 def _steps(m: Meaning, node: Node):
     if m.time_axis(node.outputs[0]) is None:
         return None
-    return [atom(m, node, "steps", m.text((node.attrs["start"],)))]
+    return [atom(m, node, "steps", m.text((node.attrs["start"], node.attrs["dims"][-1])))]
