@@ -48,6 +48,7 @@ _LAZY = {
     "ThreadInfo": "machine.cpu",
     "ThreadingInfo": "machine.workers",
     "set_threading": "machine.workers",
+    "Description": "description",
     "LayerInfo": "infos",
     "Model": "model",
     "TensorInfo": "infos",
@@ -78,6 +79,7 @@ __all__ = [
     "Analysis",
     "CpuInfo",
     "Data",
+    "Description",
     "FastRNNError",
     "FastRNNMemoryError",
     "FastRNNWarning",
@@ -123,6 +125,7 @@ if TYPE_CHECKING:
     __version__: str
     from . import aio, metrics, onnx_backend, onnxruntime
     from . import typing as typing
+    from .description import Description
     from .infos import LayerInfo, TensorInfo
     from .insight import report
     from .insight.analysis import Analysis, Data, analyze, load_data

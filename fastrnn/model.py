@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from . import passes
+from . import passes, tables
+from .description import Description, described
 from .errors import FastRNNError, ModelFormatError, memory_for
 from .graph import Graph, artifact
 from .infos import LayerInfo, TensorInfo, info_of, layers_of, states_of
@@ -162,6 +163,15 @@ class Model:
     def streamable(self) -> bool:
         """Whether the model can be run one step at a time; if not, `stream()` says which node needs the future."""
         return not self._core._problems
+
+    def describe(self) -> Description:
+        """What the model contains, as `fastrnn inspect` shows it; `print` shows it as text, a notebook as tables."""
+        return described(self)
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return tables.block(repr(self))
+        return self.describe()._repr_html_()
 
     def __repr__(self) -> str:
         if self.closed:

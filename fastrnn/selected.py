@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 
+from . import tables
 from .errors import FastRNNError, FastRNNWarning, ShapeError, UnsupportedError
 from .graph import Graph
 from .graph.casts import as_dtype
@@ -185,6 +186,17 @@ class SelectedModel(Model):
     @property
     def fingerprint(self) -> str:
         self.refuse()
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return tables.block(repr(self))
+        kinds = {"inputs": self.inputs, "outputs": self.outputs, "states": self.states}
+        rows = [("" if i else kind, str(info)) for kind, infos in kinds.items() for i, info in enumerate(infos)]
+        rows += [("" if i else "notes", note) for i, note in enumerate(self.notes)]
+        text = (
+            f"{self._which()} selects a branch; select({', '.join(f'{c.name}=...' for c in self._choices)}) gives one"
+        )
+        return tables.block(f"SelectedModel {self.name}", tables.line(text), tables.pairs(rows))
 
     # -- selection --
     def select(self, /, **values: Input) -> Model:

@@ -22,6 +22,7 @@ from pathlib import Path
 ARROWS = {
     "errors": "",
     "typing": "",
+    "tables": "",
     "machine": "errors",
     "graph": "errors machine",
     "passes": "errors machine graph",
@@ -30,9 +31,9 @@ ARROWS = {
     "ops": "machine",
     "compile": "errors machine graph passes streaming ops",
     "runtime": "errors machine graph passes streaming ops compile",
-    "serving": "errors typing machine streaming runtime",
-    "model": "errors typing machine graph passes importers streaming runtime serving",
-    "insight": "errors typing machine graph passes importers compile runtime serving model",
+    "serving": "errors typing tables machine streaming runtime",
+    "model": "errors typing tables machine graph passes importers streaming runtime serving",
+    "insight": "errors typing tables machine graph passes importers compile runtime serving model",
     "fastrnn": "errors typing machine graph importers runtime serving model",
     "bench": "errors machine graph model fastrnn",
     "cli": "fastrnn bench",
@@ -41,6 +42,7 @@ ARROWS = {
 TOP = {
     "model": "model",
     "infos": "model",
+    "description": "model",
     "formats": "model",
     "loading": "model",
     "onnx_files": "model",

@@ -134,7 +134,7 @@ def show(told: dict, report: fastrnn.VerifyReport | None, why: str | None) -> No
         print_line(f"{told['model']} -> {told['output']} ({size(told['bytes'])})", style="bold cyan")
     else:
         print_line(f"{told['model']}: nothing written", style="bold red")
-    print_pairs(describe.head(told) + describe.notes(told))
+    print_pairs(fastrnn.Description(told).head + fastrnn.Description(told).notes)
     if report is not None:
         print_line()
         verify.show(report, why)

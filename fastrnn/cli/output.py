@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import fastrnn
+
 GAP = 2  # characters between two columns of a table
 READABLE = 12  # least width of a text column; below that, names are broken into pieces
 PIPE_WIDTH = 10_000  # width for a pipe: nothing wraps
@@ -104,11 +106,4 @@ def count(number: int) -> str:
 
 def size(number: int) -> str:
     """Readable bytes: "812 B", "49.2 KiB", "3.1 MiB"."""
-    if number < 1024:
-        return f"{number} B"
-    value = float(number)
-    for unit in ("KiB", "MiB", "GiB"):
-        value /= 1024
-        if value < 1024 or unit == "GiB":
-            break
-    return f"{value:.1f} {unit}"
+    return fastrnn.report.size(number)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import tables
 from ..compile.plan import Plan
 from ..errors import ShapeError, StreamError
 from ..graph import DTYPES
@@ -131,6 +132,23 @@ class Profile:
             "flops": self.flops,
             "definitions": DEFINITIONS,
         }
+
+    def _repr_html_(self) -> str:
+        streams = (
+            ", ".join(f"{n:,} at {rows} a call" for rows, n in self.streams) or "none: it only runs whole sequences"
+        )
+        rows = [
+            ("call", f"{self.call}, {self.batch} x {self.steps} steps, {self.threads} threads"),
+            ("measured", f"{_time(self.measured_ns)} (median); p99 {_time(self.p99_ns)}"),
+            ("predicted", _time(self.predicted_ns)),
+            ("roofline", f"{self.share:.0%} of what the machine allows, {_time(self.least_ns)}"),
+            ("outside the ops", _time(self.overhead_ns)),
+            ("streams per core", f"{streams}; a step every {self.hop_ms:g} ms"),
+        ]
+        ops = [(op.kind, op.node, op.cost.bound, _time(op.cost.ns), _time(op.measured_ns)) for op in self.ops]
+        numbers = ("predicted", "measured")
+        listed = tables.table(("op", "node", "bound", *numbers), ops, numbers=numbers)
+        return tables.block(f"Profile of {self.model}", tables.pairs(rows), listed)
 
     @property
     def definitions(self) -> dict[str, str]:
@@ -306,6 +324,10 @@ class Call:
         if self.plan.paced:
             return ns.sum(axis=0, keepdims=True) / calls
         return ns.reshape(calls, -1, ns.shape[1]).sum(axis=1)
+
+
+def _time(ns: float) -> str:
+    return tables.seconds(1e-9 * ns)
 
 
 def _repeated(cost: Cost, times: int) -> Cost:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import tables
 from ..errors import ShapeError, StateError, StreamError, memory_for, out_of_memory
 from ..machine import forks
 from ..machine.files import replace_file
@@ -17,7 +18,7 @@ from ..runtime.compiled import Compiled, Context
 from ..runtime.migration import Fitting
 from ..runtime.snapshots import MOST_SLOTS
 from ..typing import Array, Blob, Input, Inputs, Slots, StepOutputs, StrPath
-from . import pool_snapshots
+from . import pool_snapshots, shown
 from ._pool import PoolCore
 
 if TYPE_CHECKING:
@@ -425,6 +426,9 @@ class StreamPool(PoolCore):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pool can't be pickled: keep snapshots of its streams, and the model as a .fastrnn file")
+
+    def _repr_html_(self) -> str:
+        return tables.block(repr(self)) if self.closed else shown.pool(self)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from .. import tables
 from ..errors import StateError, StreamError, memory_for
 from ..machine.files import replace_file
 from ..runtime import snapshots, states
@@ -16,6 +17,7 @@ from ..runtime.compiled import Compiled
 from ..runtime.migration import Fitting
 from ..streaming.timetable import Timetable
 from ..typing import Array, Blob, Input, StepOutputs, StrPath
+from . import shown
 from ._stream import StreamCore
 
 if TYPE_CHECKING:
@@ -226,6 +228,9 @@ class Stream(StreamCore):
             still = [np.array(v if batched else v[0]) for v, batched in known]
             self.steps_done, self.ended, self.still = int(taken.steps[0]), bool(taken.ended[0]), still
         fitting.warn()
+
+    def _repr_html_(self) -> str:
+        return tables.block(repr(self)) if self.closed else shown.stream(self)
 
     def __repr__(self) -> str:
         if self.closed:

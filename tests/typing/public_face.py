@@ -48,6 +48,11 @@ def describing(model: fastrnn.Model) -> None:
     assert_type(model.fingerprint, str)
     assert_type(model.stats(), dict[str, Any])
     print(model.graph)
+    told = model.describe()
+    assert_type(told, fastrnn.Description)
+    assert_type(told.as_dict(), dict[str, Any])
+    assert_type(told.to_json(), str)
+    assert_type(told.head + told.notes, list[tuple[str, str]])
 
 
 def whole_sequences(model: fastrnn.Model) -> Floats:

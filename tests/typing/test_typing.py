@@ -35,6 +35,7 @@ CLASSES = [
     fastrnn.Profile,
     fastrnn.Analysis,
     fastrnn.CpuInfo,
+    fastrnn.Description,
     aio.Batcher,
 ]
 # What belongs to the implementation: counters and tables that only fastrnn reads.

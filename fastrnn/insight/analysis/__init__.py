@@ -5,6 +5,7 @@
     corruption.py   what goes wrong with input: noise, impulses, dropped steps and features, saturation, gaps
     memory.py       how an output remembers: forgetting, warm-up, the response to a change of one step
     precision.py    rounded weights, and drift against float64
+    shown.py        an `Analysis` in a notebook
     figures.py      the definitions: what each figure means, and the arithmetic of errors
 
 `analyze` does all of this and returns an `Analysis`. `DEFINITIONS` defines every figure.
@@ -27,6 +28,7 @@ from .figures import DEFINITIONS, ErrorFigures, Level
 from .memory import Forgetting, Touch, forgetting, touch
 from .precision import Drift, Rounding, drift, roundings
 from .runner import Runner
+from .shown import shown
 
 MOST_STEPS = 400  # steps of the data that are used, from its beginning: enough for the figures, and fast
 MOST_ROWS = 8
@@ -66,6 +68,9 @@ class Analysis:
     def as_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers."""
         return _plain(asdict(self))
+
+    def _repr_html_(self) -> str:
+        return shown(self)
 
 
 def _plain(value):

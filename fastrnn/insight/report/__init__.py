@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import FastRNNError
 from ...machine.files import check_place
+from ...tables import size
 from ...typing import StrPath
 from .names import common_path, shortened
 
@@ -65,4 +66,4 @@ def draw(graph: Graph, path: StrPath) -> None:
     drawing.write(graph, path)
 
 
-__all__ = ["common_path", "draw", "require", "shortened", "write_analysis", "write_profile"]
+__all__ = ["common_path", "draw", "require", "shortened", "size", "write_analysis", "write_profile"]

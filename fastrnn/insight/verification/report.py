@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import tables
 from .lengths import LongRuns
 
 
@@ -80,6 +81,22 @@ class VerifyReport:
     def to_json(self) -> str:
         """`as_dict` as JSON text."""
         return json.dumps(self.as_dict())
+
+    def _repr_html_(self) -> str:
+        verdict = "answers like" if self.agrees else "does NOT answer like"
+        rows = [
+            ("ok" if out.ok else "FAIL", out.name, f"{out.absolute:.2e}", f"{out.relative:.2e}", out.where)
+            for out in self.outputs
+        ]
+        told = [("compared", f"{self.sizes}; {len(self.runs)} runs, tolerance {self.tolerance:g}")]
+        told += [("long runs", str(self.long))] if self.long is not None else []
+        told += [("skipped", text) for text in self.skipped] + [("note", text) for text in self.notes]
+        columns = ("", "output", "absolute", "relative", "largest difference")
+        return tables.block(
+            f"{self.model} {verdict} {self.against}",
+            tables.table(columns, rows, numbers=("absolute", "relative")),
+            tables.pairs(told),
+        )
 
     def __str__(self) -> str:
         verdict = "answers like" if self.agrees else "does NOT answer like"
