@@ -31,9 +31,9 @@ def small_model(hidden: int) -> fastrnn.Model:
 class Stepper(threading.Thread):
     """Steps `rows` random slots over and over; times: (when, nanoseconds) of each call."""
 
-    def __init__(self, pool, slots: np.ndarray, rows: int):
+    def __init__(self, pool, slots: np.ndarray, rows: int, pause: float):
         super().__init__(daemon=True)
-        self.pool, self.slots, self.rows = pool, slots, rows
+        self.pool, self.slots, self.rows, self.pause = pool, slots, rows, pause
         self.times: list[tuple[int, int]] = []
         self.stopped = False
 
@@ -48,6 +48,8 @@ class Stepper(threading.Thread):
             began = time.perf_counter_ns()
             self.pool.step(chosen, x, out=y)
             self.times.append((began, time.perf_counter_ns() - began))
+            if self.pause:
+                time.sleep(self.pause)
             i += 1
 
 
@@ -74,13 +76,14 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3, help="of the quiet run")
     parser.add_argument("--rounds", type=int, default=3, help="of each phase")
+    parser.add_argument("--pause", type=float, default=0, help="seconds between the calls")
     args = parser.parse_args()
     pool = small_model(args.hidden).pool(capacity=args.slots)
     slots = np.array([pool.open() for _ in range(args.slots)])
     for first in range(0, args.slots, 10_000):  # every page is there before the first measurement
         part = slots[first : first + 10_000]
         pool.step(part, np.ones((len(part), 4), np.float32))
-    stepper = Stepper(pool, slots, args.rows)
+    stepper = Stepper(pool, slots, args.rows, args.pause)
     stepper.start()
     time.sleep(0.2)
     token = ""

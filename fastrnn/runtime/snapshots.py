@@ -371,8 +371,8 @@ def _counted(tensors: dict[str, np.ndarray]) -> tuple:
 def _part(metadata: dict, tensors: dict[str, np.ndarray], slots: np.ndarray | None) -> tuple:
     """(part, gone), taken out of the tensors."""
     gone, part = tensors.pop("gone", None), _part_of(metadata.get("part"))
-    if gone is not None and (gone.dtype != np.int64 or gone.ndim != 1):
-        raise ValueError(f"gone of {gone.dtype}{list(gone.shape)}")
+    if gone is not None and (gone.dtype != np.int64 or gone.ndim != 1 or (gone < 0).any()):
+        raise ValueError(f"gone of {gone.dtype}{list(gone.shape)}, or before the first place")
     if part is not None and (slots is None or (slots < 0).any()):
         raise ValueError("a part of a pool without its slots")
     return part, gone

@@ -303,9 +303,7 @@ class StreamPool(PoolCore):
         StateError : the slot is not open. OSError : the file can't be written.
         """
         with memory_for("snapshot"):
-            with self._alone():
-                taken = pool_snapshots.of_one(self, self._place(slot))
-            blob = snapshots.to_bytes(taken)
+            blob = snapshots.to_bytes(pool_snapshots.of_one(self, slot))
             if path is not None:
                 replace_file(path, blob, private=True)
             return blob

@@ -27,11 +27,14 @@ SLICE_PLACES = 1 << 16  # that a slice looks at
 MOST_TOKENS = 1000  # of snapshots that a later one may follow
 
 
-def of_one(pool: StreamPool, place: int) -> Snapshot:
-    """The stream in a place; the pool is held."""
-    pool._require_sizes()
-    places, steps = np.array([place]), np.array([pool._steps(place)], np.int64)
-    return _described(pool, steps, pool.slab[places], _notes(pool, places))
+def of_one(pool: StreamPool, slot: int) -> Snapshot:
+    """The stream of a slot."""
+    with pool._alone():
+        places = np.array([pool._place(slot)])
+        pool._require_sizes()
+        parts, rows, notes = pool._parts, pool.slab[places], _notes(pool, places)
+        steps = np.array([pool._steps(int(places[0]))], np.int64)
+    return _described(pool._core._snapshot_about(parts, pool.bound), steps, rows, notes)
 
 
 def whole(pool: StreamPool, path, since: str | bytes | None) -> bytes | str:
@@ -78,27 +81,22 @@ def _token(pool: StreamPool, since) -> str:
 def _chunks(pool: StreamPool, token: str, before: str | None) -> Iterator[bytes | memoryview]:
     """The parts of a snapshot as bytes, each taken when the one before has been written."""
     since = -1 if before is None else pool._tokens[before]
+    with pool._alone():
+        pool._require_sizes()
+        parts = pool._parts
+    about, size = pool._core._snapshot_about(parts, pool.bound), parts.program.state_size
+    most = max(1, min(SLICE_PLACES, SLICE_BYTES // max(4 * size, 1)))
+    slots, steps, rows = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((most, size), np.float32)
+    gone = np.empty(SLICE_PLACES, np.int64)
     start, number = 0, 0
-    most = buffers = None
     while start >= 0:
         with pool._alone():
-            if most is None:
-                pool._require_sizes()
-                size = pool._parts.program.state_size
-                most = max(1, min(SLICE_PLACES, SLICE_BYTES // max(4 * size, 1)))
-                buffers = (
-                    np.empty(most, np.int64),
-                    np.empty(most, np.int64),
-                    np.empty((most, size), np.float32),
-                    np.empty(SLICE_PLACES, np.int64),
-                )
-            slots, steps, rows, gone = buffers
-            n, closed, start = pool._slice(start, since, *buffers)
+            n, closed, start = pool._slice(start, since, slots, steps, rows, gone)
             notes = _notes(pool, slots[:n] & (MOST_SLOTS - 1))
         if not n and not closed and start >= 0:
             continue
         part = Part(token, number, start < 0, before)
-        taken = _described(pool, steps[:n], rows[:n], notes, slots[:n], part, gone[:closed])
+        taken = _described(about, steps[:n], rows[:n], notes, slots[:n], part, gone[:closed])
         number += 1
         yield from snapshots.chunks(taken)
 
@@ -118,10 +116,10 @@ def _notes(pool: StreamPool, places: np.ndarray) -> tuple[np.ndarray, list[np.nd
     return ended, still, known
 
 
-def _described(pool, steps, rows, notes, slots=None, part=None, gone=None) -> Snapshot:
-    """A snapshot of streams whose rows of the slab were copied."""
+def _described(about: dict, steps, rows, notes, slots=None, part=None, gone=None) -> Snapshot:
+    """A snapshot of streams whose rows of the slab were copied. about : as of `_snapshot_about`, which takes a while at
+    first, so the pool is not held meanwhile."""
     ended, still, known = notes
-    about = pool._core._snapshot_about(pool._parts, pool.bound)
     return Snapshot(steps, rows, slots=slots, ended=ended, still=still, known=known, part=part, gone=gone, **about)
 
 

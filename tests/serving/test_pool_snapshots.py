@@ -199,6 +199,16 @@ class TestRefused:
             with pytest.raises(fastrnn.StateError, match="malformed"):
                 pool.restore_all(bad)
 
+    @pytest.mark.parametrize("gone", [np.array([-1]), np.array([0.0]), np.zeros((1, 1), np.int64)])
+    def test_places_that_are_none(self, gone):
+        base, blob = self.chain()[:2]
+        found = snapshots.container.parse(blob)
+        metadata, tensors = dict(found.metadata), {**found.tensors, "gone": gone}
+        metadata["checksum"] = snapshots._checksum(metadata, tensors)
+        bad = snapshots.container.join(snapshots.container.chunks(tensors, metadata))
+        with pytest.raises(fastrnn.StateError, match="gone"):
+            MODELS["lstm"].pool(10).restore_all([base, bad])
+
     def test_too_few_free_slots_open_none(self, small):
         chain = self.chain()
         pool = MODELS["lstm"].pool(12)
@@ -297,6 +307,20 @@ class TestMeanwhile:
                     found = there.state(new)
                     assert all(same(found[k], wanted[k]) for k in wanted)
         assert middle > 20
+
+    def test_a_pool_that_is_closed_writes_no_file(self, small, tmp_path, monkeypatch):
+        """Between two slices; nor does a stream of it say what model it was."""
+        pool, _ = opened(MODELS["lstm"], 10)
+        chunks = snapshots.chunks
+
+        def closes(taken):
+            yield from chunks(taken)
+            pool.close()
+
+        monkeypatch.setattr(snapshots, "chunks", closes)
+        with pytest.raises(fastrnn.StreamError, match="pool was closed"):
+            pool.snapshot_all(tmp_path / "pool")
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_pool_that_grows_gives_the_same_bits(self):
         """From kilobytes to megabytes, where its memory begins to be moved."""
