@@ -230,7 +230,7 @@ class Model:
         bind : dict, optional
             Input name -> value of all steps: an encoder's output, a speaker, a setting. Steps don't pass these inputs.
             A value is [features...], for every row of a batch too, or one per row. The stream keeps a copy. It is not
-            part of its state or of snapshots: `restore` into a stream with the same values.
+            part of its state. Snapshots have its digest: `restore` refuses those of a stream with another value.
         context : int, optional
             How many steps causal attention looks back on, the current one included; keys and values of that many are
             kept. None: 1,024 if attention sees all earlier steps. Models without attention over time refuse it.

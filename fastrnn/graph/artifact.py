@@ -130,7 +130,7 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
 
 
 def fingerprint(graph: Graph, seal=None) -> str:
-    """SHA-256 (hex) over the graph's meaning and every weight. Snapshots of streams are tied to it.
+    """SHA-256 (hex) over the graph and every weight, which detects damage. Snapshots of format 1 are tied to it.
 
     seal : called with each constant and the digest over it and all that comes before it, as `pages.seal`
     """

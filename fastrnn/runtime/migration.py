@@ -159,13 +159,13 @@ def _different_layers(theirs: tuple, own: tuple) -> str:
             left.remove(meaning)
         else:
             other.append(name)
+    where = [b[0] for a, b in zip(theirs, own, strict=False) if a[1] != b[1]]
     if not other and not left:
-        return "its layers are the same, connected in another way or with other outputs"
+        places = f"the layers {_listed(where)} are in other places"
+        return places if where else "its layers are the same, connected in another way or with other outputs"
     if len(theirs) != len(own):
-        return f"it has {len(theirs)} layers with weights, not {len(own)}; {_listed(other)} not among them"
-    where = [b[0] for a, b in zip(theirs, own, strict=True) if a[1] != b[1]]
-    if not other:
-        return f"the layers {_listed(where)} are in other places"
+        more = f"; {_listed(other)} not among them" if other else ""
+        return f"it has {len(theirs)} layers with weights, not {len(own)}{more}"
     return f"other weights or settings in {_listed(other)}"
 
 

@@ -5,7 +5,7 @@ operations. Names are hashes, from the inputs to the outputs. These change none 
   * names of nodes, values and constants, and the order of nodes;
   * where batch and time are among the axes, axes of one element, reshapes, and any other move of elements (flat.py);
   * the order of the operands of +, *, min, max and the like;
-  * whether a product, its bias and its activation are one node, and biases of a cell are two vectors or their sum;
+  * whether a product, its bias and its activation are one node, and which of a cell's two biases has the numbers;
   * outputs that only show the last states of cells, and inputs that cells begin with (h0 -> hn).
 All else does: each bit of each weight, attributes, activations, the forms of cells, wiring, number and order of inputs
 and outputs. What is not understood, such as an axis that the caller leaves open, is named as the file has it, so two

@@ -106,17 +106,19 @@ def _pool(m: Meaning, node: Node):
 
 
 def _biases(spec: CellSpec, Wb: Flat | None, Rb: Flat | None) -> bytes | None:
-    """The name of a cell's biases: their sum in float32, as cells add them, and apart where the reset gate of a GRU is
-    between. None if they are not constant."""
+    """The name of a cell's biases: their exact sum, and apart where the reset gate of a GRU is between. None if they
+    are not constant."""
     if any(b is not None and b.array is None for b in (Wb, Rb)):
         return None
-    zeros = np.zeros(spec.gates * spec.hidden_size, np.float32)
-    w, r = (zeros if b is None else b.array.astype(np.float32).reshape(-1) for b in (Wb, Rb))
-    total = w + r + np.float32(0)  # no zero has a sign
+    zeros = np.zeros(spec.gates * spec.hidden_size)
+    w, r = (zeros if b is None else b.array.astype(np.float64).reshape(-1) for b in (Wb, Rb))
+    total = w + r
+    part = total - w
+    rest = (w - (total - part)) + (r - part)  # what the rounding of the sum left out; it is exact
     if spec.kind == "gru" and spec.linear_before_reset:
         n = 2 * spec.hidden_size
-        total = np.concatenate([total[:n], w[n:] + np.float32(0), r[n:] + np.float32(0)])
-    return constant_name(total, "float32")
+        total, rest = np.concatenate([total[:n], w[n:]]), np.concatenate([rest[:n], r[n:]])
+    return constant_name(np.concatenate([total, rest]) + 0.0, "float64")  # no zero has a sign
 
 
 @means("cell")

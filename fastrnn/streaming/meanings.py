@@ -6,6 +6,7 @@ are not known, is named by its attributes, the dims of its inputs and of what it
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,9 +31,10 @@ def meaning_of(m: Meaning, node: Node) -> list[Flat]:
     given = [m.values[i] for i in node.inputs if i is not None and i in m.values]  # a state reads what comes later
     if rule is not None and (node.op == "state" or all(flat.known for flat in given)):
         if all(o is None or m.unit(o) is not None for o in node.outputs):
-            found = rule(m, node)
-            if found is not None:
-                return found
+            with suppress(ValueError, IndexError):  # elements that don't fit each other, such as a constant with steps
+                found = rule(m, node)
+                if found is not None:
+                    return found
     return as_written(m, node)
 
 
@@ -204,10 +206,7 @@ def _pad(m: Meaning, node: Node):
     if a["mode"] == "constant":
         fill = m.atoms.elements(Flat(flat.dtype, array=np.full(1, a["value"], flat.dtype)))
         return _whole_moves(m, node, np.pad(x, pads, constant_values=fill[0]))
-    try:
-        return _whole_moves(m, node, np.pad(x, pads, mode=a["mode"]))
-    except ValueError:  # an axis without elements
-        return None
+    return _whole_moves(m, node, np.pad(x, pads, mode=a["mode"]))
 
 
 def is_feature(m: Meaning, name: str, axis: int) -> bool:
@@ -258,10 +257,7 @@ def _binary(m: Meaning, node: Node):
     for x, other in (ends, ends[::-1]):
         if fn == "add" and other.array is not None and x.dims == dims and not other.array.any():
             return _whole_moves(m, node, _parts(m, node)[ends.index(x)])
-    try:
-        names = [m.atoms.name(spread(m, x, dims)) for x in ends]
-    except ValueError:  # a constant with steps of its own
-        return None
+    names = [m.atoms.name(spread(m, x, dims)) for x in ends]
     own_name(m, node)
     return [atom(m, node, *pair(fn, *names))]
 
@@ -273,10 +269,7 @@ def pair(fn: str, first: bytes, second: bytes) -> tuple:
 @means("where")
 def _where(m: Meaning, node: Node):
     dims = m.unit(node.outputs[0])
-    try:
-        names = [m.atoms.name(spread(m, m.flat(node, i), dims)) for i in range(3)]
-    except ValueError:
-        return None
+    names = [m.atoms.name(spread(m, m.flat(node, i), dims)) for i in range(3)]
     return [atom(m, node, "where", *names)]
 
 
@@ -326,10 +319,7 @@ def _layer_norm(m: Meaning, node: Node):
         if flat is None or (flat.array is not None and (flat.array == nothing).all()):
             names.append(b"")
             continue
-        try:
-            names.append(m.atoms.name(spread(m, flat, dims)))
-        except ValueError:
-            return None
+        names.append(m.atoms.name(spread(m, flat, dims)))
     own_name(m, node)
     return _kept_places(
         m, node, _grouped(m, node, axes, "layer_norm", number(float(node.attrs["epsilon"])), *names), axes
