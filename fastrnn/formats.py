@@ -216,7 +216,7 @@ FORMATS = (
         "fastrnn",
         (".fastrnn",),
         _read_fastrnn,
-        frozenset(),
+        frozenset({"cache"}),
         "bind=, states=, layers=, strict= and thaw= are settled when a model is converted: convert it again with them",
         lambda blob: blob[8:9] == b"{",
     ),

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from .machine.logs import listens, log
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
 from .typing import Blob, Input, StrPath
+
+if TYPE_CHECKING:
+    from .machine.packed_files import Store
 
 
 def _check_flags(**flags) -> None:
@@ -41,6 +44,7 @@ def load(
     float64_as_float32: bool = False,
     strict: bool = True,
     thaw: bool = True,
+    cache: StrPath | None = None,
 ) -> Model:
     """Load a model file.
 
@@ -53,29 +57,28 @@ def load(
     states : dict, optional
         Input name -> output name of all states that the caller would thread. By default they are found: see `notes`.
     layers : list, optional
-        The architecture for bare weights, such as ["embedding:emb", "lstm:rnn", "linear:out", "softmax"]. Not needed
-        if every tensor belongs to one recurrent stack.
+        The architecture for bare weights, such as ["lstm:rnn", "linear:out"]. Not needed for a single recurrent stack.
     key : str, optional; name of the state dict in a PyTorch checkpoint that holds several dicts of tensors
-    allow_torch : bool
-        Load a PyTorch file that holds a program (a pickled module, TorchScript) through PyTorch, which runs its code.
+    allow_torch : bool; load a PyTorch file that holds a program (a module, TorchScript) by PyTorch, which runs its code
         Such files are refused otherwise; layers= reads the weights of TorchScript without its program.
     example : as in `from_torch`, for such a file
-    config : str, dict or path, optional
-        The architecture for a Keras file of bare weights: the result of `model.to_json()`.
+    config : str, dict or path, optional; the architecture for a Keras file of bare weights, from `model.to_json()`
     threads : int, optional; threads that a call may use. Default: as `cpu_info()` says
     sizes : dict, optional
         Name -> number for sizes that the file leaves free ("time", the file's own name, or an axis such as "x[2]"),
         applied before the import. By default `run` accepts any size, and a stream keeps the sizes of its first step.
     float64_as_float32 : bool
-        Compute a float64 model in float32; it is refused otherwise. Bare weights always compute in float32, as the
-        model's notes say. A number that float32 can't hold is a ModelFormatError either way.
+        Compute a float64 model in float32; it is refused otherwise. Bare weights always do, as the model's notes say.
+        A number that float32 can't hold is a ModelFormatError either way.
     strict : bool
         For .onnx files. True: a size that is a number in the file stays fixed if a scalar in the file may have been
         computed from it, such as 19.0 or 1/19 in a file of 19 steps. False: such scalars are ignored, with a
         `FastRNNWarning` that names node and number. Positions and counts (`y[:, 9]`) fix a size in both cases.
-    thaw : bool
-        For .onnx and Keras files. True: batch and length are freed if nothing in the file depends on them;
-        `model.notes` says what was assumed. False: every size that is a number in the file stays fixed.
+    thaw : bool; for .onnx and Keras files
+        True: batch and length are freed if nothing in the file depends on them; `model.notes` says what was assumed.
+        False: every size that is a number in the file stays fixed.
+    cache : path, optional; for .fastrnn files: a folder for packed weights, which all processes then share
+        Default: the environment variable FASTRNN_CACHE. Without it, each process packs into its own memory.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def load(
     form = format_of(path_or_bytes)
     options = {"bind": bind, "states": states, "layers": layers, "key": key, "config": config, "example": example}
     options |= {"allow_torch": allow_torch, "float64_as_float32": float64_as_float32, "strict": strict, "thaw": thaw}
-    return load_as(form, path_or_bytes, threads=threads, sizes=sizes, **options)
+    return load_as(form, path_or_bytes, threads=threads, sizes=sizes, cache=cache, **options)
 
 
 @memory_for("load")
@@ -104,12 +107,25 @@ def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Mod
 
             model = onnx_files.model_of(source, given, threads, sizes or {})
         else:
-            model = Model(fix_sizes(form.read(source, **given), sizes or {}), threads)
+            store = _store(source, given.pop("cache", None)) if form.name == "fastrnn" else None
+            model = Model(fix_sizes(form.read(source, **given), sizes or {}), threads, store)
     except FastRNNError as error:
         log("INFO", "%s is refused: %s", where, error)
         raise
     _log(model, where, time.perf_counter() - began)
     return model
+
+
+def _store(source, cache) -> Store | None:
+    """Where the packed weights of a .fastrnn file are kept; None for memory of this process."""
+    if cache is not None and not isinstance(cache, str | os.PathLike):
+        raise ModelFormatError(f"cache must be the path of a folder, got {cache!r:.60}")
+    folder = os.environ.get("FASTRNN_CACHE") if cache is None else cache
+    if not folder or not os.fspath(folder):
+        return None
+    from .machine.packed_files import Store
+
+    return Store(folder, None if isinstance(source, bytes | bytearray | memoryview) else source)
 
 
 def _log(model, where: str, seconds: float) -> None:
@@ -144,7 +160,8 @@ def _taken_by(form: Format, given: dict) -> dict:
     unknown = sorted(set(given) - form.options)
     if unknown:
         options = ", ".join(f"{n}=" for n in unknown)
-        raise ModelFormatError(f"{form.name} files do not take {options}: {form.refusal}")
+        why = "it is for .fastrnn files: convert this one first" if unknown == ["cache"] else form.refusal
+        raise ModelFormatError(f"{form.name} files do not take {options}: {why}")
     return given
 
 

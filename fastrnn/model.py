@@ -23,6 +23,7 @@ from .typing import Array, Input, Integers, Outputs, StrPath
 __all__ = ["LayerInfo", "Model", "TensorInfo"]
 
 if TYPE_CHECKING:
+    from .machine.packed_files import Store
     from .serving.pool import StreamPool
 
 MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
@@ -43,10 +44,10 @@ class Model:
     threads : the most threads that a call uses
     """
 
-    def __init__(self, graph: Graph, threads: int | None = None):
+    def __init__(self, graph: Graph, threads: int | None = None, store: Store | None = None):
         threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
         threadpools.note(threads)
-        self._set_up(Compiled(passes.run(graph), threads, graph), threads)
+        self._set_up(Compiled(passes.run(graph), threads, graph, store), threads)
 
     def _set_up(self, compiled: Compiled, threads: int) -> None:
         graph = compiled.graph

@@ -126,7 +126,7 @@ fastrnn.cpu_info()
 UNUSED = [  # by a service of single streams: each takes milliseconds of its start
     "fastrnn.aio", "fastrnn.bench", "fastrnn.cli", "fastrnn.importers", "fastrnn.insight",
     "fastrnn.metrics", "fastrnn.onnx_backend", "fastrnn.onnx_files", "fastrnn.onnxruntime", "fastrnn.selected",
-    "fastrnn.serving.pool", "logging", "secrets", "unittest", "zipfile",
+    "fastrnn.serving.pool", "fastrnn.streaming.meaning", "logging", "secrets", "unittest", "zipfile",
 ]  # fmt: skip
 
 

@@ -23,6 +23,17 @@ def test_packed_weights_are_the_only_ones_in_memory(kind, tmp_path):
     assert 1.8 < found["2 workers"][1] < 2.2  # private memory each
 
 
+@pytest.mark.parametrize("kind", ["lstm", "linear"])
+def test_processes_share_packed_weights_in_a_cache(kind, tmp_path):
+    memory_use.make(kind, MEGABYTES << 20, tmp_path / "m.fastrnn")
+    found = memory_use.measure(tmp_path / "m.fastrnn", {"cache": str(tmp_path / "cache")}, 4)
+    assert 0.9 < found["first after"][1] < 1.1
+    assert 0.9 < found["later after"][1] < 1.1
+    assert found["first peak"][1] < 1.5
+    assert found["later peak"][1] < 0.5  # neither the file nor what was packed is read through
+    assert 0.9 < found["4 workers"][1] < 1.3
+
+
 def test_weights_that_are_not_packed_are_used_where_they_are_mapped(tmp_path):
     memory_use.make("embedding", MEGABYTES << 20, tmp_path / "m.fastrnn")
     found = memory_use.measure(tmp_path / "m.fastrnn", {}, 2)

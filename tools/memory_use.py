@@ -3,11 +3,13 @@
     PYTHONPATH=. python tools/memory_use.py                             # 256 MB of each kind of model
     PYTHONPATH=. python tools/memory_use.py --megabytes 32 --kind lstm
     PYTHONPATH=. python tools/memory_use.py --file model.fastrnn
+    PYTHONPATH=. python tools/memory_use.py --no-cache                  # each process packs into memory of its own
 
 Every figure is of fresh processes that load the file, take one step and run one sequence. PSS counts a page that n
 processes share as 1/n of a page in each. `after` and `workers` are sums of PSS, `peak` is the most resident memory
-(which is at least PSS) between the call of `load` and its return. All are multiples of the file's size, in brackets
-without what the same processes cost after `import fastrnn`. Linux only.
+(which is at least PSS) between the call of `load` and its return. `first` is a load that fills the cache, `later` one
+that finds it filled. All are multiples of the file's size, in brackets without what the same processes cost after
+`import fastrnn`. Linux only.
 """
 
 from __future__ import annotations
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, action="append")
     parser.add_argument("--file", type=Path, help="a .fastrnn file with one input, instead of a made one")
     parser.add_argument("--workers", type=int, default=WORKERS)
+    parser.add_argument("--no-cache", action="store_true")
     args = parser.parse_args()
     head = None
     for kind in args.kind or ([args.file.name] if args.file else KINDS):
@@ -153,7 +156,8 @@ def main() -> None:
             path = args.file or Path(folder) / "model.fastrnn"
             if args.file is None:
                 make(kind, args.megabytes * MEGABYTE, path)
-            found = measure(path, {}, args.workers)
+            options = {} if args.no_cache else {"cache": str(Path(folder) / "cache")}
+            found = measure(path, options, args.workers)
         if head is None:
             head = ["model", *found]
             print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))

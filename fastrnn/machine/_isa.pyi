@@ -7,11 +7,17 @@ from ..graph.cells import CellSpec
 
 _Array = NDArray[np.float32]
 
-class PackedCell:
-    spec: CellSpec
+class Packed:
     nbytes: int
     @property
     def isa(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def mapped(self) -> bool: ...
+
+class PackedCell(Packed):
+    spec: CellSpec
     @property
     def blocks(self) -> int: ...
     @property
@@ -19,12 +25,9 @@ class PackedCell:
     @property
     def pre_size(self) -> int: ...
 
-class PackedLinear:
+class PackedLinear(Packed):
     K: int
     N: int
-    nbytes: int
-    @property
-    def isa(self) -> str: ...
     @property
     def blocks(self) -> int: ...
 
@@ -47,8 +50,17 @@ def pack_cell(
     P: _Array | None = None,
     isa: str | None = None,
     weights: str = "float32",
+    W_scale: _Array | None = None,
+    R_scale: _Array | None = None,
     store: Any = None,
 ) -> PackedCell: ...
 def cell_scratch_size(packed: PackedCell, rows: int = 1) -> int: ...
 def linear_pack_size(K: int, N: int, isa: str | None = None) -> int: ...
-def pack_linear(W: _Array, bias: _Array | None = None, isa: str | None = None, store: Any = None) -> PackedLinear: ...
+def pack_linear(
+    W: _Array,
+    bias: _Array | None = None,
+    isa: str | None = None,
+    weights: str = "float32",
+    scale: _Array | None = None,
+    store: Any = None,
+) -> PackedLinear: ...

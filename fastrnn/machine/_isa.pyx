@@ -210,7 +210,7 @@ cdef int64_t SMALL = 64 << 10  # bytes of an array whose pages are not worth giv
 def _give_back(*arrays):
     """Let go of the pages of a mapped file that hold these arrays."""
     for array in arrays:
-        if array.nbytes >= SMALL:
+        if array is not None and array.nbytes >= SMALL:
             from .pages import give_back  # not part of `import fastrnn`
 
             give_back(array)
@@ -246,7 +246,9 @@ cdef class Packed:
             return self.memory
         what = ("layout", FRNN_LAYOUT, self.isa, self.table.lanes, *what)
         self.file = store.packed(what, arrays, self.nbytes, lambda: self.view(arrays, size))
+        _give_back(*arrays)  # those that were not packed, but found in the store
         if self.file is None:
+            self.fill(arrays, size)
             return self.memory
         free(self.memory)
         self.memory = NULL

@@ -83,10 +83,31 @@ def _replace(target: Path, chunks: Iterable[bytes], private: bool) -> None:
             os.fchmod(handle, stat.S_IMODE(old.st_mode))
         os.fsync(handle)  # without it, a power failure after the rename could leave an empty file
         os.replace(name, target)
+    _sync_folder(target.parent)
+
+
+def write_once(path: Path, chunks: Iterable[bytes], mode: int, modified: int) -> None:
+    """Write a new file as `replace_file` does, with these permissions and time of modification (seconds).
+
+    The time says that the whole file is on the disk. What has the name is replaced, a link too, and not what it names.
+    """
+    with _temporary(path, 0o600) as (name, handle):
+        with open(handle, "wb", buffering=0, closefd=False) as file:
+            _write_all(file, chunks)
+        os.fsync(handle)
+        os.fchmod(handle, mode)
+        os.utime(handle, (modified, modified))
+        os.fsync(handle)
+        os.replace(name, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
     with contextlib.suppress(PermissionError):  # a folder that may be written but not read
-        folder = os.open(target.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(folder)  # makes the new name durable
+            os.fsync(folder)
         finally:
             os.close(folder)
 

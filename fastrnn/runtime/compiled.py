@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,12 +20,12 @@ from ..graph.casts import as_dtype
 from ..graph.digests import array_name
 from ..graph.traverse import results
 from ..machine import forks
+from ..machine.pages import mapping_of
 from ..passes.positions import spread_positions
 from ..passes.sizes import fix_sizes
 from ..streaming import conditions
 from ..streaming.follow import follow
 from ..streaming.live import live
-from ..streaming.meaning import Meaning
 from ..streaming.rewrite import rewrite
 from ..streaming.timetable import Timetable
 from ._executor import Program
@@ -35,6 +36,9 @@ from .kept import Meanings
 from .layout import StateLayout
 from .shapes import cut, empty, index_of, shape_of
 from .snapshots import Identity
+
+if TYPE_CHECKING:
+    from ..machine.packed_files import Store
 
 DEFAULT_CONTEXT = 1024  # steps of attention that a stream keeps by default
 KEPT_SIZES = 8  # models for other free sizes
@@ -50,14 +54,14 @@ class Compiled:
     A `Model`, its streams and its pools hold one together: it lives until the last of them is closed.
     """
 
-    def __init__(self, graph: Graph, threads: int, imported: Graph | None = None):
-        """imported: the graph before the passes, if they changed it."""
+    def __init__(self, graph: Graph, threads: int, imported: Graph | None = None, store: Store | None = None):
+        """imported: the graph before the passes, if they changed it. store: where processes share packed weights."""
         self.graph, self.threads, self.name = graph, threads, graph.name
         self._imported = None if imported is graph else imported
         self._open_sizes = open_sizes(graph)
         self._given_sizes: dict[str, int] = {}  # of a model made by `_with_sizes`
         self._fixed: dict[tuple, Compiled] = {}
-        self._weights = lowering.Weights()
+        self._weights = lowering.Weights(store=store)
         self._lock = forks.Lock()
         self._programs: dict[tuple, Program] = {}
         self._layouts: dict[Context | None, StateLayout] = {}
@@ -79,6 +83,8 @@ class Compiled:
         all passes, which a release may change."""
         models, imported = [self._meanings.whole.name], self._imported
         if imported is not None:
+            from ..streaming.meaning import Meaning
+
             self._imported = None
             with suppress(FastRNNError):  # some graphs can only be followed after the passes
                 models.append(Meaning(live(imported)).name)
@@ -122,7 +128,7 @@ class Compiled:
         with self._lock:
             model = self._fixed.pop(key, None)
         if model is None:
-            model = Compiled(passes.run(fix_sizes(self.graph, sizes)), self.threads)
+            model = Compiled(passes.run(fix_sizes(self.graph, sizes)), self.threads, store=self._weights.store)
             model._given_sizes = sizes
         with self._lock:
             self._fixed[key] = model
@@ -132,11 +138,15 @@ class Compiled:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of constants, packed weights, and the scratch kept for reuse, also of other free sizes."""
+        """Bytes of constants, packed weights, and the scratch kept for reuse, also of other free sizes. Constants in a
+        mapped file count if programs read them there: those that were packed are not in memory."""
         models = [self, *self._fixed.values()]
-        constants = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}  # the most are shared
+        programs = [p for m in models for p in list(m._programs.values())]
+        arrays = [a for m in models for a in m.graph.constants.values() if mapping_of(a) is None]
+        arrays += [a for p in programs for a in p.plan.constants]
+        constants = {a.ctypes.data: a.nbytes for a in arrays}  # models and programs share the most
         packed = sum(m._weights.nbytes for m in models)
-        scratch = sum(p.scratch_bytes for m in models for p in list(m._programs.values()))
+        scratch = sum(p.scratch_bytes for p in programs)
         return sum(constants.values()) + packed + scratch
 
     def meters(self, of_runs: bool) -> list[Meter]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..compile.plan import Plan, StateSlot
 from ..graph import Graph, Node
 from ..graph import dims as D
 from ..graph.digests import named
 from ..passes.positions import spread_positions
-from ..streaming.meaning import Meaning
 from ..streaming.timetable import INPUT, Timetable
+
+if TYPE_CHECKING:
+    from ..streaming.meaning import Meaning
 
 # Part of a slot -> what it is called. The names are part of the format of snapshots.
 KINDS = {"h": "h", "c": "c", "tail": "last steps", "k": "keys", "v": "values", "sum": "sum", "steps": "steps ago",
@@ -61,12 +64,16 @@ class Meanings:
 
     @cached_property
     def whole(self) -> Meaning:
+        from ..streaming.meaning import Meaning  # half a megabyte of modules, which only snapshots need
+
         return Meaning(self.graph)
 
     @cached_property
     def planned(self) -> Meaning:
         """Of the graph that plans are made of."""
         graph = spread_positions(self.graph)
+        from ..streaming.meaning import Meaning
+
         return self.whole if graph is self.graph else Meaning(graph)
 
 

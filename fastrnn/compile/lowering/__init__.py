@@ -13,6 +13,8 @@ it touches (`@bounds.touches`, see compile/bounds.py).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...errors import FastRNNError, UnsupportedError
 from ...graph import Graph, Node
 from ...graph.loops import Loop
@@ -28,24 +30,30 @@ from .loops import lower_loop
 from .positions import advance
 from .states import close_state, open_state, separate_threaded
 
+if TYPE_CHECKING:
+    from ...machine.packed_files import Store
+
 
 class Weights:
-    """Packed weights of one model for one instruction set, shared by its plans."""
+    """Packed weights of one model for one instruction set, shared by its plans.
 
-    def __init__(self, isa: str | None = None):
-        self.isa = isa or _isa.isa_info()["active"]
+    store : where processes share them; None: they are this process's own
+    """
+
+    def __init__(self, isa: str | None = None, store: Store | None = None):
+        self.isa, self.store = isa or _isa.isa_info()["active"], store
         self._packed: dict[tuple, object] = {}
 
     def cell(self, spec, arrays: tuple, key: tuple):
         """The packed cell of these weights; packed at the first call with this key."""
         if key not in self._packed:
-            self._packed[key] = _isa.pack_cell(spec, *arrays, isa=self.isa)
+            self._packed[key] = _isa.pack_cell(spec, *arrays, isa=self.isa, store=self.store)
         return self._packed[key]
 
     def linear(self, W, bias, key: tuple):
         """The packed product of these weights; packed at the first call with this key."""
         if key not in self._packed:
-            self._packed[key] = _isa.pack_linear(W, bias, isa=self.isa)
+            self._packed[key] = _isa.pack_linear(W, bias, isa=self.isa, store=self.store)
         return self._packed[key]
 
     @property
