@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .graph import Graph, Node, Value
+from .graph.precision import SCALES
 from .runtime.compiled import Compiled
 from .runtime.states import POSITION
 
@@ -71,11 +75,27 @@ def layers_of(graph: Graph) -> tuple[LayerInfo, ...]:
     found = []
     for node in graph.nodes:
         arrays = [graph.constants[i] for i in node.inputs if i is not None and i in graph.constants]
-        count = sum(a.size for a in arrays if a.dtype.kind == "f")
+        count = sum(a.size for a in _trained(graph, node))
         if count:
             kind, text = _describe(node, arrays[0].shape)
+            precision = node.attrs.get("precision", "float32")
+            text += f" {precision}" if precision != "float32" else ""
             found.append(LayerInfo(node.name, kind, text, count, sum(a.nbytes for a in arrays)))
     return tuple(found)
+
+
+def _trained(graph: Graph, node: Node) -> Iterator[np.ndarray]:
+    """The constants of a node that hold what was trained: not indices, nor the scales of weights held as integers."""
+    places: dict[int, int] = SCALES.get(node.op, {}) if node.attrs.get("precision", "float32") != "float32" else {}
+    for at, name in enumerate(node.inputs):
+        array = graph.constants.get(name or "")
+        if array is not None and at not in places.values() and (array.dtype.kind == "f" or at in places):
+            yield array
+
+
+def parameters_of(graph: Graph) -> int:
+    """How many numbers the graph was trained with."""
+    return sum({id(a): a.size for node in graph.nodes for a in _trained(graph, node)}.values())
 
 
 def _describe(node: Node, weights: tuple[int, ...]) -> tuple[str, str]:

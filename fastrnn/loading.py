@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from .machine._isa import isa_info
 from .machine.logs import listens, log
 from .model import LayerInfo, Model, TensorInfo
 from .passes.sizes import fix_sizes
-from .typing import Blob, Input, StrPath
+from .typing import Blob, Input, Precision, StrPath
+
+Kind: TypeAlias = Literal["rnn", "rnn_relu", "lstm", "gru"]
 
 if TYPE_CHECKING:
     from .machine.packed_files import Store
@@ -45,6 +47,7 @@ def load(
     strict: bool = True,
     thaw: bool = True,
     cache: StrPath | None = None,
+    precision: Precision | None = None,
 ) -> Model:
     """Load a model file.
 
@@ -56,11 +59,9 @@ def load(
         a branch of an `If` and is not bound stays an input: the model is a `SelectedModel`, whose `stream` takes bind=.
     states : dict, optional
         Input name -> output name of all states that the caller would thread. By default they are found: see `notes`.
-    layers : list, optional
-        The architecture for bare weights, such as ["lstm:rnn", "linear:out"]. Not needed for a single recurrent stack.
+    layers : list, optional; for bare weights other than a recurrent stack, such as ["lstm:rnn", "linear:out"]
     key : str, optional; name of the state dict in a PyTorch checkpoint that holds several dicts of tensors
     allow_torch : bool; load a PyTorch file that holds a program (a module, TorchScript) by PyTorch, which runs its code
-        Such files are refused otherwise; layers= reads the weights of TorchScript without its program.
     example : as in `from_torch`, for such a file
     config : str, dict or path, optional; the architecture for a Keras file of bare weights, from `model.to_json()`
     threads : int, optional; threads that a call may use. Default: as `cpu_info()` says
@@ -69,16 +70,16 @@ def load(
         applied before the import. By default `run` accepts any size, and a stream keeps the sizes of its first step.
     float64_as_float32 : bool
         Compute a float64 model in float32; it is refused otherwise. Bare weights always do, as the model's notes say.
-        A number that float32 can't hold is a ModelFormatError either way.
     strict : bool
         For .onnx files. True: a size that is a number in the file stays fixed if a scalar in the file may have been
-        computed from it, such as 19.0 or 1/19 in a file of 19 steps. False: such scalars are ignored, with a
-        `FastRNNWarning` that names node and number. Positions and counts (`y[:, 9]`) fix a size in both cases.
+        computed from it, such as 1/19 in a file of 19 steps. False: such scalars are ignored, with a `FastRNNWarning`.
     thaw : bool; for .onnx and Keras files
         True: batch and length are freed if nothing in the file depends on them; `model.notes` says what was assumed.
         False: every size that is a number in the file stays fixed.
     cache : path, optional; for .fastrnn files: a folder for packed weights, which all processes then share
         Default: the environment variable FASTRNN_CACHE. Without it, each process packs into its own memory.
+    precision : "float32", "bfloat16", "int8" or "int8-a16", or dict from layer names to them, optional
+        The number format of weights (docs/guide/precision.md). Default: as the file has them.
 
     Raises
     ------
@@ -88,11 +89,12 @@ def load(
     form = format_of(path_or_bytes)
     options = {"bind": bind, "states": states, "layers": layers, "key": key, "config": config, "example": example}
     options |= {"allow_torch": allow_torch, "float64_as_float32": float64_as_float32, "strict": strict, "thaw": thaw}
-    return load_as(form, path_or_bytes, threads=threads, sizes=sizes, cache=cache, **options)
+    given = {"threads": threads, "sizes": sizes, "cache": cache, "precision": precision}
+    return load_as(form, path_or_bytes, **given, **options)
 
 
 @memory_for("load")
-def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Model:
+def load_as(form: Format, source, *, threads=None, sizes=None, precision=None, **options) -> Model:
     """`load` a source that is of this format: a path, bytes, or what the format's reader takes besides.
 
     options: those of `load`; one that is not at its default and that the format does not take is a ModelFormatError.
@@ -105,10 +107,10 @@ def load_as(form: Format, source, *, threads=None, sizes=None, **options) -> Mod
         if form.name == "onnx":
             from . import onnx_files
 
-            model = onnx_files.model_of(source, given, threads, sizes or {})
+            model = onnx_files.model_of(source, given, threads, sizes or {}, precision)
         else:
             store = _store(source, given.pop("cache", None)) if form.name == "fastrnn" else None
-            model = Model(fix_sizes(form.read(source, **given), sizes or {}), threads, store)
+            model = Model(fix_sizes(form.read(source, **given), sizes or {}), threads, precision, store)
     except FastRNNError as error:
         log("INFO", "%s is refused: %s", where, error)
         raise
@@ -174,13 +176,14 @@ def from_onnx(
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
     float64_as_float32: bool = False,
+    precision: Precision | None = None,
 ) -> Model:
     """Make a model from an `onnx.ModelProto` (or a path, or bytes). Arguments and errors are those of `load`."""
     from . import onnx_files
 
     _check_flags(float64_as_float32=float64_as_float32)
     options = {"bind": bind, "states": states, "float64_as_float32": float64_as_float32}
-    return onnx_files.model_of(model_proto, options, threads, sizes or {})
+    return onnx_files.model_of(model_proto, options, threads, sizes or {}, precision)
 
 
 @memory_for("from_torch")
@@ -192,6 +195,7 @@ def from_torch(
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
     float64_as_float32: bool = False,
+    precision: Precision | None = None,
 ) -> Model:
     """Make a model from a live `torch.nn.Module`, as in eval mode. The module itself is not changed.
 
@@ -206,7 +210,7 @@ def from_torch(
         Needed if the first layer does not show what the module takes, or if the module can't be traced (loops over a
         length, attention). Arguments may be tuples, lists and dicts of tensors. Batch and length of the example are
         free in the model as far as the module allows. The example is copied: the module may write into its input.
-    states, threads, sizes, float64_as_float32 : as in `load`
+    states, threads, sizes, float64_as_float32, precision : as in `load`
 
     Returns
     -------
@@ -229,11 +233,17 @@ def from_torch(
     """
     _check_flags(float64_as_float32=float64_as_float32)
     graph = graph_of_module(module, example, states, float64_as_float32)
-    return Model(fix_sizes(graph, sizes or {}), threads)
+    return Model(fix_sizes(graph, sizes or {}), threads, precision)
 
 
 @memory_for("from_keras")
-def from_keras(model: Any, *, threads: int | None = None, float64_as_float32: bool = False) -> Model:
+def from_keras(
+    model: Any,
+    *,
+    threads: int | None = None,
+    float64_as_float32: bool = False,
+    precision: Precision | None = None,
+) -> Model:
     """Make a model from a live Keras model, with its current weights.
 
     The model may be Sequential or Functional, from Keras 2 or 3, any backend. Only its own methods are used, and its
@@ -242,11 +252,11 @@ def from_keras(model: Any, *, threads: int | None = None, float64_as_float32: bo
     from .importers.keras import import_model
 
     _check_flags(float64_as_float32=float64_as_float32)
-    return Model(import_model(model, float64_as_float32=float64_as_float32), threads)
+    return Model(import_model(model, float64_as_float32=float64_as_float32), threads, precision)
 
 
 @memory_for("from_arrays")
-def from_arrays(kind: Literal["rnn", "rnn_relu", "lstm", "gru"], *, threads: int | None = None, **arrays: Any) -> Model:
+def from_arrays(kind: Kind, *, threads: int | None = None, precision: Precision | None = None, **arrays: Any) -> Model:
     """Make a model of one recurrent layer from arrays, for example from an npz file, JSON or a paper.
 
     The model takes float32 `x` [batch, time, I] and returns `y` [batch, time, D*H] for D directions. The defaults are
@@ -280,7 +290,7 @@ def from_arrays(kind: Literal["rnn", "rnn_relu", "lstm", "gru"], *, threads: int
         "bidirectional" needs the axis D = 2 in every array.
     h0, c0 : arrays, shape (H,), or (D, H), optional
         Initial states, the same for every row; zeros by default.
-    threads : as in `load`
+    threads, precision : as in `load`
 
     Raises
     ------
@@ -303,7 +313,7 @@ def from_arrays(kind: Literal["rnn", "rnn_relu", "lstm", "gru"], *, threads: int
         missing = sorted({"W", "R"} - set(arrays))
         text = f"unknown {', '.join(unknown)}" if unknown else f"{', '.join(missing)} is missing"
         raise ModelFormatError(f"from_arrays: {text}; it takes {', '.join(sorted(known))}")
-    return Model(importer.build(kind, **arrays), threads)
+    return Model(importer.build(kind, **arrays), threads, precision)
 
 
 @memory_for("from_equations")
@@ -314,6 +324,7 @@ def from_equations(
     initial: Mapping[str, Input] | None = None,
     inputs: Mapping[str, int | tuple[int, ...]] | Sequence[str] | str | None = None,
     threads: int | None = None,
+    precision: Precision | None = None,
     **arrays: Input,
 ) -> Model:
     """Make a model from the equations of a recurrent cell.
@@ -351,7 +362,8 @@ def from_equations(
     """
     from .importers.equations import from_equations as read
 
-    return Model(read(text, arrays, outputs=outputs, initial=initial, inputs=inputs), threads)
+    graph = read(text, arrays, outputs=outputs, initial=initial, inputs=inputs)
+    return Model(graph, threads, precision)
 
 
 __all__ = [

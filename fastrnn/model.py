@@ -10,7 +10,7 @@ from . import passes, tables
 from .description import Description, described
 from .errors import FastRNNError, ModelFormatError, memory_for
 from .graph import Graph, artifact
-from .infos import LayerInfo, TensorInfo, info_of, layers_of, states_of
+from .infos import LayerInfo, TensorInfo, info_of, layers_of, parameters_of, states_of
 from .machine import threadpools
 from .machine.cpu import MAX_THREADS, thread_info
 from .runtime import calls
@@ -18,7 +18,7 @@ from .runtime._meter import merged
 from .runtime.arguments import whole_number
 from .runtime.compiled import Compiled
 from .serving.stream import PacedStream, Stream
-from .typing import Array, Input, Integers, Outputs, StrPath
+from .typing import Array, Input, Integers, Outputs, Precision, StrPath
 
 __all__ = ["LayerInfo", "Model", "TensorInfo"]
 
@@ -32,7 +32,8 @@ MOST_STREAMS = 1 << 24  # in lock-step; more is a typing error
 class Model:
     """A loaded model. Make one with `fastrnn.load` or a `fastrnn.from_...` function.
 
-    All methods may be called from several threads at once. A model computes in float32.
+    All methods may be called from several threads at once. A model computes in float32, or with weights in a smaller
+    number format (`precision`).
 
     A model's memory is freed when the model, its streams and its pools are gone. `close`, or the end of a `with` block,
     gives up the model's own part at once: its methods and most attributes raise a FastRNNError from then on, and its
@@ -44,10 +45,20 @@ class Model:
     threads : the most threads that a call uses
     """
 
-    def __init__(self, graph: Graph, threads: int | None = None, store: Store | None = None):
+    def __init__(
+        self,
+        graph: Graph,
+        threads: int | None = None,
+        precision: Precision | None = None,
+        store: Store | None = None,
+    ):
         threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
         threadpools.note(threads)
-        self._set_up(Compiled(passes.run(graph), threads, graph, store), threads)
+        made = passes.run(graph)
+        if precision is None:
+            self._set_up(Compiled(made, threads, graph, store), threads)
+        else:  # other weights than those of the file: it means something else
+            self._set_up(Compiled(passes.set_precision(made, precision), threads, None, store), threads)
 
     def _set_up(self, compiled: Compiled, threads: int) -> None:
         graph = compiled.graph
@@ -103,6 +114,14 @@ class Model:
         return self._core.fingerprint
 
     @property
+    def precision(self) -> str | dict[str, str]:
+        """The number format of the weights: one name if all layers that could have another one share it, else a dict
+        from layer names to them. docs/guide/precision.md explains them."""
+        found = passes.precision_of(self._core.graph)
+        names = set(found.values()) or {"float32"}
+        return names.pop() if len(names) == 1 else found
+
+    @property
     def delay(self) -> int:
         """Input steps that a stream must see beyond step t before it returns step t of its outputs; 0 if the model
         can't be streamed at all."""
@@ -131,7 +150,7 @@ class Model:
     @property
     def parameters(self) -> int:
         """How many numbers the model was trained with (its constants that are not indices)."""
-        return sum(a.size for a in self.graph.constants.values() if a.dtype.kind == "f")
+        return parameters_of(self.graph)
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:

@@ -11,6 +11,7 @@ from .model import Model
 from .selected import Choice, SelectedModel
 from .streaming.conditions import problems
 from .streaming.live import lengths_of, live
+from .typing import Precision
 
 _LIVE = "a stream does not ask for {}, the lengths of the rows: every step that it takes is live"
 
@@ -53,20 +54,26 @@ def _branch_of_bytes(blob: bytes, where: str, folder, options: dict, sizes: Mapp
     return _Branch(Read(read_model(blob).model, where, folder), options, sizes)
 
 
-def model_of(source, options: dict, threads: int | None, sizes: Mapping[str, int]) -> Model:
+def model_of(
+    source,
+    options: dict,
+    threads: int | None,
+    sizes: Mapping[str, int],
+    precision: Precision | None = None,
+) -> Model:
     """The model of an ONNX file: a `SelectedModel` if inputs that are not bound select a branch of an `If`."""
     from .importers.onnx import UndecidedError
     from .importers.onnx.reading.files import read_model, whole
 
     read = read_model(source)
     try:
-        return Model(read_graph(read, sizes=sizes, **options), threads)
+        return Model(read_graph(read, sizes=sizes, **options), threads, precision)
     except UndecidedError as error:
         bound, given = options.get("bind") or {}, {t.name for t in read.model.graph.initializer}
         names = tuple(v.name for v in read.model.graph.input if v.name not in bound and v.name not in given)
         choices = tuple(Choice(s.name, s.dtype, s.dims, s.candidates) for s in error.selectors)
         try:
-            return SelectedModel(names, choices, _Branch(whole(read), options, sizes), threads)
+            return SelectedModel(names, choices, _Branch(whole(read), options, sizes), threads, precision)
         except FastRNNError:
             if error.only_undecided:
                 raise

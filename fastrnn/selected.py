@@ -24,7 +24,7 @@ from .model import Model
 from .runtime.compiled import Compiled
 from .serving.pool import StreamPool
 from .serving.stream import Stream
-from .typing import Array, Input, Integers, Outputs
+from .typing import Array, Input, Integers, Outputs, Precision
 
 KEPT_VALUES = 8  # models of as many values of the selectors are kept
 MOST_TRIES = 8  # values that are tried when the file is loaded
@@ -80,12 +80,13 @@ class SelectedModel(Model):
         choices: tuple[Choice, ...],
         read: Reader,
         threads: int | None = None,
+        precision: Precision | None = None,
     ):
         """names: all inputs in the file's order. read: the graph of the file at these values of the selectors.
 
         Raises what `read` raises if no candidate gives a graph.
         """
-        self._names, self._choices, self._asked = names, choices, threads
+        self._names, self._choices, self._asked, self._precision = names, choices, threads, precision
         self._read: Reader | None = read  # None: closed
         self._models: dict[tuple[bytes, ...], Model] = {}  # values of the selectors -> model, the oldest first
         self._lock = forks.Lock()
@@ -228,7 +229,7 @@ class SelectedModel(Model):
                 self._refuse_closed()
             if key not in self._models:
                 graph = self._read(dict(zip((c.name for c in self._choices), values, strict=True)))
-                self._models[key] = Model(self._share(graph), self._asked)
+                self._models[key] = Model(self._share(graph), self._asked, self._precision)
                 if len(self._models) > KEPT_VALUES:
                     del self._models[next(iter(self._models))]
                     self._warn()
@@ -325,7 +326,7 @@ class SelectedModel(Model):
         return model, {name: value for name, value in bind.items() if name not in known}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SelectedModel, (self._names, self._choices, self._read, self._asked)
+        return SelectedModel, (self._names, self._choices, self._read, self._asked, self._precision)
 
 
 def _digest(array: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ StepOutputs   the outputs of a step or chunk of a stream: as `Outputs`, with Non
 PoolOutputs   the outputs of a step of a pool: as `Outputs`, or a list with a `StepOutputs` for each slot if outputs do
               not come one per step
 Slots         ints that `StreamPool.open` returned
+Precision     a number format of weights, or one for each layer by name
 StrPath       the path of a file
 Blob          bytes, of a model file or a snapshot
 """
@@ -28,6 +29,7 @@ StepOutputs: TypeAlias = Array | tuple[Array | None, ...] | None
 PoolOutputs: TypeAlias = Array | tuple[Array, ...] | list[StepOutputs]
 Integers: TypeAlias = Sequence[int] | Sequence[np.integer[Any]] | NDArray[np.integer[Any]]
 Slots: TypeAlias = Integers
+Precision: TypeAlias = str | Mapping[str, str]
 StrPath: TypeAlias = str | os.PathLike[str]
 Blob: TypeAlias = bytes | bytearray | memoryview
 
@@ -39,6 +41,7 @@ __all__ = [
     "Integers",
     "Outputs",
     "PoolOutputs",
+    "Precision",
     "Slots",
     "StepOutputs",
     "StrPath",

@@ -5,10 +5,11 @@ Used by builders (to declare a new value) and by `graph.validate` (to check decl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..errors import ModelFormatError, ShapeError
 from . import dims as D
+from .precision import DTYPE
 from .types import Graph, Node, Value
 from .vocabulary import ROWS
 
@@ -88,3 +89,18 @@ def check_axis(x: Value, axis: int) -> None:
     """Raise ShapeError if x has no such axis."""
     if not 0 <= axis < len(x.dims):
         raise ShapeError(f"axis {axis} of {x}")
+
+
+def check_precision(attrs: Mapping, weights: Sequence, scales: Sequence) -> None:
+    """Raise ShapeError unless the weights of a product, and the scales of their columns, are held as `precision` says.
+    An absent scale is None or missing."""
+    precision = attrs.get("precision", "float32")
+    given = [*scales, *(None,) * (len(weights) - len(scales))]
+    for value, scale in zip(weights, given, strict=True):
+        expected = value.dtype if precision == "float32" else DTYPE[precision]
+        if value.dtype != expected:
+            raise ShapeError(f"weights in {precision} must be {expected}, got {value}")
+        if (scale is not None) != precision.startswith("int8"):
+            raise ShapeError(
+                f"weights in {precision} {'have no' if scale else 'need a'} scale for each column: {value}"
+            )

@@ -123,8 +123,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 def _check_attributes(graph: Graph, node: Node, row: GraphOp) -> None:
     """Functions are known, alpha and beta fit float32, and inputs that must be constant are constant."""
     for name, attribute in row.attrs.items():
-        if attribute.choices is not None and node.attrs[name] not in attribute.choices:
-            what = f"{name} of {node.op} is {node.attrs[name]!r:.80}"
+        value = node.attrs.get(name, attribute.default)
+        if attribute.choices is not None and value not in attribute.choices:
+            what = f"{name} of {node.op} is {value!r:.80}"
             raise ModelFormatError(f"node {node.name}: {what}, which is unknown")
     for value in _parameters(node):
         if _LARGEST < abs(value) < float("inf"):

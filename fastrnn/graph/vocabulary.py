@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .cells import CellSpec
+from .precision import PRECISIONS
 
 _REQUIRED = object()
 
@@ -66,6 +67,7 @@ ANY_FLOAT = Attribute((int, float), infinite=True)
 DIM = Attribute((int,), dims=True)
 DIMS = Attribute((int,), many=True, dims=True)
 CELL = Attribute((CellSpec,))
+PRECISION = TEXT.among(*PRECISIONS).or_lacking("float32")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ from .dead import remove_dead_nodes
 from .linear import fuse_linear
 from .moves import simplify_moves
 from .parallel_forms import note_parallel_forms
+from .precision import is_reduced, precision_of, set_precision
 from .roll_up import roll_up
+
+__all__ = ["precision_of", "run", "set_precision", "standard_passes"]
 
 standard_passes = (
     note_parallel_forms,
@@ -37,7 +40,9 @@ standard_passes = (
 
 
 def run(graph: Graph) -> Graph:
-    """The graph after all standard passes, validated."""
+    """The graph after all standard passes, validated. One in reduced precision is left as it is: it was made last."""
+    if is_reduced(graph):
+        return validate(graph)
     for standard in standard_passes:
         graph = standard(graph)
     return validate(graph)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ...errors import FastRNNError, UnsupportedError
 from ...graph import Graph, Node
 from ...graph.loops import Loop
+from ...graph.precision import meant
 from ...graph.traverse import needed, results
 from ...graph.vocabulary import ROWS
 from ...machine import _isa
@@ -44,16 +45,20 @@ class Weights:
         self.isa, self.store = isa or _isa.isa_info()["active"], store
         self._packed: dict[tuple, object] = {}
 
-    def cell(self, spec, arrays: tuple, key: tuple):
-        """The packed cell of these weights; packed at the first call with this key."""
+    def cell(self, spec, arrays: tuple, precision: str, scales: tuple, key: tuple):
+        """The packed cell of these weights; packed at the first call with this key. arrays: W, R, Wb, Rb, P, the first
+        two as `precision` holds them, with the scales of their columns."""
         if key not in self._packed:
-            self._packed[key] = _isa.pack_cell(spec, *arrays, isa=self.isa, store=self.store)
+            W, R = (meant(w, precision, 1, s) for w, s in zip(arrays[:2], scales, strict=True))
+            self._packed[key] = _isa.pack_cell(spec, W, R, *arrays[2:], self.isa, precision, *scales, self.store)
         return self._packed[key]
 
-    def linear(self, W, bias, key: tuple):
-        """The packed product of these weights; packed at the first call with this key."""
+    def linear(self, W, bias, precision: str, scale, key: tuple):
+        """The packed product of these weights; packed at the first call with this key. W: as `precision` holds it, with
+        the scales of its columns."""
         if key not in self._packed:
-            self._packed[key] = _isa.pack_linear(W, bias, isa=self.isa, store=self.store)
+            W = meant(W, precision, 0, scale)
+            self._packed[key] = _isa.pack_linear(W, bias, self.isa, precision, scale, self.store)
         return self._packed[key]
 
     @property

@@ -31,7 +31,9 @@ def _cell(low: Lowering, node: Node) -> None:
     spec = node.attrs["spec"]
     names = ("x", "W", "R", "Wb", "Rb", "P")
     arrays = tuple(low.array(node, i, names[i]) for i in range(1, 6))
-    packed = low.weights.cell(spec, arrays, ("cell", spec, *node.inputs[1:6]))
+    precision = node.attrs.get("precision", "float32")
+    scales = tuple(low.array(node, i, f"{names[i - 9]}_scale") for i in (10, 11))
+    packed = low.weights.cell(spec, arrays, precision, scales, ("cell", spec, precision, *node.inputs[1:6]))
     x = low.contiguous_last(low.real(node), node)
     steps, batch = x.dims[:2]
     H = spec.hidden_size
@@ -51,7 +53,7 @@ def _cell(low: Lowering, node: Node) -> None:
         {"mask_time": mask.strides[0], "mask_row": mask.strides[1], **at("mask", mask)} if mask else _absent("mask")
     )
     fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
-    most = 0 if steps == 1 or mask is not None else _hoisted_rows(spec)
+    most = 0 if steps == 1 or mask is not None or precision != "float32" else _hoisted_rows(spec)
     room = 0 if most == 0 else PRE_FLOATS if most <= 2 else 4 * PRE_FLOATS
     pre = low.builder.scratch(D.product((steps, batch)) * (packed.pre_size + 4), cap=room)
     fields |= {"pre": pre, "pre_capacity": room, "hoisted_rows": most}

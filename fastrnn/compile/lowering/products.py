@@ -17,8 +17,9 @@ MOST_LANES = 16  # float32 in the widest vector: the upper bound of the padding 
 
 @lowers("linear")
 def _linear(low: Lowering, node: Node) -> None:
-    W, bias = low.array(node, 1, "W"), low.array(node, 2, "bias")
-    packed = low.weights.linear(W, bias, ("linear", *node.inputs[1:]))
+    W, bias, scale = (low.array(node, i, name) for i, name in enumerate(("W", "bias", "scale"), 1))
+    precision = node.attrs.get("precision", "float32")
+    packed = low.weights.linear(W, bias, precision, scale, ("linear", precision, *node.inputs[1:]))
     x = low.contiguous_last(low.real(node), node)
     out = low.result(node, order=_rows_order(x), rows=True)
     loops = low.levels(x.dims[:-1], (x.strides[:-1], out.strides[:-1]), _without_last(x.order), node)

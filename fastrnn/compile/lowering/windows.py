@@ -164,7 +164,7 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
     for g in range(groups):
         matrix = np.ascontiguousarray(W[g].reshape(taps * channels, outs))
         part = None if bias is None else np.ascontiguousarray(bias[g * outs : (g + 1) * outs])
-        packed = low.weights.linear(matrix, part, (key, g, groups, *node.inputs[1:]))
+        packed = low.weights.linear(matrix, part, "float32", None, (key, g, groups, *node.inputs[1:]))
         low.plan.linears.append((packed, (act[0], 0, 0, 0, act[1], act[2])))
     size = taps * channels
     patches = conv_patches(size)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import ShapeError
-from ..shapes import broadcast
-from ..vocabulary import ANY_FLOAT, Attribute, Meeting, graph_op
+from ..precision import meant
+from ..shapes import broadcast, check_precision
+from ..vocabulary import ANY_FLOAT, PRECISION, Attribute, Meeting, graph_op
 from .elementwise import UNARY, unary
 
 
@@ -16,18 +17,28 @@ def _linear_dims(inputs, attrs):
         raise ShapeError(f"x must end in the {w.dims[0]} of W, got {x} and {w}")
     if len(inputs) > 2 and inputs[2] is not None and inputs[2].dims != w.dims[1:]:
         raise ShapeError(f"bias must be [{w.dims[1]}], got {inputs[2]}")
+    if len(inputs) > 3 and inputs[3] is not None and inputs[3].dims != w.dims[1:]:
+        raise ShapeError(f"scale must be [{w.dims[1]}], got {inputs[3]}")
+    check_precision(attrs, inputs[1:2], inputs[3:4])
     return [(x.dtype, (*x.dims[:-1], w.dims[1]))]
 
 
 @graph_op(
-    "linear(x, W, bias?)",
-    attrs={"activation": Attribute((str, type(None))).among(*UNARY, None), "alpha": ANY_FLOAT, "beta": ANY_FLOAT},
+    "linear(x, W, bias?, scale?)",
+    attrs={
+        "activation": Attribute((str, type(None))).among(*UNARY, None),
+        "alpha": ANY_FLOAT,
+        "beta": ANY_FLOAT,
+        "precision": PRECISION,
+    },
     dims=_linear_dims,
     meets=Meeting(lambda attrs, rank: (rank - 1,), "sums over {symbol}"),
     weights=True,
 )
-def _linear(x, W, bias, activation, alpha, beta):
-    """x[..,K], W[K,N], bias[N] -> [..,N]; W and bias constant. activation: the name of a unary function, or None."""
+def _linear(x, W, bias, scale, activation, alpha, beta, precision):
+    """x[..,K], W[K,N], bias[N], scale[N] -> [..,N]; all but x constant. activation: the name of a unary function, or
+    None. precision: how W is held (graph/precision.py); its meaning rounds nothing else."""
+    W = meant(W, precision, 0, scale)
     y = x @ W if bias is None else x @ W + bias
     return y if activation is None else unary(activation, y, alpha, beta)
 

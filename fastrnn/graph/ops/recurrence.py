@@ -12,7 +12,9 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..cells import CellSpec
-from ..vocabulary import CELL, graph_op
+from ..precision import meant
+from ..shapes import check_precision
+from ..vocabulary import CELL, PRECISION, graph_op
 from .elementwise import unary
 
 # ---- one step --------------------------------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ _STEP = {"rnn": _rnn_step, "lstm": _lstm_step, "gru": _gru_step}
 
 # ---- ops -------------------------------------------------------------------------------------------------------------
 
-_CELL_INPUTS = ("x", "W", "R", "Wb", "Rb", "P", "h0", "c0", "lengths", "mask")
+_CELL_INPUTS = ("x", "W", "R", "Wb", "Rb", "P", "h0", "c0", "lengths", "mask", "W_scale", "R_scale")
 
 
 def _cell_dims(inputs, attrs):
@@ -88,30 +90,46 @@ def _cell_dims(inputs, attrs):
         raise ShapeError(f"x must be [time, batch, {spec.input_size}], got {x}")
     time, batch = x.dims[:2]
     state = (batch, h)
-    shapes = (x.dims, (g, spec.input_size), (g, h), (g,), (g,), (3 * h,), state, state, (batch,), (time, batch))
+    shapes = (
+        x.dims,
+        (g, spec.input_size),
+        (g, h),
+        (g,),
+        (g,),
+        (3 * h,),
+        state,
+        state,
+        (batch,),
+        (time, batch),
+        (g,),
+        (g,),
+    )
     for name, value, dims in zip(_CELL_INPUTS, inputs, shapes, strict=False):
         if value is not None and value.dims != dims:
             raise ShapeError(f"{name} must be [{', '.join(map(str, dims))}], got {value}")
         if name == "mask" and value is not None and value.dtype != "bool":
             raise ShapeError(f"mask must be bool, got {value}")
+    check_precision(attrs, inputs[1:3], inputs[10:12])
     dtype = x.dtype
     return [(dtype, (time, batch, h)), (dtype, (batch, h)), (dtype, (batch, h))]
 
 
 @graph_op(
-    "cell(x, W, R, Wb?, Rb?, P?, h0?, c0?, lengths?, mask?) -> y, h_n, c_n",
-    attrs={"spec": CELL},
+    "cell(x, W, R, Wb?, Rb?, P?, h0?, c0?, lengths?, mask?, W_scale?, R_scale?) -> y, h_n, c_n",
+    attrs={"spec": CELL, "precision": PRECISION},
     dims=_cell_dims,
     keeps=True,
 )
-def _cell(*inputs, spec):
-    """x[T,B,I], W[G*H,I], R[G*H,H], Wb[G*H], Rb[G*H], P[3*H], h0[B,H], c0[B,H], lengths[B], mask[T,B]
-    -> y[T,B,H], h_n[B,H], c_n[B,H]. One direction of one layer, time first; T and B may be any dims. Gates in ONNX
-    order. lengths int64: row b ends after lengths[b] steps: y is 0 from there on, h_n and c_n are its last states. A
-    reverse cell starts at step lengths[b]-1. mask bool: a step is skipped if its mask is false: h and c stay, and y
-    repeats h.
+def _cell(x, W, R, *inputs, spec, precision):
+    """x[T,B,I], W[G*H,I], R[G*H,H], Wb[G*H], Rb[G*H], P[3*H], h0[B,H], c0[B,H], lengths[B], mask[T,B],
+    W_scale[G*H], R_scale[G*H] -> y[T,B,H], h_n[B,H], c_n[B,H]. One direction of one layer, time first; T and B may be
+    any dims. Gates in ONNX order. lengths int64: row b ends after lengths[b] steps: y is 0 from there on, h_n and c_n
+    are its last states. A reverse cell starts at step lengths[b]-1. mask bool: a step is skipped if its mask is false:
+    h and c stay, and y repeats h. precision: how W and R are held (graph/precision.py); their meaning rounds nothing
+    else.
     """
-    return cell(spec, *inputs)
+    *others, W_scale, R_scale = inputs
+    return cell(spec, x, meant(W, precision, 1, W_scale), meant(R, precision, 1, R_scale), *others)
 
 
 def cell(spec: CellSpec, x, W, R, Wb=None, Rb=None, P=None, h0=None, c0=None, lengths=None, mask=None):

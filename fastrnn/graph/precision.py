@@ -1,0 +1,42 @@
+"""Number formats of weights: what a product's constants hold, and what they mean.
+
+A node has the attribute `precision`. "float32" holds weights as they are. "bfloat16" holds the upper halves of their
+bits, uint16. "int8" and "int8-a16" hold int8, and the scale of each column besides: weight = integer * scale, and the
+largest weight of a column is 127 steps. The two differ in how the kernels round what the weights are multiplied with
+(_kernels/body_round.h): to 8 or to 15 bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Inputs of an op with products: place of the weights -> place of the scales of their columns.
+SCALES = {"cell": {1: 10, 2: 11}, "linear": {1: 3}}
+PRECISIONS = ("float32", "bfloat16", "int8", "int8-a16")
+DTYPE = {"float32": "float32", "bfloat16": "uint16", "int8": "int8", "int8-a16": "int8"}
+MOST_TERMS = 133_000  # of a sum of products of bytes that fits 32 bits
+
+
+def held(W: np.ndarray, precision: str, axis: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """(W, float32, in this precision; the scale of each column, or None). axis: the one that a product sums over.
+
+    Weights must be finite.
+    """
+    if precision == "float32":
+        return W, None
+    if precision == "bfloat16":
+        bits = np.ascontiguousarray(W).view(np.uint32)
+        return ((bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16).astype(np.uint16), None
+    scale = (np.abs(W).max(axis=axis, initial=0) / np.float32(127)).astype(np.float32)
+    step = np.expand_dims(np.where(scale > 0, scale, np.float32(1)), axis)
+    return np.clip(np.rint(W / step), -127, 127).astype(np.int8), scale
+
+
+def meant(W: np.ndarray, precision: str, axis: int, scale: np.ndarray | None = None) -> np.ndarray:
+    """The float32 weights that `held` holds."""
+    if precision == "float32":
+        return W
+    if precision == "bfloat16":
+        return (W.astype(np.uint32) << 16).view(np.float32)
+    assert scale is not None
+    return W.astype(np.float32) * np.expand_dims(scale, axis)
