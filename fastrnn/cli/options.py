@@ -72,6 +72,13 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-thaw", action="store_true", help="keep every size that is a number in an ONNX or Keras file"
     )
+    parser.add_argument(
+        "--precision",
+        metavar="FORMAT",
+        type=precision,
+        help="number format of the weights: float32, bfloat16, int8 or int8-a16; or LAYER=FORMAT pairs, separated by "
+        "commas, for some layers only. Smaller formats need less memory and time and cost accuracy",
+    )
     add_weights(parser)
     add_config(parser)
     parser.add_argument(
@@ -165,6 +172,19 @@ def positive(text: str) -> float:
     return number
 
 
+def precision(text: str) -> str | dict[str, str]:
+    """ "int8", or {"rnn": "int8"} of "rnn=int8"."""
+    if "=" not in text:
+        return text
+    found = {}
+    for pair in text.split(","):
+        name, separator, value = pair.strip().rpartition("=")
+        if not separator or not name:
+            raise argparse.ArgumentTypeError(f"expected LAYER=FORMAT pairs separated by commas, got {pair!r}")
+        found[name] = value
+    return found
+
+
 def load(args: argparse.Namespace) -> fastrnn.Model:
     """Load the model with the options in the arguments. A model whose branch an input selects is refused by name."""
     model = fastrnn.load(
@@ -179,6 +199,7 @@ def load(args: argparse.Namespace) -> fastrnn.Model:
         float64_as_float32=args.float32,
         strict=not args.no_strict,
         thaw=not args.no_thaw,
+        precision=args.precision,
     )
     if isinstance(model, fastrnn.SelectedModel):
         model.refuse()

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         "source": args.source, "seed": args.seed, "tolerance": args.tolerance, "bind": dict(args.bind) or None,
         "states": dict(args.states) or None, "layers": args.layers, "key": args.key, "config": args.config,
         "allow_torch": args.allow_torch, "float64_as_float32": args.float32, "fixed_sizes": dict(args.sizes) or None,
+        "precision": args.precision,
     }  # fmt: skip
     try:
         report = fastrnn.verify(args.model, found, **given)

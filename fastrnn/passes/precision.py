@@ -42,7 +42,7 @@ def set_precision(graph: Graph, wanted: str | Mapping[str, str]) -> Graph:
     """
     found = precision_of(graph)
     _check(graph, wanted, found)
-    patch, small = Patch(graph), []
+    patch, notes = Patch(graph), []
     for node in graph.nodes:
         if node.op not in AXIS:
             continue
@@ -58,14 +58,15 @@ def set_precision(graph: Graph, wanted: str | Mapping[str, str]) -> Graph:
         why = _reason(graph, node, precision, named)
         if why is None:
             patch.replace(node, _changed(patch, node, precision))
+            notes.append(f"{node.name} holds its weights in {precision}")
         elif named:
             raise UnsupportedError(f"layer {node.name} can't be {precision}: {why}; leave it float32")
         else:
-            small.append(f"{node.name} stays float32: {why}")
+            notes.append(f"{node.name} stays float32: {why}")
     return (
-        validate(remove_dead_nodes(patch.done(*small)))
+        validate(remove_dead_nodes(patch.done(*notes)))
         if patch.instead
-        else graph.replace(notes=(*graph.notes, *small))
+        else graph.replace(notes=(*graph.notes, *notes))
     )
 
 

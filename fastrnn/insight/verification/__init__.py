@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UnsupportedError
-from ...typing import StrPath
+from ...typing import Precision, StrPath
 from .comparison import SIZES, compare
 from .engines import ENGINES, engine
 from .report import OutputDifference, VerifyReport
@@ -44,6 +44,7 @@ def verify(
     float64_as_float32: bool = False,
     fixed_sizes: Mapping[str, int] | None = None,
     sizes: Sequence[tuple[int, int]] = SIZES,
+    precision: Precision | None = None,
 ) -> VerifyReport:
     """Run a model here and in another engine on the same random inputs, and report the largest differences.
 
@@ -56,15 +57,13 @@ def verify(
         reference is the graph's float64 meaning in NumPy: it checks the kernels, but not the import.
     source : path, optional
         The file for the other engine, if `model` is a Model or a `.fastrnn` file made from it.
-    seed : int
-        Of the random inputs: normal floats, integers within their tables, lengths within the sequence.
+    seed : int, of the random inputs: normal floats, integers within their tables, lengths within the sequence
     tolerance : float, optional
-        Default 1e-4, or 5e-3 if the ONNX file computes in float16.
-    bind, states, layers, key, config, allow_torch, float64_as_float32 : as in `fastrnn.load`
+        Default 1e-4; 5e-3 for an ONNX file in float16; 0.02 for weights in bfloat16, 0.03 in int8-a16, 0.05 in int8.
+    bind, states, layers, key, config, allow_torch, float64_as_float32, precision : as in `fastrnn.load`
         `bind` also gives onnxruntime the inputs that were fixed at load, or at conversion.
     fixed_sizes : as `sizes` of `fastrnn.load`
-    sizes : pairs (batch, time)
-        The sizes to compare, if the model leaves them free. A size that the file has frozen is kept as it is.
+    sizes : pairs (batch, time) to compare, if the model leaves them free
 
     Raises
     ------
@@ -84,7 +83,8 @@ def verify(
         raise UnsupportedError(f"can't verify against {against!r}; known: {', '.join(ENGINES)}")
     path = None if isinstance(model, Model) else os.fspath(model)
     beside = {"layers": layers, "key": key, "config": config}
-    options = {"sizes": fixed_sizes, "allow_torch": allow_torch, "bind": bind, "states": states}
+    options: dict[str, Any] = {"sizes": fixed_sizes, "bind": bind, "states": states, "precision": precision}
+    options["allow_torch"] = allow_torch
     loaded = model if isinstance(model, Model) else _load(model, against, beside, options, float64_as_float32)
     other = engine(against, loaded.graph, path if source is None else os.fspath(source), bind or {}, beside)
     return compare(loaded, other, path if path is not None else loaded.name, seed, tolerance, sizes)

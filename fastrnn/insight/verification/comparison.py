@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import FastRNNError, ShapeError, UnsupportedError
 from ...graph import dims as D
-from .engines import TOLERANCE, first_line
+from .engines import TOLERANCE, allowed, first_line
 from .inputs import least_steps, random_inputs
 from .lengths import compared_sizes, long_runs, size_notes
 from .report import OutputDifference, VerifyReport
@@ -36,9 +36,10 @@ class PairedRun(NamedTuple):
 def compare(model: Model, other, shown: str, seed: int, tolerance: float | None, sizes) -> VerifyReport:
     """Run a model and an engine at these sizes, and at others if a file accepts none of the default ones.
 
-    shown : the model's name in the report. tolerance : None for the engine's own.
+    shown : the model's name in the report. tolerance : None for the engine's own, or
+        that of the model's precision if it is larger.
     """
-    limit = other.tolerance if tolerance is None else float(tolerance)
+    limit = allowed(model.graph, other.tolerance) if tolerance is None else float(tolerance)
     names = [info.name for info in model.outputs]
     runs = _Runs(model, other, names, seed)
     environments = _environments(model, other, sizes)
@@ -58,7 +59,7 @@ def compare(model: Model, other, shown: str, seed: int, tolerance: float | None,
     if not compared:
         raise _no_run(model, shown, other.title, runs.skipped)
     covered = compared_sizes([run.env for run in compared])
-    long = long_runs(model, seed, TOLERANCE if tolerance is None else limit)
+    long = long_runs(model, seed, allowed(model.graph, TOLERANCE) if tolerance is None else limit)
     noted = [note for note in model.graph.notes if "onnxruntime" in note]
     return VerifyReport(
         model=shown,
