@@ -46,6 +46,7 @@ def describing(model: fastrnn.Model) -> None:
     assert_type(model.parameters + model.memory_bytes + model.delay, int)
     assert_type(model.streamable, bool)
     assert_type(model.fingerprint, str)
+    assert_type(model.precision, str | dict[str, str])
     assert_type(model.stats(), dict[str, Any])
     print(model.graph)
     told = model.describe()
