@@ -70,6 +70,7 @@ FOREIGN = {
     "onnxscript": ("importers",),
     "openvino": ("bench",),
     "rich": ("bench", "cli"),
+    "shtab": ("cli",),
     "safetensors": ("graph.artifact", "importers", "insight.verification.engine_torch", "runtime.snapshots"),
     "soundfile": ("insight.analysis",),
     "tensorflow": (),

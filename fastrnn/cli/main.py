@@ -15,7 +15,7 @@ from types import ModuleType
 
 import fastrnn
 
-from . import analyze, bench, convert, inspect, profile, verify
+from . import analyze, bench, completion, convert, inspect, profile, verify
 from .output import print_json, print_line
 
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "profile": (profile, "predict and measure the cost of a model on this machine, op by op"),
     "analyze": (analyze, "measure how a model reacts to noisy input, lost states, long runs and rounded weights"),
     "bench": (bench, "compare steps, batches and sequences with other engines and with the limits of the machine"),
+    "completion": (completion, "print a script with which a shell completes the commands, their options and files"),
 }
 
 
@@ -63,7 +64,7 @@ def convert_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `fastrnn`. Returns the exit code."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(argv, argparse.Namespace(parsers={"fastrnn": parser, "fastrnn-convert": convert_parser}))
     return _guarded(COMMANDS[args.command][0], args)
 
 
