@@ -18,13 +18,7 @@ SMALL = ("binary", "where")  # kinds of layers that are summed up in one line: t
 
 
 class Description:
-    """What `Model.describe` returns; printed, it is text for a person.
-
-    Attributes
-    ----------
-    head : rows of (label, text): inputs, outputs, states, size, whether it streams; an empty label continues the last
-    notes : such rows with the notes of import and passes
-    """
+    """What `Model.describe` returns: `print` shows it as text, a notebook as tables."""
 
     def __init__(self, record: Mapping[str, Any]):
         self._record = record
@@ -39,6 +33,7 @@ class Description:
 
     @property
     def head(self) -> list[tuple[str, str]]:
+        """Rows of (label, text): inputs, outputs, states, layers, size, streaming. An empty label repeats the last."""
         told = self._record
         rows = [("inputs", _text(t)) for t in told["inputs"]] + [("outputs", _text(t)) for t in told["outputs"]]
         rows += [("states", _text(t)) for t in told["states"]]
@@ -56,6 +51,7 @@ class Description:
 
     @property
     def notes(self) -> list[tuple[str, str]]:
+        """Such rows with the notes of import and passes."""
         return _unrepeated([("notes", line) for line in self._record["notes"]])
 
     @property

@@ -65,7 +65,8 @@ cdef class PoolCore(SlotCore):
 
         Returns
         -------
-        array [n, features...] (out if it is given); a tuple for several outputs.
+        array [n, features...], new memory (out if it is given); a tuple for several outputs. If outputs don't come one
+        per step, a list with what a lone stream's step returns for each slot.
 
         Raises
         ------

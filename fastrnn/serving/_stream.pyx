@@ -153,8 +153,8 @@ cdef class StreamCore(SlabCore):
 
         Returns
         -------
-        array [features...] or [batch_size, features...] (out if it is given); a tuple for several outputs. None, or a
-        tuple with None, if no step of an output comes.
+        array [features...] or [batch_size, features...], new memory (out if it is given); a tuple for several outputs.
+        None, or a tuple with None, if no step of an output comes.
 
         Raises
         ------
@@ -197,7 +197,7 @@ cdef class StreamCore(SlabCore):
 
         Returns
         -------
-        array [T, features...] or [batch_size, T, features...]: the step outputs. If the model looks ahead or changes
+        array [T, features...] or [batch_size, T, features...], new memory: the step outputs. If the model looks ahead or changes
         the rate, these steps may yield fewer outputs, none or more. For an output that the
         model reduces over time: [features...] or [batch_size, features...], the value as if the sequence ended here,
         and None if T is 0. A tuple for several outputs.

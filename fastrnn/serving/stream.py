@@ -138,14 +138,19 @@ class Stream(StreamCore):
             self.steps_done, self.ended = states.load(self._parts, self._core.graph, self._rows(), new, lone, steps)
 
     def reset(self) -> None:
-        """Reset to the initial state, as after opening. Sizes fixed by the first step stay."""
+        """Reset to the initial state, as after opening. Sizes fixed by the first step stay.
+
+        Raises
+        ------
+        StreamError : another thread is using this stream, or it is closed.
+        """
         with self._held():
             if self.program is not None:
                 self._rows()[:] = self._parts.layout.initial_row
             self.steps_done, self.ended, self.still = 0, False, None
 
     def copy(self) -> Stream:
-        """An independent stream with the same state."""
+        """An independent stream with the same state. StreamError: another thread is using this one."""
         with self._held():
             other = type(self)(self.model, self._core, self._parts, self.bound)
             if self.program is not None:

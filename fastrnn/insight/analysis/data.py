@@ -20,7 +20,12 @@ SUFFIXES = (".npy", ".npz", ".wav", ".csv")
 
 @dataclass(frozen=True)
 class Data:
-    """arrays: one array, or a dict by input. text: their source. synthetic: they are random."""
+    """Sequences for `analyze`, made by `load_data` or `Data.of`.
+
+    arrays : one array [T, features...] or [rows, T, features...], or a dict of such arrays by input
+    text : where they come from
+    synthetic : whether they are random
+    """
 
     arrays: Input | Mapping[str, Input]
     text: str
