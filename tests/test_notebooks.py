@@ -60,8 +60,8 @@ def hostile():
 
 
 def test_a_model_shows_what_inspect_shows(capsys, tmp_path):
-    model = Model(stack("lstm"))
-    model.save(tmp_path / "m.fastrnn")
+    Model(stack("lstm")).save(tmp_path / "m.fastrnn")
+    model = fastrnn.load(tmp_path / "m.fastrnn")
     texts = read(model)
     told = model.describe()
     for label, text in (*told.head, *told.notes):
