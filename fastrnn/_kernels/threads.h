@@ -3,9 +3,10 @@
  *   - OpenMP's, in one parallel region per call (openmp.c, a module of its own, so that libgomp may be missing).
  * Both do the same: the caller's thread alone goes from loop to loop (frnn_team_for), and workers join the current
  * loop chunk by chunk, so a worker that wakes late costs nothing: the caller has done its chunks by then. Between the
- * loops of one call workers poll. After the call our own sleep; OpenMP's poll for some milliseconds first. At most one
- * call has workers: if another thread has them, or they can't be made, the caller continues alone. The child of a fork
- * makes a team of its own, and never uses OpenMP, which does not survive a fork.
+ * loops of one call workers poll. After the call our own poll for 20 us and sleep; the first loop of the next call wakes
+ * them, if any loop is worth it. OpenMP's poll for 10 ms. At most one call has workers: if another thread has them, or
+ * they can't be made, the caller continues alone. The child of a fork makes a team of its own, and never uses OpenMP,
+ * which does not survive a fork.
  * Which kind is used where, and why: docs/decisions/0005-own-threads.md and 0021-openmp-for-runs.md.
  */
 #ifndef FRNN_THREADS_H
@@ -14,8 +15,8 @@
 #include <stdint.h>
 
 #define FRNN_MAX_THREADS 64
-/* Least work of a thread, in floating-point operations: 25 us, if workers are awake from the call before. */
-#define FRNN_FLOPS_A_THREAD 2000000
+/* Least work of a thread, in floating-point operations, if workers are awake from the call before: 5 to 15 us. */
+#define FRNN_FLOPS_A_THREAD 1000000
 
 typedef struct frnn_team frnn_team;
 /* One chunk of a loop. context: the caller's; it must not change before the loop ends. */

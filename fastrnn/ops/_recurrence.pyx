@@ -17,9 +17,9 @@ from ..machine._isa import cell_scratch_size
 
 cdef enum:
     # Threads share a step with at least this many operations. Two threads against one (100 steps, one row): LSTM 64
-    # with 65 thousand per step runs at 0.81x; LSTM 256 with a million gains.
+    # with 65 thousand per step runs at 0.81x; LSTM 256 gains.
     SHARED_WORK = 500_000
-    SHARED_AHEAD = 8_000_000  # the same for the input half of many steps, during which the other thread falls asleep
+    SHARED_AHEAD = 4_000_000  # the same for the input half of many steps
     ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
 
 cdef struct CellArgs:
@@ -233,6 +233,10 @@ cdef void share(StepLoop *s) noexcept nogil:
     of very many rows is cut into parts of about 10 ms."""
     cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles, last
     cdef int64_t row_work = 8 * s.cell.H * (s.cell.I + s.cell.H)
+    if s.ahead != NULL:
+        row_work = 8 * s.cell.H * s.cell.I
+    elif s.io.pre != NULL:  # the input half was summed ahead
+        row_work = 8 * s.cell.H * s.cell.H
     s.blocks, s.first = s.f.table.cell_blocks(s.cell), 0
     if s.f.watch != NULL:
         most = max(FRNN_TILE_ROWS * 16 * threads, ROWS_WORK // row_work)

@@ -8,6 +8,7 @@ from fastrnn.ops._frame cimport CHUNKS, Frame, Rows, at, halt, x_row, y_row
 from fastrnn.ops._walk cimport DONE, add_op, number
 
 cdef enum:
+    SHARED_WORK = 500_000  # threads share a product with at least this many operations
     LINEAR_WORK = 200_000_000  # multiply-adds of a product between two looks for signals
     ROWS_WORTH_SPLITTING = 8 * FRNN_TILE_ROWS  # with at least this many rows per thread, split rows instead of columns
 
@@ -78,7 +79,7 @@ cdef int run_linear(const int64_t *args, Frame *f) noexcept nogil:
                 s.y = y_row(&a.r, f, i, j) + row * a.r.y_stride[2]
                 if s.rounded != NULL and not s.by_rows:
                     round_rows(&s, 0, s.rows)
-                if threads == 1:
+                if threads == 1 or 2 * s.K * s.N * s.rows < SHARED_WORK:
                     linear_chunk(&s, 0, 1)
                 else:
                     team_for(f.team, CHUNKS * threads if s.by_rows else min(CHUNKS * threads, s.blocks), linear_chunk,

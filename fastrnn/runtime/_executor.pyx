@@ -47,11 +47,15 @@ cdef extern from "Python.h":
 
 # Numbers of floating-point operations in a call from which something pays off. An op does 40 to 100 per nanosecond.
 cdef int64_t FLOPS_HOLDING_GIL = 40_000  # about 1 us: releasing and taking the GIL takes 0.1 to 0.3
-# If workers are still awake from the last call, each thread gets at least FRNN_FLOPS_A_THREAD. A sleeping core takes
-# 0.5 ms and more to wake up (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us, 32 rows 1664 / 1475,
-# 64 rows 2996 / 1650). So after a pause, only calls of about 1 ms and more are shared.
-cdef int64_t FLOPS_WORTH_WAKING = 100_000_000
-cdef int64_t AWAKE_NS = 200_000
+# The least operations of each thread depend on how deep workers sleep, that is, on the time since the last call that
+# could have been shared. They poll for 20 us: each thread gets at least FRNN_FLOPS_A_THREAD. Then they sleep. Waking
+# them takes 6 us of the caller's time and 11 us until they come (a call of 38 us takes 32 us if it is shared). A core
+# that sleeps takes 0.5 ms and more (LSTM 512, 2 ms between calls, one thread / two: 16 rows 660 / 744 us, 32 rows 1664
+# / 1475, 64 rows 2996 / 1650), so after such a pause only calls of about 1 ms and more are shared.
+cdef int64_t AWAKE_NS = 20_000
+cdef int64_t FLOPS_WORTH_CALLING = 4_000_000  # of each thread
+cdef int64_t DOZING_NS = 200_000
+cdef int64_t FLOPS_WORTH_WAKING = 100_000_000  # of all threads
 # A call of FLOPS_WATCHED (5 ms on a fast core, 50 on a slow one) looks for signals every LOOK_NS, so that Ctrl-C ends
 # it. Taking the GIL for this costs up to 5 ms if another thread is running Python code. Callers restore the states.
 cdef int64_t LOOK_NS = 20_000_000
@@ -179,8 +183,8 @@ cdef class Program(Binding):
         """Walk the ops once, with several threads and without the GIL if there is enough work. Raises on failure."""
         cdef Frame f = self.frame
         cdef int64_t bad = 0, flops = s.integers[self.n_integers], began = self.meter.begin()
-        cdef int64_t threads
-        cdef bint alone = False, bulk = False
+        cdef int64_t threads, pause
+        cdef bint could_share, bulk
         cdef Walk w
         global last_shared
         if self.room >= 0:
@@ -193,16 +197,19 @@ cdef class Program(Binding):
             walk_ops(NULL, &w)
         else:
             threads = min(self.threads, flops // FRNN_FLOPS_A_THREAD)
-            if threads > 1 and flops < FLOPS_WORTH_WAKING and now_ns() - last_shared > AWAKE_NS:
-                alone = True
+            could_share = threads > 1
+            if could_share and flops < FLOPS_WORTH_WAKING:
+                pause = now_ns() - last_shared
+                if pause > AWAKE_NS:
+                    threads = 1 if pause > DOZING_NS else min(threads, flops // FLOPS_WORTH_CALLING)
             bulk = (self.whole or s.time > 1) and flops >= FLOPS_FOR_OPENMP * (threads - 1)
             if flops >= FLOPS_WATCHED and threading.get_ident() == threading.main_thread().ident:
                 f.watch, f.work, f.looked = look, 0, now_ns()
                 f.fpu = fpu_enter()
                 fpu_leave(f.fpu)
             with nogil:
-                team_call(1 if alone else <int> threads, bulk, walk_ops, &w)
-            if threads > 1:
+                team_call(<int> threads, bulk, walk_ops, &w)
+            if could_share:
                 last_shared = now_ns()
         if f.halted:
             return -1  # the handler's exception is set

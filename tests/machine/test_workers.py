@@ -91,6 +91,11 @@ class TestChoice:
         many = model.stream(batch_size=7000)
         assert used(lambda: many.step(some(7000, 5))) == (0, 1)  # one step of 11 Gflop
 
+    def test_a_call_without_a_loop_worth_sharing_wakes_nobody(self):
+        model = Model(stack("lstm", I=64, H=64), threads=2)
+        x = some(1, 100, 64)  # 13 Mflop, but each step has 130 thousand
+        assert used(lambda: [model(x) for _ in range(20)]) == (0, 0)
+
     @pytest.mark.parametrize(("kind", "shared"), [("team", (0, 1)), ("openmp", (1, 0))])
     def test_a_choice_holds_for_every_call(self, has_openmp, kind, shared):
         fastrnn.set_threading(kind)
