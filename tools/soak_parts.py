@@ -17,6 +17,7 @@ import fastrnn
 
 PLACES = 0xFFFFFF  # of a slot's number
 PATIENCE = 60.0  # seconds until a child that does not end is called hanging
+GROWTH = 100_000  # times, of a pool's capacity during the warm-up; then it grows by 100 slots at a time
 HEADROOM = 96 << 20  # bytes of memory, at most, beyond what the process has
 
 
@@ -40,6 +41,7 @@ def threads(found: Found, end: float, folder: str) -> None:
     world, names = World(), {}
     pool, other, stop = world.model.pool(40), world.model.pool(100), threading.Event()
     streams = [Streams(world, pool, found, i, 10, names) for i in range(4)]
+    began = time.monotonic()
     running = [in_thread(found, stop, s.turn) for s in streams]
     paths = [os.path.join(folder, f"threads.{i}") for i in range(4)]
     try:
@@ -53,8 +55,8 @@ def threads(found: Found, end: float, folder: str) -> None:
             if len(names) > 20_000:
                 for slot in list(names)[:10_000]:
                     del names[slot]
-            if pool.capacity < 4_000_000:
-                pool.grow(pool.capacity + pool.capacity // 16)
+            part = min(4 * (time.monotonic() - began) / (end - began), 1)  # of the warm-up
+            pool.grow(max(int(40 * GROWTH**part), pool.capacity + 100))
             found.sample()
     finally:
         stop.set()

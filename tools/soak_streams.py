@@ -63,7 +63,13 @@ class Found:
             self.problem(f"{len(pool)} slots leak: {stats['opened']} opened, {stats['closed']} closed")
 
     def as_dict(self) -> dict:
-        return {"part": self.part, "problems": self.problems, "counts": dict(self.counts), "notes": self.notes}
+        return {
+            "part": self.part,
+            "problems": self.problems,
+            "counts": dict(self.counts),
+            "notes": self.notes,
+            "memory": self.memory,
+        }
 
 
 class World:

@@ -30,18 +30,16 @@ cdef class SlotCore(SlabCore):
     cdef int64_t calls, first_generation
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # the thread that has the lock; 0: none
-    cdef unsigned long last_owner
-    cdef int64_t waiting, waiting_since  # threads that wait for the lock; when that number was last 0, or one got it
-    cdef int forking  # the process that forks
     cdef bint forked_within  # this thread forks in the middle of a call
     cdef bint shut  # the pool was closed
 
     cdef bint acquire(self) except -1
-    cdef bint wait(self, unsigned long me) except -1
     cdef _lay_rows(self)
     cdef char *row(self, int64_t place) noexcept
     cdef int64_t slot_of(self, int64_t place) noexcept
     cdef void touch(self, int64_t place) noexcept
+    cdef int64_t take_place(self) except -1
+    cdef _clear(self, int64_t place)
     cdef _forget(self, int64_t place)
     cdef bint is_open(self, int64_t slot) noexcept
     cdef explain(self, int64_t slot)
@@ -50,7 +48,7 @@ cdef class SlotCore(SlabCore):
 
 cdef inline int enter(SlotCore core) except -1:
     """`core.hold()`, for a step: inline, 8 ns less."""
-    if core.waiting or core.shut or not PyThread_acquire_lock(core.lock, 0):
+    if core.shut or not PyThread_acquire_lock(core.lock, 0):
         return core.hold()
     core.owner = PyThread_get_thread_ident()
     return 0
@@ -58,5 +56,5 @@ cdef inline int enter(SlotCore core) except -1:
 
 cdef inline void leave(SlotCore core) noexcept:
     """`core.let_go()`"""
-    core.last_owner, core.owner = core.owner, 0
+    core.owner = 0
     PyThread_release_lock(core.lock)

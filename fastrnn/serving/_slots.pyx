@@ -17,7 +17,6 @@ cimport numpy as cnp
 
 from fastrnn.machine._region cimport Region
 from fastrnn.runtime._slab cimport SlabCore, StreamParts
-from fastrnn.runtime._timing cimport now_ns
 
 import numpy as np
 
@@ -31,9 +30,6 @@ cdef extern from "pythread.h" nogil:
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr)
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
-cdef extern from "unistd.h" nogil:
-    int usleep(unsigned int microseconds)
-    int getpid()
 
 DEF PLACE_BITS = 24
 cdef int64_t MOST_PLACES = 1 << PLACE_BITS, WAIT_US = 20_000  # between looks for signals while a thread waits
@@ -41,10 +37,6 @@ cdef int64_t MOST_PLACES = 1 << PLACE_BITS, WAIT_US = 20_000  # between looks fo
 cdef int64_t GENERATIONS = 1 << 24
 cdef int64_t MOST_POOLS = 1 << 14
 cdef int64_t pools_made = 0
-# A thread that calls in a loop takes the lock again before a waiting thread has woken up. Once another has waited this
-# long, it first sleeps for this long, in which the other gets the lock.
-cdef int64_t PATIENCE_NS = 500_000
-cdef unsigned int YIELD_US = 50
 cdef str SHUT = "this pool was closed: make another one with model.pool(), or close it later"
 
 
@@ -132,35 +124,19 @@ cdef class SlotCore(SlabCore):
 
     cdef bint acquire(self) except -1:
         """`hold` of any pool."""
-        cdef unsigned long me = PyThread_get_thread_ident()
-        if self.waiting or not PyThread_acquire_lock(self.lock, 0):
-            self.wait(me)
-        self.owner = me
-        return True
-
-    cdef bint wait(self, unsigned long me) except -1:
-        """The rest of `acquire`, if other threads have or want the lock."""
         cdef int got
-        if self.owner == me:
-            raise StreamError("this pool is in a call of this very thread: it can't be called from within one")
-        if self.waiting and self.last_owner == me and now_ns() - self.waiting_since > PATIENCE_NS:
-            with nogil:
-                usleep(YIELD_US)
-        if PyThread_acquire_lock(self.lock, 0):
-            return True
-        if not self.waiting:
-            self.waiting_since = now_ns()
-        self.waiting += 1
-        try:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if not PyThread_acquire_lock(self.lock, 0):
+            if self.owner == me:
+                raise StreamError("this pool is in a call of this very thread: it can't be called from within one")
             while True:
                 with nogil:
                     got = PyThread_acquire_lock_timed(self.lock, WAIT_US, 0)
                 if got:
-                    return True
+                    break
                 PyErr_CheckSignals()
-        finally:
-            self.waiting -= 1
-            self.waiting_since = now_ns()
+        self.owner = me
+        return True
 
     cdef void let_go(self) noexcept:
         leave(self)
@@ -189,20 +165,21 @@ cdef class SlotCore(SlabCore):
 
     def _hold_for_fork(self):
         """Wait for calls of other threads. This thread may be in a call itself, if a signal's handler forks."""
-        self.forking = getpid()
         self.forked_within = self.owner == PyThread_get_thread_ident()
         if not self.forked_within:
             self.acquire()
 
     def _let_go_after_fork(self):
-        if getpid() != self.forking:  # the threads that wait are the parent's
-            self.waiting = 0
         if not self.forked_within:
             self.let_go()
 
     # -- slots --
     def _open(self):
         """A slot of a free place, in the initial state."""
+        return self.slot_of(self.take_place())
+
+    cdef int64_t take_place(self) except -1:
+        """Open a free place."""
         cdef int64_t place
         if self.n_closed:
             self.n_closed -= 1
@@ -214,8 +191,8 @@ cdef class SlotCore(SlabCore):
             raise StateError(f"all {self.capacity} slots of this pool are open: close one, or grow(capacity)")
         self.generation[place] += 1
         self.opened += 1
-        self._reset(place)
-        return self.slot_of(place)
+        self._clear(place)
+        return place
 
     cdef inline int64_t slot_of(self, int64_t place) noexcept:
         return (self.first_generation + self.generation[place]) << PLACE_BITS | place
@@ -244,7 +221,17 @@ cdef class SlotCore(SlabCore):
         self.touch(place)
         self._forget(place)
 
+    def _close_all(self, const int64_t[::1] slots):
+        """Close these slots, those of them that are open."""
+        cdef int64_t i
+        for i in range(slots.shape[0]):
+            if self.is_open(slots[i]):
+                self._close(slots[i] & (MOST_PLACES - 1))
+
     def _reset(self, int64_t place):
+        self._clear(place)
+
+    cdef _clear(self, int64_t place):
         if self.of_states is not None:
             memcpy(self.row(place), cnp.PyArray_DATA(self.initial), self.row_bytes)
         self.steps[place] = 0
@@ -344,16 +331,17 @@ cdef class SlotCore(SlabCore):
 
     # -- snapshots --
     def _open_with(self, const int64_t[::1] steps, const float[:, ::1] rows):
-        """New slots, int64 [n], for streams with these states that have taken these steps; not more than are free."""
+        """New slots, int64 [n], for streams with these states that have taken these steps; not more than are free.
+        Allocates nothing but the array, first: if memory runs out, no slot is open."""
         cdef int64_t i, place
-        cdef int64_t[::1] slots = np.empty(steps.shape[0], np.int64)
+        found = np.empty(steps.shape[0], np.int64)
+        cdef int64_t[::1] slots = found
         for i in range(steps.shape[0]):
-            slots[i] = self._open()
-            place = slots[i] & (MOST_PLACES - 1)
-            self.steps[place] = steps[i]
+            place = self.take_place()
+            slots[i], self.steps[place] = self.slot_of(place), steps[i]
             if self.row_bytes:
                 memcpy(self.row(place), &rows[i, 0], self.row_bytes)
-        return np.asarray(slots)
+        return found
 
     @property
     def _now(self):

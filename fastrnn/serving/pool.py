@@ -359,7 +359,7 @@ class StreamPool(PoolCore):
         if taken.slots is not None or len(taken.steps) != 1:
             raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
         with self._alone():
-            (slot,) = pool_snapshots.opened(self, taken, fitting)
+            slot = int(pool_snapshots.opened(self, taken, fitting)[0])
         fitting.warn()
         return slot
 

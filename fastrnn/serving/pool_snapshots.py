@@ -133,30 +133,36 @@ def restored(pool: StreamPool, source, migrate: bool) -> tuple[dict[int, int], F
         n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
     if n > free:
         raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
-    slots: dict[int, int] = {}
+    slots = [np.zeros(0, np.int64)] * len(parts)  # the list is there before memory runs out
     try:
-        for part in parts:
+        for i, part in enumerate(parts):
             with pool._alone():
-                slots.update(zip(part.slots.tolist(), opened(pool, part, fitting), strict=True))
+                slots[i] = opened(pool, part, fitting)
+        before = np.concatenate([part.slots for part in parts])
+        return dict(zip(before.tolist(), np.concatenate(slots).tolist(), strict=True)), fitting
     except BaseException:
-        for slot in slots.values():
-            pool.close(slot)
+        with pool._alone():
+            for some in slots:
+                pool._close_all(some)
         raise
-    return slots, fitting
 
 
-def opened(pool: StreamPool, taken: Snapshot, fitting: Fitting) -> list[int]:
-    """New slots for these streams; the pool is held."""
+def opened(pool: StreamPool, taken: Snapshot, fitting: Fitting) -> np.ndarray:
+    """New slots for these streams, int64 [n]; the pool is held. After an error none is open."""
     n, free = len(taken.steps), pool.capacity - len(pool)
     if n > free:
         raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
     if pool.program is None:
         pool._lay_out(pool._core._sized_as(taken.sizes))
     arrays, rows = fitting.fit(taken, "pool", pool._parts, pool.bound)
-    slots = pool._open_with(np.ascontiguousarray(taken.steps), rows).tolist()
-    for i in range(n) if taken.still or taken.ended.any() else ():
-        still = [np.array(a[i]) for a in arrays] if taken.knows(i) else None
-        pool._set_steps(slots[i] & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
+    slots = pool._open_with(np.ascontiguousarray(taken.steps), rows)
+    try:
+        for i in range(n) if taken.still or taken.ended.any() else ():
+            still = [np.array(a[i]) for a in arrays] if taken.knows(i) else None
+            pool._set_steps(int(slots[i]) & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
+    except BaseException:
+        pool._close_all(slots)
+        raise
     return slots
 
 
