@@ -29,11 +29,13 @@ CHECKED = DEBUG or bool(SANITIZE)
 # -g0 comes after Python's own -g: with the symbols of a debugger, the extensions are 8 times as large.
 OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if CHECKED else ["-O3", "-g0"]
 STRIP = [] if CHECKED else ["-Wl,--strip-all"]
+# Python's own flags may ask for -flto, which ignores glibc.h in some of the parts that it cuts the code into.
+OLD_GLIBC = [] if CHECKED else ["-fno-lto", "-include", str(KERNELS / "glibc.h")]
 SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTRNN_WERROR", "0") not in ("", "0") else [])
 # No -ffast-math: a NaN must stay a NaN. No contraction: the code decides which operations are fused. If the optimiser
 # did, the bits would depend on the compiler. Nothing reads the errno of sqrtf.
-KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *WARNINGS, *SANITIZERS]
+KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *OLD_GLIBC, *WARNINGS, *SANITIZERS]
 
 
 def instruction_sets(compiler):
@@ -93,7 +95,7 @@ def extension(name, sources=(), flags=()):
         # No other header is for Cython.
         depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "openmp.h", "pages.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=[*OPTIMISE, *SANITIZERS, *flags],
+        extra_compile_args=[*OPTIMISE, *OLD_GLIBC, *SANITIZERS, *flags],
         extra_link_args=["-pthread", *STRIP, *SANITIZERS, *flags],
         libraries=["m"],
     )

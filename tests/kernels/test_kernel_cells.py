@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -193,18 +194,29 @@ def test_far_weights_have_the_same_bits(form, H, isa):
     assert same(run(packed, None, h, c, pre=pre), run(packed, x, h, c))
 
 
+def wished() -> int:
+    """KiB of this process that ask for huge pages."""
+    kib = found = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            kib = int(line.split()[1])
+        elif line.startswith("VmFlags:") and "hg" in line.split():
+            found += kib
+    return found
+
+
+def shows_wishes() -> bool:
+    """Whether this system has huge pages to ask for and shows who did (qemu-user does not)."""
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        return False
+    before = wished()
+    with mmap.mmap(-1, 8 << 20) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        return wished() > before
+
+
 def wished_for() -> tuple[int, int]:
     """KiB more that ask for huge pages after packing small weights, and after packing 8 MiB."""
-
-    def wished():
-        kib = found = 0
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            if line.startswith("Size:"):
-                kib = int(line.split()[1])
-            elif line.startswith("VmFlags:") and "hg" in line.split():
-                found += kib
-        return found
-
     before = wished()
     kept = [Layer("rnn", 64, 64).pack(ISAS[0])]
     small = wished() - before
@@ -216,12 +228,14 @@ def wished_for() -> tuple[int, int]:
 def test_large_weights_ask_for_huge_pages():
     """The wish (`hg`), and not whether the system had such pages to give. In a process of its own: memory that large
     weights of other tests have left keeps its wish, and is given out again."""
+    if not shows_wishes():
+        pytest.skip("this system does not show which memory asks for huge pages")
     code = f"import sys; sys.path[:] = {sys.path}; import test_kernel_cells as t; print(*t.wished_for())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     small, grown = map(int, done.stdout.split())
     assert small == 0
-    assert (grown >= 8192) == Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert grown >= 8192
 
 
 @pytest.mark.parametrize("isa", ISAS)

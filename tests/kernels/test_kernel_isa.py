@@ -15,8 +15,8 @@ from fastrnn.graph.cells import CellSpec
 from fastrnn.machine import _isa
 from fastrnn.machine import _kernel_calls as calls
 
-KERNELS = Path(_isa.__file__).parents[1] / "_kernels"
 HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "fastrnn" / "_kernels"  # an installed package has no sources
 INFO = _isa.isa_info()
 
 
