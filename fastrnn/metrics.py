@@ -62,7 +62,10 @@ def register(*objects: HasStats, registry: Any = None, meter: Any = None, names:
     if meter is not None:
         _observe(meter, sources)
         return None
-    from prometheus_client import REGISTRY
+    try:
+        from prometheus_client import REGISTRY
+    except ImportError:
+        raise ImportError("exporting to Prometheus needs prometheus_client: pip install 'fastrnn[metrics]'") from None
 
     registry = REGISTRY if registry is None else registry
     collector = _COLLECTORS.get(registry)

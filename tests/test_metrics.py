@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -161,6 +162,12 @@ class TestPrometheus:
             metrics.register(7)
         with pytest.raises(fastrnn.ShapeError, match="2 labels for 1 objects"):
             metrics.register(gru(), names=["a", "b"])
+
+
+def test_without_prometheus_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ImportError, match=r"needs prometheus_client: pip install 'fastrnn\[metrics\]'"):
+        metrics.register(gru("vad"))
 
 
 def test_opentelemetry():
