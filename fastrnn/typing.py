@@ -1,15 +1,17 @@
 """The types of what public calls take and return, for annotations in programs that use fastrnn.
 
-Input         one input: an array, a tensor, or (nested) numbers
-Inputs        the inputs of a call: one, a sequence in the order of `Model.inputs`, or a mapping by name
-Outputs       the outputs of `model(x)`: an array for a model with one output, else a tuple
-StepOutputs   the outputs of a step or chunk of a stream: as `Outputs`, with None for an output that does not come yet
-PoolOutputs   the outputs of a step of a pool: as `Outputs`, or a list with a `StepOutputs` for each slot if outputs do
-              not come one per step
-Slots         ints that `StreamPool.open` returned
-Precision     a number format of weights, or one for each layer by name
-StrPath       the path of a file
-Blob          bytes, of a model file or a snapshot
+* `Array`: an array of any dtype and shape.
+* `Input`: one input: an array, a tensor, or (nested) numbers.
+* `Inputs`: the inputs of a call: one, a sequence in the order of `Model.inputs`, or a mapping by name.
+* `Outputs`: the outputs of `model(x)`: an array for a model with one output, else a tuple.
+* `StepOutputs`: the outputs of a step or chunk of a stream: as `Outputs`, with None for an output that does not come.
+* `PoolOutputs`: the outputs of a step of a pool: as `Outputs`, or a list with a `StepOutputs` for each slot if outputs
+  don't come one per step.
+* `Integers`, `Slots`: ints, such as those that `StreamPool.open` returned; a sequence or an array.
+* `StrPath`: the path of a file. `Blob`: bytes, of a model file or a snapshot.
+
+What comes depends on the model, so a strictly typed program says what it expects. After `y = stream.step(x)` it is
+`assert isinstance(y, np.ndarray)` for a model with one output that comes at every step.
 """
 
 from __future__ import annotations
