@@ -341,7 +341,7 @@ def from_equations(
     inputs : dict, or names, optional
         Name -> size (or shape) of features; only the names if the sizes follow from the equations. Default: one input,
         `x`, whose size follows from a product with it.
-    threads : as in `load`
+    threads, precision : as in `load`
     **arrays : the arrays that the equations use
 
     Returns
