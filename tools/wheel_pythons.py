@@ -111,6 +111,8 @@ def from_debian(version: str, work: Path) -> Python:
     program = root / "usr" / "bin" / name
     options = ["--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(libraries.parent)]
     subprocess.run([patchelf, *options, program], check=True)
+    triplet = libraries.parent.name  # Debian keeps pyconfig.h in a folder of this name beside that of Python.h
+    (root / "usr" / "include" / name / triplet).symlink_to(Path("..") / triplet)
     found = about(program, "Debian")
     if found is None or not found.headers:
         raise Missing(f"{program} does not run here" if found is None else f"{program} has no Python.h")
