@@ -7,7 +7,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+import fastrnn
+from fastrnn.runtime.compiled import Compiled
 
 pytestmark = [pytest.mark.any_isa, pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")]
 
@@ -124,3 +128,19 @@ def test_memory_runs_out(case, tmp_path):
     assert set(outcomes) <= {"done", "memory"}, outcomes
     little = ("save", "snapshot_all to a file", "restore_all", "load fastrnn", "load onnx")
     assert "memory" in outcomes or case in little, outcomes
+
+
+@pytest.mark.parametrize("call", [lambda m: m.stream(), lambda m: m.stream(batch_size=2), lambda m: m.pool(3)])
+@pytest.mark.parametrize("where", ["_program", "_stream_layout"])
+def test_memory_runs_out_while_streams_are_planned(where, call, monkeypatch):
+    """The first stream makes the plan and tables of 128 KiB."""
+    model = fastrnn.from_arrays("gru", W=np.zeros((12, 3), "f4"), R=np.zeros((12, 4), "f4"), order="zrh")
+
+    def fails(*_):
+        raise MemoryError("tables")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Compiled, where, fails)
+        with pytest.raises(fastrnn.FastRNNMemoryError, match="tables"):
+            call(model)
+    call(model)

@@ -13,7 +13,7 @@ from .. import passes
 from ..compile import lowering
 from ..compile.lowering.attention import Context, over_time, unbounded
 from ..compile.plan import has_time
-from ..errors import FastRNNError, ShapeError, StateError, StreamError, UnsupportedError, out_of_memory
+from ..errors import FastRNNError, ShapeError, StateError, StreamError, UnsupportedError, memory_for, out_of_memory
 from ..graph import DTYPES, Graph, artifact
 from ..graph import dims as D
 from ..graph.casts import as_dtype
@@ -235,8 +235,12 @@ class Compiled:
         return []
 
     def _check_streamable(self) -> None:
-        if self._problems:
-            raise StreamError(f"{self.name} can't be streamed: " + "; ".join(self._problems))
+        try:
+            problems = self._problems
+        except MemoryError as error:  # the plan is made when it is first asked for
+            raise out_of_memory(error, f"streams of {self.name}") from None
+        if problems:
+            raise StreamError(f"{self.name} can't be streamed: " + "; ".join(problems))
 
     @cached_property
     def _timetable(self) -> Timetable:
@@ -285,6 +289,7 @@ class Compiled:
                     del self._parts[next(iter(self._parts))]
         return found
 
+    @memory_for("the plan of a stream")
     def _make_parts(self, batch_size: int | None, context: Context | None, bound: dict[str, np.ndarray]) -> StreamParts:
         self._check_streamable()
         if self._open_sizes:
