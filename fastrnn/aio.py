@@ -54,7 +54,8 @@ class Batcher:
     idle_timeout : seconds without a step after which a stream is closed; None: never. The clock of a stream starts when
         it is opened here and again whenever a step is answered. It does not run while a step waits.
     on_evict : called with (slot, snapshot) on the event loop after such a stream was closed; snapshot is what
-        `StreamPool.restore` takes. It may be a coroutine function.
+        `StreamPool.restore` takes. It may be a coroutine function; `close` waits for its calls. If one fails or is
+        cancelled, the log says so: that snapshot is lost.
 
     Attributes
     ----------
@@ -230,8 +231,8 @@ class Batcher:
         }
 
     async def close(self) -> None:
-        """Refuse new steps, wait for the others, end the worker. It may be called again, as after a close that was
-        itself cancelled: the steps are still taken. The pool and its streams stay open.
+        """Refuse new steps, wait for the others and for calls of on_evict, end the worker. It may be called again, as
+        after a close that was itself cancelled: the steps are still taken. The pool and its streams stay open.
 
         Raises
         ------
@@ -244,9 +245,9 @@ class Batcher:
                 raise StreamError("this batcher belongs to another event loop: close it there")
             self._news.set()
             await asyncio.wait([ticker])  # not `await ticker`, which a cancelled close would cancel too
-        if self._idle is not None:
-            self._idle.stop()
         self._worker.shutdown(wait=True)
+        if self._idle is not None and self._loop is asyncio.get_running_loop():
+            await self._idle.stop()
 
     async def __aenter__(self) -> Batcher:
         self._enter(asyncio.get_running_loop())

@@ -367,3 +367,58 @@ class TestIdleStreams:
 
         run(main())
         assert "on_evict failed for slot" in caplog.text
+
+    def test_closing_waits_for_the_callbacks(self, caplog):
+        pool, saved = LSTM.pool(capacity=3), {}
+
+        async def on_evict(slot, snapshot):
+            await asyncio.sleep(0.05)
+            saved[slot] = snapshot
+
+        async def main():
+            async with Batcher(pool, max_delay=0, idle_timeout=0.01, on_evict=on_evict) as batcher:
+                slots = [await batcher.open() for _ in range(3)]
+                while len(pool):
+                    await asyncio.sleep(0.001)
+            assert sorted(saved) == sorted(slots)
+
+        run(main())
+        assert not caplog.text
+
+    def test_a_callback_may_close_the_batcher(self):
+        pool, closed = LSTM.pool(capacity=2), []
+
+        async def on_evict(slot, snapshot):
+            await batcher.close()
+            closed.append(slot)
+
+        async def main():
+            nonlocal batcher
+            batcher = Batcher(pool, max_delay=0, idle_timeout=0.01, on_evict=on_evict)
+            slots = [await batcher.open() for _ in range(2)]
+            while len(pool):
+                await asyncio.sleep(0.001)
+            await batcher.close()
+            assert sorted(closed) == sorted(slots)
+
+        batcher = None
+        run(main())
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_a_cancelled_callback_is_logged(self, begun, caplog):
+        pool, started = LSTM.pool(capacity=1), []
+
+        async def on_evict(slot, snapshot):
+            started.append(slot)
+            await asyncio.sleep(100)
+
+        async def main():
+            async with Batcher(pool, max_delay=0, idle_timeout=0.01, on_evict=on_evict) as batcher:
+                slot = await batcher.open()
+                while not (started if begun else batcher._idle._calls):
+                    await asyncio.sleep(0.001 if begun else 0)
+                for call in batcher._idle._calls:
+                    call.cancel()
+            assert f"on_evict was cancelled for slot {slot}: its snapshot is lost" in caplog.text
+
+        run(main())

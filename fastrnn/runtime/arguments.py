@@ -66,16 +66,16 @@ class Argument:
             text = " or ".join(str(list(s)) for s in sorted(shapes, key=len))
             raise ShapeError(f"bind: the value of {self.name} is {text}, got {list(array.shape)}")
         # A lock-step program reads the steps of all rows at one distance, so such a value is repeated.
-        return replace(self, bound=np.ascontiguousarray(array), timed=self.timed and batch not in (None, 1))
+        return replace(self, bound=np.asarray(array, order="C"), timed=self.timed and batch not in (None, 1))
 
     def of_rows(self, batch: int | None, span: int | None = None) -> np.ndarray:
         """The bound value for a call: of `batch` rows, and of `span` steps if it is repeated; None: of one step."""
-        value = self.bound
+        value = self.bound  # np.ascontiguousarray would give a scalar an axis
         assert value is not None
         if span is not None and self.timed:
             value = np.expand_dims(value, value.ndim - len(self.features))
-            return np.ascontiguousarray(np.broadcast_to(value, self.chunk_shape(batch, span)))
-        return np.ascontiguousarray(np.broadcast_to(value, self.step_shape(batch)))
+            return np.asarray(np.broadcast_to(value, self.chunk_shape(batch, span)), order="C")
+        return np.asarray(np.broadcast_to(value, self.step_shape(batch)), order="C")
 
     def check_step(self, x, batch: int | None) -> np.ndarray:
         """x as a contiguous array of one step, or ShapeError. The file's own shape of one step is accepted too."""

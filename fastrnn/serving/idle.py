@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import StateError
+from ..errors import StateError, StreamError
 from ._queues import Close, Request
 
 MOST_EVICTED = 10_000  # slots that are remembered, so that their callers get a better error
@@ -45,10 +45,16 @@ class IdleStreams:
         self._loop = loop
         self._look()
 
-    def stop(self) -> None:
-        """End it; streams stay open."""
+    async def stop(self) -> None:
+        """End it; streams stay open. Returns when every snapshot was given to on_evict, and each call of it has ended.
+        A call that stops the batcher itself does not wait for itself."""
         if self._timer is not None:
             self._timer.cancel()
+        me = asyncio.current_task()
+        if me in self._calls:
+            self._calls.discard(me)
+        while self._calls or self._closing:
+            await asyncio.wait([*self._calls, *(request.future for request in self._closing.values())])
 
     def touch(self, slot: int) -> None:
         """The clock of a stream starts again."""
@@ -90,11 +96,19 @@ class IdleStreams:
 
     def _closed(self, slot: int, future: asyncio.Future) -> None:
         """A stream was closed; or not, because a step came or the caller closed it in the pool."""
-        self._closing.pop(slot, None)
+        request = self._closing.pop(slot, None)
         if future.cancelled():
             return
         self._used.pop(slot, None)
-        if future.exception() is not None:
+        error = future.exception()
+        if error is not None:
+            if request is not None and request.taken and isinstance(error, StreamError):
+                logger.error(
+                    "slot %d was being closed after %g s without a step: its snapshot is lost: %s",
+                    slot,
+                    self.seconds,
+                    error,
+                )
             return
         self.evicted += 1
         self._recent[slot] = None
@@ -104,7 +118,13 @@ class IdleStreams:
         if self.on_evict is not None:
             task = self._loop.create_task(_call(self.on_evict, slot, future.result()))
             self._calls.add(task)  # the loop itself keeps only a weak reference
-            task.add_done_callback(self._calls.discard)
+            task.add_done_callback(lambda task: self._called(slot, task))
+
+    def _called(self, slot: int, task: asyncio.Task) -> None:
+        """A call of on_evict has ended."""
+        self._calls.discard(task)
+        if task.cancelled():
+            logger.error("on_evict was cancelled for slot %d: its snapshot is lost", slot)
 
 
 async def _call(on_evict: Callable[[int, bytes], Any], slot: int, snapshot: bytes) -> None:
@@ -114,4 +134,4 @@ async def _call(on_evict: Callable[[int, bytes], Any], slot: int, snapshot: byte
         if inspect.isawaitable(result):
             await result
     except Exception:
-        logger.exception("on_evict failed for slot %d", slot)
+        logger.exception("on_evict failed for slot %d: its snapshot is lost", slot)

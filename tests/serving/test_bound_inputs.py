@@ -95,6 +95,44 @@ def test_memories_of_other_lengths():
         np.testing.assert_allclose(got, want[:, 0], rtol=1e-4, atol=1e-5)
 
 
+def scaled():
+    """A GRU whose input is multiplied by an input of rank 0."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    info = [helper.make_tensor_value_info(n, 1, dims) for n, dims in (("x", ["t", "b", 4]), ("g", []))]
+    outs = [helper.make_tensor_value_info("y", 1, ["t", 1, "b", 4])]
+    weights = [numpy_helper.from_array(some(1, 12, 4) + k, name) for k, name in enumerate("WR")]
+    nodes = [
+        helper.make_node("Mul", ["x", "g"], ["xg"]),
+        helper.make_node("GRU", ["xg", "W", "R"], ["y", ""], hidden_size=4),
+    ]
+    graph = helper.make_graph(nodes, "g", info, outs, weights)
+    return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("value", [2.0, np.float32(2), np.array(2, np.float32)])
+def test_a_scalar(value):
+    made = scaled()
+    model, fixed = fastrnn.from_onnx(made), fastrnn.from_onnx(made, bind={"g": value})
+    xs = some(5, 2, 4)
+    want = fixed(xs)
+    for i in range(2):
+        stream, pushed = (model.stream(bind={"g": value}) for _ in range(2))
+        assert np.array_equal(np.stack([stream.step(x) for x in xs[:, i]]).ravel(), want[:, :, i].ravel())
+        parts = [pushed.push(xs[:3, i]), pushed.push(xs[3:, i])]
+        assert np.array_equal(np.concatenate(parts).ravel(), want[:, :, i].ravel())
+    both = model.stream(batch_size=2, bind={"g": value})
+    assert np.array_equal(np.stack([both.step(x) for x in xs]).ravel(), want.ravel())
+    pool = model.pool(2, bind={"g": value})
+    slots = [pool.open(), pool.open()]
+    first = pool.step(slots, xs[0])
+    rest = pool.push(slots, [xs[1:, 0], xs[1:3, 1]])
+    assert np.array_equal(first.ravel(), want[0].ravel())
+    assert np.array_equal(rest[0].ravel(), want[1:, :, 0].ravel())
+    assert np.array_equal(rest[1].ravel(), want[1:3, :, 1].ravel())
+
+
 def test_an_output_has_the_length_that_the_step_has():
     model, xs, kept, _ = case("a step")
     stream = model.stream(batch_size=3)
