@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, Protocol
 import numpy as np
 
 from . import tables
-from .errors import FastRNNError, FastRNNWarning, ShapeError, UnsupportedError
+from .errors import FastRNNError, FastRNNWarning, ModelFormatError, ShapeError, UnsupportedError
 from .graph import Graph
 from .graph.casts import as_dtype
 from .infos import TensorInfo
@@ -86,6 +86,9 @@ class SelectedModel(Model):
 
         Raises what `read` raises if no candidate gives a graph.
         """
+        if isinstance(precision, Mapping):
+            text = "a precision for each layer needs one graph: bind the inputs that select a branch, or pass one name"
+            raise ModelFormatError(f"{', '.join(c.name for c in choices)}: {text}")
         self._names, self._choices, self._asked, self._precision = names, choices, threads, precision
         self._read: Reader | None = read  # None: closed
         self._models: dict[tuple[bytes, ...], Model] = {}  # values of the selectors -> model, the oldest first

@@ -148,7 +148,8 @@ def test_a_precision_for_each_layer():
 
 def test_layers_that_gain_nothing_stay_float32():
     small = {k: v[..., :12] if k in "WR" else v for k, v in arrays("rnn", 12, 12).items()}
-    model = fastrnn.from_arrays("rnn", **small, precision="int8")
+    with pytest.warns(fastrnn.FastRNNWarning, match="precision='int8' changes no layer"):
+        model = fastrnn.from_arrays("rnn", **small, precision="int8")
     assert model.precision == "float32"
     assert any("stays float32: its 288 weights gain nothing by it" in note for note in model.notes)
     name = model.layers[0].name
@@ -158,7 +159,8 @@ def test_layers_that_gain_nothing_stay_float32():
 def test_weights_that_are_not_finite_stay_float32():
     bad = arrays("gru")
     bad["W"][0, 0] = np.inf
-    model = fastrnn.from_arrays("gru", **bad, precision="int8")
+    with pytest.warns(fastrnn.FastRNNWarning, match="changes no layer"):
+        model = fastrnn.from_arrays("gru", **bad, precision="int8")
     assert model.precision == "float32"
     assert any("weights that are not finite" in note for note in model.notes)
     with pytest.raises(fastrnn.UnsupportedError, match="not finite; leave it float32"):
@@ -217,3 +219,103 @@ def test_a_stream_of_other_weights_is_not_continued():
         small.stream().restore(blob)
     with pytest.warns(fastrnn.FastRNNWarning):
         small.stream().restore(blob, migrate=True)
+
+
+def test_names_of_precisions_and_scales_are_part_of_the_meaning():
+    """The integers of W and 2 W are equal, and so are those of int8 and int8-a16."""
+    weights = arrays("lstm")
+    one = in_all(lambda **p: fastrnn.from_arrays("lstm", **weights, **p), "int8")
+    other = in_all(lambda **p: fastrnn.from_arrays("lstm", **weights, **p), "int8-a16")
+    twice = in_all(lambda **p: fastrnn.from_arrays("lstm", **weights | {"W": 2 * weights["W"]}, **p), "int8")
+    assert len({m.fingerprint for m in (one, other, twice)}) == 3
+    x, lines = sequence(1, 4)[0], one.stream()
+    lines.push(x)
+    for model in (other, twice):
+        with pytest.raises(fastrnn.StateError):
+            model.stream().restore(lines.snapshot())
+
+
+def product(K, N=5):
+    """An ONNX model y = x W + b, and its layer's name."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["a"]), helper.make_node("Add", ["a", "b"], ["y"])]
+    W = np.random.default_rng(0).normal(size=(K, N)).astype(np.float32)
+    constants = [numpy_helper.from_array(W, "W"), numpy_helper.from_array(np.arange(N, dtype=np.float32), "b")]
+    ends = (
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", K])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    graph = helper.make_graph(nodes, "g", *ends, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_product_that_sums_over_nothing(precision):
+    exact = fastrnn.from_onnx(product(0))
+    model = fastrnn.from_onnx(product(0), precision={exact.layers[0].name: precision})
+    np.testing.assert_array_equal(model(np.zeros((2, 0), np.float32)), np.tile(np.arange(5, dtype=np.float32), (2, 1)))
+
+
+def test_nodes_that_share_weights_share_the_small_ones():
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["a"]), helper.make_node("Tanh", ["a"], ["t"]),
+             helper.make_node("MatMul", ["t", "W"], ["y"])]  # fmt: skip
+    W = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    ends = ([helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 64])] for n in "xy")
+    graph = helper.make_graph(nodes, "tied", *ends, [numpy_helper.from_array(W, "W")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    names = [info.name for info in fastrnn.from_onnx(proto).layers]
+    model = fastrnn.from_onnx(proto, precision=dict.fromkeys(names, "int8"))
+    held = [n.inputs[1] for n in model.graph.nodes if n.attrs.get("precision") == "int8"]
+    assert len(held) == 2
+    assert len(set(held)) == 1
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFFFF8001])
+def test_any_nan_makes_a_row_nan(bits):
+    for precision in PRECISIONS:
+        x = sequence(2, 3)
+        x.view(np.uint32)[0, 1, 5] = bits
+        y = layer("lstm", precision)(x)
+        assert np.isnan(y[0, 1:]).all()
+        assert np.isfinite(y[1]).all()
+
+
+def test_files_with_weights_that_kernels_would_read_otherwise_are_refused():
+    model = layer("lstm", "int8")
+    name = next(n for n in model.graph.nodes if n.op == "cell")
+    for at, value in ((name.inputs[10], np.nan), (name.inputs[11], -1.0), (name.inputs[1], -128)):
+        constants = dict(model.graph.constants)
+        constants[at] = constants[at].copy()
+        constants[at].flat[0] = value
+        with pytest.raises(fastrnn.ModelFormatError, match=r"scale of a column is negative or not finite|-127 to 127"):
+            fastrnn.Model(model.graph.replace(constants=constants))
+
+
+def test_weights_beyond_bfloat16_stay_float32():
+    bad = arrays("rnn")
+    bad["W"][0, 0] = 3.4e38
+    name = layer("rnn").layers[0].name
+    with pytest.raises(fastrnn.UnsupportedError, match="beyond the largest bfloat16"):
+        fastrnn.from_arrays("rnn", **bad, precision={name: "bfloat16"})
+
+
+def test_small_outputs_are_not_free_in_verify():
+    """A softmax over many classes has answers below the tolerance of its precision."""
+
+    def classes(seed, **options):
+        named = {f"rnn.{n}_l0": a for n, a in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+                                                  arrays("gru").values(), strict=True)}  # fmt: skip
+        named["out.weight"] = np.random.default_rng(seed).normal(size=(4000, 128)).astype(np.float32)
+        named["out.bias"] = np.zeros(4000, np.float32)
+        return fastrnn.load(named, layers=["gru:rnn", "linear:out", "softmax"], **options)
+
+    small = classes(1, precision="int8")
+    assert fastrnn.verify(small, "reference", sizes=[(1, 5)]).ok
+    wrong = classes(2).graph
+    from fastrnn.insight.verification.comparison import compare
+    from fastrnn.insight.verification.engines import ReferenceEngine
+
+    assert not compare(small, ReferenceEngine(wrong), "small", 0, None, [(1, 5)]).ok

@@ -9,8 +9,8 @@ static void frnn_round_bfloat16(int64_t K, const float *x, int bounded, float *r
     vec_int bad = vec_bits(vec_splat(0.0f));
     for (int64_t k = 0; k < padded; k += VEC_W) {
         vec_int bits = vec_bits(vec_load_n(x + (k < K ? k : 0), k < K ? K - k : 0));
-        bits = (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
         bad |= (bits & 0x7f800000) == 0x7f800000;
+        bits = (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
         vec_store(row + k, vec_of_bits(bits));
     }
     int32_t any = 0;

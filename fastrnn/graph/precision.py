@@ -14,6 +14,7 @@ import numpy as np
 SCALES = {"cell": {1: 10, 2: 11}, "linear": {1: 3}}
 PRECISIONS = ("float32", "bfloat16", "int8", "int8-a16")
 DTYPE = {"float32": "float32", "bfloat16": "uint16", "int8": "int8", "int8-a16": "int8"}
+BFLOAT16_MOST = 3.3895314e38  # the largest finite one
 MOST_TERMS = 133_000  # of a sum of products of bytes that fits 32 bits
 
 
@@ -30,6 +31,15 @@ def held(W: np.ndarray, precision: str, axis: int) -> tuple[np.ndarray, np.ndarr
     scale = (np.abs(W).max(axis=axis, initial=0) / np.float32(127)).astype(np.float32)
     step = np.expand_dims(np.where(scale > 0, scale, np.float32(1)), axis)
     return np.clip(np.rint(W / step), -127, 127).astype(np.int8), scale
+
+
+def check_held(W: np.ndarray, scale: np.ndarray | None) -> str | None:
+    """What is wrong with integers and scales that a file holds; None if kernels and meaning agree about them."""
+    if scale is None:
+        return None
+    if not (np.isfinite(scale).all() and (scale >= 0).all()):
+        return "the scale of a column is negative or not finite"
+    return "an 8-bit weight is -128: they go from -127 to 127" if (W == -128).any() else None
 
 
 def meant(W: np.ndarray, precision: str, axis: int, scale: np.ndarray | None = None) -> np.ndarray:

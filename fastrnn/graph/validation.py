@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import ModelFormatError, ShapeError
 from .dims import Dim, evaluate, of_rest, of_shortfall, symbols
+from .precision import SCALES, check_held
 from .shapes import check_shapes
 from .types import DTYPES, Graph, Node, Value
 from .vocabulary import ROWS, GraphOp
@@ -130,10 +131,24 @@ def _check_attributes(graph: Graph, node: Node, row: GraphOp) -> None:
     for value in _parameters(node):
         if _LARGEST < abs(value) < float("inf"):
             raise ModelFormatError(f"node {node.name}: alpha or beta is {value:.6g}, which float32 can't hold")
+    _check_held(graph, node)
     if row.weights:
         for name in node.inputs[1:]:
             if name is not None and name not in graph.constants:
                 raise ModelFormatError(f"node {node.name}: {name} must be a constant")
+
+
+def _check_held(graph: Graph, node: Node) -> None:
+    """Weights in reduced precision are what the kernels take."""
+    if node.attrs.get("precision", "float32") == "float32":
+        return
+    for at, scale_at in SCALES[node.op].items():
+        name, scale = node.inputs[at], node.inputs[scale_at] if scale_at < len(node.inputs) else None
+        if name not in graph.constants or (scale is not None and scale not in graph.constants):
+            raise ModelFormatError(f"node {node.name}: weights in reduced precision must be constants: {name}")
+        wrong = check_held(graph.constants[name], None if scale is None else graph.constants[scale])
+        if wrong is not None:
+            raise ModelFormatError(f"node {node.name}: {wrong}: {name}")
 
 
 def _parameters(node: Node) -> list[float]:

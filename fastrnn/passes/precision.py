@@ -5,14 +5,15 @@ It runs last: the other passes leave such a graph as it is.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from ..errors import ModelFormatError, UnsupportedError
+from ..errors import FastRNNWarning, ModelFormatError, UnsupportedError
 from ..graph import Graph, Node, validate
-from ..graph.precision import MOST_TERMS, PRECISIONS, SCALES, held
+from ..graph.precision import BFLOAT16_MOST, MOST_TERMS, PRECISIONS, SCALES, held
 from .dead import remove_dead_nodes
 from .patch import Patch
 
@@ -42,7 +43,7 @@ def set_precision(graph: Graph, wanted: str | Mapping[str, str]) -> Graph:
     """
     found = precision_of(graph)
     _check(graph, wanted, found)
-    patch, notes = Patch(graph), []
+    patch, notes, done = Patch(graph), [], {}
     for node in graph.nodes:
         if node.op not in AXIS:
             continue
@@ -57,17 +58,18 @@ def set_precision(graph: Graph, wanted: str | Mapping[str, str]) -> Graph:
             )
         why = _reason(graph, node, precision, named)
         if why is None:
-            patch.replace(node, _changed(patch, node, precision))
+            patch.replace(node, _changed(patch, node, precision, done))
             notes.append(f"{node.name} holds its weights in {precision}")
         elif named:
             raise UnsupportedError(f"layer {node.name} can't be {precision}: {why}; leave it float32")
         else:
             notes.append(f"{node.name} stays float32: {why}")
-    return (
-        validate(remove_dead_nodes(patch.done(*notes)))
-        if patch.instead
-        else graph.replace(notes=(*graph.notes, *notes))
-    )
+    if patch.instead:
+        return validate(remove_dead_nodes(patch.done(*notes)))
+    if wanted != "float32" and not is_reduced(graph):
+        text = f"{graph.name}: precision={wanted!r} changes no layer; model.notes says why"
+        warnings.warn(text, FastRNNWarning, stacklevel=2)
+    return graph.replace(notes=(*graph.notes, *notes))
 
 
 def _check(graph: Graph, wanted, found: Mapping[str, str]) -> None:
@@ -95,20 +97,27 @@ def _reason(graph: Graph, node: Node, precision: str, named: bool) -> str | None
     given = [a for a in arrays if a is not None]
     if not all(np.isfinite(a).all() for a in given):
         return "it has weights that are not finite"
+    if precision == "bfloat16" and any(np.abs(a).max(initial=0) > BFLOAT16_MOST for a in given):
+        return "it has a weight beyond the largest bfloat16"
     if precision.startswith("int8") and any(a.shape[AXIS[node.op]] > MOST_TERMS for a in given):
         return f"it sums over more than {MOST_TERMS} products, which may not fit 32 bits"
     size, least = sum(a.size for a in given), LEAST[precision][node.op]
     return f"its {size} weights gain nothing by it" if size < least and not named else None
 
 
-def _changed(patch: Patch, node: Node, precision: str) -> Node:
-    """The node with its weights in this precision."""
+def _changed(patch: Patch, node: Node, precision: str, done: dict[tuple, list[str | None]]) -> Node:
+    """The node with its weights in this precision. done: (weights, precision, axis) -> the constants that hold them,
+    for nodes that share them."""
     inputs, axis = list(node.inputs), AXIS[node.op]
     for at, scale_at in SCALES[node.op].items():
-        name = node.inputs[at]
-        array, scale = held(patch.graph.constants[name], precision, axis)
-        inputs[at] = patch.constant(f"{name}.{precision}", array)
-        if scale is not None:
+        name = str(node.inputs[at])
+        if (name, precision, axis) not in done:
+            array, scale = held(patch.graph.constants[name], precision, axis)
+            made = [patch.constant(f"{name}.{precision}", array)]
+            made += [None if scale is None else patch.constant(f"{name}.scale", scale)]
+            done[name, precision, axis] = made
+        inputs[at], scale_name = done[name, precision, axis]
+        if scale_name is not None:
             inputs += [None] * (scale_at + 1 - len(inputs))
-            inputs[scale_at] = patch.constant(f"{name}.scale", scale)
+            inputs[scale_at] = scale_name
     return replace(node, inputs=tuple(inputs), attrs={**node.attrs, "precision": precision})

@@ -9,6 +9,7 @@ import numpy as np
 from ..graph import Node
 from ..graph.cells import CellSpec
 from ..graph.digests import array_name, named
+from ..graph.precision import SCALES
 from .flat import Flat, constant_name
 from .meanings import atom, attributes, cell_text, function_text, is_feature, means, own_name, pair, spread
 
@@ -24,6 +25,14 @@ def _plus(m: Meaning, node: Node, flat: Flat, bias: Flat | None) -> Flat:
     return atom(m, node, *pair("add", *names))
 
 
+def _held(m: Meaning, node: Node) -> tuple:
+    """How the weights of a node are held, if not in float32: the precision, and the scales of their columns."""
+    precision = node.attrs.get("precision", "float32")
+    if precision == "float32":
+        return ()
+    return (precision, *(m.name_of(m.flat(node, at)) for at in SCALES[node.op].values()))
+
+
 def _product(m: Meaning, node: Node) -> Flat | None:
     """x @ W, W [K, N] constant. The product of the last step is named as the last step of the product."""
     x, W = m.flat(node), m.flat(node, 1)
@@ -34,7 +43,7 @@ def _product(m: Meaning, node: Node) -> Flat | None:
         return None
     own_name(m, node)
     whole = m.atoms.before_end(x)
-    made = atom(m, node, "product", array_name(weights), m.name_of(x if whole is None else whole))
+    made = atom(m, node, "product", array_name(weights), *_held(m, node), m.name_of(x if whole is None else whole))
     return made if whole is None or made.elements is None else m.atoms.derived(made, "last")
 
 
@@ -130,7 +139,7 @@ def _cell(m: Meaning, node: Node):
     if biases is None or any(w is None or w.array is None for w in arrays):
         return None
     weights = [array_name(w.array) for w in arrays]
-    layer = ("cell", repr(cell_text(spec)), *weights, biases, m.name_of(peep))
+    layer = ("cell", repr(cell_text(spec)), *weights, *_held(m, node), biases, m.name_of(peep))
     m.own[node.name] = named(*layer)
     timed = m.time_axis(node.inputs[0]) == 0
     begin = [m.initial(m.flat(node, i)) for i in (6, 7)]

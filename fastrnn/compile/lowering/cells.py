@@ -33,7 +33,9 @@ def _cell(low: Lowering, node: Node) -> None:
     arrays = tuple(low.array(node, i, names[i]) for i in range(1, 6))
     precision = node.attrs.get("precision", "float32")
     scales = tuple(low.array(node, i, f"{names[i - 9]}_scale") for i in (10, 11))
-    packed = low.weights.cell(spec, arrays, precision, scales, ("cell", spec, precision, *node.inputs[1:6]))
+    packed = low.weights.cell(
+        spec, arrays, precision, scales, ("cell", spec, precision, *node.inputs[1:6], *node.inputs[10:12])
+    )
     x = low.contiguous_last(low.real(node), node)
     steps, batch = x.dims[:2]
     H = spec.hidden_size

@@ -36,9 +36,9 @@ def _linear(low: Lowering, node: Node) -> None:
 
 def _rounded(low: Lowering, packed, rows) -> tuple:
     """Room for the rows that a product of reduced precision rounds, and how many it holds at once."""
-    size = packed.rounded_size
-    if size == 0:
+    if packed.weights == "float32":
         return -1, 0
+    size = max(packed.rounded_size, 1)  # a product may sum over nothing
     most = max(ROUNDED_ROWS, ROUNDED_FLOATS // size)
     return low.builder.scratch(rows * size, cap=most * size), most
 

@@ -40,6 +40,7 @@ def compare(model: Model, other, shown: str, seed: int, tolerance: float | None,
         that of the model's precision if it is larger.
     """
     limit = allowed(model.graph, other.tolerance) if tolerance is None else float(tolerance)
+    reduced = tolerance is None and limit > other.tolerance
     names = [info.name for info in model.outputs]
     runs = _Runs(model, other, names, seed)
     environments = _environments(model, other, sizes)
@@ -55,7 +56,7 @@ def compare(model: Model, other, shown: str, seed: int, tolerance: float | None,
             continue
         compared.append(run)
         for name, got, want in zip(names, run.ours, run.theirs, strict=True):
-            worst[name] = _worse(worst.get(name), _difference(name, got, want, limit, run.text))
+            worst[name] = _worse(worst.get(name), _difference(name, got, want, limit, run.text, reduced))
     if not compared:
         raise _no_run(model, shown, other.title, runs.skipped)
     covered = compared_sizes([run.env for run in compared])
@@ -141,7 +142,10 @@ def _frozen(names: Sequence[str], run: PairedRun, done: Sequence[PairedRun]) -> 
     return None
 
 
-def _difference(name: str, got: np.ndarray, want: np.ndarray, tolerance: float, where: str) -> OutputDifference:
+def _difference(
+    name: str, got: np.ndarray, want: np.ndarray, tolerance: float, where: str, reduced: bool = False
+) -> OutputDifference:
+    """reduced: a large tolerance is a share of the output's largest element, so that small outputs are not free."""
     if got.shape != want.shape:
         text = f"shape {list(got.shape)}, expected {list(want.shape)}, at {where}"
         return OutputDifference(name, float("inf"), float("inf"), False, text)
@@ -156,7 +160,8 @@ def _difference(name: str, got: np.ndarray, want: np.ndarray, tolerance: float, 
     index = np.unravel_index(int(gap.argmax()), gap.shape)
     place = f"at {where}, element [{', '.join(map(str, index))}]: {a[index]:g}, expected {b[index]:g}"
     relative = 0.0 if largest == 0 else largest / scale if scale else float("inf")
-    return OutputDifference(name, largest, relative, bool((gap <= tolerance * (1 + finite)).all()), place)
+    ok = largest <= tolerance * scale if reduced else bool((gap <= tolerance * (1 + finite)).all())
+    return OutputDifference(name, largest, relative, ok, place)
 
 
 def _worse(old: OutputDifference | None, new: OutputDifference) -> OutputDifference:
