@@ -1,4 +1,5 @@
 #define _POSIX_C_SOURCE 200809L /* pthread_sigmask, which C99 alone does not have */
+#define _DEFAULT_SOURCE         /* syscall */
 
 #include "threads.h"
 
@@ -6,6 +7,11 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <time.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* A loop is announced by its ticket: loop number (24 bits), chunks (20), next chunk to take (20). Taking a chunk is
  * one compare-and-swap of the whole, so a worker that read an old ticket can't take a chunk of a newer loop; and
@@ -41,7 +47,7 @@ static frnn_team the_team = {.sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD
 static int taken; /* 0: free; set by the caller that has the workers */
 static int fork_watched;
 static int limit; /* of the threads of a call; 0: none */
-static int threading = FRNN_THREADING_AUTO;
+static int threading = FRNN_THREADING_TEAM;
 static int64_t openmp_calls, own_calls; /* written by the caller that has the workers */
 
 /* OpenMP makes workers for each thread that opens a region, and they stay until that thread ends. So only a few
@@ -217,11 +223,58 @@ void frnn_shared_calls(int64_t *openmp, int64_t *own) {
     *own = __atomic_load_n(&own_calls, __ATOMIC_RELAXED);
 }
 
+typedef struct {
+    pthread_mutex_t gate;
+    int count;
+    long id[FRNN_MAX_THREADS];
+} visitors;
+
+static void *visit(void *context) {
+    visitors *v = context;
+    pthread_mutex_lock(&v->gate);
+#ifdef __linux__
+    v->id[v->count++] = syscall(SYS_gettid);
+#endif
+    pthread_mutex_unlock(&v->gate);
+    return NULL;
+}
+
+/* Wait until the system no longer counts threads that were joined, for 100 ms at most; 0 if it still does. */
+static int are_gone(const visitors *v) {
+#ifdef __linux__
+    for (int i = 0, waits = 0; i < v->count; i++) {
+        while (syscall(SYS_tgkill, getpid(), v->id[i], 0) == 0) {
+            if (++waits > 1000) return 0;
+            nanosleep(&(struct timespec){0, 100000}, NULL);
+        }
+    }
+#endif
+    (void)v;
+    return 1;
+}
+
+/* Whether so many threads can be made now. libgomp ends the process if it can't make a thread, so we try before it
+ * does: all of them, at the same time. */
+static int can_make_threads(int count) {
+    visitors v = {.gate = PTHREAD_MUTEX_INITIALIZER};
+    pthread_t made[FRNN_MAX_THREADS];
+    int n = 0;
+    sigset_t before;
+    block_signals(&before);
+    pthread_mutex_lock(&v.gate); /* none of them ends before the last one is made */
+    while (n < count && pthread_create(&made[n], NULL, visit, &v) == 0) n++;
+    pthread_mutex_unlock(&v.gate);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    for (int i = 0; i < n; i++) pthread_join(made[i], NULL);
+    return n == count && are_gone(&v);
+}
+
 /* Whether this call uses OpenMP. */
-static int wants_openmp(int bulk) {
-    int how = __atomic_load_n(&threading, __ATOMIC_RELAXED);
-    if (how == FRNN_THREADING_TEAM || (how == FRNN_THREADING_AUTO && !bulk) || !frnn_has_openmp()) return 0;
-    return pthread_getspecific(opener) != NULL || __atomic_load_n(&openers, __ATOMIC_RELAXED) < MOST_OPENERS;
+static int can_use_openmp(int threads) {
+    if (__atomic_load_n(&threading, __ATOMIC_RELAXED) != FRNN_THREADING_OPENMP || !frnn_has_openmp()) return 0;
+    int before = (int)(intptr_t)pthread_getspecific(opener);
+    if (before == 0 && __atomic_load_n(&openers, __ATOMIC_RELAXED) >= MOST_OPENERS) return 0;
+    return threads <= before || can_make_threads(threads - (before ? before : 1));
 }
 
 static void run_region(frnn_team *team, int threads, frnn_call_fn fn, void *context) {
@@ -249,7 +302,7 @@ static void call_in_region(frnn_team *team, int threads, frnn_call_fn fn, void *
 
 /* ---- calls ---- */
 
-void frnn_team_call(int threads, int bulk, frnn_call_fn fn, void *context) {
+void frnn_team_call(int threads, frnn_call_fn fn, void *context) {
     frnn_team *team = &the_team;
     int free_now = 0;
     if (frnn_thread_limit() && threads > frnn_thread_limit()) threads = frnn_thread_limit();
@@ -260,7 +313,7 @@ void frnn_team_call(int threads, int bulk, frnn_call_fn fn, void *context) {
         return;
     }
     team->size = threads;
-    team->woken = wants_openmp(bulk);
+    team->woken = can_use_openmp(threads);
     if (team->woken) {
         __atomic_store_n(&openmp_calls, openmp_calls + 1, __ATOMIC_RELAXED);
         call_in_region(team, threads, fn, context);

@@ -1,13 +1,14 @@
-/* The threads that share the loops of a call. Two kinds of workers, chosen for each call (frnn_set_threading):
+/* The threads that share the loops of a call. Two kinds of workers (frnn_set_threading):
  *   - a team of our own, at most one per process, made when first needed, asleep between calls;
- *   - OpenMP's, in one parallel region per call (openmp.c, a module of its own, so that libgomp may be missing).
+ *   - OpenMP's, if asked for, in one parallel region per call (openmp.c, a module of its own, so that libgomp may be
+ *     missing).
  * Both do the same: the caller's thread alone goes from loop to loop (frnn_team_for), and workers join the current
  * loop chunk by chunk, so a worker that wakes late costs nothing: the caller has done its chunks by then. Between the
  * loops of one call workers poll. After the call our own poll for 20 us and sleep; the first loop of the next call wakes
  * them, if any loop is worth it. OpenMP's poll for 10 ms. At most one call has workers: if another thread has them, or
  * they can't be made, the caller continues alone. The child of a fork makes a team of its own, and never uses OpenMP,
  * which does not survive a fork.
- * Which kind is used where, and why: docs/decisions/0005-own-threads.md and 0021-openmp-for-runs.md.
+ * Why: docs/decisions/0005-own-threads.md and 0021-openmp-on-request.md.
  */
 #ifndef FRNN_THREADS_H
 #define FRNN_THREADS_H
@@ -23,9 +24,8 @@ typedef struct frnn_team frnn_team;
 typedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks);
 typedef void (*frnn_call_fn)(frnn_team *team, void *context);
 
-/* Run fn(team, context) in this thread. Up to threads - 1 workers join its loops; team is NULL if there are none.
- * bulk: a call that may use OpenMP's workers if the process left the choice to us. */
-void frnn_team_call(int threads, int bulk, frnn_call_fn fn, void *context);
+/* Run fn(team, context) in this thread. Up to threads - 1 workers join its loops; team is NULL if there are none. */
+void frnn_team_call(int threads, frnn_call_fn fn, void *context);
 /* fn(context, i, chunks) for i in 0..chunks-1, in any order, by any thread; returns when all are done. team may be
  * NULL. */
 void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context);
@@ -37,7 +37,7 @@ int frnn_thread_limit(void);
 
 /* ---- the kind of workers ---- */
 
-enum { FRNN_THREADING_AUTO, FRNN_THREADING_TEAM, FRNN_THREADING_OPENMP }; /* auto: OpenMP for bulk calls only */
+enum { FRNN_THREADING_TEAM, FRNN_THREADING_OPENMP };
 void frnn_set_threading(int how);
 /* A function that opens a parallel region of so many threads and calls the join function in each of them. */
 typedef void (*frnn_region_fn)(int threads);

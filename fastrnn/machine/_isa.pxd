@@ -133,10 +133,10 @@ cdef extern from "threads.h" nogil:
         pass
     ctypedef void (*frnn_chunk_fn)(void *context, int64_t chunk, int64_t chunks) noexcept nogil
     ctypedef void (*frnn_call_fn)(frnn_team *team, void *context) noexcept nogil
-    void frnn_team_call(int threads, int bulk, frnn_call_fn fn, void *context) noexcept
+    void frnn_team_call(int threads, frnn_call_fn fn, void *context) noexcept
     void frnn_team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept
     int frnn_team_size(const frnn_team *team) noexcept
-    enum: FRNN_THREADING_AUTO, FRNN_THREADING_TEAM, FRNN_THREADING_OPENMP
+    enum: FRNN_THREADING_TEAM, FRNN_THREADING_OPENMP
     void frnn_set_threading(int how) noexcept
     ctypedef void (*frnn_region_fn)(int threads) noexcept nogil
     ctypedef void (*frnn_join_fn)(int first) noexcept nogil
@@ -147,7 +147,7 @@ cdef extern from "threads.h" nogil:
 
 # What threads.h and frnn.h declare. Wrapped, because the kernels are linked only into this extension, and one call at a
 # time has workers.
-cdef void team_call(int threads, int bulk, frnn_call_fn fn, void *context) noexcept nogil
+cdef void team_call(int threads, frnn_call_fn fn, void *context) noexcept nogil
 cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil
 cdef int team_size(const frnn_team *team) noexcept nogil
 cdef frnn_join_fn use_openmp(frnn_region_fn region) noexcept nogil

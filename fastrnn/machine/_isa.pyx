@@ -62,8 +62,8 @@ cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
     raise FastRNNError(f"{asked_by} asks for {isa!r}: {why}; available: {', '.join(_names(frnn_available()))}")
 
 
-cdef void team_call(int threads, int bulk, frnn_call_fn fn, void *context) noexcept nogil:
-    frnn_team_call(threads, bulk, fn, context)
+cdef void team_call(int threads, frnn_call_fn fn, void *context) noexcept nogil:
+    frnn_team_call(threads, fn, context)
 
 
 cdef void team_for(frnn_team *team, int64_t chunks, frnn_chunk_fn fn, void *context) noexcept nogil:
@@ -119,7 +119,7 @@ def isa_info():
     }
 
 
-_THREADING = {"auto": FRNN_THREADING_AUTO, "team": FRNN_THREADING_TEAM, "openmp": FRNN_THREADING_OPENMP}
+_THREADING = {"auto": FRNN_THREADING_TEAM, "team": FRNN_THREADING_TEAM, "openmp": FRNN_THREADING_OPENMP}
 
 
 def set_threading(how):

@@ -1,11 +1,11 @@
 """Which workers share a call: a team of fastrnn's own, or OpenMP's.
 
 Both take the same chunks of the same loops, so the bits are the same. Our own sleep between calls. OpenMP's poll for 10
-ms after each call, so "auto" uses them only for calls of many steps beside whose work that is little: whole runs and
-bulk scoring. The numbers are in docs/decisions/0021-openmp-for-runs.md.
+ms after each call, and libgomp ends the process if it can't make a thread. So they are used only if asked for. The
+numbers are in docs/decisions/0021-openmp-on-request.md.
 
-OpenMP is loaded when the first model with several threads is compiled. It is not used where its library is missing, nor
-in a process that was forked without starting another program: libgomp hangs there if the parent has used it.
+OpenMP is loaded when somebody asks for it. It is not used where its library is missing, nor in a process that was
+forked without starting another program: libgomp hangs there if the parent has used it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ThreadingInfo:
 
     kind : "auto", "team" or "openmp".
     chosen_by : "set_threading", the environment variable ("FASTRNN_THREADING") or "default".
-    steps, runs : the workers of steps, and of whole runs and bulk calls: "team" or "openmp".
-    note : why OpenMP is not used although the kind asks for it; else empty.
+    steps, runs : the workers of steps, and of whole runs: "team" or "openmp". They are the same.
+    note : why OpenMP is not used although it was asked for; else empty.
     """
 
     kind: str
@@ -53,8 +53,7 @@ def set_threading(kind: str) -> None:
     ----------
     kind : {"auto", "team", "openmp"}
         "team": threads of fastrnn's own, which sleep between calls. "openmp": OpenMP's, which poll for about 10 ms
-        after each call, unless the process was started with OMP_WAIT_POLICY=passive. "auto": OpenMP's for calls of
-        many steps with at least 10 Gflop for each worker (100 ms of a fast core), the team for the rest. This overrides
+        after each call, unless the process was started with OMP_WAIT_POLICY=passive. "auto": the team. This overrides
         the environment variable `FASTRNN_THREADING`.
 
     Raises
@@ -65,6 +64,10 @@ def set_threading(kind: str) -> None:
     Notes
     -----
     The answers have the same bits for each kind. A forked child always uses a team of its own.
+
+    OpenMP's library ends the whole process if the system refuses it a thread (a limit of processes or of memory). With
+    "openmp", a call that needs more threads than before first tries whether they can be made, and uses the team
+    otherwise. The system may still refuse them a moment later, so choose the team where such limits are tight.
 
     Examples
     --------
@@ -84,7 +87,7 @@ def set_threading(kind: str) -> None:
 
 
 def prepare() -> None:
-    """Tell the kernels which workers to use, and load OpenMP if they may use it.
+    """Tell the kernels which workers to use, and load OpenMP if it is asked for.
 
     Raises
     ------
@@ -96,24 +99,24 @@ def prepare() -> None:
     if kind == _ready:
         return
     with _lock:
-        if kind != "team":
+        if kind == "openmp":
             _load()
-        if kind == "openmp" and _missing not in ("", FORKED):
-            raise FastRNNError(f'{chosen_by} asks for "openmp": {_missing}. Use "auto" or "team"')
+            if _missing not in ("", FORKED):
+                raise FastRNNError(f'{chosen_by} asks for "openmp": {_missing}. Use "auto" or "team"')
         _isa.set_threading(kind)
         _ready = kind
 
 
 def threading_info(environ: Mapping[str, str] | None = None) -> ThreadingInfo:
-    """The workers that calls use now. Loads OpenMP, to say whether it is there."""
+    """The workers that calls use now. Loads OpenMP if it is asked for, to say whether it is there."""
     kind, chosen_by = _kind(os.environ if environ is None else environ)
-    if kind == "team":
+    if kind != "openmp":
         return ThreadingInfo(kind, chosen_by, "team", "team", "")
     with _lock:
         _load()
     note = _missing or ("" if _isa.has_openmp() else FORKED)
-    runs = "team" if note else "openmp"
-    return ThreadingInfo(kind, chosen_by, runs if kind == "openmp" else "team", runs, note)
+    used = "team" if note else "openmp"
+    return ThreadingInfo(kind, chosen_by, used, used, note)
 
 
 def _kind(environ: Mapping[str, str]) -> tuple[str, str]:

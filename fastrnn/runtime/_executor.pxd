@@ -23,7 +23,7 @@ cdef class Program(Binding):
     cdef readonly int threads
     cdef readonly Meter meter
     cdef public OpTimer timer  # None except during `fastrnn profile`
-    cdef bint may_fail, whole  # whole: it runs sequences from their beginning to their end, not a stream
+    cdef bint may_fail
     cdef int64_t position, room  # where a slab row counts its steps; the most steps of a stream, -1: any number
 
     cdef _take_weights(self, plan)

@@ -59,9 +59,6 @@ cdef int64_t FLOPS_WORTH_WAKING = 100_000_000  # of all threads
 # A call of FLOPS_WATCHED (5 ms on a fast core, 50 on a slow one) looks for signals every LOOK_NS, so that Ctrl-C ends
 # it. Taking the GIL for this costs up to 5 ms if another thread is running Python code. Callers restore the states.
 cdef int64_t LOOK_NS = 20_000_000
-# Each of OpenMP's workers polls for 10 ms after a call. Calls of several steps use them if that is at most a tenth of
-# the call's own work: 100 ms of a fast core for each worker.
-cdef int64_t FLOPS_FOR_OPENMP = 10_000_000_000
 cdef int64_t last_shared = 0  # end time of the last call that could have been shared; read and written with the GIL
 
 
@@ -100,7 +97,7 @@ cdef class Program(Binding):
         self.threads, self.n_ops, self.state_size = threads, len(plan.ops), plan.state_size
         self.frame.table = kernels_named(plan.isa)
         self.frame.slab_row = self.state_size
-        self.may_fail, self.whole = plan.may_fail, plan.mode == "run"
+        self.may_fail = plan.may_fail
         if threads > 1:
             workers.prepare()
         self.meter = Meter()
@@ -184,7 +181,7 @@ cdef class Program(Binding):
         cdef Frame f = self.frame
         cdef int64_t bad = 0, flops = s.integers[self.n_integers], began = self.meter.begin()
         cdef int64_t threads, pause
-        cdef bint could_share, bulk
+        cdef bint could_share
         cdef Walk w
         global last_shared
         if self.room >= 0:
@@ -202,13 +199,12 @@ cdef class Program(Binding):
                 pause = now_ns() - last_shared
                 if pause > AWAKE_NS:
                     threads = 1 if pause > DOZING_NS else min(threads, flops // FLOPS_WORTH_CALLING)
-            bulk = (self.whole or s.time > 1) and flops >= FLOPS_FOR_OPENMP * (threads - 1)
             if flops >= FLOPS_WATCHED and threading.get_ident() == threading.main_thread().ident:
                 f.watch, f.work, f.looked = look, 0, now_ns()
                 f.fpu = fpu_enter()
                 fpu_leave(f.fpu)
             with nogil:
-                team_call(<int> threads, bulk, walk_ops, &w)
+                team_call(<int> threads, walk_ops, &w)
             if could_share:
                 last_shared = now_ns()
         if f.halted:

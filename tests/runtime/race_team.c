@@ -38,10 +38,10 @@ static void *calls(void *number) {
     for (int k = 0; k < CALLS; k++) {
         memset(w.got, 0, sizeof(w.got));
         memset(w.want, 0, sizeof(w.want));
-        frnn_team_call(1 + rand_r(&w.seed) % 4, rand_r(&w.seed) % 2, loops, &w);
+        frnn_team_call(1 + rand_r(&w.seed) % 4, loops, &w);
         if (memcmp(w.got, w.want, sizeof(w.got)) != 0) abort();
         if (k % 97 == 0) frnn_set_thread_limit(rand_r(&w.seed) % 4);
-        if (k % 171 == 0) frnn_set_threading(rand_r(&w.seed) % 3);
+        if (k % 171 == 0) frnn_set_threading(rand_r(&w.seed) % 2);
         if (k % 301 == 0) nanosleep(&(struct timespec){0, 200000}, NULL); /* workers fall asleep */
     }
     return NULL;
