@@ -134,7 +134,7 @@ FRNN_INLINE void vec_cell_at(const frnn_call *call, const frnn_block *blocks, in
     const frnn_cell *cell = call->cell;
     const frnn_cell_io *io = call->io;
     int64_t vectors = frnn_vectors(cell->form, blocks[0].nv);
-    const int rounded = cell->product->round != NULL;
+    const int rounded = cell->rounded;
     for (int64_t r = 0; r < mr; r++) {
         if (io->pre) {
             for (int b = 0; b < nb; b++) t->start[b][r] = io->pre + vec_pre_at(call, &blocks[b], q, row + r);
@@ -262,7 +262,7 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
     const frnn_cell_io *io = call->io;
     const frnn_form *form = call->cell->form;
     int64_t limit = call->cell->product->rows[n > 1][frnn_vectors(form, blocks[0].nv)], mr;
-    const int rounded = call->cell->product->round != NULL;
+    const int rounded = call->cell->rounded;
     frnn_tile tiles[FRNN_SUMS];
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         const float *h[FRNN_TILE_ROWS], *product_h[FRNN_TILE_ROWS],

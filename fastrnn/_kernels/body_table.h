@@ -81,7 +81,8 @@ static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
     cell->usual = frnn_is_usual(cell);
     cell->far = frnn_is_far(cell);
     cell->bounded = frnn_is_bounded(cell);
-    cell->phases = form->phases * (cell->product->round ? 2 : 1);
+    cell->rounded = cell->product->round != NULL;
+    cell->phases = form->phases * (cell->rounded ? 2 : 1);
     cell->scratch_row = frnn_scratch_size(cell);
     return frnn_padded(cell->H, form->units) * cell->unit;
 }
@@ -160,7 +161,7 @@ static void frnn_round_rows(const frnn_call *call, int64_t phase, int64_t block0
 static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0,
                                  int64_t row1, int64_t block0, int64_t block1) {
     frnn_call call = {cell, io, NULL, 0, row0, row1};
-    if (cell->product->round) {
+    if (cell->rounded) {
         if (phase % 2 == 0) return frnn_round_rows(&call, phase / 2, block0, block1);
         phase /= 2;
     }

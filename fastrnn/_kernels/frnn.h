@@ -124,10 +124,10 @@ typedef struct frnn_cell {
     frnn_act act[3]; /* f, g, h of the ONNX text */
     const float *packed; /* cell_pack's output: 64-byte aligned */
     /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; floats of scratch of a row;
-     * calls of cell_step that a step takes; no clip, input_forget or peephole and the form's usual activations; the
+     * calls of cell_step that a step takes; its product rounds rows; no clip, input_forget or peephole and the form's usual activations; the
      * weights come from caches too slow for a block's first tile (body_tile.h); h is at most 1 by its activations. */
     int64_t half[2], unit, scratch_row;
-    int32_t phases, usual, far, bounded;
+    int32_t phases, rounded, usual, far, bounded;
 } frnn_cell;
 
 /* The weights of a cell: W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.

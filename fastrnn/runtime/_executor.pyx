@@ -188,11 +188,11 @@ cdef class Program(Binding):
             self.check_room(slab, slots, 0, s.batch, s.time)
         f.base, f.slab, f.slots, f.team, f.watch, f.halted = s.base, slab, slots, NULL, NULL, False
         self.frame.turn += s.time
-        w.f, w.n_ops, w.kinds, w.starts, w.integers = &f, self.n_ops, self.kinds, self.starts, s.integers
-        w.bad, w.ns = &bad, NULL if self.timer is None else self.timer.next_row()
-        if flops < FLOPS_HOLDING_GIL:
-            walk_ops(NULL, &w)
+        if flops < FLOPS_HOLDING_GIL and self.timer is None:
+            w.failed = walk(self.n_ops, self.kinds, self.starts, s.integers, &f, &bad)
         else:
+            w.f, w.n_ops, w.kinds, w.starts, w.integers = &f, self.n_ops, self.kinds, self.starts, s.integers
+            w.bad, w.ns = &bad, NULL if self.timer is None else self.timer.next_row()
             threads = min(self.threads, flops // FRNN_FLOPS_A_THREAD)
             could_share = threads > 1
             if could_share and flops < FLOPS_WORTH_WAKING:
