@@ -72,6 +72,10 @@ old = open(target, "rb").read(100)
 other = model.pool(10_000)
 long = np.zeros((20_000, I), np.float32)
 many = np.zeros((1, 20_000, I), np.float32)
+wide = model.stream(3000)
+wide.step(frames[:3000])
+lists = [[0.0] * I] * 3000
+halves = {name: state.astype(np.float16) for name, state in wide.state.items()}
 calls = {
     "load fastrnn": lambda: load("m.fastrnn", model.save),
     "load onnx": lambda: load("m.onnx", onnx_file),
@@ -85,6 +89,12 @@ calls = {
     "run": lambda: lambda: model(many),
     "stream push": lambda: lambda: model.stream().push(long),
     "pool push": lambda: lambda: pool.push(slots[:1], [long]) and None,
+    "pool step": lambda: lambda: pool.step(slots, frames) is None,
+    "pool step of lists": lambda: lambda: pool.step(slots[:3000], lists) is None,
+    "stream step": lambda: lambda: wide.step(frames[:3000]) is None,
+    "stream step of lists": lambda: lambda: wide.step(lists) is None,
+    "state": lambda: lambda: [wide.state for _ in range(20)] and None,
+    "set state": lambda: lambda: setattr(wide, "state", halves),
     "pool": lambda: lambda: model.pool(20_000_00).open(),
     "grow": lambda: lambda: model.pool(1000).grow(200_000),
     "stream": lambda: lambda: model.stream(50_000),
@@ -114,6 +124,7 @@ print(outcomes)
 CASES = [
     "load fastrnn", "load onnx", "load safetensors", "load h5", "from_arrays", "save", "snapshot_all",
     "snapshot_all to a file", "restore_all", "run", "stream push", "pool push", "pool", "grow", "stream",
+    "pool step", "pool step of lists", "stream step", "stream step of lists", "state", "set state",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..errors import ShapeError, out_of_memory
 from .types import DTYPES
 
 DEEPEST = 64  # nested lists: NumPy supports no more axes
@@ -46,13 +46,16 @@ def as_dtype(x, dtype: str, where: str, *, by_value: bool = False) -> np.ndarray
     ShapeError : anything else; ragged lists; a masked array, because its mask would be lost.
     """
     want = np.dtype(DTYPES.get(dtype, dtype))
-    if type(x) is np.ndarray and x.dtype == want:
-        found = x
-    elif _is_number(x) or _is_list(x):
-        found = _of_numbers(x, want, where, by_value)
-    else:
-        found = _of_array(x, want, where)
-    return np.ascontiguousarray(found, want).reshape(found.shape)
+    try:
+        if type(x) is np.ndarray and x.dtype == want:
+            found = x
+        elif _is_number(x) or _is_list(x):
+            found = _of_numbers(x, want, where, by_value)
+        else:
+            found = _of_array(x, want, where)
+        return np.ascontiguousarray(found, want).reshape(found.shape)
+    except MemoryError as error:
+        raise out_of_memory(error, where) from None
 
 
 def _is_number(x) -> bool:

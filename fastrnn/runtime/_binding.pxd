@@ -43,3 +43,4 @@ cdef class Binding:
 
 
 cdef void *allocate(int64_t count, size_t size) except NULL
+cdef int no_array() except -1

@@ -5,6 +5,7 @@ Scratch   a plan bound to sizes: the evaluated integers, and the arena. One call
 Binding   makes scratch from rows of coefficients; the base of `Program`, which fills it in.
 """
 
+from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..compile.bounds import Bounds
 from ..compile.plan import LARGEST
-from ..errors import FastRNNMemoryError, ShapeError
+from ..errors import FastRNNMemoryError, ShapeError, out_of_memory
 
 cnp.import_array()
 
@@ -300,3 +301,11 @@ cdef void *allocate(int64_t count, size_t size) except NULL:
     if memory == NULL:
         raise FastRNNMemoryError("not enough memory for the tables of a stream or pool")
     return memory
+
+
+cdef int no_array() except -1:
+    """Raise the error that NumPy has set when it made no array; a MemoryError becomes a FastRNNMemoryError."""
+    if PyErr_ExceptionMatches(MemoryError):
+        PyErr_Clear()
+        raise out_of_memory(MemoryError(), "the arrays of a call")
+    return -1

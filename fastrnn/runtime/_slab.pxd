@@ -1,11 +1,17 @@
 """The base of streams and pools; see _slab.pyx."""
 
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 
-from fastrnn.runtime._binding cimport Scratch
+from fastrnn.runtime._binding cimport Scratch, no_array
 from fastrnn.runtime._executor cimport Program
+
+
+cdef extern from "numpy/arrayobject.h":
+    PyObject *unchecked_empty "PyArray_EMPTY" (int ndim, cnp.npy_intp *dims, int type, int fortran)
 
 
 cdef struct Form:  # the required form of an argument's array for one step
@@ -84,6 +90,23 @@ cdef inline bint takes(object out, const Form *form, int at, int64_t size, objec
     return a + cnp.PyArray_NBYTES(<cnp.ndarray> x) <= b or b + cnp.PyArray_NBYTES(<cnp.ndarray> out) <= a
 
 
+cdef inline object new_array(int ndim, cnp.npy_intp *dims, int type):
+    """A new array, or FastRNNMemoryError. A try block would take time at each step."""
+    cdef PyObject *made = unchecked_empty(ndim, dims, type, 0)
+    if made == NULL:
+        no_array()
+    array = <object> made
+    Py_DECREF(array)  # `array` has a reference of its own
+    return array
+
+
+cdef inline object new_rows(int64_t n, int64_t size):
+    """float32 [n, size]."""
+    cdef cnp.npy_intp[2] dims
+    dims[0], dims[1] = n, size
+    return new_array(2, dims, cnp.NPY_FLOAT32)
+
+
 cdef inline object empty(const Form *form, int at, int64_t size):
     """A new array of this form."""
     cdef cnp.npy_intp dims[9]
@@ -93,4 +116,4 @@ cdef inline object empty(const Form *form, int at, int64_t size):
         dims[at] = size
     for i in range(form.ndim):
         dims[i + (more and i >= at)] = form.dims[i]
-    return cnp.PyArray_EMPTY(form.ndim + more, dims, form.type, 0)
+    return new_array(form.ndim + more, dims, form.type)

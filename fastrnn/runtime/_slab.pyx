@@ -168,7 +168,7 @@ cdef class SlabCore:
     cdef object states_of(self, int64_t n, const int64_t *places):
         """float32 [n, state_size], a copy of the rows at `places`; NULL: of the first n."""
         cdef int64_t i, size = self._parts.program.state_size
-        states = np.empty((n, size), np.float32)
+        states = new_rows(n, size)
         cdef float *data = <float *> cnp.PyArray_DATA(<cnp.ndarray> states)
         for i in range(n):
             memcpy(data + i * size, self.slab_data + (i if places == NULL else places[i]) * size, size * sizeof(float))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..errors import ShapeError, StateError
+from ..errors import ShapeError, StateError, memory_for
 from ..graph import Graph
 from ..graph.casts import as_dtype
 from .layout import MOST_STEPS, ShownState
@@ -14,6 +14,7 @@ from .layout import MOST_STEPS, ShownState
 POSITION = "steps_done"  # entry of states with the position, if outputs don't come one per step
 
 
+@memory_for("a copy of the states")
 def exported(parts, graph: Graph, slab: np.ndarray, lone: bool, steps: int, ended: bool) -> dict[str, np.ndarray]:
     """The states of slab rows [batch, size], as copies.
 
@@ -30,6 +31,7 @@ def exported(parts, graph: Graph, slab: np.ndarray, lone: bool, steps: int, ende
     return found
 
 
+@memory_for("new states")
 def load(parts, graph: Graph, slab: np.ndarray, states, lone: bool, steps: int) -> tuple[int, bool]:
     """Inverse of `exported`: all states at once. Returns (steps, ended).
 

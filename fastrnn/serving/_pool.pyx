@@ -11,7 +11,7 @@ from fastrnn.serving._slots cimport SlotCore, enter, leave
 
 import numpy as np
 
-from ..errors import StreamError
+from ..errors import StreamError, out_of_memory
 
 cnp.import_array()
 
@@ -94,11 +94,17 @@ cdef class PoolCore(SlotCore):
                     self.call(p.program.take(n, 1, 1), n, self.place, x, out)
                     self.count(n)
             else:
-                out = self._step_general(n, x, out)
+                out = self.step_otherwise(n, x, out)
             self.meter.end(began, n, 1)
             return out
         finally:
             leave(self)
+
+    cdef object step_otherwise(self, int64_t n, x, out):
+        try:
+            return self._step_general(n, x, out)
+        except MemoryError as error:
+            raise out_of_memory(error, f"step of {n} streams") from None
 
     cdef void count(self, int64_t n) noexcept:
         cdef int64_t i

@@ -20,7 +20,7 @@ from fastrnn.runtime._slab cimport SlabCore, StreamParts
 
 import numpy as np
 
-from ..errors import ShapeError, StateError, StreamError
+from ..errors import ShapeError, StateError, StreamError, out_of_memory
 
 cnp.import_array()
 
@@ -314,7 +314,10 @@ cdef class SlotCore(SlabCore):
                 and cnp.PyArray_NDIM(<cnp.ndarray> slots) == 1
                 and cnp.PyArray_CHKFLAGS(<cnp.ndarray> slots, cnp.NPY_ARRAY_CARRAY_RO)
                 and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray> slots)):
-            slots = _as_slots(slots)
+            try:
+                slots = _as_slots(slots)
+            except MemoryError as error:
+                raise out_of_memory(error, "the slots of a call") from None
         n = cnp.PyArray_DIM(<cnp.ndarray> slots, 0)
         given = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> slots)
         self.calls += 1

@@ -166,7 +166,7 @@ cdef class StreamCore(SlabCore):
         cdef bint comes = True
         cdef object target = out
         if not (p.simple and fits(x, &p.x_form, -1, 0)) or (out is not None and not takes(out, &p.y_form, -1, 0, x)):
-            return self._step_general(x, out)
+            return self.step_otherwise(x, out)
         self.hold()
         try:
             if p.timetable is None:
@@ -186,6 +186,18 @@ cdef class StreamCore(SlabCore):
         finally:
             self.use = FREE
         return target if comes else None
+
+    cdef object step_otherwise(self, x, out):
+        try:
+            return self._step_general(x, out)
+        except MemoryError as error:
+            raise out_of_memory(error, "a step") from None
+
+    cdef object push_otherwise(self, chunk):
+        try:
+            return self._push_general(chunk)
+        except MemoryError as error:
+            raise out_of_memory(error, "a push") from None
 
     def push(self, chunk):
         """Advance by all steps of a chunk of any length.
@@ -209,7 +221,7 @@ cdef class StreamCore(SlabCore):
         cdef StreamParts p = self._parts
         cdef int64_t span
         if not (p.plain_chunks and fits(chunk, &p.x_form, p.x_axis, -1)):
-            return self._push_general(chunk)
+            return self.push_otherwise(chunk)
         span = cnp.PyArray_DIM(<cnp.ndarray> chunk, p.x_axis)
         self.hold()
         try:

@@ -156,6 +156,7 @@ class StreamPool(PoolCore):
                 self._resize(capacity)
 
     @property
+    @memory_for("the open slots")
     def slots(self) -> NDArray[np.int64]:
         """The open slots, int64 [open], in the order of their places."""
         with self._alone():
@@ -251,6 +252,7 @@ class StreamPool(PoolCore):
         except ShapeError as error:
             raise ShapeError(f"chunk {i}: {error}") from None
 
+    @memory_for("flush")
     def flush(self, slot: int) -> StepOutputs:
         """The outputs that a stream held back, and the final value of outputs reduced over time, as `Stream.flush`. If
         the model looks ahead, its sequence has ended then: `reset` begins another."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FastRNNError
+from ..errors import FastRNNError, out_of_memory
 from ..runtime._meter import Histogram, seconds
 from ._queues import MORE, Close, Push, Request, Step
 from .pool import StreamPool
@@ -54,7 +54,8 @@ def run_rounds(pool: StreamPool, rounds: list[list[Request]], limit: float) -> t
         try:
             found = run_round(pool, requests)
         except Exception as error:  # such as MemoryError; the rounds before it keep their answers
-            found = [error] * len(requests)
+            own = out_of_memory(error, "a tick") if isinstance(error, MemoryError) else error
+            found = [own] * len(requests)
         done += requests
         answers += found
         blocked.update(r.slot for r, answer in zip(requests, found, strict=True) if answer is MORE)

@@ -170,6 +170,7 @@ class Stream(StreamCore):
         if self.program is None:
             raise StreamError(self._core._sizes_come_later)
 
+    @memory_for("snapshot")
     def snapshot(self, path: StrPath | None = None) -> bytes:
         """The stream's state and step count as bytes, for `restore` here or in another process; see `snapshots.py`.
 
@@ -189,12 +190,12 @@ class Stream(StreamCore):
             steps, ended = np.full(n, self.steps_done), np.full(n, self.ended)
             about = self._core._snapshot_about(parts, self.bound)
             taken = snapshots.Snapshot(steps, self._rows().copy(), slots=None, ended=ended, still=still, **about)
-        with memory_for("snapshot"):
-            blob = snapshots.to_bytes(taken)
+        blob = snapshots.to_bytes(taken)
         if path is not None:
             replace_file(path, blob, private=True)
         return blob
 
+    @memory_for("restore")
     def restore(self, source: Blob | StrPath, *, migrate: bool = False) -> None:
         """Continue from a snapshot, with the same bits on the same instruction set.
 
@@ -213,9 +214,8 @@ class Stream(StreamCore):
         StreamError : another thread is using this stream. Nothing has changed then.
         """
         self._check_open()
-        with memory_for("restore"):
-            taken = snapshots.read(source)
-            fitting = Fitting([taken], self._core, migrate)
+        taken = snapshots.read(source)
+        fitting = Fitting([taken], self._core, migrate)
         n = self.batch_size or 1
         if len(taken.steps) != n or taken.slots is not None:
             kind = f"{len(taken.steps)} streams" if taken.slots is None else "a whole pool"
