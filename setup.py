@@ -106,6 +106,7 @@ MODULES = (
     "machine._kernel_calls",
     "machine._roofline",
     "machine._region",
+    "machine._forks",
     "ops._walk",
     "ops._recurrence",
     "ops._rows",

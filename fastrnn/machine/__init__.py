@@ -7,6 +7,6 @@ _region.pyx         memory that grows without being copied
 cpu.py              threads, quota, caches
 workers.py          whether a team of our own or OpenMP's threads share calls; _openmp.pyx: the latter
 threadpools.py      makes the team of threads visible to threadpoolctl
-forks.py            locks that no other thread holds during a fork
+forks.py            locks that no other thread holds during a fork; _forks.pyx: the locks themselves
 files.py            atomic writing of files
 """

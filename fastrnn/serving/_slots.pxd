@@ -31,9 +31,11 @@ cdef class SlotCore(SlabCore):
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # the thread that has the lock; 0: none
     cdef bint forked_within  # this thread forks in the middle of a call
-    cdef bint shut  # the pool was closed
+    cdef bint shut  # the pool was closed, or is torn
+    cdef bint torn  # this process is a fork's child, and another thread was in a call of the pool
 
-    cdef bint acquire(self) except -1
+    cdef bint acquire(self, bint look=*) except -1
+    cdef why_shut(self)
     cdef _lay_rows(self)
     cdef char *row(self, int64_t place) noexcept
     cdef int64_t slot_of(self, int64_t place) noexcept

@@ -38,6 +38,8 @@ cdef int64_t GENERATIONS = 1 << 24
 cdef int64_t MOST_POOLS = 1 << 14
 cdef int64_t pools_made = 0
 cdef str SHUT = "this pool was closed: make another one with model.pool(), or close it later"
+cdef str TORN = ("another thread was in a call of this pool when the process was forked: make another one in the "
+                 "child with model.pool()")
 
 
 cdef class SlotCore(SlabCore):
@@ -120,10 +122,13 @@ cdef class SlotCore(SlabCore):
     def _check_open(self):
         """StreamError if the pool is closed."""
         if self.shut:
-            raise StreamError(SHUT)
+            raise StreamError(self.why_shut())
 
-    cdef bint acquire(self) except -1:
-        """`hold` of any pool."""
+    cdef why_shut(self):
+        return TORN if self.torn else SHUT
+
+    cdef bint acquire(self, bint look=True) except -1:
+        """`hold` of any pool. look: for signals, while it waits."""
         cdef int got
         cdef unsigned long me = PyThread_get_thread_ident()
         if not PyThread_acquire_lock(self.lock, 0):
@@ -134,7 +139,8 @@ cdef class SlotCore(SlabCore):
                     got = PyThread_acquire_lock_timed(self.lock, WAIT_US, 0)
                 if got:
                     break
-                PyErr_CheckSignals()
+                if look:
+                    PyErr_CheckSignals()
         self.owner = me
         return True
 
@@ -164,14 +170,26 @@ cdef class SlotCore(SlabCore):
         return self._held()  # a context manager during which other threads wait
 
     def _hold_for_fork(self):
-        """Wait for calls of other threads. This thread may be in a call itself, if a signal's handler forks."""
+        """Wait for calls of other threads, without looking at signals: see machine/_forks.pyx. This thread may be in a
+        call itself, if a signal's handler forks."""
         self.forked_within = self.owner == PyThread_get_thread_ident()
         if not self.forked_within:
-            self.acquire()
+            self.acquire(look=False)
 
     def _let_go_after_fork(self):
         if not self.forked_within:
             self.let_go()
+
+    def _renew_after_fork(self):
+        """In the child, for a pool that the forking thread does not have. If another thread was in a call, that call
+        never ends, and its streams are somewhere in the middle of it: the pool is refused. Nothing is freed."""
+        if PyThread_acquire_lock(self.lock, 0):
+            PyThread_release_lock(self.lock)
+            return
+        self.lock = PyThread_allocate_lock()
+        self.owner = 0
+        self.torn = self.shut = True
+        self.capacity = self.fresh = self.n_closed = 0  # no place exists, also for readers without the lock
 
     # -- slots --
     def _open(self):
@@ -247,7 +265,7 @@ cdef class SlotCore(SlabCore):
 
     def _steps(self, int64_t place):
         if place >= self.capacity:  # closed since the place was found
-            raise StreamError(SHUT)
+            raise StreamError(self.why_shut())
         return self.steps[place]
 
     def _set_steps(self, int64_t place, int64_t steps, bint ended=False, still=None):
@@ -282,7 +300,7 @@ cdef class SlotCore(SlabCore):
     cdef explain(self, int64_t slot):
         """Why a slot is not open."""
         if self.shut:
-            return SHUT
+            return self.why_shut()
         cdef int64_t place = slot & (MOST_PLACES - 1), generation = (slot >> PLACE_BITS) - self.first_generation
         if slot < 0 or place >= self.capacity or generation <= 0 or not generation & 1 or \
                 generation > self.generation[place]:

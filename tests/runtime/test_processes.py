@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 
 import numpy as np
 import pytest
@@ -146,6 +147,74 @@ class TestFork:
         assert got == [len(answers(model))] * 3
 
 
+class WatchedLock(forks.Lock):
+    """Tells when a fork begins to wait for it."""
+
+    def __init__(self, waiting):
+        super().__init__()
+        self.waiting = waiting
+
+    def _hold_for_fork(self):
+        self.waiting.set()
+        super()._hold_for_fork()
+
+
+RAISES = """
+import os, signal, threading, time
+import numpy as np
+import fastrnn
+
+class Late(Exception):
+    pass
+
+def late(*_):
+    raise Late
+
+model = fastrnn.from_arrays("rnn", W=np.ones((3, 2), "f4"), R=np.ones((3, 3), "f4"))
+pool = model.pool(1)
+slot, x, begun = pool.open(), np.ones((1, 2), "f4"), threading.Event()
+
+def hold():
+    with pool._alone():
+        begun.set()
+        while not signalled:
+            time.sleep(0.01)
+        time.sleep(0.2)
+
+signalled = []
+worker = threading.Thread(target=hold)
+worker.start()
+begun.wait()
+signal.signal(signal.SIGALRM, late)
+main = threading.get_ident()
+
+def send():
+    time.sleep(0.2)
+    signal.pthread_kill(main, signal.SIGALRM)
+    signalled.append(True)
+
+sender = threading.Thread(target=send)
+sender.start()
+raised, child = False, None
+try:
+    child = os.fork()
+    time.sleep(0 if child == 0 else 20)
+except Late:
+    raised = True
+if child == 0:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(20)
+    pool.step([slot], x)
+    print("child", flush=True)
+    os._exit(0)
+os.wait()
+print("raised" if raised else "lost", flush=True)
+worker.join()
+pool.step([slot], x)
+print("parent", flush=True)
+"""
+
+
 class TestLocksOverForks:
     """The forking thread waits for those who hold a lock; none of them may wait for it meanwhile."""
 
@@ -196,14 +265,83 @@ class TestLocksOverForks:
                 w.join()
         assert told == []
 
+    def test_a_pool_that_was_made_meanwhile(self, model):
+        """The fork does not wait for its call. The child refuses it, instead of waiting for a thread that is gone, and
+        can fork again."""
+        waiting, made, over = threading.Event(), threading.Event(), threading.Event()
+        pool, lock = model.pool(2), WatchedLock(waiting)
+        slot = pool.open()
+        forks.owners.remove(weakref.ref(pool))
+
+        def hold_lock():
+            with lock:
+                made.wait(30)
+
+        def use_pool():
+            waiting.wait(30)  # from now on it has all pools that were there
+            with pool._alone():
+                forks.register(pool)
+                made.set()
+                over.wait(30)
+
+        threads = [threading.Thread(target=work) for work in (hold_lock, use_pool)]
+        for thread in threads:
+            thread.start()
+
+        def child():
+            assert in_child(lambda: b"alive") == b"alive"
+            said = []
+            for use in (lambda: pool.step([slot], X[:1, 0]), pool.open, lambda: pool.steps_done(slot)):
+                with pytest.raises(fastrnn.FastRNNError) as error:
+                    use()
+                said.append(str(error.value))
+            pool.close()
+            return "\n".join(said).encode()
+
+        try:
+            said = in_child(child).decode().splitlines()
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert len(said) == 3
+        assert all("in a call of this pool when the process was forked: make another one" in line for line in said)
+        assert len(pool.step([slot], X[:1, 0])) == 1  # nothing has changed in the parent
+
+    def test_a_lock_that_nobody_can_let_go(self):
+        lock, held, over = forks.Lock(), threading.Event(), threading.Event()
+
+        def hold():
+            with lock:
+                held.set()
+                over.wait(30)
+
+        worker = threading.Thread(target=hold)
+        worker.start()
+        held.wait(30)
+        lock._renew_after_fork()  # what a child does that was forked now, without this lock
+        over.set()
+        worker.join()
+        with pytest.raises(fastrnn.FastRNNError, match="by another thread when the process was forked"), lock:
+            pass
+        free = forks.Lock()
+        free._renew_after_fork()
+        with free, free:
+            pass
+
+    def test_a_signals_handler_that_raises_meanwhile(self):
+        """The exception comes after the fork, which has all locks."""
+        done = subprocess.run([sys.executable, "-c", RAISES], capture_output=True, text=True, timeout=90)
+        assert (done.returncode, done.stdout) == (0, "child\nraised\nparent\n"), done.stderr
+
     def test_a_lock_that_is_gone_is_forgotten(self):
         gc.collect()
-        before = len(forks._locks), len(forks._owners)
+        before = len(forks.locks), len(forks.owners)
         pool = Model(stack("rnn")).pool(1)
-        assert (len(forks._locks), len(forks._owners)) > before
+        assert (len(forks.locks), len(forks.owners)) > before
         del pool
         gc.collect()
-        assert (len(forks._locks), len(forks._owners)) == before
+        assert (len(forks.locks), len(forks.owners)) == before
 
 
 def len_of_answers(model):
