@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.model import Model
+from fastrnn.runtime.compiled import Compiled
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -36,7 +36,7 @@ def test_made_models_are_right_or_refused_at_any_size(block, monkeypatch):
 @pytest.mark.parametrize("wrong", ["run", "crash", "lengths"])
 def test_what_is_wrong_is_found(wrong, monkeypatch):
     model = fastrnn.load(fuzz_sizes.ROOT / "tests" / "data" / "onnx" / "gru_stacked.dynamo.onnx")
-    whole, ragged = Model._run, Model._run_ragged
+    whole, ragged = Compiled.run, Compiled.run_ragged
 
     def spoilt(self, feeds):
         if wrong == "crash":
@@ -44,9 +44,9 @@ def test_what_is_wrong_is_found(wrong, monkeypatch):
         return tuple(y + np.float32(0.1) for y in whole(self, feeds))
 
     if wrong == "lengths":
-        monkeypatch.setattr(Model, "_run_ragged", lambda *a: tuple(np.nextafter(y, 9) for y in ragged(*a)))
+        monkeypatch.setattr(Compiled, "run_ragged", lambda *a: tuple(np.nextafter(y, 9) for y in ragged(*a)))
     else:
-        monkeypatch.setattr(Model, "_run", spoilt)
+        monkeypatch.setattr(Compiled, "run", spoilt)
     text = {"run": "WRONG at .*: run, ", "crash": "ZeroDivisionError at .*: here", "lengths": "WRONG at .*: lengths="}
     found = [t for t in (fuzz_sizes.run_case(model, seed) for seed in range(12)) if t is not None]
     assert any(re.match(text[wrong], t) for t in found)

@@ -242,6 +242,23 @@ def test_every_case_is_on_the_page():
     assert len(ENTRIES) == len(CASES) == PAGE.count("\n### ")
 
 
+def test_the_lines_of_the_log_are_written(tmp_path, caplog):
+    path, folder = tmp_path / "m.fastrnn", tmp_path / "cache"
+    W, R = (np.random.default_rng(0).normal(size=(512, n)).astype(np.float32) for n in (64, 128))
+    fastrnn.from_arrays("lstm", W=W, R=R).save(path)
+    (tmp_path / "taken").write_text("not a folder")
+    fastrnn.load(path, cache=folder)
+    for packed in folder.glob("*.packed"):
+        packed.chmod(0o666)
+    fastrnn.load(path, cache=folder)
+    fastrnn.load(path, cache=tmp_path / "taken")
+    quoted = re.findall(r"\*\*In the log: `([^`]*)`\*\*", PAGE)
+    assert len(quoted) == 2
+    for text in quoted:
+        words = ".*".join(re.escape(part) for part in text.split("..."))
+        assert any(re.search(words, record.getMessage()) for record in caplog.records), text
+
+
 def test_the_option_that_the_page_names_for_states_says_the_same():
     with pytest.raises(fastrnn.StateError, match="there is no input 'h0'; the inputs are"):
         fastrnn.load(MODEL, states={"h0": "hn"})

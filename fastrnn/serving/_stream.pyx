@@ -209,10 +209,10 @@ cdef class StreamCore(SlabCore):
 
         Returns
         -------
-        array [T, features...] or [batch_size, T, features...], new memory: the step outputs. If the model looks ahead or changes
-        the rate, these steps may yield fewer outputs, none or more. For an output that the
-        model reduces over time: [features...] or [batch_size, features...], the value as if the sequence ended here,
-        and None if T is 0. A tuple for several outputs.
+        array [T, features...] or [batch_size, T, features...], new memory: the step outputs. If the model looks ahead
+        or changes the rate, these steps may yield fewer outputs, none or more. For an output that the model reduces
+        over time: [features...] or [batch_size, features...], the value as if the sequence ended here, and None if T
+        is 0. A tuple for several outputs.
 
         Raises
         ------
