@@ -269,7 +269,7 @@ def test_a_closed_pool_refuses_and_says_what_to_do(model, no_cycles):
             use()
     with pytest.raises(fastrnn.StateError, match="initialized before"):
         pool.__init__(model, model._core, 8)
-    with pytest.raises(fastrnn.StateError, match="this pool was closed"):
+    with pytest.raises(fastrnn.StreamError, match="this pool was closed"):
         pool._place(slot)  # which a Batcher calls without the lock
     with pytest.raises(fastrnn.StreamError, match="this pool was closed"):
         pool._steps(0)

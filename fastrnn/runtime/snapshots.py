@@ -36,6 +36,7 @@ Format 1 had a tensor per state, by its name in the file, and a fingerprint of t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -254,6 +255,21 @@ def token_of(source: bytes) -> str | None:
             raise StateError(f"since: not a snapshot, or a damaged one ({error})") from None
         view = view[end:]
     return token
+
+
+def tokens_in(path) -> set[str]:
+    """The tokens of the pool's snapshots that a file holds, of which only the headers are read. None if there is no
+    such file, or it is no snapshot."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        if not Path(path).is_file():  # reading a pipe would wait
+            return found
+        with open(path, "rb") as file:
+            while size := file.read(8):
+                header = json.loads(file.read(min(int.from_bytes(size, "little"), container.MOST_HEADER)))
+                found.add(json.loads(header.pop("__metadata__")["part"])["snapshot"])
+                file.seek(max(entry["data_offsets"][1] for entry in header.values()), os.SEEK_CUR)
+    return found
 
 
 def _bytes_of(source) -> tuple[bytes, str]:

@@ -299,8 +299,6 @@ cdef class SlotCore(SlabCore):
 
     cdef explain(self, int64_t slot):
         """Why a slot is not open."""
-        if self.shut:
-            return self.why_shut()
         cdef int64_t place = slot & (MOST_PLACES - 1), generation = (slot >> PLACE_BITS) - self.first_generation
         if slot < 0 or place >= self.capacity or generation <= 0 or not generation & 1 or \
                 generation > self.generation[place]:
@@ -310,7 +308,7 @@ cdef class SlotCore(SlabCore):
         return f"slot {slot} was closed"
 
     def _place(self, slot):
-        """The place of an open slot, else StateError."""
+        """The place of an open slot, else StateError; StreamError if the pool is closed."""
         cdef int64_t number
         if isinstance(slot, bool | np.bool_) or not isinstance(slot, int | np.integer):
             raise StateError(f"a slot is an int that open() returned, got {type(slot).__name__}")
@@ -318,6 +316,7 @@ cdef class SlotCore(SlabCore):
             raise StateError(f"slot {slot} is not one of this pool's")
         number = slot
         if not self.is_open(number):
+            self._check_open()
             raise StateError(self.explain(number))
         return number & (MOST_PLACES - 1)
 
@@ -351,18 +350,15 @@ cdef class SlotCore(SlabCore):
         return n
 
     # -- snapshots --
-    def _open_with(self, const int64_t[::1] steps, const float[:, ::1] rows):
-        """New slots, int64 [n], for streams with these states that have taken these steps; not more than are free.
-        Allocates nothing but the array, first: if memory runs out, no slot is open."""
+    def _open_with(self, const int64_t[::1] steps, const float[:, ::1] rows, int64_t[::1] slots):
+        """New slots for streams with these states that have taken these steps; not more than are free. slots : int64
+        [n], is filled. Allocates nothing."""
         cdef int64_t i, place
-        found = np.empty(steps.shape[0], np.int64)
-        cdef int64_t[::1] slots = found
         for i in range(steps.shape[0]):
             place = self.take_place()
             slots[i], self.steps[place] = self.slot_of(place), steps[i]
             if self.row_bytes:
                 memcpy(self.row(place), &rows[i, 0], self.row_bytes)
-        return found
 
     @property
     def _now(self):

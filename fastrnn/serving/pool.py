@@ -15,7 +15,6 @@ from ..machine.files import replace_file
 from ..runtime import snapshots, states
 from ..runtime.arguments import check_out, chunk_arrays, deliver, listed, step_arrays, whole_number
 from ..runtime.compiled import Compiled, Context
-from ..runtime.migration import Fitting
 from ..runtime.snapshots import MOST_SLOTS
 from ..typing import Array, Blob, Input, Inputs, Slots, StepOutputs, StrPath
 from . import pool_snapshots, shown
@@ -59,7 +58,7 @@ class StreamPool(PoolCore):
         self.model = model
         self._compiled: Any = core  # a Compiled; None after `close`
         self._context, self.bound = context, bound
-        self._tokens: dict[str, int] = {}  # of snapshots -> `_now` before them
+        self._tokens: dict[str, tuple] = {}  # of snapshots -> (`_now` before it, its since); least used first
         core._check_streamable()
         with memory_for(f"pool of {capacity} streams of {model.name}"):
             self._resize(capacity)
@@ -170,7 +169,7 @@ class StreamPool(PoolCore):
         """Whether a slot is open."""
         try:
             self._place(slot)
-        except StateError:
+        except (StateError, StreamError):  # StreamError: the pool is closed
             return False
         return True
 
@@ -335,7 +334,8 @@ class StreamPool(PoolCore):
 
         Raises
         ------
-        StateError : since is not of a snapshot that this pool remembers, which are the last 1000.
+        StateError : since is not of a snapshot that this pool remembers, which are the last 1000 that were taken or
+        passed as since; or the file holds a snapshot that the increment needs.
         OSError : the file can't be written; an old one is unchanged.
         FastRNNMemoryError : there is no memory for the snapshot; with a path it needs about 2 MB.
         """
@@ -355,15 +355,10 @@ class StreamPool(PoolCore):
         StateError : a damaged, truncated or later snapshot, one of another model or of several streams; no free slot.
         """
         self._check_open()
-        with memory_for("restore"):
-            taken = snapshots.read(source)
-            fitting = Fitting([taken], self._core, migrate)
-        if taken.slots is not None or len(taken.steps) != 1:
-            raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
-        with self._alone():
-            slot = int(pool_snapshots.opened(self, taken, fitting)[0])
-        fitting.warn()
-        return slot
+        try:  # nothing follows the opening of the slot, so no Ctrl-C loses it
+            return pool_snapshots.restored_one(self, source, migrate)
+        except MemoryError as error:
+            raise out_of_memory(error, "restore") from None
 
     def restore_all(
         self, source: Blob | StrPath | Sequence[Blob | StrPath], *, migrate: bool = False
@@ -382,10 +377,10 @@ class StreamPool(PoolCore):
         Then none is opened.
         """
         self._check_open()
-        with memory_for("restore_all"):
-            slots, fitting = pool_snapshots.restored(self, source, migrate)
-        fitting.warn()
-        return slots
+        try:
+            return pool_snapshots.restored(self, source, migrate)
+        except MemoryError as error:
+            raise out_of_memory(error, "restore_all") from None
 
     def _require_sizes(self) -> None:
         if self.program is None:

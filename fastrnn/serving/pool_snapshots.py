@@ -39,11 +39,13 @@ def of_one(pool: StreamPool, slot: int) -> Snapshot:
 
 def whole(pool: StreamPool, path, since: str | bytes | None) -> bytes | str:
     """`StreamPool.snapshot_all`."""
-    before = None if since is None else _token(pool, since)
+    before, mark = (None, -1) if since is None else _known(pool, since)
+    if path is not None and before is not None:
+        _check_keeps(pool, path, before)
     token = secrets.token_hex(16)
     with pool._alone():
         now = pool._now
-    chunks = _chunks(pool, token, before)
+    chunks = _chunks(pool, token, before, mark)
     if path is None:
         blob = BytesIO()
         for chunk in chunks:
@@ -52,14 +54,15 @@ def whole(pool: StreamPool, path, since: str | bytes | None) -> bytes | str:
     else:
         replace_file(path, chunks, private=True)
         result = token
-    pool._tokens[token] = now
-    while len(pool._tokens) > MOST_TOKENS:
-        pool._tokens.pop(next(iter(pool._tokens)), None)
+    with pool._alone():
+        pool._tokens[token] = now, before
+        while len(pool._tokens) > MOST_TOKENS:
+            del pool._tokens[next(iter(pool._tokens))]
     return result
 
 
-def _token(pool: StreamPool, since) -> str:
-    """The token of an earlier snapshot of this pool."""
+def _known(pool: StreamPool, since) -> tuple[str, int]:
+    """(token, `_now` before it) of an earlier snapshot of this pool, which is remembered longer for this use."""
     if isinstance(since, bytes | bytearray | memoryview):
         token = snapshots.token_of(bytes(since))
     elif isinstance(since, str):
@@ -69,18 +72,30 @@ def _token(pool: StreamPool, since) -> str:
             f"since= is what snapshot_all returned, a token or bytes, got {type(since).__name__}: pass that, or "
             "nothing for a snapshot of all streams"
         )
-    if token not in pool._tokens:
-        raise StateError(
-            f"since={token!r:.80} is not one of the last {MOST_TOKENS} snapshots of this pool: take one of all "
-            "streams, without since="
-        )
-    assert token is not None
-    return token
+    with pool._alone():
+        if token is None or token not in pool._tokens:
+            raise StateError(
+                f"since={token!r:.80} is not one of the last {MOST_TOKENS} snapshots of this pool: take one of all "
+                "streams, without since="
+            )
+        pool._tokens[token] = pool._tokens.pop(token)
+        return token, pool._tokens[token][0]
 
 
-def _chunks(pool: StreamPool, token: str, before: str | None) -> Iterator[bytes | memoryview]:
-    """The parts of a snapshot as bytes, each taken when the one before has been written."""
-    since = -1 if before is None else pool._tokens[before]
+def _check_keeps(pool: StreamPool, path, before: str | None) -> None:
+    """StateError if a file holds a snapshot that an increment after `before` needs: it would be replaced."""
+    held = snapshots.tokens_in(path)
+    while held and before is not None:
+        if before in held:
+            raise StateError(
+                f"{path}: the file holds a snapshot that this increment (since=) is restored with: write the "
+                "increment to another file, or a snapshot of all streams, without since=, to this one"
+            )
+        before = pool._tokens.get(before, (0, None))[1]
+
+
+def _chunks(pool: StreamPool, token: str, before: str | None, since: int) -> Iterator[bytes | memoryview]:
+    """The parts of a snapshot as bytes, each taken when the one before has been written. since : -1: of all streams"""
     with pool._alone():
         pool._require_sizes()
         parts = pool._parts
@@ -123,8 +138,8 @@ def _described(about: dict, steps, rows, notes, slots=None, part=None, gone=None
     return Snapshot(steps, rows, slots=slots, ended=ended, still=still, known=known, part=part, gone=gone, **about)
 
 
-def restored(pool: StreamPool, source, migrate: bool) -> tuple[dict[int, int], Fitting]:
-    """`StreamPool.restore_all`, and how the snapshot fits the model."""
+def restored(pool: StreamPool, source, migrate: bool) -> dict[int, int]:
+    """`StreamPool.restore_all`."""
     sources = source if isinstance(source, list | tuple) else [source]
     found = [part for s in sources for part in snapshots.read_parts(s)]
     fitting = Fitting(found, pool._core, migrate)
@@ -133,37 +148,56 @@ def restored(pool: StreamPool, source, migrate: bool) -> tuple[dict[int, int], F
         n, free = sum(len(part.steps) for part in parts), pool.capacity - len(pool)
     if n > free:
         raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
-    slots = [np.zeros(0, np.int64)] * len(parts)  # the list is there before memory runs out
+    slots = [np.zeros(len(part.steps), np.int64) for part in parts]  # there before memory runs out, or a Ctrl-C comes
     try:
-        for i, part in enumerate(parts):
+        for part, some in zip(parts, slots, strict=True):
             with pool._alone():
-                slots[i] = opened(pool, part, fitting)
+                _open(pool, part, fitting, some)
+        fitting.warn()
         before = np.concatenate([part.slots for part in parts])
-        return dict(zip(before.tolist(), np.concatenate(slots).tolist(), strict=True)), fitting
+        return dict(zip(before.tolist(), np.concatenate(slots).tolist(), strict=True))
     except BaseException:
-        with pool._alone():
-            for some in slots:
-                pool._close_all(some)
+        _close(pool, slots)
         raise
 
 
-def opened(pool: StreamPool, taken: Snapshot, fitting: Fitting) -> np.ndarray:
-    """New slots for these streams, int64 [n]; the pool is held. After an error none is open."""
+def restored_one(pool: StreamPool, source, migrate: bool) -> int:
+    """`StreamPool.restore`."""
+    taken = snapshots.read(source)
+    fitting = Fitting([taken], pool._core, migrate)
+    if taken.slots is not None or len(taken.steps) != 1:
+        raise StateError(f"the snapshot is of {len(taken.steps)} streams: restore_all takes those of a pool")
+    slots = np.zeros(1, np.int64)
+    try:
+        with pool._alone():
+            _open(pool, taken, fitting, slots)
+        fitting.warn()
+        return int(slots[0])
+    except BaseException:
+        _close(pool, [slots])
+        raise
+
+
+def _close(pool: StreamPool, slots: list[np.ndarray]) -> None:
+    """Close those of these slots that are open."""
+    with pool._alone():
+        for some in slots:
+            pool._close_all(some)
+
+
+def _open(pool: StreamPool, taken: Snapshot, fitting: Fitting, slots: np.ndarray) -> None:
+    """New slots for these streams; the pool is held. slots : int64 [n] of zeros, to which each is written when it is
+    opened, so that the caller can close them after an error or a Ctrl-C at any moment."""
     n, free = len(taken.steps), pool.capacity - len(pool)
     if n > free:
         raise StateError(f"the snapshot needs {n} slots, {free} of {pool.capacity} are free: grow the pool first")
     if pool.program is None:
         pool._lay_out(pool._core._sized_as(taken.sizes))
     arrays, rows = fitting.fit(taken, "pool", pool._parts, pool.bound)
-    slots = pool._open_with(np.ascontiguousarray(taken.steps), rows)
-    try:
-        for i in range(n) if taken.still or taken.ended.any() else ():
-            still = [np.array(a[i]) for a in arrays] if taken.knows(i) else None
-            pool._set_steps(int(slots[i]) & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
-    except BaseException:
-        pool._close_all(slots)
-        raise
-    return slots
+    pool._open_with(np.ascontiguousarray(taken.steps), rows, slots)
+    for i in range(n) if taken.still or taken.ended.any() else ():
+        still = [np.array(a[i]) for a in arrays] if taken.knows(i) else None
+        pool._set_steps(int(slots[i]) & (MOST_SLOTS - 1), int(taken.steps[i]), bool(taken.ended[i]), still)
 
 
 def _latest(parts: list[Snapshot]) -> list[Snapshot]:

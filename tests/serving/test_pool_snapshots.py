@@ -117,9 +117,11 @@ class TestIncrements:
         for since in (first, pool.snapshot_all(), "", "x"):
             with pytest.raises(fastrnn.StateError, match="not one of the last 2 snapshots of this pool"):
                 other.snapshot_all(since=since)
+        second = pool.snapshot_all(os.devnull, since=first)
+        assert pool.snapshot_all(since=first)  # its use keeps it
         assert pool.snapshot_all(since=first)
         with pytest.raises(fastrnn.StateError, match="not one of the last 2"):
-            pool.snapshot_all(since=first)
+            pool.snapshot_all(since=second)
         with pytest.raises(fastrnn.StateError, match=r"since=.* got int"):
             pool.snapshot_all(since=3)
         with pytest.raises(fastrnn.StateError, match="since: not a snapshot"):
@@ -228,8 +230,8 @@ class TestRefused:
                 raise MemoryError
             return opens(*given)
 
-        opens = pool_snapshots.opened
-        monkeypatch.setattr(pool_snapshots, "opened", fails)
+        opens = pool_snapshots._open
+        monkeypatch.setattr(pool_snapshots, "_open", fails)
         with pytest.raises(fastrnn.FastRNNMemoryError):
             pool.restore_all(source)
         assert len(calls) == 3
