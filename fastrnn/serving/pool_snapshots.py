@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import StateError
+from ..errors import StateError, StreamError
 from ..machine.files import replace_file
 from ..runtime import snapshots
 from ..runtime.migration import Fitting
@@ -54,7 +55,7 @@ def whole(pool: StreamPool, path, since: str | bytes | None) -> bytes | str:
     else:
         replace_file(path, chunks, private=True)
         result = token
-    with pool._alone():
+    with suppress(StreamError), pool._alone():  # closed meanwhile: the snapshot is whole, and none continues it
         pool._tokens[token] = now, before
         while len(pool._tokens) > MOST_TOKENS:
             del pool._tokens[next(iter(pool._tokens))]

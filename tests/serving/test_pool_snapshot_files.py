@@ -1,10 +1,12 @@
 """Snapshots of a pool: an increment spares the files that it needs, and an interrupted restore opens no slot."""
 
+import numpy as np
 import pytest
 from pool_models import MODELS, opened, same
 from test_model_stream import some
 
 import fastrnn
+from fastrnn.serving import pool_snapshots
 from fastrnn.serving.pool import StreamPool
 
 pytestmark = pytest.mark.any_isa
@@ -56,3 +58,17 @@ def test_an_interrupted_restore_leaves_no_slot(name, monkeypatch):
             getattr(other, name)(blob)
     assert len(other) == 0
     assert getattr(other, name)(blob)
+
+
+def test_a_pool_that_is_closed_after_its_file_was_written_has_saved_it(tmp_path, monkeypatch):
+    model = fastrnn.from_arrays("gru", W=np.ones((12, 3), np.float32), R=np.ones((12, 4), np.float32))
+    pool, write = model.pool(4), pool_snapshots.replace_file
+    pool.step([pool.open()], np.ones((1, 3), np.float32))
+
+    def written(*args, **options):
+        write(*args, **options)
+        pool.close()
+
+    monkeypatch.setattr(pool_snapshots, "replace_file", written)
+    assert isinstance(pool.snapshot_all(tmp_path / "all"), str)
+    assert len(model.pool(4).restore_all(tmp_path / "all")) == 1
