@@ -11,7 +11,7 @@ import fastrnn
 from fastrnn.machine import _isa
 
 PRECISIONS = ("bfloat16", "int8", "int8-a16")
-# Largest error of 40 steps of layers of 128 with weights of +-1/sqrt(H), as ../shared/lowprec/REPORT.md measured it.
+# Bounds of the largest error of 40 steps; decision 0025 has what LSTM and GRU 512 measured in 100.
 ERRORS = {"bfloat16": 5e-3, "int8": 3e-2, "int8-a16": 1e-2}
 
 

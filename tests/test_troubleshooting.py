@@ -41,7 +41,7 @@ def file(folder, name, data=b"garbage" * 20):
 
 
 def unsupported(folder):
-    """A file with two operators that nobody has."""
+    """A file with two operators that do not exist."""
     nodes = [helper.make_node("Nope", ["x"], ["y"], "a", domain="my"), helper.make_node("Not", ["x"], ["z"], "b")]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 5]) for n in "xyz"]
     nodes[1] = helper.make_node("Never", ["x"], ["z"], "b", domain="my")

@@ -76,18 +76,11 @@ FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
     return (vec_int_4)_mm_dpbusd_epi32((__m128i)sums, (__m128i)a, (__m128i)w);
 }
 #else
-/* As AVX2; there is no VPSIGNB of 64 bytes. */
+/* As words_maddubs.h; there is no VPSIGNB of 64 bytes. */
 FRNN_INLINE vec_int_16 vec_dot_16(vec_int_16 sums, vec_int_16 a, vec_int_16 w) {
     __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi16(1);
     __m512i signed_w = _mm512_mask_sub_epi8((__m512i)w, _mm512_movepi8_mask((__m512i)a), zero, (__m512i)w);
     return sums + (vec_int_16)_mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8((__m512i)a), signed_w), one);
 }
-FRNN_INLINE vec_int_8 vec_dot_8(vec_int_8 sums, vec_int_8 a, vec_int_8 w) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)a), _mm256_sign_epi8((__m256i)w, (__m256i)a));
-    return sums + (vec_int_8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
-    __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8((__m128i)a), _mm_sign_epi8((__m128i)w, (__m128i)a));
-    return sums + (vec_int_4)_mm_madd_epi16(pairs, _mm_set1_epi16(1));
-}
+#include "words_maddubs.h"
 #endif

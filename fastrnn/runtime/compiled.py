@@ -204,7 +204,7 @@ class Compiled:
                 raise ShapeError(f"row {rows[0]}, of length {length}: {error}") from None
             for whole, value, piece in zip(results, self._ends, pieces, strict=True):
                 if any(p > w for p, w in zip(piece.shape, whole.shape, strict=True)):  # a pad up to a fixed length
-                    text = f"of length {length} is {list(piece.shape)}, which is no part of {list(whole.shape)}"
+                    text = f"of length {length} is {list(piece.shape)}, which does not fit into {list(whole.shape)}"
                     raise ShapeError(f"output {value}: that of rows {text}; shorter rows give more")
                 whole[index_of(value, rows, int(length), piece.shape)] = piece
         return tuple(results)

@@ -188,7 +188,7 @@ def test_a_damaged_file_is_packed_again(damage, file, cache, caplog):
 
 
 def test_a_whole_file_is_not_read_and_a_copy_is(file, cache, monkeypatch, caplog):
-    """The time of modification proves that nobody has written since; without it the checksum does."""
+    """The time of modification proves that the file was not written since; without it the checksum does."""
     fastrnn.load(file, cache=cache)
     (entry,) = entries(cache)
     read = []

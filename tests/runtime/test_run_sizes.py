@@ -223,7 +223,7 @@ def test_lengths_where_a_shorter_row_has_a_longer_output_are_refused():
     model = Model(b.done("y"))
     x = normal(2, 4, 2)
     np.testing.assert_array_equal(model.run(x, lengths=[4, 4])[0], model.run(x)[0])
-    with pytest.raises(ShapeError, match=r"output y.*of length 3 is \[1, 6, 2\], which is no part of \[2, 5, 2\]"):
+    with pytest.raises(ShapeError, match=r"output y.*of length 3 is \[1, 6, 2\], which does not fit into \[2, 5, 2\]"):
         model.run(x, lengths=[3, 4])
 
 

@@ -1,4 +1,4 @@
-"""A service's code, as a type checker sees it: mypy and pyright read this file in their strict modes, nobody runs it.
+"""A service's code, as a type checker sees it: mypy and pyright read this file in their strict modes; it is never run.
 
 It uses every public class, function and method: test_typing.py looks for each of them.
 """
