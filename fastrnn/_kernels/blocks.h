@@ -57,9 +57,10 @@ static inline int64_t frnn_padded(int64_t N, int64_t U) {
 /* Groups of the terms of K weights, of which a term holds `each`. */
 static inline int64_t frnn_groups(int64_t K, int64_t each) { return (K + FRNN_GROUP * each - 1) / (FRNN_GROUP * each); }
 
-/* Where term q of group g of vector v is, among the terms of nv vectors. */
-static inline const float *frnn_term(const float *terms, int64_t g, int64_t nv, int64_t v, int64_t q, int64_t width) {
-    return terms + ((g * nv + v) * FRNN_GROUP + q) * width;
+/* Where term t of vector v is, among those of nv vectors. In this order the terms are read one after the other, and those
+ * of a group and vector are a tile whose rows are nv * width floats apart. */
+static inline const float *frnn_term(const float *terms, int64_t t, int64_t nv, int64_t v, int64_t width) {
+    return terms + (t * nv + v) * width;
 }
 
 /* How many of `rows` rows the next tile takes: tiles have nearly equal heights of at most `limit`. */

@@ -70,8 +70,8 @@ static float *frnn_bfloat16_pack(int64_t K, int64_t k0, int64_t k1, int64_t nv, 
     (void)scale;
     float *p = packed + frnn_groups(k0, 2) * FRNN_GROUP * nv * width;
     for (int64_t g = frnn_groups(k0, 2); g < frnn_groups(k1, 2); g++) {
-        for (int64_t v = 0; v < nv; v++) {
-            for (int64_t q = 0; q < FRNN_GROUP; q++) {
+        for (int64_t q = 0; q < FRNN_GROUP; q++) {
+            for (int64_t v = 0; v < nv; v++) {
                 for (int64_t l = 0; l < width; l++, p++) {
                     uint32_t term = 0;
                     for (int64_t i = 0; i < 2; i++) {
@@ -139,7 +139,7 @@ static float *frnn_int8_pack(int64_t K, int64_t k0, int64_t k1, int64_t nv, int6
                     term |= (uint32_t)(uint8_t)(int8_t)q << (8 * i);
                     sum += q;
                 }
-                memcpy(terms + (((t / FRNN_GROUP) * nv + v) * FRNN_GROUP + t % FRNN_GROUP) * width + l, &term, 4);
+                memcpy(terms + (t * nv + v) * width + l, &term, sizeof term);
             }
             sum *= -128;
             scales[v * width + l] = own;

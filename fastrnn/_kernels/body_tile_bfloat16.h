@@ -4,7 +4,7 @@
  * weights and o those of the odd ones, each by one fused operation per weight from zero, and C = C + (e + o). The
  * groups of x come first, then those of h, from C = 0; the bias is added last. So every instruction set that has a fused
  * multiply-add gives the same bits.
- * Weights of a half: [groups][nv][FRNN_GROUP][VEC_W] terms. A rounded row: the values as floats, filled with zeros.
+ * Weights of a half: [groups][FRNN_GROUP][nv][VEC_W] terms. A rounded row: the values as floats, filled with zeros.
  */
 #ifndef FRNN_BODY_TILE_BFLOAT16_H
 #define FRNN_BODY_TILE_BFLOAT16_H
@@ -34,7 +34,7 @@ FRNN_INLINE void vec_bfloat16_group(const float *const row[], const float *const
         for (int b = 0; b < nb; b++) {
 #pragma GCC unroll 4
             for (int v = 0; v < n; v++) {
-                vec_int two = vec_bits(vec_load(frnn_term(terms[b], g, nv, first + v, q, VEC_W)));
+                vec_int two = vec_bits(vec_load(frnn_term(terms[b], g * FRNN_GROUP + q, nv, first + v, VEC_W)));
                 vec w0 = vec_of_bits(two << 16), w1 = vec_of_bits(two & (int32_t)0xffff0000);
 #pragma GCC unroll 6
                 for (int r = 0; r < mr; r++) {

@@ -4,7 +4,7 @@
  * columns. With two planes (int8-a16) a rounded value is 128 high + low, and S = fma(S_high, 128, S_low). Every
  * instruction set that has a fused multiply-add gives the same bits.
  * Weights of a half: scales [nv][VEC_W], then -128 times the sum of each column's weights, int32 [nv][VEC_W], then
- * [groups][nv][FRNN_GROUP][VEC_W] terms. A rounded row: its scale, alone in FRNN_HEAD floats, then the bytes, each
+ * [groups][FRNN_GROUP][nv][VEC_W] terms. A rounded row: its scale, alone in FRNN_HEAD floats, then the bytes, each
  * FRNN_INT8_OFFSET too large, then the low ones.
  */
 #ifndef FRNN_BODY_TILE_INT8_H
@@ -47,7 +47,7 @@ FRNN_INLINE void vec_int8_sums(const float *const row[], const float *const sums
             for (int b = 0; b < nb; b++) {
 #pragma GCC unroll 4
                 for (int v = 0; v < n; v++) {
-                    w[b][v] = vec_bits(vec_load(frnn_term(terms[b], g, nv, first + v, q, VEC_W)));
+                    w[b][v] = vec_bits(vec_load(frnn_term(terms[b], g * FRNN_GROUP + q, nv, first + v, VEC_W)));
                 }
             }
 #pragma GCC unroll 6

@@ -50,7 +50,7 @@ typedef struct frnn_act { /* one activation */
 #define FRNN_PACK_STEP 64  /* weights can be packed in parts that begin at multiples of this */
 /* The layout of packed weights, of all tables. Files of packed weights hold it, and other ones are not read: count it up
  * with every change of what cell_pack or linear_pack write, as tests/kernels/test_packed_layout.py says. */
-#define FRNN_LAYOUT 1
+#define FRNN_LAYOUT 2
 
 struct frnn_tile; /* body_tile.h */
 typedef void (*frnn_tile_fn)(const struct frnn_tile *tile);
