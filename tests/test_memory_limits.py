@@ -131,6 +131,9 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_memory_runs_out(case, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if case != "load h5":  # HDF5 2.0 itself crashes under the lowest limit
+        # glibc raises this threshold with each large block that is freed, and then has room of its own.
+        env["MALLOC_MMAP_THRESHOLD_"] = "131072"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, case, tmp_path], capture_output=True, text=True, env=env, timeout=300
     )
