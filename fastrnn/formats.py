@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FastRNNError, ModelFormatError, UnsupportedError
 from .graph import Graph, artifact
 from .model import Model
+from .records import dataclass
 
 
 @dataclass(frozen=True)

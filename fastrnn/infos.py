@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .graph import Graph, Node, Value
 from .graph.precision import SCALES
+from .records import dataclass
 from .runtime.compiled import Compiled
 from .runtime.states import POSITION
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from .errors import FastRNNError
 from .graph import Graph
 from .model import Model
+from .records import dataclass
 from .selected import Choice, SelectedModel
 from .streaming.conditions import problems
 from .streaming.live import lengths_of, live

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from .graph.casts import as_dtype
 from .infos import TensorInfo
 from .machine import forks
 from .model import Model
+from .records import dataclass
 from .runtime.compiled import Compiled
 from .serving.pool import StreamPool
 from .serving.stream import Stream

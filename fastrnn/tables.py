@@ -6,7 +6,6 @@ Every text is escaped: names come from files. The functions return parts; `block
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 MOST_ROWS = 40  # of a table in a notebook
 MOST_LETTERS = 300  # of a cell: a name in a file may have megabytes
@@ -76,4 +75,6 @@ def _cell(tag: str, value: object, side: str) -> str:
 
 def _text(value: object) -> str:
     text = str(value)
+    from html import escape  # loads 2,000 names of characters, which no call that shows nothing needs
+
     return escape(text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ...")

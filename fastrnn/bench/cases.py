@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from ..records import dataclass
 from .published import EXAMPLE_FILE, PUBLISHED, PublishedModel, example_model
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}

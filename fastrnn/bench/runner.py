@@ -6,12 +6,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
+from ..records import dataclass
 from . import costs, machine, models, targets
 from .cases import DEFAULT_GRIDS, GRIDS, Case, cases_of
 from .errors import BenchError

@@ -6,8 +6,9 @@ A target is judged only if all its cases were run; otherwise it is "not measured
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
+from ..records import dataclass
 from .cases import GRIDS, cases_of
 from .figures import geometric_mean
 

@@ -12,12 +12,12 @@ Ops check indices that are data (of a gather, of lengths) before they use them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ..errors import FastRNNError
 from ..graph import dims as D
 from ..graph.registry import Registry
 from ..ops import LEVELS, RANK, TYPE_CODES
+from ..records import dataclass
 from .plan import Coefficients, Op, Plan, split_step
 from .tensors import ITEMSIZE, Buffer
 

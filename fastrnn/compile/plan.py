@@ -12,7 +12,7 @@ Modes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import FastRNNError, ShapeError
 from ..graph import Graph, Value, check_required
 from ..graph import dims as D
+from ..records import dataclass
 from ..streaming.timetable import Timetable
 from .tensors import ITEMSIZE, Buffer, Tensor, contiguous
 

@@ -6,12 +6,13 @@ Transpose, slice, squeeze and most reshapes are free: they only make another `Te
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
 from ..graph import DTYPES
 from ..graph import dims as D
+from ..records import dataclass
 
 ITEMSIZE = {name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}
 

@@ -7,11 +7,10 @@ so that importers can permute weights once, and appear nowhere else. Equations: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ..errors import ModelFormatError
+from ..records import dataclass
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 GATE_ORDER = {"rnn": "i", "lstm": "iofc", "gru": "zrh"}

@@ -8,8 +8,8 @@ All other nodes see whole sequences. `schedule` lists nodes and loops so that ea
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 
+from ..records import dataclass
 from .types import Graph, Node
 
 

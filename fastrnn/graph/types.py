@@ -12,11 +12,12 @@ purpose; importers lower what they read to it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 
 import numpy as np
 
+from ..records import dataclass
 from .cells import CellSpec
 from .dims import Dim
 

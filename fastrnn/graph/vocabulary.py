@@ -12,8 +12,9 @@ change for a new op. Only its lowering is elsewhere (fastrnn/compile/lowering).
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from ..records import dataclass
 from .cells import CellSpec
 from .precision import PRECISIONS
 

@@ -14,11 +14,12 @@ the accuracy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..compile.plan import Op, Plan
 from ..graph import dims as D
 from ..machine._isa import FLOPS_A_THREAD
+from ..records import dataclass
 from .limits import Limits
 from .op_costs import SHARED, Parts, costs
 

@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..machine import _isa, _kernel_calls
 from ..machine.cpu import cpu_info
 from ..machine.files import replace_file
 from ..model import Model
+from ..records import dataclass
 from ..runtime._timing import OpTimer, clock_ns
 
 FORMAT = 3  # of the cache file; other formats are measured again

@@ -6,13 +6,13 @@ A rule is a function (op, context) -> (Parts, flops, bytes of weights, bytes of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compile.lowering.fields import FUNCTIONS
 from ..compile.plan import Op
 from ..graph.registry import Registry
 from ..machine._isa import tile_rows
+from ..records import dataclass
 from .limits import Limits
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..graph import DTYPES
 from ..graph import dims as D
 from ..machine.cpu import MAX_THREADS
 from ..model import Model
+from ..records import dataclass
 from ..runtime._timing import OpTimer, clock_ns
 from ..runtime.arguments import plain_forms, whole_number
 from . import cost_model, limits

@@ -12,10 +12,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from ..records import dataclass
 from . import pages
 
 MOST_HEADER = 100_000_000  # bytes; the limit of the library

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import FastRNNError
+from ..records import dataclass
 from .workers import ThreadingInfo, threading_info
 
 MAX_THREADS = 1024  # more is a typo

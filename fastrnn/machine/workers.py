@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from ..errors import FastRNNError
+from ..records import dataclass
 from . import _isa, forks
 
 KINDS = ("auto", "team", "openmp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..errors import FastRNNError
 from ..graph import DTYPES
 from ..graph import dims as D
 from ..machine import forks
+from ..records import dataclass
 from ..runtime.arguments import solve_sizes
 from .types import number_of, type_of
 

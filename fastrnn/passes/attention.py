@@ -8,7 +8,7 @@ the program wrote it: an addition becomes the node's bias, a `where` its mask an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..errors import FastRNNError
 from ..graph import Graph, Node
 from ..graph import dims as D
 from ..graph.traverse import fresh
+from ..records import dataclass
 from .attention_masks import HIDING, WEAK, Bias, Positions, seen_alone
 from .dead import remove_dead_nodes
 from .moves import simplify_moves

@@ -8,7 +8,6 @@ and compared with "no later step" and "no later step, and only the last w earlie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ..errors import FastRNNError
 from ..graph import Graph, Node, reference
 from ..graph import dims as D
 from ..graph.traverse import free_inputs, needed
+from ..records import dataclass
 
 LARGEST_PROOF = 2048  # a mask is computed for at most this many steps: 4 Mi elements
 LEAST_PROOF = 16

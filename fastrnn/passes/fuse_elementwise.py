@@ -8,12 +8,12 @@ activation after a convolution, which the product's last step applies.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ..graph import Graph, Node
 from ..graph.traverse import free_inputs
 from ..graph.windows import CONVOLUTIONS
 from ..machine._isa import MAX_INPUTS, MAX_INSTRUCTIONS
+from ..records import dataclass
 from .linear import _FUSABLE
 
 ELEMENTWISE = frozenset(("unary", "binary", "where"))

@@ -10,7 +10,7 @@ numbers are not an accident.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..graph.cells import ACTIVATIONS, Activation, CellSpec, activation
 from ..graph.dims import TIME, evaluate, symbols
 from ..graph.loops import Loop, loops, schedule
 from ..graph.traverse import fresh, subgraph
+from ..records import dataclass
 from .patch import Patch
 from .sums import Sum, Sums
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ..errors import ShapeError
 from ..graph import DTYPES, Value
 from ..graph import dims as D
 from ..graph.casts import as_dtype
+from ..records import dataclass
 
 MOST_AXES = 8  # of an array on the fast path of a step, including the row axis of a pool
 

@@ -7,7 +7,6 @@ four steps of a value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from ..graph import Graph, Node
 from ..graph import dims as D
 from ..graph.digests import named
 from ..passes.positions import spread_positions
+from ..records import dataclass
 from ..streaming.timetable import INPUT, Timetable
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ latter may pack the states of several cells into one tensor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..graph.loops import loops
 from ..graph.traverse import roots as roots_of
 from ..graph.traverse import subgraph
 from ..graph.vocabulary import moves
+from ..records import dataclass
 from .kept import KeptState, Meanings, kept_states
 
 MOST_STEPS = 1 << 60  # of a stream; no real stream counts further

@@ -42,13 +42,14 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import StateError
 from ..machine import container
+from ..records import dataclass
 from .kept import KeptState
 from .layout import MOST_STEPS
 

@@ -8,12 +8,12 @@ without, cut and joined again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from ..graph.digests import array_name, named
+from ..records import dataclass
 
 _SHIFT = 32  # an element is number of the atom << 32 | index in it
 _INDEX = (1 << _SHIFT) - 1

@@ -16,12 +16,13 @@ timetable.py). If a node combines values of different clocks, they wait for the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value
 from ..graph import dims as D
 from ..graph.vocabulary import ROWS, Meeting
+from ..records import dataclass
 from .rules import RUNNING, Mixed, Track, follows
 from .timetable import INPUT, Clock, Timetable
 

@@ -6,12 +6,13 @@ all steps so far. It raises `Mixed` if the node mixes rows or steps. `walk` is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..graph import Graph, Node
 from ..graph import dims as D
 from ..graph.registry import Registry
+from ..records import dataclass
 from .timetable import INPUT, Clock
 
 if TYPE_CHECKING:

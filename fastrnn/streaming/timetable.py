@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
 from ..errors import UnsupportedError
 from ..graph import dims as D
 from ..machine import forks
+from ..records import dataclass
 
 POSITIONS = 1 << 14  # tabulated: longer than start-up and period of any real-time model; 0.1 ms per clock
 INPUT = 0  # the clock of the model's inputs
@@ -85,6 +84,8 @@ class Timetable:
     """
 
     def __init__(self):
+        from fractions import Fraction  # loads the module decimal, which only clocks need
+
         self.clocks = [Clock("input", D.TIME)]
         steps = np.arange(POSITIONS, dtype=np.int64)
         self.come, self.whole = [steps], [steps]  # per clock: steps that have come, and those if the sequence ended

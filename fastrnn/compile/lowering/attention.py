@@ -6,14 +6,13 @@ the window of the node itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from ...graph import dims as D
 from ...ops import attention_scratch
+from ...records import dataclass
 from ...streaming.rules import streams_causally
 from .. import bounds
 from ..tensors import Buffer, Tensor

@@ -10,8 +10,6 @@ In a stream, the first n steps of the memory are loaded from the slab row, and i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ...errors import UnsupportedError
@@ -20,6 +18,7 @@ from ...graph import dims as D
 from ...graph.loops import Loop
 from ...graph.traverse import free_inputs
 from ...graph.vocabulary import ROWS
+from ...records import dataclass
 from ...streaming.follow import Track, follow
 from .. import bounds
 from ..plan import STEP

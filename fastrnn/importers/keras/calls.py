@@ -7,7 +7,7 @@ refused, unless they only matter for training (`_TRAINING`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ...errors import ModelFormatError
 from ...graph import Value
 from ...graph.casts import as_float32
 from ...graph.dims import Dim
+from ...records import dataclass
 from ..shared.builder import GraphWriter
 from ..shared.ledger import Finding, ReadLedger
 from .config import Layer, Version

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ...errors import ModelFormatError
+from ...records import dataclass
 
 MAX_TEXT = 1 << 26  # characters of a config; the largest published models have 4 MB
 MAX_NESTING = 32  # of nested models, wrappers and cells

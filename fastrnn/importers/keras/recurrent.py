@@ -6,12 +6,11 @@ here. A masked step keeps the state and repeats the last output. Outputs before 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ...graph import Value
 from ...graph.cells import GATES, KERAS_ORDER, CellSpec, reorder_gates
+from ...records import dataclass
 from ..shared.ledger import Finding
 from ..shared.stacks import from_cudnn
 from .activations import cell_activation

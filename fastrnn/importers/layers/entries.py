@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ...errors import ModelFormatError
 from ...graph.cells import ACTIVATIONS
+from ...records import dataclass
 from ..shared.ledger import ReadLedger
 
 

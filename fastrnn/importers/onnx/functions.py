@@ -7,13 +7,12 @@ body is known only when the walk reaches its node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, defs, helper
 
 from ...errors import ModelFormatError
+from ...records import dataclass
 from .reading.nodes import OnnxNode, plain_nodes, sort_nodes
 from .reading.values import Const, Fill, Ints, Live
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from ...errors import UnsupportedError
+from ...records import dataclass
 from .reading import files
 from .reading.values import Live
 

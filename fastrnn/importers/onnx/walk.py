@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import onnx
 from ...errors import FastRNNError, ModelFormatError, ShapeError, StateError, UnsupportedError, claims_too_much
 from ...graph import Graph
 from ...graph.dims import Dim
+from ...records import dataclass
 from ..shared.ledger import Finding
 from . import functions
 from .build import GraphDraft

@@ -7,13 +7,13 @@ reads are taken from the live shape, so no size of the example is written into t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
 
+from ...records import dataclass
 from .lookups import DOMAIN
 
 OPSET = 20

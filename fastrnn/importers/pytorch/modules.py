@@ -8,7 +8,7 @@ loops and nn.RNN and break projections (the ONNX importer undoes much of that). 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from ...errors import ModelFormatError, UnsupportedError
 from ...graph import Graph
 from ...graph import dims as D
 from ...graph.casts import check_float32
+from ...records import dataclass
 from . import exporting, held, nesting, tracing
 from .emit import Unknown
 from .through_torch import quiet

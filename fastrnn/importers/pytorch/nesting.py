@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import nn
 
 from ...errors import ModelFormatError
 from ...graph.casts import check_float32
+from ...records import dataclass
 
 _HERE = object()  # the place of a tensor in a form
 

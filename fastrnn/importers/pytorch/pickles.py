@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...errors import ModelFormatError, UnsupportedError
+from ...records import dataclass
 from . import numpy_pickles
 from .saved import SavedTensor
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from onnx import helper
 from torch import fx, nn
 
+from ...records import dataclass
 from . import held, moves, nesting, packed  # noqa: F401  (moves registers its functions)
 from .emit import Emitter, Packed, Size, Unknown, V, onnx_dtype
 from .functions import FUNCTIONS

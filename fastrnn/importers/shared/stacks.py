@@ -9,13 +9,13 @@ G*H], bias [G*H], or [2, G*H] if a GRU's reset comes after the product; the orde
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...errors import ModelFormatError
 from ...graph import Value
 from ...graph.cells import GATES, KERAS_ORDER, TORCH_ORDER, CellSpec, activation, reorder_gates
+from ...records import dataclass
 from .builder import GraphWriter
 from .weights import Tensors
 

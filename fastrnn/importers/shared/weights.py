@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...errors import ModelFormatError
 from ...graph.casts import check_float32
 from ...machine import container
+from ...records import dataclass
 from .ledger import ReadLedger
 
 

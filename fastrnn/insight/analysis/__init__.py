@@ -14,13 +14,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ...errors import ShapeError
 from ...model import Model
+from ...records import dataclass
 from ...typing import Input
 from .corruption import Corruption, Gap, corruptions, gaps, quiet_inputs
 from .data import Data, load_data, made_up

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import FastRNNError, ModelFormatError
+from ...records import dataclass
 from ...typing import Input, StrPath
 
 if TYPE_CHECKING:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from ...records import dataclass
 
 DEFINITIONS = {
     "relative error": "rms of (dirty output - clean output) over the rms of the clean output, all outputs, steps and "

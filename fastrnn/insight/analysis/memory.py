@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 
+from ...records import dataclass
 from ...serving.stream import Stream
 from .runner import Arrays, Runner
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from ...graph import Graph
 from ...model import Model
+from ...records import dataclass
 from .figures import ErrorFigures
 from .float64 import Float64, Whole, chunkable
 from .runner import Arrays, Runner

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from html import escape
 
 from ...machine.files import replace_file
+from ...records import dataclass
 
 STYLE = """
 :root { color-scheme: light; }

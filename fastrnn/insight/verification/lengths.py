@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ from ...errors import FastRNNError
 from ...graph import Graph, reference
 from ...graph import dims as D
 from ...passes.parallel_forms import MARK
+from ...records import dataclass
 from .inputs import integer_limits, least_steps, random_inputs
 
 if TYPE_CHECKING:

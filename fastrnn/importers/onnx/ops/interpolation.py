@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 
 import numpy as np
+
+from ....records import dataclass
 
 _HALF = Fraction(1, 2)
 

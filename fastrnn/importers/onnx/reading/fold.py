@@ -7,7 +7,6 @@ from math import prod
 
 import numpy as np
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from ....errors import ModelFormatError
 from ...shared.ledger import Finding
@@ -50,6 +49,8 @@ def fold(node: OnnxNode, arrays: list, opsets: dict[str, int], limit: int = MAX_
     model = helper.make_model(
         helper.make_graph([proto], "fold", ins, outs), opset_imports=[helper.make_opsetid("", opsets[""])]
     )
+    from onnx.reference import ReferenceEvaluator  # reads every schema, in 12 ms: few files need it
+
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import onnx
 from onnx import AttributeProto
 
 from ....errors import ModelFormatError
+from ....records import dataclass
 
 
 @dataclass

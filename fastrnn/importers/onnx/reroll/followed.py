@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from ....records import dataclass
 from ..reading.nodes import OnnxNode
 from .numbering import Record
 from .rolled import DOMAIN, Collected, Copies

@@ -6,11 +6,12 @@ copy of some nodes for other inputs is found by look-up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from onnx import AttributeProto
 
 from ....errors import ModelFormatError
+from ....records import dataclass
 from ..reading import files
 from ..reading.nodes import OnnxNode, reads
 

@@ -7,11 +7,10 @@ fused gates are sliced and split directly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ....graph.cells import CellSpec, activation
+from ....records import dataclass
 
 _ACTIVATIONS = {"Tanh": "tanh", "Sigmoid": "sigmoid", "Relu": "relu", "Softsign": "softsign", "Softplus": "softplus"}
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ....errors import ModelFormatError
+from ....records import dataclass
 from ..reading import files
 from ..reading.nodes import OnnxNode
 from .numbering import Source

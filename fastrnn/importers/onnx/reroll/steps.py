@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ....errors import ModelFormatError, ShapeError, UnsupportedError
 from ....graph import DTYPES
 from ....graph.dims import Dim
+from ....records import dataclass
 from ...shared.ledger import Finding
 from ..ops.sequences import joined
 from ..reading.nodes import OnnxNode

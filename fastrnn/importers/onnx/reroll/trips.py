@@ -6,10 +6,11 @@ constants and sizes gives the number of steps. Any other part depends on data, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ....graph import dims as D
 from ....graph.dims import Dim
+from ....records import dataclass
 from ...shared.ledger import Finding
 from ..reading.values import Const, Fill, Ints, Live, uniform
 

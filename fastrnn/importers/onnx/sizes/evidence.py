@@ -17,11 +17,12 @@ a product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
 from ....graph.dims import Dim
+from ....records import dataclass
 from ..reading.values import Const, Fill, Live, uniform
 
 SMALL = 4  # up to this length every file has numbers such as T0 and T0 // 2

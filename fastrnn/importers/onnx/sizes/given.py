@@ -11,7 +11,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from ....errors import FastRNNError, ModelFormatError, ShapeError, UnsupportedEr
 from ....graph import Graph
 from ....graph.dims import symbols
 from ....passes.sizes import fix_sizes
+from ....records import dataclass
 from ...shared.ledger import Finding
 from .settle import names_of
 from .symbols import SymbolTable

@@ -13,13 +13,13 @@ true at every size; only a graph from a walk that learned nothing is used. Chang
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import lcm
 from typing import NoReturn
 
 from ....errors import ModelFormatError, ShapeError
 from ....graph import dims as D
 from ....graph.dims import Dim
+from ....records import dataclass
 from ...shared.ledger import Finding
 from .evidence import Ledger, Policy
 

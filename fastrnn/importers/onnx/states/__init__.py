@@ -12,11 +12,12 @@ in `undecided`, and a stream refuses it.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ....errors import StateError
 from ....graph import Graph
 from ....graph import dims as D
+from ....records import dataclass
 from .links import dependencies, links, timed
 from .names import alike, is_data, is_empty, is_state
 
