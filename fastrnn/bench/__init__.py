@@ -1,9 +1,11 @@
 """The benchmark: every engine in a process of its own, all engines of a case in turns, the limits beside.
 
     cases.py      what is measured: grids of cases, and the least work of each
+    entrants.py   who takes part: engines, in which precision, with which instruction set and threads
     models.py     the files and inputs that a case's engines get, and the answer they must give
     worker.py     the program that runs one engine; engines/ has a file for each
-    runner.py     starts workers, compares their answers, lets them take turns, collects the record
+    runner.py     starts workers, lets them take turns, collects the record
+    answers.py    compares their answers with the true ones
     figures.py    arithmetic on the record: ratios, means, shares of the roofline, verdicts
     targets.py    the project's targets beside what was reached
     costs.py      what an import, a load and a stream cost
@@ -15,8 +17,9 @@ A record is plain dicts, lists and numbers; `save` and `load` keep it as JSON.
 
 from .cases import DEFAULT_GRIDS, GRIDS
 from .comparison import compare
+from .entrants import ENGINES, PEERS
 from .errors import BenchError
 from .records import load, save
-from .runner import ENGINES, PEERS, Options, run
+from .runner import Options, run
 
 __all__ = ["DEFAULT_GRIDS", "ENGINES", "GRIDS", "PEERS", "BenchError", "Options", "compare", "load", "run", "save"]

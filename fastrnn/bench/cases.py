@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..records import dataclass
+from . import entrants
 from .published import EXAMPLE_FILE, PUBLISHED, PublishedModel, example_model
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -21,6 +22,13 @@ ODD_SIZES = (8, 16, 20, 24, 40, 50, 130)  # no multiple of the lanes, or less th
 SEQUENCE_STEPS = 100
 CHECK_STEPS = 6  # steps whose answers are compared before a case is timed
 FLOAT = 4  # bytes
+ERROR_STEPS = 1000  # in reduced precision: over so many steps errors of states show; fewer where rows make them dear
+ERROR_ROWS = 4096  # steps times rows, at the most
+ROUNDED_KINDS = ("lstm", "gru")
+ROUNDED_SIZES = (64, 128, 256, 512)
+ROUNDED_BATCHES = (1, 4, 16, 128)
+PAUSES_MS = (1, 10)
+PAUSED_BATCHES = (1, 16)
 POOL_SLOTS = (1, 8, 32, 128, 1000, 10_000)
 POOL_CELLS = (("lstm", 64), ("lstm", 128), ("gru", 128))
 MOST_SESSIONS = 128  # a session of onnxruntime takes up to 20 MB
@@ -46,6 +54,8 @@ class Case:
     """One line of the benchmark.
 
     grid : which grid it belongs to; engines : who takes part, or () for all.
+    pause_ms : time from one call to the next, in which the process sleeps; 0: calls in a row.
+    check_steps : steps of a cell whose answers are compared before it is timed.
     slots : of the grid `pool`: streams that are open, of which `batch` are stepped; 0 elsewhere.
     kind, I, H, T, batch : the cell and its sizes; kind is "model" for a model file, whose I and H are 0.
     model : the model file's description for kind "model"; folder : where that file is.
@@ -62,6 +72,8 @@ class Case:
     model: PublishedModel | None = None
     folder: str = ""
     slots: int = 0
+    pause_ms: int = 0
+    check_steps: int = CHECK_STEPS
 
     @property
     def sequence(self) -> bool:
@@ -151,6 +163,41 @@ def pool_case(kind: str, H: int, slots: int, rows: int, engines: Sequence[str], 
     return Case(name, grid, kind, H, H, 1, rows, tuple(engines), slots=slots)
 
 
+def rounded_engines(kind: str) -> tuple[str, ...]:
+    """fastrnn in every precision, with the active and each forced instruction set, and every peer that runs the cell in
+    reduced precision: onnxruntime's `quantize_dynamic` leaves a GRU in float32, and OpenVINO has no GRU of bytes."""
+    own = [entrants.own_name(p, isa) for isa in (None, *entrants.forced_isas()) for p in entrants.PRECISIONS]
+    peers = ["openvino-bf16", "torch-bf16", "torch-int8"]
+    return (*own, *(["ort-int8", "openvino-int8"] if kind == "lstm" else []), *peers)
+
+
+def rounded_case(grid: str, kind: str, H: int, batch: int, pause_ms: int = 0, error_steps: int = ERROR_STEPS) -> Case:
+    """One step of a cell in every precision; paced calls are named after their pause."""
+    case = cell_case(grid, kind, H, batch=batch, engines=rounded_engines(kind))
+    steps = CHECK_STEPS if pause_ms else max(1, min(error_steps, ERROR_ROWS // batch))
+    name = case.id if batch > 1 else f"{case.id}-b1"
+    return replace(case, id=name + (f"-every-{pause_ms}ms" * bool(pause_ms)), pause_ms=pause_ms, check_steps=steps)
+
+
+def precision_grid() -> list[Case]:
+    """Cells in every precision, calls in a row."""
+    return [rounded_case("precision", k, H, b) for k in ROUNDED_KINDS for H in ROUNDED_SIZES for b in ROUNDED_BATCHES]
+
+
+def paced_grid() -> list[Case]:
+    """The same with time between calls, as in a service that steps when a packet comes."""
+    sizes = [(k, H, b) for k in ROUNDED_KINDS for H in ROUNDED_SIZES for b in PAUSED_BATCHES]
+    return [rounded_case("paced", *size, pause_ms=pause) for size in sizes for pause in PAUSES_MS]
+
+
+def tiny_precision_grid() -> list[Case]:
+    """One small cell of each kind in every precision, in a row and paced, for a test. Cells of 4 units stay float32."""
+    return [
+        rounded_case("tiny-precision", "lstm", 64, 1, error_steps=20),
+        rounded_case("tiny-precision", "gru", 64, 2, pause_ms=1),
+    ]
+
+
 def tiny_grid() -> list[Case]:
     """One small case of each form, so that the benchmark can be run, not timed, in a test."""
     return [
@@ -199,6 +246,9 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "models": ("the example model, and one frame of published models if they are found", models_grid),
     "threads": ("fastrnn with two threads against one", lambda _: threads_grid()),
     "pool": ("one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped", pool_grid),
+    "precision": ("one step in float32, bfloat16, int8 and int8-a16, 1 to 128 rows", lambda _: precision_grid()),
+    "paced": ("the same with 1 and 10 ms from one call to the next", lambda _: paced_grid()),
+    "tiny-precision": ("two tiny cases, for the same", lambda _: tiny_precision_grid()),
     "tiny-pool": ("a tiny pool, for the same", lambda _: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")]),
     "tiny": ("three tiny cases, to see that the benchmark works", lambda _: tiny_grid()),
 }

@@ -1,4 +1,4 @@
-"""Arithmetic of the benchmark: quantiles, ratios, means, shares of the roofline. Knows no engine and no clock.
+"""Arithmetic of the benchmark: quantiles, ratios, means, shares of the roofline. Knows names of engines and no clock.
 
 Everything here works on the plain dicts of the JSON record, so that a file from elsewhere can be judged again.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+
+from . import entrants
 
 FASTRNN = "fastrnn"
 PLAIN = "fastrnn-plain"  # the rows of a pool's call in lock-step: what a pool is compared with, and no peer
@@ -88,8 +90,10 @@ def least_ns(work: Mapping, level: str, roofline: Mapping, threads: int = 1) -> 
 
 
 def judge(case: dict) -> None:
-    """Add to a case's record what follows from its results: best peer, ratios, roofline share, verdict.
+    """Add to a case's record what follows from its results: best peer, ratios, roofline share, contests, verdict.
 
+    ratio, ratios, best_peer : of fastrnn in float32, against the peers in float32.
+    contests : the same for each reduced precision and forced instruction set of fastrnn that took part, by its name.
     verdict : "wins", "loses" (some peer is faster), "alone" (no peer answered), "no answer" (fastrnn did not run it),
     "peers only" (fastrnn was not asked), or "wrong" (an answer differed, ours or a peer's).
     """
@@ -97,50 +101,96 @@ def judge(case: dict) -> None:
     timed = {name: r for name, r in results.items() if r["status"] == "ok"}
     mine = next((name for name in MEASURED if name in results), None)
     case.update(best_peer=None, ratio=None, ratios={}, share=None, bound=None, least_ns=None)
-    peers = {name: r for name, r in timed.items() if name != mine}
-    others = {name: r for name, r in peers.items() if name != PLAIN}
-    if others:
-        case["best_peer"] = min(others, key=lambda name: others[name]["median_ns"])
+    rivals = [name for name in timed if name not in (mine, PLAIN) and is_rival(name, entrants.FLOAT32)]
+    if rivals:
+        case["best_peer"] = fastest(timed, rivals)
     if mine in timed:
-        case["ratios"] = {name: paired_ratio(timed[mine], r) for name, r in peers.items()}
-        if others:
+        shown = [name for name in timed if name in (*rivals, PLAIN)]
+        case["ratios"] = {name: paired_ratio(timed[mine], timed[name]) for name in shown}
+        if rivals:
             case["ratio"] = case["ratios"][case["best_peer"]]["ratio"]
         if case.get("work") and case.get("roofline"):
             threads = case.get("threads", 1)
             least, bound = least_ns(case["work"], case["level"], case["roofline"], threads)
             case.update(least_ns=least, bound=bound, share=least / timed[mine]["median_ns"])
+    case["contests"] = contests(timed)
+    ratios = [case["ratio"], *(c["ratio"] for name, c in case["contests"].items() if entrants.find(name).isa is None)]
+    ratios = [ratio for ratio in ratios if ratio is not None]
     if any(r["status"] == "wrong" for r in results.values()):
         case["verdict"] = "wrong"
     elif mine is None:
         case["verdict"] = "peers only"
     elif mine not in timed:
         case["verdict"] = "no answer"
-    elif case["ratio"] is None:
+    elif not ratios:
         case["verdict"] = "alone"
     else:
-        case["verdict"] = "wins" if case["ratio"] >= 1 else "loses"
+        case["verdict"] = "wins" if min(ratios) >= 1 else "loses"
+
+
+def is_rival(name: str, precision: str) -> bool:
+    """Whether a precision of fastrnn is measured against this entrant: peers in float32 for float32, peers in any
+    reduced precision for a reduced one; and a fastrnn with other threads, in the grid `threads`."""
+    who = entrants.find(name)
+    if who.own:
+        return precision == entrants.FLOAT32 and who.threads is not None
+    return (who.precision == entrants.FLOAT32) == (precision == entrants.FLOAT32)
+
+
+def fastest(timed: Mapping[str, Mapping], names: Sequence[str]) -> str:
+    """Of these names, the one with the least median."""
+    return min(names, key=lambda name: timed[name]["median_ns"])
+
+
+def contests(timed: Mapping[str, Mapping]) -> dict[str, dict]:
+    """name of a fastrnn in reduced precision or with a forced instruction set -> best_peer, ratio to it (None without
+    a peer), and ratios, which has every other entrant but those of other instruction sets."""
+    found = {}
+    for name, mine in timed.items():
+        who = entrants.find(name)
+        if not who.own or (who.precision == entrants.FLOAT32 and who.isa is None):
+            continue
+        others = [o for o in timed if o != name and (not entrants.find(o).own or entrants.find(o).isa == who.isa)]
+        others = [o for o in others if o != PLAIN and entrants.find(o).threads is None]
+        rivals = [o for o in others if is_rival(o, who.precision)]
+        ratios = {o: paired_ratio(mine, timed[o]) for o in others}
+        best = fastest(timed, rivals) if rivals else None
+        found[name] = {"best_peer": best, "ratio": ratios[best]["ratio"] if best else None, "ratios": ratios}
+    return found
 
 
 def grid_figures(cases: Sequence[Mapping]) -> dict:
     """What a grid comes to: geometric mean and least of the ratios to the best peer, means over each; least share.
 
-    Cases without a ratio are counted (`without`), so a mean over fewer cases can't pass for the whole.
+    Cases without a ratio are counted (`without`), so a mean over fewer cases can't pass for the whole. `contests` has
+    the same by the name of each reduced precision and forced instruction set.
     """
-    rated = [c for c in cases if c["ratio"] is not None]
-    engines = sorted({name for c in rated for name in c["ratios"]})
     shares = [c for c in cases if c["share"] is not None]
-    worst = min(rated, key=lambda c: c["ratio"], default=None)
     lowest = min(shares, key=lambda c: c["share"], default=None)
-    return {
+    names = dict.fromkeys(name for c in cases for name in c.get("contests", {}))
+    found = {
         "cases": len(cases),
-        "without": len(cases) - len(rated),
         "loses": sum(c["verdict"] == "loses" for c in cases),
-        "geometric_mean": geometric_mean(c["ratio"] for c in rated),
-        "least": None if worst is None else {"ratio": worst["ratio"], "case": worst["id"]},
-        "against": {
-            name: geometric_mean(c["ratios"][name]["ratio"] for c in rated if name in c["ratios"]) for name in engines
-        },
+        **means([(c["id"], c) for c in cases]),
         "least_share": None if lowest is None else {"share": lowest["share"], "case": lowest["id"]},
+    }
+    empty = {"ratio": None, "ratios": {}}
+    found["contests"] = {n: means([(c["id"], c.get("contests", {}).get(n, empty)) for c in cases]) for n in names}
+    return found
+
+
+def means(contests: Sequence[tuple[str, Mapping]]) -> dict:
+    """Of contests with the ids of their cases: geometric mean and least of the ratio, means over each entrant, and how
+    many have no ratio."""
+    rated = [(name, c) for name, c in contests if c["ratio"] is not None]
+    ratios = [c["ratios"] for _, c in contests]
+    others = sorted({other for each in ratios for other in each})
+    worst = min(rated, key=lambda pair: pair[1]["ratio"], default=None)
+    return {
+        "without": len(contests) - len(rated),
+        "geometric_mean": geometric_mean(c["ratio"] for _, c in rated),
+        "least": None if worst is None else {"ratio": worst[1]["ratio"], "case": worst[0]},
+        "against": {o: geometric_mean(each[o]["ratio"] for each in ratios if o in each) for o in others},
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..graph import reference
 from ..graph.cells import CellSpec
-from .cases import CHECK_STEPS, GATES, Case
+from .cases import GATES, Case
 
 OPSET = 17
 STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
@@ -46,7 +46,7 @@ def cell_weights(kind: str, I: int, H: int, seed: int) -> dict[str, np.ndarray]:
 def _cell_job(case: Case, folder: Path, seed: int) -> dict:
     weights = cell_weights(case.kind, case.I, case.H, seed)
     np.savez(folder / "weights.npz", **weights)
-    steps = case.T if case.sequence else CHECK_STEPS
+    steps = case.T if case.sequence else case.check_steps
     x = np.random.default_rng(seed + 1).standard_normal((steps, case.batch, case.I)).astype(np.float32)
     spec = CellSpec(case.kind, case.I, case.H, linear_before_reset=case.kind == "gru")
     expected = reference.cell(spec, x, *(weights[name] for name in ("W", "R", "Wb", "Rb")))[0]
@@ -125,7 +125,7 @@ def _model_job(case: Case, folder: Path, seed: int) -> dict:
     assert model is not None
     source = Path(case.folder) / model.file
     shape = (case.batch, *model.shape[1:]) if case.batch > 1 else model.shape
-    calls = 1 if case.sequence else CHECK_STEPS
+    calls = 1 if case.sequence else case.check_steps
     # A tenth of full scale: what speech looks like, and far from saturating anything.
     x = 0.1 * np.random.default_rng(seed).standard_normal((calls, *shape))
     np.save(folder / "x.npy", x.astype(np.float32))

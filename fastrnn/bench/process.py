@@ -45,7 +45,7 @@ class Worker:
         self.engine = engine
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         self.buffer = b""
-        command = [sys.executable, str(HERE / "worker.py"), str(HERE / "engines" / file), engine, str(threads)]
+        command = [sys.executable, str(HERE / "worker.py"), str(HERE / "engines" / file), str(threads)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -10,38 +10,15 @@ from dataclasses import asdict, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
 from ..records import dataclass
-from . import costs, machine, models, targets
+from . import answers, costs, entrants, machine, models, targets
 from .cases import DEFAULT_GRIDS, GRIDS, Case, cases_of
+from .entrants import ROOFLINE, Entrant
 from .errors import BenchError
-from .figures import MEASURED, PLAIN, difference, grid_figures, judge, level_of, quantile, summary
+from .figures import MEASURED, grid_figures, judge, level_of, quantile, summary
 from .process import MissingEngine, Worker, WorkerError
 from .records import FORMAT
 
-# name -> file of engines/
-ENGINES = {
-    "fastrnn": "on_fastrnn.py",
-    "ort": "on_onnxruntime.py",
-    "ort-iobinding": "on_onnxruntime.py",
-    "torch": "on_torch.py",
-    "openvino": "on_openvino.py",
-}
-PEERS = tuple(name for name in ENGINES if name != "fastrnn")
-OWN_THREADS = {"fastrnn-1t": 1, "fastrnn-2t": 2}  # engines of the grid `threads`, whatever --threads says
-# engines of the grid `pool` -> (file, the engine that must be asked for)
-POOL = {
-    PLAIN: ("on_fastrnn.py", "fastrnn"),
-    "ort-gather": ("on_onnxruntime.py", "ort"),
-    "ort-sessions": ("on_onnxruntime.py", "ort"),
-}
-ROOFLINE = "roofline"
-# Judges of a model file's answers, best first: the files' authors checked them against onnxruntime.
-JUDGES = ("ort", "ort-iobinding", "openvino")
-# An element passes at |got - expected| <= TOLERANCE * (1 + |expected|). float32 engines differ by about 1e-6 here; a
-# wrong gate order, form or state by 1e-2 and more; bfloat16 by 1e-3 and more.
-TOLERANCE = 1e-4
 OPEN_SECONDS, ROUND_SECONDS = 300.0, 120.0
 OPEN_WEIGHT = 10  # rounds that opening a case counts for in the progress
 SETTLE_SECONDS = 0.003  # pause between turns where engines have several threads: theirs may still spin
@@ -63,7 +40,7 @@ class Options:
 
     grids: tuple[str, ...] = DEFAULT_GRIDS
     patterns: tuple[str, ...] = ()
-    engines: tuple[str, ...] = tuple(ENGINES)
+    engines: tuple[str, ...] = tuple(entrants.ENGINES)
     rounds: int = 20
     round_ns: int = 20_000_000
     batch_ns: int = 20_000
@@ -89,29 +66,34 @@ class Bench:
 
     def worker(self, name: str) -> Worker | None:
         """The engine's process, started if it is not running; None if the engine is missing."""
+        who = entrants.find(name)
+        if name not in self.missing and who.process not in self.missing:
+            found = self.workers.get(who.process)
+            if found is None or not found.alive:
+                if found is not None:
+                    found.close()
+                self.start(who)
+        if who.process in self.missing:
+            self.missing[name] = self.missing[who.process]
         if name in self.missing:
             return None
-        found = self.workers.get(name)
-        if found is not None and found.alive:
-            return found
-        if found is not None:
-            found.close()
-        threads = OWN_THREADS.get(name, self.options.threads)
-        file = (
-            ENGINES.get(name)
-            or (POOL[name][0] if name in POOL else None)
-            or ("on_roofline.py" if name == ROOFLINE else "on_fastrnn.py")
-        )
+        self.versions[name] = self.workers[who.process].version
+        return self.workers[who.process]
+
+    def start(self, who: Entrant) -> None:
+        """Start the entrant's process, or say in `missing` why it does not start."""
+        threads = who.threads or self.options.threads
+        env = environment(who.name, threads, who.isa or self.options.isa)
         try:
-            self.workers[name] = Worker(name, file, threads, environment(name, threads, self.options.isa))
+            self.workers[who.process] = Worker(who.process, who.file, threads, env)
         except MissingEngine as error:
-            self.missing[name] = f"not installed: {error}"
-            return None
+            self.missing[who.process] = f"not installed: {error}"
         except WorkerError as error:
-            self.missing[name] = f"did not start: {error}"
-            return None
-        self.versions[name] = self.workers[name].version
-        return self.workers[name]
+            self.missing[who.process] = f"did not start: {error}"
+
+    def ask(self, name: str, do: str, seconds: float, **message) -> dict:
+        """Send a request about an entrant to its process, which runs; see `Worker.ask`."""
+        return self.workers[entrants.find(name).process].ask(do, seconds, entrant=name, **message)
 
     def advance(self, rounds: float, text: str) -> None:
         """Tell how far we are; the unit is one round of one engine."""
@@ -163,7 +145,7 @@ def run(options: Options, progress: Progress = lambda done, total, text: None) -
         "started": started,
         "seconds": round(time.monotonic() - start, 1),
         "machine": sizes,
-        "settings": {**asdict(options), "tolerance": TOLERANCE},
+        "settings": {**asdict(options), "tolerance": answers.TOLERANCES[entrants.FLOAT32]},
         "engines": engine_table(bench, options),
         "roofline": roofline,
         "costs": found_costs,
@@ -177,7 +159,7 @@ def run(options: Options, progress: Progress = lambda done, total, text: None) -
 
 def select(options: Options) -> list[Case]:
     """The cases of a run. Raises BenchError for an unknown grid or engine, or if no case is left."""
-    for what, given, known in (("grid", options.grids, GRIDS), ("engine", options.engines, ENGINES)):
+    for what, given, known in (("grid", options.grids, GRIDS), ("engine", options.engines, entrants.ENGINES)):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise BenchError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")
@@ -192,21 +174,18 @@ def select(options: Options) -> list[Case]:
 
 def engines_of(case: Case, options: Options) -> list[str]:
     """Who takes part in a case: its own list, as far as it was asked for."""
-    own = case.engines or tuple(ENGINES)
-    asked = {name for name, (_, base) in POOL.items() if base in options.engines}
-    if "fastrnn" in options.engines:
-        asked |= set(OWN_THREADS)
-    return [name for name in own if name in options.engines or name in asked]
+    names = case.engines or tuple(entrants.ENGINES)
+    return [name for name in names if entrants.find(name).engine in options.engines]
 
 
 def engine_table(bench: Bench, options: Options) -> dict:
     """Every engine that was asked for: version, or why it is missing."""
     names = [
         *options.engines,
-        *(n for n in (*OWN_THREADS, *POOL, ROOFLINE) if n in bench.versions or n in bench.missing),
+        *dict.fromkeys([*bench.versions, *bench.missing]),
     ]
     table = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         if name in bench.missing:
             table[name] = {"status": "missing", "text": bench.missing[name]}
         elif name in bench.versions:
@@ -258,10 +237,10 @@ def run_case(bench: Bench, case: Case, caches: Mapping[str, int], number: int) -
     names = engines_of(case, bench.options)
     job = models.prepare(case, folder)
     results = open_case(bench, case, job, names)
-    compare_answers(results, folder, job)
+    answers.compare(results, folder, job)
     ready = [name for name in names if name in results and results[name]["status"] == "ok"]
     record = case.as_dict() | {"work": None, "level": None, "roofline": None}
-    record["threads"] = max(OWN_THREADS.get(name, bench.options.threads) for name in names) if names else 1
+    record["threads"] = max((entrants.find(name).threads or bench.options.threads for name in names), default=1)
     if case.work is not None:
         record.update(work=asdict(case.work), level=level_of(case.work.footprint, caches))
     turns, probes = take_turns(bench, case, ready, results, record["level"], caches)
@@ -273,7 +252,7 @@ def run_case(bench: Bench, case: Case, caches: Mapping[str, int], number: int) -
         record["roofline"] = {key: quantile([p[key] for p in probes], 0.5) for key in keys}
     for name in ready:
         try:
-            results[name].update(bench.workers[name].ask("close", ROUND_SECONDS))
+            results[name].update(bench.ask(name, "close", ROUND_SECONDS))
         except WorkerError as error:
             results[name].update(peak_rss=None, note=str(error))
     record["results"] = {name: results[name] for name in names if name in results}
@@ -286,41 +265,21 @@ def open_case(bench: Bench, case: Case, job: dict, names: Sequence[str]) -> dict
     results: dict[str, dict] = {}
     for name in names:
         bench.advance(OPEN_WEIGHT, f"{case.id}: {name} opens")
-        worker = bench.worker(name)
-        if worker is None:
+        if bench.worker(name) is None:
             bench.advance(bench.options.rounds, f"{case.id}: {name} is missing")
             if name in MEASURED:  # a peer that is missing says so once for all cases; ours must not just vanish
                 results[name] = {"status": "refused", "reason": bench.missing[name]}
             continue
         settings = {"trial_ns": bench.options.trial_ns, "batch_ns": bench.options.batch_ns}
         try:
-            opened = worker.ask("open", OPEN_SECONDS, job=job, **settings)
-            worker.ask("answer", OPEN_SECONDS, to=str(Path(job["x"]).with_name(f"{name}.npy")))
+            asked = {**job, "precision": entrants.find(name).precision}
+            opened = bench.ask(name, "open", OPEN_SECONDS, job=asked, **settings)
+            bench.ask(name, "answer", OPEN_SECONDS, to=str(Path(job["x"]).with_name(f"{name}.npy")))
             results[name] = {"status": "ok", **opened}
         except WorkerError as error:
             results[name] = {"status": "refused", "reason": str(error)}
             bench.advance(bench.options.rounds, f"{case.id}: {name} refused")
     return results
-
-
-def compare_answers(results: dict[str, dict], folder: Path, job: Mapping) -> None:
-    """Mark as "wrong" every engine whose answer differs from the float64 one, or for a model file from a judge's."""
-    answers = {n: np.load(folder / f"{n}.npy") for n, r in results.items() if r["status"] == "ok"}
-    if "expected" in job:
-        judge_name, expected = "float64 reference", np.load(job["expected"])
-    else:
-        judge_name = next((name for name in JUDGES if name in answers), "")
-        expected = answers.get(judge_name)
-    for name, answer in answers.items():
-        result = results[name]
-        if expected is None:
-            result.update(difference=None, compared_with=None)
-            continue
-        gap, ok = difference(answer, expected, TOLERANCE)
-        result.update(difference=gap if np.isfinite(gap) else "inf", compared_with=judge_name)
-        if not ok:
-            got = f"largest difference {gap:.3g} from {judge_name}" if np.isfinite(gap) else "NaN, inf, or another size"
-            result.update(status="wrong", reason=f"wrong answer: {got} (tolerance {TOLERANCE:g})")
 
 
 def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, level: str | None, caches: Mapping):
@@ -329,6 +288,7 @@ def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, le
     Each round begins with another engine, so that none always runs after the same neighbour. One process runs at a
     time: the others wait for their pipe.
     """
+    pause = int(1e6 * case.pause_ms)
     turns: dict[str, list[dict]] = {name: [] for name in ready}
     probes = []
     sizes = {} if level is None or case.work is None else {level: probe_size(level, case.work.footprint, caches)}
@@ -339,10 +299,11 @@ def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, le
             bench.advance(1, f"{case.id}: {name}")
             if results[name]["status"] != "ok":
                 continue
-            if bench.options.threads > 1 or name in OWN_THREADS:
+            if bench.options.threads > 1 or entrants.find(name).threads:
                 time.sleep(SETTLE_SECONDS)
             try:
-                turns[name].append(bench.workers[name].ask("round", ROUND_SECONDS, ns=bench.options.round_ns))
+                found = bench.ask(name, "round", ROUND_SECONDS, ns=bench.options.round_ns, pause_ns=pause)
+                turns[name].append(found)
             except WorkerError as error:
                 results[name] = {"status": "refused", "reason": f"while timed: {error}"}
         if prober is not None:

@@ -1,18 +1,21 @@
 """One engine in a process of its own: opens cases, answers them, and times calls. Not imported: run as a program.
 
-    python worker.py FILE ENGINE THREADS     FILE: engines/on_....py; ENGINE: its name in the tables
+    python worker.py FILE THREADS     FILE: engines/on_....py
 
 It reads one JSON object per line from stdin and writes one per line to stdout. It imports nothing of fastrnn (the file
-of fastrnn's own engine does), so that a peer's process holds the peer alone: its thread pool, its allocator.
+of fastrnn's own engine does), so that a peer's process holds the peer alone: its thread pool, its allocator. Every
+request but "probe" names its `entrant`, since the precisions of an engine share its process.
 
-    {"do": "open", "job": ..., "trial_ns": n, "batch_ns": n}  -> setup, trials, batch, stream_bytes
+    {"do": "open", "job": ..., "trial_ns": n, "batch_ns": n}  -> setup, note, trials, batch, stream_bytes
     {"do": "answer", "to": path}                              -> the answers to the job's inputs, saved as npy
-    {"do": "round", "ns": n}                                  -> batch, ns: [a batch each], cpu_ns, wall_ns
-    {"do": "close"}                                           -> peak_rss: bytes, since open if the system allows it
+    {"do": "round", "ns": n, "pause_ns": n}                   -> batch, ns: [a batch each], cpu_ns, wall_ns
+    {"do": "close"}                                           -> peak_rss: bytes, since open if the system allows it;
+                                                                 None if other entrants were open too
 
 A file of engines/ has `version()`, `candidates(job, engine, threads)`, which returns a list of objects with a `name`,
 `calls(n)`, which makes n calls one after the other, and `answer(x)`; and perhaps `stream_bytes(job)`. Where there are
-several candidates, the fastest in a short trial represents the engine: its fastest honest set-up on this case.
+several candidates, the fastest in a short trial represents the engine: its fastest honest set-up on this case. The
+job says in which `precision` it is wanted; a candidate may have a `note`, said beside its times.
 """
 
 import contextlib
@@ -42,6 +45,20 @@ def time_batches(calls, batch, ns):
         total += spent
         if total >= ns:
             return times
+
+
+def paced_times(calls, pause_ns, ns):
+    """Times (ns) of single calls, each after `pause_ns` of sleep, for about `ns` in all; at least two.
+
+    The first is left out: it comes after whatever the other engines did.
+    """
+    times = []
+    for _ in range(1 + max(2, int(ns // pause_ns))):
+        time.sleep(pause_ns / 1e9)
+        start = clock()
+        calls(1)
+        times.append(clock() - start)
+    return times[1:]
 
 
 def batch_for(calls, ns):
@@ -84,44 +101,59 @@ def peak_rss():
 
 
 class WorkerLoop:
-    """The engine, and the case that is open."""
+    """The engine, and the entrants that have a case open: name -> its job, chosen candidate and batch."""
 
-    def __init__(self, engine, name, threads):
-        self.engine, self.name, self.threads = engine, name, threads
-        self.chosen, self.job, self.batch = None, None, 1
+    def __init__(self, engine, threads):
+        self.engine, self.threads = engine, threads
+        self.opened = {}
 
     def open(self, message):
         self.close(message)
-        self.job = job = message["job"]
+        name, job = message["entrant"], message["job"]
         held = self.engine["stream_bytes"](job) if "stream_bytes" in self.engine else None
         gc.collect()
         forget_peak()
-        found = self.engine["candidates"](job, self.name, self.threads)
-        self.chosen, self.batch, trials = choose(found, message["trial_ns"], message["batch_ns"])
-        return {"setup": self.chosen.name, "trials": trials, "batch": self.batch, "stream_bytes": held}
+        found = self.engine["candidates"](job, name, self.threads)
+        chosen, batch, trials = choose(found, message["trial_ns"], message["batch_ns"])
+        self.opened[name] = job, chosen, batch
+        about = {"setup": chosen.name, "note": getattr(chosen, "note", "")}
+        return {**about, "trials": trials, "batch": batch, "stream_bytes": held}
+
+    def entry(self, message):
+        name = message["entrant"]
+        if name not in self.opened:
+            raise RuntimeError(f"{name} has no case open: its process ended and was started again")
+        return self.opened[name]
 
     def answer(self, message):
         import numpy as np
 
-        np.save(message["to"], self.chosen.answer(np.load(self.job["x"])))
+        job, chosen, _ = self.entry(message)
+        np.save(message["to"], chosen.answer(np.load(job["x"])))
         return {}
 
     def round(self, message):
+        _, chosen, batch = self.entry(message)
+        pause = message.get("pause_ns", 0)
+        if pause:
+            # The CPU time of a process that mostly sleeps says nothing, so none is reported.
+            return {"batch": 1, "ns": paced_times(chosen.calls, pause, message["ns"]), "cpu_ns": 0, "wall_ns": 0}
         gc.collect()
         gc.disable()  # a collection in one engine's round and not in another's would be chance
         try:
-            time_batches(self.chosen.calls, self.batch, WARM_SHARE * message["ns"])
+            time_batches(chosen.calls, batch, WARM_SHARE * message["ns"])
             wall, cpu = clock(), time.process_time_ns()
-            times = time_batches(self.chosen.calls, self.batch, message["ns"])
+            times = time_batches(chosen.calls, batch, message["ns"])
             cpu_ns, wall_ns = time.process_time_ns() - cpu, clock() - wall
         finally:
             gc.enable()
-        return {"batch": self.batch, "ns": times, "cpu_ns": cpu_ns, "wall_ns": wall_ns}
+        return {"batch": batch, "ns": times, "cpu_ns": cpu_ns, "wall_ns": wall_ns}
 
     def close(self, message):
-        self.chosen = self.job = None
+        alone = len(self.opened) == 1
+        self.opened.pop(message["entrant"], None)
         gc.collect()
-        return {"peak_rss": peak_rss()}
+        return {"peak_rss": peak_rss() if alone else None}
 
     def probe(self, message):
         return self.engine["probe"](message)
@@ -129,7 +161,7 @@ class WorkerLoop:
 
 def main(argv):
     """Serve until stdin ends."""
-    file, name, threads = argv[1], argv[2], int(argv[3])
+    file, threads = argv[1], int(argv[2])
     # Libraries that print must not disturb the pipe: they get stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -147,7 +179,7 @@ def main(argv):
         send({"missing": str(error)})
         return
     send({"version": version, "pid": os.getpid()})
-    worker = WorkerLoop(engine, name, threads)
+    worker = WorkerLoop(engine, threads)
     for line in sys.stdin:
         message = json.loads(line)
         try:

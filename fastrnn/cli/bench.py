@@ -10,7 +10,8 @@ from pathlib import Path
 import fastrnn
 from fastrnn import bench
 
-from .output import print_json, print_line, print_pairs, print_table, size
+from .bench_tables import grid_lines, grid_tables, header, micro, numbers, target_rows
+from .output import print_json, print_line, print_pairs, print_table
 
 EXAMPLE = """\
 example:
@@ -22,8 +23,6 @@ example:
 Each engine runs in its own process, and all engines of a case take turns in short rounds, so that anything that slows
 down the machine slows down all of them. Engines that are not installed are left out: pip install 'fastrnn[bench]'.
 """
-ENGINE_TITLES = {"ort": "ort run", "ort-iobinding": "ort bound", "fastrnn-2t": "2 threads", "fastrnn-1t": "1 thread"}
-VERDICTS = {"loses": "LOSES", "wrong": "WRONG ANSWER", "no answer": "NO ANSWER", "alone": "no peer"}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +182,10 @@ def show(record: Mapping) -> None:
         cases = [c for c in record["cases"] if c["grid"] == grid]
         print_line()
         print_line(f"{grid}: {bench.GRIDS[grid]}", style="bold cyan")
-        columns, rows = grid_table(cases)
-        print_table(columns, rows, numbers=[name for name in columns if name not in ("case", "best peer", "bound", "")])
+        for table in grid_tables(cases):
+            if table.title:
+                print_line(table.title, style="bold")
+            print_table(table.columns, table.rows, numbers=numbers(table))
         for line in grid_lines(cases, figures):
             print_line(line)
     print_line()
@@ -198,134 +199,6 @@ def show(record: Mapping) -> None:
     others = len(record["targets"]) - len(asked)
     if others:
         print_line(f"{others} of {len(record['targets'])} targets belong to grids or cases that did not run")
-
-
-def header(record: Mapping) -> list[tuple[str, str]]:
-    """Machine, engines, limits and settings as rows of label and text."""
-    machine, settings, roofline = record["machine"], record["settings"], record["roofline"]
-    caches = ", ".join(f"{level} {size(n)}" for level, n in machine["caches"].items())
-    rows = [("machine", f"{machine['cpu']}; {caches}"), ("", f"{machine['system']}, Python {machine['python']}")]
-    if machine["load"] and machine["load"][0] > 0.5:
-        rows.append(
-            ("busy", f"the machine's load was {machine['load'][0]:.1f} at the start: the figures are less precise")
-        )
-    rows += [("engines" if i == 0 else "", line) for i, line in enumerate(engine_lines(record["engines"]))]
-    if roofline is None:
-        rows.append(("limits", "not measured: " + record["engines"].get("roofline", {}).get("text", "no probe")))
-    else:
-        rates = [f"{level} {rate / 1e9:.0f} GB/s" for level, rate in roofline.items() if level in LEVELS]
-        rows.append(("limits", f"{roofline['fma'] / 1e9:.0f} GFLOP/s ({roofline['isa']}), reads {', '.join(rates)}"))
-    each = f"{settings['rounds']} rounds of {settings['round_ns'] / 1e6:g} ms"
-    rows.append(("run", f"{each}, {settings['threads']} thread(s) per engine, {record['seconds']:.0f} s in all"))
-    return rows
-
-
-LEVELS = ("L1", "L2", "L3", "memory")
-
-
-def engine_lines(engines: Mapping) -> list[str]:
-    """One line per engine or library; those with the same text share a line."""
-    by_text: dict[str, list[str]] = {}
-    for name, engine in engines.items():
-        if name != "roofline":
-            by_text.setdefault(engine["text"], []).append(name)
-    return [f"{', '.join(names)}: {text}" for text, names in by_text.items()]
-
-
-def grid_table(cases: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    """Returns (columns, rows): microseconds per call of each engine, p99, best peer, ratio, roofline share."""
-    names = list(dict.fromkeys(name for c in cases for name in c["results"]))
-    mine = next((n for n in ("fastrnn", "fastrnn-2t") if n in names), None)
-    names.sort(key=lambda name: name != mine)
-    columns = ["case", *(ENGINE_TITLES.get(n, n) for n in names), "p99", "best peer", "ratio", "roofline", "bound", ""]
-    rows = []
-    for case in cases:
-        own = case["results"].get(mine, {})
-        rows.append(
-            [
-                case["id"].partition("/")[2],
-                *(time_of(case["results"].get(name)) for name in names),
-                micro(own.get("p99_ns")),
-                ENGINE_TITLES.get(case["best_peer"], case["best_peer"] or "-"),
-                "-" if case["ratio"] is None else f"{case['ratio']:.2f}x",
-                "-" if case["share"] is None else f"{case['share']:.0%}",
-                case["bound"] or "-",
-                VERDICTS.get(case["verdict"], ""),
-            ]
-        )
-    return columns, rows
-
-
-def time_of(result: Mapping | None) -> str:
-    """Microseconds, or one word that says why there are none."""
-    if result is None:
-        return "-"
-    return micro(result["median_ns"]) if result["status"] == "ok" else result["status"]
-
-
-def micro(ns: float | None) -> str:
-    """Nanoseconds as microseconds with three significant digits."""
-    if ns is None:
-        return "-"
-    us = ns / 1000
-    return f"{us:.3f}" if us < 1 else f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:,.0f}"
-
-
-def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
-    """The summary of a grid, and every missing or wrong answer with the reason."""
-    lines = ["microseconds per call, median of round medians; ratio: best peer / fastrnn, median of rounds"]
-    if figures["geometric_mean"] is not None:
-        over = ", ".join(f"{ENGINE_TITLES.get(n, n)} {mean:.2f}x" for n, mean in figures["against"].items())
-        least = figures["least"]
-        lines.append(
-            f"geometric mean {figures['geometric_mean']:.2f}x over the best peer ({over}); "
-            f"least {least['ratio']:.2f}x, {least['case']}; {figures['loses']} of {figures['cases']} cases lose"
-        )
-    if figures["without"]:
-        lines.append(f"{figures['without']} of {figures['cases']} cases have no ratio")
-    setups: dict[str, dict[str, None]] = {}
-    for case in cases:
-        for name, result in case["results"].items():
-            if result["status"] != "ok":
-                lines.append(f"{case['id']}: {name} {result['status']}: {shortened(result['reason'])}")
-            elif len(result["trials"]) > 1:
-                setups.setdefault(name, {})[result["setup"]] = None
-    lines += [f"{name}: fastest set-up used: {' / '.join(found)}" for name, found in setups.items()]
-    busy = [r["cpu_share"] for c in cases for r in c["results"].values() if r["status"] == "ok" and r["cpu_share"]]
-    if busy and min(busy) < 0.9:
-        lines.append(f"other processes used the core at times: in one case an engine got only {min(busy):.0%} of it")
-    return lines
-
-
-def shortened(text: str, limit: int = 160) -> str:
-    """The text on one line, cut if it is long; the record holds all of it."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[:limit].rstrip() + " ..."
-
-
-def target_rows(targets: Sequence[Mapping]) -> list[list[str]]:
-    """Target, wanted, reached, pass or FAIL, note."""
-    rows = []
-    for line in targets:
-        sign = "<=" if line["at_most"] else ">="
-        passed = {True: "pass", False: "FAIL", None: "not measured"}[line["ok"]]
-        rows.append(
-            [
-                line["text"],
-                f"{sign} {amount(line['limit'], line['unit'])}",
-                "-" if line["got"] is None else amount(line["got"], line["unit"]),
-                passed,
-                line["note"],
-            ]
-        )
-    return rows
-
-
-def amount(value: float, unit: str) -> str:
-    """A ratio as 1.25x, a share as 80%, or a number with its unit."""
-    if unit == "":
-        return f"{value:.0%}"
-    return f"{value:.2f}x" if unit == "x" else f"{value:.1f} {unit}"
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from fastrnn.bench import runner
+from fastrnn.bench import entrants
 
 STUB = """
 import sys
@@ -49,6 +49,6 @@ def stubs(monkeypatch, engine_file):
         for name, offset in offsets.items():
             text = "import no_such_library" if offset is None else STUB + f"\nOFFSET = {offset}\n"
             files[name] = engine_file(text, f"on_{name}.py")
-        monkeypatch.setattr(runner, "ENGINES", files)
+        monkeypatch.setattr(entrants, "ENGINES", files)
 
     return install

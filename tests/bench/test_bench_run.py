@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastrnn import bench
-from fastrnn.bench import process, runner
+from fastrnn.bench import entrants, process, runner
 from fastrnn.bench.cases import cell_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,11 +71,39 @@ class TestTiming:
 
     def test_a_round_warms_up_first(self, worker):
         fake = Fake("a", 100, worker.clock)
-        serving = worker.WorkerLoop({}, "a", 1)
-        serving.chosen, serving.batch = fake, 1
-        reply = serving.round({"ns": 1000})
+        serving = worker.WorkerLoop({}, 1)
+        serving.opened["a"] = {}, fake, 1
+        reply = serving.round({"entrant": "a", "ns": 1000})
         assert reply["ns"] == [100] * 10
         assert fake.made == 11
+
+    def test_paced_calls_come_after_a_pause_and_are_timed_alone(self, worker, monkeypatch):
+        fake = Fake("a", 100, worker.clock)
+        monkeypatch.setattr(
+            worker.time, "sleep", lambda s: setattr(worker.clock, "now", worker.clock.now + int(1e9 * s))
+        )
+        serving = worker.WorkerLoop({}, 1)
+        serving.opened["a"] = {}, fake, 7
+        reply = serving.round({"entrant": "a", "ns": 5_000_000, "pause_ns": 1_000_000})
+        assert reply == {"batch": 1, "ns": [100] * 5, "cpu_ns": 0, "wall_ns": 0}
+        assert (fake.made, worker.clock.now) == (6, 6_000_600)
+
+    def test_entrants_that_share_a_process_have_a_case_each(self, worker):
+        made = {}
+
+        def candidates(job, name, threads):
+            made[name] = Fake(name, 100 if job["precision"] == "int8" else 400, worker.clock)
+            return [made[name]]
+
+        serving = worker.WorkerLoop({"candidates": candidates}, 1)
+        for name, precision in (("a", "float32"), ("b", "int8")):
+            job = {"precision": precision}
+            serving.open({"entrant": name, "job": job, "trial_ns": 1000, "batch_ns": 1})
+        assert serving.round({"entrant": "a", "ns": 1000})["ns"] == [400] * 3
+        assert serving.round({"entrant": "b", "ns": 1000})["ns"] == [100] * 10
+        assert serving.close({"entrant": "a"}) == {"peak_rss": None}
+        with pytest.raises(RuntimeError, match="a has no case open"):
+            serving.round({"entrant": "a", "ns": 1000})
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -137,7 +165,7 @@ class TestProcess:
         import os, sys
         def version():
             ours = [m for m in sys.modules if m.partition(".")[0] == "fastrnn"]
-            shadowed = [p for p in sys.path if p.endswith("bench")]
+            shadowed = [p for p in sys.path if os.path.basename(p) == "bench"]
             return repr((ours, shadowed, os.environ["OMP_NUM_THREADS"]))
         """
         worker = start(engine_file(text), threads=3)
@@ -145,7 +173,7 @@ class TestProcess:
         assert worker.version == "([], [], '3')"
 
     def test_no_engine_of_a_peer_imports_fastrnn(self):
-        for file in set(runner.ENGINES.values()) - {"on_fastrnn.py"}:
+        for file in set(entrants.ENGINES.values()) - {"on_fastrnn.py"}:
             text = (WORKER.parent / "engines" / file).read_text()
             assert "fastrnn" not in text, file
 
@@ -191,7 +219,7 @@ class TestCases:
 
     def test_a_worker_that_dies_is_started_again_for_the_next_case(self, stubs):
         stubs(fastrnn=0, ort=0)
-        ort = Path(runner.ENGINES["ort"])
+        ort = Path(entrants.ENGINES["ort"])
         ort.write_text(ort.read_text() + MORTAL)
         first, second = bench.run(options(engines=("fastrnn", "ort"), patterns=("lstm", "rnn")))["cases"]
         assert first["results"]["ort"]["status"] == "refused"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastrnn.bench import load
-from fastrnn.cli import bench as command
+from fastrnn.cli import bench_tables as command
 
 # Grid -> what a reader of the summary calls it
 SUMMARY = {
@@ -58,7 +58,9 @@ def blocks(record: dict) -> dict[str, str]:
     for grid, figures in record["grids"].items():
         cases = [c for c in record["cases"] if c["grid"] == grid]
         text = "".join(f"\n{line}\n" for line in command.grid_lines(cases, figures))
-        made[grid] = table(*command.grid_table(cases)) + text + "\n"
+        for found in command.grid_tables(cases):
+            end = text if not found.name else ""  # what is said of the whole grid is said once
+            made[f"{grid}-{found.name}".rstrip("-")] = table(found.columns, found.rows) + end + "\n"
     return made
 
 

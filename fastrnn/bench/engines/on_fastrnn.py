@@ -20,18 +20,32 @@ def candidates(job, engine, threads):
     """One way to step, two to run a sequence."""
     model = load(job, threads)
     if job["sequence"]:
-        return [Push(job, model), WholeRun(job, model)]
-    if job["slots"] and engine != "fastrnn-plain":
-        return [PoolStep(job, model)]
-    return [Step(job, model)]
+        found = [Push(job, model), WholeRun(job, model)]
+    else:
+        pooled = job["slots"] and engine != "fastrnn-plain"
+        found = [PoolStep(job, model) if pooled else Step(job, model)]
+    for candidate in found:
+        candidate.note = held(job, model)
+    return found
 
 
 def load(job, threads):
     """The job's model: the form without states for a cell, the file itself for a model."""
+    settings = {"threads": threads, "precision": job["precision"]}
     if job["kind"] != "model":
-        return fastrnn.load(job["free_file"], threads=threads)
+        return fastrnn.load(job["free_file"], **settings)
     states = {name: output for name, output, _ in job["states"]}
-    return fastrnn.load(job["file"], bind=dict(job["bind"]) or None, states=states or None, threads=threads)
+    return fastrnn.load(job["file"], bind=dict(job["bind"]) or None, states=states or None, **settings)
+
+
+def held(job, model):
+    """What of the model is not in the precision that was asked for: small layers stay float32."""
+    if model.precision == job["precision"]:
+        return ""
+    if isinstance(model.precision, str):
+        return f"held in {model.precision}"
+    rest = sum(precision != job["precision"] for precision in model.precision.values())
+    return f"{rest} of {len(model.precision)} layers held in another precision"
 
 
 def open_stream(job, model):
@@ -47,6 +61,8 @@ def stream_bytes(job):
     """
     import tracemalloc
 
+    if job["precision"] != "float32":
+        return None  # states are float32 in every precision
     model = load(job, 1)
     if not model.streamable:
         return None

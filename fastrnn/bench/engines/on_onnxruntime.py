@@ -1,4 +1,11 @@
-"""onnxruntime: `run` with NumPy arrays, or IOBinding with every buffer bound once. The caller feeds states back."""
+"""onnxruntime: `run` with NumPy arrays, or IOBinding with every buffer bound once. The caller feeds states back.
+
+In int8 it runs what its `quantize_dynamic` makes of the file, with a scale per channel.
+"""
+
+import logging
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -23,10 +30,29 @@ def candidates(job, engine, threads):
             job["lone_file"], options, providers=["CPUExecutionProvider"]
         )
         return [Sessions(job, [make() for _ in range(job["slots"])])]
+    if job["precision"] == "int8":
+        with tempfile.TemporaryDirectory() as folder:
+            file = quantized(job["file"], Path(folder))
+            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return [SessionRun(job, session), BoundRun(job, session)]
     session = onnxruntime.InferenceSession(job["file"], options, providers=["CPUExecutionProvider"])
     if engine == "ort-gather":
         return [Gather(job, session)]
     return [BoundRun(job, session) if engine == "ort-iobinding" else SessionRun(job, session)]
+
+
+def quantized(file, folder):
+    """The file as `quantize_dynamic` writes it; ValueError if that left every operator in float32."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    logging.disable(logging.WARNING)  # it recommends to prepare the model, which these have no need of
+    target = folder / "quantized.onnx"
+    quantize_dynamic(file, target, per_channel=True)
+    operators = {node.op_type for node in onnx.load(target).graph.node}
+    if not operators & {"DynamicQuantizeLSTM", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul"}:
+        raise ValueError("quantize_dynamic left the whole file in float32")
+    return str(target)
 
 
 def stream_bytes(job):

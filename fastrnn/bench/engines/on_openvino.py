@@ -1,4 +1,11 @@
-"""OpenVINO: infer requests with tensors set once, latency hint, one stream, float32. The caller feeds states back."""
+"""OpenVINO: infer requests with tensors set once, latency hint, one stream. The caller feeds states back.
+
+In bfloat16 it gets the hint that it sets by itself where the CPU multiplies bfloat16. In int8 it gets the cell with
+QuantizeLinear and DequantizeLinear around x, h and the weights, which its compiler turns into a cell of bytes.
+"""
+
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -11,7 +18,11 @@ def version():
 def candidates(job, engine, threads):
     """The two ways to run a request; static shapes, which is what its compiler likes best."""
     core = openvino.Core()
-    model = core.read_model(job["file"])
+    if job["precision"] == "int8":
+        with tempfile.TemporaryDirectory() as folder:
+            model = core.read_model(quantized(job, Path(folder)))
+    else:
+        model = core.read_model(job["file"])
     shapes = {job["input"]: job["shape"]} | {name: shape for name, _, shape in job["states"]}
     model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in shapes.items()})
     settings = {
@@ -19,10 +30,56 @@ def candidates(job, engine, threads):
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(threads),
         # On a CPU with bfloat16 it would compute in that by itself: twice as fast, and another answer.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if job["precision"] == "bfloat16" else "f32",
     }
     compiled = core.compile_model(model, "CPU", settings)
+    if job["precision"] == "int8":
+        precisions = {
+            node.get_rt_info()["runtimePrecision"].astype(str) for node in compiled.get_runtime_model().get_ops()
+        }
+        if not precisions & {"u8", "i8"}:
+            raise ValueError("the compiled model computes nothing in bytes")
     return [Requests(job, compiled, way) for way in ("infer", "start_async, wait")]
+
+
+def quantized(job, folder):
+    """The path of the job's cell with x, h, W and R in bytes: a scale per channel of the weights, and one for x and h,
+    because a cell of oneDNN has only one. It is that of the largest x of the job, which clips nothing."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(job["file"])
+    graph = model.graph
+    (cell,) = graph.node
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    largest = max(1.0, float(np.abs(np.load(job["x"])).max()))
+    nodes, made = [], {}
+
+    def dequantized(name, source, scale, **attributes):
+        made[f"{name}_scale"], made[f"{name}_zero"] = scale, np.zeros(scale.shape, np.int8)
+        inputs = [source, f"{name}_scale", f"{name}_zero"]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_near"], **attributes))
+        return f"{name}_near"
+
+    def rounded(name):
+        scale = np.array(largest / 127, np.float32)
+        nodes.append(helper.make_node("QuantizeLinear", [name, f"{name}_scale", f"{name}_zero"], [f"{name}_bytes"]))
+        return dequantized(name, f"{name}_bytes", scale)
+
+    def small(name):
+        weights = arrays.pop(name)
+        scale = np.abs(weights).max(axis=(0, 2)) / np.float32(127)
+        made[f"{name}_bytes"] = np.rint(weights / scale[None, :, None]).astype(np.int8)
+        return dequantized(name, f"{name}_bytes", scale, axis=1)
+
+    for place, form in ((0, rounded), (1, small), (2, small), (5, rounded)):
+        cell.input[place] = form(cell.input[place])
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend([*nodes, cell])
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in (arrays | made).items())
+    target = folder / "bytes.onnx"
+    onnx.save(model, target)
+    return str(target)
 
 
 def stream_bytes(job):

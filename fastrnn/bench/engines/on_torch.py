@@ -1,4 +1,7 @@
-"""PyTorch: eval, inference_mode; layers, cells, traced forms, with and without oneDNN: the fastest represents it."""
+"""PyTorch: eval, inference_mode; layers, cells, traced forms, with and without oneDNN: the fastest represents it.
+
+In bfloat16 weights, x and states are bfloat16; in int8 it runs what its `quantize_dynamic` makes of the module.
+"""
 
 import contextlib
 import warnings
@@ -20,7 +23,7 @@ def candidates(job, engine, threads):
     kind = job["kind"]
     if kind == "model":
         raise ValueError("a model file has no PyTorch module")
-    layer, cell = modules(job)
+    layer, cell = (in_precision(module, job["precision"]) for module in modules(job))
     made, problems = [], []
     for traced in (False, True):
         for onednn in (True, False):
@@ -56,6 +59,18 @@ def modules(job):
     return made
 
 
+def in_precision(module, precision):
+    """The module as PyTorch offers it in that precision."""
+    if precision == "bfloat16":
+        return module.bfloat16()
+    if precision == "int8":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated, and all that torch itself has
+            quantize = torch.ao.quantization.quantize_dynamic
+            return quantize(torch.nn.Sequential(module), {type(module)}, dtype=torch.qint8)[0]
+    return module
+
+
 def reorder(array, kind):
     """Gate blocks from ONNX's order to PyTorch's."""
     blocks = np.split(array, len(ORDER[kind]))
@@ -73,10 +88,12 @@ class Torch:
     def __init__(self, job, name, module, traced, onednn):
         self.name, self.onednn = name, onednn
         self.sequence, self.pair = job["sequence"], job["kind"] == "lstm"
-        self.cell = isinstance(module, torch.nn.RNNCellBase)
+        self.cell = "Cell" in type(module).__name__
+        number = torch.bfloat16 if job["precision"] == "bfloat16" else torch.float32
         shape = job["shape"][1:] if self.cell else job["shape"]
-        self.x = torch.zeros(shape)
-        h = torch.zeros((job["batch"], job["H"]) if self.cell else (1, job["batch"], job["H"]))
+        self.x = torch.zeros(shape, dtype=number)
+        rows = (job["batch"], job["H"])
+        h = torch.zeros(rows if self.cell else (1, *rows), dtype=number)
         self.zero = (h, h.clone()) if self.pair else h
         self.state = self.zero
         self.module = module
@@ -116,5 +133,5 @@ class Torch:
                 else:
                     self.calls(1)
                     y = self.state[0] if self.pair else self.state
-                found.append(y.numpy().copy())
+                found.append(y.float().numpy().copy())
         return np.stack(found)

@@ -1,0 +1,197 @@
+"""The grids of reduced precision: who takes part, contests and errors, and one short run with every engine."""
+
+import numpy as np
+import pytest
+
+from fastrnn import bench
+from fastrnn.bench import answers, cases, entrants, figures
+from fastrnn.cli import bench_tables
+
+any_isa = pytest.mark.any_isa
+
+
+def result(ns, **more):
+    """An engine's result whose three rounds all took this long."""
+    rounds = [{"median_ns": float(ns), "p99_ns": 2.0 * ns}] * 3
+    return {
+        "status": "ok",
+        "rounds": rounds,
+        "median_ns": float(ns),
+        "reason": "",
+        "trials": {},
+        "cpu_share": None,
+        **more,
+    }
+
+
+def judged(name="precision/lstm-64-b1", **times):
+    """A case with these times (ns) by name, _ for - and AT for @."""
+    named = {key.replace("_", "-").replace("AT", "@"): ns for key, ns in times.items()}
+    record = {"id": name, "grid": "precision", "results": {key: result(ns) for key, ns in named.items()}}
+    figures.judge(record)
+    return record
+
+
+@any_isa
+class TestEntrants:
+    @pytest.mark.parametrize(
+        ("name", "engine", "precision", "isa", "threads"),
+        [
+            ("fastrnn", "fastrnn", "float32", None, None),
+            ("fastrnn-bf16", "fastrnn", "bfloat16", None, None),
+            ("fastrnn-int8-a16@avx2", "fastrnn", "int8-a16", "avx2", None),
+            ("fastrnn@amx", "fastrnn", "float32", "amx", None),
+            ("fastrnn-2t", "fastrnn", "float32", None, 2),
+            ("ort-iobinding", "ort-iobinding", "float32", None, None),
+            ("ort-int8", "ort", "int8", None, None),
+            ("openvino-bf16", "openvino", "bfloat16", None, None),
+        ],
+    )
+    def test_a_name_says_what_it_is(self, name, engine, precision, isa, threads):
+        found = entrants.find(name)
+        assert (found.name, found.engine, found.precision, found.isa, found.threads) == (
+            name,
+            engine,
+            precision,
+            isa,
+            threads,
+        )
+        assert found.own == (engine == "fastrnn")
+
+    def test_every_entrant_of_a_case_has_a_program(self):
+        names = {name for case in cases.cases_of(bench.GRIDS) for name in case.engines}
+        for name in names:
+            assert entrants.find(name).file in (*entrants.ENGINES.values(), *entrants.FILES.values()), name
+
+    def test_forced_instruction_sets_are_those_of_the_machine_that_are_not_active(self, monkeypatch):
+        from fastrnn.machine import cpu
+
+        def with_isas(active, *available):
+            isa = cpu.IsaInfo(active, active, None, available, available, 16)
+            info = type("Info", (), {"isa": isa})()
+            monkeypatch.setattr(cpu, "cpu_info", lambda: info)
+            return entrants.forced_isas()
+
+        amx = with_isas("amx", "amx", "avx512_vnni", "avx512", "avx_vnni", "avx2", "baseline")
+        assert amx == ("avx512_vnni", "avx2")
+        assert with_isas("avx512_vnni", "avx512_vnni", "avx512", "avx2", "baseline") == ("avx2",)
+        assert with_isas("avx2", "avx2", "baseline") == ()
+        assert with_isas("baseline", "neon", "baseline") == ("neon",)
+
+
+@any_isa
+class TestCases:
+    def test_sizes_of_the_acceptance_table(self):
+        found = cases.cases_of(["precision"])
+        assert {(c.kind, c.H, c.batch) for c in found} == {
+            (k, h, b) for k in ("lstm", "gru") for h in (64, 128, 256, 512) for b in (1, 4, 16, 128)
+        }
+        assert {c.check_steps for c in found if c.batch <= 4} == {1000}
+        assert all(c.pause_ms == 0 for c in found)
+        paced = cases.cases_of(["paced"])
+        assert {c.pause_ms for c in paced} == {1, 10}
+        assert "paced/gru-128-b16-every-10ms" in {c.id for c in paced}
+
+    def test_peers_of_a_cell(self):
+        lstm, gru = cases.rounded_engines("lstm"), cases.rounded_engines("gru")
+        assert {"fastrnn", "fastrnn-bf16", "fastrnn-int8", "fastrnn-int8-a16"} <= set(lstm) & set(gru)
+        assert set(lstm) - set(gru) == {"ort-int8", "openvino-int8"}
+
+
+@any_isa
+class TestContests:
+    def test_each_precision_is_measured_against_peers_in_reduced_precision(self):
+        case = judged(fastrnn=100, fastrnn_bf16=50, fastrnn_int8=25, ort_int8=75, openvino_bf16=60, torch_int8=400)
+        assert (case["ratio"], case["best_peer"], case["verdict"]) == (None, None, "wins")
+        bf16, int8 = case["contests"]["fastrnn-bf16"], case["contests"]["fastrnn-int8"]
+        assert (bf16["best_peer"], bf16["ratio"]) == ("openvino-bf16", 1.2)
+        assert (int8["best_peer"], int8["ratio"]) == ("openvino-bf16", 2.4)
+        assert int8["ratios"]["fastrnn"]["ratio"] == 4.0
+        assert int8["ratios"]["ort-int8"]["ratio"] == 3.0
+
+    def test_a_precision_that_is_slower_than_a_peer_loses(self):
+        assert judged(fastrnn=100, fastrnn_int8=80, ort_int8=60)["verdict"] == "loses"
+
+    def test_a_forced_instruction_set_is_compared_with_its_own_float32(self):
+        times = {"fastrnn": 100, "fastrnn_int8": 20, "fastrnnATavx2": 160, "fastrnn_int8ATavx2": 40, "ort_int8": 30}
+        case = judged(**times)
+        forced = case["contests"]["fastrnn-int8@avx2"]
+        assert forced["ratios"]["fastrnn@avx2"]["ratio"] == 4.0
+        assert "fastrnn" not in forced["ratios"]
+        assert case["verdict"] == "wins"  # what an old instruction set loses is no loss of this machine
+
+    def test_means_of_a_grid(self):
+        first = judged(fastrnn=100, fastrnn_int8=50, ort_int8=100)
+        second = judged("precision/lstm-64-b4", fastrnn=100, fastrnn_int8=25, ort_int8=200)
+        bare = judged("precision/gru-64-b4", fastrnn=100, fastrnn_int8=25)
+        found = figures.grid_figures([first, second, bare])["contests"]["fastrnn-int8"]
+        assert found["geometric_mean"] == pytest.approx(4.0)
+        assert found["least"] == {"ratio": 2.0, "case": "precision/lstm-64-b1"}
+        assert found["without"] == 1
+        assert found["against"]["fastrnn"] == pytest.approx((2 * 4 * 4) ** (1 / 3))
+
+    def test_tables(self):
+        case = judged(fastrnn=1000, fastrnn_int8=250, fastrnnATavx2=900, fastrnn_int8ATavx2=300, ort_int8=500)
+        case["results"]["fastrnn-int8"].update(rms=1.2e-3, difference=9.8e-3, steps=1000, note="")
+        case["results"]["fastrnn-int8@avx2"]["note"] = "held in float32"
+        times, isas, errors = bench_tables.grid_tables([case])
+        assert times.columns == ["case", "fastrnn", "fastrnn-int8", "ort-int8", "best peer", "int8 ratio", ""]
+        assert times.rows == [["lstm-64-b1", "1.00", "0.250", "0.500", "ort-int8", "2.00x", ""]]
+        assert (isas.columns, isas.rows) == (["case", "int8", "int8 avx2"], [["lstm-64-b1", "4.00x", "3.00x*"]])
+        assert errors.rows == [["lstm-64-b1", "1000", "-", "1.2e-03, 9.8e-03", "-"]]
+        lines = bench_tables.grid_lines([case], figures.grid_figures([case]))
+        assert any("fastrnn-int8: geometric mean 2.00x over the best reduced" in line for line in lines)
+
+
+@any_isa
+class TestAnswers:
+    def compare(self, folder, **found):
+        """Results by name (_ for -) of these answers, beside an expected answer of zeros."""
+        np.save(folder / "expected.npy", np.zeros(4))
+        results = {name.replace("_", "-"): {"status": "ok"} for name in found}
+        for name, answer in found.items():
+            np.save(folder / f"{name.replace('_', '-')}.npy", np.array(answer, np.float32))
+        answers.compare(results, folder, {"expected": str(folder / "expected.npy"), "T": 1})
+        return results
+
+    def test_errors(self, tmp_path):
+        found = self.compare(tmp_path, fastrnn_int8=[3e-3, 0, 0, -4e-3])["fastrnn-int8"]
+        assert found["difference"] == pytest.approx(4e-3)
+        assert found["rms"] == pytest.approx(2.5e-3)
+        assert (found["steps"], found["status"], found["compared_with"]) == (4, "ok", "float64 reference")
+
+    def test_each_precision_has_its_tolerance(self, tmp_path):
+        off = [5e-2, 0, 0, 0]
+        found = self.compare(tmp_path, fastrnn=off, fastrnn_bf16=off, fastrnn_int8=off, openvino_int8=[0.2, 0, 0, 0])
+        assert [r["status"] for r in found.values()] == ["wrong", "wrong", "ok", "wrong"]
+        assert "tolerance 0.03" in found["fastrnn-bf16"]["reason"]
+
+    def test_equal_bits_have_equal_digests(self, tmp_path):
+        found = self.compare(tmp_path, fastrnn_int8=[1e-3, 0, 0, 0], fastrnn=[0] * 4, ort_int8=[1e-3, 0, 0, 0])
+        digests = [r["digest"] for r in found.values()]
+        assert digests[0] == digests[2] != digests[1]
+
+
+def test_every_engine_in_reduced_precision():
+    """One small LSTM in a row and one GRU paced: answered within tolerances, timed and judged."""
+    options = bench.Options(
+        grids=("tiny-precision",), rounds=2, round_ns=500_000, trial_ns=100_000, batch_ns=10_000, costs=False
+    )
+    record = bench.run(options)
+    present = {n for n, e in record["engines"].items() if e["status"] == "ok"}
+    assert {"fastrnn-int8", "ort-int8", "torch-bf16", "torch-int8"} <= present
+    for case in record["cases"]:
+        asked = set(cases.rounded_engines(case["kind"]))
+        assert set(case["results"]) == {n for n in asked if n in present or entrants.find(n).engine in present}
+        for name, found in case["results"].items():
+            assert found["status"] == "ok", (case["id"], name, found)
+            assert found["rms"] > 0
+            assert found["steps"] == case["check_steps"]
+        assert case["contests"]["fastrnn-int8"]["ratio"] > 0
+        digests = {r["digest"] for name, r in case["results"].items() if name.startswith("fastrnn-int8-a16")}
+        assert len(digests) == 1, "int8-a16 has other bits with another instruction set"
+        errors = {name: found["rms"] for name, found in case["results"].items()}
+        assert errors["fastrnn"] < 1e-6 < errors["fastrnn-int8-a16"] < errors["fastrnn-int8"] < 1e-2
+    paced = record["cases"][1]
+    assert paced["pause_ms"] == 1
+    assert all(found["batch"] == 1 and found["calls"] == 4 for found in paced["results"].values())
