@@ -8,7 +8,7 @@ from fastrnn.model import Model
 
 
 @pytest.mark.parametrize(
-    ("kind", "H", "batch"), [("lstm", 128, 2), ("gru", 160, 2), ("rnn", 1024, 3), ("rnn", 1024, 16)]
+    ("kind", "H", "batch"), [("lstm", 128, 2), ("gru", 160, 2), ("rnn", 1024, 3), ("rnn", 1024, 16), ("gru", 1024, 32)]
 )
 def test_input_halves_summed_ahead_give_the_same_bits(kind, H, batch):
     """Sizes at which few rows have the input half of many steps summed at once; ragged rows end within such a run."""

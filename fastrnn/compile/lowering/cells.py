@@ -12,18 +12,22 @@ from .base import Lowering, lowers
 from .fields import at
 from .states import state_move
 
-# Room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights. Four times that if
-# up to 16 rows are hoisted, so that four steps of LSTM 512 go together.
+# Room for the input half of a cell's next steps: 128 KiB, so that it stays in L2 beside the weights. If more than two
+# rows are hoisted, an eighth of the weights, between 512 KiB and 4 MiB: then the steps that go together read W once and
+# R often, and R alone may fit a cache that both do not fit. 100 steps on a Zen 5, times as fast with an eighth as with
+# 512 KiB: LSTM 1024 with 4, 8, 16 rows 1.13, 1.17, 1.16; GRU 1024 with 4, 16 rows 1.01, 1.12; LSTM 768 0.99 to 1.03.
 PRE_FLOATS = 32768
+MOST_PRE_FLOATS = 1 << 20
 
 # When summing the input half ahead pays off: (up to this many rows, if W and R hold this many floats). Figures: time of
 # 100 direct steps / time of hoisted ones. One row, Zen 4: LSTM 64 1.01, 128 1.21, 256 1.35, GRU 256 1.21, RNN 128 1.35;
 # but LSTM 32 0.93. More rows share the weights that a tile reads, but sums must be written and read again. Two rows,
 # Zen 3: LSTM 128 1.06, 256 1.10, GRU 256 1.06; but LSTM 64 0.94. 16 rows: LSTM 512 1.03 (1.10 beside busy
 # neighbours), 768 1.10, RNN 1024 1.09, GRU 768 1.00; but LSTM 64 0.89, 128 0.94, 256 0.95, 384 0.97, GRU 512 0.99; 32
-# rows of LSTM 512 0.97, 4 of LSTM 256 0.95.
+# rows of LSTM 512 0.97, 4 of LSTM 256 0.95. 32 rows, Zen 5: LSTM 1024 1.29, GRU 1024 1.07;
+# but LSTM 768 0.96, 512 0.97.
 HOISTED_UNITS = 48
-HOISTED = ((16, 2 << 20), (2, 128 << 10), (1, 0))
+HOISTED = ((32, 6 << 20), (16, 2 << 20), (2, 128 << 10), (1, 0))
 
 
 @lowers("cell")
@@ -56,7 +60,7 @@ def _cell(low: Lowering, node: Node) -> None:
     )
     fields |= {"per_slot": per_slot, "h_state": h_state, "c_state": c_state, "scratch": pointers}
     most = 0 if steps == 1 or mask is not None or precision != "float32" else _hoisted_rows(spec)
-    room = 0 if most == 0 else PRE_FLOATS if most <= 2 else 4 * PRE_FLOATS
+    room = _hoisted_room(spec, most)
     pre = low.builder.scratch(D.product((steps, batch)) * (packed.pre_size + 4), cap=room)
     fields |= {"pre": pre, "pre_capacity": room, "hoisted_rows": most}
     reads, writes = [x, *(t for t in (lengths, mask) if t)], [pointers, pre, *([y] if y is not None else [])]
@@ -117,10 +121,21 @@ def _zero_touches(plan, f):
     yield bounds.Access("zeros", f["buffer"], f["offset"], ((f["count"], 1),))
 
 
+def _weights(spec) -> int:
+    """Floats of W and R."""
+    return spec.gates * spec.hidden_size * (spec.input_size + spec.hidden_size)
+
+
 def _hoisted_rows(spec) -> int:
     """The most rows for which a cell's input half is summed ahead."""
-    weights = spec.gates * spec.hidden_size * (spec.input_size + spec.hidden_size)
-    return 0 if spec.hidden_size < HOISTED_UNITS else next(rows for rows, least in HOISTED if weights >= least)
+    return 0 if spec.hidden_size < HOISTED_UNITS else next(r for r, least in HOISTED if _weights(spec) >= least)
+
+
+def _hoisted_room(spec, rows: int) -> int:
+    """Floats for the input half of the next steps of up to so many rows."""
+    if rows <= 2:
+        return PRE_FLOATS if rows > 0 else 0
+    return min(max(4 * PRE_FLOATS, _weights(spec) // 8), MOST_PRE_FLOATS)
 
 
 def _absent(name: str) -> dict:
