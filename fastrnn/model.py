@@ -55,10 +55,10 @@ class Model:
         threads = thread_info().count if threads is None else whole_number(threads, "threads", MAX_THREADS)
         threadpools.note(threads)
         made = passes.run(graph)
-        if precision is None:
-            self._set_up(Compiled(made, threads, graph, store), threads)
-        else:  # other weights than those of the file: it means something else
-            self._set_up(Compiled(passes.set_precision(made, precision), threads, None, store), threads)
+        held = passes.set_precision(made, precision)
+        # In another precision, a model means something else than the graph of its file.
+        same = passes.precision_of(held) == passes.precision_of(made)
+        self._set_up(Compiled(held, threads, graph if same else None, store), threads)
 
     def _set_up(self, compiled: Compiled, threads: int) -> None:
         graph = compiled.graph

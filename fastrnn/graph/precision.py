@@ -8,6 +8,8 @@ largest weight of a column is 127 steps. The two differ in how the kernels round
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 # Inputs of an op with products: place of the weights -> place of the scales of their columns.
@@ -15,6 +17,7 @@ SCALES = {"cell": {1: 10, 2: 11}, "linear": {1: 3}}
 PRECISIONS = ("float32", "bfloat16", "int8", "int8-a16")
 DTYPE = {"float32": "float32", "bfloat16": "uint16", "int8": "int8", "int8-a16": "int8"}
 BFLOAT16_MOST = 3.3895314e38  # the largest finite one
+MOST_INTEGER = 255  # of an 8-bit weight less its zero point
 MOST_TERMS = 133_000  # of a sum of products of bytes that fits 32 bits
 
 
@@ -40,6 +43,40 @@ def check_held(W: np.ndarray, scale: np.ndarray | None) -> str | None:
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         return "the scale of a column is negative or not finite"
     return "an 8-bit weight is -128: they go from -127 to 127" if (W == -128).any() else None
+
+
+def note_steps(found: dict, W: np.ndarray, step: np.ndarray, axis: int, precision: str) -> None:
+    """Add to `found`, a `Graph.integers`, that W [..], float32, are products of 8-bit integers and steps.
+
+    Passes may move columns to other constants before they hold them as integers. A column is found again by the size of
+    its largest weight.
+
+    step : of each weight, broadcasts over W; the same along `axis`, over which a product sums
+    precision : how values that these weights are multiplied with are rounded
+    """
+    tops, steps = np.abs(W).max(axis=axis, initial=0), np.broadcast_to(step, W.shape).take(0, axis)
+    for top, one in set(zip(tops.reshape(-1).tolist(), steps.reshape(-1).tolist(), strict=True)):
+        found[top] = found.get(top, frozenset()) | {(one, precision)}
+
+
+def integers_of(W: np.ndarray, axis: int, found: Mapping) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """(integers as float32, the step of each column, their precision) of float32 weights; None if they are not exactly
+    products of integers and steps that `found`, a `Graph.integers`, has."""
+    tops = np.abs(W).max(axis=axis, initial=0)
+    options = [sorted(found.get(t, ()), key=lambda o: (o[1] == "int8", o)) if t else [(0.0, "")] for t in tops.tolist()]
+    q, step, names = np.zeros_like(W), np.zeros_like(tops), set[str]()
+    left = np.ones(tops.shape, bool)
+    for k in range(max(map(len, options), default=0)):
+        tried = np.array([o[min(k, len(o) - 1)][0] if o else 0.0 for o in options], np.float32)
+        along = np.expand_dims(np.where(tried > 0, tried, np.float32(1)), axis)
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = np.rint(W / along)
+            good = left & (made * along == W).all(axis=axis) & (np.abs(made).max(axis=axis, initial=0) <= MOST_INTEGER)
+        q = np.where(np.expand_dims(good, axis), made, q)
+        step, left = np.where(good, tried, step), left & ~good
+        names |= {options[j][min(k, len(options[j]) - 1)][1] for j in np.flatnonzero(good).tolist()}
+    names.discard("")
+    return None if left.any() or not names else (q, step, "int8" if names == {"int8"} else "int8-a16")
 
 
 def meant(W: np.ndarray, precision: str, axis: int, scale: np.ndarray | None = None) -> np.ndarray:

@@ -103,6 +103,8 @@ class Graph:
     held : (input, axis, why) of each input axis that keeps the file's number because of evidence in the file.
     undecided : (input, outputs) of each input that looks like a state but may continue from several outputs; a
         stream needs to be told which.
+    integers : of an imported file with 8-bit weights: what they are worth (graph/precision.py). Empty after the passes,
+        which hold such weights as integers.
     notes : lines for people about what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
@@ -117,9 +119,10 @@ class Graph:
     requires: tuple[tuple[Dim, int], ...] = ()
     held: tuple[tuple[str, int, str], ...] = ()
     undecided: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    integers: Mapping[float, frozenset[tuple[float, str]]] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("values", "constants", "states"):
+        for name in ("values", "constants", "states", "integers"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for array in self.constants.values():
             array.flags.writeable = False

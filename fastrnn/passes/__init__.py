@@ -17,6 +17,7 @@ from .moves import simplify_moves
 from .parallel_forms import note_parallel_forms
 from .precision import is_reduced, precision_of, set_precision
 from .roll_up import roll_up
+from .steps import fold_steps
 
 __all__ = ["precision_of", "run", "set_precision", "standard_passes"]
 
@@ -27,6 +28,7 @@ standard_passes = (
     merge_steps,
     fuse_attention,
     simplify_moves,
+    fold_steps,
     fuse_linear,
     roll_up,
     split_reductions,

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import FastRNNWarning, ModelFormatError, UnsupportedError
 from ..graph import Graph, Node, validate
-from ..graph.precision import BFLOAT16_MOST, MOST_TERMS, PRECISIONS, SCALES, held
+from ..graph.precision import BFLOAT16_MOST, MOST_TERMS, PRECISIONS, SCALES, held, integers_of
 from .dead import remove_dead_nodes
 from .patch import Patch
 
@@ -21,6 +21,7 @@ from .patch import Patch
 # names them. Time of a step in float32 / in this precision, EPYC (AVX-512 VNNI), one row: tools/bench/precision.py.
 LEAST = {"bfloat16": {"cell": 1 << 18, "linear": 1 << 18}, "int8": {"cell": 1 << 13, "linear": 1 << 14}}
 LEAST["int8-a16"] = LEAST["int8"]
+MOST_MOVES = 16  # from a rounded value to the product that it enters
 AXIS = {"cell": 1, "linear": 0}  # of W, along which a product sums
 
 
@@ -34,10 +35,11 @@ def is_reduced(graph: Graph) -> bool:
     return any(p != "float32" for p in precision_of(graph).values())
 
 
-def set_precision(graph: Graph, wanted: str | Mapping[str, str]) -> Graph:
+def set_precision(graph: Graph, wanted: str | Mapping[str, str] | None = None) -> Graph:
     """The graph with weights in these precisions.
 
-    wanted : one for all layers that gain by it, or layer -> precision; layers that it does not name stay as they are
+    wanted : one for all layers that gain by it, or layer -> precision; layers that it does not name, and all if it is
+        None, stay as they are or hold the file's own integers
 
     Raises ModelFormatError for an unknown precision or layer, UnsupportedError for a layer that can't have it.
     """
@@ -47,35 +49,87 @@ def set_precision(graph: Graph, wanted: str | Mapping[str, str]) -> Graph:
     for node in graph.nodes:
         if node.op not in AXIS:
             continue
-        named = not isinstance(wanted, str)
-        precision = wanted.get(node.name, found[node.name]) if isinstance(wanted, Mapping) else wanted
+        named = isinstance(wanted, Mapping) and node.name in wanted
+        file = _of_file(graph, node) if found[node.name] == "float32" and graph.integers else None
+        precision = wanted.get(node.name) if isinstance(wanted, Mapping) else wanted
+        precision = precision or (file.precision if file else found[node.name])
         if precision == found[node.name]:
             continue
-        if found[node.name] != "float32":
+        if found[node.name] != "float32" and {precision, found[node.name]} != {"int8", "int8-a16"}:
             raise UnsupportedError(
                 f"layer {node.name} holds its weights in {found[node.name]}, from which {precision} can't be made: "
                 "load the file that it was converted from"
             )
-        why = _reason(graph, node, precision, named)
+        why = _reason(graph, node, precision, named) if found[node.name] == "float32" else None
+        if why is None and file and precision == file.precision and not (named or isinstance(wanted, str)):
+            why = file.why
         if why is None:
-            patch.replace(node, _changed(patch, node, precision, done))
-            notes.append(f"{node.name} holds its weights in {precision}")
+            patch.replace(node, _changed(patch, node, precision, done, file))
+            own = " of the file's own integers" if file and file.why is None and precision.startswith("int8") else ""
+            notes.append(f"{node.name} holds its weights in {precision}{own}")
         elif named:
             raise UnsupportedError(f"layer {node.name} can't be {precision}: {why}; leave it float32")
         else:
             notes.append(f"{node.name} stays float32: {why}")
     if patch.instead:
-        return validate(remove_dead_nodes(patch.done(*notes)))
-    if wanted != "float32" and not is_reduced(graph):
+        return validate(remove_dead_nodes(patch.done(*notes))).replace(integers={})
+    if wanted not in ("float32", None) and not is_reduced(graph):
         text = f"{graph.name}: precision={wanted!r} changes no layer; model.notes says why"
         warnings.warn(text, FastRNNWarning, stacklevel=2)
-    return graph.replace(notes=(*graph.notes, *notes))
+    return graph.replace(notes=(*graph.notes, *notes), integers={}) if notes or graph.integers else graph
+
+
+@dataclass(frozen=True)
+class _File:
+    """The 8-bit weights that the file has for a layer.
+
+    precision : how the file rounds what they are multiplied with: to 8 bits, or not at all
+    held : name of the weights -> (int8, the step of each column); empty if kernels can't hold them
+    why : why the layer stays float32 unless the caller asks; None: it does not
+    """
+
+    precision: str
+    held: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    why: str | None
+
+
+def _of_file(graph: Graph, node: Node) -> _File | None:
+    """The 8-bit weights of a float32 layer; None if the file has none for it."""
+    names = [str(node.inputs[at]) for at in SCALES[node.op]]
+    arrays = [graph.constants.get(name) for name in names]
+    if any(a is None or a.dtype != np.float32 for a in arrays):
+        return None
+    parts = [integers_of(a, AXIS[node.op], graph.integers) for a in arrays]
+    if any(part is None for part in parts):
+        return None
+    precision = max((part[2] for part in parts), key=PRECISIONS.index)
+    if any(np.abs(q).max(initial=0) > 127 for q, _, _ in parts):
+        return _File(precision, {}, "its 8-bit weights less their zero point go beyond 127")
+    held = {name: (q.astype(np.int8), step) for name, (q, step, _) in zip(names, parts, strict=True)}
+    rounded = node.op == "linear" and _is_rounded(graph, str(node.inputs[0]))
+    return _File(precision, held, "the file rounds its input at a scale of its own" if rounded else None)
+
+
+def _is_rounded(graph: Graph, name: str) -> bool:
+    """Whether a value is one that the file rounds to 8 or 16 bits: moved, and computed from a clipped whole number."""
+    makers = graph.producers()
+    for _ in range(MOST_MOVES):
+        node = makers.get(name)
+        if node is None:
+            return False
+        if node.op == "unary":
+            return node.attrs["fn"] in ("clip", "round")
+        live = [i for i in node.inputs if i is not None and i not in graph.constants]
+        if node.op not in ("binary", "transpose", "reshape", "slice", "expand") or len(live) != 1:
+            return False
+        name = live[0]
+    return False
 
 
 def _check(graph: Graph, wanted, found: Mapping[str, str]) -> None:
     known = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
     values = wanted.values() if isinstance(wanted, Mapping) else (wanted,)
-    for value in values:
+    for value in values if wanted is not None else ():
         if value not in PRECISIONS:
             raise ModelFormatError(f"precision must be {known}, or a dict of them by layer name, got {value!r:.80}")
     unknown = [str(name) for name in wanted if name not in found] if isinstance(wanted, Mapping) else []
@@ -105,14 +159,19 @@ def _reason(graph: Graph, node: Node, precision: str, named: bool) -> str | None
     return f"its {size} weights gain nothing by it" if size < least and not named else None
 
 
-def _changed(patch: Patch, node: Node, precision: str, done: dict[tuple, list[str | None]]) -> Node:
-    """The node with its weights in this precision. done: (weights, precision, axis) -> the constants that hold them,
-    for nodes that share them."""
+def _changed(patch: Patch, node: Node, precision: str, done: dict[tuple, list[str | None]], file: _File | None) -> Node:
+    """The node with its weights in this precision: those of the file if it has them.
+
+    done: (weights, precision, axis) -> the constants that hold them, for nodes that share them
+    """
     inputs, axis = list(node.inputs), AXIS[node.op]
+    if node.attrs.get("precision", "float32") != "float32":  # both hold the same weights
+        return replace(node, attrs={**node.attrs, "precision": precision})
     for at, scale_at in SCALES[node.op].items():
         name = str(node.inputs[at])
         if (name, precision, axis) not in done:
-            array, scale = held(patch.graph.constants[name], precision, axis)
+            own = file.held.get(name) if file and precision.startswith("int8") else None
+            array, scale = own or held(patch.graph.constants[name], precision, axis)
             made = [patch.constant(f"{name}.{precision}", array)]
             made += [None if scale is None else patch.constant(f"{name}.scale", scale)]
             done[name, precision, axis] = made

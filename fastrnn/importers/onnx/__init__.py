@@ -205,4 +205,5 @@ def _settled(file: File, table: SymbolTable, axes: given.OpenAxes) -> Graph:
             if ctx.half:
                 notes.append("the file's float16 computes in float32, and float32 goes in and out")
             file.overruled = list(table.ledger.overruled)
-            return finished().replace(notes=(*notes, *table.ledger.overruled), held=table.held())
+            notes += table.ledger.overruled
+            return finished().replace(notes=tuple(notes), held=table.held(), integers=dict(table.integers))

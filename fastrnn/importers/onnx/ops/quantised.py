@@ -6,8 +6,10 @@ integers, and results round at the same places as onnxruntime's.
 DynamicQuantizeLinear (onnxruntime's quantize_dynamic) takes its scale from the range of a whole tensor: a row depends
 on its neighbours, and a step on later ones. Where its integers only enter products whose results are scaled back to
 floats, as quantize_dynamic writes it, it is left out: values pass unrounded, with a scale of one. Rows and steps stay
-independent, and no digits are lost. Anywhere else it is computed as written, over the whole tensor.
-docs/decisions/0017 has the reasons.
+independent. Anywhere else it is computed as written, over the whole tensor. docs/decisions/0017 has the reasons.
+
+Weights become float32 too, and what their integers are worth is noted (`Graph.integers`): the last pass holds layers
+that gain by it as the file's own integers, whose products round each row by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from onnx import TensorProto
 
 from ....errors import ModelFormatError
 from ....graph.dims import Dim
+from ....graph.precision import note_steps
 from ...shared.ledger import Finding
 from ..reading import files
 from ..reading.nodes import OnnxNode
@@ -201,7 +204,20 @@ def _quantize(ctx, n: NodeReader):
 def _dequantize(ctx, n: NodeReader):
     x, scale, zero = n.input(0), n.input(1), n.input(2, optional=True)
     _no_type(n, (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
-    return [numbers(ctx, x, scale, zero, n.attr("axis", "int", 1), n.attr("block_size", "int", 0))]
+    axis, block = n.attr("axis", "int", 1), n.attr("block_size", "int", 0)
+    out = numbers(ctx, x, scale, zero, axis, block)
+    if block == 0 and isinstance(out, Const) and isinstance(scale, Const):
+        step = _along(ctx, x, scale, axis).array
+        for k in range(len(out.dims) if len(out.dims) > 1 else 0):  # which one a product sums over is not known yet
+            if step.ndim < len(out.dims) or step.shape[k] == 1:
+                _note_steps(ctx, x, out, step, k, "int8-a16")
+    return [out]
+
+
+def _note_steps(ctx, integers, widened, step: np.ndarray, axis: int, precision: str) -> None:
+    """Note what columns of 8-bit weights are worth, if these are such weights."""
+    if isinstance(integers, Const) and isinstance(widened, Const) and integers.array.dtype.name in ("int8", "uint8"):
+        note_steps(ctx.table.integers, widened.array, step, axis, precision)
 
 
 for _domain in ("", MICROSOFT):
@@ -216,8 +232,9 @@ def note_unrounded(ctx, what: str) -> None:
     """Say that values are not rounded to 8 bits as the file says."""
     ctx.table.notes.setdefault(
         "dynamic quantisation",
-        f"values that the file rounds to 8 bits by the range of each call ({what}) are not rounded: "
-        "answers differ from onnxruntime's by what it loses there",
+        f"values that the file rounds to 8 bits by the range of each call ({what}) are not rounded so: a layer with "
+        "8-bit weights rounds each row by itself, others don't round; answers differ from onnxruntime's by what it "
+        "loses there",
     )
 
 
@@ -332,7 +349,10 @@ def _rounded(*values) -> bool:
 def _matmul_integer(ctx, n: NodeReader):
     a, b = n.input(0), n.input(1)
     left = _per_row(ctx, a, n.input(2, optional=True))
-    product = matmul(ctx, left, less(ctx, b, n.input(3, optional=True), -1))
+    right = less(ctx, b, n.input(3, optional=True), -1)
+    if not _rounded(a) and len(right.dims) == 2:
+        _note_steps(ctx, b, right, np.ones((1, 1), np.float32), 0, "int8")
+    product = matmul(ctx, left, right)
     return [Quantized(product, "int32", _rounded(a, b))]
 
 
@@ -370,6 +390,8 @@ def _product(ctx, n: NodeReader, a, a_scale, places: tuple[int, int, int]):
     """a @ (B - zero) * scale + bias; places: of the scale and the zero point of B, and of the bias."""
     scale, zero, bias = (n.input(i, optional=k > 0) for k, i in enumerate(places))
     b = numbers(ctx, n.input(1), scale, zero, -1)
+    if isinstance(scale, Const) and len(b.dims) == 2 and (a_scale is None or not _rounded(n.input(0))):
+        _note_steps(ctx, n.input(1), b, _along(ctx, b, scale, -1).array, 0, "int8")
     out = matmul(ctx, a, b)
     out = out if a_scale is None else _binary(ctx, "mul", out, _along(ctx, out, a_scale, -2))
     return out if bias is None else ctx.one("binary", *ctx.broadcast([out, bias], n.node.op), fn="add")

@@ -6,6 +6,7 @@ import numpy as np
 
 from ....errors import ModelFormatError
 from ....graph.cells import DEFAULT_ACTIVATIONS, GATES, CellSpec, activation
+from ....graph.precision import note_steps
 from ...shared.ledger import Finding
 from ..reading.reader import NodeReader
 from ..reading.registry import op
@@ -260,11 +261,11 @@ def _gru(ctx, n):
 @op("DynamicQuantizeLSTM", attrs=_COMMON + " input_forget", domain="com.microsoft")
 def _quantised_lstm(ctx, n):
     """An LSTM with 8-bit weights W [D, I, 4*H] and R [D, H, 4*H], with a scale and a zero point per direction (or per
-    column). Computed with dequantised weights. onnxruntime also rounds x and h to 8 bits at every step, which loses
-    digits and is not reproduced."""
+    column). onnxruntime rounds x and h to 8 bits at a scale of the whole batch, which is not reproduced."""
     ctx.table.notes.setdefault(
         "quantised lstm",
-        "x and h of DynamicQuantizeLSTM are not rounded to 8 bits; answers differ from onnxruntime's by what it loses",
+        "x and h of DynamicQuantizeLSTM are rounded to 8 bits row by row where the layer holds 8-bit weights, else not "
+        "at all; onnxruntime rounds them at a scale of the whole batch, and answers differ by what that loses",
     )
     weights = {}
     for i, scale_at, what in ((1, 8, "W"), (2, 10, "R")):
@@ -277,7 +278,9 @@ def _quantised_lstm(ctx, n):
         if any(p.shape not in shapes for p in parts):
             raise ModelFormatError(f"scale and zero point of {what}: {[list(p.shape) for p in parts]}")
         parts = [p.reshape(p.shape[0], 1, -1) for p in parts]
-        weights[i] = Const(((array.astype(np.float32) - parts[1]) * parts[0]).transpose(0, 2, 1))
+        widened = (array.astype(np.float32) - parts[1]) * parts[0]
+        note_steps(ctx.table.integers, widened, parts[0], 1, "int8")
+        weights[i] = Const(widened.transpose(0, 2, 1))
     values = [weights.get(i, n.input(i, optional=True)) for i in range(min(len(n.values), 8))]
     inner = n.within(values)
     outputs = _recurrent(ctx, inner, "lstm")

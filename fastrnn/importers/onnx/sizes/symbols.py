@@ -73,6 +73,7 @@ class SymbolTable:
         self.by_name: dict[str, Symbol] = {}
         self.found: dict[str, str] = {}  # notes about sizes, keyed by what is frozen or thawed
         self.notes: dict[str, str] = {}  # notes of this walk, keyed by node
+        self.integers: dict[float, frozenset] = {}  # what this walk learned of 8-bit weights, see Graph.integers
         self.surplus: list[str] = []  # free sizes that are neither batch nor time, found by settle
         self.cells: dict[str, tuple] = {}  # label of a recurrent node -> (time, batch, runs forward)
         self.merged: dict[Dim, tuple] = {}  # a product that a Reshape made -> its factors, in order
@@ -91,7 +92,7 @@ class SymbolTable:
         self.dirty = False
         self._moved.clear()
         self._now.clear()
-        for part in (self.notes, self.recent, self.ledger, self.assumed, self.shortfalls, self.blocks):
+        for part in (self.notes, self.integers, self.recent, self.ledger, self.assumed, self.shortfalls, self.blocks):
             part.clear()
 
     # --- making and reading ------------------------------------------------------------------------------------
