@@ -61,6 +61,8 @@ _LAZY = {
     "analyze": "insight.analysis",
     "Data": "insight.analysis",
     "load_data": "insight.analysis",
+    "PrecisionChoice": "insight.choosing",
+    "choose_precision": "insight.choosing",
     "Profile": "insight.profiling",
     "profile": "insight.profiling",
     "SelectedModel": "selected",
@@ -89,6 +91,7 @@ __all__ = [
     "Model",
     "ModelFormatError",
     "OutputDifference",
+    "PrecisionChoice",
     "Profile",
     "SelectedModel",
     "ShapeError",
@@ -103,6 +106,7 @@ __all__ = [
     "VerifyReport",
     "aio",
     "analyze",
+    "choose_precision",
     "cpu_info",
     "from_arrays",
     "from_equations",
@@ -129,6 +133,7 @@ if TYPE_CHECKING:
     from .infos import LayerInfo, TensorInfo
     from .insight import report
     from .insight.analysis import Analysis, Data, analyze, load_data
+    from .insight.choosing import PrecisionChoice, choose_precision
     from .insight.profiling import Profile, profile
     from .insight.verification import OutputDifference, VerifyReport, verify
     from .loading import from_arrays, from_equations, from_keras, from_onnx, from_torch, load

@@ -141,7 +141,7 @@ def test_a_precision_for_each_layer():
         fastrnn.ModelFormatError, match=f"no layer 'lstm9' with products; it has {names[0]}, {names[1]}"
     ):
         stack({"lstm9": "int8"})
-    for wrong in ("int4", "auto", 8, {names[0]: "half"}):
+    for wrong in ("int4", 8, {names[0]: "half"}):
         with pytest.raises(fastrnn.ModelFormatError, match="precision must be float32, bfloat16, int8 or int8-a16"):
             stack(wrong)
 

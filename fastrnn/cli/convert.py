@@ -13,7 +13,7 @@ from typing import Any
 
 import fastrnn
 
-from . import describe, options, verify
+from . import auto, describe, options, verify
 from .output import print_json, print_line, print_pairs, size, status
 
 SUFFIX = ".fastrnn"
@@ -23,6 +23,7 @@ example:
   fastrnn-convert model.onnx -o out.fastrnn --bind sr=16000 --states h0=hn
   fastrnn-convert model.keras --verify
   fastrnn-convert weights.pt --layers 'embedding:emb lstm:rnn linear:out softmax' --verify
+  fastrnn-convert model.onnx --precision auto --data frames.npz --tolerance 0.01
 
 If OUT.fastrnn exists, it is replaced only if it is a .fastrnn file; --force replaces any file.
 With --verify, nothing is written unless the answers agree.
@@ -40,6 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="OUT.fastrnn", type=output_name, help="the output file (default: next to MODEL)"
     )
     options.add_loading(parser)
+    auto.add(parser)
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -61,10 +63,14 @@ def output_name(text: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Convert. Returns 0, or 1 if --verify finds a difference."""
     target = args.output if args.output is not None else Path(args.model).with_suffix(SUFFIX)
+    auto.check(args)
     check_target(target, Path(args.model), args.force)
     with status(f"reading {args.model}"):
-        model = options.load(args)
+        model = options.load(args, **({"precision": "float32"} if auto.wanted(args) else {}))
+    choice = auto.choose(model, args) if auto.wanted(args) else None
+    model = model if choice is None else choice.model
     told = {"ok": True, "output": str(target), **describe.record(model, args.model), "verify": None}
+    told["choice"] = None if choice is None else choice.as_dict()
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{SUFFIX}")
     try:
         with status(f"writing {target}"):
@@ -86,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(told)
     else:
         show(told, report, why)
+        if choice is not None:
+            auto.show(choice)
     return 0 if told["ok"] else 1
 
 

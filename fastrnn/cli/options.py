@@ -77,7 +77,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         type=precision,
         help="number format of the weights: float32, bfloat16, int8 or int8-a16; or LAYER=FORMAT pairs, separated by "
-        "commas, for some layers only. Smaller formats need less memory and time and cost accuracy",
+        "commas, for some layers only. Smaller formats need less memory and time and cost accuracy. convert also takes "
+        "auto",
     )
     add_weights(parser)
     add_config(parser)
@@ -172,6 +173,17 @@ def positive(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """ "0.01": a number from 0 up."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, such as 0.01 for one percent, got {text!r}")
+    return number
+
+
 def precision(text: str) -> str | dict[str, str]:
     """ "int8", or {"rnn": "int8"} of "rnn=int8"."""
     if "=" not in text:
@@ -185,8 +197,11 @@ def precision(text: str) -> str | dict[str, str]:
     return found
 
 
-def load(args: argparse.Namespace) -> fastrnn.Model:
-    """Load the model with the options in the arguments. A model whose branch an input selects is refused by name."""
+def load(args: argparse.Namespace, **instead: Any) -> fastrnn.Model:
+    """Load the model with the options in the arguments. A model whose branch an input selects is refused by name.
+
+    instead : options of `fastrnn.load` that replace those of the arguments.
+    """
     model = fastrnn.load(
         args.model,
         bind=dict(args.bind) or None,
@@ -199,7 +214,7 @@ def load(args: argparse.Namespace) -> fastrnn.Model:
         float64_as_float32=args.float32,
         strict=not args.no_strict,
         thaw=not args.no_thaw,
-        precision=args.precision,
+        **{"precision": args.precision, **instead},
     )
     if isinstance(model, fastrnn.SelectedModel):
         model.refuse()

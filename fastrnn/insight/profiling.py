@@ -289,29 +289,37 @@ class Call:
 
     def measure(self, seconds: float) -> tuple[np.ndarray, np.ndarray]:
         """(ns of each call, untimed inside; ns of each op: medians over calls that are timed op by op)."""
-        self.calls(1)  # binds the sizes
-        first = _ns(self.calls, 1)
-        if first < 1e6:  # one call may have been interrupted, or found cold caches
-            first = min(first, *(_ns(self.calls, 1) for _ in range(4)))
-        group = max(1, min(1000, int(20_000 / max(first, 1))))  # calls between two looks at the clock
-        group = max(1, min(group, TIMED_ROWS // (self._rows() * max(len(self.plan.ops), 1))))
+        group = self.group()
         extra, budget = clock_ns(), 1e9 * seconds
         totals: list[float] = []
         each: list[np.ndarray] = []
         # In turns, so that other load on the machine affects both equally.
         while (budget > 0 or len(totals) < LEAST_CALLS) and len(totals) < MOST_CALLS:
             start = time.perf_counter_ns()
-            totals.append(_ns(self.calls, group) / group)
-            each.append(self._op_ns(group, extra))
+            totals.append(self.total_ns(group) / group)
+            each.append(self.op_ns(group, extra))
             budget -= time.perf_counter_ns() - start
         # Calls of a paced plan differ: their ops are reported as means.
         return np.array(totals), (np.mean if self.plan.paced else np.median)(np.concatenate(each), axis=0)
+
+    def group(self) -> int:
+        """How many calls to make between two looks at the clock."""
+        self.calls(1)  # binds the sizes
+        first = self.total_ns(1)
+        if first < 1e6:  # one call may have been interrupted, or found cold caches
+            first = min(first, *(self.total_ns(1) for _ in range(4)))
+        group = max(1, min(1000, int(20_000 / max(first, 1))))
+        return max(1, min(group, TIMED_ROWS // (self._rows() * max(len(self.plan.ops), 1))))
+
+    def total_ns(self, calls: int) -> float:
+        """ns of that many calls in a row."""
+        return _ns(self.calls, calls)
 
     def _rows(self) -> int:
         """The most walks over the plan in one call; each is timed."""
         return 4 * self.steps + 16 if self.kind == "push" or self.plan.paced else 1
 
-    def _op_ns(self, calls: int, extra: float) -> np.ndarray:
+    def op_ns(self, calls: int, extra: float) -> np.ndarray:
         """ns of each op, [calls, ops], in consecutive calls, as in a service. If anything between them touched other
         memory, the ops of small models would take twice as long. extra: cost of the clock in each of them. For a paced
         plan: [1, ops], the mean call."""

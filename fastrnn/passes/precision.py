@@ -130,6 +130,11 @@ def _check(graph: Graph, wanted, found: Mapping[str, str]) -> None:
     known = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
     values = wanted.values() if isinstance(wanted, Mapping) else (wanted,)
     for value in values if wanted is not None else ():
+        if value == "auto":
+            raise ModelFormatError(
+                'precision="auto" needs data to judge by: pass the model in float32 and your data to '
+                "fastrnn.choose_precision, or convert with fastrnn-convert --precision auto --data FILE"
+            )
         if value not in PRECISIONS:
             raise ModelFormatError(f"precision must be {known}, or a dict of them by layer name, got {value!r:.80}")
     unknown = [str(name) for name in wanted if name not in found] if isinstance(wanted, Mapping) else []

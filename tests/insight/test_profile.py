@@ -241,7 +241,7 @@ class TestProfile:
         timed = [n for n, with_timer in asked if with_timer]
         assert len(timed) >= profiling.LEAST_CALLS
         assert min(timed) > 1
-        ns = call._op_ns(7, 0.0)
+        ns = call.op_ns(7, 0.0)
         assert ns.shape == (7, 3)
         assert (ns > 0).all()
 
@@ -249,7 +249,7 @@ class TestProfile:
         model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / "step_function.script.onnx")
         call = profiling.Call(Model(model.graph, 1), 1, 6)
         assert call.kind == "push"
-        assert call._op_ns(3, 0.0).shape == (3, len(call.plan.ops))
+        assert call.op_ns(3, 0.0).shape == (3, len(call.plan.ops))
 
     def test_of_a_stream_that_ends(self):
         """Attention keeps so many steps, and then the stream must begin anew: it does, as often as it takes."""
@@ -257,7 +257,7 @@ class TestProfile:
         call = profiling.Call(Model(model.graph, 1), 1, 1)
         assert call.plan.room == 24
         call.calls(100)
-        assert call._op_ns(50, 0.0).shape[0] == 50
+        assert call.op_ns(50, 0.0).shape[0] == 50
         found = fastrnn.profile(model, seconds=0.05, machine=MACHINE)
         assert found.call == "step"
 

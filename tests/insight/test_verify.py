@@ -19,7 +19,7 @@ DATA = Path(__file__).resolve().parents[1] / "data" / "onnx"
 
 
 def difference(got, want, tolerance=1e-4):
-    return comparison._difference("y", np.array(got, np.float32), np.array(want, np.float32), tolerance, "x [1]")
+    return comparison.difference("y", np.array(got, np.float32), np.array(want, np.float32), tolerance, "x [1]")
 
 
 class TestDifference:
@@ -44,7 +44,7 @@ class TestDifference:
         ("want", "gap", "ok"), [(0.0, 0.9e-4, True), (0.0, 1.1e-4, False), (9.0, 9e-4, True), (9.0, 11e-4, False)]
     )
     def test_tolerance_grows_with_the_expected_value(self, want, gap, ok):
-        assert comparison._difference("y", np.array([want + gap]), np.array([want]), 1e-4, "").ok is ok
+        assert comparison.difference("y", np.array([want + gap]), np.array([want]), 1e-4, "").ok is ok
 
     def test_shapes_must_be_equal(self):
         found = difference([[1.0]], [1.0])

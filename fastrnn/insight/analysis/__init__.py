@@ -126,7 +126,7 @@ def analyze(
     rng = np.random.default_rng(seed)
     progress(0.0, "clean outputs")
     clean = runner.run(x)
-    figures = ErrorFigures(clean)
+    figures = ErrorFigures(clean, [o.dtype for o in runner.outputs])
     skipped = [*figures.problems, *quiet_inputs(runner, x)]
     progress(0.05, "dirty input")
     dirty = corruptions(runner, x, figures, rng)

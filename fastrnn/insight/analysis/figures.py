@@ -14,7 +14,7 @@ DEFINITIONS = {
     "largest change": "the largest absolute difference between a dirty and the clean output anywhere",
     "decisions changed": "share of decisions that differ from the clean run's: of an output whose step is a "
     "distribution (or its logarithm), the place of its largest; of up to 16 numbers that stay in [0, 1], whether "
-    "each is above 0.5. Left out if an output is neither",
+    "each is above 0.5; of integers and bools, each of them. Left out if no output is any of these",
     "noise at s dB": "white Gaussian noise, added to every element of every real input; its rms is the input's own "
     "times 10^(-s/20)",
     "impulses at s dB": "one element in a hundred gets +a or -a, with a such that the power of all impulses is that of "
@@ -45,7 +45,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Level:
-    """A clean output. decides: "largest", "above 0.5" or None."""
+    """A clean output. decides: "largest", "above 0.5", "value" (integers and bools) or None."""
 
     output: str
     rms: float
@@ -54,12 +54,16 @@ class Level:
 
 
 class ErrorFigures:
-    """Compares outputs with the clean ones. problems: what makes the figures doubtful."""
+    """Compares outputs with the clean ones. problems: what makes the figures doubtful.
 
-    def __init__(self, clean: Sequence[np.ndarray]):
+    dtypes : of the outputs; all are taken for floats without it.
+    """
+
+    def __init__(self, clean: Sequence[np.ndarray], dtypes: Sequence[str] | None = None):
         self.clean = list(clean)
         self.rms = [_rms(y) for y in self.clean]
-        self.decides = [_decision(y) for y in self.clean]
+        dtypes = ["float32"] * len(self.clean) if dtypes is None else dtypes
+        self.decides = [_decision(y, dtype) for y, dtype in zip(self.clean, dtypes, strict=True)]
         self.problems = []
         if any(not np.isfinite(y).all() for y in self.clean):
             self.problems.append("the clean outputs hold NaN or infinity: no figure means much")
@@ -108,9 +112,11 @@ def _rms(y: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(y)))) if y.size else 0.0
 
 
-def _decision(y: np.ndarray) -> str | None:
+def _decision(y: np.ndarray, dtype: str) -> str | None:
     """What an output decides: the largest of several if each step is a distribution (or its logarithm), or above 0.5
-    if it is up to 16 numbers in [0, 1]. A mask of hundreds decides nothing."""
+    if it is up to 16 numbers in [0, 1]. A mask of hundreds decides nothing. Integers and bools are decisions."""
+    if not dtype.startswith("float"):
+        return "value"
     if y.ndim not in (2, 3) or not y.size:
         return None
     if y.shape[-1] > 1:
@@ -122,4 +128,6 @@ def _decision(y: np.ndarray) -> str | None:
 
 
 def _choices(y: np.ndarray, decides: str) -> np.ndarray:
+    if decides == "value":
+        return y
     return np.argmax(y, axis=-1) if decides == "largest" else (y > 0.5)

@@ -56,7 +56,7 @@ def compare(model: Model, other, shown: str, seed: int, tolerance: float | None,
             continue
         compared.append(run)
         for name, got, want in zip(names, run.ours, run.theirs, strict=True):
-            worst[name] = _worse(worst.get(name), _difference(name, got, want, limit, run.text, reduced))
+            worst[name] = _worse(worst.get(name), difference(name, got, want, limit, run.text, reduced))
     if not compared:
         raise _no_run(model, shown, other.title, runs.skipped)
     covered = compared_sizes([run.env for run in compared])
@@ -142,7 +142,7 @@ def _frozen(names: Sequence[str], run: PairedRun, done: Sequence[PairedRun]) -> 
     return None
 
 
-def _difference(
+def difference(
     name: str, got: np.ndarray, want: np.ndarray, tolerance: float, where: str, reduced: bool = False
 ) -> OutputDifference:
     """reduced: a large tolerance is a share of the output's largest element, so that small outputs are not free."""
