@@ -119,6 +119,7 @@ MODULES = (
     "runtime._meter",
     "runtime._binding",
     "runtime._executor",
+    "runtime._parts",
     "runtime._slab",
     "serving._stream",
     "serving._slots",

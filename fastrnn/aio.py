@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import ShapeError, StateError, StreamError
-from .runtime.arguments import chunk_arrays, duration, plain_forms, step_arrays, whole_number
+from .runtime.arguments import chunk_arrays, duration, step_arrays, whole_number
 from .serving._queues import Close, FairQueues, Push, Request, Step, deliver
 from .serving.idle import IdleStreams
 from .serving.opening import opened
@@ -291,9 +291,13 @@ class Batcher:
         shared = [a.name for a in parts.inputs if not a.batched]
         if shared:
             raise StreamError(f"the input {', '.join(shared)} has no batch axis: streams of one call would share it")
-        forms = plain_forms(parts.inputs, parts.outputs)
-        if forms and not parts.timetable:
-            self._plain = np.dtype(np.float32), forms[0][1], pool._place if self._idle is None else self._check_open
+        floats = all(a.dtype == "float32" for a in (*parts.inputs, *parts.outputs))
+        if parts.simple and floats and not parts.timetable:
+            self._plain = (
+                np.dtype(np.float32),
+                parts.inputs[0].step_shape(None),
+                pool._place if self._idle is None else self._check_open,
+            )
 
     def _step_arrays(self, slot: int, x) -> list[np.ndarray]:
         """The inputs of a step, copied: the caller may go on to fill its buffers."""

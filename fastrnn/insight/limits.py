@@ -30,7 +30,7 @@ from ..model import Model
 from ..records import dataclass
 from ..runtime._timing import OpTimer, clock_ns
 
-FORMAT = 3  # of the cache file; other formats are measured again
+FORMAT = 4  # of the cache file; other formats are measured again
 LEVELS = ("L1", "L2", "L3", "memory")
 KIB = 1024
 # If the system does not report them: the minimum of nearly every server CPU.

@@ -20,7 +20,7 @@ from ..machine.cpu import MAX_THREADS
 from ..model import Model
 from ..records import dataclass
 from ..runtime._timing import OpTimer, clock_ns
-from ..runtime.arguments import plain_forms, whole_number
+from ..runtime.arguments import whole_number
 from . import cost_model, limits
 from .cost_model import Cost
 from .limits import Limits
@@ -254,7 +254,7 @@ class Call:
             stream = model.stream(batch_size=None if batch == 1 else batch)
             self.program = stream.program
             parts = stream._parts
-            self.plain = bool(plain_forms(parts.inputs, parts.outputs, stream.batch_size))
+            self.plain = parts.simple
             shapes = [a.step_shape(stream.batch_size) for a in parts.inputs]
             x = _feeds([graph.values[a.name] for a in parts.inputs], shapes, seed)
             if self.kind == "push":

@@ -1,7 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """States of streams in a slab, one row each, and the calls that advance these rows.
 
-StreamParts  the data that all streams of one model, batch size and context share
 SlabCore     the base of streams (one row, or `batch` rows in lock-step) and of pools (any rows, in any order)
 Rows         the rows of one call: their places in the slab, their positions in their sequences, their chunks
 
@@ -18,111 +17,16 @@ cimport numpy as cnp
 
 from fastrnn.runtime._binding cimport Scratch, allocate
 from fastrnn.runtime._executor cimport FLOPS_WATCHED, Program
+from fastrnn.runtime._forms cimport new_rows
+from fastrnn.runtime._parts cimport StreamParts
 
 import numpy as np
 
-from ..errors import FastRNNMemoryError, StreamError
+from ..errors import FastRNNMemoryError
 
 cnp.import_array()
 
-cdef int64_t MOST_STEPS = 64  # in one call
 cdef int64_t ROWS_TIMES_STEPS = 256  # in one call that packs rows: beyond this, more steps per call gain nothing
-
-
-cdef class StreamParts:
-    """The data that all streams of one model, batch size and context share, so that a stream is little but its state.
-
-    Made by `Compiled._stream_parts`, never changed. If the model leaves sizes open, program is None and all below it is
-    empty: the first step of a stream fixes the sizes and gives the stream other parts.
-
-    batch_size : int or None, as passed to `Model.stream`; batch : rows of the slab
-    context : bound of attention; sizes : the sizes that the model leaves open, by name
-    layout : StateLayout; inputs, outputs : lists of Argument; names : of the inputs
-    timetable : None if each output has one step per input step; many : for each output, whether one step may return
-        several
-    room : steps that a stream with a timetable can take, -1: any number
-    still : inputs without a time axis, if a stream must remember their last values for `flush`; not those whose
-        arguments are bound to a value
-    """
-
-    def __init__(self, batch_size=None, context=None, sizes=None, Program program=None, layout=None, inputs=(),
-                 outputs=(), forms=()):
-        """forms : (), or (NumPy type number, shape) of each for a model with one float32 input and one such output."""
-        cdef int64_t i
-        sides = (*inputs, *outputs)
-        self.batch_size, self.context, self.sizes = batch_size, context, dict(sizes or {})
-        self.batch, self.room, self.largest = batch_size or 1, -1, MOST_STEPS
-        self.program, self.layout, self.inputs, self.outputs = program, layout, list(inputs), list(outputs)
-        self.names, self.still = [a.name for a in inputs if a.bound is None], []
-        self.n_in, self.n_sides, self.simple = len(inputs), len(sides), len(forms) == 2
-        self.many = (False,) * len(outputs)
-        if program is None:
-            return
-        self.traits = <Trait *> allocate(self.n_sides, sizeof(Trait))
-        for i, argument in enumerate(sides):
-            self.traits[i].step = argument.step_bytes
-            self.traits[i].timed, self.traits[i].batched = argument.timed, argument.batched
-        if self.simple:
-            set_form(&self.x_form, forms[0])
-            set_form(&self.y_form, forms[1])
-            self.x_axis, self.y_axis = [len(a._lead(batch_size)) for a in sides]
-            self.plain_chunks = all(a.timed for a in sides)
-        if program.plan.steps_one:
-            self.largest = 1
-        if program.plan.paced:
-            self.timetable = program.plan.timetable
-            self.room = -1 if program.plan.room is None else program.plan.room
-            self.still = [a for a in inputs if not a.timed and a.bound is None]
-            self.many, self.guesses = self.timetable.many, self.timetable.guesses
-            self.simple = self.simple and self.timetable.simple
-
-    def __dealloc__(self):
-        PyMem_Free(self.traits)
-
-    cdef tuple brought(self, int64_t position, int64_t steps, bint final):
-        """How many steps of each output the next `steps` steps yield. For an output without time: whether it has
-        a value. final: the sequence ends here."""
-        if self.timetable is None:
-            return (steps,) * len(self.outputs)
-        if final and position < self.timetable.least:  # too short for a window of the model: no more steps
-            return (0,) * len(self.outputs)
-        new = self.timetable.outputs(position, steps, final)
-        if final:
-            return new
-        if steps and self.guesses:
-            now = self.timetable.counts(position + steps, 0, True).outputs
-        else:
-            now = new if steps else (0,) * len(new)
-        return tuple([k if o.timed else value for o, k, value in zip(self.outputs, new, now)])
-
-    def last_inputs(self, batch_size, still):
-        """Empty chunks of all inputs, to end a sequence; still : the last arrays of `self.still`."""
-        if self.still and not still:
-            text = "flush before the first step, with inputs unknown that have no time axis"
-            raise StreamError(f"{self.program.plan.graph.name}: {text}")
-        last = iter(still or ())
-        return [a.of_rows(batch_size, 0) if a.bound is not None else next(last) if a in self.still else
-                np.empty(a.chunk_shape(batch_size, 0), a.dtype) for a in self.inputs]
-
-    cdef list room_for(self, tuple comes, object batch_size, bint one):
-        """A new array for each output, with as many steps as `brought` says; one: for the result of a single step."""
-        cdef list made = []
-        for o, n, many in zip(self.outputs, comes, self.many):
-            shape = o.step_shape(batch_size) if one and n == 1 and not many else o.chunk_shape(batch_size, n)
-            made.append(np.empty(shape, o.dtype))
-        return made
-
-    cdef list seen(self, tuple comes, list made, bint one):
-        """These arrays as returned to the caller: None for a missing value, and for no step instead of one."""
-        return [r if n or (o.timed and not one) else None for o, n, r in zip(self.outputs, comes, made)]
-
-
-cdef int set_form(Form *form, given) except -1:
-    cdef int i
-    form.type, form.ndim = given[0], len(given[1])
-    for i, size in enumerate(given[1]):
-        form.dims[i] = size
-    return 0
 
 
 cdef StreamParts NO_PARTS = StreamParts()
@@ -182,12 +86,10 @@ cdef class SlabCore:
             memcpy(self.slab_data + (i if places == NULL else places[i]) * size, data + i * size, size * sizeof(float))
         return 0
 
-    cdef int call(self, Scratch s, int64_t n, const int64_t *places, object x, object out) except -1:
-        """One call of a program with one input and one output. Gives its scratch back. If the call can fail or be
-        interrupted halfway, the states are restored."""
+    cdef int call(self, Scratch s, int64_t n, const int64_t *places) except -1:
+        """One call of the program, on a scratch that has the memory of all arguments; gives it back. If the call can
+        fail or be interrupted halfway, the states are restored."""
         cdef Program program = self._parts.program
-        s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
-        s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> out)
         try:
             if not program.may_fail and program.work(s) < FLOPS_WATCHED:
                 return program.call(s, self.slab_data, places)

@@ -14,7 +14,8 @@ from ..graph import dims as D
 from ..graph.casts import as_dtype
 from ..records import dataclass
 
-MOST_AXES = 8  # of an array on the fast path of a step, including the row axis of a pool
+MOST_AXES = 8  # of an array that goes to a program as it is, including the row axis of a pool
+MOST_SIDES = 16  # inputs and outputs of a model whose arrays do; runtime/_forms.pxd has both numbers too
 
 
 @dataclass(frozen=True)
@@ -214,15 +215,13 @@ def deliver(results: list, outs):
 
 
 def plain_forms(inputs: list[Argument], outputs: list[Argument], batch: int | None = None) -> list[tuple]:
-    """(NumPy type number, shape of a step) of the input and the output of a model with one of each, if both are float32
-    with few axes and so need no general check; [] for any other model."""
-    if len(inputs) != 1 or len(outputs) != 1:
-        return []
+    """(NumPy type number, shape of a step) of each input, then of each output, for calls in compiled code; [] if one
+    has many axes, or if they are many."""
     sides = (*inputs, *outputs)
     shapes = [a.step_shape(batch) for a in sides]
-    if any(a.dtype != "float32" for a in sides) or any(len(s) >= MOST_AXES for s in shapes):
+    if len(sides) > MOST_SIDES or any(len(s) >= MOST_AXES for s in shapes):
         return []
-    return [(np.dtype(np.float32).num, shape) for shape in shapes]
+    return [(np.dtype(DTYPES[a.dtype]).num, shape) for a, shape in zip(sides, shapes, strict=True)]
 
 
 def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:

@@ -30,7 +30,7 @@ from ..streaming.rewrite import rewrite
 from ..streaming.timetable import Timetable
 from ._executor import Program
 from ._meter import Meter
-from ._slab import StreamParts
+from ._parts import StreamParts
 from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
 from .kept import Meanings
 from .layout import StateLayout
@@ -299,7 +299,7 @@ class Compiled:
         if batch_size not in (None, 1) and not has_batch:
             raise StreamError(f"{self.name} has no batch axis: open one stream each, not batch_size={batch_size}")
         inputs = [a.bind(bound[a.name], batch_size) if a.name in bound else a for a in inputs]
-        forms = [] if bound else plain_forms(inputs, outputs, batch_size)
+        forms = plain_forms(inputs, outputs, batch_size)
         return StreamParts(batch_size, context, self._given_sizes, program, layout, inputs, outputs, forms)
 
     @cached_property  # once for all streams: they share what is computed for their arguments

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from ..errors import FastRNNWarning, StateError
-from ._slab import StreamParts
+from ._parts import StreamParts
 from .compiled import Compiled
 from .kept import KeptState
 from .layout import MOST_STEPS, StateLayout

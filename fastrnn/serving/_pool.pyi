@@ -3,7 +3,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..runtime._meter import Meter
-from ..runtime._slab import StreamParts
+from ..runtime._parts import StreamParts
 from ..typing import Array, Inputs, Outputs, PoolOutputs, Slots, StepOutputs
 from ._slots import SlotCore
 

@@ -6,7 +6,9 @@ from libc.stdint cimport int64_t
 cimport numpy as cnp
 
 from fastrnn.runtime._meter cimport Meter
-from fastrnn.runtime._slab cimport StreamParts, empty, fits, takes
+from fastrnn.runtime._binding cimport Scratch
+from fastrnn.runtime._forms cimport Sides, drop_sides, empty, fits, takes
+from fastrnn.runtime._parts cimport StreamParts
 from fastrnn.serving._slots cimport SlotCore, enter, leave
 
 import numpy as np
@@ -25,7 +27,7 @@ cdef class PoolCore(SlotCore):
     """Steps and chunks of a pool's streams. Methods with a leading underscore require the lock to be held."""
 
     cdef readonly Meter meter  # of steps
-    cdef bint simple  # rows of plain arrays go straight to the program
+    cdef bint simple, plain  # rows of plain arrays go straight to the program: of one input and one output, of any
     cdef int64_t rows_a_call, rows_a_push
 
     def __cinit__(self, *args, **kwargs):
@@ -49,6 +51,7 @@ cdef class PoolCore(SlotCore):
             self._parts = before
             raise
         self.simple = parts.simple and not shared and table is None
+        self.plain = parts.plain and parts.held is None and table is None
 
     # -- steps --
     def step(self, slots, x, out=None):
@@ -80,18 +83,22 @@ cdef class PoolCore(SlotCore):
         out, a step allocates nothing.
         """
         cdef int64_t n, began
+        cdef Scratch s
         cdef StreamParts p
         enter(self)
         try:
             began = self.meter.begin()
             n, p = self.find(slots), self._parts
-            if self.simple and fits(x, &p.x_form, 0, n) and (out is None or takes(out, &p.y_form, 0, n, x)):
+            if self.simple and fits(x, p.forms, 0, n) and (out is None or takes(out, p.forms + 1, 0, n, x)):
                 if out is None:
-                    out = empty(&p.y_form, 0, n)
+                    out = empty(p.forms + 1, 0, n)
                 if n > self.rows_a_call:
                     self._advance(n, [x, out])
                 elif n:
-                    self.call(p.program.take(n, 1, 1), n, self.place, x, out)
+                    s = p.program.take(n, 1, 1)
+                    s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
+                    s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> out)
+                    self.call(s, n, self.place)
                     self.count(n)
             else:
                 out = self.step_otherwise(n, x, out)
@@ -101,10 +108,33 @@ cdef class PoolCore(SlotCore):
             leave(self)
 
     cdef object step_otherwise(self, int64_t n, x, out):
+        """`step` of the n streams found, with several arrays, or with anything that has to be checked or converted."""
+        cdef Sides sides
+        sides.n = 0
         try:
+            if self.plain and self._parts.step_sides(&sides, x, out, n):
+                return self.step_with(n, &sides, out)
             return self._step_general(n, x, out)
         except MemoryError as error:
             raise out_of_memory(error, f"step of {n} streams") from None
+        finally:
+            drop_sides(&sides)
+
+    cdef object step_with(self, int64_t n, Sides *sides, out):
+        """`step` of the n streams found, with these arrays."""
+        cdef int i
+        cdef Scratch s
+        cdef StreamParts p = self._parts
+        p.make_outputs(sides, None, n)
+        if n > self.rows_a_call:
+            self._advance(n, [<object> sides.arrays[i] for i in range(sides.n)])
+        elif n:
+            s = p.program.take(n, 1, 1)
+            for i in range(sides.n):
+                s.base[i] = cnp.PyArray_DATA(<cnp.ndarray> sides.arrays[i])
+            self.call(s, n, self.place)
+            self.count(n)
+        return p.results(sides, out, None)
 
     cdef void count(self, int64_t n) noexcept:
         cdef int64_t i
@@ -127,15 +157,15 @@ cdef class PoolCore(SlotCore):
         cdef cnp.npy_intp size = n
         cdef StreamParts p = self._parts
         cdef list results = []
-        if not (self.simple and p.plain_chunks):
+        if not (self.simple and p.simple_chunks):
             return None
         lengths = cnp.PyArray_EMPTY(1, &size, cnp.NPY_INT64, 0)
         for i in range(n):
-            if not fits(chunks[i], &p.x_form, 0, -1):
+            if not fits(chunks[i], p.forms, 0, -1):
                 return None
             (<int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths))[i] = cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)
         for i in range(n):
-            results.append(empty(&p.y_form, 0, cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)))
+            results.append(empty(p.forms + 1, 0, cnp.PyArray_DIM(<cnp.ndarray> chunks[i], 0)))
         self.check_room(n, lengths)
         self.advance_found(n, lengths, [chunks, results], False)
         return results

@@ -16,7 +16,8 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from fastrnn.machine._region cimport Region
-from fastrnn.runtime._slab cimport SlabCore, StreamParts
+from fastrnn.runtime._parts cimport StreamParts
+from fastrnn.runtime._slab cimport SlabCore
 
 import numpy as np
 

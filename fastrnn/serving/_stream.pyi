@@ -2,7 +2,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from ..runtime._slab import SlabCore, StreamParts
+from ..runtime._parts import StreamParts
+from ..runtime._slab import SlabCore
 from ..typing import Array, Inputs, StepOutputs
 
 class StreamCore(SlabCore):

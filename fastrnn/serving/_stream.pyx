@@ -9,7 +9,9 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from fastrnn.runtime._binding cimport Scratch, allocate
-from fastrnn.runtime._slab cimport SlabCore, StreamParts, empty, fits, takes
+from fastrnn.runtime._forms cimport Sides, drop_sides, empty, fits, takes
+from fastrnn.runtime._parts cimport StreamParts
+from fastrnn.runtime._slab cimport SlabCore
 
 import numpy as np
 
@@ -165,39 +167,88 @@ cdef class StreamCore(SlabCore):
         cdef StreamParts p = self._parts
         cdef bint comes = True
         cdef object target = out
-        if not (p.simple and fits(x, &p.x_form, -1, 0)) or (out is not None and not takes(out, &p.y_form, -1, 0, x)):
+        if not (p.simple and fits(x, p.forms, -1, 0)) or (out is not None and not takes(out, p.forms + 1, -1, 0, x)):
             return self.step_otherwise(x, out)
         self.hold()
         try:
             if p.timetable is None:
                 s = p.program.take(p.batch, 1, 1)
             else:
-                if self.ended or (p.room >= 0 and self.steps_done >= p.room):
-                    self.check_room(1)
-                counts = p.timetable.counts(self.steps_done, 1)
+                counts = self.paced_counts()
                 comes = counts.outputs[0] != 0
-                if not (comes or p.plain_chunks):  # a value over time is written at every step
+                if not (comes or p.traits[1].timed):  # a value over time is written at every step
                     target = None
                 s = p.program.take(p.batch, counts.number, 0)
             if target is None:
-                target = empty(&p.y_form, -1, 0)
-            self.call(s, p.batch, NULL, x, target)
+                target = empty(p.forms + 1, -1, 0)
+            s.base[0] = cnp.PyArray_DATA(<cnp.ndarray> x)
+            s.base[1] = cnp.PyArray_DATA(<cnp.ndarray> target)
+            self.call(s, p.batch, NULL)
             self.steps_done += 1
         finally:
             self.use = FREE
         return target if comes else None
 
+    cdef object paced_counts(self):
+        """The counts of the next step, of a stream with a timetable."""
+        cdef StreamParts p = self._parts
+        if self.ended or (p.room >= 0 and self.steps_done >= p.room):
+            self.check_room(1)
+        return p.timetable.counts(self.steps_done, 1)
+
     cdef object step_otherwise(self, x, out):
+        """`step` with several arrays, or with anything that has to be checked or converted."""
+        cdef Sides sides
+        cdef StreamParts p = self._parts
+        sides.n = 0
         try:
+            if p.step_sides(&sides, x, out, -1):
+                return self.step_with(&sides, out)
             return self._step_general(x, out)
         except MemoryError as error:
             raise out_of_memory(error, "a step") from None
+        finally:
+            drop_sides(&sides)
+
+    cdef object step_with(self, Sides *sides, out):
+        """`step` with these arrays."""
+        cdef int i
+        cdef Scratch s
+        cdef tuple comes = None
+        cdef StreamParts p = self._parts
+        self.hold()
+        try:
+            if p.timetable is None:
+                s = p.program.take(p.batch, 1, 1)
+            else:
+                counts = self.paced_counts()
+                comes = counts.outputs
+                s = p.program.take(p.batch, counts.number, 0)
+            p.make_outputs(sides, comes, -1)
+            for i in range(sides.n):
+                s.base[i] = cnp.PyArray_DATA(<cnp.ndarray> sides.arrays[i])
+            self.call(s, p.batch, NULL)
+            self.steps_done += 1
+        finally:
+            self.use = FREE
+        return p.results(sides, out, comes)
 
     cdef object push_otherwise(self, chunk):
+        """`push` of several arrays, or of anything that has to be checked or converted."""
+        cdef int i
+        cdef Sides sides
+        cdef int64_t span
+        sides.n = 0
         try:
-            return self._push_general(chunk)
+            span = self._parts.chunk_sides(&sides, chunk)
+            if span < 0:
+                return self._push_general(chunk)
+            made = self._take([<object> sides.arrays[i] for i in range(sides.n)], span)
+            return made[0] if len(made) == 1 else tuple(made)
         except MemoryError as error:
             raise out_of_memory(error, "a push") from None
+        finally:
+            drop_sides(&sides)
 
     def push(self, chunk):
         """Advance by all steps of a chunk of any length.
@@ -220,14 +271,14 @@ cdef class StreamCore(SlabCore):
         """
         cdef StreamParts p = self._parts
         cdef int64_t span
-        if not (p.plain_chunks and fits(chunk, &p.x_form, p.x_axis, -1)):
+        if not (p.simple_chunks and fits(chunk, p.forms, p.traits[0].time_axis, -1)):
             return self.push_otherwise(chunk)
-        span = cnp.PyArray_DIM(<cnp.ndarray> chunk, p.x_axis)
+        span = cnp.PyArray_DIM(<cnp.ndarray> chunk, p.traits[0].time_axis)
         self.hold()
         try:
             self.check_room(span)
             comes = span if p.timetable is None else p.brought(self.steps_done, span, False)[0]
-            out = empty(&p.y_form, p.y_axis, comes)
+            out = empty(p.forms + 1, p.traits[1].time_axis, comes)
             self.advance(p.batch, NULL, self.steps_done, span, [chunk, out], p.batch, False)
             self.steps_done += span
         except MemoryError as error:

@@ -11,7 +11,7 @@ from .. import tables
 from ..errors import StateError, StreamError, memory_for
 from ..machine.files import replace_file
 from ..runtime import snapshots, states
-from ..runtime._slab import StreamParts
+from ..runtime._parts import StreamParts
 from ..runtime.arguments import check_out, chunk_arrays, deliver, step_arrays
 from ..runtime.compiled import Compiled
 from ..runtime.migration import Fitting

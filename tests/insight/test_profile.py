@@ -272,7 +272,7 @@ class TestProfile:
         assert found.step_ns == pytest.approx(found.measured_ns / 14)
 
     def test_of_lookups_and_of_several_outputs(self):
-        for name, overhead in (("language_model.script.onnx", 9000), ("lstm_last_states.dynamo_frozen.onnx", 9000)):
+        for name, overhead in (("language_model.script.onnx", 100), ("lstm_last_states.dynamo_frozen.onnx", 9000)):
             model = fastrnn.load(ROOT / "tests" / "data" / "onnx" / name)
             found = fastrnn.profile(model, seconds=0.02, machine=MACHINE)
             assert (found.call, found.predicted_overhead_ns) == ("step", overhead)
