@@ -47,7 +47,11 @@ def test_the_picture_in_hacking_is_what_the_code_says(layers):
     [
         ("graph/types.py", "from ..model import Model", "graph imports model; it may import: errors, records, machine"),
         ("graph/types.py", "import fastrnn", "graph imports fastrnn; it may import: errors, records, machine"),
-        ("graph/types.py", "from fastrnn import compile", "graph imports compile; it may import: errors, records, machine"),
+        (
+            "graph/types.py",
+            "from fastrnn import compile",
+            "graph imports compile; it may import: errors, records, machine",
+        ),
         ("graph/types.py", "def f():\n    from ..compile import plan", "graph imports compile; it may import"),
         ("errors.py", "from .graph import Graph", "errors imports graph; it may import: nothing"),
         ("serving/stream.py", "from ..compile.plan import Plan", "serving imports compile; it may import"),

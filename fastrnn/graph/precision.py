@@ -4,16 +4,22 @@ A node has the attribute `precision`. "float32" holds weights as they are. "bflo
 bits, uint16. "int8" and "int8-a16" hold int8, and the scale of each column besides: weight = integer * scale, and the
 largest weight of a column is 127 steps. The two differ in how the kernels round what the weights are multiplied with
 (_kernels/body_round.h): to 8 or to 15 bits.
+
+What is rounded is a row. Of a convolution that is a window: the elements of x that one output position of one group
+sums over, with zeros for the padding. A row of an embedding, a `gather` from a table, is multiplied by nothing: its
+weights are widened.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-# Inputs of an op with products: place of the weights -> place of the scales of their columns.
-SCALES = {"cell": {1: 10, 2: 11}, "linear": {1: 3}}
+# The ops that may have a precision. Inputs of each: place of the weights -> place of the scales of their columns. What
+# is a column of which op, `columns` says.
+SCALES = {"cell": {1: 10, 2: 11}, "linear": {1: 3}, "conv": {1: 3}, "conv_transpose": {1: 3}, "gather": {0: 2}}
 PRECISIONS = ("float32", "bfloat16", "int8", "int8-a16")
 DTYPE = {"float32": "float32", "bfloat16": "uint16", "int8": "int8", "int8-a16": "int8"}
 BFLOAT16_MOST = 3.3895314e38  # the largest finite one
@@ -21,8 +27,18 @@ MOST_INTEGER = 255  # of an 8-bit weight less its zero point
 MOST_TERMS = 133_000  # of a sum of products of bytes that fits 32 bits
 
 
-def held(W: np.ndarray, precision: str, axis: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(W, float32, in this precision; the scale of each column, or None). axis: the one that a product sums over.
+def columns(op: str, W: np.ndarray, groups: int = 1) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(W, or a view of it with a group an index; the axes within a column): each index of the other axes is a column.
+
+    A column is what one output sums over, or a row of a table that is looked up. groups: of a convolution.
+    """
+    if op == "conv_transpose":  # [C, M/groups, K..]
+        return W.reshape(groups, W.shape[0] // groups, W.shape[1], math.prod(W.shape[2:])), (1, 3)
+    return W, (0,) if op == "linear" else tuple(range(1, W.ndim))
+
+
+def held(W: np.ndarray, precision: str, axis: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+    """(W, float32, in this precision; the scale of each column, or None). axis: the axes within a column.
 
     Weights must be finite.
     """
@@ -59,7 +75,9 @@ def note_steps(found: dict, W: np.ndarray, step: np.ndarray, axis: int, precisio
         found[top] = found.get(top, frozenset()) | {(one, precision)}
 
 
-def integers_of(W: np.ndarray, axis: int, found: Mapping) -> tuple[np.ndarray, np.ndarray, str] | None:
+def integers_of(
+    W: np.ndarray, axis: int | tuple[int, ...], found: Mapping
+) -> tuple[np.ndarray, np.ndarray, str] | None:
     """(integers as float32, the step of each column, their precision) of float32 weights; None if they are not exactly
     products of integers and steps that `found`, a `Graph.integers`, has."""
     tops = np.abs(W).max(axis=axis, initial=0)
@@ -79,7 +97,22 @@ def integers_of(W: np.ndarray, axis: int, found: Mapping) -> tuple[np.ndarray, n
     return None if left.any() or not names else (q, step, "int8" if names == {"int8"} else "int8-a16")
 
 
-def meant(W: np.ndarray, precision: str, axis: int, scale: np.ndarray | None = None) -> np.ndarray:
+def held_by(op: str, W: np.ndarray, precision: str, groups: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `held`, for the weights of an op: (in the shape of W, the scales as one axis)."""
+    view, axes = columns(op, W, groups)
+    array, scale = held(view, precision, axes)
+    return array.reshape(W.shape), None if scale is None else scale.reshape(-1)
+
+
+def meant_by(op: str, W: np.ndarray, precision: str, scale: np.ndarray | None = None, groups: int = 1) -> np.ndarray:
+    """The float32 weights that `held_by` holds."""
+    view, axes = columns(op, W, groups)
+    if scale is not None:
+        scale = scale.reshape([n for axis, n in enumerate(view.shape) if axis not in axes])
+    return meant(view, precision, axes, scale).reshape(W.shape)
+
+
+def meant(W: np.ndarray, precision: str, axis: int | tuple[int, ...], scale: np.ndarray | None = None) -> np.ndarray:
     """The float32 weights that `held` holds."""
     if precision == "float32":
         return W

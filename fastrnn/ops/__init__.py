@@ -16,13 +16,14 @@ A module adds its ops to the table when it is imported; all of them are imported
 
 from . import _rows, _states  # noqa: F401
 from ._attention import attention_scratch
-from ._elements import RANK, TYPE_CODES
+from ._elements import HELD, RANK, TYPE_CODES
 from ._integers import INTEGER_FUNCTIONS
 from ._recurrence import cell_scratch
 from ._walk import KINDS, LEVELS, OP_FIELDS
 from ._windows import conv_patches, depthwise_scratch, pool_scratch
 
 __all__ = [
+    "HELD",
     "INTEGER_FUNCTIONS",
     "KINDS",
     "LEVELS",

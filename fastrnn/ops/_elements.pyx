@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Ops on single elements: elementwise programs, copies that cast, gathers, arg max, sums along an axis, zeros."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastrnn.machine._isa cimport FRNN_MAX_INPUTS, FRNN_MAX_RANK, frnn_space
@@ -12,6 +12,10 @@ from fastrnn.ops._items cimport (
 )
 from fastrnn.ops._walk cimport DONE, add_op, number
 
+cdef enum Held:  # rows of a table: as they are, or float32 in a smaller format (graph/precision.py)
+    AS_IT_IS, BFLOAT16, SCALED_INT8
+
+HELD = {"float32": AS_IT_IS, "bfloat16": BFLOAT16, "int8": SCALED_INT8, "int8-a16": SCALED_INT8}
 RANK = FRNN_MAX_RANK  # axes of an op that walks element by element
 TYPE_CODES = {
     "float32": FLOAT32, "float64": FLOAT64, "bool": BOOL, "int8": INT8, "int16": INT16, "int32": INT32, "int64": INT64,
@@ -33,6 +37,7 @@ cdef struct CopyArgs:
 
 cdef struct GatherArgs:
     int64_t table_buffer, table_offset, table_row, count, inner, item, from_zero
+    int64_t held, scale_buffer, scale_offset  # held: how the rows are held, see Held; scale of each row
     int64_t index_buffer, index_offset, index_type, y_buffer, y_offset
     int64_t n[LEVELS]
     int64_t index_stride[LEVELS]
@@ -143,12 +148,29 @@ cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
     return DONE
 
 
+cdef inline void widen_row(const GatherArgs *a, const char *row, float scale, float *y) noexcept nogil:
+    """One row of a table in reduced precision, as float32."""
+    cdef int64_t i
+    cdef const int8_t *steps = <const int8_t *> row
+    cdef const uint16_t *halves = <const uint16_t *> row
+    cdef uint32_t *bits = <uint32_t *> y
+    if a.held == SCALED_INT8:
+        for i in range(a.inner):
+            y[i] = steps[i] * scale
+    else:
+        for i in range(a.inner):
+            bits[i] = <uint32_t> halves[i] << 16
+
+
 cdef int run_gather(const int64_t *args, Frame *f) noexcept nogil:
     """Rows of a table. Fails if an index is out of range."""
     cdef const GatherArgs *a = <const GatherArgs *> args
     cdef int64_t i, j, k, index, size = a.inner * a.item, low = 0 if a.from_zero else -a.count
+    cdef int64_t y_item = a.item if a.held == AS_IT_IS else sizeof(float)
     cdef const char *table = <const char *> f.base[a.table_buffer] + a.table_offset * a.item
-    cdef char *y = <char *> f.base[a.y_buffer] + a.y_offset * a.item
+    cdef const float *scales = at(f, a.scale_buffer, a.scale_offset) if a.held == SCALED_INT8 else NULL
+    cdef char *y = <char *> f.base[a.y_buffer] + a.y_offset * y_item
+    cdef char *to
     for i in range(a.n[0]):
         for j in range(a.n[1]):
             for k in range(a.n[2]):
@@ -162,8 +184,12 @@ cdef int run_gather(const int64_t *args, Frame *f) noexcept nogil:
                     return 0
                 if index < 0:
                     index += a.count
-                memcpy(y + (i * a.y_stride[0] + j * a.y_stride[1] + k * a.y_stride[2]) * a.item,
-                       table + index * a.table_row * a.item, size)
+                to = y + (i * a.y_stride[0] + j * a.y_stride[1] + k * a.y_stride[2]) * y_item
+                if a.held == AS_IT_IS:
+                    memcpy(to, table + index * a.table_row * a.item, size)
+                else:
+                    widen_row(a, table + index * a.table_row * a.item, 0 if scales == NULL else scales[index],
+                              <float *> to)
     return DONE
 
 

@@ -9,7 +9,7 @@ the padding adds 0 * w. So the bits don't depend on where a block of positions b
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from fastrnn.machine._isa cimport FRNN_TILE_ROWS, frnn_act
+from fastrnn.machine._isa cimport FRNN_TILE_ROWS, frnn_act, frnn_product
 from fastrnn.ops._frame cimport Frame, at, const_row, halt
 from fastrnn.ops._walk cimport DONE, add_op, number
 
@@ -26,6 +26,7 @@ cdef struct Window:  # output position (h, w) reads x at (h * stride_h - pad_h +
 cdef struct ConvArgs:
     Window w
     int64_t packed, groups, channels, outs, patches, scratch  # channels, outs: of one group; patches: rows of scratch
+    int64_t rounded, rounded_rows  # reduced precision: room for that many rounded rows
 
 cdef struct DepthwiseArgs:
     Window w
@@ -61,9 +62,26 @@ cdef struct Run:  # rows for one call of the product: row r reads x + r * x_step
     float *y
 
 
+cdef void flush_rounded(const Run *run, const ConvArgs *a, int64_t packed, Frame *f) noexcept nogil:
+    """Round each row, which is a window, and multiply as many as there is room for."""
+    cdef int64_t K = f.linear_sizes[2 * packed], N = f.linear_sizes[2 * packed + 1], row = 0, i, n
+    cdef const frnn_product *product = f.linear_products[packed]
+    cdef int64_t size = product.rounded(K)
+    cdef float *rounded = <float *> f.base[a.rounded]
+    while row < run.n:
+        n = min(a.rounded_rows, run.n - row)
+        for i in range(n):
+            product.round(K, run.x + (row + i) * run.x_step, 0, rounded + i * size)
+        f.table.linear(product, K, N, f.linears[packed], f.linear_acts[packed], rounded, size,
+                       run.y + row * run.y_step, run.y_step, 0, n, 0, f.table.linear_blocks(K, N))
+        row += n
+
+
 cdef inline void flush(Run *run, const ConvArgs *a, int64_t packed, Frame *f) noexcept nogil:
     cdef int64_t K = f.linear_sizes[2 * packed], N = f.linear_sizes[2 * packed + 1]
-    if run.n > 0:
+    if run.n > 0 and f.linear_products[packed].round != NULL:
+        flush_rounded(run, a, packed, f)
+    elif run.n > 0:
         f.table.linear(f.linear_products[packed], K, N, f.linears[packed], f.linear_acts[packed], run.x, run.x_step,
                        run.y, run.y_step, 0, run.n, 0, f.table.linear_blocks(K, N))
     run.n = 0

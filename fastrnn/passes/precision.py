@@ -5,6 +5,7 @@ It runs last: the other passes leave such a graph as it is.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,21 +14,32 @@ import numpy as np
 
 from ..errors import FastRNNWarning, ModelFormatError, UnsupportedError
 from ..graph import Graph, Node, validate
-from ..graph.precision import BFLOAT16_MOST, MOST_TERMS, PRECISIONS, SCALES, held, integers_of
+from ..graph.precision import BFLOAT16_MOST, MOST_TERMS, PRECISIONS, SCALES, columns, held_by, integers_of
+from ..graph.windows import CONVOLUTIONS
 from .dead import remove_dead_nodes
 from .patch import Patch
 
 # The least weights of an op that gains by reduced precision with one row; smaller ones stay float32 unless the caller
 # names them. Time of a step in float32 / in this precision, EPYC (AVX-512 VNNI), one row: tools/bench/precision.py.
-LEAST = {"bfloat16": {"cell": 1 << 18, "linear": 1 << 18}, "int8": {"cell": 1 << 13, "linear": 1 << 14}}
+LEAST = {
+    "bfloat16": {"cell": 1 << 18, "linear": 1 << 18, "conv": 1 << 18, "conv_transpose": 1 << 18, "gather": 1 << 14},
+    "int8": {"cell": 1 << 13, "linear": 1 << 14, "conv": 1 << 14, "conv_transpose": 1 << 14, "gather": 1 << 14},
+}
 LEAST["int8-a16"] = LEAST["int8"]
 MOST_MOVES = 16  # from a rounded value to the product that it enters
-AXIS = {"cell": 1, "linear": 0}  # of W, along which a product sums
 
 
 def precision_of(graph: Graph) -> dict[str, str]:
     """Layer -> precision of all layers that could have one, in the graph's order."""
-    return {n.name: n.attrs.get("precision", "float32") for n in graph.nodes if n.op in AXIS}
+    return {n.name: n.attrs.get("precision", "float32") for n in graph.nodes if _may_have_one(graph, n)}
+
+
+def _may_have_one(graph: Graph, node: Node) -> bool:
+    """Whether the node is a layer with products, or looks up rows of numbers that were trained."""
+    if node.op != "gather" or "precision" in node.attrs:
+        return node.op in SCALES
+    table, indices = (graph.constants.get(str(name)) for name in node.inputs[:2])
+    return table is not None and indices is None and table.dtype == np.float32 and table.ndim > 1
 
 
 def is_reduced(graph: Graph) -> bool:
@@ -47,7 +59,7 @@ def set_precision(graph: Graph, wanted: str | Mapping[str, str] | None = None) -
     _check(graph, wanted, found)
     patch, notes, done = Patch(graph), [], {}
     for node in graph.nodes:
-        if node.op not in AXIS:
+        if node.name not in found:
             continue
         named = isinstance(wanted, Mapping) and node.name in wanted
         file = _of_file(graph, node) if found[node.name] == "float32" and graph.integers else None
@@ -99,14 +111,18 @@ def _of_file(graph: Graph, node: Node) -> _File | None:
     arrays = [graph.constants.get(name) for name in names]
     if any(a is None or a.dtype != np.float32 for a in arrays):
         return None
-    parts = [integers_of(a, AXIS[node.op], graph.integers) for a in arrays]
+    views = [columns(node.op, a, node.attrs.get("groups", 1)) for a in arrays]
+    parts = [integers_of(*view, graph.integers) for view in views]
     if any(part is None for part in parts):
         return None
     precision = max((part[2] for part in parts), key=PRECISIONS.index)
     if any(np.abs(q).max(initial=0) > 127 for q, _, _ in parts):
         return _File(precision, {}, "its 8-bit weights less their zero point go beyond 127")
-    held = {name: (q.astype(np.int8), step) for name, (q, step, _) in zip(names, parts, strict=True)}
-    rounded = node.op == "linear" and _is_rounded(graph, str(node.inputs[0]))
+    held = {
+        name: (q.astype(np.int8).reshape(a.shape), step.reshape(-1))
+        for name, a, (q, step, _) in zip(names, arrays, parts, strict=True)
+    }
+    rounded = node.op != "cell" and _is_rounded(graph, str(node.inputs[0]))
     return _File(precision, held, "the file rounds its input at a scale of its own" if rounded else None)
 
 
@@ -151,6 +167,10 @@ def _arrays(graph: Graph, node: Node) -> list[np.ndarray | None]:
 def _reason(graph: Graph, node: Node, precision: str, named: bool) -> str | None:
     """Why a layer can't or should not hold its weights in a precision; None: it can."""
     arrays = _arrays(graph, node)
+    if _is_depthwise(graph, node):
+        return "each of its sums has the taps of one channel, which a row's rounding takes longer than"
+    if node.op == "gather" and node.attrs["axis"] != 0:
+        return "it picks columns of its table, not rows"
     if any(a is None or a.dtype != np.float32 for a in arrays):
         return "its weights are not float32 constants"
     given = [a for a in arrays if a is not None]
@@ -158,29 +178,44 @@ def _reason(graph: Graph, node: Node, precision: str, named: bool) -> str | None
         return "it has weights that are not finite"
     if precision == "bfloat16" and any(np.abs(a).max(initial=0) > BFLOAT16_MOST for a in given):
         return "it has a weight beyond the largest bfloat16"
-    if precision.startswith("int8") and any(a.shape[AXIS[node.op]] > MOST_TERMS for a in given):
+    if precision.startswith("int8") and node.op != "gather" and any(_terms(node, a) > MOST_TERMS for a in given):
         return f"it sums over more than {MOST_TERMS} products, which may not fit 32 bits"
     size, least = sum(a.size for a in given), LEAST[precision][node.op]
     return f"its {size} weights gain nothing by it" if size < least and not named else None
 
 
+def _is_depthwise(graph: Graph, node: Node) -> bool:
+    """Whether each output channel of a convolution sums over one input channel, and each of those has one output."""
+    if node.op not in CONVOLUTIONS:
+        return False
+    groups, dims = node.attrs["groups"], graph.values[str(node.inputs[1])].dims
+    return groups > 1 and dims[0] == groups and dims[1] == 1
+
+
+def _terms(node: Node, W: np.ndarray) -> int:
+    """How many products a sum has."""
+    view, axes = columns(node.op, W, node.attrs.get("groups", 1))
+    return math.prod(view.shape[axis] for axis in axes)
+
+
 def _changed(patch: Patch, node: Node, precision: str, done: dict[tuple, list[str | None]], file: _File | None) -> Node:
     """The node with its weights in this precision: those of the file if it has them.
 
-    done: (weights, precision, axis) -> the constants that hold them, for nodes that share them
+    done: what decides how weights are held -> the constants that hold them, for nodes that share them
     """
-    inputs, axis = list(node.inputs), AXIS[node.op]
+    inputs, groups = list(node.inputs), node.attrs.get("groups", 1)
     if node.attrs.get("precision", "float32") != "float32":  # both hold the same weights
         return replace(node, attrs={**node.attrs, "precision": precision})
     for at, scale_at in SCALES[node.op].items():
         name = str(node.inputs[at])
-        if (name, precision, axis) not in done:
+        key = (name, precision, node.op, groups)
+        if key not in done:
             own = file.held.get(name) if file and precision.startswith("int8") else None
-            array, scale = own or held(patch.graph.constants[name], precision, axis)
+            array, scale = own or held_by(node.op, patch.graph.constants[name], precision, groups)
             made = [patch.constant(f"{name}.{precision}", array)]
             made += [None if scale is None else patch.constant(f"{name}.scale", scale)]
-            done[name, precision, axis] = made
-        inputs[at], scale_name = done[name, precision, axis]
+            done[key] = made
+        inputs[at], scale_name = done[key]
         if scale_name is not None:
             inputs += [None] * (scale_at + 1 - len(inputs))
             inputs[scale_at] = scale_name

@@ -9,9 +9,8 @@ import numpy as np
 from ..graph import Node
 from ..graph.cells import CellSpec
 from ..graph.digests import array_name, named
-from ..graph.precision import SCALES
 from .flat import Flat, constant_name
-from .meanings import atom, attributes, cell_text, function_text, is_feature, means, own_name, pair, spread
+from .meanings import atom, attributes, cell_text, function_text, held, is_feature, means, own_name, pair, spread
 
 if TYPE_CHECKING:
     from .meaning import Meaning
@@ -25,14 +24,6 @@ def _plus(m: Meaning, node: Node, flat: Flat, bias: Flat | None) -> Flat:
     return atom(m, node, *pair("add", *names))
 
 
-def _held(m: Meaning, node: Node) -> tuple:
-    """How the weights of a node are held, if not in float32: the precision, and the scales of their columns."""
-    precision = node.attrs.get("precision", "float32")
-    if precision == "float32":
-        return ()
-    return (precision, *(m.name_of(m.flat(node, at)) for at in SCALES[node.op].values()))
-
-
 def _product(m: Meaning, node: Node) -> Flat | None:
     """x @ W, W [K, N] constant. The product of the last step is named as the last step of the product."""
     x, W = m.flat(node), m.flat(node, 1)
@@ -43,7 +34,7 @@ def _product(m: Meaning, node: Node) -> Flat | None:
         return None
     own_name(m, node)
     whole = m.atoms.before_end(x)
-    made = atom(m, node, "product", array_name(weights), *_held(m, node), m.name_of(x if whole is None else whole))
+    made = atom(m, node, "product", array_name(weights), *held(m, node), m.name_of(x if whole is None else whole))
     return made if whole is None or made.elements is None else m.atoms.derived(made, "last")
 
 
@@ -98,7 +89,7 @@ def _conv(m: Meaning, node: Node):
         weights = np.ascontiguousarray(weights.reshape(*weights.shape[:2], *(weights.shape[2 + i] for i in keep)))
     kept = [(s[0], *s[1:3], 1 if s[1] == 1 else s[3], *s[4:]) for s in (spatial[i] for i in keep)]
     own_name(m, node)
-    flat = atom(m, node, node.op, a["groups"], repr(kept), array_name(weights), m.name_of(x))
+    flat = atom(m, node, node.op, a["groups"], repr(kept), array_name(weights), *held(m, node), m.name_of(x))
     bias = m.flat(node, 2)
     if bias is not None:
         if bias.array is None:
@@ -139,7 +130,7 @@ def _cell(m: Meaning, node: Node):
     if biases is None or any(w is None or w.array is None for w in arrays):
         return None
     weights = [array_name(w.array) for w in arrays]
-    layer = ("cell", repr(cell_text(spec)), *weights, *_held(m, node), biases, m.name_of(peep))
+    layer = ("cell", repr(cell_text(spec)), *weights, *held(m, node), biases, m.name_of(peep))
     m.own[node.name] = named(*layer)
     timed = m.time_axis(node.inputs[0]) == 0
     begin = [m.initial(m.flat(node, i)) for i in (6, 7)]

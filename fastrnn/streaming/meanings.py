@@ -14,6 +14,7 @@ import numpy as np
 from ..graph import Node
 from ..graph.cells import ACTIVATIONS, CellSpec
 from ..graph.digests import array_name, named
+from ..graph.precision import SCALES
 from ..graph.registry import Registry
 from ..graph.vocabulary import ROWS
 from .flat import Flat
@@ -53,10 +54,13 @@ def as_written(m: Meaning, node: Node) -> list[Flat]:
 
 
 def attributes(m: Meaning, node: Node) -> list:
-    """The attributes of a node as texts and numbers, by name; floats as float32."""
+    """The attributes of a node as texts and numbers, by name; floats as float32. Weights in float32 are not named as
+    such: the names of layers are older than precisions."""
     found: list = []
     for key, about in sorted(ROWS[node.op].attrs.items()):
         value = node.attrs.get(key, about.default)
+        if key == "precision" and value == "float32":
+            continue
         if isinstance(value, CellSpec):
             value = cell_text(value)
         elif about.dims:
@@ -70,10 +74,18 @@ def number(value):
     return float(np.float32(value)) if isinstance(value, float) else value
 
 
+def held(m: Meaning, node: Node) -> tuple:
+    """How the weights of a node are held, if not in float32: the precision, and the scales of their columns."""
+    precision = node.attrs.get("precision", "float32")
+    if precision == "float32":
+        return ()
+    return (precision, *(m.name_of(m.flat(node, at)) for at in SCALES[node.op].values()))
+
+
 def own_name(m: Meaning, node: Node, *parts) -> None:
     """Name a layer by itself, if it has weights."""
     arrays = [m.graph.constants[i] for i in node.inputs if i is not None and i in m.graph.constants]
-    if any(a.dtype.kind == "f" for a in arrays):
+    if any(a.dtype.kind == "f" for a in arrays) or held(m, node):
         if not parts or node.op != "cell":
             parts = (node.op, *attributes(m, node), *(array_name(a) for a in arrays))
         m.own[node.name] = named(*parts)
@@ -175,8 +187,8 @@ def _derived(m: Meaning, node: Node, flat: Flat, *how) -> list[Flat] | None:
 
 @means("gather")
 def _gather(m: Meaning, node: Node):
-    axis, indices = node.attrs["axis"], m.flat(node, 1)
-    if indices.array is not None and is_feature(m, node.inputs[0], axis):
+    axis, indices, how = node.attrs["axis"], m.flat(node, 1), held(m, node)
+    if not how and indices.array is not None and is_feature(m, node.inputs[0], axis):
         x = m.flat(node)
         array = x.array if x.array is not None else m.atoms.elements(x)
         size = array.shape[axis]
@@ -189,7 +201,7 @@ def _gather(m: Meaning, node: Node):
         return None
     name = array_name(table.array)
     own_name(m, node, name)
-    parts = ("rows of", name, bool(node.attrs.get("from_zero", False)), m.name_of(indices))
+    parts = ("rows of", name, *how, bool(node.attrs.get("from_zero", False)), m.name_of(indices))
     return [atom(m, node, *parts)]
 
 

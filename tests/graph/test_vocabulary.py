@@ -24,6 +24,6 @@ def test_nothing_but_ops_is_lowered_or_followed():
 
 def test_the_vocabulary_prints_each_op():
     lines = vocabulary.describe().splitlines()
-    assert "gather(x, indices; axis, from_zero) -> y" in lines
+    assert "gather(x, indices, scale?; axis, from_zero, precision) -> y" in lines
     assert "concat(x, ...; axis) -> y" in lines
     assert sum(not line.startswith(" ") for line in lines) == len(OPS)

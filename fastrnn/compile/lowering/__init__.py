@@ -13,57 +13,20 @@ it touches (`@bounds.touches`, see compile/bounds.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ...errors import FastRNNError, UnsupportedError
 from ...graph import Graph, Node
 from ...graph.loops import Loop
-from ...graph.precision import meant
 from ...graph.traverse import needed, results
 from ...graph.vocabulary import ROWS
-from ...machine import _isa
 from ...streaming.rewrite import rewrite
 from ..plan import Plan
+from ..weights import Weights
 from . import cells, elementwise, moves, products, reductions, windows  # noqa: F401  each fills the tables
 from .attention import Context
 from .base import Lowering
 from .loops import lower_loop
 from .positions import advance
 from .states import close_state, open_state, separate_threaded
-
-if TYPE_CHECKING:
-    from ...machine.packed_files import Store
-
-
-class Weights:
-    """Packed weights of one model for one instruction set, shared by its plans.
-
-    store : where processes share them; None: they are this process's own
-    """
-
-    def __init__(self, isa: str | None = None, store: Store | None = None):
-        self.isa, self.store = isa or _isa.isa_info()["active"], store
-        self._packed: dict[tuple, object] = {}
-
-    def cell(self, spec, arrays: tuple, precision: str, scales: tuple, key: tuple):
-        """The packed cell of these weights; packed at the first call with this key. arrays: W, R, Wb, Rb, P, the first
-        two as `precision` holds them, with the scales of their columns."""
-        if key not in self._packed:
-            W, R = (meant(w, precision, 1, s) for w, s in zip(arrays[:2], scales, strict=True))
-            self._packed[key] = _isa.pack_cell(spec, W, R, *arrays[2:], self.isa, precision, *scales, self.store)
-        return self._packed[key]
-
-    def linear(self, W, bias, precision: str, scale, key: tuple):
-        """The packed product of these weights; packed at the first call with this key. W: as `precision` holds it, with
-        the scales of its columns."""
-        if key not in self._packed:
-            W = meant(W, precision, 0, scale)
-            self._packed[key] = _isa.pack_linear(W, bias, self.isa, precision, scale, self.store)
-        return self._packed[key]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(p.nbytes for p in list(self._packed.values()))  # another thread may be packing
 
 
 def lower(graph: Graph, mode: str, weights: Weights, context: Context | None = None) -> Plan:

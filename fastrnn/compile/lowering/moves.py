@@ -6,6 +6,7 @@ import numpy as np
 
 from ...graph import Node
 from ...graph import dims as D
+from ...ops import HELD
 from .. import bounds
 from ..tensors import ITEMSIZE, Tensor, contiguous
 from .base import Lowering, aims, lowers
@@ -80,8 +81,8 @@ def _concat(low: Lowering, node: Node) -> None:
 @lowers("gather")
 def _gather(low: Lowering, node: Node) -> None:
     """Rows of a table by index. If `axis` is not the first, it is moved to the front, and the result is moved back."""
-    axis = node.attrs["axis"]
-    view = _gather_view(low, node, axis)
+    axis, precision = node.attrs["axis"], node.attrs.get("precision", "float32")
+    view = _gather_view(low, node, axis) if precision == "float32" else None
     if view is not None:
         low.tensors[node.outputs[0]] = view
         return
@@ -92,14 +93,17 @@ def _gather(low: Lowering, node: Node) -> None:
     table = low.contiguous_last(table, node, len(table.dims) - 1)
     inner = D.product(table.dims[1:])
     out = low.result(node)
-    flat = out.reshape((*indices.dims, inner)) if out.dtype == table.dtype else None
+    dtype = table.dtype if precision == "float32" else "float32"
+    flat = out.reshape((*indices.dims, inner)) if out.dtype == dtype else None
     if flat is None or not contiguous_last(flat):
-        out = low.tensors[node.outputs[0]] = low.builder.allocate(table.dtype, out.dims)
+        out = low.tensors[node.outputs[0]] = low.builder.allocate(dtype, out.dims)
         flat = out.reshape((*indices.dims, inner))
     rank = len(indices.dims)
     strides = flat.strides[:rank] if len(flat.strides) > rank else flat.strides
     loops = low.levels(indices.dims, (indices.strides, strides), indices.order, node)
-    fields = level_fields(loops, ("index", "y"))
+    fields = level_fields(loops, ("index", "y")) | {"held": HELD[precision]}
+    if low.array(node, 2, "scale") is not None:
+        fields |= at("scale", low.tensor(node.inputs[2]))
     low.builder.emit(
         "gather", node.name, (table, indices), (out,), **fields, count=table.dims[0], table_row=table.strides[0],
         inner=inner, index_type=TYPE_CODES[indices.dtype], item=ITEMSIZE[table.dtype], from_zero=_from_zero(node),
@@ -153,7 +157,8 @@ def _gather_touches(plan, f):
     inner = (f["inner"], 1)
     yield from bounds.at(f, "table", (f["count"], f["table_row"]), inner, item=f["item"])
     yield from bounds.at(f, "index", *bounds.rows(f, "index"), item=bounds.ITEMS[f["index_type"]])
-    yield from bounds.at(f, "y", *bounds.rows(f, "y"), inner, item=f["item"])
+    yield from bounds.at(f, "y", *bounds.rows(f, "y"), inner, item=4 if f.get("held") else f["item"])
+    yield from bounds.at(f, "scale", (f["count"], 1))
 
 
 def _from_zero(node: Node) -> int:

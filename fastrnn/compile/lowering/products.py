@@ -25,7 +25,7 @@ def _linear(low: Lowering, node: Node) -> None:
     loops = low.levels(x.dims[:-1], (x.strides[:-1], out.strides[:-1]), _without_last(x.order), node)
     k, n = W.shape
     act = instruction(node.attrs["activation"] or "identity", (0,), node.attrs["alpha"], node.attrs["beta"])
-    rounded, rounded_rows = _rounded(low, packed, D.product(x.dims[:-1]))
+    rounded, rounded_rows = room_for_rounded(low, packed, D.product(x.dims[:-1]))
     fields = {"packed": len(low.plan.linears), **level_fields(loops, ("x", "y"))}
     fields |= {"rounded": rounded, "rounded_rows": rounded_rows}
     low.plan.linears.append((packed, act))
@@ -34,7 +34,7 @@ def _linear(low: Lowering, node: Node) -> None:
     low.builder.emit("linear", node.name, (x,), writes, flops, **fields, **at("x", x), **at("y", out))
 
 
-def _rounded(low: Lowering, packed, rows) -> tuple:
+def room_for_rounded(low: Lowering, packed, rows) -> tuple:
     """Room for the rows that a product of reduced precision rounds, and how many it holds at once."""
     if packed.weights == "float32":
         return -1, 0

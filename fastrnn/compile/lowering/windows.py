@@ -23,6 +23,7 @@ from .. import bounds
 from ..tensors import Tensor
 from .base import Lowering, lowers
 from .fields import FUNCTIONS, at
+from .products import room_for_rounded
 
 ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that is added to a window of one spatial axis
 
@@ -139,8 +140,10 @@ def _conv_transpose(low: Lowering, node: Node) -> None:
 
 
 def _conv_weights(low: Lowering, node: Node) -> tuple:
+    """W as its precision holds it, and the bias."""
     W, bias = low.array(node, 1, "W"), low.array(node, 2, "bias")
-    return W.astype(np.float32), None if bias is None else bias.astype(np.float32)
+    W = W.astype(np.float32) if W.dtype.kind == "f" else W
+    return W, None if bias is None else bias.astype(np.float32)
 
 
 def _activated_result(low: Lowering, node: Node, x: Tensor) -> tuple:
@@ -160,18 +163,20 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
     if channels == outs == 1 and groups > 1:
         _emit_depthwise(low, node, W.reshape(groups, taps).T, bias, act, (x, y), fields, flops)
         return
-    first = len(low.plan.linears)
+    first, precision, scale = len(low.plan.linears), node.attrs.get("precision", "float32"), low.array(node, 3, "scale")
     for g in range(groups):
         matrix = np.ascontiguousarray(W[g].reshape(taps * channels, outs))
-        part = None if bias is None else np.ascontiguousarray(bias[g * outs : (g + 1) * outs])
-        packed = low.weights.linear(matrix, part, "float32", None, (key, g, groups, *node.inputs[1:]))
+        part, steps = (None if a is None else np.ascontiguousarray(a[g * outs : (g + 1) * outs]) for a in (bias, scale))
+        packed = low.weights.linear(matrix, part, precision, steps, (key, precision, g, groups, *node.inputs[1:]))
         low.plan.linears.append((packed, (act[0], 0, 0, 0, act[1], act[2])))
     size = taps * channels
     patches = conv_patches(size)
     scratch = low.builder.scratch(patches * size)
+    rounded, rounded_rows = room_for_rounded(low, packed, D.product((x.dims[0], fields["out_h"], fields["out_w"])))
+    writes = (y, scratch) if rounded == -1 else (y, scratch, rounded)
     low.builder.emit(
-        "conv", node.name, (x,), (y, scratch), flops, **fields, packed=first, groups=groups, channels=channels,
-        outs=outs, patches=patches, scratch=scratch,
+        "conv", node.name, (x,), writes, flops, **fields, packed=first, groups=groups, channels=channels, outs=outs,
+        patches=patches, scratch=scratch, rounded=rounded, rounded_rows=rounded_rows,
     )  # fmt: skip
 
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from ...errors import ShapeError
 from .. import dims as D
-from ..shapes import broadcast, check_axis
-from ..vocabulary import ANY_FLOAT, BOOL, DIM, DIMS, INT, INTS, TEXT, Meeting, graph_op
+from ..precision import meant_by
+from ..shapes import broadcast, check_axis, check_precision
+from ..vocabulary import ANY_FLOAT, BOOL, DIM, DIMS, INT, INTS, PRECISION, TEXT, Meeting, graph_op
 
 
 def _transpose_dims(inputs, attrs):
@@ -98,25 +99,36 @@ def _expand(x, dims):
 
 
 def _gather_dims(inputs, attrs):
-    x, indices = inputs
+    x, indices = inputs[:2]
     check_axis(x, attrs["axis"])
     if indices.dtype not in ("int64", "int32"):
         raise ShapeError(f"indices must be integers, got {indices}")
-    return [(x.dtype, x.dims[: attrs["axis"]] + indices.dims + x.dims[attrs["axis"] + 1 :])]
+    check_precision(attrs, (x,), inputs[2:3])
+    reduced = attrs.get("precision", "float32") != "float32"
+    if reduced and (attrs["axis"] != 0 or len(x.dims) < 2):
+        raise ShapeError(f"only rows of a table are held in reduced precision, got axis {attrs['axis']} of {x}")
+    if len(inputs) > 2 and inputs[2] is not None and inputs[2].dims != x.dims[:1]:
+        raise ShapeError(f"scale must be [{x.dims[0]}], got {inputs[2]}")
+    return [("float32" if reduced else x.dtype, x.dims[: attrs["axis"]] + indices.dims + x.dims[attrs["axis"] + 1 :])]
 
 
-@graph_op("gather(x, indices)", attrs={"axis": INT, "from_zero": BOOL.or_lacking(False)}, dims=_gather_dims)
-def _gather(x, indices, axis, from_zero):
+@graph_op(
+    "gather(x, indices, scale?)",
+    attrs={"axis": INT, "from_zero": BOOL.or_lacking(False), "precision": PRECISION},
+    dims=_gather_dims,
+)
+def _gather(x, indices, scale, axis, from_zero, precision):
     """-> x.dims[:axis] + indices.dims + x.dims[axis+1:], axis >= 0. Indices are in [-size, size), and negative ones
     count from the end. With from_zero they are in [0, size), as in PyTorch's embedding. An index out of range is an
-    error at run time.
+    error at run time. precision: how x, a constant [rows, ..], is held (graph/precision.py), with scale[rows]; only for
+    axis 0.
     """
     size = x.shape[axis]
     low = 0 if from_zero else -size
     bad = indices[(indices < low) | (indices >= size)]
     if bad.size:
         raise ShapeError(f"index {bad[0]} is outside [{low}, {size}), the size of axis {axis}")
-    return np.take(x, indices, axis=axis)
+    return np.take(meant_by("gather", x, precision, scale), indices, axis=axis)
 
 
 def _pad_dims(inputs, attrs):

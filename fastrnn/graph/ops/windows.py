@@ -11,9 +11,10 @@ import itertools
 import numpy as np
 
 from ...errors import ShapeError
-from ..shapes import windows
+from ..precision import meant_by
+from ..shapes import check_precision, windows
 from ..types import Value
-from ..vocabulary import BOOL, INT, INTS, TEXT, graph_op
+from ..vocabulary import BOOL, INT, INTS, PRECISION, TEXT, graph_op
 from .moves import pad
 
 
@@ -57,6 +58,9 @@ def _weights(inputs, attrs, maps: int, per_group: int) -> tuple:
         raise ShapeError(f"weights {w} in {groups} groups over the channels of {x}")
     if len(inputs) > 2 and inputs[2] is not None and inputs[2].dims != (maps,):
         raise ShapeError(f"bias must be [{maps}], got {inputs[2]}")
+    if len(inputs) > 3 and inputs[3] is not None and inputs[3].dims != (maps,):
+        raise ShapeError(f"scale must be [{maps}], got {inputs[3]}")
+    check_precision(attrs, (w,), inputs[3:4])
     return x, w
 
 
@@ -75,18 +79,20 @@ def _conv_dims(inputs, attrs):
 
 
 @graph_op(
-    "conv(x, W, bias?)",
-    attrs={"strides": INTS, "dilations": INTS, "pads": INTS, "groups": INT},
+    "conv(x, W, bias?, scale?)",
+    attrs={"strides": INTS, "dilations": INTS, "pads": INTS, "groups": INT, "precision": PRECISION},
     dims=_conv_dims,
     weights=True,
 )
-def _conv(x, W, bias, strides, dilations, pads, groups):
-    """x[B,C,L..], W[M,C/groups,K..], bias[M] -> [B,M,L'..]; W and bias constant. Pads with zeros. As in all
+def _conv(x, W, bias, scale, strides, dilations, pads, groups, precision):
+    """x[B,C,L..], W[M,C/groups,K..], bias[M], scale[M] -> [B,M,L'..]; all but x constant. Pads with zeros. As in all
     frameworks, this is a correlation: W is not flipped.
     L' = (L + begin + end - dilation*(K-1) - 1)//stride + 1, which may depend on TIME.
 
     y[b, m, l..] = bias[m] + the sum over c and k.. of W[m, c, k..] * x[b, group's c, l*stride + k*dilation ..].
+    precision: how W is held (graph/precision.py); its meaning rounds nothing else.
     """
+    W = meant_by("conv", W, precision, scale)
     rank = x.ndim - 2
     spans = _spans(x.shape[2:], W.shape[2:], strides, dilations, pads)
     x = pad(x, [0, 0, *pads[:rank], 0, 0, *pads[rank:]], "constant", 0.0)
@@ -120,18 +126,21 @@ def _conv_transpose_dims(inputs, attrs):
 
 
 @graph_op(
-    "conv_transpose(x, W, bias?)",
-    attrs={"strides": INTS, "dilations": INTS, "pads": INTS, "output_padding": INTS, "groups": INT},
+    "conv_transpose(x, W, bias?, scale?)",
+    attrs={
+        "strides": INTS, "dilations": INTS, "pads": INTS, "output_padding": INTS, "groups": INT, "precision": PRECISION,
+    },
     dims=_conv_transpose_dims,
     weights=True,
-)
-def _conv_transpose(x, W, bias, strides, dilations, pads, output_padding, groups):
-    """x[B,C,L..], W[C,M/groups,K..], bias[M] -> [B,M,L'..]; W and bias constant. pads are cropped from both ends of the
-    result. L' = (L-1)*stride + dilation*(K-1) + 1 + output_padding - begin - end
+)  # fmt: skip
+def _conv_transpose(x, W, bias, scale, strides, dilations, pads, output_padding, groups, precision):
+    """x[B,C,L..], W[C,M/groups,K..], bias[M], scale[M] -> [B,M,L'..]; all but x constant. pads are cropped from both
+    ends of the result. L' = (L-1)*stride + dilation*(K-1) + 1 + output_padding - begin - end
 
     The transpose of conv: every x[b, c, l..] adds W[c, m, k..] to y[b, m, l*stride + k*dilation ..]; then pads are
-    cropped from both ends, and output_padding stays at the end.
+    cropped from both ends, and output_padding stays at the end. precision: as for conv.
     """
+    W = meant_by("conv_transpose", W, precision, scale, groups)
     rank, C, M = x.ndim - 2, x.shape[1] // groups, W.shape[1]
     full = [
         (x.shape[2 + i] - 1) * strides[i] + dilations[i] * (W.shape[2 + i] - 1) + 1 + output_padding[i]
