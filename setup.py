@@ -37,13 +37,15 @@ WARNINGS = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("FASTRNN_WERROR
 # did, the bits would depend on the compiler. Nothing reads the errno of sqrtf.
 KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *OLD_GLIBC, *WARNINGS, *SANITIZERS]
 
+SHARED = ("dispatch.c", "threads.c", "tile_unit.c", "tile_emulated.c")  # C files for any CPU of the architecture
+
 
 def instruction_sets(compiler):
     """File name -> flags of each instruction set of the machine that `compiler` (a command as a list) makes code for:
     the rows of list_isas.h that its preprocessor leaves."""
     command = [*compiler, "-E", "-P", str(KERNELS / "list_isas.h")]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = re.findall(r'(?:ISA|LIKE)\((\w+),(?: \w+,)? "([^"]*)"', text)
+    rows = re.findall(r'(?:ISA|LIKE|EMULATED)\((\w+),(?: \w+,)? "([^"]*)"', text)
     return {f"kernels_{name}.c": flags.split() for name, flags in rows}
 
 
@@ -84,7 +86,7 @@ class BuildKernels(build_ext):
             return str(target)
 
         with ThreadPoolExecutor(2) as pool:  # avx512 takes as long as the rest together
-            return list(pool.map(compile_one, sorted(KERNELS / name for name in (*sets, "dispatch.c", "threads.c"))))
+            return list(pool.map(compile_one, sorted(KERNELS / name for name in (*sets, *SHARED))))
 
 
 def extension(name, sources=(), flags=()):

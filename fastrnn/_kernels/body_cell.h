@@ -120,6 +120,7 @@ FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *block
     t->Kh = call->pre_out || !form->recurrent ? 0 : cell->H;
     t->shift = form->apart;
     t->pace = 0;
+    t->height = limit;
     for (int b = 0; b < nb; b++) {
         const float *bias = cell->packed + blocks[b].start * cell->unit + q * size;
         t->weights[b] = bias + (vectors + form->apart + (ahead ? cell->half[0] * vectors : 0)) * VEC_W;
@@ -181,7 +182,7 @@ FRNN_INLINE void vec_cell_product(const frnn_call *call, const frnn_block *block
         if (again || n > 2) vec_cell_weights(call, blocks + b, nb, q, mr, t);
         t->out = out + b * 4 * VEC_W;
         vec_cell_at(call, blocks + b, nb, q, hidden, row, mr, t);
-        vec_tile_run(call->cell->product, t, mr, nb, vectors);
+        vec_tile_run(call->product, t, mr, nb, vectors);
     }
 }
 
@@ -261,12 +262,12 @@ static __attribute__((noinline)) void vec_cell_block(const frnn_call *call, int6
     float out[FRNN_SUMS][FRNN_WAVE * 4 * VEC_W] __attribute__((aligned(64)));
     const frnn_cell_io *io = call->io;
     const frnn_form *form = call->cell->form;
-    int64_t limit = call->cell->product->rows[n > 1][frnn_vectors(form, blocks[0].nv)], mr;
+    int64_t limit = call->product->rows[n > 1][frnn_vectors(form, blocks[0].nv)], mr;
     const int rounded = call->cell->rounded;
     frnn_tile tiles[FRNN_SUMS];
     for (int64_t row = call->row0; row < call->row1; row += mr) {
-        const float *h[FRNN_TILE_ROWS], *product_h[FRNN_TILE_ROWS],
-            *left[FRNN_TILE_ROWS]; /* left: by the phase before */
+        const float *h[FRNN_TALL_ROWS], *product_h[FRNN_TALL_ROWS],
+            *left[FRNN_TALL_ROWS]; /* left: by the phase before */
         mr = frnn_tile_height(call->row1 - row, limit);
         if (call->pre_out) {
             for (int q = 0; q < form->products; q++) {

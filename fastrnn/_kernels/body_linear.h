@@ -15,10 +15,12 @@ typedef struct frnn_linear_call {
 #endif
 
 static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *call, const frnn_block *blocks, int nb) {
-    float out[FRNN_TILE_ROWS * 2 * 4 * VEC_W] __attribute__((aligned(64)));
+    float out[FRNN_TALL_ROWS * 4 * VEC_W] __attribute__((aligned(64)));
     int nv = blocks[0].nv;
     int64_t limit = call->product->rows[nb - 1][nv], mr;
-    frnn_tile t = {.Kx = call->K, .Kh = 0, .shift = 0, .out = out, .pace = 0};
+    frnn_tile t;
+    t.Kx = call->K, t.Kh = 0, t.shift = 0, t.out = out, t.pace = 0;
+    t.height = frnn_tile_height(call->row1 - call->row0, limit);
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         t.rows = mr = frnn_tile_height(call->row1 - row, limit);
         for (int b = 0; b < nb; b++) {

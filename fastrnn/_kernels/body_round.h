@@ -19,6 +19,7 @@ static void frnn_round_bfloat16(int64_t K, const float *x, int bounded, float *r
 }
 #endif
 
+#ifndef FRNN_TILED /* a tile unit reads bytes as vectors do */
 /* The scale of a row whose largest size becomes `most`, and its inverse. bounded: h of a cell whose h is at most 1; it
  * has a fixed scale unless the caller's own state is larger. A row of zeros, or of numbers so small that the inverse
  * would overflow, has scale 0. */
@@ -79,3 +80,4 @@ static void frnn_round_int8(int64_t K, const float *x, int bounded, float *row) 
 static void frnn_round_int8_a16(int64_t K, const float *x, int bounded, float *row) {
     frnn_round_bytes(K, x, bounded, 2, row);
 }
+#endif

@@ -102,6 +102,18 @@ static void FRNN_NAME(cell_pack)(const frnn_cell *cell, const frnn_weights *w, i
     }
 }
 
+/* ---- vectors or a tile unit ---- */
+
+/* How blocks of a full width, each of `vectors` vectors of columns of so many packed floats, are to be summed in this
+ * call. A tile unit stays configured until its `end`. */
+static const frnn_product *frnn_begin(const frnn_product *product, int64_t rows, int64_t block0, int64_t block1,
+                                      int64_t floats) {
+    const frnn_product *tall = product->tall;
+    if (!tall || rows < 1 || !frnn_tiles_pay(product, rows, (block1 - block0) * floats * FRNN_LANES)) return product;
+    tall->begin(frnn_tile_height(rows, FRNN_TALL_ROWS));
+    return tall;
+}
+
 /* ---- cells ---- */
 static int64_t FRNN_NAME(cell_blocks)(const frnn_cell *cell) { return frnn_block_count(cell->H, cell->form->units); }
 static int64_t FRNN_NAME(cell_scratch)(const frnn_cell *cell, int64_t rows) { return rows * cell->scratch_row; }
@@ -117,7 +129,7 @@ FRNN_INLINE int frnn_take_blocks(const frnn_call *call, int64_t index, int64_t l
     int64_t H = call->cell->H, U = form->units, rows = call->row1 - call->row0;
     int step = call->io->backwards ? -1 : 1, n = 1;
     blocks[0] = frnn_block_at(H, U, index);
-    int pair = call->cell->product->rows[1][frnn_vectors(form, blocks[0].nv)]; /* rows of a tile of two blocks */
+    int pair = call->product->rows[1][frnn_vectors(form, blocks[0].nv)]; /* rows of a tile of two blocks */
     int most = rows > pair ? 1 : rows == 1 && !call->pre_out ? FRNN_WAVE : 2;
     if (blocks[0].width < FRNN_LANES) return 1;
     for (; n < most && n < left; n++) {
@@ -160,19 +172,21 @@ static void frnn_round_rows(const frnn_call *call, int64_t phase, int64_t block0
 
 static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0,
                                  int64_t row1, int64_t block0, int64_t block1) {
-    frnn_call call = {cell, io, NULL, 0, row0, row1};
+    frnn_call call = {cell, cell->product, io, NULL, 0, row0, row1};
     if (cell->rounded) {
         if (phase % 2 == 0) return frnn_round_rows(&call, phase / 2, block0, block1);
         phase /= 2;
+        call.product = frnn_begin(cell->product, row1 - row0, block0, block1, cell->form->units * cell->unit);
     }
     frnn_walk_blocks(&call, phase, block0, block1);
+    if (call.product->end) call.product->end();
 }
 
 static void FRNN_NAME(cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *pre,
                                   int64_t pre_rows, int64_t row0, int64_t row1, int64_t block0, int64_t block1) {
     frnn_cell_io io = {.x = x, .x_off = x_off, .pre_rows = pre_rows};
     int64_t size = FRNN_NAME(cell_pre_size)(cell);
-    frnn_call call = {cell, &io, pre, size, row0, row1};
+    frnn_call call = {cell, cell->product, &io, pre, size, row0, row1};
     frnn_walk_blocks(&call, 0, block0, block1);
 }
 
@@ -212,6 +226,7 @@ static void FRNN_NAME(linear)(const frnn_product *product, int64_t K, int64_t N,
                               const float *x, int64_t x_stride, float *y, int64_t y_stride, int64_t row0, int64_t row1,
                               int64_t block0, int64_t block1) {
     int64_t column = 1 + product->column(K), nb;
+    product = frnn_begin(product, row1 - row0, block0, block1, 4 * column);
     frnn_linear_call call = {product, K, N, column, packed, act, x, y, x_stride, y_stride, row0, row1};
     int wide = row1 - row0 <= product->rows[1][4];
     for (int64_t index = block0; index < block1; index += nb) {
@@ -223,6 +238,7 @@ static void FRNN_NAME(linear)(const frnn_product *product, int64_t K, int64_t N,
         }
         BY_WIDTH(vec_linear_block, block[0].width, &call, block, (int)nb);
     }
+    if (product->end) product->end();
 }
 
 const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {

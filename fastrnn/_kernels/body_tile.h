@@ -36,9 +36,9 @@ static inline int frnn_prefetches(int mr, int n, int width) {
 }
 
 typedef struct frnn_tile {
-    int64_t Kx, Kh, rows;
-    const float *x[FRNN_TILE_ROWS], *h[FRNN_TILE_ROWS];
-    const float *start[2][FRNN_TILE_ROWS];
+    int64_t Kx, Kh, rows, height; /* height: rows that a tile unit is configured for */
+    const float *x[FRNN_TALL_ROWS], *h[FRNN_TALL_ROWS];
+    const float *start[2][FRNN_TALL_ROWS];
     const float *weights[2];
     int64_t shift; /* vectors, see above */
     const char *ahead; /* the part of the next block that this tile prefetches */
@@ -214,8 +214,9 @@ static frnn_tiles vec_tiles = {
 /* Run the tile of mr rows, nb blocks (2 only for nv >= 3), nv vectors. */
 FRNN_INLINE void vec_tile_run(const frnn_product *product, const frnn_tile *t, int64_t mr, int nb, int nv) {
     const frnn_tile_fn(*tiles)[FRNN_TILE_ROWS][FRNN_TILE_VECTORS] = *product->tiles[VEC_W / 8];
-    frnn_tile_fn far = FRNN_PREFETCH && t->pace > 0 && nb == 1 ? tiles[2][mr - 1][nv - 1] : NULL;
-    (far ? far : tiles[nb - 1][mr - 1][nv - 1])(t);
+    int64_t row = mr < FRNN_TILE_ROWS ? mr - 1 : FRNN_TILE_ROWS - 1; /* one function for all heights of a tile unit */
+    frnn_tile_fn far = FRNN_PREFETCH && t->pace > 0 && nb == 1 ? tiles[2][row][nv - 1] : NULL;
+    (far ? far : tiles[nb - 1][row][nv - 1])(t);
 }
 #undef TILE
 #undef FAR

@@ -56,11 +56,11 @@ FRNN_INLINE void vec_bfloat16_group(const float *const row[], const float *const
 }
 
 /* The terms of x, or of h if `hidden`. As many vectors at once as the registers hold sums of, two for each. */
-FRNN_INLINE void vec_bfloat16_half(const frnn_tile *t, const int hidden, const int mr, const int nb, const int nv,
-                                   vec C[][2][4]) {
+FRNN_INLINE void vec_bfloat16_half(const frnn_tile *t, const int64_t from, const int hidden, const int mr, const int nb,
+                                   const int nv, vec C[][2][4]) {
     const int n = 2 * mr * nb * nv <= FRNN_TILE_SUMS ? nv : 2 * mr * nb * 2 <= FRNN_TILE_SUMS && nv > 1 ? 2 : 1;
     const int64_t groups = frnn_groups(hidden ? t->Kh : t->Kx, 2);
-    const float *const *row = hidden ? t->h : t->x;
+    const float *const *row = (hidden ? t->h : t->x) + from;
     const float *terms[2] = {NULL, NULL};
     for (int b = 0; b < nb; b++) {
         terms[b] = t->weights[b] + (hidden ? frnn_groups(t->Kx, 2) * FRNN_GROUP * nv * VEC_W : 0);
@@ -74,20 +74,17 @@ FRNN_INLINE void vec_bfloat16_half(const frnn_tile *t, const int hidden, const i
 
 /* Rows [from, from + mr) of the tile. With a shift, the vectors of h are one later than those of x, and the last one
  * starts from what `out` holds. */
-FRNN_INLINE void vec_bfloat16_body(const frnn_tile *tile, const int64_t from, const int mr, const int nb,
-                                   const int nv) {
+FRNN_INLINE void vec_bfloat16_body(const frnn_tile *t, const int64_t from, const int mr, const int nb, const int nv) {
     vec C[FRNN_TILE_ROWS][2][4], last[FRNN_TILE_ROWS][2];
-    frnn_tile t = *tile;
     for (int r = 0; r < mr; r++) {
-        t.x[r] = tile->x[from + r], t.h[r] = tile->h[from + r];
         for (int b = 0; b < nb; b++) {
             last[r][b] = vec_splat(0.0f);
             for (int v = 0; v < 4; v++) C[r][b][v] = vec_splat(0.0f);
         }
     }
-    vec_bfloat16_half(&t, 0, mr, nb, nv, C);
-    if (t.Kh > 0 &&
-        t.shift > 0) { /* put the sums of x's first vector aside, and move the others where h adds to them */
+    vec_bfloat16_half(t, from, 0, mr, nb, nv, C);
+    if (t->Kh > 0 &&
+        t->shift > 0) { /* put the sums of x's first vector aside, and move the others where h adds to them */
         for (int r = 0; r < mr; r++) {
             for (int b = 0; b < nb; b++) {
                 last[r][b] = C[r][b][0];
@@ -96,17 +93,17 @@ FRNN_INLINE void vec_bfloat16_body(const frnn_tile *tile, const int64_t from, co
             }
         }
     }
-    if (t.Kh > 0) vec_bfloat16_half(&t, 1, mr, nb, nv, C);
+    if (t->Kh > 0) vec_bfloat16_half(t, from, 1, mr, nb, nv, C);
     for (int r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {
-            float *out = t.out + ((from + r) * nb + b) * 4 * VEC_W;
-            const float *start = tile->start[b][from + r];
+            float *out = t->out + ((from + r) * nb + b) * 4 * VEC_W;
+            const float *start = t->start[b][from + r];
             for (int v = 0; v < nv; v++) {
-                int64_t to = v + (t.Kh > 0 ? t.shift : 0);
+                int64_t to = v + (t->Kh > 0 ? t->shift : 0);
                 vec bias = vec_load(to < nv ? start + to * VEC_W : out + to * VEC_W);
                 vec_store(out + to * VEC_W, C[r][b][v] + bias);
             }
-            if (t.Kh > 0 && t.shift > 0) vec_store(out, last[r][b] + vec_load(start));
+            if (t->Kh > 0 && t->shift > 0) vec_store(out, last[r][b] + vec_load(start));
         }
     }
 }

@@ -41,6 +41,7 @@ static inline float *frnn_rounded_row(const frnn_cell *cell, float *scratch, int
 /* One call of cell_step or cell_input. pre_out: NULL, or where cell_input writes. */
 typedef struct frnn_call {
     const frnn_cell *cell;
+    const frnn_product *product; /* of the cell, on vectors or on a tile unit */
     const frnn_cell_io *io;
     float *pre_out;
     int64_t pre_size; /* floats per row of pre; with pre_out */

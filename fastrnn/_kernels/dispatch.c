@@ -1,6 +1,6 @@
 /* Which tables this build has and this CPU and OS can run; forms of cells, names of functions; the floating-point
  * control word. */
-#include "frnn.h"
+#include "tile_unit.h"
 #include <string.h>
 
 #if defined(__x86_64__)
@@ -11,13 +11,22 @@
 #define LIKE(name, other, flags, test)                                                                                 \
     extern const frnn_kernels frnn_table_##other;                                                                      \
     extern const frnn_product *const frnn_products_##name[];
+#define EMULATED(file, other, flags, test) extern const frnn_tiled frnn_tiled_##file[];
 #include "list_isas.h"
 
 enum { /* every table of this build, best first */
 #define ISA(name, flags, test) TABLE_##name,
 #define LIKE(name, other, flags, test) TABLE_##name,
+#define EMULATED(file, other, flags, test)
 #include "list_isas.h"
        TABLES
+};
+enum { /* those with a tile unit */
+#define ISA(name, flags, test)
+#define LIKE(name, other, flags, test)
+#define EMULATED(file, other, flags, test) TILED_##file,
+#include "list_isas.h"
+       TILED
 };
 enum { MOST_PRODUCTS = 8 };
 
@@ -40,13 +49,63 @@ __attribute__((unused)) static const frnn_kernels *like(int index, const char *n
     return &tables[index];
 }
 
+/* The table of another instruction set, with a tile unit for the products of these number formats. */
+__attribute__((unused)) static const frnn_kernels *tiled(int index, const char *name, const frnn_kernels *other,
+                                                         const frnn_tiled *own) {
+    static frnn_kernels tables[TILED + 1];
+    static frnn_product made[TILED + 1][MOST_PRODUCTS], tall[TILED + 1][MOST_PRODUCTS];
+    static const frnn_product *products[TILED + 1][MOST_PRODUCTS];
+    int n = 0;
+    if (tables[index].isa) return &tables[index]; /* other threads may use it */
+    for (; other->products[n]; n++) {
+        frnn_product *product = &made[index][n], *unit = &tall[index][n];
+        products[index][n] = product;
+        *product = *other->products[n];
+        for (const frnn_tiled *tiles = own; tiles->weights; tiles++) {
+            if (strcmp(tiles->weights, product->weights) != 0) continue;
+            if (tiles->rounded) product->rounded = tiles->rounded, product->round = tiles->round;
+            *unit = *product;
+            for (int nv = 0; nv <= FRNN_TILE_VECTORS; nv++) unit->rows[0][nv] = FRNN_TALL_ROWS, unit->rows[1][nv] = 0;
+            unit->tiles[other->lanes / 8] = tiles->tiles;
+            unit->begin = tiles->begin, unit->end = tiles->end;
+            product->tall = unit;
+        }
+    }
+    products[index][n] = NULL;
+    tables[index] = *other;
+    tables[index].isa = name;
+    tables[index].products = products[index];
+    return &tables[index];
+}
+
 /* Called at import, under the GIL; later calls rewrite the same values. */
 const frnn_kernels *const *frnn_compiled(void) {
     static const frnn_kernels *tables[TABLES + 1];
 #define ISA(name, flags, test) tables[TABLE_##name] = &frnn_table_##name;
 #define LIKE(name, other, flags, test)                                                                                 \
     tables[TABLE_##name] = like(TABLE_##name, #name, &frnn_table_##other, frnn_products_##name);
+#define EMULATED(file, other, flags, test)
 #include "list_isas.h"
+    return tables;
+}
+
+const frnn_kernels *const *frnn_emulated(void) {
+    static const frnn_kernels *tables[TILED + 1];
+    const frnn_kernels *const *all = frnn_compiled();
+    int n = 0;
+    (void)all;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+#define ISA(name, flags, test)
+#define LIKE(name, other, flags, test)
+#define EMULATED(file, other, flags, test)                                                                             \
+    if (test) {                                                                                                        \
+        const char *name = n == 0 ? "amx_emulated" : "amx_" #file;                                                     \
+        tables[n++] = tiled(TILED_##file, name, all[TABLE_##other], frnn_tiled_##file);                                \
+    }
+#include "list_isas.h"
+    tables[n] = NULL;
     return tables;
 }
 
@@ -60,6 +119,7 @@ const frnn_kernels *const *frnn_available(void) {
 #define ISA(name, flags, test)                                                                                         \
     if (test) tables[n++] = all[TABLE_##name];
 #define LIKE(name, other, flags, test) ISA(name, flags, test)
+#define EMULATED(file, other, flags, test)
 #include "list_isas.h"
     tables[n] = NULL;
     return tables;

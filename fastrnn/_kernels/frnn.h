@@ -45,7 +45,8 @@ typedef struct frnn_act { /* one activation */
 } frnn_act;
 
 /* ---- products ---- */
-#define FRNN_TILE_ROWS 6   /* the most rows of a tile, whatever the instruction set */
+#define FRNN_TILE_ROWS 6   /* the most rows of a tile of vectors, whatever the instruction set */
+#define FRNN_TALL_ROWS 16  /* the most rows of a tile of a tile unit */
 #define FRNN_TILE_VECTORS 4 /* the most vectors of a product */
 #define FRNN_PACK_STEP 64  /* weights can be packed in parts that begin at multiples of this */
 /* The layout of packed weights, of all tables. Files of packed weights hold it, and other ones are not read: count it up
@@ -78,6 +79,11 @@ typedef struct frnn_product {
     int64_t (*rounded)(int64_t K);
     void (*round)(int64_t K, const float *x, int bounded, float *rounded);
     frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
+    /* The same product on a tile unit, with the same bits of the same rows and weights; NULL: there is none. A call that
+     * uses it calls begin with the rows of its tallest tile, and end before it returns. */
+    const struct frnn_product *tall;
+    void (*begin)(int64_t rows);
+    void (*end)(void);
 } frnn_product;
 
 /* ---- recurrent cells ---- */
@@ -273,12 +279,18 @@ typedef struct frnn_kernels {
 /* ---- choosing a table (dispatch.c) ---- */
 /* All tables that this build has and this CPU and OS can run, best first, NULL at the end. */
 const frnn_kernels *const *frnn_available(void);
+/* Tables whose tile unit is emulated, best first, NULL at the end: for tests, and on request only. */
+const frnn_kernels *const *frnn_emulated(void);
 /* All tables that were compiled in, best first, NULL at the end: to read, since this CPU may not run their kernels. */
 const frnn_kernels *const *frnn_compiled(void);
 /* The form of a kind of cell, NULL if there is none. variant counts if two forms share the kind. */
 const frnn_form *frnn_form_of(const char *kind, int32_t variant);
 /* Name of every frnn_fn code, FRNN_FN_COUNT of them, as Python spells it ("tanh", "greater_equal"). */
 const char *const *frnn_function_names(void);
+
+/* Whether a call of so many rows over so many floats of packed weights goes to the tile unit of the product, which must
+ * have one (tile_unit.c). */
+int frnn_tiles_pay(const frnn_product *product, int64_t rows, int64_t floats);
 
 /* Flush denormals in this thread until leave; the token is what enter returned. */
 uint64_t frnn_fpu_enter(void);

@@ -1,12 +1,17 @@
 /* Every instruction set, best first: ISA(name, flags, test). Its words are in words_<name>.h, kernels_<name>.c is
  * compiled with the flags, and its table is used if the test holds. LIKE(name, other, flags, test): only its products of
- * 8-bit weights are its own, the rest is the other's. setup.py reads the rows that the preprocessor leaves; dispatch.c
- * makes names, declarations and tests from them.
+ * 8-bit weights are its own, the rest is the other's. EMULATED(file, other, flags, test): the other with a tile unit in
+ * plain C (tile_emulated.c), in kernels_<file>.c. The first that runs is named amx_emulated, and others amx_<file>.
+ * setup.py reads the rows that the preprocessor leaves; dispatch.c makes names, declarations and tests from them.
  *
  * CPU(feature) reads CPUID and also XGETBV: it is 0 if the OS does not save the registers. */
 /* clang-format off */
 #define CPU(feature) __builtin_cpu_supports(feature)
 #if defined(__x86_64__)
+EMULATED(emulated_16, avx512_vnni, "-Os -mavx2 -mfma -mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vnni",
+         CPU("avx2") && CPU("fma") && CPU("avx512f") && CPU("avx512vl") && CPU("avx512bw") && CPU("avx512dq") &&
+             CPU("avx512vnni"))
+EMULATED(emulated_8, avx2, "-Os -mavx2 -mfma", CPU("avx2") && CPU("fma"))
 LIKE(avx512_vnni, avx512, "-mavx2 -mfma -mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vnni",
      CPU("avx2") && CPU("fma") && CPU("avx512f") && CPU("avx512vl") && CPU("avx512bw") && CPU("avx512dq") &&
          CPU("avx512vnni"))
@@ -15,10 +20,12 @@ ISA(avx512, "-mavx2 -mfma -mavx512f -mavx512vl -mavx512bw -mavx512dq",
 LIKE(avx_vnni, avx2, "-mavx2 -mfma -mavxvnni", CPU("avx2") && CPU("fma") && CPU("avxvnni"))
 ISA(avx2, "-mavx2 -mfma", CPU("avx2") && CPU("fma"))
 #elif defined(__aarch64__)
+EMULATED(emulated_4, neon, "-Os", 1)
 ISA(neon, "", 1) /* every AArch64 CPU has it */
 #endif
 ISA(baseline, "", 1)
 #undef CPU
 #undef ISA
 #undef LIKE
+#undef EMULATED
 /* clang-format on */

@@ -1,7 +1,9 @@
 /* Words of NEON (AArch64): vectors of 4, 32 registers. */
 #include "words.h"
 #include <arm_neon.h>
+#ifndef FRNN_ISA
 #define FRNN_ISA neon
+#endif
 #define FRNN_FUSED /* vec_fma rounds once */
 #define FRNN_LANES 4
 #define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */

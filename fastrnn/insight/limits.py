@@ -41,7 +41,7 @@ LOOP_NS = 400_000  # of one timed loop: long against the clock, short against a 
 TRIES = 3
 PREFETCH_AHEAD = (0, 2048)  # bytes; which one is faster depends on the CPU and the level
 # Some CPUs read wide vectors in halves, without a gain.
-NARROWER = {name: (name, "avx2") for name in ("avx512_vnni", "avx512")}
+NARROWER = {name: (name, "avx2") for name in ("amx", "avx512_vnni", "avx512")}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ cdef extern from "pages.h" nogil:
 cdef extern from "frnn.h" nogil:
     const frnn_kernels *const *frnn_available() noexcept
     const frnn_kernels *const *frnn_compiled() noexcept
+    const frnn_kernels *const *frnn_emulated() noexcept
     const frnn_form *frnn_form_of(const char *kind, int32_t variant) noexcept
     const char *const *frnn_function_names() noexcept
     uint64_t frnn_fpu_enter() noexcept
@@ -39,11 +40,11 @@ FLOPS_A_THREAD = FRNN_FLOPS_A_THREAD  # the least operations of each thread in a
 # ---- choosing a table --------------------------------------------------------------------------------------------
 
 cdef _names(const frnn_kernels *const *tables):
-    found = []
+    names = []
     while tables[0] != NULL:
-        found.append(tables[0].isa.decode())
+        names.append(tables[0].isa.decode())
         tables += 1
-    return tuple(found)
+    return tuple(names)
 
 
 cdef const frnn_kernels *_among(const frnn_kernels *const *tables, isa) noexcept:
@@ -55,6 +56,7 @@ cdef const frnn_kernels *_among(const frnn_kernels *const *tables, isa) noexcept
 
 cdef const frnn_kernels *_find(isa, str asked_by) except NULL:
     cdef const frnn_kernels *found = _among(frnn_available(), isa)
+    found = found if found != NULL else _among(frnn_emulated(), isa)
     if found != NULL:
         return found
     there = _among(frnn_compiled(), isa) != NULL
@@ -106,7 +108,7 @@ def isa_info():
     Returns
     -------
     dict: detected (best table this CPU runs), active, forced_by ("FASTRNN_ISA" or None), available and compiled
-    (tuples of names, best first), lanes (floats in the active table's widest vector).
+    (tuples of names, best first), emulated (those for tests), lanes (floats in the active table's widest vector).
     """
     available = _names(frnn_available())
     return {
@@ -115,6 +117,7 @@ def isa_info():
         "forced_by": FORCED_BY,
         "available": available,
         "compiled": _names(frnn_compiled()),
+        "emulated": _names(frnn_emulated()),
         "lanes": ACTIVE.lanes,
     }
 
@@ -320,8 +323,7 @@ def number_formats(isa=None):
 
 
 def bits_class(weights, isa=None):
-    """Name of the class of equal bits to which products of this number format belong. Instruction sets whose names are
-    equal give the same answers."""
+    """The class of equal bits of products of this number format: sets that name the same one give the same answers."""
     return _product(kernels_named(isa), weights).bits.decode()
 
 
@@ -415,8 +417,7 @@ cdef class PackedLinear(Packed):
 
 def linear_pack_size(int64_t K, int64_t N, isa=None):
     """Floats that `pack_linear` needs for W [K, N] and its bias, in float32."""
-    cdef const frnn_kernels *table = kernels_named(isa)
-    return table.linear_pack_size(table.products[0], K, N)
+    return kernels_named(isa).linear_pack_size(kernels_named(isa).products[0], K, N)
 
 
 def pack_linear(W, bias=None, isa=None, weights="float32", scale=None, store=None):
@@ -432,7 +433,7 @@ def pack_linear(W, bias=None, isa=None, weights="float32", scale=None, store=Non
 
     Raises
     ------
-    ShapeError, FastRNNError : as `pack_cell`.
+    As `pack_cell`.
     """
     cdef PackedLinear packed = PackedLinear.__new__(PackedLinear)
     cdef int64_t size
@@ -445,6 +446,5 @@ def pack_linear(W, bias=None, isa=None, weights="float32", scale=None, store=Non
     packed.product = _product(packed.table, weights)
     packed.K, packed.N = W.shape
     size = packed.table.linear_pack_size(packed.product, packed.K, packed.N)
-    what = ("linear", weights, packed.K, packed.N)
-    packed.data = packed.take(store, what, (W, bias, scale), size)
+    packed.data = packed.take(store, ("linear", weights, packed.K, packed.N), (W, bias, scale), size)
     return packed

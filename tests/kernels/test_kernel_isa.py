@@ -86,7 +86,17 @@ def test_neon_agrees_with_baseline(tmp_path):
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if compiler is None or emulator is None:
         pytest.skip("needs aarch64-linux-gnu-gcc and qemu-aarch64")
-    sources = [KERNELS / name for name in ("kernels_neon.c", "kernels_baseline.c", "dispatch.c")]
+    sources = [
+        KERNELS / name
+        for name in (
+            "kernels_neon.c",
+            "kernels_emulated_4.c",
+            "kernels_baseline.c",
+            "dispatch.c",
+            "tile_unit.c",
+            "tile_emulated.c",
+        )
+    ]
     program = tmp_path / "check"
     flags = ["-std=c99", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-static"]
     command = [

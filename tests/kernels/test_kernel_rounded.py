@@ -10,7 +10,7 @@ from test_kernel_cells import FORMS, MEANING, Layer, run, same
 from fastrnn.machine import _isa
 from fastrnn.machine import _kernel_calls as calls
 
-ISAS = _isa.isa_info()["available"]
+ISAS = _isa.isa_info()["available"] + _isa.isa_info()["emulated"]
 FORMATS = ("bfloat16", "int8", "int8-a16")
 FUSED = [isa for isa in ISAS if isa != "baseline"]  # baseline rounds a multiply-add twice
 SIZES = [1, 3, 4, 5, 8, 9, 15, 16, 17, 20, 31, 32, 33, 48, 50, 63, 64, 65, 100, 130]

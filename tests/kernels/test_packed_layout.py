@@ -60,7 +60,7 @@ def digest(isa: str, format: str = "float32") -> str:
     return found.hexdigest()[:16]
 
 
-@pytest.mark.parametrize("isa", _isa.isa_info()["available"])
+@pytest.mark.parametrize("isa", _isa.isa_info()["available"] + _isa.isa_info()["emulated"])
 @pytest.mark.parametrize("format", _isa.number_formats())
 def test_the_layout_of_packed_weights_is_the_one_of_this_number(isa, format):
     name = _isa.kernels_of(isa)

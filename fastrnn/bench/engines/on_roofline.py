@@ -5,7 +5,7 @@ from fastrnn.machine import _roofline
 
 PREFETCH_AHEAD = (0, 2048)  # bytes; which one is faster depends on the CPU and the level
 # Some CPUs read wide vectors in halves and gain nothing by them.
-NARROWER = {name: (name, "avx2") for name in ("avx512_vnni", "avx512")}
+NARROWER = {name: (name, "avx2") for name in ("amx", "avx512_vnni", "avx512")}
 PROBE_NS = 300_000  # of one loop: long against the clock, short against a round
 buffers = {}
 

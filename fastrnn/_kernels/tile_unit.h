@@ -1,0 +1,48 @@
+/* The tile unit of a CPU (AMX), or its emulation: which products run on it, and when.
+ *
+ * Eight tiles of up to 16 rows of 64 bytes. A product C += A B takes 16 terms: A has a row of x per row and a term in
+ * each 4 bytes, B (the packed weights, frnn_term of blocks.h) a term per row and a column in each 4 bytes, C a sum in
+ * each 4 bytes. The kernels of body_tile_unit.h are written in seven words; `t`, `c`, `a` and `b` are literal numbers:
+ *     tile_config(config)       gives every tile its shape and zeroes it
+ *     tile_release()            gives the tiles back
+ *     tile_zero(t)              tile_load(t, from, stride)   tile_store(t, to, stride): rows are `stride` bytes apart
+ *     tile_dp_bf16(c, a, b)     the chains of body_tile_bfloat16.h, two bfloat16 a term
+ *     tile_dp_int8(c, a, b)     exact sums of the products of four bytes a term; those of A are FRNN_INT8_OFFSET too large
+ * words_amx.h makes them of instructions, words_emulated.h of plain C.
+ */
+#ifndef FRNN_TILE_UNIT_H
+#define FRNN_TILE_UNIT_H
+#include "frnn.h"
+
+typedef struct frnn_tile_config { /* the 64 bytes that LDTILECFG reads */
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16]; /* of a row, for each tile */
+    uint8_t rows[16];
+} frnn_tile_config;
+
+/* What a product of one number format has of its own on the tile unit; dispatch.c adds it to the product that it is
+ * like. */
+typedef struct frnn_tiled {
+    const char *weights;
+    int64_t (*rounded)(int64_t K); /* NULL: rows are rounded as for vectors */
+    void (*round)(int64_t K, const float *x, int bounded, float *rounded);
+    void (*begin)(int64_t rows);
+    void (*end)(void);
+    frnn_tiles *tiles; /* of the widest width; tails of narrower ones are left to vectors */
+} frnn_tiled;
+
+/* ---- the emulated unit (tile_emulated.c): as the hardware, it ends the process at what the hardware rejects ---- */
+void frnn_emulated_config(const frnn_tile_config *config);
+void frnn_emulated_release(void);
+void frnn_emulated_zero(int t);
+void frnn_emulated_load(int t, const void *from, int64_t stride);
+void frnn_emulated_store(int t, void *to, int64_t stride);
+void frnn_emulated_dp_bf16(int c, int a, int b);
+void frnn_emulated_dp_int8(int c, int a, int b, int offset);
+
+/* ---- which way (tile_unit.c) ---- */
+
+/* Whether the emulated unit of this thread is configured, and how many products it has made so far. */
+int frnn_emulated_state(int64_t *products);
+
+#endif
