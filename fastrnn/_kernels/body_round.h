@@ -3,9 +3,8 @@
 
 #ifndef FRNN_LIKE
 /* bfloat16: to the nearest, ties to even, as floats. */
-static void frnn_round_bfloat16(int64_t K, const float *x, int bounded, float *row) {
+static void frnn_round_bfloat16(int64_t K, const float *x, float *row) {
     const int64_t padded = frnn_groups(K, 2) * FRNN_GROUP * 2;
-    (void)bounded;
     vec_int bad = vec_bits(vec_splat(0.0f));
     for (int64_t k = 0; k < padded; k += VEC_W) {
         vec_int bits = vec_bits(vec_load_n(x + (k < K ? k : 0), k < K ? K - k : 0));
@@ -20,10 +19,9 @@ static void frnn_round_bfloat16(int64_t K, const float *x, int bounded, float *r
 #endif
 
 #ifndef FRNN_TILED /* a tile unit reads bytes as vectors do */
-/* The scale of a row whose largest size becomes `most`, and its inverse. bounded: h of a cell whose h is at most 1; it
- * has a fixed scale unless the caller's own state is larger. A row of zeros, or of numbers so small that the inverse
- * would overflow, has scale 0. */
-static float frnn_row_scale(int64_t K, const float *x, float most, int bounded, float *inverse) {
+/* The scale of a row whose largest size becomes `most`, and its inverse. A row of zeros, or of numbers so small that the
+ * inverse would overflow, has scale 0. */
+static float frnn_row_scale(int64_t K, const float *x, float most, float *inverse) {
     vec_int top = vec_bits(vec_splat(0.0f));
     for (int64_t k = 0; k < K; k += VEC_W) {
         vec_int size = vec_bits(vec_load_n(x + k, K - k)) & 0x7fffffff; /* as integers: a NaN is largest */
@@ -36,10 +34,6 @@ static float frnn_row_scale(int64_t K, const float *x, float most, int bounded, 
     memcpy(&size, &bits, sizeof size);
     *inverse = 0;
     if (bits >= 0x7f800000) return NAN;
-    if (bounded && size <= 1.0f) {
-        *inverse = most;
-        return 1.0f / most;
-    }
     if (size < 1e-33f) return 0;
     *inverse = most / size;
     return size / most;
@@ -53,12 +47,12 @@ FRNN_INLINE void frnn_store_bytes(char *to, vec q) {
 }
 
 /* int8, and int8-a16 with two planes: q = 128 high + low. */
-FRNN_INLINE void frnn_round_bytes(int64_t K, const float *x, int bounded, const int planes, float *row) {
+FRNN_INLINE void frnn_round_bytes(int64_t K, const float *x, const int planes, float *row) {
     const float most = planes == 1 ? 127.0f : 16256.0f;
     const int64_t padded = frnn_groups(K, 4) * FRNN_GROUP * 4;
     float inverse;
     char *high = (char *)(row + FRNN_HEAD), *low = high + padded;
-    row[0] = frnn_row_scale(K, x, most, bounded, &inverse);
+    row[0] = frnn_row_scale(K, x, most, &inverse);
     for (int64_t k = 0; k < padded; k += VEC_W) {
         vec a = vec_load_n(x + (k < K ? k : 0), k < K ? K - k : 0);
         vec q = inverse == 0 ? vec_splat(0.0f) : vec_round(a * vec_splat(inverse));
@@ -73,11 +67,7 @@ FRNN_INLINE void frnn_round_bytes(int64_t K, const float *x, int bounded, const 
     }
 }
 
-static void frnn_round_int8(int64_t K, const float *x, int bounded, float *row) {
-    frnn_round_bytes(K, x, bounded, 1, row);
-}
+static void frnn_round_int8(int64_t K, const float *x, float *row) { frnn_round_bytes(K, x, 1, row); }
 
-static void frnn_round_int8_a16(int64_t K, const float *x, int bounded, float *row) {
-    frnn_round_bytes(K, x, bounded, 2, row);
-}
+static void frnn_round_int8_a16(int64_t K, const float *x, float *row) { frnn_round_bytes(K, x, 2, row); }
 #endif

@@ -62,17 +62,6 @@ static int frnn_is_usual(const frnn_cell *cell) {
     return 1;
 }
 
-/* h of an LSTM is f times h of ONNX's three activations, of a GRU a mean of old ones and of g, of an RNN f. */
-static int frnn_is_bounded(const frnn_cell *cell) {
-    for (int i = 0; i < 3; i++) {
-        const frnn_act *act = &cell->act[i];
-        int small = act->fn == FRNN_TANH || act->fn == FRNN_SIGMOID || act->fn == FRNN_HARD_SIGMOID ||
-                    act->fn == FRNN_SOFTSIGN || (act->fn == FRNN_SCALED_TANH && fabsf(act->alpha) <= 1.0f);
-        if (cell->form->usual[i] != FRNN_IDENTITY && !small && !(cell->form->states > 1 && i == 1)) return 0;
-    }
-    return 1;
-}
-
 static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
     const frnn_form *form = cell->form;
     cell->half[0] = cell->product->column(cell->I);
@@ -80,7 +69,6 @@ static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
     cell->unit = form->gates * (1 + cell->half[0] + cell->half[1]) + form->apart + (cell->peephole ? 3 : 0);
     cell->usual = frnn_is_usual(cell);
     cell->far = frnn_is_far(cell);
-    cell->bounded = frnn_is_bounded(cell);
     cell->rounded = cell->product->round != NULL;
     cell->phases = form->phases * (cell->rounded ? 2 : 1);
     cell->scratch_row = frnn_scratch_size(cell);
@@ -159,13 +147,10 @@ static void frnn_round_rows(const frnn_call *call, int64_t phase, int64_t block0
     for (int64_t row = first; row < last; row++) {
         if (phase > 0) {
             const float *reset = io->scratch + row * cell->scratch_row;
-            cell->product->round(cell->H, reset, cell->bounded,
-                                 frnn_rounded_row(cell, io->scratch, row, OPERAND_RESET));
+            cell->product->round(cell->H, reset, frnn_rounded_row(cell, io->scratch, row, OPERAND_RESET));
         } else {
-            cell->product->round(cell->I, io->x[row] + io->x_off, 0,
-                                 frnn_rounded_row(cell, io->scratch, row, OPERAND_X));
-            cell->product->round(cell->H, io->h[row] + io->h_off, cell->bounded,
-                                 frnn_rounded_row(cell, io->scratch, row, OPERAND_H));
+            cell->product->round(cell->I, io->x[row] + io->x_off, frnn_rounded_row(cell, io->scratch, row, OPERAND_X));
+            cell->product->round(cell->H, io->h[row] + io->h_off, frnn_rounded_row(cell, io->scratch, row, OPERAND_H));
         }
     }
 }

@@ -39,10 +39,10 @@ FRNN_INLINE const char *frnn_first_row(const frnn_tile *t, const float *const *r
 
 static int64_t FRNN_NAME(rounded_bfloat16)(int64_t K) { return frnn_groups(K, 2) * FRNN_GROUP * 3; }
 
-static void FRNN_NAME(round_bfloat16)(int64_t K, const float *x, int bounded, float *row) {
+static void FRNN_NAME(round_bfloat16)(int64_t K, const float *x, float *row) {
     const int64_t terms = frnn_groups(K, 2) * FRNN_GROUP;
     float *pairs = row + 2 * terms;
-    frnn_round_bfloat16(K, x, bounded, row);
+    frnn_round_bfloat16(K, x, row);
     for (int64_t i = 0; i < terms; i++) {
         uint32_t two[2], term;
         memcpy(two, row + 2 * i, sizeof two);

@@ -74,10 +74,9 @@ typedef struct frnn_product {
     float *(*pack)(int64_t K, int64_t k0, int64_t k1, int64_t nv, int64_t width, const float *const *from,
                    int64_t k_stride, int64_t lane_stride, const int64_t *count, const float *const *scale,
                    float *packed);
-    /* Reduced precision: the floats of a rounded row of K, a multiple of 16, and what rounds it; else NULL. bounded: the
-     * row is the h of a cell whose h is at most 1. */
+    /* Reduced precision: the floats of a rounded row of K, a multiple of 16, and what rounds it; else NULL. */
     int64_t (*rounded)(int64_t K);
-    void (*round)(int64_t K, const float *x, int bounded, float *rounded);
+    void (*round)(int64_t K, const float *x, float *rounded);
     frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
     /* The same product on a tile unit, with the same bits of the same rows and weights; NULL: there is none. A call that
      * uses it calls begin with the rows of its tallest tile, and end before it returns. */
@@ -131,9 +130,9 @@ typedef struct frnn_cell {
     const float *packed; /* cell_pack's output: 64-byte aligned */
     /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; floats of scratch of a row;
      * calls of cell_step that a step takes; its product rounds rows; no clip, input_forget or peephole and the form's usual activations; the
-     * weights come from caches too slow for a block's first tile (body_tile.h); h is at most 1 by its activations. */
+     * weights come from caches too slow for a block's first tile (body_tile.h). */
     int64_t half[2], unit, scratch_row;
-    int32_t phases, rounded, usual, far, bounded;
+    int32_t phases, rounded, usual, far;
 } frnn_cell;
 
 /* The weights of a cell: W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.

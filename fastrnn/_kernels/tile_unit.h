@@ -25,7 +25,7 @@ typedef struct frnn_tile_config { /* the 64 bytes that LDTILECFG reads */
 typedef struct frnn_tiled {
     const char *weights;
     int64_t (*rounded)(int64_t K); /* NULL: rows are rounded as for vectors */
-    void (*round)(int64_t K, const float *x, int bounded, float *rounded);
+    void (*round)(int64_t K, const float *x, float *rounded);
     void (*begin)(int64_t rows);
     void (*end)(void);
     frnn_tiles *tiles; /* of the widest width; tails of narrower ones are left to vectors */

@@ -21,7 +21,7 @@ cdef extern from "frnn.h" nogil:
         const char *bits
         int32_t rows[2][5]
         int64_t (*rounded)(int64_t K) noexcept nogil
-        void (*round)(int64_t K, const float *x, int bounded, float *rounded) noexcept nogil
+        void (*round)(int64_t K, const float *x, float *rounded) noexcept nogil
 
     ctypedef struct frnn_form:
         int32_t states, phases

@@ -160,7 +160,7 @@ def linear(PackedLinear packed not None, x, activation="identity", alpha=0.0, be
     cdef uint64_t token = fpu_enter()
     if size > 0:
         for r in range(x.shape[0]):
-            packed.product.round(packed.K, rows + r * x_stride, 0, rounded + r * size)
+            packed.product.round(packed.K, rows + r * x_stride, rounded + r * size)
         rows, x_stride = rounded, size
     for a, b in zip(cuts, cuts[1:]):
         packed.table.linear(packed.product, packed.K, packed.N, packed.data, act, rows, x_stride, _data(y),

@@ -35,7 +35,7 @@ cdef struct LinearLoop:
 cdef inline void round_rows(const LinearLoop *s, int64_t row0, int64_t row1) noexcept nogil:
     cdef int64_t row, size = s.product.rounded(s.K)
     for row in range(row0, row1):
-        s.product.round(s.K, s.x + row * s.a.r.x_stride[2], 0, s.rounded + row * size)
+        s.product.round(s.K, s.x + row * s.a.r.x_stride[2], s.rounded + row * size)
 
 
 cdef void linear_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:

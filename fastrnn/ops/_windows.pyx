@@ -71,7 +71,7 @@ cdef void flush_rounded(const Run *run, const ConvArgs *a, int64_t packed, Frame
     while row < run.n:
         n = min(a.rounded_rows, run.n - row)
         for i in range(n):
-            product.round(K, run.x + (row + i) * run.x_step, 0, rounded + i * size)
+            product.round(K, run.x + (row + i) * run.x_step, rounded + i * size)
         f.table.linear(product, K, N, f.linears[packed], f.linear_acts[packed], rounded, size,
                        run.y + row * run.y_step, run.y_step, 0, n, 0, f.table.linear_blocks(K, N))
         row += n

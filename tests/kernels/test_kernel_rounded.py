@@ -31,16 +31,14 @@ def rounded_weights(W, format):
     return np.clip(np.rint(W / np.where(scale > 0, scale, 1)), -127, 127) * scale.astype(np.float64)
 
 
-def rounded_rows(x, format, bounded=False):
+def rounded_rows(x, format):
     """Rows of x or h as the kernels round them, float64."""
     if format == "bfloat16":
         return to_bfloat16(x)
     most = np.float32(MOST[format])
     size = np.abs(x).max(axis=1, keepdims=True)
-    fixed = bounded & (size <= 1)
-    inverse = np.where(fixed, most, most / np.where(size > 0, size, 1))
-    scale = np.where(fixed, 1 / most, size / most)
-    return np.clip(np.rint(x * inverse), -most, most) * scale.astype(np.float64)
+    inverse = most / np.where(size > 0, size, 1)
+    return np.clip(np.rint(x * inverse), -most, most) * (size / most).astype(np.float64)
 
 
 class Rounded(Layer):
@@ -49,11 +47,6 @@ class Rounded(Layer):
     def __init__(self, form, I, H, format, seed=0):  # noqa: E741
         super().__init__(form, I, H, seed)
         self.format = format
-        names = [a.name for a in self.spec.activations]
-        held = {"lstm": (0, 2), "gru": (0, 1), "rnn": (0,)}[self.spec.kind]
-        self.bounded = all(names[i] in ("tanh", "sigmoid", "hard_sigmoid", "softsign") for i in held) or (
-            self.spec.kind == "gru" and names == ["hard_sigmoid", "scaled_tanh"] and self.spec.activations[1].alpha <= 1
-        )
 
     def pack(self, isa):
         return _isa.pack_cell(self.spec, self.W, self.R, self.Wb, self.Rb, self.P, isa=isa, weights=self.format)
@@ -63,7 +56,7 @@ class Rounded(Layer):
         exact = Layer.__new__(Layer)
         exact.__dict__.update(self.__dict__)
         exact.W, exact.R = rounded_weights(self.W, self.format), rounded_weights(self.R, self.format)
-        rounded_h = rounded_rows(h, self.format, self.bounded)
+        rounded_h = rounded_rows(h, self.format)
         if self.spec.kind != "gru":
             return exact.step(rounded_rows(x, self.format), rounded_h, c)
         return self.gru(exact, rounded_rows(x, self.format), rounded_h, h)
@@ -79,7 +72,7 @@ class Rounded(Layer):
         if spec.linear_before_reset:
             n = acts[1](xn + r * hn)
         else:
-            reset = rounded_rows((r * h).astype(np.float32), self.format, self.bounded)
+            reset = rounded_rows((r * h).astype(np.float32), self.format)
             n = acts[1](xn + reset @ exact.R[2 * H :].T + self.Rb[2 * H :])
         return (1 - z) * n + z * h, None
 
@@ -95,7 +88,7 @@ def test_against_float64(form, format, isa):
         x, h, c = layer.rows(1 + (H + I) % 13)
         y, c_new = run(packed, x, h, c)
         y_exact, c_exact = layer.step(x, h, c)
-        # where r * h is rounded, a last bit may decide which way; one step of it is 1/127
+        # where r * h is rounded, a last bit may decide which way
         loose = layer.spec.kind == "gru" and not layer.spec.linear_before_reset
         close = dict(rtol=2e-5, atol=2e-2 if loose and format == "int8" else 2e-3 if loose else 4e-6)
         np.testing.assert_allclose(y, y_exact, **close, err_msg=f"I={I} H={H}")
@@ -225,7 +218,7 @@ def test_scales_of_the_caller(isa):
     exact = Layer.__new__(Layer)
     exact.__dict__.update(layer.__dict__)
     y, _ = run(packed, x, h, c)
-    y_exact, _ = exact.step(rounded_rows(x, "int8"), rounded_rows(h, "int8", True), c)
+    y_exact, _ = exact.step(rounded_rows(x, "int8"), rounded_rows(h, "int8"), c)
     np.testing.assert_allclose(y, y_exact, rtol=2e-5, atol=4e-6)
 
 
