@@ -2,7 +2,8 @@
 
     cases.py      what is measured: grids of cases, and the least work of each
     entrants.py   who takes part: engines, in which precision, with which instruction set and threads
-    models.py     the files and inputs that a case's engines get, and the answer they must give
+    models.py     the files and inputs that a case's engines get, and the answer they must give; cells.py and
+                  quantized.py write the files, published.py knows those that exist
     worker.py     the program that runs one engine; engines/ has a file for each
     runner.py     starts workers, lets them take turns, collects the record
     answers.py    compares their answers with the true ones

@@ -7,6 +7,7 @@ of a published model. Its id is `grid/kind-H...`; `--case` filters by it.
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ ROUNDED_SIZES = (64, 128, 256, 512)
 ROUNDED_BATCHES = (1, 4, 16, 128)
 PAUSES_MS = (1, 10)
 PAUSED_BATCHES = (1, 16)
+QUANTIZED_ENGINES = ("fastrnn", "ort", "ort-iobinding")
+DENSE_SIZES = (256, 512)
 POOL_SLOTS = (1, 8, 32, 128, 1000, 10_000)
 POOL_CELLS = (("lstm", 64), ("lstm", 128), ("gru", 128))
 MOST_SESSIONS = 128  # a session of onnxruntime takes up to 20 MB
@@ -56,6 +59,8 @@ class Case:
     grid : which grid it belongs to; engines : who takes part, or () for all.
     pause_ms : time from one call to the next, in which the process sleeps; 0: calls in a row.
     check_steps : steps of a cell whose answers are compared before it is timed.
+    recorded : give a published model its recorded audio and compare with its published answer; else noise.
+    quantized : of a quantised file, how: "dynamic", "qdq" or "qoperator"; precision : what its answers are held to.
     slots : of the grid `pool`: streams that are open, of which `batch` are stepped; 0 elsewhere.
     kind, I, H, T, batch : the cell and its sizes; kind is "model" for a model file, whose I and H are 0.
     model : the model file's description for kind "model"; folder : where that file is.
@@ -74,6 +79,9 @@ class Case:
     slots: int = 0
     pause_ms: int = 0
     check_steps: int = CHECK_STEPS
+    recorded: bool = False
+    quantized: str = ""
+    precision: str = entrants.FLOAT32
 
     @property
     def sequence(self) -> bool:
@@ -82,8 +90,10 @@ class Case:
 
     @property
     def work(self) -> Work | None:
-        """Least work of one call; None for a model file, whose ops are not counted here."""
-        return None if self.kind == "model" else cell_work(self.kind, self.I, self.H, self.T, self.batch)
+        """Least work of one call; None for a file, whose ops are not counted here."""
+        if self.kind == "model" or self.quantized:
+            return None
+        return cell_work(self.kind, self.I, self.H, self.T, self.batch)
 
     def as_dict(self) -> dict:
         """The same as dicts, lists, strings and numbers."""
@@ -190,6 +200,47 @@ def paced_grid() -> list[Case]:
     return [rounded_case("paced", *size, pause_ms=pause) for size in sizes for pause in PAUSES_MS]
 
 
+def precision_models_grid(folders: Sequence[Path]) -> list[Case]:
+    """One frame of each published model in every precision, on recorded audio."""
+    own = [entrants.own_name(p, isa) for isa in (None, *entrants.forced_isas()) for p in entrants.PRECISIONS]
+    peers = ("ort", "ort-iobinding", "openvino", "ort-int8", "openvino-bf16")
+    cases = [c for c in models_grid(folders) if c.model in PUBLISHED.values()]
+    return [
+        replace(
+            c,
+            id=c.id.replace("models/", "precision-models/"),
+            grid="precision-models",
+            engines=(*own, *peers),
+            recorded=True,
+        )
+        for c in cases
+    ]
+
+
+def quantized_grid() -> list[Case]:
+    """Files of onnxruntime's tools, run by onnxruntime and by fastrnn; none without onnxruntime."""
+    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
+        return []
+    cells = [(kind, H, batch, "dynamic") for kind in ROUNDED_KINDS for H in ROUNDED_SIZES for batch in (1, 16)]
+    dense = [("dense", H, batch, "dynamic") for H in DENSE_SIZES for batch in (1, 16)]
+    static = [("dense", DENSE_SIZES[0], batch, form) for form in ("qdq", "qoperator") for batch in (1, 16)]
+    return [quantized_case("quantized", *what) for what in (*cells, *dense, *static)]
+
+
+def quantized_case(grid: str, kind: str, H: int, batch: int, form: str, steps: int = ERROR_STEPS) -> Case:
+    """A case of one quantised file."""
+    name = f"{grid}/{kind}-{H}-b{batch}" + (f"-{form}" if form != "dynamic" else "")
+    case = Case(name, grid, kind, H, H, 1, batch, QUANTIZED_ENGINES)
+    steps = max(1, min(steps, ERROR_ROWS // batch))
+    return replace(case, check_steps=steps, quantized=form, precision=entrants.INT8)
+
+
+def tiny_quantized_grid() -> list[Case]:
+    """Small files of every form, for a test."""
+    forms = (("lstm", "dynamic"), ("gru", "dynamic"), ("dense", "dynamic"), ("dense", "qdq"), ("dense", "qoperator"))
+    return [quantized_case("tiny-quantized", kind, 32, 2, form, steps=50) for kind, form in forms]
+
+
 def tiny_precision_grid() -> list[Case]:
     """One small cell of each kind in every precision, in a row and paced, for a test. Cells of 4 units stay float32."""
     return [
@@ -248,6 +299,9 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "pool": ("one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped", pool_grid),
     "precision": ("one step in float32, bfloat16, int8 and int8-a16, 1 to 128 rows", lambda _: precision_grid()),
     "paced": ("the same with 1 and 10 ms from one call to the next", lambda _: paced_grid()),
+    "precision-models": ("published models in every precision, on recorded audio", precision_models_grid),
+    "quantized": ("files that onnxruntime's tools quantised, against onnxruntime", lambda _: quantized_grid()),
+    "tiny-quantized": ("five tiny files, for the same", lambda _: tiny_quantized_grid()),
     "tiny-precision": ("two tiny cases, for the same", lambda _: tiny_precision_grid()),
     "tiny-pool": ("a tiny pool, for the same", lambda _: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")]),
     "tiny": ("three tiny cases, to see that the benchmark works", lambda _: tiny_grid()),

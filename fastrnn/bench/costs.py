@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..loading import load
-from .models import cell_weights, write_cell
+from .cells import cell_weights, write_cell
 
 SIZE = 256  # an LSTM with I = H = 256 holds 2 MiB of weights
 TIMES = 5

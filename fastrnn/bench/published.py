@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ..records import dataclass
 
 
@@ -14,6 +16,8 @@ class PublishedModel:
     shape : of one call's input at batch 1.
     state_batch_axis : the axis of the states that counts rows; None if the file has a single row.
 
+    recorded : of the .npz file beside it, which holds real audio and what the authors' runtime answered: the names of
+    its input and output, and the axis that counts calls.
     states : input -> output that the caller feeds back; bind : inputs that stay constant.
     """
 
@@ -24,6 +28,7 @@ class PublishedModel:
     states: tuple[tuple[str, str, tuple[int, ...]], ...]
     state_batch_axis: int | None = None
     bind: tuple[tuple[str, int], ...] = ()
+    recorded: tuple[str, str, int] | None = None
 
 
 PUBLISHED = {
@@ -35,6 +40,7 @@ PUBLISHED = {
         (("state", "stateN", (2, 1, 128)),),
         state_batch_axis=1,
         bind=(("sr", 16000),),
+        recorded=("input", "output", 0),
     ),
     "dtln_1": PublishedModel(
         "dtln_1.onnx",
@@ -42,6 +48,7 @@ PUBLISHED = {
         "activation_2",
         (1, 1, 257),
         (("input_3", "tf_op_layer_stack_2", (1, 2, 128, 2)),),
+        recorded=("input_2", "out", 1),
     ),
     "dtln_2": PublishedModel(
         "dtln_2.onnx",
@@ -49,6 +56,7 @@ PUBLISHED = {
         "conv1d_3",
         (1, 1, 512),
         (("input_5", "tf_op_layer_stack_5", (1, 2, 128, 2)),),
+        recorded=("input_4", "out", 1),
     ),
     "gtcrn": PublishedModel(
         "gtcrn_simple.onnx",
@@ -60,8 +68,22 @@ PUBLISHED = {
             ("tra_cache", "tra_cache_out", (2, 3, 1, 1, 16)),
             ("inter_cache", "inter_cache_out", (2, 1, 33, 16)),
         ),
+        recorded=("mix", "enh", 2),
     ),
 }
+
+
+def recording(model: PublishedModel, folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the model was given and what it answered, [calls, numbers of a call] each, or None without such a file."""
+    path = (folder / model.file).with_suffix(".npz")
+    if model.recorded is None or not path.is_file():
+        return None
+    given, answered, axis = model.recorded
+    with np.load(path) as arrays:
+        pair = [np.moveaxis(arrays[name], axis, 0) for name in (given, answered)]
+    return pair[0].reshape(len(pair[0]), -1), pair[1].reshape(len(pair[1]), -1)
+
+
 EXAMPLE_FILE = "tone_words.onnx"
 
 

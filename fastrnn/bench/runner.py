@@ -145,7 +145,7 @@ def run(options: Options, progress: Progress = lambda done, total, text: None) -
         "started": started,
         "seconds": round(time.monotonic() - start, 1),
         "machine": sizes,
-        "settings": {**asdict(options), "tolerance": answers.TOLERANCES[entrants.FLOAT32]},
+        "settings": {**asdict(options), "tolerance": answers.TOLERANCE},
         "engines": engine_table(bench, options),
         "roofline": roofline,
         "costs": found_costs,

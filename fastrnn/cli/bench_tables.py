@@ -87,7 +87,9 @@ def grid_tables(cases: Sequence[Mapping]) -> list[Table]:
     """The tables of a grid: one, or for a grid of precisions times, instruction sets and errors."""
     if any(case.get("contests") for case in cases):
         return [times_table(cases), isas_table(cases), errors_table(cases)]
-    return [Table("", "", *grid_table(cases))]
+    tables = [Table("", "", *grid_table(cases))]
+    decided = any("decisions" in result for case in cases for result in case["results"].values())
+    return [*tables, errors_table(cases)] if decided else tables
 
 
 def entrants_of(cases: Sequence[Mapping]) -> list[str]:
@@ -144,10 +146,12 @@ def errors_table(cases: Sequence[Mapping]) -> Table:
     rows = []
     for case in cases:
         results = [case["results"].get(name) for name in names]
-        steps = max((r["steps"] for r in results if r and r.get("steps")), default=0)
-        rows.append([case["id"].partition("/")[2], f"{steps}", *(error_of(result) for result in results)])
-    columns = ["case", "steps", *(ENGINE_TITLES.get(n, n) for n in names)]
-    return Table("errors", "error against the true answer: rms, largest", columns, rows)
+        compared: Mapping = next((r for r in results if r and r.get("steps")), {})
+        size = f"{compared['size']:.2g}" if compared else "-"
+        rows.append([case["id"].partition("/")[2], f"{compared.get('steps', 0)}", size, *map(error_of, results)])
+    columns = ["case", "steps", "rms of the answer", *(ENGINE_TITLES.get(n, n) for n in names)]
+    title = "error: rms, largest; of a classifier, how often it decides like the float net"
+    return Table("errors", title, columns, rows)
 
 
 def short(name: str) -> str:
@@ -166,10 +170,11 @@ def noted(result: Mapping | None) -> str:
 
 
 def error_of(result: Mapping | None) -> str:
-    """rms and largest error with two digits, or - without an answer."""
+    """rms and largest error with two digits, and the share of right decisions; - without an answer."""
     if result is None or result.get("rms") is None:
         return "-"
-    return f"{result['rms']:.1e}, {result['difference']:.1e}"
+    decisions = f", {result['decisions']:.1%}" if "decisions" in result else ""
+    return f"{result['rms']:.1e}, {result['difference']:.1e}{decisions}"
 
 
 def time_of(result: Mapping | None) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 import fastrnn
 from fastrnn import bench
-from fastrnn.bench import cases, comparison, figures, machine, models, runner, targets
+from fastrnn.bench import cases, cells, comparison, figures, machine, runner, targets
 
 any_isa = pytest.mark.any_isa
 
@@ -184,7 +184,7 @@ class TestCases:
     def test_files_are_valid(self, tmp_path, kind, stepped):
         import onnx
 
-        models.write_cell(tmp_path / "m.onnx", kind, models.cell_weights(kind, 3, 5, 0), 4, 2, stepped=stepped)
+        cells.write_cell(tmp_path / "m.onnx", kind, cells.cell_weights(kind, 3, 5, 0), 4, 2, stepped=stepped)
         onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"), full_check=True)
 
 

@@ -269,13 +269,13 @@ def test_whose_word_is_taken_for_a_model_file(tmp_path):
     """onnxruntime's. If only fastrnn answered, the result says that it was not compared."""
     np.save(tmp_path / "fastrnn.npy", np.array([1.0, 2.0]))
     alone = {"fastrnn": {"status": "ok"}}
-    answers.compare(alone, tmp_path, {})
+    answers.compare(alone, tmp_path, {"T": 1, "precision": "float32"})
     digest = alone["fastrnn"].pop("digest")
     assert len(digest) == 16
     assert alone["fastrnn"] == {"status": "ok", "difference": None, "compared_with": None}
     np.save(tmp_path / "ort.npy", np.array([1.0, 2.5]))
     both = {"fastrnn": {"status": "ok"}, "ort": {"status": "ok"}}
-    answers.compare(both, tmp_path, {})
+    answers.compare(both, tmp_path, {"T": 1, "precision": "float32"})
     assert (both["ort"]["status"], both["fastrnn"]["status"]) == ("ok", "wrong")
     assert "from ort" in both["fastrnn"]["reason"]
 

@@ -21,6 +21,8 @@ def candidates(job, engine, threads):
     model = load(job, threads)
     if job["sequence"]:
         found = [Push(job, model), WholeRun(job, model)]
+    elif job["kind"] == "model" and not job["states"]:
+        found = [WholeRun(job, model)]
     else:
         pooled = job["slots"] and engine != "fastrnn-plain"
         found = [PoolStep(job, model) if pooled else Step(job, model)]
@@ -105,10 +107,7 @@ class Step:
 
     def __init__(self, job, model):
         self.stream = open_stream(job, model)
-        whole = tuple(job["shape"])
-        if job["kind"] != "model":  # x is [I], or [batch, I]
-            whole = whole[1:] if job["batch"] > 1 else whole[2:]
-        self.x = np.zeros(whole, np.float32)
+        self.x = np.zeros(job["step_shape"], np.float32)
         self.y = np.array(self.stream.step(self.x))
 
     def calls(self, n):
