@@ -8,7 +8,7 @@
     runner.py     starts workers, lets them take turns, collects the record
     answers.py    compares their answers with the true ones
     figures.py    arithmetic on the record: ratios, means, shares of the roofline, verdicts
-    targets.py    the project's targets beside what was reached
+    targets.py    the project's targets beside what was reached; precision_targets.py has those of reduced precision
     costs.py      what an import, a load and a stream cost
     machine.py    what it ran on
     comparison.py two records side by side
@@ -16,11 +16,24 @@
 A record is plain dicts, lists and numbers; `save` and `load` keep it as JSON.
 """
 
-from .cases import DEFAULT_GRIDS, GRIDS
+from .cases import DEFAULT_GRIDS, GRIDS, GROUPS
 from .comparison import compare
 from .entrants import ENGINES, PEERS
 from .errors import BenchError
-from .records import load, save
+from .records import load, merge, save
 from .runner import Options, run
 
-__all__ = ["DEFAULT_GRIDS", "ENGINES", "GRIDS", "PEERS", "BenchError", "Options", "compare", "load", "run", "save"]
+__all__ = [
+    "DEFAULT_GRIDS",
+    "ENGINES",
+    "GRIDS",
+    "GROUPS",
+    "PEERS",
+    "BenchError",
+    "Options",
+    "compare",
+    "load",
+    "merge",
+    "run",
+    "save",
+]

@@ -30,6 +30,12 @@ ROUNDED_SIZES = (64, 128, 256, 512)
 ROUNDED_BATCHES = (1, 4, 16, 128)
 PAUSES_MS = (1, 10)
 PAUSED_BATCHES = (1, 16)
+CALL_ENGINES = ("fastrnn-run", "fastrnn-session", "fastrnn", "ort")
+CALL_SIZES = (16, 32, 64, 128)
+CALL_STEPS = (1, 10)
+WIDE_ENGINES = ("fastrnn", "ort", "ort-iobinding", "openvino")  # torch opens slowly and was never the best peer
+WIDE_SIZES = (96, 200, 300, 768, 1024, 2048)
+WIDE_ROWS = (4, 8, 32, 64)
 QUANTIZED_ENGINES = ("fastrnn", "ort", "ort-iobinding")
 DENSE_SIZES = (256, 512)
 POOL_SLOTS = (1, 8, 32, 128, 1000, 10_000)
@@ -59,6 +65,7 @@ class Case:
     grid : which grid it belongs to; engines : who takes part, or () for all.
     pause_ms : time from one call to the next, in which the process sleeps; 0: calls in a row.
     check_steps : steps of a cell whose answers are compared before it is timed.
+    inputs : of the model, which then has as many outputs.
     recorded : give a published model its recorded audio and compare with its published answer; else noise.
     quantized : of a quantised file, how: "dynamic", "qdq" or "qoperator"; precision : what its answers are held to.
     slots : of the grid `pool`: streams that are open, of which `batch` are stepped; 0 elsewhere.
@@ -79,6 +86,7 @@ class Case:
     slots: int = 0
     pause_ms: int = 0
     check_steps: int = CHECK_STEPS
+    inputs: int = 1
     recorded: bool = False
     quantized: str = ""
     precision: str = entrants.FLOAT32
@@ -171,6 +179,37 @@ def pool_case(kind: str, H: int, slots: int, rows: int, engines: Sequence[str], 
     """A case of one cell, `rows` of `slots` open streams a call."""
     name = f"{grid}/{kind}-{H}-s{slots}-b{rows}"
     return Case(name, grid, kind, H, H, 1, rows, tuple(engines), slots=slots)
+
+
+def wide_grid() -> list[Case]:
+    """Sizes, rows and lengths that the other grids leave out."""
+    both = KINDS[:2]
+    sizes = [
+        *((kind, H, 1, 1) for kind in KINDS for H in WIDE_SIZES),
+        *((kind, H, 1, b) for kind in both for H in SIZES[1:] for b in WIDE_ROWS),
+        *((kind, H, 1, b) for kind in both for H in WIDE_SIZES for b in (4, 16, 64)),
+        *((kind, H, 10, b) for kind in both for H in (*SIZES[1:], *WIDE_SIZES[1:5]) for b in (1, 4, 16)),
+        *((kind, H, SEQUENCE_STEPS, b) for kind in both for H in WIDE_SIZES[1:3] for b in (1, 4, 16)),
+    ]
+    return [cell_case("wide", kind, H, T, b, WIDE_ENGINES) for kind, H, T, b in sizes]
+
+
+def calls_grid() -> list[Case]:
+    """A small cell called by `run`, states in and out, as a client of onnxruntime does, beside its step; and a step
+    with two inputs and two outputs."""
+    cases = [cell_case("calls", kind, H, T, 1, CALL_ENGINES) for kind in KINDS for H in CALL_SIZES for T in CALL_STEPS]
+    return [*cases, two_case("calls", 16)]
+
+
+def two_case(grid: str, H: int) -> Case:
+    """A step of an LSTM with two inputs of H / 2 numbers and two outputs."""
+    return replace(cell_case(grid, "lstm", H, engines=("fastrnn",)), id=f"{grid}/lstm-{H}-two", inputs=2)
+
+
+def tiny_calls_grid() -> list[Case]:
+    """The same for a test: every number of states, a sequence, and two inputs."""
+    cases = [cell_case("tiny-calls", kind, 8, 1, 1, CALL_ENGINES) for kind in KINDS[:2]]
+    return [*cases, cell_case("tiny-calls", "rnn", 8, 3, 1, CALL_ENGINES), two_case("tiny-calls", 8)]
 
 
 def rounded_engines(kind: str) -> tuple[str, ...]:
@@ -297,6 +336,9 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "models": ("the example model, and one frame of published models if they are found", models_grid),
     "threads": ("fastrnn with two threads against one", lambda _: threads_grid()),
     "pool": ("one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped", pool_grid),
+    "wide": ("more sizes (96 to 2048), rows (4 to 64) and lengths (10, 100)", lambda _: wide_grid()),
+    "calls": ("cells of 16 to 128 called by run, and a step with two inputs and outputs", lambda _: calls_grid()),
+    "tiny-calls": ("four tiny cases, for the same", lambda _: tiny_calls_grid()),
     "precision": ("one step in float32, bfloat16, int8 and int8-a16, 1 to 128 rows", lambda _: precision_grid()),
     "paced": ("the same with 1 and 10 ms from one call to the next", lambda _: paced_grid()),
     "precision-models": ("published models in every precision, on recorded audio", precision_models_grid),
@@ -307,6 +349,11 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "tiny": ("three tiny cases, to see that the benchmark works", lambda _: tiny_grid()),
 }
 GRIDS = {name: text for name, (text, _) in _GRIDS.items()}
+# What a name of --grid runs, if it is more than the grid of that name
+GROUPS = {
+    "precision": ("precision", "paced", "precision-models", "quantized"),
+    "float32": ("step", "odd", "batch", "sequence", "wide", "calls", "models", "threads"),
+}
 DEFAULT_GRIDS = ("step", "odd", "batch", "sequence", "models")
 
 

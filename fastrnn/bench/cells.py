@@ -76,3 +76,32 @@ def write_cell(path: Path, kind: str, weights: dict, T: int | None, batch: int |
     graph = helper.make_graph(nodes, kind, inputs, outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.save(model, path)
+
+
+def write_several(path: Path, case: Case, weights: dict[str, np.ndarray]) -> None:
+    """An ONNX file of one LSTM whose x comes in `case.inputs` parts; its outputs are Y and the ReLU of Y."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    parts = [f"X{i}" for i in range(case.inputs)]
+    arrays = {
+        "W": weights["W"][None],
+        "R": weights["R"][None],
+        "B": np.concatenate([weights["Wb"], weights["Rb"]])[None],
+        "axis": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Concat", parts, ["X"], axis=2, name="join"),
+        helper.make_node("LSTM", ["X", "W", "R", "B"], ["Y4"], hidden_size=case.H, name="cell"),
+        helper.make_node("Squeeze", ["Y4", "axis"], ["Y"], name="squeeze"),
+        helper.make_node("Relu", ["Y"], ["Z"], name="relu"),
+    ]
+
+    def info(name, width):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["time", "batch", width])
+
+    inputs = [info(name, case.I // case.inputs) for name in parts]
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "several", inputs, [info("Y", case.H), info("Z", case.H)], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.save(model, path)

@@ -23,6 +23,7 @@ ROOFLINE = "roofline"
 FILES = {ROOFLINE: "on_roofline.py"}  # of programs that are no engine
 FLOAT32, BFLOAT16, INT8, INT8_A16 = "float32", "bfloat16", "int8", "int8-a16"
 PRECISIONS = (FLOAT32, BFLOAT16, INT8, INT8_A16)
+WEIGHT_SHARE = {FLOAT32: 1.0, BFLOAT16: 0.5, INT8: 0.25, INT8_A16: 0.25}  # of the bytes of a weight in float32
 SHORT = {FLOAT32: "", BFLOAT16: "-bf16", INT8: "-int8", INT8_A16: "-int8-a16"}
 
 
@@ -32,6 +33,7 @@ class Entrant:
 
     name : in tables and records; engine : of `ENGINES`, which runs it and which --engines must name
     precision : of `PRECISIONS`; isa : forced for fastrnn; threads : whatever --threads says
+    way : how fastrnn is called, if not by streams: "run" of a model, or of a "session" as onnxruntime's
     """
 
     name: str
@@ -39,6 +41,7 @@ class Entrant:
     precision: str = FLOAT32
     isa: str | None = None
     threads: int | None = None
+    way: str = ""
 
     @property
     def own(self) -> bool:
@@ -66,6 +69,8 @@ _SPECIAL = [
     Entrant("fastrnn-1t", "fastrnn", threads=1),
     Entrant("fastrnn-2t", "fastrnn", threads=2),
     Entrant("fastrnn-plain", "fastrnn"),
+    Entrant("fastrnn-run", "fastrnn", way="run"),
+    Entrant("fastrnn-session", "fastrnn", way="session"),
     Entrant("ort-gather", "ort"),
     Entrant("ort-sessions", "ort"),
     Entrant("ort-int8", "ort", INT8),

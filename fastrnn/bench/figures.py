@@ -93,7 +93,8 @@ def judge(case: dict) -> None:
     """Add to a case's record what follows from its results: best peer, ratios, roofline share, contests, verdict.
 
     ratio, ratios, best_peer : of fastrnn in float32, against the peers in float32.
-    contests : the same for each reduced precision and forced instruction set of fastrnn that took part, by its name.
+    contests : the same for each reduced precision, forced instruction set and other way to call fastrnn that took part,
+    by its name.
     verdict : "wins", "loses" (some peer is faster), "alone" (no peer answered), "no answer" (fastrnn did not run it),
     "peers only" (fastrnn was not asked), or "wrong" (an answer differed, ours or a peer's).
     """
@@ -114,6 +115,7 @@ def judge(case: dict) -> None:
             least, bound = least_ns(case["work"], case["level"], case["roofline"], threads)
             case.update(least_ns=least, bound=bound, share=least / timed[mine]["median_ns"])
     case["contests"] = contests(timed)
+    add_shares(case, timed)
     ratios = [case["ratio"], *(c["ratio"] for name, c in case["contests"].items() if entrants.find(name).isa is None)]
     ratios = [ratio for ratio in ratios if ratio is not None]
     if any(r["status"] == "wrong" for r in results.values()):
@@ -126,6 +128,21 @@ def judge(case: dict) -> None:
         case["verdict"] = "alone"
     else:
         case["verdict"] = "wins" if min(ratios) >= 1 else "loses"
+
+
+def add_shares(case: Mapping, timed: Mapping[str, Mapping]) -> None:
+    """Add to each contest with the active instruction set its share of the time that reading its weights takes at the
+    least, and the level that they are read from; None without a measurement. Products have no bound here: how many of
+    them a machine makes in a reduced precision depends on its instruction sets."""
+    for name, contest in case["contests"].items():
+        who = entrants.find(name)
+        contest.update(share=None, bound=None)
+        level = (case.get("levels") or {}).get(who.precision)
+        if who.isa or not case.get("work") or level not in (case.get("roofline") or {}):
+            continue
+        reading = {"flops": 0, "bytes": case["work"]["bytes"] * entrants.WEIGHT_SHARE[who.precision]}
+        least, _ = least_ns(reading, level, {"fma": 1.0, **case["roofline"]}, case.get("threads", 1))
+        contest.update(share=least / timed[name]["median_ns"], bound=level)
 
 
 def is_rival(name: str, precision: str) -> bool:
@@ -143,12 +160,12 @@ def fastest(timed: Mapping[str, Mapping], names: Sequence[str]) -> str:
 
 
 def contests(timed: Mapping[str, Mapping]) -> dict[str, dict]:
-    """name of a fastrnn in reduced precision or with a forced instruction set -> best_peer, ratio to it (None without
-    a peer), and ratios, which has every other entrant but those of other instruction sets."""
+    """name of a fastrnn in reduced precision, with a forced instruction set or called in another way -> best_peer,
+    ratio to it (None without a peer), and ratios, which has every other entrant but those of other instruction sets."""
     found = {}
     for name, mine in timed.items():
         who = entrants.find(name)
-        if not who.own or (who.precision == entrants.FLOAT32 and who.isa is None):
+        if not who.own or not (who.precision != entrants.FLOAT32 or who.isa or who.way):
             continue
         others = [o for o in timed if o != name and (not entrants.find(o).own or entrants.find(o).isa == who.isa)]
         others = [o for o in others if o != PLAIN and entrants.find(o).threads is None]

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import quantized
 from .cases import Case
-from .cells import STATES, cell_answer, cell_weights, step_shape, write_cell
+from .cells import STATES, cell_answer, cell_weights, step_shape, write_cell, write_several
 from .published import recording
 
 ROW_SHIFT = 7  # calls of a recording between one row of a batch and the next
@@ -44,10 +44,15 @@ def _cell_job(case: Case, folder: Path, seed: int) -> dict:
     steps = case.T if case.sequence else case.check_steps
     x = np.random.default_rng(seed + 1).standard_normal((steps, case.batch, case.I)).astype(np.float32)
     expected = cell_answer(case.kind, weights, x)
+    if case.inputs > 1:
+        expected = np.concatenate([expected, np.maximum(expected, 0)], axis=-1)
     shape = (case.T, case.batch, case.I) if case.sequence else (1, case.batch, case.I)
     np.save(folder / "x.npy", x.reshape(-1, *shape))
     np.save(folder / "expected.npy", expected)
-    write_cell(folder / "free.onnx", case.kind, weights, None, None, stepped=False)
+    if case.inputs > 1:
+        write_several(folder / "free.onnx", case, weights)
+    else:
+        write_cell(folder / "free.onnx", case.kind, weights, None, None, stepped=False)
     fixed = "sequence.onnx" if case.sequence else "stepped.onnx"
     write_cell(folder / fixed, case.kind, weights, case.T, case.batch, stepped=not case.sequence)
     lone = fixed

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from . import targets
 from .errors import BenchError
 
 FORMAT = 1
@@ -36,3 +38,27 @@ def load(path: str | os.PathLike) -> dict:
     if record["format"] != FORMAT:
         raise BenchError(f"{path} has format {record['format']!r}; this version reads format {FORMAT}")
     return record
+
+
+def merge(records: Sequence[dict]) -> dict:
+    """One record of several runs on the same machine: the cases and costs of all, of the last one that has each.
+
+    Raises BenchError for records of different machines or settings, since ratios of both would share one table.
+    """
+    first, *others = records
+    for record in others:
+        for key, place in (("cpu", "machine"), ("threads", "settings"), ("isa", "settings")):
+            a, b = first[place][key], record[place][key]
+            if a != b:
+                raise BenchError(f"can't merge records of different runs: {key} {a!r} and {b!r}; show each by itself")
+    merged = dict(first)
+    cases: dict[str, dict] = {}
+    for record in records:
+        cases |= {case["id"]: case for case in record["cases"]}
+        merged["engines"] = merged["engines"] | {n: e for n, e in record["engines"].items() if e["status"] == "ok"}
+        merged["costs"] = record.get("costs") or merged.get("costs")
+        merged["grids"] = merged["grids"] | record["grids"]
+    merged["cases"] = list(cases.values())
+    merged["seconds"] = sum(record.get("seconds", 0) for record in records)
+    merged["targets"] = targets.evaluate(merged)
+    return merged

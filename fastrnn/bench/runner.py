@@ -239,11 +239,15 @@ def run_case(bench: Bench, case: Case, caches: Mapping[str, int], number: int) -
     results = open_case(bench, case, job, names)
     answers.compare(results, folder, job)
     ready = [name for name in names if name in results and results[name]["status"] == "ok"]
-    record = case.as_dict() | {"work": None, "level": None, "roofline": None}
+    record = case.as_dict() | {"work": None, "level": None, "levels": {}, "roofline": None}
     record["threads"] = max((entrants.find(name).threads or bench.options.threads for name in names), default=1)
+    sizes: dict[str, int] = {}
     if case.work is not None:
-        record.update(work=asdict(case.work), level=level_of(case.work.footprint, caches))
-    turns, probes = take_turns(bench, case, ready, results, record["level"], caches)
+        footprints = weights_of(case.work.footprint, ready)
+        levels = {precision: level_of(size, caches) for precision, size in footprints.items()}
+        record.update(work=asdict(case.work), level=levels[entrants.FLOAT32], levels=levels)
+        sizes = {levels[p]: probe_size(levels[p], size, caches) for p, size in footprints.items()}
+    turns, probes = take_turns(bench, case, ready, results, sizes)
     for name, rounds in turns.items():
         if results[name]["status"] == "ok":
             results[name].update(summary(rounds))
@@ -282,8 +286,15 @@ def open_case(bench: Bench, case: Case, job: dict, names: Sequence[str]) -> dict
     return results
 
 
-def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, level: str | None, caches: Mapping):
-    """Rounds of all engines in turn; (name -> its rounds, the roofline probes between them).
+def weights_of(footprint: int, names: Sequence[str]) -> dict[str, int]:
+    """Bytes that are read again and again in each precision of ours among these entrants; float32 always, and last."""
+    found = {e.precision for e in map(entrants.find, names) if e.own} - {entrants.FLOAT32}
+    return {p: int(footprint * entrants.WEIGHT_SHARE[p]) for p in (*sorted(found), entrants.FLOAT32)}
+
+
+def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, sizes: Mapping[str, int]):
+    """Rounds of all engines in turn; (name -> its rounds, the roofline probes between them). sizes: level -> bytes of
+    the probe's buffer.
 
     Each round begins with another engine, so that none always runs after the same neighbour. One process runs at a
     time: the others wait for their pipe.
@@ -291,7 +302,6 @@ def take_turns(bench: Bench, case: Case, ready: Sequence[str], results: dict, le
     pause = int(1e6 * case.pause_ms)
     turns: dict[str, list[dict]] = {name: [] for name in ready}
     probes = []
-    sizes = {} if level is None or case.work is None else {level: probe_size(level, case.work.footprint, caches)}
     prober = bench.worker(ROOFLINE) if sizes and ready else None
     for r in range(bench.options.rounds):
         at = r % max(len(ready), 1)

@@ -18,6 +18,8 @@ example:
   fastrnn bench                                       the default grids; about ten minutes
   fastrnn bench --grid step --case 'step/lstm-*'      the cases whose name matches
   fastrnn bench --grid step --isa avx2 --json avx2.json
+  fastrnn bench --grid precision                      reduced precision, with each instruction set of this machine
+  fastrnn bench --targets a.json b.json               the targets, from the records of two runs
   fastrnn bench --compare before.json after.json
 
 Each engine runs in its own process, and all engines of a case take turns in short rounds, so that anything that slows
@@ -28,13 +30,14 @@ down the machine slows down all of them. Engines that are not installed are left
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     grids = "; ".join(f"{name}: {text}" for name, text in bench.GRIDS.items())
+    groups = "; ".join(f"{name} runs {', '.join(members)}" for name, members in bench.GROUPS.items())
     parser.add_argument(
         "--grid",
         action="append",
         metavar="NAME",
-        choices=[*bench.GRIDS, "all"],
-        help=f"the cases to run, may be repeated (default: {' '.join(bench.DEFAULT_GRIDS)}). {grids}; all: all but "
-        "tiny*",
+        choices=[*bench.GRIDS, *(name for name in bench.GROUPS if name not in bench.GRIDS), "all"],
+        help=f"the cases to run, may be repeated (default: {' '.join(bench.DEFAULT_GRIDS)}). {grids}. {groups}; "
+        "all: all but tiny*",
     )
     parser.add_argument(
         "--case",
@@ -67,6 +70,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="compare two records of --json instead of running"
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="*",
+        metavar="RECORD",
+        help="print only the table of targets: of this run, or of these records of --json together instead of running",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -102,6 +111,9 @@ def run(args: argparse.Namespace) -> int:
     """Run or compare. Returns 0, or 1 if an answer was wrong or fastrnn gave none."""
     if args.compare:
         return compare(args)
+    if args.targets:
+        show_targets(bench.merge([bench.load(path) for path in args.targets]))
+        return 0
     options = bench.Options(
         grids=chosen_grids(args.grid),
         patterns=tuple(args.case),
@@ -120,7 +132,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json == "-":
         print_json(record)
     else:
-        show(record)
+        if args.targets is None:
+            show(record)
+        else:
+            show_targets(record)
         if args.json:
             bench.save(record, args.json)
             print_line(f"record written to {args.json}")
@@ -135,6 +150,7 @@ def chosen_grids(names: Sequence[str] | None) -> tuple[str, ...]:
     """The requested grids, each once, in the order of the table of grids."""
     if not names:
         return bench.DEFAULT_GRIDS
+    names = [grid for name in names for grid in bench.GROUPS.get(name, (name,))]
     if "all" in names:
         return tuple(name for name in bench.GRIDS if not name.startswith("tiny") or name in names)
     return tuple(name for name in bench.GRIDS if name in names)
@@ -189,6 +205,11 @@ def show(record: Mapping) -> None:
         for line in grid_lines(cases, figures):
             print_line(line)
     print_line()
+    show_targets(record)
+
+
+def show_targets(record: Mapping) -> None:
+    """Print the table of targets, and what it can't say."""
     print_line("targets", style="bold cyan")
     asked = [line for line in record["targets"] if line["asked"]]
     if asked:

@@ -9,6 +9,7 @@ from .output import size
 
 ENGINE_TITLES = {"ort": "ort run", "ort-iobinding": "ort bound", "fastrnn-2t": "2 threads", "fastrnn-1t": "1 thread"}
 
+ROUNDED = {"bf16", "int8", "int8-a16"}
 VERDICTS = {"loses": "LOSES", "wrong": "WRONG ANSWER", "no answer": "NO ANSWER", "alone": "no peer"}
 
 
@@ -85,8 +86,12 @@ def grid_table(cases: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
 
 def grid_tables(cases: Sequence[Mapping]) -> list[Table]:
     """The tables of a grid: one, or for a grid of precisions times, instruction sets and errors."""
-    if any(case.get("contests") for case in cases):
-        return [times_table(cases), isas_table(cases), errors_table(cases)]
+    contests = {short(name) for case in cases for name in case.get("contests", {})}
+    if contests & ROUNDED:
+        title = "microseconds per call; ratios: the fastest reduced precision of a peer over ours"
+        return [times_table(cases, title), isas_table(cases), errors_table(cases)]
+    if contests:
+        return [times_table(cases, "microseconds per call; ratios: the peer over ours")]
     tables = [Table("", "", *grid_table(cases))]
     decided = any("decisions" in result for case in cases for result in case["results"].values())
     return [*tables, errors_table(cases)] if decided else tables
@@ -98,8 +103,8 @@ def entrants_of(cases: Sequence[Mapping]) -> list[str]:
     return [name for name in names if "@" not in name]
 
 
-def times_table(cases: Sequence[Mapping]) -> Table:
-    """Microseconds per call in each precision and of each peer, and how many times as fast as the best reduced peer."""
+def times_table(cases: Sequence[Mapping], title: str) -> Table:
+    """Microseconds per call of each fastrnn and each peer, and how many times as fast as its best peer each is."""
     names = entrants_of(cases)
     own = [name for name in names if any(name in c["contests"] for c in cases)]
     columns = ["case", *(ENGINE_TITLES.get(n, n) for n in names), "best peer", *(f"{short(n)} ratio" for n in own), ""]
@@ -117,7 +122,7 @@ def times_table(cases: Sequence[Mapping]) -> Table:
                 VERDICTS.get(case["verdict"], ""),
             ]
         )
-    return Table("", "microseconds per call; ratios: the fastest reduced precision of a peer over ours", columns, rows)
+    return Table("", title, columns, rows)
 
 
 def isas_table(cases: Sequence[Mapping]) -> Table:
@@ -224,7 +229,7 @@ def contest_line(name: str, found: Mapping) -> str:
     others = ", ".join(f"{ENGINE_TITLES.get(n, n)} {times(mean)}" for n, mean in found["against"].items())
     least = found["least"]
     return (
-        f"{name}: geometric mean {times(found['geometric_mean'])} over the best reduced precision of a peer; "
+        f"{name}: geometric mean {times(found['geometric_mean'])} over the best peer; "
         f"least {times(least['ratio'])}, {least['case']}; over {others}"
     )
 

@@ -61,7 +61,7 @@ class TestTinyRun:
         assert set(record["costs"]) >= {"import_ns", "load_ns"}
         assert [c["id"] for c in record["cases"]] == ["tiny/lstm-8", "tiny/rnn-8-b2", "tiny/gru-8-t3-b2"]
         assert set(record["grids"]) == {"tiny"}
-        assert len(record["targets"]) == 18
+        assert sum(line["asked"] for line in record["targets"]) == 3  # what an import, a load and a stream cost
 
     def test_every_installed_engine_answered_right(self, tiny):
         record = tiny[1]
@@ -117,7 +117,8 @@ class TestTinyRun:
             "import fastrnn",
         ):
             assert word in text
-        assert "15 of 18 targets belong to grids or cases that did not run" in text
+        total = len(tiny[1]["targets"])
+        assert f"{total - 3} of {total} targets belong to grids or cases that did not run" in text
 
     def test_compared_with_itself(self, tiny, capsys):
         path = tiny[2]

@@ -101,6 +101,22 @@ class TestCases:
         assert {"fastrnn", "fastrnn-bf16", "fastrnn-int8", "fastrnn-int8-a16"} <= set(lstm) & set(gru)
         assert set(lstm) - set(gru) == {"ort-int8", "openvino-int8"}
 
+    def test_sizes_beyond_the_other_grids(self):
+        found = cases.cases_of(["wide"])
+        assert {c.H for c in found} >= {96, 200, 300, 768, 1024, 2048}
+        assert {c.batch for c in found} >= {4, 8, 32, 64}
+        assert {c.T for c in found} == {1, 10, 100}
+        others = {(c.kind, c.H, c.T, c.batch) for c in cases.cases_of(["step", "odd", "batch", "sequence"])}
+        assert not others & {(c.kind, c.H, c.T, c.batch) for c in found}
+        assert "wide" not in bench.DEFAULT_GRIDS
+
+    def test_calls_of_run_are_those_of_the_acceptance_table(self):
+        *found, two = cases.cases_of(["calls"])
+        assert {(c.kind, c.H, c.T) for c in found} == {
+            (k, h, t) for k in ("lstm", "gru", "rnn") for h in (16, 32, 64, 128) for t in (1, 10)
+        }
+        assert (two.id, two.inputs) == ("calls/lstm-16-two", 2)
+
 
 @any_isa
 class TestContests:
@@ -144,7 +160,7 @@ class TestContests:
         assert (isas.columns, isas.rows) == (["case", "int8", "int8 avx2"], [["lstm-64-b1", "4.00x", "3.00x*"]])
         assert errors.rows == [["lstm-64-b1", "1000", "0.15", "-", "1.2e-03, 9.8e-03", "-"]]
         lines = bench_tables.grid_lines([case], figures.grid_figures([case]))
-        assert any("fastrnn-int8: geometric mean 2.00x over the best reduced" in line for line in lines)
+        assert any("fastrnn-int8: geometric mean 2.00x over the best peer" in line for line in lines)
 
 
 @any_isa
@@ -200,6 +216,28 @@ class TestAnswers:
         found = self.compare(tmp_path, fastrnn_int8=[1e-3, 0, 0, 0], fastrnn=[0] * 4, ort_int8=[1e-3, 0, 0, 0])
         digests = [r["digest"] for r in found.values()]
         assert digests[0] == digests[2] != digests[1]
+
+
+def test_calls_of_run_and_of_a_session():
+    """Every way to call a cell gives the same bits, with states in and out, over a sequence, and with two inputs."""
+    options = bench.Options(
+        grids=("tiny-calls",), engines=("fastrnn", "ort"), rounds=2, round_ns=200_000, trial_ns=50_000, costs=False
+    )
+    *cells, two = bench.run(options)["cases"]
+    assert [(case["kind"], case["T"]) for case in cells] == [("lstm", 1), ("gru", 1), ("rnn", 3)]
+    for case in cells:
+        results = case["results"]
+        assert set(results) == {"fastrnn", "fastrnn-run", "fastrnn-session", "ort"}
+        assert {r["status"] for r in results.values()} == {"ok"}, results
+        assert len({results[n]["digest"] for n in ("fastrnn", "fastrnn-run", "fastrnn-session")}) == 1
+        for way in ("fastrnn-run", "fastrnn-session"):
+            assert case["contests"][way]["best_peer"] == "ort"
+            assert set(case["contests"][way]["ratios"]) == {"ort", "fastrnn", "fastrnn-run", "fastrnn-session"} - {way}
+    (mine,) = two["results"].values()
+    assert (two["inputs"], mine["status"], two["verdict"]) == (2, "ok", "alone")
+    assert mine["difference"] < 1e-6
+    (table,) = bench_tables.grid_tables([*cells, two])
+    assert [name for name in table.columns if name.endswith("ratio")] == ["run ratio", "session ratio"]
 
 
 @any_isa

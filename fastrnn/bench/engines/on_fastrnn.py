@@ -1,4 +1,7 @@
-"""fastrnn: `step(x, out=y)` on a stream, which keeps the states; whole sequences by `push` or `run`."""
+"""fastrnn: `step(x, out=y)` on a stream, which keeps the states; whole sequences by `push` or `run`.
+
+`fastrnn-run` and `fastrnn-session` call the file as onnxruntime does, states in and out.
+"""
 
 import contextlib
 import ctypes
@@ -8,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import fastrnn
+from fastrnn import onnxruntime  # fastrnn's own InferenceSession, which has onnxruntime's names
 
 SAMPLE_BYTES = 8 << 20  # streams opened to see what one takes: so many that pages (4 KiB) do not matter
 
@@ -18,7 +22,13 @@ def version():
 
 def candidates(job, engine, threads):
     """One way to step, two to run a sequence."""
+    if engine == "fastrnn-session":
+        return [SessionRun(job, onnxruntime.InferenceSession(job["file"], threads=threads))]
+    if engine == "fastrnn-run":
+        return [WholeRun(job, fastrnn.load(job["file"], threads=threads))]
     model = load(job, threads)
+    if job["inputs"] > 1:
+        return [StepSeveral(job, model)]
     if job["sequence"]:
         found = [Push(job, model), WholeRun(job, model)]
     elif job["kind"] == "model" and not job["states"]:
@@ -63,8 +73,8 @@ def stream_bytes(job):
     """
     import tracemalloc
 
-    if job["precision"] != "float32":
-        return None  # states are float32 in every precision
+    if job["precision"] != "float32" or job["grid"] == "calls":
+        return None  # states are float32 in every precision, and a caller of `run` keeps them
     model = load(job, 1)
     if not model.streamable:
         return None
@@ -173,21 +183,108 @@ class Push:
         return np.stack(found)
 
 
+class StepSeveral:
+    """`stream.step(xs, out=ys)` with several inputs and outputs; the job's x has all inputs side by side."""
+
+    name = "step"
+
+    def __init__(self, job, model):
+        self.stream = open_stream(job, model)
+        self.widths = np.split(np.arange(job["I"]), job["inputs"])
+        self.xs = tuple(np.zeros(len(columns), np.float32) for columns in self.widths)
+        self.ys = tuple(np.array(y) for y in self.stream.step(self.xs))
+
+    def calls(self, n):
+        step, xs, ys = self.stream.step, self.xs, self.ys
+        for _ in range(n):
+            step(xs, out=ys)
+
+    def answer(self, x):
+        self.stream.reset()
+        found = []
+        for row in x:
+            for part, columns in zip(self.xs, self.widths, strict=True):
+                part[...] = row.ravel()[columns]
+            self.calls(1)
+            found.append(np.concatenate(self.ys))
+        return np.stack(found)
+
+
 class WholeRun:
-    """`model.run(x)`: the file's own axes."""
+    """`model.run(x, *states)`: the file's own axes; states are what the last call returned."""
 
     name = "run"
 
     def __init__(self, job, model):
-        self.model = model
+        self.run = model.run
         names = [info.name for info in model.outputs]
         self.at = names.index(job["output"])
         self.x = np.zeros(job["shape"], np.float32)
+        self.zeros = [np.zeros(shape, np.float32) for _, _, shape in job["states"]]
+        self.states = self.zeros
 
     def calls(self, n):
-        run, x = self.model.run, self.x
-        for _ in range(n):
-            run(x)
+        run, x, states = self.run, self.x, self.states
+        # The plain forms are what a caller writes.
+        if not states:
+            for _ in range(n):
+                run(x)
+        elif len(states) == 1:
+            (h,) = states
+            for _ in range(n):
+                (h,) = run(x, h)
+            self.states = [h]
+        else:
+            h, c = states
+            for _ in range(n):
+                h, c = run(x, h, c)
+            self.states = [h, c]
 
     def answer(self, x):
-        return np.stack([self.model.run(row)[self.at] for row in x])
+        states, found = self.zeros, []
+        for row in x:
+            results = self.run(row, *states)
+            states = results[: len(states)]
+            found.append(results[self.at])
+        return np.stack(found)
+
+
+class SessionRun:
+    """`session.run(names, feeds)`: fastrnn's session, called as on_onnxruntime.py calls the other one."""
+
+    name = "session.run"
+
+    def __init__(self, job, session):
+        self.run = session.run
+        self.states = [name for name, _, _ in job["states"]]
+        outputs = [output for _, output, _ in job["states"]]
+        self.names = outputs + [job["output"]] * (job["output"] not in outputs)
+        self.at = self.names.index(job["output"])
+        self.input = job["input"]
+        self.feeds = {name: np.zeros(shape, np.float32) for name, _, shape in job["states"]}
+        self.feeds[self.input] = np.zeros(job["shape"], np.float32)
+
+    def calls(self, n):
+        run, names, feeds, states = self.run, self.names, self.feeds, self.states
+        if not states:
+            for _ in range(n):
+                run(names, feeds)
+        elif len(states) == 1:
+            (h,) = states
+            for _ in range(n):
+                (feeds[h],) = run(names, feeds)
+        else:
+            h, c = states
+            for _ in range(n):
+                feeds[h], feeds[c] = run(names, feeds)
+
+    def answer(self, x):
+        for name in self.states:
+            self.feeds[name] = np.zeros_like(self.feeds[name])
+        found = []
+        for row in x:
+            self.feeds[self.input] = row
+            results = self.run(self.names, self.feeds)
+            self.feeds.update(zip(self.states, results, strict=False))
+            found.append(results[self.at])
+        return np.stack(found)
