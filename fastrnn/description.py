@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import tables
@@ -41,6 +42,8 @@ class Description:
             how = f" (found by {told['found_by'][a]})" if a in told["found_by"] else ""
             rows.append(("fed back", f"{a} -> {b}{how}: the caller of run passes it back; a stream keeps it"))
         rows += [("layers", text) for text in _layers_read(told)]
+        if less := sum(layer["saved_bytes"] for layer in told["layers"]):
+            rows.append(("precision", f"{_formats(told)}; {tables.size(less)} less than in float32"))
         rows.append(("size", f"{told['parameters']:,} parameters, {tables.size(told['memory_bytes'])} in memory"))
         if told["streams"]:
             delay = told["delay"]
@@ -55,9 +58,11 @@ class Description:
         return _unrepeated([("notes", line) for line in self._record["notes"]])
 
     @property
-    def _layers(self) -> list[tuple[str, str, str, str, str]]:
+    def _layers(self) -> list[tuple[str, str, str, str, str, str]]:
         layers = [layer for layer in self._record["layers"] if layer["kind"] not in SMALL]
-        return [(i["name"], i["kind"], i["text"], f"{i['parameters']:,}", tables.size(i["bytes"])) for i in layers]
+        return [
+            (i["name"], i["kind"], i["text"], f"{i['parameters']:,}", tables.size(i["bytes"]), saved(i)) for i in layers
+        ]
 
     def __str__(self) -> str:
         rows = [("model", self._record["name"]), *self.head, *self.notes]
@@ -65,8 +70,10 @@ class Description:
         return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
     def _repr_html_(self) -> str:
-        columns = ("layer", "kind", "what", "parameters", "bytes")
-        layers = tables.table(columns, self._layers, numbers=("parameters", "bytes"))
+        columns = ("layer", "kind", "what", "parameters", "bytes", "saved")
+        told = columns if any(row[5] for row in self._layers) else columns[:5]
+        rows = [row[: len(told)] for row in self._layers]
+        layers = tables.table(told, rows, numbers=columns[3:])
         rows = [*self.head, *self.notes, ("fingerprint", self._record["fingerprint"])]
         return tables.block(f"Model {self._record['name']}", tables.pairs(rows), layers)
 
@@ -82,10 +89,8 @@ def described(model: Model) -> Description:
         "states": [_tensor(info) for info in model.states],
         "threaded_states": dict(graph.states),
         "found_by": _found_by(graph),
-        "layers": [
-            {"name": i.name, "kind": i.kind, "text": i.text, "parameters": i.parameters, "bytes": i.bytes}
-            for i in model.layers
-        ],
+        "layers": [asdict(info) for info in model.layers],
+        "precision": model.precision,
         "parameters": model.parameters,
         "memory_bytes": model.memory_bytes,
         "streams": streams,
@@ -127,6 +132,23 @@ def _layers_read(told: Mapping[str, Any]) -> list[str]:
         if name not in SMALL:
             kinds[name] = kinds.get(name, 0) + 1
     return [", ".join(f"{n} {kind}" for kind, n in kinds.items())] if kinds else []
+
+
+def saved(layer: Mapping[str, Any]) -> str:
+    """What the precision of a layer saves: "12.0 KiB"; nothing in float32."""
+    return tables.size(layer["saved_bytes"]) if layer["saved_bytes"] else ""
+
+
+def _formats(told: Mapping[str, Any]) -> str:
+    """How many layers are in each format: "2 layers in int8, 1 in float32"."""
+    given = told["precision"]
+    if isinstance(given, str):
+        return f"all layers in {given}"
+    named = list(given.values())
+    first, *others = [f"in {p}" for p in dict.fromkeys(named)]
+    counts = [named.count(p) for p in dict.fromkeys(named)]
+    layers = "layer" if counts[0] == 1 else "layers"
+    return ", ".join([f"{counts[0]} {layers} {first}", *(f"{n} {p}" for n, p in zip(counts[1:], others, strict=True))])
 
 
 def _unrepeated(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -37,9 +37,11 @@ class LayerInfo:
 
     name : of the node
     kind : such as "lstm", "linear", "conv"
-    text : its sizes in words, such as "40 -> 128 reverse"
+    text : its sizes in words, such as "40 -> 128 reverse", and its precision if that is not float32
     parameters : how many numbers it was trained with
     bytes : of its constants
+    precision : the number format of its weights
+    saved_bytes : how many more bytes its constants would have in float32
     """
 
     name: str
@@ -47,6 +49,8 @@ class LayerInfo:
     text: str
     parameters: int
     bytes: int
+    precision: str = "float32"
+    saved_bytes: int = 0
 
 
 def info_of(value: Value) -> TensorInfo:
@@ -80,8 +84,21 @@ def layers_of(graph: Graph) -> tuple[LayerInfo, ...]:
             kind, text = _describe(node, arrays[0].shape)
             precision = node.attrs.get("precision", "float32")
             text += f" {precision}" if precision != "float32" else ""
-            found.append(LayerInfo(node.name, kind, text, count, sum(a.nbytes for a in arrays)))
+            size = sum(a.nbytes for a in arrays)
+            found.append(LayerInfo(node.name, kind, text, count, size, precision, _saved(graph, node)))
     return tuple(found)
+
+
+def _saved(graph: Graph, node: Node) -> int:
+    """Bytes that the weights of a node and their scales take less than float32 weights."""
+    if node.attrs.get("precision", "float32") == "float32":
+        return 0
+    saved = 0
+    for at, scale_at in SCALES[node.op].items():
+        W = graph.constants[str(node.inputs[at])]
+        scale = graph.constants.get(str(node.inputs[scale_at])) if scale_at < len(node.inputs) else None
+        saved += 4 * W.size - W.nbytes - (0 if scale is None else scale.nbytes)
+    return saved
 
 
 def _trained(graph: Graph, node: Node) -> Iterator[np.ndarray]:

@@ -30,10 +30,13 @@ def show(told: dict, nodes: bool = False) -> None:
                 layer["text"],
                 count(layer["parameters"]),
                 size(layer["bytes"]),
+                size(layer["saved_bytes"]) if layer["saved_bytes"] else "",
             )
             for layer in layers
         ]
-        print_table(("layer", "kind", "what", "parameters", "bytes"), rows, numbers=("parameters", "bytes"))
+        columns = ("layer", "kind", "what", "parameters", "bytes", "saved")
+        told_columns = columns if any(row[5] for row in rows) else columns[:5]
+        print_table(told_columns, [row[: len(told_columns)] for row in rows], numbers=columns[3:])
         if common:
             print_line(f"all names begin with {common}")
     if small:

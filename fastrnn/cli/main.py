@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "inspect": (inspect, "show the contents of a model file, and whether it streams"),
     "verify": (verify, "compare the answers of a model with onnxruntime, PyTorch, Keras or a float64 reference"),
     "profile": (profile, "predict and measure the cost of a model on this machine, op by op"),
-    "analyze": (analyze, "measure how a model reacts to noisy input, lost states, long runs and rounded weights"),
+    "analyze": (analyze, "measure how a model reacts to noisy input, lost states, long runs and reduced precision"),
     "bench": (bench, "compare steps, batches and sequences with other engines and with the limits of the machine"),
     "completion": (completion, "print a script with which a shell completes the commands, their options and files"),
 }

@@ -116,3 +116,32 @@ def test_a_file_in_reduced_precision_and_other_commands(capsys, tmp_path, frames
     code, _, err = run(capsys, "inspect", EXAMPLE, "--precision", "auto", command=cli.main)
     assert code == 1
     assert "fastrnn-convert --precision auto --data FILE" in err
+
+
+def test_inspect_shows_formats_and_what_they_save(capsys, tmp_path):
+    exact = fastrnn.load(EXAMPLE)
+    names = [i.name for i in exact.layers]
+    fastrnn.load(EXAMPLE, precision={names[0]: "bfloat16", names[1]: "int8"}).save(tmp_path / "m.fastrnn")
+    small = fastrnn.load(tmp_path / "m.fastrnn")
+    for before, after in zip(exact.layers, small.layers, strict=True):
+        assert after.saved_bytes == before.bytes - after.bytes
+    code, out, _ = run(capsys, "inspect", tmp_path / "m.fastrnn")
+    assert code == 0
+    assert f"1 layer in bfloat16, 1 in int8, 1 in float32; {size(small)} less than in float32" in out
+    row = next(line for line in out.splitlines() if line.startswith(names[1]))
+    assert "int8" in row
+    assert row.endswith(size(small, 1))
+    code, out, _ = run(capsys, "inspect", tmp_path / "m.fastrnn", "--json")
+    told = json.loads(out)
+    assert told["precision"] == small.precision
+    assert [layer["precision"] for layer in told["layers"]] == ["bfloat16", "int8", "float32"]
+    assert [layer["saved_bytes"] for layer in told["layers"]][2] == 0
+    code, out, _ = run(capsys, "inspect", EXAMPLE)
+    assert "saved" not in out
+    assert "precision" not in out
+
+
+def size(model, at=slice(None)):
+    """The bytes that the layers save, as the command writes them."""
+    layers = model.layers[at]
+    return fastrnn.report.size(sum(i.saved_bytes for i in (layers if isinstance(layers, tuple) else (layers,))))

@@ -4,7 +4,7 @@
     data.py         sequences from npy, npz, wav and csv files, or made up
     corruption.py   what goes wrong with input: noise, impulses, dropped steps and features, saturation, gaps
     memory.py       how an output remembers: forgetting, warm-up, the response to a change of one step
-    precision.py    rounded weights, and drift against float64
+    precision.py    layers in reduced precision, and drift against float64
     shown.py        an `Analysis` in a notebook
     figures.py      the definitions: what each figure means, and the arithmetic of errors
 
@@ -45,7 +45,7 @@ class Analysis:
     data : the input data; steps, rows : how much of it was used
     levels : of the clean outputs: their rms, and what they decide, if anything
     corruptions, gaps : dirty input; forgetting, touch : memory, None if there is no state to follow
-    roundings : weights in bfloat16 and int8; drift : float32 against float64 over a long stream
+    roundings : layers in other number formats; drift : the model against float64 over a long stream
     skipped : what was not done, and why
     definitions : figure -> what it means
     """
@@ -98,7 +98,7 @@ def analyze(
     seed: int = 0,
     progress: Progress = lambda share, text: None,
 ) -> Analysis:
-    """How a model's outputs move under dirty input, another start, a long run and rounded weights.
+    """How a model's outputs move under dirty input, another start, a long run and reduced precision.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def analyze(
     progress(0.3, "gaps")
     missing = gaps(runner, x, figures)
     forgot, touched = _memory(runner, x, rng, seconds, progress, skipped)
-    progress(0.65, "rounded weights")
+    progress(0.65, "reduced precision")
     rounded = roundings(model, x, figures)
     progress(0.75, "drift")
     drifted = _drift(runner, x, long_steps, seconds, progress, skipped)

@@ -36,9 +36,10 @@ DEFINITIONS = {
     "stream's state is lost, feed it that many steps before you trust its outputs",
     "sensitivity": "one step of the input is touched by noise; the norm of the change of the outputs k steps "
     "later over the norm of the touch, averaged over places",
-    "rounded weights": "every matrix of weights (not biases, not scales of norms) rounded to bfloat16, to nearest "
-    "even, or to int8 with one scale per output row or channel; everything computes in float32 as before",
-    "drift": "the float32 stream against the same model in float64 on the same data, repeated: relative error of the "
+    "reduced precision": "every float32 layer that can holds its weights in the format, and its products round inputs "
+    "and states, as in a model loaded with that precision. float32: the weights of a model in reduced precision as "
+    "they are, and everything else in float32, so the error is that of rounding inputs and states",
+    "drift": "the stream against the same model in float64 on the same data, repeated: relative error of the "
     "outputs in successive spans of steps",
 }
 

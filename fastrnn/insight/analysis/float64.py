@@ -17,6 +17,7 @@ from ...graph import Graph, Node, reference
 from ...graph import dims as D
 from ...graph.cells import CellSpec
 from ...graph.loops import Loop, schedule
+from ..formats import widened
 from .runner import Arrays, Runner
 
 MOST_WHOLE = 2048  # steps in one run: attention over all of them takes quadratic memory
@@ -29,6 +30,7 @@ class Float64:
     """
 
     def __init__(self, graph: Graph):
+        graph = widened(graph)  # weights of reduced precision, to 24 bits; nothing else is rounded
         self.graph = graph
         self.timed = any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims)
         self.states: dict[str, tuple] = {}
@@ -213,7 +215,8 @@ def chunkable(runner: Runner, x: Arrays, steps: int = 12) -> bool:
     """Whether two chunks of the data yield the same as one run of reference.py over all of it."""
     x = runner.cut(x, 0, min(steps, runner.steps_of(x)))
     T = runner.steps_of(x)
-    graph, exact = runner.model.graph, Float64(runner.model.graph)
+    exact = Float64(runner.model.graph)
+    graph = exact.graph
     feeds = {a.name: runner._into_file(a, x[a.name]) for a in runner.inputs}
     sizes = {"batch": 1, "time": T}
     for name in graph.states:

@@ -1,4 +1,4 @@
-"""The cost of fewer bits: weights rounded to bfloat16 and int8, and a long float32 stream against float64."""
+"""The cost of fewer bits: layers in reduced precision, and a long stream against float64."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...graph import Graph
+from ...graph.precision import PRECISIONS
 from ...model import Model
+from ...passes import precision_of
+from ...passes.precision import is_reduced
 from ...records import dataclass
+from ..formats import in_precision, widened
 from .figures import ErrorFigures
 from .float64 import Float64, Whole, chunkable
 from .runner import Arrays, Runner
@@ -17,22 +20,15 @@ from .runner import Arrays, Runner
 SPANS = 20  # successive parts of a long stream
 FIRST, CHUNK = 4, 1000  # steps at a time: at first, and at most; few enough for any memory
 IN_FLOAT32 = 0.5  # of the time for float64: the limit for the further steps, in float32 only
-# op -> {input: its axis of outputs}: one int8 scale each
-OUTPUT_AXES = {
-    "cell": {1: 0, 2: 0},
-    "linear": {1: 1},
-    "conv": {1: 0},
-    "conv_transpose": {1: 1},
-    "gather": {0: 0},
-}
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Rounded weights. to: "bfloat16" or "int8"; bytes_before, bytes_after: of the matrices that were rounded."""
+    """A model in reduced precision. to: the format; layers: how many hold their weights in it; bytes_before,
+    bytes_after: of the constants of those layers. to "float32" are the layers of a model in reduced precision."""
 
     to: str
-    matrices: int
+    layers: int
     bytes_before: int
     bytes_after: int
     relative_error: float
@@ -56,49 +52,20 @@ class Drift:
 
 
 def roundings(model: Model, x: Arrays, figures: ErrorFigures) -> tuple[Rounding, ...]:
-    """Outputs with the weights in bfloat16 and in int8; nothing for a model without matrices."""
-    axes = _matrices(model.graph)
-    found = []
-    for to, rounded, size in (("bfloat16", to_bfloat16, 2), ("int8", to_int8, 1)):
-        if not axes:
-            break
-        constants = dict(model.graph.constants)
-        before = after = 0
-        for name, axis in axes.items():
-            array = constants[name]
-            constants[name] = rounded(array, axis).astype(array.dtype)
-            before += array.nbytes
-            after += size * array.size + (4 * array.shape[axis] if to == "int8" else 0)
-        runner = Runner(Model(model.graph.replace(constants=constants), model.threads))
-        found.append(Rounding(to, len(axes), before, after, *figures.errors(runner.run(x))))
+    """Outputs with every float32 layer in each other format that it can have, as `load(precision=...)` computes them.
+    Of a model in reduced precision, first those with its weights as they are and everything else in float32."""
+    runner, found = Runner(model), []
+    models = {} if not is_reduced(model.graph) else {"float32": Model(widened(model.graph), model.threads)}
+    models |= {p: in_precision(model, p)[0] for p in PRECISIONS[1:]}
+    before, own = precision_of(model.graph), {i.name: i.bytes for i in model.layers}
+    for to, other in models.items():
+        after = precision_of(other.graph)
+        changed = [name for name in own if name in before and before[name] != after[name]]
+        if changed:
+            size = {i.name: i.bytes for i in other.layers}
+            sizes = sum(own[name] for name in changed), sum(size[name] for name in changed)
+            found.append(Rounding(to, len(changed), *sizes, *figures.errors(runner.run(x, other))))
     return tuple(found)
-
-
-def _matrices(graph: Graph) -> dict[str, int]:
-    """Constants that are matrices of weights -> the axis of their outputs."""
-    found = {}
-    for node in graph.nodes:
-        for i, axis in OUTPUT_AXES.get(node.op, {}).items():
-            name = node.inputs[i] if i < len(node.inputs) else None
-            array = graph.constants.get(name) if name is not None else None
-            if array is not None and array.ndim >= 2 and array.dtype.kind == "f":
-                found[name] = axis
-    return found
-
-
-def to_bfloat16(array: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Each float32 rounded to the nearest of 8 significant bits, halves to even; NaN and infinity stay."""
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return np.where(np.isfinite(array), rounded.astype(np.uint32).view(np.float32), array)
-
-
-def to_int8(array: np.ndarray, axis: int) -> np.ndarray:
-    """Each number rounded to a multiple of largest / 127 of its place along `axis`."""
-    others = tuple(i for i in range(array.ndim) if i != axis)
-    scale = np.max(np.abs(array), axis=others, keepdims=True) / 127
-    scale[scale == 0] = 1
-    return np.rint(array / scale) * scale
 
 
 def drift(runner: Runner, x: Arrays, steps: int, seconds: float, progress: Callable[[float], None]) -> Drift | str:

@@ -19,18 +19,18 @@ from dataclasses import replace
 from ...errors import FastRNNError, ModelFormatError, UnsupportedError
 from ...graph.precision import PRECISIONS
 from ...model import Model
-from ...passes import precision_of, set_precision
+from ...passes import precision_of
 from ...selected import SelectedModel
 from ...typing import Input
 from ..analysis.data import Data
 from ..analysis.runner import NO_END, Runner
+from ..formats import in_precision
 from ..profiling import Call
 from .choice import LayerTrial, PrecisionChoice
 from .judging import Judge
 from .search import Option, order, search, worth_trying, worthwhile
 from .timing import layer_times, paired_ns
 
-REDUCED = PRECISIONS[1:]
 Progress = Callable[[float, str], None]
 
 
@@ -113,34 +113,10 @@ def _check(model, tolerance) -> None:
         )
 
 
-def _twins(model: Model) -> dict[str, tuple[Model, dict[str, str]]]:
-    """Format -> (the model with every layer in it that can be, layer -> why it can't)."""
-    found: dict[str, tuple[Model, dict[str, str]]] = {}
-    for precision in REDUCED:
-        wanted, why = dict.fromkeys(precision_of(model.graph), precision), {}
-        try:
-            graph = set_precision(model.graph, wanted) if wanted else model.graph
-        except UnsupportedError:  # of one of them: ask for each
-            why = {name: text for name in wanted if (text := _refusal(model, name, precision))}
-            wanted = {name: precision for name in wanted if name not in why}
-            graph = set_precision(model.graph, wanted) if wanted else model.graph
-        found[precision] = (Model(graph, 1), why)
-    return found
-
-
-def _refusal(model: Model, layer: str, precision: str) -> str | None:
-    """Why a layer can't have a format."""
-    try:
-        set_precision(model.graph, {layer: precision})
-    except UnsupportedError as error:
-        return str(error)
-    return None
-
-
 def _timed(model: Model, batch: int, steps: int, seconds: float, progress: Progress) -> list[LayerTrial]:
     """Each layer in each format, by layer and then by format, the more precise first."""
     progress(0.0, "timing layers")
-    twins = _twins(model)
+    twins = {precision: in_precision(model, precision) for precision in PRECISIONS[1:]}
     models = {"float32": model, **{name: twin for name, (twin, _) in twins.items()}}
     times = layer_times(models, batch, steps, seconds, lambda share: progress(0.05 + 0.3 * share, "timing layers"))
     sizes = {p: {i.name: i.bytes for i in twin.layers} for p, (twin, _) in twins.items()}

@@ -9,7 +9,7 @@ from .page import Page
 
 
 def page_of(found: Analysis, name: str | None = None) -> Page:
-    """How the model reacts to dirty input, restarts, long runs and rounded weights."""
+    """How the model reacts to dirty input, restarts, long runs and reduced precision."""
     how = "streamed" if found.streamed else "run whole"
     page = Page(
         f"How robust {name or found.model} is",
@@ -167,7 +167,9 @@ def _memory(page: Page, found: Analysis) -> None:
 def _precision(page: Page, found: Analysis) -> None:
     if not found.roundings and found.drift is None:
         return
-    page.section("Precision", "What fewer bits in the weights would cost, and whether float32 drifts in a long stream.")
+    page.section(
+        "Precision", "What fewer bits would cost, and whether answers drift from those of float64 in a long stream."
+    )
     if found.drift is not None:
         d = found.drift
         finite = "Everything stayed finite." if d.finite else "Something became NaN or infinite!"
@@ -185,9 +187,9 @@ def _precision(page: Page, found: Analysis) -> None:
                     )
                 ]
             )  # fmt: skip
-    columns = ("weights in", "matrices", "before", "after", "relative error", "largest change", "decisions changed")
+    columns = ("weights in", "layers", "before", "after", "relative error", "largest change", "decisions changed")
     rows = [
-        (r.to, str(r.matrices), data(r.bytes_before), data(r.bytes_after), percent(r.relative_error),
+        (r.to, str(r.layers), data(r.bytes_before), data(r.bytes_after), percent(r.relative_error),
          f"{r.largest_change:.3g}", percent(r.decisions_changed))
         for r in found.roundings
     ]  # fmt: skip
