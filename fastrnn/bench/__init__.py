@@ -8,6 +8,7 @@
     runner.py     starts workers, lets them take turns, collects the record
     answers.py    compares their answers with the true ones
     figures.py    arithmetic on the record: ratios, means, shares of the roofline, verdicts
+    same_bits.py  compares the bits of every way to compute a case
     targets.py    the project's targets beside what was reached; precision_targets.py has those of reduced precision
     costs.py      what an import, a load and a stream cost
     machine.py    what it ran on

@@ -36,6 +36,10 @@ CALL_STEPS = (1, 10)
 WIDE_ENGINES = ("fastrnn", "ort", "ort-iobinding", "openvino")  # torch opens slowly and was never the best peer
 WIDE_SIZES = (96, 200, 300, 768, 1024, 2048)
 WIDE_ROWS = (4, 8, 32, 64)
+BITS_SIZES = (33, 64, 130)
+BITS_SHARED = (("lstm", 256), ("gru", 256))  # large enough that two threads share a step
+BITS_ROWS = 19
+BITS_STEPS = 24
 QUANTIZED_ENGINES = ("fastrnn", "ort", "ort-iobinding")
 DENSE_SIZES = (256, 512)
 POOL_SLOTS = (1, 8, 32, 128, 1000, 10_000)
@@ -66,6 +70,7 @@ class Case:
     pause_ms : time from one call to the next, in which the process sleeps; 0: calls in a row.
     check_steps : steps of a cell whose answers are compared before it is timed.
     inputs : of the model, which then has as many outputs.
+    same_bits : nothing is timed; fastrnn computes the case in every way and compares the bits.
     recorded : give a published model its recorded audio and compare with its published answer; else noise.
     quantized : of a quantised file, how: "dynamic", "qdq" or "qoperator"; precision : what its answers are held to.
     slots : of the grid `pool`: streams that are open, of which `batch` are stepped; 0 elsewhere.
@@ -87,6 +92,7 @@ class Case:
     pause_ms: int = 0
     check_steps: int = CHECK_STEPS
     inputs: int = 1
+    same_bits: bool = False
     recorded: bool = False
     quantized: str = ""
     precision: str = entrants.FLOAT32
@@ -280,6 +286,20 @@ def tiny_quantized_grid() -> list[Case]:
     return [quantized_case("tiny-quantized", kind, 32, 2, form, steps=50) for kind, form in forms]
 
 
+def bits_grid() -> list[Case]:
+    """Cells that fill whole vectors and tiles, and cells that don't; more rows than a tile has."""
+    sizes = [*((kind, H) for kind in KINDS for H in BITS_SIZES), *BITS_SHARED]
+    return [bits_case("bits", kind, H) for kind, H in sizes]
+
+
+def bits_case(grid: str, kind: str, H: int) -> Case:
+    """A cell whose bits are compared."""
+    isas = (None, *entrants.every_isa())
+    names = [entrants.own_name(precision, isa) for precision in entrants.PRECISIONS for isa in isas]
+    case = cell_case(grid, kind, H, batch=BITS_ROWS, engines=names)
+    return replace(case, id=f"{grid}/{kind}-{H}", check_steps=BITS_STEPS, same_bits=True)
+
+
 def tiny_precision_grid() -> list[Case]:
     """One small cell of each kind in every precision, in a row and paced, for a test. Cells of 4 units stay float32."""
     return [
@@ -344,6 +364,8 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "precision-models": ("published models in every precision, on recorded audio", precision_models_grid),
     "quantized": ("files that onnxruntime's tools quantised, against onnxruntime", lambda _: quantized_grid()),
     "tiny-quantized": ("five tiny files, for the same", lambda _: tiny_quantized_grid()),
+    "bits": ("the same bits in every way to compute, with every instruction set", lambda _: bits_grid()),
+    "tiny-bits": ("one tiny case, for the same", lambda _: [bits_case("tiny-bits", "gru", 20)]),
     "tiny-precision": ("two tiny cases, for the same", lambda _: tiny_precision_grid()),
     "tiny-pool": ("a tiny pool, for the same", lambda _: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")]),
     "tiny": ("three tiny cases, to see that the benchmark works", lambda _: tiny_grid()),
@@ -351,7 +373,7 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
 GRIDS = {name: text for name, (text, _) in _GRIDS.items()}
 # What a name of --grid runs, if it is more than the grid of that name
 GROUPS = {
-    "precision": ("precision", "paced", "precision-models", "quantized"),
+    "precision": ("precision", "paced", "precision-models", "quantized", "bits"),
     "float32": ("step", "odd", "batch", "sequence", "wide", "calls", "models", "threads"),
 }
 DEFAULT_GRIDS = ("step", "odd", "batch", "sequence", "models")

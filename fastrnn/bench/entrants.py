@@ -90,6 +90,17 @@ def find(name: str) -> Entrant:
     return replace(found, name=name, isa=isa) if isa else found
 
 
+EMULATED = "amx_emulated"
+
+
+def every_isa() -> tuple[str, ...]:
+    """Every instruction set with a fused multiply-add that this machine has, but the active one; and tiles emulated."""
+    from ..machine.cpu import cpu_info
+
+    isa = cpu_info().isa
+    return (*(name for name in isa.available if name not in (isa.active, "baseline")), EMULATED)
+
+
 def forced_isas() -> tuple[str, ...]:
     """The instruction sets that the grids of reduced precision compare beside the active one: AMX, VNNI without AMX
     and AVX2 without VNNI, or NEON, as far as this machine has them."""

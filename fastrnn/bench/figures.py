@@ -99,7 +99,7 @@ def judge(case: dict) -> None:
     "peers only" (fastrnn was not asked), or "wrong" (an answer differed, ours or a peer's).
     """
     results = case["results"]
-    timed = {name: r for name, r in results.items() if r["status"] == "ok"}
+    timed = {name: r for name, r in results.items() if r["status"] == "ok" and "median_ns" in r}
     mine = next((name for name in MEASURED if name in results), None)
     case.update(best_peer=None, ratio=None, ratios={}, share=None, bound=None, least_ns=None)
     rivals = [name for name in timed if name not in (mine, PLAIN) and is_rival(name, entrants.FLOAT32)]

@@ -31,6 +31,7 @@ def lines(record: Mapping) -> list[Line]:
         *_over_float32(cases, why, record),
         *_errors(cases, why),
         *_quantized(record["cases"]),
+        _bits_line(record["cases"]),
     ]
 
 
@@ -193,3 +194,13 @@ def _quantized(cases: Sequence[Mapping]) -> list[Line]:
         least_line(f"{what}: least GRU file", 1.0, of("gru"), note, asked),
         least_line("decisions like the float net's, over onnxruntime's: least", 1.0, decided, note, asked),
     ]
+
+
+def _bits_line(cases: Sequence[Mapping]) -> Line:
+    """How many cases have other bits in some way to compute, or with some instruction set."""
+    mine, why = of_grid(cases, "bits"), absent("bits", cases)
+    text = "same bits for rows, batch, place, chunk, threads, pause, instruction set: cases that differ"
+    different = [case["id"] for case in mine if case["verdict"] != "same"]
+    names = dict.fromkeys(entrants.find(name).isa or "the active one" for case in mine for name in case["results"])
+    note = f"such as {different[0]}" if different else f"instruction sets: {', '.join(names)}"
+    return at_most(text, 0, None if why else len(different), why or note, "cases", bool(mine))

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..records import dataclass
-from . import answers, costs, entrants, machine, models, targets
+from . import answers, costs, entrants, machine, models, same_bits, targets
 from .cases import DEFAULT_GRIDS, GRIDS, Case, cases_of
 from .entrants import ROOFLINE, Entrant
 from .errors import BenchError
@@ -236,6 +236,11 @@ def run_case(bench: Bench, case: Case, caches: Mapping[str, int], number: int) -
     folder.mkdir()
     names = engines_of(case, bench.options)
     job = models.prepare(case, folder)
+    if case.same_bits:
+        results = same_bits.run(bench, names, job)
+        record = case.as_dict() | {"results": results, "work": None, "roofline": None}
+        judge(record)
+        return record | {"verdict": same_bits.verdict(results)}
     results = open_case(bench, case, job, names)
     answers.compare(results, folder, job)
     ready = [name for name in names if name in results and results[name]["status"] == "ok"]

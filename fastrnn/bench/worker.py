@@ -9,6 +9,7 @@ request but "probe" names its `entrant`, since the precisions of an engine share
     {"do": "open", "job": ..., "trial_ns": n, "batch_ns": n}  -> setup, note, trials, batch, stream_bytes
     {"do": "answer", "to": path}                              -> the answers to the job's inputs, saved as npy
     {"do": "round", "ns": n, "pause_ns": n}                   -> batch, ns: [a batch each], cpu_ns, wall_ns
+    {"do": "bits", "job": ...}                                -> ways: {a way to compute: a digest of its answer}
     {"do": "close"}                                           -> peak_rss: bytes, since open if the system allows it;
                                                                  None if other entrants were open too
 
@@ -154,6 +155,9 @@ class WorkerLoop:
         self.opened.pop(message["entrant"], None)
         gc.collect()
         return {"peak_rss": peak_rss() if alone else None}
+
+    def bits(self, message):
+        return {"ways": self.engine["bits"](message["job"])}
 
     def probe(self, message):
         return self.engine["probe"](message)

@@ -214,8 +214,9 @@ def show_targets(record: Mapping) -> None:
     asked = [line for line in record["targets"] if line["asked"]]
     if asked:
         print_table(("target", "wanted", "reached", "", "note"), target_rows(asked), numbers=("wanted", "reached"))
-    absent = [n for n in bench.PEERS if record["engines"].get(n, {}).get("status") != "ok"]
-    if absent and asked:
+    ran = {name for case in record["cases"] for name in case["results"]}
+    absent = [n for n in bench.PEERS if n not in ran and not any(name.startswith(f"{n}-") for name in ran)]
+    if absent and any(case["best_peer"] for case in record["cases"]):
         print_line(f"best peer: among those that ran; {', '.join(absent)} did not run", style="yellow")
     others = len(record["targets"]) - len(asked)
     if others:

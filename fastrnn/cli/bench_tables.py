@@ -86,6 +86,8 @@ def grid_table(cases: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
 
 def grid_tables(cases: Sequence[Mapping]) -> list[Table]:
     """The tables of a grid: one, or for a grid of precisions times, instruction sets and errors."""
+    if all(case.get("same_bits") for case in cases):
+        return [bits_table(cases)]
     contests = {short(name) for case in cases for name in case.get("contests", {})}
     if contests & ROUNDED:
         title = "microseconds per call; ratios: the fastest reduced precision of a peer over ours"
@@ -159,6 +161,19 @@ def errors_table(cases: Sequence[Mapping]) -> Table:
     return Table("errors", title, columns, rows)
 
 
+def bits_table(cases: Sequence[Mapping]) -> Table:
+    """Of each precision and instruction set, whether all ways to compute gave the same bits."""
+    names = list(dict.fromkeys(name for case in cases for name in case["results"]))
+    words = {"ok": "same", "wrong": "DIFFER", "refused": "refused"}
+    rows = []
+    for case in cases:
+        cells = (words[case["results"][name]["status"]] if name in case["results"] else "-" for name in names)
+        rows.append([case["id"].partition("/")[2], *cells])
+    ways = {len(result.get("ways", ())) for case in cases for result in case["results"].values()}
+    title = f"bits of {max(ways, default=0)} ways to compute; in reduced precision also of all instruction sets"
+    return Table("", title, ["case", *names], rows)
+
+
 def short(name: str) -> str:
     """fastrnn's column without its name: "int8" for "fastrnn-int8@avx2"."""
     return name.partition("@")[0].removeprefix("fastrnn-")
@@ -199,7 +214,8 @@ def micro(ns: float | None) -> str:
 
 def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
     """The summary of a grid, and every missing or wrong answer with the reason."""
-    lines = ["microseconds per call, median of round medians; ratio: best peer / fastrnn, median of rounds"]
+    timed = "microseconds per call, median of round medians; ratio: best peer / fastrnn, median of rounds"
+    lines = [] if all(case.get("same_bits") for case in cases) else [timed]
     if figures["geometric_mean"] is not None:
         over = ", ".join(f"{ENGINE_TITLES.get(n, n)} {mean:.2f}x" for n, mean in figures["against"].items())
         least = figures["least"]
@@ -208,7 +224,7 @@ def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
             f"least {least['ratio']:.2f}x, {least['case']}; {figures['loses']} of {figures['cases']} cases lose"
         )
     lines += [contest_line(name, found) for name, found in figures["contests"].items() if found["least"]]
-    if figures["without"] and not figures["contests"]:
+    if figures["without"] and not figures["contests"] and lines:
         lines.append(f"{figures['without']} of {figures['cases']} cases have no ratio")
     setups: dict[str, dict[str, None]] = {}
     for case in cases:
@@ -259,7 +275,9 @@ def target_rows(targets: Sequence[Mapping]) -> list[list[str]]:
 
 
 def amount(value: float, unit: str) -> str:
-    """A ratio as 1.25x, a share as 80%, or a number with its unit."""
+    """A ratio as 1.25x, a share as 80%, a count, or a number with its unit."""
     if unit == "":
         return f"{value:.0%}"
+    if unit == "cases":
+        return f"{value:.0f}"
     return f"{value:.2f}x" if unit == "x" else f"{value:.1f} {unit}"

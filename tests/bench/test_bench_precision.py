@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastrnn import bench
-from fastrnn.bench import answers, cases, entrants, figures, models
+from fastrnn.bench import answers, cases, entrants, figures, models, same_bits
 from fastrnn.cli import bench_tables
 
 ENGINES = Path(bench.__file__).parent / "engines"
@@ -238,6 +238,42 @@ def test_calls_of_run_and_of_a_session():
     assert mine["difference"] < 1e-6
     (table,) = bench_tables.grid_tables([*cells, two])
     assert [name for name in table.columns if name.endswith("ratio")] == ["run ratio", "session ratio"]
+
+
+def test_bits_of_every_way_and_instruction_set():
+    """Tiles are emulated, so one instruction set more than the machine's own takes part anywhere."""
+    record = bench.run(bench.Options(grids=("tiny-bits",), engines=("fastrnn",), costs=False))
+    (case,) = record["cases"]
+    assert (case["verdict"], case["contests"], case["ratio"]) == ("same", {}, None)
+    assert {"fastrnn", "fastrnn-int8", "fastrnn-int8@amx_emulated", "fastrnn-bf16@amx_emulated"} <= set(case["results"])
+    assert {len(found["ways"]) for found in case["results"].values()} == {11}
+    (table,) = bench_tables.grid_tables(record["cases"])
+    assert set(table.rows[0][1:]) == {"same"}
+    assert bench_tables.grid_lines(record["cases"], record["grids"]["tiny-bits"]) == []
+
+
+@any_isa
+class TestSameBits:
+    def compared(self, **digests):
+        """Results by name (_ for -, AT for @) of these digests of two ways."""
+        named = {name.replace("_", "-").replace("AT", "@"): ways for name, ways in digests.items()}
+        results = {n: {"status": "ok", "ways": dict(zip(("rows", "run"), w, strict=True))} for n, w in named.items()}
+        same_bits.compare(results)
+        return results
+
+    def test_ways_must_agree(self):
+        found = self.compared(fastrnn=("a", "b"), fastrnn_int8=("c", "c"))
+        assert found["fastrnn"]["reason"] == "run: other bits than rows"
+        assert (found["fastrnn-int8"]["status"], same_bits.verdict(found)) == ("ok", "wrong")
+
+    def test_instruction_sets_must_agree_in_reduced_precision_alone(self):
+        found = self.compared(fastrnn="aa", fastrnnATavx2="bb", fastrnn_int8="cc", fastrnn_int8ATavx2="dd")
+        assert [r["status"] for r in found.values()] == ["ok", "ok", "ok", "wrong"]
+        assert found["fastrnn-int8@avx2"]["reason"] == "other bits than fastrnn-int8"
+
+    def test_a_precision_without_an_answer_is_no_agreement(self):
+        assert same_bits.verdict({"fastrnn": {"status": "ok"}, "fastrnn-int8": {"status": "refused"}}) == "wrong"
+        assert same_bits.verdict({}) == "no answer"
 
 
 @any_isa

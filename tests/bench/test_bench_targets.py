@@ -178,6 +178,20 @@ def test_a_bound_is_said_beside_a_slow_case():
     assert targets.why_slow(case, contest) == "precision/lstm-512-b1 against ort-int8; 40% of what L2 allows"
 
 
+@pytest.mark.parametrize(("different", "ok"), [(0, True), (2, False)])
+def test_bits(different, ok):
+    found = []
+    for i, case in enumerate(cases.cases_of(["bits"])):
+        status = "wrong" if i < different else "ok"
+        record = {**case.as_dict(), "results": {"fastrnn-int8@avx2": {"status": status}}, "contests": {}}
+        found.append({**record, "verdict": "wrong" if i < different else "same", "ratio": None, "share": None})
+    line = lines_of(found)[
+        "same bits for rows, batch, place, chunk, threads, pause, instruction set: cases that differ"
+    ]
+    assert (line["ok"], line["got"], line["at_most"]) == (ok, different, True)
+    assert line["note"] == ("instruction sets: avx2" if ok else "such as bits/lstm-33")
+
+
 class TestMerge:
     def record(self, cpu, *names, **more):
         found = [{"id": name, "grid": "tiny", "ratio": 1.0} for name in names]

@@ -5,7 +5,9 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,58 @@ def rss():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def bits(job):
+    """Digests of the job's answers by the way that they were computed, the first by single rows, step by step."""
+    model, shared = (small(job, threads) for threads in (1, 2))
+    x = np.load(job["x"])[:, 0]  # [T, batch, I]
+    T, rows = x.shape[:2]
+    order = np.random.default_rng(0).permutation(rows)
+
+    def stepped(model, x, pause=0.0):
+        stream = model.stream(batch_size=x.shape[1])
+        found = []
+        for t in range(T):
+            if pause and t % 8 == 7:
+                time.sleep(pause)
+            found.append(stream.step(x[t]))
+        return np.stack(found)
+
+    def pooled():
+        pool = model.pool(capacity=rows)
+        slots = np.array([pool.open() for _ in range(rows)])[order]
+        return np.stack([pool.step(slots, x[t]) for t in range(T)])
+
+    def pushed(model, x, length):
+        stream = model.stream(batch_size=x.shape[1])
+        parts = [stream.push(np.ascontiguousarray(x[t : t + length].swapaxes(0, 1))) for t in range(0, T, length)]
+        return np.concatenate(parts, axis=1).swapaxes(0, 1)
+
+    single = [model.stream() for _ in range(rows)]
+    ways = {
+        "single rows": np.stack([np.stack([single[r].step(x[t, r]) for r in range(rows)]) for t in range(T)]),
+        "a batch": stepped(model, x),
+        "other places": stepped(model, x[:, order])[:, np.argsort(order)],
+        "batches of 5": np.concatenate([stepped(model, x[:, r : r + 5]) for r in range(0, rows, 5)], axis=1),
+        "a pool": pooled(),
+        "chunks of 7": pushed(model, x, 7),
+        "one chunk": pushed(model, x, T),
+        "run": model.run(x)[0],
+        "two threads, steps": stepped(shared, x),
+        "two threads, run": shared.run(x)[0],
+        "pauses": stepped(model, x, 0.003),
+    }
+    return {way: hashlib.sha256(np.ascontiguousarray(y).tobytes()).hexdigest()[:16] for way, y in ways.items()}
+
+
+def small(job, threads):
+    """The job's cell with its layer in the precision by name, which no rule about small layers keeps in float32."""
+    model = fastrnn.load(job["free_file"], threads=threads)
+    if job["precision"] == "float32":
+        return model
+    precision = {layer.name: job["precision"] for layer in model.layers}
+    return fastrnn.load(job["free_file"], threads=threads, precision=precision)
 
 
 def steps_of(candidate, x) -> np.ndarray:
