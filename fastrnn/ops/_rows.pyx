@@ -28,21 +28,21 @@ cdef struct LinearLoop:
     const float *x
     float *y
     float *rounded  # NULL: x is read as it is
-    int64_t K, N, blocks, rows
+    int64_t K, N, blocks, rows, x_stride, y_stride
     bint by_rows
 
 
 cdef inline void round_rows(const LinearLoop *s, int64_t row0, int64_t row1) noexcept nogil:
     cdef int64_t row, size = s.product.rounded(s.K)
     for row in range(row0, row1):
-        s.product.round(s.K, s.x + row * s.a.r.x_stride[2], s.rounded + row * size)
+        s.product.round(s.K, s.x + row * s.x_stride, s.rounded + row * size)
 
 
 cdef void linear_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
     """One thread's share of a product: some rows, or some blocks of columns."""
     cdef const LinearLoop *s = <const LinearLoop *> context
     cdef const LinearArgs *a = s.a
-    cdef int64_t row0 = 0, row1 = s.rows, block0 = 0, block1 = s.blocks, x_stride = a.r.x_stride[2]
+    cdef int64_t row0 = 0, row1 = s.rows, block0 = 0, block1 = s.blocks, x_stride = s.x_stride
     cdef const float *x = s.x
     cdef uint64_t token = fpu_enter()
     if s.by_rows:
@@ -54,14 +54,18 @@ cdef void linear_chunk(void *context, int64_t chunk, int64_t chunks) noexcept no
             round_rows(s, row0, row1)
         x, x_stride = s.rounded, s.product.rounded(s.K)
     s.f.table.linear(s.product, s.K, s.N, s.f.linears[a.packed], s.f.linear_acts[a.packed], x, x_stride, s.y,
-                     a.r.y_stride[2], row0, row1, block0, block1)
+                     s.y_stride, row0, row1, block0, block1)
     fpu_leave(token)
 
 
 cdef int run_linear(const int64_t *args, Frame *f) noexcept nogil:
+    """The rows that share each read of the weights are those of the longer inner loop: in a step of many streams, whose
+    rows are SPAN steps apart, not the one step of each."""
     cdef const LinearArgs *a = <const LinearArgs *> args
     cdef LinearLoop s
-    cdef int64_t i, j, row, most = a.r.n[2], threads = team_size(f.team)
+    cdef int64_t i, j, row, inner = 2 if a.r.n[2] >= a.r.n[1] else 1, outer = 3 - inner
+    cdef int64_t count = a.r.n[inner], most = count, threads = team_size(f.team)
+    s.x_stride, s.y_stride = a.r.x_stride[inner], a.r.y_stride[inner]
     s.a, s.f, s.K, s.N = a, f, f.linear_sizes[2 * a.packed], f.linear_sizes[2 * a.packed + 1]
     s.blocks = f.table.linear_blocks(s.K, s.N)
     s.product, s.rounded = f.linear_products[a.packed], NULL
@@ -70,13 +74,13 @@ cdef int run_linear(const int64_t *args, Frame *f) noexcept nogil:
     if f.watch != NULL:  # about 10 ms of rows at a time, between which signals are looked for
         most = min(most, max(ROWS_WORTH_SPLITTING * threads, LINEAR_WORK // max(s.K * s.N, 1)))
     for i in range(a.r.n[0]):
-        for j in range(a.r.n[1]):
+        for j in range(a.r.n[outer]):
             row = 0
-            while row < a.r.n[2]:
-                s.rows = min(most, a.r.n[2] - row)
+            while row < count:
+                s.rows = min(most, count - row)
                 s.by_rows = s.rows >= ROWS_WORTH_SPLITTING * threads
-                s.x = x_row(&a.r, f, i, j) + row * a.r.x_stride[2]
-                s.y = y_row(&a.r, f, i, j) + row * a.r.y_stride[2]
+                s.x = x_row(&a.r, f, i, 0) + j * a.r.x_stride[outer] + row * s.x_stride
+                s.y = y_row(&a.r, f, i, 0) + j * a.r.y_stride[outer] + row * s.y_stride
                 if s.rounded != NULL and not s.by_rows:
                     round_rows(&s, 0, s.rows)
                 if threads == 1 or 2 * s.K * s.N * s.rows < SHARED_WORK:

@@ -19,13 +19,15 @@ from ..graph.windows import CONVOLUTIONS
 from .dead import remove_dead_nodes
 from .patch import Patch
 
-# The least weights of an op that gains by reduced precision with one row; smaller ones stay float32 unless the caller
-# names them. Time of a step in float32 / in this precision, EPYC (AVX-512 VNNI), one row: tools/bench/precision.py.
+# Where an op gains by a format: (the least weights, the least columns, which share the rounding of a row). Smaller ones
+# stay float32 unless the caller names them. Measured by tools/bench/precision.py on an EPYC with AVX-512 VNNI: the gain
+# with one row and that with 16, as a geometric mean (docs/decisions/0028). Looking up rows of a table is not faster in
+# any format; a large one is smaller.
 LEAST = {
-    "bfloat16": {"cell": 1 << 18, "linear": 1 << 18, "conv": 1 << 18, "conv_transpose": 1 << 18, "gather": 1 << 14},
-    "int8": {"cell": 1 << 13, "linear": 1 << 14, "conv": 1 << 14, "conv_transpose": 1 << 14, "gather": 1 << 14},
+    "bfloat16": {"cell": (73_728, 1), "linear": (36_864, 1), "conv": (27_648, 1), "gather": (65_536, 1)},
+    "int8": {"cell": (13_824, 1), "linear": (4_096, 16), "conv": (6_912, 48), "gather": (65_536, 1)},
+    "int8-a16": {"cell": (32_768, 1), "linear": (16_384, 96), "conv": (27_648, 96), "gather": (65_536, 1)},
 }
-LEAST["int8-a16"] = LEAST["int8"]
 MOST_MOVES = 16  # from a rounded value to the product that it enters
 
 
@@ -180,8 +182,17 @@ def _reason(graph: Graph, node: Node, precision: str, named: bool) -> str | None
         return "it has a weight beyond the largest bfloat16"
     if precision.startswith("int8") and node.op != "gather" and any(_terms(node, a) > MOST_TERMS for a in given):
         return f"it sums over more than {MOST_TERMS} products, which may not fit 32 bits"
-    size, least = sum(a.size for a in given), LEAST[precision][node.op]
-    return f"its {size} weights gain nothing by it" if size < least and not named else None
+    return None if named else _no_gain(node, given, precision)
+
+
+def _no_gain(node: Node, given: list[np.ndarray], precision: str) -> str | None:
+    """Why a layer would be no faster, or smaller by little."""
+    weights, columns_of = LEAST[precision]["conv" if node.op in CONVOLUTIONS else node.op]
+    size = sum(a.size for a in given)
+    if size < weights:
+        return f"its {size} weights gain nothing by it"
+    found = _columns(node, given[0])
+    return f"its {found} columns are too few to be worth the rounding of each row" if found < columns_of else None
 
 
 def _is_depthwise(graph: Graph, node: Node) -> bool:
@@ -190,6 +201,14 @@ def _is_depthwise(graph: Graph, node: Node) -> bool:
         return False
     groups, dims = node.attrs["groups"], graph.values[str(node.inputs[1])].dims
     return groups > 1 and dims[0] == groups and dims[1] == 1
+
+
+def _columns(node: Node, W: np.ndarray) -> int:
+    """How many columns are multiplied with each row."""
+    groups = node.attrs.get("groups", 1)
+    view, axes = columns(node.op, W, groups)
+    found = math.prod(n for axis, n in enumerate(view.shape) if axis not in axes)
+    return found if node.op == "gather" else found // groups
 
 
 def _terms(node: Node, W: np.ndarray) -> int:

@@ -264,6 +264,39 @@ def test_scales_of_the_wrong_size_are_refused():
         b.add("conv", x, W, **how)
 
 
+# ---- linear layers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", *PRECISIONS])
+def test_linear_layers_of_many_streams_share_their_weights(precision, threads):
+    """A step of 150 streams reads rows that are apart by the steps of the caller's array."""
+    named = {"a.weight": real(1, 70, 33) / 6, "a.bias": real(2, 70)}
+    (name,) = (info.name for info in fastrnn.load(named, layers=["linear:a"]).layers)
+    wanted = None if precision == "float32" else {name: precision}
+    model = fastrnn.load(named, layers=["linear:a"], threads=threads, precision=wanted)
+    x = real(3, 150, 9, 33)
+    y = model(x)
+    held = model.graph.nodes[0].inputs
+    if precision != "float32" and _isa.isa_info()["active"] != "baseline":
+        W, bias, scale = ([model.graph.constants.get(i or "") for i in held[1:]] + [None])[:3]
+        np.testing.assert_array_equal(y.reshape(-1, 70), rounded.product(x.reshape(-1, 33), W, scale, bias, precision))
+    stream = model.stream(150)
+    for a, b in ((0, 1), (1, 2), (2, 5), (5, 9)):
+        assert stream.push(np.ascontiguousarray(x[:, a:b])).tobytes() == np.ascontiguousarray(y[:, a:b]).tobytes()
+    for row in (0, 77, 149):
+        assert model(x[row : row + 1]).tobytes() == y[row : row + 1].tobytes()
+
+
+@pytest.mark.parametrize(("precision", "few", "many"), [("int8", 8, 16), ("int8-a16", 64, 96)])
+def test_few_columns_stay_float32(precision, few, many):
+    with pytest.warns(FastRNNWarning, match="changes no layer"):
+        thin = fastrnn.load({"a.weight": real(1, few, 2048)}, layers=["linear:a"], precision=precision)
+    assert any(f"its {few} columns are too few" in note for note in thin.notes)
+    wide = fastrnn.load({"a.weight": real(1, many, 2048)}, layers=["linear:a"], precision=precision)
+    assert wide.precision == precision
+
+
 # ---- files and names -------------------------------------------------------------------------------------------------
 
 

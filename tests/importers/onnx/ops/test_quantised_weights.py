@@ -138,10 +138,10 @@ def test_float32_continues_the_sessions_of_earlier_releases(tmp_path):
 
 def test_small_layers_stay_float32(tmp_path):
     body = "y = MatMul(x, V)"
-    path = quantised(tmp_path, "int8", float_model(body, V=weights()["V"][:I]))
+    path = quantised(tmp_path, "int8", float_model(body, V=weights()["V"][:I, :40]))
     model = fastrnn.load(path)
     assert model.precision == "float32"
-    assert any("12800 weights gain nothing by it" in note for note in model.notes)
+    assert any("2560 weights gain nothing by it" in note for note in model.notes)
 
 
 def test_weights_far_from_their_zero_point_stay_float32(tmp_path):
