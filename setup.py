@@ -40,13 +40,34 @@ KERNEL_FLAGS = ["-std=c99", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", *
 SHARED = ("dispatch.c", "threads.c", "tile_unit.c", "tile_emulated.c")  # C files for any CPU of the architecture
 
 
-def instruction_sets(compiler):
-    """File name -> flags of each instruction set of the machine that `compiler` (a command as a list) makes code for:
-    the rows of list_isas.h that its preprocessor leaves."""
-    command = [*compiler, "-E", "-P", str(KERNELS / "list_isas.h")]
+# Instruction sets that an older compiler or assembler may not know: code that it must translate with their flags.
+RECENT = {
+    "amx": '__asm__("tdpbf16ps %tmm0, %tmm1, %tmm2");',
+    "avx_vnni": '__asm__("{vex} vpdpbusd %ymm0, %ymm1, %ymm2");',
+}
+
+
+def rows_of_list(compiler, without=()):
+    """Name -> flags of each instruction set of the machine that `compiler` (a command as a list) makes code for: the
+    rows of list_isas.h that its preprocessor leaves."""
+    command = [*compiler, *without, "-E", "-P", str(KERNELS / "list_isas.h")]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = re.findall(r'(?:ISA|LIKE|EMULATED)\((\w+),(?: \w+,)? "([^"]*)"', text)
-    return {f"kernels_{name}.c": flags.split() for name, flags in rows}
+    rows = re.findall(r'(?:ISA|LIKE|TILED|EMULATED)\((\w+),(?:\s*\w+,)?\s*"([^"]*)"', text)
+    return {name: flags.split() for name, flags in rows}
+
+
+def translates(compiler, flags, code):
+    """Whether the compiler and its assembler know these flags and instructions."""
+    command = [*compiler, *flags, "-x", "c", "-c", "-", "-o", os.devnull]
+    return subprocess.run(command, input=code, capture_output=True, text=True, check=False).returncode == 0
+
+
+def instruction_sets(compiler):
+    """(file name -> flags of each instruction set that `compiler` translates, names of those that it does not)."""
+    rows = rows_of_list(compiler)
+    missing = [name for name, code in RECENT.items() if name in rows and not translates(compiler, rows[name], code)]
+    without = [f"-DFRNN_WITHOUT_{name}" for name in missing]
+    return {f"kernels_{name}.c": flags for name, flags in rows_of_list(compiler, without).items()}, missing
 
 
 class BuildKernels(build_ext):
@@ -73,7 +94,12 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
     def compile_kernels(self):
-        sets = instruction_sets(self.compiler.compiler)
+        sets, missing = instruction_sets(self.compiler.compiler)
+        for name in missing:
+            self.warn(
+                f"{self.compiler.compiler[0]} does not know the instructions of {name}: built without its kernels"
+            )
+        without = [f"-DFRNN_WITHOUT_{name}" for name in missing]
         folder = Path(self.build_temp) / "kernels"
         (folder / KERNELS).mkdir(parents=True, exist_ok=True)  # before the threads start, which would race to create it
         newest = max(p.stat().st_mtime for p in [*KERNELS.glob("*.h"), Path(__file__)])
@@ -81,7 +107,7 @@ class BuildKernels(build_ext):
         def compile_one(source):
             target = folder / KERNELS / (source.stem + ".o")
             if self.force or not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
-                own = KERNEL_FLAGS + sets.get(source.name, [])
+                own = KERNEL_FLAGS + sets.get(source.name, without)
                 self.compiler.compile([str(source)], output_dir=str(folder), extra_postargs=own)
             return str(target)
 

@@ -82,7 +82,10 @@ FRNN_INLINE void frnn_unit_bfloat16_half(const frnn_tile *t, const int hidden, c
 FRNN_INLINE void frnn_unit_bfloat16(const frnn_tile *t, const int nv) {
     frnn_tile_sums sums __attribute__((aligned(64)));
     const int shift = t->Kh > 0 ? (int)t->shift : 0, count = nv + shift;
-    tile_zero(0), tile_zero(1), tile_zero(2), tile_zero(3);
+    tile_zero(0);
+    tile_zero(1);
+    tile_zero(2);
+    tile_zero(3);
     frnn_unit_bfloat16_half(t, 0, 0, nv);
     if (t->Kh > 0 && shift) {
         frnn_unit_bfloat16_half(t, 1, 1, nv);

@@ -12,11 +12,13 @@
     extern const frnn_kernels frnn_table_##other;                                                                      \
     extern const frnn_product *const frnn_products_##name[];
 #define EMULATED(file, other, flags, test) extern const frnn_tiled frnn_tiled_##file[];
+#define TILED EMULATED
 #include "list_isas.h"
 
 enum { /* every table of this build, best first */
 #define ISA(name, flags, test) TABLE_##name,
 #define LIKE(name, other, flags, test) TABLE_##name,
+#define TILED LIKE
 #define EMULATED(file, other, flags, test)
 #include "list_isas.h"
        TABLES
@@ -25,8 +27,9 @@ enum { /* those with a tile unit */
 #define ISA(name, flags, test)
 #define LIKE(name, other, flags, test)
 #define EMULATED(file, other, flags, test) TILED_##file,
+#define TILED EMULATED
 #include "list_isas.h"
-       TILED
+       TILED_TABLES
 };
 enum { MOST_PRODUCTS = 8 };
 
@@ -52,9 +55,9 @@ __attribute__((unused)) static const frnn_kernels *like(int index, const char *n
 /* The table of another instruction set, with a tile unit for the products of these number formats. */
 __attribute__((unused)) static const frnn_kernels *tiled(int index, const char *name, const frnn_kernels *other,
                                                          const frnn_tiled *own) {
-    static frnn_kernels tables[TILED + 1];
-    static frnn_product made[TILED + 1][MOST_PRODUCTS], tall[TILED + 1][MOST_PRODUCTS];
-    static const frnn_product *products[TILED + 1][MOST_PRODUCTS];
+    static frnn_kernels tables[TILED_TABLES + 1];
+    static frnn_product made[TILED_TABLES + 1][MOST_PRODUCTS], tall[TILED_TABLES + 1][MOST_PRODUCTS];
+    static const frnn_product *products[TILED_TABLES + 1][MOST_PRODUCTS];
     int n = 0;
     if (tables[index].isa) return &tables[index]; /* other threads may use it */
     for (; other->products[n]; n++) {
@@ -84,13 +87,20 @@ const frnn_kernels *const *frnn_compiled(void) {
 #define ISA(name, flags, test) tables[TABLE_##name] = &frnn_table_##name;
 #define LIKE(name, other, flags, test)                                                                                 \
     tables[TABLE_##name] = like(TABLE_##name, #name, &frnn_table_##other, frnn_products_##name);
+#define TILED(name, other, flags, test)
 #define EMULATED(file, other, flags, test)
+#include "list_isas.h"
+#define ISA(name, flags, test)
+#define LIKE(name, other, flags, test)
+#define EMULATED(file, other, flags, test)
+#define TILED(name, other, flags, test)                                                                                \
+    tables[TABLE_##name] = tiled(TILED_##name, #name, tables[TABLE_##other], frnn_tiled_##name);
 #include "list_isas.h"
     return tables;
 }
 
 const frnn_kernels *const *frnn_emulated(void) {
-    static const frnn_kernels *tables[TILED + 1];
+    static const frnn_kernels *tables[TILED_TABLES + 1];
     const frnn_kernels *const *all = frnn_compiled();
     int n = 0;
     (void)all;
@@ -99,6 +109,7 @@ const frnn_kernels *const *frnn_emulated(void) {
 #endif
 #define ISA(name, flags, test)
 #define LIKE(name, other, flags, test)
+#define TILED(name, other, flags, test)
 #define EMULATED(file, other, flags, test)                                                                             \
     if (test) {                                                                                                        \
         const char *name = n == 0 ? "amx_emulated" : "amx_" #file;                                                     \
@@ -119,6 +130,7 @@ const frnn_kernels *const *frnn_available(void) {
 #define ISA(name, flags, test)                                                                                         \
     if (test) tables[n++] = all[TABLE_##name];
 #define LIKE(name, other, flags, test) ISA(name, flags, test)
+#define TILED(name, other, flags, test) ISA(name, flags, test)
 #define EMULATED(file, other, flags, test)
 #include "list_isas.h"
     tables[n] = NULL;

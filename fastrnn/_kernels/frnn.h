@@ -287,6 +287,9 @@ const frnn_form *frnn_form_of(const char *kind, int32_t variant);
 /* Name of every frnn_fn code, FRNN_FN_COUNT of them, as Python spells it ("tanh", "greater_equal"). */
 const char *const *frnn_function_names(void);
 
+/* What keeps this process from a tile unit that the CPU has: 0 nothing (or it has none), -1 the operating system does not
+ * save tiles, else the error number with which it refused them. */
+int frnn_tile_refusal(void);
 /* Whether a call of so many rows over so many floats of packed weights goes to the tile unit of the product, which must
  * have one (tile_unit.c). */
 int frnn_tiles_pay(const frnn_product *product, int64_t rows, int64_t floats);

@@ -40,9 +40,26 @@ void frnn_emulated_store(int t, void *to, int64_t stride);
 void frnn_emulated_dp_bf16(int c, int a, int b);
 void frnn_emulated_dp_int8(int c, int a, int b, int offset);
 
-/* ---- which way (tile_unit.c) ---- */
-
 /* Whether the emulated unit of this thread is configured, and how many products it has made so far. */
 int frnn_emulated_state(int64_t *products);
+
+/* ---- whether this process may use the tile unit (tile_unit.c) ---- */
+
+enum frnn_unit_state {
+    FRNN_UNIT_READY,
+    FRNN_UNIT_ABSENT,  /* the CPU lacks AMX with bfloat16 and 8-bit products */
+    FRNN_UNIT_OFF,     /* the operating system does not save tiles */
+    FRNN_UNIT_REFUSED, /* it was asked for them and refused, with an error number */
+};
+/* What the machine says: CPUID leaf 1 ECX, leaf 7 EDX, XCR0 (0 if it can't be read), and Linux's answer to the request
+ * for tiles: 0 or an error number. */
+typedef struct frnn_unit_probe {
+    void (*read)(uint32_t *ecx1, uint32_t *edx7, uint64_t *xcr0);
+    int (*ask)(void);
+} frnn_unit_probe;
+extern frnn_unit_probe
+    frnn_unit_probe_here; /* of this machine; a test puts another in its place before the first call */
+/* Asks the machine once a process. */
+int frnn_tile_unit(void);
 
 #endif

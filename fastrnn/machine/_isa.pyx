@@ -25,6 +25,7 @@ cdef extern from "frnn.h" nogil:
     const frnn_kernels *const *frnn_available() noexcept
     const frnn_kernels *const *frnn_compiled() noexcept
     const frnn_kernels *const *frnn_emulated() noexcept
+    int frnn_tile_refusal() noexcept
     const frnn_form *frnn_form_of(const char *kind, int32_t variant) noexcept
     const char *const *frnn_function_names() noexcept
     uint64_t frnn_fpu_enter() noexcept
@@ -103,13 +104,9 @@ _activate()
 
 
 def isa_info():
-    """What was found and chosen.
-
-    Returns
-    -------
-    dict: detected (best table this CPU runs), active, forced_by ("FASTRNN_ISA" or None), available and compiled
-    (tuples of names, best first), emulated (those for tests), lanes (floats in the active table's widest vector).
-    """
+    """What was found and chosen: detected (best table this CPU runs), active, forced_by ("FASTRNN_ISA" or None),
+    available and compiled (tuples of names, best first), emulated (those for tests), lanes (floats in the active table's
+    widest vector), refusal (0; -1 or an error number: why the tile unit of this CPU can't be used, see tile_unit.h)."""
     available = _names(frnn_available())
     return {
         "detected": available[0],
@@ -119,6 +116,7 @@ def isa_info():
         "compiled": _names(frnn_compiled()),
         "emulated": _names(frnn_emulated()),
         "lanes": ACTIVE.lanes,
+        "refusal": frnn_tile_refusal(),
     }
 
 

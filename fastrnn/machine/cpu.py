@@ -8,6 +8,7 @@ whose members are throttled in turn is slower than a smaller one.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class IsaInfo:
     available : those that can run here, best first.
     compiled : those in this build.
     lanes : float32 numbers in the widest vector of the active one.
+    note : why "amx" is not available on a CPU that has it, and what to do; else empty.
     """
 
     detected: str
@@ -40,6 +42,7 @@ class IsaInfo:
     available: tuple[str, ...]
     compiled: tuple[str, ...]
     lanes: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class CpuInfo:
         how = f"forced by {isa.forced_by}" if isa.forced_by else "the best here"
         lines = [
             self.name,
-            f"isa      {isa.active} ({how}); detected {isa.detected}, available {' '.join(isa.available)}",
+            f"isa      {isa.active} ({how}); detected {isa.detected}, available {' '.join(isa.available)}"
+            + (f"; {isa.note}" if isa.note else ""),
             f"threads  {threads.count} ({threads.reason})",
             f"workers  {workers.kind} ({workers.chosen_by}): steps {workers.steps}, runs {workers.runs}",
         ]
@@ -130,8 +134,27 @@ def cpu_info() -> CpuInfo:
         available=tuple(found["available"]),
         compiled=tuple(found["compiled"]),
         lanes=int(found["lanes"]),
+        note=_tile_note(int(found["refusal"])),
     )
     return CpuInfo(name=_cpu_name(), isa=isa, threads=thread_info(), threading=threading_info(), caches=_caches())
+
+
+def _tile_note(refusal: int) -> str:
+    """Why the tile unit (AMX) of this CPU can't be used; empty if it can, or if the CPU has none."""
+    if refusal == 0:
+        return ""
+    if refusal < 0:
+        return (
+            "this CPU has AMX, but the operating system does not save its tiles (XCR0 bits 17 and 18 are 0): "
+            "it takes Linux 5.16 or later, and in a virtual machine a hypervisor that passes AMX on"
+        )
+    todo = {
+        errno.EINVAL: "it takes Linux 5.16 or later",
+        errno.ENOSPC: "a thread's alternate signal stack is too small for them; make it sysconf(_SC_SIGSTKSZ) bytes "
+        "before fastrnn is imported",
+    }.get(refusal, "a sandbox may forbid it; let its filter allow arch_prctl(0x1023, 18)")
+    name = errno.errorcode.get(refusal, str(refusal))
+    return f"this CPU has AMX, but Linux refused its tiles (arch_prctl(ARCH_REQ_XCOMP_PERM) gave {name}): {todo}"
 
 
 def thread_info(environ: Mapping[str, str] | None = None) -> ThreadInfo:

@@ -47,6 +47,9 @@ def test_detection_agrees_with_the_operating_system():
     assert ("avx512" in INFO["available"]) == (wide <= flags)
     assert ("avx512_vnni" in INFO["available"]) == (wide | {"avx512_vnni"} <= flags)
     assert ("avx_vnni" in INFO["available"]) == ({"avx2", "fma", "avx_vnni"} <= flags)
+    # Linux lists AMX if it saves tiles, but may still refuse them to a process
+    tiles = wide | {"avx512_vnni", "amx_tile", "amx_bf16", "amx_int8"} <= flags
+    assert ("amx" in INFO["available"]) == (tiles and INFO["refusal"] == 0)
 
 
 @pytest.mark.parametrize("isa", INFO["available"])

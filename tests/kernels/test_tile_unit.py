@@ -3,8 +3,10 @@ nothing stays configured."""
 
 import ctypes
 import itertools
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ TILED = tuple(isa for isa in INFO["available"] if isa == "amx") + EMULATED
 VECTORS = next((isa for isa in FUSED if isa not in TILED), None)
 FORMS = ["rnn", "lstm", "lstm peephole", "gru after", "gru before", "lstm other"]
 pytestmark = pytest.mark.skipif(not TILED, reason="needs an instruction set that fuses multiply and add")
+KERNELS = Path(__file__).parents[2] / "fastrnn" / "_kernels"
 LIBRARY = ctypes.CDLL(_isa.__file__)
 
 
@@ -130,6 +133,49 @@ def test_linear_has_the_bits_of_vectors(format, isa):
         tiles, vectors = (_isa.pack_linear(W, bias, isa=name, weights=format) for name in (isa, VECTORS))
         assert calls.linear(tiles, x, "tanh").tobytes() == calls.linear(vectors, x, "tanh").tobytes(), (K, N, rows)
     assert not emulated_state()[0]
+
+
+# ---- the instructions ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def amx_code(tmp_path_factory):
+    """The instructions of the object file of AMX: a list of (name, operands)."""
+    compiler, disassembler = shutil.which("gcc"), shutil.which("objdump")
+    if (
+        "amx" not in INFO["compiled"]
+        or compiler is None
+        or disassembler is None
+        or not KERNELS.joinpath("frnn.h").exists()
+    ):
+        pytest.skip("needs the sources, gcc with AMX, and objdump")
+    target = tmp_path_factory.mktemp("amx") / "amx.o"
+    sets = [f"-mavx512{name}" for name in ("f", "vl", "bw", "dq", "vnni")]
+    flags = ["-std=c99", "-O3", "-mavx2", "-mfma", *sets, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
+    subprocess.run([compiler, *flags, "-c", str(KERNELS / "kernels_amx.c"), "-o", str(target)], check=True)
+    text = subprocess.run([disassembler, "-d", "--no-show-raw-insn", str(target)], capture_output=True, text=True)
+    return [(part[0], part[1] if len(part) > 1 else "") for part in
+            (line.split("\t")[-1].split(None, 1) for line in text.stdout.splitlines() if "\t" in line) if part]  # fmt: skip
+
+
+def test_the_kernels_of_amx_are_made_of_its_instructions(amx_code):
+    names = {name for name, _ in amx_code}
+    tiles = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps", "tdpbusd"}
+    assert {name for name in names if name.startswith(("tile", "tdp", "ldtile", "sttile"))} == tiles
+    # sums += rows x weights; rows are in 4 and 5, and they are the unsigned factor
+    products = {operands for name, operands in amx_code if name.startswith("tdp")}
+    assert products
+    for operands in products:
+        weights, rows, sums = (int(word.removeprefix("%tmm")) for word in operands.split(","))
+        assert sums < 4 <= min(rows, weights)
+        assert rows in (4, 5)
+        assert weights != rows
+
+
+def test_the_kernels_of_amx_hold_no_other_recent_instructions(amx_code):
+    """Of AVX-512 BF16, FP16 and IFMA, which a CPU with AMX may have, and the compiler must not assume."""
+    strays = {name for name, _ in amx_code if name.startswith(("vdpbf16", "vcvtne", "vpmadd52")) or name.endswith("ph")}
+    assert not strays
 
 
 # ---- what the emulated unit rejects, as the hardware does ------------------------------------------------------------
