@@ -61,7 +61,7 @@ def check_held(W: np.ndarray, scale: np.ndarray | None) -> str | None:
     return "an 8-bit weight is -128: they go from -127 to 127" if (W == -128).any() else None
 
 
-def note_steps(found: dict, W: np.ndarray, step: np.ndarray, axis: int, precision: str) -> None:
+def note_steps(found: dict, W: np.ndarray, step: np.ndarray, axis: int | tuple[int, ...], precision: str) -> None:
     """Add to `found`, a `Graph.integers`, that W [..], float32, are products of 8-bit integers and steps.
 
     Passes may move columns to other constants before they hold them as integers. A column is found again by the size of
@@ -70,7 +70,7 @@ def note_steps(found: dict, W: np.ndarray, step: np.ndarray, axis: int, precisio
     step : of each weight, broadcasts over W; the same along `axis`, over which a product sums
     precision : how values that these weights are multiplied with are rounded
     """
-    tops, steps = np.abs(W).max(axis=axis, initial=0), np.broadcast_to(step, W.shape).take(0, axis)
+    tops, steps = np.abs(W).max(axis=axis, initial=0), np.broadcast_to(step, W.shape).max(axis=axis, initial=0)
     for top, one in set(zip(tops.reshape(-1).tolist(), steps.reshape(-1).tolist(), strict=True)):
         found[top] = found.get(top, frozenset()) | {(one, precision)}
 

@@ -25,7 +25,7 @@ def fold_scales(graph: Graph) -> Graph:
         last, scale, shift = node, np.ones(()), np.zeros(())
         while last.outputs[0] not in outputs and len(readers.get(last.outputs[0], [])) == 1:
             after = readers[last.outputs[0]][0]
-            numbers = _per_channel(graph, after, last.outputs[0])
+            numbers = per_channel(graph, after, last.outputs[0])
             if numbers is None:
                 break
             if after.attrs["fn"] == "mul":
@@ -41,7 +41,7 @@ def fold_scales(graph: Graph) -> Graph:
     return patch.done(f"folded {folded} scales and shifts of channels into {scaled} convolutions")
 
 
-def _per_channel(graph: Graph, node: Node, name: str) -> np.ndarray | None:
+def per_channel(graph: Graph, node: Node, name: str) -> np.ndarray | None:
     """The constant that `node` multiplies the value `name` by, or adds to it: float64 [channels], or [] for one number
     for all channels. None if the node does something else."""
     if node.op != "binary" or node.attrs["fn"] not in ("mul", "add"):

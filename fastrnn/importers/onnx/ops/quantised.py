@@ -207,14 +207,17 @@ def _dequantize(ctx, n: NodeReader):
     axis, block = n.attr("axis", "int", 1), n.attr("block_size", "int", 0)
     out = numbers(ctx, x, scale, zero, axis, block)
     if block == 0 and isinstance(out, Const) and isinstance(scale, Const):
-        step = _along(ctx, x, scale, axis).array
-        for k in range(len(out.dims) if len(out.dims) > 1 else 0):  # which one a product sums over is not known yet
-            if step.ndim < len(out.dims) or step.shape[k] == 1:
-                _note_steps(ctx, x, out, step, k, "int8-a16")
+        step, rank = _along(ctx, x, scale, axis).array, len(out.dims)
+        step = step.reshape((1,) * (rank - step.ndim) + step.shape)
+        sums = [(k,) for k in range(rank)] if rank > 1 else []  # which axes a product sums over is not known yet
+        sums += [tuple(range(1, rank)), (0, *range(2, rank))] if rank > 2 else []  # those of convolutions
+        for axes in sums:
+            if all(step.shape[k] == 1 for k in axes):
+                _note_steps(ctx, x, out, step, axes, "int8-a16")
     return [out]
 
 
-def _note_steps(ctx, integers, widened, step: np.ndarray, axis: int, precision: str) -> None:
+def _note_steps(ctx, integers, widened, step: np.ndarray, axis: int | tuple[int, ...], precision: str) -> None:
     """Note what columns of 8-bit weights are worth, if these are such weights."""
     if isinstance(integers, Const) and isinstance(widened, Const) and integers.array.dtype.name in ("int8", "uint8"):
         note_steps(ctx.table.integers, widened.array, step, axis, precision)
@@ -363,6 +366,8 @@ CONV = "auto_pad dilations group kernel_shape pads strides"
 def _conv_integer(ctx, n: NodeReader):
     x, w = n.input(0), n.input(1)
     values = [less(ctx, x, n.input(2, optional=True)), less(ctx, w, n.input(3, optional=True), 0)]
+    if not _rounded(x):
+        _note_steps(ctx, w, values[1], np.ones((), np.float32), tuple(range(1, len(w.dims))), "int8")
     return [Quantized(ctx.live(conv(ctx, n, values)), "int32", _rounded(x, w))]
 
 

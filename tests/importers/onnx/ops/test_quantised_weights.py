@@ -221,3 +221,35 @@ def test_integers_are_found_again_exactly():
     assert integers_of(W[:20], 0, {}) is None
     note_steps(found, W, step[None], 0, "int8-a16")
     assert integers_of(W, 0, found)[2] == "int8-a16"  # two uses of the same weights: the finer one
+
+
+def conv_model(kernel: np.ndarray) -> onnx.ModelProto:
+    body = (
+        "t = Transpose <perm = [0, 2, 1]> (x) c = Conv <pads = [4, 0], kernel_shape = [5]> (t, K, v) "
+        "y = Transpose <perm = [0, 2, 1]> (c)"
+    )
+    return float_model(body, K=kernel, v=weights()["v"])
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_convolutions_hold_the_integers_of_the_file(tmp_path, per_channel):
+    kernel = np.random.default_rng(2).normal(0, 0.1, (O, I, 5)).astype(np.float32)
+    path, x = quantised(tmp_path, "int8", conv_model(kernel), per_channel=per_channel), values()
+    model, file = fastrnn.load(path), stored(path)
+    assert model.precision == "int8"
+    (node,) = (n for n in model.graph.nodes if n.op == "conv")
+    np.testing.assert_array_equal(model.graph.constants[node.inputs[1]], file["K_quantized"])
+    scale = model.graph.constants[node.inputs[3]]
+    np.testing.assert_array_equal(scale, np.broadcast_to(file["K_scale"].reshape(-1), scale.shape))
+    y, exact = model.run(x=x)[0], run_there(conv_model(kernel), x)
+    assert 0 < np.sqrt(((y - exact) ** 2).mean()) < 0.02 * exact.std()
+    wide = kernel_of(file)
+    np.testing.assert_allclose(
+        fastrnn.load(path, precision="float32").run(x=x)[0], run_there(conv_model(wide), x), atol=1e-4
+    )
+
+
+def kernel_of(file: dict) -> np.ndarray:
+    """The convolution's weights that a file means."""
+    zero, scale = (file[f"K_{n}"].reshape(-1, 1, 1).astype(np.float32) for n in ("zero_point", "scale"))
+    return (file["K_quantized"].astype(np.float32) - zero) * scale
