@@ -270,7 +270,8 @@ def _check_dtype(call: LayerCall) -> None:
     policy = call.get("dtype")
     if isinstance(policy, dict):
         inner = policy.get("config")
-        policy = inner.get("name") if isinstance(inner, dict) else policy
+        policy = inner.get("name", inner.get("source_name")) if isinstance(inner, dict) else policy
+    policy = policy.removeprefix("int8_from_") if isinstance(policy, str) else policy  # its weights were read as such
     allowed = (None, "float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
     if policy not in allowed and not (policy == "float64" and call.work.float64):
         hint = "; float64_as_float32=True computes it in float32" if policy == "float64" else ""

@@ -197,3 +197,13 @@ def snake(kind: str) -> str:
     """StackedRNNCells -> stacked_rnn_cells, as in Keras."""
     word = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", word).lower()
+
+
+def mode_of(layer: Layer) -> str | None:
+    """How a layer was quantised, such as "int8"; None if it was not."""
+    policy = layer.config.get("dtype")
+    if isinstance(policy, dict):
+        inner = policy.get("config")
+        mode = inner.get("mode") if isinstance(inner, dict) else None
+        return mode if isinstance(mode, str) else None
+    return policy.partition("_from_")[0] if isinstance(policy, str) and "_from_" in policy else None

@@ -10,13 +10,14 @@ from ...graph import dims as D
 from ..shared.ledger import Finding
 from .activations import activate
 from .calls import LayerCall, MaskedTensor, layer
+from .quantised import weights_of
 
 
 @layer("Dense")
 def _dense(c: LayerCall) -> Value:
     x, units = c.x, c.size("units", "output_dim")
     features = c.fixed(x.dims[-1], "the features of a step must be a fixed number")
-    inputs = [x, c.held(c.take("kernel", (features, units)), "W")]
+    inputs = [x, c.held(weights_of(c, "kernel", (features, units), lambda shape: shape[1:], lambda s: s[None]), "W")]
     if c.get("use_bias", c.get("bias", True)):
         inputs.append(c.held(c.take("bias", (units,)), "bias"))
     y = c.add("linear", *inputs, activation=None, alpha=0.0, beta=0.0)
@@ -27,7 +28,8 @@ def _dense(c: LayerCall) -> Value:
 def _embedding(c: LayerCall) -> MaskedTensor:
     x, rows, size = c.x, c.size("input_dim"), c.size("output_dim")
     c.get("batch_input_shape")
-    table = c.held(c.take("embeddings", (rows, size)), "embeddings")
+    weights = weights_of(c, "embeddings", (rows, size), lambda shape: shape[:1], lambda s: s[:, None])
+    table = c.held(weights, "embeddings")
     mask = None
     if c.flag("mask_zero"):
         zero = c.w.constant(np.int64(0), "zero") if x.dtype == "int64" else c.number(0.0)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
+
 from ...graph import Value
 from ..shared.ledger import Finding
 from .activations import activate
 from .calls import LayerCall, layer
+from .quantised import weights_of
 
 _EQUATION = re.compile(r"([a-zA-Z.]+),([a-zA-Z]+)->([a-zA-Z.]+)")
 
@@ -25,7 +28,7 @@ def _einsum_dense(c: LayerCall) -> Value:
         raise Finding(f"equation={equation!r:.60}, which is more than a product with the features")
     for a in summed:
         c.fixed(x.dims[given.index(a)], "the features of a step must be a fixed number")
-    W = c.take("kernel", tuple(sizes.get(a) for a in kernel))
+    W = _kernel(c, kernel, result, sizes, new)
     sizes |= dict(zip(kernel, W.shape, strict=True))
     c.get("output_shape")
     W = W.transpose([kernel.index(a) for a in (*summed, *new)])
@@ -43,6 +46,22 @@ def _einsum_dense(c: LayerCall) -> Value:
         bias = c.take("bias", tuple(sizes[a] if a in axes else 1 for a in result[first:]))
         y = c.binary("add", y, c.held(bias, "bias"))
     return activate(c, y, c.get("activation"))
+
+
+def _kernel(c: LayerCall, kernel: str, result: str, sizes: dict, new: list[str]) -> np.ndarray:
+    """The kernel. If it is of 8 bits, its scales have the axes of the result."""
+    apart = [a for a in result if a in new]
+
+    def scales(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(shape[kernel.index(a)] if a in new else 1 for a in result)
+
+    def broadcast(scale: np.ndarray) -> np.ndarray:
+        joined = scale.reshape([scale.shape[result.index(a)] for a in apart])
+        turned = joined.transpose([apart.index(a) for a in new])  # new is in the kernel's order
+        left = iter(turned.shape)
+        return turned.reshape([next(left) if a in new else 1 for a in kernel])
+
+    return weights_of(c, "kernel", tuple(sizes.get(a) for a in kernel), scales, broadcast)
 
 
 def _axes(equation: str, rank: int) -> tuple[str, str, str]:

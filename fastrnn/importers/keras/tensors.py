@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ...errors import ModelFormatError
+from ...errors import ModelFormatError, UnsupportedError
 from ...graph.casts import check_float32
 from ..shared.h5 import H5, has_layer_names, layer_tensors
-from .config import MODELS, Layer, unique_names
+from .config import MODELS, Layer, mode_of, unique_names
 
 Pairs = list[tuple[str, np.ndarray]]  # (the file's name of a tensor, the tensor)
 _RECURRENT = ("SimpleRNN", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU")
@@ -29,6 +29,7 @@ _KERNELS = (
     "Convolution1D",
     "Convolution2D",
 )
+_QUANTISED = {"Dense": "kernel", "EinsumDense": "kernel", "Embedding": "embeddings"}  # what quantize("int8") makes int8
 _NOT_IN_CONFIG = (
     "which its config doesn't have: give the config of the whole model, or load some of its layers with layers="
 )
@@ -71,7 +72,22 @@ def variables(layer: Layer) -> list[tuple[str, str, bool]]:
         found += [("", name, False) for name in ("moving_mean", "moving_variance")]
     if kind == "Normalization" and get("mean") is None:
         found += [("", name, False) for name in ("mean", "variance", "count")]
-    return found
+    return _with_scales(layer, found)
+
+
+def _with_scales(layer: Layer, found: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]:
+    """The variables of a layer, with those that quantising adds. Raises UnsupportedError for other modes than int8."""
+    mode = mode_of(layer)
+    if mode is None:
+        return found
+    weights = _QUANTISED.get(layer.kind)
+    if mode != "int8" or weights is None:
+        raise UnsupportedError(
+            f"{layer.path} ({layer.kind}): quantised to {mode!r:.40}, but only Dense, EinsumDense and Embedding in "
+            "int8 can be read: save the model before quantize(), or quantise it to int8"
+        )
+    found = [(part, name, trainable and name != weights) for part, name, trainable in found]
+    return [*found, ("", f"{weights}_scale", False)]
 
 
 class LayerWeights:
@@ -86,16 +102,17 @@ class LayerWeights:
         self._found.setdefault(id(layer), {})[part, name] = (label, array)
         self.count += array.size
 
-    def take(self, layer: Layer, name: str, shape: tuple, part: str = "") -> np.ndarray:
+    def take(self, layer: Layer, name: str, shape: tuple, part: str = "", integers: bool = False) -> np.ndarray:
         """A tensor of a layer; None in `shape` is any size. Raises ModelFormatError for a different shape, or a number
-        outside the range of float32."""
+        outside the range of float32. integers: it must be int8."""
         label, array = self._found[id(layer)][part, name]
         fits = array.ndim == len(shape) and all(w in (None, g) for w, g in zip(shape, array.shape, strict=True))
         if not fits:
             want = ["any" if n is None else n for n in shape]
             raise ModelFormatError(f"{label} of layer {layer.path} has shape {list(array.shape)}, expected {want}")
-        if array.dtype.kind != "f":
-            raise ModelFormatError(f"{label} of layer {layer.path} is {array.dtype}, expected floating point")
+        if array.dtype != np.int8 if integers else array.dtype.kind != "f":
+            expected = "int8" if integers else "floating point"
+            raise ModelFormatError(f"{label} of layer {layer.path} is {array.dtype}, expected {expected}")
         check_float32(array, f"{label} of layer {layer.path}", ModelFormatError)
         return array
 

@@ -31,6 +31,7 @@ class GraphWriter:
         self.constants: dict[str, np.ndarray] = {}
         self.inputs: list[str] = []
         self.notes: list[str] = []
+        self.integers: dict[float, frozenset[tuple[float, str]]] = {}  # Graph.integers
         self._labels: set[str] = set()
 
     def input(self, name: str, dtype: str, dims: tuple) -> Value:
@@ -134,6 +135,7 @@ class GraphWriter:
                 self.constants,
                 states or {},
                 tuple(self.notes),
+                integers=self.integers,
             )
         )
 
