@@ -149,6 +149,7 @@ MODULES = (
     "runtime._executor",
     "runtime._parts",
     "runtime._slab",
+    "runtime._runs",
     "serving._stream",
     "serving._slots",
     "serving._pool",

@@ -15,6 +15,7 @@ from .machine import threadpools
 from .machine.cpu import MAX_THREADS, thread_info
 from .runtime import calls
 from .runtime._meter import merged
+from .runtime._runs import RunCore
 from .runtime.arguments import whole_number
 from .runtime.compiled import Compiled
 from .serving.stream import PacedStream, Stream
@@ -63,6 +64,7 @@ class Model:
     def _set_up(self, compiled: Compiled, threads: int) -> None:
         graph = compiled.graph
         self._compiled: Compiled | None = compiled  # None: closed
+        self._runs: RunCore | None = compiled  # what answers calls of plain arrays; None: nothing does
         self.name: str = graph.name
         self.threads: int = threads
         self._inputs = tuple(info_of(graph.values[n]) for n in graph.inputs)
@@ -86,7 +88,7 @@ class Model:
         Calls that other threads have begun end as usual. Streams and pools share this memory and go on: it is freed
         when the last of them is closed too.
         """
-        self._compiled = None
+        self._compiled = self._runs = None
 
     @property
     def closed(self) -> bool:
@@ -221,7 +223,9 @@ class Model:
         ShapeError : a missing or unknown input, a wrong dtype or shape, a number that does not fit the dtype, a length
             outside 0..time.
         """
-        return calls.run(self._core, arrays, named, lengths)
+        runs = self._runs
+        found = runs.run_plain(arrays, named) if runs is not None and lengths is None else None
+        return found if found is not None else calls.run(self._core, arrays, named, lengths)
 
     def __call__(self, /, *arrays: Input, lengths: Integers | None = None, **named: Input) -> Outputs:
         """`run` without the states that a caller would thread: they start at zero (or as the file says).
@@ -229,7 +233,9 @@ class Model:
         Takes and raises what `run` does. Returns one array for a model with one output that isn't a state, else a
         tuple; new memory.
         """
-        return calls.call(self._core, arrays, named, lengths)
+        runs = self._runs
+        found = runs.call_plain(arrays, named) if runs is not None and lengths is None else None
+        return found if found is not None else calls.call(self._core, arrays, named, lengths)
 
     # -- streams --
     def stream(

@@ -102,6 +102,7 @@ class SelectedModel(Model):
         self._inputs = tuple(known[name] for name in names)
         self._outputs = example.outputs
         self._tried: Model | None = example
+        self._runs = None
 
     def _first(self) -> Model:
         """The model of the first candidate that gives one."""

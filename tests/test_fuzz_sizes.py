@@ -36,17 +36,17 @@ def test_made_models_are_right_or_refused_at_any_size(block, monkeypatch):
 @pytest.mark.parametrize("wrong", ["run", "crash", "lengths"])
 def test_what_is_wrong_is_found(wrong, monkeypatch):
     model = fastrnn.load(fuzz_sizes.ROOT / "tests" / "data" / "onnx" / "gru_stacked.dynamo.onnx")
-    whole, ragged = Compiled.run, Compiled.run_ragged
+    whole, ragged = Compiled.run_plain, Compiled.run_ragged
 
-    def spoilt(self, feeds):
+    def spoilt(self, arrays, named):
         if wrong == "crash":
             raise ZeroDivisionError("here")
-        return tuple(y + np.float32(0.1) for y in whole(self, feeds))
+        return tuple(y + np.float32(0.1) for y in whole(self, arrays, named))
 
     if wrong == "lengths":
         monkeypatch.setattr(Compiled, "run_ragged", lambda *a: tuple(np.nextafter(y, 9) for y in ragged(*a)))
     else:
-        monkeypatch.setattr(Compiled, "run", spoilt)
+        monkeypatch.setattr(Compiled, "run_plain", spoilt)
     text = {"run": "WRONG at .*: run, ", "crash": "ZeroDivisionError at .*: here", "lengths": "WRONG at .*: lengths="}
     found = [t for t in (fuzz_sizes.run_case(model, seed) for seed in range(12)) if t is not None]
     assert any(re.match(text[wrong], t) for t in found)

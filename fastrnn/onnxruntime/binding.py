@@ -9,7 +9,7 @@ import numpy as np
 
 from .devices import check_cpu
 from .exceptions import ArgumentError
-from .values import OrtValue, array_at
+from .values import OrtValue, array_at, of_new
 
 if TYPE_CHECKING:
     from .session import InferenceSession
@@ -101,14 +101,22 @@ class IOBinding:
         self._outputs.clear()
         self._results = []
 
+    def _targets(self, names: Sequence[str]) -> list[np.ndarray | None]:
+        """The memory that each of these outputs is bound to; None for a new array."""
+        bound = [self._outputs.get(name) for name in names]
+        return [None if value is None else value.numpy() for value in bound]
+
     def _deliver(self, arrays: Sequence[np.ndarray]) -> None:
-        """Take the outputs of a run."""
+        """Take the outputs of a run, which may have been written to the memory that they are bound to."""
         results = []
         for (name, bound), array in zip(self._outputs.items(), arrays, strict=True):
             if bound is None:
-                results.append(OrtValue(array))
+                results.append(of_new(array))
                 continue
             target = bound.numpy()
+            if target is array:
+                results.append(bound)
+                continue
             if target.shape != array.shape or target.dtype != array.dtype:
                 wanted, got = (f"{a.dtype}{list(a.shape)}" for a in (array, target))
                 raise ArgumentError(f"output {name} is {wanted}, but is bound to memory of {got}")

@@ -26,7 +26,7 @@ from .options import SessionOptions
 from .profile import SessionProfile
 from .reading import read
 from .types import dtype_of
-from .values import OrtValue
+from .values import OrtValue, of_new
 
 _TUNING = ("enable_fallback", "disabled_optimizers", "read_config_from_model")  # of onnxruntime; they have no effect
 
@@ -87,6 +87,9 @@ class InferenceSession:
         self._order = [info.name for info in self.model.inputs]
         self._names = self._description.output_names
         self._casts = self._made_casts()
+        self._places = {name: k for k, name in enumerate(self._names)}
+        # Feeds that the model takes as they are: the file declares the dtypes that it computes in.
+        self._direct = not self._casts and all(f.computes in (None, f.declared) for f in self._feeds)
         self._lock = forks.Lock()
         self._workers: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -211,9 +214,25 @@ class InferenceSession:
         RuntimeError too for a list that a cast would change (1.5 into integers, 1e300 into float32), which onnxruntime
         does silently. Fail : run_options.terminate. TypeError : another type of argument. All but Fail are ShapeErrors.
         """
-        _check_run_options(run_options)
-        wanted = self._wanted(output_names)
-        return self._run(wanted, input_feed)
+        if run_options is not None:
+            _check_run_options(run_options)
+        if output_names is None or (type(output_names) is list and output_names == self._names):
+            wanted = self._names
+        else:
+            wanted = self._wanted(output_names)
+        found = self._run_plain(input_feed)
+        if found is None:
+            return self._run(wanted, input_feed)
+        return list(found) if wanted is self._names else [found[self._places[name]] for name in wanted]
+
+    def _run_plain(self, feed: Any, outs: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, ...] | None:
+        """All outputs, if the feed is a dict of plain arrays of the right dtypes and shapes. Otherwise None: `_run`
+        casts them, or raises the error."""
+        runs = self.model._runs if self._direct and self._profile is None else None
+        try:
+            return None if runs is None else runs.run_plain((), feed, outs)
+        except ShapeError:  # perhaps an axis of one around a scalar, which onnxruntime takes
+            return None
 
     def _wanted(self, output_names) -> list[str]:
         if isinstance(output_names, str | bytes):
@@ -249,7 +268,10 @@ class InferenceSession:
         self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, OrtValue], run_options: Any = None
     ) -> list[OrtValue]:
         """As `run`, with OrtValues in and out."""
-        return [OrtValue(array) for array in self.run(output_names, input_dict_ort_values, run_options)]
+        feed: Any = input_dict_ort_values
+        if type(feed) is dict:
+            feed = {name: v.numpy() if isinstance(v, OrtValue) else v for name, v in feed.items()}
+        return [of_new(array) for array in self.run(output_names, feed, run_options)]
 
     def run_async(
         self,
@@ -302,11 +324,17 @@ class InferenceSession:
         """
         if not isinstance(iobinding, IOBinding) or iobinding._session is not self:
             raise InvalidArgument("the IOBinding is not of this session; make it with session.io_binding()")
-        _check_run_options(run_options)
+        if run_options is not None:
+            _check_run_options(run_options)
         if not iobinding._outputs:
             raise ArgumentError("the IOBinding has no output; call bind_output first")
         try:
-            results = self._run(self._wanted(list(iobinding._outputs)), iobinding._inputs)
+            wanted = self._wanted(iobinding._outputs)
+            found = self._run_plain(iobinding._inputs, iobinding._targets(self._names))
+            if found is None:
+                results = self._run(wanted, iobinding._inputs)
+            else:
+                results = [found[self._places[name]] for name in wanted]
         except ShapeError as error:
             raise ArgumentError(str(error)) from None
         iobinding._deliver(results)

@@ -130,6 +130,13 @@ class OrtValue:
         return self
 
 
+def of_new(array: np.ndarray) -> OrtValue:
+    """A result of the model as an OrtValue."""
+    value = OrtValue.__new__(OrtValue)
+    value._array = array
+    return value
+
+
 def _as_array(value) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise ArgumentError(f"an OrtValue holds a NumPy array, got {type(value).__name__}")

@@ -5,6 +5,7 @@ _executor.pyx     programs, and their calls
 _forms.pxd        the arrays of a call: which go to a program as they are
 _parts.pyx        what all streams of a model share, and the arguments of their calls
 _slab.pyx         states of streams, and the calls that advance them
+_runs.pyx         runs of whole sequences, from a caller's arrays to a program
 _timing.pyx       a clock around each op, for `fastrnn profile`
 compiled.py       a graph and its programs: all that streams and pools know about their model
 arguments.py      checks of callers' arrays

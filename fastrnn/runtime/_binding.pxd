@@ -11,6 +11,7 @@ cdef class Scratch:
     cdef int64_t n_linear  # -1: not computed yet
     cdef void **base
     cdef char *arena
+    cdef float *states  # of a run, `Binding.own_floats` a row; part of the arena
     cdef int64_t arena_bytes
 
 
@@ -18,6 +19,7 @@ cdef class Binding:
     cdef readonly object plan
     cdef int64_t n_integers, n_bound  # n_bound: also counts the work of a call, and the rows of `accesses`
     cdef int64_t n_arguments, n_constants
+    cdef int64_t own_floats  # states a row that a call begins with zeros, and keeps in its scratch; of whole runs
     cdef object matrix, magnitude, coefficients, slot_rows, bounds
     cdef int64_t *accesses  # as `Bounds.table`
     cdef int64_t n_accesses

@@ -170,8 +170,10 @@ cdef class Binding:
         self.plan.check_sizes(batch, time)
         s.batch, s.time, s.span, s.room, s.n_linear = batch, time, -1, room, -1
         s.integers = <int64_t *> allocate(self.n_bound, sizeof(int64_t))
-        s.base = <void **> allocate(n_base + len(self.slot_rows), sizeof(void *))
-        sizes = [-(-size // ALIGN) * ALIGN + FRNN_REDZONE for size in self._slot_bytes(room, time)]
+        s.base = <void **> allocate(n_base + len(self.slot_rows) + 1, sizeof(void *))
+        # States that don't depend on the batch (a sum over step numbers) take one row of a run without rows too.
+        slots = [*self._slot_bytes(room, time), max(room, 1) * self.own_floats * sizeof(float)]
+        sizes = [-(-size // ALIGN) * ALIGN + FRNN_REDZONE for size in slots]
         total = max(sum(sizes), 1)
         if total > 1 << 40:
             raise ShapeError(f"batch {batch} and time {time} would take {total >> 30} GiB of scratch")
@@ -181,10 +183,11 @@ cdef class Binding:
         place = 0
         if FRNN_REDZONE:
             ASAN_POISON_MEMORY_REGION(s.arena, total)
-        for i, size in enumerate(self._slot_bytes(room, time)):
+        for i, size in enumerate(slots):
             s.base[n_base + i] = s.arena + place
             ASAN_UNPOISON_MEMORY_REGION(s.arena + place, size)
             place += sizes[i]
+        s.states = <float *> s.base[n_base + len(self.slot_rows)]
         for i, array in enumerate(self.plan.constants):
             s.base[self.n_arguments + i] = cnp.PyArray_DATA(<cnp.ndarray> array)
         return s

@@ -32,3 +32,4 @@ cdef class Program(Binding):
                         int64_t span) except -1
     cdef int refuse(self, str who, int64_t taken, int64_t span) except -1
     cdef int call(self, Scratch s, float *slab, const int64_t *slots) except -1
+    cdef int run_on(self, Scratch s) except -1

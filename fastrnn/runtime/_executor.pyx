@@ -7,7 +7,7 @@ A program holds ops, packed weights and coefficients. It is immutable, and threa
 
 from cpython.mem cimport PyMem_Free
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -32,8 +32,6 @@ from fastrnn.runtime._meter cimport Meter
 from fastrnn.runtime._timing cimport now_ns, walk_timed
 
 import threading
-
-import numpy as np
 
 from ..ops import KINDS, OP_FIELDS
 from ..compile.plan import Coefficients
@@ -101,6 +99,7 @@ cdef class Program(Binding):
         if threads > 1:
             workers.prepare()
         self.meter = Meter()
+        self.own_floats = self.state_size if plan.mode == "run" else 0
         self.position = plan.position
         self.room = -1 if plan.room is None or plan.paced else plan.room  # a paced stream does its own check
         self._take_weights(plan)
@@ -215,6 +214,11 @@ cdef class Program(Binding):
         self.meter.end(began, s.batch, s.time)
         return 0
 
+    cdef int run_on(self, Scratch s) except -1:
+        """Run the plan once on fresh states, on a scratch that has the memory of all arguments."""
+        memset(s.states, 0, max(s.batch, 1) * self.own_floats * sizeof(float))
+        return self.call(s, s.states, NULL)
+
     def run(self, inputs, outputs, int64_t batch, int64_t time):
         """Run the plan once on fresh states.
 
@@ -224,16 +228,15 @@ cdef class Program(Binding):
         batch, time : int
         """
         cdef Scratch s = self.take(batch, time, time)
-        cdef float *slab
         cdef int64_t i
-        # At least one row, because states that don't depend on the batch (a sum over step numbers) are stored there.
-        slab_array = np.zeros(max(batch, 1) * max(self.state_size, 1), np.float32)
-        slab = <float *> cnp.PyArray_DATA(<cnp.ndarray> slab_array)
+        cdef float *states
         for i, array in enumerate((*inputs, *outputs)):
             s.base[i] = cnp.PyArray_DATA(<cnp.ndarray?> array)
+        states = <float *> allocate(max(batch, 1) * max(self.state_size, 1), sizeof(float))
         try:
-            self.call(s, slab, NULL)
+            self.call(s, states, NULL)
         finally:
+            PyMem_Free(states)
             self.give(s)
 
 

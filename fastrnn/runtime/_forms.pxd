@@ -2,6 +2,7 @@
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
@@ -16,7 +17,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     FORM_AXES = 8  # `arguments.MOST_AXES`
-    MOST_SIDES = 16  # inputs and outputs of a call in compiled code; the arrays of one are on the stack
+    MOST_SIDES = 64  # `arguments.MOST_SIDES`; the arrays of a call are on the stack
 
 
 cdef struct Form:  # the required form of an argument's array
@@ -134,6 +135,16 @@ cdef inline void drop_sides(Sides *sides) noexcept:
         if sides.arrays[i] != NULL:
             Py_DECREF(<object> sides.arrays[i])
     sides.n = 0
+
+
+cdef inline tuple as_tuple(const Sides *sides, int first, int n):
+    """n of the arrays."""
+    cdef int i
+    found = PyTuple_New(n)
+    for i in range(n):
+        Py_INCREF(<object> sides.arrays[first + i])  # the tuple takes this reference
+        PyTuple_SET_ITEM(found, i, <object> sides.arrays[first + i])
+    return found
 
 
 cdef inline bint by_name(Sides *sides, dict named, object name) except -1:

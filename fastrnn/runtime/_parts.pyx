@@ -17,6 +17,7 @@ from fastrnn.runtime._forms cimport (
     Form,
     Sides,
     all_apart,
+    as_tuple,
     by_name,
     empty,
     fits,
@@ -184,7 +185,7 @@ cdef class StreamParts:
             return <object> sides.arrays[self.n_in]
         if type(out) is tuple:
             return out
-        return tuple([<object> sides.arrays[self.n_in + k] for k in range(n_out)])
+        return as_tuple(sides, self.n_in, n_out)
 
     cdef tuple brought(self, int64_t position, int64_t steps, bint final):
         """How many steps of each output the next `steps` steps yield. For an output without time: whether it has

@@ -15,7 +15,7 @@ from ..graph.casts import as_dtype
 from ..records import dataclass
 
 MOST_AXES = 8  # of an array that goes to a program as it is, including the row axis of a pool
-MOST_SIDES = 16  # inputs and outputs of a model whose arrays do; runtime/_forms.pxd has both numbers too
+MOST_SIDES = 64  # inputs and outputs of a model whose arrays do; runtime/_forms.pxd has both numbers too
 
 
 @dataclass(frozen=True)

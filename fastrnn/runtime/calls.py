@@ -1,4 +1,7 @@
-"""Calls on whole sequences, with inputs by position and by name as callers pass them."""
+"""Calls on whole sequences, with inputs by position and by name as callers pass them.
+
+`RunCore` (_runs.pyx) answers calls of plain arrays. These functions take all others: they convert, or raise an error.
+"""
 
 from __future__ import annotations
 

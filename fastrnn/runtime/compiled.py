@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from ..streaming.timetable import Timetable
 from ._executor import Program
 from ._meter import Meter
 from ._parts import StreamParts
+from ._runs import Prepared, RunCore
 from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
 from .kept import Meanings
 from .layout import StateLayout
@@ -45,10 +46,9 @@ KEPT_SIZES = 8  # models for other free sizes
 KEPT_CONTEXTS = 8  # programs for other bounds of attention; streams hold their own
 MOST_CONTEXT = 1 << 24  # steps; more is a typing error
 KEPT_PARTS = 16  # StreamParts for other batch sizes and bounds; streams hold their own
-KEPT_SHAPES = 64  # of inputs, whose sizes are known: solving them takes 10 us
 
 
-class Compiled:
+class Compiled(RunCore):
     """A graph after all passes, its programs, and what its streams share. Threads share it.
 
     A `Model`, its streams and its pools hold one together: it lives until the last of them is closed.
@@ -67,7 +67,7 @@ class Compiled:
         self._layouts: dict[Context | None, StateLayout] = {}
         self._parts: dict[tuple[int | None, Context | None], StreamParts] = {}
         self._ends = tuple(graph.values[n] for n in graph.outputs)
-        self._sizes: dict[tuple, tuple] = {}  # shapes of the inputs -> `_sizes_of` them
+        self._begin_runs(*_arguments_of(graph))
         if not self._open_sizes:
             self._program("run")  # a model that can't run is rejected at load, not in production
 
@@ -133,8 +133,15 @@ class Compiled:
         with self._lock:
             self._fixed[key] = model
             while len(self._fixed) > KEPT_SIZES:
-                del self._fixed[next(iter(self._fixed))]
+                self._forget(self._fixed.pop(next(iter(self._fixed))))
         return model
+
+    def _use(self, fixed: Compiled) -> None:
+        """Note that this model of other free sizes is the last one used."""
+        with self._lock:
+            key = tuple(fixed._given_sizes.items())
+            if key in self._fixed:
+                self._fixed[key] = self._fixed.pop(key)
 
     @property
     def memory_bytes(self) -> int:
@@ -157,32 +164,51 @@ class Compiled:
     # -- whole sequences --
     def run(self, feeds: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """The outputs for these inputs, in the file's order; C-contiguous arrays of the inputs' dtypes."""
-        shapes = tuple(a.shape for a in feeds)
-        known = self._sizes.get(shapes)
-        if known is None:
-            known = self._sizes_of(feeds)
-            if len(self._sizes) >= KEPT_SHAPES:  # no order worth keeping: a service has few shapes, or all of them
-                self._sizes.clear()
-            self._sizes[shapes] = known
-        sizes, out_shapes = known
-        if self._open_sizes:
-            return self._with_sizes(sizes).run(feeds)
+        found = self.run_plain(tuple(feeds), {})
+        if found is not None:
+            return found
+        program, batch, time, forms, _ = self._run_of(feeds)  # of many or unaligned arrays, or with many axes
         try:
-            outputs = tuple(empty(value, shape) for value, shape in zip(self._ends, out_shapes, strict=True))
-            self._program("run").run(feeds, outputs, sizes["batch"], sizes["time"])
+            outputs = tuple(self._empty(k, shape) for k, (_, shape) in enumerate(forms[len(feeds) :]))
+            program.run(feeds, outputs, batch, time)
         except MemoryError as error:
-            at = f"batch {sizes['batch']} and time {sizes['time']}"
-            raise out_of_memory(error, f"run of {self.name} with {at}") from None
+            raise out_of_memory(error, f"run of {self.name} with batch {batch} and time {time}") from None
         return outputs
 
-    def _sizes_of(self, feeds: list[np.ndarray]) -> tuple[dict[str, int], list[list[int]]]:
-        """The sizes that these inputs mean, and the shapes of the outputs at them ([] if sizes are left open)."""
+    def _prepare(self, feeds: list[np.ndarray | None]) -> Prepared:
+        """What a run needs at the shapes of these inputs; None: a state that starts at zero. ShapeError if they don't
+        fit."""
+        absent = [array is None for array in feeds]
+        program, batch, time, forms, fixed = self._run_of(self._with_zeros(feeds))
+        return Prepared(program, batch, time, forms, absent, fixed)
+
+    def _with_zeros(self, feeds: list[np.ndarray | None]) -> list[np.ndarray]:
+        """These inputs, with zeros for each state that is None."""
+        values = [self.graph.values[n] for n in self.graph.inputs]
+        pairs = list(zip(values, feeds, strict=True))
+        known = [(value, array) for value, array in pairs if array is not None]
+        if len(known) == len(pairs):
+            return [array for _, array in known]
+        sizes = solve_sizes([value for value, _ in known], [array for _, array in known], self.graph.held)
+        return [np.zeros(shape_of(v, sizes), DTYPES[v.dtype]) if a is None else a for v, a in pairs]
+
+    def _run_of(self, feeds: list[np.ndarray]) -> tuple[Program, int, int, list[tuple], Compiled | None]:
+        """(program, batch, time, (NumPy type number, shape) of each input and output, the model of these sizes if this
+        one leaves some open)."""
         values = [self.graph.values[n] for n in self.graph.inputs]
         sizes = {"batch": 1, "time": 1} | solve_sizes(values, feeds, self.graph.held)
         if self._open_sizes:
-            return sizes, []
-        self._program("run").plan.check_sizes(sizes["batch"], sizes["time"])  # names the node
-        return sizes, [shape_of(value, sizes) for value in self._ends]
+            fixed = self._with_sizes(sizes)
+            return (*fixed._run_of(feeds)[:-1], fixed)
+        program, batch, time = self._program("run"), sizes["batch"], sizes["time"]
+        program.plan.check_sizes(batch, time)  # names the node
+        forms = [(array.dtype.num, array.shape) for array in feeds]
+        forms += [(np.dtype(DTYPES[v.dtype]).num, tuple(shape_of(v, sizes))) for v in self._ends]
+        return program, batch, time, forms, None
+
+    def _empty(self, k: int, shape: Sequence[int]) -> np.ndarray:
+        """A new array for an output; ShapeError or MemoryError says why there is none."""
+        return empty(self._ends[k], list(shape))
 
     def run_ragged(self, feeds: list[np.ndarray], lengths) -> tuple[np.ndarray, ...]:
         """Rows of one length are run together: bits don't depend on neighbours, so each row's are those of it alone."""
@@ -393,6 +419,14 @@ def _checked_lengths(lengths, batch: int, time: int) -> np.ndarray:
     if array.size and not (0 <= array.min() and array.max() <= time):
         raise ShapeError(f"lengths must lie in 0..{time}, got {array.min()}..{array.max()}")
     return array
+
+
+def _arguments_of(graph: Graph) -> tuple[list[tuple[str, int]], list[int], list[str], list[int]]:
+    """The arguments of `RunCore._begin_runs`."""
+    values = [graph.values[n] for n in (*graph.inputs, *graph.outputs)]
+    inputs = [(n, int(np.dtype(DTYPES[graph.values[n].dtype]).num)) for n in graph.inputs]
+    plain, wanted = [n for n in graph.inputs if n not in graph.states], results(graph)
+    return inputs, [len(v.dims) for v in values], plain, [k for k, n in enumerate(graph.outputs) if n in wanted]
 
 
 def open_sizes(graph: Graph) -> tuple[str, ...]:

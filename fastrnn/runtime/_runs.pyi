@@ -1,0 +1,27 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._executor import Program
+
+class Prepared:
+    def __init__(
+        self,
+        program: Program,
+        batch: int,
+        time: int,
+        forms: Sequence[tuple[int, Sequence[int]]],
+        absent: Sequence[bool],
+        fixed: RunCore | None,
+    ) -> None: ...
+
+class RunCore:
+    def _begin_runs(
+        self, inputs: Sequence[tuple[str, int]], axes: Sequence[int], plain: Sequence[str], kept: Sequence[int]
+    ) -> None: ...
+    def run_plain(
+        self, arrays: tuple[Any, ...], named: Mapping[str, Any], outs: Sequence[np.ndarray | None] | None = None
+    ) -> tuple[np.ndarray, ...] | None: ...
+    def call_plain(self, arrays: tuple[Any, ...], named: dict[str, Any]) -> Any: ...
+    def _forget(self, fixed: RunCore) -> None: ...
