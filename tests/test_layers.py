@@ -59,7 +59,7 @@ def test_the_picture_in_hacking_is_what_the_code_says(layers):
         ("importers/onnx/reader.py", "from ..torch import read", "importer onnx imports importer torch"),
         ("importers/shared/names.py", "from ..torch import read", "importer shared imports importer torch"),
         ("importers/onnx/reader.py", "from ...serving.stream import Stream", "importers imports serving"),
-        ("model.py", "import onnx", "model imports onnx; allowed in: bench, importers, onnx_backend"),
+        ("model.py", "import onnx", "model imports onnx; allowed in: bench, importers, insight"),
         ("model.py", "import keras", "model imports keras; allowed in: insight.verification.engine_keras"),
         (
             "insight/limits.py",

@@ -66,7 +66,7 @@ FOREIGN = {
     "opentelemetry": ("metrics",),
     "prometheus_client": ("metrics",),
     "keras": ("insight.verification.engine_keras",),
-    "onnx": ("bench", "importers", "onnx_backend", "onnxruntime.described"),
+    "onnx": ("bench", "importers", "insight.verification.beside", "onnx_backend", "onnxruntime.described"),
     "onnxruntime": ("bench", "insight.verification"),
     "onnxscript": ("importers",),
     "openvino": ("bench",),

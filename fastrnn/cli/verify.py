@@ -102,6 +102,12 @@ def why_not_onnxruntime(path: str) -> str | None:
     return None
 
 
+def error_row(error) -> tuple[str, ...]:
+    """The errors of an output; nothing for an engine that did not run."""
+    found = (error.reduced, error.float32, error.onnxruntime_int8)
+    return (error.name, *("" if value is None else f"{value:.2e}" for value in found))
+
+
 def show(report: fastrnn.VerifyReport, why: str | None = None) -> None:
     """Print the report for a person. why: why it was compared with the reference."""
     if why:
@@ -120,6 +126,10 @@ def show(report: fastrnn.VerifyReport, why: str | None = None) -> None:
         print_line(
             f"{'' if report.long.ok else 'FAIL: '}{report.long}", style="green" if report.long.ok else "bold red"
         )
+    if report.reduced:
+        print_line()
+        columns = ("error against float64", "as loaded", "float32", "onnxruntime int8")
+        print_table(columns, [error_row(e) for e in report.reduced], numbers=columns[1:])
     for out in report.outputs:
         if not out.ok:
             print_line(f"{out.name}: {out.where}", style="red")

@@ -173,6 +173,7 @@ def reports(model: fastrnn.Model) -> None:
     assert_type(report, fastrnn.VerifyReport)
     assert_type(report.ok and report.agrees, bool)
     assert_type(report.outputs, tuple[fastrnn.OutputDifference, ...])
+    assert_type([error.reduced for error in report.reduced], list[float])
     assert_type(report.to_json() + report.sizes, str)
     assert_type(report.as_dict(), dict[str, Any])
     if report.long is not None:

@@ -4,6 +4,7 @@ engines.py      the float64 reference and onnxruntime; `engine` opens the one th
 engine_*.py     PyTorch and Keras
 inputs.py       random inputs for a graph
 comparison.py   runs at several sizes, and the differences of the results
+beside.py       errors of reduced precision against float64, and those of onnxruntime's int8
 lengths.py      which lengths a comparison covers, and parallel forms over long sequences
 report.py       `VerifyReport`
 
@@ -14,10 +15,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UnsupportedError
+from ...passes.precision import is_reduced
 from ...typing import Precision, StrPath
+from .beside import beside as reduced_errors
 from .comparison import SIZES, compare
 from .engines import ENGINES, engine
 from .report import OutputDifference, VerifyReport
@@ -59,18 +64,16 @@ def verify(
         The file for the other engine, if `model` is a Model or a `.fastrnn` file made from it.
     seed : int, of the random inputs: normal floats, integers within their tables, lengths within the sequence
     tolerance : float, optional
-        Default 1e-4; 5e-3 for an ONNX file in float16; 0.02 for weights in bfloat16, 0.03 in int8-a16, 0.05 in int8.
-    bind, states, layers, key, config, allow_torch, float64_as_float32, precision : as in `fastrnn.load`
-        `bind` also gives onnxruntime the inputs that were fixed at load, or at conversion.
-    fixed_sizes : as `sizes` of `fastrnn.load`
-    sizes : pairs (batch, time) to compare, if the model leaves them free
+        Default 1e-4; 5e-3 for an ONNX file in float16. As a share of each output's largest element, 0.02 for weights in
+        bfloat16, 0.03 in int8-a16, 0.05 in int8.
+    bind, states, layers, key, config, allow_torch, float64_as_float32, precision : as in `fastrnn.load`; `bind` also
+        gives onnxruntime the inputs that were fixed at load, or at conversion
+    fixed_sizes : as `sizes` of `fastrnn.load`; sizes : pairs (batch, time) to compare, if the model leaves them free
 
     Raises
     ------
-    UnsupportedError
-        The other engine is not installed, can't run the file at any size, or there is no file to give to it.
-    FastRNNError
-        What `fastrnn.load` raises.
+    UnsupportedError : the other engine is not installed, can't run the file at any size, or there is no file for it.
+    FastRNNError : what `fastrnn.load` raises.
 
     Examples
     --------
@@ -83,20 +86,34 @@ def verify(
         raise UnsupportedError(f"can't verify against {against!r}; known: {', '.join(ENGINES)}")
     path = None if isinstance(model, Model) else os.fspath(model)
     beside = {"layers": layers, "key": key, "config": config}
-    options: dict[str, Any] = {"sizes": fixed_sizes, "bind": bind, "states": states, "precision": precision}
-    options["allow_torch"] = allow_torch
-    loaded = model if isinstance(model, Model) else _load(model, against, beside, options, float64_as_float32)
-    other = engine(against, loaded.graph, path if source is None else os.fspath(source), bind or {}, beside)
-    return compare(loaded, other, path if path is not None else loaded.name, seed, tolerance, sizes)
+    options = {"sizes": fixed_sizes, "bind": bind, "states": states, "precision": precision, "allow_torch": allow_torch}
+    read = partial(_load, against, beside, options, float64_as_float32)
+    loaded = model if isinstance(model, Model) else read(model)
+    file = path if source is None else os.fspath(source)
+    other = engine(against, loaded.graph, file, bind or {}, beside)
+    report = compare(loaded, other, path or loaded.name, seed, tolerance, sizes)
+    return _with_errors(report, loaded, file, bind or {}, seed, read)
 
 
-def _load(path: StrPath, against: str, beside: dict, options: dict, float64_as_float32: bool) -> Model:
-    """The model of a file. `beside` describes the other engine's file if that is not `path` itself."""
+def _with_errors(report: VerifyReport, model: Model, file: str | None, bind, seed: int, read) -> VerifyReport:
+    """The report; that of a model in reduced precision with its errors against float64. read: (file, precision=...)."""
+    if not is_reduced(model.graph):
+        return report
+    if file is None or file.lower().endswith(".fastrnn"):
+        note = "no errors against float64: pass the file that the model was converted from as source= (--source)"
+        return replace(report, notes=(*report.notes, note))
+    errors, missing = reduced_errors(model, partial(read, file), file, bind, seed, report.compared)
+    return replace(report, reduced=errors, notes=(*report.notes, *missing))
+
+
+def _load(against: str, beside: dict, options: dict, float64_as_float32: bool, path: StrPath, **instead) -> Model:
+    """The model of a file. `beside` describes the other engine's file if that is not `path` itself. instead: options
+    that replace those in `options`."""
     from ...loading import load
 
     # A .fastrnn file has bind and states built in, and rejects them. onnxruntime still needs bind.
     if os.fspath(path).lower().endswith(".fastrnn"):
         beside = {} if against in ("torch", "keras") else beside
         options = options | {"bind": None} if against == "onnxruntime" else options
-    given = {name: value for name, value in options.items() if value}
+    given = {name: value for name, value in {**options, **instead}.items() if value}
     return load(path, float64_as_float32=float64_as_float32, **beside, **given)

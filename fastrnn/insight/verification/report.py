@@ -30,6 +30,26 @@ class OutputDifference:
 
 
 @dataclass(frozen=True)
+class ReducedError:
+    """Errors of an output against float64's answers of the model before its weights were rounded.
+
+    Each is largest |got - expected| / largest |expected|, on one run of random inputs.
+
+    reduced : of the model; float32 : of the same model in float32
+    onnxruntime_int8 : of onnxruntime's `quantize_dynamic` of the same file; None if it did not run
+    """
+
+    name: str
+    reduced: float
+    float32: float
+    onnxruntime_int8: float | None
+
+    def __str__(self) -> str:
+        theirs = "" if self.onnxruntime_int8 is None else f", onnxruntime in int8 {self.onnxruntime_int8:.2e}"
+        return f"{self.name}: error against float64 {self.reduced:.2e}, float32 {self.float32:.2e}{theirs}"
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """What `verify` returns.
 
@@ -41,6 +61,8 @@ class VerifyReport:
     compared : the compared values of each free size of the model: "batch" and "time" -> ascending numbers.
     long : longer sequences against the float64 reference, if the model has a recurrence in parallel form, which fails
         in float32 after some steps; else None.
+    reduced : the errors of a model in reduced precision against float64, one for each output, if the file that it was
+        made from is known.
     """
 
     model: str
@@ -54,6 +76,7 @@ class VerifyReport:
     notes: tuple[str, ...]
     compared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     long: LongRuns | None = None
+    reduced: tuple[ReducedError, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -75,6 +98,10 @@ class VerifyReport:
             for key in ("absolute", "relative"):
                 if not np.isfinite(output[key]):
                     output[key] = "inf"
+        for error in record["reduced"]:
+            for key in ("reduced", "float32", "onnxruntime_int8"):
+                if error[key] is not None and not np.isfinite(error[key]):
+                    error[key] = "inf"
         if self.long is not None and not np.isfinite(self.long.difference):
             record["long"]["difference"] = "inf"
         return record
@@ -91,6 +118,7 @@ class VerifyReport:
         ]
         told = [("compared", f"{self.sizes}; {len(self.runs)} runs, tolerance {self.tolerance:g}")]
         told += [("long runs", str(self.long))] if self.long is not None else []
+        told += [("precision", str(error)) for error in self.reduced]
         told += [("skipped", text) for text in self.skipped] + [("note", text) for text in self.notes]
         columns = ("", "output", "absolute", "relative", "largest difference")
         return tables.block(
@@ -109,6 +137,7 @@ class VerifyReport:
         lines.append(f"  {self.sizes}")
         if self.long is not None:
             lines.append(f"  {'ok  ' if self.long.ok else 'FAIL'} {self.long}")
+        lines += [f"  {error}" for error in self.reduced]
         lines += [f"  skipped {text}" for text in self.skipped]
         lines += [f"  note: {text}" for text in self.notes]
         return "\n".join(lines)
