@@ -159,6 +159,13 @@ def test_layers_that_gain_nothing_stay_float32():
     assert fastrnn.from_arrays("rnn", **small, precision={name: "int8"}).precision == "int8"
 
 
+@pytest.mark.parametrize("asked", ["float32", None, {}, "by name"])
+def test_asking_for_float32_is_no_reason_for_a_warning(asked):
+    name = layer("rnn").layers[0].name
+    model = fastrnn.from_arrays("rnn", **arrays("rnn"), precision={name: "float32"} if asked == "by name" else asked)
+    assert model.precision == "float32"
+
+
 def test_weights_that_are_not_finite_stay_float32():
     bad = arrays("gru")
     bad["W"][0, 0] = np.inf

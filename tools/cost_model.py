@@ -5,6 +5,7 @@
     python tools/cost_model.py measure                         # the same cases, for a machine that others use too
     python tools/cost_model.py measure --keep tests/data/bench_figures.json
     python tools/cost_model.py tests/data/bench_figures.json --fit
+    python tools/cost_model.py measure --precision bfloat16 int8 int8-a16 --keep tests/data/bench_figures_reduced.json
 
 Prints every case whose prediction is more than 30 % off, and the share of cases within 30 %. In a benchmark record,
 cases with a shared core (CPU time below 97 % of wall time) say nothing about the engine: they are left out and counted.
@@ -28,6 +29,7 @@ from fastrnn.bench.models import cell_weights
 from fastrnn.graph import Graph, Node, Value, validate
 from fastrnn.graph.cells import CellSpec
 from fastrnn.graph.dims import BATCH, TIME
+from fastrnn.graph.precision import PRECISIONS
 from fastrnn.insight import cost_model, limits
 from fastrnn.insight.limits import Limits
 from fastrnn.machine.cpu import cpu_info
@@ -35,6 +37,7 @@ from fastrnn.model import Model
 
 BUSY = 0.97
 GRIDS = ("step", "odd", "batch", "sequence")
+ROUNDED = [(kind, H, batch) for kind in ("lstm", "gru") for H in (64, 128, 256, 512) for batch in (1, 4, 16, 128)]
 BATCH_NS, ROUNDS, CASE_NS = 100_000, 25, 400_000_000
 FITTED = ("fma", "narrow", "read", "op", "step", "row", "update", "activation", "chain")
 
@@ -64,15 +67,27 @@ def figures_of(record: dict) -> dict:
     }
 
 
-def measure(made: dict) -> dict:
-    """Figures of the benchmark's cases in CPU time: medians over short batches of calls."""
+def entries_of(precision: str) -> list[dict]:
+    """The cases to measure: those of the benchmark's grids, or steps of cells in reduced precision."""
+    if precision == "float32":
+        return [
+            {"id": c.id, "kind": c.kind, "H": c.H, "batch": c.batch, "steps": c.T, "precision": precision}
+            for c in cases_of(GRIDS)
+        ]
+    return [
+        {"id": f"{precision}/{kind}-{H}/B{b}", "kind": kind, "H": H, "batch": b, "steps": 1, "precision": precision}
+        for kind, H, b in ROUNDED
+    ]
+
+
+def measure(made: dict, precisions: list[str]) -> dict:
+    """Figures of the cases in CPU time: medians over short batches of calls."""
     from fastrnn.insight.profiling import Call
 
     cases = []
-    for case in cases_of(GRIDS):
-        entry = {"id": case.id, "kind": case.kind, "H": case.H, "batch": case.batch, "steps": case.T}
+    for entry in (entry for precision in precisions for entry in entries_of(precision)):
         plan_of(entry, made)
-        calls = Call(made[case.kind, case.H], case.batch, case.T).calls
+        calls = Call(made[key_of(entry)], entry["batch"], entry["steps"]).calls
         calls(2)
         first = cpu_ns(calls, 1)
         group, times = max(1, int(BATCH_NS / max(first, 1))), []
@@ -93,18 +108,23 @@ def cpu_ns(calls, count: int) -> int:
     return time.thread_time_ns() - start
 
 
+def key_of(case: dict) -> tuple:
+    """What the model of a case depends on."""
+    return case["kind"], case["H"], case.get("precision", "float32")
+
+
 def plan_of(case: dict, made: dict):
     """The plan of a case's model: one cell."""
-    key = case["kind"], case["H"]
+    key = key_of(case)
     if key not in made:
-        kind, H = key
+        kind, H, precision = key
         arrays = cell_weights(kind, H, H, 0)
         values = [Value(n, "float32", (TIME, BATCH, H)) for n in "xy"]
         values += [Value(n, "float32", a.shape) for n, a in arrays.items()]
         spec = CellSpec(kind, H, H, linear_before_reset=kind == "gru")
         node = Node("cell", "cell", ("x", *arrays), ("y",), {"spec": spec})
         graph = Graph(f"{kind}{H}", ("x",), ("y",), (node,), {v.name: v for v in values}, arrays)
-        made[key] = Model(validate(graph), threads=1)
+        made[key] = Model(validate(graph), 1, {"cell": precision})
     return made[key]._core._program("stream" if case["steps"] == 1 else "run").plan
 
 
@@ -115,7 +135,7 @@ def ratios(figures: dict, factors: cost_model.Factors, made: dict) -> np.ndarray
     for case in figures["cases"]:
         plan = plan_of(case, made)
         sizes = {"batch": case["batch"], "time": case["steps"], "span": case["steps"]}
-        context = cost_model.Context(plan, machine, sizes, cost_model.footprint_of(plan), 1, factors)
+        context = cost_model.CallCosts(plan, machine, sizes, cost_model.footprint_of(plan), 1, factors)
         overhead = machine.step_ns if case["steps"] == 1 else machine.run_ns
         found.append((overhead + sum(cost_model.cost_of(op, context).ns for op in plan.ops)) / case["ns"])
     return np.array(found)
@@ -160,10 +180,15 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("record", help="JSON of fastrnn bench, figures that --keep wrote, or the word measure")
     parser.add_argument("--keep", type=Path, help="write the figures there")
+    parser.add_argument("--precision", nargs="+", default=["float32"], choices=PRECISIONS, help="of what is measured")
     parser.add_argument("--fit", action="store_true", help="fit the factors and print them")
     args = parser.parse_args(argv)
     made: dict = {}
-    figures = measure(made) if args.record == "measure" else figures_of(json.loads(Path(args.record).read_text()))
+    figures = (
+        measure(made, args.precision)
+        if args.record == "measure"
+        else figures_of(json.loads(Path(args.record).read_text()))
+    )
     if args.keep:
         rows = ",\n".join(json.dumps(case) for case in figures["cases"])
         head = json.dumps({k: v for k, v in figures.items() if k != "cases"})

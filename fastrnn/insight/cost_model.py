@@ -21,7 +21,7 @@ from ..graph import dims as D
 from ..machine._isa import FLOPS_A_THREAD
 from ..records import dataclass
 from .limits import Limits
-from .op_costs import SHARED, Parts, costs
+from .op_costs import SHARED, Parts, costs, peak_of
 
 MOST_PHASES = 64  # positions of a stream that are evaluated if its calls differ
 
@@ -166,7 +166,7 @@ def cost_of(op: Op, context: CallCosts) -> Cost:
         "activations": parts.activations,
         "overhead": parts.overhead,
     }
-    compute = 1e9 * flops / (limits.fma * context.threads)
+    compute = 1e9 * flops / (peak_of(op, context) * context.threads)
     reading = 1e9 * weights / (limits.read_rate(footprint) * context.threads) if weights else 0.0
     return Cost(
         flops,

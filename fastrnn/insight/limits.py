@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from ..graph import Graph, Node, Value, validate
 from ..graph.cells import CellSpec
 from ..graph.dims import BATCH, TIME
+from ..graph.precision import PRECISIONS
 from ..machine import _isa, _kernel_calls
 from ..machine.cpu import cpu_info
 from ..machine.files import replace_file
@@ -45,6 +46,20 @@ NARROWER = {name: (name, "avx2") for name in ("amx", "avx512_vnni", "avx512")}
 
 
 @dataclass(frozen=True)
+class FormatRates:
+    """Products in a number format of reduced precision, as the kernels compute them from the nearest cache.
+
+    flops : floating point operations per second of many rows; a multiply-add is two, whatever its numbers are
+    term_ns : of one term of a sum, for one row and a block of columns of four vectors
+    round_ns : of rounding one number of a row
+    """
+
+    flops: float
+    term_ns: float
+    round_ns: float
+
+
+@dataclass(frozen=True)
 class Limits:
     """One thread of this machine.
 
@@ -55,6 +70,7 @@ class Limits:
     function_ns : tanh of one vector of `lanes` numbers, among many
     step_ns, run_ns : from Python to the ops and back, for `Stream.step(x, out=y)` and `Model.run(x)`
     general_ns : for a step other than one plain array in and one out
+    formats : format of reduced precision -> its products; empty in records of earlier releases
     """
 
     cpu: str
@@ -68,6 +84,7 @@ class Limits:
     step_ns: float
     run_ns: float
     general_ns: float
+    formats: Mapping[str, FormatRates] = field(default_factory=dict)
 
     def read_rate(self, footprint: float) -> float:
         """Bytes per second when a working set of that many bytes is read repeatedly. Interpolates between measured
@@ -86,13 +103,16 @@ class Limits:
     @classmethod
     def from_dict(cls, record: Mapping) -> Limits:
         """The inverse of `as_dict`. Raises ValueError, KeyError or TypeError for an invalid record."""
-        values = {name: record[name] for name in cls.__dataclass_fields__}
+        values = {name: record[name] for name in cls.__dataclass_fields__ if name != "formats"}
+        values["formats"] = {str(n): FormatRates(**rates) for n, rates in record.get("formats", {}).items()}
         values["read"] = tuple((int(size), float(rate)) for size, rate in record["read"])
         values["caches"] = {str(name): int(size) for name, size in record["caches"].items()}
         for name in ("fma", "latency_ns", "function_ns", "step_ns", "run_ns", "general_ns"):
             values[name] = float(record[name])
             if not 0 < values[name] < math.inf:
                 raise ValueError(f"{name} is {values[name]}")
+        if any(not 0 < v < math.inf for rates in values["formats"].values() for v in asdict(rates).values()):
+            raise ValueError("rates of formats must be positive")
         if not values["read"] or any(size <= 0 or not 0 < rate < math.inf for size, rate in values["read"]):
             raise ValueError("reading rates must be positive")
         return cls(**values)
@@ -140,7 +160,16 @@ def best_of(*found: Limits) -> Limits:
     read = tuple((size, max(one.read[i][1] for one in found)) for i, (size, _) in enumerate(found[0].read))
     times = ("latency_ns", "function_ns", "step_ns", "run_ns", "general_ns")
     least = {name: min(getattr(one, name) for one in found) for name in times}
-    return replace(found[0], fma=max(one.fma for one in found), read=read, **least)
+    formats = {
+        name: FormatRates(
+            max(one.formats[name].flops for one in found),
+            min(one.formats[name].term_ns for one in found),
+            min(one.formats[name].round_ns for one in found),
+        )
+        for name in found[0].formats
+        if all(name in one.formats for one in found)
+    }
+    return replace(found[0], fma=max(one.fma for one in found), read=read, formats=formats, **least)
 
 
 def _fma_rate() -> float:
@@ -163,7 +192,7 @@ def measure() -> Limits:
         read.append((size, rate))
     return Limits(
         cpu_info().name, info.active, info.lanes, sizes, fma, tuple(read), _latency_ns(info.lanes), _function_ns(),
-        *_call_ns(),
+        *_call_ns(), {name: _format_rates(name, info.lanes) for name in PRECISIONS[1:]},
     )  # fmt: skip
 
 
@@ -201,6 +230,25 @@ def _latency_ns(lanes: int) -> float:
         x = np.zeros((1, K), np.float32)
         times.append(_timed(lambda packed=packed, x=x: _kernel_calls.linear(packed, x), 40))
     return max((times[1] - times[0]) / 1024, 0.05)
+
+
+def _format_rates(name: str, lanes: int) -> FormatRates:
+    """The rates of a format, from differences of linear layers: of one and two blocks of columns, of two lengths."""
+    x = np.random.default_rng(0).standard_normal((64, 384), np.float32)
+
+    def slope(rows: int, blocks: int) -> float:
+        """ns for each further term of the sums."""
+        times = []
+        for K in (128, 384):
+            W = np.random.default_rng(1).standard_normal((K, 4 * blocks * lanes), np.float32)
+            packed, part = _isa.pack_linear(W, weights=name), np.ascontiguousarray(x[:rows, :K])
+            times.append(_timed(lambda packed=packed, part=part: _kernel_calls.linear(packed, part), 40 // rows + 1))
+        return (times[1] - times[0]) / 256
+
+    one, two, row = slope(64, 1), slope(64, 2), slope(1, 1)
+    block = max(two - one, 0.01)  # of 64 rows and one block, without rounding
+    rounding = max((one - block) / 64, 0.001)
+    return FormatRates(2e9 * 64 * 4 * lanes / block, max(row - rounding, 0.001), rounding)
 
 
 def _function_ns() -> float:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..compile.lowering.fields import FUNCTIONS
 from ..compile.plan import Op
+from ..graph.precision import DTYPE
 from ..graph.registry import Registry
 from ..machine._isa import tile_rows
 from ..records import dataclass
@@ -41,6 +44,38 @@ class Parts:
         return self
 
 
+@dataclass(frozen=True)
+class Held:
+    """How a product computes with weights in a number format.
+
+    size : bytes of a weight; flops : per second of many rows; term_ns : of one term of a sum, for one row and a block
+    of columns; round_ns : of rounding one number that they are multiplied with
+    """
+
+    size: int
+    flops: float
+    term_ns: float
+    round_ns: float
+
+
+def held(precision: str, context: CallCosts) -> Held:
+    """The format's rates on this machine; those of float32 multiply-adds if they were not measured."""
+    limits, size = context.limits, np.dtype(DTYPE[precision]).itemsize
+    rates = limits.formats.get(precision)
+    if rates is None:
+        return Held(size, limits.fma * context.factors.fma, limits.latency_ns, 0.0)
+    return Held(size, rates.flops, rates.term_ns, rates.round_ns)
+
+
+def peak_of(op: Op, context: CallCosts) -> float:
+    """The most floating point operations per second of an op on one thread."""
+    plan, rates = context.plan, context.limits.formats
+    packed = plan.cells[op.fields["cell"]] if op.kind == "cell" else None
+    packed = plan.linears[op.fields["packed"]][0] if op.kind in ("linear", "conv") else packed
+    found = rates.get(getattr(packed, "weights", "float32"))
+    return context.limits.fma if found is None else max(found.flops, context.limits.fma)
+
+
 # ---- products: cells, linear layers, convolutions --------------------------------------------------------------------
 
 
@@ -56,18 +91,22 @@ def _blocks(columns: int, vectors: int, lanes: int) -> list[tuple[int, int]]:
     return [(lanes, vectors)] * full + ([(lanes, last)] if last else []) + ([(width, 1)] if narrow else [])
 
 
-def _product(rows: int, K: int, blocks: list[tuple[int, int]], context: CallCosts, footprint: int) -> Parts:
+def _product(
+    rows: int, K: int, blocks: list[tuple[int, int]], context: CallCosts, footprint: int, precision: str = "float32"
+) -> Parts:
     """rows x K times K x the blocks' columns, tile by tile. blocks: (width, vectors) of each. The weights of a block
-    are read once for all rows, and then stay in a nearer cache."""
+    are read once for all rows, and then stay in a nearer cache. Rows are rounded once, for all blocks."""
     limits, factors, lanes = context.limits, context.factors, context.lanes
-    vector_ns = 2e9 * lanes / (limits.fma * factors.fma)
+    form = held(precision, context)
+    vector_ns = 2e9 * lanes / form.flops
     parts = Parts()
     for (width, vectors), count in _tiled(rows, blocks, limits):
         parts.fma += rows * K * count * vectors * vector_ns * (1.0 if width == lanes else factors.narrow)
         tiles = _tiles(rows, vectors, limits)
-        parts.latency += tiles * K * limits.latency_ns
-        parts.reading += 1e9 * count * K * vectors * width * FLOAT / (limits.read_rate(footprint) * factors.read)
+        parts.latency += tiles * K * form.term_ns
+        parts.reading += 1e9 * count * K * vectors * width * form.size / (limits.read_rate(footprint) * factors.read)
         parts.overhead += (tiles * factors.tile + rows * count * factors.row) * context.tick
+    parts.overhead += rows * K * form.round_ns
     return _busiest(parts)
 
 
@@ -104,7 +143,9 @@ def _busiest(parts: Parts) -> Parts:
 
 @costs("cell")
 def _cell(op: Op, context: CallCosts):
-    spec = context.plan.cells[op.fields["cell"]].spec
+    cell = context.plan.cells[op.fields["cell"]]
+    spec, precision = cell.spec, cell.weights
+    size = np.dtype(DTYPE[precision]).itemsize
     steps, rows = context.number(op.fields["steps"]), context.number(op.fields["rows"])
     I, H, G = spec.input_size, spec.hidden_size, spec.gates  # noqa: E741
     limits, factors = context.limits, context.factors
@@ -114,19 +155,19 @@ def _cell(op: Op, context: CallCosts):
         blocks = [(width, G) for width, _ in units]
     else:
         blocks = _blocks(H, 4, context.lanes) * (3 if before else 1)
-    W, R = FLOAT * G * H * (I + 1), FLOAT * G * H * H
+    W, R = G * H * (size * I + FLOAT), size * G * H * H
     sums, room = rows * G * H, op.fields["pre_capacity"]  # floats of a step's input half, and the room for them
     hoisted = 0 < rows <= op.fields["hoisted_rows"] and steps > 1 and room >= 2 * sums
     small = FLOAT * rows * (I + 3 * H)  # the other data of a step: x, h, c, y
     alone = max(context.footprint if steps == 1 else W + R, W + R) + small
     if hoisted:
-        parts = _product(steps * rows, I, blocks, context, W + small)
+        parts = _product(steps * rows, I, blocks, context, W + small, precision)
         ahead = limits.read_rate(FLOAT * sums * min(steps, room // sums))
         parts += Parts(overhead=2e9 * FLOAT * sums * steps / ahead)
-        step = _product(rows, H, blocks, context, R + small + FLOAT * min(sums * steps, room) // 2)
+        step = _product(rows, H, blocks, context, R + small + FLOAT * min(sums * steps, room) // 2, precision)
         weights = W + steps * R
     else:
-        step = _product(rows, I + H, blocks, context, alone)
+        step = _product(rows, I + H, blocks, context, alone, precision)
         parts, weights = Parts(), (W + R) * steps
     acts, depth = {"rnn": (1, 1), "lstm": (5, 2), "gru": (3, 2)}[spec.kind]
     each = factors.update * context.tick + acts * factors.activation * limits.function_ns
@@ -143,14 +184,15 @@ def _linear(op: Op, context: CallCosts):
     packed, _ = context.plan.linears[op.fields["packed"]]
     outer = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
     rows = context.number(op.fields["n2"])
-    parts = _times(outer, _dense(rows, packed.K, packed.N, context, max(context.footprint, packed.nbytes)))
-    weights = FLOAT * packed.K * packed.N if outer * rows else 0
+    footprint = max(context.footprint, packed.nbytes)
+    parts = _times(outer, _dense(rows, packed.K, packed.N, context, footprint, packed.weights))
+    weights = held(packed.weights, context).size * packed.K * packed.N if outer * rows else 0
     return parts, context.number(op.flops), weights, FLOAT * outer * rows * (packed.K + packed.N)
 
 
-def _dense(rows: int, K: int, N: int, context: CallCosts, footprint: int) -> Parts:
+def _dense(rows: int, K: int, N: int, context: CallCosts, footprint: int, precision: str = "float32") -> Parts:
     """A product of `rows` rows with packed weights [K, N]. Its activation counts as moving the results."""
-    parts = _product(rows, K, _blocks(N, 4, context.lanes), context, footprint)
+    parts = _product(rows, K, _blocks(N, 4, context.lanes), context, footprint, precision)
     ticks = context.factors.product + rows * math.ceil(N / context.lanes) * context.factors.element
     parts.overhead += ticks * context.tick
     return parts
@@ -179,8 +221,9 @@ def _window(op: Op, context: CallCosts) -> tuple[int, int]:
 def _conv(op: Op, context: CallCosts):
     positions, taps = _window(op, context)
     groups, channels, outs = (context.number(op.fields[name]) for name in ("groups", "channels", "outs"))
-    K, weights = taps * channels, FLOAT * groups * taps * channels * outs
-    parts = _times(groups, _dense(positions, K, outs, context, max(context.footprint, weights)))
+    precision = context.plan.linears[op.fields["packed"]][0].weights
+    K, weights = taps * channels, held(precision, context).size * groups * taps * channels * outs
+    parts = _times(groups, _dense(positions, K, outs, context, max(context.footprint, weights), precision))
     parts.overhead += groups * positions * context.factors.move * context.tick  # patches, if taps are not contiguous
     return parts, context.number(op.flops), weights, FLOAT * positions * groups * (channels + outs)
 

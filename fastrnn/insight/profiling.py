@@ -446,4 +446,4 @@ def _scaled(cell, scale: float):
     spec = cell.spec
     size = {n: max(1, round(scale * getattr(spec, n))) for n in ("input_size", "hidden_size")}
     ratio = (sum(size.values()) * size["hidden_size"]) / ((spec.input_size + spec.hidden_size) * spec.hidden_size)
-    return SimpleNamespace(spec=replace(spec, **size), nbytes=int(cell.nbytes * ratio))
+    return SimpleNamespace(spec=replace(spec, **size), nbytes=int(cell.nbytes * ratio), weights=cell.weights)

@@ -87,7 +87,8 @@ def set_precision(graph: Graph, wanted: str | Mapping[str, str] | None = None) -
             notes.append(f"{node.name} stays float32: {why}")
     if patch.instead:
         return validate(remove_dead_nodes(patch.done(*notes))).replace(integers={})
-    if wanted not in ("float32", None) and not is_reduced(graph):
+    asked = set(wanted.values()) if isinstance(wanted, Mapping) else {wanted}
+    if asked - {"float32", None} and not is_reduced(graph):
         text = f"{graph.name}: precision={wanted!r} changes no layer; model.notes says why"
         warnings.warn(text, FastRNNWarning, stacklevel=2)
     return graph.replace(notes=(*graph.notes, *notes), integers={}) if notes or graph.integers else graph
