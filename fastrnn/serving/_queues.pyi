@@ -7,19 +7,24 @@ PUSH_STEPS: int
 MORE: Any
 
 class Request:
-    slot: int  # read-only, as future
+    slot: Any  # read-only, as future and steps
     future: Any
+    steps: int
     taken: bool
     expired: bool
-    def __init__(self, slot: int, future: Any) -> None: ...
+    def __init__(self, slot: Any, future: Any, steps: int = 0) -> None: ...
 
 class Step(Request):
     arrays: Sequence[np.ndarray]
     def __init__(self, slot: int, future: Any, arrays: Sequence[np.ndarray]) -> None: ...
 
+class Many(Request):
+    slots: Sequence[int]
+    arrays: Sequence[np.ndarray]
+    def __init__(self, slots: Sequence[int], future: Any, arrays: Sequence[np.ndarray]) -> None: ...
+
 class Push(Request):
     arrays: Sequence[np.ndarray]
-    steps: int
     at: int
     def __init__(self, slot: int, future: Any, arrays: Sequence[np.ndarray], steps: int) -> None: ...
     def piece(self, inputs: Iterable[Any]) -> tuple[np.ndarray, ...]: ...

@@ -18,15 +18,17 @@ cdef class Request:
     """What a caller wants of one stream.
 
     future : gets the answer; `done()` is true if it no longer matters
+    steps : how many it takes, of all its streams
     taken : a tick has the request, so the stream's state may change at any time
     expired : the time in which it had to be taken is over
     """
 
     cdef readonly object slot, future
+    cdef readonly Py_ssize_t steps
     cdef public bint taken, expired
 
-    def __init__(self, slot, future):
-        self.slot, self.future = slot, future
+    def __init__(self, slot, future, Py_ssize_t steps=0):
+        self.slot, self.future, self.steps = slot, future, steps
 
 
 cdef class Step(Request):
@@ -35,14 +37,27 @@ cdef class Step(Request):
     cdef readonly object arrays
 
     def __init__(self, slot, future, arrays):
-        self.slot, self.future, self.arrays = slot, future, arrays
+        self.slot, self.future, self.steps, self.arrays = slot, future, 1, arrays
+
+
+cdef class Many(Request):
+    """One step of each of several streams, taken in one call. arrays: the inputs, checked; row i is of slots[i].
+
+    It has a queue of its own: whoever puts it sees to it that nothing else of these streams waits or runs meanwhile.
+    """
+
+    cdef readonly object slots, arrays
+
+    def __init__(self, slots, future, arrays):
+        self.slot, self.future, self.steps = object(), future, len(slots)
+        self.slots, self.arrays = slots, arrays
 
 
 cdef class Push(Request):
     """A chunk of steps, of which a round takes some. arrays: the inputs, checked; steps: how many they hold."""
 
     cdef readonly object arrays
-    cdef readonly Py_ssize_t steps, at  # at: steps taken
+    cdef readonly Py_ssize_t at  # steps taken
     cdef list pieces
 
     def __init__(self, slot, future, arrays, Py_ssize_t steps):
@@ -230,8 +245,8 @@ def deliver(list requests, list answers):
         if answer is MORE:
             continue
         failed = isinstance(answer, Exception)
-        if not failed and not isinstance(request, Close):
-            steps += (<Push> request).steps if isinstance(request, Push) else 1
+        if not failed:
+            steps += request.steps
         if request.future.done():  # cancelled while its tick ran
             continue
         if failed:

@@ -1,0 +1,1 @@
+"""The network server: sequences behind the Open Inference Protocol."""

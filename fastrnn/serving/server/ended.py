@@ -1,0 +1,50 @@
+"""Why sequences ended: remembered for the clients that go on with them."""
+
+from __future__ import annotations
+
+import datetime
+from collections import OrderedDict
+
+from .faults import Fault
+from .sequence import shown
+
+MOST = 100_000  # ids that are remembered
+LOST = {"idle", "evicted", "moved"}  # ends that the client did not ask for
+
+
+class Ended:
+    """The ends of the sequences of one model.
+
+    Parameters
+    ----------
+    model : its name
+    """
+
+    def __init__(self, model: str):
+        self.model = model
+        self.since = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self._ends: OrderedDict[int | str, tuple[str, str]] = OrderedDict()
+
+    def add(self, id: int | str, reason: str, text: str) -> None:
+        """A sequence has ended. text: follows its id in a sentence."""
+        self._ends[id] = reason, text
+        self._ends.move_to_end(id)
+        if len(self._ends) > MOST:
+            self._ends.popitem(last=False)
+
+    def forget(self, id: int | str) -> None:
+        """The id begins again."""
+        self._ends.pop(id, None)
+
+    def fault(self, id: int | str) -> Fault:
+        """What a request without START is told: Triton's sentence, and the reason."""
+        sentence = (
+            f"inference request for sequence {shown(id)} to model '{self.model}' must specify the START flag on the "
+            "first request of the sequence"
+        )
+        if id not in self._ends:
+            why = f"this server started at {self.since} and has not seen this sequence since"
+            return Fault("INVALID_ARGUMENT", "unknown_sequence", f"{sentence}; {why}")
+        reason, text = self._ends[id]
+        code = "NOT_FOUND" if reason in LOST else "INVALID_ARGUMENT"
+        return Fault(code, "unknown_sequence", f"{sentence}; sequence {shown(id)} {text}")

@@ -1,0 +1,45 @@
+"""Why a request is refused: the code of gRPC, the status of HTTP, the text, and the reason that metrics count."""
+
+from __future__ import annotations
+
+from ...errors import FastRNNError
+
+# Code of gRPC -> (its number, the status of HTTP).
+CODES = {
+    "CANCELLED": (1, 400),
+    "INVALID_ARGUMENT": (3, 400),
+    "DEADLINE_EXCEEDED": (4, 504),
+    "NOT_FOUND": (5, 404),
+    "ALREADY_EXISTS": (6, 409),
+    "PERMISSION_DENIED": (7, 403),
+    "RESOURCE_EXHAUSTED": (8, 429),
+    "FAILED_PRECONDITION": (9, 409),
+    "UNIMPLEMENTED": (12, 501),
+    "INTERNAL": (13, 500),
+    "UNAVAILABLE": (14, 503),
+    "UNAUTHENTICATED": (16, 401),
+}
+
+
+class Fault(FastRNNError):
+    """A request that is refused, or that failed.
+
+    Parameters
+    ----------
+    code : a name of `CODES`
+    reason : the label of `fastrnn_rejected_total`
+    text : says what was wrong, what was expected and what to do
+    retry_after : seconds after which it may be sent again, of a request that came at a bad time
+    status : the status of HTTP, if it is another than that of the code
+    """
+
+    def __init__(self, code: str, reason: str, text: str, *, retry_after: float | None = None, status: int = 0):
+        super().__init__(text)
+        self.code, self.reason, self.retry_after = code, reason, retry_after
+        self.number, usual = CODES[code]
+        self.status = status or usual
+
+
+def invalid(text: str, reason: str = "invalid") -> Fault:
+    """The request itself is wrong: it would be refused at any time."""
+    return Fault("INVALID_ARGUMENT", reason, text)

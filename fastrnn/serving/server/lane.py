@@ -1,0 +1,113 @@
+"""One version of a model: the pool of its live sequences, and the batcher whose thread steps them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...errors import FastRNNError
+from ...runtime.arguments import chunk_arrays, step_arrays
+from .._queues import Close, Many, Push, Request, Step
+from ..batcher import Batcher
+from .faults import invalid
+
+FIRST = 64  # slots of a pool at first; it doubles when they are taken
+
+
+class Lane:
+    """The engine of one version.
+
+    Parameters
+    ----------
+    model : Model
+    version : int
+    max_delay : seconds that a step may wait for others
+    """
+
+    def __init__(self, model: Any, version: int, max_delay: float):
+        self.model, self.version = model, version
+        self.pool = model.pool(FIRST)
+        self.batcher = Batcher(self.pool, max_delay=max_delay)
+        self.inputs = self.pool._parts.inputs
+        self.outputs = self.pool._parts.outputs
+
+    # -- what runs on the engine's thread, between ticks --
+    async def call(self, function: Callable, *args: Any) -> Any:
+        """The result of a function of the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self.batcher._worker, function, *args)
+
+    def opened(self) -> int:
+        """A slot of a new stream, in its initial state."""
+        self._make_room()
+        return self.pool.open()
+
+    def restored(self, snapshot: bytes) -> int:
+        """A slot of a stream that goes on."""
+        self._make_room()
+        return self.pool.restore(snapshot)
+
+    def _make_room(self) -> None:
+        if len(self.pool) == self.pool.capacity:
+            self.pool.grow(2 * self.pool.capacity)
+
+    # -- what ticks run --
+    def steps_of(self, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
+        """(the inputs of a request, checked and copied, without their batch axis; their steps). An input is [1, F...]
+        for one step or [1, T, F...] for a chunk."""
+        bare, ranks = [], set()
+        for argument, array in zip(self.inputs, arrays, strict=True):
+            if argument.batched:
+                if array.ndim == 0 or array.shape[0] != 1:
+                    raise invalid(
+                        f"input {argument.name!r} has shape {list(array.shape)}: a request of one sequence is "
+                        "[1, features] for one step, or [1, steps, features] for a chunk"
+                    )
+                array = array[0]
+            bare.append(array)
+            ranks.add(array.ndim - len(argument.features) if argument.timed else 0)
+        try:
+            if ranks <= {0}:
+                return [np.array(v) for v in step_arrays(self.pool._parts, _given(bare), None)], 0
+            checked, steps = chunk_arrays(self.pool._parts, _given(bare), None)
+        except FastRNNError as error:
+            raise invalid(str(error)) from None
+        return [np.array(v) for v in checked], steps
+
+    def rows_of(self, arrays: list[np.ndarray], rows: int) -> list[np.ndarray]:
+        """The inputs of one step of each of several sequences, checked and copied: [rows, F...]."""
+        try:
+            return [np.array(v) for v in step_arrays(self.pool._parts, _given(arrays), rows)]
+        except FastRNNError as error:
+            raise invalid(str(error)) from None
+
+    def submit(self, slots: list[int], arrays: list[np.ndarray], steps: int, *, many: bool) -> Request:
+        """Give the batcher checked inputs. steps: of a chunk; 0 for one step."""
+        future = asyncio.get_running_loop().create_future()
+        request: Request
+        if many:
+            request = Many(slots, future, arrays)
+        elif steps:
+            request = Push(slots[0], future, arrays, steps)
+        else:
+            request = Step(slots[0], future, tuple(arrays))
+        self.batcher.submit(request)
+        return request
+
+    def end(self, slot: int, *, snapshot: bool = False) -> asyncio.Future:
+        """End a stream after the steps of it that wait. The future gets its snapshot, or None."""
+        request = Close(slot, asyncio.get_running_loop().create_future(), snapshot)
+        self.batcher.submit(request)
+        return request.future
+
+    async def close(self) -> None:
+        """Finish what waits, and end the thread."""
+        await self.batcher.close()
+        self.pool.close()
+
+
+def _given(arrays: list[np.ndarray]) -> Any:
+    """Inputs as callers of a stream pass them: one bare, several as a tuple."""
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)

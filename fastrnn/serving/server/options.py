@@ -1,0 +1,38 @@
+"""The options of a server that its sequences obey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...errors import ShapeError
+from ...records import dataclass
+from ...runtime.arguments import duration, whole_number
+
+
+@dataclass(frozen=True)
+class Options:
+    """Bounds and times of the sequences of each model.
+
+    idle_timeout : seconds after the last step of a sequence until it is ended
+    max_sequences : live sequences of a model
+    queue_size : requests of one sequence that may wait behind the one that runs
+    max_delay : seconds that a step may wait for others to join it
+    strict_sequences : START on a live id is refused, instead of a new beginning
+    on_evict : called with (id, reason, snapshot) when the server ends a sequence; it may be a coroutine function
+    """
+
+    idle_timeout: float = 60.0
+    max_sequences: int = 10_000
+    queue_size: int = 32
+    max_delay: float = 0.002
+    strict_sequences: bool = False
+    on_evict: Callable[[int | str, str, bytes], Any] | None = None
+
+    def __post_init__(self):
+        for name in ("idle_timeout", "max_delay"):
+            duration(getattr(self, name), name)
+        for name in ("max_sequences", "queue_size"):
+            whole_number(getattr(self, name), name, 1 << 31)
+        if self.on_evict is not None and not callable(self.on_evict):
+            raise ShapeError(f"on_evict must be a function of (id, reason, snapshot), got {self.on_evict!r}")

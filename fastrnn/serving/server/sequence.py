@@ -1,0 +1,117 @@
+"""One live sequence, one request for it, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from ...records import dataclass
+from .faults import invalid
+from .lane import Lane
+
+MOST_ID_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request as a protocol read it.
+
+    ids : of the sequences; more than one only if `many`
+    starts, ends : a flag each
+    inputs : by name; [1, F...] or [1, T, F...] of one sequence, [B, F...] if many
+    many : one step of each of several sequences
+    indexes : the step_index each expects, or None
+    version : the version that was asked for; None: any
+    timeout : seconds within which a tick must take it; None: any time
+    client : who asks, for its share of sequences
+    """
+
+    ids: tuple[int | str, ...]
+    starts: tuple[bool, ...]
+    ends: tuple[bool, ...]
+    inputs: dict[str, np.ndarray]
+    many: bool = False
+    indexes: tuple[int, ...] | None = None
+    version: int | None = None
+    timeout: float | None = None
+    client: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """outputs : the model's, by name, with the leading axes of the inputs. first : step_index of each sequence's first
+    step. done : its next index. version : that ran."""
+
+    outputs: dict[str, np.ndarray]
+    first: tuple[int, ...]
+    done: tuple[int, ...]
+    version: int
+
+
+class Sequence:
+    """A sequence, from its START to its end: an object is one generation, and a later START of its id makes another.
+
+    slot : of its lane's pool; None until it is open, and again after its end
+    steps : taken so far
+    waiting : requests, in their order; running : the one that the engine has
+    ending : a request with END was admitted, and nothing may follow it
+    last : (step_index, steps, outputs) of the last request that came with a step_index, to answer it again
+    """
+
+    __slots__ = ("client", "ending", "id", "lane", "last", "running", "slot", "steps", "waiting")
+
+    def __init__(self, id: int | str, lane: Lane, client: str):
+        self.id, self.lane, self.client = id, lane, client
+        self.slot: int | None = None
+        self.steps = 0
+        self.waiting: deque[Work] = deque()
+        self.running: Work | None = None
+        self.ending = False
+        self.last: tuple[int, int, Any] | None = None
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return self.running is None and not self.waiting and self.slot is not None
+
+
+class Work:
+    """A request that was admitted: it runs when it is the first of each of its sequences.
+
+    rows : its sequences; arrays : checked inputs; steps : of a chunk, 0 for one step; request : what the batcher has
+    """
+
+    __slots__ = ("arrays", "began", "call", "future", "request", "rows", "steps")
+
+    def __init__(self, call: Call, rows: list[Sequence], arrays: list[np.ndarray], steps: int):
+        loop = asyncio.get_running_loop()
+        self.call, self.rows, self.arrays, self.steps = call, rows, arrays, steps
+        self.future: asyncio.Future = loop.create_future()
+        self.request: Any = None
+        self.began = loop.time()
+
+    @property
+    def taken(self) -> bool:
+        """Whether states may change by it at any time, or have."""
+        request = self.request
+        return request is not None and bool(request.taken or getattr(request, "at", 0))
+
+
+def checked_id(value: Any) -> int | str | None:
+    """A sequence's id as it is used here; None for 0 and "", which mean none. The integer 5 is not the string "5"."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise invalid(f"sequence_id must be an integer or a string, got {type(value).__name__}")
+    if isinstance(value, int):
+        if not 0 <= value < 1 << 64:
+            raise invalid(f"sequence_id must be from 0 to 2**64 - 1, got {value}")
+    elif len(value.encode("utf-8", "surrogatepass")) > MOST_ID_BYTES:
+        raise invalid(f"sequence_id is longer than {MOST_ID_BYTES} bytes")
+    return value or None
+
+
+def shown(id: int | str) -> str:
+    """An id in a message: control characters of it can't change a terminal or a log."""
+    return str(id) if isinstance(id, int) else repr(id)[1:-1][:100]

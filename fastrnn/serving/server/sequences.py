@@ -1,0 +1,361 @@
+"""The live sequences of one model: which requests they take, in which order, and when they end.
+
+Everything here runs on the event loop; only the lanes' threads touch states. A request that is admitted waits in the
+queue of each of its sequences and runs when it is the first of all of them, so one step of a sequence is in flight at a
+time, and what a request asks for is checked when its turn comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import Counter, OrderedDict
+from functools import partial
+from typing import Any
+
+from ...errors import FastRNNError
+from .ended import Ended
+from .faults import Fault, invalid
+from .lane import Lane
+from .options import Options
+from .sequence import Answer, Call, Sequence, Work, shown
+from .turns import answer_again, answer_of, begin, checked_inputs
+
+logger = logging.getLogger("fastrnn")
+
+BUSY_SECONDS = 1.0  # after which a client may try again
+
+
+class Sequences:
+    """The sequences of a model in all its versions.
+
+    Parameters
+    ----------
+    name : of the model
+    lanes : version -> lane; new sequences start on the highest one
+    options : Options
+
+    Attributes
+    ----------
+    live : id -> Sequence
+    counts : starts, steps and rejections so far; ends : by reason
+    draining : no sequence may start
+    """
+
+    def __init__(self, name: str, lanes: dict[int, Lane], options: Options):
+        self.name, self.lanes, self.options = name, lanes, options
+        self.live: dict[int | str, Sequence] = {}
+        self.ended = Ended(name)
+        self.starts, self.steps = 0, 0
+        self.ends: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.draining = False
+        self._leaving: dict[Sequence, asyncio.Future] = {}  # no longer live; they end when nothing waits for them
+        self._resting: OrderedDict[Sequence, float] = OrderedDict()  # sequence -> since when; longest first
+        self._tasks: set[asyncio.Task] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- for protocols --
+    async def run(self, call: Call) -> Answer:
+        """Take the steps of a request.
+
+        Raises
+        ------
+        Fault : it is refused, and no sequence has changed; or the model failed. CancelledError : the caller has gone;
+        what a tick had not taken by then leaves its sequence as it was.
+        """
+        try:
+            work = self._admitted(call)
+        except Fault as fault:
+            self.rejected[fault.reason] += 1
+            raise
+        timer = None
+        if call.timeout is not None:
+            timer = asyncio.get_running_loop().call_later(call.timeout, self._expire, work)
+        try:
+            return await work.future
+        except asyncio.CancelledError:
+            self._withdraw(work)
+            raise
+        except Fault as fault:
+            self.rejected[fault.reason] += 1
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def evict(self, id: int | str, reason: str = "evicted") -> None:
+        """End a sequence that the client has not ended. Fault NOT_FOUND: it is not live."""
+        sequence = self.live.get(id)
+        if sequence is None:
+            raise self.ended.fault(id)
+        await self._lost(sequence, reason, f"was {reason}, after {sequence.steps} steps")
+
+    async def drain(self) -> None:
+        """Refuse new sequences, and finish what waits. Sequences stay live."""
+        self.draining = True
+        while not all(s.at_rest for s in (*self.live.values(), *self._leaving)):
+            await asyncio.sleep(0.002)
+
+    async def close(self) -> None:
+        """End the lanes. Nothing may wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            await asyncio.wait([task])
+        for lane in self.lanes.values():
+            await lane.close()
+
+    # -- admission: refuses without an effect, or queues --
+    def _admitted(self, call: Call) -> Work:
+        found = [self._found(call, i) for i in range(len(call.ids))]
+        self._room_for([id for id, sequence in zip(call.ids, found, strict=True) if sequence is None])
+        lane = self._lane_of(call, [s for s in found if s is not None])
+        arrays, steps = checked_inputs(lane, call)
+        rows = [
+            self._started(id, lane, call.client) if sequence is None else sequence
+            for id, sequence in zip(call.ids, found, strict=True)
+        ]
+        work = Work(call, rows, arrays, steps)
+        for sequence, ends in zip(rows, call.ends, strict=True):
+            self._resting.pop(sequence, None)
+            sequence.waiting.append(work)
+            sequence.ending |= ends
+        self._advance(rows[0])
+        return work
+
+    def _found(self, call: Call, i: int) -> Sequence | None:
+        """The live sequence that a row goes on with; None: it starts one."""
+        id = call.ids[i]
+        sequence = self.live.get(id)
+        if call.starts[i]:
+            if self.draining:
+                text = f"sequence {shown(id)}: this server is draining and starts no sequence; try another one"
+                raise Fault("UNAVAILABLE", "draining", text, retry_after=BUSY_SECONDS)
+            if sequence is not None and self.options.strict_sequences:
+                text = f"sequence {shown(id)} is live already: end it first, or start another id"
+                raise Fault("ALREADY_EXISTS", "strict", text)
+            return None
+        if sequence is None:
+            raise self.ended.fault(id)
+        if sequence.ending:
+            raise invalid(f"sequence {shown(id)} gets no request after the one that ends it", "unknown_sequence")
+        if call.version is not None and call.version != sequence.lane.version:
+            raise invalid(
+                f"sequence {shown(id)} runs on version {sequence.lane.version} of '{self.name}', and the request asks "
+                f"for version {call.version}: ask for no version, or start the sequence again",
+                "version",
+            )
+        most = self.options.queue_size
+        if len(sequence.waiting) >= most:
+            text = f"sequence {shown(id)} has {most} requests waiting: send it again after {BUSY_SECONDS:g} s"
+            raise Fault("RESOURCE_EXHAUSTED", "queue_full", text, retry_after=BUSY_SECONDS)
+        return sequence
+
+    def _room_for(self, ids: list) -> None:
+        """Refuse sequences beyond the most."""
+        new = [id for id in ids if id not in self.live]
+        most = self.options.max_sequences
+        if new and len(self.live) + len(new) > most:
+            text = (
+                f"sequence {shown(new[0])} can't start: '{self.name}' has {len(self.live)} live sequences of at most "
+                f"{most}; try again after {BUSY_SECONDS:g} s"
+            )
+            raise Fault("UNAVAILABLE", "max_sequences", text, retry_after=BUSY_SECONDS)
+
+    def _lane_of(self, call: Call, found: list[Sequence]) -> Lane:
+        """The version that runs all rows."""
+        lanes = {s.lane for s in found}
+        if len(found) < len(call.ids):
+            version = max(self.lanes) if call.version is None else call.version
+            if version not in self.lanes:
+                have = ", ".join(map(str, sorted(self.lanes)))
+                text = f"'{self.name}' has no version {version}: it has {have}"
+                raise Fault("NOT_FOUND", "version", text)
+            lanes.add(self.lanes[version])
+        if len(lanes) > 1:
+            versions = " and ".join(str(v) for v in sorted(lane.version for lane in lanes))
+            raise invalid(f"the rows run on versions {versions} of '{self.name}': send them apart", "version")
+        return lanes.pop()
+
+    def _started(self, id: int | str, lane: Lane, client: str) -> Sequence:
+        """A new generation of an id; the one before it ends after what waits for it."""
+        before = self.live.get(id)
+        if before is not None:
+            self._leave(before, "restarted", f"was started again, after {before.steps} steps")
+        self.ended.forget(id)
+        sequence = self.live[id] = Sequence(id, lane, client)
+        self.starts += 1
+        self._spawn(self._open(sequence))
+        return sequence
+
+    async def _open(self, sequence: Sequence) -> None:
+        try:
+            sequence.slot = await sequence.lane.call(sequence.lane.opened)
+        except FastRNNError as error:
+            text = f"sequence {shown(sequence.id)} can't start: {error}"
+            self._fail(sequence, Fault("UNAVAILABLE", "no_slot", text, retry_after=BUSY_SECONDS))
+            if self.live.get(sequence.id) is sequence:
+                del self.live[sequence.id]
+            self._leaving.pop(sequence, None)
+            return
+        self._advance(sequence)
+
+    # -- turns --
+    def _advance(self, sequence: Sequence) -> None:
+        """Begin the first request of a sequence whose turn it is."""
+        while sequence.running is None and sequence.slot is not None and sequence.waiting:
+            work = sequence.waiting[0]
+            if any(s.running is not None or s.slot is None or s.waiting[0] is not work for s in work.rows):
+                return  # another of its sequences comes to it later
+            for row in work.rows:
+                row.waiting.popleft()
+            again = None
+            try:
+                again = answer_again(work)
+                if again is None:
+                    begin(work, self._done)
+            except Fault as fault:
+                self._settle(work, fault)
+                continue
+            if again is not None:
+                self._settle(work, again)
+        if sequence.at_rest:
+            self._rest(sequence)
+
+    def _done(self, work: Work, future: asyncio.Future) -> None:
+        """The engine has answered a request, or dropped it because its caller had gone."""
+        for sequence in work.rows:
+            sequence.running = None
+        if future.cancelled():
+            self._settle(work, None)
+            return
+        error = future.exception()
+        if error is not None:
+            known = isinstance(error, FastRNNError)
+            fault = invalid(str(error)) if known else Fault("INTERNAL", "failed", f"the step failed: {error}")
+            for sequence in work.rows:
+                sequence.steps = sequence.lane.batcher.steps_done(sequence.slot)
+            self._settle(work, fault)
+            return
+        answer = answer_of(work, future.result())
+        self.steps += sum(d - f for f, d in zip(answer.first, answer.done, strict=True))
+        self._settle(work, answer)
+
+    def _settle(self, work: Work, result: Answer | Fault | None) -> None:
+        """Answer a request, end the sequences that it ends, and go on with the others. None: it was withdrawn."""
+        if not work.future.done():
+            if isinstance(result, Answer):
+                work.future.set_result(result)
+            elif result is not None:
+                work.future.set_exception(result)
+        for sequence, ends in zip(work.rows, work.call.ends, strict=True):
+            if ends and isinstance(result, Answer):
+                self._leave(sequence, "client", f"was ended by its client, after {sequence.steps} steps")
+                continue
+            sequence.ending &= not ends
+            self._advance(sequence)
+
+    def _withdraw(self, work: Work) -> None:
+        """The caller has gone, or its time is over. What a tick has taken goes on."""
+        if work.request is not None:
+            if not work.taken:
+                work.request.future.cancel()
+            return
+        for sequence in work.rows:
+            if work in sequence.waiting:
+                sequence.waiting.remove(work)
+        self._settle(work, None)
+
+    def _expire(self, work: Work) -> None:
+        if work.future.done() or work.taken:
+            return
+        text = f"no tick took the request in {work.call.timeout:g} s: its state is unchanged, so it can be sent again"
+        work.future.set_exception(Fault("DEADLINE_EXCEEDED", "timeout", text))
+        self._withdraw(work)
+
+    # -- ends --
+    def _leave(self, sequence: Sequence, reason: str, text: str) -> asyncio.Future:
+        """End a sequence, when what waits for it has run. The future gets its snapshot, if on_evict wants it."""
+        assert self.live.pop(sequence.id) is sequence
+        self.ended.add(sequence.id, reason, text)
+        self.ends[reason] += 1
+        self._resting.pop(sequence, None)
+        sequence.ending = True
+        self._leaving[sequence] = asyncio.get_running_loop().create_future()
+        return self._left(sequence)
+
+    def _left(self, sequence: Sequence) -> asyncio.Future:
+        """Close the slot of a sequence that is no longer live, if it is at rest."""
+        future = self._leaving[sequence]
+        if sequence.at_rest:
+            del self._leaving[sequence]
+            snapshot = self.options.on_evict is not None
+            sequence.lane.end(sequence.slot, snapshot=snapshot).add_done_callback(partial(_pass_on, future))
+            sequence.slot = None
+        return future
+
+    def _fail(self, sequence: Sequence, fault: Fault) -> None:
+        """Refuse what waits for a sequence."""
+        while sequence.waiting:
+            work = sequence.waiting[0]
+            for row in work.rows:
+                row.waiting.remove(work)
+            self._settle(work, fault)
+
+    async def _lost(self, sequence: Sequence, reason: str, text: str) -> None:
+        """End a sequence that its client has not ended, and tell who wants to know."""
+        left = self._leave(sequence, reason, text)
+        self._fail(sequence, self.ended.fault(sequence.id))
+        snapshot, told = await left, self.options.on_evict
+        if told is None:
+            return
+        try:
+            result: Any = told(sequence.id, reason, snapshot)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            logger.exception("on_evict failed for sequence %s: its snapshot is lost", shown(sequence.id))
+
+    # -- idle sequences --
+    def _rest(self, sequence: Sequence) -> None:
+        """The clock of a sequence starts; one that is no longer live ends."""
+        if sequence in self._leaving:
+            self._left(sequence)
+            return
+        self._resting[sequence] = asyncio.get_running_loop().time()
+        if self._timer is None:
+            self._look_in(self.options.idle_timeout)
+
+    def _look_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """End the sequences whose time is over; they stand first."""
+        self._timer = None
+        limit = self.options.idle_timeout
+        now = asyncio.get_running_loop().time()
+        while self._resting:
+            sequence, since = next(iter(self._resting.items()))
+            if now - since < limit:
+                self._look_in(since + limit - now)
+                return
+            text = f"expired after {limit:g} s idle, after {sequence.steps} steps"
+            self._spawn(self._lost(sequence, "idle", text))
+            self._resting.pop(sequence, None)
+
+    def _spawn(self, coroutine) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._tasks.discard)
+
+
+def _pass_on(future: asyncio.Future, ended: asyncio.Future) -> None:
+    """The result of a closed slot is that of the sequence's end."""
+    if future.done():
+        return
+    error = None if ended.cancelled() else ended.exception()
+    if error is not None:
+        logger.error("the end of a sequence failed: %s", error)
+    future.set_result(None if ended.cancelled() or error is not None else ended.result())

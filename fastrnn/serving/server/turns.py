@@ -1,0 +1,78 @@
+"""What happens at the turn of a request: the step index that it expects, its way into the engine and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .faults import Fault, invalid
+from .lane import Lane
+from .sequence import Answer, Call, Sequence, Work, shown
+
+
+def checked_inputs(lane: Lane, call: Call) -> tuple[list[np.ndarray], int]:
+    """(the inputs in the model's order, checked; the steps of a chunk, or 0)."""
+    names = [a.name for a in lane.inputs]
+    missing = [n for n in names if n not in call.inputs]
+    more = [n for n in call.inputs if n not in names]
+    if missing or more:
+        wrong = f"lacks the input {missing[0]!r}" if missing else f"has an input {more[0]!r}, which is not the model's"
+        raise invalid(f"the request {wrong}: the inputs are {', '.join(names)}")
+    arrays = [call.inputs[n] for n in names]
+    if call.many:
+        return lane.rows_of(arrays, len(call.ids)), 0
+    return lane.steps_of(arrays)
+
+
+def answer_again(work: Work) -> Answer | None:
+    """The answer to a request that was sent again; None if it is new. Fault: its step_index is not the next."""
+    indexes = work.call.indexes
+    if indexes is None:
+        return None
+    steps = work.steps or 1
+    again = [_is_last(s, index, steps) for s, index in zip(work.rows, indexes, strict=True)]
+    if all(again):
+        outputs = [s.last[2] for s in work.rows if s.last is not None]
+        whole = outputs[0] if len(outputs) == 1 else [np.stack(parts) for parts in zip(*outputs, strict=True)]
+        done = tuple(index + steps for index in indexes)
+        return Answer(named(work, whole), indexes, done, work.rows[0].lane.version)
+    for sequence, index in zip(work.rows, indexes, strict=True):
+        if index != sequence.steps:
+            text = f"sequence {shown(sequence.id)} expects step_index {sequence.steps}, got {index}"
+            raise Fault("FAILED_PRECONDITION", "step_index", text)
+    return None
+
+
+def _is_last(sequence: Sequence, index: int, steps: int) -> bool:
+    return sequence.last is not None and sequence.last[:2] == (index, steps)
+
+
+def begin(work: Work, done: Callable[[Work, asyncio.Future], None]) -> None:
+    """Give a request to the engine."""
+    slots = [s.slot for s in work.rows if s.slot is not None]
+    work.request = work.rows[0].lane.submit(slots, work.arrays, work.steps, many=work.call.many)
+    for sequence in work.rows:
+        sequence.running = work
+    work.request.future.add_done_callback(lambda future: done(work, future))
+
+
+def answer_of(work: Work, result: Any) -> Answer:
+    """The answer to a request that ran. Its sequences count their steps, and keep it if they have step indexes."""
+    steps, outputs = work.steps or 1, list(result) if isinstance(result, tuple) else [result]
+    first = tuple(s.steps for s in work.rows)
+    for i, sequence in enumerate(work.rows):
+        sequence.steps += steps
+        if work.call.indexes is not None:
+            own = [v[i].copy() for v in outputs] if work.call.many else outputs
+            sequence.last = first[i], steps, own
+    return Answer(named(work, outputs), first, tuple(s.steps for s in work.rows), work.rows[0].lane.version)
+
+
+def named(work: Work, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs by name, with the batch axis of the inputs."""
+    arguments = work.rows[0].lane.outputs
+    many = work.call.many
+    return {a.name: v if many or not a.batched else v[None] for a, v in zip(arguments, outputs, strict=True)}
