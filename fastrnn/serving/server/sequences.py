@@ -85,6 +85,15 @@ class Sequences:
             if timer is not None:
                 timer.cancel()
 
+    async def room(self, id: int | str) -> None:
+        """Wait until one more request of a sequence may wait. Protocols whose connections carry many requests stop
+        reading meanwhile."""
+        while True:
+            sequence = self.live.get(id)
+            if sequence is None or len(sequence.waiting) < self.options.queue_size:
+                return
+            await asyncio.wait([sequence.waiting[0].future])
+
     async def evict(self, id: int | str, reason: str = "evicted") -> None:
         """End a sequence that the client has not ended. Fault NOT_FOUND: it is not live."""
         sequence = self.live.get(id)

@@ -1,0 +1,156 @@
+"""Bodies of HTTP: the JSON of an inference request with its binary tensors, and of its answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from . import tensors
+from .faults import Fault, invalid
+from .hosted import Reply, Request
+
+LENGTH = "inference-header-content-length"
+ENCODINGS = {"gzip": 31, "deflate": 15}  # name -> the window bits of zlib
+
+
+def inflated(body: bytes, encoding: str, most: int) -> bytes:
+    """A body without its compression. Fault: it is damaged, or holds more than `most` bytes."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ENCODINGS:
+        raise invalid(f"content-encoding must be gzip, deflate or identity, got {encoding!r:.40}")
+    stream = zlib.decompressobj(ENCODINGS[encoding])
+    try:
+        data = stream.decompress(body, most + 1)
+    except zlib.error as error:
+        raise invalid(f"the body is not {encoding}: {error}") from None
+    if len(data) > most:
+        raise too_large(most)
+    if not stream.eof:
+        raise invalid(f"the body ends in the middle of its {encoding} data")
+    return data
+
+
+def too_large(most: int) -> Fault:
+    """A request with too many bytes."""
+    text = f"a request may have {most} bytes: send fewer steps at once, or start the server with --max-message-bytes"
+    return Fault("RESOURCE_EXHAUSTED", "message_size", text, status=413)
+
+
+def request_of(body: bytes, length: str | None, model: str, version: str, client: str) -> tuple[Request, Any]:
+    """(the request of a body, the function that makes the body of its answer).
+
+    length : of the JSON before the binary tensors, as text; None: the body is JSON alone.
+    """
+    cut = len(body)
+    if length is not None:
+        if not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+            raise invalid(f"{LENGTH} must be a number of bytes up to {len(body)}, got {length!r:.40}")
+        cut = int(length)
+    head = _object(_json(body[:cut]), "the request")
+    parameters = _object(head.get("parameters", {}), "parameters")
+    data = memoryview(body)[cut:]
+    inputs: dict[str, np.ndarray] = {}
+    for item in _list(head.get("inputs"), "inputs"):
+        name, array, used = _input(_object(item, "an input"), data)
+        if name in inputs:
+            raise invalid(f"input {name!r} is given twice")
+        inputs[name], data = array, data[used:]
+    if len(data):
+        raise invalid(f"{len(data)} bytes follow the binary data of the inputs")
+    wanted = [_object(item, "an output") for item in _list(head.get("outputs", []), "outputs")]
+    names = tuple(_text(item, "name", "an output") for item in wanted)
+    id = head.get("id", "")
+    request = Request(model, version, id if isinstance(id, str) else str(id), parameters, inputs, names, client)
+    every = parameters.get("binary_data_output", False) is True
+    raw = {
+        name: _object(item.get("parameters", {}), "parameters").get("binary_data", every) is True
+        for name, item in zip(names, wanted, strict=True)
+    }
+    return request, lambda reply: body_of(request, reply, lambda name: raw.get(name, every))
+
+
+def _input(item: dict, data: memoryview) -> tuple[str, np.ndarray, int]:
+    """(name, array, bytes of `data` that it takes)."""
+    name = _text(item, "name", "an input")
+    shape = tensors.shape_of(name, item.get("shape"))
+    size = _object(item.get("parameters", {}), "parameters").get("binary_data_size")
+    if size is None:
+        if "data" not in item:
+            raise invalid(f"input {name!r} has neither data nor parameters.binary_data_size")
+        return name, tensors.from_values(name, item.get("datatype"), shape, item["data"]), 0
+    if type(size) is not int or not 0 <= size <= len(data):
+        raise invalid(f"input {name!r}: binary_data_size is {size!r:.40}, and {len(data)} bytes are left")
+    return name, tensors.from_bytes(name, item.get("datatype"), shape, data[:size]), size
+
+
+def body_of(request: Request, reply: Reply, raw: Any) -> tuple[bytes, int | None]:
+    """(the body of an answer, the length of its JSON if binary tensors follow it). raw: name -> whether it is one."""
+    outputs, tail = [], []
+    for name, array in reply.outputs.items():
+        item: dict[str, Any] = {"name": name, "datatype": tensors.name_of(array.dtype), "shape": list(array.shape)}
+        if raw(name):
+            tail.append(tensors.to_bytes(array))
+            item["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            item["data"] = numbers(array.reshape(-1))
+        outputs.append(item)
+    head = {"model_name": request.model, "model_version": reply.version, "outputs": outputs}
+    if request.id:
+        head["id"] = request.id
+    if reply.parameters:
+        head["parameters"] = reply.parameters
+    text = json.dumps(head, separators=(",", ":")).encode()
+    return b"".join([text, *tail]), len(text) if tail else None
+
+
+def numbers(array: np.ndarray) -> list:
+    """The elements as JSON has them: it has no NaN and no infinity, which become null."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return _finite(array.tolist())
+    return array.tolist()
+
+
+def _finite(item: Any) -> Any:
+    if isinstance(item, list):
+        return [_finite(v) for v in item]
+    return item if math.isfinite(item) else None
+
+
+def compressed(body: bytes, accepted: Iterable[str]) -> tuple[bytes, str]:
+    """(a body in an encoding that the client accepts, its name or "")."""
+    for encoding in accepted:
+        if encoding in ENCODINGS:
+            stream = zlib.compressobj(1, zlib.DEFLATED, ENCODINGS[encoding])
+            return stream.compress(body) + stream.flush(), encoding
+    return body, ""
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"the body is not JSON: {str(error)[:100]}") from None
+
+
+def _object(item: Any, what: str) -> dict:
+    if not isinstance(item, dict):
+        raise invalid(f"{what} must be a JSON object, got {item!r:.60}")
+    return item
+
+
+def _list(item: Any, what: str) -> list:
+    if not isinstance(item, list):
+        raise invalid(f"{what} must be a list, got {item!r:.60}")
+    return item
+
+
+def _text(item: dict, key: str, what: str) -> str:
+    if not isinstance(item.get(key), str):
+        raise invalid(f"{what} must have a {key}, a text, got {item.get(key)!r:.60}")
+    return item[key]

@@ -1,0 +1,169 @@
+"""All models of a server, whatever protocol asks: the requests, what the server says of itself, its health."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ...records import dataclass
+from .faults import Fault
+from .hosted import Hosted, Reply, Request
+from .options import Options
+
+EXTENSIONS = ("sequence", "sequence(string_id)", "binary_tensor_data", "statistics", "model_configuration")
+BEAT_SECONDS = 1.0  # between two looks at the engine threads
+DEAD_SECONDS = 10.0  # without an answer after which the server is not live
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request or client may take.
+
+    message_bytes : of a request, after decompression too
+    """
+
+    message_bytes: int = 64 << 20
+
+
+class Engine:
+    """The models of a server.
+
+    Parameters
+    ----------
+    models : name -> version -> Model
+    options : Options
+    limits : Limits
+    """
+
+    def __init__(self, models: dict[str, dict[int, Any]], options: Options, limits: Limits):
+        self.options, self.limits = options, limits
+        self._hosted = {name: Hosted(name, versions, options) for name, versions in models.items()}
+        self.started = False
+        self._beat = time.monotonic()
+        self._heart: asyncio.Task | None = None
+
+    # -- life --
+    async def start(self) -> None:
+        """Ready for requests, on this event loop."""
+        self._heart = asyncio.get_running_loop().create_task(self._look_after())
+        self.started = True
+
+    async def drain(self) -> None:
+        """Start no sequence, and finish what waits."""
+        await asyncio.gather(*(hosted.sequences.drain() for hosted in self._hosted.values()))
+
+    async def close(self) -> None:
+        """End the engine threads."""
+        self.started = False
+        if self._heart is not None:
+            self._heart.cancel()
+        for hosted in self._hosted.values():
+            await hosted.close()
+
+    async def _look_after(self) -> None:
+        """The heartbeat: each engine thread answers between its ticks."""
+        while True:
+            for hosted in self._hosted.values():
+                for lane in hosted.sequences.lanes.values():
+                    await lane.call(int)
+            self._beat = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def live(self) -> bool:
+        """Whether the engine threads still answer."""
+        return self.started and time.monotonic() - self._beat < DEAD_SECONDS
+
+    def ready(self) -> bool:
+        """Whether sequences may start."""
+        return self.live() and not any(h.sequences.draining for h in self._hosted.values())
+
+    # -- requests --
+    def hosted(self, name: str) -> Hosted:
+        """A model by its name. Fault NOT_FOUND: there is none."""
+        found = self._hosted.get(name)
+        if found is None:
+            have = ", ".join(self._hosted)
+            raise Fault("NOT_FOUND", "model", f"there is no model {name!r:.80}: this server has {have}")
+        return found
+
+    async def infer(self, request: Request) -> Reply:
+        """Run a request. Fault: it is refused, or failed."""
+        return await self.hosted(request.model).infer(request)
+
+    async def room(self, request: Request) -> None:
+        """Wait until the sequence of a request may have one more."""
+        hosted, id = self._hosted.get(request.model), request.parameters.get("sequence_id")
+        if hosted is not None and type(id) in (int, str):
+            await hosted.sequences.room(id)
+
+    async def move(self, model: str, id: int | str | None) -> dict[str, Any]:
+        """Give a sequence to the store, from which another server goes on with it."""
+        raise Fault("FAILED_PRECONDITION", "no_store", "this server has no store: start it with --store URL")
+
+    def refused(self, fault: Fault) -> None:
+        """A request was refused before it came to a model's sequences."""
+
+    # -- description --
+    def metadata(self) -> dict[str, Any]:
+        """What ServerMetadata answers."""
+        return {
+            "name": "fastrnn",
+            "version": _version(),
+            "extensions": list(EXTENSIONS),
+        }
+
+    def index(self) -> list[dict[str, str]]:
+        """What RepositoryIndex answers."""
+        return [
+            {"name": name, "version": str(v), "state": "READY", "reason": ""}
+            for name, hosted in self._hosted.items()
+            for v in sorted(hosted.models)
+        ]
+
+    def statistics(self, name: str, text: str) -> list[dict[str, Any]]:
+        """What ModelStatistics answers: of one model, or of all for ""."""
+        chosen = [self.hosted(name)] if name else list(self._hosted.values())
+        found = []
+        for hosted in chosen:
+            versions = [hosted.version(text)] if text else sorted(hosted.models)
+            found += [_statistics(hosted, v) for v in versions]
+        return found
+
+    def __iter__(self):
+        """The models."""
+        return iter(self._hosted.values())
+
+
+def _version() -> str:
+    try:
+        return version("fastrnn")
+    except PackageNotFoundError:  # a source folder that is not installed
+        return "unknown"
+
+
+def _statistics(hosted: Hosted, version: int) -> dict[str, Any]:
+    whole = hosted.whole[version]
+    lane = hosted.sequences.lanes.get(version)
+    ticks, steps, times = (0, 0, {}) if lane is None else _ticks(lane.batcher.stats())
+    return {
+        "name": hosted.name,
+        "version": str(version),
+        "inference_count": steps + whole.requests,
+        "execution_count": ticks + whole.runs,
+        "inference_stats": times,
+    }
+
+
+def _ticks(stats: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
+    """(ticks, steps, Triton's durations) of a batcher."""
+    names = {"compute_infer": "tick_seconds", "queue": "queue_wait_seconds"}
+    durations = {
+        name: {"count": stats[key]["count"], "ns": round(stats[key]["sum"] * 1e9)} for name, key in names.items()
+    }
+    durations["success"] = {
+        "count": stats["ticks"],
+        "ns": sum(d["ns"] for d in durations.values()),
+    }
+    return stats["ticks"], stats["steps"], durations

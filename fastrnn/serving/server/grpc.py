@@ -1,0 +1,240 @@
+"""The Open Inference Protocol over gRPC: inference.GRPCInferenceService, and grpc's health service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+
+from . import tensors
+from .engine import Engine
+from .faults import Fault, invalid
+from .hosted import Reply, Request
+from .messages import SERVICE, message
+
+MOST_OPEN = 1024  # answers of a stream that are not read yet
+STATUS = {code.value[0]: code for code in grpc.StatusCode}
+PIECES = {  # datatype -> the field of InferTensorContents that holds it
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class GrpcServer:
+    """A gRPC server over an Engine.
+
+    Parameters
+    ----------
+    engine : Engine
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        most = engine.limits.message_bytes
+        options = [
+            ("grpc.max_receive_message_length", most),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        ]
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((_handlers(engine),))
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; the port."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            found = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"{address} can't be listened on: {error}") from None
+        await self._server.start()
+        return found
+
+    async def stop(self) -> None:
+        """Finish the calls that run, for at most a second."""
+        await self._server.stop(1.0)
+
+
+def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
+    """The methods of the service."""
+    calls: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "ServerLive": lambda r: {"live": engine.live()},
+        "ServerReady": lambda r: {"ready": engine.ready()},
+        "ServerMetadata": lambda r: engine.metadata(),
+        "ModelReady": lambda r: {"ready": engine.hosted(r.name).version(r.version) > 0 and engine.ready()},
+        "ModelMetadata": lambda r: engine.hosted(r.name).metadata(r.version),
+        "ModelConfig": lambda r: {"config": _numbered(engine.hosted(r.name).config(r.version))},
+        "ModelStatistics": lambda r: {"model_stats": engine.statistics(r.name, r.version)},
+    }
+    methods = {}
+    for name, call in calls.items():
+        methods[name] = _unary(name, _described(engine, message(f"{name}Response"), call))
+    methods["ModelInfer"] = _unary("ModelInfer", _inferring(engine))
+    methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        _streaming(engine),
+        request_deserializer=message("ModelInferRequest").FromString,
+        response_serializer=_serialized,
+    )
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _unary(name: str, function: Any) -> grpc.RpcMethodHandler:
+    return grpc.unary_unary_rpc_method_handler(
+        function,
+        request_deserializer=message(f"{name}Request").FromString,
+        response_serializer=_serialized,
+    )
+
+
+def _serialized(item: Any) -> bytes:
+    return item.SerializeToString()
+
+
+def _described(engine: Engine, response: Any, call: Callable[[Any], dict[str, Any]]) -> Any:
+    """A method that describes something."""
+
+    async def method(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return response(**call(request))
+        except Fault as fault:
+            engine.refused(fault)
+            return await context.abort(STATUS[fault.number], str(fault))
+
+    return method
+
+
+def _inferring(engine: Engine) -> Any:
+    """ModelInfer."""
+
+    async def method(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return response_of(request, await engine.infer(request_of(request, context.peer())))
+        except Fault as fault:
+            engine.refused(fault)
+            if fault.retry_after is not None:
+                context.set_trailing_metadata((("retry-after", str(max(1, round(fault.retry_after)))),))
+            return await context.abort(STATUS[fault.number], str(fault))
+
+    return method
+
+
+def _streaming(engine: Engine) -> Any:
+    """ModelStreamInfer: requests run as they come; their answers go back in the order of the requests. While a
+    sequence's queue is full, nothing more is read."""
+
+    async def method(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        answers: asyncio.Queue = asyncio.Queue(MOST_OPEN)
+
+        async def read() -> None:
+            async for item in requests:
+                answer = _streamed(engine, item, context.peer())
+                await answers.put(await answer)
+            await answers.put(None)
+
+        reader = asyncio.ensure_future(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield await answer
+        finally:
+            reader.cancel()
+            while not answers.empty():
+                left = answers.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    return method
+
+
+async def _streamed(engine: Engine, item: Any, peer: str) -> asyncio.Future:
+    """The answer to come of a message of a stream, once its sequence has room for it."""
+    try:
+        request = request_of(item, peer)
+        await engine.room(request)
+    except Fault as fault:
+        engine.refused(fault)
+        failed = asyncio.get_running_loop().create_future()
+        failed.set_result(_failed(item, fault))
+        return failed
+    task = asyncio.ensure_future(_answered(engine, item, request))
+    await asyncio.sleep(0)  # it takes its place in the queue
+    return task
+
+
+async def _answered(engine: Engine, item: Any, request: Request) -> Any:
+    """The answer on a stream: an error is a text there, and the stream goes on."""
+    try:
+        return message("ModelStreamInferResponse")(infer_response=response_of(item, await engine.infer(request)))
+    except Fault as fault:
+        engine.refused(fault)
+        return _failed(item, fault)
+
+
+def _failed(item: Any, fault: Fault) -> Any:
+    text = f"{fault.code}: request {item.id}: {fault}" if item.id else f"{fault.code}: {fault}"
+    response = message("ModelStreamInferResponse")(error_message=text)
+    response.infer_response.id = item.id
+    response.infer_response.model_name = item.model_name
+    return response
+
+
+# -- messages --
+def request_of(request: Any, peer: str) -> Request:
+    """A ModelInferRequest as the engine takes it."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise invalid(f"raw_input_contents has {len(raw)} items for {len(request.inputs)} inputs")
+    inputs: dict[str, np.ndarray] = {}
+    for i, item in enumerate(request.inputs):
+        if item.name in inputs:
+            raise invalid(f"input {item.name!r} is given twice")
+        shape = tensors.shape_of(item.name, list(item.shape))
+        if raw:
+            inputs[item.name] = tensors.from_bytes(item.name, item.datatype, shape, raw[i])
+        else:
+            field = PIECES.get(item.datatype)
+            values = [] if field is None else getattr(item.contents, field)
+            inputs[item.name] = tensors.from_values(item.name, item.datatype, shape, list(values))
+    parameters = {name: _value(p) for name, p in request.parameters.items()}
+    wanted = tuple(o.name for o in request.outputs)
+    client = peer.rpartition(":")[0]
+    return Request(request.model_name, request.model_version, request.id, parameters, inputs, wanted, client)
+
+
+def response_of(request: Any, reply: Reply) -> Any:
+    """A ModelInferResponse."""
+    response = message("ModelInferResponse")(model_name=request.model_name, model_version=reply.version, id=request.id)
+    for name, value in reply.parameters.items():
+        parameter = response.parameters[name]
+        if isinstance(value, str):
+            parameter.string_param = value
+        elif value < 1 << 63:
+            parameter.int64_param = value
+        else:
+            parameter.uint64_param = value
+    for name, array in reply.outputs.items():
+        response.outputs.add(name=name, datatype=tensors.name_of(array.dtype), shape=array.shape)
+        response.raw_output_contents.append(tensors.to_bytes(array))
+    return response
+
+
+def _value(parameter: Any) -> Any:
+    kind = parameter.WhichOneof("kind")
+    return None if kind is None else getattr(parameter, kind)
+
+
+def _numbered(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the numbers of dtypes, as its message has them."""
+    change = lambda items: [{**item, "data_type": tensors.CONFIG[item["data_type"][5:]]} for item in items]  # noqa: E731
+    return {**config, "input": change(config["input"]), "output": change(config["output"])}

@@ -1,0 +1,255 @@
+"""A model as the protocol shows it: what it takes, what it answers, and which part of the server runs a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...records import dataclass
+from . import tensors
+from .faults import Fault, invalid
+from .lane import Lane
+from .options import Options
+from .sequence import Answer, Call, checked_id
+from .sequences import Sequences
+from .whole import WholeRuns
+
+PLATFORM = "fastrnn_rnn"
+MANY = ("SEQUENCE_IDS", "SEQUENCE_START", "SEQUENCE_END", "STEP_INDEX")  # inputs that make a request one of many
+
+
+@dataclass(frozen=True)
+class Request:
+    """An inference request, as every protocol reads it.
+
+    version, id : texts, "" if not given. outputs : the names that are wanted; () for all. client : who asks.
+    """
+
+    model: str
+    version: str
+    id: str
+    parameters: dict[str, Any]
+    inputs: dict[str, np.ndarray]
+    outputs: tuple[str, ...]
+    client: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Its answer."""
+
+    version: str
+    outputs: dict[str, np.ndarray]
+    parameters: dict[str, Any]
+
+
+class Hosted:
+    """One model by its name, in one or several versions.
+
+    Parameters
+    ----------
+    name : str
+    models : version -> Model
+    options : Options
+    """
+
+    def __init__(self, name: str, models: dict[int, Any], options: Options):
+        self.name, self.models, self.options = name, models, options
+        self.whole = {v: WholeRuns(m, options.max_delay) for v, m in models.items()}
+        lanes = {v: Lane(m, v, options.max_delay) for v, m in models.items() if m.streamable}
+        self.sequences = Sequences(name, lanes, options)
+
+    @property
+    def latest(self) -> int:
+        """The highest version, on which new sequences start."""
+        return max(self.models)
+
+    def version(self, text: str) -> int:
+        """A version that a client named; the latest for "". Fault NOT_FOUND: there is none."""
+        if not text:
+            return self.latest
+        if not text.isascii() or not text.isdigit() or int(text) not in self.models:
+            have = ", ".join(map(str, sorted(self.models)))
+            raise Fault("NOT_FOUND", "version", f"'{self.name}' has no version {text!r:.40}: it has {have}")
+        return int(text)
+
+    # -- requests --
+    async def infer(self, request: Request) -> Reply:
+        """Run a request. Fault: it is refused, or failed."""
+        if "SEQUENCE_IDS" in request.inputs:
+            reply = await self._many(request)
+        elif (id := checked_id(request.parameters.get("sequence_id", 0))) is not None:
+            reply = await self._one(request, id)
+        else:
+            version = self.version(request.version)
+            reply = Reply(str(version), await self.whole[version].run(request.inputs), {})
+        return _only(reply, request.outputs)
+
+    async def _one(self, request: Request, id: int | str) -> Reply:
+        given = request.parameters
+        call = Call(
+            ids=(id,),
+            starts=(_flag(given, "sequence_start"),),
+            ends=(_flag(given, "sequence_end"),),
+            inputs=request.inputs,
+            indexes=_index(given),
+            version=self.version(request.version) if request.version else None,
+            timeout=_timeout(given),
+            client=request.client,
+        )
+        answer = await self._run(call)
+        parameters = {
+            "sequence_id": id,
+            "step_index": answer.first[0],
+            "steps_done": answer.done[0],
+        }
+        return Reply(str(answer.version), answer.outputs, parameters)
+
+    async def _many(self, request: Request) -> Reply:
+        ids = _ids(request.inputs["SEQUENCE_IDS"])
+        n = len(ids)
+        inputs = {name: v for name, v in request.inputs.items() if name not in MANY}
+        indexes = request.inputs.get("STEP_INDEX")
+        call = Call(
+            ids=ids,
+            starts=_flags(request.inputs, "SEQUENCE_START", n),
+            ends=_flags(request.inputs, "SEQUENCE_END", n),
+            inputs=inputs,
+            many=True,
+            indexes=None if indexes is None else _indexes(indexes, n),
+            version=self.version(request.version) if request.version else None,
+            timeout=_timeout(request.parameters),
+            client=request.client,
+        )
+        answer = await self._run(call)
+        outputs = {**answer.outputs, "STEP_INDEX": np.array(answer.first, np.int64)}
+        return Reply(str(answer.version), outputs, {})
+
+    async def _run(self, call: Call) -> Answer:
+        if not self.sequences.lanes:
+            raise invalid(
+                f"'{self.name}' can't run step by step, so it has no sequences: send whole sequences without a "
+                "sequence_id",
+                "not_streamable",
+            )
+        return await self.sequences.run(call)
+
+    # -- description --
+    def metadata(self, text: str) -> dict[str, Any]:
+        """What ModelMetadata answers."""
+        version = self.version(text)
+        inputs, outputs = self._tensors(version)
+        return {
+            "name": self.name,
+            "versions": [str(v) for v in sorted(self.models)],
+            "platform": PLATFORM,
+            "inputs": [{"name": n, "datatype": d, "shape": [-1, *s]} for n, d, s in inputs],
+            "outputs": [{"name": n, "datatype": d, "shape": [-1, *s]} for n, d, s in outputs],
+        }
+
+    def config(self, text: str) -> dict[str, Any]:
+        """What ModelConfig answers."""
+        inputs, outputs = self._tensors(self.version(text))
+        return {
+            "name": self.name,
+            "platform": PLATFORM,
+            "backend": "fastrnn",
+            "max_batch_size": 1,
+            "input": [{"name": n, "data_type": f"TYPE_{d}", "dims": s} for n, d, s in inputs],
+            "output": [{"name": n, "data_type": f"TYPE_{d}", "dims": s} for n, d, s in outputs],
+            "sequence_batching": {
+                "max_sequence_idle_microseconds": round(self.options.idle_timeout * 1e6),
+                "oldest": {
+                    "max_candidate_sequences": self.options.max_sequences,
+                    "max_queue_delay_microseconds": round(self.options.max_delay * 1e6),
+                },
+            },
+        }
+
+    def _tensors(self, version: int) -> tuple[list, list]:
+        """(name, datatype, features) of the inputs and outputs of a step; -1 for a size that is open."""
+        lane = self.sequences.lanes.get(version)
+        if lane is not None:
+            sides = [[(a.name, a.dtype, a.features) for a in side] for side in (lane.inputs, lane.outputs)]
+        else:
+            whole = self.whole[version]
+            sides = [[(i.name, i.dtype, i.dims[2:]) for i in side] for side in (whole.inputs, whole.outputs)]
+        plain = lambda dims: [d if isinstance(d, int) else -1 for d in dims]  # noqa: E731
+        inputs, outputs = ([(n, tensors.name_of(d), plain(s)) for n, d, s in side] for side in sides)
+        return inputs, outputs
+
+    async def close(self) -> None:
+        """End its threads."""
+        await self.sequences.close()
+        for whole in self.whole.values():
+            await whole.close()
+
+
+def _only(reply: Reply, wanted: tuple[str, ...]) -> Reply:
+    """The outputs that a request names."""
+    if not wanted:
+        return reply
+    unknown = [n for n in wanted if n not in reply.outputs]
+    if unknown:
+        have = ", ".join(reply.outputs)
+        raise invalid(f"there is no output {unknown[0]!r:.80}: the outputs are {have}", "output")
+    return Reply(reply.version, {n: reply.outputs[n] for n in wanted}, reply.parameters)
+
+
+def _flag(parameters: dict[str, Any], name: str) -> bool:
+    value = parameters.get(name, False)
+    if isinstance(value, bool) or (type(value) is int and value in (0, 1)):
+        return bool(value)
+    raise invalid(f"{name} must be true or false, got {value!r:.40}")
+
+
+def _index(parameters: dict[str, Any]) -> tuple[int] | None:
+    value = parameters.get("step_index")
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise invalid(f"step_index must be a whole number from 0 on, got {value!r:.40}")
+    return (value,)
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    """Seconds. The parameter is Triton's, in microseconds; 0 means none."""
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or value < 0:
+        raise invalid(f"timeout must be a whole number of microseconds, got {value!r:.40}")
+    return value / 1e6 if value else None
+
+
+def _ids(array: np.ndarray) -> tuple[int | str, ...]:
+    """The ids of a request for many sequences."""
+    if array.ndim != 1 or not array.size or (array.dtype != object and array.dtype.kind not in "iu"):
+        shape = list(array.shape)
+        raise invalid(f"SEQUENCE_IDS must be INT64, UINT64 or BYTES [sequences], got {array.dtype} {shape}")
+    try:
+        values = [v.decode() if isinstance(v, bytes) else v for v in array.tolist()]
+    except UnicodeDecodeError as error:
+        raise invalid(f"SEQUENCE_IDS has an id that is not UTF-8: {error}") from None
+    ids = [checked_id(v) for v in values]
+    if None in ids:
+        raise invalid(f"SEQUENCE_IDS[{ids.index(None)}] is 0 or empty, which is no id")
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1) if len(ids) < 1000 else "an id"
+        raise invalid(f"SEQUENCE_IDS has {twice} twice: a request takes one step of each sequence")
+    return tuple(i for i in ids if i is not None)
+
+
+def _flags(inputs: dict[str, np.ndarray], name: str, n: int) -> tuple[bool, ...]:
+    array = inputs.get(name)
+    if array is None:
+        return (False,) * n
+    if array.dtype != bool or array.shape != (n,):
+        raise invalid(f"{name} must be BOOL [{n}], one for each of SEQUENCE_IDS, got {array.dtype} {list(array.shape)}")
+    return tuple(array.tolist())
+
+
+def _indexes(array: np.ndarray, n: int) -> tuple[int, ...]:
+    if array.dtype.kind not in "iu" or array.shape != (n,) or (array < 0).any():
+        shape = list(array.shape)
+        raise invalid(f"STEP_INDEX must be INT64 [{n}] from 0 on, one for each sequence, got {array.dtype} {shape}")
+    return tuple(int(v) for v in array)

@@ -1,0 +1,121 @@
+"""Server: models behind HTTP, gRPC and WebSocket, in the event loop of the caller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+
+from ...errors import FastRNNError, ShapeError
+from .engine import Engine, Limits
+from .grpc import GrpcServer
+from .http import application
+from .options import Options
+
+logger = logging.getLogger("fastrnn")
+
+
+class Server:
+    """Serves models to clients of the Open Inference Protocol v2, with Triton's sequences.
+
+    async with Server({"vad": model}, http_port=0, grpc_port=0) as server:
+        print(server.http_port, server.grpc_port)
+
+    Parameters
+    ----------
+    models : name -> Model, or name -> {version: Model}
+    host : address to listen on; only this machine by default
+    http_port, grpc_port : 0: any free one; None: not this protocol
+    limits : Limits
+    **options : those of `Options`
+
+    Raises
+    ------
+    ShapeError : no model, or a wrong option. OSError : a port is taken.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, Any],
+        *,
+        host: str = "127.0.0.1",
+        http_port: int | None = 8000,
+        grpc_port: int | None = 8001,
+        limits: Limits | None = None,
+        **options: Any,
+    ):
+        if not models:
+            raise ShapeError("Server takes at least one model, as {name: model}")
+        versions = {name: m if isinstance(m, dict) else {1: m} for name, m in models.items()}
+        self.engine = Engine(versions, Options(**options), limits or Limits())
+        self.host, self.http_port, self.grpc_port = host, http_port, grpc_port
+        self._http: uvicorn.Server | None = None
+        self._grpc: GrpcServer | None = None
+        self._serving: asyncio.Task | None = None
+
+    async def start(self) -> None:
+        """Listen. It returns when requests are answered."""
+        await self.engine.start()
+        try:
+            if self.grpc_port is not None:
+                self._grpc = GrpcServer(self.engine)
+                self.grpc_port = await self._grpc.start(self.host, self.grpc_port)
+            if self.http_port is not None:
+                await self._start_http(self.http_port)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start_http(self, port: int) -> None:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.host, port))
+        except OSError as error:
+            listener.close()
+            raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
+        self.http_port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            application(self.engine),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=5,
+            ws_max_size=self.engine.limits.message_bytes,
+        )
+        self._http = uvicorn.Server(config)
+        self._serving = asyncio.get_running_loop().create_task(_serve(self._http, listener))
+        while not self._http.started:
+            if self._serving.done():
+                await self._serving
+                raise FastRNNError("the HTTP server ended at its start")
+            await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        """Start no sequence, finish what waits, close the ports. It may be called again."""
+        await self.engine.drain()
+        if self._grpc is not None:
+            await self._grpc.stop()
+            self._grpc = None
+        if self._http is not None and self._serving is not None:
+            self._http.should_exit = True
+            await asyncio.wait([self._serving])
+            self._http = None
+        await self.engine.close()
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Run uvicorn in this loop; signals stay those of the caller."""
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    await server._serve([listener])
