@@ -101,6 +101,13 @@ class Sequences:
             raise self.ended.fault(id)
         await self._lost(sequence, reason, f"was {reason}, after {sequence.steps} steps")
 
+    async def finish(self, id: int | str) -> None:
+        """End a sequence whose client has gone for good."""
+        sequence = self.live.get(id)
+        if sequence is not None:
+            self._leave(sequence, "client", f"ended with its connection, after {sequence.steps} steps")
+            self._fail(sequence, self.ended.fault(id))
+
     async def drain(self) -> None:
         """Refuse new sequences, and finish what waits. Sequences stay live."""
         self.draining = True

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 import uvicorn
 
 from ...errors import FastRNNError, ShapeError
+from . import websocket
 from .engine import Engine, Limits
 from .grpc import GrpcServer
 from .http import application
@@ -30,6 +32,7 @@ class Server:
     host : address to listen on; only this machine by default
     http_port, grpc_port : 0: any free one; None: not this protocol
     limits : Limits
+    origins : pages of other hosts that may connect by WebSocket, such as "https://example.com"
     **options : those of `Options`
 
     Raises
@@ -45,12 +48,14 @@ class Server:
         http_port: int | None = 8000,
         grpc_port: int | None = 8001,
         limits: Limits | None = None,
+        origins: Iterable[str] = (),
         **options: Any,
     ):
         if not models:
             raise ShapeError("Server takes at least one model, as {name: model}")
         versions = {name: m if isinstance(m, dict) else {1: m} for name, m in models.items()}
         self.engine = Engine(versions, Options(**options), limits or Limits())
+        self.origins = frozenset(origins)
         self.host, self.http_port, self.grpc_port = host, http_port, grpc_port
         self._http: uvicorn.Server | None = None
         self._grpc: GrpcServer | None = None
@@ -80,7 +85,7 @@ class Server:
             raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
         self.http_port = listener.getsockname()[1]
         config = uvicorn.Config(
-            application(self.engine),
+            application(self.engine, [websocket.route(self.engine, self.origins)]),
             log_config=None,
             access_log=False,
             lifespan="off",
