@@ -71,6 +71,7 @@ _LAZY = {
 _MODULES = {
     "aio": "aio",
     "metrics": "metrics",
+    "serving": "serving",
     "typing": "typing",
     "onnx_backend": "onnx_backend",
     "onnxruntime": "onnxruntime",
@@ -120,6 +121,7 @@ __all__ = [
     "onnxruntime",
     "profile",
     "report",
+    "serving",
     "set_threading",
     "verify",
 ]
@@ -127,7 +129,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     __version__: str
-    from . import aio, metrics, onnx_backend, onnxruntime
+    from . import aio, metrics, onnx_backend, onnxruntime, serving
     from . import typing as typing
     from .description import Description
     from .infos import LayerInfo, TensorInfo

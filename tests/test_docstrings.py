@@ -55,7 +55,7 @@ def test_the_search_finds_what_it_should():
         "fastrnn.serving._stream.StreamCore.step",
         "fastrnn.serving.pool.StreamPool.close",
         "fastrnn.serving._pool.PoolCore.step",
-        "fastrnn.aio.Batcher.step",
+        "fastrnn.serving.batcher.Batcher.step",
         "fastrnn.insight.verification.report.VerifyReport.to_json",
         "fastrnn.onnxruntime.session.InferenceSession.run",
         "fastrnn.errors.StreamError",

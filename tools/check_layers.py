@@ -32,7 +32,7 @@ ARROWS = {
     "ops": "machine",
     "compile": "errors records machine graph passes streaming ops",
     "runtime": "errors records machine graph passes streaming ops compile",
-    "serving": "errors typing tables machine streaming runtime",
+    "serving": "errors records typing tables machine streaming runtime",
     "model": "errors records typing tables machine graph passes importers streaming runtime serving",
     "insight": "errors records typing tables machine graph passes importers compile runtime serving model",
     "fastrnn": "errors records typing machine graph importers runtime serving model",
@@ -60,7 +60,9 @@ TOP = {
 SUFFIXES = ("*.py", "*.pyx", "*.pxd", "*.pxi")
 # Foreign library -> where it may be imported. numpy and the standard library may be imported anywhere.
 FOREIGN = {
+    "google": ("serving.server",),
     "graphviz": ("insight.report",),
+    "grpc": ("serving.server",),
     "h5py": ("importers",),
     "matplotlib": ("insight.report",),
     "opentelemetry": ("metrics",),
@@ -73,9 +75,11 @@ FOREIGN = {
     "rich": ("bench", "cli"),
     "shtab": ("cli",),
     "safetensors": ("graph.artifact", "importers", "insight.verification.engine_torch", "runtime.snapshots"),
+    "starlette": ("serving.server",),
     "soundfile": ("insight.analysis",),
     "tensorflow": (),
     "threadpoolctl": ("machine.threadpools",),
+    "uvicorn": ("serving.server",),
     "torch": ("bench", "importers", "insight.verification.engine_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}

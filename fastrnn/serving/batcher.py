@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ShapeError, StateError, StreamError
-from ..runtime.arguments import chunk_arrays, duration, plain_forms, step_arrays, whole_number
+from ..runtime.arguments import chunk_arrays, duration, step_arrays, whole_number
 from ..typing import Inputs, StepOutputs
 from ._queues import Close, FairQueues, Push, Request, Step, deliver
 from .idle import IdleStreams
@@ -306,7 +306,7 @@ class Batcher:
         return [np.array(v) for v in step_arrays(self.pool._parts, x, None)]
 
     # -- the queue --
-    def submit(self, request: Request) -> None:
+    def _submit(self, request: Request) -> None:
         """Add a request whose maker has checked it, and bounds how many it adds. On the event loop; a StreamError if
         the batcher is closed."""
         self._enter(asyncio.get_running_loop())

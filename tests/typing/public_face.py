@@ -237,3 +237,10 @@ def errors() -> list[str]:
         assert_type(error, fastrnn.FastRNNError)
     assert issubclass(fastrnn.FastRNNWarning, UserWarning)
     return [fastrnn.__version__]
+
+
+async def served(model: fastrnn.Model) -> None:
+    async with fastrnn.serving.Server({"m": model}, http_port=0, grpc_port=None, idle_timeout=5.0) as server:
+        assert_type(server, fastrnn.serving.Server)
+        assert_type(server.http_port, int | None)
+        await server.drain(1.0)

@@ -93,13 +93,13 @@ class Lane:
             request = Push(slots[0], future, arrays, steps)
         else:
             request = Step(slots[0], future, tuple(arrays))
-        self.batcher.submit(request)
+        self.batcher._submit(request)
         return request
 
     def end(self, slot: int, *, snapshot: bool = False) -> asyncio.Future:
         """End a stream after the steps of it that wait. The future gets its snapshot, or None."""
         request = Close(slot, asyncio.get_running_loop().create_future(), snapshot)
-        self.batcher.submit(request)
+        self.batcher._submit(request)
         return request.future
 
     async def close(self) -> None:

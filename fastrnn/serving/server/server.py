@@ -100,6 +100,15 @@ class Server:
                 raise FastRNNError("the HTTP server ended at its start")
             await asyncio.sleep(0.001)
 
+    async def drain(self, seconds: float = 0.0) -> None:
+        """Not ready from now on: no sequence starts. Returns when the last one has ended, or after these seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        for hosted in self.engine:
+            hosted.sequences.draining = True
+        while any(hosted.sequences.live for hosted in self.engine) and loop.time() < end:
+            await asyncio.sleep(0.02)
+
     async def stop(self) -> None:
         """Start no sequence, finish what waits, close the ports. It may be called again."""
         await self.engine.drain()

@@ -1,0 +1,138 @@
+"""`fastrnn serve`: models behind HTTP, gRPC and WebSocket, for live sequences."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from pathlib import Path
+
+import fastrnn
+
+from . import options
+from .output import print_json, print_line
+
+EXAMPLE = """\
+example:
+  fastrnn serve silero.onnx --bind sr=16000
+  fastrnn serve vad=silero.onnx vad@2=silero-v6.onnx words=examples/tone_words.onnx
+  fastrnn serve model.fastrnn --host 0.0.0.0 --http-port 8080 --idle-timeout 300
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="a model file, or NAME=FILE; NAME@2=FILE is version 2 of NAME. Without a name it is that of the file",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 127.0.0.1, this machine alone, by default"
+    )
+    port = options.whole(0, 65535)
+    parser.add_argument("--http-port", metavar="PORT", type=port, default=8000, help="8000 by default; 0: any free one")
+    parser.add_argument("--grpc-port", metavar="PORT", type=port, default=8001, help="8001 by default; 0: any free one")
+    _add_sequences(parser)
+    options.add_loading(parser)
+    options.add_common(parser)
+
+
+def _add_sequences(parser: argparse.ArgumentParser) -> None:
+    many = options.whole(1, 1 << 30)
+    parser.add_argument(
+        "--idle-timeout",
+        metavar="S",
+        type=options.positive,
+        default=60.0,
+        help="seconds after the last step of a sequence until it is ended; 60 by default",
+    )
+    parser.add_argument(
+        "--max-sequences", metavar="N", type=many, default=10_000, help="live sequences of a model; 10,000 by default"
+    )
+    parser.add_argument(
+        "--queue-size",
+        metavar="N",
+        type=many,
+        default=32,
+        help="requests of one sequence that may wait behind the one that runs; 32 by default",
+    )
+    parser.add_argument(
+        "--max-delay",
+        metavar="S",
+        type=options.positive,
+        default=0.002,
+        help="seconds that a step may wait for steps of other sequences, to run with them; 0.002 by default",
+    )
+    parser.add_argument(
+        "--strict-sequences", action="store_true", help="refuse START on a live sequence; otherwise it begins anew"
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        metavar="S",
+        type=options.positive,
+        default=0.0,
+        help="seconds after SIGTERM in which live sequences may go on; 0 by default",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT. Returns 0."""
+    models = _loaded(args)
+    return asyncio.run(_serve(args, models))
+
+
+def _loaded(args: argparse.Namespace) -> dict[str, dict[int, fastrnn.Model]]:
+    """Name -> version -> model."""
+    found: dict[str, dict[int, fastrnn.Model]] = {}
+    for text in args.models:
+        name, version, file = _named(text)
+        if version in found.setdefault(name, {}):
+            raise fastrnn.ShapeError(f"{name}@{version} is given twice: give each model its own name or version")
+        found[name][version] = options.load(argparse.Namespace(**{**vars(args), "model": file}))
+    return found
+
+
+def _named(text: str) -> tuple[str, int, str]:
+    """(name, version, file) of "FILE", "NAME=FILE" or "NAME@2=FILE"."""
+    name, sign, file = text.partition("=")
+    if not sign or Path(text).exists():
+        return Path(text).name.split(".")[0], 1, text
+    name, at, version = name.partition("@")
+    if not name or "/" in name or not file or (at and not (version.isascii() and version.isdigit())):
+        raise fastrnn.ShapeError(f"expected FILE, NAME=FILE or NAME@2=FILE, got {text!r}")
+    return name, int(version) if at else 1, file
+
+
+async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.Model]]) -> int:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    server = fastrnn.serving.Server(
+        models,
+        host=args.host,
+        http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        idle_timeout=args.idle_timeout,
+        max_sequences=args.max_sequences,
+        queue_size=args.queue_size,
+        max_delay=args.max_delay,
+        strict_sequences=args.strict_sequences,
+    )
+    async with server:
+        _tell(args, server, models)
+        await ended.wait()
+        await server.drain(args.drain_seconds)
+    return 0
+
+
+def _tell(args: argparse.Namespace, server: fastrnn.serving.Server, models: dict) -> None:
+    """Say where it listens, once it does."""
+    names = [f"{name}@{version}" for name, versions in models.items() for version in versions]
+    told = {"models": names, "http": f"{args.host}:{server.http_port}", "grpc": f"{args.host}:{server.grpc_port}"}
+    if args.json:
+        print_json(told)
+    else:
+        print_line(f"serving {', '.join(names)}: http://{told['http']}/v2, gRPC {told['grpc']}")
