@@ -21,6 +21,7 @@ from .cases import DEFAULT_GRIDS, GRIDS, GROUPS
 from .comparison import compare
 from .entrants import ENGINES, PEERS
 from .errors import BenchError
+from .figures import geometric_mean
 from .records import load, merge, save
 from .runner import Options, run
 
@@ -33,6 +34,7 @@ __all__ = [
     "BenchError",
     "Options",
     "compare",
+    "geometric_mean",
     "load",
     "merge",
     "run",

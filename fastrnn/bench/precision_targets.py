@@ -187,7 +187,7 @@ def _quantized(cases: Sequence[Mapping]) -> list[Line]:
         if ours is not None and theirs is not None:
             decided.append((ours / theirs, f"{case['id']}: {ours:.1%} and {theirs:.1%}"))
     asked, note = bool(mine), why or ""
-    what = "quantised files over onnxruntime's own run"
+    what = "quantised files over onnxruntime, the faster of run and IOBinding"
     return [
         mean_line(f"{what}: geometric mean", 1.5, of("lstm", "gru", "dense"), note, asked),
         least_line(f"{what}: least LSTM file", 1.5, of("lstm"), note, asked),

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fastrnn import bench
+
 from .output import size
 
 ENGINE_TITLES = {"ort": "ort run", "ort-iobinding": "ort bound", "fastrnn-2t": "2 threads", "fastrnn-1t": "1 thread"}
 
+KINDS = ("lstm", "gru", "rnn")
 ROUNDED = {"bf16", "int8", "int8-a16"}
 VERDICTS = {"loses": "LOSES", "wrong": "WRONG ANSWER", "no answer": "NO ANSWER", "alone": "no peer"}
 
@@ -91,7 +94,8 @@ def grid_tables(cases: Sequence[Mapping]) -> list[Table]:
     contests = {short(name) for case in cases for name in case.get("contests", {})}
     if contests & ROUNDED:
         title = "microseconds per call; ratios: the fastest reduced precision of a peer over ours"
-        return [times_table(cases, title), isas_table(cases), errors_table(cases)]
+        tables = [times_table(cases, title), isas_table(cases), errors_table(cases)]
+        return [means_table(cases), *tables] if all(case["kind"] in KINDS for case in cases) else tables
     if contests:
         return [times_table(cases, "microseconds per call; ratios: the peer over ours")]
     tables = [Table("", "", *grid_table(cases))]
@@ -103,6 +107,26 @@ def entrants_of(cases: Sequence[Mapping]) -> list[str]:
     """Everyone that takes part with the active instruction set, in the order of the cases."""
     names = dict.fromkeys(name for case in cases for name in case["results"])
     return [name for name in names if "@" not in name]
+
+
+def means_table(cases: Sequence[Mapping]) -> Table:
+    """Geometric means over the sizes, by cell, rows and pause: each precision over float32 and over its best peer."""
+    own = dict.fromkeys(name for c in cases for name in c["contests"] if "@" not in name)
+    groups: dict[str, list[Mapping]] = {}
+    for case in cases:
+        pause = f", every {case['pause_ms']} ms" if case.get("pause_ms") else ""
+        groups.setdefault(f"{case['kind'].upper()}, {case['batch']} rows{pause}", []).append(case)
+    columns = ["cells", *(f"{short(n)} over float32" for n in own), *(f"{short(n)} over the best peer" for n in own)]
+    rows = []
+    for title, members in groups.items():
+        cells = [title.replace(" 1 rows", " 1 row")]
+        for against in ("fastrnn", None):
+            for name in own:
+                contests = [case["contests"][name] for case in members if name in case["contests"]]
+                ratios = [c["ratios"].get(against or c["best_peer"], {}).get("ratio") for c in contests]
+                cells.append(times(None if None in ratios else bench.geometric_mean(ratios)))
+        rows.append(cells)
+    return Table("means", "geometric means over the sizes", columns, rows)
 
 
 def times_table(cases: Sequence[Mapping], title: str) -> Table:
@@ -223,7 +247,8 @@ def grid_lines(cases: Sequence[Mapping], figures: Mapping) -> list[str]:
             f"geometric mean {figures['geometric_mean']:.2f}x over the best peer ({over}); "
             f"least {least['ratio']:.2f}x, {least['case']}; {figures['loses']} of {figures['cases']} cases lose"
         )
-    lines += [contest_line(name, found) for name, found in figures["contests"].items() if found["least"]]
+    own = {name: found for name, found in figures["contests"].items() if found["least"] and "@" not in name}
+    lines += [contest_line(name, found) for name, found in own.items()]
     if figures["without"] and not figures["contests"] and lines:
         lines.append(f"{figures['without']} of {figures['cases']} cases have no ratio")
     setups: dict[str, dict[str, None]] = {}

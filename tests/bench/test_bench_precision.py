@@ -154,7 +154,10 @@ class TestContests:
         case = judged(fastrnn=1000, fastrnn_int8=250, fastrnnATavx2=900, fastrnn_int8ATavx2=300, ort_int8=500)
         case["results"]["fastrnn-int8"].update(rms=1.2e-3, difference=9.8e-3, steps=1000, size=0.15, note="")
         case["results"]["fastrnn-int8@avx2"]["note"] = "held in float32"
-        times, isas, errors = bench_tables.grid_tables([case])
+        case |= {"kind": "lstm", "batch": 1, "pause_ms": 0}
+        means, times, isas, errors = bench_tables.grid_tables([case])
+        assert means.columns == ["cells", "int8 over float32", "int8 over the best peer"]
+        assert means.rows == [["LSTM, 1 row", "4.00x", "2.00x"]]
         assert times.columns == ["case", "fastrnn", "fastrnn-int8", "ort-int8", "best peer", "int8 ratio", ""]
         assert times.rows == [["lstm-64-b1", "1.00", "0.250", "0.500", "ort-int8", "2.00x", ""]]
         assert (isas.columns, isas.rows) == (["case", "int8", "int8 avx2"], [["lstm-64-b1", "4.00x", "3.00x*"]])
