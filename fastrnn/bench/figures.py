@@ -15,6 +15,11 @@ FASTRNN = "fastrnn"
 PLAIN = "fastrnn-plain"  # the rows of a pool's call in lock-step: what a pool is compared with, and no peer
 MEASURED = ("fastrnn", "fastrnn-2t")  # whose times are divided into the peers'
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+# Products of an instruction over those of a float32 multiply-add with the same vectors, by the active instruction set.
+# AMX has a unit of its own, and AVX2 multiplies bytes in three instructions: no such number bounds them.
+_WIDE = {entrants.FLOAT32: 1, entrants.BFLOAT16: 1}
+_DOT = {**_WIDE, entrants.INT8: 4, entrants.INT8_A16: 2}
+PRODUCTS = {"avx512_vnni": _DOT, "avx_vnni": _DOT, "avx512": _WIDE, "avx2": _WIDE}
 LEVELS = ("L1", "L2", "L3", "memory")
 
 
@@ -131,18 +136,26 @@ def judge(case: dict) -> None:
 
 
 def add_shares(case: Mapping, timed: Mapping[str, Mapping]) -> None:
-    """Add to each contest with the active instruction set its share of the time that reading its weights takes at the
-    least, and the level that they are read from; None without a measurement. Products have no bound here: how many of
-    them a machine makes in a reduced precision depends on its instruction sets."""
+    """Add to each contest with the active instruction set its share of what the machine allows, and what bounds it: a
+    level of memory, or "dot" for products; None without a measurement.
+
+    The least time is the larger of that to read the weights and, if `PRODUCTS` has the instruction set, that of the
+    products. Paced calls have none: their caches are cold.
+    """
+    roofline, work, levels = (case.get(key) or {} for key in ("roofline", "work", "levels"))
     for name, contest in case["contests"].items():
         who = entrants.find(name)
         contest.update(share=None, bound=None)
-        level = (case.get("levels") or {}).get(who.precision)
-        if who.isa or not case.get("work") or level not in (case.get("roofline") or {}):
+        level = levels.get(who.precision)
+        if who.isa or not work or level not in roofline or case.get("pause_ms"):
             continue
-        reading = {"flops": 0, "bytes": case["work"]["bytes"] * entrants.WEIGHT_SHARE[who.precision]}
-        least, _ = least_ns(reading, level, {"fma": 1.0, **case["roofline"]}, case.get("threads", 1))
-        contest.update(share=least / timed[name]["median_ns"], bound=level)
+        rate = PRODUCTS.get(case.get("isa", ""), {}).get(who.precision)
+        least = {
+            "flops": work["flops"] / rate if rate else 0,
+            "bytes": work["bytes"] * entrants.WEIGHT_SHARE[who.precision],
+        }
+        ns, bound = least_ns(least, level, roofline, case.get("threads", 1))
+        contest.update(share=ns / timed[name]["median_ns"], bound="dot" if bound == "fma" else bound)
 
 
 def is_rival(name: str, precision: str) -> bool:

@@ -259,6 +259,7 @@ def run_case(bench: Bench, case: Case, caches: Mapping[str, int], number: int) -
     if probes:
         keys = [key for key in probes[0] if key != "isa"]
         record["roofline"] = {key: quantile([p[key] for p in probes], 0.5) for key in keys}
+        record["isa"] = probes[0]["isa"]
     for name in ready:
         try:
             results[name].update(bench.ask(name, "close", ROUND_SECONDS))

@@ -153,7 +153,31 @@ class TestTinyRun:
         page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
         tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
         names = [match["name"] for match in tool["BLOCK"].finditer(page)]
-        assert sorted(names) == sorted({*tool["SUMMARY"], "summary", "threads", "machine", "targets"})
+        others = {"summary", "threads", "machine", "targets", "precision-means", "paced-means"}
+        assert sorted(names) == sorted({*tool["SUMMARY"], *others} - {"wide"})
+
+    def test_the_page_of_reduced_precision_has_every_table_of_its_grids(self):
+        """And each was filled from a record, so that none says nothing."""
+        page = (ROOT / "docs" / "performance_precision.md").read_text(encoding="utf-8")
+        tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
+        bodies = {match["name"]: match["body"] for match in tool["BLOCK"].finditer(page)}
+        further = {"precision": ("means", "isas", "errors"), "precision-models": ("isas", "errors")}
+        further |= {"paced": ("means",), "quantized": ("errors",), "bits": (), "calls": (), "wide": ()}
+        wanted = {f"{grid}-{table}" for grid, tables in further.items() for table in tables}
+        assert set(bodies) == {*wanted, *further, "machine", "targets"}
+        for name, body in bodies.items():
+            assert body.count("\n| ") > 2, name
+
+    def test_tables_of_several_records_and_some_tables_alone(self, tiny, tmp_path):
+        page, other = tmp_path / "page.md", tmp_path / "other.json"
+        page.write_text("<!-- table: tiny -->\n<!-- end -->\n<!-- table: targets -->\nkept\n<!-- end -->\n")
+        record = json.loads(tiny[2].read_text())
+        other.write_text(json.dumps(record | {"cases": record["cases"][:1], "grids": {}}))
+        tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
+        assert tool["main"]([str(tiny[2]), str(other), str(page), "--only", "tiny"]) == 0
+        text = page.read_text()
+        assert "| gru-8-t3-b2 |" in text
+        assert "<!-- table: targets -->\nkept\n<!-- end -->" in text
 
     @pytest.mark.parametrize("name", ["performance.md", "performance_avx2.md"])
     def test_the_summary_says_what_the_tables_say(self, name):

@@ -178,6 +178,22 @@ def test_a_bound_is_said_beside_a_slow_case():
     assert targets.why_slow(case, contest) == "precision/lstm-512-b1 against ort-int8; 40% of what L2 allows"
 
 
+@pytest.mark.parametrize(
+    ("isa", "share", "bound"), [("avx512_vnni", 0.5, "dot"), ("avx2", 0.2, "L2"), ("amx", 0.2, "L2")]
+)
+def test_products_bound_many_rows(isa, share, bound):
+    """100 ns for what takes float32 200 ns, or VNNI 50; reading the small weights takes 20."""
+    case = {"id": "precision/lstm-64-b128", "results": {"fastrnn": result(300), "fastrnn-int8": result(100)}}
+    case.update(work={"flops": 20000, "bytes": 4000}, roofline={"fma": 100e9, "L2": 50e9}, isa=isa)
+    case.update(levels={"float32": "L2", "int8": "L2"}, level="L2")
+    figures.judge(case)
+    contest = case["contests"]["fastrnn-int8"]
+    assert (contest["share"], contest["bound"]) == (pytest.approx(share), bound)
+    paced = case | {"pause_ms": 1}
+    figures.judge(paced)
+    assert paced["contests"]["fastrnn-int8"]["share"] is None
+
+
 @pytest.mark.parametrize(("different", "ok"), [(0, True), (2, False)])
 def test_bits(different, ok):
     found = []

@@ -1,9 +1,10 @@
-"""Fill the tables of docs/performance.md from a record of `fastrnn bench --json`.
+"""Fill the tables of docs/performance.md from records of `fastrnn bench --json`.
 
-    python tools/bench/tables.py RECORD.json [docs/performance.md]
+    python tools/bench/tables.py RECORD.json ... [docs/performance.md] [--only NAME ...]
 
 The page keeps its text; the part between `<!-- table: NAME -->` and `<!-- end -->` is replaced. NAME is `machine`,
-`targets`, `summary`, or a grid. A grid that is not in the record is left unchanged.
+`targets`, `summary`, a grid, or a grid and one of its further tables (`precision-errors`). A table that is not in the
+records is left unchanged, and so is one that --only does not name. Several records count as one run of one machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastrnn.bench import load
+from fastrnn.bench import load, merge
 from fastrnn.cli import bench_tables as command
 
 # Grid -> what a reader of the summary calls it
@@ -25,6 +26,7 @@ SUMMARY = {
     "sequence": "100 steps in one call, 1 to 64 rows",
     "models": "Silero VAD, DTLN, GTCRN, the example",
     "pool": "pools of 1 to 10,000 streams",
+    "wide": "more sizes (96 to 2048), rows and lengths",
 }
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
@@ -64,9 +66,9 @@ def blocks(record: dict) -> dict[str, str]:
     return made
 
 
-def fill(page: str, record: dict) -> str:
-    """The page with its tables replaced; raises ValueError if the page has no table at all."""
-    made = blocks(record)
+def fill(page: str, record: dict, only: Sequence[str] = ()) -> str:
+    """The page with its tables replaced, or those that `only` names; raises ValueError if it has no table at all."""
+    made = {name: body for name, body in blocks(record).items() if not only or name in only}
     if not BLOCK.search(page):
         raise ValueError("the page has no <!-- table: NAME --> ... <!-- end -->")
     return BLOCK.sub(lambda m: m[1] + made.get(m["name"], m["body"]) + m[4], page)
@@ -74,12 +76,13 @@ def fill(page: str, record: dict) -> str:
 
 def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Fill the tables of docs/performance.md from a benchmark's record.")
-    parser.add_argument("record", help="the JSON file")
-    parser.add_argument("page", nargs="?", default="docs/performance.md", help="the page (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Fill the tables of docs/performance.md from a benchmark's records.")
+    parser.add_argument("files", nargs="+", help="JSON files, then the page (default: docs/performance.md)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="replace these tables alone")
     args = parser.parse_args(argv)
-    page = Path(args.page)
-    page.write_text(fill(page.read_text(encoding="utf-8"), load(args.record)), encoding="utf-8")
+    page = Path(args.files.pop() if args.files[-1].endswith(".md") else "docs/performance.md")
+    record = merge([load(path) for path in args.files])
+    page.write_text(fill(page.read_text(encoding="utf-8"), record, args.only), encoding="utf-8")
     print(f"{page} filled")
     return 0
 
