@@ -355,8 +355,10 @@ def test_every_engine_in_reduced_precision():
         assert case["contests"]["fastrnn-int8"]["ratios"]["fastrnn"]["ratio"] > 0
         digests = {r["digest"] for name, r in case["results"].items() if name.startswith("fastrnn-int8-a16")}
         assert len(digests) == 1, "int8-a16 has other bits with another instruction set"
-        errors = {name: found["rms"] for name, found in case["results"].items()}
-        assert errors["fastrnn"] < 1e-6 < errors["fastrnn-int8-a16"] < errors["fastrnn-int8"] < 1e-2
+        for name, found in case["results"].items():
+            exact = entrants.find(name).precision == "float32" or "held in float32" in found["note"]
+            assert (found["rms"] < 1e-6) == exact, (name, found)
+            assert found["rms"] < 1e-2
     assert record["cases"][0]["contests"]["fastrnn-int8"]["ratio"] > 0
     paced = record["cases"][1]
     assert paced["pause_ms"] == 1
