@@ -245,7 +245,7 @@ def paced_grid() -> list[Case]:
     return [rounded_case("paced", *size, pause_ms=pause) for size in sizes for pause in PAUSES_MS]
 
 
-def precision_models_grid(folders: Sequence[Path]) -> list[Case]:
+def published_grid(folders: Sequence[Path]) -> list[Case]:
     """One frame of each published model in every precision, on recorded audio."""
     own = [entrants.own_name(p, isa) for isa in (None, *entrants.forced_isas()) for p in entrants.PRECISIONS]
     peers = ("ort", "ort-iobinding", "openvino", "ort-int8", "openvino-bf16")
@@ -253,8 +253,8 @@ def precision_models_grid(folders: Sequence[Path]) -> list[Case]:
     return [
         replace(
             c,
-            id=c.id.replace("models/", "precision-models/"),
-            grid="precision-models",
+            id=c.id.replace("models/", "published/"),
+            grid="published",
             engines=(*own, *peers),
             recorded=True,
         )
@@ -361,7 +361,7 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "tiny-calls": ("four tiny cases, for the same", lambda _: tiny_calls_grid()),
     "precision": ("one step in float32, bfloat16, int8 and int8-a16, 1 to 128 rows", lambda _: precision_grid()),
     "paced": ("the same with 1 and 10 ms from one call to the next", lambda _: paced_grid()),
-    "precision-models": ("published models in every precision, on recorded audio", precision_models_grid),
+    "published": ("published models in every precision, on recorded audio", published_grid),
     "quantized": ("files that onnxruntime's tools quantised, against onnxruntime", lambda _: quantized_grid()),
     "tiny-quantized": ("five tiny files, for the same", lambda _: tiny_quantized_grid()),
     "bits": ("the same bits in every way to compute, with every instruction set", lambda _: bits_grid()),
@@ -373,7 +373,7 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
 GRIDS = {name: text for name, (text, _) in _GRIDS.items()}
 # What a name of --grid runs, if it is more than the grid of that name
 GROUPS = {
-    "precision": ("precision", "paced", "precision-models", "quantized", "bits"),
+    "precision": ("precision", "paced", "published", "quantized", "bits"),
     "float32": ("step", "odd", "batch", "sequence", "wide", "calls", "models", "threads"),
 }
 DEFAULT_GRIDS = ("step", "odd", "batch", "sequence", "models")

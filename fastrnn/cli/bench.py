@@ -29,7 +29,7 @@ down the machine slows down all of them. Engines that are not installed are left
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    grids = "; ".join(f"{name}: {text}" for name, text in bench.GRIDS.items())
+    grids = "; ".join(f"{name}: {text}" for name, text in bench.GRIDS.items() if name[:4] != "tiny")
     groups = "; ".join(f"{name} runs {', '.join(members)}" for name, members in bench.GROUPS.items())
     parser.add_argument(
         "--grid",
@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         choices=[*bench.GRIDS, *(name for name in bench.GROUPS if name not in bench.GRIDS), "all"],
         help=f"the cases to run, may be repeated (default: {' '.join(bench.DEFAULT_GRIDS)}). {grids}. {groups}; "
-        "all: all but tiny*",
+        "all: all of them",
     )
     parser.add_argument(
         "--case",

@@ -161,7 +161,7 @@ class TestTinyRun:
         page = (ROOT / "docs" / "performance_precision.md").read_text(encoding="utf-8")
         tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
         bodies = {match["name"]: match["body"] for match in tool["BLOCK"].finditer(page)}
-        further = {"precision": ("means", "isas", "errors"), "precision-models": ("isas", "errors")}
+        further = {"precision": ("means", "isas", "errors"), "published": ("isas", "errors")}
         further |= {"paced": ("means",), "quantized": ("errors",), "bits": (), "calls": (), "wide": ()}
         wanted = {f"{grid}-{table}" for grid, tables in further.items() for table in tables}
         assert set(bodies) == {*wanted, *further, "machine", "targets"}

@@ -316,7 +316,7 @@ def test_quantised_files():
 def test_published_models_on_recorded_audio(published_models):
     """What the authors' runtime answered is what every precision is compared with."""
     options = bench.Options(
-        grids=("precision-models",),
+        grids=("published",),
         patterns=("dtln_2",),
         engines=("fastrnn", "ort"),
         rounds=1,
