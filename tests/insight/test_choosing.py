@@ -21,6 +21,7 @@ from fastrnn.model import Model
 
 pytestmark = pytest.mark.any_isa
 DATA = Path(__file__).resolve().parents[1] / "data" / "onnx"
+MODELS = Path(__file__).resolve().parents[3] / "shared" / "models"
 # How long a layer takes in each format, against float32.
 SPEED = {"float32": 1.0, "bfloat16": 0.7, "int8-a16": 0.5, "int8": 0.4}
 
@@ -245,6 +246,24 @@ class TestChoice:
         assert len(record["trials"]) == 4 * len(choice.precision)
         assert [row[0] for row in choice.table] == list(choice.precision)
         assert all(len(row) == len(choice.columns) for row in choice.table)
+
+
+PUBLISHED = {
+    "silero_vad_v5": ({"bind": {"sr": 16000}, "sizes": {"size": 576}}, "input", lambda x: x[:, 0]),
+    "dtln_1": ({}, "input_2", lambda x: x),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_on_recorded_audio(clock, name):
+    if not (MODELS / f"{name}.onnx").exists():
+        pytest.skip("../shared/models is absent")
+    options, key, frames_of = PUBLISHED[name]
+    model, x = fastrnn.load(MODELS / f"{name}.onnx", **options), frames_of(np.load(MODELS / f"{name}.npz")[key])[:40]
+    loose, tight = (fastrnn.choose_precision(model, x, tolerance=t) for t in (0.5, 0.005))
+    assert loose.model.precision != "float32"
+    assert loose.outputs[0].error > 0.005 >= tight.outputs[0].error
+    assert tight.bytes_after > loose.bytes_after
 
 
 class TestTimes:
