@@ -107,6 +107,24 @@ def stack(precision=None, end=("softmax",)):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_sums_over_x_ahead_of_many_steps_keep_the_bits(name, precision, monkeypatch):
+    """However many rows they are made for, here by all rows on every instruction set."""
+    x = sequence(rows=3, steps=40)
+    x[1, 7, 3] = np.nan
+    many = sequence(rows=40, steps=5)
+    expected = []
+    for most in (0, 1000):
+        monkeypatch.setattr("fastrnn.compile.lowering.cells._hoisted_rows", lambda *_, most=most: most)
+        model = layer(name, precision)
+        answers = [model(x), layer(name, precision, direction="reverse")(x), layer(name, precision, threads=2)(many)]
+        assert np.isnan(answers[0][1, 7:]).all()
+        assert np.isfinite(answers[0][[0, 2]]).all()
+        expected.append([y.tobytes() for y in answers])
+    assert expected[0] == expected[1]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_linear_layer_of_many_rows(precision):
     x = sequence(7, 60)  # more rows than are rounded at once
     model, exact = whole(precision), stack()

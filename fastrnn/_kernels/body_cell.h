@@ -124,6 +124,7 @@ FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *block
     for (int b = 0; b < nb; b++) {
         const float *bias = cell->packed + blocks[b].start * cell->unit + q * size;
         t->weights[b] = bias + (vectors + form->apart + (ahead ? cell->half[0] * vectors : 0)) * VEC_W;
+        t->bias[b] = call->pre_out ? NULL : bias;
         for (int64_t r = 0; r < limit; r++) t->start[b][r] = bias;
     }
 }
@@ -135,7 +136,7 @@ FRNN_INLINE void vec_cell_at(const frnn_call *call, const frnn_block *blocks, in
     const frnn_cell *cell = call->cell;
     const frnn_cell_io *io = call->io;
     int64_t vectors = frnn_vectors(cell->form, blocks[0].nv);
-    const int rounded = cell->rounded;
+    const int rounded = cell->rounded && !call->pre_out; /* cell_input gets rounded rows */
     for (int64_t r = 0; r < mr; r++) {
         if (io->pre) {
             for (int b = 0; b < nb; b++) t->start[b][r] = io->pre + vec_pre_at(call, &blocks[b], q, row + r);

@@ -26,6 +26,7 @@ static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *c
         for (int b = 0; b < nb; b++) {
             const float *bias = call->packed + blocks[b].start * call->column;
             t.weights[b] = bias + nv * VEC_W;
+            t.bias[b] = bias;
             for (int64_t r = 0; r < mr; r++) t.start[b][r] = bias;
         }
         for (int64_t r = 0; r < mr; r++) t.x[r] = call->x + (row + r) * call->x_stride;

@@ -106,7 +106,7 @@ static const frnn_product *frnn_begin(const frnn_product *product, int64_t rows,
 static int64_t FRNN_NAME(cell_blocks)(const frnn_cell *cell) { return frnn_block_count(cell->H, cell->form->units); }
 static int64_t FRNN_NAME(cell_scratch)(const frnn_cell *cell, int64_t rows) { return rows * cell->scratch_row; }
 static int64_t FRNN_NAME(cell_pre_size)(const frnn_cell *cell) {
-    return cell->product->round ? 0 : frnn_padded(cell->H, cell->form->units) * cell->form->gates;
+    return frnn_padded(cell->H, cell->form->units) * cell->form->gates;
 }
 
 /* How many blocks from `index` on, in the direction of the call, are processed together. For few rows, two whole ones,
@@ -149,7 +149,10 @@ static void frnn_round_rows(const frnn_call *call, int64_t phase, int64_t block0
             const float *reset = io->scratch + row * cell->scratch_row;
             cell->product->round(cell->H, reset, frnn_rounded_row(cell, io->scratch, row, OPERAND_RESET));
         } else {
-            cell->product->round(cell->I, io->x[row] + io->x_off, frnn_rounded_row(cell, io->scratch, row, OPERAND_X));
+            if (!io->pre) {
+                cell->product->round(cell->I, io->x[row] + io->x_off,
+                                     frnn_rounded_row(cell, io->scratch, row, OPERAND_X));
+            }
             cell->product->round(cell->H, io->h[row] + io->h_off, frnn_rounded_row(cell, io->scratch, row, OPERAND_H));
         }
     }

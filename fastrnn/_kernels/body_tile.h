@@ -39,6 +39,7 @@ typedef struct frnn_tile {
     int64_t Kx, Kh, rows, height; /* height: rows that a tile unit is configured for */
     const float *x[FRNN_TALL_ROWS], *h[FRNN_TALL_ROWS];
     const float *start[2][FRNN_TALL_ROWS];
+    const float *bias[2]; /* for products that add it last, not to start from it; NULL: don't */
     const float *weights[2];
     int64_t shift; /* vectors, see above */
     const char *ahead; /* the part of the next block that this tile prefetches */

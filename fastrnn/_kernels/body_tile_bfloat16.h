@@ -2,7 +2,7 @@
  * body_round.h has rounded, by the chains of the tile instruction TDPBF16PS. A term is a lane of four bytes: two weights
  * of one column. Per group of FRNN_GROUP terms (the last one is filled with zeros), e sums the products of the even
  * weights and o those of the odd ones, each by one fused operation per weight from zero, and C = C + (e + o). The
- * groups of x come first, then those of h, from C = 0; the bias is added last. So every instruction set that has a fused
+ * groups of x come first, then those of h, from C = 0, or with Kx = 0 from `start`; `bias`, if any, is added last. So every instruction set that has a fused
  * multiply-add gives the same bits.
  * Weights of a half: [groups][FRNN_GROUP][nv][VEC_W] terms. A rounded row: the values as floats, filled with zeros.
  */
@@ -78,11 +78,13 @@ FRNN_INLINE void vec_bfloat16_body(const frnn_tile *t, const int64_t from, const
     vec C[FRNN_TILE_ROWS][2][4], last[FRNN_TILE_ROWS][2];
     for (int r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {
+            const float *start = t->start[b][from + r];
+            const int fresh = t->Kx > 0 || start == t->bias[b];
             last[r][b] = vec_splat(0.0f);
-            for (int v = 0; v < 4; v++) C[r][b][v] = vec_splat(0.0f);
+            for (int v = 0; v < nv; v++) C[r][b][v] = fresh ? vec_splat(0.0f) : vec_load(start + v * VEC_W);
         }
     }
-    vec_bfloat16_half(t, from, 0, mr, nb, nv, C);
+    if (t->Kx > 0) vec_bfloat16_half(t, from, 0, mr, nb, nv, C);
     if (t->Kh > 0 &&
         t->shift > 0) { /* put the sums of x's first vector aside, and move the others where h adds to them */
         for (int r = 0; r < mr; r++) {
@@ -97,13 +99,14 @@ FRNN_INLINE void vec_bfloat16_body(const frnn_tile *t, const int64_t from, const
     for (int r = 0; r < mr; r++) {
         for (int b = 0; b < nb; b++) {
             float *out = t->out + ((from + r) * nb + b) * 4 * VEC_W;
-            const float *start = t->start[b][from + r];
+            const float *bias = t->bias[b];
             for (int v = 0; v < nv; v++) {
                 int64_t to = v + (t->Kh > 0 ? t->shift : 0);
-                vec bias = vec_load(to < nv ? start + to * VEC_W : out + to * VEC_W);
-                vec_store(out + to * VEC_W, C[r][b][v] + bias);
+                vec sum = C[r][b][v];
+                if (bias) sum = sum + vec_load(to < nv ? bias + to * VEC_W : out + to * VEC_W);
+                vec_store(out + to * VEC_W, sum);
             }
-            if (t->Kh > 0 && t->shift > 0) vec_store(out, last[r][b] + vec_load(start));
+            if (t->Kh > 0 && t->shift > 0) vec_store(out, last[r][b] + vec_load(bias));
         }
     }
 }

@@ -1,7 +1,7 @@
 /* The inner loop of products of 8-bit weights; included once per width. It computes what body_tile.h computes, of rows
  * that body_round.h has rounded. A term is a lane of four bytes: four weights of one column. S sums exact integers, and
- * the product is fma(S_x, s_x m_W, fma(S_h, s_h m_R, bias)), where s are the scales of the rows and m those of the
- * columns. With two planes (int8-a16) a rounded value is 128 high + low, and S = fma(S_high, 128, S_low). Every
+ * the product is fma(S_h, s_h m_R, fma(S_x, s_x m_W, start)), where s are the scales of the rows and m those of the
+ * columns; start is the bias, or with Kx = 0 what the input half has left of it and x. With two planes (int8-a16) a rounded value is 128 high + low, and S = fma(S_high, 128, S_low). Every
  * instruction set that has a fused multiply-add gives the same bits.
  * Weights of a half: scales [nv][VEC_W], then -128 times the sum of each column's weights, int32 [nv][VEC_W], then
  * [groups][FRNN_GROUP][nv][VEC_W] terms. A rounded row: its scale, alone in FRNN_HEAD floats, then the bytes, each
@@ -79,8 +79,7 @@ FRNN_INLINE void vec_int8_sums(const float *const row[], const float *const sums
     }
 }
 
-/* n vectors from `first` on, over x, or over h if `hidden`. h comes first, on what `start` holds (a shift's last vector:
- * what `out` holds); x adds to that. */
+/* n vectors from `first` on, over x, which adds to `start`, or over h if `hidden`, which adds to what `out` holds. */
 FRNN_INLINE void vec_int8_vectors(const frnn_tile *t, const int64_t from, const int hidden, const int first,
                                   const int planes, const int mr, const int nb, const int nv, const int n) {
     const float *const *row = (hidden ? t->h : t->x) + from;
@@ -88,7 +87,7 @@ FRNN_INLINE void vec_int8_vectors(const frnn_tile *t, const int64_t from, const 
     const int64_t groups = frnn_groups(hidden ? t->Kh : t->Kx, 4);
     vec S[FRNN_TILE_ROWS][2][4];
     for (int b = 0; b < nb; b++) {
-        scales[b] = t->weights[b] + (hidden ? (2 + frnn_groups(t->Kx, 4) * FRNN_GROUP) * nv * VEC_W : 0);
+        scales[b] = t->weights[b] + (hidden && t->Kx > 0 ? (2 + frnn_groups(t->Kx, 4) * FRNN_GROUP) * nv * VEC_W : 0);
         sums[b] = scales[b] + nv * VEC_W;
         terms[b] = sums[b] + nv * VEC_W;
     }
@@ -98,15 +97,12 @@ FRNN_INLINE void vec_int8_vectors(const frnn_tile *t, const int64_t from, const 
         vec scale = vec_splat(row[r][0]);
 #pragma GCC unroll 2
         for (int b = 0; b < nb; b++) {
-            const float *start = t->start[b][from + r];
-            float *out = t->out + ((from + r) * nb + b) * 4 * VEC_W;
+            float *out = t->out + (((from + r) * nb + b) * 4 + (hidden ? t->shift : 0)) * VEC_W;
+            const float *addend = hidden ? out : t->start[b][from + r];
 #pragma GCC unroll 4
-            for (int v = 0; v < n; v++) {
-                int64_t to = first + v + (hidden ? t->shift : 0);
-                int fresh = hidden ? to < nv : to < t->shift || t->Kh == 0;
-                vec addend = vec_load((fresh ? start : out) + to * VEC_W);
-                vec m = scale * vec_load(scales[b] + (first + v) * VEC_W);
-                vec_store(out + to * VEC_W, vec_fma(S[r][b][v], m, addend));
+            for (int v = first; v < first + n; v++) {
+                vec m = scale * vec_load(scales[b] + v * VEC_W);
+                vec_store(out + v * VEC_W, vec_fma(S[r][b][v - first], m, vec_load(addend + v * VEC_W)));
             }
         }
     }
@@ -117,7 +113,12 @@ FRNN_INLINE void vec_int8_body(const frnn_tile *t, const int64_t from, const int
     const int each = planes * mr * nb, n = each * nv <= FRNN_INT8_SUMS            ? nv
                                            : each * 2 <= FRNN_INT8_SUMS && nv > 1 ? 2
                                                                                   : 1;
-    for (int hidden = t->Kh > 0; hidden >= 0; hidden--) {
+    for (int r = 0; r < mr && t->Kx == 0; r++) {
+        for (int b = 0; b < nb; b++) {
+            memcpy(t->out + ((from + r) * nb + b) * 4 * VEC_W, t->start[b][from + r], nv * VEC_W * sizeof(float));
+        }
+    }
+    for (int hidden = t->Kx == 0; hidden < 1 + (t->Kh > 0); hidden++) {
 #pragma GCC unroll 4
         for (int first = 0; first + n <= nv; first += n) {
             vec_int8_vectors(t, from, hidden, first, planes, mr, nb, nv, n);

@@ -79,6 +79,15 @@ FRNN_INLINE void frnn_unit_bfloat16_half(const frnn_tile *t, const int hidden, c
 #undef VECTOR
 #undef GROUP
 
+/* What the sums of nv vectors start from, in the rows of a tile; those that are dropped start from 0. */
+FRNN_INLINE void frnn_unit_starts(const frnn_tile *t, frnn_tile_sums sums, const int nv) {
+    for (int64_t r = 0, dropped = t->height - t->rows; r < t->height; r++) {
+        for (int v = 0; v < nv; v++) {
+            vec_store(sums[v][r], r < dropped ? vec_splat(0.0f) : vec_load(t->start[0][r - dropped] + v * VEC_W));
+        }
+    }
+}
+
 FRNN_INLINE void frnn_unit_bfloat16(const frnn_tile *t, const int nv) {
     frnn_tile_sums sums __attribute__((aligned(64)));
     const int shift = t->Kh > 0 ? (int)t->shift : 0, count = nv + shift;
@@ -86,7 +95,15 @@ FRNN_INLINE void frnn_unit_bfloat16(const frnn_tile *t, const int nv) {
     tile_zero(1);
     tile_zero(2);
     tile_zero(3);
-    frnn_unit_bfloat16_half(t, 0, 0, nv);
+    if (t->Kx > 0) {
+        frnn_unit_bfloat16_half(t, 0, 0, nv);
+    } else if (t->start[0][0] != t->bias[0]) { /* the input half was summed before */
+        frnn_unit_starts(t, sums, nv);
+        tile_load(0, sums[0], FRNN_WEIGHT_BYTES);
+        if (nv > 1) tile_load(1, sums[1], FRNN_WEIGHT_BYTES);
+        if (nv > 2) tile_load(2, sums[2], FRNN_WEIGHT_BYTES);
+        if (nv > 3) tile_load(3, sums[3], FRNN_WEIGHT_BYTES);
+    }
     if (t->Kh > 0 && shift) {
         frnn_unit_bfloat16_half(t, 1, 1, nv);
     } else if (t->Kh > 0) {
@@ -98,10 +115,10 @@ FRNN_INLINE void frnn_unit_bfloat16(const frnn_tile *t, const int nv) {
     tile_store(3, sums[3], FRNN_WEIGHT_BYTES);
     for (int64_t r = 0, dropped = t->height - t->rows; r < t->rows; r++) {
         float *out = t->out + r * 4 * VEC_W;
-        const float *start = t->start[0][r];
         for (int v = 0; v < count; v++) {
-            vec bias = vec_load((v < nv ? start : out) + v * VEC_W);
-            vec_store(out + v * VEC_W, vec_load(sums[v][r + dropped]) + bias);
+            vec sum = vec_load(sums[v][r + dropped]);
+            if (t->bias[0]) sum = sum + vec_load((v < nv ? t->bias[0] : out) + v * VEC_W);
+            vec_store(out + v * VEC_W, sum);
         }
     }
 }
@@ -181,7 +198,7 @@ FRNN_INLINE void frnn_unit_int8_half(const frnn_tile *t, const int hidden, const
     frnn_tile_sums sums[2] __attribute__((aligned(64)));
     const float *const *row = hidden ? t->h : t->x;
     const int64_t groups = frnn_groups(hidden ? t->Kh : t->Kx, 4), stride = frnn_row_bytes(t, row);
-    const int64_t before = hidden ? (2 + frnn_groups(t->Kx, 4) * FRNN_GROUP) * nv * VEC_W : 0;
+    const int64_t before = hidden && t->Kx > 0 ? (2 + frnn_groups(t->Kx, 4) * FRNN_GROUP) * nv * VEC_W : 0;
     const float *scales = t->weights[0] + before, *starts = scales + nv * VEC_W, *terms = starts + nv * VEC_W;
     const char *rows = frnn_first_row(t, row) + FRNN_HEAD * sizeof(float);
     if (planes == 1) {
@@ -191,25 +208,26 @@ FRNN_INLINE void frnn_unit_int8_half(const frnn_tile *t, const int hidden, const
         if (nv > 2) frnn_unit_int8_planes(rows, stride, starts, terms, groups, sums[0], sums[1], 2, nv);
     }
     for (int64_t r = 0, dropped = t->height - t->rows; r < t->rows; r++) {
-        float *out = t->out + r * 4 * VEC_W;
-        const float *start = t->start[0][r];
+        float *out = t->out + (r * 4 + (hidden ? t->shift : 0)) * VEC_W;
+        const float *addend = hidden ? out : t->start[0][r];
         const vec scale = vec_splat(row[r][0]);
         for (int v = 0; v < nv; v++) {
-            const int64_t to = v + (hidden ? t->shift : 0);
-            const int fresh = hidden ? to < nv : to < t->shift || t->Kh == 0;
             vec S = vec_of_int(vec_bits(vec_load(sums[0][v][r + dropped])));
             if (planes > 1) {
                 S = vec_fma(S, vec_splat(128.0f), vec_of_int(vec_bits(vec_load(sums[1][v][r + dropped]))));
             }
-            vec addend = vec_load((fresh ? start : out) + to * VEC_W);
-            vec_store(out + to * VEC_W, vec_fma(S, scale * vec_load(scales + v * VEC_W), addend));
+            const vec by = scale * vec_load(scales + v * VEC_W);
+            vec_store(out + v * VEC_W, vec_fma(S, by, vec_load(addend + v * VEC_W)));
         }
     }
 }
 
 FRNN_INLINE void frnn_unit_int8(const frnn_tile *t, const int planes, const int nv) {
+    for (int64_t r = 0; r < t->rows && t->Kx == 0; r++) {
+        memcpy(t->out + r * 4 * VEC_W, t->start[0][r], nv * sizeof(vec));
+    }
+    if (t->Kx > 0) frnn_unit_int8_half(t, 0, planes, nv);
     if (t->Kh > 0) frnn_unit_int8_half(t, 1, planes, nv);
-    frnn_unit_int8_half(t, 0, planes, nv);
 }
 
 /* ---- the products ---- */

@@ -220,7 +220,8 @@ typedef struct frnn_kernels {
                       int64_t block0, int64_t block1);
     /* The input half for the rows of some steps at once: bias + x[r] W, exactly the accumulators with which cell_step
      * would reach its hidden half. Row r is row r % pre_rows of step r / pre_rows, and a step takes pre_rows *
-     * cell_pre_size floats of pre, which cell_step's io.pre then points to. Not in reduced precision: cell_pre_size is 0. */
+     * cell_pre_size floats of pre, which cell_step's io.pre then points to. In reduced precision x are rows that
+     * product->round has rounded, as those of linear. */
     int64_t (*cell_pre_size)(const frnn_cell *cell);
     void (*cell_input)(const frnn_cell *cell, const float *const *x, ptrdiff_t x_off, float *pre, int64_t pre_rows,
                        int64_t row0, int64_t row1, int64_t block0, int64_t block1);

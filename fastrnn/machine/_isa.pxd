@@ -34,7 +34,7 @@ cdef extern from "frnn.h" nogil:
         float clip
         frnn_act act[3]
         const float *packed
-        int32_t phases
+        int32_t phases, rounded
 
     ctypedef struct frnn_weights:
         const float *W

@@ -296,7 +296,7 @@ cdef class PackedCell(Packed):
 
     @property
     def pre_size(self):
-        """Floats of the input half of one row (`cell_input`); 0 in reduced precision, which does not sum it ahead."""
+        """Floats of the input half of one row (`cell_input`)."""
         return self.table.cell_pre_size(&self.cell)
 
 

@@ -31,6 +31,7 @@ from fastrnn.machine._isa cimport (
     FRNN_MAX_INPUTS,
     FRNN_MAX_INSTRUCTIONS,
     FRNN_MAX_RANK,
+    frnn_product,
     frnn_program,
     frnn_space,
     kernels_named,
@@ -131,6 +132,20 @@ def cell_step(PackedCell packed not None, x, h, c=None, pre=None, y=None, splits
     return y
 
 
+cdef _rounded_rows(const frnn_product *product, int64_t size, x):
+    """The rows of x as the product reads them, of `size` floats each; 0: as they are."""
+    cdef int64_t r, step = x.strides[0] // 4
+    cdef float *data = _data(x)
+    cdef float *to
+    if size == 0:
+        return x
+    rounded = np.empty((x.shape[0], size), np.float32)
+    to = _data(rounded)
+    for r in range(x.shape[0]):
+        product.round(x.shape[1], data + r * step, to + r * size)
+    return rounded
+
+
 def cell_input(PackedCell packed not None, x, steps=1, splits=()):
     """The input half of the rows of some steps: x [steps * rows, I] -> pre [steps, rows * pre_size]."""
     _row_array("x", x, packed.cell.I)
@@ -138,9 +153,10 @@ def cell_input(PackedCell packed not None, x, steps=1, splits=()):
         raise ShapeError(f"x: {x.shape[0]} rows are not those of {steps} steps")
     cdef int64_t rows = x.shape[0] // steps
     pre = np.zeros((steps, rows * packed.pre_size), np.float32)
-    cdef _Rows x_rows = _Rows(x)
     cuts = [0, *splits, packed.blocks]
     cdef uint64_t token = fpu_enter()
+    cdef int64_t size = packed.product.rounded(packed.cell.I) if packed.cell.rounded else 0
+    cdef _Rows x_rows = _Rows(_rounded_rows(packed.product, size, x))
     for a, b in zip(cuts, cuts[1:]):
         packed.table.cell_input(&packed.cell, <const float *const *> x_rows.rows, 0, <float *> _data(pre), rows, 0,
                                 x.shape[0], a, b)
@@ -154,19 +170,12 @@ def linear(PackedLinear packed not None, x, activation="identity", alpha=0.0, be
     y = np.zeros((x.shape[0], packed.N), np.float32) if y is None else _row_array("y", y, packed.N, x.shape[0])
     cdef frnn_act act = _act(activation, alpha, beta)
     cuts = [0, *splits, packed.blocks]
-    cdef int64_t r, size = packed.rounded_size, x_stride = x.strides[0] // 4
-    cdef float *rows = _data(x)
-    cdef float *rounded = _aligned(size * x.shape[0])
     cdef uint64_t token = fpu_enter()
-    if size > 0:
-        for r in range(x.shape[0]):
-            packed.product.round(packed.K, rows + r * x_stride, rounded + r * size)
-        rows, x_stride = rounded, size
+    rows = _rounded_rows(packed.product, packed.rounded_size, x)
     for a, b in zip(cuts, cuts[1:]):
-        packed.table.linear(packed.product, packed.K, packed.N, packed.data, act, rows, x_stride, _data(y),
-                            y.strides[0] // 4, 0, x.shape[0], a, b)
+        packed.table.linear(packed.product, packed.K, packed.N, packed.data, act, _data(rows), rows.strides[0] // 4,
+                            _data(y), y.strides[0] // 4, 0, x.shape[0], a, b)
     fpu_leave(token)
-    free(rounded)
     return y
 
 

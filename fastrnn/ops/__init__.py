@@ -18,7 +18,7 @@ from . import _rows, _states  # noqa: F401
 from ._attention import attention_scratch
 from ._elements import HELD, RANK, TYPE_CODES
 from ._integers import INTEGER_FUNCTIONS
-from ._recurrence import cell_scratch
+from ._recurrence import cell_scratch, input_scratch
 from ._walk import KINDS, LEVELS, OP_FIELDS
 from ._windows import conv_patches, depthwise_scratch, pool_scratch
 
@@ -34,5 +34,6 @@ __all__ = [
     "cell_scratch",
     "conv_patches",
     "depthwise_scratch",
+    "input_scratch",
     "pool_scratch",
 ]

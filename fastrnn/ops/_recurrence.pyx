@@ -9,7 +9,16 @@ step.
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
-from fastrnn.machine._isa cimport FRNN_TILE_ROWS, fpu_enter, fpu_leave, frnn_cell, frnn_cell_io, team_for, team_size
+from fastrnn.machine._isa cimport (
+    FRNN_TILE_ROWS,
+    fpu_enter,
+    fpu_leave,
+    frnn_cell,
+    frnn_cell_io,
+    PackedCell,
+    team_for,
+    team_size,
+)
 from fastrnn.ops._frame cimport ALIGN, CHUNKS, Frame, at, halt, state_row
 from fastrnn.ops._walk cimport DONE, add_op, number
 
@@ -21,6 +30,10 @@ cdef enum:
     SHARED_WORK = 500_000
     SHARED_AHEAD = 4_000_000  # the same for the input half of many steps
     ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
+    ROUND = 0  # phases of an input half: rows are rounded, in reduced precision, then summed
+    SUM = 1
+    POINTER = 2  # floats of memory that a pointer takes
+    ALIGNED = 2 * 16  # floats by which aligning twice moves
 
 cdef struct CellArgs:
     int64_t cell, steps, rows, reverse
@@ -97,6 +110,17 @@ def cell_scratch(packed, rows, bint y_stored, bint masked):
     cdef int64_t pointers = sizeof(CellRows) + (sizeof(CellRows) if masked else 0)
     cdef int64_t spare = 0 if y_stored else 2 * packed.spec.hidden_size
     return rows * (pointers // 4 + spare + cell_scratch_size(packed)) + 2 * ALIGN // 4
+
+
+def input_scratch(packed, rows):
+    """Floats of scratch that the input half of so many rows takes if it is summed ahead. rows: an int or dim, counted
+    over all steps."""
+    return rows * (POINTER + packed.pre_size + rounded_x(&(<PackedCell?> packed).cell)) + ALIGNED
+
+
+cdef inline int64_t rounded_x(const frnn_cell *cell) noexcept nogil:
+    """Floats of a rounded row of x; 0 in float32."""
+    return cell.product.rounded(cell.I) if cell.rounded else 0
 
 
 # ---- the rows of a call ----------------------------------------------------------------------------------------------
@@ -197,8 +221,11 @@ cdef int64_t present_rows(CellLoop *s, int64_t alive, int64_t t) noexcept nogil:
 
 
 cdef struct Hoisted:  # the input half, summed ahead for the steps before `end`, of `rows` rows each
-    int64_t end, rows, size  # size: floats of one row of pre
+    int64_t end, rows
+    int64_t size, rounded  # floats of one row of pre, and of a rounded row of x; 0: rows are read as they are
+    int64_t capacity  # rows of all steps for which there is room
     const float **x
+    float *rounded_x
     float *pre
 
 
@@ -209,7 +236,7 @@ cdef struct StepLoop:
     const frnn_cell *cell
     const frnn_cell_io *io
     const Hoisted *ahead
-    int64_t phase, first, rows, blocks  # rows from `first` on
+    int64_t phase, first, rows, blocks  # rows from `first` on; phase ROUND of an input half rounds its rows
     bint by_rows
 
 
@@ -217,15 +244,25 @@ cdef void step_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogi
     cdef const StepLoop *s = <const StepLoop *> context
     cdef int64_t row0 = s.first, row1 = s.first + s.rows, block0 = 0, block1 = s.blocks
     cdef uint64_t token = fpu_enter()
-    if s.by_rows:
+    if s.by_rows or (s.ahead != NULL and s.phase == ROUND):
         row0, row1 = s.first + s.rows * chunk // chunks, s.first + s.rows * (chunk + 1) // chunks
     else:
         block0, block1 = s.blocks * chunk // chunks, s.blocks * (chunk + 1) // chunks
-    if s.ahead != NULL:
-        s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, row0, row1, block0, block1)
-    else:
-        s.f.table.cell_step(s.cell, s.io, s.phase, row0, row1, block0, block1)
+    run_part(s, row0, row1, block0, block1)
     fpu_leave(token)
+
+
+cdef inline void run_part(const StepLoop *s, int64_t row0, int64_t row1, int64_t block0, int64_t block1) noexcept nogil:
+    cdef const Hoisted *ahead = s.ahead
+    cdef int64_t r
+    if ahead == NULL:
+        s.f.table.cell_step(s.cell, s.io, s.phase, row0, row1, block0, block1)
+    elif s.phase != ROUND:
+        s.f.table.cell_input(s.cell, ahead.x, 0, ahead.pre, ahead.rows, row0, row1, block0, block1)
+    else:
+        for r in range(row0, row1):
+            s.cell.product.round(s.cell.I, ahead.x[r], ahead.rounded_x + r * ahead.rounded)
+            ahead.x[r] = ahead.rounded_x + r * ahead.rounded
 
 
 cdef void share(StepLoop *s) noexcept nogil:
@@ -247,10 +284,8 @@ cdef void share(StepLoop *s) noexcept nogil:
         s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
         if threads > 1 and row_work * s.rows >= (SHARED_WORK if s.ahead == NULL else SHARED_AHEAD):
             team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
-        elif s.ahead != NULL:
-            s.f.table.cell_input(s.cell, s.ahead.x, 0, s.ahead.pre, s.ahead.rows, s.first, last, 0, s.blocks)
         else:
-            s.f.table.cell_step(s.cell, s.io, s.phase, s.first, last, 0, s.blocks)
+            run_part(s, s.first, last, 0, s.blocks)
         s.first += s.rows
         if halt(s.f, row_work * s.rows):
             break
@@ -259,8 +294,23 @@ cdef void share(StepLoop *s) noexcept nogil:
 
 cdef void share_input(const frnn_cell *cell, Frame *f, const Hoisted *ahead, int64_t rows) noexcept nogil:
     cdef StepLoop s
-    s.f, s.cell, s.io, s.ahead, s.phase, s.rows = f, cell, NULL, ahead, 0, rows
-    share(&s)
+    s.f, s.cell, s.io, s.ahead, s.rows = f, cell, NULL, ahead, rows
+    for s.phase in range(SUM if ahead.rounded == 0 else ROUND, SUM + 1):
+        share(&s)
+
+
+cdef inline bint room_ahead(const CellArgs *a, const frnn_cell *cell, Frame *f, Hoisted *h) noexcept nogil:
+    """Find room for the input half of two steps or more. Returns False if there is none."""
+    cdef char *memory = <char *> f.base[a.pre]
+    h.size, h.end = f.table.cell_pre_size(cell), 0
+    h.rounded = rounded_x(cell)
+    h.capacity = min((a.pre_capacity - ALIGNED) // (POINTER + h.size + h.rounded), a.steps * a.rows)
+    h.x = <const float **> take(&memory, h.capacity * sizeof(void *))
+    align(&memory)
+    h.rounded_x = <float *> take(&memory, h.capacity * h.rounded * sizeof(float))
+    align(&memory)
+    h.pre = <float *> memory
+    return h.capacity >= 2 * a.rows
 
 
 cdef void hoist(const CellArgs *a, const frnn_cell *cell, Frame *f, const CellRows *rows, int64_t t, int64_t alive,
@@ -268,14 +318,10 @@ cdef void hoist(const CellArgs *a, const frnn_cell *cell, Frame *f, const CellRo
     """Sum bias + x W for as many steps from t as have these rows and fit the room. This is one product of many rows, at
     the speed of a matrix product instead of a vector product. Reloading an accumulator is exact, so the bits are those
     of the direct step."""
-    cdef int64_t capacity = min(a.pre_capacity // (h.size + 4), a.steps * a.rows)
     cdef int64_t n = 0, r, step = -a.x_time if a.reverse else a.x_time
-    cdef float *memory = <float *> f.base[a.pre]
-    h.x = <const float **> memory
-    h.pre = <float *> (h.x + capacity)
     h.rows = alive
     h.end = t
-    while h.end < rows.length[alive - 1] and n + alive <= capacity:
+    while h.end < rows.length[alive - 1] and n + alive <= h.capacity:
         for r in range(alive):
             h.x[n] = rows.x[r] + h.end * step
             n += 1
@@ -322,10 +368,7 @@ cdef int run_cell(const int64_t *args, Frame *f) noexcept nogil:
     s.io.x, s.io.c, s.io.y = s.present.x, s.present.c if a.c_state >= 0 else NULL, s.present.y
     s.io.c_off = 0
     loop.f, loop.cell, loop.io, loop.ahead = f, s.cell, &s.io, NULL
-    hoisting = a.rows <= a.hoisted_rows and a.steps > 1
-    if hoisting:
-        ahead.end, ahead.size = 0, f.table.cell_pre_size(s.cell)
-        hoisting = a.pre_capacity >= 2 * a.rows * (ahead.size + 4)
+    hoisting = a.rows <= a.hoisted_rows and a.steps > 1 and room_ahead(a, s.cell, f, &ahead)
     for t in range(a.steps):
         while alive > 0 and s.rows.length[alive - 1] <= t:
             alive -= 1

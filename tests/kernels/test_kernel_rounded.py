@@ -132,6 +132,25 @@ def test_same_bits_whatever_the_rows(form, format, isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_over_x_that_were_made_ahead_have_the_same_bits(form, format, isa):
+    for H, I in ((1, 1), (5, 3), (20, 7), (33, 70), (64, 64), (130, 5)):  # noqa: E741
+        layer = Rounded(form, I, H, format)
+        packed = layer.pack(isa)
+        x, h, c = layer.rows(9)
+        x[7, I // 2] = np.nan
+        (pre,) = calls.cell_input(packed, x)
+        assert same(run(packed, None, h, c, pre=pre), run(packed, x, h, c)), f"I={I} H={H}"
+        one = np.concatenate([calls.cell_input(packed, x[i : i + 1], splits=(packed.blocks // 2,)) for i in range(9)])
+        assert one.tobytes() == calls.cell_input(packed, x, steps=9).tobytes(), f"I={I} H={H}"
+        for i, pre in enumerate(calls.cell_input(packed, x, steps=3)):  # tiles of rows from several steps
+            three = slice(3 * i, 3 * i + 3)
+            part = None if c is None else c[three]
+            assert same(run(packed, None, h[three], part, pre=pre), run(packed, x[three], h[three], part))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("form", ["rnn", "lstm", "gru after", "gru before"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_row_is_nan_and_no_other(bad, form, format, isa):
