@@ -182,8 +182,8 @@ def _cell(op: Op, context: CallCosts):
 @costs("linear")
 def _linear(op: Op, context: CallCosts):
     packed, _ = context.plan.linears[op.fields["packed"]]
-    outer = context.number(op.fields["n0"]) * context.number(op.fields["n1"])
-    rows = context.number(op.fields["n2"])
+    outer, middle, inner = (context.number(op.fields[f"n{i}"]) for i in range(3))
+    outer, rows = outer * min(middle, inner), max(middle, inner)  # the longer loop shares the weights
     footprint = max(context.footprint, packed.nbytes)
     parts = _times(outer, _dense(rows, packed.K, packed.N, context, footprint, packed.weights))
     weights = held(packed.weights, context).size * packed.K * packed.N if outer * rows else 0

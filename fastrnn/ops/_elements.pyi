@@ -1,2 +1,3 @@
+HELD: dict[str, int]
 RANK: int
 TYPE_CODES: dict[str, int]

@@ -159,6 +159,10 @@ def _check(graph: Graph, wanted, found: Mapping[str, str]) -> None:
     unknown = [str(name) for name in wanted if name not in found] if isinstance(wanted, Mapping) else []
     if unknown:
         names = ", ".join(found) or "none"
+        node = next((n for n in graph.nodes if n.name == unknown[0]), None)
+        if node is not None:
+            text = "only cells, linear layers, convolutions and embeddings hold their weights in another format"
+            raise UnsupportedError(f"layer {unknown[0]} ({node.op}) has no precision: {text}; name one of {names}")
         raise ModelFormatError(f"precision: {graph.name} has no layer {unknown[0]!r} with products; it has {names}")
 
 

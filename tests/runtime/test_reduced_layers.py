@@ -179,6 +179,33 @@ def test_convolutions_stream_with_the_bits_of_a_whole_run(precision):
         assert model(x[row : row + 1]).tobytes() == whole[row : row + 1].tobytes()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_ragged_pools_and_snapshots_of_convolutions(precision):
+    """Streams that begin and pause at any time, and go on in another pool, have the bits of their own whole runs."""
+    b = GraphBuilder("causal")
+    x = b.input("x", "float32", BATCH, 6, TIME)
+    W = b.constant("W1", real(1, 40, 6, 3) / 4), b.constant("b1", real(2, 40))
+    y = b.add("conv", x, *W, strides=(1,), dilations=(2,), pads=(4, 0), groups=1)
+    y = b.add("conv", y, b.constant("W2", real(3, 16, 20, 2) / 10), strides=(1,), dilations=(1,), pads=(1, 0), groups=2)
+    model = Model(reduced(b.done(y), precision))
+    x = real(7, 4, 30, 6) * np.float32([[[1]], [[1e-4]], [[300]], [[1]]])
+    want = [np.moveaxis(model(np.ascontiguousarray(np.moveaxis(x[row : row + 1], 1, 2))), 2, 1)[0] for row in range(4)]
+    pool = model.pool(6)
+    slots, done = [pool.open() for _ in range(4)], [0] * 4
+    rng = np.random.default_rng(0)
+    while min(done) < 30:
+        rows = [row for row in range(4) if done[row] < 30 and (rng.random() < 0.6 or min(done) == done[row])]
+        got = pool.step([slots[row] for row in rows], np.stack([x[row, done[row]] for row in rows]))
+        for row, answer in zip(rows, got, strict=True):
+            assert answer.tobytes() == want[row][done[row]].tobytes()
+            done[row] += 1
+        if sum(done) % 5 == 0:
+            row = int(rng.integers(4))
+            blob = pool.snapshot(slots[row])
+            pool.close(slots[row])
+            slots[row] = pool.restore(blob)
+
+
 def test_a_depthwise_convolution_stays_float32():
     graph = conv_graph((48, 48, (5,), (1,), (1,), (2, 2), 48, (20,)))
     (name,) = precision_of(graph)
@@ -335,6 +362,12 @@ def test_files_hold_small_convolutions_and_embeddings(precision, tmp_path):
         exact.stream(2).restore(blob)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_verify_knows_the_tolerance(precision):
+    model = tagger(dict.fromkeys([info.name for info in tagger().layers], precision))
+    assert fastrnn.verify(model, "reference", sizes=[(2, 9)]).ok
+
+
 def test_mixed_precisions_by_name():
     names = [info.name for info in tagger().layers]
     model = tagger({names[0]: "int8", names[1]: "bfloat16"})
@@ -350,6 +383,21 @@ def test_weights_that_a_cache_has_are_not_widened(tmp_path, monkeypatch):
     y = fastrnn.load(tmp_path / "small.fastrnn", cache=tmp_path / "cache")(x)
     monkeypatch.setattr(weights_module, "meant_by", None)
     assert fastrnn.load(tmp_path / "small.fastrnn", cache=tmp_path / "cache")(x).tobytes() == y.tobytes()
+
+
+def test_ops_without_weights_of_their_own_are_refused_by_name():
+    b = GraphBuilder("g")
+    x = b.input("x", "float32", BATCH, TIME, 8)
+    wide = b.add("linear", x, b.constant("W", real(0, 8, 8)), activation=None, alpha=0.0, beta=0.0)
+    q = b.add("reshape", wide, dims=(BATCH, 1, TIME, 8))
+    how = {"scale": 0.3, "softcap": 0.0, "causal": True, "window": 0, "offset": 0, "safe": False}
+    graph = b.done(b.add("attention", q, q, q, **how))
+    assert len(precision_of(graph)) == 1
+    name = next(n.name for n in graph.nodes if n.op == "attention")
+    with pytest.raises(UnsupportedError, match=r"\(attention\) has no precision: only cells, linear layers, conv"):
+        set_precision(graph, {name: "int8"})
+    with pytest.raises(ModelFormatError, match="has no layer 'nothing' with products"):
+        set_precision(graph, {"nothing": "int8"})
 
 
 def test_damaged_weights_of_convolutions_are_refused(tmp_path):
