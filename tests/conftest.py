@@ -8,6 +8,7 @@ import pytest
 import rnn_cases
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # read once, when Keras is first imported
+os.environ.setdefault("FASTRNN_TUNE", "off")  # tests leave no measurements in the user's cache
 
 ROOT = Path(__file__).resolve().parent.parent
 

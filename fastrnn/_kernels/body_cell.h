@@ -121,6 +121,7 @@ FRNN_INLINE void vec_cell_weights(const frnn_call *call, const frnn_block *block
     t->shift = form->apart;
     t->pace = 0;
     t->height = limit;
+    t->near = call->ahead == FRNN_SPREAD ? 0 : call->ahead;
     for (int b = 0; b < nb; b++) {
         const float *bias = cell->packed + blocks[b].start * cell->unit + q * size;
         t->weights[b] = bias + (vectors + form->apart + (ahead ? cell->half[0] * vectors : 0)) * VEC_W;
@@ -152,7 +153,7 @@ FRNN_INLINE void vec_cell_at(const frnn_call *call, const frnn_block *blocks, in
         vec Rb = vec_load(cell->packed + blocks[b].start * cell->unit + vectors * VEC_W);
         for (int64_t r = 0; r < mr; r++) vec_store(t->out + ((r * nb + b) * 4 + vectors) * VEC_W, Rb);
     }
-    if (FRNN_PREFETCH && cell->far) {
+    if (call->ahead == FRNN_SPREAD) {
         int64_t tiles = (call->row1 - call->row0 + mr - 1) / mr, n = cell->product->panel[vectors];
         int64_t size = vectors * (1 + cell->half[0] + cell->half[1]) * VEC_W; /* of one product */
         t->pace = (n * VEC_W * (int)sizeof(float) + tiles - 1) / tiles;

@@ -11,6 +11,7 @@ typedef struct frnn_linear_call {
     const float *x;
     float *y;
     int64_t x_stride, y_stride, row0, row1;
+    int64_t ahead; /* bytes of weights that tiles prefetch ahead; 0: none */
 } frnn_linear_call;
 #endif
 
@@ -19,7 +20,7 @@ static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *c
     int nv = blocks[0].nv;
     int64_t limit = call->product->rows[nb - 1][nv], mr;
     frnn_tile t;
-    t.Kx = call->K, t.Kh = 0, t.shift = 0, t.out = out, t.pace = 0;
+    t.Kx = call->K, t.Kh = 0, t.shift = 0, t.out = out, t.pace = 0, t.near = call->ahead;
     t.height = frnn_tile_height(call->row1 - call->row0, limit);
     for (int64_t row = call->row0; row < call->row1; row += mr) {
         t.rows = mr = frnn_tile_height(call->row1 - row, limit);

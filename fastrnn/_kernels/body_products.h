@@ -40,6 +40,7 @@ static float *frnn_float32_pack(int64_t K, int64_t k0, int64_t k1, int64_t nv, i
     return packed + nv * K * width;
 }
 
+static frnn_tuning frnn_float32_tuning = FRNN_TUNING;
 static const frnn_product frnn_float32 = {
     .weights = "float32",
     .bits = "float32 " FRNN_TEXT(FRNN_ISA),
@@ -49,6 +50,7 @@ static const frnn_product frnn_float32 = {
     .column = frnn_float32_column,
     .pack = frnn_float32_pack,
     .tiles = ALL_WIDTHS(vec_tiles),
+    .tuning = &frnn_float32_tuning,
 };
 
 /* ---- the product of bfloat16 weights ---- */

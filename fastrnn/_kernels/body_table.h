@@ -44,15 +44,6 @@ static float *frnn_pack_product(const frnn_cell *cell, const frnn_block *block, 
     return p;
 }
 
-/* Weights count as far from this many packed floats on: 4 MiB, or a third of that for panels of 3 vectors, which are
- * read 1.5 times as fast. LSTM 512 and GRU 256 gain by it, LSTM 256 and RNN 512 lose up to 4 % (Zen 3, 512 KiB of
- * L2). */
-#define FRNN_FAR_FLOATS (1 << 20)
-static int frnn_is_far(const frnn_cell *cell) {
-    int64_t vectors = cell->form->units == 1 && cell->product->panel[cell->form->gates] == 3 ? 3 : 1;
-    return cell->H * cell->unit * vectors >= FRNN_FAR_FLOATS;
-}
-
 static int frnn_is_usual(const frnn_cell *cell) {
     if (cell->clip < INFINITY || cell->input_forget || cell->peephole) return 0;
     for (int i = 0; i < 3; i++) {
@@ -68,7 +59,6 @@ static int64_t FRNN_NAME(cell_layout)(frnn_cell *cell) {
     cell->half[1] = form->recurrent ? cell->product->column(cell->H) : 0;
     cell->unit = form->gates * (1 + cell->half[0] + cell->half[1]) + form->apart + (cell->peephole ? 3 : 0);
     cell->usual = frnn_is_usual(cell);
-    cell->far = frnn_is_far(cell);
     cell->rounded = cell->product->round != NULL;
     cell->phases = form->phases * (cell->rounded ? 2 : 1);
     cell->scratch_row = frnn_scratch_size(cell);
@@ -103,6 +93,9 @@ static const frnn_product *frnn_begin(const frnn_product *product, int64_t rows,
 }
 
 /* ---- cells ---- */
+static inline int64_t frnn_cell_ahead(const frnn_cell *cell, int64_t rows) {
+    return frnn_ahead(cell->product, cell->H * cell->unit, rows);
+}
 static int64_t FRNN_NAME(cell_blocks)(const frnn_cell *cell) { return frnn_block_count(cell->H, cell->form->units); }
 static int64_t FRNN_NAME(cell_scratch)(const frnn_cell *cell, int64_t rows) { return rows * cell->scratch_row; }
 static int64_t FRNN_NAME(cell_pre_size)(const frnn_cell *cell) {
@@ -160,7 +153,7 @@ static void frnn_round_rows(const frnn_call *call, int64_t phase, int64_t block0
 
 static void FRNN_NAME(cell_step)(const frnn_cell *cell, const frnn_cell_io *io, int64_t phase, int64_t row0,
                                  int64_t row1, int64_t block0, int64_t block1) {
-    frnn_call call = {cell, cell->product, io, NULL, 0, row0, row1};
+    frnn_call call = {cell, cell->product, io, NULL, 0, row0, row1, frnn_cell_ahead(cell, row1 - row0)};
     if (cell->rounded) {
         if (phase % 2 == 0) return frnn_round_rows(&call, phase / 2, block0, block1);
         phase /= 2;
@@ -174,7 +167,7 @@ static void FRNN_NAME(cell_input)(const frnn_cell *cell, const float *const *x, 
                                   int64_t pre_rows, int64_t row0, int64_t row1, int64_t block0, int64_t block1) {
     frnn_cell_io io = {.x = x, .x_off = x_off, .pre_rows = pre_rows};
     int64_t size = FRNN_NAME(cell_pre_size)(cell);
-    frnn_call call = {cell, cell->product, &io, pre, size, row0, row1};
+    frnn_call call = {cell, cell->product, &io, pre, size, row0, row1, frnn_cell_ahead(cell, row1 - row0)};
     frnn_walk_blocks(&call, 0, block0, block1);
 }
 
@@ -214,8 +207,10 @@ static void FRNN_NAME(linear)(const frnn_product *product, int64_t K, int64_t N,
                               const float *x, int64_t x_stride, float *y, int64_t y_stride, int64_t row0, int64_t row1,
                               int64_t block0, int64_t block1) {
     int64_t column = 1 + product->column(K), nb;
+    int64_t ahead = frnn_ahead(product, N * column, row1 - row0);
+    if (ahead == FRNN_SPREAD) ahead = 0; /* that is for blocks that are walked again soon */
     product = frnn_begin(product, row1 - row0, block0, block1, 4 * column);
-    frnn_linear_call call = {product, K, N, column, packed, act, x, y, x_stride, y_stride, row0, row1};
+    frnn_linear_call call = {product, K, N, column, packed, act, x, y, x_stride, y_stride, row0, row1, ahead};
     int wide = row1 - row0 <= product->rows[1][4];
     for (int64_t index = block0; index < block1; index += nb) {
         frnn_block block[2] = {frnn_block_at(N, 4, index), {0, 0, 0}};

@@ -30,11 +30,6 @@
 #define FRNN_WAVE 16 /* most blocks of one row that are summed before any of them is finished; >= FRNN_TILE_ROWS */
 #define FRNN_LINE 16 /* floats of a cache line */
 
-/* Prefetches a term, of a tile of mr rows by n vectors of `width` floats: one per line; 0 if the tile makes none. */
-static inline int frnn_prefetches(int mr, int n, int width) {
-    return FRNN_PREFETCH && mr * n >= 8 ? (n * width + FRNN_LINE - 1) / FRNN_LINE : 0;
-}
-
 typedef struct frnn_tile {
     int64_t Kx, Kh, rows, height; /* height: rows that a tile unit is configured for */
     const float *x[FRNN_TALL_ROWS], *h[FRNN_TALL_ROWS];
@@ -42,8 +37,9 @@ typedef struct frnn_tile {
     const float *bias[2]; /* for products that add it last, not to start from it; NULL: don't */
     const float *weights[2];
     int64_t shift; /* vectors, see above */
-    const char *ahead; /* the part of the next block that this tile prefetches */
-    int64_t pace; /* its bytes per term; 0: it prefetches 4 KiB ahead of its own reads */
+    int64_t near; /* bytes ahead of its own reads that this tile prefetches; 0: not so */
+    int64_t pace; /* bytes of the next block that it prefetches a term, from `ahead` on; 0: none */
+    const char *ahead;
     float *out;
 } frnn_tile;
 #endif
@@ -58,9 +54,10 @@ FRNN_INLINE void vec_tile_add(vec *sum, vec s, vec w, const int mr) {
 }
 
 /* Term k of one operand, for np panels of n vectors: acc += row[r][k] * p[i][v]; p moves on. The lesser side waits in
- * registers, the rows' values or a panel's vectors, while the other passes. */
+ * registers, the rows' values or a panel's vectors, while the other passes. fetch: prefetch a term at ahead, and for
+ * further panels as far from there as they are from the first. */
 FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const row[], int64_t k, const float *p[4],
-                               const char *ahead, const int far, const int mr, const int np, const int n) {
+                               const char *ahead, const int fetch, const int mr, const int np, const int n) {
     const int rows_wait = mr < np * n ? mr : 0, rows_pass = mr - rows_wait;
     vec s[FRNN_TILE_ROWS], w[4];
     /* no loads of two terms at once: there are no registers for them */
@@ -83,9 +80,13 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
         }
         p[i] += n * VEC_W;
     }
-    const int count = frnn_prefetches(mr, n, VEC_W), apart = n * VEC_W * (int)sizeof(float) / (count > 0 ? count : 1);
-    for (int i = 0; i < count; i++) {
-        __builtin_prefetch(far ? ahead + i * apart : (const char *)(p[0] + FRNN_PREFETCH) + i * apart);
+    const int lines = (n * VEC_W + FRNN_LINE - 1) / FRNN_LINE, apart = n * VEC_W * (int)sizeof(float) / lines;
+    if (!fetch) return;
+#pragma GCC unroll 4
+    for (int i = 0; i < np; i++) {
+        const char *panel = ahead + (i > 0 ? (const char *)p[i] - (const char *)p[0] : 0);
+#pragma GCC unroll 4
+        for (int line = 0; line < lines; line++) __builtin_prefetch(panel + line * apart);
     }
 }
 
@@ -93,15 +94,10 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
  * registers: but only if every loop over it is unrolled before GCC splits arrays into scalars, hence the pragma on
  * each. Without it on the loops outside the k loop, acc went through the stack four times per tile (LSTM, 128 rows:
  * 1.13 times the cycles at H = 32, 1.09 at 64, 1.04 at 128).
- * Software prefetch, if the words enable it, is only in tiles whose arithmetic has room for it. With 4 KiB ahead, a
- * Zen 3 runs LSTM 512 with 16 rows 1.34 times as fast (GRU 512 1.22; weights in L2 1.00 to 1.02; 1 KiB ahead gains a
- * sixth of that). One row loses by it there, as on a Zen 4 (LSTM 256: 28.2 us with 2 KiB ahead, 22.8 without),
- * because its loads alone keep the caches busy. An Intel core gained 1.1 to 1.8 times from L2 with a prototype of one
- * row.
- * far: with far weights (cells.h) each tile of a block prefetches its part of the next block instead. FRNN_UNROLL
- * terms per iteration save issue slots (docs/decisions/0011 has the figures of both). */
+ * fetch: each term prefetches as many bytes as it reads from `ahead` on, which then moves by `pace` bytes. FRNN_UNROLL
+ * terms per iteration save issue slots (docs/decisions/0011). */
 FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *const rows[], int64_t K,
-                                const float *const panel[4], const char *ahead, int64_t pace, const int far,
+                                const float *const panel[4], const char *ahead, int64_t pace, const int fetch,
                                 const int mr, const int np, const int n) {
     const float *row[FRNN_TILE_ROWS], *p[4];
     const int unroll = mr > 1 ? FRNN_UNROLL : 1;
@@ -113,16 +109,19 @@ FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *cons
 #pragma GCC unroll 1
     for (; k + unroll <= K; k += unroll) {
 #pragma GCC unroll 4
-        for (int u = 0; u < unroll; u++) vec_tile_term(acc, row, k + u, p, ahead + u * pace, far, mr, np, n);
-        ahead += unroll * pace;
+        for (int u = 0; u < unroll; u++) vec_tile_term(acc, row, k + u, p, ahead + u * pace, fetch, mr, np, n);
+        if (fetch) ahead += unroll * pace;
     }
 #pragma GCC unroll 1
-    for (; unroll > 1 && k < K; k++, ahead += pace) vec_tile_term(acc, row, k, p, ahead, far, mr, np, n);
+    for (; unroll > 1 && k < K; k++) {
+        vec_tile_term(acc, row, k, p, ahead, fetch, mr, np, n);
+        if (fetch) ahead += pace;
+    }
 }
 
 /* np panels from `first` on of the tile's nb blocks, over x, or over h if `hidden`: their sums are added to start, or
  * to what out holds. */
-FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int first, const int far, const int np,
+FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int first, const int fetch, const int np,
                                  const int mr, const int nb, const int nv) {
     const int n = FRNN_PANEL(nv), panels = nv / n;
     const int64_t K = hidden ? t->Kh : t->Kx;
@@ -138,8 +137,10 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
             for (int v = 0; v < n; v++) acc[r][i][v] = vec_splat(0.0f);
         }
     }
-    const char *ahead = far ? t->ahead + ((hidden ? t->Kx * panels : 0) + first * K) * t->pace : (const char *)panel[0];
-    vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, ahead, far ? t->pace : 0, far, mr, np, n);
+    int64_t pace = fetch && t->pace > 0 ? t->pace : n * VEC_W * (int)sizeof(float);
+    const char *ahead = (const char *)panel[0] + (fetch ? t->near : 0);
+    if (fetch && t->pace > 0) ahead = t->ahead + ((hidden ? t->Kx * panels : 0) + first * K) * pace;
+    vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, ahead, pace, fetch, mr, np, n);
     float *const base = t->out + (hidden ? t->shift * VEC_W : 0);
 #pragma GCC unroll 6
     for (int r = 0; r < mr; r++) {
@@ -155,15 +156,15 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
 }
 
 /* All panels over one operand: at once if their sums fit the registers, else one by one. */
-FRNN_INLINE void vec_tile_half(const frnn_tile *t, const int hidden, const int far, const int mr, const int nb,
+FRNN_INLINE void vec_tile_half(const frnn_tile *t, const int hidden, const int fetch, const int mr, const int nb,
                                const int nv) {
     const int panels = nb * nv / FRNN_PANEL(nv), np = mr * nb * nv <= FRNN_TILE_SUMS ? panels : 1;
-    for (int first = 0; first < panels; first += np) vec_tile_panels(t, hidden, first, far, np, mr, nb, nv);
+    for (int first = 0; first < panels; first += np) vec_tile_panels(t, hidden, first, fetch, np, mr, nb, nv);
 }
 
-FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int far, const int mr, const int nb, const int nv) {
+FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int fetch, const int mr, const int nb, const int nv) {
     if (t->Kx > 0) {
-        vec_tile_half(t, 0, far, mr, nb, nv);
+        vec_tile_half(t, 0, fetch, mr, nb, nv);
     } else {
         for (int r = 0; r < mr; r++) {
             for (int b = 0; b < nb; b++) {
@@ -171,19 +172,20 @@ FRNN_INLINE void vec_tile_body(const frnn_tile *t, const int far, const int mr, 
             }
         }
     }
-    if (t->Kh > 0) vec_tile_half(t, 1, far, mr, nb, nv);
+    if (t->Kh > 0) vec_tile_half(t, 1, fetch, mr, nb, nv);
 }
 
 #define TILE_NAME(mr, nb, nv) FRNN_JOIN(FRNN_WIDE(tile_##mr##x##nb##x##nv), FRNN_ISA)
-#define FAR_NAME(mr, nv) FRNN_JOIN(FRNN_WIDE(far_##mr##x##nv), FRNN_ISA)
-#define TILE_FN(name, far, mr, nb, nv)                                                                                 \
-    static __attribute__((noinline, unused)) void name(const frnn_tile *t) { vec_tile_body(t, far, mr, nb, nv); }
+#define FETCH_NAME(mr, nb, nv) FRNN_JOIN(FRNN_WIDE(fetch_##mr##x##nb##x##nv), FRNN_ISA)
+#define TILE_FN(name, fetch, mr, nb, nv)                                                                               \
+    static __attribute__((noinline, unused)) void name(const frnn_tile *t) { vec_tile_body(t, fetch, mr, nb, nv); }
 #define TILE(mr, nb, nv) TILE_FN(TILE_NAME(mr, nb, nv), 0, mr, nb, nv)
-#define FAR(mr, nv) TILE_FN(FAR_NAME(mr, nv), 1, mr, 1, nv)
+#define FETCH(mr, nb, nv) TILE_FN(FETCH_NAME(mr, nb, nv), 1, mr, nb, nv)
 #define TILES(mr) TILE(mr, 1, 1) TILE(mr, 1, 2) TILE(mr, 1, 3) TILE(mr, 1, 4)
 #define PAIRS(mr) TILE(mr, 2, 3) TILE(mr, 2, 4)
 #define NAMES(mr) {TILE_NAME(mr, 1, 1), TILE_NAME(mr, 1, 2), TILE_NAME(mr, 1, 3), TILE_NAME(mr, 1, 4)}
 #define PAIR_NAMES(mr) {NULL, NULL, TILE_NAME(mr, 2, 3), TILE_NAME(mr, 2, 4)}
+#define FETCH_PAIR_NAMES(mr) {NULL, NULL, FETCH_NAME(mr, 2, 3), FETCH_NAME(mr, 2, 4)}
 /* clang-format off */
 TILES(1) TILES(2) TILES(3) TILES(4) PAIRS(1)
 #if FRNN_TILE_SUMS == 24
@@ -191,8 +193,23 @@ TILES(5) TILES(6) PAIRS(2) PAIRS(3)
 #else /* 3 vectors end at 4 rows: FRNN_MOST_ROWS */
 TILE(5, 1, 1) TILE(5, 1, 2) TILE(5, 1, 4) TILE(6, 1, 1) TILE(6, 1, 2) TILE(6, 1, 4)
 #endif
-#if FRNN_PREFETCH /* of the others, none prefetches: frnn_prefetches */
-FAR(3, 3) FAR(4, 3) FAR(4, 4) FAR(5, 4) FAR(6, 4)
+#if VEC_W == FRNN_LANES /* 3 and 4 vectors, which large weights have (but for a tail) */
+FETCH(1, 2, 3) FETCH(1, 2, 4) FETCH(3, 1, 3) FETCH(4, 1, 3) FETCH(4, 1, 4) FETCH(5, 1, 4) FETCH(6, 1, 4)
+#if FRNN_TILE_SUMS == 24
+FETCH(2, 2, 3) FETCH(2, 2, 4) FETCH(3, 2, 3) FETCH(3, 2, 4) FETCH(3, 1, 4) FETCH(5, 1, 3) FETCH(6, 1, 3)
+#define FETCHES                                                                                                        \
+    {{NULL}, {NULL}, {NULL, NULL, FETCH_NAME(3, 1, 3), FETCH_NAME(3, 1, 4)},                                           \
+     {NULL, NULL, FETCH_NAME(4, 1, 3), FETCH_NAME(4, 1, 4)}, {NULL, NULL, FETCH_NAME(5, 1, 3), FETCH_NAME(5, 1, 4)},   \
+     {NULL, NULL, FETCH_NAME(6, 1, 3), FETCH_NAME(6, 1, 4)}},                                                          \
+    {FETCH_PAIR_NAMES(1), FETCH_PAIR_NAMES(2), FETCH_PAIR_NAMES(3)},
+#else
+#define FETCHES                                                                                                        \
+    {{NULL}, {NULL}, {NULL, NULL, FETCH_NAME(3, 1, 3)}, {NULL, NULL, FETCH_NAME(4, 1, 3), FETCH_NAME(4, 1, 4)},        \
+     {NULL, NULL, NULL, FETCH_NAME(5, 1, 4)}, {NULL, NULL, NULL, FETCH_NAME(6, 1, 4)}},                                \
+    {FETCH_PAIR_NAMES(1)},
+#endif
+#else
+#define FETCHES
 #endif
 
 static frnn_tiles vec_tiles = {
@@ -205,10 +222,7 @@ static frnn_tiles vec_tiles = {
      {TILE_NAME(6, 1, 1), TILE_NAME(6, 1, 2), NULL, TILE_NAME(6, 1, 4)}},
     {PAIR_NAMES(1)},
 #endif
-#if FRNN_PREFETCH /* 3 and 4 vectors, which far weights have (but for a tail) */
-    {{NULL}, {NULL}, {NULL, NULL, FAR_NAME(3, 3)}, {NULL, NULL, FAR_NAME(4, 3), FAR_NAME(4, 4)},
-     {NULL, NULL, NULL, FAR_NAME(5, 4)}, {NULL, NULL, NULL, FAR_NAME(6, 4)}},
-#endif
+    FETCHES
 };
 /* clang-format on */
 
@@ -216,15 +230,17 @@ static frnn_tiles vec_tiles = {
 FRNN_INLINE void vec_tile_run(const frnn_product *product, const frnn_tile *t, int64_t mr, int nb, int nv) {
     const frnn_tile_fn(*tiles)[FRNN_TILE_ROWS][FRNN_TILE_VECTORS] = *product->tiles[VEC_W / 8];
     int64_t row = mr < FRNN_TILE_ROWS ? mr - 1 : FRNN_TILE_ROWS - 1; /* one function for all heights of a tile unit */
-    frnn_tile_fn far = FRNN_PREFETCH && t->pace > 0 && nb == 1 ? tiles[2][row][nv - 1] : NULL;
-    (far ? far : tiles[nb - 1][row][nv - 1])(t);
+    frnn_tile_fn fetch = t->near > 0 || (t->pace > 0 && nb == 1) ? tiles[nb + 1][row][nv - 1] : NULL;
+    (fetch ? fetch : tiles[nb - 1][row][nv - 1])(t);
 }
 #undef TILE
-#undef FAR
+#undef FETCH
+#undef FETCHES
 #undef TILES
 #undef PAIRS
 #undef NAMES
 #undef PAIR_NAMES
+#undef FETCH_PAIR_NAMES
 #undef TILE_NAME
-#undef FAR_NAME
+#undef FETCH_NAME
 #undef TILE_FN

@@ -46,6 +46,7 @@ typedef struct frnn_call {
     float *pre_out;
     int64_t pre_size; /* floats per row of pre; with pre_out */
     int64_t row0, row1;
+    int64_t ahead; /* how its tiles prefetch: a setting of frnn_tuning */
 } frnn_call;
 
 /* One vector of units of one row, for the updates of body_cell.h. */

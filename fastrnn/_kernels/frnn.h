@@ -55,8 +55,28 @@ typedef struct frnn_act { /* one activation */
 
 struct frnn_tile; /* body_tile.h */
 typedef void (*frnn_tile_fn)(const struct frnn_tile *tile);
-/* Tiles of one width: of one block, of two, of one whose weights are far; by rows - 1 and vectors - 1; NULL: none. */
-typedef const frnn_tile_fn frnn_tiles[3][FRNN_TILE_ROWS][FRNN_TILE_VECTORS];
+/* Tiles of one width: of one block, of two, and the same two that prefetch weights; by rows - 1 and vectors - 1; NULL:
+ * none. */
+typedef const frnn_tile_fn frnn_tiles[4][FRNN_TILE_ROWS][FRNN_TILE_VECTORS];
+
+/* How tiles prefetch weights, by where the weights of a product are between two steps and by how many rows a call has.
+ * All settings give the same bits, so they may change at any time; machine/tuning.py chooses them. */
+enum { FRNN_IN_L2, FRNN_IN_L3, FRNN_IN_MEMORY, FRNN_LEVELS };
+enum { FRNN_ONE_ROW, FRNN_ONE_TILE, FRNN_MORE_TILES, FRNN_KINDS };
+#define FRNN_SPREAD 1 /* a setting: the tiles of a block prefetch the next block, each of them its part */
+typedef struct frnn_tuning {
+    int64_t most[FRNN_LEVELS - 1]; /* bytes of the largest weights that are in L2, in L3 */
+    int64_t ahead[FRNN_LEVELS][FRNN_KINDS]; /* bytes ahead of its own reads that a tile prefetches; 0: none */
+} frnn_tuning;
+/* Steps may run meanwhile, and read each number as it was or as it is. */
+static inline void frnn_tune(frnn_tuning *now, const frnn_tuning *chosen) {
+    for (int i = 0; i < FRNN_LEVELS; i++) {
+        if (i > 0) __atomic_store_n(&now->most[i - 1], chosen->most[i - 1], __ATOMIC_RELAXED);
+        for (int k = 0; k < FRNN_KINDS; k++) {
+            __atomic_store_n(&now->ahead[i][k], chosen->ahead[i][k], __ATOMIC_RELAXED);
+        }
+    }
+}
 
 /* How x W is computed: how rows are rounded, how weights are packed, and the tiles that sum over them. One row of an
  * instruction set's list of products. Another number format, or another unit of the CPU, is another row. */
@@ -78,6 +98,7 @@ typedef struct frnn_product {
     int64_t (*rounded)(int64_t K);
     void (*round)(int64_t K, const float *x, float *rounded);
     frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
+    frnn_tuning *tuning; /* NULL: no tile prefetches */
     /* The same product on a tile unit, with the same bits of the same rows and weights; NULL: there is none. A call that
      * uses it calls begin with the rows of its tallest tile, and end before it returns. */
     const struct frnn_product *tall;
@@ -129,10 +150,10 @@ typedef struct frnn_cell {
     frnn_act act[3]; /* f, g, h of the ONNX text */
     const float *packed; /* cell_pack's output: 64-byte aligned */
     /* Set by cell_layout: packed floats per column of W, of R, and per hidden unit; floats of scratch of a row;
-     * calls of cell_step that a step takes; its product rounds rows; no clip, input_forget or peephole and the form's usual activations; the
-     * weights come from caches too slow for a block's first tile (body_tile.h). */
+     * calls of cell_step that a step takes; its product rounds rows; no clip, input_forget or peephole and the form's
+     * usual activations. */
     int64_t half[2], unit, scratch_row;
-    int32_t phases, rounded, usual, far;
+    int32_t phases, rounded, usual;
 } frnn_cell;
 
 /* The weights of a cell: W [G*H, I], R [G*H, H], Wb, Rb [G*H] (NULL: zero), P [3*H] (NULL), row-major, ONNX gate order.

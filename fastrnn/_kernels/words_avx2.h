@@ -7,12 +7,20 @@
 #define FRNN_FUSED /* vec_fma rounds once */
 #define FRNN_LANES 8
 #define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
-#define FRNN_PREFETCH 1024 /* floats ahead that a tile of many rows asks for; see body_tile.h */
-#define FRNN_UNROLL 4  /* terms of many rows per iteration; see body_tile.h */
+/* Until the machine is measured (machine/tuning.py): bytes that tiles prefetch ahead, by level and rows. 4 KiB: a Zen 3
+ * runs LSTM 512 with 16 rows 1.34 times as fast (1 KiB gains a sixth of that), weights in L2 1.00 to 1.02. Spread, from
+ * 4 MiB on: docs/decisions/0011. */
+#define FRNN_TUNING                                                                                                    \
+    {                                                                                                                  \
+        {4 << 20, INT64_MAX}, {                                                                                        \
+            {0, 4096, 4096}, {0, FRNN_SPREAD, FRNN_SPREAD}, { 0, FRNN_SPREAD, FRNN_SPREAD }                            \
+        }                                                                                                              \
+    }
+#define FRNN_UNROLL 4 /* terms of many rows per iteration; see body_tile.h */
 #ifdef __AVXVNNI__
 #define FRNN_INT8_OFFSET 128 /* of a row's bytes, see vec_dot */
-#define FRNN_INT8_ROWS 6     /* of a tile */
-#define FRNN_INT8_SUMS 12    /* of a tile, in registers */
+#define FRNN_INT8_ROWS 6 /* of a tile */
+#define FRNN_INT8_SUMS 12 /* of a tile, in registers */
 #else
 #define FRNN_INT8_OFFSET 0
 #define FRNN_INT8_ROWS 4

@@ -7,8 +7,13 @@
 #define FRNN_FUSED /* vec_fma rounds once */
 #define FRNN_LANES 16
 #define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */
-#define FRNN_PREFETCH 0 /* not measured */
-#define FRNN_UNROLL 1  /* not measured */
+/* Until the machine is measured (machine/tuning.py): bytes that tiles prefetch ahead, by level and rows. A Zen 5 gains
+ * nothing where L3 holds the weights, and 1.1 to 1.35 times from memory; docs/decisions has the figures. */
+#define FRNN_TUNING                                                                                                    \
+    {                                                                                                                  \
+        {2 << 20, 24 << 20}, { {0, 0, 0}, {0, 0, 4096}, {0, 16384, 16384} }                                            \
+    }
+#define FRNN_UNROLL 1 /* four terms: 0.98 to 1.01 times as fast on a Zen 5 */
 #ifdef __AVX512VNNI__
 #define FRNN_INT8_OFFSET 128 /* of a row's bytes, see vec_dot */
 #define FRNN_INT8_ROWS 6     /* of a tile */

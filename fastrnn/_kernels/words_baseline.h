@@ -6,7 +6,13 @@
 #define FRNN_ISA baseline
 #define FRNN_LANES 4
 #define FRNN_TILE_SUMS 12 /* of 16 registers: 6 rows x 2 vectors, 4 x 3, 3 x 4 */
-#define FRNN_PREFETCH 1024 /* as AVX2: the CPUs that run this have no more */
+/* As AVX2: the CPUs that run this have no more. */
+#define FRNN_TUNING                                                                                                    \
+    {                                                                                                                  \
+        {4 << 20, INT64_MAX}, {                                                                                        \
+            {0, 4096, 4096}, {0, FRNN_SPREAD, FRNN_SPREAD}, { 0, FRNN_SPREAD, FRNN_SPREAD }                            \
+        }                                                                                                              \
+    }
 #define FRNN_UNROLL 1  /* a term is two operations here, the loop little beside them */
 #define FRNN_INT8_OFFSET 0  /* of a row's bytes, see vec_dot */
 #define FRNN_INT8_ROWS 4    /* of a tile */

@@ -7,7 +7,10 @@
 #define FRNN_FUSED /* vec_fma rounds once */
 #define FRNN_LANES 4
 #define FRNN_TILE_SUMS 24 /* of 32 registers: 6 rows x 4 vectors */
-#define FRNN_PREFETCH 0 /* not measured */
+#define FRNN_TUNING                                                                                                    \
+    {                                                                                                                  \
+        {1 << 20, 16 << 20}, { {0}, {0}, {0} }                                                                         \
+    } /* until the machine is measured: machine/tuning.py */
 #define FRNN_UNROLL 1  /* not measured */
 #define FRNN_INT8_OFFSET 0   /* of a row's bytes, see vec_dot */
 #define FRNN_INT8_ROWS 6     /* of a tile */

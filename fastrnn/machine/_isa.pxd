@@ -16,12 +16,20 @@ cdef extern from "frnn.h" nogil:
         int32_t fn
         float alpha, beta
 
+    enum: FRNN_IN_L2, FRNN_IN_L3, FRNN_IN_MEMORY, FRNN_LEVELS, FRNN_KINDS, FRNN_SPREAD
+
+    ctypedef struct frnn_tuning:
+        int64_t most[2]
+        int64_t ahead[3][3]
+    void frnn_tune(frnn_tuning *now, const frnn_tuning *chosen) noexcept
+
     ctypedef struct frnn_product:
         const char *weights
         const char *bits
         int32_t rows[2][5]
         int64_t (*rounded)(int64_t K) noexcept nogil
         void (*round)(int64_t K, const float *x, float *rounded) noexcept nogil
+        frnn_tuning *tuning
 
     ctypedef struct frnn_form:
         int32_t states, phases

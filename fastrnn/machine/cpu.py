@@ -14,11 +14,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FastRNNError
 from ..records import dataclass
+from .hardware import caches as _caches
+from .hardware import cpu_name as _cpu_name
 from .workers import ThreadingInfo, threading_info
+
+if TYPE_CHECKING:
+    from .tuning import TuningInfo
 
 MAX_THREADS = 1024  # more is a typo
 
@@ -61,13 +66,18 @@ class ThreadInfo:
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """The result of `cpu_info`. caches: level ("L1d", "L2", "L3") -> bytes of one cache; empty if unknown."""
+    """The result of `cpu_info`.
+
+    caches : level ("L1d", "L2", "L3") -> bytes of one cache; empty if unknown.
+    tuning : how products of float32 prefetch their weights, and what was measured for that.
+    """
 
     name: str
     isa: IsaInfo
     threads: ThreadInfo
     threading: ThreadingInfo
     caches: Mapping[str, int]
+    tuning: TuningInfo
 
     def as_dict(self) -> dict[str, Any]:
         """The same data as dicts, lists, strings and numbers."""
@@ -77,6 +87,7 @@ class CpuInfo:
             "threads": asdict(self.threads),
             "threading": asdict(self.threading),
             "caches": dict(self.caches),
+            "tuning": asdict(self.tuning),
         }
 
     def to_json(self) -> str:
@@ -100,6 +111,7 @@ class CpuInfo:
         if self.caches:
             sizes = ", ".join(f"{level} {size // 1024} KiB" for level, size in self.caches.items())
             lines.append(f"caches   {sizes}")
+        lines.append(f"tuning   {self.tuning}")
         return "\n".join(lines)
 
 
@@ -115,8 +127,8 @@ def cpu_info() -> CpuInfo:
     Raises
     ------
     FastRNNError
-        `FASTRNN_THREADS` or `OMP_NUM_THREADS` is not a number of threads, or `FASTRNN_THREADING` is not "auto", "team"
-        or "openmp".
+        `FASTRNN_THREADS` or `OMP_NUM_THREADS` is not a number of threads, `FASTRNN_THREADING` is not "auto", "team" or
+        "openmp", or `FASTRNN_TUNE` is not "auto", "off" or "again".
 
     Examples
     --------
@@ -125,6 +137,7 @@ def cpu_info() -> CpuInfo:
     True
     """
     from . import _isa
+    from .tuning import tuning_info  # not part of `import fastrnn`
 
     found = _isa.isa_info()
     isa = IsaInfo(
@@ -136,7 +149,14 @@ def cpu_info() -> CpuInfo:
         lanes=int(found["lanes"]),
         note=_tile_note(int(found["refusal"])),
     )
-    return CpuInfo(name=_cpu_name(), isa=isa, threads=thread_info(), threading=threading_info(), caches=_caches())
+    return CpuInfo(
+        name=_cpu_name(),
+        isa=isa,
+        threads=thread_info(),
+        threading=threading_info(),
+        caches=_caches(),
+        tuning=tuning_info(),
+    )
 
 
 def _tile_note(refusal: int) -> str:
@@ -247,33 +267,3 @@ def _quota_v1(folder: Path) -> float | None:
         return quota / period if quota > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
-
-
-def _cpu_name(cpuinfo: str = "/proc/cpuinfo") -> str:
-    import platform
-
-    try:
-        for line in Path(cpuinfo).read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _caches(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> dict[str, int]:
-    sizes = {}
-    for index in sorted(Path(folder).glob("index*")):
-        try:
-            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-            if kind != "Instruction":
-                sizes[f"L{level}{'d' if kind == 'Data' else ''}"] = _bytes(size)
-        except (OSError, ValueError):
-            continue
-    return sizes
-
-
-def _bytes(text: str) -> int:
-    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
-    return int(text[:-1]) * scale if scale else int(text)

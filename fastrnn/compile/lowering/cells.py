@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...errors import UnsupportedError
 from ...graph import Node
 from ...graph import dims as D
+from ...machine import tuning
 from ...ops import cell_scratch, input_scratch
 from .. import bounds
 from ..tensors import Buffer
@@ -55,6 +56,7 @@ def _cell(low: Lowering, node: Node) -> None:
     packed = low.weights.cell(
         spec, arrays, precision, scales, ("cell", spec, precision, *node.inputs[1:6], *node.inputs[10:12])
     )
+    tuning.prepare(packed)
     x = low.contiguous_last(low.real(node), node)
     steps, batch = x.dims[:2]
     H = spec.hidden_size
