@@ -63,18 +63,6 @@ static inline const float *frnn_term(const float *terms, int64_t t, int64_t nv, 
     return terms + (t * nv + v) * width;
 }
 
-/* How a call of so many rows prefetches the weights of a product, of that many floats. */
-static inline int64_t frnn_ahead(const frnn_product *product, int64_t floats, int64_t rows) {
-    const frnn_tuning *tuning = product->tuning;
-    int level = FRNN_IN_L2, kind = rows == 1 ? FRNN_ONE_ROW : rows <= FRNN_TILE_ROWS ? FRNN_ONE_TILE : FRNN_MORE_TILES;
-    if (!tuning) return 0;
-    while (level < FRNN_IN_MEMORY &&
-           floats * (int64_t)sizeof(float) > __atomic_load_n(&tuning->most[level], __ATOMIC_RELAXED)) {
-        level++;
-    }
-    return __atomic_load_n(&tuning->ahead[level][kind], __ATOMIC_RELAXED);
-}
-
 /* How many of `rows` rows the next tile takes: tiles have nearly equal heights of at most `limit`. */
 static inline int64_t frnn_tile_height(int64_t rows, int64_t limit) {
     if (rows <= limit) return rows; /* two divisions are a tenth of the step of an RNN of 4 units */

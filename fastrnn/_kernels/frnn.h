@@ -106,6 +106,18 @@ typedef struct frnn_product {
     void (*end)(void);
 } frnn_product;
 
+/* How a call of so many rows prefetches the weights of a product, of that many floats. */
+static inline int64_t frnn_ahead(const frnn_product *product, int64_t floats, int64_t rows) {
+    const frnn_tuning *tuning = product->tuning;
+    int level = FRNN_IN_L2, kind = rows == 1 ? FRNN_ONE_ROW : rows <= FRNN_TILE_ROWS ? FRNN_ONE_TILE : FRNN_MORE_TILES;
+    if (!tuning) return 0;
+    while (level < FRNN_IN_MEMORY &&
+           floats * (int64_t)sizeof(float) > __atomic_load_n(&tuning->most[level], __ATOMIC_RELAXED)) {
+        level++;
+    }
+    return __atomic_load_n(&tuning->ahead[level][kind], __ATOMIC_RELAXED);
+}
+
 /* ---- recurrent cells ---- */
 #define FRNN_PHASES 2
 #define FRNN_SUMS 2

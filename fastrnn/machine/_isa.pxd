@@ -32,7 +32,7 @@ cdef extern from "frnn.h" nogil:
         frnn_tuning *tuning
 
     ctypedef struct frnn_form:
-        int32_t states, phases
+        int32_t gates, states, phases
 
     ctypedef struct frnn_cell:
         const frnn_form *form

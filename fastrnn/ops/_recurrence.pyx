@@ -25,10 +25,13 @@ from fastrnn.ops._walk cimport DONE, add_op, number
 from ..machine._isa import cell_scratch_size
 
 cdef enum:
-    # Threads share a step with at least this many operations. Two threads against one (100 steps, one row): LSTM 64
-    # with 65 thousand per step runs at 0.81x; LSTM 256 gains.
-    SHARED_WORK = 500_000
-    SHARED_AHEAD = 4_000_000  # the same for the input half of many steps
+    # Threads share a step with at least this many operations for each float of the widest vector, which is about as
+    # long on each instruction set. Two threads against one (100 steps). Zen 3, AVX2, which shares from 500 thousand on:
+    # LSTM 64 with one row, 65 thousand, runs at 0.81x; LSTM 256 gains. Zen 5, AVX-512, from a million on: GRU 128 with
+    # 4 rows and GRU 64 with 16, 800 thousand, at 0.87 and 0.89x; LSTM 128 and 64 with those, a million, at 1.6x.
+    SHARED_WORK = 62_500
+    SHARED_AHEAD = 500_000  # the same for the input half of many steps
+    LEAST_ROWS = 3  # fewer rows take about as long as so many, because they wait for the weights
     ROWS_WORK = 400_000_000  # operations of a step between two looks for signals
     ROUND = 0  # phases of an input half: rows are rounded, in reduced precision, then summed
     SUM = 1
@@ -269,11 +272,12 @@ cdef void share(StepLoop *s) noexcept nogil:
     """Run one step (or one hoisted input half) with all threads of the call. If the call looks for signals, a step
     of very many rows is cut into parts of about 10 ms."""
     cdef int64_t threads = team_size(s.f.team), rows = s.rows, most = s.rows, tiles, last
-    cdef int64_t row_work = 8 * s.cell.H * (s.cell.I + s.cell.H)
+    cdef int64_t column = 2 * s.cell.form.gates * s.cell.H, work, chunks
+    cdef int64_t row_work = column * (s.cell.I + s.cell.H)
     if s.ahead != NULL:
-        row_work = 8 * s.cell.H * s.cell.I
+        row_work = column * s.cell.I
     elif s.io.pre != NULL:  # the input half was summed ahead
-        row_work = 8 * s.cell.H * s.cell.H
+        row_work = column * s.cell.H
     s.blocks, s.first = s.f.table.cell_blocks(s.cell), 0
     if s.f.watch != NULL:
         most = max(FRNN_TILE_ROWS * 16 * threads, ROWS_WORK // row_work)
@@ -282,8 +286,12 @@ cdef void share(StepLoop *s) noexcept nogil:
         last = s.first + s.rows
         tiles = (s.rows + FRNN_TILE_ROWS - 1) // FRNN_TILE_ROWS
         s.by_rows = s.blocks < 2 * threads and tiles > s.blocks
-        if threads > 1 and row_work * s.rows >= (SHARED_WORK if s.ahead == NULL else SHARED_AHEAD):
-            team_for(s.f.team, min(CHUNKS * threads, tiles if s.by_rows else s.blocks), step_chunk, s)
+        work = row_work * max(s.rows, LEAST_ROWS)
+        if threads > 1 and work >= s.f.table.lanes * (SHARED_WORK if s.ahead == NULL else SHARED_AHEAD):
+            chunks = min(CHUNKS * threads, tiles if s.by_rows else s.blocks)
+            if s.by_rows:  # as many for each thread
+                chunks = min((chunks + threads - 1) // threads * threads, s.rows)
+            team_for(s.f.team, chunks, step_chunk, s)
         else:
             run_part(s, s.first, last, 0, s.blocks)
         s.first += s.rows
