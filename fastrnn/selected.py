@@ -15,12 +15,13 @@ import numpy as np
 
 from . import tables
 from .errors import FastRNNError, FastRNNWarning, ModelFormatError, ShapeError, UnsupportedError
-from .graph import Graph
+from .graph import DTYPES, Graph
 from .graph.casts import as_dtype
 from .infos import TensorInfo
 from .machine import forks
 from .model import Model
 from .records import dataclass
+from .runtime._runs import BranchCore
 from .runtime.compiled import Compiled
 from .serving.pool import StreamPool
 from .serving.stream import Stream
@@ -94,6 +95,7 @@ class SelectedModel(Model):
         self._models: dict[tuple[bytes, ...], Model] = {}  # values of the selectors -> model, the oldest first
         self._lock = forks.Lock()
         self._warned = False
+        self._branches: BranchCore | None = None
         self._values: list[np.ndarray] = []  # of the example
         example = self._first()
         self.threads, self.name = example.threads, example.name
@@ -102,7 +104,14 @@ class SelectedModel(Model):
         self._inputs = tuple(known[name] for name in names)
         self._outputs = example.outputs
         self._tried: Model | None = example
-        self._runs = None
+        self._runs = self._branches = self._made_branches(example)
+
+    def _made_branches(self, example: Model) -> BranchCore:
+        infos = {info.name: info for info in self._inputs}
+        inputs = [(name, int(np.dtype(DTYPES[infos[name].dtype]).num)) for name in self._names]
+        axes = [len(info.dims) for info in (*self._inputs, *self._outputs)]
+        plain = [name for name in self._names if name not in example.graph.states]
+        return BranchCore(inputs, axes, plain, {c.name: c.dims for c in self._choices})
 
     def _first(self) -> Model:
         """The model of the first candidate that gives one."""
@@ -121,7 +130,7 @@ class SelectedModel(Model):
         """As `Model.close`, for the models of all values. A model that `select` returned goes on."""
         with self._lock:
             self._models.clear()
-            self._tried = self._read = None
+            self._tried = self._read = self._runs = self._branches = None
 
     @property
     def closed(self) -> bool:
@@ -173,7 +182,7 @@ class SelectedModel(Model):
     @property
     def memory_bytes(self) -> int:
         with self._lock:
-            models, read = list(self._models.values()), self._read
+            models, read = [m for m in self._models.values() if not m.closed], self._read
         if read is None:
             self._refuse_closed()
         shared = {id(a): a.nbytes for m in models for a in m.graph.constants.values()}
@@ -235,9 +244,17 @@ class SelectedModel(Model):
                 graph = self._read(dict(zip((c.name for c in self._choices), values, strict=True)))
                 self._models[key] = Model(self._share(graph), self._asked, self._precision)
                 if len(self._models) > KEPT_VALUES:
-                    del self._models[next(iter(self._models))]
+                    gone = next(iter(self._models))
+                    del self._models[gone]
+                    if self._branches is not None:
+                        self._branches.forget(self._joined(gone))
                     self._warn()
             return self._models[key]
+
+    def _joined(self, key: tuple[bytes, ...]) -> bytes:
+        """The bytes of the selectors in the order of the inputs; key: in that of the choices."""
+        known = dict(zip((c.name for c in self._choices), key, strict=True))
+        return b"".join(known[name] for name in self._names if name in known)
 
     def _warn(self) -> None:
         """Say once that the selectors have more values than are kept: a counter, for example, has one per call."""
@@ -249,7 +266,7 @@ class SelectedModel(Model):
     def _share(self, graph: Graph) -> Graph:
         """The graph with the arrays of the kept models, if they are equal: branches may share layers."""
         kept: dict[bytes, np.ndarray] = {}
-        for model in self._models.values():
+        for model in [m for m in self._models.values() if not m.closed]:
             kept |= {_digest(array): array for array in model.graph.constants.values()}
         return graph.replace(constants={n: kept.get(_digest(a), a) for n, a in graph.constants.items()})
 
@@ -264,6 +281,9 @@ class SelectedModel(Model):
     # -- whole sequences --
     def run(self, /, *arrays: Input, lengths: Integers | None = None, **named: Input) -> tuple[Array, ...]:
         """As `Model.run`; the selectors are inputs like the others."""
+        branches = self._branches
+        if branches is not None and lengths is None and (found := branches.run_plain(arrays, named)) is not None:
+            return found
         if any(isinstance(array, Mapping) for array in arrays):
             raise ShapeError(f"{self.name} takes arrays, by position or by name, and got a dict: pass run(**feeds)")
         if len(arrays) > len(self._names):
@@ -273,6 +293,9 @@ class SelectedModel(Model):
 
     def __call__(self, /, *arrays: Input, lengths: Integers | None = None, **named: Input) -> Outputs:
         """As `Model.__call__`; the selectors are inputs like the others."""
+        branches = self._branches
+        if branches is not None and lengths is None and (found := branches.call_plain(arrays, named)) is not None:
+            return found
         plain = [name for name in self._names if name not in self._example.graph.states]
         if len(arrays) > len(plain):
             raise ShapeError(f"{self.name} takes {len(plain)} inputs besides its states, got {len(arrays)}")
@@ -290,7 +313,12 @@ class SelectedModel(Model):
         missing = [c.name for c in self._choices if c.name not in feeds]
         if missing:
             raise ShapeError(f"{self.name}: input {', '.join(missing)} is missing")
-        model = self._at([c.typed(feeds.pop(c.name)) for c in self._choices])
+        values = [c.typed(feeds.pop(c.name)) for c in self._choices]
+        model = self._at(values)
+        with self._lock:
+            key = tuple(v.tobytes() for v in values)
+            if self._branches is not None and self._models.get(key) is model:
+                self._branches.keep(self._joined(key), model)
         return model, feeds
 
     # -- streams --

@@ -45,6 +45,72 @@ def test_each_value_takes_its_branch(model, rate):
     np.testing.assert_array_equal(model.select(rate=rate).run(X, H)[0], X * factor + 1)
 
 
+def test_values_that_change_from_call_to_call(model):
+    """Each call runs the branch of its own value, whatever was called before, and whichever models are still kept."""
+    rates = [np.array(r) for r in (16000, 8000, 16000, 1, 2, 3, 4, 5, 6, 7, 9, 10, 16000, 8000)]
+
+    def in_turn():
+        for rate in rates * 2:
+            factor = 2 if rate == 16000 else 3
+            for x in (X, X[:1], X):
+                h = np.full_like(x, 5)
+                for y in (model.run(x, rate, h)[1], model.run(h=h, x=x, rate=rate)[0], model(x, rate, h=h)):
+                    np.testing.assert_array_equal(y, x * factor + 5)
+                np.testing.assert_array_equal(model(x, rate), x * factor)
+                np.testing.assert_array_equal(model(rate=rate, x=x), x * factor)
+
+    with pytest.warns(fastrnn.FastRNNWarning, match="more than 8 values"):
+        in_turn()
+    assert len(model._models) <= 8
+    assert len(model._branches._known_values) <= 8
+    rate = rates[0]
+    for call, text in [
+        (lambda: model.run(X, rate), "input h is missing"),
+        (lambda: model.run(X, rate, H, H), "takes 3 inputs"),
+        (lambda: model.run(X, rate, H, x=X), "given twice"),
+        (lambda: model.run(X, rate[None, None].repeat(2, 0), H), r"input rate: \[\] expected, got \[2, 1\]"),
+        (lambda: model.run(X, rate.astype(float), H), "input rate: dtype int64 expected, got float64"),
+        (lambda: model.run(X, rate, H[:1]), r"input h: axis 0 \(batch\) is 1, but 2 in x"),
+        (lambda: model.run(X, rate, H.astype(float)), "input h: dtype float32 expected"),
+        (lambda: model(X, rate, H), "takes 2 inputs besides its states"),
+    ]:
+        model.run(X, rate, H)
+        with pytest.raises(ShapeError, match=text):
+            call()
+
+
+def test_threads_with_values_of_their_own(model):
+    wrong = []
+
+    def work(rate):
+        for _ in range(300):
+            found = model.run(X, np.array(rate), H)[0]
+            if not np.array_equal(found, X * (2 if rate == 16000 else 3) + 1):
+                wrong.append(rate)
+
+    threads = [threading.Thread(target=work, args=(rate,)) for rate in (16000, 8000, 16000, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_was_closed_is_closed_after_good_calls_too(model):
+    rate = np.array(16000)
+    model.run(X, rate, H)
+    model.select(rate=rate).close()
+    for call in (lambda: model.run(X, rate, H), lambda: model(X, rate)):
+        with pytest.raises(fastrnn.FastRNNError, match="was closed"):
+            call()
+    model.run(X, np.array(8000), H)
+    assert model.memory_bytes > 0
+    model.close()
+    for value in (rate, np.array(8000)):
+        with pytest.raises(fastrnn.FastRNNError, match="was closed"):
+            model.run(X, value, H)
+
+
 def test_streams_and_pools_fix_it(model):
     stream = model.stream(bind={"rate": 8000})
     assert [stream.step(X[0]).tolist() for _ in range(2)] == [[0, 3, 6], [0, 6, 12]]

@@ -27,6 +27,16 @@ cdef class RunCore:
     cdef Prepared last  # used
     cdef object newest  # the last used of the models for other free sizes
 
+    cdef object results(self, Sides *sides)
     cdef bint collect(self, Sides *sides, tuple arrays, dict named, bint without_states) except -1
     cdef Prepared prepared(self, Sides *sides)
     cdef bint run_sides(self, Sides *sides, outs) except -1
+
+
+cdef class BranchCore(RunCore):
+    cdef bint selects[MOST_SIDES]  # for each input
+    cdef Form forms[MOST_SIDES]  # of those that select
+    cdef dict models  # values of these, joined -> Model
+    cdef tuple last_branch  # (values, Model) of the last call
+
+    cdef RunCore branch(self, const Sides *sides, Sides *rest)

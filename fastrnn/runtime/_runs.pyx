@@ -3,6 +3,7 @@
 
 Prepared  what a run at known shapes of its inputs needs: sizes, program, shapes of the outputs
 RunCore   the base of `Compiled`: keeps the last shapes, so that a call only compares them
+BranchCore  the same for a file in which inputs select a branch: hands the other inputs to the branch's model
 
 The methods of RunCore return None if an argument is not a plain array of the input's dtype, is missing or unknown:
 calls.py converts it then, or raises an error.
@@ -14,6 +15,7 @@ from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t
+from libc.string cimport memcmp, memcpy
 
 cimport numpy as cnp
 
@@ -125,13 +127,17 @@ cdef class RunCore:
         try:
             if not (self.collect(&sides, arrays, named, True) and self.run_sides(&sides, None)):
                 return None
-            if len(self.kept) == 1:
-                return <object> sides.arrays[self.n_in + <int> self.kept[0]]
-            if len(self.kept) == self.n_out:
-                return as_tuple(&sides, self.n_in, self.n_out)
-            return tuple([<object> sides.arrays[self.n_in + <int> k] for k in self.kept])
+            return self.results(&sides)
         finally:
             drop_sides(&sides)
+
+    cdef object results(self, Sides *sides):
+        """Of `call_plain`, after a run."""
+        if len(self.kept) == 1:
+            return <object> sides.arrays[self.n_in + <int> self.kept[0]]
+        if len(self.kept) == self.n_out:
+            return as_tuple(sides, self.n_in, self.n_out)
+        return tuple([<object> sides.arrays[self.n_in + <int> k] for k in self.kept])
 
     # -- their steps --
     cdef bint collect(self, Sides *sides, tuple arrays, dict named, bint without_states) except -1:
@@ -243,3 +249,105 @@ cdef class RunCore:
             self.last = None
         if self.newest is fixed:
             self.newest = None
+
+
+cdef class BranchCore(RunCore):
+    """Runs of a file in which inputs select a branch. Each value of them has a model of its own; those that were used
+    are kept here, so that a call only compares the value."""
+
+    def __init__(self, inputs, axes, plain, selectors):
+        """selectors : name -> shape; the rest as of `_begin_runs`"""
+        cdef int i
+        self._begin_runs(inputs, axes, plain, ())
+        self.models, self.last_branch = {}, None
+        for i in range(self.n_in if self.few else 0):
+            self.selects[i] = self.names[i] in selectors
+            if self.selects[i]:
+                set_form(&self.forms[i], (self.types[i], selectors[self.names[i]]))
+
+    def keep(self, bytes values, model):
+        """Keep the model of these values (the bytes of all that select, in the order of the inputs), if it takes the
+        other inputs in their order, and leaves out the same ones as states."""
+        cdef int i, k = 0
+        cdef RunCore core = model._runs
+        if core is None or not self.few:
+            return
+        for i in range(self.n_in):
+            if self.selects[i]:
+                continue
+            if k == core.n_in or core.names[k] != self.names[i] or (core.place[k] < 0) != (self.place[i] < 0):
+                return
+            k += 1
+        if k == core.n_in:
+            self.models[values] = model
+
+    @property
+    def _known_values(self):
+        return list(self.models)
+
+    def forget(self, bytes values):
+        """Drop the model of these values."""
+        self.models.pop(values, None)
+        self.last_branch = None
+
+    def run_plain(self, tuple arrays, named, outs=None):
+        """As of RunCore."""
+        cdef Sides sides, rest
+        cdef RunCore core
+        sides.n = rest.n = 0
+        try:
+            if type(named) is not dict or not self.collect(&sides, arrays, <dict> named, False):
+                return None
+            core = self.branch(&sides, &rest)
+            if core is None or not core.run_sides(&rest, outs):
+                return None
+            return as_tuple(&rest, core.n_in, core.n_out)
+        finally:
+            drop_sides(&sides)
+            drop_sides(&rest)
+
+    def call_plain(self, tuple arrays, dict named):
+        """As of RunCore."""
+        cdef Sides sides, rest
+        cdef RunCore core
+        sides.n = rest.n = 0
+        try:
+            if not self.collect(&sides, arrays, named, True):
+                return None
+            core = self.branch(&sides, &rest)
+            return core.results(&rest) if core is not None and core.run_sides(&rest, None) else None
+        finally:
+            drop_sides(&sides)
+            drop_sides(&rest)
+
+    cdef RunCore branch(self, const Sides *sides, Sides *rest):
+        """The model that these inputs select, and its own inputs; None if it is not known yet."""
+        cdef int i
+        cdef Py_ssize_t n = 0, size
+        cdef char key[256]
+        cdef tuple last = self.last_branch
+        for i in range(self.n_in):
+            if not self.selects[i]:
+                continue
+            if sides.arrays[i] == NULL or not fits(<object> sides.arrays[i], &self.forms[i], -1, 0):
+                return None
+            size = cnp.PyArray_NBYTES(<cnp.ndarray> sides.arrays[i])
+            if n + size > <Py_ssize_t> sizeof(key):
+                return None
+            memcpy(key + n, cnp.PyArray_DATA(<cnp.ndarray> sides.arrays[i]), size)
+            n += size
+        if last is None or len(<bytes> last[0]) != n or memcmp(<char *> <bytes> last[0], key, n):
+            values = PyBytes_FromStringAndSize(key, n)
+            model = self.models.get(values)
+            if model is None:
+                return None
+            self.last_branch = last = (values, model)
+        core = last[1]._runs  # None: it was closed
+        rest.n_in = 0 if core is None else (<RunCore?> core).n_in
+        for i in range(self.n_in):
+            if sides.arrays[i] == NULL:
+                rest.arrays[rest.n] = NULL
+                rest.n += 1
+            elif not self.selects[i]:
+                hold_side(rest, <object> sides.arrays[i])
+        return core

@@ -164,6 +164,26 @@ def test_a_model_that_looks_ahead(batch):
         assert np.stack([y[k] for y in found], -1).reshape(batch or 1, 4, 4).tobytes() == w[..., :4].tobytes()
 
 
+@pytest.mark.parametrize("form", [f for f in FORMS if f not in ("unaligned", "read-only")])
+def test_and_so_for_chunks_of_a_pool(form):
+    model = tagger()
+    pool, lone = model.pool(4), [model.stream() for _ in range(3)]
+    slots = [pool.open() for _ in lone]
+    steps = [step(i) for i in range(9)]
+    for spans in ((2, 3, 1), (1, 1, 1), (3, 1, 5)):
+        chunks = [[np.stack([s[k] for s in steps[i : i + n]]) for k in range(2)] for i, n in enumerate(spans)]
+        found = pool.push(slots, [FORMS[form](*chunk) for chunk in chunks])
+        for stream, chunk, got in zip(lone, chunks, found, strict=True):
+            assert type(got) is tuple
+            assert same(got, stream.push(chunk))
+    before = [pool.snapshot(slot) for slot in slots]
+    with pytest.raises(fastrnn.ShapeError, match=r"chunk 1: inputs are \['ids', 'x'\], got \['ids'\]"):
+        pool.push(slots, [chunks[0], {"ids": chunks[1][0]}, chunks[2]])
+    with pytest.raises(fastrnn.ShapeError, match="index 11"):
+        pool.push(slots, [chunks[0], (chunks[1][0] + 10, chunks[1][1]), chunks[2]])
+    assert [pool.snapshot(slot) for slot in slots] == before
+
+
 def test_mistakes_are_named():
     model = tagger()
     stream, (ids, x) = model.stream(), step()
