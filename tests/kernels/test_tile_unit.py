@@ -154,8 +154,8 @@ def amx_code(tmp_path_factory):
     flags = ["-std=c99", "-O3", "-mavx2", "-mfma", *sets, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
     subprocess.run([compiler, *flags, "-c", str(KERNELS / "kernels_amx.c"), "-o", str(target)], check=True)
     text = subprocess.run([disassembler, "-d", "--no-show-raw-insn", str(target)], capture_output=True, text=True)
-    return [(part[0], part[1] if len(part) > 1 else "") for part in
-            (line.split("\t")[-1].split(None, 1) for line in text.stdout.splitlines() if "\t" in line) if part]  # fmt: skip
+    instructions = [line.split("\t")[-1].split(None, 1) for line in text.stdout.splitlines() if "\t" in line]
+    return [(part[0], "".join(part[1:])) for part in instructions if part]
 
 
 def test_the_kernels_of_amx_are_made_of_its_instructions(amx_code):
