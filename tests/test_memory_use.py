@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import fastrnn
+
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 import memory_use  # noqa: E402
@@ -39,3 +41,19 @@ def test_weights_that_are_not_packed_are_used_where_they_are_mapped(tmp_path):
     found = memory_use.measure(tmp_path / "m.fastrnn", {}, 2)
     assert found["one after"][1] < 0.1  # a step looks up one row
     assert found["one peak"][1] < 0.5
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_small_weights_are_the_only_ones_in_memory_after_a_load(precision, tmp_path):
+    """Packing them takes those of one layer in float32, which go back to the system."""
+    memory_use.make("lstm", MEGABYTES << 20, tmp_path / "wide.fastrnn")
+    wide = fastrnn.load(tmp_path / "wide.fastrnn", precision=precision)
+    wide.save(tmp_path / "m.fastrnn")
+    assert (tmp_path / "m.fastrnn").stat().st_size < (0.51 if precision == "bfloat16" else 0.26) * (MEGABYTES << 20)
+    found = memory_use.measure(tmp_path / "m.fastrnn", {}, 2)
+    assert 0.9 < found["one after"][1] < 1.4
+    assert 1.8 < found["2 workers"][1] < 2.8
+    cached = memory_use.measure(tmp_path / "m.fastrnn", {"cache": str(tmp_path / "cache")}, 4)
+    assert cached["later after"][1] < 1.4
+    assert cached["later peak"][1] < 0.7  # neither the file nor what was packed is read through or widened
+    assert cached["4 workers"][1] < 1.8

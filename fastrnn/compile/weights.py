@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,9 @@ from ..machine import _isa, pages
 
 if TYPE_CHECKING:
     from ..machine.packed_files import Store
+
+
+AT_ONCE = 128 << 10  # bytes that are widened in one go: what NumPy makes on the way is small
 
 
 class Weights:
@@ -62,12 +66,17 @@ class _Wide:
 
     def __init__(self, op: str, held: tuple, precision: str, scales: tuple, store: Store | None):
         self._held, self._how, self._scales, self._store = held, (op, precision), scales, store
-        self.arrays = tuple(np.empty(array.shape, np.float32) for array in held)
+        self.arrays = tuple(_float32_like(array) for array in held)
 
     def fill(self) -> None:
+        """Widen the held weights, a few rows at a time."""
         op, precision = self._how
         for array, held, scale in zip(self.arrays, self._held, self._scales, strict=True):
-            array[...] = meant_by(op, held, precision, scale)
+            rows = max(1, AT_ONCE * len(array) // max(array.nbytes, 1))
+            for begin in range(0, len(array), rows):
+                part = slice(begin, begin + rows)
+                own = scale[part] if op == "cell" and scale is not None else scale  # of a cell, a column is a row of W
+                array[part] = meant_by(op, held[part], precision, own)
         pages.give_back(*self._held)
 
     def packed(self, what: tuple, arrays: tuple, nbytes: int, pack) -> np.ndarray | None:
@@ -82,3 +91,14 @@ class _Wide:
         if found is None:  # private memory, which the caller packs into
             self.fill()
         return found
+
+
+def _float32_like(held: np.ndarray) -> np.ndarray:
+    """Memory for as many float32. If large, it goes back to the system with the array: the allocator of C would keep up
+    to 32 MB of such blocks for itself."""
+    if 4 * held.size < pages.SMALL:
+        return np.empty(held.shape, np.float32)
+    try:
+        return np.frombuffer(mmap.mmap(-1, 4 * held.size), np.float32).reshape(held.shape)
+    except OSError:
+        raise MemoryError(f"{4 * held.size} bytes for weights in float32") from None

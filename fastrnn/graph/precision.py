@@ -58,7 +58,7 @@ def check_held(W: np.ndarray, scale: np.ndarray | None) -> str | None:
         return None
     if not (np.isfinite(scale).all() and (scale >= 0).all()):
         return "the scale of a column is negative or not finite"
-    return "an 8-bit weight is -128: they go from -127 to 127" if (W == -128).any() else None
+    return "an 8-bit weight is -128: they go from -127 to 127" if W.size and W.min() == -128 else None
 
 
 def note_steps(found: dict, W: np.ndarray, step: np.ndarray, axis: int | tuple[int, ...], precision: str) -> None:
