@@ -45,19 +45,26 @@ def candidates(job, engine, threads):
 
 def load(job, threads):
     """The job's model: the form without states for a cell, the file itself for a model."""
-    settings = {"threads": threads, "precision": job["precision"]}
+    settings = {"threads": threads, "precision": wanted(job)}
     if job["kind"] != "model":
         return fastrnn.load(job["free_file"], **settings)
     states = {name: output for name, output, _ in job["states"]}
     return fastrnn.load(job["file"], bind=dict(job["bind"]) or None, states=states or None, **settings)
 
 
+def wanted(job):
+    """The precision that is asked for; None for a quantised file: its own integers."""
+    return None if job["quantized"] else job["precision"]
+
+
 def held(job, model):
     """What of the model is not in the precision that was asked for: small layers stay float32."""
-    if model.precision == job["precision"]:
+    if model.precision == wanted(job):
         return ""
     if isinstance(model.precision, str):
         return f"held in {model.precision}"
+    if job["quantized"]:
+        return "held in " + ", ".join(f"{name} {precision}" for name, precision in model.precision.items())
     rest = sum(precision != job["precision"] for precision in model.precision.values())
     return f"{rest} of {len(model.precision)} layers held in another precision"
 
