@@ -71,6 +71,11 @@ __attribute__((unused)) static const frnn_kernels *tiled(int index, const char *
             for (int nv = 0; nv <= FRNN_TILE_VECTORS; nv++) unit->rows[0][nv] = FRNN_TALL_ROWS, unit->rows[1][nv] = 0;
             unit->tiles[other->lanes / 8] = tiles->tiles;
             unit->begin = tiles->begin, unit->end = tiles->end;
+            unit->emulated = strncmp(name, "amx_", 4) == 0;
+            for (int i = 0; i < FRNN_TILE_FORMATS; i++) {
+                const frnn_tile_cost *cost = &frnn_tile_costs_here.formats[i];
+                if (strcmp(cost->weights, tiles->weights) == 0) unit->cost = cost;
+            }
             product->tall = unit;
         }
     }

@@ -104,6 +104,8 @@ typedef struct frnn_product {
     const struct frnn_product *tall;
     void (*begin)(int64_t rows);
     void (*end)(void);
+    const struct frnn_tile_cost *cost; /* tile_unit.h */
+    int32_t emulated; /* the tile unit is */
 } frnn_product;
 
 /* How a call of so many rows prefetches the weights of a product, of that many floats. */

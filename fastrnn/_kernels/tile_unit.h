@@ -61,5 +61,36 @@ extern frnn_unit_probe
     frnn_unit_probe_here; /* of this machine; a test puts another in its place before the first call */
 /* Asks the machine once a process. */
 int frnn_tile_unit(void);
+/* The bits of XINUSE: what this thread has in use of the CPU's state. Bits 17 and 18: tiles. 0 if it can't be read. */
+uint64_t frnn_state_in_use(void);
+
+/* ---- when a call goes there (tile_unit.c) ---- */
+
+/* Nanoseconds for each KiB of packed weights of one number format. Vectors take vector_load, or rows * vector_row if that
+ * is more; tiles take `tile` for each FRNN_TALL_ROWS rows. */
+typedef struct frnn_tile_cost {
+    const char *weights;
+    float vector_load, vector_row, tile;
+} frnn_tile_cost;
+
+enum { FRNN_TILE_FORMATS = 3 };
+typedef struct frnn_tile_costs {
+    frnn_tile_cost formats[FRNN_TILE_FORMATS];
+    float call;                    /* ns of a call with tiles: to configure and release them, to store sums */
+    float short_pause, long_pause; /* ns since the last tile instruction, from which on the unit sleeps */
+    float short_wake, long_wake;   /* ns to wake it then */
+} frnn_tile_costs;
+extern frnn_tile_costs frnn_tile_costs_here; /* tests and tools/tile_costs.py replace them */
+
+/* Which calls go to the unit: by their costs, on an emulated unit all; all; none; by their costs, on any unit. */
+enum frnn_tile_way { FRNN_WAY_USUAL, FRNN_WAY_TILES, FRNN_WAY_VECTORS, FRNN_WAY_COSTS };
+extern int frnn_tile_way; /* for tests */
+
+/* The time of one thread, in ns, and what its calls would have gained by tiles since the unit fell asleep. */
+typedef struct frnn_tile_clock {
+    double last_tile, last_call, credit;
+} frnn_tile_clock;
+/* The decision for a call at `now`, which it notes in the clock. */
+int frnn_tiles_chosen(const frnn_tile_cost *cost, int64_t rows, int64_t floats, double now, frnn_tile_clock *clock);
 
 #endif

@@ -106,7 +106,7 @@ _activate()
 def isa_info():
     """What was found and chosen: detected (best table this CPU runs), active, forced_by ("FASTRNN_ISA" or None),
     available and compiled (names, best first), emulated (those for tests), lanes (floats in the active table's
-    widest vector), refusal (0; -1 or an error number: why the CPU's tile unit can't be used, see tile_unit.h)."""
+    widest vector), refusal (0; -1 or an error number: why the CPU's tile unit can't be used, see frnn.h)."""
     available = _names(frnn_available())
     return {
         "detected": available[0],

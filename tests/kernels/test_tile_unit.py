@@ -1,7 +1,6 @@
 """Products on a tile unit, real or emulated: the bits of vectors at every size, row and height; what a unit rejects;
 nothing stays configured."""
 
-import ctypes
 import itertools
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from test_kernel_cells import run, same
 from test_kernel_rounded import FORMATS, FUSED, Rounded
+from tile_way import emulated_state
 
 from fastrnn.machine import _isa
 from fastrnn.machine import _kernel_calls as calls
@@ -23,14 +23,6 @@ VECTORS = next((isa for isa in FUSED if isa not in TILED), None)
 FORMS = ["rnn", "lstm", "lstm peephole", "gru after", "gru before", "lstm other"]
 pytestmark = pytest.mark.skipif(not TILED, reason="needs an instruction set that fuses multiply and add")
 KERNELS = Path(__file__).parents[2] / "fastrnn" / "_kernels"
-LIBRARY = ctypes.CDLL(_isa.__file__)
-
-
-def emulated_state():
-    """Whether the emulated unit of this thread is configured, and how many products it has made."""
-    products = ctypes.c_int64()
-    configured = LIBRARY.frnn_emulated_state(ctypes.byref(products))
-    return bool(configured), products.value
 
 
 @pytest.mark.parametrize("isa", TILED)
@@ -142,20 +134,16 @@ def test_linear_has_the_bits_of_vectors(format, isa):
 def amx_code(tmp_path_factory):
     """The instructions of the object file of AMX: a list of (name, operands)."""
     compiler, disassembler = shutil.which("gcc"), shutil.which("objdump")
-    if (
-        "amx" not in INFO["compiled"]
-        or compiler is None
-        or disassembler is None
-        or not KERNELS.joinpath("frnn.h").exists()
-    ):
+    if "amx" not in INFO["compiled"] or not (compiler and disassembler and KERNELS.joinpath("frnn.h").exists()):
         pytest.skip("needs the sources, gcc with AMX, and objdump")
     target = tmp_path_factory.mktemp("amx") / "amx.o"
     sets = [f"-mavx512{name}" for name in ("f", "vl", "bw", "dq", "vnni")]
     flags = ["-std=c99", "-O3", "-mavx2", "-mfma", *sets, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
     subprocess.run([compiler, *flags, "-c", str(KERNELS / "kernels_amx.c"), "-o", str(target)], check=True)
-    text = subprocess.run([disassembler, "-d", "--no-show-raw-insn", str(target)], capture_output=True, text=True)
-    instructions = [line.split("\t")[-1].split(None, 1) for line in text.stdout.splitlines() if "\t" in line]
-    return [(part[0], "".join(part[1:])) for part in instructions if part]
+    command = [disassembler, "-d", "--no-show-raw-insn", str(target)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    code = [line.split("\t")[-1].split(None, 1) for line in lines if "\t" in line]
+    return [(words[0], words[1] if len(words) > 1 else "") for words in code if words]
 
 
 def test_the_kernels_of_amx_are_made_of_its_instructions(amx_code):
