@@ -91,7 +91,8 @@ def graph_of_module(module, example, states, float64_as_float32: bool) -> Graph:
             said.append(f"{found.how}: {error}")
             continue
         if best is None or _free_sizes(graph) > _free_sizes(best):
-            best = graph.replace(name=type(module).__name__, notes=(f"the module was {found.how}", *graph.notes))
+            notes = (f"the module was {found.how}", *graph.notes)
+            best = graph.replace(name=type(module).__name__, notes=notes, integers=found.integers)
     if best is not None:
         return best
     if first is not None:

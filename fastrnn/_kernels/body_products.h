@@ -118,7 +118,7 @@ static float frnn_column_scale(int64_t K, const float *w, int64_t k_stride) {
 
 static int32_t frnn_int8_of(float value, float scale) {
     float q = scale > 0 ? rintf(value / scale) : 0.0f;
-    return (int32_t)fmaxf(-127.0f, fminf(127.0f, q));
+    return (int32_t)fmaxf(-128.0f, fminf(127.0f, q));
 }
 
 static float *frnn_int8_pack(int64_t K, int64_t k0, int64_t k1, int64_t nv, int64_t width, const float *const *from,

@@ -13,7 +13,7 @@
  *     vec_select(m, a, b)      m ? a : b a lane
  *     vec_load_part(p, n)      n floats (0 <= n <= VEC_W), zeros beyond; reads nothing past p + n
  *     vec_store_part(p, n, v)  stores n floats; writes nothing past p + n
- *     vec_dot(sums, a, w)      sums + the four products of signed bytes a lane, exact, if no byte is -128; a's bytes
+ *     vec_dot(sums, a, w)      sums + the four products of signed bytes a lane, exact, if no byte of a is -128; a's bytes
  *                              are FRNN_INT8_OFFSET too large, for which sums must begin with -offset times those of w
  */
 #ifndef FRNN_WORDS_H

@@ -84,8 +84,8 @@ FRNN_INLINE vec_int_4 vec_dot_4(vec_int_4 sums, vec_int_4 a, vec_int_4 w) {
 /* As words_maddubs.h; there is no VPSIGNB of 64 bytes. */
 FRNN_INLINE vec_int_16 vec_dot_16(vec_int_16 sums, vec_int_16 a, vec_int_16 w) {
     __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi16(1);
-    __m512i signed_w = _mm512_mask_sub_epi8((__m512i)w, _mm512_movepi8_mask((__m512i)a), zero, (__m512i)w);
-    return sums + (vec_int_16)_mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8((__m512i)a), signed_w), one);
+    __m512i signed_a = _mm512_mask_sub_epi8((__m512i)a, _mm512_movepi8_mask((__m512i)w), zero, (__m512i)a);
+    return sums + (vec_int_16)_mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8((__m512i)w), signed_a), one);
 }
 #include "words_maddubs.h"
 #endif

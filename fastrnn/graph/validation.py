@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import ModelFormatError, ShapeError
-from ..machine.pages import give_back
 from .dims import Dim, evaluate, of_rest, of_shortfall, symbols
 from .precision import SCALES, check_held
 from .shapes import check_shapes
@@ -147,8 +146,7 @@ def _check_held(graph: Graph, node: Node) -> None:
         name, scale = node.inputs[at], node.inputs[scale_at] if scale_at < len(node.inputs) else None
         if name not in graph.constants or (scale is not None and scale not in graph.constants):
             raise ModelFormatError(f"node {node.name}: weights in reduced precision must be constants: {name}")
-        wrong = check_held(graph.constants[name], None if scale is None else graph.constants[scale])
-        give_back(graph.constants[name])  # it was read through
+        wrong = check_held(None if scale is None else graph.constants[scale])
         if wrong is not None:
             raise ModelFormatError(f"node {node.name}: {wrong}: {name}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..errors import FastRNNWarning, ModelFormatError, UnsupportedError
 from ..graph import Graph, Node, validate
 from ..graph.precision import BFLOAT16_MOST, MOST_TERMS, PRECISIONS, SCALES, columns, held_by, integers_of
 from ..graph.windows import CONVOLUTIONS
+from ..records import dataclass
 from .dead import remove_dead_nodes
 from .patch import Patch
 
@@ -119,8 +120,8 @@ def _of_file(graph: Graph, node: Node) -> _File | None:
     if any(part is None for part in parts):
         return None
     precision = max((part[2] for part in parts), key=PRECISIONS.index)
-    if any(np.abs(q).max(initial=0) > 127 for q, _, _ in parts):
-        return _File(precision, {}, "its 8-bit weights less their zero point go beyond 127")
+    if any(q.max(initial=0) > 127 or q.min(initial=0) < -128 for q, _, _ in parts):
+        return _File(precision, {}, "its 8-bit weights less their zero point go beyond -128 to 127")
     held = {
         name: (q.astype(np.int8).reshape(a.shape), step.reshape(-1))
         for name, a, (q, step, _) in zip(names, arrays, parts, strict=True)

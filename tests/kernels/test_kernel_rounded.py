@@ -224,13 +224,13 @@ def test_linear(format, isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_scales_of_the_caller(isa):
-    """8-bit weights of a file keep their own scales."""
+    """8-bit weights of a file keep their own scales, and may be -128."""
     layer = Rounded("lstm", 20, 12, "int8")
-    scales = [np.float32(2.0) ** -layer.rng.integers(5, 9, 48).astype(np.float32) for _ in range(2)]
-    layer.W, layer.R = (
-        (layer.rng.integers(-60, 61, (48, n)) * s[:, None]).astype(np.float32)
-        for n, s in zip((20, 12), scales, strict=True)
-    )
+    scales = [np.float32(2.0) ** -layer.rng.integers(8, 12, 48).astype(np.float32) for _ in range(2)]
+    integers = [layer.rng.integers(-128, 128, (48, n)) for n in (20, 12)]
+    for q in integers:
+        q[::3, ::2] = -128
+    layer.W, layer.R = ((q * s[:, None]).astype(np.float32) for q, s in zip(integers, scales, strict=True))
     packed = _isa.pack_cell(layer.spec, layer.W, layer.R, layer.Wb, layer.Rb, isa=isa, weights="int8",
                             W_scale=scales[0], R_scale=scales[1])  # fmt: skip
     x, h, c = layer.rows(4)

@@ -8,7 +8,7 @@ loops and nn.RNN and break projections (the ONNX importer undoes much of that). 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ from ...graph import Graph
 from ...graph import dims as D
 from ...graph.casts import check_float32
 from ...records import dataclass
-from . import exporting, held, nesting, tracing
+from . import exporting, held, nesting, quantised, tracing
 from .emit import Unknown
 from .through_torch import quiet
 
@@ -30,6 +30,7 @@ class Converted:
     """proto: the ONNX model. example: its inputs, name -> array. form: the arguments, without their tensors.
 
     how: what made it, for a note. lengths: inputs that say how many steps of each row count -> the steps of the example
+    integers: what the module's 8-bit weights are worth, as in `Graph`
     """
 
     module: nn.Module
@@ -38,6 +39,7 @@ class Converted:
     form: nesting.Arguments
     how: str
     lengths: Mapping[str, int] = field(default_factory=dict)
+    integers: Mapping[float, frozenset] = field(default_factory=dict)
 
     def answer(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
         """The module's own results, flattened; None if it does not accept these sizes."""
@@ -160,6 +162,8 @@ def _gap(mine: np.ndarray, theirs: np.ndarray) -> float:
 def candidates(module: nn.Module, example=None, *, float64_as_float32: bool = False) -> Iterator[Converted | str]:
     """Each way in which a module can be written as ONNX, best first; a text for a way that failed.
 
+    Layers with 8-bit weights are widened (quantised.py).
+
     The module is treated as in eval mode and not modified.
 
     Parameters
@@ -177,12 +181,13 @@ def candidates(module: nn.Module, example=None, *, float64_as_float32: bool = Fa
     """
     if not isinstance(module, nn.Module):
         raise ModelFormatError(f"from_torch takes a torch.nn.Module, got {type(module).__name__}")
-    module = _ready(module, float64_as_float32)
+    integers: dict[float, frozenset] = {}
+    module = _ready(module, float64_as_float32, integers)
     given = None if example is None else nesting.bound(module, example)
     if given is not None:
         held.refuse_states(module, given)
     try:
-        yield _traced(module, given)
+        yield replace(_traced(module, given), integers=integers)
     except Unknown as unknown:
         if given is None:
             raise ModelFormatError(
@@ -194,11 +199,12 @@ def candidates(module: nn.Module, example=None, *, float64_as_float32: bool = Fa
             return
         why = "torch.fx traces it too"
     yield f"traced: {why}"
-    yield from _exported(module, given, why)
+    for found in _exported(module, given, why):
+        yield found if isinstance(found, str) else replace(found, integers=integers)
 
 
-def _ready(module: nn.Module, float64_as_float32: bool) -> nn.Module:
-    """The module in eval mode, on the CPU, in float32: a copy."""
+def _ready(module: nn.Module, float64_as_float32: bool, integers: dict) -> nn.Module:
+    """The module in eval mode, on the CPU, in float32: a copy. integers: see `quantised.widened`."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     empty = [n for n, t in tensors if t.is_meta]
     if empty:
@@ -216,7 +222,7 @@ def _ready(module: nn.Module, float64_as_float32: bool) -> nn.Module:
         check_float32(tracing.numbers(tensor), f"{type(module).__name__}: {name}", ModelFormatError)
     try:
         with quiet():
-            copy = held.copied(module)
+            copy = quantised.widened(held.copied(module), integers)
     except Exception as error:  # a module may hold anything
         raise UnsupportedError(f"the module can't be copied ({error!s:.120})", type(module).__name__) from None
     with quiet():
