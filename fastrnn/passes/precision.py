@@ -29,6 +29,7 @@ LEAST = {
     "int8": {"cell": (13_824, 1), "linear": (4_096, 16), "conv": (6_912, 48), "gather": (65_536, 1)},
     "int8-a16": {"cell": (32_768, 1), "linear": (16_384, 96), "conv": (27_648, 96), "gather": (65_536, 1)},
 }
+NEVER_NEGATIVE = ("relu", "sigmoid", "hard_sigmoid", "abs", "exp", "softplus", "sqrt")
 MOST_MOVES = 16  # from a rounded value to the product that it enters
 
 
@@ -126,6 +127,8 @@ def _of_file(graph: Graph, node: Node) -> _File | None:
         name: (q.astype(np.int8).reshape(a.shape), step.reshape(-1))
         for name, a, (q, step, _) in zip(names, arrays, parts, strict=True)
     }
+    if precision == "int8" and node.op != "cell" and _is_never_negative(graph, str(node.inputs[0])):
+        precision = "int8-a16"  # such files round to 0..255, and a sign would take half of the steps
     rounded = node.op != "cell" and _is_rounded(graph, str(node.inputs[0]))
     return _File(precision, held, "the file rounds its input at a scale of its own" if rounded else None)
 
@@ -143,6 +146,21 @@ def _is_rounded(graph: Graph, name: str) -> bool:
         if node.op not in ("binary", "transpose", "reshape", "slice", "expand") or len(live) != 1:
             return False
         name = live[0]
+    return False
+
+
+def _is_never_negative(graph: Graph, name: str) -> bool:
+    """Whether a value is the result of a function without negative values, maybe moved."""
+    makers = graph.producers()
+    for _ in range(MOST_MOVES):
+        node = makers.get(name)
+        if node is None:
+            return False
+        if node.op in ("unary", "linear", "conv"):
+            return node.attrs.get("fn" if node.op == "unary" else "activation") in NEVER_NEGATIVE
+        if node.op not in ("transpose", "reshape", "slice", "expand"):
+            return False
+        name = str(node.inputs[0])
     return False
 
 

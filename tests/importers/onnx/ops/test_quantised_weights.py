@@ -95,6 +95,25 @@ def test_answers_are_nearer_to_the_float_model_than_those_of_onnxruntime(tmp_pat
     assert model.run(x=x[2:3])[0].tobytes() == ours[2:3].tobytes()
 
 
+@pytest.mark.parametrize("function", ["Relu", "Sigmoid", "Tanh"])
+def test_values_that_are_never_negative_keep_15_bits(tmp_path, function):
+    """onnxruntime rounds them to 0..255; with a sign, 8 bits would have half of the steps."""
+    rng = np.random.default_rng(5)
+    shapes = {"W0": (I, 256), "W1": (256, 256), "W2": (256, O)}
+    arrays = {name: rng.normal(size=s).astype(np.float32) / 10 for name, s in shapes.items()}
+    body = f"a = MatMul(x, W0) b = {function}(a) c = MatMul(b, W1) d = {function}(c) y = MatMul(d, W2)"
+    float_one = float_model(body, **arrays)
+    path, x = quantised(tmp_path, "int8", float_one, per_channel=True), values()
+    model = fastrnn.load(path)
+    if function == "Tanh":
+        assert model.precision == "int8"
+    else:
+        assert list(model.precision.values()) == ["int8", "int8-a16", "int8-a16"]
+    exact, theirs, ours = run_there(float_one, x), run_there(path, x), model.run(x=x)[0]
+    rms = lambda y: np.sqrt(((y - exact) ** 2).mean())  # noqa: E731
+    assert 0 < rms(ours) < rms(theirs)
+
+
 def test_a_caller_chooses_another_precision(tmp_path):
     path, x = quantised(tmp_path, "int8"), values()
     wide, fine = (fastrnn.load(path, precision=p) for p in ("float32", "int8-a16"))
