@@ -78,21 +78,31 @@ def integers_of(
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
     """(integers as float32, the step of each column, their precision) of float32 weights; None if they are not exactly
     products of integers and steps that `found`, a `Graph.integers`, has."""
-    tops = np.abs(W).max(axis=axis, initial=0)
+    within = axis if isinstance(axis, tuple) else (axis,)
+    order = (*(a for a in range(W.ndim) if a not in within), *within)
+    moved = W.transpose(order)
+    sizes = moved.shape[: W.ndim - len(within)]
+    rows = moved.reshape(math.prod(sizes), -1)  # a column each
+    tops = np.abs(rows).max(axis=1, initial=0)
     options = [sorted(found.get(t, ()), key=lambda o: (o[1] == "int8", o)) if t else [(0.0, "")] for t in tops.tolist()]
-    q, step, names = np.zeros_like(W), np.zeros_like(tops), set[str]()
-    left = np.ones(tops.shape, bool)
+    q, step, names = np.zeros_like(rows), np.zeros_like(tops), set[str]()
+    left = np.array([bool(o) for o in options], bool)
+    if not left.all():
+        return None
     for k in range(max(map(len, options), default=0)):
-        tried = np.array([o[min(k, len(o) - 1)][0] if o else 0.0 for o in options], np.float32)
-        along = np.expand_dims(np.where(tried > 0, tried, np.float32(1)), axis)
+        tried = np.array([o[min(k, len(o) - 1)][0] for o in options], np.float32)
+        along = np.where(tried > 0, tried, np.float32(1))[:, None]
         with np.errstate(over="ignore", invalid="ignore"):
-            made = np.rint(W / along)
-            good = left & (made * along == W).all(axis=axis) & (np.abs(made).max(axis=axis, initial=0) <= MOST_INTEGER)
-        q = np.where(np.expand_dims(good, axis), made, q)
+            made = np.rint(rows / along)
+            good = left & (made * along == rows).all(axis=1) & (np.abs(made).max(axis=1, initial=0) <= MOST_INTEGER)
+        q = np.where(good[:, None], made, q)
         step, left = np.where(good, tried, step), left & ~good
         names |= {options[j][min(k, len(options[j]) - 1)][1] for j in np.flatnonzero(good).tolist()}
     names.discard("")
-    return None if left.any() or not names else (q, step, "int8" if names == {"int8"} else "int8-a16")
+    if left.any() or not names:
+        return None
+    back = q.reshape(moved.shape).transpose(np.argsort(order))
+    return back, step.reshape(sizes), "int8" if names == {"int8"} else "int8-a16"
 
 
 def held_by(op: str, W: np.ndarray, precision: str, groups: int = 1) -> tuple[np.ndarray, np.ndarray | None]:

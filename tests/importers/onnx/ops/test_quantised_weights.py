@@ -272,3 +272,68 @@ def kernel_of(file: dict) -> np.ndarray:
     """The convolution's weights that a file means."""
     zero, scale = (file[f"K_{n}"].reshape(-1, 1, 1).astype(np.float32) for n in ("zero_point", "scale"))
     return (file["K_quantized"].astype(np.float32) - zero) * scale
+
+
+class TestNeighboursOfQuantisedLayers:
+    """Layers whose weights the file does not have as integers, beside one whose it has, stay as they are."""
+
+    def check(self, tmp_path, model, feeds, **options):
+        path = str(tmp_path / "n.onnx")
+        onnx.save(model, path)
+        quantised_path = quantised(tmp_path, "int8", path, **options)
+        exact = onnxruntime.InferenceSession(path).run(None, feeds)[0]
+        for precision in (None, "float32", "int8"):
+            ours = fastrnn.load(quantised_path, precision=precision)
+            assert np.abs(ours(**feeds) - exact).max() < 0.05 * np.abs(exact).max()
+
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_transposed_convolutions(self, tmp_path, groups):
+        rng = np.random.default_rng(3)
+        arrays = {
+            "V": rng.normal(size=(I, 64)).astype(np.float32) / 8,
+            "K": rng.normal(size=(64, O // groups, 4)).astype(np.float32) / 8,
+        }
+        body = (
+            "m = MatMul(x, V) t = Transpose <perm = [0, 2, 1]> (m) "
+            f"u = ConvTranspose <group = {groups}, strides = [2], kernel_shape = [4]> (t, K) "
+            "y = Transpose <perm = [0, 2, 1]> (u)"
+        )
+        self.check(tmp_path, float_model(body, **arrays), {"x": values(2, 7)})
+
+    @pytest.mark.parametrize("per_channel", [False, True])
+    def test_embeddings(self, tmp_path, per_channel):
+        rng = np.random.default_rng(3)
+        text = (
+            '<ir_version: 8, opset_import: ["" : 17]> g (int64[b,t] x) => (float[b,t,100] y) '
+            "{ e = Gather(E, x) a = MatMul(e, W) r = Relu(a) y = MatMul(r, V) }"
+        )
+        model = parser.parse_model(text)
+        for name, shape in (("E", (700, 64)), ("W", (64, 96)), ("V", (96, 100))):
+            model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+        self.check(tmp_path, model, {"x": rng.integers(0, 700, size=(2, 9))}, per_channel=per_channel)
+
+    def test_matrices_of_whole_numbers(self, tmp_path):
+        sums = np.zeros((64, O), np.float32)
+        sums[:16, 0] = sums[16:32, 1] = 1
+        W = np.random.default_rng(3).normal(size=(I, 64)).astype(np.float32)
+        body = "m = MatMul(x, W) n = Abs(m) y = MatMul(n, S)"
+        model = float_model(body, W=W, S=sums)
+        model.graph.node[2].name = "sums"
+        self.check(tmp_path, model, {"x": values(2, 7)}, nodes_to_exclude=["sums"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((2, 3, 4, 5), (1, 3)), ((6, 7), (0,)), ((6, 7), (1,)), ((4, 3, 2), (1, 2))]
+)
+def test_integers_of_any_columns(shape, axes):
+    rng = np.random.default_rng(2)
+    q = rng.integers(-127, 128, shape).astype(np.float32)
+    kept = [n for axis, n in enumerate(shape) if axis not in axes]
+    step = rng.uniform(0.01, 0.1, kept).astype(np.float32)
+    along = np.expand_dims(step, axes)
+    found = {}
+    note_steps(found, q * along, along, axes, "int8")
+    integers, steps, precision = integers_of(q * along, axes, found)
+    np.testing.assert_array_equal(integers, q)
+    np.testing.assert_array_equal(steps, step)
+    assert precision == "int8"
