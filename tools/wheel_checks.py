@@ -58,6 +58,11 @@ def wrong_with_tag(wheel: Path) -> list[str]:
     return [f"its tag is not manylinux_{NEWEST_GLIBC[0]}_{NEWEST_GLIBC[1]} or older"]
 
 
+def _belongs(path: Path) -> bool:
+    """Whether a wheel may have this file."""
+    return path.suffix in SUFFIXES or path.name.startswith("LICENSE")
+
+
 def wrong_with_wheel(wheel: Path, suffix: str, folder: Path) -> list[str]:
     """Everything that is wrong with a wheel whose extensions must end in `suffix`; unpacks it into `folder`."""
     wrong = wrong_with_tag(wheel)
@@ -69,7 +74,7 @@ def wrong_with_wheel(wheel: Path, suffix: str, folder: Path) -> list[str]:
     ours = [name for name in names if name.startswith("fastrnn/")]
     if odd := sorted({name.split("/")[0] for name in names if name not in ours and ".dist-info/" not in name}):
         wrong.append(f"also installs {', '.join(odd)}")
-    if odd := sorted(name for name in ours if Path(name).suffix not in SUFFIXES):
+    if odd := sorted(name for name in ours if not _belongs(Path(name))):
         wrong.append(f"has {', '.join(odd)}")
     extensions = [name for name in ours if name.endswith(".so")]
     if not extensions:

@@ -24,6 +24,8 @@ PRECISIONS = ("float32", "bfloat16", "int8", "int8-a16")
 DTYPE = {"float32": "float32", "bfloat16": "uint16", "int8": "int8", "int8-a16": "int8"}
 BFLOAT16_MOST = 3.3895314e38  # the largest finite one
 MOST_INTEGER = 255  # of an 8-bit weight less its zero point
+# How the note of an importer begins if the graph leaves out a rounding of the file.
+ROUNDED_EACH_CALL = "values that the file rounds to 8 bits by the range of each call"
 MOST_TERMS = 132_000  # of a sum of products of bytes that fits 32 bits
 
 

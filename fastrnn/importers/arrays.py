@@ -114,6 +114,7 @@ def _start(writer: GraphWriter, array, d: int, name: str) -> Value | None:
 
 
 def _kind(kind: str, activations) -> tuple[str, tuple[Activation, ...]]:
+    kind = str(kind) if isinstance(kind, str) else kind  # a string of NumPy has another repr, which names have
     if kind == "rnn_relu":
         if activations is not None:
             raise ModelFormatError("rnn_relu is an rnn whose activation is relu: activations= can't change it")
@@ -127,7 +128,7 @@ def _kind(kind: str, activations) -> tuple[str, tuple[Activation, ...]]:
         names = (names,)
     if len(names) != len(DEFAULT_ACTIVATIONS[kind]):
         raise ModelFormatError(f"{kind} takes {len(DEFAULT_ACTIVATIONS[kind])} activations, got {len(names)}")
-    return kind, tuple(activation(n) if isinstance(n, str) else activation(*n) for n in names)
+    return kind, tuple(activation(str(n)) if isinstance(n, str) else activation(*n) for n in names)
 
 
 def _order(kind: str, order: str | None) -> str:

@@ -190,9 +190,12 @@ cdef class RunCore:
             found = self._prepare(arrays)
             if found is None:
                 return None
-            if len(self.known) >= KEPT_SHAPES:  # no order worth keeping: a service has few shapes, or all of them
-                self.known.clear()
-            self.known[key] = found
+            with self._lock:
+                if found.fixed is not None and not self._is_kept(found.fixed):
+                    return found  # another thread needed other sizes meanwhile: it must not live as long as its shape
+                if len(self.known) >= KEPT_SHAPES:  # no order worth keeping: a service has few shapes, or all of them
+                    self.known.clear()
+                self.known[key] = found
         self.last = found
         return found
 

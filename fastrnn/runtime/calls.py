@@ -32,7 +32,12 @@ def call(model: Compiled, arrays: tuple, named: Mapping[str, Any], lengths: Any)
     plain = [n for n in graph.inputs if n not in graph.states]
     if len(arrays) > len(plain):
         raise ShapeError(f"{model.name} takes {len(plain)} inputs besides its states, got {len(arrays)}")
+    _refuse_dicts(model, arrays)
     feeds = {**dict(zip(plain, arrays, strict=False)), **named}
+    _refuse_unknown(model, named)
+    lacking = [n for n in plain if n not in feeds and not (n == "lengths" and lengths is not None)]
+    if lacking:
+        raise ShapeError(f"{model.name}: input {', '.join(lacking)} is missing")
     missing = [n for n in graph.states if n not in feeds]
     if missing:
         known = [n for n in graph.inputs if n in feeds]
@@ -49,14 +54,12 @@ def call(model: Compiled, arrays: tuple, named: Mapping[str, Any], lengths: Any)
 def _collect(model: Compiled, arrays: tuple, named: Mapping[str, Any]) -> list[np.ndarray]:
     """The arrays of all inputs, in the file's order and of their dtypes."""
     names = list(model.graph.inputs)
-    if any(isinstance(array, Mapping) for array in arrays):
-        raise ShapeError(f"{model.name} takes arrays, by position or by name, and got a dict: pass run(**feeds)")
+    _refuse_dicts(model, arrays)
     if len(arrays) > len(names):
         raise ShapeError(f"{model.name} takes {len(names)} inputs {names}, got {len(arrays)}")
     feeds = dict(zip(names, arrays, strict=False))
+    _refuse_unknown(model, named)
     for name, array in named.items():
-        if name not in names:
-            raise ShapeError(f"{model.name} has no input {name!r}; its inputs are {names}")
         if name in feeds:
             raise ShapeError(f"input {name} is given twice")
         feeds[name] = array
@@ -64,3 +67,14 @@ def _collect(model: Compiled, arrays: tuple, named: Mapping[str, Any]) -> list[n
     if missing:
         raise ShapeError(f"{model.name}: input {', '.join(missing)} is missing")
     return [as_dtype(feeds[n], model.graph.values[n].dtype, f"input {n}") for n in names]
+
+
+def _refuse_dicts(model: Compiled, arrays: tuple) -> None:
+    if any(isinstance(array, Mapping) for array in arrays):
+        raise ShapeError(f"{model.name} takes arrays, by position or by name, and got a dict: pass run(**feeds)")
+
+
+def _refuse_unknown(model: Compiled, named: Mapping[str, Any]) -> None:
+    for name in named:
+        if name not in model.graph.inputs:
+            raise ShapeError(f"{model.name} has no input {name!r}; its inputs are {list(model.graph.inputs)}")

@@ -125,16 +125,20 @@ class Compiled(RunCore):
         """This model compiled for other free sizes, by name; the last few are kept."""
         sizes = {n: sizes[n] for n in self._open_sizes}
         key = tuple(sizes.items())
-        with self._lock:
-            model = self._fixed.pop(key, None)
+        model = self._fixed.get(key)
         if model is None:
             model = Compiled(passes.run(fix_sizes(self.graph, sizes)), self.threads, store=self._weights.store)
             model._given_sizes = sizes
         with self._lock:
+            model = self._fixed.pop(key, model)  # that of another thread, if it was first
             self._fixed[key] = model
             while len(self._fixed) > KEPT_SIZES:
                 self._forget(self._fixed.pop(next(iter(self._fixed))))
         return model
+
+    def _is_kept(self, fixed: Compiled) -> bool:
+        """Whether this model of other free sizes is still one of the last few."""
+        return self._fixed.get(tuple(fixed._given_sizes.items())) is fixed
 
     def _use(self, fixed: Compiled) -> None:
         """Note that this model of other free sizes is the last one used."""

@@ -308,6 +308,11 @@ class TestRefusals:
         with pytest.raises(fastrnn.FastRNNError, match="tolerance must be a number from 0 up"):
             fastrnn.choose_precision(two_layers(), frames(), tolerance=tolerance)
 
+    @pytest.mark.parametrize("steps", [-3, 0, 1.5, 10**9, True])
+    def test_steps(self, steps):
+        with pytest.raises(fastrnn.ShapeError, match="steps must be"):
+            fastrnn.choose_precision(two_layers(), frames(), steps=steps)
+
     def test_a_reduced_model(self):
         model = two_layers()
         name = model.layers[0].name

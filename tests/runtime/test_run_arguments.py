@@ -21,6 +21,7 @@ from fastrnn.graph import reference
 from fastrnn.graph.cells import CellSpec
 from fastrnn.graph.dims import BATCH, TIME, symbol
 from fastrnn.model import Model
+from fastrnn.runtime.compiled import Compiled
 
 
 def tagger():
@@ -342,3 +343,35 @@ def test_sizes_that_the_model_leaves_open():
             model.run(some(1, 1, 3))
         assert (("size", 3),) in model._core._fixed
     assert kept != list(model._core._fixed)
+
+
+def test_threads_that_need_other_sizes_at_once_keep_as_few_models():
+    """Compiled models of sizes that were dropped meanwhile are not kept by the shapes that were run."""
+    b = GraphBuilder("open")
+    x = b.input("x", "float32", BATCH, TIME, symbol("size"))
+    model = Model(b.done(b.add("reduce", x, fn="sum", axes=(2,), keepdims=False)))
+    others = {id(item) for item in gc.get_objects() if type(item) is Compiled}
+
+    def runs(seed):
+        rng = np.random.default_rng(seed)
+        for size in rng.integers(1, 41, 60):
+            model.run(some(1, 1, int(size)))
+
+    threads = [threading.Thread(target=runs, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    found = [item for item in gc.get_objects() if type(item) is Compiled and id(item) not in others]
+    assert len(found) <= len(model._core._fixed) + 1  # the last one that was used may be one more
+
+
+def test_a_call_without_inputs_and_one_with_a_dict_are_named():
+    model = Model(tagger())
+    with pytest.raises(fastrnn.ShapeError, match="input ids, x is missing"):
+        model()
+    with pytest.raises(fastrnn.ShapeError, match=r"got a dict: pass run\(\*\*feeds\)"):
+        model({"ids": 1, "x": 2})
+    with pytest.raises(fastrnn.ShapeError, match="has no input 'y'"):
+        model(y=1)

@@ -20,6 +20,7 @@ from ...errors import FastRNNError, ModelFormatError, UnsupportedError
 from ...graph.precision import PRECISIONS
 from ...model import Model
 from ...passes import precision_of
+from ...runtime.arguments import whole_number
 from ...selected import SelectedModel
 from ...typing import Input
 from ..analysis.data import Data
@@ -30,6 +31,8 @@ from .choice import LayerTrial, PrecisionChoice
 from .judging import Judge
 from .search import Option, order, search, worth_trying, worthwhile
 from .timing import layer_times, paired_ns
+
+MOST_STEPS = 1 << 20  # of a call that is timed
 
 Progress = Callable[[float, str], None]
 
@@ -74,6 +77,7 @@ def choose_precision(
     >>> choice.model.save("model.fastrnn")
     """
     _check(model, tolerance)
+    steps = whole_number(steps, "steps", MOST_STEPS)
     runner = Runner(model)
     given = data if isinstance(data, Data) else Data.of(data)
     x = runner.fit(given.arrays, NO_END, NO_END)

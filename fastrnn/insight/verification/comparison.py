@@ -39,7 +39,11 @@ def compare(model: Model, other, shown: str, seed: int, tolerance: float | None,
     shown : the model's name in the report. tolerance : None for the engine's own, or
         that of the model's precision if it is larger.
     """
-    limit = allowed(model.graph, other.tolerance) if tolerance is None else float(tolerance)
+    limit = (
+        float(tolerance)
+        if tolerance is not None
+        else allowed(model.graph, other.tolerance, beside_file=not other.is_own)
+    )
     reduced = tolerance is None and limit > other.tolerance
     names = [info.name for info in model.outputs]
     runs = _Runs(model, other, names, seed)

@@ -56,7 +56,9 @@ class Server:
         versions = {name: m if isinstance(m, dict) else {1: m} for name, m in models.items()}
         self.engine = Engine(versions, Options(**options), limits or Limits())
         self.origins = frozenset(origins)
-        self.host, self.http_port, self.grpc_port = host, http_port, grpc_port
+        self.host = host
+        self.http_port: int | None = http_port
+        self.grpc_port: int | None = grpc_port
         self._http: uvicorn.Server | None = None
         self._grpc: GrpcServer | None = None
         self._serving: asyncio.Task | None = None
@@ -83,7 +85,7 @@ class Server:
         except OSError as error:
             listener.close()
             raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
-        self.http_port = listener.getsockname()[1]
+        self.http_port = int(listener.getsockname()[1])
         config = uvicorn.Config(
             application(self.engine, [websocket.route(self.engine, self.origins)]),
             log_config=None,

@@ -200,3 +200,11 @@ def test_what_does_not_fit_is_named(kind, changes, error, text):
 def test_a_missing_array_is_named():
     with pytest.raises(FastRNNError, match="R is missing"):
         fastrnn.from_arrays("lstm", W=LSTM["W"])
+
+
+def test_strings_of_numpy_mean_what_strings_mean():
+    """Their repr differs, and names of models are made of such."""
+    weights = {"W": np.ones((8, 3)), "R": np.ones((8, 2))}
+    plain = fastrnn.from_arrays("lstm", **weights, activations=["sigmoid", "tanh", "tanh"])
+    odd = fastrnn.from_arrays(np.array(["lstm"])[0], **weights, activations=list(np.array(["sigmoid", "tanh", "tanh"])))
+    assert odd.fingerprint == plain.fingerprint

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from ....errors import ModelFormatError
 from ....graph.dims import Dim
-from ....graph.precision import note_steps
+from ....graph.precision import ROUNDED_EACH_CALL, note_steps
 from ...shared.ledger import Finding
 from ..reading import files
 from ..reading.nodes import OnnxNode
@@ -235,7 +235,7 @@ def note_unrounded(ctx, what: str) -> None:
     """Say that values are not rounded to 8 bits as the file says."""
     ctx.table.notes.setdefault(
         "dynamic quantisation",
-        f"values that the file rounds to 8 bits by the range of each call ({what}) are not rounded so: a layer with "
+        f"{ROUNDED_EACH_CALL} ({what}) are not rounded so: a layer with "
         "8-bit weights rounds each row by itself, others don't round; answers differ from onnxruntime's by what it "
         "loses there",
     )

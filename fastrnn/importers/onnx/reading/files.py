@@ -83,6 +83,7 @@ def read_model(source) -> Read:
     except Exception as error:  # protobuf's DecodeError is in a different module in each of its builds
         if "alloc" in str(error):  # "Arena alloc failed": protobuf has no error of its own for this
             raise MemoryError(str(error)) from None
+        bytearray(2 * len(data))  # other failures for lack of memory are reported as wrong bytes: a MemoryError here
         raise ModelFormatError(f"{where}: not an ONNX model, or cut short ({error})") from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise NoGraphError(f"{where}: not an ONNX model: it holds no graph")
