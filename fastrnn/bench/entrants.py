@@ -94,10 +94,13 @@ EMULATED = "amx_emulated"
 
 
 def every_isa() -> tuple[str, ...]:
-    """Every instruction set with a fused multiply-add that this machine has, but the active one; and tiles emulated."""
+    """Every instruction set with a fused multiply-add that this machine has, but the active one; and tiles emulated.
+    None if the active one has no fused multiply-add, and so bits of its own."""
     from ..machine.cpu import cpu_info
 
     isa = cpu_info().isa
+    if isa.active == "baseline":
+        return ()
     return (*(name for name in isa.available if name not in (isa.active, "baseline")), EMULATED)
 
 

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastrnn
 from fastrnn import bench
 from fastrnn.bench import answers, cases, entrants, figures, models, same_bits
 from fastrnn.cli import bench_tables
 
 ENGINES = Path(bench.__file__).parent / "engines"
 any_isa = pytest.mark.any_isa
+fused = pytest.mark.skipif(
+    fastrnn.cpu_info().isa.active == "baseline", reason="without a fused multiply-add, reduced precision has other bits"
+)
 
 
 def result(ns, **more):
@@ -243,6 +247,7 @@ def test_calls_of_run_and_of_a_session():
     assert [name for name in table.columns if name.endswith("ratio")] == ["run ratio", "session ratio"]
 
 
+@fused
 def test_bits_of_every_way_and_instruction_set():
     """Tiles are emulated, so one instruction set more than the machine's own takes part anywhere."""
     record = bench.run(bench.Options(grids=("tiny-bits",), engines=("fastrnn",), costs=False))
@@ -332,6 +337,7 @@ def test_published_models_on_recorded_audio(published_models):
     assert 1e-6 < dtln["results"]["fastrnn-int8"]["rms"] < dtln["results"]["ort-int8"]["rms"]
 
 
+@fused
 def test_every_engine_in_reduced_precision():
     """One small LSTM in a row and one GRU paced: answered within tolerances, timed and judged."""
     options = bench.Options(
