@@ -28,6 +28,10 @@ SANITIZE = os.environ.get("FASTRNN_SANITIZE", "")
 CHECKED = DEBUG or bool(SANITIZE)
 # -g0 comes after Python's own -g: with the symbols of a debugger, the extensions are 8 times as large.
 OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if CHECKED else ["-O3", "-g0"]
+# Half of the wheel is the glue that Cython writes. -O3 makes it a third larger than -Os, and no step faster than -O2.
+GLUE, RARE = (OPTIMISE, OPTIMISE) if CHECKED else (["-O2", "-g0"], ["-Os", "-g0"])
+NOT_IN_STEPS = {"machine._isa", "machine._kernel_calls", "machine._roofline", "machine._region", "machine._forks",
+                "runtime._binding", "runtime._timing", "serving._queues"}  # fmt: skip
 STRIP = [] if CHECKED else ["-Wl,--strip-all"]
 # Python's own flags may ask for -flto, which ignores glibc.h in some of the parts that it cuts the code into.
 OLD_GLIBC = [] if CHECKED else ["-fno-lto", "-include", str(KERNELS / "glibc.h")]
@@ -123,7 +127,7 @@ def extension(name, sources=(), flags=()):
         # No other header is for Cython.
         depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "openmp.h", "pages.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=[*OPTIMISE, *OLD_GLIBC, *SANITIZERS, *flags],
+        extra_compile_args=[*(RARE if name in NOT_IN_STEPS else GLUE), *OLD_GLIBC, *SANITIZERS, *flags],
         extra_link_args=["-pthread", *STRIP, *SANITIZERS, *flags],
         libraries=["m"],
     )
