@@ -13,7 +13,7 @@ from .figures import geometric_mean
 class Line:
     """One target. wanted: "at least" (or "at most") `limit`; got: the figure, None if it was not measured.
 
-    ok : True, False, or None where it is not judged; note : the worst case, the bound that explains it, or why it is
+    ok : True, False, or None if it is not judged; note : the worst case, the bound that explains it, or why it is
     not judged.
     asked : whether this run had any of the target's cases.
     """

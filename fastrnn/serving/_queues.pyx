@@ -43,7 +43,7 @@ cdef class Step(Request):
 cdef class Many(Request):
     """One step of each of several streams, taken in one call. arrays: the inputs, checked; row i is of slots[i].
 
-    It has a queue of its own: whoever puts it sees to it that nothing else of these streams waits or runs meanwhile.
+    It has a queue of its own: its caller makes sure that nothing else of these streams waits or runs meanwhile.
     """
 
     cdef readonly object slots, arrays

@@ -23,7 +23,7 @@ MANY = ("SEQUENCE_IDS", "SEQUENCE_START", "SEQUENCE_END", "STEP_INDEX")  # input
 class Request:
     """An inference request, as every protocol reads it.
 
-    version, id : texts, "" if not given. outputs : the names that are wanted; () for all. client : who asks.
+    version, id : texts, "" if not given. outputs : the names that are wanted; () for all. client : its name or address.
     """
 
     model: str

@@ -26,7 +26,7 @@ class Call:
     indexes : the step_index each expects, or None
     version : the version that was asked for; None: any
     timeout : seconds within which a tick must take it; None: any time
-    client : who asks, for its share of sequences
+    client : the name or address of the client
     """
 
     ids: tuple[int | str, ...]
