@@ -144,7 +144,7 @@ def _slower_line(cases: Sequence[Mapping], why: str | None, isas: Mapping[str, s
             rated = _ratios(held, name, _same_isa(suffix))
             slow += [(ratio, f"{note}, {name}") for ratio, note in rated if ratio < SLOWER]
     text = "cases in which a precision that the layer is held in is over 5 % slower than float32"
-    worst = f"slowest {min(slow)[0]:.2f}x: {min(slow)[1]}; auto leaves them in float32" if slow else ""
+    worst = f"slowest {min(slow)[0]:.2f}x: {min(slow)[1]}" if slow else ""
     return at_most(text, 0, None if why else len(slow), why or worst, "cases", bool(cases))
 
 

@@ -59,7 +59,7 @@ class Weights:
 
 class _Wide:
     """The float32 weights that held ones mean, in memory that is written only if they must be packed; and the store
-    that decides that. Memory that nobody has touched is not taken.
+    that decides that. Memory is taken when it is first written to.
 
     arrays : the float32 weights
     """

@@ -30,6 +30,7 @@ LEAST = {
     "int8-a16": {"cell": (32_768, 1), "linear": (16_384, 96), "conv": (27_648, 96), "gather": (65_536, 1)},
 }
 NEVER_NEGATIVE = ("relu", "sigmoid", "hard_sigmoid", "abs", "exp", "softplus", "sqrt")
+MOVES = ("transpose", "reshape", "slice", "expand")
 MOST_MOVES = 16  # from a rounded value to the product that it enters
 
 
@@ -135,33 +136,30 @@ def _of_file(graph: Graph, node: Node) -> _File | None:
 
 def _is_rounded(graph: Graph, name: str) -> bool:
     """Whether a value is one that the file rounds to 8 or 16 bits: moved, and computed from a clipped whole number."""
-    makers = graph.producers()
-    for _ in range(MOST_MOVES):
-        node = makers.get(name)
-        if node is None:
-            return False
-        if node.op == "unary":
-            return node.attrs["fn"] in ("clip", "round")
-        live = [i for i in node.inputs if i is not None and i not in graph.constants]
-        if node.op not in ("binary", "transpose", "reshape", "slice", "expand") or len(live) != 1:
-            return False
-        name = live[0]
-    return False
+    node = _maker(graph, name, (*MOVES, "binary"))
+    return node is not None and node.op == "unary" and node.attrs["fn"] in ("clip", "round")
 
 
 def _is_never_negative(graph: Graph, name: str) -> bool:
     """Whether a value is the result of a function without negative values, maybe moved."""
+    node = _maker(graph, name, MOVES)
+    if node is None or node.op not in ("unary", "linear", "conv"):
+        return False
+    return node.attrs.get("fn" if node.op == "unary" else "activation") in NEVER_NEGATIVE
+
+
+def _maker(graph: Graph, name: str, through: tuple[str, ...]) -> Node | None:
+    """The node that a value comes from, through ops of these names that have one input besides constants."""
     makers = graph.producers()
     for _ in range(MOST_MOVES):
         node = makers.get(name)
-        if node is None:
-            return False
-        if node.op in ("unary", "linear", "conv"):
-            return node.attrs.get("fn" if node.op == "unary" else "activation") in NEVER_NEGATIVE
-        if node.op not in ("transpose", "reshape", "slice", "expand"):
-            return False
-        name = str(node.inputs[0])
-    return False
+        if node is None or node.op not in through:
+            return node
+        live = [i for i in node.inputs if i is not None and i not in graph.constants]
+        if len(live) != 1:
+            return node
+        name = live[0]
+    return None
 
 
 def _check(graph: Graph, wanted, found: Mapping[str, str]) -> None:

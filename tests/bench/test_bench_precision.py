@@ -142,7 +142,7 @@ class TestContests:
         forced = case["contests"]["fastrnn-int8@avx2"]
         assert forced["ratios"]["fastrnn@avx2"]["ratio"] == 4.0
         assert "fastrnn" not in forced["ratios"]
-        assert case["verdict"] == "wins"  # what an old instruction set loses is no loss of this machine
+        assert case["verdict"] == "wins"  # a loss with a forced older instruction set is not a loss of this machine
 
     def test_means_of_a_grid(self):
         first = judged(fastrnn=100, fastrnn_int8=50, ort_int8=100)

@@ -125,7 +125,7 @@ class TestPrecision:
         def change(case, results):
             if case.id == "precision/gru-64-b16":
                 results["fastrnn-bf16"] = result(14000)
-            if case.id == "precision/gru-64-b128":  # the default rules hold it in float32, so it is no choice of ours
+            if case.id == "precision/gru-64-b128":  # the default rules hold it in float32, so it is not counted
                 results["fastrnn-bf16"] = result(21000, note="held in float32")
 
         text = "cases in which a precision that the layer is held in is over 5 % slower than float32"
