@@ -6,7 +6,10 @@ import random
 
 import numpy as np
 import pytest
+from graph_builder import GraphBuilder
 
+from fastrnn.graph.dims import BATCH, TIME
+from fastrnn.model import Model
 from fastrnn.serving.server.faults import Fault
 from fastrnn.serving.server.lane import Lane
 from fastrnn.serving.server.options import Options
@@ -399,5 +402,28 @@ def test_churn(run, model, frames, alone):
             rng = random.Random(1)
             await asyncio.gather(*(client(s, id, random.Random(rng.random())) for id in range(1, 120)))
             assert set(s.ends) <= {"client", "restarted"}
+
+    run(main())
+
+
+def test_a_model_with_fewer_steps_than_it_takes(run):
+    """Every second step has an output: a single step is answered as a chunk of one, with no or one step."""
+    rng, b = np.random.default_rng(2), GraphBuilder("halving")
+    x = b.input("x", "float32", BATCH, TIME, 5)
+    W = b.constant("W", rng.normal(size=(6, 5, 2)).astype(np.float32))
+    turned = b.add("transpose", x, perm=(0, 2, 1))
+    y = b.add("conv", turned, W, strides=(2,), dilations=(1,), pads=(0, 0), groups=1)
+    halving = Model(b.done(b.add("transpose", y, perm=(0, 2, 1))))
+    frames = rng.normal(size=(20, 5)).astype(np.float32)
+    whole = halving.stream().push(frames)
+
+    async def main():
+        async with Served(halving) as s:
+            found = [first(await s.run(call(halving, 1, frames[t], start=t == 0))) for t in range(8)]
+            found.append(first(await s.run(call(halving, 1, frames[8:]))))
+            assert [len(y) for y in found[:8]] == [0, 1] * 4
+            assert np.array_equal(np.concatenate(found), whole)
+            with pytest.raises(Fault, match="send requests of one sequence each"):
+                await s.run(many(halving, [1, 2], frames[:2], starts=(True, True)))
 
     run(main())

@@ -33,6 +33,8 @@ class Lane:
         self.batcher = Batcher(self.pool, max_delay=max_delay)
         self.inputs = self.pool._parts.inputs
         self.outputs = self.pool._parts.outputs
+        # Whether each step of each row gives one step of each output; other models answer in chunks, one by one.
+        self.even = not self.pool._parts.timetable and all(a.batched for a in (*self.inputs, *self.outputs))
 
     # -- what runs on the engine's thread, between ticks --
     async def call(self, function: Callable, *args: Any) -> Any:
@@ -69,7 +71,9 @@ class Lane:
             bare.append(array)
             ranks.add(array.ndim - len(argument.features) if argument.timed else 0)
         try:
-            if ranks <= {0}:
+            if ranks <= {0} and not self.even:
+                bare = [v[None] if a.timed else v for a, v in zip(self.inputs, bare, strict=True)]
+            elif ranks <= {0}:
                 return [np.array(v) for v in step_arrays(self.pool._parts, _given(bare), None)], 0
             checked, steps = chunk_arrays(self.pool._parts, _given(bare), None)
         except FastRNNError as error:
@@ -78,6 +82,11 @@ class Lane:
 
     def rows_of(self, arrays: list[np.ndarray], rows: int) -> list[np.ndarray]:
         """The inputs of one step of each of several sequences, checked and copied: [rows, F...]."""
+        if not self.even:
+            raise invalid(
+                f"'{self.model.name}' does not give one step of each output for each step of a sequence: send requests "
+                "of one sequence each"
+            )
         try:
             return [np.array(v) for v in step_arrays(self.pool._parts, _given(arrays), rows)]
         except FastRNNError as error:

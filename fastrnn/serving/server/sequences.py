@@ -255,7 +255,12 @@ class Sequences:
                 sequence.steps = sequence.lane.batcher.steps_done(sequence.slot)
             self._settle(work, fault)
             return
-        answer = answer_of(work, future.result())
+        try:
+            answer = answer_of(work, future.result())
+        except Exception:  # a client must not wait for ever
+            logger.exception("the answer of a step could not be written")
+            self._settle(work, Fault("INTERNAL", "failed", "the step was taken, and its answer could not be written"))
+            return
         self.steps += sum(d - f for f, d in zip(answer.first, answer.done, strict=True))
         self._settle(work, answer)
 
