@@ -16,6 +16,7 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from fastrnn.machine._region cimport Region
+from fastrnn.runtime._forms cimport is_plain
 from fastrnn.runtime._parts cimport StreamParts
 from fastrnn.runtime._slab cimport SlabCore
 
@@ -38,6 +39,22 @@ cdef int64_t MOST_PLACES = 1 << PLACE_BITS, WAIT_US = 20_000  # between looks fo
 cdef int64_t GENERATIONS = 1 << 24
 cdef int64_t MOST_POOLS = 1 << 14
 cdef int64_t pools_made = 0
+
+cdef int64_t *integers(cnp.ndarray array) except? NULL:
+    """The elements of a plain int64 array. Typed memoryviews would add 60 KB to the wheel."""
+    if not is_plain(array, cnp.NPY_INT64):
+        raise TypeError(f"expected a plain int64 array, got {array.dtype}")
+    return <int64_t *> cnp.PyArray_DATA(array)
+
+
+cdef char *states(cnp.ndarray array, size_t bytes) except? NULL:
+    """The elements of a plain float32 array of this size."""
+    if not is_plain(array, cnp.NPY_FLOAT32) or <size_t> cnp.PyArray_NBYTES(array) != bytes:
+        raise TypeError(f"expected plain float32 states of {bytes} bytes, got {array.dtype} of "
+                        f"{cnp.PyArray_NBYTES(array)}")
+    return <char *> cnp.PyArray_DATA(array)
+
+
 cdef str SHUT = "this pool was closed: make another one with model.pool(), or close it later"
 cdef str TORN = ("another thread was in a call of this pool when the process was forked: make another one in the "
                  "child with model.pool()")
@@ -240,12 +257,13 @@ cdef class SlotCore(SlabCore):
         self.touch(place)
         self._forget(place)
 
-    def _close_all(self, const int64_t[::1] slots):
-        """Close these slots, those of them that are open."""
+    def _close_all(self, cnp.ndarray slots):
+        """Close these slots, those of them that are open. slots : int64 [n]"""
         cdef int64_t i
-        for i in range(slots.shape[0]):
-            if self.is_open(slots[i]):
-                self._close(slots[i] & (MOST_PLACES - 1))
+        cdef const int64_t *slot = integers(slots)
+        for i in range(cnp.PyArray_SIZE(slots)):
+            if self.is_open(slot[i]):
+                self._close(slot[i] & (MOST_PLACES - 1))
 
     def _reset(self, int64_t place):
         self._clear(place)
@@ -283,12 +301,13 @@ cdef class SlotCore(SlabCore):
     def _open_slots(self):
         """int64 [open], by place."""
         cdef int64_t i, n = 0
-        cdef int64_t[::1] found = np.empty(self._n_open, np.int64)
+        found = np.empty(self._n_open, np.int64)
+        cdef int64_t *slots = integers(found)
         for i in range(self.fresh):
             if self.generation[i] & 1:
-                found[n] = self.slot_of(i)
+                slots[n] = self.slot_of(i)
                 n += 1
-        return np.asarray(found)
+        return found
 
     @property
     def _n_open(self):
@@ -351,23 +370,28 @@ cdef class SlotCore(SlabCore):
         return n
 
     # -- snapshots --
-    def _open_with(self, const int64_t[::1] steps, const float[:, ::1] rows, int64_t[::1] slots):
-        """New slots for streams with these states that have taken these steps; not more than are free. slots : int64
-        [n], is filled. Allocates nothing."""
-        cdef int64_t i, place
-        for i in range(steps.shape[0]):
+    def _open_with(self, cnp.ndarray steps, cnp.ndarray rows, cnp.ndarray slots):
+        """New slots for streams with these states that have taken these steps; not more than are free. steps : int64
+        [n]. rows : float32 [n, state_size]. slots : int64 [n], is filled. Allocates nothing."""
+        cdef int64_t i, place, n = cnp.PyArray_SIZE(slots)
+        cdef int64_t *slot = integers(slots)
+        cdef const int64_t *step = integers(steps)
+        cdef const char *row = states(rows, n * self.row_bytes)
+        if cnp.PyArray_SIZE(steps) != n:
+            raise TypeError(f"{n} slots need as many positions, got {cnp.PyArray_SIZE(steps)}")
+        for i in range(n):
             place = self.take_place()
-            slots[i], self.steps[place] = self.slot_of(place), steps[i]
+            slot[i], self.steps[place] = self.slot_of(place), step[i]
             if self.row_bytes:
-                memcpy(self.row(place), &rows[i, 0], self.row_bytes)
+                memcpy(self.row(place), row + i * self.row_bytes, self.row_bytes)
 
     @property
     def _now(self):
         """The number of the last call or change; `_slice` finds the places that have changed after it."""
         return self.calls
 
-    def _slice(self, int64_t start, int64_t since, int64_t[::1] slots, int64_t[::1] steps, float[:, ::1] rows,
-               int64_t[::1] gone):
+    def _slice(self, int64_t start, int64_t since, cnp.ndarray slots, cnp.ndarray steps, cnp.ndarray rows,
+               cnp.ndarray gone):
         """One slice of a snapshot: streams from place `start` on that have changed after `since`, -1: all.
 
         Parameters
@@ -379,17 +403,21 @@ cdef class SlotCore(SlabCore):
         -------
         (streams found, closed places found, the place where the next slice begins, -1 after the last)
         """
-        cdef int64_t place = start, n = 0, closed = 0, most = slots.shape[0]
-        cdef int64_t last = min(self.fresh, start + gone.shape[0])
+        cdef int64_t place = start, n = 0, closed = 0, most = cnp.PyArray_SIZE(slots)
+        cdef int64_t last = min(self.fresh, start + cnp.PyArray_SIZE(gone))
+        cdef int64_t *slot = integers(slots)
+        cdef int64_t *step = integers(steps)
+        cdef int64_t *closed_place = integers(gone)
+        cdef char *row = states(rows, most * self.row_bytes)
         while place < last and n < most:
             if self.mark[place] > since:
                 if self.generation[place] & 1:
-                    slots[n], steps[n] = self.slot_of(place), self.steps[place]
+                    slot[n], step[n] = self.slot_of(place), self.steps[place]
                     if self.row_bytes:
-                        memcpy(&rows[n, 0], self.row(place), self.row_bytes)
+                        memcpy(row + n * self.row_bytes, self.row(place), self.row_bytes)
                     n += 1
                 elif since >= 0:
-                    gone[closed] = place
+                    closed_place[closed] = place
                     closed += 1
             place += 1
         return n, closed, -1 if place >= self.fresh else place
