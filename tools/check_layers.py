@@ -66,7 +66,7 @@ FOREIGN = {
     "h5py": ("importers",),
     "matplotlib": ("insight.report",),
     "opentelemetry": ("metrics",),
-    "prometheus_client": ("metrics",),
+    "prometheus_client": ("metrics", "serving.server"),
     "keras": ("insight.verification.engine_keras",),
     "onnx": ("bench", "importers", "insight.verification.beside", "onnx_backend", "onnxruntime.described"),
     "onnxruntime": ("bench", "insight.verification"),

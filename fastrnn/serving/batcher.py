@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import ShapeError, StateError, StreamError
 from ..runtime.arguments import chunk_arrays, duration, step_arrays, whole_number
 from ..typing import Inputs, StepOutputs
-from ._queues import Close, FairQueues, Push, Request, Step, deliver
+from ._queues import Close, FairQueues, Many, Push, Request, Step, deliver
 from .idle import IdleStreams
 from .opening import opened
 from .pool import StreamPool
@@ -103,6 +103,7 @@ class Batcher:
         self._counts = TickCounts()
         self._queues = FairQueues(self.max_queue, self.max_stream_queue)
         self._running: list[list[Request]] = []  # the tick that the worker has
+        self._many = False  # requests of several streams have come
         self._enough = 1.0  # requests that the ticker waits for
         self._since = 0.0  # when the oldest waiting request came
         self._closed = False
@@ -310,6 +311,7 @@ class Batcher:
         """Add a request whose maker has checked it, and bounds how many it adds. On the event loop; a StreamError if
         the batcher is closed."""
         self._enter(asyncio.get_running_loop())
+        self._many |= type(request) is Many
         self._put(request, always=True)
 
     def _put(self, request: Request, always: bool = False) -> None:
@@ -424,7 +426,8 @@ class Batcher:
             return
         finally:
             self._running = []
-        self._counts.tick(self._loop.time() - began, len(done))
+        rows = len(done) + (sum(r.steps - 1 for r in done if type(r) is Many) if self._many else 0)
+        self._counts.tick(self._loop.time() - began, rows)
         left = unfinished(rounds, done, answers)
         self._queues.put_back(left)
         for request in (r for r in left if r.expired):

@@ -20,10 +20,10 @@ class TickCounts:
         self.timeouts = self.refused = 0
         self.seconds, self.waits, self.sizes = seconds(), seconds(), Histogram()
 
-    def tick(self, seconds: float, requests: int) -> None:
-        """A tick has ended."""
+    def tick(self, seconds: float, rows: int) -> None:
+        """A tick has ended. rows: of its requests."""
         self.seconds.add(seconds)
-        self.sizes.add(requests)
+        self.sizes.add(rows)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -64,6 +64,14 @@ class Running:
 
 
 @pytest.fixture(scope="session")
+def serve():
+    """Running: `with serve({"m": model}, **options) as server`."""
+    pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
+    pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
+    return Running
+
+
+@pytest.fixture(scope="session")
 def two_ends():
     """A model with two inputs and two outputs."""
     W, V, R = (np.eye(4, dtype=np.float32) * k for k in (0.5, 0.3, 0.2))

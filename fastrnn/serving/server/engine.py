@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, deque
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,6 +16,7 @@ from .options import Options
 EXTENSIONS = ("sequence", "sequence(string_id)", "binary_tensor_data", "statistics", "model_configuration")
 BEAT_SECONDS = 1.0  # between two looks at the engine threads
 DEAD_SECONDS = 10.0  # without an answer after which the server is not live
+RECENT = 50  # refusals that are remembered
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,18 @@ class Engine:
     models : name -> version -> Model
     options : Options
     limits : Limits
+
+    Attributes
+    ----------
+    rejected : model -> reason -> requests that were refused or failed; the model is "" if there is none of that name
+    recent : the last of them: (time, model, reason, text)
     """
 
     def __init__(self, models: dict[str, dict[int, Any]], options: Options, limits: Limits):
         self.options, self.limits = options, limits
         self._hosted = {name: Hosted(name, versions, options) for name, versions in models.items()}
+        self.rejected: dict[str, Counter[str]] = {name: Counter() for name in models}
+        self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT)
         self.started = False
         self._beat = time.monotonic()
         self._heart: asyncio.Task | None = None
@@ -102,8 +111,13 @@ class Engine:
         """Give a sequence to the store, from which another server goes on with it."""
         raise Fault("FAILED_PRECONDITION", "no_store", "this server has no store: start it with --store URL")
 
-    def refused(self, fault: Fault) -> None:
-        """A request was refused before it came to a model's sequences."""
+    def refused(self, fault: Fault, model: str = "") -> None:
+        """Count a request that was refused or failed; protocols call it once for each. model: the name in it."""
+        if fault.code == "CANCELLED":  # the client has gone
+            return
+        name = model if model in self._hosted else ""  # clients don't make labels
+        self.rejected.setdefault(name, Counter())[fault.reason] += 1
+        self.recent.append((time.time(), name, fault.reason, str(fault)))
 
     # -- description --
     def metadata(self) -> dict[str, Any]:

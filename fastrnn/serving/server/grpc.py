@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from . import tensors
+from . import health, tensors
 from .engine import Engine
 from .faults import Fault, invalid
 from .hosted import Reply, Request
@@ -50,7 +50,7 @@ class GrpcServer:
             ("grpc.so_reuseport", 0),
         ]
         self._server = grpc.aio.server(options=options)
-        self._server.add_generic_rpc_handlers((_handlers(engine),))
+        self._server.add_generic_rpc_handlers((_handlers(engine), health.handler(engine)))
 
     async def start(self, host: str, port: int) -> int:
         """Listen; the port."""
@@ -109,7 +109,7 @@ def _described(engine: Engine, response: Any, call: Callable[[Any], dict[str, An
         try:
             return response(**call(request))
         except Fault as fault:
-            engine.refused(fault)
+            engine.refused(fault, getattr(request, "name", ""))
             return await context.abort(STATUS[fault.number], str(fault))
 
     return method
@@ -122,7 +122,7 @@ def _inferring(engine: Engine) -> Any:
         try:
             return response_of(request, await engine.infer(request_of(request, context.peer())))
         except Fault as fault:
-            engine.refused(fault)
+            engine.refused(fault, request.model_name)
             if fault.retry_after is not None:
                 context.set_trailing_metadata((("retry-after", str(max(1, round(fault.retry_after)))),))
             return await context.abort(STATUS[fault.number], str(fault))
@@ -163,7 +163,7 @@ async def _streamed(engine: Engine, item: Any, peer: str) -> asyncio.Future:
         request = request_of(item, peer)
         await engine.room(request)
     except Fault as fault:
-        engine.refused(fault)
+        engine.refused(fault, item.model_name)
         failed = asyncio.get_running_loop().create_future()
         failed.set_result(_failed(item, fault))
         return failed
@@ -177,7 +177,7 @@ async def _answered(engine: Engine, item: Any, request: Request) -> Any:
     try:
         return message("ModelStreamInferResponse")(infer_response=response_of(item, await engine.infer(request)))
     except Fault as fault:
-        engine.refused(fault)
+        engine.refused(fault, item.model_name)
         return _failed(item, fault)
 
 

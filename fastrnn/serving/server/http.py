@@ -118,7 +118,7 @@ def application(engine: Engine, more: list | None = None) -> Starlette:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Fault)
-        engine.refused(error)
+        engine.refused(error, request.path_params.get("model", ""))
         headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
         return JSONResponse({"error": str(error)}, error.status, headers)
 

@@ -111,6 +111,11 @@ class Lane:
         self.batcher._submit(request)
         return request.future
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of the open streams."""
+        return 0 if self.pool.program is None else len(self.pool) * self.pool.slab.strides[0]
+
     async def close(self) -> None:
         """Finish what waits, and end the thread."""
         await self.batcher.close()

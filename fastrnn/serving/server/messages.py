@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-PACKAGE = "inference"
+PACKAGE, HEALTH_PACKAGE = "inference", "grpc.health.v1"
 SERVICE = "inference.GRPCInferenceService"
 
 # Each line is a message and its fields, `name type number`. A type that begins with * is repeated, {X} is a map from
@@ -61,16 +61,20 @@ ModelStatistics: name string 1, version string 2, last_inference uint64 3, infer
 ModelStatisticsRequest: name string 1, version string 2
 ModelStatisticsResponse: model_stats *ModelStatistics 1
 """
+HEALTH_SCHEMA = """
+HealthCheckRequest: service string 1
+HealthCheckResponse: status int32 1
+"""
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
 
-def _file() -> descriptor_pb2.FileDescriptorProto:
-    """The schema as protobuf describes files."""
-    file = descriptor_pb2.FileDescriptorProto(name="fastrnn/inference.proto", package=PACKAGE, syntax="proto3")
+def _file(package: str, schema: str) -> descriptor_pb2.FileDescriptorProto:
+    """A schema as protobuf describes files."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"fastrnn/{package}.proto", package=package, syntax="proto3")
     made: dict[str, Any] = {}
     nested: list[tuple[str, str]] = []
-    for line in SCHEMA.replace(",\n    ", ", ").strip().splitlines():
+    for line in schema.replace(",\n    ", ", ").strip().splitlines():
         name, _, fields = line.partition(":")
         if "." in name:
             nested.append((name, fields))
@@ -118,11 +122,12 @@ def _map_entry(message: Any, name: str, value: str) -> str:
 
 
 _pool = descriptor_pool.DescriptorPool()
-_pool.AddSerializedFile(_file().SerializeToString())
-_classes = {
-    name: message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-    for name in (m.name for m in _file().message_type)
-}
+_classes = {}
+for _made in (_file(PACKAGE, SCHEMA), _file(HEALTH_PACKAGE, HEALTH_SCHEMA)):
+    _pool.AddSerializedFile(_made.SerializeToString())
+    for _one in _made.message_type:
+        _found = _pool.FindMessageTypeByName(f"{_made.package}.{_one.name}")
+        _classes[_one.name] = message_factory.GetMessageClass(_found)
 
 
 def message(name: str) -> Any:

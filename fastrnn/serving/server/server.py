@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from ...errors import FastRNNError, ShapeError
-from . import websocket
+from . import metrics, websocket
 from .engine import Engine, Limits
 from .grpc import GrpcServer
 from .http import application
@@ -87,7 +87,7 @@ class Server:
             raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
         self.http_port = int(listener.getsockname()[1])
         config = uvicorn.Config(
-            application(self.engine, [websocket.route(self.engine, self.origins)]),
+            application(self.engine, [websocket.route(self.engine, self.origins), metrics.route(self.engine)]),
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -40,7 +40,7 @@ def route(engine: Engine, origins: frozenset[str]) -> WebSocketRoute:
         try:
             session = Session(engine, socket)
         except Fault as fault:
-            engine.refused(fault)
+            engine.refused(fault, socket.path_params["model"])
             await _denied(socket, fault.status, str(fault))
             return
         await socket.accept()
@@ -100,7 +100,6 @@ class Session:
             try:
                 request = self._request(message.get("bytes"))
             except Fault as fault:
-                self.engine.refused(fault)
                 await self.answers.put(fault)
                 return
             await self.engine.room(request)
@@ -139,6 +138,7 @@ class Session:
                 if isinstance(reply, Fault):
                     raise reply
             except Fault as fault:
+                self.engine.refused(fault, self.hosted.name)
                 await self.socket.send_text(json.dumps({"error": str(fault)}))
                 await self.socket.close(OF_CODE.get(fault.code, FAILED))
                 return
