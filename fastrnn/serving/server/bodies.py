@@ -15,6 +15,7 @@ from .faults import Fault, invalid
 from .hosted import Reply, Request
 
 LENGTH = "inference-header-content-length"
+NO_SHARED_MEMORY = "this server reads and writes no shared memory: send the tensor itself"
 ENCODINGS = {"gzip": 31, "deflate": 15}  # name -> the window bits of zlib
 
 
@@ -31,6 +32,8 @@ def inflated(body: bytes, encoding: str, most: int) -> bytes:
         raise invalid(f"the body is not {encoding}: {error}") from None
     if len(data) > most:
         raise too_large(most)
+    if stream.unused_data:
+        raise invalid(f"{len(stream.unused_data)} bytes follow the {encoding} data of the body: send it as one piece")
     if not stream.eof:
         raise invalid(f"the body ends in the middle of its {encoding} data")
     return data
@@ -66,20 +69,42 @@ def request_of(body: bytes, length: str | None, model: str, version: str, client
     wanted = [_object(item, "an output") for item in _list(head.get("outputs", []), "outputs")]
     names = tuple(_text(item, "name", "an output") for item in wanted)
     id = head.get("id", "")
-    request = Request(model, version, id if isinstance(id, str) else str(id), parameters, inputs, names, client)
-    every = parameters.get("binary_data_output", False) is True
-    raw = {
-        name: _object(item.get("parameters", {}), "parameters").get("binary_data", every) is True
-        for name, item in zip(names, wanted, strict=True)
-    }
+    if not isinstance(id, str):
+        raise invalid(f"the id of a request must be a text, got {id!r:.60}")
+    request = Request(model, version, id, parameters, inputs, names, client)
+    every = _switch(parameters, "binary_data_output", False)
+    raw = {name: _raw(name, item, every) for name, item in zip(names, wanted, strict=True)}
     return request, lambda reply: body_of(request, reply, lambda name: raw.get(name, every))
+
+
+def _raw(name: str, item: dict, every: bool) -> bool:
+    """Whether an output that a request names is wanted as binary data."""
+    given = _object(item.get("parameters", {}), "parameters")
+    check_output(name, given)
+    return _switch(given, "binary_data", every)
+
+
+def check_output(name: str, parameters: dict[str, Any]) -> None:
+    """Refuse what Triton does with outputs and this server does not. Fault: a parameter asks for it."""
+    if parameters.get("classification"):
+        raise invalid(f"output {name!r}: this server has no classification extension: ask for the values", "output")
+    if "shared_memory_region" in parameters:
+        raise invalid(f"output {name!r}: {NO_SHARED_MEMORY}", "output")
+
+
+def check_input(name: str, parameters: dict[str, Any]) -> None:
+    """Refuse inputs in shared memory."""
+    if "shared_memory_region" in parameters:
+        raise invalid(f"input {name!r}: {NO_SHARED_MEMORY}")
 
 
 def _input(item: dict, data: memoryview) -> tuple[str, np.ndarray, int]:
     """(name, array, bytes of `data` that it takes)."""
     name = _text(item, "name", "an input")
     shape = tensors.shape_of(name, item.get("shape"))
-    size = _object(item.get("parameters", {}), "parameters").get("binary_data_size")
+    given = _object(item.get("parameters", {}), "parameters")
+    check_input(name, given)
+    size = given.get("binary_data_size")
     if size is None:
         if "data" not in item:
             raise invalid(f"input {name!r} has neither data nor parameters.binary_data_size")
@@ -131,6 +156,16 @@ def compressed(body: bytes, accepted: Iterable[str]) -> tuple[bytes, str]:
     return body, ""
 
 
+def accepted(header: str) -> list[str]:
+    """The encodings of an Accept-Encoding header that the client takes; one with q=0 is refused by it."""
+    found = []
+    for part in header.split(","):
+        name, *options = (text.strip().lower() for text in part.split(";"))
+        if not any(o.replace(" ", "").rstrip("0").rstrip(".") in ("q=", "q=0") for o in options):
+            found.append(name)
+    return found
+
+
 def _json(data: bytes) -> Any:
     try:
         return json.loads(data)
@@ -142,6 +177,13 @@ def _object(item: Any, what: str) -> dict:
     if not isinstance(item, dict):
         raise invalid(f"{what} must be a JSON object, got {item!r:.60}")
     return item
+
+
+def _switch(parameters: dict, name: str, usual: bool) -> bool:
+    value = parameters.get(name, usual)
+    if not isinstance(value, bool):
+        raise invalid(f"{name} must be true or false, got {value!r:.40}")
+    return value
 
 
 def _list(item: Any, what: str) -> list:

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 
 from . import health, tensors
+from .bodies import check_input, check_output
 from .engine import Engine
 from .faults import Fault, invalid
 from .hosted import Reply, Request
@@ -76,6 +77,7 @@ def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
         "ModelReady": lambda r: {"ready": engine.hosted(r.name).version(r.version) > 0 and engine.ready()},
         "ModelMetadata": lambda r: engine.hosted(r.name).metadata(r.version),
         "ModelConfig": lambda r: {"config": _numbered(engine.hosted(r.name).config(r.version))},
+        "RepositoryIndex": lambda r: {"models": _index(engine, r.ready)},
         "ModelStatistics": lambda r: {"model_stats": engine.statistics(r.name, r.version)},
     }
     methods = {}
@@ -88,6 +90,11 @@ def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
         response_serializer=_serialized,
     )
     return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _index(engine: Engine, ready: bool) -> list[dict[str, str]]:
+    """The models; ready: those alone that are ready."""
+    return engine.index() if engine.ready() or not ready else []
 
 
 def _unary(name: str, function: Any) -> grpc.RpcMethodHandler:
@@ -192,6 +199,10 @@ def _failed(item: Any, fault: Fault) -> Any:
 # -- messages --
 def request_of(request: Any, peer: str) -> Request:
     """A ModelInferRequest as the engine takes it."""
+    for item in request.inputs:
+        check_input(item.name, item.parameters)
+    for item in request.outputs:
+        check_output(item.name, {name: _value(p) for name, p in item.parameters.items()})
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise invalid(f"raw_input_contents has {len(raw)} items for {len(request.inputs)} inputs")

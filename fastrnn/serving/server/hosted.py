@@ -59,6 +59,7 @@ class Hosted:
         self.whole = {v: WholeRuns(m, options.max_delay) for v, m in models.items()}
         lanes = {v: Lane(m, v, options.max_delay) for v, m in models.items() if m.streamable}
         self.sequences = Sequences(name, lanes, options)
+        self.outputs = {v: [o[0] for o in self._tensors(v)[1]] for v in models}  # version -> names
 
     @property
     def latest(self) -> int:
@@ -77,14 +78,37 @@ class Hosted:
     # -- requests --
     async def infer(self, request: Request) -> Reply:
         """Run a request. Fault: it is refused, or failed."""
-        if "SEQUENCE_IDS" in request.inputs:
+        given = request.parameters
+        check_parameters(given)
+        many = "SEQUENCE_IDS" in request.inputs
+        id = checked_id(given.get("sequence_id", 0))
+        if many or id is None:
+            _without_sequence(given, many)
+        if request.outputs:
+            self._check_outputs(request, id, many)
+        if many:
             reply = await self._many(request)
-        elif (id := checked_id(request.parameters.get("sequence_id", 0))) is not None:
+        elif id is not None:
             reply = await self._one(request, id)
         else:
             version = self.version(request.version)
-            reply = Reply(str(version), await self.whole[version].run(request.inputs), {})
+            outputs = await self.whole[version].run(request.inputs, _timeout(given))
+            reply = Reply(str(version), outputs, {})
         return _only(reply, request.outputs)
+
+    def _check_outputs(self, request: Request, id: int | str | None, many: bool) -> None:
+        """Refuse unknown outputs before any state changes."""
+        version, starts = self.version(request.version), _flag(request.parameters, "sequence_start")
+        if many:
+            ids = _ids(request.inputs["SEQUENCE_IDS"])
+            id, starts = ids[0], _flags(request.inputs, "SEQUENCE_START", len(ids))[0]
+        live = None if id is None or starts else self.sequences.live.get(id)
+        if live is not None and not request.version:
+            version = live.lane.version
+        have = [*self.outputs[version], *(["STEP_INDEX"] if many else [])]
+        unknown = [n for n in request.outputs if n not in have]
+        if unknown:
+            raise invalid(f"there is no output {unknown[0]!r:.80}: the outputs are {', '.join(have)}", "output")
 
     async def _one(self, request: Request, id: int | str) -> Reply:
         given = request.parameters
@@ -190,11 +214,27 @@ def _only(reply: Reply, wanted: tuple[str, ...]) -> Reply:
     """The outputs that a request names."""
     if not wanted:
         return reply
-    unknown = [n for n in wanted if n not in reply.outputs]
-    if unknown:
-        have = ", ".join(reply.outputs)
-        raise invalid(f"there is no output {unknown[0]!r:.80}: the outputs are {have}", "output")
     return Reply(reply.version, {n: reply.outputs[n] for n in wanted}, reply.parameters)
+
+
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """Check what a client may send and this server has no use for: Triton's priority, as no model has levels of it."""
+    value = parameters.get("priority", 0)
+    if type(value) is not int or value < 0:
+        raise invalid(f"priority must be a whole number from 0 on, got {value!r:.40}")
+
+
+def _without_sequence(parameters: dict[str, Any], many: bool) -> None:
+    """Refuse parameters of one sequence in a request of none or of many: dropping them would lose a state silently."""
+    names = [n for n in ("sequence_start", "sequence_end") if _flag(parameters, n)]
+    names += ["step_index"] if parameters.get("step_index") is not None else []
+    if many and checked_id(parameters.get("sequence_id", 0)) is not None:
+        names.insert(0, "sequence_id")
+    if names:
+        what = "a request with SEQUENCE_IDS: use the inputs SEQUENCE_START, SEQUENCE_END and STEP_INDEX"
+        if not many:
+            what = "a request without a sequence: send a sequence_id other than 0 and an empty text"
+        raise invalid(f"the parameter {names[0]} has no meaning in {what}")
 
 
 def _flag(parameters: dict[str, Any], name: str) -> bool:

@@ -19,6 +19,7 @@ from .faults import Fault, invalid
 from .sequence import checked_id
 
 logger = logging.getLogger("fastrnn")
+LEAST_COMPRESSED = 1 << 10  # bytes of an answer; less would hardly shrink
 BODY_SECONDS = 30.0  # in which a whole body must come
 
 
@@ -94,8 +95,8 @@ class Endpoints:
         reply = await _unless_gone(request, self.engine.infer(asked))
         data, head = answer(reply)
         headers = {} if head is None else {bodies.LENGTH: str(head)}
-        accepted = [part.partition(";")[0].strip() for part in request.headers.get("accept-encoding", "").split(",")]
-        if "inference" in request.headers.get("user-agent", "") or len(data) > 1 << 10:
+        if len(data) > LEAST_COMPRESSED:
+            accepted = bodies.accepted(request.headers.get("accept-encoding", ""))
             data, encoding = bodies.compressed(data, accepted)
             if encoding:
                 headers["content-encoding"] = encoding
@@ -124,7 +125,9 @@ def application(engine: Engine, more: list | None = None) -> Starlette:
 
     async def no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        text = f"{request.method} {request.url.path}: {error.detail}; the paths begin with /v2"
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == 404:
+            text += ": this server has the inference paths of the Open Inference Protocol, below /v2"
         return JSONResponse({"error": text}, error.status_code, error.headers)
 
     async def failed(request: Request, error: Exception) -> Response:

@@ -78,6 +78,8 @@ class Lane:
             checked, steps = chunk_arrays(self.pool._parts, _given(bare), None)
         except FastRNNError as error:
             raise invalid(str(error)) from None
+        if not steps:
+            raise invalid("the chunk has no step: an input is [1, steps, features] with at least one step")
         return [np.array(v) for v in checked], steps
 
     def rows_of(self, arrays: list[np.ndarray], rows: int) -> list[np.ndarray]:

@@ -45,6 +45,9 @@ ModelInferResponse.InferOutputTensor: name string 1, datatype string 2, shape *i
 ModelInferResponse: model_name string 1, model_version string 2, id string 3, parameters {InferParameter} 4,
     outputs *.InferOutputTensor 5, raw_output_contents *bytes 6
 ModelStreamInferResponse: error_message string 1, infer_response ModelInferResponse 2
+RepositoryIndexRequest: repository_name string 1, ready bool 2
+RepositoryIndexResponse.ModelIndex: name string 1, version string 2, state string 3, reason string 4
+RepositoryIndexResponse: models *.ModelIndex 1
 ModelConfigRequest: name string 1, version string 2
 ModelInput: name string 1, data_type int32 2, dims *int64 4
 ModelOutput: name string 1, data_type int32 2, dims *int64 3

@@ -20,7 +20,7 @@ from .faults import Fault, invalid
 from .lane import Lane
 from .options import Options
 from .sequence import Answer, Call, Sequence, Work, shown
-from .turns import answer_again, answer_of, begin, checked_inputs
+from .turns import answer_again, answer_of, begin, checked_inputs, wrong_index
 
 logger = logging.getLogger("fastrnn")
 
@@ -99,14 +99,13 @@ class Sequences:
         sequence = self.live.get(id)
         if sequence is None:
             raise self.ended.fault(id)
-        await self._lost(sequence, reason, f"was {reason}, after {sequence.steps} steps")
+        await self._tell(sequence, reason, self._lose(sequence, reason, f"was {reason}, after {sequence.steps} steps"))
 
     async def finish(self, id: int | str) -> None:
         """End a sequence whose client has gone for good."""
         sequence = self.live.get(id)
         if sequence is not None:
-            self._leave(sequence, "client", f"ended with its connection, after {sequence.steps} steps")
-            self._fail(sequence, self.ended.fault(id))
+            self._lose(sequence, "client", f"ended with its connection, after {sequence.steps} steps")
 
     async def drain(self) -> None:
         """Refuse new sequences, and finish what waits. Sequences stay live."""
@@ -147,11 +146,13 @@ class Sequences:
         sequence = self.live.get(id)
         if call.starts[i]:
             if self.draining:
-                text = f"sequence {shown(id)}: this server is draining and starts no sequence; try another one"
+                text = f"sequence {shown(id)}: this server is draining and starts none; try another, or again after 1 s"
                 raise Fault("UNAVAILABLE", "draining", text, retry_after=BUSY_SECONDS)
             if sequence is not None and self.options.strict_sequences:
                 text = f"sequence {shown(id)} is live already: end it first, or start another id"
                 raise Fault("ALREADY_EXISTS", "strict", text)
+            if call.indexes is not None and call.indexes[i] != 0:
+                raise wrong_index(id, 0, call.indexes[i])
             return None
         if sequence is None:
             raise self.ended.fault(id)
@@ -202,21 +203,32 @@ class Sequences:
             self._leave(before, "restarted", f"was started again, after {before.steps} steps")
         self.ended.forget(id)
         sequence = self.live[id] = Sequence(id, lane, client)
-        self.starts += 1
         self._spawn(self._open(sequence))
         return sequence
 
     async def _open(self, sequence: Sequence) -> None:
         try:
             sequence.slot = await sequence.lane.call(sequence.lane.opened)
-        except FastRNNError as error:
-            text = f"sequence {shown(sequence.id)} can't start: {error}"
-            self._fail(sequence, Fault("UNAVAILABLE", "no_slot", text, retry_after=BUSY_SECONDS))
-            if self.live.get(sequence.id) is sequence:
-                del self.live[sequence.id]
-            self._leaving.pop(sequence, None)
+        except Exception as error:  # such as MemoryError: nobody may wait for a sequence that never opens
+            self._not_opened(sequence, error)
             return
+        self.starts += 1
         self._advance(sequence)
+
+    def _not_opened(self, sequence: Sequence, error: Exception) -> None:
+        text = f"sequence {shown(sequence.id)} can't start: {error or type(error).__name__}"
+        if isinstance(error, (FastRNNError, MemoryError)):
+            text += f"; try again after {BUSY_SECONDS:g} s"
+            fault = Fault("UNAVAILABLE", "no_slot", text, retry_after=BUSY_SECONDS)
+        else:
+            logger.error("sequence %s can't start", shown(sequence.id), exc_info=error)
+            fault = Fault("INTERNAL", "failed", text)
+        if self.live.get(sequence.id) is sequence:
+            del self.live[sequence.id]
+        left = self._leaving.pop(sequence, None)
+        if left is not None:
+            left.set_result(None)
+        self._fail(sequence, fault)
 
     # -- turns --
     def _advance(self, sequence: Sequence) -> None:
@@ -272,7 +284,7 @@ class Sequences:
             elif result is not None:
                 work.future.set_exception(result)
         for sequence, ends in zip(work.rows, work.call.ends, strict=True):
-            if ends and isinstance(result, Answer):
+            if ends and isinstance(result, Answer) and self.live.get(sequence.id) is sequence:
                 self._leave(sequence, "client", f"was ended by its client, after {sequence.steps} steps")
                 continue
             sequence.ending &= not ends
@@ -299,7 +311,8 @@ class Sequences:
     # -- ends --
     def _leave(self, sequence: Sequence, reason: str, text: str) -> asyncio.Future:
         """End a sequence, when what waits for it has run. The future gets its snapshot, if on_evict wants it."""
-        assert self.live.pop(sequence.id) is sequence
+        assert self.live[sequence.id] is sequence
+        del self.live[sequence.id]
         self.ended.add(sequence.id, reason, text)
         self.ends[reason] += 1
         self._resting.pop(sequence, None)
@@ -325,10 +338,14 @@ class Sequences:
                 row.waiting.remove(work)
             self._settle(work, fault)
 
-    async def _lost(self, sequence: Sequence, reason: str, text: str) -> None:
-        """End a sequence that its client has not ended, and tell who wants to know."""
+    def _lose(self, sequence: Sequence, reason: str, text: str) -> asyncio.Future:
+        """End a sequence that its client has not ended, and refuse what waits for it."""
         left = self._leave(sequence, reason, text)
         self._fail(sequence, self.ended.fault(sequence.id))
+        return left
+
+    async def _tell(self, sequence: Sequence, reason: str, left: asyncio.Future) -> None:
+        """Tell on_evict of a sequence that was lost."""
         snapshot, told = await left, self.options.on_evict
         if told is None:
             return
@@ -362,9 +379,8 @@ class Sequences:
             if now - since < limit:
                 self._look_in(since + limit - now)
                 return
-            text = f"expired after {limit:g} s idle, after {sequence.steps} steps"
-            self._spawn(self._lost(sequence, "idle", text))
-            self._resting.pop(sequence, None)
+            left = self._lose(sequence, "idle", f"expired after {limit:g} s idle, after {sequence.steps} steps")
+            self._spawn(self._tell(sequence, "idle", left))
 
     def _spawn(self, coroutine) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

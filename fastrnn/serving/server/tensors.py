@@ -69,8 +69,12 @@ def from_values(name: str, datatype: Any, shape: tuple[int, ...], values: Any) -
             plain = np.array(values)
             if plain.dtype.kind not in "biuf" and plain.size:
                 raise invalid(f"input {name!r}: data must be numbers in rows of one length, got {values!r:.80}")
-            if kind.kind in "iub" and plain.dtype.kind == "f":
+            if kind.kind in "iu" and plain.dtype.kind not in "iu" and plain.size:
                 raise invalid(f"input {name!r}: {datatype} takes whole numbers, got {values!r:.80}")
+            if kind.kind == "b" and plain.dtype.kind != "b" and plain.size:
+                raise invalid(f"input {name!r}: BOOL takes true and false, got {values!r:.80}")
+            if kind.kind == "f" and plain.dtype.kind == "b":
+                raise invalid(f"input {name!r}: {datatype} takes numbers, got {values!r:.80}")
             array = np.array(values, kind)
     except (ValueError, OverflowError, TypeError) as error:
         raise invalid(f"input {name!r}: data is not {datatype}: {error}") from None

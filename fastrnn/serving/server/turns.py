@@ -41,9 +41,14 @@ def answer_again(work: Work) -> Answer | None:
         return Answer(named(work, whole), indexes, done, work.rows[0].lane.version)
     for sequence, index in zip(work.rows, indexes, strict=True):
         if index != sequence.steps:
-            text = f"sequence {shown(sequence.id)} expects step_index {sequence.steps}, got {index}"
-            raise Fault("FAILED_PRECONDITION", "step_index", text)
+            raise wrong_index(sequence.id, sequence.steps, index)
     return None
+
+
+def wrong_index(id: int | str, expected: int, got: int) -> Fault:
+    """A request whose step_index is not the next one of its sequence."""
+    text = f"sequence {shown(id)} expects step_index {expected}, got {got}"
+    return Fault("FAILED_PRECONDITION", "step_index", text)
 
 
 def _is_last(sequence: Sequence, index: int, steps: int) -> bool:

@@ -37,8 +37,11 @@ class WholeRuns:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fastrnn-whole")
         self._task: asyncio.Task | None = None
 
-    async def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs of whole sequences, by name. Fault: the inputs are wrong, or too many requests wait."""
+    async def run(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> dict[str, np.ndarray]:
+        """The outputs of whole sequences, by name. timeout: seconds in which a run must take them; None: any time.
+
+        Fault: the inputs are wrong, too many requests wait, or no run took this one in time.
+        """
         if len(self._waiting) >= MOST_WAITING:
             text = f"{len(self._waiting)} requests wait for '{self.model.name}': send it again after 1 s"
             raise Fault("RESOURCE_EXHAUSTED", "queue_full", text, retry_after=1.0)
@@ -48,7 +51,18 @@ class WholeRuns:
         self.requests += 1
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._serve())
-        return await future
+        if timeout is None:
+            return await future
+        timer = loop.call_later(timeout, self._expire, future, timeout)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _expire(self, future: asyncio.Future, timeout: float) -> None:
+        if not future.done() and any(future is waiting for _, waiting in self._waiting):
+            text = f"no run took the request in {timeout:g} s: send it again later"
+            future.set_exception(Fault("DEADLINE_EXCEEDED", "timeout", text))
 
     async def close(self) -> None:
         """Finish what waits."""
@@ -84,7 +98,7 @@ class WholeRuns:
         for group in self._groups(requests):
             try:
                 found = self._together([requests[i] for i in group]) if len(group) > 1 else None
-            except FastRNNError:  # it is one request's alone, which gets it below
+            except Exception:  # it is one request's alone, which gets it below
                 found = None
             for k, i in enumerate(group):
                 answers[i] = found[k] if found is not None else self._alone(requests[i])
@@ -110,7 +124,7 @@ class WholeRuns:
     def _alone(self, inputs: dict[str, np.ndarray]) -> Any:
         try:
             y = self.model(**inputs)
-        except (FastRNNError, MemoryError) as error:
+        except Exception as error:
             return error
         self.runs += 1
         return self._named(y)
