@@ -40,7 +40,8 @@ static void frnn_map(frnn_act act, int64_t n, const float *x, float *y) {
 }
 
 /* ---- elementwise programs ---- */
-#define CHUNK 128 /* elements per register: 40 registers of 512 bytes stay in L1 */
+#define CHUNK 256 /* elements per register: the dozen that most programs use stay in L1 */
+#define REGISTERS (FRNN_MAX_INPUTS + FRNN_MAX_INSTRUCTIONS)
 
 /* Drop axes of size 1 and join neighbouring axes that all operands walk through as one. Returns the rank, >= 1. */
 static int64_t frnn_coalesce(const frnn_space *space, int64_t n_in, frnn_space *s) {
@@ -67,11 +68,25 @@ static inline void frnn_gather(int64_t n, const float *x, int64_t stride, float 
     for (int64_t i = 0; i < n; i++) y[i] = x[i * stride];
 }
 
+/* The program on m points whose operands are in reg; the last result goes to out unless that is NULL. Returns where it
+ * is. */
+FRNN_INLINE const float *frnn_instructions(const frnn_program *program, int64_t m, const float **reg,
+                                           float (*buffer)[CHUNK + VEC_W], float *out) {
+    for (int64_t k = 0; k < program->n_instructions; k++) {
+        const frnn_instruction *op = &program->instructions[k];
+        int64_t at = program->n_in + k;
+        float *y = k == program->n_instructions - 1 && out ? out : buffer[at];
+        frnn_loops[op->fn](m, reg[op->a], reg[op->b], reg[op->c], op->alpha, op->beta, y);
+        reg[at] = y;
+    }
+    return reg[program->n_in + program->n_instructions - 1];
+}
+
 /* The program on n consecutive points of the last axis. in: where each operand's first point is. */
 static void frnn_program_row(const frnn_program *program, int64_t n, const float *const *in, const int64_t *in_stride,
                              float *out, int64_t out_stride) {
-    float buffer[FRNN_MAX_INPUTS + FRNN_MAX_INSTRUCTIONS][CHUNK] __attribute__((aligned(64)));
-    const float *reg[FRNN_MAX_INPUTS + FRNN_MAX_INSTRUCTIONS];
+    float buffer[REGISTERS][CHUNK + VEC_W] __attribute__((aligned(64)));
+    const float *reg[REGISTERS];
     for (int64_t j = 0; j < program->n_in; j++) {
         if (in_stride[j] == 0) frnn_gather(n < CHUNK ? n : CHUNK, in[j], 0, buffer[j]);
     }
@@ -81,17 +96,47 @@ static void frnn_program_row(const frnn_program *program, int64_t n, const float
             reg[j] = in_stride[j] == 1 ? in[j] + i : buffer[j];
             if (in_stride[j] > 1 || in_stride[j] < 0) frnn_gather(m, in[j] + i * in_stride[j], in_stride[j], buffer[j]);
         }
-        for (int64_t k = 0; k < program->n_instructions; k++) {
-            const frnn_instruction *op = &program->instructions[k];
-            int64_t at = program->n_in + k;
-            int direct = k == program->n_instructions - 1 && out_stride == 1;
-            float *y = direct ? out + i : buffer[at];
-            frnn_loops[op->fn](m, reg[op->a], reg[op->b], reg[op->c], op->alpha, op->beta, y);
-            reg[at] = y;
-        }
+        const float *y = frnn_instructions(program, m, reg, buffer, out_stride == 1 ? out + i : NULL);
         if (out_stride != 1) {
-            const float *y = reg[program->n_in + program->n_instructions - 1];
             for (int64_t e = 0; e < m; e++) out[(i + e) * out_stride] = y[e];
+        }
+    }
+}
+
+/* Rows of n points one after the other; y has room for a vector more. */
+FRNN_INLINE void frnn_lay_rows(int64_t rows, int64_t n, const float *x, int64_t row, int64_t stride, float *y) {
+    for (int64_t r = 0; r < rows; r++, x += row, y += n) {
+        if (stride == 1) {
+            for (int64_t i = 0; i < n; i += VEC_W) vec_store(y + i, vec_load_n(x + i, n - i));
+        } else if (stride == 0) {
+            for (int64_t i = 0; i < n; i += VEC_W) vec_store(y + i, vec_splat(*x));
+        } else {
+            frnn_gather(n, x, stride, y);
+        }
+    }
+}
+
+/* The program on `rows` short rows of n points, as many at a time as a register holds. */
+static void frnn_program_rows(const frnn_program *program, int64_t rows, int64_t n, const float *const *in,
+                              const int64_t *in_row, const int64_t *in_stride, float *out, int64_t out_row,
+                              int64_t out_stride) {
+    float buffer[REGISTERS][CHUNK + VEC_W] __attribute__((aligned(64)));
+    const float *reg[REGISTERS];
+    int dense = out_stride == 1 && out_row == n;
+    for (int64_t r = 0, count; r < rows; r += count) {
+        count = rows - r < CHUNK / n ? rows - r : CHUNK / n;
+        for (int64_t j = 0; j < program->n_in; j++) {
+            if (in_stride[j] == 1 && in_row[j] == n) {
+                reg[j] = in[j] + r * n;
+            } else if (r == 0 || in_row[j] != 0) { /* what is the same in all rows is laid out once */
+                frnn_lay_rows(count, n, in[j] + r * in_row[j], in_row[j], in_stride[j], buffer[j]);
+                reg[j] = buffer[j];
+            }
+        }
+        const float *y = frnn_instructions(program, count * n, reg, buffer, dense ? out + r * n : NULL);
+        for (int64_t k = 0; !dense && k < count; k++) {
+            float *to = out + (r + k) * out_row;
+            for (int64_t e = 0; e < n; e++) to[e * out_stride] = y[k * n + e];
         }
     }
 }
@@ -104,11 +149,21 @@ static void frnn_elementwise(const frnn_program *program, const frnn_space *spac
         if (space->size[d] == 0) return;
     }
     int64_t last = frnn_coalesce(space, n_in, &s) - 1;
-    for (int64_t j = 0; j < n_in; j++) at[j] = in[j], strides[j] = s.in_stride[j][last];
+    int by_rows = last > 0 && s.size[last] <= CHUNK / 2;
+    int64_t inner = by_rows ? last - 1 : last; /* the axes before it are walked here */
+    int64_t rows[FRNN_MAX_INPUTS];
+    for (int64_t j = 0; j < n_in; j++) {
+        at[j] = in[j], strides[j] = s.in_stride[j][last], rows[j] = s.in_stride[j][inner];
+    }
     for (;;) {
-        frnn_program_row(program, s.size[last], at, strides, out, s.out_stride[last]);
-        int64_t d = last - 1;
-        for (; d >= 0; d--) { /* next row: add a stride, or go back to the start of this axis and carry */
+        if (by_rows) {
+            frnn_program_rows(program, s.size[inner], s.size[last], at, rows, strides, out, s.out_stride[inner],
+                              s.out_stride[last]);
+        } else {
+            frnn_program_row(program, s.size[last], at, strides, out, s.out_stride[last]);
+        }
+        int64_t d = inner - 1;
+        for (; d >= 0; d--) { /* on: add a stride, or go back to the start of this axis and carry */
             int64_t steps = ++index[d] < s.size[d] ? 1 : 1 - s.size[d];
             if (steps != 1) index[d] = 0;
             out += steps * s.out_stride[d];
@@ -118,6 +173,7 @@ static void frnn_elementwise(const frnn_program *program, const frnn_space *spac
         if (d < 0) return;
     }
 }
+#undef REGISTERS
 #undef CHUNK
 
 /* ---- reductions ---- */
@@ -134,13 +190,16 @@ FRNN_INLINE float frnn_fold(int32_t fn, vec a) {
     return a[0];
 }
 
+FRNN_INLINE vec frnn_joined(int32_t fn, vec acc, vec v) {
+    return fn == FRNN_ADD   ? acc + v
+           : fn == FRNN_MAX ? vec_keep_nan(acc, vec_max(acc, v))
+                            : vec_keep_nan(acc, vec_min(acc, v));
+}
+
 /* n contiguous elements joined into acc; n beyond whole vectors only in the last call of a row. */
 FRNN_INLINE vec frnn_gathered(int32_t fn, vec acc, int64_t n, const float *x) {
     for (int64_t i = 0; i < n; i += VEC_W) {
-        vec v = vec_load_n(x + i, n - i);
-        vec joined = fn == FRNN_ADD   ? acc + v
-                     : fn == FRNN_MAX ? vec_keep_nan(acc, vec_max(acc, v))
-                                      : vec_keep_nan(acc, vec_min(acc, v));
+        vec joined = frnn_joined(fn, acc, vec_load_n(x + i, n - i));
         if (n - i < VEC_W) { /* lanes that don't exist keep what they have */
             float keep[2 * VEC_W];
             vec_store(keep, acc);
@@ -156,9 +215,48 @@ FRNN_INLINE vec frnn_neutral(int32_t fn) {
     return vec_splat(fn == FRNN_ADD ? 0.0f : fn == FRNN_MAX ? -INFINITY : INFINITY);
 }
 
+/* Element i of rows that are x_row apart, `rows` of at most VEC_W, in a lane each. */
+FRNN_INLINE vec frnn_column(int64_t rows, const float *x, int64_t x_row) {
+    float part[VEC_W];
+    if (x_row == 1) return vec_load_n(x, rows);
+    for (int64_t r = 0; r < VEC_W; r++) part[r] = x[(r < rows ? r : 0) * x_row];
+    return vec_load(part);
+}
+
+/* VEC_W rows at a time, a row a lane. A row has the bits of frnn_fold: element i is joined into accumulator i mod VEC_W,
+ * and the accumulators are joined by halves. */
+FRNN_INLINE void frnn_reduce_columns(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row,
+                                     int64_t x_stride, float *y, int64_t y_row) {
+    for (int64_t r = 0; r < rows; r += VEC_W, x += VEC_W * x_row, y += VEC_W * y_row) {
+        int64_t m = rows - r < VEC_W ? rows - r : VEC_W;
+        vec acc[VEC_W];
+        for (int l = 0; l < VEC_W; l++) acc[l] = frnn_neutral(fn);
+        for (int64_t i = 0; i < n; i += VEC_W) {
+            for (int l = 0; l < VEC_W && i + l < n; l++) {
+                acc[l] = frnn_joined(fn, acc[l], frnn_column(m, x + (i + l) * x_stride, x_row));
+            }
+        }
+        for (int half = VEC_W / 2; half > 0; half /= 2) {
+            for (int l = 0; l < half; l++) acc[l] = frnn_joined(fn, acc[l], acc[l + half]);
+        }
+        vec total = acc[0] * vec_splat(scale);
+        if (y_row == 1) {
+            vec_store_n(y, m, total);
+        } else {
+            for (int64_t k = 0; k < m; k++) y[k * y_row] = total[k];
+        }
+    }
+}
+
 static void frnn_reduce(int32_t fn, int64_t rows, int64_t n, float scale, const float *x, int64_t x_row,
                         int64_t x_stride, float *y, int64_t y_row) {
     float part[256];
+    if (rows > 1 && (x_stride != 1 || n <= VEC_W / 2)) {
+        if (fn == FRNN_ADD) frnn_reduce_columns(FRNN_ADD, rows, n, scale, x, x_row, x_stride, y, y_row);
+        if (fn == FRNN_MAX) frnn_reduce_columns(FRNN_MAX, rows, n, scale, x, x_row, x_stride, y, y_row);
+        if (fn == FRNN_MIN) frnn_reduce_columns(FRNN_MIN, rows, n, scale, x, x_row, x_stride, y, y_row);
+        return;
+    }
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * x_row;
         vec acc = frnn_neutral(fn);

@@ -53,7 +53,7 @@ class Factors:
     activation: float = 0.33
     chain: float = 65.0
     move: float = 16.0
-    element: float = 7.0
+    element: float = 3.0
     function: float = 1.2
     pack: float = 8.0
     share: float = 0.85

@@ -250,6 +250,7 @@ def _pool(op: Op, context: CallCosts):
 # ---- elementwise work and moving data --------------------------------------------------------------------------------
 
 # Functions of one or two vector operations; all others are assumed to cost as much as a tanh.
+REGISTER = 256  # elements; CHUNK in _kernels/body_array.h
 _SIMPLE = frozenset(
     FUNCTIONS[name]
     for name in "add sub mul min max neg abs relu clip affine leaky_relu thresholded_relu prelu equal greater "
@@ -264,9 +265,13 @@ def _elementwise(op: Op, context: CallCosts):
     sizes = [context.number(op.fields[f"size{i}"]) for i in range(rank)]
     inner = sizes[-1] if sizes else 1
     runs = math.prod(sizes[:-1])
-    vectors = runs * math.ceil(inner / context.lanes)
+    starts, laid = runs * math.ceil(inner / REGISTER), 0
+    if rank > 1 and inner <= REGISTER // 2:  # several short rows in a register; most operands are copied there first
+        starts, laid = math.ceil(runs / (REGISTER // max(inner, 1))), 1
+    vectors = math.ceil(runs * inner / context.lanes) if laid else runs * math.ceil(inner / context.lanes)
     simple = sum(i[0] in _SIMPLE for i in instructions)
-    ticks = runs * context.factors.move * (1 + len(instructions)) + vectors * context.factors.element * (1 + simple)
+    ticks = starts * context.factors.move * (1 + len(instructions))
+    ticks += (vectors * (1 + simple) + laid * runs * math.ceil(inner / context.lanes)) * context.factors.element
     functions = vectors * (len(instructions) - simple) * context.factors.function * context.limits.function_ns
     parts = Parts(activations=functions, overhead=ticks * context.tick)
     inputs = context.number(op.fields["n_in"])
@@ -315,8 +320,11 @@ def _zero(op: Op, context: CallCosts):
 def _reduce(op: Op, context: CallCosts):
     rows = math.prod(context.number(op.fields[f"n{i}"]) for i in range(3))
     count, step = context.number(op.fields["count"]), context.number(op.fields["step"])
-    each = context.factors.element / context.lanes if step == 1 else 1.0
-    ticks = rows * (context.factors.move + count * each)
+    if step == 1:
+        ticks = rows * (context.factors.move + count * context.factors.element / context.lanes)
+    else:  # a vector of rows at a time
+        of_row = context.number(op.fields["x_stride2"])
+        ticks = rows / context.lanes * (context.factors.move + count * (1.0 if of_row == 1 else context.lanes))
     return Parts(overhead=ticks * context.tick), context.number(op.flops), 0, FLOAT * rows * (count + 1)
 
 

@@ -113,6 +113,31 @@ def test_elementwise_walks_any_strides(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_elementwise_of_short_rows(isa):
+    """Rows of a state, each with a factor of its own and a row that all share: several are in a register at a time."""
+    program = [("mul", (0, 1), 0, 0), ("mul", (2, 3), 0, 0), ("add", (4, 5), 0, 0), ("exp", (6,), 0, 0)]
+    for rows in (1, 2, 15, 16, 17, 300):
+        for n in (1, 2, 3, 4, 15, 16, 17, 63, 64, 127, 128, 129):
+            state, factor = normal(n, 3, rows, n), normal(n + 1, 3, 1, 1)
+            k, v = normal(n + 2, 3, rows, 1), normal(n + 3, 3, 1, n)
+            kept = np.full(state.size + 64, 7.5, np.float32)
+            out = kept[32:-32].reshape(state.shape)
+            calls.elementwise(program, [state, factor, k, v], out=out, isa=isa)
+            exact = np.exp((state * factor.astype(np.float64) + k * v.astype(np.float64)))
+            np.testing.assert_allclose(out, exact, rtol=1e-5, err_msg=f"{rows} rows of {n}")
+            assert np.all(kept[:32] == 7.5)
+            assert np.all(kept[-32:] == 7.5)
+            alone = calls.elementwise(program, [state[2, -1], factor[2, 0], k[2, -1], v[2, 0]], isa=isa)
+            assert alone.tobytes() == out[2, -1].tobytes(), f"{rows} rows of {n}"
+            apart = np.full((3, 2 * rows, 2 * n), 7.5, np.float32)
+            calls.elementwise(program, [state, factor, k, v], out=apart[:, ::2, ::2], isa=isa)
+            assert apart[:, ::2, ::2].tobytes() == out.tobytes()
+            assert np.all(apart[:, 1::2] == 7.5)
+            calls.elementwise(program, [state, factor, k, v], out=state, isa=isa)
+            assert state.tobytes() == out.tobytes(), f"{rows} rows of {n}, in place"
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_elementwise_in_place(isa):
     for n in LENGTHS:
         x, y = normal(n, n), normal(n + 1, n)
@@ -157,6 +182,23 @@ def test_reduce(fn, isa):
         assert across.tobytes() == y.tobytes(), f"n={n}: the order depends on the stride"
         x[2, n // 2] = np.nan
         assert np.isnan(calls.reduce(fn, x, isa=isa)).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fn", ["add", "min", "max"])
+def test_reduce_has_the_bits_of_each_row(fn, isa):
+    """Whatever the row's neighbours and its strides, with infinities, NaN and zeros of both signs."""
+    for rows in (2, 3, 8, 17, 33):
+        for n in (0, 1, 2, 4, 7, 8, 9, 16, 17, 40):
+            x = normal(n, rows, n)
+            if n:
+                x[0, n // 2], x[1, n - 1] = np.nan, -np.inf
+                x[-1] = np.where(np.arange(n) % 2, 0.0, -0.0)
+            alone = np.concatenate([calls.reduce(fn, x[r : r + 1], isa=isa) for r in range(rows)])
+            together = calls.reduce(fn, x, isa=isa)
+            assert together.tobytes() == alone.tobytes(), f"{rows} rows of {n}"
+            across = calls.reduce(fn, np.ascontiguousarray(x.T), axis=0, isa=isa)
+            assert across.tobytes() == alone.tobytes(), f"{rows} columns of {n}"
 
 
 @pytest.mark.parametrize("isa", ISAS)
