@@ -50,6 +50,7 @@ class Engine:
         self.rejected: dict[str, Counter[str]] = {name: Counter() for name in models}
         self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT)
         self.started = False
+        self.connections: set[Any] = set()  # sessions of WebSockets
         self._beat = time.monotonic()
         self._heart: asyncio.Task | None = None
 

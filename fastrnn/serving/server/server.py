@@ -114,6 +114,7 @@ class Server:
     async def stop(self) -> None:
         """Start no sequence, finish what waits, close the ports. It may be called again."""
         await self.engine.drain()
+        await websocket.close_all(self.engine)
         if self._grpc is not None:
             await self._grpc.stop()
             self._grpc = None

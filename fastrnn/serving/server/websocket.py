@@ -22,12 +22,20 @@ from .engine import Engine
 from .faults import Fault, invalid
 from .hosted import Reply, Request
 from .http import client_of
+from .sequence import checked_id
 
 INPUTS = {"float32": ("<f4", 1.0), "int16": ("<i2", 1 / 32768)}  # dtype on the wire, factor
 OUTPUTS = ("json", "binary")
-WRONG_DATA, TRY_LATER, GOING_AWAY, FAILED = 1007, 1013, 1001, 1011
+WRONG_DATA, TRY_LATER, GOING_AWAY, REFUSED, FAILED = 1007, 1013, 1001, 1008, 1011
 MOST_OPEN = 64  # answers of a connection that are not written yet
-OF_CODE = {"INVALID_ARGUMENT": WRONG_DATA, "UNAVAILABLE": TRY_LATER, "RESOURCE_EXHAUSTED": TRY_LATER}
+CLOSE_SECONDS = 2.0  # in which the connections are closed at the end of the server
+OF_CODE = {
+    "INVALID_ARGUMENT": WRONG_DATA,
+    "UNAVAILABLE": TRY_LATER,
+    "RESOURCE_EXHAUSTED": TRY_LATER,
+    "NOT_FOUND": REFUSED,
+    "ALREADY_EXISTS": REFUSED,
+}
 
 
 def route(engine: Engine, origins: frozenset[str]) -> WebSocketRoute:
@@ -44,7 +52,11 @@ def route(engine: Engine, origins: frozenset[str]) -> WebSocketRoute:
             await _denied(socket, fault.status, str(fault))
             return
         await socket.accept()
-        await session.run()
+        engine.connections.add(session)
+        try:
+            await session.run()
+        finally:
+            engine.connections.discard(session)
 
     return WebSocketRoute("/v2/models/{model}/stream", endpoint)
 
@@ -71,41 +83,56 @@ class Session:
         name = asked.get("sequence_id", "")
         self.named = bool(name)
         self.id = name or f"websocket-{uuid.uuid4()}"
-        self.start = not self.named or asked.get("sequence_start", "1") in ("1", "true")
-        self.answers: asyncio.Queue = asyncio.Queue(MOST_OPEN)
+        checked_id(self.id)
+        self.start = _choice(asked, "sequence_start", ("1", "true", "0", "false")) in ("1", "true")
+        if not (self.start or self.named):
+            raise invalid("sequence_start=0 goes on with a sequence: name it by sequence_id")
+        self.answers: asyncio.Queue = asyncio.Queue()
+        self.room = asyncio.Semaphore(MOST_OPEN)
+        self.reader: asyncio.Task | None = None
 
     async def run(self) -> None:
         """Read messages until the end; answers go back in their order meanwhile."""
+        self.reader = asyncio.ensure_future(self._read())
         writer = asyncio.ensure_future(self._write())
         try:
-            await self._read()
-            await self.answers.put(None)
-            await writer
-        except WebSocketDisconnect:
-            pass
+            await asyncio.wait({self.reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if self.reader.done() and (self.reader.cancelled() or self.reader.result()):
+                self.answers.put_nowait(None)
+                await asyncio.wait({writer})  # what was read is answered
         finally:
-            writer.cancel()
+            for task in (self.reader, writer):
+                task.cancel()
+            await asyncio.gather(self.reader, writer, return_exceptions=True)
             while not self.answers.empty():
                 left = self.answers.get_nowait()
                 if isinstance(left, asyncio.Future):
                     left.cancel()
-            await self._leave()
+            if not self.named:  # a sequence without a name ends with its connection
+                await self.hosted.sequences.finish(self.id)
 
-    async def _read(self) -> None:
-        """Admit each message as the sequence has room. Ends at a message that is wrong."""
+    def leave(self) -> None:
+        """The server ends: answer what was read, and close."""
+        if self.reader is not None:
+            self.reader.cancel()
+
+    async def _read(self) -> bool:
+        """Admit each message as the sequence has room. Ends at a message that is wrong, True, or with the connection,
+        False."""
         while True:
+            await self.room.acquire()
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1005))
+                return False
             try:
                 request = self._request(message.get("bytes"))
             except Fault as fault:
-                await self.answers.put(fault)
-                return
+                self.engine.refused(fault)
+                self.answers.put_nowait(fault)
+                return True
             await self.engine.room(request)
-            task = asyncio.ensure_future(self.engine.infer(request))
+            self.answers.put_nowait(asyncio.ensure_future(self.engine.infer(request)))
             await asyncio.sleep(0)  # it takes its place in the queue
-            await self.answers.put(task)
 
     def _request(self, data: bytes | None) -> Request:
         """The steps of a message."""
@@ -132,25 +159,32 @@ class Session:
         return features
 
     async def _write(self) -> None:
-        while (answer := await self.answers.get()) is not None:
-            try:
+        """Send the answers until one is an error, the client has gone, or the server ends."""
+        try:
+            while (answer := await self.answers.get()) is not None:
                 reply = await answer if isinstance(answer, asyncio.Future) else answer
                 if isinstance(reply, Fault):
                     raise reply
-            except Fault as fault:
-                self.engine.refused(fault, self.hosted.name)
-                await self.socket.send_text(json.dumps({"error": str(fault)}))
-                await self.socket.close(OF_CODE.get(fault.code, FAILED))
-                return
-            if self.binary:
-                await self.socket.send_bytes(b"".join(tensors.to_bytes(v) for v in reply.outputs.values()))
-            else:
-                await self.socket.send_text(_text(reply))
+                if self.binary:
+                    await self.socket.send_bytes(b"".join(tensors.to_bytes(v) for v in reply.outputs.values()))
+                else:
+                    await self.socket.send_text(_text(reply))
+                self.room.release()
+            await self.socket.close(GOING_AWAY, "this server ends")
+        except Fault as fault:
+            await self.socket.send_text(json.dumps({"error": str(fault)}))
+            await self.socket.close(OF_CODE.get(fault.code, FAILED))
+        except WebSocketDisconnect:
+            pass
 
-    async def _leave(self) -> None:
-        """A sequence without a name ends with its connection."""
-        if not self.named and self.id in self.hosted.sequences.live:
-            await self.hosted.sequences.finish(self.id)
+
+async def close_all(engine: Engine) -> None:
+    """Close the connections at the end of the server, when what they have read is answered."""
+    for session in engine.connections:
+        session.leave()
+    end = asyncio.get_running_loop().time() + CLOSE_SECONDS
+    while engine.connections and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0.01)
 
 
 def _text(reply: Reply) -> str:
