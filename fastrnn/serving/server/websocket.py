@@ -127,7 +127,6 @@ class Session:
             try:
                 request = self._request(message.get("bytes"))
             except Fault as fault:
-                self.engine.refused(fault)
                 self.answers.put_nowait(fault)
                 return True
             await self.engine.room(request)
@@ -172,6 +171,7 @@ class Session:
                 self.room.release()
             await self.socket.close(GOING_AWAY, "this server ends")
         except Fault as fault:
+            self.engine.refused(fault, self.hosted.name)
             await self.socket.send_text(json.dumps({"error": str(fault)}))
             await self.socket.close(OF_CODE.get(fault.code, FAILED))
         except WebSocketDisconnect:
