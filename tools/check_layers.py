@@ -65,7 +65,7 @@ FOREIGN = {
     "grpc": ("serving.server",),
     "h5py": ("importers",),
     "matplotlib": ("insight.report",),
-    "opentelemetry": ("metrics",),
+    "opentelemetry": ("metrics", "serving.server"),
     "prometheus_client": ("metrics", "serving.server"),
     "keras": ("insight.verification.engine_keras",),
     "onnx": ("bench", "importers", "insight.verification.beside", "onnx_backend", "onnxruntime.described"),

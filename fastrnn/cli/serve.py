@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-port", metavar="PORT", type=port, default=8000, help="8000 by default; 0: any free one")
     parser.add_argument("--grpc-port", metavar="PORT", type=port, default=8001, help="8001 by default; 0: any free one")
     _add_sequences(parser)
+    parser.add_argument(
+        "--access-log",
+        choices=("json", "text", "off"),
+        default="off",
+        help="write a line for each request, or connection with many, to stderr; off by default",
+    )
     options.add_loading(parser)
     options.add_common(parser)
 
@@ -79,8 +86,20 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Returns 0."""
+    if args.access_log != "off":
+        _log_to_stderr()
     models = _loaded(args)
     return asyncio.run(_serve(args, models))
+
+
+def _log_to_stderr() -> None:
+    """Write the lines of the access log as they are."""
+    log = logging.getLogger("fastrnn.access")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _loaded(args: argparse.Namespace) -> dict[str, dict[int, fastrnn.Model]]:
@@ -120,6 +139,7 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
         queue_size=args.queue_size,
         max_delay=args.max_delay,
         strict_sequences=args.strict_sequences,
+        access_log=args.access_log,
     )
     async with server:
         _tell(args, server, models)

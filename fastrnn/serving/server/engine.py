@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections import Counter, deque
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...records import dataclass
 from .faults import Fault
 from .hosted import Hosted, Reply, Request
 from .options import Options
+
+if TYPE_CHECKING:
+    from .watching import Watch
 
 EXTENSIONS = ("sequence", "sequence(string_id)", "binary_tensor_data", "statistics", "model_configuration")
 BEAT_SECONDS = 1.0  # between two looks at the engine threads
@@ -42,6 +45,7 @@ class Engine:
     ----------
     rejected : model -> reason -> requests that were refused or failed; the model is "" if there is none of that name
     recent : the last of them: (time, model, reason, text)
+    watch : makes the access log and the spans; None: neither
     """
 
     def __init__(self, models: dict[str, dict[int, Any]], options: Options, limits: Limits):
@@ -49,6 +53,7 @@ class Engine:
         self._hosted = {name: Hosted(name, versions, options) for name, versions in models.items()}
         self.rejected: dict[str, Counter[str]] = {name: Counter() for name in models}
         self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT)
+        self.watch: Watch | None = None
         self.started = False
         self.connections: set[Any] = set()  # sessions of WebSockets
         self._beat = time.monotonic()
@@ -100,7 +105,8 @@ class Engine:
 
     async def infer(self, request: Request) -> Reply:
         """Run a request. Fault: it is refused, or failed."""
-        return await self.hosted(request.model).infer(request)
+        hosted = self.hosted(request.model)
+        return await (hosted.infer(request) if self.watch is None else self.watch.infer(hosted, request))
 
     async def room(self, request: Request) -> None:
         """Wait until the sequence of a request may have one more."""
@@ -114,6 +120,8 @@ class Engine:
 
     def refused(self, fault: Fault, model: str = "") -> None:
         """Count a request that was refused or failed; protocols call it once for each. model: the name in it."""
+        if self.watch is not None:
+            self.watch.refused(fault)
         if fault.code == "CANCELLED":  # the client has gone
             return
         name = model if model in self._hosted else ""  # clients don't make labels

@@ -15,6 +15,7 @@ from .engine import Engine
 from .faults import Fault, invalid
 from .hosted import Reply, Request
 from .messages import SERVICE, message
+from .watched import WatchedGrpc
 
 MOST_OPEN = 1024  # answers of a stream that are not read yet
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
@@ -50,7 +51,8 @@ class GrpcServer:
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.aio.server(options=options)
+        interceptors = [] if engine.watch is None else [WatchedGrpc(engine.watch)]
+        self._server = grpc.aio.server(options=options, interceptors=interceptors)
         self._server.add_generic_rpc_handlers((_handlers(engine), health.handler(engine)))
 
     async def start(self, host: str, port: int) -> int:

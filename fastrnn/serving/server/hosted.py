@@ -37,11 +37,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """Its answer."""
+    """Its answer. computed : seconds of the tick or run that finished it."""
 
     version: str
     outputs: dict[str, np.ndarray]
     parameters: dict[str, Any]
+    computed: float = 0.0
 
 
 class Hosted:
@@ -93,7 +94,7 @@ class Hosted:
         else:
             version = self.version(request.version)
             outputs = await self.whole[version].run(request.inputs, _timeout(given))
-            reply = Reply(str(version), outputs, {})
+            reply = Reply(str(version), outputs, {}, self.whole[version].seconds)
         return _only(reply, request.outputs)
 
     def _check_outputs(self, request: Request, id: int | str | None, many: bool) -> None:
@@ -128,7 +129,7 @@ class Hosted:
             "step_index": answer.first[0],
             "steps_done": answer.done[0],
         }
-        return Reply(str(answer.version), answer.outputs, parameters)
+        return Reply(str(answer.version), answer.outputs, parameters, answer.computed)
 
     async def _many(self, request: Request) -> Reply:
         ids = _ids(request.inputs["SEQUENCE_IDS"])
@@ -148,7 +149,7 @@ class Hosted:
         )
         answer = await self._run(call)
         outputs = {**answer.outputs, "STEP_INDEX": np.array(answer.first, np.int64)}
-        return Reply(str(answer.version), outputs, {})
+        return Reply(str(answer.version), outputs, {}, answer.computed)
 
     async def _run(self, call: Call) -> Answer:
         if not self.sequences.lanes:
@@ -214,7 +215,7 @@ def _only(reply: Reply, wanted: tuple[str, ...]) -> Reply:
     """The outputs that a request names."""
     if not wanted:
         return reply
-    return Reply(reply.version, {n: reply.outputs[n] for n in wanted}, reply.parameters)
+    return Reply(reply.version, {n: reply.outputs[n] for n in wanted}, reply.parameters, reply.computed)
 
 
 def check_parameters(parameters: dict[str, Any]) -> None:

@@ -114,6 +114,11 @@ class Lane:
         return request.future
 
     @property
+    def tick_seconds(self) -> float:
+        """Of the last tick; its requests are answered before the next one ends."""
+        return self.batcher._counts.last
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of the states of the open streams."""
         return 0 if self.pool.program is None else len(self.pool) * self.pool.slab.strides[0]

@@ -43,12 +43,13 @@ class Call:
 @dataclass(frozen=True)
 class Answer:
     """outputs : the model's, by name, with the leading axes of the inputs. first : step_index of each sequence's first
-    step. done : its next index. version : that ran."""
+    step. done : its next index. version : that ran. computed : seconds of the tick that finished it."""
 
     outputs: dict[str, np.ndarray]
     first: tuple[int, ...]
     done: tuple[int, ...]
     version: int
+    computed: float = 0.0
 
 
 class Sequence:

@@ -16,6 +16,9 @@ from .engine import Engine, Limits
 from .grpc import GrpcServer
 from .http import application
 from .options import Options
+from .tracing import tracer
+from .watched import WatchedHttp
+from .watching import watch
 
 logger = logging.getLogger("fastrnn")
 
@@ -33,6 +36,8 @@ class Server:
     http_port, grpc_port : 0: any free one; None: not this protocol
     limits : Limits
     origins : pages of other hosts that may connect by WebSocket, such as "https://example.com"
+    access_log : "json" or "text": a line for each request goes to the logger "fastrnn.access"; "off": none
+    tracer_provider : of OpenTelemetry, for a span for each request; None: the program's, if it has set one
     **options : those of `Options`
 
     Raises
@@ -49,12 +54,15 @@ class Server:
         grpc_port: int | None = 8001,
         limits: Limits | None = None,
         origins: Iterable[str] = (),
+        access_log: str = "off",
+        tracer_provider: Any = None,
         **options: Any,
     ):
         if not models:
             raise ShapeError("Server takes at least one model, as {name: model}")
         versions = {name: m if isinstance(m, dict) else {1: m} for name, m in models.items()}
         self.engine = Engine(versions, Options(**options), limits or Limits())
+        self.engine.watch = watch(access_log, tracer(tracer_provider))
         self.origins = frozenset(origins)
         self.host = host
         self.http_port: int | None = http_port
@@ -86,8 +94,10 @@ class Server:
             listener.close()
             raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
         self.http_port = int(listener.getsockname()[1])
+        routes = [websocket.route(self.engine, self.origins), metrics.route(self.engine)]
+        app = application(self.engine, routes)
         config = uvicorn.Config(
-            application(self.engine, [websocket.route(self.engine, self.origins), metrics.route(self.engine)]),
+            app if self.engine.watch is None else WatchedHttp(app, self.engine.watch),
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -73,7 +73,8 @@ def answer_of(work: Work, result: Any) -> Answer:
         if work.call.indexes is not None:
             own = [v[i].copy() for v in outputs] if work.call.many else outputs
             sequence.last = first[i], steps, own
-    return Answer(named(work, outputs), first, tuple(s.steps for s in work.rows), work.rows[0].lane.version)
+    lane = work.rows[0].lane
+    return Answer(named(work, outputs), first, tuple(s.steps for s in work.rows), lane.version, lane.tick_seconds)
 
 
 def named(work: Work, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:

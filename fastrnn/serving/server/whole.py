@@ -30,6 +30,7 @@ class WholeRuns:
         self.inputs = [i for i in model.inputs if i.name not in states]
         self.outputs = [o for o in model.outputs if o.name not in states.values()] or list(model.outputs)
         self.runs = self.requests = 0
+        self.seconds = 0.0  # of the last runs; their requests are answered before the next ones end
         self._joint = all(i.dims[:2] == ("batch", "time") for i in self.inputs) and all(
             o.dims[:2] == ("batch", "time") for o in self.outputs
         )
@@ -77,12 +78,14 @@ class WholeRuns:
                 await asyncio.sleep(self.max_delay)
             some, self._waiting = self._waiting, []
             live = [(inputs, future) for inputs, future in some if not future.done()]
+            began = loop.time()
             try:
                 results = await loop.run_in_executor(self._worker, self._answers, [inputs for inputs, _ in live])
             except BaseException as error:  # of the loop itself: no caller may wait for ever
                 results = [error] * len(live)
                 if not isinstance(error, Exception):
                     raise
+            self.seconds = loop.time() - began
             for (_, future), result in zip(live, results, strict=True):
                 if future.done():
                     continue
