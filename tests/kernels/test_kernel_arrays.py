@@ -123,7 +123,7 @@ def test_elementwise_of_short_rows(isa):
             kept = np.full(state.size + 64, 7.5, np.float32)
             out = kept[32:-32].reshape(state.shape)
             calls.elementwise(program, [state, factor, k, v], out=out, isa=isa)
-            exact = np.exp((state * factor.astype(np.float64) + k * v.astype(np.float64)))
+            exact = np.exp(state * factor.astype(np.float64) + k * v.astype(np.float64))
             np.testing.assert_allclose(out, exact, rtol=1e-5, err_msg=f"{rows} rows of {n}")
             assert np.all(kept[:32] == 7.5)
             assert np.all(kept[-32:] == 7.5)
