@@ -32,6 +32,7 @@ OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if CHECKED else ["-O3", "-g0
 GLUE, RARE = (OPTIMISE, OPTIMISE) if CHECKED else (["-O2", "-g0"], ["-Os", "-g0"])
 NOT_IN_STEPS = {"machine._isa", "machine._kernel_calls", "machine._roofline", "machine._region", "machine._forks",
                 "runtime._binding", "runtime._timing", "serving._queues"}  # fmt: skip
+LOOPS = {"ops._elements", "ops._integers"}  # loops over elements that the compiler turns into vectors
 STRIP = [] if CHECKED else ["-Wl,--strip-all"]
 # Python's own flags may ask for -flto, which ignores glibc.h in some of the parts that it cuts the code into.
 OLD_GLIBC = [] if CHECKED else ["-fno-lto", "-include", str(KERNELS / "glibc.h")]
@@ -120,6 +121,7 @@ class BuildKernels(build_ext):
 
 
 def extension(name, sources=(), flags=()):
+    level = RARE if name in NOT_IN_STEPS else OPTIMISE if name in LOOPS else GLUE
     return Extension(
         f"fastrnn.{name}",
         [f"fastrnn/{name.replace('.', '/')}.pyx", *sources],
@@ -127,7 +129,7 @@ def extension(name, sources=(), flags=()):
         # No other header is for Cython.
         depends=[str(KERNELS / name) for name in ("frnn.h", "threads.h", "openmp.h", "pages.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=[*(RARE if name in NOT_IN_STEPS else GLUE), *OLD_GLIBC, *SANITIZERS, *flags],
+        extra_compile_args=[*level, *OLD_GLIBC, *SANITIZERS, *flags],
         extra_link_args=["-pthread", *STRIP, *SANITIZERS, *flags],
         libraries=["m"],
     )

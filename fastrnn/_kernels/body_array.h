@@ -198,15 +198,13 @@ FRNN_INLINE vec frnn_joined(int32_t fn, vec acc, vec v) {
 
 /* n contiguous elements joined into acc; n beyond whole vectors only in the last call of a row. */
 FRNN_INLINE vec frnn_gathered(int32_t fn, vec acc, int64_t n, const float *x) {
-    for (int64_t i = 0; i < n; i += VEC_W) {
-        vec joined = frnn_joined(fn, acc, vec_load_n(x + i, n - i));
-        if (n - i < VEC_W) { /* lanes that don't exist keep what they have */
-            float keep[2 * VEC_W];
-            vec_store(keep, acc);
-            vec_store_part(keep, n - i, joined);
-            joined = vec_load(keep);
-        }
-        acc = joined;
+    static const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    int64_t i = 0;
+    for (; i + VEC_W <= n; i += VEC_W) acc = frnn_joined(fn, acc, vec_load(x + i));
+    if (i < n) { /* lanes that don't exist keep what they have */
+        vec_int lane;
+        memcpy(&lane, lanes, sizeof lane);
+        acc = vec_select(lane < (int32_t)(n - i), frnn_joined(fn, acc, vec_load_part(x + i, n - i)), acc);
     }
     return acc;
 }

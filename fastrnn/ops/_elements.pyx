@@ -15,6 +15,10 @@ from fastrnn.ops._walk cimport DONE, add_op, number
 cdef enum Held:  # rows of a table: as they are, or float32 in a smaller format (graph/precision.py)
     AS_IT_IS, BFLOAT16, SCALED_INT8
 
+cdef enum:  # a block of a copy between two orders of axes
+    BLOCK_LONG = 16
+    BLOCK_SHORT = 8
+
 HELD = {"float32": AS_IT_IS, "bfloat16": BFLOAT16, "int8": SCALED_INT8, "int8-a16": SCALED_INT8}
 RANK = FRNN_MAX_RANK  # axes of an op that walks element by element
 TYPE_CODES = {
@@ -116,10 +120,41 @@ cdef void copy_run(const void *source, int64_t source_type, int64_t i, int64_t s
                           load_integer(source, source_type, i + k * source_stride))
 
 
+cdef int64_t crossing(const CopyArgs *a) noexcept nogil:
+    """The axis on which one side is contiguous, as the other is on the last axis; -1 if there is none, or the copy is
+    small."""
+    cdef int64_t axis, last = a.rank - 1
+    if a.source_type != a.target_type or bytes_of(a.source_type) != 4:
+        return -1
+    for axis in range(last):
+        if a.size[axis] * a.size[last] >= 64 and a.source_stride[last] != a.target_stride[last] and (
+                (a.source_stride[axis] == 1 and a.target_stride[last] == 1)
+                or (a.target_stride[axis] == 1 and a.source_stride[last] == 1)):
+            return axis
+    return -1
+
+
+cdef void copy_crossed(const CopyArgs *a, int64_t axis, const uint32_t *source, uint32_t *target) noexcept nogil:
+    """Elements of the last axis and another one, in blocks whose cache lines stay in L1 until all of them is used.
+    Planes of 32 x 32 floats are 4 KiB apart, so more than 8 of them would share too few lines."""
+    cdef int64_t last = a.rank - 1, q, k, q0 = 0, k0, q1, k1
+    cdef int64_t s_q = a.source_stride[axis], t_q = a.target_stride[axis]
+    cdef int64_t s_k = a.source_stride[last], t_k = a.target_stride[last]
+    while q0 < a.size[axis]:
+        q1, k0 = min(q0 + BLOCK_LONG, a.size[axis]), 0
+        while k0 < a.size[last]:
+            k1 = min(k0 + BLOCK_SHORT, a.size[last])
+            for q in range(q0, q1):
+                for k in range(k0, k1):
+                    target[q * t_q + k * t_k] = source[q * s_q + k * s_k]
+            k0 = k1
+        q0 = q1
+
+
 cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
     cdef const CopyArgs *a = <const CopyArgs *> args
     cdef int64_t index[FRNN_MAX_RANK]
-    cdef int64_t axis, last = a.rank - 1, i = a.source_offset, o = a.target_offset
+    cdef int64_t axis, last = a.rank - 1, i = a.source_offset, o = a.target_offset, crossed
     cdef const void *source = f.base[a.source_buffer]
     cdef void *target = f.base[a.target_buffer]
     if a.rank == 0:
@@ -129,11 +164,18 @@ cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
         index[axis] = 0
         if a.size[axis] == 0:
             return DONE
+    crossed = crossing(a)
     while True:
-        copy_run(source, a.source_type, i, a.source_stride[last], target, a.target_type, o, a.target_stride[last],
-                 a.size[last])
+        if crossed >= 0:
+            copy_crossed(a, crossed, (<const uint32_t *> source) + i, (<uint32_t *> target) + o)
+        else:
+            copy_run(source, a.source_type, i, a.source_stride[last], target, a.target_type, o, a.target_stride[last],
+                     a.size[last])
         axis = last - 1
         while axis >= 0:
+            if axis == crossed:
+                axis -= 1
+                continue
             index[axis] += 1
             i += a.source_stride[axis]
             o += a.target_stride[axis]

@@ -5,19 +5,20 @@ All types compute in int64 and wrap around when they are stored (_items.pxd). ui
 functions whose result depends on its sign take `unsigned`.
 """
 
-from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from fastrnn.machine._isa cimport (
     FRNN_ABS, FRNN_ADD, FRNN_DIV, FRNN_EQUAL, FRNN_GREATER, FRNN_GREATER_EQUAL, FRNN_LESS, FRNN_LESS_EQUAL, FRNN_MAX,
     FRNN_MAX_RANK, FRNN_MIN, FRNN_MOD, FRNN_MUL, FRNN_NEG, FRNN_POW, FRNN_SIGN, FRNN_SUB, FRNN_WHERE,
 )
 from fastrnn.ops._frame cimport Frame, Rows, state_row
-from fastrnn.ops._items cimport UINT64, end_of, load_integer, store_integer
+from fastrnn.ops._items cimport BOOL, FLOAT32, INT32, INT64, UINT64, end_of, load_integer, store_integer
 from fastrnn.ops._walk cimport DONE, add_op, number
 
 cdef enum:
     OPERANDS = 3
+    RUN = 128  # elements at a time
 
 cdef enum:  # functions of integers alone, numbered apart from those of floats
     BIT_AND = 1000
@@ -164,25 +165,116 @@ cdef inline int64_t integer_function(int64_t fn, int64_t a, int64_t b, int64_t c
     return a  # abs of a >= 0
 
 
+cdef void load_run(const void *p, int64_t type, int64_t i, int64_t stride, int64_t n, int64_t *y) noexcept nogil:
+    cdef int64_t k
+    if type == INT64 or type == UINT64:
+        for k in range(n):
+            y[k] = (<const int64_t *> p)[i + k * stride]
+    elif type == INT32:
+        for k in range(n):
+            y[k] = (<const int32_t *> p)[i + k * stride]
+    elif type == BOOL:
+        for k in range(n):
+            y[k] = (<const uint8_t *> p)[i + k * stride] != 0
+    elif type == FLOAT32:
+        for k in range(n):
+            y[k] = (<const float *> p)[i + k * stride] != 0
+    else:
+        for k in range(n):
+            y[k] = load_integer(p, type, i + k * stride)
+
+
+cdef void store_run(void *p, int64_t type, int64_t i, int64_t stride, int64_t n, const int64_t *x) noexcept nogil:
+    cdef int64_t k
+    if type == INT64 or type == UINT64:
+        for k in range(n):
+            (<int64_t *> p)[i + k * stride] = x[k]
+    elif type == BOOL:
+        for k in range(n):
+            (<uint8_t *> p)[i + k * stride] = x[k] != 0
+    elif type == FLOAT32:
+        for k in range(n):
+            (<float *> p)[i + k * stride] = <float> x[k]
+    else:
+        for k in range(n):
+            store_integer(p, type, i + k * stride, x[k])
+
+
+cdef void compare_run(int64_t fn, int64_t n, const int64_t *a, const int64_t *b, int64_t *y) noexcept nogil:
+    """Signed."""
+    cdef int64_t k
+    if fn == FRNN_EQUAL:
+        for k in range(n):
+            y[k] = a[k] == b[k]
+    elif fn == FRNN_GREATER:
+        for k in range(n):
+            y[k] = a[k] > b[k]
+    elif fn == FRNN_GREATER_EQUAL:
+        for k in range(n):
+            y[k] = a[k] >= b[k]
+    elif fn == FRNN_LESS:
+        for k in range(n):
+            y[k] = a[k] < b[k]
+    else:
+        for k in range(n):
+            y[k] = a[k] <= b[k]
+
+
+cdef void integer_run(int64_t fn, int64_t n, const int64_t *a, const int64_t *b, const int64_t *c, bint unsigned_,
+                      int64_t *y) noexcept nogil:
+    """`integer_function` of n elements: those that masks and counters are made of have loops of their own, which the
+    compiler turns into vectors."""
+    cdef int64_t k
+    if FRNN_EQUAL <= fn <= FRNN_LESS_EQUAL and not unsigned_:
+        compare_run(fn, n, a, b, y)
+    elif fn == FRNN_ADD:
+        for k in range(n):
+            y[k] = <int64_t> (<uint64_t> a[k] + <uint64_t> b[k])
+    elif fn == FRNN_SUB:
+        for k in range(n):
+            y[k] = <int64_t> (<uint64_t> a[k] - <uint64_t> b[k])
+    elif fn == BIT_AND:
+        for k in range(n):
+            y[k] = a[k] & b[k]
+    elif fn == BIT_OR:
+        for k in range(n):
+            y[k] = a[k] | b[k]
+    elif fn == FRNN_WHERE:
+        for k in range(n):
+            y[k] = b[k] if a[k] else c[k]
+    else:
+        for k in range(n):
+            y[k] = integer_function(fn, a[k], b[k], c[k], unsigned_)
+
+
 cdef int run_integers(const int64_t *args, Frame *f) noexcept nogil:
-    """One function of integer and bool operands over a space of up to 6 axes, element by element."""
+    """One function of integer and bool operands over a space of up to 6 axes, a run of the last axis at a time. All
+    operands of a run are read before its results are written."""
     cdef const IntegersArgs *a = <const IntegersArgs *> args
     cdef int64_t index[FRNN_MAX_RANK]
     cdef int64_t at_[OPERANDS]
-    cdef int64_t value[OPERANDS]
-    cdef int64_t axis, j, out = a.out_offset
+    cdef int64_t operand[OPERANDS][RUN]
+    cdef int64_t result[RUN]
+    cdef int64_t axis, j, i, n, last = a.rank - 1, out = a.out_offset
     for axis in range(a.rank):
         index[axis] = 0
         if a.size[axis] == 0:
             return DONE
     for j in range(OPERANDS):
-        at_[j], value[j] = a.in_offset[j], 0
+        at_[j] = a.in_offset[j]
     while True:
-        for j in range(a.n_in):
-            value[j] = load_integer(f.base[a.in_buffer[j]], a.in_type[j], at_[j])
-        store_integer(f.base[a.out_buffer], a.out_type, out,
-                      integer_function(a.fn, value[0], value[1], value[2], a.unsigned_))
-        axis = a.rank - 1
+        i = 0
+        while i < a.size[last]:
+            n = min(RUN, a.size[last] - i)
+            for j in range(a.n_in):
+                load_run(f.base[a.in_buffer[j]], a.in_type[j], at_[j] + i * a.in_stride[j][last],
+                         a.in_stride[j][last], n, operand[j])
+            for j in range(a.n_in, OPERANDS):  # not read, but defined
+                memset(operand[j], 0, n * sizeof(int64_t))
+            integer_run(a.fn, n, operand[0], operand[1], operand[2], a.unsigned_, result)
+            store_run(f.base[a.out_buffer], a.out_type, out + i * a.out_stride[last], a.out_stride[last], n, result)
+            i += n
+        axis = last - 1
         while axis >= 0:
             index[axis] += 1
             out += a.out_stride[axis]
