@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Running
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 websockets = pytest.importorskip("websockets", reason="no websockets: pip install 'fastrnn[serve]'")
@@ -231,8 +230,8 @@ class TestRefusals:
             c.send(frames[0].tobytes())
             assert c.recv(timeout=20)
 
-    def test_a_server_that_is_full(self, model, frames):
-        with Running({"m": model}, max_sequences=1) as server, opened(server) as one, opened(server) as two:
+    def test_a_server_that_is_full(self, serve, model, frames):
+        with serve({"m": model}, max_sequences=1) as server, opened(server) as one, opened(server) as two:
             one.send(frames[0].tobytes())
             one.recv(timeout=20)
             two.send(frames[0].tobytes())
@@ -265,8 +264,8 @@ class TestPressure:
 
 
 class TestEnd:
-    def test_a_server_that_stops_answers_what_it_read_and_says_so(self, model, frames, alone):
-        with Running({"m": model}) as server, opened(server, "sequence_id=a") as c, opened(server) as idle:
+    def test_a_server_that_stops_answers_what_it_read_and_says_so(self, serve, model, frames, alone):
+        with serve({"m": model}) as server, opened(server, "sequence_id=a") as c, opened(server) as idle:
             for t in range(20):
                 c.send(frames[t].tobytes())
             assert steps(c.recv(timeout=20))[0] == 0

@@ -59,7 +59,7 @@ class Sequence:
     steps : taken so far
     waiting : requests, in their order; running : the one that the engine has
     ending : a request with END was admitted, and nothing may follow it
-    last : (step_index, steps, outputs) of the last request that came with a step_index, to answer it again
+    last : (step_index, steps of a chunk or 0, outputs) of the last request with a step_index, to answer it again
     """
 
     __slots__ = ("client", "ending", "id", "lane", "last", "running", "slot", "steps", "waiting")

@@ -33,10 +33,10 @@ def answer_again(work: Work) -> Answer | None:
     if indexes is None:
         return None
     steps = work.steps or 1
-    again = [_is_last(s, index, steps) for s, index in zip(work.rows, indexes, strict=True)]
+    again = [_is_last(s, index, work.steps) for s, index in zip(work.rows, indexes, strict=True)]
     if all(again):
         outputs = [s.last[2] for s in work.rows if s.last is not None]
-        whole = outputs[0] if len(outputs) == 1 else [np.stack(parts) for parts in zip(*outputs, strict=True)]
+        whole = [np.stack(parts) for parts in zip(*outputs, strict=True)] if work.call.many else outputs[0]
         done = tuple(index + steps for index in indexes)
         return Answer(named(work, whole), indexes, done, work.rows[0].lane.version)
     for sequence, index in zip(work.rows, indexes, strict=True):
@@ -72,7 +72,7 @@ def answer_of(work: Work, result: Any) -> Answer:
         sequence.steps += steps
         if work.call.indexes is not None:
             own = [v[i].copy() for v in outputs] if work.call.many else outputs
-            sequence.last = first[i], steps, own
+            sequence.last = first[i], work.steps, own
     lane = work.rows[0].lane
     return Answer(named(work, outputs), first, tuple(s.steps for s in work.rows), lane.version, lane.tick_seconds)
 
