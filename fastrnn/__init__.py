@@ -65,6 +65,9 @@ _LAZY = {
     "choose_precision": "insight.choosing",
     "Profile": "insight.profiling",
     "profile": "insight.profiling",
+    "Scorer": "scoring",
+    "ScoreReport": "scoring",
+    "score": "scoring",
     "SelectedModel": "selected",
     "InferenceSession": "onnxruntime.session",
 }
@@ -94,6 +97,8 @@ __all__ = [
     "OutputDifference",
     "PrecisionChoice",
     "Profile",
+    "ScoreReport",
+    "Scorer",
     "SelectedModel",
     "ShapeError",
     "StateError",
@@ -121,6 +126,7 @@ __all__ = [
     "onnxruntime",
     "profile",
     "report",
+    "score",
     "serving",
     "set_threading",
     "verify",
@@ -143,6 +149,7 @@ if TYPE_CHECKING:
     from .machine.workers import ThreadingInfo, set_threading
     from .model import Model
     from .onnxruntime.session import InferenceSession
+    from .scoring import Scorer, ScoreReport, score
     from .selected import SelectedModel
     from .serving.pool import StreamPool
     from .serving.stream import Stream

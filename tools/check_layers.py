@@ -36,6 +36,7 @@ ARROWS = {
     "model": "errors records typing tables machine graph passes importers streaming runtime serving",
     "insight": "errors records typing tables machine graph passes importers compile runtime serving model",
     "fastrnn": "errors records typing machine graph importers runtime serving model",
+    "scoring": "errors records machine streaming runtime model fastrnn",
     "bench": "errors records machine graph model fastrnn",
     "cli": "fastrnn bench",
 }
@@ -72,6 +73,7 @@ FOREIGN = {
     "onnxruntime": ("bench", "insight.verification"),
     "onnxscript": ("importers",),
     "openvino": ("bench",),
+    "pyarrow": ("scoring",),
     "rich": ("bench", "cli"),
     "shtab": ("cli",),
     "safetensors": ("graph.artifact", "importers", "insight.verification.engine_torch", "runtime.snapshots"),

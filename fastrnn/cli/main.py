@@ -15,7 +15,7 @@ from types import ModuleType
 
 import fastrnn
 
-from . import analyze, bench, completion, convert, inspect, profile, serve, verify
+from . import analyze, bench, completion, convert, inspect, profile, score, serve, verify
 from .output import print_json, print_line
 
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "verify": (verify, "compare the answers of a model with onnxruntime, PyTorch, Keras or a float64 reference"),
     "profile": (profile, "predict and measure the cost of a model on this machine, op by op"),
     "analyze": (analyze, "measure how a model reacts to noisy input, lost states, long runs and reduced precision"),
+    "score": (score, "run a model over files of whole sequences, and go on after an interruption"),
     "serve": (serve, "serve models to many live sequences by HTTP, gRPC and WebSocket"),
     "bench": (bench, "compare steps, batches and sequences with other engines and with the limits of the machine"),
     "completion": (completion, "print a script with which a shell completes the commands, their options and files"),

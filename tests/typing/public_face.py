@@ -203,6 +203,11 @@ def reports(model: fastrnn.Model) -> None:
     assert_type(choice.to_json(), str)
     assert_type(choice.summary, list[tuple[str, str]])
     assert_type(choice.table, list[tuple[str, ...]])
+    scored = fastrnn.score("calls.parquet", model, "scores", threads=2, on_error="null")
+    assert_type(scored, fastrnn.ScoreReport)
+    assert_type(scored.as_dict(), dict[str, Any])
+    with fastrnn.Scorer(model, inputs={"x": "frames"}, outputs=["y"]) as scorer:
+        assert_type(scorer.options, dict[str, Any])
     fastrnn.report.require()
     fastrnn.report.write_profile(profile, "profile.html")
     fastrnn.report.write_analysis(analysis, Path("analysis.html"), name="vad")

@@ -1,0 +1,210 @@
+"""Data files: parquet, .npy and .npz, alone or in a folder; their parts, and fingerprints by which a change is seen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import FastRNNError, ModelFormatError
+from ..records import dataclass
+
+SUFFIXES = (".parquet", ".pq", ".npy", ".npz")
+PART_ROWS = 1 << 16  # of a part at most
+PART_BYTES = 128 << 20  # of its input, about
+BATCH_BYTES = 32 << 20  # of a batch's input, about
+EDGE = 1 << 16  # bytes at the beginning and end of a file that its fingerprint covers
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows of a file whose answers are one part.
+
+    file : number of the file; start, stop : its rows; batch : rows that are read at once
+    """
+
+    file: int
+    start: int
+    stop: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """The name of the part's file: sorted names are the order of the rows."""
+        return f"part-{self.file:05d}-{self.start:012d}.parquet"
+
+
+class Source:
+    """A data file.
+
+    Attributes
+    ----------
+    path, label : the label is its name in errors and records
+    rows, schema : of its rows
+    """
+
+    def __init__(self, path: Path, label: str):
+        self.path, self.label = path, label
+        self.is_parquet = path.suffix.lower() in (".parquet", ".pq")
+        try:
+            if self.is_parquet:
+                meta = pq.read_metadata(path)
+                self.rows, self.schema = meta.num_rows, pq.read_schema(path)
+                size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+            else:
+                arrays = self._arrays()
+                self.rows = len(next(iter(arrays.values())))
+                self.schema = self._numpy_batch(arrays, 0, 0).schema
+                size = sum(a.nbytes for a in arrays.values())
+        except (pa.ArrowException, ValueError, EOFError, BadZipFile) as error:
+            raise ModelFormatError(f"{label}: {error}") from None
+        self.row_bytes = max(1, size // max(self.rows, 1))
+
+    def fingerprint(self) -> list:
+        """[name, bytes, time of modification, digest of its edges]; a changed file has another one."""
+        stat = os.stat(self.path)
+        digest = hashlib.blake2b(digest_size=16)
+        with open(self.path, "rb") as file:
+            digest.update(file.read(EDGE))
+            file.seek(max(0, stat.st_size - EDGE))
+            digest.update(file.read(EDGE))
+        return [self.label, stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
+
+    def units(self, number: int, batch_rows: int, part_rows: int) -> list[Unit]:
+        """The parts of the file."""
+        batch = max(1, min(batch_rows, BATCH_BYTES // self.row_bytes))
+        most = min(part_rows, max(batch, PART_BYTES // self.row_bytes // batch * batch))
+        return [Unit(number, at, min(at + most, self.rows), batch) for at in range(0, self.rows, most)]
+
+    def batches(self, unit: Unit, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(number of the first row, rows) of a unit, in order."""
+        if not self.is_parquet:
+            arrays = {n: a for n, a in self._arrays().items() if n in columns or n == "lengths"}
+            for at in range(unit.start, unit.stop, unit.batch):
+                found = self._numpy_batch(arrays, at, min(at + unit.batch, unit.stop))
+                yield at, found.select(list(columns))
+            return
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            first, groups = self._groups(file.metadata, unit)
+            skip, left, at = unit.start - first, unit.stop - unit.start, unit.start
+            for batch in file.iter_batches(unit.batch, row_groups=groups, columns=list(columns)):
+                kept = batch.slice(min(skip, batch.num_rows))[:left]
+                skip -= batch.num_rows - kept.num_rows if skip else 0
+                skip, left = max(skip, 0), left - kept.num_rows
+                if kept.num_rows:
+                    yield at, kept.select(list(columns))
+                    at += kept.num_rows
+                if not left:
+                    return
+        raise FastRNNError(f"{self.label}: has fewer rows than its footer says")
+
+    @staticmethod
+    def _groups(meta, unit: Unit) -> tuple[int, list[int]]:
+        """(first row, row groups) that hold the rows of a unit."""
+        at, first, found = 0, 0, []
+        for i in range(meta.num_row_groups):
+            rows = meta.row_group(i).num_rows
+            if at < unit.stop and at + rows > unit.start:
+                first = at if not found else first
+                found.append(i)
+            at += rows
+        return first, found
+
+    # -- NumPy --
+    def _arrays(self) -> dict[str, np.ndarray]:
+        if self.path.suffix.lower() == ".npy":
+            found = {"x": np.load(self.path, mmap_mode="r", allow_pickle=False)}
+        else:
+            with np.load(self.path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+        if not found:
+            raise ModelFormatError(f"{self.label}: holds no arrays")
+        if any(a.ndim == 0 for a in found.values()):
+            raise ModelFormatError(f"{self.label}: an array has no axis of rows, which is the first one")
+        counts = {n: len(a) for n, a in found.items()}
+        if len(set(counts.values())) > 1:
+            raise ModelFormatError(f"{self.label}: its arrays must have as many rows, got {counts}")
+        return found
+
+    def _numpy_batch(self, arrays: dict[str, np.ndarray], start: int, stop: int) -> pa.RecordBatch:
+        """Rows as lists. An array `lengths` says how many steps of each row of arrays with steps count."""
+        lengths = arrays.get("lengths")
+        columns = {}
+        for name, array in arrays.items():
+            rows = np.ascontiguousarray(array[start:stop])
+            ragged = lengths is not None and name != "lengths" and array.ndim > 1
+            columns[name] = _cut(rows, lengths[start:stop], self.label, start) if ragged else _lists(rows)
+        return pa.RecordBatch.from_pydict(columns)
+
+
+def _lists(rows: np.ndarray) -> pa.Array:
+    found = pa.array(rows.reshape(-1))
+    for size in reversed(rows.shape[1:]):
+        count = len(found) // size if size else 0
+        found = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int64) * size, pa.int32()), found)
+    return found
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray, label: str, start: int) -> pa.Array:
+    """Rows cut to their lengths."""
+    most = rows.shape[1]
+    wrong = np.flatnonzero((lengths < 0) | (lengths > most))
+    if len(wrong):
+        raise FastRNNError(
+            f"{label}, row {start + wrong[0]}: its length is {lengths[wrong[0]]}, and its array has {most} steps: "
+            "lengths lie in 0 to the steps of the array"
+        )
+    flat = rows[np.arange(most) < lengths[:, None]]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _lists(flat))
+
+
+def sources_of(data, apart_from=None) -> list[Source]:
+    """The data files at a path, or at each of several, in their order; those of a folder by name.
+
+    apart_from : a folder that must not be inside a folder of data: what is written there would be read the next time
+
+    Raises
+    ------
+    FileNotFoundError, FastRNNError : none, or files that don't fit together.
+    """
+    paths = [data] if isinstance(data, str | os.PathLike) else list(data)
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            if apart_from is not None and Path(apart_from).resolve().is_relative_to(path.resolve()):
+                raise FastRNNError(f"the answers can't go to {apart_from}, inside of the data in {path}: name another")
+            inside = sorted(p for p in path.rglob("*") if _is_data(p, path))
+            if not inside:
+                raise FileNotFoundError(f"{path}: no file that ends in {', '.join(SUFFIXES)}")
+            found += [(p, p.relative_to(path).as_posix()) for p in inside]
+        elif not path.exists():
+            raise FileNotFoundError(f"no data file {path}")
+        elif path.suffix.lower() not in SUFFIXES:
+            raise ModelFormatError(f"{path}: data come from {', '.join(SUFFIXES)} files, or a folder of them")
+        else:
+            found.append((path, path.name))
+    sources = [Source(path, label) for path, label in found]
+    for source in sources[1:]:
+        if not source.schema.equals(sources[0].schema):
+            raise FastRNNError(
+                f"{source.label}: its columns {_text(source.schema)} differ from those of {sources[0].label}, "
+                f"{_text(sources[0].schema)}: score them apart, or make them alike"
+            )
+    return sources
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    """Whether a file of a folder counts: names that begin with . or _ are of other programs."""
+    parts = path.relative_to(folder).parts
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not any(p[0] in "._" for p in parts)
+
+
+def _text(schema: pa.Schema) -> str:
+    return ", ".join(f"{f.name}: {f.type}" for f in schema)
