@@ -106,6 +106,7 @@ class Batcher:
         self._many = False  # requests of several streams have come
         self._enough = 1.0  # requests that the ticker waits for
         self._since = 0.0  # when the oldest waiting request came
+        self._at_once = False  # a request waits that is a batch of its own: it gains nothing by waiting for others
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticker: asyncio.Task | None = None
@@ -330,7 +331,8 @@ class Batcher:
             assert self._loop is not None
             self._since = self._loop.time()
         queues.put(request)
-        if queues.size >= self._enough or queues.pressed:
+        self._at_once |= type(request) is Many
+        if queues.size >= self._enough or queues.pressed or self._at_once:
             self._enough = math.inf
             self._news.set()
 
@@ -398,12 +400,13 @@ class Batcher:
         queues = self._queues
         enough = min(self.max_queue, len(self.pool) or 1, self.max_rows or self.max_queue)
         left = self._since + self.max_delay - self._loop.time()
-        if left > 0 and queues.size < enough and not queues.pressed and not self._closed:
+        if left > 0 and queues.size < enough and not (queues.pressed or self._at_once or self._closed):
             await self._wait_for(enough, left)
 
     def _next(self) -> list[list[Request]]:
         """The rounds of the next tick."""
         rounds = self._queues.take(self.max_rows)
+        self._at_once = False
         if self._since and rounds:
             assert self._loop is not None
             self._counts.waits.add(self._loop.time() - self._since)

@@ -41,10 +41,18 @@ class Lane:
         """The result of a function of the pool."""
         return await asyncio.get_running_loop().run_in_executor(self.batcher._worker, function, *args)
 
-    def opened(self) -> int:
-        """A slot of a new stream, in its initial state."""
-        self._make_room()
-        return self.pool.open()
+    def opened(self, number: int) -> list[int]:
+        """Slots of new streams, in their initial state: all, or none if there is an error."""
+        found: list[int] = []
+        try:
+            for _ in range(number):
+                self._make_room()
+                found.append(self.pool.open())
+        except BaseException:
+            for slot in found:
+                self.pool.close(slot)
+            raise
+        return found
 
     def restored(self, snapshot: bytes) -> int:
         """A slot of a stream that goes on."""
@@ -57,8 +65,8 @@ class Lane:
 
     # -- what ticks run --
     def steps_of(self, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
-        """(the inputs of a request, checked and copied, without their batch axis; their steps). An input is [1, F...]
-        for one step or [1, T, F...] for a chunk."""
+        """(the inputs of a request, checked, in memory that stays, without their batch axis; their steps). An input is
+        [1, F...] for one step or [1, T, F...] for a chunk."""
         bare, ranks = [], set()
         for argument, array in zip(self.inputs, arrays, strict=True):
             if argument.batched:
@@ -74,29 +82,28 @@ class Lane:
             if ranks <= {0} and not self.even:
                 bare = [v[None] if a.timed else v for a, v in zip(self.inputs, bare, strict=True)]
             elif ranks <= {0}:
-                return [np.array(v) for v in step_arrays(self.pool._parts, _given(bare), None)], 0
+                return [_own(v) for v in step_arrays(self.pool._parts, _given(bare), None)], 0
             checked, steps = chunk_arrays(self.pool._parts, _given(bare), None)
         except FastRNNError as error:
             raise invalid(str(error)) from None
         if not steps:
             raise invalid("the chunk has no step: an input is [1, steps, features] with at least one step")
-        return [np.array(v) for v in checked], steps
+        return [_own(v) for v in checked], steps
 
     def rows_of(self, arrays: list[np.ndarray], rows: int) -> list[np.ndarray]:
-        """The inputs of one step of each of several sequences, checked and copied: [rows, F...]."""
+        """The inputs of one step of each of several sequences, checked, in memory that stays: [rows, F...]."""
         if not self.even:
             raise invalid(
                 f"'{self.model.name}' does not give one step of each output for each step of a sequence: send requests "
                 "of one sequence each"
             )
         try:
-            return [np.array(v) for v in step_arrays(self.pool._parts, _given(arrays), rows)]
+            return [_own(v) for v in step_arrays(self.pool._parts, _given(arrays), rows)]
         except FastRNNError as error:
             raise invalid(str(error)) from None
 
-    def submit(self, slots: list[int], arrays: list[np.ndarray], steps: int, *, many: bool) -> Request:
-        """Give the batcher checked inputs. steps: of a chunk; 0 for one step."""
-        future = asyncio.get_running_loop().create_future()
+    def submit(self, slots: list[int], future: Any, arrays: list[np.ndarray], steps: int, *, many: bool) -> Request:
+        """Give the batcher checked inputs. future: gets the result; steps: of a chunk; 0 for one step."""
         request: Request
         if many:
             request = Many(slots, future, arrays)
@@ -127,6 +134,11 @@ class Lane:
         """Finish what waits, and end the thread."""
         await self.batcher.close()
         self.pool.close()
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """An array that nobody else writes: itself if it can't be written, as those of messages, else a copy."""
+    return array if array.base is not None and not array.flags.writeable else np.array(array)
 
 
 def _given(arrays: list[np.ndarray]) -> Any:

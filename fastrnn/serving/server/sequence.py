@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...records import dataclass
-from .faults import invalid
+from .faults import Fault, invalid
 from .lane import Lane
+
+logger = logging.getLogger("fastrnn")
 
 MOST_ID_BYTES = 1024
 
@@ -52,6 +56,9 @@ class Answer:
     computed: float = 0.0
 
 
+Tell: TypeAlias = Callable[[Answer | Fault], None]
+
+
 class Sequence:
     """A sequence, from its START to its end: an object is one generation, and a later START of its id makes another.
 
@@ -83,16 +90,68 @@ class Work:
     """A request that was admitted: it runs when it is the first of each of its sequences.
 
     rows : its sequences; arrays : checked inputs; steps : of a chunk, 0 for one step; request : what the batcher has
+    tell : called once with the Answer or the Fault, on the event loop; settled : it was, or the request was withdrawn
+    then : called with (this, result, error) when the engine has run it; CancelledError: `cancel`
+
+    It is also the future of the batcher's request: an asyncio.Future, whose callbacks the loop calls one by one later,
+    would cost as much as the step of a small model.
     """
 
-    __slots__ = ("arrays", "began", "call", "future", "request", "rows", "steps")
+    __slots__ = ("_ran", "_watcher", "arrays", "began", "call", "request", "rows", "settled", "steps", "tell", "then")
 
-    def __init__(self, call: Call, rows: list[Sequence], arrays: list[np.ndarray], steps: int):
-        loop = asyncio.get_running_loop()
-        self.call, self.rows, self.arrays, self.steps = call, rows, arrays, steps
-        self.future: asyncio.Future = loop.create_future()
+    def __init__(self, call: Call, rows: list[Sequence], arrays: list[np.ndarray], steps: int, tell: Tell):
+        self.call, self.rows, self.arrays, self.steps, self.tell = call, rows, arrays, steps, tell
         self.request: Any = None
-        self.began = loop.time()
+        self.then: Callable[[Work, Any, BaseException | None], None] | None = None
+        self.settled = self._ran = False
+        self._watcher: asyncio.Future | None = None
+        self.began = asyncio.get_running_loop().time()
+
+    def settle(self, result: Answer | Fault | None) -> None:
+        """Tell the caller; only the first time. None: it does not want to know."""
+        if self.settled:
+            return
+        self.settled = True
+        if self._watcher is not None:
+            self._watcher.set_result(None)
+        if result is not None:
+            try:
+                self.tell(result)
+            except Exception:
+                logger.exception("an answer could not be passed on")
+
+    def watcher(self) -> asyncio.Future:
+        """A future that is done when the request is settled."""
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_future()
+            if self.settled:
+                self._watcher.set_result(None)
+        return self._watcher
+
+    # -- for the batcher --
+    def done(self) -> bool:
+        """Whether it ran, or is not wanted any more."""
+        return self._ran
+
+    def set_result(self, result: Any) -> None:
+        """It ran."""
+        self._ran = True
+        assert self.then is not None
+        try:
+            self.then(self, result, None)
+        except Exception:  # the answers of a tick's other requests must not wait for ever
+            logger.exception("the end of a step failed")
+
+    def set_exception(self, error: BaseException) -> None:
+        """It failed."""
+        self._ran = True
+        asyncio.get_running_loop().call_soon(self.then, self, None, error)
+
+    def cancel(self) -> None:
+        """No tick has to take it."""
+        if not self._ran:
+            self._ran = True
+            asyncio.get_running_loop().call_soon(self.then, self, None, asyncio.CancelledError())
 
     @property
     def taken(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,9 @@ from .ended import Ended
 from .faults import Fault, invalid
 from .lane import Lane
 from .options import Options
-from .sequence import Answer, Call, Sequence, Work, shown
-from .turns import answer_again, answer_of, begin, checked_inputs, wrong_index
+from .resting import Resting
+from .sequence import Answer, Call, Sequence, Tell, Work, shown
+from .turns import answer_again, answer_of, begin, checked_inputs, going_on, wrong_index
 
 logger = logging.getLogger("fastrnn")
 
@@ -52,9 +53,8 @@ class Sequences:
         self.rejected: Counter[str] = Counter()
         self.draining = False
         self._leaving: dict[Sequence, asyncio.Future] = {}  # no longer live; they end when nothing waits for them
-        self._resting: OrderedDict[Sequence, float] = OrderedDict()  # sequence -> since when; longest first
+        self._resting = Resting(options.idle_timeout, self._idle)
         self._tasks: set[asyncio.Task] = set()
-        self._timer: asyncio.TimerHandle | None = None
 
     # -- for protocols --
     async def run(self, call: Call) -> Answer:
@@ -65,34 +65,43 @@ class Sequences:
         Fault : it is refused, and no sequence has changed; or the model failed. CancelledError : the caller has gone;
         what a tick had not taken by then leaves its sequence as it was.
         """
-        try:
-            work = self._admitted(call)
-        except Fault as fault:
-            self.rejected[fault.reason] += 1
-            raise
+        future = asyncio.get_running_loop().create_future()
+        work = self.post(call, partial(_pass, future))
         timer = None
         if call.timeout is not None:
             timer = asyncio.get_running_loop().call_later(call.timeout, self._expire, work)
         try:
-            return await work.future
+            return await future
         except asyncio.CancelledError:
-            self._withdraw(work)
-            raise
-        except Fault as fault:
-            self.rejected[fault.reason] += 1
+            self.withdraw(work)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
+    def post(self, call: Call, tell: Tell) -> Work:
+        """`run` without a task: `tell` is called with the Answer or the Fault, once; or never, after `withdraw`.
+
+        Raises
+        ------
+        Fault : the request is refused at once; tell is not called then.
+        """
+        try:
+            return self._admitted(call, tell)
+        except Fault as fault:
+            self.rejected[fault.reason] += 1
+            raise
+
     async def room(self, id: int | str) -> None:
         """Wait until one more request of a sequence may wait. Protocols whose connections carry many requests stop
         reading meanwhile."""
-        while True:
-            sequence = self.live.get(id)
-            if sequence is None or len(sequence.waiting) < self.options.queue_size:
-                return
-            await asyncio.wait([sequence.waiting[0].future])
+        while not self.has_room(id):
+            await asyncio.wait([self.live[id].waiting[0].watcher()])
+
+    def has_room(self, id: int | str) -> bool:
+        """Whether one more request of a sequence may wait."""
+        sequence = self.live.get(id)
+        return sequence is None or len(sequence.waiting) < self.options.queue_size
 
     async def evict(self, id: int | str, reason: str = "evicted") -> None:
         """End a sequence that the client has not ended. Fault NOT_FOUND: it is not live."""
@@ -115,15 +124,19 @@ class Sequences:
 
     async def close(self) -> None:
         """End the lanes. Nothing may wait."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._resting.close()
         for task in list(self._tasks):
             await asyncio.wait([task])
         for lane in self.lanes.values():
             await lane.close()
 
     # -- admission: refuses without an effect, or queues --
-    def _admitted(self, call: Call) -> Work:
+    def _admitted(self, call: Call, tell: Tell) -> Work:
+        if call.many and True not in call.starts:
+            rows = [*map(self.live.get, call.ids)]
+            lane = going_on(rows)
+            if lane is not None and call.version in (None, lane.version):
+                return self._begun(Work(call, rows, *checked_inputs(lane, call), tell))
         found = [self._found(call, i) for i in range(len(call.ids))]
         self._room_for([id for id, sequence in zip(call.ids, found, strict=True) if sequence is None])
         lane = self._lane_of(call, [s for s in found if s is not None])
@@ -132,12 +145,32 @@ class Sequences:
             self._started(id, lane, call.client) if sequence is None else sequence
             for id, sequence in zip(call.ids, found, strict=True)
         ]
-        work = Work(call, rows, arrays, steps)
+        new = [sequence for sequence, before in zip(rows, found, strict=True) if before is None]
+        if new:
+            self._spawn(self._open(new))
+        work = Work(call, rows, arrays, steps, tell)
         for sequence, ends in zip(rows, call.ends, strict=True):
-            self._resting.pop(sequence, None)
+            self._resting.discard(sequence, None)
             sequence.waiting.append(work)
             sequence.ending |= ends
         self._advance(rows[0])
+        return work
+
+    def _begun(self, work: Work) -> Work:
+        """Run a request of sequences that all are at rest, as `_admitted` and `_advance` do."""
+        for sequence in work.rows:
+            self._resting.discard(sequence, None)
+        if True in work.call.ends:
+            for sequence, ends in zip(work.rows, work.call.ends, strict=True):
+                sequence.ending = ends
+        try:
+            again = answer_again(work)
+            if again is None:
+                begin(work, self._done)
+            else:
+                self._settle(work, again)
+        except Fault as fault:
+            self._settle(work, fault)
         return work
 
     def _found(self, call: Call, i: int) -> Sequence | None:
@@ -203,17 +236,22 @@ class Sequences:
             self._leave(before, "restarted", f"was started again, after {before.steps} steps")
         self.ended.forget(id)
         sequence = self.live[id] = Sequence(id, lane, client)
-        self._spawn(self._open(sequence))
         return sequence
 
-    async def _open(self, sequence: Sequence) -> None:
+    async def _open(self, sequences: list[Sequence]) -> None:
+        """Open the sequences that one request starts."""
+        lane = sequences[0].lane
         try:
-            sequence.slot = await sequence.lane.call(sequence.lane.opened)
+            slots = await lane.call(lane.opened, len(sequences))
         except Exception as error:  # such as MemoryError: nobody may wait for a sequence that never opens
-            self._not_opened(sequence, error)
+            for sequence in sequences:
+                self._not_opened(sequence, error)
             return
-        self.starts += 1
-        self._advance(sequence)
+        self.starts += len(sequences)
+        for sequence, slot in zip(sequences, slots, strict=True):
+            sequence.slot = slot
+        for sequence in sequences:
+            self._advance(sequence)
 
     def _not_opened(self, sequence: Sequence, error: Exception) -> None:
         text = f"sequence {shown(sequence.id)} can't start: {error or type(error).__name__}"
@@ -252,14 +290,13 @@ class Sequences:
         if sequence.at_rest:
             self._rest(sequence)
 
-    def _done(self, work: Work, future: asyncio.Future) -> None:
-        """The engine has answered a request, or dropped it because its caller had gone."""
+    def _done(self, work: Work, result: Any, error: BaseException | None) -> None:
+        """The engine has answered a request; or dropped it because its caller had gone: a CancelledError."""
         for sequence in work.rows:
             sequence.running = None
-        if future.cancelled():
+        if isinstance(error, asyncio.CancelledError):
             self._settle(work, None)
             return
-        error = future.exception()
         if error is not None:
             known = isinstance(error, FastRNNError)
             fault = invalid(str(error)) if known else Fault("INTERNAL", "failed", f"the step failed: {error}")
@@ -268,21 +305,22 @@ class Sequences:
             self._settle(work, fault)
             return
         try:
-            answer = answer_of(work, future.result())
+            answer = answer_of(work, result)
         except Exception:  # a client must not wait for ever
             logger.exception("the answer of a step could not be written")
             self._settle(work, Fault("INTERNAL", "failed", "the step was taken, and its answer could not be written"))
             return
-        self.steps += sum(d - f for f, d in zip(answer.first, answer.done, strict=True))
+        self.steps += (work.steps or 1) * len(work.rows)
         self._settle(work, answer)
 
     def _settle(self, work: Work, result: Answer | Fault | None) -> None:
         """Answer a request, end the sequences that it ends, and go on with the others. None: it was withdrawn."""
-        if not work.future.done():
-            if isinstance(result, Answer):
-                work.future.set_result(result)
-            elif result is not None:
-                work.future.set_exception(result)
+        if isinstance(result, Fault) and not work.settled:
+            self.rejected[result.reason] += 1
+        work.settle(result)
+        if not self._leaving and True not in work.call.ends and going_on(work.rows) is not None:
+            self._resting.add_all(work.rows)  # nothing else waits for any of them
+            return
         for sequence, ends in zip(work.rows, work.call.ends, strict=True):
             if ends and isinstance(result, Answer) and self.live.get(sequence.id) is sequence:
                 self._leave(sequence, "client", f"was ended by its client, after {sequence.steps} steps")
@@ -290,11 +328,11 @@ class Sequences:
             sequence.ending &= not ends
             self._advance(sequence)
 
-    def _withdraw(self, work: Work) -> None:
+    def withdraw(self, work: Work) -> None:
         """The caller has gone, or its time is over. What a tick has taken goes on."""
         if work.request is not None:
             if not work.taken:
-                work.request.future.cancel()
+                work.cancel()
             return
         for sequence in work.rows:
             if work in sequence.waiting:
@@ -302,11 +340,12 @@ class Sequences:
         self._settle(work, None)
 
     def _expire(self, work: Work) -> None:
-        if work.future.done() or work.taken:
+        if work.settled or work.taken:
             return
         text = f"no tick took the request in {work.call.timeout:g} s: its state is unchanged, so it can be sent again"
-        work.future.set_exception(Fault("DEADLINE_EXCEEDED", "timeout", text))
-        self._withdraw(work)
+        self.rejected["timeout"] += 1
+        work.settle(Fault("DEADLINE_EXCEEDED", "timeout", text))
+        self.withdraw(work)
 
     # -- ends --
     def _leave(self, sequence: Sequence, reason: str, text: str) -> asyncio.Future:
@@ -315,7 +354,7 @@ class Sequences:
         del self.live[sequence.id]
         self.ended.add(sequence.id, reason, text)
         self.ends[reason] += 1
-        self._resting.pop(sequence, None)
+        self._resting.discard(sequence, None)
         sequence.ending = True
         self._leaving[sequence] = asyncio.get_running_loop().create_future()
         return self._left(sequence)
@@ -356,36 +395,32 @@ class Sequences:
         except Exception:
             logger.exception("on_evict failed for sequence %s: its snapshot is lost", shown(sequence.id))
 
-    # -- idle sequences --
     def _rest(self, sequence: Sequence) -> None:
         """The clock of a sequence starts; one that is no longer live ends."""
         if sequence in self._leaving:
             self._left(sequence)
-            return
-        self._resting[sequence] = asyncio.get_running_loop().time()
-        if self._timer is None:
-            self._look_in(self.options.idle_timeout)
+        else:
+            self._resting.add(sequence)
 
-    def _look_in(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        """End the sequences whose time is over; they stand first."""
-        self._timer = None
-        limit = self.options.idle_timeout
-        now = asyncio.get_running_loop().time()
-        while self._resting:
-            sequence, since = next(iter(self._resting.items()))
-            if now - since < limit:
-                self._look_in(since + limit - now)
-                return
-            left = self._lose(sequence, "idle", f"expired after {limit:g} s idle, after {sequence.steps} steps")
-            self._spawn(self._tell(sequence, "idle", left))
+    def _idle(self, sequence: Sequence) -> None:
+        """The time of a sequence is over."""
+        text = f"expired after {self.options.idle_timeout:g} s idle, after {sequence.steps} steps"
+        self._spawn(self._tell(sequence, "idle", self._lose(sequence, "idle", text)))
 
     def _spawn(self, coroutine) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
+
+
+def _pass(future: asyncio.Future, result: Answer | Fault) -> None:
+    """A result is that of a future, if it is still wanted."""
+    if future.done():
+        return
+    if isinstance(result, Answer):
+        future.set_result(result)
+    else:
+        future.set_exception(result)
 
 
 def _pass_on(future: asyncio.Future, ended: asyncio.Future) -> None:
