@@ -82,6 +82,7 @@ FOREIGN = {
     "tensorflow": (),
     "threadpoolctl": ("machine.threadpools",),
     "uvicorn": ("serving.server",),
+    "uvloop": ("cli.serve",),
     "torch": ("bench", "importers", "insight.verification.engine_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
