@@ -41,6 +41,7 @@ static void frnn_map(frnn_act act, int64_t n, const float *x, float *y) {
 
 /* ---- elementwise programs ---- */
 #define CHUNK 256 /* elements per register: the dozen that most programs use stay in L1 */
+#define LINE 16 /* floats of a cache line */
 #define REGISTERS (FRNN_MAX_INPUTS + FRNN_MAX_INSTRUCTIONS)
 
 /* Drop axes of size 1 and join neighbouring axes that all operands walk through as one. Returns the rank, >= 1. */
@@ -105,6 +106,12 @@ static void frnn_program_row(const frnn_program *program, int64_t n, const float
 
 /* Rows of n points one after the other; y has room for a vector more. */
 FRNN_INLINE void frnn_lay_rows(int64_t rows, int64_t n, const float *x, int64_t row, int64_t stride, float *y) {
+    if (row == 1 && stride != 1 && stride != 0) { /* columns are contiguous: read whole cache lines of each */
+        for (int64_t i = 0; i < n; i++) {
+            for (int64_t r = 0; r < rows; r++) y[r * n + i] = x[r + i * stride];
+        }
+        return;
+    }
     for (int64_t r = 0; r < rows; r++, x += row, y += n) {
         if (stride == 1) {
             for (int64_t i = 0; i < n; i += VEC_W) vec_store(y + i, vec_load_n(x + i, n - i));
@@ -134,11 +141,39 @@ static void frnn_program_rows(const frnn_program *program, int64_t rows, int64_t
             }
         }
         const float *y = frnn_instructions(program, count * n, reg, buffer, dense ? out + r * n : NULL);
-        for (int64_t k = 0; !dense && k < count; k++) {
-            float *to = out + (r + k) * out_row;
-            for (int64_t e = 0; e < n; e++) to[e * out_stride] = y[k * n + e];
+        for (int64_t k = 0; !dense && out_stride == 1 && k < count; k++) {
+            for (int64_t e = 0; e < n; e += VEC_W) {
+                vec_store_n(out + (r + k) * out_row + e, n - e, vec_load_n(y + k * n + e, n - e));
+            }
+        }
+        for (int64_t e = 0; out_stride != 1 && e < n; e++) {
+            float *to = out + r * out_row + e * out_stride;
+            for (int64_t k = 0; k < count; k++) to[k * out_row] = y[k * n + e];
         }
     }
+}
+
+/* The axis on which an operand is contiguous that is not so on the last one (maps in planes beside maps of channels), or
+ * -1. It becomes the last but one. */
+static int frnn_cross(frnn_space *s, int64_t n_in, int64_t last) {
+    int64_t with = -1;
+    for (int64_t d = 0; d < last; d++) {
+        for (int64_t j = 0; j < n_in; j++) {
+            int64_t stride = s->in_stride[j][last];
+            if (s->in_stride[j][d] == 1 && stride != 0 && stride != 1) with = d;
+        }
+    }
+    if (with < 0) return 0;
+#define SWAP(a, b)                                                                                                     \
+    do {                                                                                                               \
+        int64_t kept = a;                                                                                              \
+        a = b, b = kept;                                                                                               \
+    } while (0)
+    SWAP(s->size[with], s->size[last - 1]);
+    SWAP(s->out_stride[with], s->out_stride[last - 1]);
+    for (int64_t j = 0; j < n_in; j++) SWAP(s->in_stride[j][with], s->in_stride[j][last - 1]);
+#undef SWAP
+    return 1;
 }
 
 static void frnn_elementwise(const frnn_program *program, const frnn_space *space, const float *const *in, float *out) {
@@ -149,19 +184,21 @@ static void frnn_elementwise(const frnn_program *program, const frnn_space *spac
         if (space->size[d] == 0) return;
     }
     int64_t last = frnn_coalesce(space, n_in, &s) - 1;
-    int by_rows = last > 0 && s.size[last] <= CHUNK / 2;
+    int crosses = frnn_cross(&s, n_in, last), by_rows = crosses || (last > 0 && s.size[last] <= CHUNK / 2);
+    int64_t n = s.size[last], piece = crosses && n > LINE ? LINE : n; /* of the last axis at a time */
     int64_t inner = by_rows ? last - 1 : last; /* the axes before it are walked here */
     int64_t rows[FRNN_MAX_INPUTS];
     for (int64_t j = 0; j < n_in; j++) {
         at[j] = in[j], strides[j] = s.in_stride[j][last], rows[j] = s.in_stride[j][inner];
     }
     for (;;) {
-        if (by_rows) {
-            frnn_program_rows(program, s.size[inner], s.size[last], at, rows, strides, out, s.out_stride[inner],
-                              s.out_stride[last]);
-        } else {
-            frnn_program_row(program, s.size[last], at, strides, out, s.out_stride[last]);
+        for (int64_t i = 0; by_rows && i < n; i += piece) {
+            const float *from[FRNN_MAX_INPUTS];
+            for (int64_t j = 0; j < n_in; j++) from[j] = at[j] + i * strides[j];
+            frnn_program_rows(program, s.size[inner], n - i < piece ? n - i : piece, from, rows, strides,
+                              out + i * s.out_stride[last], s.out_stride[inner], s.out_stride[last]);
         }
+        if (!by_rows) frnn_program_row(program, n, at, strides, out, s.out_stride[last]);
         int64_t d = inner - 1;
         for (; d >= 0; d--) { /* on: add a stride, or go back to the start of this axis and carry */
             int64_t steps = ++index[d] < s.size[d] ? 1 : 1 - s.size[d];
@@ -174,6 +211,7 @@ static void frnn_elementwise(const frnn_program *program, const frnn_space *spac
     }
 }
 #undef REGISTERS
+#undef LINE
 #undef CHUNK
 
 /* ---- reductions ---- */

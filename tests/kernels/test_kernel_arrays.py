@@ -138,6 +138,19 @@ def test_elementwise_of_short_rows(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(3, 16, 300), (2, 33, 17), (1, 5, 129), (2, 2, 2)])
+def test_elementwise_of_planes_and_channels(shape, isa):
+    """One operand has its channels apart, another its positions, and so may the result."""
+    planes, channels, both = normal(0, *shape), normal(1, shape[0], shape[2], shape[1]), normal(2, 1, shape[1], 1)
+    program = [("sub", (0, 1), 0, 0), ("mul", (2, 3), 0, 0)]
+    want = (planes - channels.transpose(0, 2, 1)) * both
+    for order in ((0, 1, 2), (0, 2, 1), (1, 2, 0)):
+        out = np.empty([shape[a] for a in order], np.float32).transpose(np.argsort(order))
+        calls.elementwise(program, [planes, channels.transpose(0, 2, 1), both], out=out, isa=isa)
+        np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_elementwise_in_place(isa):
     for n in LENGTHS:
         x, y = normal(n, n), normal(n + 1, n)
