@@ -55,7 +55,11 @@ class Running:
 
     def do(self, coroutine):
         """The result of a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+        return self.start(coroutine).result(30)
+
+    def start(self, coroutine):
+        """The future of a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     @property
     def sequences(self):
