@@ -311,7 +311,8 @@ class Batcher:
     def _submit(self, request: Request) -> None:
         """Add a request whose maker has checked it, and bounds how many it adds. On the event loop; a StreamError if
         the batcher is closed."""
-        self._enter(asyncio.get_running_loop())
+        if self._loop is None or self._closed:
+            self._enter(asyncio.get_running_loop())
         self._many |= type(request) is Many
         self._put(request, always=True)
 

@@ -8,11 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from conftest import Running
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 websockets = pytest.importorskip("websockets", reason="no websockets: pip install 'fastrnn[serve]'")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
+
+from fastrnn.serving.server.direct import Direct  # noqa: E402
 
 pytestmark = pytest.mark.any_isa
 
@@ -277,3 +280,68 @@ class TestEnd:
                 with pytest.raises(ConnectionClosed) as caught:
                     connection.recv(timeout=20)
                 assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1001, "this server ends")
+
+
+@pytest.fixture(scope="module")
+def watched(model):
+    """A server whose messages take the long way."""
+    with Running({"m": model}, access_log="text") as server:
+        assert not server.server.engine.unwatched
+        yield server
+
+
+class TestTheLongWay:
+    """Without the short way of `direct`, as with an access log or another uvicorn, connections say the same."""
+
+    @pytest.mark.parametrize("output", ["json", "binary"])
+    def test_both_ways_say_the_same(self, running, watched, frames, output):
+        sizes = [1, 1, 5, 1, 70, 2]
+        found = []
+        for server in (running, watched):
+            with opened(server, f"output={output}") as c:
+                at = 0
+                for size in sizes:
+                    c.send(frames[at : at + size].tobytes())
+                    at += size
+                found.append([c.recv(timeout=20) for _ in sizes])
+        assert found[0] == found[1]
+
+    def test_an_error_comes_after_what_was_sent_before_it(self, running, watched, frames, alone):
+        for server in (running, watched):
+            for wrong in (b"12345", "a text"):
+                with opened(server) as c:
+                    for t in range(20):
+                        c.send(frames[t].tobytes())
+                    c.send(wrong)
+                    for t in range(20):
+                        assert np.array_equal(steps(c.recv(timeout=20))[1][0], alone[t])
+                    text, code = refusal(c)
+                    assert "a message must be" in text
+                    assert code == 1007
+
+    def test_messages_take_the_short_way(self, running, frames, monkeypatch):
+        """The queue of ASGI carries no binary message."""
+        seen = []
+        before = Direct._admit
+        monkeypatch.setattr(Direct, "_admit", lambda self, data: seen.append(len(data)) or before(self, data))
+        with opened(running) as c:
+            c.send(frames[0].tobytes())
+            c.recv(timeout=20)
+        assert seen == [20]
+
+    def test_a_full_queue_stops_reading_and_goes_on(self, running, frames, alone):
+        """Of two connections that share a sequence, one fills its queue: the other waits, and is not refused."""
+        with opened(running, "sequence_id=shared") as a:
+            a.send(frames[0].tobytes())
+            a.recv(timeout=20)
+            with opened(running, "sequence_id=shared&sequence_start=0") as b:
+                for _ in range(60):
+                    a.send(frames[:130].tobytes())
+                for _ in range(60):
+                    b.send(frames[:1].tobytes())
+                done = [steps(c.recv(timeout=30)) for c in (a, b) for _ in range(60)]
+        firsts = {first: len(y) for first, y in done}
+        at = 1
+        while at < 1 + 60 * 131:  # their steps follow each other without a gap
+            at += firsts.pop(at)
+        assert not firsts

@@ -103,6 +103,11 @@ class Engine:
             raise Fault("NOT_FOUND", "model", f"there is no model {name!r:.80}: this server has {have}")
         return found
 
+    @property
+    def unwatched(self) -> bool:
+        """Whether nothing is done for each single message of a connection: none is logged, traced or paced."""
+        return self.watch is None and getattr(self.limits, "client_rate", None) is None
+
     async def infer(self, request: Request) -> Reply:
         """Run a request. Fault: it is refused, or failed."""
         hosted = self.hosted(request.model)

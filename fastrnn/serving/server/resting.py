@@ -21,18 +21,18 @@ class Resting:
         self.limit, self.over = limit, over
         self._since: OrderedDict[Sequence, float] = OrderedDict()  # the one that rests longest stands first
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.discard = self._since.pop  # called with (sequence, None), for every row of a request: without a method
 
     def add(self, sequence: Sequence) -> None:
         """Its clock starts."""
-        loop = asyncio.get_running_loop()
-        self._since[sequence] = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(self.limit, self._look)
+        self.add_all([sequence])
 
     def add_all(self, sequences: list[Sequence]) -> None:
         """The clocks of several start at once."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()  # kept, because it asks the system each time
         self._since.update(dict.fromkeys(sequences, loop.time()))
         if self._timer is None:
             self._timer = loop.call_later(self.limit, self._look)

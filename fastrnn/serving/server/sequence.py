@@ -31,6 +31,7 @@ class Call:
     version : the version that was asked for; None: any
     timeout : seconds within which a tick must take it; None: any time
     client : the name or address of the client
+    checked : (the lane, its inputs as `Lane.steps_of` returns them, steps) if its maker has checked them already
     """
 
     ids: tuple[int | str, ...]
@@ -42,6 +43,7 @@ class Call:
     version: int | None = None
     timeout: float | None = None
     client: str = ""
+    checked: tuple[Lane, list[np.ndarray], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Work:
     would cost as much as the step of a small model.
     """
 
-    __slots__ = ("_ran", "_watcher", "arrays", "began", "call", "request", "rows", "settled", "steps", "tell", "then")
+    __slots__ = ("_ran", "_watcher", "arrays", "call", "request", "rows", "settled", "steps", "tell", "then")
 
     def __init__(self, call: Call, rows: list[Sequence], arrays: list[np.ndarray], steps: int, tell: Tell):
         self.call, self.rows, self.arrays, self.steps, self.tell = call, rows, arrays, steps, tell
@@ -105,7 +107,6 @@ class Work:
         self.then: Callable[[Work, Any, BaseException | None], None] | None = None
         self.settled = self._ran = False
         self._watcher: asyncio.Future | None = None
-        self.began = asyncio.get_running_loop().time()
 
     def settle(self, result: Answer | Fault | None) -> None:
         """Tell the caller; only the first time. None: it does not want to know."""

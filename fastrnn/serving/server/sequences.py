@@ -132,7 +132,7 @@ class Sequences:
 
     # -- admission: refuses without an effect, or queues --
     def _admitted(self, call: Call, tell: Tell) -> Work:
-        if call.many and True not in call.starts:
+        if True not in call.starts:
             rows = [*map(self.live.get, call.ids)]
             lane = going_on(rows)
             if lane is not None and call.version in (None, lane.version):

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from ...errors import FastRNNError, ShapeError
-from . import metrics, websocket
+from . import direct, metrics, websocket
 from .engine import Engine, Limits
 from .grpc import GrpcServer
 from .http import application
@@ -102,7 +102,9 @@ class Server:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=5,
+            ws=direct.protocol(),
             ws_max_size=self.engine.limits.message_bytes,
+            ws_per_message_deflate=False,  # float32 does not get smaller, and bombs don't get in
         )
         self._http = uvicorn.Server(config)
         self._serving = asyncio.get_running_loop().create_task(_serve(self._http, listener))

@@ -18,6 +18,8 @@ RUNNING, WAITING, ENDING = attrgetter("running"), attrgetter("waiting"), attrget
 
 def checked_inputs(lane: Lane, call: Call) -> tuple[list[np.ndarray], int]:
     """(the inputs in the model's order, checked; the steps of a chunk, or 0)."""
+    if call.checked is not None and call.checked[0] is lane:
+        return call.checked[1:]
     names = [a.name for a in lane.inputs]
     missing = [n for n in names if n not in call.inputs]
     more = [n for n in call.inputs if n not in names]
@@ -96,4 +98,7 @@ def named(work: Work, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs by name, with the batch axis of the inputs."""
     arguments = work.rows[0].lane.outputs
     many = work.call.many
+    if len(outputs) == 1:
+        (argument,), (v,) = arguments, outputs
+        return {argument.name: v if many or not argument.batched else v[None]}
     return {a.name: v if many or not a.batched else v[None] for a, v in zip(arguments, outputs, strict=True)}

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import uuid
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,11 +20,12 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from . import bodies, tensors
+from .direct import KEY, Direct
 from .engine import Engine
 from .faults import Fault, invalid
 from .hosted import Reply, Request
 from .http import client_of
-from .sequence import checked_id
+from .sequence import Answer, Call, checked_id
 
 INPUTS = {"float32": ("<f4", 1.0), "int16": ("<i2", 1 / 32768)}  # dtype on the wire, factor
 OUTPUTS = ("json", "binary")
@@ -79,7 +82,8 @@ class Session:
         lane = self.hosted.sequences.lanes.get(self.hosted.version(version))
         if lane is None or len(lane.inputs) != 1 or lane.inputs[0].dtype != "float32":
             raise invalid(f"'{self.hosted.name}' must run step by step on one float32 input to be streamed here")
-        self.version, self.input = version, lane.inputs[0]
+        self.version, self.input, self.lane = version, lane.inputs[0], lane
+        self.client = client_of(socket)
         name = asked.get("sequence_id", "")
         self.named = bool(name)
         self.id = name or f"websocket-{uuid.uuid4()}"
@@ -90,17 +94,22 @@ class Session:
         self.answers: asyncio.Queue = asyncio.Queue()
         self.room = asyncio.Semaphore(MOST_OPEN)
         self.reader: asyncio.Task | None = None
+        self.direct: Direct | None = None
 
     async def run(self) -> None:
         """Read messages until the end; answers go back in their order meanwhile."""
+        self._go_direct()
         self.reader = asyncio.ensure_future(self._read())
         writer = asyncio.ensure_future(self._write())
         try:
             await asyncio.wait({self.reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             if self.reader.done() and (self.reader.cancelled() or self.reader.result()):
+                await self._drain()
                 self.answers.put_nowait(None)
                 await asyncio.wait({writer})  # what was read is answered
         finally:
+            if self.direct is not None:
+                self.direct.close()
             for task in (self.reader, writer):
                 task.cancel()
             await asyncio.gather(self.reader, writer, return_exceptions=True)
@@ -127,26 +136,70 @@ class Session:
             try:
                 request = self._request(message.get("bytes"))
             except Fault as fault:
+                await self._drain()
                 self.answers.put_nowait(fault)
                 return True
             await self.engine.room(request)
             self.answers.put_nowait(asyncio.ensure_future(self.engine.infer(request)))
             await asyncio.sleep(0)  # it takes its place in the queue
 
+    def _go_direct(self) -> None:
+        """Let binary messages take the short way, if there is one."""
+        protocol = self.socket.scope.get(KEY)
+        if protocol is None or not self.engine.unwatched or not protocol.queue.empty():
+            return
+        encode = _bytes if self.binary else self._text
+        hosted, failed = self.hosted.sequences, self.answers.put_nowait
+        self.direct = Direct(
+            protocol, hosted, self.id, self._call, encode, failed, text=not self.binary, most=MOST_OPEN
+        )
+
+    async def _drain(self) -> None:
+        """Answer what took the short way."""
+        if self.direct is not None:
+            await self.direct.drain()
+
     def _request(self, data: bytes | None) -> Request:
         """The steps of a message."""
         if data is None:
             raise invalid("a message must be binary: steps of " + self._form())
+        parameters: dict[str, Any] = {"sequence_id": self.id, "sequence_start": self.start}
+        x = self._steps(data)[None]
+        self.start = False
+        return Request(self.hosted.name, self.version, "", parameters, {self.input.name: x}, (), self.client)
+
+    def _call(self, data: bytes) -> Call:
+        """The same, on the short way."""
+        x = self._steps(data)
+        inputs, checked = {self.input.name: x[None]}, None
+        if len(x) == 1 and self.lane.even:
+            checked = self.lane, [x[0]], 0
+        start, self.start = self.start, False
+        version = self.hosted.version(self.version) if self.version else None
+        return Call((self.id,), (start,), (False,), inputs, version=version, client=self.client, checked=checked)
+
+    def _text(self, answer: Answer) -> bytes:
+        """An answer as JSON: that to a single step has no axis of time yet."""
+        arguments = self.hosted.sequences.lanes[answer.version].outputs
+        outputs = {
+            a.name: v[None] if a.timed and v.ndim == 1 + len(a.features) else v
+            for a, v in zip(arguments, answer.outputs.values(), strict=True)
+        }
+        return _json(outputs, answer.first[0], answer.done[0]).encode()
+
+    def _steps(self, data: bytes) -> np.ndarray:
+        """The steps of a message, float32 [steps, features...]."""
         dtype, factor = INPUTS[self.kind]
-        one = int(np.prod(self._features(), dtype=np.int64)) * np.dtype(dtype).itemsize
+        one = self._size * np.dtype(dtype).itemsize
         if not data or len(data) % one:
             raise invalid(f"a message must be a whole number of steps of {one} bytes, {self._form()}, got {len(data)}")
-        x = np.frombuffer(data, dtype).reshape(1, -1, *self._features()).astype(np.float32)
-        parameters: dict[str, Any] = {"sequence_id": self.id, "sequence_start": self.start}
-        self.start = False
-        if factor != 1.0:
-            x *= np.float32(factor)
-        return Request(self.hosted.name, self.version, "", parameters, {self.input.name: x}, (), client_of(self.socket))
+        x = np.frombuffer(data, dtype).reshape(-1, *self._features())
+        return x if factor == 1.0 else x.astype(np.float32) * np.float32(factor)
+
+    @cached_property
+    def _size(self) -> int:
+        """Elements of a step."""
+        return math.prod(self._features())
 
     def _form(self) -> str:
         return f"{self.kind} {list(self._features())}"
@@ -165,9 +218,10 @@ class Session:
                 if isinstance(reply, Fault):
                     raise reply
                 if self.binary:
-                    await self.socket.send_bytes(b"".join(tensors.to_bytes(v) for v in reply.outputs.values()))
+                    await self.socket.send_bytes(_bytes(reply))
                 else:
-                    await self.socket.send_text(_text(reply))
+                    first, done = reply.parameters["step_index"], reply.parameters["steps_done"]
+                    await self.socket.send_text(_json(reply.outputs, first, done))
                 self.room.release()
             await self.socket.close(GOING_AWAY, "this server ends")
         except Fault as fault:
@@ -187,11 +241,14 @@ async def close_all(engine: Engine) -> None:
         await asyncio.sleep(0.01)
 
 
-def _text(reply: Reply) -> str:
-    """A reply as JSON."""
-    outputs = {name: bodies.numbers(v[0] if v.ndim > 1 else v) for name, v in reply.outputs.items()}
-    first, done = reply.parameters["step_index"], reply.parameters["steps_done"]
-    return json.dumps({"step_index": first, "steps_done": done, "outputs": outputs}, separators=(",", ":"))
+def _bytes(reply: Reply | Answer) -> bytes:
+    """The elements of all outputs."""
+    return b"".join([tensors.to_bytes(v) for v in reply.outputs.values()])
+
+
+def _json(outputs: dict[str, np.ndarray], first: int, done: int) -> str:
+    lists = {name: bodies.numbers(v[0] if v.ndim > 1 else v) for name, v in outputs.items()}
+    return json.dumps({"step_index": first, "steps_done": done, "outputs": lists}, separators=(",", ":"))
 
 
 def _choice(asked: Any, name: str, known: tuple[str, ...]) -> str:

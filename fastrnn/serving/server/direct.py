@@ -1,0 +1,188 @@
+"""Binary messages of a WebSocket, passed from uvicorn's protocol to the sequence and back within one call each.
+
+A queue, a task and two futures for each message, as ASGI and a coroutine need, take four times as long as a step of a
+small model. The handshake, texts, errors and closing go the long way, through `websocket.Session`, and so does
+everything if uvicorn's protocol is another one than this module knows, or if single messages are logged or paced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .faults import Fault
+from .sequence import Answer, Call, Work
+from .sequences import Sequences
+
+KEY = "fastrnn.websocket"  # in the scope: the protocol of the connection
+
+
+def protocol() -> Any:
+    """What uvicorn takes as `ws`."""
+    try:
+        from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+    except ImportError:
+        return "auto"
+    parts = ("handle_connect", "send_receive_event_to_app", "resume_writing")
+    if not all(hasattr(WebSocketsSansIOProtocol, name) for name in parts):
+        return "auto"
+
+    class Protocol(WebSocketsSansIOProtocol):
+        """Gives binary messages to `sink`, if that is set."""
+
+        sink: Callable[[bytes], None] | None = None
+        writes: Callable[[], None] | None = None  # called when the socket takes more
+
+        def handle_connect(self, event: Any) -> None:
+            super().handle_connect(event)
+            if "scope" in self.__dict__:
+                self.scope[KEY] = self  # type: ignore[typeddict-unknown-key]
+
+        def send_receive_event_to_app(self) -> None:
+            if self.sink is None or self.close_sent or self.curr_msg_data_type == "text":
+                super().send_receive_event_to_app()
+                return
+            data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+            self.frames = []
+            self.sink(data)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.writes is not None:
+                self.writes()
+
+    return Protocol
+
+
+class Direct:
+    """The messages of one connection.
+
+    Parameters
+    ----------
+    protocol : that of the scope
+    sequences : Sequences
+    id : of the sequence
+    call : the Call of a message. Fault: it is wrong
+    encode : the bytes of an Answer; text : whether they are a text
+    failed : called once with the Fault that ends the connection, when what came before it is answered
+    most : messages that may be without an answer
+    """
+
+    def __init__(
+        self,
+        protocol: Any,
+        sequences: Sequences,
+        id: str,
+        call: Callable[[bytes], Call],
+        encode: Callable[[Answer], bytes],
+        failed: Callable[[Fault], None],
+        *,
+        text: bool,
+        most: int,
+    ):
+        self.protocol, self.sequences, self.id, self.most = protocol, sequences, id, most
+        self.call, self.encode, self.failed = call, encode, failed
+        self._send = protocol.conn.send_text if text else protocol.conn.send_binary
+        self._open: deque[Work] = deque()  # admitted, without an answer; a sequence answers in order
+        self._later: deque[bytes] = deque()  # messages that came when there was no room
+        self._fault: Fault | None = None
+        self._ended = False
+        self._drained: asyncio.Future | None = None
+        self._waiter: asyncio.Task | None = None
+        protocol.sink, protocol.writes = self._message, self._go_on
+
+    async def drain(self) -> None:
+        """Take no more messages; returns when those that came are answered."""
+        self._stop()
+        if self._open:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def close(self) -> None:
+        """The connection has gone: its requests are withdrawn."""
+        self._stop()
+        self._later.clear()
+        if self._waiter is not None:
+            self._waiter.cancel()
+        for work in self._open:
+            self.sequences.withdraw(work)
+        self._open.clear()
+
+    def _stop(self) -> None:
+        self._ended = True
+        self.protocol.sink = self.protocol.writes = None
+
+    def _message(self, data: bytes) -> None:
+        """A message has come."""
+        if self._later or not self._room():
+            self._later.append(data)
+            self._pause()
+            if not self._open and self._waiter is None and self.protocol.writable.is_set():
+                self._waiter = asyncio.ensure_future(self._wait())
+        else:
+            self._admit(data)
+
+    def _room(self) -> bool:
+        """Whether one more message may be admitted: its answer can be kept and its sequence has room."""
+        return len(self._open) < self.most and self.sequences.has_room(self.id) and self.protocol.writable.is_set()
+
+    async def _wait(self) -> None:
+        """Go on when there is room: the sequence's queue is full of messages of other connections."""
+        await self.sequences.room(self.id)
+        self._waiter = None
+        self._go_on()
+
+    def _pause(self) -> None:
+        if not self.protocol.read_paused:
+            self.protocol.read_paused = True
+            self.protocol.transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Admit what waits, as there is room, and read on."""
+        while self._later and not self._ended and self._room():
+            self._admit(self._later.popleft())
+        if not self._later and self.protocol.read_paused and not self.protocol.transport.is_closing():
+            self.protocol.read_paused = False
+            self.protocol.transport.resume_reading()
+
+    def _admit(self, data: bytes) -> None:
+        if self._fault is not None:
+            return
+        try:
+            work = self.sequences.post(self.call(data), self._answer)
+        except Fault as fault:
+            self._fault = fault
+            if not self._open:
+                self._fail()
+            return
+        self._open.append(work)
+
+    def _answer(self, answer: Answer | Fault) -> None:
+        """The oldest message is answered."""
+        if not self._open:  # closed
+            return
+        self._open.popleft()
+        if isinstance(answer, Fault):
+            self._fault = answer
+            self._open.clear()
+        elif self._sends():
+            self._send(self.encode(answer))
+            self.protocol.transport.write(b"".join(self.protocol.conn.data_to_send()))
+        if self._fault is not None and not self._open:
+            self._fail()
+        if self._drained is not None and not self._open and not self._drained.done():
+            self._drained.set_result(None)
+        if self._later and not self._ended:
+            self._go_on()
+
+    def _sends(self) -> bool:
+        protocol = self.protocol
+        return not (protocol.close_sent or protocol.disconnected or protocol.transport.is_closing())
+
+    def _fail(self) -> None:
+        fault, self._fault = self._fault, None
+        if not self._ended:
+            self._stop()
+            self.failed(fault)
