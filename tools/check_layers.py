@@ -61,6 +61,7 @@ TOP = {
 SUFFIXES = ("*.py", "*.pyx", "*.pxd", "*.pxi")
 # Foreign library -> where it may be imported. numpy and the standard library may be imported anywhere.
 FOREIGN = {
+    "fsspec": ("serving.store",),
     "google": ("serving.server",),
     "graphviz": ("insight.report",),
     "grpc": ("serving.server",),
@@ -74,6 +75,7 @@ FOREIGN = {
     "onnxscript": ("importers",),
     "openvino": ("bench",),
     "pyarrow": ("scoring",),
+    "redis": ("serving.store",),
     "rich": ("bench", "cli"),
     "shtab": ("cli",),
     "safetensors": ("graph.artifact", "importers", "insight.verification.engine_torch", "runtime.snapshots"),

@@ -19,6 +19,7 @@ EXAMPLE = """\
 example:
   fastrnn serve silero.onnx --bind sr=16000
   fastrnn serve vad=silero.onnx vad@2=silero-v6.onnx words=examples/tone_words.onnx
+  fastrnn serve vad=silero.onnx --store redis://localhost:6379/0
   fastrnn serve model.fastrnn --host 0.0.0.0 --http-port 8080 --idle-timeout 300
 """
 
@@ -76,6 +77,19 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--strict-sequences", action="store_true", help="refuse START on a live sequence; otherwise it begins anew"
+    )
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="where sequences outlive the server: a folder, redis://HOST:PORT/0, s3://BUCKET/FOLDER or another URL of "
+        "fsspec. A sequence that is not here goes on from it",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        metavar="S",
+        type=options.positive,
+        default=1.0,
+        help="seconds between two writes of a sequence to the store while it steps; 1 by default",
     )
     parser.add_argument(
         "--drain-seconds",
@@ -151,6 +165,8 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
         max_delay=args.max_delay,
         strict_sequences=args.strict_sequences,
         access_log=args.access_log,
+        store=args.store,
+        checkpoint_seconds=args.checkpoint_seconds,
     )
     async with server:
         _tell(args, server, models)

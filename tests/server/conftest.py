@@ -89,3 +89,36 @@ def running(model, two_ends):
     pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
     with Running({"m": model, "two": two_ends}) as server:
         yield server
+
+
+@pytest.fixture
+def run():
+    """Runs a coroutine to its end."""
+    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, 120))
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory):
+    """A real redis-server."""
+    pytest.importorskip("fsspec", reason="no fsspec: pip install 'fastrnn[serve]'")
+    from store_programs import Redis
+
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "redis"])
+def url(request, tmp_path):
+    """An empty store, of each kind that servers share."""
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    redis = request.getfixturevalue("redis")
+    redis.empty()
+    return redis.url
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty store."""
+    return str(tmp_path / "store")

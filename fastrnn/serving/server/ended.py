@@ -9,6 +9,7 @@ from .faults import Fault
 from .sequence import shown
 
 MOST = 100_000  # ids that are remembered
+AGAIN_SECONDS = 1.0
 LOST = {"idle", "evicted", "moved"}  # ends that the client did not ask for
 
 
@@ -23,11 +24,11 @@ class Ended:
     def __init__(self, model: str):
         self.model = model
         self.since = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        self._ends: OrderedDict[int | str, tuple[str, str]] = OrderedDict()
+        self._ends: OrderedDict[int | str, tuple[str, str, int]] = OrderedDict()
 
-    def add(self, id: int | str, reason: str, text: str) -> None:
-        """A sequence has ended. text: follows its id in a sentence."""
-        self._ends[id] = reason, text
+    def add(self, id: int | str, reason: str, text: str, epoch: int = 0) -> None:
+        """A sequence has ended. text: follows its id in a sentence. epoch: that it had in the store."""
+        self._ends[id] = reason, text, epoch
         self._ends.move_to_end(id)
         if len(self._ends) > MOST:
             self._ends.popitem(last=False)
@@ -35,6 +36,11 @@ class Ended:
     def forget(self, id: int | str) -> None:
         """The id begins again."""
         self._ends.pop(id, None)
+
+    def known(self, id: int | str) -> tuple[str, int]:
+        """(reason, epoch) of an end; ("", 0) if there is none."""
+        reason, _, epoch = self._ends.get(id, ("", "", 0))
+        return reason, epoch
 
     def fault(self, id: int | str) -> Fault:
         """What a request without START is told: Triton's sentence, and the reason."""
@@ -45,6 +51,9 @@ class Ended:
         if id not in self._ends:
             why = f"this server started at {self.since} and has not seen this sequence since"
             return Fault("INVALID_ARGUMENT", "unknown_sequence", f"{sentence}; {why}")
-        reason, text = self._ends[id]
+        reason, text, _ = self._ends[id]
+        if reason == "shutdown":
+            why = f"sequence {shown(id)} {text}: send the request again, to the server that goes on"
+            return Fault("UNAVAILABLE", "draining", why, retry_after=AGAIN_SECONDS)
         code = "NOT_FOUND" if reason in LOST else "INVALID_ARGUMENT"
         return Fault(code, "unknown_sequence", f"{sentence}; sequence {shown(id)} {text}")

@@ -9,9 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ...records import dataclass
-from .faults import Fault
+from ..store import open_store
+from .faults import Fault, invalid
 from .hosted import Hosted, Reply, Request
 from .options import Options
+from .vault import KEEP_SECONDS, Vault
 
 if TYPE_CHECKING:
     from .watching import Watch
@@ -56,6 +58,10 @@ class Engine:
         self.watch: Watch | None = None
         self.started = False
         self.connections: set[Any] = set()  # sessions of WebSockets
+        self.vault: Vault | None = None
+        if options.store is not None:
+            keep = options.idle_timeout + KEEP_SECONDS
+            self.vault = Vault(open_store(options.store, keep_seconds=keep), keep)
         self._beat = time.monotonic()
         self._heart: asyncio.Task | None = None
 
@@ -63,11 +69,16 @@ class Engine:
     async def start(self) -> None:
         """Ready for requests, on this event loop."""
         self._heart = asyncio.get_running_loop().create_task(self._look_after())
+        if self.vault is not None:
+            self.vault.start()
+            for hosted in self._hosted.values():
+                hosted.sequences.keep(self.vault)
         self.started = True
 
     async def drain(self) -> None:
-        """Start no sequence, and finish what waits."""
+        """Start no sequence, finish what waits, and give all sequences to the store."""
         await asyncio.gather(*(hosted.sequences.drain() for hosted in self._hosted.values()))
+        await asyncio.gather(*(hosted.sequences.give_up() for hosted in self._hosted.values()))
 
     async def close(self) -> None:
         """End the engine threads."""
@@ -76,6 +87,8 @@ class Engine:
             self._heart.cancel()
         for hosted in self._hosted.values():
             await hosted.close()
+        if self.vault is not None:
+            await self.vault.close()
 
     async def _look_after(self) -> None:
         """The heartbeat: each engine thread answers between its ticks."""
@@ -89,6 +102,10 @@ class Engine:
     def live(self) -> bool:
         """Whether the engine threads still answer."""
         return self.started and time.monotonic() - self._beat < DEAD_SECONDS
+
+    def troubles(self) -> str:
+        """What is wrong although the server is ready; "" if nothing."""
+        return "" if self.vault is None else self.vault.health()
 
     def ready(self) -> bool:
         """Whether sequences may start."""
@@ -120,8 +137,14 @@ class Engine:
             await hosted.sequences.room(id)
 
     async def move(self, model: str, id: int | str | None) -> dict[str, Any]:
-        """Give a sequence to the store, from which another server goes on with it."""
-        raise Fault("FAILED_PRECONDITION", "no_store", "this server has no store: start it with --store URL")
+        """Give a sequence to the store, from which another server goes on with it. Fault: it is not live here; or there
+        is no store, or it fails."""
+        if self.vault is None:
+            raise Fault("FAILED_PRECONDITION", "no_store", "this server has no store: start it with --store URL")
+        if id is None:
+            raise invalid("the id of a sequence is neither 0 nor empty")
+        steps, epoch = await self.hosted(model).sequences.move(id)
+        return {"steps_done": steps, "epoch": epoch}
 
     def refused(self, fault: Fault, model: str = "") -> None:
         """Count a request that was refused or failed; protocols call it once for each. model: the name in it."""

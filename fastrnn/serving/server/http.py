@@ -65,7 +65,7 @@ class Endpoints:
         return Response(status_code=200 if self.engine.live() else 503)
 
     async def ready(self, request: Request) -> Response:
-        return Response(status_code=200 if self.engine.ready() else 503)
+        return Response(self.engine.troubles(), 200 if self.engine.ready() else 503, media_type="text/plain")
 
     async def index(self, request: Request) -> Response:
         return JSONResponse(self.engine.index())

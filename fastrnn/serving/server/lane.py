@@ -36,6 +36,11 @@ class Lane:
         # Whether each step of each row gives one step of each output; other models answer in chunks, one by one.
         self.even = not self.pool._parts.timetable and all(a.batched for a in (*self.inputs, *self.outputs))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fingerprints of the model: one that it shares with another makes them the same."""
+        return self.pool._core.identity.models
+
     # -- what runs on the engine's thread, between ticks --
     async def call(self, function: Callable, *args: Any) -> Any:
         """The result of a function of the pool."""

@@ -20,6 +20,8 @@ class Options:
     max_delay : seconds that a step may wait for others to join it
     strict_sequences : START on a live id is refused, instead of a new beginning
     on_evict : called with (id, reason, snapshot) when the server ends a sequence; it may be a coroutine function
+    store : where sequences outlive the server: a folder, a URL of `fastrnn.serving.store.open_store`, or such a store
+    checkpoint_seconds : between two writes of a sequence that steps; a crash loses what came after the last one
     """
 
     idle_timeout: float = 60.0
@@ -28,9 +30,11 @@ class Options:
     max_delay: float = 0.002
     strict_sequences: bool = False
     on_evict: Callable[[int | str, str, bytes], Any] | None = None
+    store: Any = None
+    checkpoint_seconds: float = 1.0
 
     def __post_init__(self):
-        for name in ("idle_timeout", "max_delay"):
+        for name in ("idle_timeout", "max_delay", "checkpoint_seconds"):
             duration(getattr(self, name), name)
         for name in ("max_sequences", "queue_size"):
             whole_number(getattr(self, name), name, 1 << 31)

@@ -37,6 +37,10 @@ class Resting:
         if self._timer is None:
             self._timer = loop.call_later(self.limit, self._look)
 
+    def since(self, sequence: Sequence) -> float | None:
+        """When its clock started, in the loop's time; None: it is not at rest."""
+        return self._since.get(sequence)
+
     def close(self) -> None:
         """Look no more."""
         if self._timer is not None:

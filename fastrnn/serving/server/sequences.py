@@ -8,24 +8,26 @@ time, and what a request asks for is checked when its turn comes.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import Counter
 from functools import partial
 from typing import Any
 
 from ...errors import FastRNNError
+from .admission import BUSY_SECONDS, found, lane_of, room_for
 from .ended import Ended
+from .evictions import pass_on, tell_of
 from .faults import Fault, invalid
+from .finding import Finding
+from .keeper import Keeper
 from .lane import Lane
 from .options import Options
 from .resting import Resting
 from .sequence import Answer, Call, Sequence, Tell, Work, shown
-from .turns import answer_again, answer_of, begin, checked_inputs, going_on, wrong_index
+from .turns import answer_again, answer_of, begin, checked_inputs, going_on
+from .vault import Vault
 
 logger = logging.getLogger("fastrnn")
-
-BUSY_SECONDS = 1.0  # after which a client may try again
 
 
 class Sequences:
@@ -42,6 +44,7 @@ class Sequences:
     live : id -> Sequence
     counts : starts, steps and rejections so far; ends : by reason
     draining : no sequence may start
+    unsure : those that go on from a state which may be older than their client's last answer
     """
 
     def __init__(self, name: str, lanes: dict[int, Lane], options: Options):
@@ -55,6 +58,9 @@ class Sequences:
         self._leaving: dict[Sequence, asyncio.Future] = {}  # no longer live; they end when nothing waits for them
         self._resting = Resting(options.idle_timeout, self._idle)
         self._tasks: set[asyncio.Task] = set()
+        self.unsure: set[Sequence] = set()
+        self.keeper: Keeper | None = None  # both only with a store
+        self.finding: Finding | None = None
 
     # -- for protocols --
     async def run(self, call: Call) -> Answer:
@@ -65,6 +71,12 @@ class Sequences:
         Fault : it is refused, and no sequence has changed; or the model failed. CancelledError : the caller has gone;
         what a tick had not taken by then leaves its sequence as it was.
         """
+        if self.finding is not None and self.finding.needed(call):
+            try:
+                await self.finding.look(call)
+            except Fault as fault:
+                self.rejected[fault.reason] += 1
+                raise
         future = asyncio.get_running_loop().create_future()
         work = self.post(call, partial(_pass, future))
         timer = None
@@ -80,7 +92,8 @@ class Sequences:
                 timer.cancel()
 
     def post(self, call: Call, tell: Tell) -> Work:
-        """`run` without a task: `tell` is called with the Answer or the Fault, once; or never, after `withdraw`.
+        """`run` without a task, of sequences that are live here: `tell` is called with the Answer or the Fault, once;
+        or never, after `withdraw`.
 
         Raises
         ------
@@ -108,7 +121,12 @@ class Sequences:
         sequence = self.live.get(id)
         if sequence is None:
             raise self.ended.fault(id)
-        await self._tell(sequence, reason, self._lose(sequence, reason, f"was {reason}, after {sequence.steps} steps"))
+        await tell_of(
+            self.options.on_evict,
+            sequence,
+            reason,
+            self._lose(sequence, reason, f"was {reason}, after {sequence.steps} steps"),
+        )
 
     async def finish(self, id: int | str) -> None:
         """End a sequence whose client has gone for good."""
@@ -116,6 +134,54 @@ class Sequences:
         if sequence is not None:
             self._lose(sequence, "client", f"ended with its connection, after {sequence.steps} steps")
 
+    # -- for the store --
+    def may_be_elsewhere(self, id: int | str) -> bool:
+        """Whether a sequence is not live here, and `run` would look for it in the store; `post` does not."""
+        return self.finding is not None and id not in self.live
+
+    def keep(self, vault: Vault) -> None:
+        """From now on sequences outlive this server in a store."""
+        self.keeper = Keeper(vault, self, self.options.checkpoint_seconds)
+        self.finding = Finding(self.keeper, self)
+        self.keeper.start()
+
+    async def move(self, id: int | str) -> tuple[int, int]:
+        """Give a sequence to the next server that is asked; (steps, epoch). Fault: it is not live here, or the store
+        fails."""
+        sequence = self.live.get(id)
+        if sequence is None or self.keeper is None:
+            raise self.ended.fault(id)
+        await self.keeper.give_up(sequence, "moved")
+        return sequence.steps, sequence.epoch
+
+    async def give_up(self) -> None:
+        """Give all to the store, if there is one."""
+        if self.keeper is not None:
+            await self.keeper.give_up_all()
+
+    def install(self, sequence: Sequence, unsure: bool) -> None:
+        """A sequence from the store goes on here."""
+        self.live[sequence.id] = sequence
+        self.ended.forget(sequence.id)
+        if unsure:
+            self.unsure.add(sequence)
+        self._rest(sequence)
+
+    def lost(self, sequence: Sequence, reason: str, text: str) -> None:
+        """Another server has a sequence, or will."""
+        self._lose(sequence, reason, text)
+
+    def release(self, sequence: Sequence) -> None:
+        """The requests of a sequence that was HELD go on."""
+        sequence.running = None
+        if sequence.waiting or sequence in self._leaving or self.rests_since(sequence) is None:
+            self._advance(sequence)
+
+    def rests_since(self, sequence: Sequence) -> float | None:
+        """When the idle clock of a sequence started, in the loop's time; None: it is not at rest."""
+        return self._resting.since(sequence)
+
+    # -- life --
     async def drain(self) -> None:
         """Refuse new sequences, and finish what waits. Sequences stay live."""
         self.draining = True
@@ -127,25 +193,27 @@ class Sequences:
         self._resting.close()
         for task in list(self._tasks):
             await asyncio.wait([task])
+        if self.keeper is not None:
+            await self.keeper.close()
         for lane in self.lanes.values():
             await lane.close()
 
     # -- admission: refuses without an effect, or queues --
     def _admitted(self, call: Call, tell: Tell) -> Work:
-        if True not in call.starts:
+        if True not in call.starts and not self.unsure:
             rows = [*map(self.live.get, call.ids)]
             lane = going_on(rows)
             if lane is not None and call.version in (None, lane.version):
                 return self._begun(Work(call, rows, *checked_inputs(lane, call), tell))
-        found = [self._found(call, i) for i in range(len(call.ids))]
-        self._room_for([id for id, sequence in zip(call.ids, found, strict=True) if sequence is None])
-        lane = self._lane_of(call, [s for s in found if s is not None])
+        befores = [found(self, call, i) for i in range(len(call.ids))]
+        room_for(self, [id for id, sequence in zip(call.ids, befores, strict=True) if sequence is None])
+        lane = lane_of(self, call, [s for s in befores if s is not None])
         arrays, steps = checked_inputs(lane, call)
         rows = [
             self._started(id, lane, call.client) if sequence is None else sequence
-            for id, sequence in zip(call.ids, found, strict=True)
+            for id, sequence in zip(call.ids, befores, strict=True)
         ]
-        new = [sequence for sequence, before in zip(rows, found, strict=True) if before is None]
+        new = [sequence for sequence, before in zip(rows, befores, strict=True) if before is None]
         if new:
             self._spawn(self._open(new))
         work = Work(call, rows, arrays, steps, tell)
@@ -164,7 +232,7 @@ class Sequences:
             for sequence, ends in zip(work.rows, work.call.ends, strict=True):
                 sequence.ending = ends
         try:
-            again = answer_again(work)
+            again = self._again(work)
             if again is None:
                 begin(work, self._done)
             else:
@@ -172,62 +240,6 @@ class Sequences:
         except Fault as fault:
             self._settle(work, fault)
         return work
-
-    def _found(self, call: Call, i: int) -> Sequence | None:
-        """The live sequence that a row goes on with; None: it starts one."""
-        id = call.ids[i]
-        sequence = self.live.get(id)
-        if call.starts[i]:
-            if self.draining:
-                text = f"sequence {shown(id)}: this server is draining and starts none; try another, or again after 1 s"
-                raise Fault("UNAVAILABLE", "draining", text, retry_after=BUSY_SECONDS)
-            if sequence is not None and self.options.strict_sequences:
-                text = f"sequence {shown(id)} is live already: end it first, or start another id"
-                raise Fault("ALREADY_EXISTS", "strict", text)
-            if call.indexes is not None and call.indexes[i] != 0:
-                raise wrong_index(id, 0, call.indexes[i])
-            return None
-        if sequence is None:
-            raise self.ended.fault(id)
-        if sequence.ending:
-            raise invalid(f"sequence {shown(id)} gets no request after the one that ends it", "unknown_sequence")
-        if call.version is not None and call.version != sequence.lane.version:
-            raise invalid(
-                f"sequence {shown(id)} runs on version {sequence.lane.version} of '{self.name}', and the request asks "
-                f"for version {call.version}: ask for no version, or start the sequence again",
-                "version",
-            )
-        most = self.options.queue_size
-        if len(sequence.waiting) >= most:
-            text = f"sequence {shown(id)} has {most} requests waiting: send it again after {BUSY_SECONDS:g} s"
-            raise Fault("RESOURCE_EXHAUSTED", "queue_full", text, retry_after=BUSY_SECONDS)
-        return sequence
-
-    def _room_for(self, ids: list) -> None:
-        """Refuse sequences beyond the most."""
-        new = [id for id in ids if id not in self.live]
-        most = self.options.max_sequences
-        if new and len(self.live) + len(new) > most:
-            text = (
-                f"sequence {shown(new[0])} can't start: '{self.name}' has {len(self.live)} live sequences of at most "
-                f"{most}; try again after {BUSY_SECONDS:g} s"
-            )
-            raise Fault("UNAVAILABLE", "max_sequences", text, retry_after=BUSY_SECONDS)
-
-    def _lane_of(self, call: Call, found: list[Sequence]) -> Lane:
-        """The version that runs all rows."""
-        lanes = {s.lane for s in found}
-        if len(found) < len(call.ids):
-            version = max(self.lanes) if call.version is None else call.version
-            if version not in self.lanes:
-                have = ", ".join(map(str, sorted(self.lanes)))
-                text = f"'{self.name}' has no version {version}: it has {have}"
-                raise Fault("NOT_FOUND", "version", text)
-            lanes.add(self.lanes[version])
-        if len(lanes) > 1:
-            versions = " and ".join(str(v) for v in sorted(lane.version for lane in lanes))
-            raise invalid(f"the rows run on versions {versions} of '{self.name}': send them apart", "version")
-        return lanes.pop()
 
     def _started(self, id: int | str, lane: Lane, client: str) -> Sequence:
         """A new generation of an id; the one before it ends after what waits for it."""
@@ -247,6 +259,8 @@ class Sequences:
             for sequence in sequences:
                 self._not_opened(sequence, error)
             return
+        if self.keeper is not None:
+            await self.keeper.begin(sequences)
         self.starts += len(sequences)
         for sequence, slot in zip(sequences, slots, strict=True):
             sequence.slot = slot
@@ -279,7 +293,7 @@ class Sequences:
                 row.waiting.popleft()
             again = None
             try:
-                again = answer_again(work)
+                again = self._again(work)
                 if again is None:
                     begin(work, self._done)
             except Fault as fault:
@@ -290,10 +304,19 @@ class Sequences:
         if sequence.at_rest:
             self._rest(sequence)
 
+    def _again(self, work: Work) -> Answer | None:
+        """`answer_again`; a client whose index is right knows where its sequence is."""
+        again = answer_again(work)
+        if self.unsure and work.call.indexes is not None:
+            self.unsure.difference_update(work.rows)
+        return again
+
     def _done(self, work: Work, result: Any, error: BaseException | None) -> None:
         """The engine has answered a request; or dropped it because its caller had gone: a CancelledError."""
         for sequence in work.rows:
             sequence.running = None
+        if self.keeper is not None:
+            self.keeper.stepped(work.rows)
         if isinstance(error, asyncio.CancelledError):
             self._settle(work, None)
             return
@@ -352,8 +375,11 @@ class Sequences:
         """End a sequence, when what waits for it has run. The future gets its snapshot, if on_evict wants it."""
         assert self.live[sequence.id] is sequence
         del self.live[sequence.id]
-        self.ended.add(sequence.id, reason, text)
+        self.ended.add(sequence.id, reason, text, sequence.epoch)
         self.ends[reason] += 1
+        self.unsure.discard(sequence)
+        if self.keeper is not None:
+            self.keeper.left(sequence, reason, text)
         self._resting.discard(sequence, None)
         sequence.ending = True
         self._leaving[sequence] = asyncio.get_running_loop().create_future()
@@ -365,7 +391,7 @@ class Sequences:
         if sequence.at_rest:
             del self._leaving[sequence]
             snapshot = self.options.on_evict is not None
-            sequence.lane.end(sequence.slot, snapshot=snapshot).add_done_callback(partial(_pass_on, future))
+            sequence.lane.end(sequence.slot, snapshot=snapshot).add_done_callback(partial(pass_on, future))
             sequence.slot = None
         return future
 
@@ -383,18 +409,6 @@ class Sequences:
         self._fail(sequence, self.ended.fault(sequence.id))
         return left
 
-    async def _tell(self, sequence: Sequence, reason: str, left: asyncio.Future) -> None:
-        """Tell on_evict of a sequence that was lost."""
-        snapshot, told = await left, self.options.on_evict
-        if told is None:
-            return
-        try:
-            result: Any = told(sequence.id, reason, snapshot)
-            if inspect.isawaitable(result):
-                await result
-        except Exception:
-            logger.exception("on_evict failed for sequence %s: its snapshot is lost", shown(sequence.id))
-
     def _rest(self, sequence: Sequence) -> None:
         """The clock of a sequence starts; one that is no longer live ends."""
         if sequence in self._leaving:
@@ -405,7 +419,7 @@ class Sequences:
     def _idle(self, sequence: Sequence) -> None:
         """The time of a sequence is over."""
         text = f"expired after {self.options.idle_timeout:g} s idle, after {sequence.steps} steps"
-        self._spawn(self._tell(sequence, "idle", self._lose(sequence, "idle", text)))
+        self._spawn(tell_of(self.options.on_evict, sequence, "idle", self._lose(sequence, "idle", text)))
 
     def _spawn(self, coroutine) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -421,13 +435,3 @@ def _pass(future: asyncio.Future, result: Answer | Fault) -> None:
         future.set_result(result)
     else:
         future.set_exception(result)
-
-
-def _pass_on(future: asyncio.Future, ended: asyncio.Future) -> None:
-    """The result of a closed slot is that of the sequence's end."""
-    if future.done():
-        return
-    error = None if ended.cancelled() else ended.exception()
-    if error is not None:
-        logger.error("the end of a sequence failed: %s", error)
-    future.set_result(None if ended.cancelled() or error is not None else ended.result())

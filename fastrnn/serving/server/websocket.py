@@ -148,6 +148,8 @@ class Session:
         protocol = self.socket.scope.get(KEY)
         if protocol is None or not self.engine.unwatched or not protocol.queue.empty():
             return
+        if not self.start and self.hosted.sequences.may_be_elsewhere(self.id):
+            return
         encode = _bytes if self.binary else self._text
         hosted, failed = self.hosted.sequences, self.answers.put_nowait
         self.direct = Direct(

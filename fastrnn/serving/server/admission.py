@@ -1,0 +1,83 @@
+"""Whether a request is taken: every check of it before it changes anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .faults import Fault, invalid
+from .lane import Lane
+from .sequence import Call, Sequence, shown
+from .turns import wrong_index
+
+if TYPE_CHECKING:
+    from .sequences import Sequences
+
+BUSY_SECONDS = 1.0  # after which a client may try again
+
+
+def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
+    """The live sequence that a row goes on with; None: it starts one."""
+    id = call.ids[i]
+    sequence = sequences.live.get(id)
+    if call.starts[i]:
+        if sequences.draining:
+            text = f"sequence {shown(id)}: this server is draining and starts none; try another, or again after 1 s"
+            raise Fault("UNAVAILABLE", "draining", text, retry_after=BUSY_SECONDS)
+        if sequence is not None and sequences.options.strict_sequences:
+            text = f"sequence {shown(id)} is live already: end it first, or start another id"
+            raise Fault("ALREADY_EXISTS", "strict", text)
+        if call.indexes is not None and call.indexes[i] != 0:
+            raise wrong_index(id, 0, call.indexes[i])
+        return None
+    if sequence is None:
+        raise sequences.ended.fault(id)
+    if sequence in sequences.unsure and call.indexes is None:
+        raise Fault("FAILED_PRECONDITION", "step_index", _unsure(sequence))
+    if sequence.ending:
+        raise invalid(f"sequence {shown(id)} gets no request after the one that ends it", "unknown_sequence")
+    if call.version is not None and call.version != sequence.lane.version:
+        raise invalid(
+            f"sequence {shown(id)} runs on version {sequence.lane.version} of '{sequences.name}', and the request asks "
+            f"for version {call.version}: ask for no version, or start the sequence again",
+            "version",
+        )
+    most = sequences.options.queue_size
+    if len(sequence.waiting) >= most:
+        text = f"sequence {shown(id)} has {most} requests waiting: send it again after {BUSY_SECONDS:g} s"
+        raise Fault("RESOURCE_EXHAUSTED", "queue_full", text, retry_after=BUSY_SECONDS)
+    return sequence
+
+
+def room_for(sequences: Sequences, ids: list) -> None:
+    """Refuse sequences beyond the most."""
+    new = [id for id in ids if id not in sequences.live]
+    most = sequences.options.max_sequences
+    if new and len(sequences.live) + len(new) > most:
+        text = (
+            f"sequence {shown(new[0])} can't start: '{sequences.name}' has {len(sequences.live)} live sequences of at "
+            f"most {most}; try again after {BUSY_SECONDS:g} s"
+        )
+        raise Fault("UNAVAILABLE", "max_sequences", text, retry_after=BUSY_SECONDS)
+
+
+def lane_of(sequences: Sequences, call: Call, found: list[Sequence]) -> Lane:
+    """The version that runs all rows."""
+    lanes = {s.lane for s in found}
+    if len(found) < len(call.ids):
+        version = max(sequences.lanes) if call.version is None else call.version
+        if version not in sequences.lanes:
+            have = ", ".join(map(str, sorted(sequences.lanes)))
+            text = f"'{sequences.name}' has no version {version}: it has {have}"
+            raise Fault("NOT_FOUND", "version", text)
+        lanes.add(sequences.lanes[version])
+    if len(lanes) > 1:
+        versions = " and ".join(str(v) for v in sorted(lane.version for lane in lanes))
+        raise invalid(f"the rows run on versions {versions} of '{sequences.name}': send them apart", "version")
+    return lanes.pop()
+
+
+def _unsure(sequence: Sequence) -> str:
+    return (
+        f"sequence {shown(sequence.id)} goes on from a checkpoint after {sequence.steps} steps, and later ones may be "
+        f"lost: send step_index from {sequence.steps} on with the steps from there, or start the sequence again"
+    )

@@ -1,0 +1,254 @@
+"""The sequences of a model in a store: claimed at their START, written when they have changed, given up, marked ended.
+
+A state is taken between two requests of its sequence, so that it has the steps and the last answer that its client
+has. Writing goes on beside the steps: at most one write of a sequence is in flight, and at most `MOST_A_SECOND` begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ..store import Fenced, Record, StoreError, key_of
+from .faults import Fault
+from .sequence import HELD, Sequence, shown
+from .vault import Vault
+
+if TYPE_CHECKING:
+    from .sequences import Sequences
+
+logger = logging.getLogger("fastrnn")
+
+MOST_A_SECOND = 1000  # states of a model that are written; each takes about 0.2 ms of the process
+BATCH = 32
+IN_FLIGHT = 64  # writes at once
+START_SECONDS = 2.0  # that a START waits for the store
+LEAVE_SECONDS = 10.0  # that writing all states may take when the server ends
+OVER = ("client", "idle", "evicted")  # ends after which nobody goes on
+GIVEN_UP = {
+    "moved": "was moved to the store, after {} steps",
+    "shutdown": "was handed to the store when this server ended, after {} steps",
+}
+RETRY_SECONDS = 1.0  # after which a client may try again
+
+
+class Keeper:
+    """Keeps the sequences of one model.
+
+    Parameters
+    ----------
+    vault : Vault
+    sequences : those that it keeps
+    seconds : between two writes of a sequence that steps
+    """
+
+    def __init__(self, vault: Vault, sequences: Sequences, seconds: float):
+        self.vault, self.sequences, self.seconds = vault, sequences, seconds
+        self.dirty: dict[Sequence, None] = {}  # changed since they were written; the longest first
+        self._wanted: dict[Sequence, asyncio.Future] = {}  # running, and to be HELD then
+        self._tasks: set[asyncio.Task] = set()
+        self._flying = asyncio.Semaphore(IN_FLIGHT)
+        self._loop_task: asyncio.Task | None = None
+
+    def start(self) -> None:
+        """Begin to write, on this event loop."""
+        self._loop_task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop writing. What is in flight has a moment to arrive."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=START_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+
+    # -- what happens to a sequence --
+    async def begin(self, sequences: list[Sequence]) -> None:
+        """Sequences start: nobody shall go on with older ones of their ids. It waits for the store, if that works."""
+        tasks = [self._spawn(self._begin(sequence)) for sequence in sequences]
+        if self.vault.failing_since is None:
+            await asyncio.wait(tasks, timeout=START_SECONDS)
+
+    def stepped(self, rows: list[Sequence]) -> None:
+        """A request of these has run, and no other one has begun. Who wants to hold one has it now."""
+        self.dirty.update(dict.fromkeys(rows))
+        if self._wanted:
+            for sequence in rows:
+                future = self._wanted.pop(sequence, None)
+                if future is not None and not future.done():
+                    sequence.running = HELD
+                    future.set_result(None)
+
+    def left(self, sequence: Sequence, reason: str, text: str) -> None:
+        """It is no longer live here. If it is over, its state is not needed any more."""
+        self.dirty.pop(sequence, None)
+        if reason in OVER:
+            self._spawn(self._mark(sequence, reason, text))
+
+    async def give_up(self, sequence: Sequence, reason: str) -> None:
+        """Write a sequence for the next server that is asked, and end it here. Fault: it could not be written, and goes
+        on here; or it has ended meanwhile."""
+        async with sequence.lock:
+            try:
+                await self._hold(sequence)
+                data = None if self._gone(sequence) else await self._taken(sequence, "moved")
+                if data is None:
+                    raise self.sequences.ended.fault(sequence.id)
+                await self._put(sequence, data)
+            except Fenced as fenced:
+                self._fenced(sequence, fenced.epoch)
+                raise self.sequences.ended.fault(sequence.id) from None
+            except StoreError as error:
+                text = f"sequence {shown(sequence.id)} could not be written and goes on here: {error}"
+                raise Fault("UNAVAILABLE", "store", text, retry_after=RETRY_SECONDS) from None
+            else:
+                self.sequences.lost(sequence, reason, GIVEN_UP[reason].format(sequence.steps))
+            finally:
+                self._release(sequence)
+
+    async def give_up_all(self) -> None:
+        """The server ends: the next one goes on with its sequences."""
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(sequence: Sequence) -> None:
+            async with slots:
+                await self.give_up(sequence, "shutdown")
+
+        tasks = [asyncio.ensure_future(one(s)) for s in list(self.sequences.live.values())]
+        if not tasks:
+            return
+        done, late = await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
+        for task in late:
+            task.cancel()
+        failed = [error for error in (t.exception() for t in done) if error is not None]
+        if failed or late:
+            why = failed[0] if failed else f"the store took more than {LEAVE_SECONDS:g} s"
+            logger.error("%d of %d sequences are not in the store as they were last: %s", len(failed) + len(late),
+                         len(tasks), why)  # fmt: skip
+
+    # -- writing --
+    async def _run(self) -> None:
+        """One round after another over the sequences that have changed."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began, due = loop.time(), list(self.dirty)
+            for at in range(0, len(due), BATCH):
+                for sequence in islice(due, at, at + BATCH):
+                    await self._flying.acquire()
+                    self._spawn(self._save(sequence)).add_done_callback(lambda _: self._flying.release())
+                if len(due) > BATCH:
+                    await asyncio.sleep(BATCH / MOST_A_SECOND)
+            await asyncio.sleep(max(0.001, began + self.seconds - loop.time()))
+
+    async def _save(self, sequence: Sequence) -> None:
+        """Write a sequence as it is now."""
+        if sequence.lock.locked():
+            return  # the write before has not arrived: the next round comes again
+        async with sequence.lock:
+            try:
+                await self._hold(sequence)
+                self.dirty.pop(sequence, None)
+                data = None if self._gone(sequence) else await self._taken(sequence, "live")
+            finally:
+                self._release(sequence)
+            if data is None:
+                return
+            try:
+                await self._put(sequence, data)
+            except Fenced as fenced:
+                self._fenced(sequence, fenced.epoch)
+            except StoreError:
+                if not self._gone(sequence):
+                    self.dirty.setdefault(sequence)
+
+    async def _begin(self, sequence: Sequence) -> None:
+        async with sequence.lock:
+            try:
+                if not sequence.epoch:
+                    record = self._record(sequence, "live", b"", steps=0)
+                    sequence.epoch = await self.vault.claim(self.key(sequence.id), None, record.to_bytes())
+            except StoreError:
+                if not self._gone(sequence):
+                    self.dirty.setdefault(sequence)  # until it is written
+
+    async def _mark(self, sequence: Sequence, reason: str, text: str) -> None:
+        async with sequence.lock:
+            try:
+                await self._put(sequence, self._record(sequence, "live", b"").ended(reason, text).to_bytes())
+            except Fenced:
+                pass  # another server has begun it anew
+            except StoreError as error:
+                logger.warning("sequence %s ended, and the store does not know: %s", shown(sequence.id), error)
+
+    async def _put(self, sequence: Sequence, data: bytes) -> None:
+        key = self.key(sequence.id)
+        if sequence.epoch:
+            await self.vault.write(key, sequence.epoch, data)
+        else:
+            sequence.epoch = await self.vault.claim(key, None, data)
+
+    async def _taken(self, sequence: Sequence, state: str) -> bytes:
+        """The record of a sequence that is HELD, as bytes."""
+        pool, loop = sequence.lane.pool, asyncio.get_running_loop()
+        snapshot = await loop.run_in_executor(self.vault.thread, pool.snapshot, sequence.slot)
+        record = self._record(sequence, state, snapshot)
+        return await loop.run_in_executor(self.vault.thread, record.to_bytes)
+
+    def _record(self, sequence: Sequence, state: str, snapshot: bytes, steps: int | None = None) -> Record:
+        since = self.sequences.rests_since(sequence)
+        rested = 0.0 if since is None else asyncio.get_running_loop().time() - since
+        return Record(
+            model=self.sequences.name,
+            id=sequence.id,
+            version=sequence.lane.version,
+            names=sequence.lane.names,
+            steps=sequence.steps if steps is None else steps,
+            snapshot=snapshot,
+            state=state,
+            time=time.time() - rested,
+            last=sequence.last,
+        )
+
+    def key(self, id: int | str) -> str:
+        """Of a sequence in the store."""
+        return key_of(self.sequences.name, id)
+
+    def _gone(self, sequence: Sequence) -> bool:
+        return self.sequences.live.get(sequence.id) is not sequence or sequence.slot is None
+
+    def _fenced(self, sequence: Sequence, epoch: int) -> None:
+        """Another server has the sequence."""
+        if self.sequences.live.get(sequence.id) is sequence:
+            logger.warning("sequence %s was moved: another server has it at epoch %d", shown(sequence.id), epoch)
+            self.sequences.lost(sequence, "moved", f"was moved to another server, after {sequence.steps} steps")
+
+    async def _hold(self, sequence: Sequence) -> None:
+        """Wait until no request of a sequence runs, and let none begin. The caller has its lock, and releases it."""
+        if sequence.running is None:
+            sequence.running = HELD
+            return
+        future = self._wanted[sequence] = asyncio.get_running_loop().create_future()
+        try:
+            await future
+        finally:
+            self._wanted.pop(sequence, None)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.running is HELD:
+            self.sequences.release(sequence)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("keeping a sequence failed", exc_info=task.exception())

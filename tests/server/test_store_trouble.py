@@ -1,0 +1,120 @@
+"""A store that fails, hangs or is slow: steps go on, requests keep their order, and what is wrong is said."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fsspec", reason="no fsspec: pip install 'fastrnn[serve]'")
+pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
+from store_nodes import Node, Slow, refused
+
+from fastrnn.serving.server.faults import Fault
+
+pytestmark = pytest.mark.any_isa
+
+
+def test_steps_go_on_while_the_store_fails(run, model, frames, alone, folder):
+    async def main():
+        store = Slow(folder)
+        async with Node(model, store) as one:
+            await one.step(1, frames[0], start=True)
+            store.broken = True
+            for t in range(1, 20):
+                assert np.array_equal(await one.y(1, frames[t]), alone[t])
+                await asyncio.sleep(0.01)
+            assert np.array_equal(await one.y(2, frames[0], start=True), alone[0])
+            assert "on fire" in one.vault.health()
+            assert "on fire" in one.engine.troubles()
+            assert one.engine.ready()
+            assert one.vault.failures
+            fault = await refused(one, 3, frames[0], "can't be read now: the store is on fire", "UNAVAILABLE", 503)
+            assert fault.retry_after
+            with pytest.raises(Fault, match="could not be written and goes on here") as caught:
+                await one.engine.move("m", 1)
+            assert caught.value.code == "UNAVAILABLE"
+            assert np.array_equal(await one.y(1, frames[20]), alone[20])
+            store.broken = False
+            await one.written(1, 21)
+            await one.written(2, 1)
+            assert one.vault.health() == ""
+        async with Node(model, folder) as two:
+            assert np.array_equal(await two.y(1, frames[21]), alone[21])
+            assert np.array_equal(await two.y(2, frames[1]), alone[1])
+
+    run(main())
+
+
+def test_steps_go_on_while_the_store_hangs(run, model, frames, alone, folder):
+    async def main():
+        store = Slow(folder)
+        async with Node(model, store) as one:
+            await one.step(1, frames[0], start=True)
+            store.gate.clear()
+            for t in range(1, 20):
+                assert np.array_equal(await one.y(1, frames[t]), alone[t])
+                await asyncio.sleep(0.01)
+            answer = asyncio.ensure_future(one.step(9, frames[0]))  # waits for the store
+            assert np.array_equal(await one.y(1, frames[20]), alone[20])
+            assert not answer.done()
+            store.gate.set()
+            with pytest.raises(Fault, match="this server started at"):
+                await answer
+            await one.written(1, 21)
+        assert set(store.most.values()) == {1}  # of writes at once of each sequence
+
+    run(main())
+
+
+def test_only_what_has_changed_is_written(run, model, frames, folder):
+    async def main():
+        store = Slow(folder)
+        async with Node(model, store) as one:
+            await one.step(1, frames[0], start=True)
+            await one.step(2, frames[0], start=True)
+            await one.written(1, 1)
+            await one.written(2, 1)
+            while one.s.keeper.dirty or any(store.flying.values()):
+                await asyncio.sleep(0.01)
+            before = store.calls
+            await asyncio.sleep(0.2)  # ten rounds
+            assert store.calls == before
+            assert one.vault.snapshots >= 2
+            assert one.vault.snapshot_bytes.count == one.vault.snapshots == one.vault.snapshot_seconds.count
+
+    run(main())
+
+
+def test_requests_of_one_sequence_that_is_looked_for_run_in_their_order(run, model, frames, alone, folder):
+    async def main():
+        async with Node(model, folder) as one:
+            await one.step(1, frames[0], start=True)
+        store = Slow(folder)
+        async with Node(model, store) as two:
+            store.gate.clear()
+            calls = [asyncio.ensure_future(two.y(1, frames[t])) for t in range(1, 12)]
+            await asyncio.sleep(0.05)
+            store.gate.set()
+            assert np.array_equal(np.stack(await asyncio.gather(*calls)), alone[1:12])
+            assert store.reads == 1
+
+    run(main())
+
+
+def test_a_start_while_a_record_is_looked_for(run, model, frames, alone, folder):
+    async def main():
+        async with Node(model, folder) as one:
+            await one.step(1, frames[:9], start=True)
+        store = Slow(folder)
+        async with Node(model, store) as two:
+            store.gate.clear()
+            late = asyncio.ensure_future(two.y(1, frames[9]))
+            await asyncio.sleep(0)
+            anew = asyncio.ensure_future(two.y(1, frames[0], start=True))
+            await asyncio.sleep(0.05)
+            store.gate.set()
+            assert np.array_equal(await late, alone[9])
+            assert np.array_equal(await anew, alone[0])
+            assert np.array_equal(await two.y(1, frames[1]), alone[1])
+
+    run(main())
