@@ -1,0 +1,440 @@
+"""The side of a gateway: gives each step its index, sends one call a tick and actor, and mends what breaks.
+
+Nothing here knows Ray: a `Transport` carries calls to actors. After a loss the caller finds the streams of the broken
+shards again, learns which step each expects, and sends from its log what is gone. So the caller's own callers see the
+same answers as ever, or `StepsLost`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import StateError, StreamError
+from ..records import dataclass
+from .log import Entry, Log
+from .recovery import Recovery
+from .table import Table
+from .words import ADOPT, EXISTS, FOUND, NEVER, OPEN, StepsLost, Unreachable
+
+REPLAY_STEPS = 10_000  # of a stream that are kept at most, if nothing else was asked for
+REPLAY_BYTES = 1 << 30
+MOST_PLANS = 32
+
+
+class Transport(Protocol):
+    """Carries calls to the actors."""
+
+    def call(self, actor: str, method: str, *args: Any) -> Awaitable[Any]:
+        """The answer of a method of `Host`; calls arrive in the order in which they were made. Raises Unreachable."""
+
+    def owners(self) -> Awaitable[tuple[list[str], np.ndarray]]:
+        """(names of actors, int64 [shards] of positions in them), the newest. OSError: it can't be read now."""
+
+    def now(self) -> int:
+        """Nanoseconds since 1970, for the generations of streams."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one actor in a tick. index : their positions in it; None: all. shards : unique"""
+
+    actor: str
+    index: np.ndarray | None
+    rows: np.ndarray
+    shards: np.ndarray
+
+
+class Caller(Recovery):
+    """Steps streams wherever their shards are.
+
+    Parameters
+    ----------
+    id : a number above 0 that no other caller has
+    shards : how many there are
+    transport : Transport
+    replay_steps, replay_bytes : bounds of the log
+    backoff : seconds before the second attempt to mend; it doubles up to 16 times as long
+    """
+
+    def __init__(
+        self,
+        id: int,
+        shards: int,
+        transport: Transport,
+        replay_steps: int = REPLAY_STEPS,
+        replay_bytes: int = REPLAY_BYTES,
+        backoff: float = 0.05,
+    ):
+        self.id, self.shards, self.transport, self.backoff = id, shards, transport, backoff
+        self.table, self.log = Table(shards), Log(replay_steps, replay_bytes)
+        self.actors: list[str] = []
+        self.owner = np.zeros(shards, np.int64)
+        self.epochs = np.zeros(shards, np.int64)  # in which the caller found them; 0: not yet
+        self.durable = np.full(shards, -1, np.int64)
+        self.held = np.zeros(shards, np.bool_)  # being mended: nothing is sent to them
+        self.counts = {"steps": 0, "replayed_steps": 0, "lost_steps": 0, "recoveries": 0}
+        # row -> its steps that are gone, and how many calls under way will say so. Until then no step of it is taken.
+        self._losses: dict[int, tuple[range, int]] = {}
+        self._tombs: list[tuple[int, Any, int, int]] = []  # (shard, id, generation, label) of closed streams
+        self._numbers, self._gens = itertools.count(1), 0
+        self._plans: dict[Any, tuple[int, np.ndarray, list[Group]]] = {}
+        self._adopting = asyncio.Lock()
+        self._mending: asyncio.Task | None = None
+        self._broken: set[int] = set()
+        self._tasks: set[asyncio.Task] = set()
+        self._swept = self.durable.copy()
+        self._version = 0  # of the owners
+
+    async def start(self) -> None:
+        """Read who owns what."""
+        await self._read_owners()
+
+    # -- steps --
+    async def step(
+        self, ids: Any, arrays: list[np.ndarray], lengths: np.ndarray | None = None, index: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """Take one step of each stream, or lengths[i] of them.
+
+        Parameters
+        ----------
+        ids : array or sequence [n], none twice
+        arrays : of the inputs, [n, ...], or [steps, ...] with the steps of one stream after those of another
+        index : int64 [n], the step index of each stream's first step, if the callers know it. One that was answered
+            last is answered again.
+
+        Raises
+        ------
+        StateError : an id is not open. StepsLost. StreamError : another index is expected, or the model failed.
+        """
+        rows, groups = await self._plan(ids)
+        if self._losses:
+            self._tell_losses(rows)
+        if index is not None and (index != self.table.next[rows]).any():
+            return await self._again(ids, rows, groups, arrays, lengths, index)
+        entries = [self._enter(group, arrays, lengths, index is not None) for group in groups]
+        try:
+            if len(entries) == 1:
+                await entries[0].future
+            else:
+                await asyncio.gather(*(e.future for e in entries))
+        except asyncio.CancelledError:
+            for entry in entries:
+                self._abandon(entry)
+            raise
+        return self._outputs(len(rows), groups, entries, lengths)
+
+    def _enter(self, group: Group, arrays: list[np.ndarray], lengths: np.ndarray | None, explicit: bool) -> Entry:
+        """Note the steps of a group, and send them unless its shards are being mended."""
+        part = lengths if lengths is None or group.index is None else lengths[group.index]
+        if group.index is None:
+            own = [np.array(a, order="C") for a in arrays]  # the log's: the caller may change its arrays
+        else:
+            where = group.index if lengths is None else _spans(lengths, group.index)
+            own = [a[where] for a in arrays]
+        rows = group.rows
+        first = self.table.next[rows]
+        self.table.next[rows] += 1 if part is None else part
+        future = asyncio.get_running_loop().create_future()
+        entry = Entry(next(self._numbers), rows, first, part, own, group.shards, future)
+        entry.explicit = explicit
+        self.log.add(entry)
+        if not self.held[group.shards].any():
+            self._send(entry, None, group.actor, group.shards)
+        return entry
+
+    def _outputs(self, n: int, groups: list[Group], entries: list[Entry], lengths) -> list[np.ndarray]:
+        """Outputs in the order of the ids, as arrays of the caller's own."""
+        lost: dict[int, range] = {}
+        for entry in entries:
+            lost.update(entry.lost)
+        for row in lost:
+            self._told(row)
+        for entry in entries:
+            if entry.error is not None:
+                raise entry.error
+        if len(entries) == 1 and groups[0].index is None:
+            outputs = [np.array(a) for a in entries[0].outputs or ()]
+        else:
+            total = n if lengths is None else int(lengths.sum())
+            some = next(e.outputs for e in entries if e.outputs is not None or e is entries[-1]) or []
+            outputs = [np.empty((total, *a.shape[1:]), a.dtype) for a in some]
+            for group, entry in zip(groups, entries, strict=True):
+                where = group.index if lengths is None else _spans(lengths, group.index)
+                for k, out in enumerate(outputs):
+                    out[where] = entry.outputs[k] if entry.outputs else (np.nan if out.dtype.kind == "f" else 0)
+        if lost:
+            raise StepsLost({self.table.ids[row]: span for row, span in lost.items()}, outputs)
+        return outputs
+
+    async def _again(self, ids, rows, groups, arrays, lengths, index) -> list[np.ndarray]:
+        """Steps that were sent before, at the indexes that the callers say."""
+        ids = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
+        steps = np.ones(len(rows), np.int64) if lengths is None else lengths
+        wrong = np.flatnonzero(index + steps != self.table.next[rows])
+        if len(wrong):
+            await self._sync(rows)
+            wrong = np.flatnonzero(index + steps != self.table.next[rows])
+            self._tell_losses(rows)
+            if not (index != self.table.next[rows]).any():
+                return await self.step(ids, arrays, lengths, index)
+        if len(wrong):
+            i = int(wrong[0])
+            want = int(self.table.next[rows[i]])
+            raise StreamError(f"stream {ids[i]!r:.80} expects step_index {want}, got {int(index[i])}")
+        reply, parts = None, []
+        while True:
+            await self._settled(np.unique(self.table.shard[rows]))
+            _, groups = await self._plan(ids)
+            parts, failed = [], False
+            for group in groups:
+                part = slice(None) if group.index is None else group.index
+                head = np.stack([group.shards, self.epochs[group.shards]])
+                about = [self.table.slot[group.rows], index[part]] + ([] if lengths is None else [lengths[part]])
+                where = part if lengths is None or group.index is None else _spans(lengths, group.index)
+                own = [a[where] for a in arrays]
+                number = next(self._numbers)
+                acked = next(iter(self.log.open), number) - 1
+                try:
+                    reply = await self.transport.call(
+                        group.actor, "step", self.id, number, acked, head, np.stack(about), own
+                    )
+                except Unreachable:
+                    reply = ("refused", {})
+                if reply[0] in ("rows", "failed"):
+                    text = f"stream {ids[0]!r:.80}: the answer to these steps is not kept any more"
+                    raise StreamError(f"{text}: steps_done says how many were taken")
+                if reply[0] == "refused":
+                    self._break(group.shards)
+                    failed = True
+                    break
+                parts.append((where, reply[1]))
+            if not failed:
+                break
+        total = int(steps.sum())
+        outputs = [np.empty((total, *a.shape[1:]), a.dtype) for a in parts[0][1]]
+        for where, some in parts:
+            for out, a in zip(outputs, some, strict=True):
+                out[where] = a
+        return outputs
+
+    def _tell_losses(self, rows: np.ndarray) -> None:
+        gone = [row for row in rows.tolist() if row in self._losses]
+        if gone:
+            spans = {row: self._losses[row][0] for row in gone}
+            for row in gone:
+                if not self._losses[row][1]:
+                    del self._losses[row]
+            raise StepsLost({self.table.ids[row]: span for row, span in spans.items()})
+
+    def _told(self, row: int) -> None:
+        """One call less that will say that steps of a row are gone."""
+        if row in self._losses:
+            span, waiting = self._losses.pop(row)
+            if waiting > 1:
+                self._losses[row] = span, waiting - 1
+
+    def _abandon(self, entry: Entry) -> None:
+        """Nobody waits for this answer any more. Its steps are taken all the same."""
+        entry.abandoned = True
+        for row in entry.lost:
+            span, waiting = self._losses.get(row, (range(0), 0))
+            if waiting:
+                self._losses[row] = span, waiting - 1
+
+    async def _plan(self, ids: Any) -> tuple[np.ndarray, list[Group]]:
+        """(rows of the ids, their groups by actor); streams that other callers opened become this one's."""
+        key = (ids.dtype.str, ids.tobytes()) if isinstance(ids, np.ndarray) else tuple(ids)
+        version = (self.table.version, self._version)
+        found = self._plans.get(key)
+        if found is not None and found[0] == version:
+            return found[1], found[2]
+        names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if self._adopting.locked() or any(id not in self.table.rows for id in names):
+            async with self._adopting:
+                missing = [id for id in names if id not in self.table.rows]
+                if missing:
+                    await self._adopt(missing)
+        rows = np.array([self.table.rows[id] for id in names], np.int64)
+        if len(set(names)) < len(names):
+            raise StateError("an id is there twice: a call takes one step, or one chunk, of each stream")
+        shards = self.table.shard[rows]
+        of = self.owner[shards]
+        actors = np.unique(of)
+        groups = []
+        for actor in actors.tolist():
+            index = None if len(actors) == 1 else np.flatnonzero(of == actor)
+            own = rows if index is None else rows[index]
+            groups.append(Group(self.actors[actor], index, own, np.unique(self.table.shard[own])))
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+        self._plans[key] = (self.table.version, self._version), rows, groups
+        return rows, groups
+
+    # -- streams --
+    async def open(self, ids: Sequence) -> None:
+        """New streams. StateError: one is open already; then none is opened."""
+        ids = list(ids)
+        if len(set(ids)) < len(ids):
+            raise StateError("open: an id is there twice")
+        known = [id for id in ids if id in self.table.rows]
+        if known:
+            raise StateError(f"stream {known[0]!r:.80} is open already: close it first, or step it")
+        self._gens = max(self._gens + 1, self.transport.now())
+        gens = np.full(len(ids), self._gens, np.int64)
+        made = await self._attach(OPEN, ids, gens)
+        while risen := self._risen(made):
+            await self._close_all(list(risen), np.fromiter(risen.values(), np.int64))
+            made |= await self._attach(OPEN, ids, gens)
+        there = [id for id, (code, *_) in made.items() if code == EXISTS]
+        if there:
+            fresh = [id for id, (code, *_) in made.items() if code == FOUND]
+            if fresh:
+                await self._close_all(fresh, np.full(len(fresh), self._gens, np.int64))
+            raise StateError(f"stream {there[0]!r:.80} is open already: close it first, or step it")
+        self._note(made)
+
+    def _risen(self, found: dict[Any, tuple]) -> dict[Any, int]:
+        """Streams that were closed, and are there again because their shard was restored: id -> generation."""
+        there = {id: gen for id, (code, _, _, gen, *_) in found.items() if code == EXISTS}
+        return {id: gen for _, id, gen, _ in self._tombs if there.get(id, NEVER) <= gen} if there else {}
+
+    async def _adopt(self, ids: list) -> None:
+        found = await self._attach(ADOPT, ids, np.zeros(len(ids), np.int64))
+        missing = [id for id, (code, *_) in found.items() if code != FOUND]
+        self._note({id: f for id, f in found.items() if f[0] == FOUND})
+        if missing:
+            raise StateError(f"stream {missing[0]!r:.80} is not open: open it first")
+
+    def _note(self, found: dict[Any, tuple]) -> None:
+        ids = [id for id in found if id not in self.table.rows]
+        if ids:
+            columns = np.array([found[id] for id in ids], np.int64).T
+            self.table.add(ids, columns[[6, 1, 2, 3, 4]])
+
+    async def _attach(self, mode: int, ids: list, gens: np.ndarray) -> dict[Any, tuple]:
+        """id -> (a row of `Host.attach`, shard), whatever it takes to reach the shards."""
+        of, found = self.table.place(ids), {}
+        left = np.arange(len(ids))
+        while len(left):
+            await self._settled(np.unique(of[left]))
+            stale, again = [], []
+            for actor in np.unique(self.owner[of[left]]).tolist():
+                own = left[self.owner[of[left]] == actor]
+                shards = np.unique(of[own])
+                names = [ids[i] for i in own.tolist()]
+                reply = await self._ask(self.actors[actor], shards, "attach", mode, shards, names, gens[own], of[own])
+                if reply is None:
+                    again.append(own)
+                    continue
+                _, epochs, durable, rows, owed = reply
+                if (epochs < self.epochs[shards]).any():  # of a host that lost the shard, and does not know yet
+                    self._break(shards)
+                    again.append(own)
+                    continue
+                if owed and not await self._flushed(self.actors[actor], owed):
+                    again.append(own)
+                    continue
+                for i, row in zip(own.tolist(), rows.T.tolist(), strict=True):
+                    found[ids[i]] = (*row, int(of[i]))
+                stale += self._epochs_seen(shards, epochs, durable)
+            if stale:
+                self._break(np.array(stale, np.int64))
+            left = np.concatenate(again) if again else left[:0]
+        return found
+
+    def _epochs_seen(self, shards: np.ndarray, epochs: np.ndarray, durable: np.ndarray) -> list[int]:
+        """Note new shards; those that were taken up again since the caller's own streams were found there."""
+        new = self.epochs[shards] == 0
+        self.epochs[shards[new]], self.durable[shards[new]] = epochs[new], durable[new]
+        return shards[self.epochs[shards] != epochs].tolist()
+
+    async def _ask(self, actor: str, shards: np.ndarray, method: str, *args: Any) -> tuple | None:
+        """The answer; None if it is to be asked again, once the shards are mended."""
+        try:
+            reply = await self.transport.call(actor, method, *((self.id, *args) if method == "attach" else args))
+        except Unreachable:
+            reply = ("refused", {})
+        if reply[0] == "refused":
+            self._break(shards)
+            return None
+        return reply
+
+    async def close(self, ids: Sequence) -> None:
+        """End streams, after the steps that are under way."""
+        ids = list(ids)
+        missing = [id for id in ids if id not in self.table.rows]
+        if missing:
+            await self._adopt(missing)
+        rows = np.array([self.table.rows[id] for id in ids], np.int64)
+        mine = np.zeros(len(self.table.ids), np.bool_)
+        mine[rows] = True
+        for entry in list(self.log.open.values()):
+            if mine[entry.rows].any():
+                await asyncio.wait([entry.future])
+        gens = self.table.gen[rows].copy()
+        for row in rows.tolist():
+            self.table.remove(row)
+            self._losses.pop(row, None)
+        await self._close_all(ids, gens)
+
+    async def _close_all(self, ids: list, gens: np.ndarray) -> None:
+        of = self.table.place(ids)
+        left = np.arange(len(ids))
+        while len(left):
+            await self._settled(np.unique(of[left]))
+            again = []
+            for actor in np.unique(self.owner[of[left]]).tolist():
+                own = left[self.owner[of[left]] == actor]
+                shards, names = np.unique(of[own]), [ids[i] for i in own.tolist()]
+                reply = await self._ask(self.actors[actor], shards, "close", shards, names, gens[own], of[own])
+                if reply is None:
+                    again.append(own)
+                    continue
+                labels = dict(zip(shards.tolist(), reply[1][0].tolist(), strict=True))
+                self._tombs += [(int(of[i]), ids[i], int(gens[i]), labels[int(of[i])]) for i in own.tolist()]
+            left = np.concatenate(again) if again else left[:0]
+
+    async def steps_done(self, ids: Any) -> np.ndarray:
+        """int64 [n], the steps that each stream has taken. StateError: one is not open."""
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        of, done = self.table.place(ids), np.zeros(len(ids), np.int64)
+        left = np.arange(len(ids))
+        while len(left):
+            await self._settled(np.unique(of[left]))
+            again = []
+            for actor in np.unique(self.owner[of[left]]).tolist():
+                own = left[self.owner[of[left]] == actor]
+                names, shards = [ids[i] for i in own.tolist()], np.unique(of[own])
+                head = np.stack([shards, self.epochs[shards]])
+                reply = await self._ask(self.actors[actor], shards, "steps_done", head, names, of[own])
+                if reply is None:
+                    again.append(own)
+                elif (reply[1] < 0).any():
+                    raise StateError(f"stream {names[int(np.argmin(reply[1]))]!r:.80} is not open: open it first")
+                else:
+                    done[own] = reply[1]
+            left = np.concatenate(again) if again else left[:0]
+        return done
+
+    async def settle(self) -> None:
+        """Wait for the answers of all steps that are under way."""
+        while self.log.open:
+            await asyncio.wait([e.future for e in self.log.open.values()])
+
+    async def end(self) -> None:
+        """Stop mending; nothing may be under way."""
+        for task in [*self._tasks, *([self._mending] if self._mending else [])]:
+            task.cancel()
+
+
+def _spans(lengths: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Where the steps of some rows are, if row i has lengths[i] of them, one row after the other."""
+    ends = np.cumsum(lengths)
+    own = lengths[index]
+    at = np.cumsum(own)
+    return np.arange(at[-1] if len(at) else 0) + np.repeat((ends - lengths)[index] - at + own, own)

@@ -1,0 +1,176 @@
+"""The replay buffer of a caller: the inputs of steps until a checkpoint, and the one before it, hold their effect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+
+from .words import NEVER
+
+
+class Entry:
+    """One call: the steps of some streams of one actor.
+
+    number : of the call; it is the same each time it is sent
+    rows, first : int64 [n], rows of the caller's table and their step indexes
+    lengths : int64 [n], the steps of a push; None: one each
+    arrays : inputs, [n, ...] or [steps, ...]
+    shards : int64 [k], unique; labels : int64 [k], the checkpoint that holds these steps
+    done, alive : bool [n]: answered; still to be replayed after a loss
+    lost : row -> the range of its steps that are gone
+    flying : bool [n], an attempt is under way. attempt : answers to earlier ones are ignored
+    explicit : the step indexes are its callers'
+    abandoned : nobody waits for its answer
+    ambiguous : an attempt may have been executed although its answer never came
+    """
+
+    __slots__ = (
+        "abandoned", "alive", "ambiguous", "arrays", "attempt", "done", "error", "explicit", "first", "flying", "future",
+        "labels", "left", "lengths", "lost", "nbytes", "number", "offsets", "outputs", "rows", "shards",
+    )  # fmt: skip
+
+    def __init__(self, number: int, rows, first, lengths, arrays: list[np.ndarray], shards, future: asyncio.Future):
+        n = len(rows)
+        self.number, self.rows, self.first, self.lengths, self.arrays = number, rows, first, lengths, arrays
+        self.shards, self.labels = shards, np.full(len(shards), NEVER, np.int64)
+        self.done, self.flying, self.alive = np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.ones(n, np.bool_)
+        self.left, self.lost, self.error = n, {}, None  # type: int, dict[int, range], Exception | None
+        self.outputs: list[np.ndarray] | None = None
+        self.attempt, self.ambiguous, self.abandoned = 0, False, False
+        self.future, self.explicit = future, False
+        self.offsets: np.ndarray | None = None
+        if lengths is not None:
+            self.offsets = np.zeros(n + 1, np.int64)
+            np.cumsum(lengths, out=self.offsets[1:])
+        self.nbytes = sum(a.nbytes for a in arrays) + 64 * n
+
+    def steps(self) -> np.ndarray:
+        """int64 [n], the steps of each row."""
+        return np.ones(len(self.rows), np.int64) if self.lengths is None else self.lengths
+
+    def index(self, sel: np.ndarray) -> np.ndarray:
+        """Where the steps of some rows are in the arrays. sel : int64 positions"""
+        if self.offsets is None:
+            return sel
+        lengths = self.lengths[sel]
+        ends = np.cumsum(lengths)
+        return np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.offsets[:-1][sel] - ends + lengths, lengths)
+
+    def answered(self, sel: np.ndarray | None, outputs: list[np.ndarray]) -> None:
+        """The outputs of rows (None: of all) have come."""
+        if sel is None:
+            self.outputs, self.left = outputs, 0
+            self.done[:] = True
+            return
+        fresh = ~self.done[sel]
+        if not fresh.any():
+            return
+        total = len(self.rows) if self.offsets is None else int(self.offsets[-1])
+        if self.outputs is None:
+            self.outputs = [np.zeros((total, *a.shape[1:]), a.dtype) for a in outputs]
+            for a in self.outputs:
+                if a.dtype.kind == "f":
+                    a.fill(np.nan)
+        index = self.index(sel)
+        for mine, came in zip(self.outputs, outputs, strict=True):
+            mine[index] = came
+        self.done[sel] = True
+        self.left -= int(fresh.sum())
+
+    def end(self, positions: np.ndarray) -> None:
+        """Rows that get no outputs, and are never replayed."""
+        fresh = positions[~self.done[positions]]
+        self.done[fresh] = True
+        self.left -= len(fresh)
+        self.alive[positions] = False
+
+
+class Log:
+    """The entries of a caller, oldest first.
+
+    Parameters
+    ----------
+    most_steps : of one stream that are kept. most_bytes : of all
+    """
+
+    def __init__(self, most_steps: int, most_bytes: int):
+        self.most_steps, self.most_bytes = most_steps, most_bytes
+        self.entries: dict[int, Entry] = {}
+        self.open: dict[int, Entry] = {}  # those that have no answer yet
+        self.nbytes = 0
+        self.dropped = 0  # steps that the bounds removed
+        self.kept = np.zeros(0, np.int64)  # row -> its steps here
+
+    def add(self, entry: Entry) -> None:
+        """A new call, which has no answer yet."""
+        top = int(entry.rows.max(initial=-1)) + 1
+        if top > len(self.kept):
+            self.kept = np.concatenate([self.kept, np.zeros(max(top, 1024), np.int64)])
+        self.kept[entry.rows] += entry.steps()
+        self.entries[entry.number] = self.open[entry.number] = entry
+        self.nbytes += entry.nbytes
+        if self.nbytes > self.most_bytes or (self.kept[entry.rows] > self.most_steps).any():
+            self._shrink()
+
+    def settle(self, entry: Entry) -> None:
+        """It has all answers: its future gets them. The entry stays, for replays."""
+        if self.open.pop(entry.number, None) is not None and not entry.future.done():
+            entry.future.set_result(None)
+
+    def covered(self, durable: np.ndarray, shard: np.ndarray) -> None:
+        """Remove what the store holds. durable : by shard, the older checkpoint kept. shard : by row"""
+        for entry in list(self.entries.values()):
+            if entry.left:
+                continue
+            late = entry.shards[entry.labels > durable[entry.shards]]
+            if not len(late) or not np.isin(shard[entry.rows[entry.alive]], late).any():
+                self.remove(entry)
+
+    def remove(self, entry: Entry) -> None:
+        """Take a whole entry out."""
+        if self.entries.pop(entry.number, None) is None:
+            return
+        self.nbytes -= entry.nbytes
+        self.kept[entry.rows[entry.alive]] -= entry.steps()[entry.alive]
+
+    def drop(self, entry: Entry, positions: np.ndarray) -> None:
+        """Rows of an entry that are never replayed."""
+        gone = positions[entry.alive[positions]]
+        self.kept[entry.rows[gone]] -= entry.steps()[gone]
+        entry.end(gone)
+
+    def _shrink(self) -> None:
+        """Forget the oldest answered steps until the bounds hold again."""
+        for entry in list(self.entries.values()):
+            if entry.left:
+                continue
+            over = entry.alive & (self.kept[entry.rows] > self.most_steps)
+            if self.nbytes > self.most_bytes:
+                over = entry.alive.copy()
+            elif not over.any():
+                continue
+            self.dropped += int(entry.steps()[over].sum())
+            self.drop(entry, np.flatnonzero(over))
+            if not entry.alive.any():
+                self.remove(entry)
+
+    def starts(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """By row: the index of the first step kept, and of the first one without an answer; NEVER without one."""
+        start, need = np.full(rows, NEVER, np.int64), np.full(rows, NEVER, np.int64)
+        for entry in self.entries.values():
+            np.minimum.at(start, entry.rows[entry.alive], entry.first[entry.alive])
+            if entry.left:
+                np.minimum.at(need, entry.rows[~entry.done], entry.first[~entry.done])
+        return start, need
+
+    def pieces(self, among: np.ndarray, expected: np.ndarray) -> Iterator[tuple[Entry, np.ndarray]]:
+        """(entry, positions) of what is sent again, in order. among : bool by row; expected : step index by row"""
+        for entry in list(self.entries.values()):
+            own = among[entry.rows] & entry.alive
+            own &= (entry.first >= expected[entry.rows]) | ~entry.done
+            if own.any():
+                yield entry, np.flatnonzero(own)
+
+

@@ -1,0 +1,381 @@
+"""What a caller does when a call is refused or never answered: it mends the shards of that call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import StateError, StreamError
+from .log import Entry
+from .words import ADOPT, FOUND, NEVER, RECOVER, TAKEN, Unreachable
+
+if TYPE_CHECKING:
+    from .log import Log
+    from .table import Table
+
+logger = logging.getLogger("fastrnn")
+
+
+class NotYet(Exception):  # noqa: N818
+    """The shards can't be mended now: another attempt follows."""
+
+
+class Recovery:
+    """The half of `Caller` that sends, and mends. A shard is held while it is mended: new steps wait in the log."""
+
+    id: int
+    shards: int
+    transport: Any
+    backoff: float
+    table: Table
+    log: Log
+    actors: list[str]
+    owner: np.ndarray
+    epochs: np.ndarray
+    durable: np.ndarray
+    held: np.ndarray
+    counts: dict[str, int]
+    _losses: dict[int, tuple[range, int]]
+    _tombs: list[tuple[int, Any, int, int]]
+    _mending: asyncio.Task | None
+    _broken: set[int]
+    _tasks: set[asyncio.Task]
+    _swept: np.ndarray
+    _version: int
+
+    # -- sending --
+    def _send(self, entry: Entry, sel: np.ndarray | None, actor: str, shards: np.ndarray) -> asyncio.Task:
+        """Send rows of an entry (None: all), which are of these shards of this actor; the task says whether they were
+        answered."""
+        entry.flying[slice(None) if sel is None else sel], attempt = True, entry.attempt
+        rows = entry.rows if sel is None else entry.rows[sel]
+        about = [self.table.slot[rows], entry.first if sel is None else entry.first[sel]]
+        if entry.lengths is not None:
+            about.append(entry.lengths if sel is None else entry.lengths[sel])
+        arrays = entry.arrays
+        if sel is not None:
+            where = entry.index(sel)
+            arrays = [a[where] for a in arrays]
+        head = np.stack([shards, self.epochs[shards]])
+        acked = next(iter(self.log.open), entry.number) - 1
+        answer = self.transport.call(actor, "step", self.id, entry.number, acked, head, np.stack(about), arrays)
+        task = asyncio.get_running_loop().create_task(self._exchange(entry, sel, attempt, shards, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _exchange(self, entry: Entry, sel, attempt: int, shards: np.ndarray, answer) -> bool:
+        try:
+            reply = await answer
+        except Unreachable:
+            entry.ambiguous, reply = True, ("unreachable",)
+        if entry.attempt != attempt:  # it was sent again since: this answer may be of a host that lost its shards
+            return False
+        if reply[0] == "done":
+            self._answered(entry, sel, shards, reply[1], reply[2])
+            return True
+        if reply[0] == "failed":
+            rows = entry.rows if sel is None else entry.rows[sel]
+            self._fail(rows, StreamError(f"a step failed, and its streams are as before it: {reply[1]}"))
+            return True
+        entry.flying[slice(None) if sel is None else sel] = False
+        if reply[0] == "rows" and self.held[shards].any():
+            self._misfit(entry, sel, reply[1], reply[2])
+        self._break(shards)
+        return False
+
+    def _answered(self, entry: Entry, sel, shards: np.ndarray, outputs: list, marks: np.ndarray) -> None:
+        before = entry.left
+        entry.answered(sel, outputs)
+        rows = before - entry.left
+        if entry.lengths is None:
+            self.counts["steps"] += rows
+        elif rows:
+            self.counts["steps"] += int(entry.steps()[slice(None) if sel is None else sel].sum())
+        if len(shards) == len(entry.shards):
+            entry.labels = marks[0]
+        else:
+            entry.labels = entry.labels.copy()
+            entry.labels[np.searchsorted(entry.shards, shards)] = marks[0]
+        self.durable[shards] = marks[1]
+        if not entry.left:
+            self.log.settle(entry)
+        if (self.durable != self._swept).any():
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget what the store holds."""
+        self._swept = self.durable.copy()
+        self.log.covered(self.durable, self.table.shard)
+        self._tombs = [t for t in self._tombs if t[3] > self.durable[t[0]]]
+        self.table.reuse(self.log.kept)
+
+    def _fail(self, rows: np.ndarray, error: Exception) -> None:
+        """Steps of these rows that have no answer won't get one: each stream goes on at the first of them."""
+        hit = np.zeros(len(self.table.ids), np.bool_)
+        hit[rows] = True
+        need = self.log.starts(len(self.table.ids))[1]
+        for entry in list(self.log.open.values()):
+            own = np.flatnonzero(hit[entry.rows] & ~entry.done)
+            if len(own):
+                self.log.drop(entry, own)
+                entry.error = error
+                if not entry.left:
+                    self.log.settle(entry)
+        known = rows[need[rows] < NEVER]
+        self.table.next[known] = need[known]
+
+    def _misfit(self, entry: Entry, sel, positions: np.ndarray, expected: np.ndarray) -> None:
+        """A stream expects another step although it was just found: its answer is not kept any more."""
+        at = positions if sel is None else sel[positions]
+        for i, e in zip(at.tolist(), expected.tolist(), strict=True):
+            if e > entry.first[i] and not entry.done[i]:
+                row = int(entry.rows[i])
+                text = f"stream {self.table.ids[row]!r:.80} expects step_index {e}, got {int(entry.first[i])}"
+                self._fail(np.array([row]), StreamError(f"{text}: another caller has stepped it, or its answer is gone"))
+                self.table.next[row] = e
+
+    # -- mending --
+    def _break(self, shards: np.ndarray) -> None:
+        """These shards are to be mended."""
+        self._broken.update(shards.tolist())
+        self.held[shards] = True
+        if self._mending is None or self._mending.done():
+            self._mending = asyncio.get_running_loop().create_task(self._mend_all())
+
+    async def _settled(self, shards: np.ndarray) -> None:
+        """Wait until none of these shards is being mended."""
+        while self.held[shards].any():
+            assert self._mending is not None
+            await asyncio.wait([self._mending])
+
+    async def _read_owners(self) -> None:
+        actors, owner = await self.transport.owners()
+        if actors != self.actors or (owner != self.owner).any():
+            self.actors, self.owner = actors, owner
+            self._version += 1
+
+    async def _mend_all(self) -> None:
+        """Mend what is broken, until nothing is."""
+        pause, careful = 0.0, False
+        while self._broken:
+            if pause:
+                await asyncio.sleep(pause)
+            pause = min(max(2 * pause, self.backoff), 16 * self.backoff)
+            try:
+                await self._read_owners()
+            except OSError:
+                continue
+            self._rewind()
+            broken = np.array(sorted(self._broken), np.int64)
+            parts = [broken[self.owner[broken] == actor] for actor in np.unique(self.owner[broken]).tolist()]
+            mends = [self._mend(part, careful) for part in parts]
+            results = await asyncio.gather(*mends, return_exceptions=True)
+            careful = any(isinstance(r, NotYet | Unreachable) for r in results)
+            for result in results:
+                if isinstance(result, NotYet | Unreachable):
+                    continue
+                if isinstance(result, BaseException):  # a defect: better loud than a caller that waits for ever
+                    logger.error("shards can't be mended", exc_info=result)
+                    self._fail(np.flatnonzero(self.table.live), StreamError(f"recovery failed: {result!r}"))
+                    continue
+                pause = 0.0
+        self._resume()
+
+    def _rewind(self) -> None:
+        """Answers that may still come to what was sent to broken shards don't count any more."""
+        hit, before = np.zeros(self.shards, np.bool_), -1
+        while before < len(self._broken):
+            before = len(self._broken)
+            hit[list(self._broken)] = True
+            for entry in self.log.open.values():
+                if entry.flying.any() and hit[entry.shards].any():
+                    entry.attempt, entry.ambiguous = entry.attempt + 1, True
+                    entry.flying[:] = False
+                    self._broken.update(entry.shards.tolist())
+        self.held[list(self._broken)] = True
+
+    async def _mend(self, shards: np.ndarray, careful: bool) -> None:
+        """Find the streams of these shards, all of one actor, and send again what they lack. NotYet, Unreachable.
+
+        careful : wait for each answer before the next piece is sent. An attempt failed before, and if messages overtake
+        each other, not one of many that depend on each other may arrive in time.
+        """
+        actor = self.actors[self.owner[shards[0]]]
+        among = np.zeros(self.shards, np.bool_)
+        among[shards] = True
+        await self._bury(actor, among)
+        rows = self.table.of(among)
+        found = await self._found(actor, RECOVER, shards, rows)
+        need = self.log.starts(len(self.table.ids))[1]
+        taken = found[0] == TAKEN
+        wanted = taken & (need[rows] < NEVER)
+        if wanted.any():
+            found[:, wanted] = await self._found(actor, ADOPT, np.unique(self.table.shard[rows[wanted]]), rows[wanted])
+        away = taken & ~wanted  # the next step takes them back
+        rows, found = rows[~away], found[:, ~away]
+        pieces = self._resync(rows, found)
+        if not await self._replay(actor, pieces, careful):
+            raise NotYet
+        self._broken -= set(shards.tolist())
+        self.held[shards] = False
+        self.counts["recoveries"] += 1
+        self._resume()
+
+    async def _bury(self, actor: str, among: np.ndarray) -> None:
+        """Close again what was closed: the shard may have been restored from before that."""
+        tombs = [t for t in self._tombs if among[t[0]]]
+        if not tombs:
+            return
+        of, gens = (np.array([t[i] for t in tombs], np.int64) for i in (0, 2))
+        shards = np.unique(of)
+        reply = await self.transport.call(actor, "close", shards, [t[1] for t in tombs], gens, of)
+        if reply[0] != "done":
+            raise NotYet
+        labels = dict(zip(shards.tolist(), reply[1][0].tolist(), strict=True))
+        self._tombs = [(s, id, gen, labels.get(s, label)) for s, id, gen, label in self._tombs]
+
+    async def _found(self, actor: str, mode: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Attach rows again: int64 [6, n] as of `Host.attach`."""
+        ids, of = [self.table.ids[r] for r in rows.tolist()], self.table.shard[rows]
+        reply = await self.transport.call(actor, "attach", self.id, mode, shards, ids, self.table.gen[rows], of)
+        if reply[0] != "done" or (reply[1] < self.epochs[shards]).any():
+            raise NotYet  # an older epoch: of a host that lost the shard, and does not know yet
+        self.epochs[shards], self.durable[shards] = reply[1], reply[2]
+        if reply[4] and not await self._flushed(actor, reply[4]):
+            raise NotYet
+        return reply[3]
+
+    async def _flushed(self, actor: str, shards: list[int]) -> bool:
+        """Whether checkpoints hold which caller has the streams of these shards."""
+        try:
+            return (await self.transport.call(actor, "flush", shards))[0] == "done"
+        except Unreachable:
+            return False
+
+    async def _replay(self, actor: str, pieces: list[tuple[Entry, np.ndarray]], careful: bool) -> bool:
+        """Send pieces again, in their order; whether all were answered."""
+        tasks = []
+        for entry, sel in pieces:
+            self.counts["replayed_steps"] += int(entry.steps()[sel].sum())
+            task = self._send(entry, sel, actor, np.unique(self.table.shard[entry.rows[sel]]))
+            if careful and not await task:
+                return False
+            tasks.append(task)
+        return all(await asyncio.gather(*tasks))
+
+    def _resync(self, rows: np.ndarray, found: np.ndarray) -> list[tuple[Entry, np.ndarray]]:
+        """Compare what the streams expect with the log: what is to be sent again."""
+        n = len(self.table.ids)
+        closed = rows[(found[0] != FOUND)]
+        ok = found[0] == FOUND
+        rows, found = rows[ok], found[:, ok]
+        self.table.slot[rows], self.table.gen[rows] = found[1], found[3]
+        self.table.version += 1
+        if len(closed):
+            self._fail(closed, StateError(f"stream {self.table.ids[closed[0]]!r:.80} was closed by another caller"))
+            for row in closed.tolist():
+                self.table.remove(row)
+        expected = np.zeros(n, np.int64)
+        expected[rows] = found[2]
+        other = (found[4] != self.table.since[rows]) | (found[2] > self.table.next[rows])
+        for i in np.flatnonzero(other).tolist():
+            self._returned(int(rows[i]), *found[[2, 4, 5], i].tolist())
+        self._settle_losses(rows, expected)
+        live = np.zeros(n, np.bool_)
+        live[rows] = True
+        for entry in self.log.entries.values():
+            hit = live[entry.rows] & entry.alive & (entry.first >= expected[entry.rows])
+            if hit.any():  # no checkpoint that the caller knows of holds them
+                entry.labels = entry.labels.copy()
+                entry.labels[np.isin(entry.shards, self.table.shard[entry.rows[hit]])] = NEVER
+        return list(self.log.pieces(live, expected))
+
+    def _returned(self, row: int, expected: int, since: int, ended: int) -> None:
+        """A stream comes back from another caller, which took it at the step `ended` and stepped it up to `since`.
+
+        Steps that were not taken by then follow those of the other caller.
+        """
+        self.table.since[row] = since
+        answered, cursor = 0, expected
+        for entry in list(self.log.entries.values()):
+            at = np.flatnonzero((entry.rows == row) & entry.alive)
+            if not len(at):
+                continue
+            i = at[0]
+            steps = int(entry.steps()[i])
+            if entry.done[i]:
+                answered = max(answered, int(entry.first[i]) + steps)
+                self.log.drop(entry, at)
+                continue
+            unsent = not entry.ambiguous or 0 <= ended <= entry.first[i]
+            if unsent and not entry.explicit:
+                entry.first = entry.first.copy()
+                entry.first[i] = max(entry.first[i], cursor)
+            cursor = max(cursor, int(entry.first[i]) + steps)
+        self.table.next[row] = cursor
+        if 0 <= ended < answered:  # the other caller took it when these steps were gone already
+            self._lose(row, range(ended, answered), expected)
+
+    def _settle_losses(self, rows: np.ndarray, expected: np.ndarray) -> None:
+        """Tell what can't be sent again."""
+        start, need = self.log.starts(len(self.table.ids))
+        nexts = self.table.next[rows]
+        lost = (expected[rows] < start[rows]) & (expected[rows] < nexts)
+        for row in rows[lost].tolist():
+            ends = [int(min(need[row], self.table.next[row]))]
+            for entry in self.log.entries.values():
+                ends += (entry.first + entry.steps())[(entry.rows == row) & entry.alive & entry.done].tolist()
+            self._lose(row, range(int(expected[row]), max(ends)), int(expected[row]))
+
+    def _lose(self, row: int, span: range, expected: int) -> None:
+        """Steps of a row are gone. What has no answer yet is not taken, and the stream goes on at `expected`."""
+        self.counts["lost_steps"] += len(span)
+        waiting = 0
+        for entry in list(self.log.entries.values()):
+            at = np.flatnonzero((entry.rows == row) & entry.alive)
+            if not len(at):
+                continue
+            if not entry.done[at[0]]:
+                entry.lost[row] = span
+                waiting += not entry.abandoned
+            self.log.drop(entry, at)
+            if not entry.left:
+                self.log.settle(entry)
+        self.table.next[row] = expected
+        self._losses[row] = span, waiting
+
+    def _resume(self) -> None:
+        """Send what waited in the log while its shards were held."""
+        for entry in list(self.log.open.values()):
+            of = self.table.shard[entry.rows]
+            ready = np.flatnonzero(~(entry.done | entry.flying | self.held[of]))
+            owner = self.owner[of[ready]]
+            for actor in np.unique(owner).tolist():
+                own = ready[owner == actor]
+                whole = None if len(own) == len(entry.rows) else own
+                self._send(entry, whole, self.actors[actor], np.unique(of[own]))
+
+    async def _sync(self, rows: np.ndarray) -> None:
+        """Ask the shards which step these streams expect; they are this caller's from now on."""
+        of = self.table.shard[rows]
+        for actor in np.unique(self.owner[of]).tolist():
+            own = rows[self.owner[of] == actor]
+            await self._settled(np.unique(self.table.shard[own]))
+            try:
+                found = await self._found(self.actors[actor], ADOPT, np.unique(self.table.shard[own]), own)
+            except (NotYet, Unreachable):
+                self._break(np.unique(self.table.shard[own]))
+                continue
+            busy = self.log.starts(len(self.table.ids))[1][own] < NEVER
+            for row, away, (code, slot, index, gen, since, ended) in zip(own.tolist(), busy, found.T.tolist(), strict=True):
+                if code == FOUND and not away:
+                    self.table.slot[row], self.table.gen[row] = slot, gen
+                    if since != self.table.since[row] or index > self.table.next[row]:
+                        self._returned(row, index, since, ended)
+                    self.table.version += 1
+                elif code != FOUND:
+                    self.table.remove(row)

@@ -1,0 +1,74 @@
+"""What callers and hosts of shards say to each other: errors, refusals and the shard of an id. No Ray, no IO."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..errors import StreamError
+
+MOST_SHARDS = 1 << 16
+NEVER = 1 << 62  # a label that no checkpoint reaches
+
+# Why a host refuses a shard. MOVED: it has no such shard. STALE: it took it up again since. CUT_OFF: its lease ended.
+MOVED, STALE, CUT_OFF = "moved", "stale", "cut off"
+# What became of a row of an attach. FOUND; EXISTS: an open of a live id; UNKNOWN; TAKEN: another caller steps it;
+# CLOSED: it was closed.
+FOUND, EXISTS, UNKNOWN, TAKEN, CLOSED = range(5)
+# What an attach wants of a row. OPEN: a new stream. ADOPT: one that is there, whoever stepped it before. RECOVER: this
+# caller's own, made anew if it is gone.
+OPEN, ADOPT, RECOVER = range(3)
+
+
+class StepsLost(StreamError):
+    """Steps that were answered are gone from the state of their streams, and nobody has their inputs any more.
+
+    Each stream in `missing` is at the first step of its range: send those steps again, or close it. No step of such a
+    stream that was under way was taken. All other streams of the call have taken theirs.
+
+    Attributes
+    ----------
+    missing : {id: range of step indexes}
+    outputs : what the call would have returned, with NaN (or 0) in the rows of these streams; None if no step was taken
+    """
+
+    def __init__(self, missing: dict[Any, range], outputs: Any = None):
+        self.missing, self.outputs = missing, outputs
+        shown = ", ".join(f"{id!r:.60}: {r.start} to {r.stop - 1}" for id, r in list(missing.items())[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        super().__init__(
+            f"the steps of {len(missing)} streams are lost ({shown}{more}): their states are those before these steps; "
+            "send the steps again, or close the streams"
+        )
+
+    def __reduce__(self):
+        return StepsLost, (self.missing, self.outputs)
+
+
+class Unreachable(Exception):  # noqa: N818
+    """A call failed in a way that leaves open whether it was executed."""
+
+
+class Fenced(Exception):  # noqa: N818
+    """Another process has taken a shard: its epoch in the store is newer."""
+
+
+def shards_of(ids: Iterable[int | str], shards: int) -> np.ndarray:
+    """The shard of each id, int64 [n]: the same in every process and release."""
+    ids = list(ids)
+    numbers = np.empty(len(ids), np.uint64)
+    for i, id in enumerate(ids):
+        if isinstance(id, str):
+            digest = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"text").digest()
+            numbers[i] = int.from_bytes(digest, "little")
+        else:
+            numbers[i] = id & 0xFFFFFFFFFFFFFFFF
+    with np.errstate(over="ignore"):  # splitmix64
+        z = numbers + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z % np.uint64(shards)).astype(np.int64)

@@ -1,0 +1,205 @@
+"""Random histories of a simulated cluster; each answer is compared with that of a lone stream.
+
+    python tests/ray/histories.py --seconds 600 --first 0     # prints how many histories ran, and the first violation
+"""
+
+import argparse
+import asyncio
+import gc
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from simulated import Clock, World, mixed
+
+from fastrnn.ray.words import StepsLost
+
+SEEN: Counter = Counter()
+
+
+class Lone:
+    """What the streams of one gateway should answer: their inputs, in order."""
+
+    def __init__(self):
+        self.state, self.steps = {}, {}
+
+    def open(self, id):
+        self.state[id], self.steps[id] = [np.zeros(1, np.uint64)], 0
+
+    def step(self, id, x):
+        self.state[id] = [*self.state[id][: self.steps[id] + 1], mixed(self.state[id][self.steps[id]], x)]
+        self.steps[id] += 1
+        return self.state[id][-1][0]
+
+
+async def gateway(world, number, rng, lossless):
+    """One caller that opens, steps, pushes and closes streams of its own, several ticks in flight."""
+    caller = await world.caller(number + 1)
+    lone, serial = Lone(), 0
+    for _ in range(rng.randrange(4, 12)):
+        what = rng.random()
+        if what < 0.25 or not lone.steps:
+            ids = [(f"s{number}-{serial + i}" if rng.random() < 0.5 else (number << 32) + serial + i) for i in range(3)]
+            serial += 3
+            await caller.open(ids)
+            for id in ids:
+                lone.open(id)
+        elif what < 0.35:
+            id = rng.choice(list(lone.steps))
+            await caller.close([id])
+            del lone.steps[id], lone.state[id]
+            if rng.random() < 0.5:  # the same id again
+                await caller.open([id])
+                lone.open(id)
+        elif what < 0.45:
+            ids = list(lone.steps)
+            done = await caller.steps_done(ids)
+            assert lossless <= (done.tolist() == [lone.steps[i] for i in ids]), (done, lone.steps)
+        else:
+            await ticks(world, caller, lone, rng, lossless)
+        await asyncio.sleep(rng.random())
+    await caller.settle()
+    return caller
+
+
+async def ticks(world, caller, lone, rng, lossless):
+    """Several ticks, sent without waiting for each other's answers."""
+    jobs = []
+    for _ in range(rng.randrange(1, 5) if lossless else 1):
+        ids = rng.sample(list(lone.steps), rng.randrange(1, len(lone.steps) + 1))
+        lengths = None if rng.random() < 0.7 else np.array([rng.randrange(1, 4) for _ in ids])
+        x = np.array([rng.getrandbits(64) for _ in range(len(ids) if lengths is None else lengths.sum())], np.uint64)
+        jobs.append((ids, lengths, x, asyncio.ensure_future(caller.step(ids, [x], lengths))))
+        await asyncio.sleep(0)
+        if rng.random() < 0.5:
+            await asyncio.sleep(rng.random() * 0.02)
+    for ids, lengths, x, task in jobs:
+        try:
+            (out,) = await task
+            missing = {}
+        except StepsLost as error:
+            assert not lossless, error
+            SEEN["lost"] += 1
+            missing, out = error.missing, error.outputs[0] if error.outputs else None
+            for id, span in missing.items():
+                assert 0 <= span.start <= lone.steps[id], (span, lone.steps[id])
+        at = 0
+        for id, n in zip(ids, [1] * len(ids) if lengths is None else lengths.tolist(), strict=True):
+            if id in missing:
+                lone.steps[id] = missing[id].start
+            elif out is not None:
+                for i in range(at, at + n):
+                    want = lone.step(id, x[i : i + 1])
+                    assert out[i] == want, f"{id!r} step {lone.steps[id] - 1}: another state"
+            at += n
+
+
+async def shared(world, rng):
+    """Two callers that step the same streams in turn."""
+    callers = [await world.caller(k + 1) for k in range(2)]
+    lone, ids = Lone(), [*range(1, 5), "text"]
+    await callers[0].open(ids)
+    for id in ids:
+        lone.open(id)
+    for _ in range(rng.randrange(5, 20)):
+        await ticks(world, rng.choice(callers), lone, rng, False)
+        await asyncio.sleep(rng.random() * 0.5)
+
+
+async def trouble(world, rng, kinds, lossless):
+    for _ in range(30):
+        await asyncio.sleep(rng.random() * 1.5)
+        kind = rng.choice(kinds)
+        if kind == "tear" and lossless:
+            kinds = [k for k in kinds if k != "tear"] or ["crash"]  # two in a row may hit both that are kept
+        SEEN[kind] += 1
+        if kind == "crash":
+            world.crash(rng.choice(world.actors))
+        elif kind == "part":
+            world.part(rng.choice(world.actors))
+        elif kind == "outage":
+            world.store_fails = rng.choice([0.3, 1.0])
+            world.loop.call_later(rng.random() * 4, setattr, world, "store_fails", 0.0)
+        else:
+            getattr(world, kind)()
+
+
+async def history(seed):
+    rng = random.Random(seed)
+    kinds = rng.sample(["crash", "part", "outage", "tear", "fence", "move"], rng.randrange(1, 6))
+    lossless = rng.random() < 0.7
+    in_turn = rng.random() < 0.15
+    if in_turn:
+        kinds = ["outage"]  # after a loss, the caller that had a stream before may be told that its steps are gone
+    world = World(
+        seed,
+        asyncio.get_running_loop(),
+        shards=rng.randrange(1, 9),
+        actors=rng.randrange(1, 4),
+        loss=rng.choice([0, 0.02, 0.1]),
+        duplicates=rng.choice([0, 0.1]),
+        checkpoint_seconds=rng.choice([0.2, 1.0]),
+        store_seconds=rng.choice([0.001, 0.1]),
+        replay_steps=10_000 if lossless else 3,
+    )
+    chaos = asyncio.ensure_future(trouble(world, rng, kinds, lossless))
+    try:
+        gateways = [gateway(world, k, random.Random(seed * 7 + k), lossless) for k in range(rng.randrange(1, 3))]
+        if in_turn:
+            for unused in gateways:
+                unused.close()
+            gateways = [shared(world, rng)]
+        await asyncio.wait_for(asyncio.gather(*gateways), 600)
+    finally:
+        chaos.cancel()
+        world.end()
+    for caller in world.callers:
+        SEEN["steps"] += caller.counts["steps"]
+        SEEN["replayed"] += caller.counts["replayed_steps"]
+        SEEN["recoveries"] += caller.counts["recoveries"]
+    return world
+
+
+def run(seed):
+    """One history. Raises what it violates."""
+    loop = Clock()
+    try:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(history(seed))
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--most", type=int, default=1 << 60)
+    args = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    end, seed = time.time() + args.seconds, args.first
+    while time.time() < end and seed < args.first + args.most:
+        try:
+            run(seed)
+        except BaseException:
+            print(f"seed {seed} violates the protocol", flush=True)
+            raise
+        seed += 1
+        if seed % 1000 == 0:
+            gc.collect()
+            print(f"{seed - args.first} histories, {dict(SEEN)}", flush=True)
+    print(f"{seed - args.first} histories from seed {args.first}, no violation: {dict(SEEN)}")
+
+
+if __name__ == "__main__":
+    main()
