@@ -37,6 +37,7 @@ ARROWS = {
     "insight": "errors records typing tables machine graph passes importers compile runtime serving model",
     "fastrnn": "errors records typing machine graph importers runtime serving model",
     "scoring": "errors records machine streaming runtime model fastrnn",
+    "ray": "errors records machine",
     "bench": "errors records machine graph model fastrnn",
     "cli": "fastrnn bench",
 }

@@ -2,6 +2,7 @@
 
 words.py        errors, refusals, the shard of an id
 host.py         an actor's side: shards, steps exactly once, epochs, leases
+shards.py       what it works with
 answers.py      the answers that it keeps, to give them again
 checkpoints.py  checkpoints as bytes
 caller.py       a gateway's side: step indexes, one call a tick and actor

@@ -6,8 +6,9 @@ claimed lately. STORE/NAME/ holds `map-VERSION.json`, which actor has which shar
 A checkpoint is a container of tensors (that of safetensors) with texts: `format` "fastrnn checkpoint 1", `shard`,
 `epoch`, `number`, `ids` (JSON), `answers` (JSON [[caller, number]..]) and `checksum`, SHA-256 over everything else. Its
 texts also have `handed`, JSON {position: {caller: index}}, which callers stepped a stream before its present one. Its
-tensors are `steps`, `gens`, `writers` and `since`, int64 [n]; `states`, the bytes of a snapshot of the streams, in the order of
-`ids`; and for answer i, which its caller may not have, `answer/i/rows`, `/first`, `/offsets` and `/output/k`.
+tensors are `steps`, `gens`, `writers` and `since`, int64 [n]; `states`, the bytes of a snapshot of the streams, in
+the order of `ids`; and for answer i, which its caller may not have, `answer/i/rows`, `/first`, `/offsets` and
+`/output/k`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class DamagedCheckpoint(StateError):
 
 @dataclass(eq=False)
 class Checkpoint:
-    """What a checkpoint holds, as `Host` has it. answers : slots are positions in `ids`. states : b"" if there are no streams."""
+    """What a checkpoint holds, as `Host` has it. answers : slots are positions in `ids`. states : of a snapshot."""
 
     shard: int
     epoch: int

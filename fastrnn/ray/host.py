@@ -14,91 +14,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ..records import dataclass
 from .answers import PLACE, Answered, Answers, pieces
 from .checkpoints import Checkpoint, DamagedCheckpoint, decode, encode
+from .shards import Engine, Job, Shard, Store
 from .words import ADOPT, CLOSED, CUT_OFF, EXISTS, FOUND, MOVED, OPEN, STALE, TAKEN, Fenced
 
 MOST_CLOSED = 10_000  # ids of closed streams that a shard remembers
 Steps = Generator[None, None, Any]
-
-
-class Engine(Protocol):
-    """The streams of a host. A slot's low 24 bits are its place; a closed slot is never used again."""
-
-    def open(self, n: int) -> np.ndarray:
-        """n new streams in the initial state: slots, int64 [n]."""
-
-    def close(self, slots: np.ndarray) -> None:
-        """End streams."""
-
-    def step(self, slots: np.ndarray, arrays: list[np.ndarray], lengths: np.ndarray | None) -> list[np.ndarray]:
-        """The outputs of one step of each stream, [n, ...], or of lengths[i] steps, [steps, ...], one after the other
-        in the order of slots. After an error no state has changed."""
-
-    def capture(self, slots: np.ndarray) -> Any:
-        """The states of streams now, for `encode`."""
-
-    def encode(self, captured: Any) -> bytes:
-        """Bytes of captured states; called outside the host's lock."""
-
-    def restore(self, blob: bytes) -> np.ndarray:
-        """New streams with these states: slots, in the order in which they were captured."""
-
-
-class Store(Protocol):
-    """Checkpoints and epochs of the shards of a cluster. Each method may raise OSError."""
-
-    def claim(self, shard: int) -> int:
-        """Raise the shard's epoch: the new one, which no other caller gets."""
-
-    def epoch(self, shard: int) -> int:
-        """The newest epoch of a shard; 0 if none was claimed."""
-
-    def names(self, shard: int) -> list[str]:
-        """Its checkpoints, newest last."""
-
-    def read(self, shard: int, name: str) -> bytes:
-        """The bytes of a checkpoint."""
-
-    def write(self, shard: int, name: str, blob: bytes) -> None:
-        """Write a checkpoint, whole or not at all."""
-
-    def delete(self, shard: int, name: str) -> None:
-        """Delete one; it may be gone."""
-
-
-@dataclass(eq=False)
-class Shard:
-    """A shard that a host has. number : of the next checkpoint. kept : (number, name) of those in the store, the older
-    first. streams : id -> slot. gens : id -> its generation. dirty : something changed since the last capture.
-    owed : checkpoints to be written before the streams that changed their caller may be stepped."""
-
-    shard: int
-    epoch: int
-    number: int
-    kept: list[tuple[int, str]]
-    streams: dict[Any, int]
-    gens: dict[Any, int]
-    closed: OrderedDict[Any, int]
-    dirty: bool = False
-    writing: bool = False
-    owed: int = 0
-
-
-@dataclass(eq=False)
-class Job:
-    """A checkpoint to be written: states were copied, bytes are not made yet."""
-
-    shard: Shard
-    number: int
-    content: Checkpoint
-    captured: Any
-    pays: bool
 
 
 class Host:
@@ -141,8 +67,8 @@ class Host:
         Returns
         -------
         ("done", outputs, marks), marks int64 [2, k]: the number of the checkpoint that will hold these steps, and of
-        the older checkpoint kept, of each shard; or ("refused", {shard: reason}); or ("rows", positions, indexes): these
-        rows expect other indexes (-1: they belong to another caller, or are closed); or ("failed", text).
+        the older checkpoint kept, of each shard; or ("refused", {shard: reason}); or ("rows", positions, indexes):
+        these rows expect other indexes (-1: they belong to another caller, or are closed); or ("failed", text).
         """
         self.answers.ack(caller, acked)
         shards = head[0]

@@ -27,8 +27,8 @@ class Entry:
     """
 
     __slots__ = (
-        "abandoned", "alive", "ambiguous", "arrays", "attempt", "done", "error", "explicit", "first", "flying", "future",
-        "labels", "left", "lengths", "lost", "nbytes", "number", "offsets", "outputs", "rows", "shards",
+        "abandoned", "alive", "ambiguous", "arrays", "attempt", "done", "error", "explicit", "first", "flying",
+        "future", "labels", "left", "lengths", "lost", "nbytes", "number", "offsets", "outputs", "rows", "shards",
     )  # fmt: skip
 
     def __init__(self, number: int, rows, first, lengths, arrays: list[np.ndarray], shards, future: asyncio.Future):
@@ -172,5 +172,3 @@ class Log:
             own &= (entry.first >= expected[entry.rows]) | ~entry.done
             if own.any():
                 yield entry, np.flatnonzero(own)
-
-

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastrnn")
 
 
-class NotYet(Exception):  # noqa: N818
+class NotYet(Exception):
     """The shards can't be mended now: another attempt follows."""
 
 
@@ -135,7 +135,9 @@ class Recovery:
             if e > entry.first[i] and not entry.done[i]:
                 row = int(entry.rows[i])
                 text = f"stream {self.table.ids[row]!r:.80} expects step_index {e}, got {int(entry.first[i])}"
-                self._fail(np.array([row]), StreamError(f"{text}: another caller has stepped it, or its answer is gone"))
+                self._fail(
+                    np.array([row]), StreamError(f"{text}: another caller has stepped it, or its answer is gone")
+                )
                 self.table.next[row] = e
 
     # -- mending --
@@ -371,7 +373,9 @@ class Recovery:
                 self._break(np.unique(self.table.shard[own]))
                 continue
             busy = self.log.starts(len(self.table.ids))[1][own] < NEVER
-            for row, away, (code, slot, index, gen, since, ended) in zip(own.tolist(), busy, found.T.tolist(), strict=True):
+            for row, away, (code, slot, index, gen, since, ended) in zip(
+                own.tolist(), busy, found.T.tolist(), strict=True
+            ):
                 if code == FOUND and not away:
                     self.table.slot[row], self.table.gen[row] = slot, gen
                     if since != self.table.since[row] or index > self.table.next[row]:

@@ -48,11 +48,11 @@ class StepsLost(StreamError):
         return StepsLost, (self.missing, self.outputs)
 
 
-class Unreachable(Exception):  # noqa: N818
+class Unreachable(Exception):
     """A call failed in a way that leaves open whether it was executed."""
 
 
-class Fenced(Exception):  # noqa: N818
+class Fenced(Exception):
     """Another process has taken a shard: its epoch in the store is newer."""
 
 

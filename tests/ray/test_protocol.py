@@ -101,7 +101,7 @@ async def test_steps_beyond_the_replay_buffer_are_named(loop):
     world.crash("a-0")
     with pytest.raises(StepsLost, match="7: 0 to 9") as caught:
         await caller.step([7, "seven"], [x[:2]])
-    assert caught.value.missing == {7: range(0, 10)}
+    assert caught.value.missing == {7: range(10)}
     lone = Lone()
     lone.open("seven")
     lone.step("seven", x[:1])
@@ -121,7 +121,7 @@ async def test_a_caller_whose_steps_went_while_another_took_over_is_told(loop):
     for _ in range(4):
         await first.step([1], [one])
     world.crash("a-0")
-    assert await _refused(first, second, one) == {1: range(0, 4)}
+    assert await _refused(first, second, one) == {1: range(4)}
     world.end()
 
 
@@ -140,7 +140,7 @@ async def _refused(first, second, one):
     with pytest.raises(StepsLost) as caught:
         await first.step([1], [one])
     assert caught.value.missing == {1: range(4, 5)}
-    return {1: range(0, 4)}
+    return {1: range(4)}
 
 
 def made(lease=3.0, store=None, now=None):
