@@ -106,3 +106,25 @@ def test_a_caller_that_is_told_by_a_function(run, model, frames, alone):
             assert s.rejected == {"unknown_sequence": 1}
 
     run(main())
+
+
+def test_a_message_that_is_not_aligned(run, model, frames, alone):
+    """Tensors of a body begin at any byte; what is not an aligned float32 array of the right shape is converted."""
+
+    async def main():
+        async with Served(model) as s:
+            for t in range(8):
+                room = np.zeros(5 * 4 + 8, np.uint8)
+                raw = room[t % 4 : t % 4 + 20]
+                raw[:] = np.frombuffer(frames[t].tobytes(), np.uint8)
+                x = np.frombuffer(bytes(room), np.float32, 5) if t % 4 == 0 else raw.view(np.float32)
+                assert x.flags.aligned == (t % 4 == 0)
+                answer = await s.run(call(model, 1, x, start=t == 0))
+                room[:] = 255  # the caller goes on to use its memory
+                assert np.array_equal(first(answer), alone[t])
+            answer = await s.run(call(model, 1, np.array(frames[8][::-1])[::-1]))
+            assert np.array_equal(first(answer), alone[8])
+            with pytest.raises(Fault, match="float32"):
+                await s.run(call(model, 1, frames[9].astype(np.float64)))
+
+    run(main())

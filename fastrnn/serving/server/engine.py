@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,15 @@ class Engine:
         """Run a request. Fault: it is refused, or failed."""
         hosted = self.hosted(request.model)
         return await (hosted.infer(request) if self.watch is None else self.watch.infer(hosted, request))
+
+    def post(self, request: Request, tell: Callable[[Reply | Fault], None]) -> Callable[[], None] | None:
+        """`infer` without a task, as `Hosted.post`; only if `unwatched`."""
+        return self.hosted(request.model).post(request, tell)
+
+    def has_room(self, request: Request) -> bool:
+        """Whether the sequence of a request may have one more."""
+        hosted, id = self._hosted.get(request.model), request.parameters.get("sequence_id")
+        return hosted is None or type(id) not in (int, str) or hosted.sequences.has_room(id)
 
     async def room(self, request: Request) -> None:
         """Wait until the sequence of a request may have one more."""

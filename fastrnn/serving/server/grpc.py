@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from .engine import Engine
 from .faults import Fault, invalid
 from .hosted import Reply, Request
 from .messages import SERVICE, message
+from .streaming import Stream
 from .watched import WatchedGrpc
 
 MOST_OPEN = 1024  # answers of a stream that are not read yet
@@ -144,50 +145,23 @@ def _streaming(engine: Engine) -> Any:
     sequence's queue is full, nothing more is read."""
 
     async def method(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        answers: asyncio.Queue = asyncio.Queue(MOST_OPEN)
-
-        async def read() -> None:
-            async for item in requests:
-                answer = _streamed(engine, item, context.peer())
-                await answers.put(await answer)
-            await answers.put(None)
-
-        reader = asyncio.ensure_future(read())
-        try:
-            while (answer := await answers.get()) is not None:
-                yield await answer
-        finally:
-            reader.cancel()
-            while not answers.empty():
-                left = answers.get_nowait()
-                if left is not None:
-                    left.cancel()
+        peer = context.peer()
+        stream = Stream(engine, lambda item: request_of(item, peer), MOST_OPEN)
+        async with aclosing(stream.answers(requests)) as answers:
+            async for item, result in answers:
+                yield _streamed(engine, item, result)
 
     return method
 
 
-async def _streamed(engine: Engine, item: Any, peer: str) -> asyncio.Future:
-    """The answer to come of a message of a stream, once its sequence has room for it."""
-    try:
-        request = request_of(item, peer)
-        await engine.room(request)
-    except Fault as fault:
-        engine.refused(fault, item.model_name)
-        failed = asyncio.get_running_loop().create_future()
-        failed.set_result(_failed(item, fault))
-        return failed
-    task = asyncio.ensure_future(_answered(engine, item, request))
-    await asyncio.sleep(0)  # it takes its place in the queue
-    return task
-
-
-async def _answered(engine: Engine, item: Any, request: Request) -> Any:
+def _streamed(engine: Engine, item: Any, result: Reply | Fault) -> Any:
     """The answer on a stream: an error is a text there, and the stream goes on."""
-    try:
-        return message("ModelStreamInferResponse")(infer_response=response_of(item, await engine.infer(request)))
-    except Fault as fault:
-        engine.refused(fault, item.model_name)
-        return _failed(item, fault)
+    if isinstance(result, Fault):
+        engine.refused(result, item.model_name)
+        return _failed(item, result)
+    response = message("ModelStreamInferResponse")()
+    fill(response.infer_response, item, result)
+    return response
 
 
 def _failed(item: Any, fault: Fault) -> Any:
@@ -227,7 +201,14 @@ def request_of(request: Any, peer: str) -> Request:
 
 def response_of(request: Any, reply: Reply) -> Any:
     """A ModelInferResponse."""
-    response = message("ModelInferResponse")(model_name=request.model_name, model_version=reply.version, id=request.id)
+    response = message("ModelInferResponse")()
+    fill(response, request, reply)
+    return response
+
+
+def fill(response: Any, request: Any, reply: Reply) -> None:
+    """Write a reply into a ModelInferResponse."""
+    response.model_name, response.model_version, response.id = request.model_name, reply.version, request.id
     for name, value in reply.parameters.items():
         parameter = response.parameters[name]
         if isinstance(value, str):
@@ -239,7 +220,6 @@ def response_of(request: Any, reply: Reply) -> Any:
     for name, array in reply.outputs.items():
         response.outputs.add(name=name, datatype=tensors.name_of(array.dtype), shape=array.shape)
         response.raw_output_contents.append(tensors.to_bytes(array))
-    return response
 
 
 def _value(parameter: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,32 @@ class Hosted:
     # -- requests --
     async def infer(self, request: Request) -> Reply:
         """Run a request. Fault: it is refused, or failed."""
+        call = self._call(request)
+        if call is not None:
+            return self._reply(request, call, await self.sequences.run(call))
+        version = self.version(request.version)
+        outputs = await self.whole[version].run(request.inputs, _timeout(request.parameters))
+        return _only(Reply(str(version), outputs, {}, self.whole[version].seconds), request.outputs)
+
+    def post(self, request: Request, tell: Callable[[Reply | Fault], None]) -> Callable[[], None] | None:
+        """`infer` without a task, for requests of sequences that may take their time: `tell` gets the Reply, or the
+        Fault, once. Returns what withdraws the request; None, without an effect, for any other request.
+
+        Raises
+        ------
+        Fault : it is refused at once; tell is not called then.
+        """
+        call = self._call(request)
+        if call is None or call.timeout is not None:
+            return None
+
+        def told(answer: Answer | Fault) -> None:
+            tell(answer if isinstance(answer, Fault) else self._reply(request, call, answer))
+
+        return partial(self.sequences.withdraw, self.sequences.post(call, told))
+
+    def _call(self, request: Request) -> Call | None:
+        """The steps that a request asks for; None: of no sequence. Fault: it is wrong."""
         given = request.parameters
         check_parameters(given)
         many = "SEQUENCE_IDS" in request.inputs
@@ -87,15 +115,23 @@ class Hosted:
             _without_sequence(given, many)
         if request.outputs:
             self._check_outputs(request, id, many)
-        if many:
-            reply = await self._many(request)
-        elif id is not None:
-            reply = await self._one(request, id)
+        if id is None and not many:
+            return None
+        if not self.sequences.lanes:
+            raise invalid(
+                f"'{self.name}' can't run step by step, so it has no sequences: send whole sequences without a "
+                "sequence_id",
+                "not_streamable",
+            )
+        return self._one(request, id) if id is not None and not many else self._many(request)
+
+    def _reply(self, request: Request, call: Call, answer: Answer) -> Reply:
+        outputs, parameters = answer.outputs, {}
+        if call.many:
+            outputs = {**outputs, "STEP_INDEX": np.array(answer.first, np.int64)}
         else:
-            version = self.version(request.version)
-            outputs = await self.whole[version].run(request.inputs, _timeout(given))
-            reply = Reply(str(version), outputs, {}, self.whole[version].seconds)
-        return _only(reply, request.outputs)
+            parameters = {"sequence_id": call.ids[0], "step_index": answer.first[0], "steps_done": answer.done[0]}
+        return _only(Reply(str(answer.version), outputs, parameters, answer.computed), request.outputs)
 
     def _check_outputs(self, request: Request, id: int | str | None, many: bool) -> None:
         """Refuse unknown outputs before any state changes."""
@@ -111,9 +147,9 @@ class Hosted:
         if unknown:
             raise invalid(f"there is no output {unknown[0]!r:.80}: the outputs are {', '.join(have)}", "output")
 
-    async def _one(self, request: Request, id: int | str) -> Reply:
+    def _one(self, request: Request, id: int | str) -> Call:
         given = request.parameters
-        call = Call(
+        return Call(
             ids=(id,),
             starts=(_flag(given, "sequence_start"),),
             ends=(_flag(given, "sequence_end"),),
@@ -123,20 +159,13 @@ class Hosted:
             timeout=_timeout(given),
             client=request.client,
         )
-        answer = await self._run(call)
-        parameters = {
-            "sequence_id": id,
-            "step_index": answer.first[0],
-            "steps_done": answer.done[0],
-        }
-        return Reply(str(answer.version), answer.outputs, parameters, answer.computed)
 
-    async def _many(self, request: Request) -> Reply:
+    def _many(self, request: Request) -> Call:
         ids = _ids(request.inputs["SEQUENCE_IDS"])
         n = len(ids)
         inputs = {name: v for name, v in request.inputs.items() if name not in MANY}
         indexes = request.inputs.get("STEP_INDEX")
-        call = Call(
+        return Call(
             ids=ids,
             starts=_flags(request.inputs, "SEQUENCE_START", n),
             ends=_flags(request.inputs, "SEQUENCE_END", n),
@@ -147,18 +176,6 @@ class Hosted:
             timeout=_timeout(request.parameters),
             client=request.client,
         )
-        answer = await self._run(call)
-        outputs = {**answer.outputs, "STEP_INDEX": np.array(answer.first, np.int64)}
-        return Reply(str(answer.version), outputs, {}, answer.computed)
-
-    async def _run(self, call: Call) -> Answer:
-        if not self.sequences.lanes:
-            raise invalid(
-                f"'{self.name}' can't run step by step, so it has no sequences: send whole sequences without a "
-                "sequence_id",
-                "not_streamable",
-            )
-        return await self.sequences.run(call)
 
     # -- description --
     def metadata(self, text: str) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""A stream of requests whose answers go back in the order of the requests, while all of them run as they come.
+
+Requests for sequences take the short way: one call into the queue, and one call back when the tick is over. A task and
+the futures of a coroutine would cost more than the step of a small model. Everything else is a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+from .engine import Engine
+from .faults import Fault
+from .hosted import Reply, Request
+
+
+class Pending:
+    """A request and, later, its result.
+
+    cancel : called if the stream ends first
+    """
+
+    __slots__ = ("cancel", "item", "news", "result")
+
+    def __init__(self, item: Any, news: asyncio.Event):
+        self.item, self.news = item, news
+        self.result: Reply | Fault | None = None
+        self.cancel: Callable[[], Any] | None = None
+
+    def tell(self, result: Reply | Fault) -> None:
+        """The request is answered."""
+        self.result = result
+        self.news.set()
+
+
+class Stream:
+    """One stream.
+
+    Parameters
+    ----------
+    engine : Engine
+    read : message -> Request. Fault: it is wrong
+    most : requests that may be without an answer; no more is read meanwhile
+    """
+
+    def __init__(self, engine: Engine, read: Callable[[Any], Request], most: int):
+        self.engine, self.read, self.most = engine, read, most
+        self._open: deque[Pending] = deque()
+        self._news, self._room = asyncio.Event(), asyncio.Event()
+        self._ended = False
+
+    async def answers(self, items: AsyncIterator[Any]) -> AsyncGenerator[tuple[Any, Reply | Fault], None]:
+        """(message, result) of each message, in their order."""
+        reader = asyncio.ensure_future(self._read(items))
+        try:
+            while not (self._ended and not self._open):
+                self._news.clear()
+                while self._open and self._open[0].result is not None:
+                    pending = self._open.popleft()
+                    self._room.set()
+                    yield pending.item, pending.result
+                if not self._ended or self._open:
+                    await self._news.wait()
+            await reader  # its error, if it has one
+        finally:
+            reader.cancel()
+            for pending in self._open:
+                if pending.cancel is not None:
+                    pending.cancel()
+
+    async def _read(self, items: AsyncIterator[Any]) -> None:
+        try:
+            async for item in items:
+                pending = Pending(item, self._news)
+                try:
+                    request = self.read(item)
+                    if not self.engine.has_room(request):
+                        await self.engine.room(request)
+                    self._begin(pending, request)
+                except Fault as fault:
+                    pending.tell(fault)
+                self._open.append(pending)
+                self._news.set()
+                while len(self._open) >= self.most:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._ended = True
+            self._news.set()
+
+    def _begin(self, pending: Pending, request: Request) -> None:
+        if self.engine.unwatched:
+            withdraw = self.engine.post(request, pending.tell)
+            if withdraw is not None:
+                pending.cancel = withdraw
+                return
+        pending.cancel = asyncio.ensure_future(self._infer(pending, request)).cancel
+
+    async def _infer(self, pending: Pending, request: Request) -> None:
+        try:
+            pending.tell(await self.engine.infer(request))
+        except Fault as fault:
+            pending.tell(fault)
+        except Exception as error:
+            pending.tell(Fault("INTERNAL", "failed", f"the request failed: {error}"))
+            raise
