@@ -173,6 +173,17 @@ def positive(text: str) -> float:
     return number
 
 
+def seconds(text: str) -> float:
+    """ "0.5" -> 0.5: seconds from 0 up."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds from 0 up, got {text!r}")
+    return number
+
+
 def share(text: str) -> float:
     """ "0.01": a number from 0 up."""
     try:

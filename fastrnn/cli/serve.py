@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -71,7 +72,7 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-delay",
         metavar="S",
-        type=options.positive,
+        type=options.seconds,
         default=0.002,
         help="seconds that a step may wait for steps of other sequences, to run with them; 0.002 by default",
     )
@@ -94,9 +95,9 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drain-seconds",
         metavar="S",
-        type=options.positive,
+        type=options.seconds,
         default=0.0,
-        help="seconds after SIGTERM in which live sequences may go on; 0 by default",
+        help="seconds after SIGTERM in which live sequences may go on; 0 by default. A second signal ends the wait",
     )
 
 
@@ -144,16 +145,16 @@ def _named(text: str) -> tuple[str, int, str]:
     if not sign or Path(text).exists():
         return Path(text).name.split(".")[0], 1, text
     name, at, version = name.partition("@")
-    if not name or "/" in name or not file or (at and not (version.isascii() and version.isdigit())):
+    if not name or "/" in name or not file or (at and not re.fullmatch("[1-9][0-9]{0,8}", version)):
         raise fastrnn.ShapeError(f"expected FILE, NAME=FILE or NAME@2=FILE, got {text!r}")
     return name, int(version) if at else 1, file
 
 
 async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.Model]]) -> int:
-    ended = asyncio.Event()
+    ended, hurry = asyncio.Event(), asyncio.Event()  # the first signal, and the second
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, lambda: (hurry if ended.is_set() else ended).set())
     server = fastrnn.serving.Server(
         models,
         host=args.host,
@@ -171,7 +172,10 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
     async with server:
         _tell(args, server, models)
         await ended.wait()
-        await server.drain(args.drain_seconds)
+        waits = {asyncio.ensure_future(server.drain(args.drain_seconds)), asyncio.ensure_future(hurry.wait())}
+        _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in left:
+            wait.cancel()
     return 0
 
 

@@ -238,3 +238,29 @@ def test_tasks_and_futures_survive_the_collector(run, model, frames, alone):
             assert not [task for task in s._tasks if not task.done()]
 
     run(main())
+
+
+def test_clients_that_go_on_stepping_can_not_keep_a_draining_server(run, model, frames, alone):
+    """Each sequence has two of them, so one has always a request; what is refused is sent again."""
+
+    async def client(s, id, done):
+        while not done.is_set():
+            try:
+                await s.run(call(model, id, frames[1]))
+            except Fault as fault:
+                assert (fault.code, fault.status) == ("UNAVAILABLE", 503)
+                assert "draining" in str(fault)
+                await asyncio.sleep(0.001)
+
+    async def main():
+        async with Served(model) as s:
+            done, ids = asyncio.Event(), range(1, 100)
+            await asyncio.gather(*(s.run(call(model, id, frames[0], start=True)) for id in ids))
+            tasks = [asyncio.ensure_future(client(s, id, done)) for id in (*ids, *ids)]
+            while s.steps < 2000:
+                await asyncio.sleep(0.001)
+            await asyncio.wait_for(s.drain(), 20)
+            done.set()
+            await asyncio.gather(*tasks)
+
+    run(main())

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
 BUSY_SECONDS = 1.0  # after which a client may try again
 
 
+def draining(id: int | str) -> Fault:
+    """The server is about to end."""
+    text = f"sequence {shown(id)}: this server is draining; try another, or again after {BUSY_SECONDS:g} s"
+    return Fault("UNAVAILABLE", "draining", text, retry_after=BUSY_SECONDS)
+
+
 def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
     """The live sequence that a row goes on with; None: it starts one."""
     id = call.ids[i]
     sequence = sequences.live.get(id)
     if call.starts[i]:
         if sequences.draining:
-            text = f"sequence {shown(id)}: this server is draining and starts none; try another, or again after 1 s"
-            raise Fault("UNAVAILABLE", "draining", text, retry_after=BUSY_SECONDS)
+            raise draining(id)
         if sequence is not None and sequences.options.strict_sequences:
             text = f"sequence {shown(id)} is live already: end it first, or start another id"
             raise Fault("ALREADY_EXISTS", "strict", text)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from ...errors import StreamError
 from ...records import dataclass
 from ..store import open_store
 from .faults import Fault, invalid
@@ -68,7 +69,9 @@ class Engine:
 
     # -- life --
     async def start(self) -> None:
-        """Ready for requests, on this event loop."""
+        """Ready for requests, on this event loop. StreamError: it was started before."""
+        if self._heart is not None:
+            raise StreamError("this server was started already: make another one")
         self._heart = asyncio.get_running_loop().create_task(self._look_after())
         if self.vault is not None:
             self.vault.start()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import ShapeError
 from ...records import dataclass
 from . import tensors
 from .faults import Fault, invalid
@@ -19,6 +20,26 @@ from .whole import WholeRuns
 
 PLATFORM = "fastrnn_rnn"
 MANY = ("SEQUENCE_IDS", "SEQUENCE_START", "SEQUENCE_END", "STEP_INDEX")  # inputs that make a request one of many
+
+
+def versions_of(models: dict[str, Any]) -> dict[str, dict[int, Any]]:
+    """name -> version -> Model, of models with and without versions. ShapeError: they are something else."""
+    if not models:
+        raise ShapeError("Server takes at least one model, as {name: model}")
+    found = {}
+    for name, item in models.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ShapeError(f"the name of a model is a text without '/', got {name!r:.60}")
+        versions = item if isinstance(item, dict) else {1: item}
+        for version, model in versions.items():
+            if type(version) is not int or version < 1:
+                raise ShapeError(f"{name}: a version is a whole number from 1 on, got {version!r:.60}")
+            if not hasattr(model, "pool"):
+                raise ShapeError(f"{name}: expected a Model or {{version: Model}}, got {model!r:.60}")
+        if not versions:
+            raise ShapeError(f"{name}: expected a Model or {{version: Model}}, got an empty dict")
+        found[name] = versions
+    return found
 
 
 @dataclass(frozen=True)

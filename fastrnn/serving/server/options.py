@@ -36,6 +36,8 @@ class Options:
     def __post_init__(self):
         for name in ("idle_timeout", "max_delay", "checkpoint_seconds"):
             duration(getattr(self, name), name)
+        if not self.idle_timeout:
+            raise ShapeError("idle_timeout must be above 0: with 0 each sequence ends after its step")
         for name in ("max_sequences", "queue_size"):
             whole_number(getattr(self, name), name, 1 << 31)
         if self.on_evict is not None and not callable(self.on_evict):

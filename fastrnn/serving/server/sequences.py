@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import FastRNNError
-from .admission import BUSY_SECONDS, found, lane_of, room_for
+from .admission import BUSY_SECONDS, draining, found, lane_of, room_for
 from .ended import Ended
 from .evictions import pass_on, tell_of
 from .faults import Fault, invalid
@@ -43,7 +43,7 @@ class Sequences:
     ----------
     live : id -> Sequence
     counts : starts, steps and rejections so far; ends : by reason
-    draining : no sequence may start
+    draining : no sequence may start; closing : no request is taken, until what waits has run
     unsure : those that go on from a state which may be older than their client's last answer
     """
 
@@ -54,7 +54,7 @@ class Sequences:
         self.starts, self.steps = 0, 0
         self.ends: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
-        self.draining = False
+        self.draining = self.closing = False
         self._leaving: dict[Sequence, asyncio.Future] = {}  # no longer live; they end when nothing waits for them
         self._resting = Resting(options.idle_timeout, self._idle)
         self._tasks: set[asyncio.Task] = set()
@@ -183,10 +183,14 @@ class Sequences:
 
     # -- life --
     async def drain(self) -> None:
-        """Refuse new sequences, and finish what waits. Sequences stay live."""
-        self.draining = True
-        while not all(s.at_rest for s in (*self.live.values(), *self._leaving)):
-            await asyncio.sleep(0.002)
+        """Finish what waits, and refuse what comes meanwhile: clients that go on stepping would keep the server. No
+        sequence starts from now on. They stay live."""
+        self.draining = self.closing = True
+        try:
+            while not all(s.at_rest for s in (*self.live.values(), *self._leaving)):
+                await asyncio.sleep(0.002)
+        finally:
+            self.closing = False
 
     async def close(self) -> None:
         """End the lanes. Nothing may wait."""
@@ -200,6 +204,8 @@ class Sequences:
 
     # -- admission: refuses without an effect, or queues --
     def _admitted(self, call: Call, tell: Tell) -> Work:
+        if self.closing:
+            raise draining(call.ids[0])
         if True not in call.starts and not self.unsure:
             rows = [*map(self.live.get, call.ids)]
             lane = going_on(rows)

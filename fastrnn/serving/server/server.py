@@ -10,10 +10,11 @@ from typing import Any
 
 import uvicorn
 
-from ...errors import FastRNNError, ShapeError
+from ...errors import FastRNNError
 from . import direct, metrics, websocket
 from .engine import Engine, Limits
 from .grpc import GrpcServer
+from .hosted import versions_of
 from .http import application
 from .options import Options
 from .tracing import tracer
@@ -58,10 +59,7 @@ class Server:
         tracer_provider: Any = None,
         **options: Any,
     ):
-        if not models:
-            raise ShapeError("Server takes at least one model, as {name: model}")
-        versions = {name: m if isinstance(m, dict) else {1: m} for name, m in models.items()}
-        self.engine = Engine(versions, Options(**options), limits or Limits())
+        self.engine = Engine(versions_of(models), Options(**options), limits or Limits())
         self.engine.watch = watch(access_log, tracer(tracer_provider))
         self.origins = frozenset(origins)
         self.host = host
