@@ -67,6 +67,7 @@ FOREIGN = {
     "graphviz": ("insight.report",),
     "grpc": ("serving.server",),
     "h5py": ("importers",),
+    "httptools": ("serving.server",),
     "matplotlib": ("insight.report",),
     "opentelemetry": ("metrics", "serving.server"),
     "prometheus_client": ("metrics", "serving.server"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import fastrnn
 
-from . import options
+from . import options, serve_guard
 from .output import print_json, print_line
 
 EXAMPLE = """\
@@ -46,6 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="off",
         help="write a line for each request, or connection with many, to stderr; off by default",
     )
+    serve_guard.add(parser)
     options.add_loading(parser)
     options.add_common(parser)
 
@@ -168,7 +169,9 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
         access_log=args.access_log,
         store=args.store,
         checkpoint_seconds=args.checkpoint_seconds,
+        **serve_guard.settings(args),
     )
+    serve_guard.reload_at_sighup(server)
     async with server:
         _tell(args, server, models)
         await ended.wait()
@@ -182,8 +185,10 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
 def _tell(args: argparse.Namespace, server: fastrnn.serving.Server, models: dict) -> None:
     """Say where it listens, once it does."""
     names = [f"{name}@{version}" for name, versions in models.items() for version in versions]
-    told = {"models": names, "http": f"{args.host}:{server.http_port}", "grpc": f"{args.host}:{server.grpc_port}"}
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    told = {"models": names, "http": f"{host}:{server.http_port}", "grpc": f"{host}:{server.grpc_port}"}
     if args.json:
         print_json(told)
     else:
-        print_line(f"serving {', '.join(names)}: http://{told['http']}/v2, gRPC {told['grpc']}")
+        scheme = "https" if args.tls_cert else "http"
+        print_line(f"serving {', '.join(names)}: {scheme}://{told['http']}/v2, gRPC {told['grpc']}")

@@ -13,21 +13,25 @@ batcher.py          Batcher: asyncio callers that share the calls of a pool
 server/             the network server, `Server`
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .server.limits import Limits
     from .server.server import Server
+    from .server.tls import Tls
 else:
+    _HOMES = {"Limits": "limits", "Server": "server", "Tls": "tls"}
 
     def __getattr__(name):
-        if name != "Server":
+        if name not in _HOMES:
             raise AttributeError(f"module 'fastrnn.serving' has no attribute {name!r}")
         try:
-            from .server.server import Server
+            found = getattr(import_module(f"{__name__}.server.{_HOMES[name]}"), name)
         except ImportError as error:
-            raise ImportError(f"Server needs {error.name}: pip install 'fastrnn[serve]'") from error
-        globals()[name] = Server
-        return Server
+            raise ImportError(f"{name} needs {error.name}: pip install 'fastrnn[serve]'") from error
+        globals()[name] = found
+        return found
 
 
-__all__ = ["Server"]
+__all__ = ["Limits", "Server", "Tls"]

@@ -1,10 +1,10 @@
 """A small model, and what its lone streams answer."""
 
 import asyncio
-import threading
 
 import numpy as np
 import pytest
+from running import Running
 
 import fastrnn
 
@@ -26,45 +26,6 @@ def frames():
 def alone(model, frames):
     """What one stream answers to the frames, [400, 8]."""
     return model.stream().push(frames)
-
-
-class Running:
-    """A server in a thread of its own; `do` runs a coroutine in its loop."""
-
-    def __init__(self, models, **options):
-        self._options, self._models = options, models
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
-
-    async def _main(self):
-        self.loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        async with fastrnn.serving.Server(self._models, http_port=0, grpc_port=0, **self._options) as server:
-            self.server, self.http, self.grpc = server, server.http_port, server.grpc_port
-            self._ready.set()
-            await self._end.wait()
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(30), "the server did not start"
-        return self
-
-    def __exit__(self, *_):
-        self.loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(30)
-        assert not self._thread.is_alive(), "the server did not end"
-
-    def do(self, coroutine):
-        """The result of a coroutine in the server's loop."""
-        return self.start(coroutine).result(30)
-
-    def start(self, coroutine):
-        """The future of a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-
-    @property
-    def sequences(self):
-        """Those of the model "m"."""
-        return self.server.engine.hosted("m").sequences
 
 
 @pytest.fixture(scope="session")

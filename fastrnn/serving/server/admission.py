@@ -53,9 +53,16 @@ def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
     return sequence
 
 
-def room_for(sequences: Sequences, ids: list) -> None:
-    """Refuse sequences beyond the most."""
-    new = [id for id in ids if id not in sequences.live]
+def room_for(sequences: Sequences, ids: list, client: str) -> None:
+    """Refuse sequences beyond the most, of all clients and of this one."""
+    live, own = sequences.live, sequences.options.client_sequences
+    if own is not None:
+        has = live.by_client[client]
+        more = [id for id in ids if id not in live or live[id].client != client]
+        if more and has + len(more) > own:
+            text = f"{client} has {has} live sequences of at most {own}: end one before {shown(more[0])} starts"
+            raise Fault("RESOURCE_EXHAUSTED", "client_sequences", text, retry_after=BUSY_SECONDS)
+    new = [id for id in ids if id not in live]
     most = sequences.options.max_sequences
     if new and len(sequences.live) + len(new) > most:
         text = (

@@ -2,7 +2,7 @@
 
 A queue, a task and two futures for each message, as ASGI and a coroutine need, take four times as long as a step of a
 small model. The handshake, texts, errors and closing go the long way, through `websocket.Session`, and so does
-everything if uvicorn's protocol is another one than this module knows, or if single messages are logged or paced.
+everything if single messages are logged or paced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
 from .faults import Fault
 from .sequence import Answer, Call, Work
 from .sequences import Sequences
@@ -19,41 +21,29 @@ from .sequences import Sequences
 KEY = "fastrnn.websocket"  # in the scope: the protocol of the connection
 
 
-def protocol() -> Any:
-    """What uvicorn takes as `ws`."""
-    try:
-        from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-    except ImportError:
-        return "auto"
-    parts = ("handle_connect", "send_receive_event_to_app", "resume_writing")
-    if not all(hasattr(WebSocketsSansIOProtocol, name) for name in parts):
-        return "auto"
+class Protocol(WebSocketsSansIOProtocol):
+    """Gives binary messages to `sink`, if that is set."""
 
-    class Protocol(WebSocketsSansIOProtocol):
-        """Gives binary messages to `sink`, if that is set."""
+    sink: Callable[[bytes], None] | None = None
+    writes: Callable[[], None] | None = None  # called when the socket takes more
 
-        sink: Callable[[bytes], None] | None = None
-        writes: Callable[[], None] | None = None  # called when the socket takes more
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if "scope" in self.__dict__:
+            self.scope[KEY] = self  # type: ignore[typeddict-unknown-key]
 
-        def handle_connect(self, event: Any) -> None:
-            super().handle_connect(event)
-            if "scope" in self.__dict__:
-                self.scope[KEY] = self  # type: ignore[typeddict-unknown-key]
+    def send_receive_event_to_app(self) -> None:
+        if self.sink is None or self.close_sent or self.curr_msg_data_type == "text":
+            super().send_receive_event_to_app()
+            return
+        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+        self.frames = []
+        self.sink(data)
 
-        def send_receive_event_to_app(self) -> None:
-            if self.sink is None or self.close_sent or self.curr_msg_data_type == "text":
-                super().send_receive_event_to_app()
-                return
-            data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-            self.frames = []
-            self.sink(data)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self.writes is not None:
-                self.writes()
-
-    return Protocol
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.writes is not None:
+            self.writes()
 
 
 class Direct:

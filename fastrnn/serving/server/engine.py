@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ...errors import StreamError
-from ...records import dataclass
 from ..store import open_store
 from .faults import Fault, invalid
 from .hosted import Hosted, Reply, Request
+from .limits import Clients, Limits
 from .options import Options
 from .vault import KEEP_SECONDS, Vault
 
@@ -24,16 +24,6 @@ EXTENSIONS = ("sequence", "sequence(string_id)", "binary_tensor_data", "statisti
 BEAT_SECONDS = 1.0  # between two looks at the engine threads
 DEAD_SECONDS = 10.0  # without an answer after which the server is not live
 RECENT = 50  # refusals that are remembered
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request or client may take.
-
-    message_bytes : of a request, after decompression too
-    """
-
-    message_bytes: int = 64 << 20
 
 
 class Engine:
@@ -54,6 +44,7 @@ class Engine:
 
     def __init__(self, models: dict[str, dict[int, Any]], options: Options, limits: Limits):
         self.options, self.limits = options, limits
+        self.clients = Clients(limits)
         self._hosted = {name: Hosted(name, versions, options) for name, versions in models.items()}
         self.rejected: dict[str, Counter[str]] = {name: Counter() for name in models}
         self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT)
@@ -127,7 +118,7 @@ class Engine:
     @property
     def unwatched(self) -> bool:
         """Whether nothing is done for each single message of a connection: none is logged, traced or paced."""
-        return self.watch is None and getattr(self.limits, "client_rate", None) is None
+        return self.watch is None and self.limits.client_rate is None
 
     async def infer(self, request: Request) -> Reply:
         """Run a request. Fault: it is refused, or failed."""

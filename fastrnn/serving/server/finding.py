@@ -122,7 +122,7 @@ class Finding:
     async def _go_on(self, id: int | str, record: Record, epoch: int, client: str) -> bool:
         sequences, vault = self.sequences, self.keeper.vault
         lane = self._lane(record)
-        room_for(sequences, [id])
+        room_for(sequences, [id], client)
         sequence = Sequence(id, lane, client)
         sequence.steps, sequence.last = record.steps, record.last
         slot = await self._slot(id, lane, record)

@@ -13,12 +13,20 @@ from . import health, tensors
 from .bodies import check_input, check_output
 from .engine import Engine
 from .faults import Fault, invalid
+from .grpc_guard import TokenInterceptor, client_of
+from .guard import Guard
 from .hosted import Reply, Request
 from .messages import SERVICE, message
 from .streaming import Stream
+from .tls import Certificates
 from .watched import WatchedGrpc
 
 MOST_OPEN = 1024  # answers of a stream that are not read yet
+MOST_CALLS = 4096  # at once on a connection; a client's library lets further ones wait
+MOST_METADATA_BYTES = 64 << 10
+HANDSHAKE_MS = 10_000
+IDLE_MS = 3_600_000  # without a call, after which a connection is closed; clients connect again by themselves
+PING_MS, PONG_MS = 60_000, 20_000
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 PIECES = {  # datatype -> the field of InferTensorContents that holds it
     "BOOL": "bool_contents",
@@ -42,17 +50,30 @@ class GrpcServer:
     Parameters
     ----------
     engine : Engine
+    guard : Guard
+    certificates : Certificates; None: it speaks no TLS
     """
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
+    def __init__(self, engine: Engine, guard: Guard, certificates: Certificates | None = None):
+        self.engine, self.certificates = engine, certificates
         most = engine.limits.message_bytes
         options = [
             ("grpc.max_receive_message_length", most),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_allowed_incoming_connections", engine.limits.connections),
+            ("grpc.max_concurrent_streams", MOST_CALLS),
+            ("grpc.max_metadata_size", MOST_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MOST_METADATA_BYTES),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            # A client that is gone without a word holds its calls until it misses the answer to a ping.
+            ("grpc.keepalive_time_ms", PING_MS),
+            ("grpc.keepalive_timeout_ms", PONG_MS),
         ]
-        interceptors = [] if engine.watch is None else [WatchedGrpc(engine.watch)]
+        interceptors: list[Any] = [] if engine.watch is None else [WatchedGrpc(engine.watch)]
+        if guard.tokens is not None:
+            interceptors.append(TokenInterceptor(guard))
         self._server = grpc.aio.server(options=options, interceptors=interceptors)
         self._server.add_generic_rpc_handlers((_handlers(engine), health.handler(engine)))
 
@@ -60,7 +81,10 @@ class GrpcServer:
         """Listen; the port."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            found = self._server.add_insecure_port(address)
+            if self.certificates is None:
+                found = self._server.add_insecure_port(address)
+            else:
+                found = self._server.add_secure_port(address, self.certificates.credentials())
         except RuntimeError as error:
             raise OSError(f"{address} can't be listened on: {error}") from None
         await self._server.start()
@@ -130,7 +154,9 @@ def _inferring(engine: Engine) -> Any:
 
     async def method(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            return response_of(request, await engine.infer(request_of(request, context.peer())))
+            client = client_of(context)
+            engine.clients.take(client)
+            return response_of(request, await engine.infer(request_of(request, client)))
         except Fault as fault:
             engine.refused(fault, request.model_name)
             if fault.retry_after is not None:
@@ -145,11 +171,16 @@ def _streaming(engine: Engine) -> Any:
     sequence's queue is full, nothing more is read."""
 
     async def method(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        peer = context.peer()
-        stream = Stream(engine, lambda item: request_of(item, peer), MOST_OPEN)
-        async with aclosing(stream.answers(requests)) as answers:
-            async for item, result in answers:
-                yield _streamed(engine, item, result)
+        client = client_of(context)
+        try:
+            with engine.clients.stream(client):
+                stream = Stream(engine, lambda item: request_of(item, client), MOST_OPEN)
+                async with aclosing(stream.answers(requests)) as answers:
+                    async for item, result in answers:
+                        yield _streamed(engine, item, result)
+        except Fault as fault:
+            engine.refused(fault)
+            await context.abort(STATUS[fault.number], str(fault))
 
     return method
 
@@ -173,7 +204,7 @@ def _failed(item: Any, fault: Fault) -> Any:
 
 
 # -- messages --
-def request_of(request: Any, peer: str) -> Request:
+def request_of(request: Any, client: str) -> Request:
     """A ModelInferRequest as the engine takes it."""
     for item in request.inputs:
         check_input(item.name, item.parameters)
@@ -195,7 +226,6 @@ def request_of(request: Any, peer: str) -> Request:
             inputs[item.name] = tensors.from_values(item.name, item.datatype, shape, list(values))
     parameters = {name: _value(p) for name, p in request.parameters.items()}
     wanted = tuple(o.name for o in request.outputs)
-    client = peer.rpartition(":")[0]
     return Request(request.model_name, request.model_version, request.id, parameters, inputs, wanted, client)
 
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from . import bodies
 from .engine import Engine
 from .faults import Fault, invalid
+from .guard import retry_headers
 from .sequence import checked_id
 
 logger = logging.getLogger("fastrnn")
@@ -120,8 +121,7 @@ def application(engine: Engine, more: list | None = None) -> Starlette:
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Fault)
         engine.refused(error, request.path_params.get("model", ""))
-        headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-        return JSONResponse({"error": str(error)}, error.status, headers)
+        return JSONResponse({"error": str(error)}, error.status, retry_headers(error))
 
     async def no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -16,6 +16,7 @@ class Options:
 
     idle_timeout : seconds after the last step of a sequence until it is ended
     max_sequences : live sequences of a model
+    client_sequences : those of one client; None: no bound of its own
     queue_size : requests of one sequence that may wait behind the one that runs
     max_delay : seconds that a step may wait for others to join it
     strict_sequences : START on a live id is refused, instead of a new beginning
@@ -26,6 +27,7 @@ class Options:
 
     idle_timeout: float = 60.0
     max_sequences: int = 10_000
+    client_sequences: int | None = None
     queue_size: int = 32
     max_delay: float = 0.002
     strict_sequences: bool = False
@@ -38,7 +40,8 @@ class Options:
             duration(getattr(self, name), name)
         if not self.idle_timeout:
             raise ShapeError("idle_timeout must be above 0: with 0 each sequence ends after its step")
-        for name in ("max_sequences", "queue_size"):
-            whole_number(getattr(self, name), name, 1 << 31)
+        for name in ("max_sequences", "client_sequences", "queue_size"):
+            if name != "client_sequences" or self.client_sequences is not None:
+                whole_number(getattr(self, name), name, 1 << 31)
         if self.on_evict is not None and not callable(self.on_evict):
             raise ShapeError(f"on_evict must be a function of (id, reason, snapshot), got {self.on_evict!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -90,6 +90,33 @@ class Sequence:
     def at_rest(self) -> bool:
         """Nothing waits and nothing runs."""
         return self.running is None and not self.waiting and self.slot is not None
+
+
+class LiveSequences(dict):
+    """Id -> live sequence. It counts those of each client."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_client: Counter[str] = Counter()
+
+    def __setitem__(self, id: int | str, sequence: Sequence) -> None:
+        self.pop(id, None)
+        super().__setitem__(id, sequence)
+        self.by_client[sequence.client] += 1
+
+    def __delitem__(self, id: int | str) -> None:
+        client = self[id].client
+        super().__delitem__(id)
+        self.by_client[client] -= 1
+        if not self.by_client[client]:
+            del self.by_client[client]
+
+    def pop(self, id: int | str, *default: Any) -> Any:
+        if id not in self and default:
+            return default[0]
+        sequence = self[id]
+        del self[id]
+        return sequence
 
 
 class Work:

@@ -23,7 +23,7 @@ from .keeper import Keeper
 from .lane import Lane
 from .options import Options
 from .resting import Resting
-from .sequence import Answer, Call, Sequence, Tell, Work, shown
+from .sequence import Answer, Call, LiveSequences, Sequence, Tell, Work, shown
 from .turns import answer_again, answer_of, begin, checked_inputs, going_on
 from .vault import Vault
 
@@ -49,7 +49,7 @@ class Sequences:
 
     def __init__(self, name: str, lanes: dict[int, Lane], options: Options):
         self.name, self.lanes, self.options = name, lanes, options
-        self.live: dict[int | str, Sequence] = {}
+        self.live = LiveSequences()
         self.ended = Ended(name)
         self.starts, self.steps = 0, 0
         self.ends: Counter[str] = Counter()
@@ -212,7 +212,7 @@ class Sequences:
             if lane is not None and call.version in (None, lane.version):
                 return self._begun(Work(call, rows, *checked_inputs(lane, call), tell))
         befores = [found(self, call, i) for i in range(len(call.ids))]
-        room_for(self, [id for id, sequence in zip(call.ids, befores, strict=True) if sequence is None])
+        room_for(self, [id for id, sequence in zip(call.ids, befores, strict=True) if sequence is None], call.client)
         lane = lane_of(self, call, [s for s in befores if s is not None])
         arrays, steps = checked_inputs(lane, call)
         rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -11,17 +12,24 @@ from typing import Any
 import uvicorn
 
 from ...errors import FastRNNError
-from . import direct, metrics, websocket
-from .engine import Engine, Limits
+from . import metrics, websocket
+from .connections import Connections, HttpServer
+from .engine import Engine
+from .faults import Fault
 from .grpc import GrpcServer
+from .guard import Guard, guarded, is_loopback
 from .hosted import versions_of
 from .http import application
+from .limits import Limits
 from .options import Options
+from .tls import Certificates, Tls
+from .tokens import Tokens
 from .tracing import tracer
 from .watched import WatchedHttp
 from .watching import watch
 
 logger = logging.getLogger("fastrnn")
+KEEP_ALIVE_SECONDS = 75  # longer than proxies keep theirs, so that these close an idle connection and not the server
 
 
 class Server:
@@ -36,14 +44,18 @@ class Server:
     host : address to listen on; only this machine by default
     http_port, grpc_port : 0: any free one; None: not this protocol
     limits : Limits
-    origins : pages of other hosts that may connect by WebSocket, such as "https://example.com"
+    tls : Tls; both ports then speak TLS alone
+    tokens : path of a file of bearer tokens, one a line, or `name: token`; every client then needs one
+    origins : pages of other sites that may use the server, such as "https://example.com"; "*" is every page
+    hosts : further names that a server on loopback answers to, besides addresses and names without a dot
     access_log : "json" or "text": a line for each request goes to the logger "fastrnn.access"; "off": none
     tracer_provider : of OpenTelemetry, for a span for each request; None: the program's, if it has set one
     **options : those of `Options`
 
     Raises
     ------
-    ShapeError : no model, or a wrong option. OSError : a port is taken.
+    ShapeError : no model, or a wrong option. FastRNNError : a file of tls or tokens is wrong. OSError : a port is
+    taken.
     """
 
     def __init__(
@@ -54,27 +66,45 @@ class Server:
         http_port: int | None = 8000,
         grpc_port: int | None = 8001,
         limits: Limits | None = None,
+        tls: Tls | None = None,
+        tokens: str | os.PathLike[str] | None = None,
         origins: Iterable[str] = (),
+        hosts: Iterable[str] = (),
         access_log: str = "off",
         tracer_provider: Any = None,
         **options: Any,
     ):
         self.engine = Engine(versions_of(models), Options(**options), limits or Limits())
         self.engine.watch = watch(access_log, tracer(tracer_provider))
-        self.origins = frozenset(origins)
         self.host = host
+        self.certificates = None if tls is None else Certificates(tls)
+        self.guard = Guard(
+            host,
+            self.engine.clients,
+            None if tokens is None else Tokens(tokens),
+            secure=tls is not None,
+            origins=origins,
+            hosts=hosts,
+            count=self.engine.refused,
+        )
         self.http_port: int | None = http_port
         self.grpc_port: int | None = grpc_port
-        self._http: uvicorn.Server | None = None
+        self._http: HttpServer | None = None
         self._grpc: GrpcServer | None = None
         self._serving: asyncio.Task | None = None
 
     async def start(self) -> None:
         """Listen. It returns when requests are answered."""
+        if not self._closed_to_strangers():
+            logger.warning(
+                "the server listens on %s without tokens or client certificates: whoever reaches it may use it, and go "
+                "on with sequences whose ids they guess. Give it --token-file FILE or --tls-client-ca FILE",
+                self.host,
+            )
         await self.engine.start()
         try:
             if self.grpc_port is not None:
-                self._grpc = GrpcServer(self.engine)
+                self._grpc = GrpcServer(self.engine, self.guard, self.certificates)
                 self.grpc_port = await self._grpc.start(self.host, self.grpc_port)
             if self.http_port is not None:
                 await self._start_http(self.http_port)
@@ -92,25 +122,49 @@ class Server:
             listener.close()
             raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
         self.http_port = int(listener.getsockname()[1])
-        routes = [websocket.route(self.engine, self.origins), metrics.route(self.engine)]
-        app = application(self.engine, routes)
+        limits = self.engine.limits
+        app = guarded(application(self.engine, [websocket.route(self.engine), metrics.route(self.engine)]), self.guard)
         config = uvicorn.Config(
             app if self.engine.watch is None else WatchedHttp(app, self.engine.watch),
             log_config=None,
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=5,
-            ws=direct.protocol(),
-            ws_max_size=self.engine.limits.message_bytes,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            server_header=False,
+            ws_max_size=limits.message_bytes,
             ws_per_message_deflate=False,  # float32 does not get smaller, and bombs don't get in
         )
-        self._http = uvicorn.Server(config)
-        self._serving = asyncio.get_running_loop().create_task(_serve(self._http, listener))
+        connections = Connections(limits.connections, limits.client_connections, self._dropped)
+        self._http = HttpServer(config, connections, self.certificates and self.certificates.context)
+        self._serving = asyncio.get_running_loop().create_task(self._http.serve_on(listener))
         while not self._http.started:
             if self._serving.done():
                 await self._serving
                 raise FastRNNError("the HTTP server ended at its start")
             await asyncio.sleep(0.001)
+
+    def _closed_to_strangers(self) -> bool:
+        mutual = self.certificates is not None and self.certificates.files.client_ca is not None
+        return is_loopback(self.host) or self.guard.tokens is not None or mutual
+
+    def _dropped(self, reason: str) -> None:
+        """A connection was refused or ended."""
+        self.engine.refused(Fault("UNAVAILABLE", reason, "the connection was dropped"))
+
+    async def reload(self) -> None:
+        """Read the tokens and the files of TLS again. Open connections stay.
+
+        Raises
+        ------
+        FastRNNError : a file is wrong. What it held before stays valid, and so does everything else.
+        """
+        if self.guard.tokens is not None:
+            self.guard.tokens.reload()
+        if self.certificates is not None:
+            self.certificates.reload()
+            if self._http is not None:
+                await self._http.renew(self.certificates.context)
 
     async def drain(self, seconds: float = 0.0) -> None:
         """Not ready from now on: no sequence starts. Returns when the last one has ended, or after these seconds."""
@@ -140,9 +194,3 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-
-
-async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Run uvicorn in this loop; signals stay those of the caller."""
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    await server._serve([listener])

@@ -76,6 +76,8 @@ class Stream:
                 pending = Pending(item, self._news)
                 try:
                     request = self.read(item)
+                    if self.engine.clients.paced:
+                        await self.engine.clients.pace(request.client)
                     if not self.engine.has_room(request):
                         await self.engine.room(request)
                     self._begin(pending, request)

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from .grpc_guard import client_of
 from .watching import Record, Watch
 
 QUIET = ("/v2/health/", "/metrics", "/live", "/page/")  # paths of probes and of the page itself
@@ -76,8 +77,7 @@ class WatchedGrpc(grpc.aio.ServerInterceptor):
         return make(inner, handler.request_deserializer, handler.response_serializer)
 
     def _begin(self, context: Any, method: str, carrier: dict[str, str], many: bool) -> Record:
-        client = context.peer().rpartition(":")[0]
-        record = Record("grpc", method, client, many=many, quiet=method in QUIET_CALLS)
+        record = Record("grpc", method, client_of(context), many=many, quiet=method in QUIET_CALLS)
         return self.watch.begin(record, carrier)
 
     def _end(self, record: Record, context: Any, done: bool) -> None:

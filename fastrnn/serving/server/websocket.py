@@ -12,7 +12,6 @@ import math
 import uuid
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.responses import JSONResponse
@@ -23,6 +22,7 @@ from . import bodies, tensors
 from .direct import KEY, Direct
 from .engine import Engine
 from .faults import Fault, invalid
+from .guard import SUBPROTOCOL
 from .hosted import Reply, Request
 from .http import client_of
 from .sequence import Answer, Call, checked_id
@@ -41,20 +41,17 @@ OF_CODE = {
 }
 
 
-def route(engine: Engine, origins: frozenset[str]) -> WebSocketRoute:
-    """The endpoint. origins: pages of other hosts that may connect."""
+def route(engine: Engine) -> WebSocketRoute:
+    """The endpoint."""
 
     async def endpoint(socket: WebSocket) -> None:
-        if not _may(socket, origins):
-            await _denied(socket, 403, f"pages of {socket.headers.get('origin')!r:.200} may not connect here")
-            return
         try:
             session = Session(engine, socket)
         except Fault as fault:
             engine.refused(fault, socket.path_params["model"])
             await _denied(socket, fault.status, str(fault))
             return
-        await socket.accept()
+        await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", ()) else None)
         engine.connections.add(session)
         try:
             await session.run()
@@ -139,6 +136,7 @@ class Session:
                 await self._drain()
                 self.answers.put_nowait(fault)
                 return True
+            await self.engine.clients.pace(request.client)
             await self.engine.room(request)
             self.answers.put_nowait(asyncio.ensure_future(self.engine.infer(request)))
             await asyncio.sleep(0)  # it takes its place in the queue
@@ -258,12 +256,6 @@ def _choice(asked: Any, name: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise invalid(f"{name} must be {' or '.join(known)}, got {value!r:.40}")
     return value
-
-
-def _may(socket: WebSocket, origins: frozenset[str]) -> bool:
-    """Whether the page that connects is of this server, or of an allowed one. Programs send no Origin."""
-    origin = socket.headers.get("origin")
-    return origin is None or origin in origins or urlsplit(origin).netloc == socket.headers.get("host")
 
 
 async def _denied(socket: WebSocket, status: int, text: str) -> None:
