@@ -110,8 +110,8 @@ class Hosted:
         return _only(Reply(str(version), outputs, {}, self.whole[version].seconds), request.outputs)
 
     def post(self, request: Request, tell: Callable[[Reply | Fault], None]) -> Callable[[], None] | None:
-        """`infer` without a task, for requests of sequences that may take their time: `tell` gets the Reply, or the
-        Fault, once. Returns what withdraws the request; None, without an effect, for any other request.
+        """`infer` without a task, for requests of sequences that are here and may take their time: `tell` gets the
+        Reply, or the Fault, once. Returns what withdraws the request; None, without an effect, for any other request.
 
         Raises
         ------
@@ -119,6 +119,8 @@ class Hosted:
         """
         call = self._call(request)
         if call is None or call.timeout is not None:
+            return None
+        if self.sequences.finding is not None and self.sequences.finding.needed(call):
             return None
 
         def told(answer: Answer | Fault) -> None:

@@ -50,6 +50,7 @@ class Stream:
         self._open: deque[Pending] = deque()
         self._news, self._room = asyncio.Event(), asyncio.Event()
         self._ended = False
+        self._long: set[asyncio.Task] = set()  # requests that took the long way
 
     async def answers(self, items: AsyncIterator[Any]) -> AsyncGenerator[tuple[Any, Reply | Fault], None]:
         """(message, result) of each message, in their order."""
@@ -81,6 +82,10 @@ class Stream:
                     if not self.engine.has_room(request):
                         await self.engine.room(request)
                     self._begin(pending, request)
+                    if self._long:
+                        await asyncio.sleep(0)  # a task takes its place in the queue
+                    while len(self._long) >= self.engine.options.queue_size:  # they may all be of one sequence
+                        await asyncio.wait(self._long, return_when=asyncio.FIRST_COMPLETED)
                 except Fault as fault:
                     pending.tell(fault)
                 self._open.append(pending)
@@ -93,12 +98,15 @@ class Stream:
             self._news.set()
 
     def _begin(self, pending: Pending, request: Request) -> None:
-        if self.engine.unwatched:
+        if self.engine.unwatched and not self._long:  # else it could overtake a request of its sequence
             withdraw = self.engine.post(request, pending.tell)
             if withdraw is not None:
                 pending.cancel = withdraw
                 return
-        pending.cancel = asyncio.ensure_future(self._infer(pending, request)).cancel
+        task = asyncio.ensure_future(self._infer(pending, request))
+        self._long.add(task)
+        task.add_done_callback(self._long.discard)
+        pending.cancel = task.cancel
 
     async def _infer(self, pending: Pending, request: Request) -> None:
         try:

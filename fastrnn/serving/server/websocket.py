@@ -89,7 +89,7 @@ class Session:
         if not (self.start or self.named):
             raise invalid("sequence_start=0 goes on with a sequence: name it by sequence_id")
         self.answers: asyncio.Queue = asyncio.Queue()
-        self.room = asyncio.Semaphore(MOST_OPEN)
+        self.room = asyncio.Semaphore(min(MOST_OPEN, engine.options.queue_size))
         self.reader: asyncio.Task | None = None
         self.direct: Direct | None = None
 

@@ -1,0 +1,129 @@
+"""Streams of gRPC: the short way of their requests, and its order with requests that take the long one."""
+
+import time
+
+import numpy as np
+import pytest
+from running import Running
+
+pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
+grpc = pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
+
+from fastrnn.serving.server.messages import SERVICE, message  # noqa: E402
+from fastrnn.serving.server.streaming import Stream  # noqa: E402
+
+pytestmark = pytest.mark.any_isa
+
+
+def request(x, model="m", **given):
+    """A ModelInferRequest."""
+    made = message("ModelInferRequest")(model_name=model)
+    made.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    made.raw_input_contents.append(x.tobytes())
+    for name, value in given.items():
+        setattr(made.parameters[name], "bool_param" if isinstance(value, bool) else "int64_param", value)
+    return made
+
+
+def answers(server, requests):
+    """Those of one stream, on which all requests are sent at once."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=message("ModelStreamInferResponse").FromString,
+        )
+        return list(call(iter(requests), timeout=60))
+
+
+def until(condition, what, seconds=20.0):
+    """Wait for something that the server does in its own time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+def values(answer):
+    assert not answer.error_message, answer.error_message
+    (output,) = answer.infer_response.outputs
+    y = np.frombuffer(answer.infer_response.raw_output_contents[0], np.float32).reshape(tuple(output.shape))
+    return y[0]
+
+
+@pytest.fixture
+def long_way(monkeypatch):
+    """How many requests took the long way."""
+    seen = []
+    before = Stream._infer
+
+    async def counted(self, pending, request):
+        seen.append(request)
+        await before(self, pending, request)
+
+    monkeypatch.setattr(Stream, "_infer", counted)
+    return seen
+
+
+def test_requests_of_several_sequences_are_answered_in_order(running, frames, alone, long_way):
+    ids = (101, 102, 103)
+    asked = [request(frames[t][None], sequence_id=id, sequence_start=t == 0) for t in range(40) for id in ids]
+    found = answers(running, asked)
+    for i, answer in enumerate(found):
+        t, id = divmod(i, 3)
+        assert answer.infer_response.parameters["sequence_id"].int64_param == ids[id]
+        assert np.array_equal(values(answer), alone[t])
+    assert not long_way
+
+
+def test_the_long_way_does_not_change_the_order(running, frames, alone, long_way):
+    """Requests without a sequence, with a timeout, and wrong ones stand between those of a sequence."""
+    asked = []
+    for t in range(20):
+        asked.append(request(frames[t][None], sequence_id=111, sequence_start=t == 0))
+        asked.append(request(frames[:30][None]))
+        asked.append(request(frames[t][None][:, :3], sequence_id=111))
+        asked.append(request(frames[t][None], sequence_id=112, sequence_start=t == 0, timeout=10_000_000))
+    found = answers(running, asked)
+    for t in range(20):
+        one, whole, wrong, timed = found[4 * t : 4 * t + 4]
+        assert np.array_equal(values(one), alone[t])
+        assert np.array_equal(values(whole), alone[:30])
+        assert wrong.error_message.startswith("INVALID_ARGUMENT: ")
+        assert np.array_equal(values(timed), alone[t])
+    assert len(long_way) >= 40
+
+
+def test_a_sequence_that_is_in_the_store_goes_on(model, frames, alone, long_way, tmp_path):
+    """The short way would not look for it there."""
+    pytest.importorskip("fsspec", reason="no fsspec: pip install 'fastrnn[serve]'")
+    with Running({"m": model}, store=str(tmp_path)) as server:
+        answers(server, [request(frames[t][None], sequence_id=7, sequence_start=t == 0) for t in range(10)])
+    assert not long_way
+    with Running({"m": model}, store=str(tmp_path)) as server:
+        found = answers(server, [request(frames[t][None], sequence_id=7) for t in range(10, 60)])
+        assert np.array_equal(np.stack([values(a) for a in found]), alone[10:60])
+        assert long_way
+        del long_way[:]
+        (answer,) = answers(server, [request(frames[60][None], sequence_id=7)])
+        assert np.array_equal(values(answer), alone[60])
+        assert not long_way
+
+
+def test_a_stream_that_breaks_withdraws_its_requests(model, frames, alone):
+    """What no tick had taken is as if it had not been sent."""
+    with Running({"m": model}, max_delay=1.0) as server, grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=message("ModelStreamInferResponse").FromString,
+        )
+        answers(server, [request(frames[0][None], sequence_id=id, sequence_start=True) for id in (5, 6)])
+        # Two live sequences: a tick waits a second for the other one.
+        gone = call(iter([request(frames[1][None], sequence_id=5) for _ in range(3)]), timeout=60)
+        until(lambda: server.sequences.live[5].running, "the request was not admitted")
+        gone.cancel()
+        (answer,) = answers(server, [request(frames[1][None], sequence_id=5)])
+        first = answer.infer_response.parameters["step_index"].int64_param
+        assert first == server.sequences.live[5].steps - 1
+        assert np.array_equal(values(answer), alone[1]) == (first == 1)
