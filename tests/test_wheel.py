@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import wheel_checks
 
 pytestmark = pytest.mark.any_isa
+PAGE = Path(__file__).resolve().parent.parent / "fastrnn" / "serving" / "server" / "page"  # the live page
 MOST_BYTES = 5_000_000  # of the extensions on disk; the wheel compresses them to 2 MB
 
 
@@ -31,7 +32,9 @@ def files() -> list[Path]:
 
 def test_there_are_no_sources(files):
     odd = [path for path in files if path.suffix not in {".py", ".pyc", ".pyi", ".pxd", ".so", ".typed"}]
-    assert [path.name for path in odd if not path.name.startswith("LICENSE")] == []
+    page = {path.name for path in odd if path.parent.name == "page"}
+    assert [path.name for path in odd if not path.name.startswith("LICENSE") and path.parent.name != "page"] == []
+    assert page == {path.name for path in PAGE.iterdir()}
     assert any(path.name == "_isa.pxd" for path in files)  # for others' Cython
     assert any(path.name == "py.typed" for path in files)
 

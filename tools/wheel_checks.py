@@ -60,7 +60,8 @@ def wrong_with_tag(wheel: Path) -> list[str]:
 
 def _belongs(path: Path) -> bool:
     """Whether a wheel may have this file."""
-    return path.suffix in SUFFIXES or path.name.startswith("LICENSE")
+    page = path.parent.name == "page" and path.suffix in {".html", ".css", ".js"}  # of the server
+    return page or path.suffix in SUFFIXES or path.name.startswith("LICENSE")
 
 
 def wrong_with_wheel(wheel: Path, suffix: str, folder: Path) -> list[str]:

@@ -169,6 +169,7 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
         access_log=args.access_log,
         store=args.store,
         checkpoint_seconds=args.checkpoint_seconds,
+        profile=fastrnn.profile,
         **serve_guard.settings(args),
     )
     serve_guard.reload_at_sighup(server)

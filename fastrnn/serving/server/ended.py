@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 
 from .faults import Fault
 from .sequence import shown
 
 MOST = 100_000  # ids that are remembered
 AGAIN_SECONDS = 1.0
+RECENT = 50  # ends that a client did not ask for, as they are shown
 LOST = {"idle", "evicted", "moved"}  # ends that the client did not ask for
 
 
@@ -24,10 +26,13 @@ class Ended:
     def __init__(self, model: str):
         self.model = model
         self.since = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self.recent: deque[tuple[float, int | str, str, str]] = deque(maxlen=RECENT)
         self._ends: OrderedDict[int | str, tuple[str, str, int]] = OrderedDict()
 
     def add(self, id: int | str, reason: str, text: str, epoch: int = 0) -> None:
         """A sequence has ended. text: follows its id in a sentence. epoch: that it had in the store."""
+        if reason != "client":
+            self.recent.append((time.time(), id, reason, text))
         self._ends[id] = reason, text, epoch
         self._ends.move_to_end(id)
         if len(self._ends) > MOST:

@@ -40,6 +40,7 @@ class Engine:
     rejected : model -> reason -> requests that were refused or failed; the model is "" if there is none of that name
     recent : the last of them: (time, model, reason, text)
     watch : makes the access log and the spans; None: neither
+    since : when it was made
     """
 
     def __init__(self, models: dict[str, dict[int, Any]], options: Options, limits: Limits):
@@ -49,6 +50,7 @@ class Engine:
         self.rejected: dict[str, Counter[str]] = {name: Counter() for name in models}
         self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT)
         self.watch: Watch | None = None
+        self.since = time.time()
         self.started = False
         self.connections: set[Any] = set()  # sessions of WebSockets
         self.vault: Vault | None = None

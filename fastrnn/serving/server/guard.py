@@ -27,6 +27,7 @@ from .tokens import Tokens, bearer
 
 # Open without a token: probes have none, and these say nothing of models, clients or data.
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready", "/openapi.json"})
+OPEN_FILES = "/page/"  # of the live page, which asks its reader for the token
 OPEN_CALLS = frozenset(
     {
         "/inference.GRPCInferenceService/ServerLive",
@@ -141,7 +142,7 @@ class Gate:
         address = scope.get("fastrnn.certificate") or client_address(*(scope.get("client") or ("local",))[:1])
         if scope["type"] == "websocket":
             return guard.client(headers.get("authorization") or _offered(scope), address)
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FILES):
             return address
         client = guard.client(headers.get("authorization"), address)
         guard.clients.take(client)

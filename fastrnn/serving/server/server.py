@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import uvicorn
 
 from ...errors import FastRNNError
-from . import metrics, websocket
+from . import live, metrics, websocket
 from .connections import Connections, HttpServer
 from .engine import Engine
 from .faults import Fault
@@ -50,6 +50,8 @@ class Server:
     hosts : further names that a server on loopback answers to, besides addresses and names without a dot
     access_log : "json" or "text": a line for each request goes to the logger "fastrnn.access"; "off": none
     tracer_provider : of OpenTelemetry, for a span for each request; None: the program's, if it has set one
+    profile : fastrnn.profile, for the live page to show what a step should cost. It is called when the page is first
+        opened, and takes about a second of one core; None: not shown
     **options : those of `Options`
 
     Raises
@@ -72,9 +74,11 @@ class Server:
         hosts: Iterable[str] = (),
         access_log: str = "off",
         tracer_provider: Any = None,
+        profile: Callable[..., Any] | None = None,
         **options: Any,
     ):
         self.engine = Engine(versions_of(models), Options(**options), limits or Limits())
+        self.profile = profile
         self.engine.watch = watch(access_log, tracer(tracer_provider))
         self.host = host
         self.certificates = None if tls is None else Certificates(tls)
@@ -123,7 +127,8 @@ class Server:
             raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
         self.http_port = int(listener.getsockname()[1])
         limits = self.engine.limits
-        app = guarded(application(self.engine, [websocket.route(self.engine), metrics.route(self.engine)]), self.guard)
+        routes = [websocket.route(self.engine), metrics.route(self.engine), *live.routes(self.engine, self.profile)]
+        app = guarded(application(self.engine, routes), self.guard)
         config = uvicorn.Config(
             app if self.engine.watch is None else WatchedHttp(app, self.engine.watch),
             log_config=None,
