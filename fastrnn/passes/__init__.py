@@ -17,11 +17,13 @@ from .moves import simplify_moves
 from .parallel_forms import note_parallel_forms
 from .precision import is_reduced, precision_of, set_precision
 from .roll_up import roll_up
+from .scans import recurrences_of_parallel_forms
 from .steps import fold_steps
 
 __all__ = ["precision_of", "run", "set_precision", "standard_passes"]
 
 standard_passes = (
+    recurrences_of_parallel_forms,
     note_parallel_forms,
     cut_runs,
     step_sums,

@@ -78,6 +78,8 @@ def _as_steps(patch: Patch, node: Node) -> None:
     x, axis = patch.values[node.inputs[0]], node.attrs["axis"]
     if x.dims[axis] != D.TIME or node.attrs["reverse"] or x.dtype != "float32":
         return
+    if any("time" in D.symbols(d) for a, d in enumerate(x.dims) if a != axis):
+        return
     first = (axis, *(a for a in range(len(x.dims)) if a != axis))
     back = tuple(first.index(a) for a in range(len(x.dims)))
     steps = patch.add("transpose", (x.name,), {"perm": first}, f"{node.name}.steps")

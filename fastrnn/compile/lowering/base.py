@@ -18,6 +18,7 @@ from ...streaming.timetable import Timetable
 from .. import bounds
 from ..plan import Builder
 from ..tensors import Tensor, collapse
+from .bodies import with_bodies
 from .fields import LEVELS, RANK, TYPE_CODES, at, contiguous_last
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Lowering:
         self.output_names = list(results(graph) if mode == "stream" else graph.outputs)
         self.activations = activations(graph)
         absorbed = {n.name for n in self.activations.values()}
-        self.items = schedule(graph)
+        self.items = with_bodies(graph, schedule(graph))
         # Name of a node on a cycle -> the cycle.
         self.region = {n.name: k for k, item in enumerate(self.items) if isinstance(item, Loop) for n in item.nodes}
         self.groups = groups(graph, frozenset(absorbed), self.region)
