@@ -2,8 +2,9 @@
 """Ops over windows of one or two spatial axes: conv, depthwise conv, pooling. A convolution of one spatial axis has a
 first axis of size 1.
 
-Every output element is one sum in one fixed order: taps by row, by column, then channels, with the bias last. A tap in
-the padding adds 0 * w. So the bits don't depend on where a block of positions begins or which positions run together.
+Every output element is one sum in one fixed order: taps by row, by column (or by column, by row: `across`), then channels,
+with the bias last. A tap in the padding adds 0 * w. So the bits don't depend on where a block of positions begins or which
+positions run together.
 """
 
 from libc.stdint cimport int32_t, int64_t
@@ -26,6 +27,7 @@ cdef struct Window:  # output position (h, w) reads x at (h * stride_h - pad_h +
 cdef struct ConvArgs:
     Window w
     int64_t packed, groups, channels, outs, patches, scratch  # channels, outs: of one group; patches: rows of scratch
+    int64_t across  # the weights are by column, by row
     int64_t rounded, rounded_rows  # reduced precision: room for that many rounded rows
 
 cdef struct DepthwiseArgs:
@@ -111,11 +113,14 @@ cdef inline bint rows_inside(const Window *w, int64_t h) noexcept nogil:
     return h >= 0 and h + (w.taps_h - 1) * w.dilation_h < w.in_h
 
 
-cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int64_t channels,
+cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int64_t channels, bint across,
                      float *patch) noexcept nogil:
     """All taps of one position, one after the other, from row h, column i of x; zeros in the padding."""
     cdef int64_t a, b, row, column
     cdef bint inside = i >= 0 and i + (w.taps_w - 1) * w.dilation_w < w.in_w
+    if across:
+        fill_columns(w, x, h, i, w.taps_w, channels, patch)
+        return
     for a in range(w.taps_h):
         row = h + a * w.dilation_h
         if row < 0 or row >= w.in_h:
@@ -132,6 +137,36 @@ cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int6
                 else:
                     memset(patch, 0, channels * sizeof(float))
                 patch += channels
+
+
+cdef void fill_columns(const Window *w, const float *x, int64_t h, int64_t i, int64_t n, int64_t channels,
+                       float *y) noexcept nogil:
+    """n columns from column i of x on, each with the rows of the taps from row h on, one after the other; zeros in the
+    padding. So the patches of neighbouring positions overlap, and each element is copied once for each row of taps."""
+    cdef int64_t a, c, row, column, size = w.taps_h * channels
+    for a in range(w.taps_h):
+        row = h + a * w.dilation_h
+        for c in range(n):
+            column = i + c
+            if 0 <= row < w.in_h and 0 <= column < w.in_w:
+                memcpy(y + c * size + a * channels, x + row * w.x_h + column * w.x_w, channels * sizeof(float))
+            else:
+                memset(y + c * size + a * channels, 0, channels * sizeof(float))
+
+
+cdef void run_across(const ConvArgs *a, const float *x, float *y, int64_t h, int64_t packed, Frame *f) noexcept nogil:
+    """The products of one row of positions, over columns of taps."""
+    cdef const Window *w = &a.w
+    cdef int64_t i = 0, n, column = w.taps_h * a.channels, most = (a.patches - 1) * w.taps_w // w.stride_w + 1
+    cdef float *columns = <float *> f.base[a.scratch]
+    cdef Run run
+    run.x, run.x_step, run.y_step = columns, w.stride_w * column, w.y_w
+    while i < w.out_w:
+        n = min(most, w.out_w - i)
+        fill_columns(w, x, h, i * w.stride_w - w.pad_w, (n - 1) * w.stride_w + w.taps_w, a.channels, columns)
+        run.n, run.y = n, y + i * w.y_w
+        flush(&run, a, packed, f)
+        i += n
 
 
 cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept nogil:
@@ -158,6 +193,9 @@ cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept no
                 return
             y = at(f, w.y_buffer, w.y_offset) + b * w.y_batch + h * w.y_h + group * a.outs
             top = h * w.stride_h - w.pad_h
+            if a.across and w.out_w >= DIRECT_ROWS:
+                run_across(a, x, y, top, packed, f)
+                continue
             i = 0
             while i < w.out_w:
                 if direct and first <= i < last and rows_inside(w, top):
@@ -170,7 +208,7 @@ cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept no
                         flush(&run, a, packed, f)
                         used = 0
                     patch = patches + used * size
-                    fill_patch(w, x, top, i * w.stride_w - w.pad_w, a.channels, patch)
+                    fill_patch(w, x, top, i * w.stride_w - w.pad_w, a.channels, a.across, patch)
                     append(&run, 1, patch, size, y + i * w.y_w, w.y_w, a, packed, f)
                     used += 1
                 i = next

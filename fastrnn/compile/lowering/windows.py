@@ -164,6 +164,10 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
         _emit_depthwise(low, node, W.reshape(groups, taps).T, bias, act, (x, y), fields, flops)
         return
     first, precision, scale = len(low.plan.linears), node.attrs.get("precision", "float32"), low.array(node, 3, "scale")
+    # Patches of several rows overlap if the rows of a column are together: each element is copied a third as often.
+    across = fields["dilation_w"] == 1 and fields["taps_h"] > 1 and fields["stride_w"] < fields["taps_w"]
+    if across:
+        W, key = W.swapaxes(1, 2), f"{key} across"
     for g in range(groups):
         matrix = np.ascontiguousarray(W[g].reshape(taps * channels, outs))
         part, steps = (None if a is None else np.ascontiguousarray(a[g * outs : (g + 1) * outs]) for a in (bias, scale))
@@ -176,7 +180,7 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
     writes = (y, scratch) if rounded == -1 else (y, scratch, rounded)
     low.builder.emit(
         "conv", node.name, (x,), writes, flops, **fields, packed=first, groups=groups, channels=channels, outs=outs,
-        patches=patches, scratch=scratch, rounded=rounded, rounded_rows=rounded_rows,
+        patches=patches, scratch=scratch, rounded=rounded, rounded_rows=rounded_rows, across=int(across),
     )  # fmt: skip
 
 
