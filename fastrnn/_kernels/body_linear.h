@@ -18,7 +18,8 @@ typedef struct frnn_linear_call {
 static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *call, const frnn_block *blocks, int nb) {
     float out[FRNN_TALL_ROWS * 4 * VEC_W] __attribute__((aligned(64)));
     int nv = blocks[0].nv;
-    int64_t limit = call->product->rows[nb - 1][nv], mr;
+    const frnn_tile_fn *tall = nb == 1 && nv == 1 && VEC_W == FRNN_LANES ? call->product->long_tiles : NULL;
+    int64_t limit = tall ? FRNN_LONG_ROWS : call->product->rows[nb - 1][nv], mr;
     frnn_tile t;
     t.Kx = call->K, t.Kh = 0, t.shift = 0, t.out = out, t.pace = 0, t.near = call->ahead;
     t.height = frnn_tile_height(call->row1 - call->row0, limit);
@@ -31,7 +32,11 @@ static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *c
             for (int64_t r = 0; r < mr; r++) t.start[b][r] = bias;
         }
         for (int64_t r = 0; r < mr; r++) t.x[r] = call->x + (row + r) * call->x_stride;
-        vec_tile_run(call->product, &t, mr, nb, nv);
+        if (tall && mr > FRNN_TILE_ROWS) {
+            tall[mr - FRNN_TILE_ROWS - 1](&t);
+        } else {
+            vec_tile_run(call->product, &t, mr, nb, nv);
+        }
         for (int64_t r = 0; r < mr; r++) {
             for (int i = 0; i < nb * nv; i++) {
                 int64_t column = blocks[0].start + i * VEC_W;

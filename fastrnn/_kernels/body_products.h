@@ -50,6 +50,7 @@ static const frnn_product frnn_float32 = {
     .column = frnn_float32_column,
     .pack = frnn_float32_pack,
     .tiles = ALL_WIDTHS(vec_tiles),
+    .long_tiles = frnn_long_tiles,
     .tuning = &frnn_float32_tuning,
 };
 

@@ -56,23 +56,23 @@ FRNN_INLINE void vec_tile_add(vec *sum, vec s, vec w, const int mr) {
 /* Term k of one operand, for np panels of n vectors: acc += row[r][k] * p[i][v]; p moves on. The lesser side waits in
  * registers, the rows' values or a panel's vectors, while the other passes. fetch: prefetch a term at ahead, and for
  * further panels as far from there as they are from the first. */
-FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const row[], int64_t k, const float *p[4],
+FRNN_INLINE void vec_tile_term(vec acc[FRNN_LONG_ROWS][4][4], const float *const row[], int64_t k, const float *p[4],
                                const char *ahead, const int fetch, const int mr, const int np, const int n) {
     const int rows_wait = mr < np * n ? mr : 0, rows_pass = mr - rows_wait;
-    vec s[FRNN_TILE_ROWS], w[4];
+    vec s[FRNN_LONG_ROWS], w[4];
     /* no loads of two terms at once: there are no registers for them */
     if (FRNN_UNROLL > 1 && mr > 1) __asm__ volatile("" ::: "memory");
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < rows_wait; r++) s[r] = vec_splat(row[r][k]);
 #pragma GCC unroll 4
     for (int i = 0; i < np; i++) {
 #pragma GCC unroll 4
         for (int v = 0; v < n; v++) {
             w[v] = vec_load(p[i] + v * VEC_W);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
             for (int r = 0; r < rows_wait; r++) vec_tile_add(&acc[r][i][v], s[r], w[v], mr);
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
         for (int r = 0; r < rows_pass; r++) {
             s[r] = vec_splat(row[r][k]);
 #pragma GCC unroll 4
@@ -96,13 +96,13 @@ FRNN_INLINE void vec_tile_term(vec acc[FRNN_TILE_ROWS][4][4], const float *const
  * 1.13 times the cycles at H = 32, 1.09 at 64, 1.04 at 128).
  * fetch: each term prefetches as many bytes as it reads from `ahead` on, which then moves by `pace` bytes. FRNN_UNROLL
  * terms per iteration save issue slots (docs/decisions/0011). */
-FRNN_INLINE void vec_tile_terms(vec acc[FRNN_TILE_ROWS][4][4], const float *const rows[], int64_t K,
+FRNN_INLINE void vec_tile_terms(vec acc[FRNN_LONG_ROWS][4][4], const float *const rows[], int64_t K,
                                 const float *const panel[4], const char *ahead, int64_t pace, const int fetch,
                                 const int mr, const int np, const int n) {
-    const float *row[FRNN_TILE_ROWS], *p[4];
+    const float *row[FRNN_LONG_ROWS], *p[4];
     const int unroll = mr > 1 ? FRNN_UNROLL : 1;
     int64_t k = 0;
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < mr; r++) row[r] = rows[r];
 #pragma GCC unroll 4
     for (int i = 0; i < np; i++) p[i] = panel[i];
@@ -126,12 +126,12 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
     const int n = FRNN_PANEL(nv), panels = nv / n;
     const int64_t K = hidden ? t->Kh : t->Kx;
     const float *panel[4];
-    vec acc[FRNN_TILE_ROWS][4][4];
+    vec acc[FRNN_LONG_ROWS][4][4];
 #pragma GCC unroll 4
     for (int i = 0; i < np; i++) {
         int64_t before = (hidden ? t->Kx * nv : 0) + (first + i) % panels * n * K;
         panel[i] = t->weights[(first + i) / panels] + before * VEC_W;
-#pragma GCC unroll 6
+#pragma GCC unroll 12
         for (int r = 0; r < mr; r++) {
 #pragma GCC unroll 4
             for (int v = 0; v < n; v++) acc[r][i][v] = vec_splat(0.0f);
@@ -142,7 +142,7 @@ FRNN_INLINE void vec_tile_panels(const frnn_tile *t, const int hidden, const int
     if (fetch && t->pace > 0) ahead = t->ahead + ((hidden ? t->Kx * panels : 0) + first * K) * pace;
     vec_tile_terms(acc, hidden ? t->h : t->x, K, panel, ahead, pace, fetch, mr, np, n);
     float *const base = t->out + (hidden ? t->shift * VEC_W : 0);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < mr; r++) {
 #pragma GCC unroll 4
         for (int i = 0; i < np; i++) {
@@ -224,6 +224,12 @@ static frnn_tiles vec_tiles = {
 #endif
     FETCHES
 };
+#if VEC_W == FRNN_LANES
+TILE(7, 1, 1) TILE(8, 1, 1) TILE(9, 1, 1) TILE(10, 1, 1) TILE(11, 1, 1) TILE(12, 1, 1)
+static const frnn_tile_fn frnn_long_tiles[FRNN_LONG_ROWS - FRNN_TILE_ROWS] = {
+    TILE_NAME(7, 1, 1), TILE_NAME(8, 1, 1), TILE_NAME(9, 1, 1), TILE_NAME(10, 1, 1), TILE_NAME(11, 1, 1),
+    TILE_NAME(12, 1, 1)};
+#endif
 /* clang-format on */
 
 /* Run the tile of mr rows, nb blocks (2 only for nv >= 3), nv vectors. */

@@ -46,6 +46,7 @@ typedef struct frnn_act { /* one activation */
 
 /* ---- products ---- */
 #define FRNN_TILE_ROWS 6   /* the most rows of a tile of vectors, whatever the instruction set */
+#define FRNN_LONG_ROWS 12  /* the same of one vector, whose sums would else wait for each other */
 #define FRNN_TALL_ROWS 16  /* the most rows of a tile of a tile unit */
 #define FRNN_TILE_VECTORS 4 /* the most vectors of a product */
 #define FRNN_PACK_STEP 64  /* weights can be packed in parts that begin at multiples of this */
@@ -98,6 +99,8 @@ typedef struct frnn_product {
     int64_t (*rounded)(int64_t K);
     void (*round)(int64_t K, const float *x, float *rounded);
     frnn_tiles *tiles[3]; /* of width 4, 8, 16; NULL: not a width of the instruction set */
+    const frnn_tile_fn
+        *long_tiles; /* of one vector of the widest width and more than FRNN_TILE_ROWS rows; NULL: none */
     frnn_tuning *tuning; /* NULL: no tile prefetches */
     /* The same product on a tile unit, with the same bits of the same rows and weights; NULL: there is none. A call that
      * uses it calls begin with the rows of its tallest tile, and end before it returns. */
