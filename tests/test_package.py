@@ -104,6 +104,12 @@ def test_no_file_is_too_long():
         assert lines <= 450 or path.parent.name == "cases", f"{path.relative_to(ROOT)} has {lines} lines"
 
 
+def test_modules_of_tests_have_names_of_their_own():
+    """They are in no packages, so pytest can't collect two of one name in one run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_function_is_too_long():
     """60 lines, docstring included; ruff holds its branches to 20."""
     for path in own_files():
