@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException  # noqa: E402
 pytestmark = pytest.mark.any_isa
 NAMES = {
     "sequences", "sequence_starts", "sequence_ends", "steps", "batch_size", "queue_wait_seconds", "compute_seconds",
-    "rejected", "state_bytes",
+    "rejected", "state_bytes", "snapshot_seconds", "snapshot_bytes",
 }  # fmt: skip
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -72,7 +72,9 @@ def test_both_formats(server):
     families = {f.name.removeprefix("fastrnn_"): f for f in openmetrics(text)}  # the parser checks the whole format
     assert set(families) == NAMES
     kinds = {name: f.type for name, f in families.items()}
-    assert {k for k, v in kinds.items() if v == "histogram"} == {"batch_size", "queue_wait_seconds", "compute_seconds"}
+    assert {k for k, v in kinds.items() if v == "histogram"} == NAMES - {
+        "sequences", "sequence_starts", "sequence_ends", "steps", "rejected", "state_bytes"
+    }  # fmt: skip
     assert {k for k, v in kinds.items() if v == "gauge"} == {"sequences", "state_bytes"}
     for family in families.values():
         assert {s.labels["model"] for s in family.samples} <= {"m", "two", ""}
@@ -114,6 +116,17 @@ def test_a_tick_counts_once(server, frames):
     assert found[("fastrnn_batch_size_bucket", "31.0")] == 1
     assert found[("fastrnn_batch_size_bucket", "63.0")] == 2
     assert 0 < found[("fastrnn_compute_seconds_sum",)] < 30
+
+
+def test_writes_to_the_store_are_counted(serve, model, frames, tmp_path):
+    pytest.importorskip("fsspec", reason="no fsspec: pip install 'fastrnn[serve]'")
+    with serve({"m": model}, store=str(tmp_path), checkpoint_seconds=0.01) as server:
+        with client(server) as made:
+            infer(made, frames[:5], sequence_id=1, sequence_start=True)
+        until(lambda: samples(server)[("fastrnn_snapshot_bytes_count",)] == 1)
+        found = samples(server)
+    assert found[("fastrnn_snapshot_seconds_count",)] == 1
+    assert len(model.stream().snapshot()) < found[("fastrnn_snapshot_bytes_sum",)] < 10_000
 
 
 def test_refusals_have_reasons(server, frames):

@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ...runtime._meter import Histogram
+from ...runtime._meter import seconds as seconds_histogram
 from ..store import Fenced, Record, StoreError, key_of
 from .faults import Fault
 from .sequence import HELD, Sequence, shown
@@ -44,10 +46,15 @@ class Keeper:
     vault : Vault
     sequences : those that it keeps
     seconds : between two writes of a sequence that steps
+
+    Attributes
+    ----------
+    snapshot_seconds, snapshot_bytes : Histograms of the writes of states
     """
 
     def __init__(self, vault: Vault, sequences: Sequences, seconds: float):
         self.vault, self.sequences, self.seconds = vault, sequences, seconds
+        self.snapshot_seconds, self.snapshot_bytes = seconds_histogram(), Histogram(1.0, 6, 24)
         self.dirty: dict[Sequence, None] = {}  # changed since they were written; the longest first
         self._wanted: dict[Sequence, asyncio.Future] = {}  # running, and to be HELD then
         self._tasks: set[asyncio.Task] = set()
@@ -179,18 +186,23 @@ class Keeper:
     async def _mark(self, sequence: Sequence, reason: str, text: str) -> None:
         async with sequence.lock:
             try:
-                await self._put(sequence, self._record(sequence, "live", b"").ended(reason, text).to_bytes())
+                record = self._record(sequence, "live", b"").ended(reason, text)
+                await self._put(sequence, record.to_bytes(), counts=False)
             except Fenced:
                 pass  # another server has begun it anew
             except StoreError as error:
                 logger.warning("sequence %s ended, and the store does not know: %s", shown(sequence.id), error)
 
-    async def _put(self, sequence: Sequence, data: bytes) -> None:
-        key = self.key(sequence.id)
+    async def _put(self, sequence: Sequence, data: bytes, *, counts: bool = True) -> None:
+        """Write a record. counts: it holds a state."""
+        key, began = self.key(sequence.id), time.monotonic()
         if sequence.epoch:
             await self.vault.write(key, sequence.epoch, data)
         else:
             sequence.epoch = await self.vault.claim(key, None, data)
+        if counts:
+            self.snapshot_seconds.add(time.monotonic() - began)
+            self.snapshot_bytes.add(len(data))
 
     async def _taken(self, sequence: Sequence, state: str) -> bytes:
         """The record of a sequence that is HELD, as bytes."""

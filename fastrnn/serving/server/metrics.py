@@ -21,6 +21,10 @@ OF_TICKS = {  # metric -> its histogram in a batcher's stats(), what it says
     "queue_wait_seconds": ("queue_wait_seconds", "Seconds that the first request of a tick waited for it."),
     "compute_seconds": ("tick_seconds", "Seconds that a tick took on the engine's thread."),
 }
+OF_STORE = {
+    "snapshot_seconds": "Seconds that the store took to write the state of a sequence.",
+    "snapshot_bytes": "Bytes of the states that were written to the store.",
+}
 
 
 def route(engine: Engine) -> Route:
@@ -69,9 +73,16 @@ class Collector:
         )
         ticks = {h.name: ticks_of(h) for h in models}
         for name, (key, text) in OF_TICKS.items():
-            yield _histogram(
-                name, text, {model: stats[key] for model, stats in ticks.items()}, whole=key == "batch_size"
-            )
+            found = {model: stats[key] for model, stats in ticks.items()}
+            yield _histogram(name, text, found, whole=key == "batch_size")
+        for name, text in OF_STORE.items():
+            yield _histogram(name, text, {h.name: written(h, name) for h in models}, whole=name == "snapshot_bytes")
+
+
+def written(hosted: Hosted, name: str) -> dict[str, Any]:
+    """A histogram of a model's writes to the store; an empty one without a store."""
+    keeper = hosted.sequences.keeper
+    return merged([] if keeper is None else [getattr(keeper, name).as_dict()])
 
 
 def state_bytes(hosted: Hosted) -> int:

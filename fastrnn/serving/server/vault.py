@@ -10,7 +10,6 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ...runtime._meter import Histogram, seconds
 from ..store import Fenced, Held, Store, StoreError
 
 logger = logging.getLogger("fastrnn")
@@ -30,7 +29,6 @@ class Vault:
     ----------
     holder : the name under which this server holds sequences
     snapshots, failures, restored : writes of states, calls of the store that failed, and states that were read, so far
-    snapshot_seconds, snapshot_bytes : Histogram of the writes
     failing_since : time.time() of the first failure after the last success; None: the store works
     error : the text of the last failure
     thread : serialises states
@@ -40,7 +38,6 @@ class Vault:
         self.store, self.keep_seconds = store, keep_seconds
         self.holder = secrets.token_hex(16)
         self.snapshots = self.failures = self.restored = 0
-        self.snapshot_seconds, self.snapshot_bytes = seconds(), Histogram(1.0, 6, 24)
         self.failing_since: float | None = None
         self.error = ""
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="fastrnn-snapshot")
@@ -60,10 +57,7 @@ class Vault:
 
     async def write(self, key: str, epoch: int, data: bytes) -> None:
         """`Store.write` for this server."""
-        began = time.monotonic()
         await self._watched(self.store.write(key, epoch, self.holder, data))
-        self.snapshot_seconds.add(time.monotonic() - began)
-        self.snapshot_bytes.add(len(data))
         self.snapshots += 1
 
     def health(self) -> str:
