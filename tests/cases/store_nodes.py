@@ -15,9 +15,10 @@ from fastrnn.serving.store import Record, StoreError, key_of, open_store
 class Node:
     """One server's engine on a store, without protocols. `kill` ends it as SIGKILL does: nothing more is written."""
 
-    def __init__(self, models, store, **options):
+    def __init__(self, models, store, patience=None, **options):
         self.models = models if isinstance(models, dict) else {1: models}
         self.model = next(iter(self.models.values()))
+        self.patience = patience  # with servers that were killed
         self.store, self.options = store, {"max_delay": 0.0, "checkpoint_seconds": 0.02, **options}
 
     async def __aenter__(self):
@@ -25,6 +26,8 @@ class Node:
         await self.engine.start()
         self.s, self.vault = self.engine.hosted("m").sequences, self.engine.vault
         self.killed = False
+        if self.patience is not None and self.vault is not None:
+            self.vault.neighbours.patience = self.patience
         return self
 
     async def __aexit__(self, *_):

@@ -2,6 +2,8 @@
 Bits are a lone stream's."""
 
 import asyncio
+import queue
+import subprocess
 import time
 
 import numpy as np
@@ -62,7 +64,7 @@ def test_after_a_kill_the_last_checkpoint_counts_and_the_client_is_told(run, mod
             for t in range(5, 8):
                 await one.step(1, frames[t], index=t)  # acknowledged, and never written
             await one.kill()
-        async with Node(model, url) as two:
+        async with Node(model, url, patience=0.1) as two:
             await refused(two, 1, frames[8], "expects step_index 5, got 8", "FAILED_PRECONDITION", 409, index=8)
             for t in range(4, 60):  # it replays, from the last answer that was written
                 assert np.array_equal(await two.y(1, frames[t], index=t), alone[t])
@@ -77,7 +79,7 @@ def test_a_client_without_step_index_is_not_answered_from_an_old_state(run, mode
             await one.step(1, frames[:6], start=True)
             await one.written(1, 6)
             await one.kill()
-        async with Node(model, url) as two:
+        async with Node(model, url, patience=0.1) as two:
             text = "goes on from a checkpoint after 6 steps.*send step_index from 6 on"
             await refused(two, 1, frames[6], text, "FAILED_PRECONDITION", 409)
             assert np.array_equal(await two.y(1, frames[6], index=6), alone[6])
@@ -93,7 +95,7 @@ def test_killed_before_the_first_checkpoint(run, model, frames, alone, url):
         async with one:
             await one.step(1, frames[:6], start=True, index=0)
             await one.kill()
-        async with Node(model, url) as two:
+        async with Node(model, url, patience=0.1) as two:
             await refused(two, 1, frames[6], "expects step_index 0, got 6", "FAILED_PRECONDITION", 409, index=6)
             assert np.array_equal(await two.y(1, frames[:6], index=0), alone[:6])
 
@@ -110,7 +112,7 @@ def test_an_older_generation_never_comes_back(run, model, frames, alone, url):
         async with one:
             assert np.array_equal(await one.y(1, frames[0], start=True), alone[0])
             await one.kill()
-        async with Node(model, url) as two:
+        async with Node(model, url, patience=0.1) as two:
             await refused(two, 1, frames[1], "after 0 steps", "FAILED_PRECONDITION", 409)
             assert np.array_equal(await two.y(1, frames[:3], index=0), alone[:3])
 
@@ -172,9 +174,11 @@ def test_a_fenced_server_ends_its_sequence(run, model, frames, alone, url):
     """Another server has taken it over, as after a partition: the old one finds out at its next write."""
 
     async def main():
-        async with Node(model, url) as one, Node(model, url) as two:
+        async with Node(model, url) as one, Node(model, url, patience=0.1) as two:
             await one.step(5, frames[:10], start=True, index=0)
             await one.written(5, 10)
+            for task in one.vault.neighbours._tasks:
+                task.cancel()  # it hears nobody
             assert np.array_equal(await two.y(5, frames[10], index=10), alone[10])
             if 5 in one.s.live:
                 await one.step(5, frames[10], index=10)
@@ -183,6 +187,8 @@ def test_a_fenced_server_ends_its_sequence(run, model, frames, alone, url):
             await refused(one, 5, frames[11], "was moved", "NOT_FOUND", 404, index=11)
             assert one.s.ends == {"moved": 1}
             assert np.array_equal(await two.y(5, frames[11:30]), alone[11:30])
+            one.s.keeper._forget(time.monotonic() + 1)  # as 5 s later
+            assert np.array_equal(await one.y(5, frames[30:40]), alone[30:40])  # it asks for it
 
     run(main())
 
@@ -329,3 +335,79 @@ def test_a_websocket_goes_on_with_a_sequence_of_the_store(model, frames, alone, 
     with serve({"m": model}, store=url) as two:
         assert np.array_equal(answers(two, "sequence_start=0", frames[5:9]), alone[5:9])
         assert np.array_equal(answers(two, "sequence_start=0", frames[9:12]), alone[9:12])
+
+
+def test_a_server_that_is_asked_gives_a_live_sequence_up_with_every_step(run, model, frames, alone, url):
+    """As after a restart behind a proxy that hashes: the sequence follows its requests, without step_index."""
+
+    async def main():
+        async with Node(model, url, checkpoint_seconds=1000.0) as one, Node(model, url) as two:
+            for id in range(1, 40):
+                await one.step(id, frames[:10], start=True)
+            got = await asyncio.gather(*(two.y(id, frames[10]) for id in range(1, 40)))
+            assert all(np.array_equal(y, alone[10]) for y in got)
+            assert one.s.ends == {"moved": 39}
+            assert np.array_equal(await one.y(1, frames[11]), alone[11])
+            assert np.array_equal(await two.y(2, frames[11:30]), alone[11:30])
+
+    run(main())
+
+
+def test_two_servers_want_one_sequence(run, model, frames, alone, url):
+    """Whoever gets a step, its bits are right and no step is taken twice."""
+
+    async def main():
+        async with Node(model, url) as one, Node(model, url) as two, Node(model, url) as three:
+            await one.step(1, frames[0], start=True, index=0)
+            nodes, at = [one, two, three], 1
+            for _ in range(12):
+                results = await asyncio.gather(
+                    *(n.step(1, frames[at], index=at) for n in nodes), return_exceptions=True
+                )
+                answers = [r for r in results if not isinstance(r, BaseException)]
+                assert all(isinstance(r, Fault) for r in results if isinstance(r, BaseException)), results
+                assert all(np.array_equal(first(a), alone[at]) for a in answers)
+                at += bool(answers)
+            assert at > 1
+
+    run(main())
+
+
+def test_a_server_whose_process_has_gone_is_dead_at_once(run, model, frames, alone, folder, monkeypatch):
+    async def main():
+        one = Node(model, folder)
+        async with one:
+            await one.step(1, frames[:5], start=True, index=0)
+            await one.written(1, 5)
+            with subprocess.Popen(["true"]) as gone:
+                pass
+            monkeypatch.setattr("fastrnn.serving.server.neighbours.os.getpid", lambda: gone.pid)
+            await one.vault.neighbours._show(time.time())
+            await one.kill()
+        monkeypatch.undo()
+        async with Node(model, folder, patience=1000.0) as two:
+            assert np.array_equal(await two.y(1, frames[5], index=5), alone[5])
+
+    run(main())
+
+
+def test_a_grpc_stream_goes_on_with_a_sequence_of_the_store(model, frames, alone, folder, serve):
+    """Requests that come while it is looked for keep their order."""
+    grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install 'fastrnn[test]'")
+
+    def answers(server, steps, start):
+        got = queue.Queue()
+        with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
+            client.start_stream(lambda result, error: got.put((result, error)))
+            for t in steps:
+                tensor = grpc.InferInput("x", [1, 5], "FP32").set_data_from_numpy(frames[t : t + 1])
+                client.async_stream_infer("m", [tensor], sequence_id=3, sequence_start=start and t == 0)
+            results = [got.get(timeout=60) for _ in steps]
+            client.stop_stream()
+        assert [e for _, e in results] == [None] * len(results)
+        return np.concatenate([r.as_numpy(r.get_response().outputs[0].name) for r, _ in results])
+
+    with serve({"m": model}, store=folder) as one:
+        assert np.array_equal(answers(one, range(20), True), alone[:20])
+    with serve({"m": model}, store=folder) as two:
+        assert np.array_equal(answers(two, range(20, 60), False), alone[20:60])

@@ -67,7 +67,7 @@ class Engine:
             raise StreamError("this server was started already: make another one")
         self._heart = asyncio.get_running_loop().create_task(self._look_after())
         if self.vault is not None:
-            self.vault.start()
+            self.vault.start(self._give)
             for hosted in self._hosted.values():
                 hosted.sequences.keep(self.vault)
         self.started = True
@@ -75,7 +75,8 @@ class Engine:
     async def drain(self) -> None:
         """Start no sequence, finish what waits, and give all sequences to the store."""
         await asyncio.gather(*(hosted.sequences.drain() for hosted in self._hosted.values()))
-        await asyncio.gather(*(hosted.sequences.give_up() for hosted in self._hosted.values()))
+        keepers = [hosted.sequences.keeper for hosted in self._hosted.values()]
+        await asyncio.gather(*(keeper.give_up_all() for keeper in keepers if keeper is not None))
 
     async def close(self) -> None:
         """End the engine threads."""
@@ -145,12 +146,19 @@ class Engine:
     async def move(self, model: str, id: int | str | None) -> dict[str, Any]:
         """Give a sequence to the store, from which another server goes on with it. Fault: it is not live here; or there
         is no store, or it fails."""
-        if self.vault is None:
+        keeper = self.hosted(model).sequences.keeper
+        if keeper is None:
             raise Fault("FAILED_PRECONDITION", "no_store", "this server has no store: start it with --store URL")
         if id is None:
             raise invalid("the id of a sequence is neither 0 nor empty")
-        steps, epoch = await self.hosted(model).sequences.move(id)
+        steps, epoch = await keeper.move(id)
         return {"steps_done": steps, "epoch": epoch}
+
+    async def _give(self, model: str, id: int | str) -> None:
+        """Another server wants a sequence."""
+        hosted = self._hosted.get(model)
+        if hosted is not None and hosted.sequences.keeper is not None:
+            await hosted.sequences.keeper.give(id)
 
     def refused(self, fault: Fault, model: str = "") -> None:
         """Count a request that was refused or failed; protocols call it once for each. model: the name in it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import FastRNNError
 from ..store import Fenced, Held, Record, StoreError
-from .admission import room_for
+from .admission import draining, room_for
 from .faults import Fault, invalid
 from .lane import Lane
 from .sequence import Call, Sequence, shown
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 5.0  # that the store may take to answer
 AT_ONCE = 64  # sequences that are looked for
+ASK_SECONDS = 0.01  # until the first look at whether a server has given what it was asked for
 TRIES = 5  # of a sequence that several servers want
 RETRY_SECONDS = 1.0
 
@@ -44,13 +45,17 @@ class Finding:
             id in looks or (id not in live and not start) for id, start in zip(call.ids, call.starts, strict=True)
         )
 
+    def running(self, id: int | str) -> asyncio.Task | None:
+        """The look for a sequence, while it takes its time."""
+        task, _ = self._looks.get(id, (None, None))
+        return None if task is None or task.done() else task
+
     async def look(self, call: Call) -> None:
         """Look for those of its sequences that it goes on with and that are not live here. Requests of one sequence go
         on in their order. Fault: a sequence is in the store, and can't go on here."""
         if self.sequences.draining:
             id = next(i for i, start in zip(call.ids, call.starts, strict=True) if not start)
-            text = f"sequence {shown(id)}: this server is draining; send it again, to the server that goes on"
-            raise Fault("UNAVAILABLE", "draining", text, retry_after=RETRY_SECONDS)
+            raise draining(id)
         mine = []
         for id, start in zip(call.ids, call.starts, strict=True):
             if id not in self._looks:
@@ -101,13 +106,31 @@ class Finding:
         if record.state == "ended":
             ended.add(id, record.reason, record.text, held.epoch)
             return True
-        if reason == "moved" and record.state == "live":
+        elsewhere = record.state == "live" and await self.keeper.vault.neighbours.alive(held.holder)
+        if reason == "moved" and elsewhere:
             return True  # another server has it
+        if elsewhere and held.holder != self.keeper.vault.holder:
+            await self._ask(id, held)
+            return False
         limit = self.sequences.options.idle_timeout
         if time.time() - record.time > limit:
             ended.add(id, "idle", f"expired after {limit:g} s idle, after {record.steps} steps", held.epoch)
             return True
         return await self._go_on(id, record, held.epoch, client)
+
+    async def _ask(self, id: int | str, held: Held) -> None:
+        """Ask the server that has a sequence for it. It is dead if it does not give it in time."""
+        vault, loop = self.keeper.vault, asyncio.get_running_loop()
+        neighbours = vault.neighbours
+        end, pause = loop.time() + neighbours.patience, ASK_SECONDS
+        await neighbours.ask(held.holder, self.sequences.name, id)
+        while loop.time() < end and await neighbours.alive(held.holder):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, neighbours.poll)
+            now = await vault.read(self.keeper.key(id))
+            if now is None or now.epoch != held.epoch or self._read(id, now).state != "live":
+                return
+        neighbours.silent(held.holder)
 
     def _read(self, id: int | str, held: Held) -> Record:
         try:
@@ -137,6 +160,7 @@ class Finding:
             raise
         sequence.slot = slot
         vault.restored += 1
+        self.keeper.taken.pop(id, None)
         sequences.install(sequence, unsure=record.state != "moved")
         return True
 

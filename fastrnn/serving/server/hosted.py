@@ -118,7 +118,7 @@ class Hosted:
         Fault : it is refused at once; tell is not called then.
         """
         call = self._call(request)
-        if call is None or call.timeout is not None:
+        if call is None or call.timeout is not None or self.sequences.must_look(call):
             return None
         if self.sequences.finding is not None and self.sequences.finding.needed(call):
             return None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ GIVEN_UP = {
     "moved": "was moved to the store, after {} steps",
     "shutdown": "was handed to the store when this server ended, after {} steps",
 }
+SETTLE_SECONDS = 5.0  # in which a server does not ask for a sequence again that it lost to another one
 RETRY_SECONDS = 1.0  # after which a client may try again
 
 
@@ -56,6 +58,7 @@ class Keeper:
         self.vault, self.sequences, self.seconds = vault, sequences, seconds
         self.snapshot_seconds, self.snapshot_bytes = seconds_histogram(), Histogram(1.0, 6, 24)
         self.dirty: dict[Sequence, None] = {}  # changed since they were written; the longest first
+        self.taken: dict[int | str, float] = {}  # although it was live here -> time.monotonic()
         self._wanted: dict[Sequence, asyncio.Future] = {}  # running, and to be HELD then
         self._tasks: set[asyncio.Task] = set()
         self._flying = asyncio.Semaphore(IN_FLIGHT)
@@ -77,6 +80,8 @@ class Keeper:
     # -- what happens to a sequence --
     async def begin(self, sequences: list[Sequence]) -> None:
         """Sequences start: nobody shall go on with older ones of their ids. It waits for the store, if that works."""
+        for sequence in sequences:
+            self.taken.pop(sequence.id, None)
         tasks = [self._spawn(self._begin(sequence)) for sequence in sequences]
         if self.vault.failing_since is None:
             await asyncio.wait(tasks, timeout=START_SECONDS)
@@ -97,9 +102,25 @@ class Keeper:
         if reason in OVER:
             self._spawn(self._mark(sequence, reason, text))
 
-    async def give_up(self, sequence: Sequence, reason: str) -> None:
-        """Write a sequence for the next server that is asked, and end it here. Fault: it could not be written, and goes
-        on here; or it has ended meanwhile."""
+    async def move(self, id: int | str) -> tuple[int, int]:
+        """Give a sequence to the next server that is asked; (steps, epoch). Fault: it is not live here, or the store
+        fails."""
+        sequence = self.sequences.live.get(id)
+        if sequence is None:
+            raise self.sequences.ended.fault(id)
+        await self.give_up(sequence, "moved")
+        return sequence.steps, sequence.epoch
+
+    async def give(self, id: int | str) -> None:
+        """Give a sequence to another server that was asked for it, if it is live here."""
+        sequence = self.sequences.live.get(id)
+        if sequence is not None:
+            with suppress(Fault):  # it goes on here, or has ended
+                await self.give_up(sequence, "moved", wanted=True)
+
+    async def give_up(self, sequence: Sequence, reason: str, wanted: bool = False) -> None:
+        """Write a sequence for the next server that is asked, and end it here. wanted : another server was asked
+        already. Fault: it could not be written, and goes on here; or it has ended meanwhile."""
         async with sequence.lock:
             try:
                 await self._hold(sequence)
@@ -115,6 +136,8 @@ class Keeper:
                 raise Fault("UNAVAILABLE", "store", text, retry_after=RETRY_SECONDS) from None
             else:
                 self.sequences.lost(sequence, reason, GIVEN_UP[reason].format(sequence.steps))
+                if wanted:  # the next request here asks for it again: a sequence follows its requests
+                    self.sequences.ended.forget(sequence.id)
             finally:
                 self._release(sequence)
 
@@ -144,6 +167,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         while True:
             began, due = loop.time(), list(self.dirty)
+            self._forget(time.monotonic() - SETTLE_SECONDS)
             for at in range(0, len(due), BATCH):
                 for sequence in islice(due, at, at + BATCH):
                     await self._flying.acquire()
@@ -151,6 +175,12 @@ class Keeper:
                 if len(due) > BATCH:
                     await asyncio.sleep(BATCH / MOST_A_SECOND)
             await asyncio.sleep(max(0.001, began + self.seconds - loop.time()))
+
+    def _forget(self, before: float) -> None:
+        """Drop what was taken before that time."""
+        for id in [id for id, moment in self.taken.items() if moment <= before]:
+            del self.taken[id]
+            self.sequences.ended.forget(id)  # from now on this server asks for it again
 
     async def _save(self, sequence: Sequence) -> None:
         """Write a sequence as it is now."""
@@ -236,6 +266,7 @@ class Keeper:
     def _fenced(self, sequence: Sequence, epoch: int) -> None:
         """Another server has the sequence."""
         if self.sequences.live.get(sequence.id) is sequence:
+            self.taken[sequence.id] = time.monotonic()
             logger.warning("sequence %s was moved: another server has it at epoch %d", shown(sequence.id), epoch)
             self.sequences.lost(sequence, "moved", f"was moved to another server, after {sequence.steps} steps")
 

@@ -71,7 +71,7 @@ class Sequences:
         Fault : it is refused, and no sequence has changed; or the model failed. CancelledError : the caller has gone;
         what a tick had not taken by then leaves its sequence as it was.
         """
-        if self.finding is not None and self.finding.needed(call):
+        if self.finding is not None and self.must_look(call):
             try:
                 await self.finding.look(call)
             except Fault as fault:
@@ -92,8 +92,8 @@ class Sequences:
                 timer.cancel()
 
     def post(self, call: Call, tell: Tell) -> Work:
-        """`run` without a task, of sequences that are live here: `tell` is called with the Answer or the Fault, once;
-        or never, after `withdraw`.
+        """`run` without a task, if not `must_look`: `tell` is called with the Answer or the Fault, once; or never,
+        after `withdraw`.
 
         Raises
         ------
@@ -109,10 +109,13 @@ class Sequences:
         """Wait until one more request of a sequence may wait. Protocols whose connections carry many requests stop
         reading meanwhile."""
         while not self.has_room(id):
-            await asyncio.wait([self.live[id].waiting[0].watcher()])
+            look = None if self.finding is None else self.finding.running(id)
+            await asyncio.wait([look or self.live[id].waiting[0].watcher()])
 
     def has_room(self, id: int | str) -> bool:
         """Whether one more request of a sequence may wait."""
+        if self.finding is not None and self.finding.running(id) is not None:
+            return False  # nobody knows yet
         sequence = self.live.get(id)
         return sequence is None or len(sequence.waiting) < self.options.queue_size
 
@@ -135,8 +138,12 @@ class Sequences:
             self._lose(sequence, "client", f"ended with its connection, after {sequence.steps} steps")
 
     # -- for the store --
+    def must_look(self, call: Call) -> bool:
+        """Whether a request must wait for the store: `run` does, `post` does not."""
+        return self.finding is not None and self.finding.needed(call)
+
     def may_be_elsewhere(self, id: int | str) -> bool:
-        """Whether a sequence is not live here, and `run` would look for it in the store; `post` does not."""
+        """Whether a sequence is not live here, and may be in the store."""
         return self.finding is not None and id not in self.live
 
     def keep(self, vault: Vault) -> None:
@@ -144,20 +151,6 @@ class Sequences:
         self.keeper = Keeper(vault, self, self.options.checkpoint_seconds)
         self.finding = Finding(self.keeper, self)
         self.keeper.start()
-
-    async def move(self, id: int | str) -> tuple[int, int]:
-        """Give a sequence to the next server that is asked; (steps, epoch). Fault: it is not live here, or the store
-        fails."""
-        sequence = self.live.get(id)
-        if sequence is None or self.keeper is None:
-            raise self.ended.fault(id)
-        await self.keeper.give_up(sequence, "moved")
-        return sequence.steps, sequence.epoch
-
-    async def give_up(self) -> None:
-        """Give all to the store, if there is one."""
-        if self.keeper is not None:
-            await self.keeper.give_up_all()
 
     def install(self, sequence: Sequence, unsure: bool) -> None:
         """A sequence from the store goes on here."""

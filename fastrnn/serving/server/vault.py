@@ -6,11 +6,12 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..store import Fenced, Held, Store, StoreError
+from .neighbours import Neighbours
 
 logger = logging.getLogger("fastrnn")
 SWEEP_SECONDS = 3600.0  # between two sweeps
@@ -32,6 +33,7 @@ class Vault:
     failing_since : time.time() of the first failure after the last success; None: the store works
     error : the text of the last failure
     thread : serialises states
+    neighbours : the other servers on the store
     """
 
     def __init__(self, store: Store, keep_seconds: float):
@@ -42,9 +44,12 @@ class Vault:
         self.error = ""
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="fastrnn-snapshot")
         self._sweeper: asyncio.Task | None = None
+        self.neighbours: Neighbours
 
-    def start(self) -> None:
-        """Begin to tidy up, on this event loop."""
+    def start(self, give: Callable[[str, int | str], Awaitable[None]]) -> None:
+        """Begin to tidy up, on this event loop, and to `give` other servers what they want: called with (model, id)."""
+        self.neighbours = Neighbours(self, give, getattr(self.store, "poll_seconds", 1.0))
+        self.neighbours.start()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
 
     async def read(self, key: str) -> Held | None:
@@ -60,6 +65,10 @@ class Vault:
         await self._watched(self.store.write(key, epoch, self.holder, data))
         self.snapshots += 1
 
+    async def show(self, key: str, data: bytes) -> None:
+        """`Store.write` of what is no state: under the first epoch, and not counted."""
+        await self._watched(self.store.write(key, 1, self.holder, data))
+
     def health(self) -> str:
         """What is wrong with the store; "" if it works."""
         if self.failing_since is None:
@@ -71,6 +80,7 @@ class Vault:
         """End its threads and connections."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+            await self.neighbours.stop()
         self.thread.shutdown(wait=False)
         try:
             await self.store.close()

@@ -37,7 +37,8 @@ class Held:
 
 
 class Store(Protocol):
-    """What a server asks of a store. All methods are coroutines; a StoreError says what failed."""
+    """What a server asks of a store. All methods are coroutines; a StoreError says what failed. It may have
+    `poll_seconds`, the time between two looks at what other servers want; 1 otherwise."""
 
     async def read(self, key: str) -> Held | None:
         """The entry of a key; None if it has none."""

@@ -54,6 +54,7 @@ class FileStore:
         except ValueError as error:
             raise StoreError(f"store {self.url}: {error}") from None
         self._create, self._replace = _ways(self.fs, self.url)
+        self.poll_seconds = 0.1 if type(self.fs) in (LocalFileSystem, MemoryFileSystem) else 1.0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fastrnn-store")
 
     async def read(self, key: str) -> Held | None:
@@ -162,11 +163,10 @@ class FileStore:
 
     def _sweep(self, seconds: float) -> None:
         before = time.time() - seconds
-        with contextlib.suppress(FileNotFoundError):
-            for model in os.scandir(self.root):
-                for key in os.scandir(model) if model.is_dir(follow_symlinks=False) else ():
-                    with contextlib.suppress(OSError):  # others sweep and write too; a folder in use is not empty
-                        _sweep_folder(key, before)
+        for model in _entries(self.root):
+            for key in _entries(model.path) if model.is_dir(follow_symlinks=False) else ():
+                with contextlib.suppress(OSError):  # others sweep and write too; a folder in use is not empty
+                    _sweep_folder(key.path, before)
 
     def _folder(self, key: str) -> str:
         return f"{self.root.rstrip('/')}/{key}"
@@ -175,8 +175,17 @@ class FileStore:
         return f"{self._folder(key)}/{epoch:0{DIGITS}x}"
 
 
-def _sweep_folder(folder: os.DirEntry, before: float) -> None:
-    for file in os.scandir(folder):
+def _entries(folder: str) -> list[os.DirEntry]:
+    """What is in a folder; nothing if there is none."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except FileNotFoundError:
+        return []
+
+
+def _sweep_folder(folder: str, before: float) -> None:
+    for file in _entries(folder):
         temporary = file.name.startswith(".")
         if file.stat(follow_symlinks=False).st_mtime < (time.time() - OLD_TEMPORARY if temporary else before):
             os.unlink(file)

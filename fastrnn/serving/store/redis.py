@@ -43,6 +43,7 @@ class RedisStore:
 
     def __init__(self, url: str, keep_seconds: float):
         self.url = without_password(url)
+        self.poll_seconds = 0.05
         self._keep = round(keep_seconds * 1000)
         try:
             pool = client.BlockingConnectionPool.from_url(
