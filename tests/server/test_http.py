@@ -217,6 +217,17 @@ class TestHeaders:
 
 
 class TestPaths:
+    def test_health(self, running):
+        """Triton's clients read the status, KServe's the JSON."""
+        for path, answer in {
+            "/v2/health/live": {"live": True},
+            "/v2/health/ready": {"ready": True},
+            "/v2/models/m/ready": {"name": "m", "version": "1", "ready": True},
+            "/v2/models/m/versions/1/ready": {"name": "m", "version": "1", "ready": True},
+        }.items():
+            status, _, data = asked(running, path)
+            assert (status, json.loads(data)) == (200, answer)
+
     @pytest.mark.parametrize("path", ["/v2", "/v2/models/m", "/v2/models/m/versions/1/config", "/v2/models/m/stats"])
     def test_head_is_get_without_a_body(self, running, path):
         get, head = asked(running, path), asked(running, path, method="HEAD")

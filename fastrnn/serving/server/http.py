@@ -63,10 +63,11 @@ class Endpoints:
         return JSONResponse(self.engine.metadata())
 
     async def live(self, request: Request) -> Response:
-        return Response(status_code=200 if self.engine.live() else 503)
+        return _health({"live": self.engine.live()})
 
     async def ready(self, request: Request) -> Response:
-        return Response(self.engine.troubles(), 200 if self.engine.ready() else 503, media_type="text/plain")
+        troubles = self.engine.troubles()
+        return _health({"ready": self.engine.ready()} | ({"troubles": troubles} if troubles else {}))
 
     async def index(self, request: Request) -> Response:
         return JSONResponse(self.engine.index())
@@ -76,8 +77,8 @@ class Endpoints:
         return JSONResponse(self._hosted(request).metadata(_version(request)))
 
     async def model_ready(self, request: Request) -> Response:
-        self._hosted(request).version(_version(request))
-        return Response(status_code=200 if self.engine.ready() else 503)
+        name, version = request.path_params["model"], self._hosted(request).version(_version(request))
+        return _health({"name": name, "version": str(version), "ready": self.engine.ready()})
 
     async def config(self, request: Request) -> Response:
         return JSONResponse(self._hosted(request).config(_version(request)))
@@ -113,6 +114,12 @@ class Endpoints:
 
     def _hosted(self, request: Request) -> Any:
         return self.engine.hosted(request.path_params["model"])
+
+
+def _health(answer: dict[str, Any]) -> Response:
+    """200 or 503, and why. Triton's clients read the status, KServe's the JSON."""
+    good = answer.get("live", answer.get("ready"))
+    return JSONResponse(answer, 200 if good else 503)
 
 
 def application(engine: Engine, more: list | None = None) -> Starlette:
