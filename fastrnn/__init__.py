@@ -78,7 +78,9 @@ _MODULES = {
     "typing": "typing",
     "onnx_backend": "onnx_backend",
     "onnxruntime": "onnxruntime",
+    "ray": "ray",
     "report": "insight.report",
+    "spark": "spark",
 }
 
 __all__ = [

@@ -37,7 +37,8 @@ ARROWS = {
     "insight": "errors records typing tables machine graph passes importers compile runtime serving model",
     "fastrnn": "errors records typing machine graph importers runtime serving model",
     "scoring": "errors records machine streaming runtime model fastrnn",
-    "ray": "errors records machine",
+    "ray": "errors records machine runtime model scoring",
+    "spark": "errors scoring",
     "bench": "errors records machine graph model fastrnn",
     "cli": "fastrnn bench",
 }
@@ -57,6 +58,7 @@ TOP = {
     "onnx_backend": "fastrnn",
     "onnxruntime": "fastrnn",
     "threadpools": "fastrnn",
+    "spark": "spark",
     "__main__": "cli",
 }
 SUFFIXES = ("*.py", "*.pyx", "*.pxd", "*.pxi")
@@ -76,7 +78,9 @@ FOREIGN = {
     "onnxruntime": ("bench", "insight.verification"),
     "onnxscript": ("importers",),
     "openvino": ("bench",),
-    "pyarrow": ("scoring",),
+    "pyarrow": ("ray", "scoring"),
+    "pyspark": ("spark",),
+    "ray": ("ray",),
     "redis": ("serving.store",),
     "rich": ("bench", "cli"),
     "shtab": ("cli",),

@@ -8,16 +8,18 @@ checkpoints.py  checkpoints as bytes
 caller.py       a gateway's side: step indexes, one call a tick and actor
 table.py        its streams; log.py: its replay buffer
 recovery.py     what it does after a loss
+scoring.py      `score`: bulk scoring of datasets and files
 
-None of these imports Ray, reads a clock or waits by itself, so that a simulation runs them as they are.
+None of them but scoring.py imports Ray, reads a clock or waits by itself, so that a simulation runs them as they are.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_LAZY = {"StepsLost": "words"}
+_LAZY = {"StepsLost": "words", "score": "scoring"}
 
 if TYPE_CHECKING:
+    from .scoring import score
     from .words import StepsLost
 else:
 
@@ -29,4 +31,4 @@ else:
         return value
 
 
-__all__ = ["StepsLost"]
+__all__ = ["StepsLost", "score"]

@@ -6,6 +6,7 @@ scorer.py    `Scorer`: a record batch in, a record batch out; all of Ray, Spark 
 sources.py   data files, their parts and fingerprints
 parts.py     the folder of answers: whole parts, and the record by which a run goes on
 files.py     `score`: files to files
+shipping.py  a scorer in other processes
 """
 
 from __future__ import annotations

@@ -174,6 +174,7 @@ def score(
 def _run(job: Job, folder: parts.Folder, began: float, progress: Progress) -> ScoreReport:
     units, rows = job.units(), sum(s.rows for s in job.sources)
     check_parts(folder, units)
+    folder.remove_leftovers()
     prints = [s.fingerprint() for s in job.sources]
     done = scored = resumed = failed = 0
     first = ""

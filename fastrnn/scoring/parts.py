@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,11 @@ class Folder:
     path : it is made if it is absent
     record : what determines the answers; a folder with another record is refused
     restart : remove the parts and the record that are there
+    names : what the names of parts look like
     """
 
-    def __init__(self, path, record: dict[str, Any], restart: bool = False):
-        self.path = Path(path)
+    def __init__(self, path, record: dict[str, Any], restart: bool = False, names: re.Pattern[str] = PART):
+        self.path, self._pattern = Path(path), names
         self.path.mkdir(parents=True, exist_ok=True)
         record = json.loads(json.dumps({"format": FORMAT, **record}))  # as it will be read
         if restart:
@@ -60,6 +62,16 @@ class Folder:
                 f"{self.path} holds answers that were made from something else: {_difference(known, record)}. Use "
                 "another folder, bring back what was there, or begin anew with restart (--restart), which removes them"
             )
+
+    @classmethod
+    def joined(cls, path) -> Folder:
+        """A folder that another process has opened, for writing parts."""
+        self = cls.__new__(cls)
+        self.path, self._pattern = Path(path), PART
+        return self
+
+    def remove_leftovers(self) -> None:
+        """Remove the unfinished parts of runs that were killed. The caller is `alone`."""
         for leftover in self.path.glob(".part-*.partial"):
             leftover.unlink(missing_ok=True)
 
@@ -84,7 +96,7 @@ class Folder:
 
     def names(self) -> set[str]:
         """The parts that are there."""
-        return {p.name for p in self.path.iterdir() if PART.fullmatch(p.name)}
+        return {p.name for p in self.path.iterdir() if self._pattern.fullmatch(p.name)}
 
     def write(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], options: dict[str, Any]) -> None:
         """Write a part; no reader ever sees half of it."""
@@ -93,21 +105,33 @@ class Folder:
             with pq.ParquetWriter(partial, schema, **options) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
-            handle = os.open(partial, os.O_RDONLY)
-            try:
-                os.fsync(handle)  # without it, a power failure after the rename could leave an empty file
-            finally:
-                os.close(handle)
-            os.replace(partial, self.path / name)
+            _finish(partial, self.path / name)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        with contextlib.suppress(OSError):
-            folder = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+
+
+def copy(part: Path, name: Path) -> None:
+    """Copy a part; no reader ever sees half of it."""
+    partial = name.with_name(f".{name.name}.partial")
+    shutil.copyfile(part, partial)
+    _finish(partial, name)
+
+
+def _finish(partial: Path, name: Path) -> None:
+    """Give a file its name once it is on the disk: without that, a power failure could leave an empty one."""
+    _sync(partial)
+    os.replace(partial, name)
+    with contextlib.suppress(OSError):
+        _sync(name.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def writing(schema: pa.Schema, outputs: Iterable[str], compression: str) -> dict[str, Any]:

@@ -29,9 +29,12 @@ class BadRow(FastRNNError):
     """
 
     def __init__(self, row: int, why: str, where: str = ""):
-        self.row, self.why = row, why
+        self.row, self.why, self._where = row, why, where
         advice = "correct or drop it, or pass on_error='null' (--on-error null)"
         super().__init__(f"{where or f'row {row} of the batch'}: {why}: {advice}")
+
+    def __reduce__(self):
+        return BadRow, (self.row, self.why, self._where)
 
 
 class Scorer:
@@ -205,7 +208,14 @@ class Scoring:
         """Raise BadRow for the first bad row, if there is one."""
         if self.problems:
             row = min(self.problems)
-            raise BadRow(row, self.problems[row], self._where(row) if self._where else "")
+            raise BadRow(row, self.problems[row], self._where(row) if self._where else self._described(row))
+
+    def _described(self, row: int) -> str:
+        """A row by its number and its first few plain columns, by which it can be found in a dataset without files."""
+        schema = self._batch.schema
+        plain = [n for n in self._bound.kept if not pa.types.is_nested(schema.field(n).type)][:3]
+        told = [f"{n} {self._batch.column(schema.get_field_index(n))[row].as_py()!r:.60}" for n in plain]
+        return f"row {row} of the batch" + (f" ({', '.join(told)})" if told else "")
 
     def cancel(self) -> None:
         """Don't run the pieces that have not begun."""
