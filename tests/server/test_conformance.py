@@ -239,6 +239,21 @@ def test_a_stream_carries_many_sequences_in_order(running, frames, alone):
     client.close()
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_each_response_of_a_stream_is_the_last_of_its_request(running, frames, wanted):
+    """Clients of models that may answer several times ask for the flag, and read until it comes."""
+    client, answers = grpc.InferenceServerClient(f"127.0.0.1:{running.grpc}"), queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    x = grpc.InferInput("x", [1, 5], "FP32")
+    x.set_data_from_numpy(frames[:1])
+    client.async_stream_infer("m", [x], sequence_id=1, sequence_start=True, enable_empty_final_response=wanted)
+    result, error = answers.get(timeout=30)
+    assert error is None
+    assert result.get_response().parameters["triton_final_response"].bool_param == wanted
+    client.stop_stream()
+    client.close()
+
+
 def test_a_client_that_is_gone(running, frames, alone):
     """A call that is cancelled leaves its sequence as it was, or says by step_index that it went on."""
     client = grpc.InferenceServerClient(f"127.0.0.1:{running.grpc}")

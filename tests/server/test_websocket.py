@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 import time
 
 import numpy as np
@@ -244,6 +245,35 @@ class TestRefusals:
             one.send(frames[1].tobytes())
             assert one.recv(timeout=20)
 
+    def test_a_step_that_fails_is_the_last(self, serve, model, frames, alone, monkeypatch):
+        """What the client had sent behind it must not go on with a state that lacks the step."""
+        with serve({"m": model}) as server:
+            with opened(server, "sequence_id=a") as c:
+                c.send(frames[0].tobytes())
+                c.recv(timeout=20)
+                lane, free, fails = server.sequences.live["a"].lane, threading.Event(), [RuntimeError("broken")]
+                step = lane.pool.step
+
+                def failing(*args):
+                    if fails:
+                        raise fails.pop()
+                    return step(*args)
+
+                monkeypatch.setattr(lane.pool, "step", failing)
+                busy = server.start(lane.call(free.wait, 30))
+                for t in range(1, 20):
+                    c.send(frames[t].tobytes())
+                until(lambda: len(server.sequences.live["a"].waiting) == 18, "not all was read")
+                free.set()
+                busy.result(30)
+                text, code = refusal(c)
+            assert ("the step failed: broken" in text, code) == (True, 1011)
+            until(lambda: server.sequences.live["a"].at_rest, "the sequence never came to rest")
+            assert server.sequences.live["a"].steps == 1
+            with opened(server, "sequence_id=a&sequence_start=0") as c:
+                c.send(frames[1].tobytes())
+                assert np.array_equal(steps(c.recv(timeout=20))[1][0], alone[1])
+
 
 class TestPressure:
     def test_a_client_that_does_not_read_is_not_read_from(self, running, frames, alone):
@@ -264,6 +294,32 @@ class TestPressure:
         c.reset()
         until(lambda: id not in running.sequences.live, "the sequence is left")
         until(lambda: not running.server.engine.connections, "the connection is left")
+
+    def test_connections_of_one_sequence_take_turns(self, serve, model, frames):
+        """Its queue is full of the others' messages again and again, and each goes on."""
+        with serve({"m": model}, queue_size=1) as server, contextlib.ExitStack() as stack:
+            with opened(server, "sequence_id=shared") as first:
+                first.send(frames[0].tobytes())
+                first.recv(timeout=20)
+            query = "sequence_id=shared&sequence_start=0&output=binary"
+            many = [stack.enter_context(opened(server, query)) for _ in range(4)]
+            got = [0] * len(many)
+
+            def listen(i):
+                for _ in range(400):
+                    many[i].recv(timeout=30)
+                    got[i] += 1
+
+            threads = [threading.Thread(target=listen, args=(i,)) for i in range(len(many))]
+            for thread in threads:
+                thread.start()
+            for _ in range(400):
+                for c in many:
+                    c.send(frames[1].tobytes())
+            for thread in threads:
+                thread.join(60)
+            assert got == [400] * 4
+            assert server.sequences.live["shared"].steps == 1601
 
 
 class TestEnd:

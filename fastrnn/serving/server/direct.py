@@ -109,14 +109,18 @@ class Direct:
         if self._later or not self._room():
             self._later.append(data)
             self._pause()
-            if not self._open and self._waiter is None and self.protocol.writable.is_set():
-                self._waiter = asyncio.ensure_future(self._wait())
+            self._wait_for_room()
         else:
             self._admit(data)
 
     def _room(self) -> bool:
         """Whether one more message may be admitted: its answer can be kept and its sequence has room."""
         return len(self._open) < self.most and self.sequences.has_room(self.id) and self.protocol.writable.is_set()
+
+    def _wait_for_room(self) -> None:
+        """If no answer to come and no room in the socket will call `_go_on`, wait for that of the sequence."""
+        if self._later and not self._open and self._waiter is None and self.protocol.writable.is_set():
+            self._waiter = asyncio.ensure_future(self._wait())
 
     async def _wait(self) -> None:
         """Go on when there is room: the sequence's queue is full of messages of other connections."""
@@ -133,6 +137,9 @@ class Direct:
         """Admit what waits, as there is room, and read on."""
         while self._later and not self._ended and self._room():
             self._admit(self._later.popleft())
+        if self._ended:
+            return
+        self._wait_for_room()
         if not self._later and self.protocol.read_paused and not self.protocol.transport.is_closing():
             self.protocol.read_paused = False
             self.protocol.transport.resume_reading()
@@ -156,7 +163,9 @@ class Direct:
         self._open.popleft()
         if isinstance(answer, Fault):
             self._fault = answer
-            self._open.clear()
+            left, self._open = self._open, deque()
+            for work in left:  # they would go on from a state that lacks this message
+                self.sequences.withdraw(work)
         elif self._sends():
             self._send(self.encode(answer))
             self.protocol.transport.write(b"".join(self.protocol.conn.data_to_send()))

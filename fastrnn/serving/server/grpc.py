@@ -27,6 +27,7 @@ MOST_METADATA_BYTES = 64 << 10
 HANDSHAKE_MS = 10_000
 IDLE_MS = 3_600_000  # without a call, after which a connection is closed; clients connect again by themselves
 PING_MS, PONG_MS = 60_000, 20_000
+WANTS_FINAL = "triton_enable_empty_final_response"  # of clients that read until a response says that it is the last
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 PIECES = {  # datatype -> the field of InferTensorContents that holds it
     "BOOL": "bool_contents",
@@ -247,6 +248,8 @@ def fill(response: Any, request: Any, reply: Reply) -> None:
             parameter.int64_param = value
         else:
             parameter.uint64_param = value
+    if WANTS_FINAL in request.parameters and request.parameters[WANTS_FINAL].bool_param:
+        response.parameters["triton_final_response"].bool_param = True
     for name, array in reply.outputs.items():
         response.outputs.add(name=name, datatype=tensors.name_of(array.dtype), shape=array.shape)
         response.raw_output_contents.append(tensors.to_bytes(array))

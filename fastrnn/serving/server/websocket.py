@@ -110,12 +110,16 @@ class Session:
             for task in (self.reader, writer):
                 task.cancel()
             await asyncio.gather(self.reader, writer, return_exceptions=True)
-            while not self.answers.empty():
-                left = self.answers.get_nowait()
-                if isinstance(left, asyncio.Future):
-                    left.cancel()
+            self._drop()
             if not self.named:  # a sequence without a name ends with its connection
                 await self.hosted.sequences.finish(self.id)
+
+    def _drop(self) -> None:
+        """Withdraw the messages that have no answer yet."""
+        while not self.answers.empty():
+            left = self.answers.get_nowait()
+            if isinstance(left, asyncio.Future):
+                left.cancel()
 
     def leave(self) -> None:
         """The server ends: answer what was read, and close."""
@@ -225,6 +229,7 @@ class Session:
                 self.room.release()
             await self.socket.close(GOING_AWAY, "this server ends")
         except Fault as fault:
+            self._drop()
             self.engine.refused(fault, self.hosted.name)
             await self.socket.send_text(json.dumps({"error": str(fault)}))
             await self.socket.close(OF_CODE.get(fault.code, FAILED))
