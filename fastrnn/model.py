@@ -150,6 +150,11 @@ class Model:
         return self.graph.notes
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself: the `metadata_props` of an ONNX file, which .fastrnn files keep; else empty."""
+        return dict(self.graph.metadata)
+
+    @property
     def parameters(self) -> int:
         """How many numbers the model was trained with (its constants that are not indices)."""
         return parameters_of(self.graph)

@@ -180,6 +180,10 @@ class SelectedModel(Model):
         return (*self._example.notes, f"{self._which()} selects a branch, which is compiled when first seen")
 
     @property
+    def metadata(self) -> dict[str, str]:
+        return self._example.metadata
+
+    @property
     def memory_bytes(self) -> int:
         with self._lock:
             models, read = [m for m in self._models.values() if not m.closed], self._read

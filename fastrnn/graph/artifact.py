@@ -2,7 +2,8 @@
 
 Format 1. Metadata keys: `format` ("fastrnn 1"), `graph` (the JSON below), `fingerprint` (SHA-256 over both).
 JSON: {"name", "inputs": [..], "outputs": [..], "states": {..}, "notes": [..],
-"requires": [[dim, int]..], "held": [[input, axis, why]..] (both absent if empty), "values": {name: [dtype, [dims..]]},
+"requires": [[dim, int]..], "held": [[input, axis, why]..], "metadata": {key: text} (absent if empty),
+"values": {name: [dtype, [dims..]]},
 "nodes": [[op, name, [inputs..], [outputs..], {attrs}]..]}; a dim is an int or text such as "2*time+1"; a cell's spec is
 an object of `CellSpec`'s fields. Nothing in a file is executed. safetensors checks every size against the bytes of the
 file, and `graph.validate` checks the graph against the vocabulary.
@@ -58,6 +59,7 @@ def graph_to_json(graph: Graph) -> str:
             **({"requires": [[str(dim), number] for dim, number in graph.requires]} if graph.requires else {}),
             **({"held": graph.held} if graph.held else {}),
             **({"undecided": graph.undecided} if graph.undecided else {}),
+            **({"metadata": dict(graph.metadata)} if graph.metadata else {}),
             "values": {v.name: [v.dtype, [_dim_to_json(d) for d in v.dims]] for v in graph.values.values()},
             "nodes": [[n.op, n.name, n.inputs, n.outputs, _attrs_to_json(n)] for n in graph.nodes],
         },
@@ -125,7 +127,8 @@ def _graph_from_json(text: str, constants: dict[str, np.ndarray]) -> Graph:
     requires = tuple((D.parse(dim), number) for dim, number in data.get("requires", ()))
     held = tuple((str(name), int(axis), str(why)) for name, axis, why in data.get("held", ()))
     undecided = tuple((str(name), tuple(map(str, ends))) for name, ends in data.get("undecided", ()))
-    about = {"notes": notes, "requires": requires, "held": held, "undecided": undecided}
+    metadata = {str(key): str(text) for key, text in data.get("metadata", {}).items()}
+    about = {"notes": notes, "requires": requires, "held": held, "undecided": undecided, "metadata": metadata}
     return Graph(str(data["name"]), inputs, outputs, tuple(nodes), values, constants, states, **about)
 
 
@@ -134,7 +137,8 @@ def fingerprint(graph: Graph, seal=None) -> str:
 
     seal : called with each constant and the digest over it and all that comes before it, as `pages.seal`
     """
-    digest = hashlib.sha256(graph_to_json(graph.replace(notes=(), held=(), undecided=(), name="")).encode())
+    plain = graph.replace(notes=(), held=(), undecided=(), metadata={}, name="")
+    digest = hashlib.sha256(graph_to_json(plain).encode())
     for name in sorted(graph.constants):
         array = np.asarray(graph.constants[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -105,6 +105,7 @@ class Graph:
         stream needs to be told which.
     integers : of an imported file with 8-bit weights: what they are worth (graph/precision.py). Empty after the passes,
         which hold such weights as integers.
+    metadata : what the file says of itself as key and text (`metadata_props` of an ONNX file).
     notes : lines for people about what import and passes did ("thawed time from 19", "folded 12 nodes").
     """
 
@@ -120,9 +121,10 @@ class Graph:
     held: tuple[tuple[str, int, str], ...] = ()
     undecided: tuple[tuple[str, tuple[str, ...]], ...] = ()
     integers: Mapping[float, frozenset[tuple[float, str]]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("values", "constants", "states", "integers"):
+        for name in ("values", "constants", "states", "integers", "metadata"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for array in self.constants.values():
             array.flags.writeable = False

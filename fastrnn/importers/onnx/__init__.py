@@ -113,7 +113,8 @@ def import_onnx(
     for text in file.overruled:
         warnings.warn(f"{read.where}: {text}", FastRNNWarning, stacklevel=4)
     validate(graph)
-    return finish(one_step(file.model, graph, states, streams))
+    graph = finish(one_step(file.model, graph, states, streams))
+    return graph.replace(metadata={p.key: p.value for p in read.model.metadata_props})
 
 
 def _sized(file: File, states: Mapping | None, sizes: Mapping, policy: Policy) -> tuple[Graph, Callable]:
