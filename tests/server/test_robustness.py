@@ -114,6 +114,9 @@ def test_the_engine_fails(run, model, frames, alone, monkeypatch, error):
             both = [call(model, id, frames[1], index=1) for id in range(1, 8)]
             results = await asyncio.gather(*map(s.run, both), return_exceptions=True)
             assert {type(r) for r in results} == {Fault}
+            memory = isinstance(error, MemoryError)
+            assert {r.code for r in results} == {"UNAVAILABLE" if memory else "INTERNAL"}
+            assert {bool(r.retry_after) for r in results} == {memory}
             assert not s.lanes[1].batcher._ticker.done()
             for id in range(1, 8):
                 while True:
@@ -262,5 +265,25 @@ def test_clients_that_go_on_stepping_can_not_keep_a_draining_server(run, model, 
             await asyncio.wait_for(s.drain(), 20)
             done.set()
             await asyncio.gather(*tasks)
+
+    run(main())
+
+
+def test_a_batcher_that_was_stopped(run, model, frames):
+    """As by a program that cancels all tasks of its loop: every caller is told, those that wait as well."""
+
+    async def main():
+        served = Served(model)
+        s = await served.__aenter__()
+        await asyncio.gather(*(s.run(call(model, id, frames[0], start=True)) for id in (1, 2)))
+        tasks = [asyncio.ensure_future(s.run(call(model, id, frames[t]))) for t in range(1, 5) for id in (1, 2)]
+        await asyncio.sleep(0)
+        s.lanes[1].batcher._ticker.cancel()
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+        later = await asyncio.gather(s.run(call(model, 1, frames[1])), return_exceptions=True)
+        for result in (*results[2:], *later):
+            assert (type(result), getattr(result, "code", "")) == (Fault, "UNAVAILABLE"), result
+        await asyncio.wait_for(s.drain(), 20)
+        s.lanes[1].batcher._worker.shutdown()
 
     run(main())

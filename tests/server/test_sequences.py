@@ -316,7 +316,7 @@ def test_a_draining_server_starts_none_and_finishes(run, model, frames, alone):
             tasks = [asyncio.ensure_future(s.run(call(model, 1, frames[t], start=t == 0))) for t in range(9)]
             await asyncio.sleep(0)
             await s.drain()
-            assert np.array_equal(np.stack([first(t.result()) for t in tasks]), alone[:9])
+            assert np.array_equal(np.stack([first(a) for a in await asyncio.gather(*tasks)]), alone[:9])
             with pytest.raises(Fault, match="draining") as caught:
                 await s.run(call(model, 2, frames[0], start=True))
             assert caught.value.status == 503

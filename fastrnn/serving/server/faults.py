@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import FastRNNError
+from ...errors import FastRNNError, StreamError
 
 # Code of gRPC -> (its number, the status of HTTP).
 CODES = {
@@ -43,3 +43,17 @@ class Fault(FastRNNError):
 def invalid(text: str, reason: str = "invalid") -> Fault:
     """The request itself is wrong: it would be refused at any time."""
     return Fault("INVALID_ARGUMENT", reason, text)
+
+
+def failure(error: BaseException, what: str) -> Fault:
+    """What a client is told of an error in the engine. what: failed, such as "step"."""
+    if isinstance(error, Fault):
+        return error
+    if isinstance(error, MemoryError):
+        text = f"the {what} failed: {error or 'not enough memory'}; try again after 1 s"
+        return Fault("UNAVAILABLE", "memory", text, retry_after=1.0)
+    if isinstance(error, StreamError):  # such as a batcher that was stopped
+        return Fault("UNAVAILABLE", "stopped", f"the {what} failed: {error}: start the server again")
+    if isinstance(error, FastRNNError):
+        return invalid(str(error))
+    return Fault("INTERNAL", "failed", f"the {what} failed: {error}")

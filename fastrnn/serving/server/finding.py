@@ -54,8 +54,7 @@ class Finding:
         """Look for those of its sequences that it goes on with and that are not live here. Requests of one sequence go
         on in their order. Fault: a sequence is in the store, and can't go on here."""
         if self.sequences.draining:
-            id = next(i for i, start in zip(call.ids, call.starts, strict=True) if not start)
-            raise draining(id)
+            raise draining(next((i for i, start in zip(call.ids, call.starts, strict=True) if not start), call.ids[0]))
         mine = []
         for id, start in zip(call.ids, call.starts, strict=True):
             if id not in self._looks:

@@ -17,7 +17,7 @@ from ...errors import FastRNNError
 from .admission import BUSY_SECONDS, draining, found, lane_of, room_for
 from .ended import Ended
 from .evictions import pass_on, tell_of
-from .faults import Fault, invalid
+from .faults import Fault, failure
 from .finding import Finding
 from .keeper import Keeper
 from .lane import Lane
@@ -236,8 +236,8 @@ class Sequences:
                 begin(work, self._done)
             else:
                 self._settle(work, again)
-        except Fault as fault:
-            self._settle(work, fault)
+        except FastRNNError as error:
+            self._settle(work, failure(error, "step"))
         return work
 
     def _started(self, id: int | str, lane: Lane, client: str) -> Sequence:
@@ -295,8 +295,8 @@ class Sequences:
                 again = self._again(work)
                 if again is None:
                     begin(work, self._done)
-            except Fault as fault:
-                self._settle(work, fault)
+            except FastRNNError as error:
+                self._settle(work, failure(error, "step"))
                 continue
             if again is not None:
                 self._settle(work, again)
@@ -320,11 +320,9 @@ class Sequences:
             self._settle(work, None)
             return
         if error is not None:
-            known = isinstance(error, FastRNNError)
-            fault = invalid(str(error)) if known else Fault("INTERNAL", "failed", f"the step failed: {error}")
             for sequence in work.rows:
                 sequence.steps = sequence.lane.batcher.steps_done(sequence.slot)
-            self._settle(work, fault)
+            self._settle(work, failure(error, "step"))
             return
         try:
             answer = answer_of(work, result)

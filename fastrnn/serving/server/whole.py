@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import FastRNNError
-from .faults import Fault, invalid
+from .faults import Fault, failure
 
 MOST_WAITING = 1024  # requests; more are refused
 MOST_ELEMENTS = 1 << 24  # of the inputs of a joint run
@@ -90,7 +89,7 @@ class WholeRuns:
                 if future.done():
                     continue
                 if isinstance(result, BaseException):
-                    future.set_exception(_fault(result))
+                    future.set_exception(failure(result, "run"))
                 else:
                     future.set_result(result)
 
@@ -156,11 +155,3 @@ class WholeRuns:
     def _named(self, y: Any) -> dict[str, np.ndarray]:
         values = y if isinstance(y, tuple) else (y,)
         return dict(zip([o.name for o in self.outputs], values, strict=True))
-
-
-def _fault(error: BaseException) -> Fault:
-    if isinstance(error, MemoryError):
-        return Fault("UNAVAILABLE", "memory", f"the run failed: {error}", retry_after=1.0)
-    if isinstance(error, FastRNNError):
-        return invalid(str(error))
-    return Fault("INTERNAL", "failed", f"the run failed: {error}")
