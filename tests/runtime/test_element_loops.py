@@ -16,7 +16,9 @@ def answer(made, *inputs):
 @pytest.mark.parametrize("perm", list(itertools.permutations(range(4))))
 def test_transposes_are_exact(perm):
     text = ",".join(map(str, perm))
-    made = model("(float[2,17,9,33] x) => (float[A,B,C,D] y)", f"z = Neg(x) t = Transpose <perm=[{text}]> (z) y = Neg(t)")
+    made = model(
+        "(float[2,17,9,33] x) => (float[A,B,C,D] y)", f"z = Neg(x) t = Transpose <perm=[{text}]> (z) y = Neg(t)"
+    )
     x = np.arange(2 * 17 * 9 * 33, dtype=np.float32).reshape(2, 17, 9, 33)
     assert np.array_equal(answer(made, x), x.transpose(perm))
 
@@ -24,7 +26,13 @@ def test_transposes_are_exact(perm):
 @pytest.mark.parametrize("type", ["int64", "int32", "uint8", "uint64"])
 @pytest.mark.parametrize(
     ("op", "meaning"),
-    [("Add", np.add), ("Sub", np.subtract), ("Greater", np.greater), ("LessOrEqual", np.less_equal), ("Equal", np.equal)],
+    [
+        ("Add", np.add),
+        ("Sub", np.subtract),
+        ("Greater", np.greater),
+        ("LessOrEqual", np.less_equal),
+        ("Equal", np.equal),
+    ],
 )
 def test_integers_of_several_runs(op, meaning, type):
     out = "bool" if op in ("Greater", "LessOrEqual", "Equal") else type

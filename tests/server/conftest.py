@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from running import Running
+from running import Running, until
 
 import fastrnn
 
@@ -83,3 +83,31 @@ def url(request, tmp_path):
 def folder(tmp_path):
     """An empty store."""
     return str(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def served(model, frames, alone, tmp_path_factory):
+    """`fastrnn serve`, with a client whose sequence must go on."""
+    pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
+    pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
+    from attacked import MOST_GROWTH, Served, Victim
+
+    folder = tmp_path_factory.mktemp("served")
+    model.save(folder / "m.fastrnn")
+    served = Served(folder)
+    served.victim = Victim(served.grpc, frames, alone)
+    served.victim.start()
+    served.victim.goes_on()
+    before, files = served.resident(), served.files()
+    try:
+        yield served
+        served.victim.goes_on()
+        served.victim.ended = True
+        served.victim.join(60)
+        served.victim.channel.close()
+        assert served.resident() - before < MOST_GROWTH
+        until(lambda: served.files() <= files + 2)
+    finally:
+        served.close()
+    assert "Traceback" not in "".join(served.log), "".join(served.log)
+    assert "ASGI" not in "".join(served.log), "".join(served.log)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from . import tensors
-from .faults import Fault, invalid
+from .faults import Fault, brief, invalid
 from .hosted import Reply, Request
 
 LENGTH = "inference-header-content-length"
 NO_SHARED_MEMORY = "this server reads and writes no shared memory: send the tensor itself"
+MOST_JSON_BYTES = 4 << 20  # a JSON number takes 100 times as long to read as a raw one, and others wait meanwhile
 ENCODINGS = {"gzip": 31, "deflate": 15}  # name -> the window bits of zlib
 
 
@@ -24,7 +25,7 @@ def inflated(body: bytes, encoding: str, most: int) -> bytes:
     if encoding in ("", "identity"):
         return body
     if encoding not in ENCODINGS:
-        raise invalid(f"content-encoding must be gzip, deflate or identity, got {encoding!r:.40}")
+        raise invalid(f"content-encoding must be gzip, deflate or identity, got {brief(encoding)}")
     stream = zlib.decompressobj(ENCODINGS[encoding])
     try:
         data = stream.decompress(body, most + 1)
@@ -53,7 +54,7 @@ def request_of(body: bytes, length: str | None, model: str, version: str, client
     cut = len(body)
     if length is not None:
         if not (length.isascii() and length.isdigit() and int(length) <= len(body)):
-            raise invalid(f"{LENGTH} must be a number of bytes up to {len(body)}, got {length!r:.40}")
+            raise invalid(f"{LENGTH} must be a number of bytes up to {len(body)}, got {brief(length)}")
         cut = int(length)
     head = _object(_json(body[:cut]), "the request")
     parameters = _object(head.get("parameters", {}), "parameters")
@@ -62,7 +63,7 @@ def request_of(body: bytes, length: str | None, model: str, version: str, client
     for item in _list(head.get("inputs"), "inputs"):
         name, array, used = _input(_object(item, "an input"), data)
         if name in inputs:
-            raise invalid(f"input {name!r} is given twice")
+            raise invalid(f"input {brief(name)} is given twice")
         inputs[name], data = array, data[used:]
     if len(data):
         raise invalid(f"{len(data)} bytes follow the binary data of the inputs")
@@ -70,7 +71,7 @@ def request_of(body: bytes, length: str | None, model: str, version: str, client
     names = tuple(_text(item, "name", "an output") for item in wanted)
     id = head.get("id", "")
     if not isinstance(id, str):
-        raise invalid(f"the id of a request must be a text, got {id!r:.60}")
+        raise invalid(f"the id of a request must be a text, got {brief(id)}")
     request = Request(model, version, id, parameters, inputs, names, client)
     every = _switch(parameters, "binary_data_output", False)
     raw = {name: _raw(name, item, every) for name, item in zip(names, wanted, strict=True)}
@@ -87,15 +88,17 @@ def _raw(name: str, item: dict, every: bool) -> bool:
 def check_output(name: str, parameters: dict[str, Any]) -> None:
     """Refuse what Triton does with outputs and this server does not. Fault: a parameter asks for it."""
     if parameters.get("classification"):
-        raise invalid(f"output {name!r}: this server has no classification extension: ask for the values", "output")
+        raise invalid(
+            f"output {brief(name)}: this server has no classification extension: ask for the values", "output"
+        )
     if "shared_memory_region" in parameters:
-        raise invalid(f"output {name!r}: {NO_SHARED_MEMORY}", "output")
+        raise invalid(f"output {brief(name)}: {NO_SHARED_MEMORY}", "output")
 
 
 def check_input(name: str, parameters: dict[str, Any]) -> None:
     """Refuse inputs in shared memory."""
     if "shared_memory_region" in parameters:
-        raise invalid(f"input {name!r}: {NO_SHARED_MEMORY}")
+        raise invalid(f"input {brief(name)}: {NO_SHARED_MEMORY}")
 
 
 def _input(item: dict, data: memoryview) -> tuple[str, np.ndarray, int]:
@@ -107,10 +110,10 @@ def _input(item: dict, data: memoryview) -> tuple[str, np.ndarray, int]:
     size = given.get("binary_data_size")
     if size is None:
         if "data" not in item:
-            raise invalid(f"input {name!r} has neither data nor parameters.binary_data_size")
+            raise invalid(f"input {brief(name)} has neither data nor parameters.binary_data_size")
         return name, tensors.from_values(name, item.get("datatype"), shape, item["data"]), 0
     if type(size) is not int or not 0 <= size <= len(data):
-        raise invalid(f"input {name!r}: binary_data_size is {size!r:.40}, and {len(data)} bytes are left")
+        raise invalid(f"input {brief(name)}: binary_data_size is {brief(size)}, and {len(data)} bytes are left")
     return name, tensors.from_bytes(name, item.get("datatype"), shape, data[:size]), size
 
 
@@ -167,32 +170,45 @@ def accepted(header: str) -> list[str]:
 
 
 def _json(data: bytes) -> Any:
+    if len(data) > MOST_JSON_BYTES:
+        text = f"the JSON of a request may have {MOST_JSON_BYTES} bytes, got {len(data)}: send tensors as binary data"
+        raise Fault("RESOURCE_EXHAUSTED", "message_size", text, status=413)
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_pairs)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {str(error)[:100]}") from None
 
 
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Fault: it has a key twice, of which another reader, such as a proxy, may take the other value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1) if len(names) < 1000 else "a key"
+        raise invalid(f"a JSON object has {brief(twice)} twice")
+    return found
+
+
 def _object(item: Any, what: str) -> dict:
     if not isinstance(item, dict):
-        raise invalid(f"{what} must be a JSON object, got {item!r:.60}")
+        raise invalid(f"{what} must be a JSON object, got {brief(item)}")
     return item
 
 
 def _switch(parameters: dict, name: str, usual: bool) -> bool:
     value = parameters.get(name, usual)
     if not isinstance(value, bool):
-        raise invalid(f"{name} must be true or false, got {value!r:.40}")
+        raise invalid(f"{name} must be true or false, got {brief(value)}")
     return value
 
 
 def _list(item: Any, what: str) -> list:
     if not isinstance(item, list):
-        raise invalid(f"{what} must be a list, got {item!r:.60}")
+        raise invalid(f"{what} must be a list, got {brief(item)}")
     return item
 
 
 def _text(item: dict, key: str, what: str) -> str:
     if not isinstance(item.get(key), str):
-        raise invalid(f"{what} must have a {key}, a text, got {item.get(key)!r:.60}")
+        raise invalid(f"{what} must have a {key}, a text, got {brief(item.get(key))}")
     return item[key]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import direct
+
+# What uvicorn says of each malformed request would let strangers fill the log: set the level of this logger to see it.
+logger = logging.getLogger("fastrnn.connections")
+logger.setLevel(logging.ERROR)
 
 HANDSHAKE_SECONDS = 10.0  # of TLS
 HEADER_SECONDS = 10.0  # from the connection, or the first byte of a further request, to the end of its headers
@@ -119,8 +124,10 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self.admitted = False
         self._since: float | None = None  # when the request began that is not complete
         self._in_headers = True
-        self._size = self._count = 0
+        self._size = self._count = self._partial = 0
+        self._begun = False  # a request, in the bytes that are read now
         self._wrong = 400
+        self.logger = logger
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -137,8 +144,14 @@ class HttpConnection(Paced, HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.admitted and self.parser is not None and not self.transport.is_closing():
-            super().data_received(data)
+        if not self.admitted or self.parser is None or self.transport.is_closing():
+            return
+        self._begun = False
+        super().data_received(data)
+        if self._in_headers and not self._begun:
+            self._partial += len(data)  # httptools tells of a header when it is complete
+            if self._partial > 2 * MOST_HEADER_BYTES and not self.transport.is_closing():
+                self._refuse(431, f"the headers have more than {MOST_HEADER_BYTES} bytes")
 
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
@@ -146,7 +159,11 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self.connections_of.succeed(self, self.transport.get_protocol())
 
     def send_400_response(self, msg: str) -> None:
+        if self.transport.is_closing():  # it is answered
+            return
         status, self._wrong = self._wrong, 400
+        if status == 400:
+            self.connections_of.refused("malformed")
         reason = {400: "Bad Request", 408: "Request Timeout", 414: "URI Too Long", 503: "Service Unavailable"}
         body = ('{"error": "' + msg + '"}').encode("ascii")
         head = f"HTTP/1.1 {status} {reason.get(status, 'Request Header Fields Too Large')}\r\n"
@@ -159,19 +176,24 @@ class HttpConnection(Paced, HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._since, self._in_headers = self.loop.time(), True
-        self._size = self._count = 0
+        self._size = self._count = self._partial = 0
+        self._begun = True
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > MOST_HEADER_BYTES:
-            self._refuse(414, f"the URL has more than {MOST_HEADER_BYTES} bytes")
+            text = f"the URL has more than {MOST_HEADER_BYTES} bytes"
+            self._refuse(414, text)
+            raise httptools.HttpParserError(text)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
         self._size += len(name) + len(value)
         self._count += 1
         if self._size > MOST_HEADER_BYTES or self._count > MOST_HEADERS:
-            self._refuse(431, f"the headers are more than {MOST_HEADERS}, or have more than {MOST_HEADER_BYTES} bytes")
+            text = f"the headers are more than {MOST_HEADERS}, or have more than {MOST_HEADER_BYTES} bytes"
+            self._refuse(431, text)
+            raise httptools.HttpParserError(text)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
@@ -191,7 +213,6 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self.connections_of.refused("message_size")
         self._wrong = status
         self.send_400_response(text)
-        raise httptools.HttpParserError(text)
 
     def look(self, now: float) -> None:
         super().look(now)
@@ -227,6 +248,17 @@ class WebSocketConnection(Paced, direct.Protocol):
             self.drop("message_size")
             return
         super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":  # uvicorn logs a traceback of one that is not UTF-8
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
 
     def handle_ping(self) -> None:
         now = self.loop.time()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import StreamError
 from ..store import open_store
-from .faults import Fault, invalid
+from .faults import Fault, brief, invalid
 from .hosted import Hosted, Reply, Request
 from .limits import Clients, Limits
 from .options import Options
@@ -115,7 +115,7 @@ class Engine:
         found = self._hosted.get(name)
         if found is None:
             have = ", ".join(self._hosted)
-            raise Fault("NOT_FOUND", "model", f"there is no model {name!r:.80}: this server has {have}")
+            raise Fault("NOT_FOUND", "model", f"there is no model {brief(name)}: this server has {have}")
         return found
 
     @property

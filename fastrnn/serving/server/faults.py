@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 from ...errors import FastRNNError, StreamError
+
+MOST_TEXT = 800  # characters of an error: a client can't make it, or a log, long
 
 # Code of gRPC -> (its number, the status of HTTP).
 CODES = {
@@ -34,7 +39,7 @@ class Fault(FastRNNError):
     """
 
     def __init__(self, code: str, reason: str, text: str, *, retry_after: float | None = None, status: int = 0):
-        super().__init__(text)
+        super().__init__(text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "...")
         self.code, self.reason, self.retry_after = code, reason, retry_after
         self.number, usual = CODES[code]
         self.status = status or usual
@@ -57,3 +62,13 @@ def failure(error: BaseException, what: str) -> Fault:
     if isinstance(error, FastRNNError):
         return invalid(str(error))
     return Fault("INTERNAL", "failed", f"the {what} failed: {error}")
+
+
+_reprs = reprlib.Repr()
+_reprs.maxlist = _reprs.maxtuple = _reprs.maxdict = 10
+_reprs.maxlevel, _reprs.maxstring, _reprs.maxlong, _reprs.maxother = 3, 80, 80, 80
+
+
+def brief(value: Any) -> str:
+    """A value of a client in a message. Its whole repr could be as long as the request, or too deep."""
+    return _reprs.repr(value)[:200]

@@ -12,7 +12,7 @@ import numpy as np
 from . import health, tensors
 from .bodies import check_input, check_output
 from .engine import Engine
-from .faults import Fault, invalid
+from .faults import Fault, brief, invalid
 from .grpc_guard import TokenInterceptor, client_of
 from .guard import Guard
 from .hosted import Reply, Request
@@ -20,6 +20,7 @@ from .messages import SERVICE, message
 from .streaming import Stream
 from .tls import Certificates
 from .watched import WatchedGrpc
+from .wire import Malformed, parser
 
 MOST_OPEN = 1024  # answers of a stream that are not read yet
 MOST_CALLS = 4096  # at once on a connection; a client's library lets further ones wait
@@ -114,7 +115,7 @@ def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
     methods["ModelInfer"] = _unary("ModelInfer", _inferring(engine))
     methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         _streaming(engine),
-        request_deserializer=message("ModelInferRequest").FromString,
+        request_deserializer=parser("ModelInferRequest"),
         response_serializer=_serialized,
     )
     return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -128,7 +129,7 @@ def _index(engine: Engine, ready: bool) -> list[dict[str, str]]:
 def _unary(name: str, function: Any) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(
         function,
-        request_deserializer=message(f"{name}Request").FromString,
+        request_deserializer=parser(f"{name}Request"),
         response_serializer=_serialized,
     )
 
@@ -142,6 +143,8 @@ def _described(engine: Engine, response: Any, call: Callable[[Any], dict[str, An
 
     async def method(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            if isinstance(request, Malformed):
+                raise request.fault
             return response(**call(request))
         except Fault as fault:
             engine.refused(fault, getattr(request, "name", ""))
@@ -207,6 +210,8 @@ def _failed(item: Any, fault: Fault) -> Any:
 # -- messages --
 def request_of(request: Any, client: str) -> Request:
     """A ModelInferRequest as the engine takes it."""
+    if isinstance(request, Malformed):
+        raise request.fault
     for item in request.inputs:
         check_input(item.name, item.parameters)
     for item in request.outputs:
@@ -217,14 +222,14 @@ def request_of(request: Any, client: str) -> Request:
     inputs: dict[str, np.ndarray] = {}
     for i, item in enumerate(request.inputs):
         if item.name in inputs:
-            raise invalid(f"input {item.name!r} is given twice")
+            raise invalid(f"input {brief(item.name)} is given twice")
         shape = tensors.shape_of(item.name, list(item.shape))
         if raw:
             inputs[item.name] = tensors.from_bytes(item.name, item.datatype, shape, raw[i])
         else:
             field = PIECES.get(item.datatype)
             values = [] if field is None else getattr(item.contents, field)
-            inputs[item.name] = tensors.from_values(item.name, item.datatype, shape, list(values))
+            inputs[item.name] = tensors.from_values(item.name, item.datatype, shape, values)
     parameters = {name: _value(p) for name, p in request.parameters.items()}
     wanted = tuple(o.name for o in request.outputs)
     return Request(request.model_name, request.model_version, request.id, parameters, inputs, wanted, client)

@@ -93,7 +93,7 @@ class Guard:
             )
         if origin is None or "*" in self.origins or origin.lower() in self.origins:
             return
-        if urlsplit(origin).netloc.lower() != (host or "").lower():
+        if not _is_of(origin, host):
             raise Fault(
                 "PERMISSION_DENIED",
                 "origin",
@@ -192,10 +192,21 @@ def _offered(scope: Any) -> str | None:
 
 def _origin(text: str) -> str:
     """An allowed origin, as browsers write it."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        parts = urlsplit("")
     if text != "*" and text != "null" and (not parts.scheme or not parts.netloc or parts.path or parts.query):
         raise ShapeError(f"an origin is a scheme and a host, such as https://example.com, without a path; got {text!r}")
     return text.lower()
+
+
+def _is_of(origin: str, host: str | None) -> bool:
+    """Whether a page is of the server itself."""
+    try:
+        return bool(host) and urlsplit(origin).netloc.lower() == (host or "").lower()
+    except ValueError:  # it is no URL
+        return False
 
 
 def _hostname(host: str) -> str:

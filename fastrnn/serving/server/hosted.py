@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import ShapeError
 from ...records import dataclass
 from . import tensors
-from .faults import Fault, invalid
+from .faults import Fault, brief, invalid
 from .lane import Lane
 from .options import Options
 from .sequence import Answer, Call, checked_id
@@ -96,7 +96,7 @@ class Hosted:
             return self.latest
         if not text.isascii() or not text.isdigit() or int(text) not in self.models:
             have = ", ".join(map(str, sorted(self.models)))
-            raise Fault("NOT_FOUND", "version", f"'{self.name}' has no version {text!r:.40}: it has {have}")
+            raise Fault("NOT_FOUND", "version", f"'{self.name}' has no version {brief(text)}: it has {have}")
         return int(text)
 
     # -- requests --
@@ -168,7 +168,7 @@ class Hosted:
         have = [*self.outputs[version], *(["STEP_INDEX"] if many else [])]
         unknown = [n for n in request.outputs if n not in have]
         if unknown:
-            raise invalid(f"there is no output {unknown[0]!r:.80}: the outputs are {', '.join(have)}", "output")
+            raise invalid(f"there is no output {brief(unknown[0])}: the outputs are {', '.join(have)}", "output")
 
     def _one(self, request: Request, id: int | str) -> Call:
         given = request.parameters
@@ -262,7 +262,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
     """Check what a client may send and this server has no use for: Triton's priority, as no model has levels of it."""
     value = parameters.get("priority", 0)
     if type(value) is not int or value < 0:
-        raise invalid(f"priority must be a whole number from 0 on, got {value!r:.40}")
+        raise invalid(f"priority must be a whole number from 0 on, got {brief(value)}")
 
 
 def _without_sequence(parameters: dict[str, Any], many: bool) -> None:
@@ -282,7 +282,7 @@ def _flag(parameters: dict[str, Any], name: str) -> bool:
     value = parameters.get(name, False)
     if isinstance(value, bool) or (type(value) is int and value in (0, 1)):
         return bool(value)
-    raise invalid(f"{name} must be true or false, got {value!r:.40}")
+    raise invalid(f"{name} must be true or false, got {brief(value)}")
 
 
 def _index(parameters: dict[str, Any]) -> tuple[int] | None:
@@ -290,7 +290,7 @@ def _index(parameters: dict[str, Any]) -> tuple[int] | None:
     if value is None:
         return None
     if type(value) is not int or value < 0:
-        raise invalid(f"step_index must be a whole number from 0 on, got {value!r:.40}")
+        raise invalid(f"step_index must be a whole number from 0 on, got {brief(value)}")
     return (value,)
 
 
@@ -298,7 +298,7 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     """Seconds. The parameter is Triton's, in microseconds; 0 means none."""
     value = parameters.get("timeout", 0)
     if type(value) is not int or value < 0:
-        raise invalid(f"timeout must be a whole number of microseconds, got {value!r:.40}")
+        raise invalid(f"timeout must be a whole number of microseconds, got {brief(value)}")
     return value / 1e6 if value else None
 
 

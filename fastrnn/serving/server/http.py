@@ -21,6 +21,7 @@ from .sequence import checked_id
 
 logger = logging.getLogger("fastrnn")
 LEAST_COMPRESSED = 1 << 10  # bytes of an answer; less would hardly shrink
+LARGE_COMPRESSED = 16 << 10  # bytes that may become 16 MiB, which others should not wait for
 BODY_SECONDS = 30.0  # in which a whole body must come
 
 
@@ -91,7 +92,11 @@ class Endpoints:
     async def infer(self, request: Request) -> Response:
         hosted = self._hosted(request)
         most = self.engine.limits.message_bytes
-        body = bodies.inflated(await _body(request, most), request.headers.get("content-encoding", "").strip(), most)
+        body, encoding = await _body(request, most), request.headers.get("content-encoding", "").strip()
+        if encoding and len(body) > LARGE_COMPRESSED:
+            body = await asyncio.to_thread(bodies.inflated, body, encoding, most)
+        else:
+            body = bodies.inflated(body, encoding, most)
         length = request.headers.get(bodies.LENGTH)
         asked, answer = bodies.request_of(body, length, hosted.name, _version(request), client_of(request))
         reply = await _unless_gone(request, self.engine.infer(asked))
@@ -170,6 +175,9 @@ async def _body(request: Request, most: int) -> bytes:
 
 
 async def _read(request: Request, most: int) -> bytes:
+    told = request.headers.get("content-length", "")
+    if told.isascii() and told.isdigit() and len(told) < 20 and int(told) > most:
+        raise bodies.too_large(most)  # before it comes
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .faults import Fault, invalid
+from .faults import Fault, brief, invalid
 from .lane import Lane
 from .sequence import Answer, Call, Sequence, Work, shown
 
@@ -24,7 +24,11 @@ def checked_inputs(lane: Lane, call: Call) -> tuple[list[np.ndarray], int]:
     missing = [n for n in names if n not in call.inputs]
     more = [n for n in call.inputs if n not in names]
     if missing or more:
-        wrong = f"lacks the input {missing[0]!r}" if missing else f"has an input {more[0]!r}, which is not the model's"
+        wrong = (
+            f"lacks the input {brief(missing[0])}"
+            if missing
+            else f"has an input {brief(more[0])}, which is not the model's"
+        )
         raise invalid(f"the request {wrong}: the inputs are {', '.join(names)}")
     arrays = [call.inputs[n] for n in names]
     if call.many:
