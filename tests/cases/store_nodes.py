@@ -92,7 +92,7 @@ class Slow:
     """A store that fails, or waits, as it is told."""
 
     def __init__(self, url):
-        self.inner, self.broken, self.gate = open_store(url), False, asyncio.Event()
+        self.inner, self.broken, self.ambiguous, self.gate = open_store(url), False, False, asyncio.Event()
         self.gate.set()
         self.flying, self.most, self.calls, self.reads = {}, {}, 0, 0
 
@@ -104,7 +104,12 @@ class Slow:
             await self.gate.wait()
             if self.broken:
                 raise StoreError("the store is on fire")
-            return await getattr(self.inner, name)(key, *args)
+            if self.ambiguous and name == "claim":
+                raise StoreError("no route")
+            result = await getattr(self.inner, name)(key, *args)
+            if self.ambiguous:
+                raise StoreError("it arrived, and the answer did not")
+            return result
         finally:
             self.flying[key] -= 1
 

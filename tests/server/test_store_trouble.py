@@ -30,17 +30,20 @@ def test_steps_go_on_while_the_store_fails(run, model, frames, alone, folder):
             assert one.vault.failures
             fault = await refused(one, 3, frames[0], "can't be read now: the store is on fire", "UNAVAILABLE", 503)
             assert fault.retry_after
-            with pytest.raises(Fault, match="could not be written and goes on here") as caught:
+            with pytest.raises(Fault, match=r"could not be written, and goes on here once the store works") as caught:
                 await one.engine.move("m", 1)
             assert caught.value.code == "UNAVAILABLE"
-            assert np.array_equal(await one.y(1, frames[20]), alone[20])
+            waiting = asyncio.ensure_future(one.y(1, frames[20]))  # the store may have it as given up
+            assert np.array_equal(await one.y(2, frames[1]), alone[1])
+            assert not waiting.done()
             store.broken = False
+            assert np.array_equal(await waiting, alone[20])
             await one.written(1, 21)
-            await one.written(2, 1)
+            await one.written(2, 2)
             assert one.vault.health() == ""
         async with Node(model, folder) as two:
             assert np.array_equal(await two.y(1, frames[21]), alone[21])
-            assert np.array_equal(await two.y(2, frames[1]), alone[1])
+            assert np.array_equal(await two.y(2, frames[2]), alone[2])
 
     run(main())
 
@@ -117,5 +120,33 @@ def test_a_start_while_a_record_is_looked_for(run, model, frames, alone, folder)
             assert np.array_equal(await late, alone[9])
             assert np.array_equal(await anew, alone[0])
             assert np.array_equal(await two.y(1, frames[1]), alone[1])
+
+    run(main())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_move_whose_end_nobody_knows_is_never_gone_on_with_twice(run, model, frames, alone, folder, when):
+    """The write of a move fails, and may have arrived. The sequence takes no step until it is taken back, or another
+    server goes on with it: never both."""
+
+    async def main():
+        store = Slow(folder)
+        async with Node(model, store) as one, Node(model, folder) as two:
+            await one.step(1, frames[:5], start=True)
+            await one.written(1, 5)
+            store.ambiguous = True
+            with pytest.raises(Fault, match="could not be written"):
+                await one.engine.move("m", 1)
+            step = asyncio.ensure_future(one.step(1, frames[5]))
+            if when == "before":  # another server is asked while this one still can't reach the store
+                assert np.array_equal(await two.y(1, frames[5]), alone[5])
+                store.ambiguous = False
+                with pytest.raises(Fault, match="was moved"):
+                    await step
+                assert np.array_equal(await two.y(1, frames[6]), alone[6])
+            else:
+                store.ambiguous = False
+                assert (await step).done == (6,)
+                assert np.array_equal(await two.y(1, frames[6]), alone[6])  # it was asked for, with every step
 
     run(main())

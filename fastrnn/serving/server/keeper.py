@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ GIVEN_UP = {
     "shutdown": "was handed to the store when this server ended, after {} steps",
 }
 SETTLE_SECONDS = 5.0  # in which a server does not ask for a sequence again that it lost to another one
+REGAIN_SECONDS = 0.1  # between two tries to take a sequence back
 RETRY_SECONDS = 1.0  # after which a client may try again
 
 
@@ -63,6 +65,7 @@ class Keeper:
         self._tasks: set[asyncio.Task] = set()
         self._flying = asyncio.Semaphore(IN_FLIGHT)
         self._loop_task: asyncio.Task | None = None
+        self._closing = False
 
     def start(self) -> None:
         """Begin to write, on this event loop."""
@@ -70,6 +73,7 @@ class Keeper:
 
     async def close(self) -> None:
         """Stop writing. What is in flight has a moment to arrive."""
+        self._closing = True
         if self._loop_task is not None:
             self._loop_task.cancel()
         if self._tasks:
@@ -120,26 +124,59 @@ class Keeper:
 
     async def give_up(self, sequence: Sequence, reason: str, wanted: bool = False) -> None:
         """Write a sequence for the next server that is asked, and end it here. wanted : another server was asked
-        already. Fault: it could not be written, and goes on here; or it has ended meanwhile."""
+        already. Fault: it could not be written, and goes on here once the store works; or it has ended meanwhile."""
+        told = asyncio.get_running_loop().create_future()
+        self._spawn(self._give_up(sequence, reason, wanted, told))
+        await told
+
+    async def _give_up(self, sequence: Sequence, reason: str, wanted: bool, told: asyncio.Future) -> None:
+        ended = self.sequences.ended
         async with sequence.lock:
             try:
                 await self._hold(sequence)
-                data = None if self._gone(sequence) else await self._taken(sequence, "moved")
-                if data is None:
-                    raise self.sequences.ended.fault(sequence.id)
-                await self._put(sequence, data)
-            except Fenced as fenced:
-                self._fenced(sequence, fenced.epoch)
-                raise self.sequences.ended.fault(sequence.id) from None
-            except StoreError as error:
-                text = f"sequence {shown(sequence.id)} could not be written and goes on here: {error}"
-                raise Fault("UNAVAILABLE", "store", text, retry_after=RETRY_SECONDS) from None
-            else:
+                if self._gone(sequence):
+                    _tell(told, ended.fault(sequence.id))
+                    return
+                record = await self._taken(sequence, "moved")
+                await self._put(sequence, record.to_bytes())
                 self.sequences.lost(sequence, reason, GIVEN_UP[reason].format(sequence.steps))
                 if wanted:  # the next request here asks for it again: a sequence follows its requests
-                    self.sequences.ended.forget(sequence.id)
+                    ended.forget(sequence.id)
+                _tell(told, None)
+            except Fenced as fenced:
+                self._fenced(sequence, fenced.epoch)
+                _tell(told, ended.fault(sequence.id))
+            except StoreError as error:
+                text = f"sequence {shown(sequence.id)} could not be written, and goes on here once the store works"
+                _tell(told, Fault("UNAVAILABLE", "store", f"{text}: {error}", retry_after=RETRY_SECONDS))
+                if reason == "shutdown" or not await self._regain(sequence, record):
+                    self.sequences.lost(
+                        sequence, "shutdown", "could not be written to the store when this server ended"
+                    )
             finally:
+                text = f"sequence {shown(sequence.id)} could not be given up, and the server's log says why"
+                _tell(told, Fault("INTERNAL", "failed", text))
                 self._release(sequence)
+
+    async def _regain(self, sequence: Sequence, record: Record) -> bool:
+        """Take back what may be in the store as given up: nobody knows of a write that failed. Until then the sequence
+        takes no step, because another server may go on from that record. A new epoch fences a write that comes late.
+        False: this server ends."""
+        data, key = replace(record, state="live").to_bytes(), self.key(sequence.id)
+        while not self._closing:
+            try:
+                sequence.epoch = await self.vault.claim(key, sequence.epoch, data)
+                return True
+            except Fenced:
+                with suppress(StoreError):
+                    held = await self.vault.read(key)
+                    if held is not None and held.holder != self.vault.holder:
+                        self._fenced(sequence, held.epoch)
+                        return True
+                    sequence.epoch = 0 if held is None else held.epoch
+            except StoreError:
+                await asyncio.sleep(REGAIN_SECONDS)
+        return False
 
     async def give_up_all(self) -> None:
         """The server ends: the next one goes on with its sequences."""
@@ -190,13 +227,14 @@ class Keeper:
             try:
                 await self._hold(sequence)
                 self.dirty.pop(sequence, None)
-                data = None if self._gone(sequence) else await self._taken(sequence, "live")
+                record = None if self._gone(sequence) else await self._taken(sequence, "live")
             finally:
                 self._release(sequence)
-            if data is None:
+            if record is None:
                 return
             try:
-                await self._put(sequence, data)
+                loop = asyncio.get_running_loop()
+                await self._put(sequence, await loop.run_in_executor(self.vault.thread, record.to_bytes))
             except Fenced as fenced:
                 self._fenced(sequence, fenced.epoch)
             except StoreError:
@@ -234,12 +272,11 @@ class Keeper:
             self.snapshot_seconds.add(time.monotonic() - began)
             self.snapshot_bytes.add(len(data))
 
-    async def _taken(self, sequence: Sequence, state: str) -> bytes:
-        """The record of a sequence that is HELD, as bytes."""
+    async def _taken(self, sequence: Sequence, state: str) -> Record:
+        """The record of a sequence that is HELD."""
         pool, loop = sequence.lane.pool, asyncio.get_running_loop()
         snapshot = await loop.run_in_executor(self.vault.thread, pool.snapshot, sequence.slot)
-        record = self._record(sequence, state, snapshot)
-        return await loop.run_in_executor(self.vault.thread, record.to_bytes)
+        return self._record(sequence, state, snapshot)
 
     def _record(self, sequence: Sequence, state: str, snapshot: bytes, steps: int | None = None) -> Record:
         since = self.sequences.rests_since(sequence)
@@ -295,3 +332,14 @@ class Keeper:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("keeping a sequence failed", exc_info=task.exception())
+
+
+def _tell(told: asyncio.Future, fault: Fault | None) -> None:
+    """Answer who waits, once."""
+    if told.done():
+        return
+    if fault is None:
+        told.set_result(None)
+    else:
+        told.set_exception(fault)
+        told.exception()  # nobody may wait for it any more

@@ -54,6 +54,7 @@ class FileStore:
         except ValueError as error:
             raise StoreError(f"store {self.url}: {error}") from None
         self._create, self._replace = _ways(self.fs, self.url)
+        self._local = type(self.fs) is LocalFileSystem
         self.poll_seconds = 0.1 if type(self.fs) in (LocalFileSystem, MemoryFileSystem) else 1.0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fastrnn-store")
 
@@ -71,7 +72,7 @@ class FileStore:
 
     async def sweep(self, seconds: float) -> None:
         """Drop entries that have not been written for so long. Object stores do it by rules of their own."""
-        if type(self.fs) is LocalFileSystem:
+        if self._local:
             await self._call(self._sweep, seconds)
 
     async def close(self) -> None:
@@ -89,9 +90,13 @@ class FileStore:
 
     def _epochs(self, key: str) -> list[int]:
         """Those of a key, lowest first."""
-        self.fs.invalidate_cache(self._folder(key))
+        folder = self._folder(key)
         try:
-            names = [str(name).rpartition("/")[2] for name in self.fs.ls(self._folder(key), detail=False)]
+            if self._local:  # fsspec takes 10 times as long
+                names = os.listdir(folder)
+            else:
+                self.fs.invalidate_cache(folder)
+                names = [str(name).rpartition("/")[2] for name in self.fs.ls(folder, detail=False)]
         except FileNotFoundError:
             return []
         return sorted(int(n, 16) for n in names if len(n) == DIGITS and set(n) <= set("0123456789abcdef"))
@@ -153,6 +158,9 @@ class FileStore:
     def _holder(self, name: str) -> str | None:
         """Who wrote a file; None: it is damaged, and its epoch is the caller's to write again."""
         try:
+            if self._local:
+                with open(name, "rb", buffering=0) as file:
+                    return _head(file.read(HEAD.size), name)[1]
             return _head(self.fs.cat_file(name, start=0, end=HEAD.size), name)[1]
         except StoreError:
             return None
@@ -235,10 +243,11 @@ def _temporary(name: str, data: bytes):
     folder = os.path.dirname(name)
     made = f"{folder}/.{secrets.token_hex(8)}"
     for _ in range(3):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # a sweep has removed the empty folder
+        try:
             handle = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             break
+        except FileNotFoundError:  # the first entry of a key; or a sweep has removed the empty folder
+            os.makedirs(folder, mode=0o700, exist_ok=True)
     else:
         raise StoreError(f"{folder} vanishes as soon as it is made")
     try:
