@@ -3,6 +3,7 @@ No caller waits for ever, no slot is left, and every other sequence keeps the bi
 
 import asyncio
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -285,5 +286,47 @@ def test_a_batcher_that_was_stopped(run, model, frames):
             assert (type(result), getattr(result, "code", "")) == (Fault, "UNAVAILABLE"), result
         await asyncio.wait_for(s.drain(), 20)
         s.lanes[1].batcher._worker.shutdown()
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["cancelled", "late", "failed"])
+def test_a_start_that_did_not_run_starts_nothing(run, model, frames, alone, monkeypatch, end):
+    """What its client sends next must not be answered from a state that lacks the first request."""
+
+    async def main():
+        async with Served(model) as s:
+            await asyncio.gather(*(s.run(call(model, id, frames[0], start=True)) for id in (1, 2)))
+            lane, free = s.lanes[1], threading.Event()
+            if end == "failed":
+
+                def broken(*args):
+                    raise RuntimeError("broken")
+
+                monkeypatch.setattr(lane.pool, "step", broken)
+                for id in (1, 3):
+                    with pytest.raises(Fault, match="the step failed: broken"):
+                        await s.run(call(model, id, frames[0], start=True))
+                monkeypatch.undo()
+            else:
+                busy = asyncio.ensure_future(lane.call(free.wait, 30))
+                timeout = 0.01 if end == "late" else None
+                tasks = [asyncio.ensure_future(s.run(call(model, id, frames[0], start=True, timeout=timeout)))
+                         for id in (1, 3)]  # fmt: skip
+                tasks += [asyncio.ensure_future(s.run(call(model, id, frames[1]))) for id in (1, 3)]
+                await asyncio.sleep(0.05)
+                for task in tasks[:2]:
+                    task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                assert [type(r) for r in results[:2]] == [Fault if end == "late" else asyncio.CancelledError] * 2
+                assert all("must specify the START flag" in str(r) for r in results[2:])
+                free.set()
+                await busy
+            for id in (1, 3):
+                with pytest.raises(Fault, match=f"sequence {id} was not started: its first request was cancelled"):
+                    await s.run(call(model, id, frames[1]))
+            assert list(s.live) == [2]
+            assert np.array_equal(first(await s.run(call(model, 1, frames[0], start=True))), alone[0])
+            assert np.array_equal(first(await s.run(call(model, 2, frames[1]))), alone[1])
 
     run(main())

@@ -338,6 +338,8 @@ class Sequences:
         if isinstance(result, Fault) and not work.settled:
             self.rejected[result.reason] += 1
         work.settle(result)
+        if not isinstance(result, Answer) and True in work.call.starts:
+            self._not_started(work)
         if not self._leaving and True not in work.call.ends and going_on(work.rows) is not None:
             self._resting.add_all(work.rows)  # nothing else waits for any of them
             return
@@ -347,6 +349,12 @@ class Sequences:
                 continue
             sequence.ending &= not ends
             self._advance(sequence)
+
+    def _not_started(self, work: Work) -> None:
+        """The first request of sequences did not run: what follows must not go on from a state that lacks it."""
+        for sequence, starts in zip(work.rows, work.call.starts, strict=True):
+            if starts and not sequence.steps and self.live.get(sequence.id) is sequence:
+                self._lose(sequence, "client", "was not started: its first request was cancelled, or failed")
 
     def withdraw(self, work: Work) -> None:
         """The caller has gone, or its time is over. What a tick has taken goes on."""
