@@ -269,6 +269,18 @@ class TestTalk:
         answers = page.answers()
         assert np.array_equal(answers, vad.stream().push(steps)[: len(answers)])
 
+    def test_silero(self, browser, serve, published_models):
+        """Its file is recognised: 512 new samples behind the last 64 of the step before."""
+        file = published_models / "silero_vad_v5.onnx"
+        model = fastrnn.load(file, bind={"sr": 16000}, sizes={"size": 576}, threads=1)
+        with serve({"silero": model}) as server, Page(browser, server) as opened:
+            assert "the last 64 of the step before and 512 new ones, 32 ms" in opened.text("#talk-hint")
+            opened.talk("silero", "mic", 40)
+            steps = np.concatenate(opened.sent).reshape(-1, 576)
+            assert np.array_equal(steps[1:, :64], steps[:-1, 512:])
+            answers, stream = opened.answers(), model.stream()
+            assert np.array_equal(answers[:, 0], [stream.step(x).item() for x in steps[: len(answers)]])
+
     def test_errors_are_told(self, page, server):
         denied = (
             "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError'); }; 0"

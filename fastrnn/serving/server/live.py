@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from .engine import Engine
 from .hosted import Hosted
-from .metrics import OF_TICKS, state_bytes, ticks_of
+from .metrics import OF_TICKS, merged, state_bytes, ticks_of
 from .sequence import shown
 
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -139,14 +139,9 @@ def _model(engine: Engine, hosted: Hosted, expected: Expected) -> dict[str, Any]
 
 def _calls(hosted: Hosted) -> dict[str, Any]:
     """What calls of the engine cost: all calls and steps so far, and the seconds of those that were timed."""
-    found = {"calls": 0, "steps": 0, "timed": 0, "seconds": 0.0}
-    for model in hosted.models.values():
-        told = model.stats()["stream"]
-        found["calls"] += told["calls"]
-        found["steps"] += told["steps"]
-        found["timed"] += told["seconds"]["count"]
-        found["seconds"] += told["seconds"]["sum"]
-    return found
+    told = [model.stats()["stream"] for model in hosted.models.values()]
+    found: dict[str, Any] = {key: sum(one[key] for one in told) for key in ("calls", "steps")}
+    return {**found, "seconds": merged([one["seconds"] for one in told])}
 
 
 def _stream(hosted: Hosted) -> dict[str, Any]:

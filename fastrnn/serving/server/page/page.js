@@ -95,10 +95,10 @@ function showModel(now, then, seconds) {
       put(of("ticked"), time(compute.sum / taken));
       put(of("why"), why ? `No expectation: ${why}.` : `Expected by the performance model at batch ${mean.toPrecision(2)}.`);
     }
-    const old = found.calls[0] ?? now.calls, timed = now.calls.timed - old.timed;
-    if (timed > 0) put(of("measured"), time((now.calls.seconds - old.seconds) / timed / ((now.calls.steps - old.steps) / (now.calls.calls - old.calls))));
+    const old = found.calls[0] ?? now.calls, call = quantile(change(now.calls.seconds, old.seconds), .5);
+    if (call !== null) put(of("measured"), time(call * (now.calls.calls - old.calls) / (now.calls.steps - old.steps)));
   }
-  found.calls.push(now.calls); // the engine times every 64th call: a minute of them
+  found.calls.push(now.calls); // the engine times every 64th call: the median of a minute
   if (found.calls.length > 60) found.calls.shift();
 }
 
