@@ -65,6 +65,18 @@ def test_curl(words):
     assert np.array_equal(np.array(whole["outputs"][0]["data"], np.float32), alone[0, :2].reshape(-1))
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")
+def test_curl_of_the_readme(words):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## A server") :]
+    lines = next(text for tag, text in BLOCK.findall(section) if tag == "sh").splitlines(keepends=True)
+    assert lines[:2] == ["pip install 'fastrnn[serve]'\n", "fastrnn serve words=examples/tone_words.onnx\n"]
+    script = "".join(lines[2:]).replace(":8000", f":{words.http}")
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == {"sequence_id": 42, "step_index": 0, "steps_done": 1}
+
+
 def node():
     """The command of Node with WebSocket, or None."""
     found = shutil.which("node")
