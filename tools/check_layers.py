@@ -37,7 +37,7 @@ ARROWS = {
     "insight": "errors records typing tables machine graph passes importers compile runtime serving model",
     "fastrnn": "errors records typing machine graph importers runtime serving model",
     "scoring": "errors records machine streaming runtime model fastrnn",
-    "ray": "errors records machine runtime model scoring",
+    "ray": "errors records machine runtime serving model scoring",
     "spark": "errors scoring",
     "bench": "errors records machine graph model fastrnn",
     "cli": "fastrnn bench",
@@ -64,7 +64,7 @@ TOP = {
 SUFFIXES = ("*.py", "*.pyx", "*.pxd", "*.pxi")
 # Foreign library -> where it may be imported. numpy and the standard library may be imported anywhere.
 FOREIGN = {
-    "fsspec": ("serving.store",),
+    "fsspec": ("ray.store", "serving.store"),
     "google": ("serving.server",),
     "graphviz": ("insight.report",),
     "grpc": ("serving.server",),

@@ -2,24 +2,33 @@
 
 words.py        errors, refusals, the shard of an id
 host.py         an actor's side: shards, steps exactly once, epochs, leases
-shards.py       what it works with
+keeping.py      how it takes shards and writes checkpoints; shards.py: what it works with
 answers.py      the answers that it keeps, to give them again
 checkpoints.py  checkpoints as bytes
-caller.py       a gateway's side: step indexes, one call a tick and actor
+caller.py       a gateway's side: step indexes, one call a tick and actor; calls.py: what it needs
 table.py        its streams; log.py: its replay buffer
 recovery.py     what it does after a loss
-scoring.py      `score`: bulk scoring of datasets and files
 
-None of them but scoring.py imports Ray, reads a clock or waits by itself, so that a simulation runs them as they are.
+None of these imports Ray, reads a clock or waits by itself, so that a simulation runs them as they are. The rest does:
+
+store.py        checkpoints, epochs and owners in a folder or behind a URL
+engine.py       the streams of a host in a pool
+actor.py        what Ray runs: a host, its threads and its clock
+transport.py    calls to actors
+placement.py    which shard belongs where
+cluster.py      StreamCluster; inputs.py: what its steps take
+scoring.py      `score`: bulk scoring of datasets and files
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_LAZY = {"StepsLost": "words", "score": "scoring"}
+_LAZY = {"StepsLost": "words", "StreamCluster": "cluster", "fence": "store", "score": "scoring"}
 
 if TYPE_CHECKING:
+    from .cluster import StreamCluster
     from .scoring import score
+    from .store import fence
     from .words import StepsLost
 else:
 
@@ -31,4 +40,4 @@ else:
         return value
 
 
-__all__ = ["StepsLost", "score"]
+__all__ = ["StepsLost", "StreamCluster", "fence", "score"]

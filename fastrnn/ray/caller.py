@@ -9,44 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import StateError, StreamError
-from ..records import dataclass
+from .calls import Group, Transport, spans
 from .log import Entry, Log
 from .recovery import Recovery
 from .table import Table
-from .words import ADOPT, EXISTS, FOUND, NEVER, OPEN, StepsLost, Unreachable
+from .words import ADOPT, EXISTS, FOUND, NEVER, OPEN, WAITING, StepsLost, Unreachable
 
 REPLAY_STEPS = 10_000  # of a stream that are kept at most, if nothing else was asked for
 REPLAY_BYTES = 1 << 30
 MOST_PLANS = 32
-
-
-class Transport(Protocol):
-    """Carries calls to the actors."""
-
-    def call(self, actor: str, method: str, *args: Any) -> Awaitable[Any]:
-        """The answer of a method of `Host`; calls arrive in the order in which they were made. Raises Unreachable."""
-
-    def owners(self) -> Awaitable[tuple[list[str], np.ndarray]]:
-        """(names of actors, int64 [shards] of positions in them), the newest. OSError: it can't be read now."""
-
-    def now(self) -> int:
-        """Nanoseconds since 1970, for the generations of streams."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rows of one actor in a tick. index : their positions in it; None: all. shards : unique"""
-
-    actor: str
-    index: np.ndarray | None
-    rows: np.ndarray
-    shards: np.ndarray
 
 
 class Caller(Recovery):
@@ -59,6 +36,8 @@ class Caller(Recovery):
     transport : Transport
     replay_steps, replay_bytes : bounds of the log
     backoff : seconds before the second attempt to mend; it doubles up to 16 times as long
+    beat_seconds : between two looks after steps that no checkpoint holds; less than half of the hosts' lease, which is
+        how long a restored shard waits for the caller of its streams
     """
 
     def __init__(
@@ -69,13 +48,16 @@ class Caller(Recovery):
         replay_steps: int = REPLAY_STEPS,
         replay_bytes: int = REPLAY_BYTES,
         backoff: float = 0.05,
+        beat_seconds: float = 1.0,
     ):
-        self.id, self.shards, self.transport, self.backoff = id, shards, transport, backoff
+        self.id, self.shards, self.transport = id, shards, transport
+        self.backoff, self.beat_seconds = backoff, beat_seconds
         self.table, self.log = Table(shards), Log(replay_steps, replay_bytes)
         self.actors: list[str] = []
         self.owner = np.zeros(shards, np.int64)
         self.epochs = np.zeros(shards, np.int64)  # in which the caller found them; 0: not yet
         self.durable = np.full(shards, -1, np.int64)
+        self.births = np.full(shards, -1, np.int64)  # the checkpoint that will hold all streams that were opened
         self.held = np.zeros(shards, np.bool_)  # being mended: nothing is sent to them
         self.counts = {"steps": 0, "replayed_steps": 0, "lost_steps": 0, "recoveries": 0}
         # row -> its steps that are gone, and how many calls under way will say so. Until then no step of it is taken.
@@ -91,8 +73,10 @@ class Caller(Recovery):
         self._version = 0  # of the owners
 
     async def start(self) -> None:
-        """Read who owns what."""
+        """Read who owns what. OSError: it can't be read now."""
         await self._read_owners()
+        task = asyncio.get_running_loop().create_task(self._beat())
+        self._tasks.add(task)
 
     # -- steps --
     async def step(
@@ -134,7 +118,7 @@ class Caller(Recovery):
         if group.index is None:
             own = [np.array(a, order="C") for a in arrays]  # the log's: the caller may change its arrays
         else:
-            where = group.index if lengths is None else _spans(lengths, group.index)
+            where = group.index if lengths is None else spans(lengths, group.index)
             own = [a[where] for a in arrays]
         rows = group.rows
         first = self.table.next[rows]
@@ -164,7 +148,7 @@ class Caller(Recovery):
             some = next(e.outputs for e in entries if e.outputs is not None or e is entries[-1]) or []
             outputs = [np.empty((total, *a.shape[1:]), a.dtype) for a in some]
             for group, entry in zip(groups, entries, strict=True):
-                where = group.index if lengths is None else _spans(lengths, group.index)
+                where = group.index if lengths is None else spans(lengths, group.index)
                 for k, out in enumerate(outputs):
                     out[where] = entry.outputs[k] if entry.outputs else (np.nan if out.dtype.kind == "f" else 0)
         if lost:
@@ -195,7 +179,7 @@ class Caller(Recovery):
                 part = slice(None) if group.index is None else group.index
                 head = np.stack([group.shards, self.epochs[group.shards]])
                 about = [self.table.slot[group.rows], index[part]] + ([] if lengths is None else [lengths[part]])
-                where = part if lengths is None or group.index is None else _spans(lengths, group.index)
+                where = part if lengths is None or group.index is None else spans(lengths, group.index)
                 own = [a[where] for a in arrays]
                 number = next(self._numbers)
                 acked = next(iter(self.log.open), number) - 1
@@ -323,34 +307,42 @@ class Caller(Recovery):
         while len(left):
             await self._settled(np.unique(of[left]))
             stale, again = [], []
-            for actor in np.unique(self.owner[of[left]]).tolist():
-                own = left[self.owner[of[left]] == actor]
+            for actor, own in self._by_actor(left, of):
                 shards = np.unique(of[own])
                 names = [ids[i] for i in own.tolist()]
-                reply = await self._ask(self.actors[actor], shards, "attach", mode, shards, names, gens[own], of[own])
+                reply = await self._ask(actor, shards, "attach", mode, shards, names, gens[own], of[own])
                 if reply is None:
                     again.append(own)
                     continue
-                _, epochs, durable, rows, owed = reply
+                _, epochs, marks, rows, owed = reply
                 if (epochs < self.epochs[shards]).any():  # of a host that lost the shard, and does not know yet
                     self._break(shards)
                     again.append(own)
                     continue
-                if owed and not await self._flushed(self.actors[actor], owed):
+                if owed and not await self._flushed(actor, owed):
                     again.append(own)
                     continue
                 for i, row in zip(own.tolist(), rows.T.tolist(), strict=True):
                     found[ids[i]] = (*row, int(of[i]))
-                stale += self._epochs_seen(shards, epochs, durable)
+                if (waiting := own[rows[0] == WAITING]).size:
+                    again.append(waiting)
+                    await asyncio.sleep(2 * self.backoff)
+                stale += self._epochs_seen(shards, epochs, marks)
             if stale:
                 self._break(np.array(stale, np.int64))
             left = np.concatenate(again) if again else left[:0]
         return found
 
-    def _epochs_seen(self, shards: np.ndarray, epochs: np.ndarray, durable: np.ndarray) -> list[int]:
+    def _by_actor(self, left: np.ndarray, of: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """(actor, those of `left` whose shards it has), as the owners are now: they may change while one is asked."""
+        owner = self.owner[of[left]]
+        return [(self.actors[k], left[owner == k]) for k in np.unique(owner).tolist()]
+
+    def _epochs_seen(self, shards: np.ndarray, epochs: np.ndarray, marks: np.ndarray) -> list[int]:
         """Note new shards; those that were taken up again since the caller's own streams were found there."""
         new = self.epochs[shards] == 0
-        self.epochs[shards[new]], self.durable[shards[new]] = epochs[new], durable[new]
+        self.epochs[shards[new]], self.durable[shards[new]] = epochs[new], marks[1, new]
+        self.births[shards] = marks[0]
         return shards[self.epochs[shards] != epochs].tolist()
 
     async def _ask(self, actor: str, shards: np.ndarray, method: str, *args: Any) -> tuple | None:
@@ -388,10 +380,9 @@ class Caller(Recovery):
         while len(left):
             await self._settled(np.unique(of[left]))
             again = []
-            for actor in np.unique(self.owner[of[left]]).tolist():
-                own = left[self.owner[of[left]] == actor]
+            for actor, own in self._by_actor(left, of):
                 shards, names = np.unique(of[own]), [ids[i] for i in own.tolist()]
-                reply = await self._ask(self.actors[actor], shards, "close", shards, names, gens[own], of[own])
+                reply = await self._ask(actor, shards, "close", shards, names, gens[own], of[own])
                 if reply is None:
                     again.append(own)
                     continue
@@ -407,13 +398,13 @@ class Caller(Recovery):
         while len(left):
             await self._settled(np.unique(of[left]))
             again = []
-            for actor in np.unique(self.owner[of[left]]).tolist():
-                own = left[self.owner[of[left]] == actor]
+            for actor, own in self._by_actor(left, of):
                 names, shards = [ids[i] for i in own.tolist()], np.unique(of[own])
                 head = np.stack([shards, self.epochs[shards]])
-                reply = await self._ask(self.actors[actor], shards, "steps_done", head, names, of[own])
-                if reply is None:
+                reply = await self._ask(actor, shards, "steps_done", head, names, of[own])
+                if reply is None or (reply[1] == -2).any():
                     again.append(own)
+                    await asyncio.sleep(self.backoff if reply else 0)
                 elif (reply[1] < 0).any():
                     raise StateError(f"stream {names[int(np.argmin(reply[1]))]!r:.80} is not open: open it first")
                 else:
@@ -430,11 +421,3 @@ class Caller(Recovery):
         """Stop mending; nothing may be under way."""
         for task in [*self._tasks, *([self._mending] if self._mending else [])]:
             task.cancel()
-
-
-def _spans(lengths: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Where the steps of some rows are, if row i has lengths[i] of them, one row after the other."""
-    ends = np.cumsum(lengths)
-    own = lengths[index]
-    at = np.cumsum(own)
-    return np.arange(at[-1] if len(at) else 0) + np.repeat((ends - lengths)[index] - at + own, own)

@@ -12,22 +12,24 @@ which the look began.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from .answers import PLACE, Answered, Answers, pieces
-from .checkpoints import Checkpoint, DamagedCheckpoint, decode, encode
-from .shards import Engine, Job, Shard, Store
-from .words import ADOPT, CLOSED, CUT_OFF, EXISTS, FOUND, MOVED, OPEN, STALE, TAKEN, Fenced
+from .keeping import Keeping, finish
+from .shards import Engine, Shard, Store
+from .words import ADOPT, CLOSED, CUT_OFF, EXISTS, FOUND, MOVED, OPEN, RECOVER, STALE, TAKEN, UNKNOWN, WAITING
 
 MOST_CLOSED = 10_000  # ids of closed streams that a shard remembers
-Steps = Generator[None, None, Any]
+UNMADE = -1  # instead of a code: the stream is to be made
+
+__all__ = ["Host", "finish"]
 
 
-class Host:
+class Host(Keeping):
     """The shards of one actor.
 
     Parameters
@@ -36,20 +38,32 @@ class Host:
     engine, store : as above
     clock : seconds, from any start
     lease : seconds for which it answers after the last look at the store
+    lock : held while something changes, never while the store is used. Callers of methods that are not generators
+        hold it themselves, if several threads use the host.
     """
 
-    def __init__(self, shards: int, engine: Engine, store: Store, clock: Callable[[], float], lease: float):
+    def __init__(
+        self,
+        shards: int,
+        engine: Engine,
+        store: Store,
+        clock: Callable[[], float],
+        lease: float,
+        lock: AbstractContextManager | None = None,
+    ):
         self.engine, self.store, self.clock, self.lease = engine, store, clock, lease
+        self.lock = lock or nullcontext()
         self.owned: dict[int, Shard] = {}
         self.answers = Answers()
         self._epoch = np.zeros(shards, np.int64)  # 0: not here
         self._until = np.full(shards, -np.inf)  # the end of the lease
         self._number = np.zeros(shards, np.int64)
         self._durable = np.full(shards, -1, np.int64)  # the older checkpoint kept
-        self._slot = np.zeros(0, np.int64)  # place -> slot, 0: none
-        self._next = np.zeros(0, np.int64)  # place -> the step index that it takes next
-        self._writer = np.zeros(0, np.int64)  # place -> the caller that steps it
-        self._since = np.zeros(0, np.int64)  # place -> the step index at which its caller began
+        self._slot = np.zeros(1, np.int64)  # place -> slot, 0: none
+        self._next = np.zeros(1, np.int64)  # place -> the step index that it takes next
+        self._writer = np.zeros(1, np.int64)  # place -> the caller that steps it
+        self._since = np.zeros(1, np.int64)  # place -> the step index at which its caller began
+        self._unsure = np.zeros(1)  # place -> until when only its caller may have the stream: its shard was restored
         self._handed: dict[int, dict[int, int]] = {}  # slot -> caller that had it -> the index at which that ended
         self.counts = {"steps": 0, "fenced": 0, "checkpoints": 0, "checkpoint_failures": 0, "damaged": 0, "again": 0}
 
@@ -75,7 +89,7 @@ class Host:
         if not ((self._epoch[shards] == head[1]) & (self._until[shards] > self.clock())).all():
             return "refused", self._refusals(head)
         slots, first = rows[0], rows[1]
-        places = slots & PLACE
+        places = np.minimum(slots & PLACE, len(self._slot) - 1)
         wrong = (self._slot[places] != slots) | (self._writer[places] != caller)
         if wrong.any():
             bad = np.flatnonzero(wrong)
@@ -153,10 +167,10 @@ class Host:
 
         Returns
         -------
-        ("done", epochs [k], durable [k], rows int64 [6, n], shards to be flushed before the first step); or ("refused",
-        {shard: reason}). The rows are: code, slot, next step index, generation, the index at which this caller began
-        with the stream, and that at which another one took it from it before (-1: none did). Of an OPEN, either all
-        streams are made or none.
+        ("done", epochs [k], marks as of `step`, rows int64 [6, n], shards to flush before the first step); or
+        ("refused", {shard: reason}). The rows are: code, slot, next step index, generation, the index at which this
+        caller began with the stream, and that at which another one took it from it before (-1: none did). Of an OPEN,
+        either all streams are made or none.
         """
         if not ((self._epoch[shards] > 0) & (self._until[shards] > self.clock())).all():
             return "refused", self._refusals(np.stack([shards, self._epoch[shards]]))
@@ -167,25 +181,48 @@ class Host:
                 new.append(i)
                 continue
             if mode == ADOPT and code == FOUND:
-                self._take_over(self.owned[shard], caller, slot)
+                code = self._take_over(self.owned[shard], caller, slot)
             place, ended = slot & PLACE, self._handed.get(slot, {}).get(caller, -1)
             rows[:, i] = (code, slot, self._next[place], have, self._since[place], ended) if slot else (code, *[0] * 5)
         if mode == OPEN and (rows[0] == EXISTS).any():
             new = []
         self._make(caller, [ids[i] for i in new], gens[new], of[new], rows, new)
+        if mode == RECOVER:  # its caller sends their steps again next
+            self._unsure[rows[1, new] & PLACE] = self.clock() + self.lease
         owed = [s for s in shards.tolist() if self.owned[s].owed] if mode != OPEN else []
-        return "done", self._epoch[shards].copy(), self._durable[shards].copy(), rows, owed
+        marks = np.stack([self._number[shards], self._durable[shards]])
+        return "done", self._epoch[shards].copy(), marks, rows, owed
 
-    def _take_over(self, own: Shard, caller: int, slot: int) -> None:
-        """This caller steps a stream from now on."""
+    def _take_over(self, own: Shard, caller: int, slot: int) -> int:
+        """This caller steps a stream from now on: FOUND; or WAITING, and it may ask again."""
         place = slot & PLACE
         before = int(self._writer[place])
+        if before not in (0, caller) and self._unsure[place] > self.clock():
+            return WAITING
         if before not in (0, caller):
             self._handed.setdefault(slot, {})[before] = int(self._next[place])
             own.dirty, own.owed = True, 2  # both checkpoints that are kept will know
         if before != caller:
             self._since[place] = self._next[place]
         self._writer[place] = caller
+        return FOUND
+
+    def beat(self, caller: int, head: np.ndarray) -> tuple:
+        """The caller has sent again what these shards lacked: ("done", marks as of `step`) or ("refused", ..)."""
+        shards = head[0]
+        if not ((self._epoch[shards] == head[1]) & (self._until[shards] > self.clock())).all():
+            return "refused", self._refusals(head)
+        for shard in shards.tolist() if self._unsure.any() else ():
+            slots = np.fromiter(self.owned[shard].streams.values(), np.int64)
+            places = slots[self._writer[slots & PLACE] == caller] & PLACE
+            self._unsure[places] = 0
+        return "done", np.stack([self._number[shards], self._durable[shards]])
+
+    def let_go(self) -> None:
+        """No caller has any stream: whoever comes next takes it at once."""
+        self._writer[:] = 0
+        for own in self.owned.values():
+            own.dirty = True
 
     def _find(self, own: Shard, caller: int, mode: int, id: Any, gen: int) -> tuple[int, int, int]:
         """(code, slot, generation) of a stream; UNMADE if it is to be made."""
@@ -195,7 +232,9 @@ class Host:
                 return EXISTS, slot, have
             return (FOUND, slot, have) if slot else (UNMADE, 0, 0)
         if mode == ADOPT:
-            return (FOUND, slot, have) if slot else (CLOSED if id in own.closed else UNKNOWN_ID, 0, 0)
+            if not slot and id not in own.closed:
+                return (WAITING if own.unsure > self.clock() else UNKNOWN), 0, 0
+            return (FOUND, slot, have) if slot else (CLOSED, 0, 0)
         if own.closed.get(id, 0) >= gen or have > gen:
             return CLOSED, 0, have
         if slot and have == gen:
@@ -224,7 +263,9 @@ class Host:
             more = max(top, 2 * len(self._slot), 1024) - len(self._slot)
             for name in ("_slot", "_next", "_writer", "_since"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
+            self._unsure = np.concatenate([self._unsure, np.zeros(more)])
         self._slot[places], self._next[places], self._writer[places], self._since[places] = slots, steps, writers, since
+        self._unsure[places] = 0
 
     def close(self, shards: np.ndarray, ids: list, gens: np.ndarray, of: np.ndarray) -> tuple:
         """End streams, those that are there. ("done", marks as of `step`) or ("refused", {shard: reason})."""
@@ -254,158 +295,18 @@ class Host:
         self.engine.close(slots)
 
     def steps_done(self, head: np.ndarray, ids: list, of: np.ndarray) -> tuple:
-        """("done", int64 [n], -1 for ids that are not here) or ("refused", ..). head : as of `step`; epoch 0: any"""
+        """("done", int64 [n]) or ("refused", ..). -1: an id is not here; -2: its caller may still bring it back.
+
+        head : as of `step`; epoch 0: any
+        """
         shards, known = head[0], self._epoch[head[0]]
         ok = (known > 0) & ((known == head[1]) | (head[1] == 0)) & (self._until[shards] > self.clock())
         if not ok.all():
             return "refused", self._refusals(np.stack([shards, np.where(head[1] == 0, known, head[1])]))
-        slots = [self.owned[s].streams.get(id, 0) for id, s in zip(ids, of.tolist(), strict=True)]
-        return "done", np.array([self._next[s & PLACE] if s else -1 for s in slots], np.int64)
-
-    # -- taking and giving up --
-    def acquire(self, shard: int) -> Steps:
-        """Take a shard: True, or False if another host took it meanwhile. OSError: the store fails."""
-        began = self.clock()
-        epoch = self.store.claim(shard)
-        yield
-        names = self.store.names(shard)
-        found: Checkpoint | None = None
-        kept: list[tuple[int, str]] = []
-        for name in reversed(names[-4:]):
-            yield
-            try:
-                content = decode(self.store.read(shard, name), shard)
-            except FileNotFoundError:
-                continue
-            except DamagedCheckpoint:
-                self.counts["damaged"] += 1
-                continue
-            found, kept = content, [(content.number, name)]
-            break
-        number = 0
-        if found is not None:
-            number = found.number + 1
-            found.number, found.epoch = number, epoch
-            yield
-            self.store.write(shard, name_of(epoch, number), encode(found))
-            kept.append((number, name_of(epoch, number)))
-            number += 1
-            yield
-            if self.store.epoch(shard) != epoch:
-                return False
-        self._install(shard, epoch, number, kept, found, began)
-        return True
-
-    def _install(self, shard, epoch, number, kept, found: Checkpoint | None, began: float) -> None:
-        if shard in self.owned:
-            self.release(shard)
-        own = Shard(shard, epoch, number, kept, {}, {}, OrderedDict())
-        if found is not None and found.ids:
-            slots = self.engine.restore(found.states)
-            self._place(slots, found.steps, found.writers, found.since)
-            self._handed |= {int(slots[i]): ends for i, ends in found.handed.items()}
-            own.streams = dict(zip(found.ids, slots.tolist(), strict=True))
-            own.gens = dict(zip(found.ids, found.gens.tolist(), strict=True))
-            for a in found.answers:
-                again = Answered(a.caller, a.number, slots[a.slots], a.first, a.offsets, a.outputs)
-                self.answers.add(again, again.slots & PLACE)
-        self.owned[shard] = own
-        self._epoch[shard], self._number[shard] = epoch, number
-        self._durable[shard] = kept[0][0] if kept else -1
-        self._until[shard] = began + self.lease
-
-    def release(self, shard: int) -> None:
-        """Forget a shard and its streams; what is in the store stays."""
-        own = self.owned.pop(shard, None)
-        self._epoch[shard], self._until[shard] = 0, -np.inf
-        if own is not None and own.streams:
-            self._end(np.fromiter(own.streams.values(), np.int64))
-
-    def renew(self, shard: int, epoch: int, began: float) -> None:
-        """A look that began then found no newer epoch."""
-        if self._epoch[shard] == epoch:
-            self._until[shard] = max(self._until[shard], began + self.lease)
-
-    # -- checkpoints --
-    def capture(self, shard: int) -> Job | None:
-        """The states of a shard as they are now, to be written; None if nothing changed, or one is being written."""
-        own = self.owned.get(shard)
-        if own is None or own.writing or not (own.dirty or own.owed):
-            return None
-        slots = np.fromiter(own.streams.values(), np.int64, len(own.streams))
-        index = {s: i for i, s in enumerate(slots.tolist())}
-        answers = self.answers.open_of(slots)
-        for answer in answers:
-            answer.slots = np.array([index[s] for s in answer.slots.tolist()], np.int64)
-        gens = np.fromiter(own.gens.values(), np.int64, len(slots))
-        handed = {i: dict(self._handed[s]) for s, i in index.items() if s in self._handed} if self._handed else {}
-        places = slots & PLACE
-        arrays = gens, self._next[places], self._writer[places], self._since[places]
-        content = Checkpoint(shard, own.epoch, own.number, list(own.streams), *arrays, answers, handed, b"")
-        captured = self.engine.capture(slots) if len(slots) else None
-        job = Job(own, own.number, content, captured, own.owed > 0)
-        own.number += 1
-        self._number[shard] = own.number
-        own.dirty, own.writing = False, True
-        return job
-
-    def write(self, job: Job) -> Steps:
-        """Write a checkpoint. Fenced: another host has the shard; OSError: the store fails. The shard stays dirty."""
-        own, began = job.shard, self.clock()
-        try:
-            job.content.states = self.engine.encode(job.captured) if job.captured is not None else b""
-            name = name_of(own.epoch, job.number)
-            blob = encode(job.content)
-            yield
-            yield from self._check(own, began)
-            yield
-            self.store.write(own.shard, name, blob)
-            yield
-            yield from self._check(own, began)
-        except BaseException as error:
-            own.dirty, own.writing = True, False
-            if isinstance(error, OSError):
-                self.counts["checkpoint_failures"] += 1
-            raise
-        own.writing, own.owed = False, max(0, own.owed - job.pays)
-        own.kept.append((job.number, name))
-        gone, own.kept = own.kept[:-2], own.kept[-2:]
-        self.counts["checkpoints"] += 1
-        if self._epoch[own.shard] == own.epoch and len(own.kept) == 2:
-            self._durable[own.shard] = own.kept[0][0]
-        for _, old in gone:
-            yield
-            self.store.delete(own.shard, old)
-
-    def look(self, shard: int) -> Steps:
-        """See whether a newer epoch is there; without, the lease is renewed. Fenced, OSError as of `write`."""
-        own = self.owned.get(shard)
-        if own is not None:
-            yield from self._check(own, self.clock())
-
-    def _check(self, own: Shard, began: float) -> Steps:
-        newest = self.store.epoch(own.shard)
-        yield
-        if newest != own.epoch:
-            if self.owned.get(own.shard) is own:
-                self.counts["fenced"] += 1
-                self.release(own.shard)
-            raise Fenced(f"shard {own.shard}: epoch {newest} was claimed, this host has {own.epoch}")
-        self.renew(own.shard, own.epoch, began)
-
-
-UNMADE, UNKNOWN_ID = -1, 2
-
-
-def name_of(epoch: int, number: int) -> str:
-    """The file name of a checkpoint: names sort by epoch, then number."""
-    return f"{epoch:010d}-{number:012d}.ckpt"
-
-
-def finish(steps: Steps) -> Any:
-    """Run a generator to its end: its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+        now, done = self.clock(), np.zeros(len(ids), np.int64)
+        for i, (id, shard) in enumerate(zip(ids, of.tolist(), strict=True)):
+            own = self.owned[shard]
+            slot = own.streams.get(id, 0)
+            missing = -2 if own.unsure > now and id not in own.closed else -1
+            done[i] = self._next[slot & PLACE] if slot else missing
+        return "done", done

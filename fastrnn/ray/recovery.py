@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import StateError, StreamError
 from .log import Entry
-from .words import ADOPT, FOUND, NEVER, RECOVER, TAKEN, Unreachable
+from .words import ADOPT, FOUND, NEVER, RECOVER, TAKEN, WAITING, Unreachable
 
 if TYPE_CHECKING:
     from .log import Log
@@ -30,12 +30,14 @@ class Recovery:
     shards: int
     transport: Any
     backoff: float
+    beat_seconds: float
     table: Table
     log: Log
     actors: list[str]
     owner: np.ndarray
     epochs: np.ndarray
     durable: np.ndarray
+    births: np.ndarray
     held: np.ndarray
     counts: dict[str, int]
     _losses: dict[int, tuple[range, int]]
@@ -45,6 +47,10 @@ class Recovery:
     _tasks: set[asyncio.Task]
     _swept: np.ndarray
     _version: int
+
+    if TYPE_CHECKING:
+
+        def _by_actor(self, left: np.ndarray, of: np.ndarray) -> list[tuple[str, np.ndarray]]: ...
 
     # -- sending --
     def _send(self, entry: Entry, sel: np.ndarray | None, actor: str, shards: np.ndarray) -> asyncio.Task:
@@ -72,6 +78,8 @@ class Recovery:
             reply = await answer
         except Unreachable:
             entry.ambiguous, reply = True, ("unreachable",)
+        except Exception as error:
+            reply = ("failed", str(error))
         if entry.attempt != attempt:  # it was sent again since: this answer may be of a host that lost its shards
             return False
         if reply[0] == "done":
@@ -218,10 +226,12 @@ class Recovery:
         if wanted.any():
             found[:, wanted] = await self._found(actor, ADOPT, np.unique(self.table.shard[rows[wanted]]), rows[wanted])
         away = taken & ~wanted  # the next step takes them back
+        self.table.slot[rows[away]] = found[1, away]  # an old slot may be another stream's by now
         rows, found = rows[~away], found[:, ~away]
         pieces = self._resync(rows, found)
         if not await self._replay(actor, pieces, careful):
             raise NotYet
+        await self.transport.call(actor, "beat", self.id, np.stack([shards, self.epochs[shards]]))
         self._broken -= set(shards.tolist())
         self.held[shards] = False
         self.counts["recoveries"] += 1
@@ -246,10 +256,14 @@ class Recovery:
         reply = await self.transport.call(actor, "attach", self.id, mode, shards, ids, self.table.gen[rows], of)
         if reply[0] != "done" or (reply[1] < self.epochs[shards]).any():
             raise NotYet  # an older epoch: of a host that lost the shard, and does not know yet
-        self.epochs[shards], self.durable[shards] = reply[1], reply[2]
+        if mode == ADOPT and (reply[1] != self.epochs[shards]).any():
+            raise NotYet  # the shard was taken up again, and all its streams are to be found anew
+        self.epochs[shards], self.births[shards], self.durable[shards] = reply[1], *reply[2]
         if reply[4] and not await self._flushed(actor, reply[4]):
             raise NotYet
-        return reply[3]
+        if (reply[3][0] == WAITING).any():
+            raise NotYet
+        return np.array(reply[3])  # what comes through Ray is read-only
 
     async def _flushed(self, actor: str, shards: list[int]) -> bool:
         """Whether checkpoints hold which caller has the streams of these shards."""
@@ -363,23 +377,59 @@ class Recovery:
 
     async def _sync(self, rows: np.ndarray) -> None:
         """Ask the shards which step these streams expect; they are this caller's from now on."""
-        of = self.table.shard[rows]
-        for actor in np.unique(self.owner[of]).tolist():
-            own = rows[self.owner[of] == actor]
-            await self._settled(np.unique(self.table.shard[own]))
-            try:
-                found = await self._found(self.actors[actor], ADOPT, np.unique(self.table.shard[own]), own)
-            except (NotYet, Unreachable):
-                self._break(np.unique(self.table.shard[own]))
-                continue
-            busy = self.log.starts(len(self.table.ids))[1][own] < NEVER
-            for row, away, (code, slot, index, gen, since, ended) in zip(
-                own.tolist(), busy, found.T.tolist(), strict=True
-            ):
-                if code == FOUND and not away:
-                    self.table.slot[row], self.table.gen[row] = slot, gen
-                    if since != self.table.since[row] or index > self.table.next[row]:
-                        self._returned(row, index, since, ended)
-                    self.table.version += 1
-                elif code != FOUND:
-                    self.table.remove(row)
+        of, left = self.table.shard[rows], np.arange(len(rows))
+        while len(left):
+            await self._settled(np.unique(of[left]))
+            again = [at for actor, at in self._by_actor(left, of) if not await self._synced(actor, rows[at])]
+            left = np.concatenate(again) if again else left[:0]
+            if len(left):
+                await asyncio.sleep(self.backoff)
+
+    async def _synced(self, actor: str, rows: np.ndarray) -> bool:
+        """`_sync` of streams of one actor; False if it is to be tried again."""
+        try:
+            found = await self._found(actor, ADOPT, np.unique(self.table.shard[rows]), rows)
+        except (NotYet, Unreachable):
+            self._break(np.unique(self.table.shard[rows]))
+            return False
+        busy = self.log.starts(len(self.table.ids))[1][rows] < NEVER
+        for row, waits, (code, slot, index, gen, since, ended) in zip(
+            rows.tolist(), busy, found.T.tolist(), strict=True
+        ):
+            if code == FOUND and not waits:
+                self.table.slot[row], self.table.gen[row] = slot, gen
+                if since != self.table.since[row] or index > self.table.next[row]:
+                    self._returned(row, index, since, ended)
+                self.table.version += 1
+            elif code != FOUND:
+                self.table.remove(row)
+        return True
+
+    async def _beat(self) -> None:
+        """Look after what no checkpoint holds: its shards may have been restored while nothing was sent."""
+        while True:
+            await asyncio.sleep(self.beat_seconds)
+            late = self.births > self.durable
+            for entry in self.log.entries.values():
+                late[entry.shards] |= entry.labels > self.durable[entry.shards]
+            shards = np.flatnonzero(late & ~self.held & (self.epochs > 0))
+            owner = self.owner[shards]
+            parts = [(self.actors[k], shards[owner == k]) for k in np.unique(owner).tolist()]
+            await asyncio.gather(*(self._beat_of(actor, part) for actor, part in parts))
+
+    async def _beat_of(self, actor: str, shards: np.ndarray) -> None:
+        head = np.stack([shards, self.epochs[shards]])
+        try:
+            reply = await self.transport.call(actor, "beat", self.id, head)
+        except Unreachable:
+            reply = ("refused", {})
+        except Exception as error:
+            logger.warning("%s does not answer: %s", actor, error)
+            return
+        if (self.epochs[shards] != head[1]).any() or self.held[shards].any():
+            return  # they were mended meanwhile
+        if reply[0] != "done":
+            self._break(shards)
+            return
+        self.durable[shards] = reply[1][1]
+        self._sweep()

@@ -60,7 +60,8 @@ class Store(Protocol):
 class Shard:
     """A shard that a host has. number : of the next checkpoint. kept : (number, name) of those in the store, the older
     first. streams : id -> slot. gens : id -> its generation. dirty : something changed since the last capture.
-    owed : checkpoints to be written before the streams that changed their caller may be stepped."""
+    unsure : until when callers may bring back streams that no checkpoint had. owed : checkpoints to be written before
+    the streams that changed their caller may be stepped."""
 
     shard: int
     epoch: int
@@ -72,6 +73,7 @@ class Shard:
     dirty: bool = False
     writing: bool = False
     owed: int = 0
+    unsure: float = 0.0
 
 
 @dataclass(eq=False)

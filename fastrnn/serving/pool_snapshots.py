@@ -38,6 +38,17 @@ def of_one(pool: StreamPool, slot: int) -> Snapshot:
     return _described(pool._core._snapshot_about(parts, pool.bound), steps, rows, notes)
 
 
+def of_some(pool: StreamPool, slots: np.ndarray) -> Snapshot:
+    """Some streams as they are at one moment, in the order of `slots`; `restore_all` opens them in that order."""
+    with pool._alone():
+        pool._require_sizes()
+        pool._find(slots)
+        places = slots & (MOST_SLOTS - 1)
+        parts, rows, notes = pool._parts, pool.slab[places], _notes(pool, places)
+        steps = np.array([pool._steps(p) for p in places.tolist()], np.int64)
+    return _described(pool._core._snapshot_about(parts, pool.bound), steps, rows, notes, slots)
+
+
 def whole(pool: StreamPool, path, since: str | bytes | None) -> bytes | str:
     """`StreamPool.snapshot_all`."""
     before, mark = (None, -1) if since is None else _known(pool, since)

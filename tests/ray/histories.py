@@ -108,7 +108,7 @@ async def shared(world, rng):
     for id in ids:
         lone.open(id)
     for _ in range(rng.randrange(5, 20)):
-        await ticks(world, rng.choice(callers), lone, rng, False)
+        await ticks(world, rng.choice(callers), lone, rng, True)
         await asyncio.sleep(rng.random() * 0.5)
 
 
@@ -136,7 +136,8 @@ async def history(seed):
     lossless = rng.random() < 0.7
     in_turn = rng.random() < 0.15
     if in_turn:
-        kinds = ["outage"]  # after a loss, the caller that had a stream before may be told that its steps are gone
+        lossless = True
+        kinds = ["outage"]  # after a crash, the caller that had a stream before may be told that its steps are gone
     world = World(
         seed,
         asyncio.get_running_loop(),
@@ -147,6 +148,7 @@ async def history(seed):
         checkpoint_seconds=rng.choice([0.2, 1.0]),
         store_seconds=rng.choice([0.001, 0.1]),
         replay_steps=10_000 if lossless else 3,
+        lease=60.0 if in_turn else 3.0,  # a caller that is slower may find its streams taken, and its steps gone
     )
     chaos = asyncio.ensure_future(trouble(world, rng, kinds, lossless))
     try:

@@ -288,7 +288,7 @@ class World:
 
     # -- what happens to it --
     async def caller(self, id):
-        found = Caller(id, self.shards, self, replay_steps=self.replay_steps)
+        found = Caller(id, self.shards, self, replay_steps=self.replay_steps, beat_seconds=min(1.5, self.lease / 2))
         while True:
             try:
                 await found.start()
@@ -339,6 +339,9 @@ class World:
             process.host.release(shard)
 
     def end(self):
+        for caller in self.callers:
+            for task in caller._tasks:
+                task.cancel()
         for process in [*self.processes.values(), *self.zombies]:
             process.kill()
 

@@ -114,8 +114,10 @@ async def test_steps_beyond_the_replay_buffer_are_named(loop):
 
 @simulated
 async def test_a_caller_whose_steps_went_while_another_took_over_is_told(loop):
-    world = World(1, loop, shards=1, actors=1, checkpoint_seconds=1e6, lease=1e9, **QUIET)
+    world = World(1, loop, shards=1, actors=1, checkpoint_seconds=1e6, lease=5.0, **QUIET)
     first, second = await world.caller(1), await world.caller(2)
+    for task in first._tasks:
+        task.cancel()  # it does not look after its steps: it hangs for longer than the lease
     await first.open([1])
     one = np.ones(1, np.uint64)
     for _ in range(4):
@@ -128,7 +130,7 @@ async def test_a_caller_whose_steps_went_while_another_took_over_is_told(loop):
 async def _refused(first, second, one):
     """What `first` is told if `second` steps its stream before it comes back."""
     with pytest.raises(StateError, match="not open"):
-        await second.step([1], [one])  # no checkpoint ever had the stream
+        await second.step([1], [one])  # no checkpoint ever had the stream, and its caller did not come in time
     (await first.steps_done([1]))  # `first` brings it back, and its steps
     assert (await second.steps_done([1])).tolist() == [4]
     world = first.transport
