@@ -63,6 +63,8 @@ _LAZY = {
     "load_data": "insight.analysis",
     "PrecisionChoice": "insight.choosing",
     "choose_precision": "insight.choosing",
+    "CapacityPlan": "insight.capacity",
+    "plan_capacity": "insight.capacity",
     "Profile": "insight.profiling",
     "profile": "insight.profiling",
     "Scorer": "scoring",
@@ -85,6 +87,7 @@ _MODULES = {
 
 __all__ = [
     "Analysis",
+    "CapacityPlan",
     "CpuInfo",
     "Data",
     "Description",
@@ -126,6 +129,7 @@ __all__ = [
     "metrics",
     "onnx_backend",
     "onnxruntime",
+    "plan_capacity",
     "profile",
     "report",
     "score",
@@ -143,6 +147,7 @@ if TYPE_CHECKING:
     from .infos import LayerInfo, TensorInfo
     from .insight import report
     from .insight.analysis import Analysis, Data, analyze, load_data
+    from .insight.capacity import CapacityPlan, plan_capacity
     from .insight.choosing import PrecisionChoice, choose_precision
     from .insight.profiling import Profile, profile
     from .insight.verification import OutputDifference, VerifyReport, verify

@@ -15,13 +15,14 @@ from types import ModuleType
 
 import fastrnn
 
-from . import analyze, bench, completion, convert, inspect, profile, score, serve, verify
+from . import analyze, bench, completion, convert, inspect, plan_capacity, profile, score, serve, verify
 from .output import print_json, print_line
 
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "convert": (convert, "convert a model file to one .fastrnn file"),
     "inspect": (inspect, "show the contents of a model file, and whether it streams"),
     "verify": (verify, "compare the answers of a model with onnxruntime, PyTorch, Keras or a float64 reference"),
+    "plan-capacity": (plan_capacity, "plan machines, memory, network and checkpoint traffic for live streams"),
     "profile": (profile, "predict and measure the cost of a model on this machine, op by op"),
     "analyze": (analyze, "measure how a model reacts to noisy input, lost states, long runs and reduced precision"),
     "score": (score, "run a model over files of whole sequences, and go on after an interruption"),
