@@ -131,32 +131,38 @@ def plan_capacity(
     if per_core < 1:
         text = f"a step takes {row_ns / 1e3:,.0f} us, so one core does not carry one stream at {rate:g} steps a second"
         raise FastRNNError(f"{text}: lower the rate, or give the model a smaller number format (--precision)")
-    sizes = stream_sizes(twin)
-    dirty = min(1.0, rate * checkpoint_seconds)  # share of the streams that step between two checkpoints
-    checkpoint = int(streams * (sizes.state + sizes.output + RECORD))
-    rate_out = checkpoint * dirty / checkpoint_seconds if checkpoint_seconds else 0.0
+    return _planned(twin, streams, rate, costs, row_ns, math.floor(per_core), given, found)
+
+
+def _planned(model, streams, rate, costs, row_ns, per_core, given, machine) -> CapacityPlan:
+    """The plan, from the cost of a step and the sizes of a stream."""
+    headroom, every, cores = given["headroom"], given["checkpoint_seconds"], given["cores"]
+    sizes = stream_sizes(model)
+    dirty = min(1.0, rate * every)  # share of the streams that step between two checkpoints
+    checkpoint = int(streams * (sizes.state + sizes.output + RECORD)) if every else 0
+    to_store = checkpoint * dirty / every if every else 0.0
     step_in, step_out = streams * rate * (sizes.input + HEADER), streams * rate * sizes.output
-    free = (1 - headroom) * memory * 2**30 - BASE_BYTES - twin.memory_bytes
+    free = (1 - headroom) * given["memory"] * 2**30 - BASE_BYTES - model.memory_bytes
     if free <= 0:
-        raise FastRNNError(f"the model and its process need more than {memory:g} GiB with this headroom: raise memory")
+        text = f"the model and its process need more than {given['memory']:g} GiB with this headroom"
+        raise FastRNNError(f"{text}: raise memory")
     needs = {
-        "cores": streams / (math.floor(per_core) * cores),
+        "cores": streams / (per_core * cores),
         "memory": streams * sizes.held / free,
-        "network": 8 * max(step_in, step_out + rate_out) / ((1 - headroom) * network * 1e9),
+        "network": 8 * max(step_in, step_out + to_store) / ((1 - headroom) * given["network"] * 1e9),
     }
     bound = max(needs, key=lambda name: needs[name])
-    least = max(1, math.ceil(needs[bound] - 1e-9))
-    machines = least + spare
+    machines = max(1, math.ceil(needs[bound] - 1e-9)) + given["spare"]
     each = math.ceil(streams / machines)
-    # Two checkpoints are kept, and a lost one may be half written: steps since the older one are replayed.
-    lost_steps = int(each * rate * 2 * checkpoint_seconds)
-    rest = max(machines - 1, 1)
+    # Two checkpoints are kept, and the newest may be half written: steps since the older one are replayed.
+    lost_steps = int(each * rate * 2 * every)
+    free_cores = headroom * cores * max(machines - 1, 1) * given["efficiency"]
     return CapacityPlan(
-        model.name, streams, rate, costs, row_ns, "predicted" if best.measured_ns is None else "measured",
-        math.floor(per_core), machines, bound, needs["cores"], needs["memory"], needs["network"], sizes.state,
-        int(each * sizes.held + BASE_BYTES + twin.memory_bytes), step_in / machines,
-        (step_out + rate_out) / machines, checkpoint if checkpoint_seconds else 0, rate_out, each, lost_steps,
-        1e-9 * lost_steps * row_ns / (efficiency * headroom * cores * rest) if headroom else None, given, found,
+        model.name, streams, rate, costs, row_ns, "predicted" if costs[-1].measured_ns is None else "measured",
+        per_core, machines, bound, needs["cores"], needs["memory"], needs["network"], sizes.state,
+        int(each * sizes.held + BASE_BYTES + model.memory_bytes), step_in / machines, (step_out + to_store) / machines,
+        checkpoint, to_store, each, lost_steps, 1e-9 * lost_steps * row_ns / free_cores if headroom else None, given,
+        machine,
     )  # fmt: skip
 
 
