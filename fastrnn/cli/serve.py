@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import re
 import signal
 from collections.abc import Callable, Coroutine
@@ -13,7 +14,7 @@ from typing import Any
 
 import fastrnn
 
-from . import options, serve_guard
+from . import options, serve_guard, workers
 from .output import print_json, print_line
 
 EXAMPLE = """\
@@ -39,6 +40,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     port = options.whole(0, 65535)
     parser.add_argument("--http-port", metavar="PORT", type=port, default=8000, help="8000 by default; 0: any free one")
     parser.add_argument("--grpc-port", metavar="PORT", type=port, default=8001, help="8001 by default; 0: any free one")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=options.whole(1, 256),
+        default=1,
+        help="processes that serve, each with the sequences whose ids its hash names; 1 by default",
+    )
     _add_sequences(parser)
     parser.add_argument(
         "--access-log",
@@ -107,7 +115,22 @@ def run(args: argparse.Namespace) -> int:
     if args.access_log != "off":
         _log_to_stderr()
     models = _loaded(args)
-    return _runner()(_serve(args, models))
+    if args.workers == 1:
+        return _runner()(_serve(args, models))
+    return _run_workers(args, models)
+
+
+def _run_workers(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.Model]]) -> int:
+    """Serve with several processes."""
+    kept = [workers.reserved(args.host, port) for port in (args.http_port, args.grpc_port)]
+    args.http_port, args.grpc_port = (s.getsockname()[1] for s in kept)
+    args.max_sequences = -(-args.max_sequences // args.workers)
+    workers.warm(models)
+
+    def work(k: int, folder: Path, serves: int, alive: int) -> int:
+        return _runner()(_serve(args, models, (folder, k, args.workers), serves, alive))
+
+    return workers.Workers(args.workers, work, lambda: _tell(args, models, args.http_port, args.grpc_port)).run()
 
 
 def _runner() -> Callable[[Coroutine[Any, Any, int]], int]:
@@ -151,7 +174,15 @@ def _named(text: str) -> tuple[str, int, str]:
     return name, int(version) if at else 1, file
 
 
-async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.Model]]) -> int:
+async def _serve(
+    args: argparse.Namespace,
+    models: dict[str, dict[int, fastrnn.Model]],
+    worker: tuple[Path, int, int] | None = None,
+    serves: int = -1,
+    alive: int = -1,
+) -> int:
+    """Serve until a signal. Of a worker: `serves` gets a byte when it does, `alive` is at its end when the parent has
+    gone."""
     ended, hurry = asyncio.Event(), asyncio.Event()  # the first signal, and the second
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -170,12 +201,19 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
         store=args.store,
         checkpoint_seconds=args.checkpoint_seconds,
         profile=fastrnn.profile,
+        worker=worker,
         **serve_guard.settings(args),
     )
     serve_guard.reload_at_sighup(server)
     async with server:
-        _tell(args, server, models)
+        if worker is None:
+            _tell(args, models, server.http_port, server.grpc_port)
+        else:
+            os.write(serves, b"1")
+            loop.add_reader(alive, ended.set)
         await ended.wait()
+        if worker is not None:
+            loop.remove_reader(alive)
         waits = {asyncio.ensure_future(server.drain(args.drain_seconds)), asyncio.ensure_future(hurry.wait())}
         _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in left:
@@ -183,11 +221,11 @@ async def _serve(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.M
     return 0
 
 
-def _tell(args: argparse.Namespace, server: fastrnn.serving.Server, models: dict) -> None:
+def _tell(args: argparse.Namespace, models: dict, http_port: int | None, grpc_port: int | None) -> None:
     """Say where it listens, once it does."""
     names = [f"{name}@{version}" for name, versions in models.items() for version in versions]
     host = f"[{args.host}]" if ":" in args.host else args.host
-    told = {"models": names, "http": f"{host}:{server.http_port}", "grpc": f"{host}:{server.grpc_port}"}
+    told = {"models": names, "http": f"{host}:{http_port}", "grpc": f"{host}:{grpc_port}"}
     if args.json:
         print_json(told)
     else:

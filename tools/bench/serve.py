@@ -71,6 +71,12 @@ class Process:
         else:
             self.ports = {kind: int(told[kind].rpartition(":")[2]) for kind in ("http", "grpc")}
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes: with --workers, those too."""
+        pid = self.process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
     def __enter__(self) -> Process:
         return self
 
@@ -100,7 +106,7 @@ class Bench:
             "rows": ROWS if not self.args.quick else 4,
             "seconds": self.args.seconds,
             "base": self.base,
-            "pids": [server.process.pid],
+            "pids": server.pids,
         }
         command = ["taskset", "-c", str(self.args.cores[1]), sys.executable, str(HERE / "serve_load.py")]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}

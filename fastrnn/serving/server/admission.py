@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .faults import Fault, invalid
 from .lane import Lane
 from .sequence import Call, Sequence, shown
-from .turns import wrong_index
+from .turns import check_indexes, checked_inputs, wrong_index
 
 if TYPE_CHECKING:
     from .sequences import Sequences
@@ -86,6 +86,21 @@ def lane_of(sequences: Sequences, call: Call, found: list[Sequence]) -> Lane:
         versions = " and ".join(str(v) for v in sorted(lane.version for lane in lanes))
         raise invalid(f"the rows run on versions {versions} of '{sequences.name}': send them apart", "version")
     return lanes.pop()
+
+
+def would_run(sequences: Sequences, call: Call) -> int:
+    """The version on which a request would run, if it came now. Fault: it would be refused; nothing has changed."""
+    if sequences.closing:
+        raise draining(call.ids[0])
+    befores = [found(sequences, call, i) for i in range(len(call.ids))]
+    room_for(sequences, [id for id, sequence in zip(call.ids, befores, strict=True) if sequence is None], call.client)
+    live = [s for s in befores if s is not None]
+    lane = lane_of(sequences, call, live)
+    _, steps = checked_inputs(lane, call)
+    if call.indexes is not None and all(s.at_rest for s in live):
+        rows = [(s, index) for s, index in zip(befores, call.indexes, strict=True) if s is not None]
+        check_indexes([s for s, _ in rows], [index for _, index in rows], steps)
+    return lane.version
 
 
 def _unsure(sequence: Sequence) -> str:

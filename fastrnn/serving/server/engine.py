@@ -15,12 +15,15 @@ from .faults import Fault, brief, invalid
 from .hosted import Hosted, Reply, Request
 from .limits import Clients, Limits
 from .options import Options
+from .peers import Peers
+from .routing import Router
 from .vault import KEEP_SECONDS, Vault
 
 if TYPE_CHECKING:
     from .watching import Watch
 
 EXTENSIONS = ("sequence", "sequence(string_id)", "binary_tensor_data", "statistics", "model_configuration")
+ELSEWHERE_SECONDS = 0.005  # between two looks whether another worker has room
 BEAT_SECONDS = 1.0  # between two looks at the engine threads
 DEAD_SECONDS = 10.0  # without an answer after which the server is not live
 RECENT = 50  # refusals that are remembered
@@ -51,6 +54,8 @@ class Engine:
         self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT)
         self.watch: Watch | None = None
         self.since = time.time()
+        self.peers: Peers | None = None  # of a server with several workers
+        self._routers: dict[str, Router] = {}
         self.started = False
         self.connections: set[Any] = set()  # sessions of WebSockets
         self.vault: Vault | None = None
@@ -107,6 +112,8 @@ class Engine:
 
     def ready(self) -> bool:
         """Whether sequences may start."""
+        if self.peers is not None and not self.peers.ready():
+            return False
         return self.live() and not any(h.sequences.draining for h in self._hosted.values())
 
     # -- requests --
@@ -125,21 +132,38 @@ class Engine:
 
     async def infer(self, request: Request) -> Reply:
         """Run a request. Fault: it is refused, or failed."""
-        hosted = self.hosted(request.model)
+        hosted = self._runs(request.model)
         return await (hosted.infer(request) if self.watch is None else self.watch.infer(hosted, request))
 
     def post(self, request: Request, tell: Callable[[Reply | Fault], None]) -> Callable[[], None] | None:
         """`infer` without a task, as `Hosted.post`; only if `unwatched`."""
-        return self.hosted(request.model).post(request, tell)
+        return self._runs(request.model).post(request, tell)
+
+    def _runs(self, name: str) -> Hosted | Router:
+        """What runs the requests for a model."""
+        hosted = self.hosted(name)
+        if self.peers is None:
+            return hosted
+        if name not in self._routers:
+            self._routers[name] = Router(hosted, self.peers)
+        return self._routers[name]
+
+    def mine(self, id: Any) -> bool:
+        """Whether a sequence belongs to this worker, or there is no other."""
+        return self.peers is None or type(id) not in (int, str) or self.peers.mine(id)
 
     def has_room(self, request: Request) -> bool:
         """Whether the sequence of a request may have one more."""
         hosted, id = self._hosted.get(request.model), request.parameters.get("sequence_id")
+        if self.peers is not None and not self.mine(id):
+            return self.peers.waiting[request.model, id] < self.options.queue_size
         return hosted is None or type(id) not in (int, str) or hosted.sequences.has_room(id)
 
     async def room(self, request: Request) -> None:
         """Wait until the sequence of a request may have one more."""
         hosted, id = self._hosted.get(request.model), request.parameters.get("sequence_id")
+        while not self.mine(id) and not self.has_room(request):
+            await asyncio.sleep(ELSEWHERE_SECONDS)
         if hosted is not None and type(id) in (int, str):
             await hosted.sequences.room(id)
 
@@ -149,6 +173,8 @@ class Engine:
         keeper = self.hosted(model).sequences.keeper
         if keeper is None:
             raise Fault("FAILED_PRECONDITION", "no_store", "this server has no store: start it with --store URL")
+        if self.peers is not None and id is not None and not self.peers.mine(id):
+            return await self.peers.call(self.peers.owner(id), "move", model, id)
         if id is None:
             raise invalid("the id of a sequence is neither 0 nor empty")
         steps, epoch = await keeper.move(id)
@@ -196,6 +222,13 @@ class Engine:
             found += [_statistics(hosted, v) for v in versions]
         return found
 
+    async def all_statistics(self, name: str, text: str) -> list[dict[str, Any]]:
+        """`statistics` of all workers together."""
+        found = self.statistics(name, text)
+        for other in [] if self.peers is None else await self.peers.others("statistics", name, text):
+            found = [_summed(a, b) for a, b in zip(found, other, strict=True)]
+        return found
+
     def __iter__(self):
         """The models."""
         return iter(self._hosted.values())
@@ -219,6 +252,13 @@ def _statistics(hosted: Hosted, version: int) -> dict[str, Any]:
         "execution_count": ticks + whole.runs,
         "inference_stats": times,
     }
+
+
+def _summed(a: Any, b: Any) -> Any:
+    """The numbers of two statistics added up."""
+    if isinstance(a, dict):
+        return {key: _summed(value, b.get(key)) for key, value in a.items()}
+    return a + b if isinstance(a, int) and isinstance(b, int) else a
 
 
 def _ticks(stats: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -62,7 +62,7 @@ class GrpcServer:
         options = [
             ("grpc.max_receive_message_length", most),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(engine.peers is not None)),
             ("grpc.max_allowed_incoming_connections", engine.limits.connections),
             ("grpc.max_concurrent_streams", MOST_CALLS),
             ("grpc.max_metadata_size", MOST_METADATA_BYTES),
@@ -99,7 +99,7 @@ class GrpcServer:
 
 def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
     """The methods of the service."""
-    calls: dict[str, Callable[[Any], dict[str, Any]]] = {
+    calls: dict[str, Callable[[Any], Any]] = {
         "ServerLive": lambda r: {"live": engine.live()},
         "ServerReady": lambda r: {"ready": engine.ready()},
         "ServerMetadata": lambda r: engine.metadata(),
@@ -107,7 +107,7 @@ def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
         "ModelMetadata": lambda r: engine.hosted(r.name).metadata(r.version),
         "ModelConfig": lambda r: {"config": _numbered(engine.hosted(r.name).config(r.version))},
         "RepositoryIndex": lambda r: {"models": _index(engine, r.ready)},
-        "ModelStatistics": lambda r: {"model_stats": engine.statistics(r.name, r.version)},
+        "ModelStatistics": lambda r: _statistics(engine, r),
     }
     methods = {}
     for name, call in calls.items():
@@ -138,14 +138,19 @@ def _serialized(item: Any) -> bytes:
     return item.SerializeToString()
 
 
-def _described(engine: Engine, response: Any, call: Callable[[Any], dict[str, Any]]) -> Any:
+async def _statistics(engine: Engine, request: Any) -> dict[str, Any]:
+    return {"model_stats": await engine.all_statistics(request.name, request.version)}
+
+
+def _described(engine: Engine, response: Any, call: Callable[[Any], Any]) -> Any:
     """A method that describes something."""
 
     async def method(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
             if isinstance(request, Malformed):
                 raise request.fault
-            return response(**call(request))
+            found = call(request)
+            return response(**(await found if isinstance(found, Awaitable) else found))
         except Fault as fault:
             engine.refused(fault, getattr(request, "name", ""))
             return await context.abort(STATUS[fault.number], str(fault))

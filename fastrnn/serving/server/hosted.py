@@ -128,6 +128,12 @@ class Hosted:
 
         return partial(self.sequences.withdraw, self.sequences.post(call, told))
 
+    async def check(self, request: Request) -> int:
+        """The version on which a request of many sequences would run. Fault: it would be refused."""
+        call = self._call(request)
+        assert call is not None
+        return await self.sequences.check(call)
+
     def _call(self, request: Request) -> Call | None:
         """The steps that a request asks for; None: of no sequence. Fault: it is wrong."""
         given = request.parameters
@@ -160,7 +166,7 @@ class Hosted:
         """Refuse unknown outputs before any state changes."""
         version, starts = self.version(request.version), _flag(request.parameters, "sequence_start")
         if many:
-            ids = _ids(request.inputs["SEQUENCE_IDS"])
+            ids = ids_of(request.inputs["SEQUENCE_IDS"])
             id, starts = ids[0], _flags(request.inputs, "SEQUENCE_START", len(ids))[0]
         live = None if id is None or starts else self.sequences.live.get(id)
         if live is not None and not request.version:
@@ -184,7 +190,7 @@ class Hosted:
         )
 
     def _many(self, request: Request) -> Call:
-        ids = _ids(request.inputs["SEQUENCE_IDS"])
+        ids = ids_of(request.inputs["SEQUENCE_IDS"])
         n = len(ids)
         inputs = {name: v for name, v in request.inputs.items() if name not in MANY}
         indexes = request.inputs.get("STEP_INDEX")
@@ -302,7 +308,7 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     return value / 1e6 if value else None
 
 
-def _ids(array: np.ndarray) -> tuple[int | str, ...]:
+def ids_of(array: np.ndarray) -> tuple[int | str, ...]:
     """The ids of a request for many sequences."""
     if array.ndim != 1 or not array.size or (array.dtype != object and array.dtype.kind not in "iu"):
         shape = list(array.shape)

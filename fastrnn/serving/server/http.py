@@ -86,7 +86,7 @@ class Endpoints:
 
     async def stats(self, request: Request) -> Response:
         name = request.path_params.get("model", "")
-        return JSONResponse({"model_stats": self.engine.statistics(name, _version(request))})
+        return JSONResponse({"model_stats": await self.engine.all_statistics(name, _version(request))})
 
     # -- inference --
     async def infer(self, request: Request) -> Response:

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, make_asgi_app
+from prometheus_client import CollectorRegistry, generate_latest, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 from starlette.routing import Route
 
@@ -29,19 +30,58 @@ OF_STORE = {
 
 def route(engine: Engine) -> Route:
     """GET /metrics, in the format that the Accept header names."""
-    registry = CollectorRegistry()  # the server's own: the default one is the program's
-    registry.register(Collector(engine))
-    return Route("/metrics", _App(make_asgi_app(registry)), methods=["GET"])
+    registry = registry_of(Collector(engine))
+    return Route("/metrics", _App(engine, make_asgi_app(registry)), methods=["GET"])
+
+
+def registry_of(collector: Any) -> CollectorRegistry:
+    """A registry of the server's own: the default one is the program's."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry
+
+
+def text_of(engine: Engine) -> str:
+    """This worker's metrics, for the others."""
+    return generate_latest(registry_of(Collector(engine))).decode()
 
 
 class _App:
     """An ASGI application that is an object: Starlette takes a function for an endpoint of its own kind."""
 
-    def __init__(self, app: Any):
-        self._app = app
+    def __init__(self, engine: Engine, app: Any):
+        self._engine, self._app = engine, app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._app(scope, receive, send)
+        app, peers = self._app, self._engine.peers
+        if peers is not None:  # a Fault if one is missing: a scrape that fails is a gap, a smaller sum is a lie
+            app = make_asgi_app(registry_of(Sum([text_of(self._engine), *await peers.others("metrics")])))
+        await app(scope, receive, send)
+
+
+class Sum:
+    """Makes the metrics of all workers together. texts : of each worker."""
+
+    def __init__(self, texts: list[str]):
+        self.texts = texts
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Each sample is the sum of theirs."""
+        metrics: dict[str, Metric] = {}
+        sums: dict[tuple[str, str, tuple], float] = {}
+        for text in self.texts:
+            for metric in text_string_to_metric_families(text):
+                metrics.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    key = metric.name, sample.name, tuple(sample.labels.items())
+                    sums[key] = sums.get(key, 0.0) + sample.value
+        for (name, sample_name, labels), value in sums.items():
+            metrics[name].add_sample(sample_name, dict(labels), value)
+        yield from metrics.values()
 
 
 class Collector:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import FastRNNError
-from .admission import BUSY_SECONDS, draining, found, lane_of, room_for
+from .admission import BUSY_SECONDS, draining, found, lane_of, room_for, would_run
 from .ended import Ended
 from .evictions import pass_on, tell_of
 from .faults import Fault, failure
@@ -104,6 +104,12 @@ class Sequences:
         except Fault as fault:
             self.rejected[fault.reason] += 1
             raise
+
+    async def check(self, call: Call) -> int:
+        """The version on which a request would run now. Fault: it would be refused."""
+        if self.finding is not None and self.finding.needed(call):
+            await self.finding.look(call)
+        return would_run(self, call)
 
     async def room(self, id: int | str) -> None:
         """Wait until one more request of a sequence may wait. Protocols whose connections carry many requests stop

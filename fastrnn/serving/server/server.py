@@ -22,6 +22,7 @@ from .hosted import versions_of
 from .http import application
 from .limits import Limits
 from .options import Options
+from .peers import Peers
 from .tls import Certificates, Tls
 from .tokens import Tokens
 from .tracing import tracer
@@ -52,6 +53,7 @@ class Server:
     tracer_provider : of OpenTelemetry, for a span for each request; None: the program's, if it has set one
     profile : fastrnn.profile, for the live page to show what a step should cost. It is called when the page is first
         opened, and takes about a second of one core; None: not shown
+    worker : (folder of their sockets, its number, how many) of a process of `fastrnn serve --workers`
     **options : those of `Options`
 
     Raises
@@ -74,11 +76,13 @@ class Server:
         hosts: Iterable[str] = (),
         access_log: str = "off",
         tracer_provider: Any = None,
+        worker: tuple[str | os.PathLike[str], int, int] | None = None,
         profile: Callable[..., Any] | None = None,
         **options: Any,
     ):
         self.engine = Engine(versions_of(models), Options(**options), limits or Limits())
         self.profile = profile
+        self.engine.peers = None if worker is None else Peers(*worker)
         self.engine.watch = watch(access_log, tracer(tracer_provider))
         self.host = host
         self.certificates = None if tls is None else Certificates(tls)
@@ -107,11 +111,16 @@ class Server:
             )
         await self.engine.start()
         try:
+            if self.engine.peers is not None:
+                answers = {"statistics": self.engine.statistics, "move": self.engine.move}
+                await self.engine.peers.start(self.engine, metrics=lambda: metrics.text_of(self.engine), **answers)
             if self.grpc_port is not None:
                 self._grpc = GrpcServer(self.engine, self.guard, self.certificates)
                 self.grpc_port = await self._grpc.start(self.host, self.grpc_port)
             if self.http_port is not None:
                 await self._start_http(self.http_port)
+            if self.engine.peers is not None:
+                await self.engine.peers.met()
         except BaseException:
             await self.stop()
             raise
@@ -120,6 +129,8 @@ class Server:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.engine.peers is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             listener.bind((self.host, port))
         except OSError as error:
@@ -191,6 +202,8 @@ class Server:
             self._http.should_exit = True
             await asyncio.wait([self._serving])
             self._http = None
+        if self.engine.peers is not None:
+            await self.engine.peers.close()
         await self.engine.close()
 
     async def __aenter__(self) -> Server:

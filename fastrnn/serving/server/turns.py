@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any
 
@@ -42,16 +42,23 @@ def answer_again(work: Work) -> Answer | None:
     if indexes is None:
         return None
     steps = work.steps or 1
-    again = [_is_last(s, index, work.steps) for s, index in zip(work.rows, indexes, strict=True)]
-    if all(again):
+    if check_indexes(work.rows, indexes, work.steps):
         outputs = [s.last[2] for s in work.rows if s.last is not None]
         whole = [np.stack(parts) for parts in zip(*outputs, strict=True)] if work.call.many else outputs[0]
         done = tuple(index + steps for index in indexes)
         return Answer(named(work, whole), indexes, done, work.rows[0].lane.version)
-    for sequence, index in zip(work.rows, indexes, strict=True):
+    return None
+
+
+def check_indexes(rows: Iterable[Sequence], indexes: Iterable[int], steps: int) -> bool:
+    """Whether all are those of the last request of each, which is sent again. Fault: one is not the next either."""
+    pairs = list(zip(rows, indexes, strict=True))
+    if pairs and all(_is_last(sequence, index, steps) for sequence, index in pairs):
+        return True
+    for sequence, index in pairs:
         if index != sequence.steps:
             raise wrong_index(sequence.id, sequence.steps, index)
-    return None
+    return False
 
 
 def wrong_index(id: int | str, expected: int, got: int) -> Fault:

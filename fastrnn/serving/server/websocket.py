@@ -84,6 +84,8 @@ class Session:
         name = asked.get("sequence_id", "")
         self.named = bool(name)
         self.id = name or f"websocket-{uuid.uuid4()}"
+        while not self.named and not engine.mine(self.id):  # a sequence without a name is this worker's
+            self.id = f"websocket-{uuid.uuid4()}"
         checked_id(self.id)
         self.start = _choice(asked, "sequence_start", ("1", "true", "0", "false")) in ("1", "true")
         if not (self.start or self.named):
@@ -149,6 +151,8 @@ class Session:
         """Let binary messages take the short way, if there is one."""
         protocol = self.socket.scope.get(KEY)
         if protocol is None or not self.engine.unwatched or not protocol.queue.empty():
+            return
+        if not self.engine.mine(self.id):
             return
         if not self.start and self.hosted.sequences.may_be_elsewhere(self.id):
             return
