@@ -5,6 +5,7 @@ import queue
 import numpy as np
 import pytest
 from forms import FORMS, InferenceServerException, described, grpc, http, step
+from grpc import RpcError
 
 pytestmark = [
     pytest.mark.any_isa,
@@ -252,6 +253,36 @@ def test_each_response_of_a_stream_is_the_last_of_its_request(running, frames, w
     assert result.get_response().parameters["triton_final_response"].bool_param == wanted
     client.stop_stream()
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text"),
+    [
+        ({"double_param": 5.0}, "sequence_id must be an integer or a string, got float"),
+        ({"bool_param": True}, "sequence_id must be an integer or a string, got bool"),
+        ({}, "sequence_id must be an integer or a string, got NoneType"),
+        ({"uint64_param": 2**64 - 1}, None),
+        ({"int64_param": 0}, None),
+        ({"string_param": ""}, None),
+    ],
+)
+def test_ids_as_messages_have_them(running, frames, parameter, text):
+    """Of programs with stubs of their own."""
+    with grpc.InferenceServerClient(f"127.0.0.1:{running.grpc}") as client:
+        pb = grpc.service_pb2
+        request = pb.ModelInferRequest(model_name="m", raw_input_contents=[frames[:2].tobytes()])
+        request.inputs.add(name="x", datatype="FP32", shape=[1, 2, 5])
+        request.parameters["sequence_id"].CopyFrom(pb.InferParameter(**parameter))
+        if parameter and parameter.get("uint64_param"):
+            request.parameters["sequence_start"].bool_param = True
+        if text is None:
+            assert client._client_stub.ModelInfer(request).outputs[0].shape == [1, 2, 8]
+            request.inputs[0].contents.fp32_contents.append(1.0)
+            text = "input 'x' has contents and raw_input_contents: send its elements once"
+        with pytest.raises(RpcError) as caught:
+            client._client_stub.ModelInfer(request)
+        assert caught.value.code().name == "INVALID_ARGUMENT"
+        assert text in caught.value.details()
 
 
 def test_a_client_that_is_gone(running, frames, alone):

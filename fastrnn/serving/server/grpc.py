@@ -230,6 +230,9 @@ def request_of(request: Any, client: str) -> Request:
             raise invalid(f"input {brief(item.name)} is given twice")
         shape = tensors.shape_of(item.name, list(item.shape))
         if raw:
+            if item.HasField("contents"):
+                text = "has contents and raw_input_contents: send its elements once"
+                raise invalid(f"input {brief(item.name)} {text}")
             inputs[item.name] = tensors.from_bytes(item.name, item.datatype, shape, raw[i])
         else:
             field = PIECES.get(item.datatype)
