@@ -62,7 +62,7 @@ class TestTokens:
             assert "send the header Authorization: Bearer TOKEN" in answer["error"]
             assert headers["www-authenticate"].startswith("Bearer")
         assert ask(server, "GET", "/metrics", **header)[0] == 401
-        for path in ("/v2/health/live", "/v2/health/ready"):
+        for path in ("/v2/health/live", "/v2/health/ready", "/openapi.json", "/", "/page/page.js"):
             assert ask(server, "GET", path, **header)[0] == 200
             assert ask(server, "GET", path + "/", **header)[0] in (401, 404)
 

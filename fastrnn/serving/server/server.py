@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from ...errors import FastRNNError
-from . import live, metrics, websocket
+from . import live, metrics, openapi, websocket
 from .connections import Connections, HttpServer
 from .engine import Engine
 from .faults import Fault
@@ -138,7 +138,8 @@ class Server:
             raise OSError(error.errno, f"{self.host}:{port} can't be listened on: {error.strerror}") from None
         self.http_port = int(listener.getsockname()[1])
         limits = self.engine.limits
-        routes = [websocket.route(self.engine), metrics.route(self.engine), *live.routes(self.engine, self.profile)]
+        own = [websocket.route(self.engine), metrics.route(self.engine), openapi.route(self.engine)]
+        routes = [*own, *live.routes(self.engine, self.profile)]
         app = guarded(application(self.engine, routes), self.guard)
         config = uvicorn.Config(
             app if self.engine.watch is None else WatchedHttp(app, self.engine.watch),
