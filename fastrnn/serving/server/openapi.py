@@ -145,8 +145,9 @@ def _list(items: Any, **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": items, **more}
 
 
-def _schemas() -> dict[str, Any]:
-    text, whole, any_object = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "object"}
+def _request() -> dict[str, Any]:
+    """The body of an inference request."""
+    text, whole = {"type": "string"}, {"type": "integer", "minimum": 0}
     shape = _list({"type": "integer", "minimum": 0, "maximum": MOST_SIZE - 1}, maxItems=MOST_AXES)
     datatype = {"enum": [*DTYPES, "BYTES"]}
     id = {"oneOf": [{"type": "string", "maxLength": MOST_ID_BYTES // 4}, {**whole, "maximum": (1 << 64) - 1}]}
@@ -172,6 +173,11 @@ def _schemas() -> dict[str, Any]:
         },
         "name shape datatype",
     )
+    return _object({"id": text, "parameters": parameters, "inputs": _list(given), "outputs": _list(asked)}, "inputs")
+
+
+def _schemas() -> dict[str, Any]:
+    text, whole, any_object = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "object"}
     answered = _object({"name": text, "shape": _list(whole), "datatype": text, "data": {"type": "array"}}, "name shape")
     tensor = _object({"name": text, "datatype": text, "shape": _list({"type": "integer"})}, "name datatype shape")
     entry = _object({"name": text, "version": text, "state": text, "reason": text}, "name version state")
@@ -195,9 +201,7 @@ def _schemas() -> dict[str, Any]:
         ),
         "Statistics": _object({"model_stats": _list(any_object)}, "model_stats"),
         "Moved": _object({"steps_done": whole, "epoch": whole}, "steps_done epoch"),
-        "InferRequest": _object(
-            {"id": text, "parameters": parameters, "inputs": _list(given), "outputs": _list(asked)}, "inputs"
-        ),
+        "InferRequest": _request(),
         "InferResponse": _object(
             {
                 "model_name": text,
