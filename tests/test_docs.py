@@ -42,6 +42,7 @@ NEEDS = {
     "coming_from/silero_vad.md": ("silero_vad", "torch"),
     "guide/keras.md": ("keras",),
     "guide/attention.md": ("torch",),
+    "guide/serving.md": ("uvicorn", "grpc"),
     "guide/monitoring.md": ("prometheus_client", "opentelemetry"),
 }
 # Pages whose Python runs in a process of its own: after `install()`, this one would have no onnxruntime.
