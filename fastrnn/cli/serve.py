@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -24,6 +25,9 @@ example:
   fastrnn serve vad=silero.onnx --store redis://localhost:6379/0
   fastrnn serve model.fastrnn --host 0.0.0.0 --http-port 8080 --idle-timeout 300
 """
+
+
+COLLECT_AFTER = 10_000  # objects more than before; by default 700, which the messages of one tick are
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -206,6 +210,9 @@ async def _serve(
     )
     serve_guard.reload_at_sighup(server)
     async with server:
+        gc.collect()
+        gc.freeze()  # what is here stays: a full collection would look at all of it, and stop the steps for 50 ms
+        gc.set_threshold(COLLECT_AFTER, 10, 10)
         if worker is None:
             _tell(args, models, server.http_port, server.grpc_port)
         else:

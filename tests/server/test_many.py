@@ -1,6 +1,7 @@
 """Requests for many sequences, and callers that are told by a function: the short ways of admission and answer."""
 
 import asyncio
+import gc
 
 import numpy as np
 import pytest
@@ -126,5 +127,26 @@ def test_a_message_that_is_not_aligned(run, model, frames, alone):
             assert np.array_equal(first(answer), alone[8])
             with pytest.raises(Fault, match="float32"):
                 await s.run(call(model, 1, frames[9].astype(np.float64)))
+
+    run(main())
+
+
+def test_requests_leave_nothing_to_the_garbage_collector(run, model, frames):
+    """Cycles of thousands of requests a second would stop all steps for as long as it takes to find them."""
+
+    async def main():
+        async with Served(model) as s:
+            await s.run(call(model, 1, frames[0], start=True))
+            gc.collect()
+            gc.disable()
+            try:
+                for t in range(1, 200):
+                    told = asyncio.Event()
+                    s.post(call(model, 1, frames[t]), lambda _, told=told: told.set())
+                    await told.wait()
+                del told
+                assert gc.collect() < 100
+            finally:
+                gc.enable()
 
     run(main())

@@ -1,6 +1,6 @@
 """How many live sequences one core serves, by each route of `fastrnn serve`, beside what bounds it.
 
-    python tools/bench/serve.py [--quick] [--only ROUTE ...] [--json FILE] [--seconds 2]
+    python tools/bench/serve.py [--quick] [--only ROUTE ...] [--json FILE] [--seconds 1.5]
 
 The server runs on one core, the load generator (serve_load.py) on another. Every sequence takes a step each 32 ms, as
 Silero VAD does with live audio; the phases are spread. For each route the largest number of sequences is searched, by
@@ -35,7 +35,7 @@ ROOT = HERE.parent.parent
 SILERO = ROOT.parent / "shared" / "models" / "silero_vad_v5.onnx"
 P99_MS, LATE_MS = 20.0, 2.0
 ROWS = 250  # of a request for many sequences
-CLOSE = 0.04  # the search ends when it knows the number to this part
+CLOSE = 0.06  # the search ends when it knows the number to this part
 # route -> (what to call it, units to begin with, protocol, the echo server, today's server)
 ROUTES = {
     "http": ("HTTP, binary", 32, "http", "echo_http", None),
@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the routes; 1 if a reply was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(ROUTES), default=list(ROUTES))
-    parser.add_argument("--seconds", type=float, default=2.0, help="that a trial measures")
+    parser.add_argument("--seconds", type=float, default=1.5, help="that a trial measures")
     parser.add_argument("--cores", nargs=2, type=int, default=None, help="of the server and of the load generator")
     parser.add_argument("--quick", action="store_true", help="one short trial each, without a search: does it work?")
     parser.add_argument("--generated", action="store_true", help="the generated model, also if Silero is there")

@@ -167,7 +167,7 @@ class Work:
 
     def set_result(self, result: Any) -> None:
         """It ran."""
-        self._ran = True
+        self._end()
         assert self.then is not None
         try:
             self.then(self, result, None)
@@ -176,20 +176,25 @@ class Work:
 
     def set_exception(self, error: BaseException) -> None:
         """It failed."""
-        self._ran = True
+        self._end()
         asyncio.get_running_loop().call_soon(self.then, self, None, error)
 
     def cancel(self) -> None:
         """No tick has to take it."""
         if not self._ran:
-            self._ran = True
+            self._end()
             asyncio.get_running_loop().call_soon(self.then, self, None, asyncio.CancelledError())
+
+    def _end(self) -> None:
+        """The batcher's request, which has this as its future, is no longer known here: thousands of such cycles a
+        second would be left to Python's garbage collector, which stops the steps of all for milliseconds."""
+        self._ran, self.request = True, None
 
     @property
     def taken(self) -> bool:
         """Whether states may change by it at any time, or have."""
         request = self.request
-        return request is not None and bool(request.taken or getattr(request, "at", 0))
+        return self._ran if request is None else bool(request.taken or getattr(request, "at", 0))
 
 
 def checked_id(value: Any) -> int | str | None:

@@ -364,7 +364,7 @@ class Sequences:
 
     def withdraw(self, work: Work) -> None:
         """The caller has gone, or its time is over. What a tick has taken goes on."""
-        if work.request is not None:
+        if work.then is not None:  # the engine has it, or had
             if not work.taken:
                 work.cancel()
             return
