@@ -1,7 +1,7 @@
 """The grammar: assignments of expressions, read by Python's own parser and checked against a short list.
 
 Allowed are names, numbers, `+ - * / @`, unary minus, integer powers, slices of features with integers, and calls of
-`FUNCTIONS`. `parse` refuses everything else.
+`FUNCTIONS`; a comparison is the first argument of `where`. `parse` refuses everything else.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ ACTIVATIONS = {
 ACTIVATIONS |= {name: (name, 0.0, 0.0) for name in "sign floor ceil round erf sin cos".split()}
 ACTIVATIONS |= {"elu": ("elu", 1.0, 0.0), "selu": ("selu", 1.6732632423543772, 1.0507009873554805)}
 ACTIVATIONS |= {"swish": ("silu", 0.0, 0.0), "leaky_relu": ("leaky_relu", 0.01, 0.0)}
+COMPARISONS = {ast.Lt: "less", ast.LtE: "less_equal", ast.Gt: "greater", ast.GtE: "greater_equal", ast.Eq: "equal"}
+# Over the features, or along one axis of them, which is then gone: function -> that of `reduce`
+REDUCTIONS = {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min"}
 OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 # Functions that may be called: name -> (fewest arguments, most); `epsilon` may be passed by name.
 FUNCTIONS = {
@@ -36,8 +39,11 @@ FUNCTIONS = {
     "softmax": (1, 1),
     "log_softmax": (1, 1),
     "norm": (1, 3),
-    "sum": (1, 1),
-    "mean": (1, 1),
+    **dict.fromkeys(REDUCTIONS, (1, 2)),
+    "outer": (2, 2),
+    "reshape": (2, 9),
+    "where": (3, 3),
+    "clip": (3, 3),
     "concat": (1, 64),
     "max": (2, 2),
     "min": (2, 2),
@@ -200,8 +206,16 @@ class _Reader:
             takes = f"{least}" if least == most else f"{least} to {most}"
             raise self.fail(f"{name} takes {takes} arguments{' and epsilon=number' * (name == 'norm')}, got {given}")
         if name != "prev":
-            for argument in e.args:
-                self.check(argument)
+            for k, argument in enumerate(e.args):
+                if name == "where" and k == 0:
+                    self.comparison(argument)
+                elif k and name in (*REDUCTIONS, "reshape"):
+                    if whole(argument) is None:
+                        raise self.fail(
+                            f"{name} takes whole numbers after the first argument, got {ast.unparse(e):.40}"
+                        )
+                else:
+                    self.check(argument)
             return
         ago = (
             e.args[1].value if len(e.args) > 1 and isinstance(e.args[1], ast.Constant) else 1 if len(e.args) == 1 else 0
@@ -211,6 +225,13 @@ class _Reader:
         known = self.remembered.get(e.args[0].id, (0, ""))
         self.remembered[e.args[0].id] = max(known, (ago, self.where))
         self.ledger.read(e.args[0].id)
+
+    def comparison(self, e: ast.expr) -> None:
+        """Check the first argument of `where`."""
+        if not isinstance(e, ast.Compare) or len(e.ops) != 1 or type(e.ops[0]) not in COMPARISONS:
+            raise self.fail(f"where takes one comparison (< <= > >= ==) first, got {ast.unparse(e):.40}")
+        self.check(e.left)
+        self.check(e.comparators[0])
 
     def system(self, equations: tuple[Equation, ...]) -> System:
         for name, (_, where) in self.remembered.items():
@@ -223,6 +244,12 @@ class _Reader:
                 raise ModelFormatError(f"no equation uses the {what} {', '.join(unused)}")
         remembered = {name: ago for name, (ago, _) in self.remembered.items()}
         return System(equations, self.arrays, self.inputs, remembered)
+
+
+def whole(e: ast.expr) -> int | None:
+    """A whole number, which may be negative; None for anything else."""
+    sign, e = (-1, e.operand) if isinstance(e, ast.UnaryOp) and isinstance(e.op, ast.USub) else (1, e)
+    return sign * e.value if isinstance(e, ast.Constant) and type(e.value) is int and e.value < 1 << 31 else None
 
 
 def _depth(tree: ast.AST) -> int:

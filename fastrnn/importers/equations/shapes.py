@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import math
 
 from ...errors import ShapeError
 from ...graph.shapes import broadcast
-from .grammar import ACTIVATIONS, System, ends, is_fixed
+from .grammar import ACTIVATIONS, REDUCTIONS, System, ends, is_fixed, whole
 
 Shape = tuple[int, ...]
 
@@ -92,9 +93,12 @@ class Shapes:
         known = [s for s in shapes if s is not None]
         if not known:
             return None
-        if len(known) == 1 and len(shapes) > 1 and known[0] == ():
-            return None  # a number with something unknown
-        return known[0] if len(known) == 1 else self.join(*known, f"{text:.40}")
+        if len(known) < len(shapes) and all(s == () for s in known):
+            return None  # numbers with something unknown
+        made = known[0]
+        for shape in known[1:]:
+            made = self.join(made, shape, f"{text:.40}")
+        return made
 
     def cut(self, shape: Shape | None, e: ast.Subscript) -> Shape | None:
         if shape is None:
@@ -109,7 +113,7 @@ class Shapes:
         fixed = [is_fixed(side, self.system) for side in (e.left, e.right)]
         text = f"{ast.unparse(e):.40}"
         if not any(fixed):
-            raise self.fail(f"{text}: one side of @ must be made of arrays alone")
+            return self.live_product(left, right, text)
         matrix = left if fixed[0] else right
         if len(matrix) not in (1, 2):
             raise self.fail(f"{text}: an array with axes {list(matrix)}; @ takes [out, in] or [in]")
@@ -124,6 +128,21 @@ class Shapes:
                             f"{other[axis] if other else 'a single number'}")  # fmt: skip
         out = () if len(matrix) == 1 else (matrix[0],) if fixed[0] else (matrix[1],)
         return (*other[:axis], *out, *other[axis + 1 :])
+
+    def live_product(self, left: Shape | None, right: Shape | None, text: str) -> Shape | None:
+        """A product of two values: a row [.., K] with a matrix [.., K, N], a matrix with a column, or two matrices."""
+        if left is None or right is None:
+            return None
+        row, column = len(left) == len(right) - 1, len(left) == len(right) + 1
+        a = (*left[:-1], 1, left[-1]) if row else left
+        b = (*right, 1) if column else right
+        if not left or not right or len(a) != len(b) or len(a) < 2 or a[-1] != b[-2]:
+            raise self.fail(
+                f"{text}: {list(left)} @ {list(right)}: of two values, @ takes [.., K] @ [.., K, N], "
+                f"[.., M, K] @ [.., K] or [.., M, K] @ [.., K, N]; for the sum of products write sum(a * b)"
+            )
+        front = self.join(a[:-2], b[:-2], text)
+        return (*front, *(() if row else a[-2:-1]), *(() if column else b[-1:]))
 
     def require(self, e: ast.expr, shape: Shape) -> None:
         """Require an expression to have these features, and learn the shapes of its names from that."""
@@ -141,24 +160,49 @@ class Shapes:
                 self.require(unknown[0], (*shape[:-1], rest))
 
     def call(self, e: ast.Call) -> Shape | None:
-        name, shapes = e.func.id, [self.of(a) for a in (e.args[:1] if e.func.id == "prev" else e.args)]
-        text = f"{ast.unparse(e):.40}"
-        if name in ("max", "min"):
+        name, text = e.func.id, f"{ast.unparse(e):.40}"
+        if name == "where":
+            compared = [self.of(e.args[0].left), self.of(e.args[0].comparators[0])]
+            return self.elementwise([self.elementwise(compared, text), *(self.of(a) for a in e.args[1:])], text)
+        alone = name in ("prev", "reshape", *REDUCTIONS)
+        shapes = [self.of(a) for a in (e.args[:1] if alone else e.args)]
+        if name == "reshape":
+            return self.reshaped(shapes[0], tuple(whole(a) for a in e.args[1:]), text)
+        if name == "outer":
+            return self.outer(*shapes, text)
+        if name in ("max", "min", "clip"):
             return self.elementwise(shapes, text)
         if name == "conv1d":
             return self.convolution(shapes, e, text)
         if name == "concat":
             return self.joined(shapes, text)
         shape = shapes[0]
-        if name in ("softmax", "log_softmax", "norm", "sum", "mean") and shape == ():
+        if name in ("softmax", "log_softmax", "norm", *REDUCTIONS) and shape == ():
             raise self.fail(f"{text}: {name} is over features, and here is a single number")
-        if name in ("sum", "mean") and shape is not None:
-            return (*shape[:-1], 1)
+        if name in REDUCTIONS and shape is not None:
+            if len(e.args) == 1:
+                return (*shape[:-1], 1)
+            axis = whole(e.args[1])
+            if not -len(shape) <= axis < len(shape):
+                raise self.fail(f"{text}: axis {axis} of the features {list(shape)}")
+            return (*shape[:axis], *shape[axis % len(shape) + 1 :])
         if name == "norm":
             for k, (argument, extra) in enumerate(zip(e.args[1:], shapes[1:], strict=True), 2):
                 if not is_fixed(argument, self.system) or (shape is not None and extra not in ((), (1,), shape[-1:])):
                     raise self.fail(f"{text}: argument {k} must be an array of the {list(shape or ())[-1:]} features")
         return shape
+
+    def reshaped(self, shape: Shape | None, new: Shape, text: str) -> Shape | None:
+        if any(n < 1 for n in new) or (shape is not None and math.prod(shape) != math.prod(new)):
+            raise self.fail(f"{text}: the features {list(shape or ())} can't be put into {list(new)}")
+        return new
+
+    def outer(self, a: Shape | None, b: Shape | None, text: str) -> Shape | None:
+        if a == () or b == ():
+            raise self.fail(f"{text}: outer takes features [.., K] and [.., N], and here is a single number")
+        if a is None or b is None:
+            return None
+        return self.join((*a, 1), (*b[:-1], 1, b[-1]), text)
 
     def joined(self, shapes: list, text: str) -> Shape | None:
         if any(s == () for s in shapes):

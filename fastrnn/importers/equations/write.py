@@ -11,7 +11,18 @@ from ...graph import Graph, Node, Value
 from ...graph.dims import BATCH, TIME
 from ...graph.reference import binary, unary
 from ..shared.builder import GraphWriter
-from .grammar import ACTIVATIONS, OPERATORS, System, as_array, ends, epsilon_of, is_fixed
+from .grammar import (
+    ACTIVATIONS,
+    COMPARISONS,
+    OPERATORS,
+    REDUCTIONS,
+    System,
+    as_array,
+    ends,
+    epsilon_of,
+    is_fixed,
+    whole,
+)
 from .shapes import Shape
 
 
@@ -182,6 +193,9 @@ class Writer:
         left, right = self.of(e.left), self.of(e.right)
         if not isinstance(left, Value) and not isinstance(right, Value):
             return sign * (left @ right), False
+        if isinstance(left, Value) and isinstance(right, Value):
+            made = self.live_product(left, right)
+            return (made if sign > 0 else self.w.unary("neg", made, label=f"{self.target}.neg")), False
         from_left = isinstance(right, Value)
         x, matrix = (right, sign * left) if from_left else (left, sign * right)
         single = matrix.ndim == 1
@@ -203,12 +217,56 @@ class Writer:
             made = self.w.add("transpose", made, label=label, perm=swap)
         return made, taken
 
+    def live_product(self, left: Value, right: Value) -> Value:
+        """A product of two values that change with the steps; a row or a column gets an axis of one element."""
+        row, column = len(left.dims) < len(right.dims), len(left.dims) > len(right.dims)
+        a = self.shaped(left, (*left.dims[2:-1], 1, left.dims[-1])) if row else left
+        b = self.shaped(right, (*right.dims[2:], 1)) if column else right
+        made = self.w.add("matmul", a, b, label=f"{self.target}.product")
+        dims = made.dims[2:]
+        return self.shaped(made, (*dims[:-2], dims[-1]) if row else dims[:-1] if column else dims)
+
+    def shaped(self, x, shape: Shape):
+        """An operand with its features in this shape."""
+        if not isinstance(x, Value):
+            return x.reshape(shape)
+        dims = (*x.dims[:2], *shape)
+        return x if x.dims == dims else self.w.add("reshape", x, label=f"{self.target}.reshape", dims=dims)
+
+    def outer(self, a, b):
+        """[.., K] and [.., N] -> [.., K, N]."""
+        first, last = (tuple(v.dims[2:]) if isinstance(v, Value) else v.shape for v in (a, b))
+        return self.pointwise("mul", self.shaped(a, (*first, 1)), self.shaped(b, (*last[:-1], 1, last[-1])))
+
+    def chosen(self, e: ast.Call, label: str):
+        """where(a < b, x, y)."""
+        test = e.args[0]
+        a, b, x, y = (self.of(v) for v in (test.left, test.comparators[0], *e.args[1:]))
+        if not any(isinstance(v, Value) for v in (a, b, x, y)):
+            return np.where(binary(COMPARISONS[type(test.ops[0])], a, b), x, y)
+        rank = max(len(v.dims) - 2 if isinstance(v, Value) else v.ndim for v in (a, b, x, y))
+        a, b, x, y = (self.live(v, rank) for v in (a, b, x, y))
+        return self.w.add("where", self.w.binary(COMPARISONS[type(test.ops[0])], a, b, label=label), x, y, label=label)
+
+    def reduced(self, x: Value, name: str, axis: int | None, label: str) -> Value:
+        """The sum, mean, largest or smallest over the last features, of which one is left, or over one axis."""
+        at = len(x.dims) - 1 if axis is None else axis + (2 if axis >= 0 else len(x.dims))
+        return self.w.add("reduce", x, label=label, fn=REDUCTIONS[name], axes=(at,), keepdims=axis is None)
+
     def call(self, e: ast.Call):
         name = e.func.id
         if name == "prev":
             return self.ago[e.args[0].id, e.args[1].value if len(e.args) > 1 else 1]
-        operands = [self.of(a) for a in e.args]
         label = f"{self.target}.{name}"
+        if name == "where":
+            return self.chosen(e, label)
+        operands = [self.of(a) for a in (e.args[:1] if name in ("reshape", *REDUCTIONS) else e.args)]
+        if name == "reshape":
+            return self.shaped(operands[0], tuple(whole(a) for a in e.args[1:]))
+        if name == "outer":
+            return self.outer(*operands)
+        if name == "clip":
+            return self.pointwise("min", self.pointwise("max", *operands[:2]), operands[2])
         if name in ACTIVATIONS:
             fn, alpha, beta = ACTIVATIONS[name]
             x = operands[0]
@@ -223,8 +281,8 @@ class Writer:
         if name == "conv1d":
             return self.convolution(operands[0], x, label)
         last = len(x.dims) - 1
-        if name in ("sum", "mean"):
-            return self.w.add("reduce", x, label=label, fn=name, axes=(last,), keepdims=True)
+        if name in REDUCTIONS:
+            return self.reduced(x, name, whole(e.args[1]) if len(e.args) > 1 else None, label)
         if name == "norm":
             rows = [
                 self.w.constant(np.broadcast_to(v, x.dims[last:]), f"{label}.{k}") for k, v in enumerate(operands[1:])
