@@ -184,6 +184,21 @@ class TestLog:
             assert text.isprintable()
         assert "x1b[31m" in log.texts[0]
 
+    def test_names_of_tokens(self, serve, model, frames, log, tmp_path):
+        (tmp_path / "tokens").write_text("radio: secret-of-radio-0123456789\n")
+        told = {"authorization": "Bearer secret-of-radio-0123456789"}
+        with serve({"m": model}, access_log="json", tokens=tmp_path / "tokens") as server:
+            for module, made in ((http, by_http(server)), (grpc, by_grpc(server))):
+                with made as client:
+                    x = tensors(module, frames[:1])
+                    client.infer("m", x, sequence_id=5, sequence_start=True, headers=told)
+                    with pytest.raises(InferenceServerException):
+                        client.infer("m", x, sequence_id=5)
+            lines = log.wait(4)
+        assert [line["client"] for line in lines] == ["radio", "127.0.0.1"] * 2
+        assert [line["status"] for line in lines] == [200, 401, "OK", "UNAUTHENTICATED"]
+        assert [line.get("reason") for line in lines] == [None, "token"] * 2
+
     def test_off(self, serve, model, frames, log):
         with serve({"m": model}) as server, by_http(server) as client:
             assert server.server.engine.watch is None

@@ -85,6 +85,8 @@ class WatchedGrpc(grpc.aio.ServerInterceptor):
         number = code.value[0] if isinstance(code, grpc.StatusCode) else code
         names = {c.value[0]: c.name for c in grpc.StatusCode}
         record.status = names[number] if number else "OK" if done else "CANCELLED"
+        if record.status == "UNAUTHENTICATED":  # refused before the record began
+            record.reason = "token"
         self.watch.end(record)
 
     def _unary(self, call: Any, method: str, carrier: dict[str, str]) -> Any:
