@@ -186,12 +186,13 @@ class TestLog:
 
     def test_names_of_tokens(self, serve, model, frames, log, tmp_path):
         (tmp_path / "tokens").write_text("radio: secret-of-radio-0123456789\n")
+        (tmp_path / "tokens").chmod(0o600)
         told = {"authorization": "Bearer secret-of-radio-0123456789"}
         with serve({"m": model}, access_log="json", tokens=tmp_path / "tokens") as server:
             for module, made in ((http, by_http(server)), (grpc, by_grpc(server))):
                 with made as client:
                     x = tensors(module, frames[:1])
-                    client.infer("m", x, sequence_id=5, sequence_start=True, headers=told)
+                    client.infer("m", x, sequence_id=5, sequence_start=True, headers=dict(told))
                     with pytest.raises(InferenceServerException):
                         client.infer("m", x, sequence_id=5)
             lines = log.wait(4)

@@ -211,6 +211,29 @@ def test_counts_are_those_of_all_workers(served, frames):
     assert more - steps == 30
 
 
+def test_the_numbers_of_the_live_page_are_those_of_all_workers(served, frames):
+    def told():
+        status, live, _ = ask(served, "GET", "/live")
+        assert status == 200
+        return live, live["models"][0]
+
+    live, before = told()
+    ids = range(5001, 5031)
+    assert served.many([*ids], frames[:30], SEQUENCE_START=[True] * 30)[0] == 200
+    for id in range(5101, 5107):
+        assert served.step(id, frames[0])[0] == 400
+    again, after = told()
+    assert again["started"] == live["started"]
+    assert again["live"]
+    for name in ("sequences", "starts", "steps"):
+        assert after[name] - before[name] == 30, name
+    assert after["batch_size"]["sum"] - before["batch_size"]["sum"] == 30
+    assert after["calls"]["steps"] - before["calls"]["steps"] == 30
+    assert after["rejected"]["unknown_sequence"] - before["rejected"].get("unknown_sequence", 0) == 6
+    assert len([e for e in again["events"] if " 510" in e["text"]]) == 6
+    assert [e["time"] for e in again["events"]] == sorted((e["time"] for e in again["events"]), reverse=True)
+
+
 def test_a_worker_that_dies_is_replaced(file, frames, alone):
     served = Served(file)
     try:

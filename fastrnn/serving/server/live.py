@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -35,13 +36,15 @@ MOST_EVENTS = 30  # that an answer has
 EXPECTED_SECONDS = 0.05  # of measuring that a profile may take
 
 
-def routes(engine: Engine, profile: Callable[..., Any] | None) -> list[Route]:
-    """The page, its files and its numbers. profile: `fastrnn.profile`, or None."""
-    expected = Expected(engine, profile)
+def routes(engine: Engine, expected: Expected) -> list[Route]:
+    """The page, its files and its numbers."""
 
     async def numbers(request: Request) -> Response:
         expected.begin()
-        return JSONResponse(snapshot(engine, expected), headers={"cache-control": "no-store"})
+        told = snapshot(engine, expected)
+        if engine.peers is not None:  # a Fault if one is missing, as for /metrics
+            told = together([told, *await engine.peers.others("live")])
+        return JSONResponse(told, headers={"cache-control": "no-store"})
 
     found = [Route("/live", numbers, methods=["GET"])]
     for name in PAGES:
@@ -114,6 +117,32 @@ def snapshot(engine: Engine, expected: Expected) -> dict[str, Any]:
         "models": [_model(engine, hosted, expected) for hosted in engine],
         "events": _events(engine),
     }
+
+
+def together(workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of all workers of a server as one: those of the first, with what they count added up."""
+    told = dict(workers[0])
+    told["started"] = min(one["started"] for one in workers)
+    told["live"], told["ready"] = (all(one[key] for one in workers) for key in ("live", "ready"))
+    told["models"] = [_added(list(same)) for same in zip(*(one["models"] for one in workers), strict=True)]
+    events = [event for one in workers for event in one["events"]]
+    told["events"] = sorted(events, key=lambda event: -event["time"])[:MOST_EVENTS]
+    return told
+
+
+def _added(same: list[dict[str, Any]]) -> dict[str, Any]:
+    """A model's numbers of several workers."""
+    found = dict(same[0])
+    for key in ("sequences", "max_sequences", "starts", "steps", "waiting", "state_bytes"):
+        found[key] = sum(one[key] for one in same)
+    for key in ("ends", "rejected"):
+        found[key] = dict(sum((Counter(one[key]) for one in same), Counter()))
+    for key in OF_TICKS:
+        found[key] = merged([one[key] for one in same])
+    calls = [one["calls"] for one in same]
+    found["calls"] = {key: sum(one[key] for one in calls) for key in ("calls", "steps")}
+    found["calls"]["seconds"] = merged([one["seconds"] for one in calls])
+    return found
 
 
 def _model(engine: Engine, hosted: Hosted, expected: Expected) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Server:
         **options: Any,
     ):
         self.engine = Engine(versions_of(models), Options(**options), limits or Limits())
-        self.profile = profile
+        self._expected = live.Expected(self.engine, profile)
         self.engine.peers = None if worker is None else Peers(*worker)
         self.engine.watch = watch(access_log, tracer(tracer_provider))
         self.host = host
@@ -113,6 +113,7 @@ class Server:
         try:
             if self.engine.peers is not None:
                 answers = {"statistics": self.engine.statistics, "move": self.engine.move}
+                answers["live"] = lambda: live.snapshot(self.engine, self._expected)
                 await self.engine.peers.start(self.engine, metrics=lambda: metrics.text_of(self.engine), **answers)
             if self.grpc_port is not None:
                 self._grpc = GrpcServer(self.engine, self.guard, self.certificates)
@@ -139,7 +140,7 @@ class Server:
         self.http_port = int(listener.getsockname()[1])
         limits = self.engine.limits
         own = [websocket.route(self.engine), metrics.route(self.engine), openapi.route(self.engine)]
-        routes = [*own, *live.routes(self.engine, self.profile)]
+        routes = [*own, *live.routes(self.engine, self._expected)]
         app = guarded(application(self.engine, routes), self.guard)
         config = uvicorn.Config(
             app if self.engine.watch is None else WatchedHttp(app, self.engine.watch),
