@@ -125,8 +125,8 @@ def retried(client, x, **parameters):
             time.sleep(0.02)
 
 
-def test_after_sigkill_step_index_tells_what_to_send_again(serving, frames, alone, url):
-    server = serving(url, "--checkpoint-seconds", "0.05")
+def test_after_sigkill_step_index_tells_what_to_send_again(serving, frames, alone, folder):
+    server = serving(folder, "--checkpoint-seconds", "0.05")
     one, two = Client(grpc, server.grpc, 1), Client(http, server.http, 2)
     for t in range(40):
         assert np.array_equal(one.step(frames[t], start=t == 0, step_index=t)[0], alone[t])

@@ -233,6 +233,8 @@ def test_urls_that_are_no_store_are_refused():
         open_store("nonsense://x")
     with pytest.raises(StoreError, match=r"can't create a file only if it is absent.*use a folder"):
         open_store("plain://x")
+    with pytest.raises(StoreError, match=r"store /proc/nope/x: the folder can't be made"):
+        open_store("/proc/nope/x")
     with pytest.raises(StoreError) as caught:
         open_store("redis://user:secret@host:port")
     assert "secret" not in str(caught.value)

@@ -43,8 +43,8 @@ class FileStore:
 
     Raises
     ------
-    StoreError : fsspec does not know it, or its file system has no exclusive creation. ImportError : its library is
-    missing.
+    StoreError : fsspec does not know it, its file system has no exclusive creation, or the folder can't be made.
+    ImportError : its library is missing.
     """
 
     def __init__(self, url: str):
@@ -55,6 +55,13 @@ class FileStore:
             raise StoreError(f"store {self.url}: {error}") from None
         self._create, self._replace = _ways(self.fs, self.url)
         self._local = type(self.fs) is LocalFileSystem
+        if self._local:
+            try:
+                os.makedirs(self.root, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"store {self.url}: the folder can't be made: {error.strerror}") from None
+            if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
+                raise StoreError(f"store {self.url}: the folder can't be read and written by this user")
         self.poll_seconds = 0.1 if type(self.fs) in (LocalFileSystem, MemoryFileSystem) else 1.0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fastrnn-store")
 
