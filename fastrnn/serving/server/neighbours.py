@@ -25,6 +25,7 @@ logger = logging.getLogger("fastrnn")
 
 BEAT_SECONDS = 2.0  # between two writes of the time
 DEAD_SECONDS = 10.0  # without one after which a server is dead; clocks of servers may differ by less
+PATIENCE_SECONDS = 3.0  # after which a server that was asked, and lives by all signs, is dead
 KNOWN_SECONDS = 0.5  # that an answer to `alive` holds
 GATHER_SECONDS = 0.005  # in which wishes of one server are written together
 MOST_WISHES = 10_000  # that are kept for a server
@@ -43,7 +44,7 @@ class Neighbours:
 
     def __init__(self, vault: Vault, give: Callable[[str, int | str], Awaitable[None]], poll: float):
         self.vault, self.give, self.poll = vault, give, poll
-        self.patience = 1.0 + 3 * poll  # seconds after which a server that was asked is dead
+        self.patience = PATIENCE_SECONDS + 3 * poll
         self._alive: dict[str, tuple[float, bool]] = {}  # holder -> (when it was looked at, whether it is alive)
         self._wishes: dict[str, list] = {}  # that are not written yet
         self._tasks: set[asyncio.Task] = set()
