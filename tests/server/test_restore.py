@@ -411,3 +411,23 @@ def test_a_grpc_stream_goes_on_with_a_sequence_of_the_store(model, frames, alone
         assert np.array_equal(answers(one, range(20), True), alone[:20])
     with serve({"m": model}, store=folder) as two:
         assert np.array_equal(answers(two, range(20, 60), False), alone[20:60])
+
+
+def test_a_server_that_is_asked_before_it_has_the_sequence_is_asked_again(run, model, frames, alone, folder):
+    async def main():
+        async with Node(model, folder) as one, Node(model, folder, patience=100.0) as two:
+            await one.step(1, frames[:5], start=True)
+            sequence, asked = one.s.live.pop(1), asyncio.Event()  # as while it is restored there
+            give = one.vault.neighbours.give
+
+            async def noted(*wish):
+                await give(*wish)
+                asked.set()
+
+            one.vault.neighbours.give = noted
+            step = asyncio.ensure_future(two.y(1, frames[5]))
+            await asked.wait()
+            one.s.live[1] = sequence
+            assert np.array_equal(await step, alone[5])
+
+    run(main())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 5.0  # that the store may take to answer
 AT_ONCE = 64  # sequences that are looked for
 ASK_SECONDS = 0.01  # until the first look at whether a server has given what it was asked for
+AGAIN_SECONDS = 0.5  # after which it is asked again
 TRIES = 5  # of a sequence that several servers want
 RETRY_SECONDS = 1.0
 
@@ -121,9 +122,11 @@ class Finding:
         """Ask the server that has a sequence for it. It is dead if it does not give it in time."""
         vault, loop = self.keeper.vault, asyncio.get_running_loop()
         neighbours = vault.neighbours
-        end, pause = loop.time() + neighbours.patience, ASK_SECONDS
-        await neighbours.ask(held.holder, self.sequences.name, id)
+        end, pause, again = loop.time() + neighbours.patience, ASK_SECONDS, 0.0
         while loop.time() < end and await neighbours.alive(held.holder):
+            if loop.time() > again:  # it may have been about to get the sequence itself, and had nothing to give
+                again = loop.time() + AGAIN_SECONDS
+                await neighbours.ask(held.holder, self.sequences.name, id)
             await asyncio.sleep(pause)
             pause = min(2 * pause, neighbours.poll)
             now = await vault.read(self.keeper.key(id))
