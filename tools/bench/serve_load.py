@@ -107,8 +107,8 @@ class Load:
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self.poll = select.epoll()  # first: select() takes descriptors up to 1023
         self.connections = [plan.connection(i) for i in range(plan.units)]
-        self.poll = select.epoll()
         self.by_fd: dict[int, Connection] = {}
         self.latencies: list[float] = []
         self.late: list[float] = []
