@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,8 @@ def to_bytes(array: np.ndarray) -> bytes:
     if array.dtype == object:
         parts = [v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1)]
         return b"".join(len(p).to_bytes(4, "little") + p for p in parts)
+    if array.dtype.isnative and sys.byteorder == "little":
+        return array.tobytes()
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 

@@ -178,10 +178,10 @@ class Session:
 
     def _call(self, data: bytes) -> Call:
         """The same, on the short way."""
-        x = self._steps(data)
-        inputs, checked = {self.input.name: x[None]}, None
+        x, checked = self._steps(data), None
         if len(x) == 1 and self.lane.even:
             checked = self.lane, [x[0]], 0
+        inputs = {self.input.name: x[None] if checked is None else x}  # [1, features] is one step as well
         start, self.start = self.start, False
         version = self.hosted.version(self.version) if self.version else None
         return Call((self.id,), (start,), (False,), inputs, version=version, client=self.client, checked=checked)
@@ -197,17 +197,18 @@ class Session:
 
     def _steps(self, data: bytes) -> np.ndarray:
         """The steps of a message, float32 [steps, features...]."""
-        dtype, factor = INPUTS[self.kind]
-        one = self._size * np.dtype(dtype).itemsize
+        dtype, one, shape, factor = self._layout
         if not data or len(data) % one:
             raise invalid(f"a message must be a whole number of steps of {one} bytes, {self._form()}, got {len(data)}")
-        x = np.frombuffer(data, dtype).reshape(-1, *self._features())
+        x = np.frombuffer(data, dtype).reshape(shape)
         return x if factor == 1.0 else x.astype(np.float32) * np.float32(factor)
 
     @cached_property
-    def _size(self) -> int:
-        """Elements of a step."""
-        return math.prod(self._features())
+    def _layout(self) -> tuple[np.dtype, int, tuple[int, ...], float]:
+        """(dtype on the wire, bytes of a step, shape of a message, factor)."""
+        name, factor = INPUTS[self.kind]
+        dtype, features = np.dtype(name), self._features()
+        return dtype, math.prod(features) * dtype.itemsize, (-1, *features), factor
 
     def _form(self) -> str:
         return f"{self.kind} {list(self._features())}"
