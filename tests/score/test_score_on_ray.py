@@ -28,7 +28,7 @@ MODEL = ROOT / "examples" / "tone_words.onnx"
 @pytest.fixture(scope="module")
 def cluster():
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "score")]), "FASTRNN_TUNE": "off"}
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": env})
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": env})
     import_module("ray.data")
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
