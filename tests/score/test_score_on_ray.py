@@ -20,7 +20,7 @@ ray = pytest.importorskip(
 )
 
 # Ray's own code warns, of its files and sockets too.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.any_isa]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.any_isa, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "examples" / "tone_words.onnx"
 
