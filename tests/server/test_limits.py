@@ -145,6 +145,26 @@ class TestLimits:
                     socket.recv(timeout=30)
                 assert caught.value.rcvd.code == 1009
 
+    def test_bodies_that_are_not_whole(self, model):
+        """16 of the largest size may wait in memory."""
+        with Running({"m": model}, limits=Limits(message_bytes=10_000)) as server:
+            held = []
+            for _ in range(17):
+                connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=30)
+                connection.putrequest("POST", "/v2/models/m/infer")
+                connection.putheader("Content-Length", "10000")
+                connection.endheaders(bytes(9_000))
+                held.append(connection)
+            clients = server.server.engine.clients
+            until(lambda: clients._held == 17 * 9_000)
+            status, answer, headers = ask(server, "POST", "/v2/models/m/infer", bytes(9_000))
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert "more than 160000 bytes" in answer["error"]
+            for connection in held:
+                connection.close()
+            until(lambda: not clients._held)
+            assert ask(server, "POST", "/v2/models/m/infer", bytes(9_000))[0] == 400
+
     @pytest.mark.parametrize(
         ("wrong", "text"),
         [

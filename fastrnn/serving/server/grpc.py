@@ -14,7 +14,7 @@ from .bodies import check_input, check_output
 from .engine import Engine
 from .faults import Fault, brief, invalid
 from .grpc_guard import TokenInterceptor, client_of
-from .guard import Guard
+from .guard import Guard, retry_headers
 from .hosted import Reply, Request
 from .messages import SERVICE, message
 from .streaming import Stream
@@ -169,7 +169,7 @@ def _inferring(engine: Engine) -> Any:
         except Fault as fault:
             engine.refused(fault, request.model_name)
             if fault.retry_after is not None:
-                context.set_trailing_metadata((("retry-after", str(max(1, round(fault.retry_after)))),))
+                context.set_trailing_metadata(tuple(retry_headers(fault).items()))
             return await context.abort(STATUS[fault.number], str(fault))
 
     return method

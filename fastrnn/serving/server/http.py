@@ -17,6 +17,7 @@ from . import bodies
 from .engine import Engine
 from .faults import Fault, invalid
 from .guard import retry_headers
+from .limits import Clients
 from .sequence import checked_id
 
 logger = logging.getLogger("fastrnn")
@@ -92,7 +93,7 @@ class Endpoints:
     async def infer(self, request: Request) -> Response:
         hosted = self._hosted(request)
         most = self.engine.limits.message_bytes
-        body, encoding = await _body(request, most), request.headers.get("content-encoding", "").strip()
+        body, encoding = await _body(request, self.engine.clients), request.headers.get("content-encoding", "").strip()
         if encoding and len(body) > LARGE_COMPRESSED:
             body = await asyncio.to_thread(bodies.inflated, body, encoding, most)
         else:
@@ -163,10 +164,10 @@ def _version(request: Request) -> str:
     return request.path_params.get("version", "")
 
 
-async def _body(request: Request, most: int) -> bytes:
+async def _body(request: Request, clients: Clients) -> bytes:
     """The body. Fault: it has too many bytes, or comes too slowly."""
     try:
-        return await asyncio.wait_for(_read(request, most), BODY_SECONDS)
+        return await asyncio.wait_for(_read(request, clients), BODY_SECONDS)
     except asyncio.TimeoutError:
         text = f"the body did not come within {BODY_SECONDS:g} s: send it again"
         raise Fault("DEADLINE_EXCEEDED", "slow", text, status=408) from None
@@ -174,16 +175,19 @@ async def _body(request: Request, most: int) -> bytes:
         raise Fault("CANCELLED", "cancelled", "the client closed the connection") from None
 
 
-async def _read(request: Request, most: int) -> bytes:
+async def _read(request: Request, clients: Clients) -> bytes:
+    most = clients.limits.message_bytes
     told = request.headers.get("content-length", "")
     if told.isascii() and told.isdigit() and len(told) < 20 and int(told) > most:
         raise bodies.too_large(most)  # before it comes
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise bodies.too_large(most)
-        parts.append(part)
+    with clients.held() as more:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise bodies.too_large(most)
+            more(len(part))
+            parts.append(part)
     return b"".join(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ from ...records import dataclass
 from ...runtime.arguments import whole_number
 from .faults import Fault
 
+HELD_MESSAGES = 16  # of the largest size, whose bodies may be in memory before they are whole
 MOST_CLIENTS = 100_000  # whose rates are remembered
 
 
@@ -61,6 +63,7 @@ class Clients:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.streams: Counter[str] = Counter()
+        self._held = 0  # bytes of bodies that are not whole
         self._full: OrderedDict[str, float] = OrderedDict()  # client -> when its bucket is full again
         self._rate = limits.client_rate
         self._burst = limits.client_burst or max(1.0, self._rate or 1.0)
@@ -100,6 +103,24 @@ class Clients:
         self._full[client] = max(self._full.pop(client, 0.0), now) + 1.0 / self._rate
         while len(self._full) > MOST_CLIENTS or next(iter(self._full.values())) < now:
             self._full.popitem(last=False)  # it is full, or the one that has sent nothing for longest
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[int], None]]:
+        """A body is read meanwhile: call the function with the bytes of each part. Fault: all bodies are too many."""
+        most, own = HELD_MESSAGES * self.limits.message_bytes, 0
+
+        def more(size: int) -> None:
+            nonlocal own
+            own += size
+            self._held += size
+            if self._held > most:
+                text = f"the bodies that come at the moment have more than {most} bytes: send it again after 1 s"
+                raise Fault("UNAVAILABLE", "memory", text, retry_after=1.0)
+
+        try:
+            yield more
+        finally:
+            self._held -= own
 
     @contextmanager
     def stream(self, client: str) -> Any:
