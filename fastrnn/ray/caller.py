@@ -65,7 +65,7 @@ class Caller(Recovery):
         self._tombs: list[tuple[int, Any, int, int]] = []  # (shard, id, generation, label) of closed streams
         self._numbers, self._gens = itertools.count(1), 0
         self._plans: dict[Any, tuple[int, np.ndarray, list[Group]]] = {}
-        self._adopting = asyncio.Lock()
+        self._adopting, self._queued = asyncio.Lock(), 0
         self._mending: asyncio.Task | None = None
         self._broken: set[int] = set()
         self._tasks: set[asyncio.Task] = set()
@@ -235,14 +235,18 @@ class Caller(Recovery):
         key = (ids.dtype.str, ids.tobytes()) if isinstance(ids, np.ndarray) else tuple(ids)
         version = (self.table.version, self._version)
         found = self._plans.get(key)
-        if found is not None and found[0] == version:
+        if found is not None and found[0] == version and not self._queued:
             return found[1], found[2]
         names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        if self._adopting.locked() or any(id not in self.table.rows for id in names):
-            async with self._adopting:
-                missing = [id for id in names if id not in self.table.rows]
-                if missing:
-                    await self._adopt(missing)
+        if self._queued or any(id not in self.table.rows for id in names):
+            self._queued += 1  # calls that come later wait too: each stream takes its steps in the order of the calls
+            try:
+                async with self._adopting:
+                    missing = [id for id in names if id not in self.table.rows]
+                    if missing:
+                        await self._adopt(missing)
+            finally:
+                self._queued -= 1
         rows = np.array([self.table.rows[id] for id in names], np.int64)
         if len(set(names)) < len(names):
             raise StateError("an id is there twice: a call takes one step, or one chunk, of each stream")

@@ -306,3 +306,24 @@ def test_an_index_that_callers_say_is_checked_and_the_last_one_answered_again():
         world.end()
 
     inside()
+
+
+def test_calls_for_a_stream_keep_their_order_while_another_is_looked_up():
+    @simulated
+    async def inside(loop):
+        world = World(3, loop, **QUIET)
+        caller, other = await world.caller(1), await world.caller(2)
+        await caller.open(["a", "b"])
+        x = np.arange(4, dtype=np.uint64)
+        await other.step(["a"], [x[:1]])  # it knows "a" now, not "b"
+        first = asyncio.ensure_future(other.step(["a", "b"], [x[1:3]]))
+        second = asyncio.ensure_future(other.step(["a"], [x[3:]]))
+        await asyncio.gather(first, second)
+        lone = Lone()
+        lone.open("a")
+        answers = [lone.step("a", x[i : i + 1]) for i in (0, 1, 3)]
+        assert first.result()[0][0] == answers[1]
+        assert second.result()[0][0] == answers[2]
+        world.end()
+
+    inside()
