@@ -178,7 +178,8 @@ class Caller(Recovery):
             for group in groups:
                 part = slice(None) if group.index is None else group.index
                 head = np.stack([group.shards, self.epochs[group.shards]])
-                about = [self.table.slot[group.rows], index[part]] + ([] if lengths is None else [lengths[part]])
+                about = [self.table.slot[group.rows], index[part], self.table.since[group.rows]]
+                about += [] if lengths is None else [lengths[part]]
                 where = part if lengths is None or group.index is None else spans(lengths, group.index)
                 own = [a[where] for a in arrays]
                 number = next(self._numbers)

@@ -75,7 +75,8 @@ class Host(Keeping):
         ----------
         number : of the call; acked : its caller has the answers of all calls up to this one
         head : int64 [2, k]: the shards of the rows, and the epochs in which the caller found them
-        rows : int64 [2, n] or [3, n]: slots, step indexes, and the numbers of steps of a push
+        rows : int64 [3, n] or [4, n]: slots, step indexes, the indexes at which the caller began with the streams, and
+            the numbers of steps of a push. A call from before another caller had a stream has another beginning.
         arrays : of the inputs, [n, ...] or [steps, ...]
 
         Returns
@@ -90,11 +91,11 @@ class Host(Keeping):
             return "refused", self._refusals(head)
         slots, first = rows[0], rows[1]
         places = np.minimum(slots & PLACE, len(self._slot) - 1)
-        wrong = (self._slot[places] != slots) | (self._writer[places] != caller)
+        wrong = (self._slot[places] != slots) | (self._writer[places] != caller) | (self._since[places] != rows[2])
         if wrong.any():
             bad = np.flatnonzero(wrong)
             return "rows", bad, np.full(len(bad), -1, np.int64)
-        lengths = rows[2] if len(rows) == 3 else None
+        lengths = rows[3] if len(rows) == 4 else None
         behind = self._next[places] != first
         if behind.any():
             return self._again(caller, number, head, rows, arrays, np.flatnonzero(behind))
@@ -107,7 +108,7 @@ class Host(Keeping):
 
     def _took(self, caller, number, shards, rows, places, outputs) -> None:
         n = rows.shape[1]
-        lengths = rows[2] if len(rows) == 3 else np.ones(n, np.int64)
+        lengths = rows[3] if len(rows) == 4 else np.ones(n, np.int64)
         self._next[places] += lengths
         self.counts["steps"] += int(lengths.sum())
         offsets = np.zeros(n + 1, np.int64)
@@ -119,7 +120,7 @@ class Host(Keeping):
     def _again(self, caller, number, head, rows, arrays, behind) -> tuple:
         """A call of which some rows were answered before."""
         n = rows.shape[1]
-        lengths = rows[2] if len(rows) == 3 else np.ones(n, np.int64)
+        lengths = rows[3] if len(rows) == 4 else np.ones(n, np.int64)
         found = {i: self.answers.find(int(rows[0, i]), int(rows[1, i]), int(lengths[i])) for i in behind.tolist()}
         unknown = np.array([i for i, answer in found.items() if answer is None], np.int64)
         if len(unknown):

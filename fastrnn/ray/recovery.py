@@ -58,7 +58,7 @@ class Recovery:
         answered."""
         entry.flying[slice(None) if sel is None else sel], attempt = True, entry.attempt
         rows = entry.rows if sel is None else entry.rows[sel]
-        about = [self.table.slot[rows], entry.first if sel is None else entry.first[sel]]
+        about = [self.table.slot[rows], entry.first if sel is None else entry.first[sel], self.table.since[rows]]
         if entry.lengths is not None:
             about.append(entry.lengths if sel is None else entry.lengths[sel])
         arrays = entry.arrays
@@ -335,6 +335,8 @@ class Recovery:
         self.table.next[row] = cursor
         if 0 <= ended < answered:  # the other caller took it when these steps were gone already
             self._lose(row, range(ended, answered), expected)
+        elif ended < 0 and expected < answered:  # the shard came back from before this caller had the stream
+            self._lose(row, range(expected, answered), expected)
 
     def _settle_losses(self, rows: np.ndarray, expected: np.ndarray) -> None:
         """Tell what can't be sent again."""

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,3 +354,11 @@ def test_what_is_refused(made, model, tmp_path, x):
             await cluster.push(["a"], [])
 
     asyncio.run(main())
+
+
+def test_the_example(nodes):
+    """examples/ray_cluster.py loses a node of its own cluster."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "examples/ray_cluster.py", "--steps", "60"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
+    assert "the same bits as lone streams" in done.stdout, done.stdout + done.stderr

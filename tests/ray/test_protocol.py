@@ -151,7 +151,7 @@ def made(lease=3.0, store=None, now=None):
 
 
 def step(host, slot, index, x, number=1, caller=1, epoch=1):
-    rows = np.array([[slot], [index]], np.int64)
+    rows = np.array([[slot], [index], [0]], np.int64)
     return host.step(caller, number, 0, np.array([[0], [epoch]]), rows, [np.array([x], np.uint64)])
 
 
