@@ -308,7 +308,7 @@ class Caller(Recovery):
     async def _attach(self, mode: int, ids: list, gens: np.ndarray) -> dict[Any, tuple]:
         """id -> (a row of `Host.attach`, shard), whatever it takes to reach the shards."""
         of, found = self.table.place(ids), {}
-        left = np.arange(len(ids))
+        left, seen = np.arange(len(ids)), np.zeros(len(ids), np.int64)
         while len(left):
             await self._settled(np.unique(of[left]))
             stale, again = [], []
@@ -329,6 +329,7 @@ class Caller(Recovery):
                     continue
                 for i, row in zip(own.tolist(), rows.T.tolist(), strict=True):
                     found[ids[i]] = (*row, int(of[i]))
+                seen[own] = epochs[np.searchsorted(shards, of[own])]
                 if (waiting := own[rows[0] == WAITING]).size:
                     again.append(waiting)
                     await asyncio.sleep(2 * self.backoff)
@@ -336,6 +337,8 @@ class Caller(Recovery):
             if stale:
                 self._break(np.array(stale, np.int64))
             left = np.concatenate(again) if again else left[:0]
+            if not len(left):  # a shard may have been taken up again since: its slots are other streams' by now
+                left = np.flatnonzero(seen != self.epochs[of])
         return found
 
     def _by_actor(self, left: np.ndarray, of: np.ndarray) -> list[tuple[str, np.ndarray]]:
