@@ -216,8 +216,13 @@ async def soak(seconds: float, folder: Path, found: Found, most: float | None) -
         found.notes.append(f"recovery: median {times[len(times) // 2]:.2f} s, longest {times[-1]:.2f} s")
         if most is not None and times[-1] > most:
             found.problem(f"a recovery took {times[-1]:.2f} s, more than {most:g} s")
-    if b"Traceback" in (folder / "log").read_bytes():
-        found.problem(f"the server wrote a traceback: {supervisor.tail()}")
+    log = (folder / "log").read_text(errors="replace")
+    if "Traceback" in log:
+        first = log[log.index("Traceback") :].splitlines()
+        end = next((i for i, line in enumerate(first) if i and not line.startswith((" ", "|", "+"))), len(first))
+        found.problem(
+            f"the server wrote {log.count('Traceback')} tracebacks; the first ends in: {first[end - 3 : end + 1]}"
+        )
 
 
 def serve(arguments: list[str]) -> int:

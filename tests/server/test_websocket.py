@@ -401,3 +401,22 @@ class TestTheLongWay:
         while at < 1 + 60 * 131:  # their steps follow each other without a gap
             at += firsts.pop(at)
         assert not firsts
+
+    @pytest.mark.parametrize("query", ["", "sequence_id=named"])
+    def test_a_client_that_goes_before_its_sequence_is_open_leaves_no_error(self, model, frames, caplog, query):
+        """With START, all requests behind it are refused while the connection is being left."""
+        with Running({"m": model}) as server:
+            sequences, connections = server.sequences, server.server.engine.connections
+            held = threading.Event()
+            sequences.lanes[1].batcher._worker.submit(held.wait, 60)  # the slot can't be opened meanwhile
+            try:
+                c = Raw(server, query)
+                for t in range(12):
+                    c.send(frames[t].tobytes())
+                until(lambda: any(len(s.waiting) == 12 for s in sequences.live.values()), "nothing waits")
+                c.reset()
+                until(lambda: not connections, "the connection is not left")
+            finally:
+                held.set()
+            until(lambda: not sequences.live, "a sequence is left")
+        assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []

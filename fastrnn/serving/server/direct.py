@@ -96,9 +96,9 @@ class Direct:
         self._later.clear()
         if self._waiter is not None:
             self._waiter.cancel()
-        for work in self._open:
+        left, self._open = self._open, deque()
+        for work in left:  # the end of one may refuse those behind it
             self.sequences.withdraw(work)
-        self._open.clear()
 
     def _stop(self) -> None:
         self._ended = True
