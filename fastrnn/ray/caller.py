@@ -179,7 +179,7 @@ class Caller(Recovery):
                 part = slice(None) if group.index is None else group.index
                 head = np.stack([group.shards, self.epochs[group.shards]])
                 about = [self.table.slot[group.rows], index[part], self.table.since[group.rows]]
-                about += [] if lengths is None else [lengths[part]]
+                about += [self.table.gen[group.rows]] + ([] if lengths is None else [lengths[part]])
                 where = part if lengths is None or group.index is None else spans(lengths, group.index)
                 own = [a[where] for a in arrays]
                 number = next(self._numbers)
@@ -273,8 +273,8 @@ class Caller(Recovery):
         known = [id for id in ids if id in self.table.rows]
         if known:
             raise StateError(f"stream {known[0]!r:.80} is open already: close it first, or step it")
-        self._gens = max(self._gens + 1, self.transport.now())
-        gens = np.full(len(ids), self._gens, np.int64)
+        gens = np.arange(len(ids)) + max(self._gens + 1, self.transport.now())  # no two streams have one
+        self._gens = int(gens.max(initial=self._gens))
         made = await self._attach(OPEN, ids, gens)
         while risen := self._risen(made):
             await self._close_all(list(risen), np.fromiter(risen.values(), np.int64))
@@ -283,7 +283,7 @@ class Caller(Recovery):
         if there:
             fresh = [id for id, (code, *_) in made.items() if code == FOUND]
             if fresh:
-                await self._close_all(fresh, np.full(len(fresh), self._gens, np.int64))
+                await self._close_all(fresh, np.array([made[id][3] for id in fresh], np.int64))
             raise StateError(f"stream {there[0]!r:.80} is open already: close it first, or step it")
         self._note(made)
 

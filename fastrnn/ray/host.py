@@ -62,6 +62,7 @@ class Host(Keeping):
         self._slot = np.zeros(1, np.int64)  # place -> slot, 0: none
         self._next = np.zeros(1, np.int64)  # place -> the step index that it takes next
         self._writer = np.zeros(1, np.int64)  # place -> the caller that steps it
+        self._gen = np.zeros(1, np.int64)  # place -> the stream's generation
         self._since = np.zeros(1, np.int64)  # place -> the step index at which its caller began
         self._unsure = np.zeros(1)  # place -> until when only its caller may have the stream: its shard was restored
         self._handed: dict[int, dict[int, int]] = {}  # slot -> caller that had it -> the index at which that ended
@@ -75,8 +76,9 @@ class Host(Keeping):
         ----------
         number : of the call; acked : its caller has the answers of all calls up to this one
         head : int64 [2, k]: the shards of the rows, and the epochs in which the caller found them
-        rows : int64 [3, n] or [4, n]: slots, step indexes, the indexes at which the caller began with the streams, and
-            the numbers of steps of a push. A call from before another caller had a stream has another beginning.
+        rows : int64 [4, n] or [5, n]: slots, step indexes, the indexes at which the caller began with the streams,
+            their generations, and the numbers of steps of a push. A call from before another caller had a stream has
+            another beginning, and a slot that is another stream's by now has another generation.
         arrays : of the inputs, [n, ...] or [steps, ...]
 
         Returns
@@ -91,11 +93,12 @@ class Host(Keeping):
             return "refused", self._refusals(head)
         slots, first = rows[0], rows[1]
         places = np.minimum(slots & PLACE, len(self._slot) - 1)
-        wrong = (self._slot[places] != slots) | (self._writer[places] != caller) | (self._since[places] != rows[2])
+        wrong = (self._slot[places] != slots) | (self._writer[places] != caller)
+        wrong |= (self._since[places] != rows[2]) | (self._gen[places] != rows[3])
         if wrong.any():
             bad = np.flatnonzero(wrong)
             return "rows", bad, np.full(len(bad), -1, np.int64)
-        lengths = rows[3] if len(rows) == 4 else None
+        lengths = rows[4] if len(rows) == 5 else None
         behind = self._next[places] != first
         if behind.any():
             return self._again(caller, number, head, rows, arrays, np.flatnonzero(behind))
@@ -108,7 +111,7 @@ class Host(Keeping):
 
     def _took(self, caller, number, shards, rows, places, outputs) -> None:
         n = rows.shape[1]
-        lengths = rows[3] if len(rows) == 4 else np.ones(n, np.int64)
+        lengths = rows[4] if len(rows) == 5 else np.ones(n, np.int64)
         self._next[places] += lengths
         self.counts["steps"] += int(lengths.sum())
         offsets = np.zeros(n + 1, np.int64)
@@ -120,7 +123,7 @@ class Host(Keeping):
     def _again(self, caller, number, head, rows, arrays, behind) -> tuple:
         """A call of which some rows were answered before."""
         n = rows.shape[1]
-        lengths = rows[3] if len(rows) == 4 else np.ones(n, np.int64)
+        lengths = rows[4] if len(rows) == 5 else np.ones(n, np.int64)
         found = {i: self.answers.find(int(rows[0, i]), int(rows[1, i]), int(lengths[i])) for i in behind.tolist()}
         unknown = np.array([i for i, answer in found.items() if answer is None], np.int64)
         if len(unknown):
@@ -249,24 +252,24 @@ class Host(Keeping):
             return
         slots = self.engine.open(len(ids))
         zeros = np.zeros(len(ids), np.int64)
-        self._place(slots, zeros, np.full(len(ids), caller), zeros)
+        self._place(slots, zeros, np.full(len(ids), caller), zeros, gens)
         for id, gen, shard, slot in zip(ids, gens.tolist(), of.tolist(), slots.tolist(), strict=True):
             own = self.owned[shard]
             own.streams[id], own.gens[id], own.dirty = slot, gen, True
         rows[:, where] = 0
         rows[0, where], rows[1, where], rows[3, where], rows[5, where] = FOUND, slots, gens, -1
 
-    def _place(self, slots: np.ndarray, steps, writers, since) -> None:
+    def _place(self, slots: np.ndarray, steps, writers, since, gens) -> None:
         """Note what the places of new slots hold."""
         places = slots & PLACE
         top = int(places.max(initial=-1)) + 1
         if top > len(self._slot):
             more = max(top, 2 * len(self._slot), 1024) - len(self._slot)
-            for name in ("_slot", "_next", "_writer", "_since"):
+            for name in ("_slot", "_next", "_writer", "_since", "_gen"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
             self._unsure = np.concatenate([self._unsure, np.zeros(more)])
         self._slot[places], self._next[places], self._writer[places], self._since[places] = slots, steps, writers, since
-        self._unsure[places] = 0
+        self._unsure[places], self._gen[places] = 0, gens
 
     def close(self, shards: np.ndarray, ids: list, gens: np.ndarray, of: np.ndarray) -> tuple:
         """End streams, those that are there. ("done", marks as of `step`) or ("refused", {shard: reason})."""

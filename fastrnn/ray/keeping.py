@@ -39,7 +39,7 @@ class Keeping:
     _handed: dict[int, dict[int, int]]
     if TYPE_CHECKING:
 
-        def _place(self, slots: np.ndarray, steps: Any, writers: Any, since: Any) -> None: ...
+        def _place(self, slots: np.ndarray, steps: Any, writers: Any, since: Any, gens: Any) -> None: ...
         def _end(self, slots: np.ndarray) -> None: ...
 
     # -- taking and giving up --
@@ -84,7 +84,7 @@ class Keeping:
         own.unsure = self.clock() + self.lease if epoch > 1 else -np.inf
         if found is not None and found.ids:
             slots = self.engine.restore(found.states)
-            self._place(slots, found.steps, found.writers, found.since)
+            self._place(slots, found.steps, found.writers, found.since, found.gens)
             self._unsure[slots & PLACE] = self.clock() + self.lease
             self._handed |= {int(slots[i]): ends for i, ends in found.handed.items()}
             own.streams = dict(zip(found.ids, slots.tolist(), strict=True))

@@ -58,7 +58,8 @@ class Recovery:
         answered."""
         entry.flying[slice(None) if sel is None else sel], attempt = True, entry.attempt
         rows = entry.rows if sel is None else entry.rows[sel]
-        about = [self.table.slot[rows], entry.first if sel is None else entry.first[sel], self.table.since[rows]]
+        first = entry.first if sel is None else entry.first[sel]
+        about = [self.table.slot[rows], first, self.table.since[rows], self.table.gen[rows]]
         if entry.lengths is not None:
             about.append(entry.lengths if sel is None else entry.lengths[sel])
         arrays = entry.arrays

@@ -150,8 +150,8 @@ def made(lease=3.0, store=None, now=None):
     return Host(1, Streams(), store, lambda: now[0], lease), store, now
 
 
-def step(host, slot, index, x, number=1, caller=1, epoch=1):
-    rows = np.array([[slot], [index], [0]], np.int64)
+def step(host, slot, index, x, number=1, caller=1, epoch=1, gen=1):
+    rows = np.array([[slot], [index], [0], [gen]], np.int64)
     return host.step(caller, number, 0, np.array([[0], [epoch]]), rows, [np.array([x], np.uint64)])
 
 
@@ -173,6 +173,7 @@ def test_a_host_answers_the_last_step_again_and_names_the_step_that_it_expects()
     kind, rows, expected = step(host, slot, 7, 1)
     assert (kind, rows.tolist(), expected.tolist()) == ("rows", [0], [3])
     assert step(host, slot, 3, 7, caller=2)[0] == "rows", "another caller must take the stream over first"
+    assert step(host, slot, 3, 7, gen=2)[0] == "rows", "the slot was another stream's when the caller found it"
 
 
 def test_the_lease_bounds_how_long_a_cut_off_host_answers():
