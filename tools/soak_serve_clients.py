@@ -331,6 +331,10 @@ class Socket(Client):
         """Compare the answers to the steps from `first` to `last`."""
         while first < last:
             data = await asyncio.wait_for(connection.recv(), 20)
+            if isinstance(data, str):
+                if any(part in data for part in AGAIN):
+                    raise Gone(data)
+                raise Refused("websocket", data)
             y = np.frombuffer(data, np.float32).reshape(-1, self.server.world.y.shape[2])
             self.server.compare(sequence, first, y, self.name)
             first += len(y)
