@@ -76,7 +76,7 @@ async def rate(step, n: int, seconds: float, ahead: int) -> float:
     return ticks * n / (time.perf_counter() - began)
 
 
-async def measured(ray, model, path: str, n: int, counts: list[int], seconds: float) -> dict:
+async def measured(ray, model, path: str, n: int, counts: list[int], seconds: float, shards: int) -> dict:
     """All rates of n streams a tick."""
     x = np.random.default_rng(1).normal(size=(n, INPUTS)).astype(np.float32)
     found: dict = {"pool": pool_rate(model, x, seconds)}
@@ -90,7 +90,7 @@ async def measured(ray, model, path: str, n: int, counts: list[int], seconds: fl
     ray.kill(actor)
     for count in counts:
         with tempfile.TemporaryDirectory() as store:
-            cluster = fastrnn.ray.StreamCluster(model, store=store, name=f"bench-{n}-{count}", actors=count)
+            cluster = fastrnn.ray.StreamCluster(model, shards, store, name=f"bench-{n}-{count}", actors=count)
             ids = np.arange(1, n + 1)
             await cluster.open(ids)
 
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[100, 1000, 10_000], help="streams a tick")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--shards", type=int, default=256, help="each writes a checkpoint a second")
     parser.add_argument("--json", help="file to write the rates to")
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -125,7 +126,7 @@ def main() -> None:
         path = os.path.join(folder, "model.fastrnn")
         model.save(path)
         for n in args.streams:
-            found = asyncio.run(measured(ray, model, path, n, args.actors, args.seconds))
+            found = asyncio.run(measured(ray, model, path, n, args.actors, args.seconds, args.shards))
             results[n] = found
             columns = "steps a second   of the pool   of the bare actor   us a tick over the pool"
             print(f"\n{n} streams a tick".ljust(28) + columns)
