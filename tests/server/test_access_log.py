@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from running import ask, body
 
 http = pytest.importorskip("tritonclient.http", reason="no tritonclient: pip install 'fastrnn[test]'")
 grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install 'fastrnn[test]'")
@@ -183,6 +184,31 @@ class TestLog:
         for text in log.texts:
             assert text.isprintable()
         assert "x1b[31m" in log.texts[0]
+
+    @pytest.mark.parametrize("form", ["json", "text"])
+    def test_ids_of_every_shape_take_little(self, serve, model, frames, log, form):
+        ids = [{"a": "x" * 100_000}, ["\x1b\n"] * 10_000, 10**4000, True]
+        scalar = json.loads(body(frames[0]))
+        scalar["inputs"].append({"name": "SEQUENCE_IDS", "datatype": "INT64", "shape": [], "data": [5]})
+        with serve({"m": model}, access_log=form) as server:
+            for text in [*(body(frames[0], sequence_id=id, sequence_start=True) for id in ids), json.dumps(scalar)]:
+                assert ask(server, "POST", "/v2/models/m/infer", text)[0] == 400
+            until(lambda: len(log.texts) == len(ids) + 1)
+        assert max(map(len, log.texts)) < 1000
+        assert all(text.isprintable() for text in log.texts)
+
+    def test_no_field_of_a_text_can_be_forged(self, serve, model, frames, log):
+        forged = "a status=500 reason=x"
+        sent = body(frames[0], sequence_id=forged, sequence_start=True)
+        with serve({"m": model}, access_log="text") as server:
+            assert ask(server, "POST", "/v2/models/m/infer", sent)[0] == 200
+            path = "/v2/models/m%20status=200%22"
+            assert ask(server, "GET", path, X_Forwarded_For="b GET /v2 status=1")[0] == 404
+            until(lambda: len(log.texts) == 2)
+        first, second = log.texts
+        assert f' sequence_id="{forged}" ' in first
+        assert first.count(" status=200 ") == 1
+        assert ' http "b GET /v2 status=1" GET "/v2/models/m status=200\\"" status=404 ' in second
 
     def test_names_of_tokens(self, serve, model, frames, log, tmp_path):
         (tmp_path / "tokens").write_text("radio: secret-of-radio-0123456789\n")

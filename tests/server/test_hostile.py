@@ -92,6 +92,12 @@ class TestPaths:
         for path in ("..%2f..%2fx", "%00", "..", "a%2fb"):
             assert ask(served, "POST", f"/v2/models/m/sequences/{path}/move")[0] in (400, 404, 409)
 
+    def test_numbers_of_many_digits(self, served):
+        """Python's int raises ValueError above 4,300."""
+        digits = "1" * 5000
+        assert ask(served, "GET", f"/v2/models/m/versions/{digits}")[0] == 404
+        assert ask(served, "POST", f"/v2/models/m/sequences/{digits}/move?type=int")[0] == 400
+
 
 def infer(served, text, **headers):
     """(status, error) of a body."""
@@ -143,6 +149,10 @@ class TestBodies:
             (tensor(data=[{}] * 5), "input 'x'"),
             (tensor(data=["1"] * 5), "input 'x'"),
             (tensor(data=[10**400] * 5), "input 'x'"),
+            (tensor(data=[1, 2, 3, 4, 1e39]), "input 'x': data is not FP32"),  # it would become infinite
+            (tensor(shape=[0], name="SEQUENCE_IDS", data=[]), "SEQUENCE_IDS"),
+            (tensor(shape=[], name="SEQUENCE_IDS", datatype="INT64", data=[5]), "SEQUENCE_IDS"),
+            (json.dumps({"inputs": [], "parameters": {"sequence_id": 1, "timeout": 10**400}}), "timeout must be"),
             (tensor(data=[[[1, 2, 3, 4, 5]]] * 3), "input 'x'"),
             (tensor(name="y" * 100_000), "lacks the input 'x'"),
             (tensor(name="\ud800"), "lacks the input 'x'"),
@@ -171,7 +181,7 @@ class TestBodies:
         assert code == 413
         assert "send tensors as binary data" in error
 
-    @pytest.mark.parametrize("length", ["-1", "1e3", "99999999999999999999", "\xb2", ""])
+    @pytest.mark.parametrize("length", ["-1", "1e3", "99999999999999999999", "9" * 5000, "\xb2", ""])
     def test_a_wrong_length_of_the_json(self, served, length):
         assert infer(served, tensor(), Inference_Header_Content_Length=length)[0] == 400
 

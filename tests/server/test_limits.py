@@ -43,6 +43,10 @@ class TestLimits:
             x.set_data_from_numpy(frames[3:4])
             with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
                 client.infer("m", [x], sequence_id=1)
+            with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):  # as by HTTP
+                client.get_inference_statistics("m")
+            assert client.is_server_live()
+            assert client.is_server_ready()
             assert server.sequences.live[1].steps == 3
 
     def test_rate_of_streams(self, model, frames, alone):

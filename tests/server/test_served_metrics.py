@@ -189,6 +189,28 @@ class TestHealth:
         assert asked.Check(asked.request(service="liveness"), timeout=30).status == 1
         assert next(asked.Watch(asked.request(service="none"), timeout=60)).status == 3
 
+    def test_watches_of_an_address_are_bounded(self, asked, server, monkeypatch):
+        """They need no token, so a stranger could fill the memory with them."""
+        grpc = pytest.importorskip("grpc")
+        from fastrnn.serving.server import health
+
+        monkeypatch.setattr(health, "MOST_OF_ADDRESS", 3)
+        watches = [asked.Watch(asked.request(service=""), timeout=60) for _ in range(3)]
+        assert [next(watch).status for watch in watches] == [1, 1, 1]
+        with pytest.raises(grpc.RpcError, match="3 of one address: close one, or call Check") as caught:
+            next(asked.Watch(asked.request(service=""), timeout=60))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert asked.Check(asked.request(service=""), timeout=30).status == 1
+        watches[0].cancel()
+
+        def another():
+            try:
+                return next(asked.Watch(asked.request(service=""), timeout=60)).status == 1
+            except grpc.RpcError:
+                return False
+
+        until(another)
+
     def test_a_stuck_engine_thread_is_not_live(self, asked, server, monkeypatch):
         from fastrnn.serving.server import engine
 

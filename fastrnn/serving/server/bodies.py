@@ -13,6 +13,7 @@ import numpy as np
 from . import tensors
 from .faults import Fault, brief, invalid
 from .hosted import Reply, Request
+from .sequence import number_of
 
 LENGTH = "inference-header-content-length"
 NO_SHARED_MEMORY = "this server reads and writes no shared memory: send the tensor itself"
@@ -53,9 +54,10 @@ def request_of(body: bytes, length: str | None, model: str, version: str, client
     """
     cut = len(body)
     if length is not None:
-        if not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+        given = number_of(length)
+        if given is None or given > len(body):
             raise invalid(f"{LENGTH} must be a number of bytes up to {len(body)}, got {brief(length)}")
-        cut = int(length)
+        cut = given
     head = _object(_json(body[:cut]), "the request")
     parameters = _object(head.get("parameters", {}), "parameters")
     data = memoryview(body)[cut:]

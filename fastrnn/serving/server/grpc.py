@@ -14,7 +14,7 @@ from .bodies import check_input, check_output
 from .engine import Engine
 from .faults import Fault, brief, invalid
 from .grpc_guard import TokenInterceptor, client_of
-from .guard import Guard, retry_headers
+from .guard import OPEN_CALLS, Guard, retry_headers
 from .hosted import Reply, Request
 from .messages import SERVICE, message
 from .streaming import Stream
@@ -111,7 +111,8 @@ def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
     }
     methods = {}
     for name, call in calls.items():
-        methods[name] = _unary(name, _described(engine, message(f"{name}Response"), call))
+        limited = f"/{SERVICE}/{name}" not in OPEN_CALLS  # probes have no rate
+        methods[name] = _unary(name, _described(engine, message(f"{name}Response"), call, limited))
     methods["ModelInfer"] = _unary("ModelInfer", _inferring(engine))
     methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
         _streaming(engine),
@@ -142,17 +143,21 @@ async def _statistics(engine: Engine, request: Any) -> dict[str, Any]:
     return {"model_stats": await engine.all_statistics(request.name, request.version)}
 
 
-def _described(engine: Engine, response: Any, call: Callable[[Any], Any]) -> Any:
-    """A method that describes something."""
+def _described(engine: Engine, response: Any, call: Callable[[Any], Any], limited: bool) -> Any:
+    """A method that describes something. limited: it counts as one of the client's requests."""
 
     async def method(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            if limited:
+                engine.clients.take(client_of(context))
             if isinstance(request, Malformed):
                 raise request.fault
             found = call(request)
             return response(**(await found if isinstance(found, Awaitable) else found))
         except Fault as fault:
             engine.refused(fault, getattr(request, "name", ""))
+            if fault.retry_after is not None:
+                context.set_trailing_metadata(tuple(retry_headers(fault).items()))
             return await context.abort(STATUS[fault.number], str(fault))
 
     return method

@@ -56,10 +56,11 @@ def client_of(context: grpc.aio.ServicerContext) -> str:
     subject = context.auth_context().get("x509_common_name")
     if subject:
         return subject[0].decode("utf-8", "replace")
-    return _of_peer(context.peer())
+    return address_of(context)
 
 
-def _of_peer(peer: str) -> str:
+def address_of(context: grpc.aio.ServicerContext) -> str:
     """The address in gRPC's name of a peer, such as ipv4:127.0.0.1:5001 or ipv6:%5B::1%5D:5001."""
+    peer = context.peer()
     address = peer.partition(":")[2].rpartition(":")[0]
     return client_address(address.replace("%5B", "").replace("%5D", "")) if address else "local"

@@ -14,7 +14,7 @@ from . import tensors
 from .faults import Fault, brief, invalid
 from .lane import Lane
 from .options import Options
-from .sequence import Answer, Call, checked_id
+from .sequence import Answer, Call, checked_id, number_of
 from .sequences import Sequences
 from .whole import WholeRuns
 
@@ -94,10 +94,11 @@ class Hosted:
         """A version that a client named; the latest for "". Fault NOT_FOUND: there is none."""
         if not text:
             return self.latest
-        if not text.isascii() or not text.isdigit() or int(text) not in self.models:
+        version = number_of(text)
+        if version is None or version not in self.models:
             have = ", ".join(map(str, sorted(self.models)))
             raise Fault("NOT_FOUND", "version", f"'{self.name}' has no version {brief(text)}: it has {have}")
-        return int(text)
+        return version
 
     # -- requests --
     async def infer(self, request: Request) -> Reply:
@@ -303,8 +304,8 @@ def _index(parameters: dict[str, Any]) -> tuple[int] | None:
 def _timeout(parameters: dict[str, Any]) -> float | None:
     """Seconds. The parameter is Triton's, in microseconds; 0 means none."""
     value = parameters.get("timeout", 0)
-    if type(value) is not int or value < 0:
-        raise invalid(f"timeout must be a whole number of microseconds, got {brief(value)}")
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise invalid(f"timeout must be a whole number of microseconds below 2**64, got {brief(value)}")
     return value / 1e6 if value else None
 
 

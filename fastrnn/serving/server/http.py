@@ -15,10 +15,10 @@ from starlette.routing import Route
 
 from . import bodies
 from .engine import Engine
-from .faults import Fault, invalid
+from .faults import Fault, brief, invalid
 from .guard import retry_headers
 from .limits import Clients
-from .sequence import checked_id
+from .sequence import checked_id, number_of
 
 logger = logging.getLogger("fastrnn")
 LEAST_COMPRESSED = 1 << 10  # bytes of an answer; less would hardly shrink
@@ -112,11 +112,13 @@ class Endpoints:
         return Response(data, media_type=kind, headers=headers)
 
     async def move(self, request: Request) -> Response:
-        text = request.path_params["id"]
-        if request.query_params.get("type") == "int" and not (text.isascii() and text.isdigit()):
-            raise invalid(f"the id of a sequence of type=int must be a number, got {text!r:.60}")
-        id = checked_id(int(text) if request.query_params.get("type") == "int" else text)
-        return JSONResponse(await self.engine.move(self._hosted(request).name, id))
+        id: int | str | None = request.path_params["id"]
+        if request.query_params.get("type") == "int":
+            id = number_of(request.path_params["id"])
+            if id is None:
+                text = request.path_params["id"]
+                raise invalid(f"the id of a sequence of type=int must be a number below 2**64, got {brief(text)}")
+        return JSONResponse(await self.engine.move(self._hosted(request).name, checked_id(id)))
 
     def _hosted(self, request: Request) -> Any:
         return self.engine.hosted(request.path_params["model"])

@@ -209,6 +209,12 @@ def checked_id(value: Any) -> int | str | None:
     return value or None
 
 
+def number_of(text: str) -> int | None:
+    """A whole number of at most 20 digits that a client wrote; None: it is something else. `int` raises ValueError
+    above 4,300 digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
+
+
 def shown(id: int | str) -> str:
     """An id in a message: control characters of it can't change a terminal or a log."""
     return str(id) if isinstance(id, int) else repr(id)[1:-1][:100]

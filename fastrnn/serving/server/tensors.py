@@ -85,8 +85,9 @@ def from_values(name: str, datatype: Any, shape: tuple[int, ...], values: Any) -
                 raise invalid(f"input {brief(name)}: BOOL takes true and false, got {brief(values)}")
             if kind.kind == "f" and plain.dtype.kind == "b":
                 raise invalid(f"input {brief(name)}: {datatype} takes numbers, got {brief(values)}")
-            array = np.array(values, kind)
-    except (ValueError, OverflowError, TypeError) as error:
+            with np.errstate(over="raise"):  # 1e39 is no FP32, and must not become an infinity
+                array = np.array(values, kind)
+    except (ValueError, ArithmeticError, TypeError) as error:
         raise invalid(f"input {brief(name)}: data is not {datatype}: {error}") from None
     if array.size != math.prod(shape):
         raise invalid(f"input {brief(name)}: shape {list(shape)} has {math.prod(shape)} numbers, got {array.size}")

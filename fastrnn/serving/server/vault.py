@@ -70,11 +70,11 @@ class Vault:
         await self._watched(self.store.write(key, 1, self.holder, data))
 
     def health(self) -> str:
-        """What is wrong with the store; "" if it works."""
+        """What is wrong with the store; "" if it works. Strangers may read it, so it names no host and no file."""
         if self.failing_since is None:
             return ""
         ago = time.time() - self.failing_since
-        return f"the store has failed for {ago:.0f} s, so a crash would lose steps: {self.error}"
+        return f"the store has failed for {ago:.0f} s, so a crash would lose steps: the server's log says why"
 
     async def close(self) -> None:
         """End its threads and connections."""

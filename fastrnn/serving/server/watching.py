@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ...errors import ShapeError
-from .faults import Fault
+from .faults import Fault, brief
 from .hosted import Hosted, Reply, Request
 from .sequence import shown
 from .tracing import Tracer
@@ -52,9 +52,10 @@ class Record:
         self.messages += 1
         self.fields["model"] = request.model
         if "SEQUENCE_IDS" in request.inputs:
-            self.fields["sequences"] = len(request.inputs["SEQUENCE_IDS"])
+            self.fields["sequences"] = request.inputs["SEQUENCE_IDS"].size
         elif id := request.parameters.get("sequence_id"):
-            self.fields["sequence_id"] = id
+            legal = isinstance(id, str) or (type(id) is int and 0 <= id < 1 << 64)
+            self.fields["sequence_id"] = id if legal else brief(id)
 
     def answered(self, reply: Reply, seconds: float) -> None:
         """It was answered. seconds: that the engine took."""
@@ -164,8 +165,15 @@ class Watch:
     def _text(self, line: dict[str, Any]) -> str:
         if self.log == "json":
             return json.dumps(line, separators=(",", ":"))
-        head = [line.pop(name) for name in ("time", "protocol", "client", "method")]
-        return " ".join([*head, *(f"{name}={value}" for name, value in line.items())])
+        time, protocol, client, method = (line.pop(name) for name in ("time", "protocol", "client", "method"))
+        head = [time, protocol, _word(client), *(_word(part) for part in method.split(" ", 1))]
+        return " ".join([*head, *(f"{name}={_word(value)}" for name, value in line.items())])
+
+
+def _word(value: Any) -> str:
+    """A value in a line of text: in quotes if a client could make it look like several fields."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=') else text
 
 
 def watch(log: str, tracer: Tracer | None) -> Watch | None:
