@@ -11,6 +11,7 @@ from test_sequences import Served, call, first, many
 
 from fastrnn.errors import StateError
 from fastrnn.serving.server.faults import Fault
+from fastrnn.serving.server.whole import WholeRuns
 
 pytestmark = pytest.mark.any_isa
 
@@ -330,3 +331,20 @@ def test_a_start_that_did_not_run_starts_nothing(run, model, frames, alone, monk
             assert np.array_equal(first(await s.run(call(model, 2, frames[1]))), alone[1])
 
     run(main())
+
+
+def test_whole_sequences_that_share_a_run_are_refused_as_alone(run, two_ends):
+    """An input of one row must not be repeated for the rows of another input."""
+    x, z = np.ones((3, 5, 4), np.float32), np.ones((1, 5, 4), np.float32)
+
+    async def main():
+        whole = WholeRuns(two_ends, 0.05)
+        asked = [{"x": x, "z": z}, {"x": x, "z": z.repeat(3, 0)}]
+        found = await asyncio.gather(*map(whole.run, asked), return_exceptions=True)
+        await whole.close()
+        return found
+
+    first, second = run(main())
+    assert isinstance(first, Fault)
+    assert "input z: axis 0 (batch) is 1, but 3 in x" in str(first)
+    assert (second["h"] == two_ends(x, z.repeat(3, 0))[0]).all()

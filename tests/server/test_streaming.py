@@ -127,3 +127,28 @@ def test_a_stream_that_breaks_withdraws_its_requests(model, frames, alone):
         first = answer.infer_response.parameters["step_index"].int64_param
         assert first == server.sequences.live[5].steps - 1
         assert np.array_equal(values(answer), alone[1]) == (first == 1)
+
+
+def many(x, start):
+    """A ModelInferRequest of one step of the sequences 1 to 4."""
+    made = message("ModelInferRequest")(model_name="m")
+    rows = {"x": ("FP32", np.tile(x, (4, 1))), "SEQUENCE_IDS": ("INT64", np.arange(1, 5))}
+    rows["SEQUENCE_START"] = "BOOL", np.full(4, start)
+    for name, (kind, array) in rows.items():
+        made.inputs.add(name=name, datatype=kind, shape=array.shape)
+        made.raw_input_contents.append(array.tobytes())
+    return made
+
+
+def test_many_sequences_wait_for_room_in_their_queues(model, frames, alone, serve):
+    """A stream stops reading if a queue is full, whatever form its requests have: they are not refused."""
+    requests = [many(x, t == 0) for t, x in enumerate(frames[:100])]
+    for t in range(50, 100, 5):  # one sequence alone, among them
+        requests[t] = request(frames[None, t], sequence_id=1)
+    with serve({"m": model}, queue_size=3, max_delay=0.001) as server:
+        found = answers(server, requests)
+    steps = np.arange(100)
+    for t, answer in enumerate(found):
+        y = [answer.infer_response.raw_output_contents[0]] if not answer.error_message else []
+        assert y, f"request {t}: {answer.error_message}"
+        assert (np.frombuffer(y[0], np.float32).reshape(-1, 8)[0] == alone[steps[t]]).all()

@@ -20,19 +20,20 @@ class Pending:
     """A request and, later, its result.
 
     cancel : called if the stream ends first
+    many : it is one of many sequences
     """
 
-    __slots__ = ("cancel", "item", "news", "result")
+    __slots__ = ("cancel", "item", "many", "result", "stream")
 
-    def __init__(self, item: Any, news: asyncio.Event):
-        self.item, self.news = item, news
+    def __init__(self, item: Any, stream: Stream):
+        self.item, self.stream, self.many = item, stream, False
         self.result: Reply | Fault | None = None
         self.cancel: Callable[[], Any] | None = None
 
     def tell(self, result: Reply | Fault) -> None:
         """The request is answered."""
         self.result = result
-        self.news.set()
+        self.stream.answered(self)
 
 
 class Stream:
@@ -49,6 +50,7 @@ class Stream:
         self.engine, self.read, self.most = engine, read, most
         self._open: deque[Pending] = deque()
         self._news, self._room = asyncio.Event(), asyncio.Event()
+        self._running = self._many = 0  # requests that are not answered, and those of many sequences among them
         self._ended = False
         self._long: set[asyncio.Task] = set()  # requests that took the long way
 
@@ -71,16 +73,35 @@ class Stream:
                 if pending.cancel is not None:
                     pending.cancel()
 
+    def answered(self, pending: Pending) -> None:
+        """A request has its result."""
+        self._running -= 1
+        self._many -= pending.many
+        self._news.set()
+        self._room.set()
+
+    async def _room_for(self, pending: Pending, request: Request) -> None:
+        """Wait until the sequences of a request may have one more."""
+        pending.many = "SEQUENCE_IDS" in request.inputs
+        self._many += pending.many
+        if not self.engine.has_room(request):
+            await self.engine.room(request)
+        # To look at thousands of queues for each message would cost more than its steps. No queue has more requests of
+        # this stream than are without an answer.
+        while self._many and self._running > self.engine.options.queue_size:
+            self._room.clear()
+            await self._room.wait()
+
     async def _read(self, items: AsyncIterator[Any]) -> None:
         try:
             async for item in items:
-                pending = Pending(item, self._news)
+                pending = Pending(item, self)
+                self._running += 1
                 try:
                     request = self.read(item)
                     if self.engine.clients.paced:
                         await self.engine.clients.pace(request.client)
-                    if not self.engine.has_room(request):
-                        await self.engine.room(request)
+                    await self._room_for(pending, request)
                     self._begin(pending, request)
                     if self._long:
                         await asyncio.sleep(0)  # a task takes its place in the queue

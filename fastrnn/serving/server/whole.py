@@ -111,10 +111,10 @@ class WholeRuns:
         groups: dict[Any, list[list[int]]] = {}
         sizes: dict[Any, int] = {}
         for i, inputs in enumerate(requests):
-            steps = {v.shape[1] for v in inputs.values() if v.ndim > 1}
+            leading = {v.shape[:2] for v in inputs.values()}  # NumPy would repeat one row for those of another input
             key = tuple((n, v.dtype.str, v.shape[2:], v.ndim) for n, v in sorted(inputs.items()))
             size = sum(v.size for v in inputs.values())
-            if not self._joint or len(steps) != 1 or not all(steps):
+            if not self._joint or len(leading) != 1 or not all(map(all, leading)):
                 key, size = i, 0  # alone
             if key not in groups or sizes[key] + size > MOST_ELEMENTS:
                 groups.setdefault(key, []).append([])
