@@ -310,3 +310,38 @@ def test_the_weights_are_in_memory_once(tmp_path):
             assert private < size, "the weights were copied"
     finally:
         assert served.stop() == (0, "")
+
+
+@pytest.mark.parametrize("ids", [[1], [1, 2, 3, 4]])
+def test_a_wrong_id_beside_ids_is_refused_by_every_worker(served, frames, ids):
+    for id in [1], {"a": 1}, 1.5:
+        for _ in range(6):  # any worker may answer
+            status, answer, _ = ask(served, "POST", "/v2/models/m/infer", several(ids, "INT64", frames, sequence_id=id))
+            assert (status, "sequence_id must be" in answer["error"]) == (400, True), answer
+
+
+def test_texts_that_are_no_utf8_are_ids_on_every_worker(served, frames, alone):
+    ids = [f"\ud800{k}" for k in range(6)]
+    for t in range(4):
+        status, answer, _ = ask(served, "POST", "/v2/models/m/infer", several(ids, "BYTES", frames[t:], start=t == 0))
+        assert status == 200, answer
+        assert (np.float32(answer["outputs"][0]["data"]).reshape(6, 8) == alone[t]).all()
+    _, answer = served.step("\ud8002", frames[4])
+    assert (np.float32(answer["outputs"][0]["data"]) == alone[4]).all()
+
+
+def test_numbers_among_texts_are_refused(served, frames):
+    """5 and "5" are different sequences, so a number can't be sent as a text to another worker."""
+    status, answer, _ = ask(served, "POST", "/v2/models/m/infer", several(["a", 5], "BYTES", frames, start=True))
+    assert (status, "BYTES takes texts, got 5" in answer["error"]) == (400, True), answer
+
+
+def several(ids, kind, frames, start=False, **parameters):
+    """The JSON of a request of a step of each of these sequences, all with the first frame."""
+    n = len(ids)
+    inputs = [
+        {"name": "x", "datatype": "FP32", "shape": [n, 5], "data": frames[0].tolist() * n},
+        {"name": "SEQUENCE_IDS", "datatype": kind, "shape": [n], "data": ids},
+        {"name": "SEQUENCE_START", "datatype": "BOOL", "shape": [n], "data": [start] * n},
+    ]
+    return json.dumps({"inputs": inputs, "parameters": parameters})

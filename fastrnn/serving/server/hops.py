@@ -34,6 +34,10 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     for name, kind, shape, length in head.pop("tensors"):
         arrays[name] = tensors.from_bytes(name, kind, tuple(shape), view[at : at + length])
         at += length
+    ids = arrays.get("SEQUENCE_IDS")
+    if ids is not None and ids.dtype == object:  # JSON may have ids that are no UTF-8; other protocols are checked
+        texts = [v.decode("utf-8", "surrogatepass") for v in ids.reshape(-1)]
+        arrays["SEQUENCE_IDS"] = np.array(texts, object).reshape(ids.shape)
     return head, arrays
 
 

@@ -154,7 +154,8 @@ class Peers:
     # -- asking --
     def post(self, k: int, request: Request, tell: Callable[[Reply | Fault], None]) -> Callable[[], None]:
         """Have another worker run a request; as `Hosted.post`."""
-        key = request.model, request.parameters.get("sequence_id", "")
+        id = request.parameters.get("sequence_id", "")
+        key = request.model, id if isinstance(id, (int, str)) else ""  # that of a wrong request can be any JSON
 
         def told(kind: int, payload: bytes) -> None:
             self._count(key, -1)

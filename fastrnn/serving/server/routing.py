@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,15 +26,16 @@ class Router:
 
     def __init__(self, hosted: Hosted, peers: Peers):
         self.hosted, self.peers = hosted, peers
-        self.order = asyncio.Lock()  # of requests that came while those of several workers were checked
+        self._order = asyncio.Lock()
+        self._busy = 0  # requests that have the lock, or wait for it: nobody may overtake them
 
     async def infer(self, request: Request) -> Reply:
         """Run a request. Fault: it is refused, or failed."""
         rows = self._rows(request)
         if len(rows) > 1:
             return await Joint(self, request, rows).run()
-        if self.order.locked():
-            async with self.order:
+        if self._busy:
+            async with self.turn():
                 pass
         (k,) = rows
         return await (self.hosted.infer(request) if k == self.peers.index else self.peers.infer(k, request))
@@ -41,10 +43,20 @@ class Router:
     def post(self, request: Request, tell: Callable[[Reply | Fault], None]) -> Callable[[], None] | None:
         """As `Hosted.post`."""
         rows = self._rows(request)
-        if len(rows) > 1 or self.order.locked():
+        if len(rows) > 1 or self._busy:
             return None
         (k,) = rows
         return self.hosted.post(request, tell) if k == self.peers.index else self.peers.post(k, request, tell)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """The place of a request among those that came while those of several workers were checked."""
+        self._busy += 1
+        try:
+            async with self._order:
+                yield
+        finally:
+            self._busy -= 1
 
     def _rows(self, request: Request) -> dict[int, list[int]]:
         """Worker -> the rows that are its. A request without a sequence, or a wrong one, is this worker's."""
@@ -85,7 +97,7 @@ class Joint:
                     f"input {name!r} has shape {shape}: a request of {self.count} sequences has a row of each"
                 )
         parts = {k: self._part(k) for k in self.rows}
-        async with self.router.order:
+        async with self.router.turn():
             versions = await _all([self._check(k, part) for k, part in parts.items()])
             if len(set(versions)) > 1:
                 text = " and ".join(map(str, sorted(set(versions))))

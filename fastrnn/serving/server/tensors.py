@@ -74,6 +74,9 @@ def from_values(name: str, datatype: Any, shape: tuple[int, ...], values: Any) -
     try:
         if datatype == "BYTES":
             array = np.array(_flat(values), object)
+            other = [v for v in array if not isinstance(v, (str, bytes))]
+            if other:
+                raise invalid(f"input {brief(name)}: BYTES takes texts, got {brief(other[0])}")
         else:
             kind = np.dtype(_numpy_name(name, datatype))
             plain = np.array(values)
@@ -105,7 +108,7 @@ def _bound(name: str, count: int, most: int, what: str) -> None:
 def to_bytes(array: np.ndarray) -> bytes:
     """An array's elements on the wire."""
     if array.dtype == object:
-        parts = [v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1)]
+        parts = [v if isinstance(v, bytes) else v.encode("utf-8", "surrogatepass") for v in array.reshape(-1)]
         return b"".join(len(p).to_bytes(4, "little") + p for p in parts)
     if array.dtype.isnative and sys.byteorder == "little":
         return array.tobytes()
