@@ -151,3 +151,30 @@ def test_a_move_whose_end_nobody_knows_is_never_gone_on_with_twice(run, model, f
                 assert np.array_equal(await two.y(1, frames[6]), alone[6])  # it was asked for, with every step
 
     run(main())
+
+
+def test_an_end_while_a_sequence_is_given_up(run, model, frames, folder):
+    """It is over, whoever asks: its last state is not left behind as one to go on with."""
+
+    async def main():
+        store = Slow(folder)
+        async with Node(model, store) as one:
+            await one.step(1, frames[0], start=True)
+            await one.written(1, 1)
+            store.gate.clear()
+            moved = asyncio.ensure_future(one.engine.move("m", 1))
+            while not any(store.flying.values()):
+                await asyncio.sleep(0.001)
+            ended = asyncio.ensure_future(one.s.evict(1))
+            await asyncio.sleep(0)
+            assert 1 not in one.s.live
+            store.gate.set()
+            with pytest.raises(Fault, match="sequence 1 was evicted"):
+                await moved
+            await ended
+            while one.s.keeper._tasks:
+                await asyncio.sleep(0.001)
+        async with Node(model, folder) as two:
+            await refused(two, 1, frames[1], "sequence 1 was evicted, after 1 steps", "NOT_FOUND", 404)
+
+    run(main())

@@ -139,6 +139,9 @@ class Keeper:
                     return
                 record = await self._taken(sequence, "moved")
                 await self._put(sequence, record.to_bytes())
+                if self._gone(sequence):  # ended while it was written, and its end will be written too
+                    _tell(told, ended.fault(sequence.id))
+                    return
                 self.sequences.lost(sequence, reason, GIVEN_UP[reason].format(sequence.steps))
                 if wanted:  # the next request here asks for it again: a sequence follows its requests
                     ended.forget(sequence.id)
@@ -149,10 +152,10 @@ class Keeper:
             except StoreError as error:
                 text = f"sequence {shown(sequence.id)} could not be written, and goes on here once the store works"
                 _tell(told, Fault("UNAVAILABLE", "store", f"{text}: {error}", retry_after=RETRY_SECONDS))
-                if reason == "shutdown" or not await self._regain(sequence, record):
-                    self.sequences.lost(
-                        sequence, "shutdown", "could not be written to the store when this server ended"
-                    )
+                goes_on = reason != "shutdown" and await self._regain(sequence, record)
+                if not goes_on and not self._gone(sequence):
+                    text = "could not be written to the store when this server ended"
+                    self.sequences.lost(sequence, "shutdown", text)
             finally:
                 text = f"sequence {shown(sequence.id)} could not be given up, and the server's log says why"
                 _tell(told, Fault("INTERNAL", "failed", text))
