@@ -116,6 +116,10 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Returns 0."""
+    try:
+        fastrnn.serving.Server  # noqa: B018  # its libraries are imported here, before the models take their time
+    except ImportError as error:
+        raise fastrnn.FastRNNError(f"fastrnn serve: {error}") from None
     if args.access_log != "off":
         _log_to_stderr()
     models = _loaded(args)

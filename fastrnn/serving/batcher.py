@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -329,8 +330,7 @@ class Batcher:
         if self._idle is not None:
             self._idle.wanted(request)
         if not queues.size:
-            assert self._loop is not None
-            self._since = self._loop.time()
+            self._since = time.monotonic()
         queues.put(request)
         self._at_once |= type(request) is Many
         if queues.size >= self._enough or queues.pressed or self._at_once:
@@ -397,10 +397,9 @@ class Batcher:
 
     async def _gather(self) -> None:
         """Wait for others until the oldest has waited for max_delay, or as many wait as a tick takes."""
-        assert self._loop is not None
         queues = self._queues
         enough = min(self.max_queue, len(self.pool) or 1, self.max_rows or self.max_queue)
-        left = self._since + self.max_delay - self._loop.time()
+        left = self._since + self.max_delay - time.monotonic()
         if left > 0 and queues.size < enough and not (queues.pressed or self._at_once or self._closed):
             await self._wait_for(enough, left)
 
@@ -409,8 +408,7 @@ class Batcher:
         rounds = self._queues.take(self.max_rows)
         self._at_once = False
         if self._since and rounds:
-            assert self._loop is not None
-            self._counts.waits.add(self._loop.time() - self._since)
+            self._counts.waits.add(time.monotonic() - self._since)
         self._since = 0.0  # those that are left have waited
         return rounds
 
@@ -418,7 +416,7 @@ class Batcher:
         """Run a tick on the worker; deliver to each caller its own answer, or its own error."""
         assert self._loop is not None
         self._running = rounds
-        began = self._loop.time()
+        began = time.monotonic()  # loop.time() of uvloop has whole milliseconds
         try:
             done, answers = await self._loop.run_in_executor(self._worker, run_rounds, self.pool, rounds, EXTRA_SECONDS)
         except BaseException as error:  # of the worker or the loop itself: no caller may wait for ever
@@ -431,7 +429,7 @@ class Batcher:
         finally:
             self._running = []
         rows = len(done) + (sum(r.steps - 1 for r in done if type(r) is Many) if self._many else 0)
-        self._counts.tick(self._loop.time() - began, rows)
+        self._counts.tick(time.monotonic() - began, rows)
         left = unfinished(rounds, done, answers)
         self._queues.put_back(left)
         for request in (r for r in left if r.expired):

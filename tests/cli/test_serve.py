@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastrnn
+import fastrnn.serving
 from fastrnn.cli import main
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
@@ -137,8 +139,17 @@ class TestErrors:
             with Process(WORDS, ports=(kind, port, other, "0")) as server:
                 code, out, err = server.ended(60)
         assert (code, out) == (1, "")
-        assert f"127.0.0.1:{port} can't be listened on" in err
+        assert f"127.0.0.1:{port} can't be listened on: Address already in use" in err
         assert "Traceback" not in err
+
+    def test_without_the_extra(self, capsys, monkeypatch):
+        def missing(name):
+            raise ImportError(f"{name} needs uvicorn: pip install 'fastrnn[serve]'")
+
+        monkeypatch.delattr(fastrnn.serving, "Server", raising=False)
+        monkeypatch.setattr(fastrnn.serving, "__getattr__", missing)
+        assert main(["serve", "none.onnx"]) == 1
+        assert capsys.readouterr().err == "error: fastrnn serve: Server needs uvicorn: pip install 'fastrnn[serve]'\n"
 
     def test_one_port_for_both(self):
         with socket.create_server(("127.0.0.1", 0)) as free:

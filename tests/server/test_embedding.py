@@ -18,6 +18,7 @@ import fastrnn
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
 from fastrnn.serving import Server
+from fastrnn.serving.server.hosted import Request
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,3 +228,21 @@ def test_the_client_and_the_server_in_one_process(order):
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, env=env
     )
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
+
+
+def test_times_by_the_loop_of_uvloop(model, frames):
+    """Its time() has whole milliseconds, and a step takes less."""
+    uvloop = pytest.importorskip("uvloop", reason="no uvloop: pip install 'fastrnn[serve]'")
+
+    async def main():
+        async with Server({"m": model}, http_port=None, grpc_port=None) as server:
+            for t in range(30):
+                given = {"sequence_id": 1, "sequence_start": t == 0}
+                reply = await server.engine.infer(Request("m", "", "", given, {"x": frames[t : t + 1]}, (), "me"))
+                assert reply.computed > 0
+                whole = await server.engine.infer(Request("m", "", "", {}, {"x": frames[None, :2]}, (), "me"))
+                assert whole.computed > 0
+            ticks = server.engine.hosted("m").sequences.lanes[1].batcher.stats()
+            assert ticks["tick_seconds"]["buckets"][0][1] < ticks["ticks"]  # not all in the first, as 0 is
+
+    uvloop.run(main())

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -238,6 +239,29 @@ def test_urls_that_are_no_store_are_refused():
     with pytest.raises(StoreError) as caught:
         open_store("redis://user:secret@host:port")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of fsspec's half-made object
+def test_a_url_that_lacks_its_host():
+    with pytest.raises(StoreError, match=r"store ftp://: .*host"):
+        open_store("ftp://")
+
+
+@pytest.mark.parametrize(
+    ("url", "absent", "text"),
+    [
+        ("redis://localhost", "redis", "store redis://localhost: redis is missing: pip install 'fastrnn[serve]'"),
+        ("folder", "fsspec", "store folder: fsspec is missing: pip install 'fastrnn[serve]'"),
+        ("s3://bucket/folder", "s3fs", "store s3://bucket/folder: Install s3fs to access S3"),
+    ],
+)
+def test_a_library_that_is_missing(monkeypatch, url, absent, text):
+    for name in ("files", "redis"):
+        monkeypatch.delitem(sys.modules, f"fastrnn.serving.store.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(StoreError) as caught:
+        open_store(url)
+    assert str(caught.value) == text
 
 
 def test_a_store_that_is_down_says_so():

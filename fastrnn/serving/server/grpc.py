@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -88,13 +89,23 @@ class GrpcServer:
             else:
                 found = self._server.add_secure_port(address, self.certificates.credentials())
         except RuntimeError as error:
-            raise OSError(f"{address} can't be listened on: {error}") from None
+            raise OSError(f"{address} can't be listened on: {_why_not(host, port) or error}") from None
         await self._server.start()
         return found
 
     async def stop(self) -> None:
         """Finish the calls that run, for at most a second."""
         await self._server.stop(1.0)
+
+
+def _why_not(host: str, port: int) -> str:
+    """Why a port can't be listened on, which gRPC writes to stderr alone; "" if it can by now."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, port))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _handlers(engine: Engine) -> grpc.GenericRpcHandler:

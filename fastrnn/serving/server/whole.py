@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,14 +78,14 @@ class WholeRuns:
                 await asyncio.sleep(self.max_delay)
             some, self._waiting = self._waiting, []
             live = [(inputs, future) for inputs, future in some if not future.done()]
-            began = loop.time()
+            began = time.monotonic()  # a loop's time() is that of uvloop: whole milliseconds
             try:
                 results = await loop.run_in_executor(self._worker, self._answers, [inputs for inputs, _ in live])
             except BaseException as error:  # of the loop itself: no caller may wait for ever
                 results = [error] * len(live)
                 if not isinstance(error, Exception):
                     raise
-            self.seconds = loop.time() - began
+            self.seconds = time.monotonic() - began
             for (_, future), result in zip(live, results, strict=True):
                 if future.done():
                     continue

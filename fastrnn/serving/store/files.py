@@ -51,7 +51,7 @@ class FileStore:
         self.url = without_password(url)
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: the URL lacks what its file system needs
             raise StoreError(f"store {self.url}: {error}") from None
         self._create, self._replace = _ways(self.fs, self.url)
         self._local = type(self.fs) is LocalFileSystem

@@ -37,4 +37,6 @@ def open_store(url: Any, *, keep_seconds: float = 86_400.0) -> Store:
 
         return FileStore(url)
     except ImportError as error:
-        raise StoreError(f"store {without_password(url)}: {error}; install it: pip install 'fastrnn[serve]'") from None
+        ours = error.name in ("fsspec", "redis")  # of others fsspec itself says what to install
+        text = f"{error.name} is missing: pip install 'fastrnn[serve]'" if ours else str(error)
+        raise StoreError(f"store {without_password(url)}: {text}") from None
