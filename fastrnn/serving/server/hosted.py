@@ -16,6 +16,7 @@ from .lane import Lane
 from .options import Options
 from .sequence import Answer, Call, checked_id, number_of
 from .sequences import Sequences
+from .turns import check_outputs
 from .whole import WholeRuns
 
 PLATFORM = "fastrnn_rnn"
@@ -81,7 +82,9 @@ class Hosted:
     def __init__(self, name: str, models: dict[int, Any], options: Options):
         self.name, self.models, self.options = name, models, options
         self.whole = {v: WholeRuns(m, options.max_delay) for v, m in models.items()}
-        lanes = {v: Lane(m, v, options.max_delay) for v, m in models.items() if m.streamable}
+        reasons = {v: _no_sequences(name, m) for v, m in models.items()}
+        self.stateless = {v: why for v, why in reasons.items() if why}  # versions without sequences, and why
+        lanes = {v: Lane(m, v, options.max_delay) for v, m in models.items() if v not in self.stateless}
         self.sequences = Sequences(name, lanes, options)
         self.outputs = {v: [o[0] for o in self._tensors(v)[1]] for v in models}  # version -> names
 
@@ -99,6 +102,10 @@ class Hosted:
             have = ", ".join(map(str, sorted(self.models)))
             raise Fault("NOT_FOUND", "version", f"'{self.name}' has no version {brief(text)}: it has {have}")
         return version
+
+    def no_sequences(self, text: str) -> Fault:
+        """Why a version, as a client named it, runs no sequence."""
+        return invalid(self.stateless[self.version(text)], "not_streamable")
 
     # -- requests --
     async def infer(self, request: Request) -> Reply:
@@ -143,16 +150,11 @@ class Hosted:
         id = checked_id(given.get("sequence_id", 0))
         if many or id is None:
             _without_sequence(given, many)
-        if request.outputs:
-            self._check_outputs(request, id, many)
         if id is None and not many:
+            check_outputs(self.outputs[self.version(request.version)], request.outputs)
             return None
-        if not self.sequences.lanes:
-            raise invalid(
-                f"'{self.name}' can't run step by step, so it has no sequences: send whole sequences without a "
-                "sequence_id",
-                "not_streamable",
-            )
+        if not self.sequences.lanes or (request.version and self.version(request.version) in self.stateless):
+            raise self.no_sequences(request.version)
         return self._one(request, id) if id is not None and not many else self._many(request)
 
     def _reply(self, request: Request, call: Call, answer: Answer) -> Reply:
@@ -162,20 +164,6 @@ class Hosted:
         else:
             parameters = {"sequence_id": call.ids[0], "step_index": answer.first[0], "steps_done": answer.done[0]}
         return _only(Reply(str(answer.version), outputs, parameters, answer.computed), request.outputs)
-
-    def _check_outputs(self, request: Request, id: int | str | None, many: bool) -> None:
-        """Refuse unknown outputs before any state changes."""
-        version, starts = self.version(request.version), _flag(request.parameters, "sequence_start")
-        if many:
-            ids = ids_of(request.inputs["SEQUENCE_IDS"])
-            id, starts = ids[0], _flags(request.inputs, "SEQUENCE_START", len(ids))[0]
-        live = None if id is None or starts else self.sequences.live.get(id)
-        if live is not None and not request.version:
-            version = live.lane.version
-        have = [*self.outputs[version], *(["STEP_INDEX"] if many else [])]
-        unknown = [n for n in request.outputs if n not in have]
-        if unknown:
-            raise invalid(f"there is no output {brief(unknown[0])}: the outputs are {', '.join(have)}", "output")
 
     def _one(self, request: Request, id: int | str) -> Call:
         given = request.parameters
@@ -188,6 +176,7 @@ class Hosted:
             version=self.version(request.version) if request.version else None,
             timeout=_timeout(given),
             client=request.client,
+            wanted=request.outputs,
         )
 
     def _many(self, request: Request) -> Call:
@@ -205,6 +194,7 @@ class Hosted:
             version=self.version(request.version) if request.version else None,
             timeout=_timeout(request.parameters),
             client=request.client,
+            wanted=request.outputs,
         )
 
     # -- description --
@@ -246,7 +236,8 @@ class Hosted:
             sides = [[(a.name, a.dtype, a.features) for a in side] for side in (lane.inputs, lane.outputs)]
         else:
             whole = self.whole[version]
-            sides = [[(i.name, i.dtype, i.dims[2:]) for i in side] for side in (whole.inputs, whole.outputs)]
+            features = lambda i: [d for d in i.dims if d not in ("batch", "time")]  # noqa: E731
+            sides = [[(i.name, i.dtype, features(i)) for i in side] for side in (whole.inputs, whole.outputs)]
         plain = lambda dims: [d if isinstance(d, int) else -1 for d in dims]  # noqa: E731
         inputs, outputs = ([(n, tensors.name_of(d), plain(s)) for n, d, s in side] for side in sides)
         return inputs, outputs
@@ -256,6 +247,21 @@ class Hosted:
         await self.sequences.close()
         for whole in self.whole.values():
             await whole.close()
+
+
+def _no_sequences(name: str, model: Any) -> str:
+    """Why a model has no sequences; "" if it has."""
+    if not model.streamable:
+        return f"'{name}' can't run step by step, so it has no sequences: send whole sequences without a sequence_id"
+    sizes = model._core._open_sizes
+    if not sizes:
+        return ""
+    # The first stream of a pool fixes its sizes: one client would decide for all others.
+    options, arguments = " ".join(f"--size {n}=N" for n in sizes), ", ".join(f"{n!r}: N" for n in sizes)
+    return (
+        f"'{name}' leaves {' and '.join(map(repr, sizes))} of a step open, so it has no sequences: start the server "
+        f"with {options}, or load the model with sizes={{{arguments}}}"
+    )
 
 
 def _only(reply: Reply, wanted: tuple[str, ...]) -> Reply:

@@ -177,9 +177,9 @@ def _stream(hosted: Hosted) -> dict[str, Any]:
     """What a WebSocket of the latest version takes, or why it takes nothing."""
     lane = hosted.sequences.lanes.get(hosted.latest)
     if lane is None:
-        return {"why": "it does not run step by step"}
-    if lane.pool.program is None:
-        return {"why": "the size of a step is open: load the model with it, as by --size size=512"}
+        streams = hosted.models[hosted.latest].streamable
+        why = "the size of a step is open: load the model with it, as by --size size=512"
+        return {"why": why if streams else "it does not run step by step"}
     if len(lane.inputs) != 1 or lane.inputs[0].dtype != "float32" or len(lane.inputs[0].features) != 1:
         return {"why": "it takes more than one row of float32 numbers a step"}
     return {

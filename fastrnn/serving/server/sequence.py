@@ -32,6 +32,7 @@ class Call:
     version : the version that was asked for; None: any
     timeout : seconds within which a tick must take it; None: any time
     client : the name or address of the client
+    wanted : the names of the outputs that the answer shall have; () for all
     checked : (the lane, its inputs as `Lane.steps_of` returns them, steps) if its maker has checked them already
     """
 
@@ -44,6 +45,7 @@ class Call:
     version: int | None = None
     timeout: float | None = None
     client: str = ""
+    wanted: tuple[str, ...] = ()
     checked: tuple[Lane, list[np.ndarray], int] | None = None
 
 

@@ -109,6 +109,10 @@ class Server:
                 "on with sequences whose ids they guess. Give it --token-file FILE or --tls-client-ca FILE",
                 self.host,
             )
+        for hosted in self.engine if self.engine.peers is None or self.engine.peers.index == 0 else ():
+            for version, why in hosted.stateless.items():
+                if hosted.models[version].streamable:
+                    logger.warning(why)
         await self.engine.start()
         try:
             if self.engine.peers is not None:

@@ -20,6 +20,8 @@ def checked_inputs(lane: Lane, call: Call) -> tuple[list[np.ndarray], int]:
     """(the inputs in the model's order, checked; the steps of a chunk, or 0)."""
     if call.checked is not None and call.checked[0] is lane:
         return call.checked[1:]
+    if call.wanted:
+        check_outputs([*(a.name for a in lane.outputs), *(["STEP_INDEX"] if call.many else [])], call.wanted)
     names = [a.name for a in lane.inputs]
     missing = [n for n in names if n not in call.inputs]
     more = [n for n in call.inputs if n not in names]
@@ -34,6 +36,13 @@ def checked_inputs(lane: Lane, call: Call) -> tuple[list[np.ndarray], int]:
     if call.many:
         return lane.rows_of(arrays, len(call.ids)), 0
     return lane.steps_of(arrays)
+
+
+def check_outputs(have: list[str], wanted: tuple[str, ...]) -> None:
+    """Fault: an output that a request names is not the model's."""
+    unknown = [name for name in wanted if name not in have]
+    if unknown:
+        raise invalid(f"there is no output {brief(unknown[0])}: the outputs are {', '.join(have)}", "output")
 
 
 def answer_again(work: Work) -> Answer | None:

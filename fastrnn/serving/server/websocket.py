@@ -77,7 +77,9 @@ class Session:
         self.binary = _choice(asked, "output", OUTPUTS) == "binary"
         version = asked.get("version", "")
         lane = self.hosted.sequences.lanes.get(self.hosted.version(version))
-        if lane is None or len(lane.inputs) != 1 or lane.inputs[0].dtype != "float32":
+        if lane is None:
+            raise self.hosted.no_sequences(version)
+        if len(lane.inputs) != 1 or lane.inputs[0].dtype != "float32":
             raise invalid(f"'{self.hosted.name}' must run step by step on one float32 input to be streamed here")
         self.version, self.input, self.lane = version, lane.inputs[0], lane
         self.client = client_of(socket)
