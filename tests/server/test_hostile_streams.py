@@ -15,6 +15,7 @@ pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'"
 grpc = pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
 from attacked import Victim, head, send, status  # noqa: E402
 
+from fastrnn.serving import Limits  # noqa: E402
 from fastrnn.serving.server import connections  # noqa: E402
 from fastrnn.serving.server.faults import Fault  # noqa: E402
 from fastrnn.serving.server.messages import message  # noqa: E402
@@ -253,6 +254,26 @@ class TestWebSockets:
             raw.socket.sendall(b"\x00\x80\0\0\0\0" * 200_000)
         assert raw.code() == 1006
 
+    def test_messages_that_are_not_whole(self, model, frames):
+        """16 of the largest may be here; small ones come all the same; nothing of them stays."""
+        with Running({"m": model}, limits=Limits(message_bytes=1 << 20)) as server:
+            every, raws = server.server._http.connections, [Raw(server.http) for _ in range(24)]
+            for raw in raws:
+                with contextlib.suppress(OSError):
+                    raw.frame(2, bytes(1_000_000), length=1 << 20)
+            until(lambda: 7 <= 24 - len(every.open) <= 9)
+            assert every.held <= (16 << 20) + 100_000
+            small = Raw(server.http)
+            small.frame(2, frames[0].tobytes()[:7], length=20)
+            small.socket.sendall(frames[0].tobytes()[7:])
+            assert b'"steps_done":1' in small.socket.recv(4096)
+            protocols = list(every.open)
+            for raw in [*raws, small]:
+                raw.socket.close()
+            until(lambda: not every.open)
+            until(lambda: not every.held)
+            assert not any(p.conn.reader.buffer for p in protocols)
+
     def test_pings_whose_answers_are_not_read(self, raw):
         with contextlib.suppress(OSError):
             raw.socket.sendall((b"\x89\xfd" + bytes(4) + bytes(125)) * 200_000)
@@ -345,6 +366,12 @@ class TestSlow:
                 raw.frame(2, chunk)
         until(lambda: list(server.sequences.live) == ["victim"])
         raw.socket.close()
+
+    @pytest.mark.parametrize(("data", "fin", "length"), [(bytes(10), True, 20), (bytes(20), False, None)])
+    def test_a_message_that_does_not_end(self, server, data, fin, length):
+        raw = Raw(server.http)
+        raw.frame(2, data, fin=fin, length=length)
+        assert raw.code() == 1006
 
     def test_idle_connections(self, server):
         held = [socket.create_connection(("127.0.0.1", server.http), timeout=30) for _ in range(200)]

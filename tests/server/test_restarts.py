@@ -2,6 +2,7 @@
 behind nginx. Bits are a lone stream's, and no step is lost or taken twice."""
 
 import json
+import contextlib
 import os
 import shutil
 import signal
@@ -175,9 +176,14 @@ http {{
     access_log off;
     client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
     uwsgi_temp_path {folder}; scgi_temp_path {folder};
+    map $http_upgrade $upgraded {{ default upgrade; "" close; }}
+    map $http_x_sequence_id$arg_sequence_id $sequence {{
+        default $http_x_sequence_id$arg_sequence_id;
+        "" $request_id;
+    }}
     upstream http_servers {{
         zone http_servers 64k;
-        hash $http_x_sequence_id consistent;
+        hash $sequence consistent;
         server 127.0.0.1:{http[0]} max_fails=1 fail_timeout=1s;
         server 127.0.0.1:{http[1]} max_fails=1 fail_timeout=1s;
     }}
@@ -192,6 +198,11 @@ http {{
         location / {{
             proxy_pass http://http_servers;
             proxy_next_upstream error timeout http_503 non_idempotent;
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $upgraded;
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $remote_addr;
         }}
     }}
     server {{
@@ -292,6 +303,32 @@ def test_a_rolling_restart_behind_nginx_loses_no_step(serving, proxied, frames, 
         for client in clients:
             client.close()
     assert not failures
+
+
+def test_websockets_and_pages_behind_nginx(serving, proxied, frames, alone, tmp_path):
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    store = str(tmp_path / "store")
+    servers = [serving(store), serving(store)]
+    port, _ = proxied(servers)
+    url = f"ws://127.0.0.1:{port}/v2/models/m/stream?output=binary"
+    step, page = frames[0].tobytes(), f"http://127.0.0.1:{port}"
+    for more in ("", "&sequence_id=a"):
+        with connect(url + more, origin=page) as socket:
+            socket.send(step)
+            assert socket.recv(timeout=PATIENCE) == alone[0].tobytes()
+    with connect(f"{url}&sequence_id=a&sequence_start=0") as socket:
+        socket.send(frames[1].tobytes())
+        assert socket.recv(timeout=PATIENCE) == alone[1].tobytes()
+    with pytest.raises(InvalidStatus, match="403"), connect(url, origin="http://other.example"):
+        pass
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):  # without an id they go to both
+            socket = stack.enter_context(connect(url))
+            socket.send(step)
+            assert socket.recv(timeout=PATIENCE) == alone[0].tobytes()
+        assert all(map(live, servers))
 
 
 def until(condition, failures):

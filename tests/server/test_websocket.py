@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from conftest import Running
+from running import ask
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 websockets = pytest.importorskip("websockets", reason="no websockets: pip install 'fastrnn[serve]'")
@@ -420,3 +421,11 @@ class TestTheLongWay:
                 held.set()
             until(lambda: not sequences.live, "a sequence is left")
         assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
+
+
+def test_a_request_that_is_not_upgraded(model):
+    """A proxy that passes on no Upgrade makes such ones."""
+    with Running({"m": model}) as server:
+        status, answer, _ = ask(server, "GET", "/v2/models/m/stream")
+    assert status == 404
+    assert "a WebSocket is here; a proxy in front must pass on the headers Upgrade and Connection" in answer["error"]

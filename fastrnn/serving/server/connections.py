@@ -27,7 +27,7 @@ logger.setLevel(logging.ERROR)
 
 HANDSHAKE_SECONDS = 10.0  # of TLS
 HEADER_SECONDS = 10.0  # from the connection, or the first byte of a further request, to the end of its headers
-REQUEST_SECONDS = 40.0  # to the end of its body
+REQUEST_SECONDS = 40.0  # to the end of its body, or of a WebSocket's message
 STUCK_SECONDS = 30.0  # in which a client must read something of what is written to it
 CLOSE_SECONDS = 5.0  # in which a closed connection must end
 MOST_HEADER_BYTES = 64 << 10  # of the URL, and of all headers
@@ -36,6 +36,7 @@ MOST_PIPELINED = 16  # requests of a connection that wait for the answer to an e
 MOST_FRAGMENTS = 1024  # of a WebSocket message
 MOST_PINGS = 20  # of a WebSocket client within a second
 UNREAD_BYTES = 1 << 20  # of answers to pings
+SMALL_MESSAGE = 64 << 10  # bytes of a WebSocket's message that may come although too much is held
 SWEEP_SECONDS = 1.0
 
 
@@ -47,10 +48,12 @@ class Connections:
     most : how many there may be
     most_per_client : of one address; None: no bound
     refused : called with the reason when one is not taken, or is dropped
+    most_held : bytes of messages of WebSockets that are not whole
     """
 
-    def __init__(self, most: int, most_per_client: int | None, refused: Callable[[str], None]):
+    def __init__(self, most: int, most_per_client: int | None, refused: Callable[[str], None], most_held: int):
         self.most, self.most_per_client, self.refused = most, most_per_client, refused
+        self.held, self.most_held = 0, most_held
         self.open: dict[Any, str] = {}  # protocol -> address
         self.by_address: Counter[str] = Counter()
 
@@ -237,11 +240,46 @@ class WebSocketConnection(Paced, direct.Protocol):
         super().__init__(**named)
         self.connections_of = connections_of
         self._pings, self._second = 0, 0.0
+        self._held = 0  # bytes of a message that is not whole
+        self._since: float | None = None  # when it began
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections_of.leave(self)
         super().connection_lost(exc)
+        # The protocol is a cycle of objects. The collector counts objects, so it would leave megabytes for long.
+        self.frames = []
+        self.conn.reader.buffer.clear()
+        self._hold(0)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        held = len(self.conn.reader.buffer)
+        if self.frames:
+            held += sum(map(len, self.frames))
+        if held != self._held:
+            self._hold(held)
+
+    def _hold(self, held: int) -> None:
+        """So many bytes of a message are here that is not whole. Small ones may always come."""
+        every = self.connections_of
+        every.held += held - self._held
+        self._held = held
+        if not held:
+            self._since = None
+        elif self._since is None:
+            self._since = self.loop.time()
+        if held > SMALL_MESSAGE and every.held > every.most_held and not self.transport.is_closing():
+            self.drop("memory")
+
+    def look(self, now: float) -> None:
+        super().look(now)
+        if self.read_paused:  # the server reads no more of it
+            self._since = None
+        elif self._held and self._since is None:
+            self._since = now
+        if self._since is not None and now - self._since > REQUEST_SECONDS and not self.transport.is_closing():
+            self.drop("slow")
 
     def handle_cont(self, event: Any) -> None:
         if len(self.frames) >= MOST_FRAGMENTS:  # empty ones would have no bound
@@ -250,6 +288,7 @@ class WebSocketConnection(Paced, direct.Protocol):
         super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
+        self._since = None  # it is whole
         if self.curr_msg_data_type == "text":  # uvicorn logs a traceback of one that is not UTF-8
             try:
                 b"".join(self.frames).decode()

@@ -142,7 +142,10 @@ def application(engine: Engine, more: list | None = None) -> Starlette:
         assert isinstance(error, HTTPException)
         text = f"{request.method} {request.url.path}: {error.detail}"
         if error.status_code == 404:
-            text += ": this server has the inference paths of the Open Inference Protocol, below /v2"
+            if request.url.path.endswith("/stream"):
+                text += ": a WebSocket is here; a proxy in front must pass on the headers Upgrade and Connection"
+            else:
+                text += ": this server has the inference paths of the Open Inference Protocol, below /v2"
         return JSONResponse({"error": text}, error.status_code, error.headers)
 
     async def failed(request: Request, error: Exception) -> Response:

@@ -20,7 +20,7 @@ from .grpc import GrpcServer
 from .guard import Guard, guarded, is_loopback
 from .hosted import versions_of
 from .http import application
-from .limits import Limits
+from .limits import HELD_MESSAGES, Limits
 from .options import Options
 from .peers import Peers
 from .tls import Certificates, Tls
@@ -157,7 +157,8 @@ class Server:
             ws_max_size=limits.message_bytes,
             ws_per_message_deflate=False,  # float32 does not get smaller, and bombs don't get in
         )
-        connections = Connections(limits.connections, limits.client_connections, self._dropped)
+        held = HELD_MESSAGES * limits.message_bytes
+        connections = Connections(limits.connections, limits.client_connections, self._dropped, held)
         self._http = HttpServer(config, connections, self.certificates and self.certificates.context)
         self._serving = asyncio.get_running_loop().create_task(self._http.serve_on(listener))
         while not self._http.started:
