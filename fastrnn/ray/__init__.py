@@ -7,7 +7,7 @@ answers.py      the answers that it keeps, to give them again
 checkpoints.py  checkpoints as bytes
 caller.py       a gateway's side: step indexes, one call a tick and actor; calls.py: what it needs
 table.py        its streams; log.py: its replay buffer
-recovery.py     what it does after a loss
+recovery.py     what it does after a loss; losses.py: what is gone for good
 
 None of these imports Ray, reads a clock or waits by itself, so that a simulation runs them as they are. The rest does:
 

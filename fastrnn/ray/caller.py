@@ -60,8 +60,8 @@ class Caller(Recovery):
         self.births = np.full(shards, -1, np.int64)  # the checkpoint that will hold all streams that were opened
         self.held = np.zeros(shards, np.bool_)  # being mended: nothing is sent to them
         self.counts = {"steps": 0, "replayed_steps": 0, "lost_steps": 0, "recoveries": 0}
-        # row -> its steps that are gone, and how many calls under way will say so. Until then no step of it is taken.
-        self._losses: dict[int, tuple[range, int]] = {}
+        # row -> its steps that are gone. It takes no step until a call says the index, and so knows what was lost.
+        self._losses: dict[int, range] = {}
         self._tombs: list[tuple[int, Any, int, int]] = []  # (shard, id, generation, label) of closed streams
         self._numbers, self._gens = itertools.count(1), 0
         self._plans: dict[Any, tuple[int, np.ndarray, list[Group]]] = {}
@@ -96,10 +96,13 @@ class Caller(Recovery):
         StateError : an id is not open. StepsLost. StreamError : another index is expected, or the model failed.
         """
         rows, groups = await self._plan(ids)
-        if self._losses:
+        if index is None:
             self._tell_losses(rows)
-        if index is not None and (index != self.table.next[rows]).any():
+        elif (index != self.table.next[rows]).any():
             return await self._again(ids, rows, groups, arrays, lengths, index)
+        elif self._losses:
+            for row in rows.tolist():
+                self._losses.pop(row, None)
         entries = [self._enter(group, arrays, lengths, index is not None) for group in groups]
         try:
             if len(entries) == 1:
@@ -107,9 +110,7 @@ class Caller(Recovery):
             else:
                 await asyncio.gather(*(e.future for e in entries))
         except asyncio.CancelledError:
-            for entry in entries:
-                self._abandon(entry)
-            raise
+            raise  # the steps are taken all the same
         return self._outputs(len(rows), groups, entries, lengths)
 
     def _enter(self, group: Group, arrays: list[np.ndarray], lengths: np.ndarray | None, explicit: bool) -> Entry:
@@ -136,8 +137,6 @@ class Caller(Recovery):
         lost: dict[int, range] = {}
         for entry in entries:
             lost.update(entry.lost)
-        for row in lost:
-            self._told(row)
         for entry in entries:
             if entry.error is not None:
                 raise entry.error
@@ -163,17 +162,19 @@ class Caller(Recovery):
         if len(wrong):
             await self._sync(rows)
             wrong = np.flatnonzero(index + steps != self.table.next[rows])
-            self._tell_losses(rows)
             if not (index != self.table.next[rows]).any():
                 return await self.step(ids, arrays, lengths, index)
         if len(wrong):
+            self._tell_losses(rows)
             i = int(wrong[0])
             want = int(self.table.next[rows[i]])
             raise StreamError(f"stream {ids[i]!r:.80} expects step_index {want}, got {int(index[i])}")
         reply, parts = None, []
         while True:
             await self._settled(np.unique(self.table.shard[rows]))
-            _, groups = await self._plan(ids)
+            rows, groups = await self._plan(ids)
+            if (index + steps != self.table.next[rows]).any():  # the shard was restored from before these steps
+                return await self._again(ids, rows, groups, arrays, lengths, index)
             parts, failed = [], False
             for group in groups:
                 part = slice(None) if group.index is None else group.index
@@ -208,28 +209,11 @@ class Caller(Recovery):
         return outputs
 
     def _tell_losses(self, rows: np.ndarray) -> None:
-        gone = [row for row in rows.tolist() if row in self._losses]
+        """StepsLost if steps of these rows are gone. Calls that were made before the caller heard of it must not be
+        taken from the restored step as if nothing had happened."""
+        gone = [row for row in rows.tolist() if row in self._losses] if self._losses else []
         if gone:
-            spans = {row: self._losses[row][0] for row in gone}
-            for row in gone:
-                if not self._losses[row][1]:
-                    del self._losses[row]
-            raise StepsLost({self.table.ids[row]: span for row, span in spans.items()})
-
-    def _told(self, row: int) -> None:
-        """One call less that will say that steps of a row are gone."""
-        if row in self._losses:
-            span, waiting = self._losses.pop(row)
-            if waiting > 1:
-                self._losses[row] = span, waiting - 1
-
-    def _abandon(self, entry: Entry) -> None:
-        """Nobody waits for this answer any more. Its steps are taken all the same."""
-        entry.abandoned = True
-        for row in entry.lost:
-            span, waiting = self._losses.get(row, (range(0), 0))
-            if waiting:
-                self._losses[row] = span, waiting - 1
+            raise StepsLost({self.table.ids[row]: self._losses[row] for row in gone})
 
     async def _plan(self, ids: Any) -> tuple[np.ndarray, list[Group]]:
         """(rows of the ids, their groups by actor); streams that other callers opened become this one's."""
@@ -378,8 +362,7 @@ class Caller(Recovery):
                 await asyncio.wait([entry.future])
         gens = self.table.gen[rows].copy()
         for row in rows.tolist():
-            self.table.remove(row)
-            self._losses.pop(row, None)
+            self._remove(row)
         await self._close_all(ids, gens)
 
     async def _close_all(self, ids: list, gens: np.ndarray) -> None:
@@ -394,7 +377,10 @@ class Caller(Recovery):
                 if reply is None:
                     again.append(own)
                     continue
-                labels = dict(zip(shards.tolist(), reply[1][0].tolist(), strict=True))
+                if (reply[1][2] != self.epochs[shards]).any():  # its checkpoints have the numbers of another epoch
+                    self._break(shards)
+                same = np.where(reply[1][2] == self.epochs[shards], reply[1][0], NEVER)
+                labels = dict(zip(shards.tolist(), same.tolist(), strict=True))
                 self._tombs += [(int(of[i]), ids[i], int(gens[i]), labels[int(of[i])]) for i in own.tolist()]
             left = np.concatenate(again) if again else left[:0]
 

@@ -184,6 +184,8 @@ class Host(Keeping):
             if code == UNMADE:
                 new.append(i)
                 continue
+            if mode == RECOVER and code == FOUND:
+                self._writer[slot & PLACE] = caller
             if mode == ADOPT and code == FOUND:
                 code = self._take_over(self.owned[shard], caller, slot)
             place, ended = slot & PLACE, self._handed.get(slot, {}).get(caller, -1)
@@ -205,7 +207,7 @@ class Host(Keeping):
             return WAITING
         if before not in (0, caller):
             self._handed.setdefault(slot, {})[before] = int(self._next[place])
-            own.dirty, own.owed = True, 2  # both checkpoints that are kept will know
+            own.dirty, own.owes = True, own.number  # both checkpoints that are kept will know
         if before != caller:
             self._since[place] = self._next[place]
         self._writer[place] = caller
@@ -224,9 +226,12 @@ class Host(Keeping):
 
     def let_go(self) -> None:
         """No caller has any stream: whoever comes next takes it at once."""
-        self._writer[:] = 0
         for own in self.owned.values():
             own.dirty = True
+            for slot in own.streams.values():
+                if before := int(self._writer[slot & PLACE]):
+                    self._handed.setdefault(slot, {})[before] = int(self._next[slot & PLACE])
+        self._writer[:] = 0
 
     def _find(self, own: Shard, caller: int, mode: int, id: Any, gen: int) -> tuple[int, int, int]:
         """(code, slot, generation) of a stream; UNMADE if it is to be made."""
@@ -272,7 +277,7 @@ class Host(Keeping):
         self._unsure[places], self._gen[places] = 0, gens
 
     def close(self, shards: np.ndarray, ids: list, gens: np.ndarray, of: np.ndarray) -> tuple:
-        """End streams, those that are there. ("done", marks as of `step`) or ("refused", {shard: reason})."""
+        """End streams, those that are there. ("done", marks of `step`, epochs) or ("refused", {shard: reason})."""
         if not ((self._epoch[shards] > 0) & (self._until[shards] > self.clock())).all():
             return "refused", self._refusals(np.stack([shards, self._epoch[shards]]))
         for id, gen, shard in zip(ids, gens.tolist(), of.tolist(), strict=True):
@@ -285,7 +290,7 @@ class Host(Keeping):
                 own.dirty = True
                 if len(own.closed) > MOST_CLOSED:
                     own.closed.popitem(last=False)
-        return "done", np.stack([self._number[shards], self._durable[shards]])
+        return "done", np.stack([self._number[shards], self._durable[shards], self._epoch[shards]])
 
     def _drop(self, own: Shard, id: Any) -> None:
         self._end(np.array([own.streams.pop(id)], np.int64))

@@ -60,19 +60,24 @@ class Keeping:
             except DamagedCheckpoint:
                 self.counts["damaged"] += 1
                 continue
-            found, kept = content, [(content.number, name)]
+            found = content
             break
-        number = 0
-        if found is not None:
-            number = found.number + 1
-            found.number, found.epoch = number, epoch
-            yield
-            self.store.write(shard, name_of(epoch, number), encode(found))
-            kept.append((number, name_of(epoch, number)))
-            number += 1
+        number = 0 if found is None else found.number + 1
+        if epoch > 1:  # twice: what the former owner writes late is never read, even if one of these is torn
+            none = [np.zeros(0, np.int64)] * 4
+            again = found or Checkpoint(shard, epoch, number, [], *none, [], {}, b"")
+            for _ in range(2):
+                again.number, again.epoch = number, epoch
+                yield
+                self.store.write(shard, name_of(epoch, number), encode(again))
+                kept.append((number, name_of(epoch, number)))
+                number += 1
             yield
             if self.store.epoch(shard) != epoch:
                 return False
+            for name in names:
+                yield
+                self.store.delete(shard, name)
         with self.lock:
             self._install(shard, epoch, number, kept, found, began)
         return True
@@ -126,7 +131,7 @@ class Keeping:
         arrays = gens, self._next[places], self._writer[places], self._since[places]
         content = Checkpoint(shard, own.epoch, own.number, list(own.streams), *arrays, answers, handed, b"")
         captured = self.engine.capture(slots) if len(slots) else None
-        job = Job(own, own.number, content, captured, own.owed > 0)
+        job = Job(own, own.number, content, captured)
         own.number += 1
         self._number[shard] = own.number
         own.dirty, own.writing = False, True
@@ -151,7 +156,7 @@ class Keeping:
                 self.counts["checkpoint_failures"] += 1
             raise
         with self.lock:
-            own.writing, own.owed = False, max(0, own.owed - job.pays)
+            own.writing = False
             own.kept.append((job.number, name))
             gone, own.kept = own.kept[:-2], own.kept[-2:]
             self.counts["checkpoints"] += 1

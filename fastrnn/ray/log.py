@@ -22,12 +22,11 @@ class Entry:
     lost : row -> the range of its steps that are gone
     flying : bool [n], an attempt is under way. attempt : answers to earlier ones are ignored
     explicit : the step indexes are its callers'
-    abandoned : nobody waits for its answer
     ambiguous : an attempt may have been executed although its answer never came
     """
 
     __slots__ = (
-        "abandoned", "alive", "ambiguous", "arrays", "attempt", "done", "error", "explicit", "first", "flying",
+        "alive", "ambiguous", "arrays", "attempt", "done", "error", "explicit", "first", "flying",
         "future", "labels", "left", "lengths", "lost", "nbytes", "number", "offsets", "outputs", "rows", "shards",
     )  # fmt: skip
 
@@ -38,7 +37,7 @@ class Entry:
         self.done, self.flying, self.alive = np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.ones(n, np.bool_)
         self.left, self.lost, self.error = n, {}, None  # type: int, dict[int, range], Exception | None
         self.outputs: list[np.ndarray] | None = None
-        self.attempt, self.ambiguous, self.abandoned = 0, False, False
+        self.attempt, self.ambiguous = 0, False
         self.future, self.explicit = future, False
         self.offsets: np.ndarray | None = None
         if lengths is not None:
@@ -164,6 +163,27 @@ class Log:
             if entry.left:
                 np.minimum.at(need, entry.rows[~entry.done], entry.first[~entry.done])
         return start, need
+
+    def taken(self, row: int, after: int) -> int:
+        """The end of the last step of a row that was answered. after : the index of its next new step"""
+        ends = [min([after, *self._ends(row, False)])]
+        return max(ends + self._ends(row, True))
+
+    def _ends(self, row: int, done: bool) -> list[int]:
+        """The ends of a row's answered steps, or the beginnings of the others."""
+        found = []
+        for entry in self.entries.values():
+            at = np.flatnonzero((entry.rows == row) & entry.alive & (entry.done == done))
+            if len(at):
+                found.append(int(entry.first[at[0]] + (entry.steps()[at[0]] if done else 0)))
+        return found
+
+    def forget(self, shards: np.ndarray) -> None:
+        """These shards were taken up again: no checkpoint from before is known to hold any step."""
+        for entry in self.entries.values():
+            own = np.isin(entry.shards, shards)
+            if own.any():
+                entry.labels = np.where(own, NEVER, entry.labels)
 
     def pieces(self, among: np.ndarray, expected: np.ndarray) -> Iterator[tuple[Entry, np.ndarray]]:
         """(entry, positions) of what is sent again, in order. among : bool by row; expected : step index by row"""

@@ -10,11 +10,8 @@ import numpy as np
 
 from ..errors import StateError, StreamError
 from .log import Entry
+from .losses import Losses
 from .words import ADOPT, FOUND, NEVER, RECOVER, TAKEN, WAITING, Unreachable
-
-if TYPE_CHECKING:
-    from .log import Log
-    from .table import Table
 
 logger = logging.getLogger("fastrnn")
 
@@ -23,7 +20,7 @@ class NotYet(Exception):
     """The shards can't be mended now: another attempt follows."""
 
 
-class Recovery:
+class Recovery(Losses):
     """The half of `Caller` that sends, and mends. A shard is held while it is mended: new steps wait in the log."""
 
     id: int
@@ -31,16 +28,12 @@ class Recovery:
     transport: Any
     backoff: float
     beat_seconds: float
-    table: Table
-    log: Log
     actors: list[str]
     owner: np.ndarray
     epochs: np.ndarray
     durable: np.ndarray
     births: np.ndarray
     held: np.ndarray
-    counts: dict[str, int]
-    _losses: dict[int, tuple[range, int]]
     _tombs: list[tuple[int, Any, int, int]]
     _mending: asyncio.Task | None
     _broken: set[int]
@@ -228,8 +221,10 @@ class Recovery:
             found[:, wanted] = await self._found(actor, ADOPT, np.unique(self.table.shard[rows[wanted]]), rows[wanted])
         away = taken & ~wanted  # the next step takes them back
         self.table.slot[rows[away]] = found[1, away]  # an old slot may be another stream's by now
+        for i in np.flatnonzero(away).tolist():
+            self._went(int(rows[i]), *found[[2, 5], i].tolist())
         rows, found = rows[~away], found[:, ~away]
-        pieces = self._resync(rows, found)
+        pieces = self._resync(shards, rows, found)
         if not await self._replay(actor, pieces, careful):
             raise NotYet
         await self.transport.call(actor, "beat", self.id, np.stack([shards, self.epochs[shards]]))
@@ -248,6 +243,7 @@ class Recovery:
         reply = await self.transport.call(actor, "close", shards, [t[1] for t in tombs], gens, of)
         if reply[0] != "done":
             raise NotYet
+        self._renewed(shards, reply[1][2])
         labels = dict(zip(shards.tolist(), reply[1][0].tolist(), strict=True))
         self._tombs = [(s, id, gen, labels.get(s, label)) for s, id, gen, label in self._tombs]
 
@@ -255,16 +251,29 @@ class Recovery:
         """Attach rows again: int64 [6, n] as of `Host.attach`."""
         ids, of = [self.table.ids[r] for r in rows.tolist()], self.table.shard[rows]
         reply = await self.transport.call(actor, "attach", self.id, mode, shards, ids, self.table.gen[rows], of)
-        if reply[0] != "done" or (reply[1] < self.epochs[shards]).any():
-            raise NotYet  # an older epoch: of a host that lost the shard, and does not know yet
+        if reply[0] != "done":
+            raise NotYet
         if mode == ADOPT and (reply[1] != self.epochs[shards]).any():
             raise NotYet  # the shard was taken up again, and all its streams are to be found anew
-        self.epochs[shards], self.births[shards], self.durable[shards] = reply[1], *reply[2]
+        self._renewed(shards, reply[1])
+        self.births[shards], self.durable[shards] = reply[2]
         if reply[4] and not await self._flushed(actor, reply[4]):
             raise NotYet
         if (reply[3][0] == WAITING).any():
             raise NotYet
         return np.array(reply[3])  # what comes through Ray is read-only
+
+    def _renewed(self, shards: np.ndarray, epochs: np.ndarray) -> None:
+        """Note the epochs of shards. The numbers of checkpoints go on in a new one, so those that were named before
+        say nothing any more."""
+        if (epochs < self.epochs[shards]).any():
+            raise NotYet  # of a host that lost the shard, and does not know yet
+        new = shards[epochs != self.epochs[shards]]
+        if len(new):
+            self.log.forget(new)
+            gone = set(new.tolist())
+            self._tombs = [(s, id, gen, NEVER if s in gone else label) for s, id, gen, label in self._tombs]
+            self.epochs[shards] = epochs
 
     async def _flushed(self, actor: str, shards: list[int]) -> bool:
         """Whether checkpoints hold which caller has the streams of these shards."""
@@ -284,7 +293,7 @@ class Recovery:
             tasks.append(task)
         return all(await asyncio.gather(*tasks))
 
-    def _resync(self, rows: np.ndarray, found: np.ndarray) -> list[tuple[Entry, np.ndarray]]:
+    def _resync(self, shards: np.ndarray, rows: np.ndarray, found: np.ndarray) -> list[tuple[Entry, np.ndarray]]:
         """Compare what the streams expect with the log: what is to be sent again."""
         n = len(self.table.ids)
         closed = rows[(found[0] != FOUND)]
@@ -295,7 +304,7 @@ class Recovery:
         if len(closed):
             self._fail(closed, StateError(f"stream {self.table.ids[closed[0]]!r:.80} was closed by another caller"))
             for row in closed.tolist():
-                self.table.remove(row)
+                self._remove(row)
         expected = np.zeros(n, np.int64)
         expected[rows] = found[2]
         other = (found[4] != self.table.since[rows]) | (found[2] > self.table.next[rows])
@@ -305,67 +314,12 @@ class Recovery:
         live = np.zeros(n, np.bool_)
         live[rows] = True
         for entry in self.log.entries.values():
-            hit = live[entry.rows] & entry.alive & (entry.first >= expected[entry.rows])
-            if hit.any():  # no checkpoint that the caller knows of holds them
-                entry.labels = entry.labels.copy()
+            own = np.isin(entry.shards, shards)
+            if own.any():  # the next checkpoint will hold what the streams have; what they lack, none yet
+                hit = live[entry.rows] & entry.alive & (entry.first >= expected[entry.rows])
+                entry.labels = np.where(own, self.births[entry.shards], entry.labels)
                 entry.labels[np.isin(entry.shards, self.table.shard[entry.rows[hit]])] = NEVER
         return list(self.log.pieces(live, expected))
-
-    def _returned(self, row: int, expected: int, since: int, ended: int) -> None:
-        """A stream comes back from another caller, which took it at the step `ended` and stepped it up to `since`.
-
-        Steps that were not taken by then follow those of the other caller.
-        """
-        self.table.since[row] = since
-        answered, cursor = 0, expected
-        for entry in list(self.log.entries.values()):
-            at = np.flatnonzero((entry.rows == row) & entry.alive)
-            if not len(at):
-                continue
-            i = at[0]
-            steps = int(entry.steps()[i])
-            if entry.done[i]:
-                answered = max(answered, int(entry.first[i]) + steps)
-                self.log.drop(entry, at)
-                continue
-            unsent = not entry.ambiguous or 0 <= ended <= entry.first[i]
-            if unsent and not entry.explicit:
-                entry.first = entry.first.copy()
-                entry.first[i] = max(entry.first[i], cursor)
-            cursor = max(cursor, int(entry.first[i]) + steps)
-        self.table.next[row] = cursor
-        if 0 <= ended < answered:  # the other caller took it when these steps were gone already
-            self._lose(row, range(ended, answered), expected)
-        elif ended < 0 and expected < answered:  # the shard came back from before this caller had the stream
-            self._lose(row, range(expected, answered), expected)
-
-    def _settle_losses(self, rows: np.ndarray, expected: np.ndarray) -> None:
-        """Tell what can't be sent again."""
-        start, need = self.log.starts(len(self.table.ids))
-        nexts = self.table.next[rows]
-        lost = (expected[rows] < start[rows]) & (expected[rows] < nexts)
-        for row in rows[lost].tolist():
-            ends = [int(min(need[row], self.table.next[row]))]
-            for entry in self.log.entries.values():
-                ends += (entry.first + entry.steps())[(entry.rows == row) & entry.alive & entry.done].tolist()
-            self._lose(row, range(int(expected[row]), max(ends)), int(expected[row]))
-
-    def _lose(self, row: int, span: range, expected: int) -> None:
-        """Steps of a row are gone. What has no answer yet is not taken, and the stream goes on at `expected`."""
-        self.counts["lost_steps"] += len(span)
-        waiting = 0
-        for entry in list(self.log.entries.values()):
-            at = np.flatnonzero((entry.rows == row) & entry.alive)
-            if not len(at):
-                continue
-            if not entry.done[at[0]]:
-                entry.lost[row] = span
-                waiting += not entry.abandoned
-            self.log.drop(entry, at)
-            if not entry.left:
-                self.log.settle(entry)
-        self.table.next[row] = expected
-        self._losses[row] = span, waiting
 
     def _resume(self) -> None:
         """Send what waited in the log while its shards were held."""
@@ -405,7 +359,7 @@ class Recovery:
                     self._returned(row, index, since, ended)
                 self.table.version += 1
             elif code != FOUND:
-                self.table.remove(row)
+                self._remove(row)
         return True
 
     async def _beat(self) -> None:

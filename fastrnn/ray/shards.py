@@ -60,8 +60,8 @@ class Store(Protocol):
 class Shard:
     """A shard that a host has. number : of the next checkpoint. kept : (number, name) of those in the store, the older
     first. streams : id -> slot. gens : id -> its generation. dirty : something changed since the last capture.
-    unsure : until when callers may bring back streams that no checkpoint had. owed : checkpoints to be written before
-    the streams that changed their caller may be stepped."""
+    unsure : until when callers may bring back streams that no checkpoint had. owes : the checkpoint that the older
+    one kept must reach before the streams that changed their caller may be stepped."""
 
     shard: int
     epoch: int
@@ -72,8 +72,13 @@ class Shard:
     closed: OrderedDict[Any, int]
     dirty: bool = False
     writing: bool = False
-    owed: int = 0
+    owes: int = -1
     unsure: float = 0.0
+
+    @property
+    def owed(self) -> bool:
+        """Whether a checkpoint that is kept does not know yet which caller has a stream."""
+        return self.owes >= 0 and (len(self.kept) < 2 or self.kept[0][0] < self.owes)
 
 
 @dataclass(eq=False)
@@ -84,4 +89,3 @@ class Job:
     number: int
     content: Checkpoint
     captured: Any
-    pays: bool

@@ -26,8 +26,10 @@ OPEN, ADOPT, RECOVER = range(3)
 class StepsLost(StreamError):
     """Steps that were answered are gone from the state of their streams, and nobody has their inputs any more.
 
-    Each stream in `missing` is at the first step of its range: send those steps again, or close it. No step of such a
-    stream that was under way was taken. All other streams of the call have taken theirs.
+    Each stream in `missing` is at the first step of its range, unless another handle has stepped it since. Send those
+    steps again, the first call with `step_index`, or close the stream. Calls without `step_index` raise StepsLost
+    again: they may have been made by a task that has not heard of the loss. No step of such a stream that was under way
+    was taken. All other streams of the call have taken theirs, unless `outputs` is None.
 
     Attributes
     ----------
@@ -41,7 +43,7 @@ class StepsLost(StreamError):
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         super().__init__(
             f"the steps of {len(missing)} streams are lost ({shown}{more}): their states are those before these steps; "
-            "send the steps again, or close the streams"
+            "send the steps again, the first with step_index=, or close the streams"
         )
 
     def __reduce__(self):
