@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from .faults import Fault, invalid
 from .lane import Lane
-from .sequence import Call, Sequence, shown
-from .turns import check_indexes, checked_inputs, wrong_index
+from .sequence import Answer, Call, Sequence, Work, shown
+from .turns import answer_again, check_indexes, checked_inputs, is_last, wrong_index
 
 if TYPE_CHECKING:
     from .sequences import Sequences
@@ -53,6 +53,22 @@ def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
     return sequence
 
 
+def repeated(sequences: Sequences, call: Call) -> Answer | None:
+    """The answer to the last request of sequences that it ended, which is sent again; None: it is another request."""
+    live, ended = sequences.live, sequences.ended
+    if call.indexes is None or True in call.starts or all(id in live for id in call.ids):
+        return None
+    rows = [live.get(id) or ended.sequence(id) for id in call.ids]
+    known = [s for s in rows if s is not None]
+    lanes = {s.lane for s in known}
+    if len(known) < len(rows) or len(lanes) > 1 or call.version not in (None, known[0].lane.version):
+        return None
+    arrays, steps = checked_inputs(lanes.pop(), call)
+    if not all(is_last(s, index, steps) for s, index in zip(known, call.indexes, strict=True)):
+        return None
+    return answer_again(Work(call, known, arrays, steps, print))
+
+
 def room_for(sequences: Sequences, ids: list, client: str) -> None:
     """Refuse sequences beyond the most, of all clients and of this one."""
     live, own = sequences.live, sequences.options.client_sequences
@@ -92,6 +108,9 @@ def would_run(sequences: Sequences, call: Call) -> int:
     """The version on which a request would run, if it came now. Fault: it would be refused; nothing has changed."""
     if sequences.closing:
         raise draining(call.ids[0])
+    again = repeated(sequences, call)
+    if again is not None:
+        return again.version
     befores = [found(sequences, call, i) for i in range(len(call.ids))]
     room_for(sequences, [id for id, sequence in zip(call.ids, befores, strict=True) if sequence is None], call.client)
     live = [s for s in befores if s is not None]

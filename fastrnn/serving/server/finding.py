@@ -104,7 +104,7 @@ class Finding:
             return True  # its end is known here
         record = self._read(id, held)
         if record.state == "ended":
-            ended.add(id, record.reason, record.text, held.epoch)
+            ended.add(id, record.reason, record.text, held.epoch, self._over(id, record, client))
             return True
         elsewhere = record.state == "live" and await self.keeper.vault.neighbours.alive(held.holder)
         if reason == "moved" and elsewhere:
@@ -165,6 +165,15 @@ class Finding:
         self.keeper.taken.pop(id, None)
         sequences.install(sequence, unsure=record.state != "moved")
         return True
+
+    def _over(self, id: int | str, record: Record, client: str) -> Sequence | None:
+        """A sequence that its client ended on another server, to answer its last request again; None: it can't."""
+        try:
+            sequence = Sequence(id, self._lane(record), client)
+        except Fault:
+            return None
+        sequence.steps, sequence.last = record.steps, record.last
+        return sequence
 
     def _lane(self, record: Record) -> Lane:
         """The version that a record is of. Fault: it is not here."""

@@ -199,6 +199,16 @@ class Work:
         return self._ran if request is None else bool(request.taken or getattr(request, "at", 0))
 
 
+def pass_answer(future: asyncio.Future, result: Answer | Fault) -> None:
+    """A result is that of a future, if it is still wanted."""
+    if future.done():
+        return
+    if isinstance(result, Answer):
+        future.set_result(result)
+    else:
+        future.set_exception(result)
+
+
 def checked_id(value: Any) -> int | str | None:
     """A sequence's id as it is used here; None for 0 and "", which mean none. The integer 5 is not the string "5"."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import FastRNNError
-from .admission import BUSY_SECONDS, draining, found, lane_of, room_for, would_run
+from .admission import BUSY_SECONDS, draining, found, lane_of, repeated, room_for, would_run
 from .ended import Ended
 from .evictions import pass_on, tell_of
 from .faults import Fault, failure
@@ -23,7 +23,7 @@ from .keeper import Keeper
 from .lane import Lane
 from .options import Options
 from .resting import Resting
-from .sequence import Answer, Call, LiveSequences, Sequence, Tell, Work, shown
+from .sequence import Answer, Call, LiveSequences, Sequence, Tell, Work, pass_answer, shown
 from .turns import answer_again, answer_of, begin, checked_inputs, going_on
 from .vault import Vault
 
@@ -78,7 +78,7 @@ class Sequences:
                 self.rejected[fault.reason] += 1
                 raise
         future = asyncio.get_running_loop().create_future()
-        work = self.post(call, partial(_pass, future))
+        work = self.post(call, partial(pass_answer, future))
         timer = None
         if call.timeout is not None:
             timer = asyncio.get_running_loop().call_later(call.timeout, self._expire, work)
@@ -210,6 +210,11 @@ class Sequences:
             lane = going_on(rows)
             if lane is not None and call.version in (None, lane.version):
                 return self._begun(Work(call, rows, *checked_inputs(lane, call), tell))
+        again = repeated(self, call)
+        if again is not None:
+            work = Work(call, [], [], 0, tell)
+            work.settle(again)
+            return work
         befores = [found(self, call, i) for i in range(len(call.ids))]
         room_for(self, [id for id, sequence in zip(call.ids, befores, strict=True) if sequence is None], call.client)
         lane = lane_of(self, call, [s for s in befores if s is not None])
@@ -364,8 +369,8 @@ class Sequences:
 
     def withdraw(self, work: Work) -> None:
         """The caller has gone, or its time is over. What a tick has taken goes on."""
-        if work.then is not None:  # the engine has it, or had
-            if not work.taken:
+        if work.then is not None or not work.rows:  # the engine has it, or had; or it was answered again at once
+            if work.rows and not work.taken:
                 work.cancel()
             return
         for sequence in work.rows:
@@ -386,7 +391,7 @@ class Sequences:
         """End a sequence, when what waits for it has run. The future gets its snapshot, if on_evict wants it."""
         assert self.live[sequence.id] is sequence
         del self.live[sequence.id]
-        self.ended.add(sequence.id, reason, text, sequence.epoch)
+        self.ended.add(sequence.id, reason, text, sequence.epoch, sequence)
         self.ends[reason] += 1
         self.unsure.discard(sequence)
         if self.keeper is not None:
@@ -436,13 +441,3 @@ class Sequences:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
-
-
-def _pass(future: asyncio.Future, result: Answer | Fault) -> None:
-    """A result is that of a future, if it is still wanted."""
-    if future.done():
-        return
-    if isinstance(result, Answer):
-        future.set_result(result)
-    else:
-        future.set_exception(result)

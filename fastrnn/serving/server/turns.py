@@ -62,7 +62,7 @@ def answer_again(work: Work) -> Answer | None:
 def check_indexes(rows: Iterable[Sequence], indexes: Iterable[int], steps: int) -> bool:
     """Whether all are those of the last request of each, which is sent again. Fault: one is not the next either."""
     pairs = list(zip(rows, indexes, strict=True))
-    if pairs and all(_is_last(sequence, index, steps) for sequence, index in pairs):
+    if pairs and all(is_last(sequence, index, steps) for sequence, index in pairs):
         return True
     for sequence, index in pairs:
         if index != sequence.steps:
@@ -76,7 +76,8 @@ def wrong_index(id: int | str, expected: int, got: int) -> Fault:
     return Fault("FAILED_PRECONDITION", "step_index", text)
 
 
-def _is_last(sequence: Sequence, index: int, steps: int) -> bool:
+def is_last(sequence: Sequence, index: int, steps: int) -> bool:
+    """Whether these are the step_index and the steps of the last request of a sequence."""
     return sequence.last is not None and sequence.last[:2] == (index, steps)
 
 

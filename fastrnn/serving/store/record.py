@@ -98,8 +98,9 @@ class Record:
             raise StoreError(f"the record is of another form: {type(error).__name__}: {error}") from None
 
     def ended(self, reason: str, text: str) -> Record:
-        """The mark of its end, without its state."""
-        return replace(self, state="ended", reason=reason, text=text, snapshot=b"", last=None)
+        """The mark of its end, without its state. The last answer stays if its client ended it, and may ask again."""
+        last = self.last if reason == "client" else None
+        return replace(self, state="ended", reason=reason, text=text, snapshot=b"", last=last)
 
 
 def _digest(body: bytes) -> bytes:
