@@ -90,6 +90,12 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
         help="seconds that a step may wait for steps of other sequences, to run with them; 0.002 by default",
     )
     parser.add_argument(
+        "--tick-rows",
+        metavar="N",
+        type=many,
+        help="steps that run together if more wait, shared evenly by clients; 64 a thread by default, at most 256",
+    )
+    parser.add_argument(
         "--strict-sequences", action="store_true", help="refuse START on a live sequence; otherwise it begins anew"
     )
     parser.add_argument(
@@ -204,6 +210,7 @@ async def _serve(
         max_sequences=args.max_sequences,
         queue_size=args.queue_size,
         max_delay=args.max_delay,
+        tick_rows=args.tick_rows,
         strict_sequences=args.strict_sequences,
         access_log=args.access_log,
         store=args.store,

@@ -44,8 +44,9 @@ class Served:
         self.model, self.versions, self.options = model, versions, {"max_delay": 0.0, **options}
 
     async def __aenter__(self):
-        lanes = {v: Lane(self.model, v, self.options["max_delay"]) for v in self.versions}
-        self.sequences = Sequences("m", lanes, Options(**self.options))
+        options = Options(**self.options)
+        lanes = {v: Lane(self.model, v, options.max_delay, options.tick_rows) for v in self.versions}
+        self.sequences = Sequences("m", lanes, options)
         return self.sequences
 
     async def __aexit__(self, *_):

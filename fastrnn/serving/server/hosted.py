@@ -84,7 +84,8 @@ class Hosted:
         self.whole = {v: WholeRuns(m, options.max_delay) for v, m in models.items()}
         reasons = {v: _no_sequences(name, m) for v, m in models.items()}
         self.stateless = {v: why for v, why in reasons.items() if why}  # versions without sequences, and why
-        lanes = {v: Lane(m, v, options.max_delay) for v, m in models.items() if v not in self.stateless}
+        rows = options.tick_rows
+        lanes = {v: Lane(m, v, options.max_delay, rows) for v, m in models.items() if v not in self.stateless}
         self.sequences = Sequences(name, lanes, options)
         self.outputs = {v: [o[0] for o in self._tensors(v)[1]] for v in models}  # version -> names
 
@@ -114,8 +115,9 @@ class Hosted:
         if call is not None:
             return self._reply(request, call, await self.sequences.run(call))
         version = self.version(request.version)
-        outputs = await self.whole[version].run(request.inputs, _timeout(request.parameters))
-        return _only(Reply(str(version), outputs, {}, self.whole[version].seconds), request.outputs)
+        whole = self.whole[version]
+        outputs = await whole.run(request.inputs, _timeout(request.parameters), request.client)
+        return _only(Reply(str(version), outputs, {}, whole.seconds), request.outputs)
 
     def post(self, request: Request, tell: Callable[[Reply | Fault], None]) -> Callable[[], None] | None:
         """`infer` without a task, for requests of sequences that are here and may take their time: `tell` gets the

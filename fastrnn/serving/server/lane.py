@@ -11,8 +11,8 @@ import numpy as np
 from ...errors import FastRNNError
 from ...runtime.arguments import chunk_arrays, step_arrays
 from .._queues import Close, Many, Push, Request, Step
-from ..batcher import Batcher
 from .faults import invalid
+from .shares import Ticks
 
 FIRST = 64  # slots of a pool at first; it doubles when they are taken
 
@@ -25,12 +25,13 @@ class Lane:
     model : Model
     version : int
     max_delay : seconds that a step may wait for others
+    rows : of a tick, shared by the clients; None: by the threads of the model
     """
 
-    def __init__(self, model: Any, version: int, max_delay: float):
+    def __init__(self, model: Any, version: int, max_delay: float, rows: int | None = None):
         self.model, self.version = model, version
         self.pool = model.pool(FIRST)
-        self.batcher = Batcher(self.pool, max_delay=max_delay)
+        self.batcher = Ticks(self.pool, max_delay, rows, model.threads)
         self.inputs = self.pool._parts.inputs
         self.outputs = self.pool._parts.outputs
         # Whether each step of each row gives one step of each output; other models answer in chunks, one by one.

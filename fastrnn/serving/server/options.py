@@ -19,6 +19,8 @@ class Options:
     client_sequences : those of one client; None: no bound of its own
     queue_size : requests of one sequence that may wait behind the one that runs
     max_delay : seconds that a step may wait for others to join it
+    tick_rows : steps that run together if more wait, shared evenly by clients; None: 64 for each thread of the model,
+        at most 256
     strict_sequences : START on a live id is refused, instead of a new beginning
     on_evict : called with (id, reason, snapshot) when the server ends a sequence; it may be a coroutine function
     store : where sequences outlive the server: a folder, a URL of `fastrnn.serving.store.open_store`, or such a store
@@ -30,6 +32,7 @@ class Options:
     client_sequences: int | None = None
     queue_size: int = 32
     max_delay: float = 0.002
+    tick_rows: int | None = None
     strict_sequences: bool = False
     on_evict: Callable[[int | str, str, bytes], Any] | None = None
     store: Any = None
@@ -40,8 +43,8 @@ class Options:
             duration(getattr(self, name), name)
         if not self.idle_timeout:
             raise ShapeError("idle_timeout must be above 0: with 0 each sequence ends after its step")
-        for name in ("max_sequences", "client_sequences", "queue_size"):
-            if name != "client_sequences" or self.client_sequences is not None:
+        for name in ("max_sequences", "client_sequences", "queue_size", "tick_rows"):
+            if name not in ("client_sequences", "tick_rows") or getattr(self, name) is not None:
                 whole_number(getattr(self, name), name, 1 << 31)
         if self.on_evict is not None and not callable(self.on_evict):
             raise ShapeError(f"on_evict must be a function of (id, reason, snapshot), got {self.on_evict!r}")

@@ -10,9 +10,20 @@ from typing import Any
 import numpy as np
 
 from .faults import Fault, failure
+from .shares import Shares
 
-MOST_WAITING = 1024  # requests; more are refused
-MOST_ELEMENTS = 1 << 24  # of the inputs of a joint run
+MOST_WAITING = 1024  # requests, shared by the clients that wait; more are refused
+RUN_ELEMENTS = 1 << 21  # of the inputs that the thread takes at once, if no single request has more
+MOST_PADDED = 1 << 22  # elements of a joint run, whose shorter sequences are padded
+
+
+class Waiting:
+    """A request that waits. taken : a run has it."""
+
+    __slots__ = ("future", "inputs", "taken")
+
+    def __init__(self, inputs: dict[str, np.ndarray], future: asyncio.Future):
+        self.inputs, self.future, self.taken = inputs, future, False
 
 
 class WholeRuns:
@@ -34,36 +45,41 @@ class WholeRuns:
         self._joint = all(i.dims[:2] == ("batch", "time") for i in self.inputs) and all(
             o.dims[:2] == ("batch", "time") for o in self.outputs
         )
-        self._waiting: list[tuple[dict[str, np.ndarray], asyncio.Future]] = []
+        self._waiting: Shares[Waiting] = Shares()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fastrnn-whole")
         self._task: asyncio.Task | None = None
 
-    async def run(self, inputs: dict[str, np.ndarray], timeout: float | None = None) -> dict[str, np.ndarray]:
+    async def run(
+        self, inputs: dict[str, np.ndarray], timeout: float | None = None, client: str = ""
+    ) -> dict[str, np.ndarray]:
         """The outputs of whole sequences, by name. timeout: seconds in which a run must take them; None: any time.
+        client: whose request it is.
 
         Fault: the inputs are wrong, too many requests wait, or no run took this one in time.
         """
-        if len(self._waiting) >= MOST_WAITING:
-            text = f"{len(self._waiting)} requests wait for '{self.model.name}': send it again after 1 s"
-            raise Fault("RESOURCE_EXHAUSTED", "queue_full", text, retry_after=1.0)
+        has = self._waiting.waiting(client)
+        if len(self._waiting) >= MOST_WAITING and has >= MOST_WAITING // (self._waiting.clients + (not has)):
+            text = f"{len(self._waiting)} requests wait for '{self.model.name}', {has} of them of this client"
+            raise Fault("RESOURCE_EXHAUSTED", "queue_full", f"{text}: send it again after 1 s", retry_after=1.0)
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._waiting.append((inputs, future))
+        waiting = Waiting(inputs, future)
+        self._waiting.add(client, waiting, max(1, sum(v.size for v in inputs.values())))
         self.requests += 1
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._serve())
         if timeout is None:
             return await future
-        timer = loop.call_later(timeout, self._expire, future, timeout)
+        timer = loop.call_later(timeout, self._expire, waiting, timeout)
         try:
             return await future
         finally:
             timer.cancel()
 
-    def _expire(self, future: asyncio.Future, timeout: float) -> None:
-        if not future.done() and any(future is waiting for _, waiting in self._waiting):
+    def _expire(self, waiting: Waiting, timeout: float) -> None:
+        if not waiting.future.done() and not waiting.taken:
             text = f"no run took the request in {timeout:g} s: send it again later"
-            future.set_exception(Fault("DEADLINE_EXCEEDED", "timeout", text))
+            waiting.future.set_exception(Fault("DEADLINE_EXCEEDED", "timeout", text))
 
     async def close(self) -> None:
         """Finish what waits."""
@@ -72,21 +88,24 @@ class WholeRuns:
         self._worker.shutdown(wait=True)
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, late = asyncio.get_running_loop(), False
         while self._waiting:
-            if self.max_delay:
+            if self.max_delay and not late:  # those that are left have waited
                 await asyncio.sleep(self.max_delay)
-            some, self._waiting = self._waiting, []
-            live = [(inputs, future) for inputs, future in some if not future.done()]
+            live = self._waiting.some(RUN_ELEMENTS)
+            late = bool(self._waiting)
+            for waiting in live:
+                waiting.taken = True
             began = time.monotonic()  # a loop's time() is that of uvloop: whole milliseconds
             try:
-                results = await loop.run_in_executor(self._worker, self._answers, [inputs for inputs, _ in live])
+                results = await loop.run_in_executor(self._worker, self._answers, [w.inputs for w in live])
             except BaseException as error:  # of the loop itself: no caller may wait for ever
                 results = [error] * len(live)
                 if not isinstance(error, Exception):
                     raise
             self.seconds = time.monotonic() - began
-            for (_, future), result in zip(live, results, strict=True):
+            for waiting, result in zip(live, results, strict=True):
+                future = waiting.future
                 if future.done():
                     continue
                 if isinstance(result, BaseException):
@@ -109,20 +128,15 @@ class WholeRuns:
 
     def _groups(self, requests: list[dict[str, np.ndarray]]) -> list[list[int]]:
         """Which requests may share a run: those that differ in rows and steps alone, while they fit."""
-        groups: dict[Any, list[list[int]]] = {}
-        sizes: dict[Any, int] = {}
+        kinds: dict[Any, list[int]] = {}
         for i, inputs in enumerate(requests):
             leading = {v.shape[:2] for v in inputs.values()}  # NumPy would repeat one row for those of another input
             key = tuple((n, v.dtype.str, v.shape[2:], v.ndim) for n, v in sorted(inputs.items()))
-            size = sum(v.size for v in inputs.values())
-            if not self._joint or len(leading) != 1 or not all(map(all, leading)):
-                key, size = i, 0  # alone
-            if key not in groups or sizes[key] + size > MOST_ELEMENTS:
-                groups.setdefault(key, []).append([])
-                sizes[key] = 0
-            groups[key][-1].append(i)
-            sizes[key] += size
-        return [group for some in groups.values() for group in some]
+            flat = any(v.ndim < 2 for v in inputs.values())
+            if not self._joint or flat or len(leading) != 1 or not all(map(all, leading)):
+                key = i  # alone
+            kinds.setdefault(key, []).append(i)
+        return [group for some in kinds.values() for group in _fitting(requests, some)]
 
     def _alone(self, inputs: dict[str, np.ndarray]) -> Any:
         try:
@@ -156,3 +170,25 @@ class WholeRuns:
     def _named(self, y: Any) -> dict[str, np.ndarray]:
         values = y if isinstance(y, tuple) else (y,)
         return dict(zip([o.name for o in self.outputs], values, strict=True))
+
+
+def _fitting(requests: list[dict[str, np.ndarray]], some: list[int]) -> list[list[int]]:
+    """Requests of one kind in groups of similar lengths: padding a thousand short ones to a long one would fill the
+    memory."""
+    if len(some) == 1:
+        return [some]
+    sizes = {}
+    for i in some:
+        rows, steps = next(iter(requests[i].values())).shape[:2]
+        sizes[i] = steps, rows, sum(v.size for v in requests[i].values()) / max(1, rows * steps)
+    groups: list[list[int]] = []
+    padded = 0.0
+    for i in sorted(some, key=lambda i: sizes[i][0], reverse=True):
+        _, rows, width = sizes[i]
+        if groups:
+            padded += rows * sizes[groups[-1][0]][0] * width
+        if not groups or padded > MOST_PADDED:
+            groups.append([])
+            padded = sizes[i][0] * rows * width
+        groups[-1].append(i)
+    return groups
