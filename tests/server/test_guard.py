@@ -233,7 +233,7 @@ class TestOrigins:
                 "/v2/models/m/infer",
                 Origin=page,
                 Access_Control_Request_Method="POST",
-                Access_Control_Request_Headers="authorization,content-type",
+                Access_Control_Request_Headers="authorization,content-type,x-sequence-id",
             )
             assert (status, headers["access-control-allow-origin"]) == (200, page)
             status, _, headers = ask(server, "POST", "/v2/models/m/infer", body(frames[:1]), Origin=page)

@@ -7,7 +7,7 @@ import os
 import zlib
 
 import pytest
-from running import ask
+from running import Running, ask, body
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
@@ -91,6 +91,12 @@ class TestPaths:
     def test_a_sequence_id_is_no_path(self, served):
         for path in ("..%2f..%2fx", "%00", "..", "a%2fb"):
             assert ask(served, "POST", f"/v2/models/m/sequences/{path}/move")[0] in (400, 404, 409)
+
+    def test_an_id_with_a_slash_moves(self, model, frames, tmp_path):
+        with Running({"m": model}, store=str(tmp_path)) as server:
+            assert ask(server, "POST", INFER, body(frames[0], sequence_id="../a", sequence_start=True))[0] == 200
+            status, answer, _ = ask(server, "POST", "/v2/models/m/sequences/..%2fa/move")
+            assert (status, answer["steps_done"]) == (200, 1)
 
     def test_numbers_of_many_digits(self, served):
         """Python's int raises ValueError above 4,300."""

@@ -322,6 +322,7 @@ def test_a_server_with_tokens(browser, serve, vad, tmp_path):
         page = opened.page
         page.goto(opened.url)
         opened.until(lambda: opened.text("#state") == "Needs a token")
+        assert page.is_disabled("#talk-go")  # there is no model yet
         page.fill("#token input", "wrong")
         page.click("#token button")
         opened.until(lambda: opened.text("#state") == "Wrong token")

@@ -1,8 +1,8 @@
 """Real `fastrnn serve` processes with unmodified tritonclients: SIGTERM, SIGKILL, and a rolling restart of two servers
 behind nginx. Bits are a lone stream's, and no step is lost or taken twice."""
 
-import json
 import contextlib
+import json
 import os
 import shutil
 import signal

@@ -158,7 +158,7 @@ def guarded(app: Any, guard: Guard) -> Any:
         gate,
         allow_origins=sorted(guard.origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "inference-header-content-length"],
+        allow_headers=["authorization", "content-type", "inference-header-content-length", "x-sequence-id"],
         expose_headers=["inference-header-content-length", "retry-after"],
     )
 

@@ -48,7 +48,7 @@ class Endpoints:
             Route("/v2/health/ready", self.ready, methods=get),
             Route("/v2/repository/index", self.index, methods=post),
             Route("/v2/models/stats", self.stats, methods=get),
-            Route(model + "/sequences/{id}/move", self.move, methods=post),
+            Route(model + "/sequences/{id:path}/move", self.move, methods=post),  # an id may have a slash
         ]
         for base in both:
             found += [
