@@ -1,8 +1,12 @@
-"""Whole sequences without an id: requests that wait at the same time share a run, whatever their lengths."""
+"""Whole sequences without an id: requests that wait at the same time share a run, whatever their lengths.
+
+Clients send [batch, steps, features...] and get the same, whatever the order of the axes in the model's file is.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -42,9 +46,8 @@ class WholeRuns:
         self.outputs = [o for o in model.outputs if o.name not in states.values()] or list(model.outputs)
         self.runs = self.requests = 0
         self.seconds = 0.0  # of the last runs; their requests are answered before the next ones end
-        self._joint = all(i.dims[:2] == ("batch", "time") for i in self.inputs) and all(
-            o.dims[:2] == ("batch", "time") for o in self.outputs
-        )
+        self._orders = {a.name: _batch_first(a.dims) for a in (*self.inputs, *self.outputs)}
+        self._joint = all({*a.dims[:2]} == {"batch", "time"} for a in (*self.inputs, *self.outputs))
         self._waiting: Shares[Waiting] = Shares()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fastrnn-whole")
         self._task: asyncio.Task | None = None
@@ -140,7 +143,7 @@ class WholeRuns:
 
     def _alone(self, inputs: dict[str, np.ndarray]) -> Any:
         try:
-            y = self.model(**inputs)
+            y = self._run(inputs)
         except Exception as error:
             return error
         self.runs += 1
@@ -159,7 +162,7 @@ class WholeRuns:
                 at += n
             joined[name] = whole
         lengths = np.repeat([steps for _, steps in rows], [n for n, _ in rows])
-        outputs = self._named(self.model(**joined, lengths=lengths))
+        outputs = self._named(self._run(joined, lengths=lengths))
         self.runs += 1
         answers, at = [], 0
         for n, steps in rows:
@@ -167,9 +170,25 @@ class WholeRuns:
             at += n
         return answers
 
+    def _run(self, inputs: dict[str, np.ndarray], **more: Any) -> Any:
+        """A run of the model, whose axes are in the order of its file."""
+        moved = {}
+        for name, v in inputs.items():
+            order = self._orders.get(name, ())
+            moved[name] = v.transpose(np.argsort(order)) if len(order) == v.ndim else v
+        return self.model(**moved, **more)
+
     def _named(self, y: Any) -> dict[str, np.ndarray]:
         values = y if isinstance(y, tuple) else (y,)
-        return dict(zip([o.name for o in self.outputs], values, strict=True))
+        names = [o.name for o in self.outputs]
+        return {name: v.transpose(self._orders[name]) for name, v in zip(names, values, strict=True)}
+
+
+def _batch_first(dims: tuple[int | str, ...]) -> list[int]:
+    """The axes of an array of a file, in the order of a request: batch, time, features."""
+    batch = [i for i, d in enumerate(dims) if d == "batch"][:1]
+    steps = [i for i, d in enumerate(dims) if isinstance(d, str) and re.search(r"\btime\b", d)][:1]
+    return [*batch, *steps, *(i for i in range(len(dims)) if i not in (*batch, *steps))]
 
 
 def _fitting(requests: list[dict[str, np.ndarray]], some: list[int]) -> list[list[int]]:
