@@ -138,9 +138,9 @@ def chunks(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> It
     arrays = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     end = 0
     for name, array in arrays:
-        if array.dtype.newbyteorder("<") not in _NAMES:
+        code = _NAMES.get(array.dtype) or _NAMES.get(array.dtype.newbyteorder("<"))
+        if code is None:
             raise ContainerError(f"{name!r:.80} has the dtype {array.dtype}, which the format does not know")
-        code = _NAMES[array.dtype.newbyteorder("<")]
         header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
         end += array.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

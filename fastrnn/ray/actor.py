@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -14,12 +15,15 @@ import numpy as np
 
 from .engine import PoolEngine
 from .host import Host, finish
+from .shards import Job
 from .store import ObjectStore, owners_of
 from .words import Fenced
 
 logger = logging.getLogger("fastrnn")
 
-STORE_THREADS = 8
+STORE_THREADS, FOLDER_THREADS = 8, 2  # which write to an object store, and to a folder
+SWITCH_SECONDS = 0.0005  # for which a step waits, at most, until a thread that writes checkpoints lets it go on
+GROUP = 32  # shards whose states are copied together
 OWNERS_SECONDS = 0.2  # for which the owners are not read again
 
 
@@ -56,7 +60,9 @@ class ShardActor:
         self._owners: tuple[list[str], np.ndarray] | None = None
         self._owners_at = -OWNERS_SECONDS
         self._taking = threading.Lock()
-        self._writers = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="fastrnn-store")
+        sys.setswitchinterval(SWITCH_SECONDS)
+        threads = FOLDER_THREADS if self.store.fs is None else STORE_THREADS
+        self._writers = ThreadPoolExecutor(threads, thread_name_prefix="fastrnn-store")
         self._end = threading.Event()
         self._take(self._own())
         threading.Thread(target=self._keep, name="fastrnn-checkpoints", daemon=True).start()
@@ -177,14 +183,27 @@ class ShardActor:
     def _keep(self) -> None:
         """Write checkpoints and look at the store, once every `checkpoint_seconds`."""
         while not self._end.wait(self.checkpoint_seconds):
-            list(self._writers.map(self._write, list(self.host.owned)))
+            shards = list(self.host.owned)
+            list(self._writers.map(self._write_some, [shards[i : i + GROUP] for i in range(0, len(shards), GROUP)]))
+
+    def _write_some(self, shards: list[int]) -> None:
+        """Checkpoints of some shards."""
+        with self.lock:
+            jobs = self.host.capture_all(shards)
+        for shard in shards:
+            try:
+                self._write_one(shard, jobs.get(shard))
+            except Exception:  # a defect: loud, and the other shards keep their checkpoints
+                logger.exception("%s: no checkpoint of shard %d", self.name, shard)
 
     def _write(self, shard: int) -> str | None:
         """A checkpoint of a shard if anything changed, else a look; why it failed."""
-        began = time.monotonic()
         with self.lock:
             job = self.host.capture(shard)
-            own = self.host.owned.get(shard)
+        return self._write_one(shard, job)
+
+    def _write_one(self, shard: int, job: Job | None) -> str | None:
+        began, own = time.monotonic(), self.host.owned.get(shard)
         try:
             finish(self.host.write(job) if job is not None else self.host.look(shard))
         except Fenced as error:

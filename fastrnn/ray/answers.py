@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -83,16 +82,30 @@ class Answers:
                 return [a[answer.offsets[i] : answer.offsets[i + 1]] for a in answer.outputs]
         return None
 
-    def open_of(self, slots: Iterable[int]) -> list[Answered]:
-        """What a checkpoint keeps of these streams: the answers that their callers may not have."""
-        wanted = np.fromiter(slots, np.int64)
-        found = []
+    def open_of(self, groups: list[np.ndarray]) -> list[list[Answered]]:
+        """What checkpoints keep of these groups of streams: the answers that their callers may not have, with the
+        positions of their streams in the group as slots."""
+        found: list[list[Answered]] = [[] for _ in groups]
+        if not groups:
+            return found
+        slots = np.concatenate(groups)
+        order = np.argsort(slots)
+        ordered = slots[order]
+        starts = np.cumsum([0, *(len(g) for g in groups)])
         for answer in self._kept.values():
             if answer.number <= self._acked.get(answer.caller, -1):
                 continue
-            keep = np.flatnonzero(np.isin(answer.slots, wanted))
-            if len(keep):
-                found.append(answer.only(keep))
+            at = np.minimum(np.searchsorted(ordered, answer.slots), len(slots) - 1)
+            rows = np.flatnonzero(ordered[at] == answer.slots)
+            position = order[at[rows]]
+            group = np.searchsorted(starts, position, "right") - 1
+            by_group = np.argsort(group, kind="stable")
+            ends = np.searchsorted(group[by_group], np.arange(len(groups) + 1))
+            for k in np.unique(group).tolist():
+                mine = by_group[ends[k] : ends[k + 1]]
+                part = answer.only(rows[mine])
+                part.slots = position[mine] - starts[k]
+                found[k].append(part)
         return found
 
     def _let_go(self, places: np.ndarray) -> None:

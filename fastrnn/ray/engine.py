@@ -58,9 +58,13 @@ class PoolEngine:
         columns = list(zip(*rows, strict=True)) if len(self.outputs) > 1 else [rows]
         return [np.concatenate(column) for column in columns]
 
-    def capture(self, slots: np.ndarray) -> Any:
-        """The states of streams now."""
-        return pool_snapshots.of_some(self.pool, slots)
+    def capture(self, groups: list[np.ndarray]) -> list:
+        """The states of streams now, by group."""
+        taken, at, found = pool_snapshots.of_some(self.pool, np.concatenate(groups)), 0, []
+        for slots in groups:
+            found.append(taken.only(slice(at, at + len(slots))))
+            at += len(slots)
+        return found
 
     def encode(self, captured: Any) -> bytes:
         """Their bytes."""

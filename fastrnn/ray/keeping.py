@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,25 +117,32 @@ class Keeping:
     # -- checkpoints --
     def capture(self, shard: int) -> Job | None:
         """The states of a shard as they are now, to be written; None if nothing changed, or one is being written."""
-        own = self.owned.get(shard)
-        if own is None or own.writing or not (own.dirty or own.owed):
-            return None
-        slots = np.fromiter(own.streams.values(), np.int64, len(own.streams))
-        index = {s: i for i, s in enumerate(slots.tolist())}
-        answers = self.answers.open_of(slots)
-        for answer in answers:
-            answer.slots = np.array([index[s] for s in answer.slots.tolist()], np.int64)
-        gens = np.fromiter(own.gens.values(), np.int64, len(slots))
-        handed = {i: dict(self._handed[s]) for s, i in index.items() if s in self._handed} if self._handed else {}
-        places = slots & PLACE
-        arrays = gens, self._next[places], self._writer[places], self._since[places]
-        content = Checkpoint(shard, own.epoch, own.number, list(own.streams), *arrays, answers, handed, b"")
-        captured = self.engine.capture(slots) if len(slots) else None
-        job = Job(own, own.number, content, captured)
-        own.number += 1
-        self._number[shard] = own.number
-        own.dirty, own.writing = False, True
-        return job
+        return self.capture_all([shard]).get(shard)
+
+    def capture_all(self, shards: list[int]) -> dict[int, Job]:
+        """`capture` of several shards: those that are to be written."""
+        wanted = [self.owned[s] for s in shards if s in self.owned]
+        wanted = [own for own in wanted if not own.writing and (own.dirty or own.owed)]
+        groups = [np.fromiter(own.streams.values(), np.int64, len(own.streams)) for own in wanted]
+        full = [k for k, slots in enumerate(groups) if len(slots)]
+        captured = dict(zip(full, self.engine.capture([groups[k] for k in full]), strict=True)) if full else {}
+        answers = self.answers.open_of([groups[k] for k in full])
+        answered = dict(zip(full, answers, strict=True))
+        jobs = {}
+        for k, (own, slots) in enumerate(zip(wanted, groups, strict=True)):
+            gens = np.fromiter(own.gens.values(), np.int64, len(slots))
+            has = [(i, s) for i, s in enumerate(slots.tolist()) if s in self._handed] if self._handed else ()
+            places = slots & PLACE
+            arrays = gens, self._next[places], self._writer[places], self._since[places]
+            handed = {i: dict(self._handed[s]) for i, s in has}
+            content = Checkpoint(
+                own.shard, own.epoch, own.number, list(own.streams), *arrays, answered.get(k, []), handed, b""
+            )
+            jobs[own.shard] = Job(own, own.number, content, captured.get(k))
+            own.number += 1
+            self._number[own.shard] = own.number
+            own.dirty, own.writing = False, True
+        return jobs
 
     def write(self, job: Job) -> Steps:
         """Write a checkpoint. Fenced: another host has the shard; OSError: the store fails. The shard stays dirty."""
@@ -145,15 +152,16 @@ class Keeping:
             name = name_of(own.epoch, job.number)
             blob = encode(job.content)
             yield
-            yield from self._check(own, began)
-            yield
-            self.store.write(own.shard, name, blob)
+            self.store.write(own.shard, name, blob)  # of a host that was fenced, nobody reads it
             yield
             yield from self._check(own, began)
         except BaseException as error:
             own.dirty, own.writing = True, False
             if isinstance(error, OSError):
                 self.counts["checkpoint_failures"] += 1
+            if isinstance(error, Fenced):
+                with suppress(OSError):
+                    self.store.delete(own.shard, name)
             raise
         with self.lock:
             own.writing = False
@@ -196,7 +204,7 @@ class Keeping:
         return True
 
     def _check(self, own: Shard, began: float) -> Steps:
-        newest = self.store.epoch(own.shard)
+        newest = self.store.epoch(own.shard, own.epoch)
         yield
         if newest < own.epoch:
             raise OSError(f"shard {own.shard}: the store has lost the epoch {own.epoch}: it is not the store of before")

@@ -155,14 +155,21 @@ class Log:
             if not entry.alive.any():
                 self.remove(entry)
 
-    def starts(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """By row: the index of the first step kept, and of the first one without an answer; NEVER without one."""
-        start, need = np.full(rows, NEVER, np.int64), np.full(rows, NEVER, np.int64)
+    def needs(self, rows: int) -> np.ndarray:
+        """By row: the index of the first step without an answer; NEVER without one."""
+        need = np.full(rows, NEVER, np.int64)
+        for entry in self.open.values():
+            np.minimum.at(need, entry.rows[~entry.done], entry.first[~entry.done])
+        return need
+
+    def after(self, expected: np.ndarray) -> np.ndarray:
+        """By row: how many steps are kept from an index on. Entries are removed in any order, so one may be missing
+        between others. expected : by row"""
+        have = np.zeros(len(expected), np.int64)
         for entry in self.entries.values():
-            np.minimum.at(start, entry.rows[entry.alive], entry.first[entry.alive])
-            if entry.left:
-                np.minimum.at(need, entry.rows[~entry.done], entry.first[~entry.done])
-        return start, need
+            hit = entry.alive & (entry.first >= expected[entry.rows])
+            np.add.at(have, entry.rows[hit], entry.steps()[hit])
+        return have
 
     def taken(self, row: int, after: int) -> int:
         """The end of the last step of a row that was answered. after : the index of its next new step"""

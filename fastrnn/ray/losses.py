@@ -69,9 +69,7 @@ class Losses:
 
     def _settle_losses(self, rows: np.ndarray, expected: np.ndarray) -> None:
         """Tell what can't be sent again."""
-        start = self.log.starts(len(self.table.ids))[0]
-        nexts = self.table.next[rows]
-        lost = (expected[rows] < start[rows]) & (expected[rows] < nexts)
+        lost = self.log.after(expected)[rows] < self.table.next[rows] - expected[rows]
         for row in rows[lost].tolist():
             end = self.log.taken(row, int(self.table.next[row]))
             self._lose(row, range(int(expected[row]), end), int(expected[row]))

@@ -119,7 +119,7 @@ class Recovery(Losses):
         """Steps of these rows that have no answer won't get one: each stream goes on at the first of them."""
         hit = np.zeros(len(self.table.ids), np.bool_)
         hit[rows] = True
-        need = self.log.starts(len(self.table.ids))[1]
+        need = self.log.needs(len(self.table.ids))
         for entry in list(self.log.open.values()):
             own = np.flatnonzero(hit[entry.rows] & ~entry.done)
             if len(own):
@@ -214,7 +214,7 @@ class Recovery(Losses):
         await self._bury(actor, among)
         rows = self.table.of(among)
         found = await self._found(actor, RECOVER, shards, rows)
-        need = self.log.starts(len(self.table.ids))[1]
+        need = self.log.needs(len(self.table.ids))
         taken = found[0] == TAKEN
         wanted = taken & (need[rows] < NEVER)
         if wanted.any():
@@ -349,7 +349,7 @@ class Recovery(Losses):
         except (NotYet, Unreachable):
             self._break(np.unique(self.table.shard[rows]))
             return False
-        busy = self.log.starts(len(self.table.ids))[1][rows] < NEVER
+        busy = self.log.needs(len(self.table.ids))[rows] < NEVER
         for row, waits, (code, slot, index, gen, since, ended) in zip(
             rows.tolist(), busy, found.T.tolist(), strict=True
         ):

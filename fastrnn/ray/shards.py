@@ -24,8 +24,8 @@ class Engine(Protocol):
         """The outputs of one step of each stream, [n, ...], or of lengths[i] steps, [steps, ...], one after the other
         in the order of slots. After an error no state has changed."""
 
-    def capture(self, slots: np.ndarray) -> Any:
-        """The states of streams now, for `encode`."""
+    def capture(self, groups: list[np.ndarray]) -> list:
+        """The states of streams now, for each group of slots what `encode` takes."""
 
     def encode(self, captured: Any) -> bytes:
         """Bytes of captured states; called outside the host's lock."""
@@ -40,8 +40,8 @@ class Store(Protocol):
     def claim(self, shard: int) -> int:
         """Raise the shard's epoch: the new one, which no other caller gets."""
 
-    def epoch(self, shard: int) -> int:
-        """The newest epoch of a shard; 0 if none was claimed."""
+    def epoch(self, shard: int, known: int = 0) -> int:
+        """The newest epoch of a shard; 0 if none was claimed. known : an epoch of it, which it may be still."""
 
     def names(self, shard: int) -> list[str]:
         """Its checkpoints, newest last."""

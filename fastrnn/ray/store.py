@@ -88,6 +88,30 @@ class ObjectStore:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             replace_file(path, blob, private=True)
 
+    def _put(self, name: str, blob: bytes) -> None:
+        """The same without a wait for the disk: after a power failure the object may be torn."""
+        if self.fs is not None:
+            return self._write(name, blob)
+        path = f"{self.root}/{name}"
+        temporary = f"{path}.{os.urandom(6).hex()}.tmp"
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                left = memoryview(blob)
+                while len(left):
+                    left = left[os.write(handle, left) :]
+            finally:
+                os.close(handle)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
     def _create(self, name: str, blob: bytes) -> None:
         """Write an object that is not there. FileExistsError: it is."""
         path = f"{self.root}/{name}"
@@ -124,12 +148,21 @@ class ObjectStore:
             except FileExistsError:
                 epoch += 1
         for name in self._list(str(shard)):
-            if name.endswith(".epoch") and int(name[:10]) < epoch - 1:
+            late = name.endswith(".epoch") and int(name[:10]) < epoch - 1
+            if late or (".ckpt." in name and name.endswith(".tmp")):  # of a writer that was killed, or is fenced now
                 self._delete(f"{shard}/{name}")
         return epoch
 
-    def epoch(self, shard: int) -> int:
-        """The newest epoch of a shard; 0 without one."""
+    def epoch(self, shard: int, known: int = 0) -> int:
+        """The newest epoch of a shard; 0 without one.
+
+        known : an epoch of it. A folder says without a listing whether that is the newest still: the next one is not
+        there, and it is there itself, which it is not once the one after the next was claimed.
+        """
+        if known and self.fs is None:
+            folder = f"{self.root}/{shard}/"
+            if not os.path.exists(f"{folder}{known + 1:010d}.epoch") and os.path.exists(f"{folder}{known:010d}.epoch"):
+                return known
         return max((int(n[:10]) for n in self._list(str(shard)) if n.endswith(".epoch")), default=0)
 
     def names(self, shard: int) -> list[str]:
@@ -142,7 +175,7 @@ class ObjectStore:
 
     def write(self, shard: int, name: str, blob: bytes) -> None:
         """Write a checkpoint, whole or not at all."""
-        self._write(f"{shard}/{name}", blob)
+        self._put(f"{shard}/{name}", blob)
 
     def delete(self, shard: int, name: str) -> None:
         """Delete a checkpoint, if it is there."""

@@ -165,7 +165,7 @@ def chunks(snapshot: Snapshot) -> Iterator[bytes | memoryview]:
         "models": _json(snapshot.of.models),
         "name": snapshot.of.name,
         "sizes": _json(snapshot.sizes),
-        "states": _json([astuple(state) for state in snapshot.states]),
+        "states": _states_text(snapshot.states),
         "layers": _json(() if snapshot.part is not None and snapshot.part.number else snapshot.of.layers),
         "bound": _json(snapshot.bound),
     }
@@ -175,6 +175,18 @@ def chunks(snapshot: Snapshot) -> Iterator[bytes | memoryview]:
             tensors["gone"] = np.ascontiguousarray(snapshot.gone, np.int64)
     metadata["checksum"] = _checksum(metadata, tensors)
     return container.chunks(tensors, metadata)
+
+
+_last_states: tuple = ((), "[]")  # states, and their text: a server writes thousands of snapshots of the same model
+
+
+def _states_text(states: tuple[KeptState, ...]) -> str:
+    global _last_states
+    known, text = _last_states
+    if known is not states:
+        text = _json([astuple(state) for state in states])
+        _last_states = states, text
+    return text
 
 
 def _json(value) -> str:

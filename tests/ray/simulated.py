@@ -84,8 +84,8 @@ class Streams:
             at += n
         return [out]
 
-    def capture(self, slots):
-        return self.state[self._places(slots)].copy()
+    def capture(self, groups):
+        return [self.state[self._places(slots)].copy() for slots in groups]
 
     def encode(self, captured):
         return captured.tobytes()
@@ -112,7 +112,7 @@ class Memory:
         self.epochs[shard] = self.epochs.get(shard, 0) + 1
         return self.epochs[shard]
 
-    def epoch(self, shard):
+    def epoch(self, shard, known=0):
         self._access()
         return self.epochs.get(shard, 0)
 
