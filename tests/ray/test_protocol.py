@@ -131,7 +131,7 @@ async def test_steps_beyond_the_replay_buffer_are_named(loop):
 
 @simulated
 async def test_a_log_that_lacks_steps_in_its_middle_loses_them(loop):
-    """Entries are forgotten in any order, as checkpoints hold them; two torn ones bring a stream back to before them."""
+    """Entries are forgotten in any order, as checkpoints hold them. Two torn ones take a stream back before them."""
     world = World(1, loop, shards=1, actors=1, checkpoint_seconds=1e6, lease=1e9, **QUIET)
     caller = await world.caller(1)
     await caller.open([7])
