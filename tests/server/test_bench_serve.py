@@ -29,6 +29,7 @@ def test_quick_run(tmp_path):
         assert kinds <= set(row)
         for kind in kinds:
             assert row[kind]["messages"] == rows["websocket"]["fastrnn"]["messages"]
+            assert row[kind]["messages"] > 0
             assert row[kind]["cpu_us_per_step"] > 0
         assert row["fastrnn"]["reply_bytes"] == row["echo"]["reply_bytes"]
         assert f"| {row['name']} |" in done.stdout

@@ -8,17 +8,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from running import until
 
 import fastrnn
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
 from fastrnn.serving import Server
+from fastrnn.serving.server import grpc as served_grpc
 from fastrnn.serving.server.hosted import Request
+from fastrnn.serving.server.whole import WholeRuns
 
 pytestmark = pytest.mark.any_isa
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,3 +250,53 @@ def test_times_by_the_loop_of_uvloop(model, frames):
             assert ticks["tick_seconds"]["buckets"][0][1] < ticks["ticks"]  # not all in the first, as 0 is
 
     uvloop.run(main())
+
+
+def infer_input(frames):
+    grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install 'fastrnn[test]'")
+    x = grpc.InferInput("x", [1, *frames.shape], "FP32")
+    x.set_data_from_numpy(frames[None])
+    return grpc, [x]
+
+
+def test_a_call_of_grpc_that_runs_is_answered_when_the_server_stops(serve, model, frames, alone, monkeypatch):
+    """It had a second before."""
+    grpc, inputs = infer_input(frames[:5])
+    began, go, told = threading.Event(), threading.Event(), []
+    answers = WholeRuns._answers
+
+    def slow(self, requests):
+        began.set()
+        assert go.wait(60)
+        return answers(self, requests)
+
+    monkeypatch.setattr(WholeRuns, "_answers", slow)
+    monkeypatch.setattr(served_grpc, "CALL_SECONDS", 60.0)
+    with serve({"m": model}) as server, grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
+        client.async_infer("m", inputs, callback=lambda result, error: told.append((result, error)))
+        assert began.wait(30)
+        stopped = server.start(server.server.stop())
+        time.sleep(1.3)
+        go.set()
+        stopped.result(30)
+        until(lambda: told)
+    ((result, error),) = told
+    assert error is None
+    assert np.array_equal(result.as_numpy(result.get_response().outputs[0].name)[0], alone[:5])
+
+
+@pytest.mark.parametrize("kind", ["stream", "watch"])
+def test_a_stream_of_grpc_does_not_keep_a_server_that_stops(serve, model, frames, kind, monkeypatch):
+    grpc, inputs = infer_input(frames[:5])
+    monkeypatch.setattr(served_grpc, "STREAM_SECONDS", 0.1)
+    monkeypatch.setattr(served_grpc, "CALL_SECONDS", 600.0)
+    told = []
+    with serve({"m": model}) as server, grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
+        if kind == "stream":
+            client.start_stream(lambda result, error: told.append((result, error)))
+            client.async_stream_infer("m", inputs)
+        else:
+            watch = client._channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+            told.append(next(watch))
+        until(lambda: told)
+        server.start(server.server.stop()).result(30)

@@ -14,10 +14,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
+from fastrnn.serving.store import StoreError  # noqa: E402
+
 pytestmark = pytest.mark.any_isa
 NAMES = {
     "sequences", "sequence_starts", "sequence_ends", "steps", "batch_size", "queue_wait_seconds", "compute_seconds",
     "rejected", "state_bytes", "snapshot_seconds", "snapshot_bytes",
+    "snapshot_failures",
 }  # fmt: skip
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -73,7 +76,7 @@ def test_both_formats(server):
     assert set(families) == NAMES
     kinds = {name: f.type for name, f in families.items()}
     assert {k for k, v in kinds.items() if v == "histogram"} == NAMES - {
-        "sequences", "sequence_starts", "sequence_ends", "steps", "rejected", "state_bytes"
+        "sequences", "sequence_starts", "sequence_ends", "steps", "rejected", "state_bytes", "snapshot_failures"
     }  # fmt: skip
     assert {k for k, v in kinds.items() if v == "gauge"} == {"sequences", "state_bytes"}
     for family in families.values():
@@ -127,6 +130,23 @@ def test_writes_to_the_store_are_counted(serve, model, frames, tmp_path):
         found = samples(server)
     assert found[("fastrnn_snapshot_seconds_count",)] == 1
     assert len(model.stream().snapshot()) < found[("fastrnn_snapshot_bytes_sum",)] < 10_000
+    assert found[("fastrnn_snapshot_failures_total",)] == 0
+
+
+def test_writes_that_fail_are_counted(serve, model, frames, tmp_path):
+    pytest.importorskip("fsspec", reason="no fsspec: pip install 'fastrnn[serve]'")
+
+    async def fails(*_):
+        raise StoreError("the store is on fire")
+
+    with serve({"m": model}, store=str(tmp_path), checkpoint_seconds=0.01) as server, client(server) as made:
+        infer(made, frames[:5], sequence_id=1, sequence_start=True)
+        until(lambda: samples(server)[("fastrnn_snapshot_bytes_count",)] == 1)
+        server.server.engine.vault.store.write = fails
+        infer(made, frames[5:6], sequence_id=1)
+        until(lambda: samples(server)[("fastrnn_snapshot_failures_total",)] > 0)
+        assert samples(server)[("fastrnn_snapshot_bytes_count",)] == 1
+        del server.server.engine.vault.store.write
 
 
 def test_refusals_have_reasons(server, frames):

@@ -34,6 +34,7 @@ def test_steps_go_on_while_the_store_fails(run, model, frames, alone, folder):
             with pytest.raises(Fault, match=r"could not be written, and goes on here once the store works") as caught:
                 await one.engine.move("m", 1)
             assert caught.value.code == "UNAVAILABLE"
+            assert one.s.keeper.snapshot_failures
             waiting = asyncio.ensure_future(one.y(1, frames[20]))  # the store may have it as given up
             assert np.array_equal(await one.y(2, frames[1]), alone[1])
             assert not waiting.done()

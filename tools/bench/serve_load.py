@@ -127,19 +127,21 @@ class Load:
         rounds = round((plan.warm + plan.seconds) / plan.period)
         began = time.perf_counter() + 0.01
         self.measured = (began + plan.warm, began + plan.warm + plan.seconds)
+        first = rounds - max(1, round(plan.seconds / plan.period))  # whose CPU time counts, to the end
         wrong, before, after = "", None, None
         try:
             for number in range(rounds + 1):
                 messages = starts if number == 0 else ends if number == rounds else middles
-                if before is None and time.perf_counter() >= self.measured[0]:
+                if number == first:
                     before = (time.perf_counter(), cpu_seconds(plan.pids), os.times())
                 if number == rounds:
+                    self.settle()  # on a busy machine none of the steps may have run yet
                     after = (time.perf_counter(), cpu_seconds(plan.pids), os.times())
                 self.round(began + number * plan.period, messages)
             self.settle()
         except (Wrong, OSError) as error:
             wrong = f"{type(error).__name__}: {error}"
-        return self.result(wrong, before, after)
+        return self.result(wrong, before, after, rounds - first)
 
     def round(self, start: float, messages: list[bytes]) -> None:
         """A step of each unit, each when it is due."""
@@ -189,7 +191,7 @@ class Load:
             if connection.due:
                 raise Wrong(f"{len(connection.due)} requests of a connection got no reply in {WAIT:g} s")
 
-    def result(self, wrong: str, before, after) -> dict:
+    def result(self, wrong: str, before, after, counted: int) -> dict:
         """JSON-able."""
         plan, ordered = self.plan, sorted(self.latencies)
         rows = plan.rows if plan.route.startswith("many") else 1
@@ -207,7 +209,7 @@ class Load:
         }
         if before and after and not wrong:
             seconds = after[0] - before[0]
-            steps = seconds / plan.period * plan.units * rows
+            steps = counted * plan.units * rows
             found["own_cpu"] = (sum(after[2][:2]) - sum(before[2][:2])) / seconds
             found["server_cpu"] = (after[1] - before[1]) / seconds
             found["cpu_us_per_step"] = (after[1] - before[1]) / steps * 1e6

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -23,6 +25,7 @@ from .tls import Certificates
 from .watched import WatchedGrpc
 from .wire import Malformed, parser
 
+STREAM_SECONDS, CALL_SECONDS = 1.0, 5.0  # that streams and calls may go on when the server stops
 MOST_OPEN = 1024  # answers of a stream that are not read yet
 MOST_CALLS = 4096  # at once on a connection; a client's library lets further ones wait
 MOST_METADATA_BYTES = 64 << 10
@@ -77,8 +80,9 @@ class GrpcServer:
         interceptors: list[Any] = [] if engine.watch is None else [WatchedGrpc(engine.watch)]
         if guard.tokens is not None:
             interceptors.append(TokenInterceptor(guard))
+        self._watches: Counter[str] = Counter()
         self._server = grpc.aio.server(options=options, interceptors=interceptors)
-        self._server.add_generic_rpc_handlers((_handlers(engine), health.handler(engine)))
+        self._server.add_generic_rpc_handlers((_handlers(engine), health.handler(engine, self._watches)))
 
     async def start(self, host: str, port: int) -> int:
         """Listen; the port."""
@@ -94,8 +98,13 @@ class GrpcServer:
         return found
 
     async def stop(self) -> None:
-        """Finish the calls that run, for at most a second."""
-        await self._server.stop(1.0)
+        """Finish the calls that run, for at most CALL_SECONDS; or STREAM_SECONDS if a stream is open, which may go on
+        for ever."""
+        ended = asyncio.ensure_future(self._server.stop(CALL_SECONDS))
+        await asyncio.wait([ended], timeout=STREAM_SECONDS)
+        if self.engine.clients.streams or self._watches:
+            await self._server.stop(None)
+        await ended
 
 
 def _why_not(host: str, port: int) -> str:

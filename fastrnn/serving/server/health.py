@@ -25,11 +25,10 @@ LIVE = "liveness"  # the service that says whether the engine threads answer
 MOST_WATCHES, MOST_OF_ADDRESS = 1000, 100
 
 
-def handler(engine: Engine) -> grpc.GenericRpcHandler:
+def handler(engine: Engine, watches: Counter[str]) -> grpc.GenericRpcHandler:
     """Check and Watch. The services are "" and the protocol's, which serve while sequences may start, and "liveness",
-    which serves while the engine threads answer."""
+    which serves while the engine threads answer. watches: address -> how many are open; it is kept here."""
     request, response = message("HealthCheckRequest"), message("HealthCheckResponse")
-    watches: Counter[str] = Counter()  # address -> how many are open
 
     async def check(asked: Any, context: grpc.aio.ServicerContext) -> Any:
         status = _status(engine, asked.service)

@@ -54,11 +54,13 @@ class Keeper:
     Attributes
     ----------
     snapshot_seconds, snapshot_bytes : Histograms of the writes of states
+    snapshot_failures : writes of states that failed; what another server has fenced is none
     """
 
     def __init__(self, vault: Vault, sequences: Sequences, seconds: float):
         self.vault, self.sequences, self.seconds = vault, sequences, seconds
         self.snapshot_seconds, self.snapshot_bytes = seconds_histogram(), Histogram(1.0, 6, 24)
+        self.snapshot_failures = 0
         self.dirty: dict[Sequence, None] = {}  # changed since they were written; the longest first
         self.taken: dict[int | str, float] = {}  # although it was live here -> time.monotonic()
         self._wanted: dict[Sequence, asyncio.Future] = {}  # running, and to be HELD then
@@ -267,10 +269,14 @@ class Keeper:
     async def _put(self, sequence: Sequence, data: bytes, *, counts: bool = True) -> None:
         """Write a record. counts: it holds a state."""
         key, began = self.key(sequence.id), time.monotonic()
-        if sequence.epoch:
-            await self.vault.write(key, sequence.epoch, data)
-        else:
-            sequence.epoch = await self.vault.claim(key, None, data)
+        try:
+            if sequence.epoch:
+                await self.vault.write(key, sequence.epoch, data)
+            else:
+                sequence.epoch = await self.vault.claim(key, None, data)
+        except StoreError as error:
+            self.snapshot_failures += counts and not isinstance(error, Fenced)
+            raise
         if counts:
             self.snapshot_seconds.add(time.monotonic() - began)
             self.snapshot_bytes.add(len(data))

@@ -115,6 +115,8 @@ class Collector:
         for name, (key, text) in OF_TICKS.items():
             found = {model: stats[key] for model, stats in ticks.items()}
             yield _histogram(name, text, found, whole=key == "batch_size")
+        failures = "Writes of states to the store that failed."
+        yield _counter("snapshot_failures", failures, models, failed)
         for name, text in OF_STORE.items():
             yield _histogram(name, text, {h.name: written(h, name) for h in models}, whole=name == "snapshot_bytes")
 
@@ -123,6 +125,12 @@ def written(hosted: Hosted, name: str) -> dict[str, Any]:
     """A histogram of a model's writes to the store; an empty one without a store."""
     keeper = hosted.sequences.keeper
     return merged([] if keeper is None else [getattr(keeper, name).as_dict()])
+
+
+def failed(hosted: Hosted) -> int:
+    """A model's writes to the store that failed; 0 without a store."""
+    keeper = hosted.sequences.keeper
+    return 0 if keeper is None else keeper.snapshot_failures
 
 
 def state_bytes(hosted: Hosted) -> int:
