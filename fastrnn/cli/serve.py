@@ -49,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=options.whole(1, 256),
         default=1,
-        help="processes that serve, each with the sequences whose ids its hash names; 1 by default",
+        help="processes that serve; a hash of its id decides which one keeps a sequence; 1 by default",
     )
     _add_sequences(parser)
     parser.add_argument(
@@ -102,7 +102,7 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
         "--store",
         metavar="URL",
         help="where sequences outlive the server: a folder, redis://HOST:PORT/0, s3://BUCKET/FOLDER or another URL of "
-        "fsspec. A sequence that is not here goes on from it",
+        "fsspec. The server goes on with sequences that it finds there",
     )
     parser.add_argument(
         "--checkpoint-seconds",

@@ -46,7 +46,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("limits", "a client is the name of its token or certificate, or its address")
     group.add_argument(
-        "--max-message-bytes", metavar="N", type=many, default=64 << 20, help="of a request; 67,108,864 by default"
+        "--max-message-bytes",
+        metavar="N",
+        type=many,
+        default=64 << 20,
+        help="bytes of a request, decompressed; 67,108,864 by default",
     )
     group.add_argument(
         "--max-connections",
@@ -64,7 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--client-rate",
         metavar="N",
         type=options.positive,
-        help="requests of one client a second; more are refused, and wait on streams and WebSockets",
+        help="requests of one client a second; further ones are refused, or wait on streams and WebSockets",
     )
     group.add_argument(
         "--client-burst", metavar="N", type=many, help="requests that may come at once; those of a second by default"

@@ -179,3 +179,29 @@ def test_an_end_while_a_sequence_is_given_up(run, model, frames, folder):
             await refused(two, 1, frames[1], "sequence 1 was evicted, after 1 steps", "NOT_FOUND", 404)
 
     run(main())
+
+
+def test_ends_that_the_store_is_not_told_of_are_one_line(run, model, frames, folder, caplog):
+    """A line for each would let clients fill the log while the store is down."""
+
+    async def main():
+        store = Slow(folder)
+        async with Node(model, store) as one:
+            store.broken = True
+            for id in range(1, 21):
+                await one.step(id, frames[0], start=True, end=True)
+            for _ in range(3000):
+                if one.vault.unmarked == 20:
+                    break
+                await asyncio.sleep(0.01)
+            assert one.vault.unmarked == 20
+            store.broken = False
+            await one.step(99, frames[0], start=True)
+            await one.written(99, 1)
+            assert one.vault.unmarked == 0
+
+    run(main())
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2
+    assert texts[0] == "the store fails, and sequences go on without it: the store is on fire"
+    assert texts[1].endswith("; it was not told of the ends of 20 sequences")

@@ -1,9 +1,9 @@
 """Who may ask what: tokens, the names of the server, the pages of other sites, and how often a client may ask.
 
-`Guard` decides, and `Gate` asks it for HTTP and WebSocket, before any route; `grpc_gate` does for gRPC. A web page can
-reach a server on its reader's own machine, so two checks hold without tokens too: the Origin of a request must be the
-server itself or an allowed page, and a server that listens on loopback answers only to names that no stranger's DNS
-can give it.
+`Guard` decides, and `Gate` asks it for HTTP and WebSocket, before any route; `grpc_guard` asks it for gRPC. A web
+page can reach a server on its reader's own machine, so two checks hold without tokens too: the Origin of a request
+must be the server itself or an allowed page, and a server that listens on loopback answers only to names that no
+stranger's DNS can give it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .engine import Engine
 from .faults import Fault, brief, invalid
 from .guard import retry_headers
 from .limits import Clients
-from .sequence import checked_id, number_of
+from .sequence import checked_id, number_of, shown
 
 logger = logging.getLogger("fastrnn")
 LEAST_COMPRESSED = 1 << 10  # bytes of an answer; less would hardly shrink
@@ -149,7 +149,7 @@ def application(engine: Engine, more: list | None = None) -> Starlette:
         return JSONResponse({"error": text}, error.status_code, error.headers)
 
     async def failed(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        logger.error("%s %s failed", request.method, shown(request.url.path), exc_info=error)
         return JSONResponse({"error": "the request failed, and the server's log says why"}, 500)
 
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {

@@ -105,8 +105,8 @@ class Server:
         """Listen. It returns when requests are answered."""
         if not self._closed_to_strangers():
             logger.warning(
-                "the server listens on %s without tokens or client certificates: whoever reaches it may use it, and go "
-                "on with sequences whose ids they guess. Give it --token-file FILE or --tls-client-ca FILE",
+                "the server listens on %s without tokens or client certificates: anyone who can reach it can use it, "
+                "and go on with sequences whose ids they guess. Give it --token-file FILE or --tls-client-ca FILE",
                 self.host,
             )
         for hosted in self.engine if self.engine.peers is None or self.engine.peers.index == 0 else ():

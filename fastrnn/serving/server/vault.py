@@ -31,6 +31,7 @@ class Vault:
     holder : the name under which this server holds sequences
     snapshots, failures, restored : writes of states, calls of the store that failed, and states that were read, so far
     failing_since : time.time() of the first failure after the last success; None: the store works
+    unmarked : ends of sequences that the store was not told of since then
     error : the text of the last failure
     thread : serialises states
     neighbours : the other servers on the store
@@ -39,7 +40,7 @@ class Vault:
     def __init__(self, store: Store, keep_seconds: float):
         self.store, self.keep_seconds = store, keep_seconds
         self.holder = secrets.token_hex(16)
-        self.snapshots = self.failures = self.restored = 0
+        self.snapshots = self.failures = self.restored = self.unmarked = 0
         self.failing_since: float | None = None
         self.error = ""
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="fastrnn-snapshot")
@@ -105,8 +106,10 @@ class Vault:
 
     def _works(self) -> None:
         if self.failing_since is not None:
-            logger.warning("the store works again, after %.1f s", time.time() - self.failing_since)
-            self.failing_since = None
+            ago, ends = time.time() - self.failing_since, self.unmarked
+            more = f"; it was not told of the ends of {ends} sequences" if ends else ""
+            logger.warning("the store works again, after %.1f s%s", ago, more)
+            self.failing_since, self.unmarked = None, 0
 
     def _fails(self, text: str) -> None:
         self.failures += 1
