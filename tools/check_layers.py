@@ -67,7 +67,7 @@ FOREIGN = {
     "fsspec": ("ray.store", "serving.store"),
     "google": ("serving.server",),
     "graphviz": ("insight.report",),
-    "grpc": ("serving.server",),
+    "grpc": ("ray.deployment", "serving.server"),
     "h5py": ("importers",),
     "httptools": ("serving.server",),
     "matplotlib": ("insight.report",),

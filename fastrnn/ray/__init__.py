@@ -17,16 +17,27 @@ actor.py        what Ray runs: a host, its threads and its clock
 transport.py    calls to actors
 placement.py    which shard belongs where
 cluster.py      StreamCluster; inputs.py: what its steps take
+each.py         steps that succeed or fail one by one
+gateway.py      sequences of the Open Inference Protocol as streams of a cluster
+deployment.py   `ingress`: the protocol in Ray Serve
 scoring.py      `score`: bulk scoring of datasets and files
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_LAZY = {"StepsLost": "words", "StreamCluster": "cluster", "fence": "store", "score": "scoring"}
+_LAZY = {
+    "StepsLost": "words",
+    "StreamCluster": "cluster",
+    "add_GRPCInferenceServiceServicer_to_server": "deployment",
+    "fence": "store",
+    "ingress": "deployment",
+    "score": "scoring",
+}
 
 if TYPE_CHECKING:
     from .cluster import StreamCluster
+    from .deployment import add_GRPCInferenceServiceServicer_to_server, ingress
     from .scoring import score
     from .store import fence
     from .words import StepsLost
@@ -40,4 +51,11 @@ else:
         return value
 
 
-__all__ = ["StepsLost", "StreamCluster", "fence", "score"]
+__all__ = [
+    "StepsLost",
+    "StreamCluster",
+    "add_GRPCInferenceServiceServicer_to_server",
+    "fence",
+    "ingress",
+    "score",
+]

@@ -24,6 +24,7 @@ from .words import ADOPT, EXISTS, FOUND, NEVER, OPEN, WAITING, StepsLost, Unreac
 REPLAY_STEPS = 10_000  # of a stream that are kept at most, if nothing else was asked for
 REPLAY_BYTES = 1 << 30
 MOST_PLANS = 32
+MOST_TURNS = 5  # in which another caller takes a stream before it can answer again
 
 
 class Caller(Recovery):
@@ -103,7 +104,7 @@ class Caller(Recovery):
         elif self._losses:
             for row in rows.tolist():
                 self._losses.pop(row, None)
-        entries = [self._enter(group, arrays, lengths, index is not None) for group in groups]
+        entries = [self.enter(group, arrays, lengths, index is not None) for group in groups]
         try:
             if len(entries) == 1:
                 await entries[0].future
@@ -113,7 +114,7 @@ class Caller(Recovery):
             raise  # the steps are taken all the same
         return self._outputs(len(rows), groups, entries, lengths)
 
-    def _enter(self, group: Group, arrays: list[np.ndarray], lengths: np.ndarray | None, explicit: bool) -> Entry:
+    def enter(self, group: Group, arrays: list[np.ndarray], lengths: np.ndarray | None, explicit: bool) -> Entry:
         """Note the steps of a group, and send them unless its shards are being mended."""
         part = lengths if lengths is None or group.index is None else lengths[group.index]
         if group.index is None:
@@ -138,8 +139,8 @@ class Caller(Recovery):
         for entry in entries:
             lost.update(entry.lost)
         for entry in entries:
-            if entry.error is not None:
-                raise entry.error
+            for error in entry.failed.values():
+                raise error
         if len(entries) == 1 and groups[0].index is None:
             outputs = [np.array(a) for a in entries[0].outputs or ()]
         else:
@@ -160,16 +161,15 @@ class Caller(Recovery):
         steps = np.ones(len(rows), np.int64) if lengths is None else lengths
         wrong = np.flatnonzero(index + steps != self.table.next[rows])
         if len(wrong):
-            await self._sync(rows)
-            wrong = np.flatnonzero(index + steps != self.table.next[rows])
-            if not (index != self.table.next[rows]).any():
+            if await self._anew(rows, index):
                 return await self.step(ids, arrays, lengths, index)
+            wrong = np.flatnonzero(index + steps != self.table.next[rows])
         if len(wrong):
             self._tell_losses(rows)
             i = int(wrong[0])
             want = int(self.table.next[rows[i]])
             raise StreamError(f"stream {ids[i]!r:.80} expects step_index {want}, got {int(index[i])}")
-        reply, parts = None, []
+        reply, parts, turns = None, [], 0
         while True:
             await self._settled(np.unique(self.table.shard[rows]))
             rows, groups = await self._plan(ids)
@@ -191,6 +191,11 @@ class Caller(Recovery):
                     )
                 except Unreachable:
                     reply = ("refused", {})
+                if reply[0] == "rows" and (reply[2] < 0).any() and turns < MOST_TURNS:
+                    if await self._anew(rows, index):  # another caller has taken a stream since
+                        return await self.step(ids, arrays, lengths, index)
+                    turns, failed = turns + 1, True
+                    break
                 if reply[0] in ("rows", "failed"):
                     text = f"stream {ids[0]!r:.80}: the answer to these steps is not kept any more"
                     raise StreamError(f"{text}: steps_done says how many were taken")
@@ -215,6 +220,11 @@ class Caller(Recovery):
         if gone:
             raise StepsLost({self.table.ids[row]: self._losses[row] for row in gone})
 
+    async def _anew(self, rows: np.ndarray, index: np.ndarray) -> bool:
+        """Ask what other callers did: whether these steps are the next ones after all, or a stream began again."""
+        await self._sync(rows)
+        return not (self.table.live[rows].all() and (index != self.table.next[rows]).any())
+
     async def _plan(self, ids: Any) -> tuple[np.ndarray, list[Group]]:
         """(rows of the ids, their groups by actor); streams that other callers opened become this one's."""
         key = (ids.dtype.str, ids.tobytes()) if isinstance(ids, np.ndarray) else tuple(ids)
@@ -223,30 +233,26 @@ class Caller(Recovery):
         if found is not None and found[0] == version and not self._queued:
             return found[1], found[2]
         names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        if self._queued or any(id not in self.table.rows for id in names):
-            self._queued += 1  # calls that come later wait too: each stream takes its steps in the order of the calls
-            try:
-                async with self._adopting:
-                    missing = [id for id in names if id not in self.table.rows]
-                    if missing:
-                        await self._adopt(missing)
-            finally:
-                self._queued -= 1
+        await self._adopt(names)
         rows = np.array([self.table.rows[id] for id in names], np.int64)
         if len(set(names)) < len(names):
             raise StateError("an id is there twice: a call takes one step, or one chunk, of each stream")
-        shards = self.table.shard[rows]
-        of = self.owner[shards]
+        groups = self.groups_of(rows)
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+        self._plans[key] = (self.table.version, self._version), rows, groups
+        return rows, groups
+
+    def groups_of(self, rows: np.ndarray) -> list[Group]:
+        """Rows by the actors that have them."""
+        of = self.owner[self.table.shard[rows]]
         actors = np.unique(of)
         groups = []
         for actor in actors.tolist():
             index = None if len(actors) == 1 else np.flatnonzero(of == actor)
             own = rows if index is None else rows[index]
             groups.append(Group(self.actors[actor], index, own, np.unique(self.table.shard[own])))
-        if len(self._plans) >= MOST_PLANS:
-            self._plans.clear()
-        self._plans[key] = (self.table.version, self._version), rows, groups
-        return rows, groups
+        return groups
 
     # -- streams --
     async def open(self, ids: Sequence) -> None:
@@ -277,17 +283,31 @@ class Caller(Recovery):
         return {id: gen for _, id, gen, _ in self._tombs if there.get(id, NEVER) <= gen} if there else {}
 
     async def _adopt(self, ids: list) -> None:
-        found = await self._attach(ADOPT, ids, np.zeros(len(ids), np.int64))
-        missing = [id for id, (code, *_) in found.items() if code != FOUND]
-        self._note({id: f for id, f in found.items() if f[0] == FOUND})
-        if missing:
-            raise StateError(f"stream {missing[0]!r:.80} is not open: open it first")
+        for id in await self.find(ids):
+            raise StateError(f"stream {id!r:.80} is not open: open it first")
+
+    async def find(self, ids: list) -> dict[Any, int]:
+        """Streams that other callers opened become this one's: id -> UNKNOWN or CLOSED, of those that are not open."""
+        gone: dict[Any, int] = {}
+        if self._queued or any(id not in self.table.rows for id in ids):
+            self._queued += 1  # calls that come later wait too: each stream takes its steps in the order of the calls
+            try:
+                async with self._adopting:
+                    missing = [id for id in ids if id not in self.table.rows]
+                    if missing:
+                        found = await self._attach(ADOPT, missing, np.zeros(len(missing), np.int64))
+                        gone = {id: code for id, (code, *_) in found.items() if code != FOUND}
+                        self._note({id: f for id, f in found.items() if f[0] == FOUND})
+            finally:
+                self._queued -= 1
+        return gone
 
     def _note(self, found: dict[Any, tuple]) -> None:
         ids = [id for id in found if id not in self.table.rows]
         if ids:
             columns = np.array([found[id] for id in ids], np.int64).T
             self.table.add(ids, columns[[6, 1, 2, 3, 4]])
+            self._gens = max(self._gens, int(columns[3].max()))  # clocks of callers differ
 
     async def _attach(self, mode: int, ids: list, gens: np.ndarray) -> dict[Any, tuple]:
         """id -> (a row of `Host.attach`, shard), whatever it takes to reach the shards."""
@@ -351,9 +371,7 @@ class Caller(Recovery):
     async def close(self, ids: Sequence) -> None:
         """End streams, after the steps that are under way."""
         ids = list(ids)
-        missing = [id for id in ids if id not in self.table.rows]
-        if missing:
-            await self._adopt(missing)
+        await self._adopt(ids)
         rows = np.array([self.table.rows[id] for id in ids], np.int64)
         mine = np.zeros(len(self.table.ids), np.bool_)
         mine[rows] = True

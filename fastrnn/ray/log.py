@@ -20,13 +20,14 @@ class Entry:
     shards : int64 [k], unique; labels : int64 [k], the checkpoint that holds these steps
     done, alive : bool [n]: answered; still to be replayed after a loss
     lost : row -> the range of its steps that are gone
+    failed : position -> why its steps were not taken
     flying : bool [n], an attempt is under way. attempt : answers to earlier ones are ignored
     explicit : the step indexes are its callers'
     ambiguous : an attempt may have been executed although its answer never came
     """
 
     __slots__ = (
-        "alive", "ambiguous", "arrays", "attempt", "done", "error", "explicit", "first", "flying",
+        "alive", "ambiguous", "arrays", "attempt", "done", "explicit", "failed", "first", "flying",
         "future", "labels", "left", "lengths", "lost", "nbytes", "number", "offsets", "outputs", "rows", "shards",
     )  # fmt: skip
 
@@ -35,7 +36,7 @@ class Entry:
         self.number, self.rows, self.first, self.lengths, self.arrays = number, rows, first, lengths, arrays
         self.shards, self.labels = shards, np.full(len(shards), NEVER, np.int64)
         self.done, self.flying, self.alive = np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.ones(n, np.bool_)
-        self.left, self.lost, self.error = n, {}, None  # type: int, dict[int, range], Exception | None
+        self.left, self.lost, self.failed = n, {}, {}  # type: int, dict[int, range], dict[int, Exception]
         self.outputs: list[np.ndarray] | None = None
         self.attempt, self.ambiguous = 0, False
         self.future, self.explicit = future, False

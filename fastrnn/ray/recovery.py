@@ -124,7 +124,7 @@ class Recovery(Losses):
             own = np.flatnonzero(hit[entry.rows] & ~entry.done)
             if len(own):
                 self.log.drop(entry, own)
-                entry.error = error
+                entry.failed.update(dict.fromkeys(own.tolist(), error))
                 if not entry.left:
                     self.log.settle(entry)
         known = rows[need[rows] < NEVER]
@@ -332,6 +332,11 @@ class Recovery(Losses):
                 whole = None if len(own) == len(entry.rows) else own
                 self._send(entry, whole, self.actors[actor], np.unique(of[own]))
 
+    async def sync(self, ids: list) -> None:
+        """Ask which step these streams expect, whoever stepped them last; those that are closed are forgotten. No step
+        of them may be under way."""
+        await self._sync(np.array([self.table.rows[id] for id in ids], np.int64))
+
     async def _sync(self, rows: np.ndarray) -> None:
         """Ask the shards which step these streams expect; they are this caller's from now on."""
         of, left = self.table.shard[rows], np.arange(len(rows))
@@ -353,13 +358,13 @@ class Recovery(Losses):
         for row, waits, (code, slot, index, gen, since, ended) in zip(
             rows.tolist(), busy, found.T.tolist(), strict=True
         ):
-            if code == FOUND and not waits:
-                self.table.slot[row], self.table.gen[row] = slot, gen
+            if code != FOUND or gen != self.table.gen[row]:  # it was closed, and may be another stream by now
+                self._remove(row)
+            elif not waits:
+                self.table.slot[row] = slot
                 if since != self.table.since[row] or index > self.table.next[row]:
                     self._returned(row, index, since, ended)
                 self.table.version += 1
-            elif code != FOUND:
-                self._remove(row)
         return True
 
     async def _beat(self) -> None:

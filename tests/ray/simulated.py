@@ -140,7 +140,7 @@ class Process:
 
     def __init__(self, world, name):
         self.world, self.name, self.alive, self.reachable = world, name, True, True
-        self.host = Host(world.shards, Streams(), world.store, world.loop.time, world.lease)
+        self.host = Host(world.shards, world.engine(), world.store, world.loop.time, world.lease)
         self.taking, self.writing = set(), set()
         self.task = world.loop.create_task(self._checkpoints())
 
@@ -216,17 +216,17 @@ class World:
     """Actors, their store, the network between them and callers, and the moments at which they fail.
 
     rng : random.Random. loss, duplicates : probabilities of a message. delay : seconds at most; messages overtake each
-    other if `reorders`.
+    other if `reorders`. engine : makes the streams of a process.
     """
 
     def __init__(
         self, seed, loop, shards=8, actors=3, loss=0.02, duplicates=0.02, delay=0.01, reorders=True, store_fails=0.0,
-        checkpoint_seconds=1.0, lease=3.0, store_seconds=0.01, replay_steps=10_000,
+        checkpoint_seconds=1.0, lease=3.0, store_seconds=0.01, replay_steps=10_000, engine=Streams,
     ):  # fmt: skip
         self.rng, self.loop, self.shards, self.seed = random.Random(seed), loop, shards, seed
         self.loss, self.duplicates, self.delay, self.reorders = loss, duplicates, delay, reorders
         self.checkpoint_seconds, self.lease, self.store_seconds = checkpoint_seconds, lease, store_seconds
-        self.store_fails, self.replay_steps = store_fails, replay_steps
+        self.store_fails, self.replay_steps, self.engine = store_fails, replay_steps, engine
         self.store = Memory(lambda: self.rng.random() < self.store_fails)
         self.actors = [f"a-{k}" for k in range(actors)]
         self.owner = np.arange(shards) % actors
@@ -283,7 +283,7 @@ class World:
         return list(self.actors), self.owner.copy()
 
     def now(self):
-        self.gens += 1
+        self.gens += 1000  # nanoseconds: no caller opens more streams than pass
         return self.gens
 
     # -- what happens to it --

@@ -21,6 +21,23 @@ def draining(id: int | str) -> Fault:
     return Fault("UNAVAILABLE", "draining", text, retry_after=BUSY_SECONDS)
 
 
+def queue_full(id: int | str, most: int) -> Fault:
+    """A sequence has as many requests waiting as it may."""
+    text = f"sequence {shown(id)} has {most} requests waiting: send it again after {BUSY_SECONDS:g} s"
+    return Fault("RESOURCE_EXHAUSTED", "queue_full", text, retry_after=BUSY_SECONDS)
+
+
+def live_already(id: int | str) -> Fault:
+    """START of a live sequence, if sequences are strict."""
+    return Fault("ALREADY_EXISTS", "strict", f"sequence {shown(id)} is live already: end it first, or start another id")
+
+
+def late(timeout: float) -> Fault:
+    """No tick took a request in its time."""
+    text = f"no tick took the request in {timeout:g} s: its state is unchanged, so it can be sent again"
+    return Fault("DEADLINE_EXCEEDED", "timeout", text)
+
+
 def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
     """The live sequence that a row goes on with; None: it starts one."""
     id = call.ids[i]
@@ -29,8 +46,7 @@ def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
         if sequences.draining:
             raise draining(id)
         if sequence is not None and sequences.options.strict_sequences:
-            text = f"sequence {shown(id)} is live already: end it first, or start another id"
-            raise Fault("ALREADY_EXISTS", "strict", text)
+            raise live_already(id)
         if call.indexes is not None and call.indexes[i] != 0:
             raise wrong_index(id, 0, call.indexes[i])
         return None
@@ -48,8 +64,7 @@ def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
         )
     most = sequences.options.queue_size
     if len(sequence.waiting) >= most:
-        text = f"sequence {shown(id)} has {most} requests waiting: send it again after {BUSY_SECONDS:g} s"
-        raise Fault("RESOURCE_EXHAUSTED", "queue_full", text, retry_after=BUSY_SECONDS)
+        raise queue_full(id, most)
     return sequence
 
 

@@ -69,10 +69,7 @@ class Ended:
 
     def fault(self, id: int | str) -> Fault:
         """What a request without START is told: Triton's sentence, and the reason."""
-        sentence = (
-            f"inference request for sequence {shown(id)} to model '{self.model}' must specify the START flag on the "
-            "first request of the sequence"
-        )
+        sentence = must_start(id, self.model)
         if id not in self._ends:
             why = f"this server started at {self.since} and has not seen this sequence since"
             return Fault("INVALID_ARGUMENT", "unknown_sequence", f"{sentence}; {why}")
@@ -87,3 +84,11 @@ class Ended:
 def _bytes(sequence: Sequence) -> int:
     """Of its last answer."""
     return 0 if sequence.last is None else sum(v.nbytes for v in sequence.last[2])
+
+
+def must_start(id: int | str, model: str) -> str:
+    """Triton's sentence, by which its clients know that a sequence is not live."""
+    return (
+        f"inference request for sequence {shown(id)} to model '{model}' must specify the START flag on the first "
+        "request of the sequence"
+    )

@@ -37,6 +37,7 @@ class Engine:
     models : name -> version -> Model
     options : Options
     limits : Limits
+    host : makes a Hosted of (name, versions, options)
 
     Attributes
     ----------
@@ -46,10 +47,16 @@ class Engine:
     since : when it was made
     """
 
-    def __init__(self, models: dict[str, dict[int, Any]], options: Options, limits: Limits):
+    def __init__(
+        self,
+        models: dict[str, dict[int, Any]],
+        options: Options,
+        limits: Limits,
+        host: Callable[[str, dict[int, Any], Options], Hosted] = Hosted,
+    ):
         self.options, self.limits = options, limits
         self.clients = Clients(limits)
-        self._hosted = {name: Hosted(name, versions, options) for name, versions in models.items()}
+        self._hosted = {name: host(name, versions, options) for name, versions in models.items()}
         self.rejected: dict[str, Counter[str]] = {name: Counter() for name in models}
         self.recent: deque[tuple[float, str, str, str]] = deque(maxlen=RECENT)
         self.watch: Watch | None = None
@@ -244,7 +251,7 @@ def _version() -> str:
 def _statistics(hosted: Hosted, version: int) -> dict[str, Any]:
     whole = hosted.whole[version]
     lane = hosted.sequences.lanes.get(version)
-    ticks, steps, times = (0, 0, {}) if lane is None else _ticks(lane.batcher.stats())
+    ticks, steps, times = (0, 0, {}) if lane is None else _ticks(lane.stats())
     return {
         "name": hosted.name,
         "version": str(version),

@@ -82,7 +82,8 @@ class GrpcServer:
             interceptors.append(TokenInterceptor(guard))
         self._watches: Counter[str] = Counter()
         self._server = grpc.aio.server(options=options, interceptors=interceptors)
-        self._server.add_generic_rpc_handlers((_handlers(engine), health.handler(engine, self._watches)))
+        service = grpc.method_handlers_generic_handler(SERVICE, methods_of(engine))
+        self._server.add_generic_rpc_handlers((service, health.handler(engine, self._watches)))
 
     async def start(self, host: str, port: int) -> int:
         """Listen; the port."""
@@ -117,8 +118,8 @@ def _why_not(host: str, port: int) -> str:
     return ""
 
 
-def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
-    """The methods of the service."""
+def methods_of(engine: Engine) -> dict[str, grpc.RpcMethodHandler]:
+    """The methods of the service, by name."""
     calls: dict[str, Callable[[Any], Any]] = {
         "ServerLive": lambda r: {"live": engine.live()},
         "ServerReady": lambda r: {"ready": engine.ready()},
@@ -139,7 +140,7 @@ def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
         request_deserializer=parser("ModelInferRequest"),
         response_serializer=_serialized,
     )
-    return grpc.method_handlers_generic_handler(SERVICE, methods)
+    return methods
 
 
 def _index(engine: Engine, ready: bool) -> list[dict[str, str]]:

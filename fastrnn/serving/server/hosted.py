@@ -84,10 +84,14 @@ class Hosted:
         self.whole = {v: WholeRuns(m, options.max_delay) for v, m in models.items()}
         reasons = {v: _no_sequences(name, m) for v, m in models.items()}
         self.stateless = {v: why for v, why in reasons.items() if why}  # versions without sequences, and why
-        rows = options.tick_rows
-        lanes = {v: Lane(m, v, options.max_delay, rows) for v, m in models.items() if v not in self.stateless}
-        self.sequences = Sequences(name, lanes, options)
+        self.sequences = self._sequences()
         self.outputs = {v: [o[0] for o in self._tensors(v)[1]] for v in models}  # version -> names
+
+    def _sequences(self) -> Any:
+        """What runs the requests of sequences."""
+        models = {v: m for v, m in self.models.items() if v not in self.stateless}
+        lanes = {v: Lane(m, v, self.options.max_delay, self.options.tick_rows) for v, m in models.items()}
+        return Sequences(self.name, lanes, self.options)
 
     @property
     def latest(self) -> int:

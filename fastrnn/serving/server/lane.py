@@ -1,4 +1,4 @@
-"""One version of a model: the pool of its live sequences, and the batcher whose thread steps them."""
+"""One version of a model: what its steps take, the pool of its live sequences, and the batcher that steps them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ from .shares import Ticks
 FIRST = 64  # slots of a pool at first; it doubles when they are taken
 
 
-class Lane:
-    """The engine of one version.
+class Steps:
+    """What a step of one version takes and gives, whatever runs it.
 
     Parameters
     ----------
     model : Model
     version : int
-    max_delay : seconds that a step may wait for others
-    rows : of a tick, shared by the clients; None: by the threads of the model
+    slots : of its pool
     """
 
-    def __init__(self, model: Any, version: int, max_delay: float, rows: int | None = None):
+    def __init__(self, model: Any, version: int, slots: int = 1):
         self.model, self.version = model, version
-        self.pool = model.pool(FIRST)
-        self.batcher = Ticks(self.pool, max_delay, rows, model.threads)
+        self.pool = model.pool(slots)
         self.inputs = self.pool._parts.inputs
         self.outputs = self.pool._parts.outputs
         # Whether each step of each row gives one step of each output; other models answer in chunks, one by one.
@@ -40,39 +38,6 @@ class Lane:
         plain = all(isinstance(n, int) for n in features) and self.inputs[0].dtype == "float32"
         self.plain = (1, *features) if plain else None  # the shape of a step of a model with one float32 input
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The fingerprints of the model: one that it shares with another makes them the same."""
-        return self.pool._core.identity.models
-
-    # -- what runs on the engine's thread, between ticks --
-    async def call(self, function: Callable, *args: Any) -> Any:
-        """The result of a function of the pool."""
-        return await asyncio.get_running_loop().run_in_executor(self.batcher._worker, function, *args)
-
-    def opened(self, number: int) -> list[int]:
-        """Slots of new streams, in their initial state: all, or none if there is an error."""
-        found: list[int] = []
-        try:
-            for _ in range(number):
-                self._make_room()
-                found.append(self.pool.open())
-        except BaseException:
-            for slot in found:
-                self.pool.close(slot)
-            raise
-        return found
-
-    def restored(self, snapshot: bytes) -> int:
-        """A slot of a stream that goes on."""
-        self._make_room()
-        return self.pool.restore(snapshot)
-
-    def _make_room(self) -> None:
-        if len(self.pool) == self.pool.capacity:
-            self.pool.grow(2 * self.pool.capacity)
-
-    # -- what ticks run --
     def steps_of(self, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
         """(the inputs of a request, checked, in memory that stays, without their batch axis; their steps). An input is
         [1, F...] for one step or [1, T, F...] for a chunk."""
@@ -114,6 +79,55 @@ class Lane:
         except FastRNNError as error:
             raise invalid(str(error)) from None
 
+
+class Lane(Steps):
+    """The engine of one version in this process.
+
+    Parameters
+    ----------
+    model : Model
+    version : int
+    max_delay : seconds that a step may wait for others
+    rows : of a tick, shared by the clients; None: by the threads of the model
+    """
+
+    def __init__(self, model: Any, version: int, max_delay: float, rows: int | None = None):
+        super().__init__(model, version, FIRST)
+        self.batcher = Ticks(self.pool, max_delay, rows, model.threads)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fingerprints of the model: one that it shares with another makes them the same."""
+        return self.pool._core.identity.models
+
+    # -- what runs on the engine's thread, between ticks --
+    async def call(self, function: Callable, *args: Any) -> Any:
+        """The result of a function of the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self.batcher._worker, function, *args)
+
+    def opened(self, number: int) -> list[int]:
+        """Slots of new streams, in their initial state: all, or none if there is an error."""
+        found: list[int] = []
+        try:
+            for _ in range(number):
+                self._make_room()
+                found.append(self.pool.open())
+        except BaseException:
+            for slot in found:
+                self.pool.close(slot)
+            raise
+        return found
+
+    def restored(self, snapshot: bytes) -> int:
+        """A slot of a stream that goes on."""
+        self._make_room()
+        return self.pool.restore(snapshot)
+
+    def _make_room(self) -> None:
+        if len(self.pool) == self.pool.capacity:
+            self.pool.grow(2 * self.pool.capacity)
+
+    # -- what ticks run --
     def submit(self, slots: list[int], future: Any, arrays: list[np.ndarray], steps: int, *, many: bool) -> Request:
         """Give the batcher checked inputs. future: gets the result; steps: of a chunk; 0 for one step."""
         request: Request
@@ -131,6 +145,10 @@ class Lane:
         request = Close(slot, asyncio.get_running_loop().create_future(), snapshot)
         self.batcher._submit(request)
         return request.future
+
+    def stats(self) -> dict[str, Any]:
+        """What `Batcher.stats` says."""
+        return self.batcher.stats()
 
     @property
     def tick_seconds(self) -> float:

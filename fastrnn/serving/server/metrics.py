@@ -140,7 +140,7 @@ def state_bytes(hosted: Hosted) -> int:
 
 def ticks_of(hosted: Hosted) -> dict[str, dict[str, Any]]:
     """The histograms of a model's ticks, all versions together."""
-    found = [lane.batcher.stats() for lane in hosted.sequences.lanes.values()]
+    found = [lane.stats() for lane in hosted.sequences.lanes.values()]
     return {key: merged([stats[key] for stats in found]) for key, _ in OF_TICKS.values()}
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ...errors import FastRNNError
-from .admission import BUSY_SECONDS, draining, found, lane_of, repeated, room_for, would_run
+from .admission import BUSY_SECONDS, draining, found, lane_of, late, repeated, room_for, would_run
 from .ended import Ended
 from .evictions import pass_on, tell_of
 from .faults import Fault, failure
@@ -381,9 +381,8 @@ class Sequences:
     def _expire(self, work: Work) -> None:
         if work.settled or work.taken:
             return
-        text = f"no tick took the request in {work.call.timeout:g} s: its state is unchanged, so it can be sent again"
         self.rejected["timeout"] += 1
-        work.settle(Fault("DEADLINE_EXCEEDED", "timeout", text))
+        work.settle(late(work.call.timeout))
         self.withdraw(work)
 
     # -- ends --

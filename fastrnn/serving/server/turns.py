@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from .faults import Fault, brief, invalid
-from .lane import Lane
+from .lane import Lane, Steps
 from .sequence import Answer, Call, Sequence, Work, shown
 
 SLOT, STEPS, LANE = attrgetter("slot"), attrgetter("steps"), attrgetter("lane")
 RUNNING, WAITING, ENDING = attrgetter("running"), attrgetter("waiting"), attrgetter("ending")
 
 
-def checked_inputs(lane: Lane, call: Call) -> tuple[list[np.ndarray], int]:
+def checked_inputs(lane: Steps, call: Call) -> tuple[list[np.ndarray], int]:
     """(the inputs in the model's order, checked; the steps of a chunk, or 0)."""
     if call.checked is not None and call.checked[0] is lane:
         return call.checked[1:]
@@ -55,7 +55,7 @@ def answer_again(work: Work) -> Answer | None:
         outputs = [s.last[2] for s in work.rows if s.last is not None]
         whole = [np.stack(parts) for parts in zip(*outputs, strict=True)] if work.call.many else outputs[0]
         done = tuple(index + steps for index in indexes)
-        return Answer(named(work, whole), indexes, done, work.rows[0].lane.version)
+        return Answer(named(work.rows[0].lane, work.call.many, whole), indexes, done, work.rows[0].lane.version)
     return None
 
 
@@ -99,8 +99,8 @@ def answer_of(work: Work, result: Any) -> Answer:
         for i, sequence in enumerate(work.rows):
             own = [v[i].copy() for v in outputs] if work.call.many else outputs
             sequence.last = first[i], work.steps, own
-    lane = work.rows[0].lane
-    return Answer(named(work, outputs), first, tuple(map(STEPS, work.rows)), lane.version, lane.tick_seconds)
+    lane, done = work.rows[0].lane, tuple(map(STEPS, work.rows))
+    return Answer(named(lane, work.call.many, outputs), first, done, lane.version, lane.tick_seconds)
 
 
 def going_on(rows: list[Any]) -> Lane | None:
@@ -115,11 +115,9 @@ def going_on(rows: list[Any]) -> Lane | None:
     return lanes.pop()
 
 
-def named(work: Work, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
+def named(lane: Steps, many: bool, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs by name, with the batch axis of the inputs."""
-    arguments = work.rows[0].lane.outputs
-    many = work.call.many
     if len(outputs) == 1:
-        (argument,), (v,) = arguments, outputs
+        (argument,), (v,) = lane.outputs, outputs
         return {argument.name: v if many or not argument.batched else v[None]}
-    return {a.name: v if many or not a.batched else v[None] for a, v in zip(arguments, outputs, strict=True)}
+    return {a.name: v if many or not a.batched else v[None] for a, v in zip(lane.outputs, outputs, strict=True)}
