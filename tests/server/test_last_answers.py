@@ -1,5 +1,7 @@
 """The request that ends a sequence, sent again because its answer did not arrive."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,27 @@ def test_many_of_which_some_have_ended(run, model, frames, alone):
             assert np.array_equal(first(await s.run(call(model, 2, frames[2], index=2))), alone[2])
             with pytest.raises(Fault, match="sequence 1 was ended by its client"):
                 await s.run(last)
+
+    run(main())
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_it_is_sent_again_before_it_has_run(run, model, frames, alone, cancel):
+    async def main():
+        async with Served(model, max_delay=0.05) as s:
+            await s.run(call(model, 1, frames[:3], start=True, index=0))
+            last = call(model, 1, frames[3:7], end=True, index=3)
+            tasks = [asyncio.ensure_future(s.run(last)) for _ in range(3)]
+            await asyncio.sleep(0)
+            if cancel:
+                tasks.pop(0).cancel()
+            for x, more in ((frames[7], {"index": 7}), (frames[7], {"end": True, "index": 7}), (frames[3], {})):
+                with pytest.raises(Fault, match="gets no request after the one that ends it"):
+                    await s.run(call(model, 1, x, **more))
+            for answer in await asyncio.gather(*tasks):
+                assert (answer.first, answer.done) == ((3,), (7,))
+                assert np.array_equal(first(answer), alone[3:7])
+            assert (s.steps, s.ends["client"], len(s.live)) == (7, 1, 0)
 
     run(main())
 

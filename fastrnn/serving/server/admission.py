@@ -54,7 +54,7 @@ def found(sequences: Sequences, call: Call, i: int) -> Sequence | None:
         raise sequences.ended.fault(id)
     if sequence in sequences.unsure and call.indexes is None:
         raise Fault("FAILED_PRECONDITION", "step_index", _unsure(sequence))
-    if sequence.ending:
+    if sequence.ending and not _ends_again(sequence, call, i):
         raise invalid(f"sequence {shown(id)} gets no request after the one that ends it", "unknown_sequence")
     if call.version is not None and call.version != sequence.lane.version:
         raise invalid(
@@ -135,6 +135,14 @@ def would_run(sequences: Sequences, call: Call) -> int:
         rows = [(s, index) for s, index in zip(befores, call.indexes, strict=True) if s is not None]
         check_indexes([s for s, _ in rows], [index for _, index in rows], steps)
     return lane.version
+
+
+def _ends_again(sequence: Sequence, call: Call, i: int) -> bool:
+    """Whether a request is the one that ends its sequence, sent again before it has run: it can't take another step."""
+    last = sequence.waiting[-1] if sequence.waiting else sequence.running
+    if not isinstance(last, Work) or last.call.indexes is None or call.indexes is None or not call.ends[i]:
+        return False
+    return last.call.indexes[last.call.ids.index(sequence.id)] == call.indexes[i]
 
 
 def _unsure(sequence: Sequence) -> str:

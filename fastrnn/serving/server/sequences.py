@@ -357,8 +357,10 @@ class Sequences:
         for sequence, ends in zip(work.rows, work.call.ends, strict=True):
             if ends and isinstance(result, Answer) and self.live.get(sequence.id) is sequence:
                 self._leave(sequence, "client", f"was ended by its client, after {sequence.steps} steps")
-                continue
-            sequence.ending &= not ends
+                if not sequence.waiting:
+                    continue
+            elif ends:  # unless it waits once more, because its client sent it again
+                sequence.ending = any(w.call.ends[w.call.ids.index(sequence.id)] for w in sequence.waiting)
             self._advance(sequence)
 
     def _not_started(self, work: Work) -> None:
