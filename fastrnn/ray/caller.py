@@ -70,7 +70,7 @@ class Caller(Recovery):
         self._mending: asyncio.Task | None = None
         self._broken: set[int] = set()
         self._tasks: set[asyncio.Task] = set()
-        self._swept = self.durable.copy()
+        self._swept, self._sweep_at = self.durable.copy(), 0
         self._version = 0  # of the owners
 
     async def start(self) -> None:
@@ -151,6 +151,8 @@ class Caller(Recovery):
                 where = group.index if lengths is None else spans(lengths, group.index)
                 for k, out in enumerate(outputs):
                     out[where] = entry.outputs[k] if entry.outputs else (np.nan if out.dtype.kind == "f" else 0)
+        for entry in entries:  # they may be memory of Ray's object store, which the log would keep from others
+            entry.outputs = None
         if lost:
             raise StepsLost({self.table.ids[row]: span for row, span in lost.items()}, outputs)
         return outputs

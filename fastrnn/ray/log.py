@@ -60,6 +60,8 @@ class Entry:
 
     def answered(self, sel: np.ndarray | None, outputs: list[np.ndarray]) -> None:
         """The outputs of rows (None: of all) have come."""
+        if not self.left:
+            return  # of a replay: its outputs were given away
         if sel is None:
             self.outputs, self.left = outputs, 0
             self.done[:] = True
@@ -116,7 +118,11 @@ class Log:
 
     def settle(self, entry: Entry) -> None:
         """It has all answers: its future gets them. The entry stays, for replays."""
-        if self.open.pop(entry.number, None) is not None and not entry.future.done():
+        if self.open.pop(entry.number, None) is None:
+            return
+        if entry.future.done():  # nobody waits any more
+            entry.outputs = None
+        else:
             entry.future.set_result(None)
 
     def covered(self, durable: np.ndarray, shard: np.ndarray) -> None:

@@ -16,6 +16,9 @@ from .words import ADOPT, FOUND, NEVER, RECOVER, TAKEN, WAITING, Unreachable
 logger = logging.getLogger("fastrnn")
 
 
+SWEEP_ENTRIES = 32  # each tick brings new marks, and a sweep looks at all entries: one follows after so many more
+
+
 class NotYet(Exception):
     """The shards can't be mended now: another attempt follows."""
 
@@ -39,6 +42,7 @@ class Recovery(Losses):
     _broken: set[int]
     _tasks: set[asyncio.Task]
     _swept: np.ndarray
+    _sweep_at: int
     _version: int
 
     if TYPE_CHECKING:
@@ -105,8 +109,9 @@ class Recovery(Losses):
         self.durable[shards] = marks[1]
         if not entry.left:
             self.log.settle(entry)
-        if (self.durable != self._swept).any():
+        if len(self.log.entries) > self._sweep_at and (self.durable != self._swept).any():
             self._sweep()
+            self._sweep_at = 2 * len(self.log.entries) + SWEEP_ENTRIES
 
     def _sweep(self) -> None:
         """Forget what the store holds."""

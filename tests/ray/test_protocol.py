@@ -97,6 +97,8 @@ async def test_nothing_is_replayed_if_nothing_fails(loop):
     assert world.callers[0].counts["replayed_steps"] == 0
     assert world.callers[0].counts["steps"] == 500
     assert len(world.callers[0].log.entries) < 150, "the log forgets what two checkpoints hold"
+    assert world.callers[0].log.entries
+    assert all(e.outputs is None for e in world.callers[0].log.entries.values()), "outputs fill Ray's object store"
     world.end()
 
 
