@@ -102,7 +102,7 @@ class Recovery(Losses):
         elif rows:
             self.counts["steps"] += int(entry.steps()[slice(None) if sel is None else sel].sum())
         if len(shards) == len(entry.shards):
-            entry.labels = marks[0]
+            entry.labels = marks[0].copy()  # not a view: it would keep the outputs, which came in the same message
         else:
             entry.labels = entry.labels.copy()
             entry.labels[np.searchsorted(entry.shards, shards)] = marks[0]
