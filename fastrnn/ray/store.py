@@ -89,16 +89,13 @@ class ObjectStore:
             replace_file(path, blob, private=True)
 
     def _put(self, name: str, blob: bytes) -> None:
-        """The same without a wait for the disk: after a power failure the object may be torn."""
+        """The same without a wait for the disk: after a power failure the object may be torn. The shard's folder is
+        there since its epoch was claimed; if not, the store is gone, and must not be made anew."""
         if self.fs is not None:
             return self._write(name, blob)
         path = f"{self.root}/{name}"
         temporary = f"{path}.{os.urandom(6).hex()}.tmp"
-        try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
                 left = memoryview(blob)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from simulated import Clock, Memory, Streams, World, mixed
 from fastrnn.errors import StateError, StreamError
 from fastrnn.ray.checkpoints import DamagedCheckpoint, decode
 from fastrnn.ray.host import Host, finish
+from fastrnn.ray.store import ObjectStore
 from fastrnn.ray.words import CUT_OFF, OPEN, RECOVER, Fenced, StepsLost, shards_of
 
 pytestmark = pytest.mark.any_isa
@@ -305,6 +307,19 @@ def test_an_answer_that_its_caller_may_not_have_survives_with_the_checkpoint():
     again = step(other, int(row[1, 0]), 0, 5, epoch=2)
     assert again[0] == "done"
     assert (again[1][0] == answer[1][0]).all()
+
+
+def test_a_folder_that_vanished_is_not_made_anew(tmp_path):
+    """Else a disk that is not mounted would look like a store without checkpoints."""
+    store = ObjectStore(str(tmp_path / "store"), "name")
+    assert store.claim(0) == 1
+    store.write(0, "1.ckpt", b"a")
+    assert (store.epoch(0, 1), store.names(0), store.read(0, "1.ckpt")) == (1, ["1.ckpt"], b"a")
+    assert [store.claim(0), store.epoch(0, 1), store.claim(0), store.epoch(0, 1), store.epoch(0, 3)] == [2, 2, 3, 3, 3]
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(FileNotFoundError):
+        store.write(0, "2.ckpt", b"b")
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_shard_of_an_id_is_fixed():
