@@ -1,6 +1,6 @@
 """Random histories of a simulated cluster; each answer is compared with that of a lone stream.
 
-python tests/ray/histories.py --seconds 600 --first 0     # prints how many histories ran, and the first violation
+python tests/cluster/histories.py --seconds 600 --first 0     # prints how many histories ran, and the first violation
 """
 
 import argparse
