@@ -24,5 +24,6 @@ default_role = "py:obj"  # `name` in a docstring: a link if it is a name of the 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say dtypes and shapes, which annotations can't
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["ray", "pyspark"]  # large, and only some tests install them
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"

@@ -77,7 +77,15 @@ def conv_model(case, x, W, scale, bias, precision):
         for i in range(n)
     ]
     seen = rounded.windows(x, kernel, strides, dilations, pads[:n], counts)
-    return joined(seen, np.moveaxis(W.reshape(groups, M // groups, *W.shape[1:]), 2, -1), scale, bias, precision)
+    taps = np.moveaxis(W.reshape(groups, M // groups, *W.shape[1:]), 2, -1)
+    return joined(*by_column(seen, taps, kernel, strides, dilations), scale, bias, precision)
+
+
+def by_column(seen, W, kernel, strides, dilations):
+    """Both with the order of taps in which two axes are summed: by column, then by row, if patches overlap."""
+    if len(kernel) < 2 or kernel[0] == 1 or dilations[1] != 1 or strides[1] >= kernel[1]:
+        return seen, W
+    return seen.swapaxes(-2, -3), W.swapaxes(-2, -3)
 
 
 def joined(seen, W, scale, bias, precision):
@@ -107,7 +115,8 @@ def transposed_model(case, x, W, scale, bias, precision, shape):
         axes = [axis for _, axis, _ in chosen]
         one, apart = [1] * len(axes), [a.dilation for a in axes]
         seen = rounded.windows(x, [a.taps for a in axes], one, apart, [a.pad for a in axes], counts)
-        y[(slice(None), slice(None), *where)] = joined(seen, part, scale, bias, precision)
+        ordered = by_column(seen, part, [a.taps for a in axes], one, apart)
+        y[(slice(None), slice(None), *where)] = joined(*ordered, scale, bias, precision)
     return y
 
 

@@ -74,6 +74,7 @@ def left(server):
     return len(server.do(tasks())), len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what `left` collects of other tests
 def test_clients_are_killed(serve, model, frames, alone, tmp_path):
     np.save(tmp_path / "frames.npy", frames)
     np.save(tmp_path / "alone.npy", alone)

@@ -43,6 +43,7 @@ def describing(model: fastrnn.Model) -> None:
     assert_type(model.states, tuple[fastrnn.TensorInfo, ...])
     assert_type(model.layers, tuple[fastrnn.LayerInfo, ...])
     assert_type(model.notes, tuple[str, ...])
+    assert_type(model.metadata, dict[str, str])
     assert_type(model.parameters + model.memory_bytes + model.delay, int)
     assert_type(model.streamable, bool)
     assert_type(model.fingerprint, str)
