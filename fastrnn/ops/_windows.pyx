@@ -2,9 +2,9 @@
 """Ops over windows of one or two spatial axes: conv, depthwise conv, pooling. A convolution of one spatial axis has a
 first axis of size 1.
 
-Every output element is one sum in one fixed order: taps by row, by column (or by column, by row: `across`), then channels,
-with the bias last. A tap in the padding adds 0 * w. So the bits don't depend on where a block of positions begins or which
-positions run together.
+Every output element is one sum in one fixed order: taps by row, by column (or by column, by row: `across`), then
+channels, with the bias last. A tap in the padding adds 0 * w. So the bits don't depend on where a block of positions
+begins or which positions run together.
 """
 
 from libc.stdint cimport int32_t, int64_t
