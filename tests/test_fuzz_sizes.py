@@ -33,6 +33,14 @@ def test_made_models_are_right_or_refused_at_any_size(block, monkeypatch):
     assert answered >= 8
 
 
+@pytest.mark.parametrize("seed", [557103708, 97368533])
+def test_made_models_that_once_failed_to_load(seed):
+    """Pads beside running sums that depend on the batch or the length: their truth was asked for."""
+    model = fastrnn.load(size_models.make(seed))
+    for case in range(4):
+        assert fuzz_sizes.run_case(model, case) is None
+
+
 @pytest.mark.parametrize("wrong", ["run", "crash", "lengths"])
 def test_what_is_wrong_is_found(wrong, monkeypatch):
     model = fastrnn.load(fuzz_sizes.ROOT / "tests" / "data" / "onnx" / "gru_stacked.dynamo.onnx")

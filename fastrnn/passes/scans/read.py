@@ -334,7 +334,7 @@ def _pads(node: Node, axis: int) -> tuple | None:
     """The zeros before and after an axis; None if there are other pads."""
     pads, rank = node.attrs["pads"], len(node.attrs["pads"]) // 2
     at = axis + rank
-    others = [p for k, p in enumerate(pads) if k not in (at, rank + at)]
+    others = [p != 0 for k, p in enumerate(pads) if k not in (at, rank + at)]  # a pad may be a symbolic dim
     zeros = node.attrs["mode"] == "constant" and node.attrs["value"] == 0.0 and len(node.inputs) == 1
     return (pads[at], pads[rank + at]) if zeros and not any(others) else None
 
