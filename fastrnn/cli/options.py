@@ -162,37 +162,30 @@ def whole(least: int, most: int = 1 << 20) -> Callable[[str], int]:
     return parse
 
 
-def positive(text: str) -> float:
-    """ "0.5" -> 0.5: a number above 0."""
+def _finite(text: str, expected: str, zero: bool) -> float:
+    """A finite number above 0, or 0 if `zero`. ArgumentTypeError says what was expected."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    if not (0 < number < math.inf or (zero and number == 0)):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return number
+
+
+def positive(text: str) -> float:
+    """ "0.5" -> 0.5: a number above 0."""
+    return _finite(text, "a number above 0", zero=False)
 
 
 def seconds(text: str) -> float:
     """ "0.5" -> 0.5: seconds from 0 up."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds from 0 up, got {text!r}")
-    return number
+    return _finite(text, "seconds from 0 up", zero=True)
 
 
 def share(text: str) -> float:
     """ "0.01": a number from 0 up."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 up, such as 0.01 for one percent, got {text!r}")
-    return number
+    return _finite(text, "a number from 0 up, such as 0.01 for one percent", zero=True)
 
 
 def precision(text: str) -> str | dict[str, str]:
