@@ -35,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "ray"))
 
-from simulated import Clock, World, mixed  # noqa: E402 - the clock, store and network of the protocol's tests
+from simulated import Clock, World, in_virtual_time, mixed  # noqa: E402 - the clock, store and network of the protocol's tests
 
 FAILURES = 6.5  # per 1,000 node-days
 STATE_BYTES = 4096  # of a stream: two layers of LSTM 256; the simulated engine's own is 8
@@ -111,18 +111,13 @@ class Incident:
 
 def play(seed: int, args: argparse.Namespace) -> Incident:
     """One incident, in a loop of its own."""
-    loop = Clock()
-    try:
-        asyncio.set_event_loop(loop)
+
+    async def played(loop: Clock) -> Incident:
         incident = Incident(seed, args, loop)
-        loop.run_until_complete(asyncio.wait_for(incident.play(), 3600))
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
-    return incident
+        await asyncio.wait_for(incident.play(), 3600)
+        return incident
+
+    return in_virtual_time(played)
 
 
 def simulate(args: argparse.Namespace) -> dict:

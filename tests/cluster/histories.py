@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from simulated import Clock, World, mixed
+from simulated import World, in_virtual_time, mixed
 
 from fastrnn.ray.words import StepsLost
 
@@ -181,16 +181,7 @@ async def history(seed):
 
 def run(seed):
     """One history. Raises what it violates."""
-    loop = Clock()
-    try:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(history(seed))
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-        asyncio.set_event_loop(None)
+    in_virtual_time(lambda loop: history(seed))
 
 
 def main():

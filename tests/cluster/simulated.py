@@ -36,6 +36,20 @@ class Clock(asyncio.SelectorEventLoop):
         super()._run_once()
 
 
+def in_virtual_time(test):
+    """The result of the coroutine test(loop) in a Clock of its own, which ends with its tasks."""
+    loop = Clock()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(test(loop))
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
 def mixed(state, x):
     """The next state, and the answer, of streams; uint64 [n]."""
     with np.errstate(over="ignore"):

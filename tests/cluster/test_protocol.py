@@ -10,7 +10,7 @@ import pytest
 from histories import Lone, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated import Clock, Memory, Streams, World, mixed
+from simulated import Memory, Streams, World, in_virtual_time, mixed
 
 from fastrnn.errors import StateError, StreamError
 from fastrnn.ray.checkpoints import DamagedCheckpoint, decode
@@ -47,17 +47,14 @@ def test_a_seed_that_was_a_violation_once(seed):
 def test_a_history_is_repeatable():
     """A violation can be looked at: its seed gives the same history again."""
     ends = []
+
+    async def ended(loop):
+        world = await _calm(loop, 5)
+        ends.append((loop.time(), world.callers[0].counts))
+        world.end()
+
     for _ in range(2):
-        loop = Clock()
-        try:
-            asyncio.set_event_loop(loop)
-            world = loop.run_until_complete(_calm(loop, 5))
-            ends.append((loop.time(), world.callers[0].counts))
-            world.end()
-            loop.run_until_complete(asyncio.sleep(0))
-        finally:
-            loop.close()
-            asyncio.set_event_loop(None)
+        in_virtual_time(ended)
     assert ends[0] == ends[1]
 
 
@@ -75,16 +72,7 @@ def simulated(test):
     """Run a coroutine function of a loop in virtual time."""
 
     def ran():
-        loop = Clock()
-        try:
-            asyncio.set_event_loop(loop)
-            loop.run_until_complete(test(loop))
-        finally:
-            for task in asyncio.all_tasks(loop):
-                task.cancel()
-            loop.run_until_complete(asyncio.sleep(0))
-            loop.close()
-            asyncio.set_event_loop(None)
+        in_virtual_time(test)
 
     ran.__name__, ran.__doc__ = test.__name__, test.__doc__
     return ran
