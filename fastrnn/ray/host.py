@@ -225,7 +225,7 @@ class Host(Keeping):
         return "done", np.stack([self._number[shards], self._durable[shards]])
 
     def let_go(self) -> None:
-        """No caller has any stream: whoever comes next takes it at once."""
+        """No caller has any stream: the next one that asks takes it at once."""
         for own in self.owned.values():
             own.dirty = True
             for slot in own.streams.values():

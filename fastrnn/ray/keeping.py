@@ -152,7 +152,7 @@ class Keeping:
             name = name_of(own.epoch, job.number)
             blob = encode(job.content)
             yield
-            self.store.write(own.shard, name, blob)  # of a host that was fenced, nobody reads it
+            self.store.write(own.shard, name, blob)  # what a fenced host writes is never read
             yield
             yield from self._check(own, began)
         except BaseException as error:

@@ -86,7 +86,7 @@ class Nodes:
         return self.reshape(x, (dims[0], *(1,) * (rank - len(dims)), *dims[1:]))
 
     def without(self, fn: str, x: str) -> str | None:
-        """What x is the function of, moved as x is; None if it is no function of that kind."""
+        """The argument of the function that x is, with the same moves; None if x is another function."""
         moves: list[Node] = []
         while True:
             node = self.makers.get(x) or next((n for n in self.patch.made if n.outputs == (x,)), None)

@@ -340,7 +340,7 @@ def _pads(node: Node, axis: int) -> tuple | None:
 
 
 def _shifted(reader: Reader, name: str, axis: int, ahead: int) -> Form:
-    """A value of the next step (ahead 1) or of the one before (-1), zero where there is none."""
+    """A value of the next step (ahead 1) or of the one before (-1); zero if there is no such step."""
     form = reader.form(name, None)
     part = form.parts.get(axis)
     if part is None or len(form.parts) > 1 or form.still or form.totals or form.flipped or form.ahead or form.whole:
