@@ -14,7 +14,7 @@ None of these imports Ray, reads a clock or waits by itself, so that a simulatio
 store.py        checkpoints, epochs and owners in a folder or behind a URL
 engine.py       the streams of a host in a pool
 actor.py        what Ray runs: a host, its threads and its clock
-transport.py    calls to actors
+transport.py    calls to actors; messages.py: their arrays in pieces that Ray sends fast
 placement.py    which shard belongs where
 cluster.py      StreamCluster; inputs.py: what its steps take
 each.py         steps that succeed or fail one by one

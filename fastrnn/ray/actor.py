@@ -15,6 +15,7 @@ import numpy as np
 
 from .engine import PoolEngine
 from .host import Host, finish
+from .messages import answer, unpacked
 from .shards import Job
 from .store import ObjectStore, owners_of
 from .words import Fenced
@@ -68,11 +69,12 @@ class ShardActor:
         threading.Thread(target=self._keep, name="fastrnn-checkpoints", daemon=True).start()
 
     # -- calls --
-    def step(self, caller: int, number: int, acked: int, head: np.ndarray, rows: np.ndarray, *arrays: Any) -> tuple:
-        """`Host.step`; the outputs come one after the other, after the word and the marks."""
+    def step(self, given: tuple, *pieces: np.ndarray) -> Any:
+        """`Host.step` of what a transport has packed; its reply, in as many values as that asks for."""
+        (caller, number, acked, head, counts), (rows, *arrays) = unpacked(given, pieces)
         with self.lock:
-            reply = self.host.step(caller, number, acked, head, rows, list(arrays))
-        return reply
+            reply = self.host.step(caller, number, acked, head, rows, arrays)
+        return answer(reply, counts)
 
     def attach(self, caller: int, mode: int, shards: np.ndarray, ids: list, gens: np.ndarray, of: np.ndarray) -> tuple:
         """`Host.attach`, of shards that this actor owns and may have to take first."""

@@ -142,7 +142,7 @@ class Caller(Recovery):
             for error in entry.failed.values():
                 raise error
         if len(entries) == 1 and groups[0].index is None:
-            outputs = [np.array(a) for a in entries[0].outputs or ()]
+            outputs = entries[0].outputs or []
         else:
             total = n if lengths is None else int(lengths.sum())
             some = next(e.outputs for e in entries if e.outputs is not None or e is entries[-1]) or []
@@ -151,7 +151,7 @@ class Caller(Recovery):
                 where = group.index if lengths is None else spans(lengths, group.index)
                 for k, out in enumerate(outputs):
                     out[where] = entry.outputs[k] if entry.outputs else (np.nan if out.dtype.kind == "f" else 0)
-        for entry in entries:  # they may be memory of Ray's object store, which the log would keep from others
+        for entry in entries:  # the log keeps inputs alone
             entry.outputs = None
         if lost:
             raise StepsLost({self.table.ids[row]: span for row, span in lost.items()}, outputs)

@@ -14,7 +14,10 @@ class Transport(Protocol):
     """Carries calls to the actors."""
 
     def call(self, actor: str, method: str, *args: Any) -> Awaitable[Any]:
-        """The answer of a method of `Host`; calls arrive in the order in which they were made. Raises Unreachable."""
+        """The answer of a method of `Host`; calls arrive in the order in which they were made. Raises Unreachable.
+
+        Outputs of steps are the caller's own memory.
+        """
 
     def owners(self) -> Awaitable[tuple[list[str], np.ndarray]]:
         """(names of actors, int64 [shards] of positions in them), the newest. OSError: it can't be read now."""

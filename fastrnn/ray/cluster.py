@@ -83,7 +83,7 @@ class StreamCluster:
         self._ray, self._store = ray, ObjectStore(os.fspath(store), name)
         self._nodes: dict[str, str] = {}  # actor -> the node on which it is made
         self._most = None if actors is None else whole_number(actors, "actors", 1 << 16)
-        self._transport = RayTransport(self._store, self._spawn)
+        self._transport = RayTransport(self._store, self._spawn, self.outputs)
         self._found()
         self._caller: Caller | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StreamError
+from .messages import answered, counts_of, packed
 from .store import ObjectStore, owners_of
 from .words import Unreachable
 
@@ -27,10 +29,12 @@ class RayTransport:
     ----------
     store : ObjectStore
     spawn : makes the actor of a name, or finds it: its handle
+    outputs : of a step: (name, dtype, features)
     """
 
-    def __init__(self, store: ObjectStore, spawn: Callable[[str], Any]):
+    def __init__(self, store: ObjectStore, spawn: Callable[[str], Any], outputs: list[tuple]):
         self.store, self._spawn = store, spawn
+        self._sizes = [np.dtype(dtype).itemsize * math.prod(features) for _, dtype, features in outputs]
         self.handles: dict[str, Any] = {}
 
     def call(self, actor: str, method: str, *args: Any) -> Awaitable[Any]:
@@ -39,8 +43,21 @@ class RayTransport:
         if handle is None:
             return _unreachable()
         if method == "step":
-            args = (*args[:-1], *args[-1])  # arrays by themselves: Ray does not copy large ones
+            return self._stepped(actor, handle, *args)
         return self._answer(actor, getattr(handle, method).remote(*args))
+
+    def _stepped(self, actor: str, handle: Any, caller, number, acked, head, rows, arrays) -> Awaitable[tuple]:
+        """Calls `ShardActor.step`, at once: the answer, whose outputs are the caller's own memory."""
+        steps = int(rows[4].sum()) if len(rows) == 5 else rows.shape[1]
+        counts = counts_of([steps * size for size in self._sizes])
+        about = caller, number, acked, head, counts
+        refs = handle.step.options(num_returns=1 + sum(counts)).remote(*packed(about, [rows, *arrays]))
+        return self._whole(actor, refs if counts else [refs])
+
+    async def _whole(self, actor: str, refs: list) -> tuple:
+        whole = asyncio.gather(*refs) if len(refs) > 1 else refs[0]
+        values = await self._answer(actor, whole)
+        return answered(values if len(refs) > 1 else [values])
 
     async def _answer(self, actor: str, ref: Any) -> Any:
         import ray
