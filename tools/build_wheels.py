@@ -122,7 +122,7 @@ class Builder:
         fixed = self.work / "fixed"
         shutil.rmtree(fixed, ignore_errors=True)
         # A copy of this machine's libgomp would need its glibc. Where there is none, calls use the team of threads.c.
-        self.run(self.bin / "auditwheel", "repair", "--exclude", OPENMP, "-w", fixed, raw)
+        self.run(self.bin / "auditwheel", "repair", "-z", "9", "--exclude", OPENMP, "-w", fixed, raw)
         wheel = next(fixed.glob("*.whl"))
         self.run(self.bin / "twine", "check", "--strict", wheel)
         files = self.work / "files"
