@@ -7,51 +7,55 @@ below that size. Nothing is wrong if Ray's limits are others: then pieces go thr
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-PIECE = 99 * 1024  # bytes of a value; its header comes on top
-MOST = 9 << 20  # bytes of a message in pieces; larger ones go through the store
+PIECE = 99 * 1024  # bytes of a value; its header comess on top
+MOST = 9 << 20  # bytes of a message in pieces; the arrays of larger ones go through the store as they are
 
 
 def packed(about: tuple, arrays: list[np.ndarray]) -> tuple:
-    """The arguments of a call: (about, shapes, arrays), and then the pieces of the arrays if they are large."""
-    total = sum(a.nbytes for a in arrays)
-    if total <= PIECE:
+    """The arguments of a call: (about, layouts, arrays), and then the pieces of the arrays if they are large."""
+    counts = counts_of([a.nbytes for a in arrays])
+    if not counts:
         return ((about, None, arrays),)
-    cuts = [cut(a, 1 if total > MOST else needed(a.nbytes)) for a in arrays]
-    shapes = [(a.shape, len(c)) for a, c in zip(arrays, cuts, strict=True)]
-    return ((about, shapes, []), *(piece for c in cuts for piece in c))
+    layouts = [(a.shape, a.dtype.str, n) for a, n in zip(arrays, counts, strict=True)]
+    return ((about, layouts, []), *(p for a, n in zip(arrays, counts, strict=True) for p in cut(a, n)))
 
 
-def unpacked(head: tuple, pieces: tuple) -> tuple[tuple, list[np.ndarray]]:
+def unpacked(head: tuple, pieces: Sequence) -> tuple[tuple, list[np.ndarray]]:
     """(about, arrays) of `packed`."""
-    about, shapes, arrays = head
-    return about, arrays if shapes is None else joined(shapes, pieces)
+    about, layouts, arrays = head
+    return about, arrays if layouts is None else joined(layouts, pieces)
 
 
 def counts_of(sizes: list[int]) -> list[int]:
-    """Into how many pieces arrays of these bytes are cut; none: they fit into one value."""
+    """Into how many pieces arrays of these bytes are cut (0: they stay whole); none: they fit into one value."""
     total = sum(sizes)
-    return [] if total <= PIECE else [1 if total > MOST else needed(size) for size in sizes]
+    return [] if total <= PIECE else [0 if total > MOST else max(1, -(-size // PIECE)) for size in sizes]
+
+
+def values_of(counts: list[int]) -> int:
+    """How many values an answer has."""
+    return 1 + sum(max(1, n) for n in counts)
 
 
 def answer(reply: tuple, counts: list[int]) -> Any:
-    """The values of a reply of `Host.step`: a word, shapes and marks, and then so many pieces of each output."""
+    """The values of a reply of `Host.step`: a word, layouts and marks, and then so many pieces of each output."""
     if not counts:
         return reply
     if reply[0] != "done":
-        return (reply, *[None] * sum(counts))
+        return (reply, *[None] * (values_of(counts) - 1))
     _, outputs, marks = reply
-    shapes = [(a.shape, n) for a, n in zip(outputs, counts, strict=True)]
-    return (("done", shapes, marks), *(p for a, n in zip(outputs, counts, strict=True) for p in cut(a, n)))
+    layouts = [(a.shape, a.dtype.str, n) for a, n in zip(outputs, counts, strict=True)]
+    return (("done", layouts, marks), *(p for a, n in zip(outputs, counts, strict=True) for p in cut(a, n)))
 
 
 def answered(values: list) -> tuple:
-    """The reply of `Host.step` in these values. Its outputs are new memory: nothing of a message is kept with them."""
+    """The reply of `Host.step` in these values. Its arrays are new memory: nothing of a message is kept with them."""
     reply, *pieces = values
     if reply[0] != "done":
         return reply
@@ -59,25 +63,25 @@ def answered(values: list) -> tuple:
     return "done", [a if a.flags.writeable else np.array(a) for a in outputs], np.array(reply[2])
 
 
-def needed(nbytes: int) -> int:
-    """Into how many pieces an array is cut."""
-    return max(1, -(-nbytes // PIECE))
+def cut(array: np.ndarray, n: int) -> list:
+    """An array as n pieces, of sizes that differ by one byte at most: bytes, which Ray does not pickle. 0: whole."""
+    if not n:
+        return [array]
+    content = array.reshape(-1).view(np.uint8).data
+    return [bytes(content[array.nbytes * k // n : array.nbytes * (k + 1) // n]) for k in range(n)]
 
 
-def cut(array: np.ndarray, n: int) -> list[np.ndarray]:
-    """An array as n flat pieces, of sizes that differ by one element at most."""
-    flat = array.reshape(-1)
-    if n == 1:
-        return [flat]
-    ends = [len(flat) * k // n for k in range(n + 1)]
-    return [flat[a:b] for a, b in itertools.pairwise(ends)]
-
-
-def joined(shapes: list[tuple[tuple, int]], pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Arrays of pieces. shapes : the shape of each array, and the number of its pieces."""
-    arrays, at = [], 0
-    for shape, n in shapes:
-        own = pieces[at : at + n]
-        arrays.append((own[0] if n == 1 else np.concatenate(own)).reshape(shape))
-        at += n
+def joined(layouts: list[tuple[tuple, str, int]], pieces: Sequence) -> list[np.ndarray]:
+    """Arrays of pieces. layouts : the shape and dtype of each array, and the number of its pieces"""
+    arrays, at = [], iter(pieces)
+    for shape, dtype, n in layouts:
+        if not n:
+            arrays.append(next(at))
+            continue
+        array = np.empty(shape, dtype)
+        content, end = array.reshape(-1).view(np.uint8).data, 0
+        for piece in islice(at, n):
+            content[end : end + len(piece)] = piece
+            end += len(piece)
+        arrays.append(array)
     return arrays

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StreamError
-from .messages import answered, counts_of, packed
+from .messages import answered, counts_of, packed, values_of
 from .store import ObjectStore, owners_of
 from .words import Unreachable
 
@@ -51,7 +51,7 @@ class RayTransport:
         steps = int(rows[4].sum()) if len(rows) == 5 else rows.shape[1]
         counts = counts_of([steps * size for size in self._sizes])
         about = caller, number, acked, head, counts
-        refs = handle.step.options(num_returns=1 + sum(counts)).remote(*packed(about, [rows, *arrays]))
+        refs = handle.step.options(num_returns=values_of(counts)).remote(*packed(about, [rows, *arrays]))
         return self._whole(actor, refs if counts else [refs])
 
     async def _whole(self, actor: str, refs: list) -> tuple:

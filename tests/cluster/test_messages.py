@@ -21,7 +21,8 @@ def arrays(n):
 def test_calls(n):
     given = arrays(n)
     head, *pieces = packed(("about", 1), given)
-    assert all(p.nbytes <= PIECE for p in [*head[2], *pieces])
+    assert all(len(p) <= PIECE for p in pieces)
+    assert sum(a.nbytes for a in head[2]) <= PIECE
     about, found = unpacked(head, tuple(pieces))
     assert about == ("about", 1)
     for a, b in zip(given, found, strict=True):
@@ -41,8 +42,8 @@ def test_answers(n):
     counts = counts_of([a.nbytes for a in given])
     reply = answer(("done", given, marks), counts)
     values = list(reply) if counts else [reply]
-    assert len(values) == 1 + sum(counts)
-    assert all(p.nbytes <= PIECE for p in values[1:])
+    assert len(values) == messages.values_of(counts)
+    assert all(len(p) <= PIECE for p in values[1:])
     word, found, told = answered(values)
     assert word == "done"
     assert np.array_equal(told, marks)
@@ -65,8 +66,11 @@ def test_refusals_have_as_many_values_as_were_asked_for():
 
 def test_what_is_above_rays_bound_of_a_message_is_not_cut():
     large = np.zeros(messages.MOST + 1, np.uint8)
-    assert counts_of([large.nbytes, 8]) == [1, 1]
-    assert len(packed((), [large, large[:8]])) == 3
+    assert counts_of([large.nbytes, 8]) == [0, 0]
+    head, *pieces = packed((), [large, large[:8]])
+    assert pieces[0] is large
+    assert [len(a) for a in unpacked(head, pieces)[1]] == [len(large), 8]
+    assert answered(list(answer(("done", [large], np.zeros(2)), [0])))[1][0] is large
 
 
 @pytest.mark.ray
