@@ -36,6 +36,7 @@ import onnx
 from ...errors import FastRNNError, FastRNNWarning, ModelFormatError, ShapeError, StateError, UnsupportedError
 from ...graph import Graph, validate
 from ...graph.casts import check_float32
+from ...passes.gathered_rows import gathers_of_rows
 from ..shared.ledger import Finding
 from . import states as state_pairs
 from .precheck import precheck
@@ -113,7 +114,7 @@ def import_onnx(
     for text in file.overruled:
         warnings.warn(f"{read.where}: {text}", FastRNNWarning, stacklevel=4)
     validate(graph)
-    graph = finish(one_step(file.model, graph, states, streams))
+    graph = finish(one_step(file.model, gathers_of_rows(graph), states, streams))
     return graph.replace(metadata={p.key: p.value for p in read.model.metadata_props})
 
 

@@ -14,9 +14,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import field
 
-from ....errors import StateError
-from ....graph import Graph
+import numpy as np
+
+from ....errors import FastRNNError, StateError
+from ....graph import DTYPES, INTEGERS, Graph, reference
 from ....graph import dims as D
+from ....graph.traverse import subgraph
 from ....records import dataclass
 from .links import dependencies, links, timed
 from .names import alike, is_data, is_empty, is_state
@@ -105,8 +108,23 @@ class _Pairs:
         return value.dtype, value.dims
 
     def _like(self, source: str) -> list[str]:
-        """The outputs left that have the dtype and dims of an input."""
-        return [o for o in self._outputs() if self._kind(o) == self._kind(source)]
+        """The outputs left that have the dtype and dims of an input, and may be its next value."""
+        return [o for o in self._outputs() if self._kind(o) == self._kind(source) and not self._stands(source, o)]
+
+    def _stands(self, source: str, output: str) -> bool:
+        """Whether an output is the length of what an input is the length of, such as `(n - 7) // 4`: computed from that
+        integer alone, it is 0 or less where that is 0. As a state it would stay so for ever."""
+        value = self.graph.values[source]
+        if value.dtype not in INTEGERS or self.needs[output] != {source}:
+            return False
+        names = {name for v in self.graph.values.values() for d in v.dims for name in D.symbols(d)}
+        sizes = dict.fromkeys(names, 2)
+        zeros = np.zeros([D.evaluate(d, sizes) for d in value.dims], DTYPES[value.dtype])
+        try:
+            (found,) = reference.run(subgraph(self.graph, (source,), (output,)), {source: zeros}, sizes=sizes)
+        except FastRNNError:
+            return False
+        return bool((found <= 0).all())
 
     def _add(self, found: dict[str, str], how: str) -> None:
         """Take these pairs, unless they leave no input for data."""
