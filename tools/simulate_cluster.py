@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "ray"))
+sys.path.insert(0, str(ROOT / "tests" / "cluster"))
 
 from simulated import Clock, World, in_virtual_time, mixed  # noqa: E402 - the clock, store and network of the protocol's tests
 

@@ -88,10 +88,10 @@ class ShardActor:
         with self.lock:
             return self.host.close(shards, ids, gens, of)
 
-    def beat(self, caller: int, head: np.ndarray) -> tuple:
+    def beat(self, caller: int, head: np.ndarray, lost: np.ndarray) -> tuple:
         """`Host.beat`."""
         with self.lock:
-            return self.host.beat(caller, head)
+            return self.host.beat(caller, head, lost)
 
     def let_go(self) -> tuple:
         """`Host.let_go`."""

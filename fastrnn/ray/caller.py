@@ -61,7 +61,6 @@ class Caller(Recovery):
         self.births = np.full(shards, -1, np.int64)  # the checkpoint that will hold all streams that were opened
         self.held = np.zeros(shards, np.bool_)  # being mended: nothing is sent to them
         self.counts = {"steps": 0, "replayed_steps": 0, "lost_steps": 0, "recoveries": 0}
-        # row -> its steps that are gone. It takes no step until a call says the index, and so knows what was lost.
         self._losses: dict[int, range] = {}
         self._tombs: list[tuple[int, Any, int, int]] = []  # (shard, id, generation, label) of closed streams
         self._numbers, self._gens = itertools.count(1), 0
@@ -101,9 +100,8 @@ class Caller(Recovery):
             self._tell_losses(rows)
         elif (index != self.table.next[rows]).any():
             return await self._again(ids, rows, groups, arrays, lengths, index)
-        elif self._losses:
-            for row in rows.tolist():
-                self._losses.pop(row, None)
+        else:
+            self._said(rows)
         entries = [self.enter(group, arrays, lengths, index is not None) for group in groups]
         try:
             if len(entries) == 1:
@@ -168,7 +166,7 @@ class Caller(Recovery):
             wrong = np.flatnonzero(index + steps != self.table.next[rows])
         if len(wrong):
             self._tell_losses(rows)
-            i = int(wrong[0])
+            i = int(next((i for i in wrong if index[i] != self.table.next[rows[i]]), wrong[0]))
             want = int(self.table.next[rows[i]])
             raise StreamError(f"stream {ids[i]!r:.80} expects step_index {want}, got {int(index[i])}")
         reply, parts, turns = None, [], 0
@@ -182,7 +180,8 @@ class Caller(Recovery):
                 part = slice(None) if group.index is None else group.index
                 head = np.stack([group.shards, self.epochs[group.shards]])
                 about = [self.table.slot[group.rows], index[part], self.table.since[group.rows]]
-                about += [self.table.gen[group.rows]] + ([] if lengths is None else [lengths[part]])
+                about += [self.table.gen[group.rows], self.epochs[self.table.shard[group.rows]]]
+                about += [] if lengths is None else [lengths[part]]
                 where = part if lengths is None or group.index is None else spans(lengths, group.index)
                 own = [a[where] for a in arrays]
                 number = next(self._numbers)
@@ -214,13 +213,6 @@ class Caller(Recovery):
             for out, a in zip(outputs, some, strict=True):
                 out[where] = a
         return outputs
-
-    def _tell_losses(self, rows: np.ndarray) -> None:
-        """StepsLost if steps of these rows are gone. Calls that were made before the caller heard of it must not be
-        taken from the restored step as if nothing had happened."""
-        gone = [row for row in rows.tolist() if row in self._losses] if self._losses else []
-        if gone:
-            raise StepsLost({self.table.ids[row]: self._losses[row] for row in gone})
 
     async def _anew(self, rows: np.ndarray, index: np.ndarray) -> bool:
         """Ask what other callers did: whether these steps are the next ones after all, or a stream began again."""
@@ -308,7 +300,9 @@ class Caller(Recovery):
         ids = [id for id in found if id not in self.table.rows]
         if ids:
             columns = np.array([found[id] for id in ids], np.int64).T
-            self.table.add(ids, columns[[6, 1, 2, 3, 4]])
+            rows = self.table.add(ids, columns[[7, 1, 2, 3, 4]])
+            for i in np.flatnonzero(columns[6]).tolist():
+                self._doubtful(int(rows[i]), int(columns[2, i]), int(columns[6, i]))
             self._gens = max(self._gens, int(columns[3].max()))  # clocks of callers differ
 
     async def _attach(self, mode: int, ids: list, gens: np.ndarray) -> dict[Any, tuple]:
@@ -414,6 +408,7 @@ class Caller(Recovery):
             again = []
             for actor, own in self._by_actor(left, of):
                 names, shards = [ids[i] for i in own.tolist()], np.unique(of[own])
+                await self._settled(shards)  # one may have broken while the actor before was asked
                 head = np.stack([shards, self.epochs[shards]])
                 reply = await self._ask(actor, shards, "steps_done", head, names, of[own])
                 if reply is None or (reply[1] == -2).any():

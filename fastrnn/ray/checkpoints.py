@@ -6,9 +6,9 @@ claimed lately. STORE/NAME/ holds `map-VERSION.json`, which actor has which shar
 A checkpoint is a container of tensors (that of safetensors) with texts: `format` "fastrnn checkpoint 1", `shard`,
 `epoch`, `number`, `ids` (JSON), `answers` (JSON [[caller, number]..]) and `checksum`, SHA-256 over everything else. Its
 texts also have `handed`, JSON {position: {caller: index}}, which callers stepped a stream before its present one. Its
-tensors are `steps`, `gens`, `writers` and `since`, int64 [n]; `states`, the bytes of a snapshot of the streams, in
-the order of `ids`; and for answer i, which its caller may not have, `answer/i/rows`, `/first`, `/offsets` and
-`/output/k`.
+tensors are `steps`, `gens`, `writers`, `since` and `doubt`, int64 [n]; `states`, the bytes of a snapshot of the
+streams, in the order of `ids`; and for answer i, which its caller may not have, `answer/i/rows`, `/first`, `/offsets`
+and `/output/k`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Checkpoint:
     steps: np.ndarray
     writers: np.ndarray
     since: np.ndarray
+    doubt: np.ndarray
     answers: list[Answered]
     handed: dict[int, dict[int, int]]
     states: bytes
@@ -55,6 +56,7 @@ def encode(c: Checkpoint) -> bytes:
         "gens": np.ascontiguousarray(c.gens, np.int64),
         "writers": np.ascontiguousarray(c.writers, np.int64),
         "since": np.ascontiguousarray(c.since, np.int64),
+        "doubt": np.ascontiguousarray(c.doubt, np.int64),
         "states": np.frombuffer(c.states, np.uint8),
     }
     for i, answer in enumerate(c.answers):
@@ -94,7 +96,7 @@ def decode(blob: bytes, shard: int) -> Checkpoint:
             parts = (t[f"answer/{i}/{name}"] for name in ("rows", "first", "offsets"))
             answers.append(Answered(int(caller), int(number), *parts, outputs))
         n = len(ids)
-        arrays = [t[name] for name in ("gens", "steps", "writers", "since")]
+        arrays = [t[name] for name in ("gens", "steps", "writers", "since", "doubt")]
         if not all(a.shape == (n,) and a.dtype == np.int64 for a in arrays):
             raise ValueError(f"it has {n} ids and {t['steps'].shape} steps")
         handed = {int(i): {int(c): at for c, at in ends.items()} for i, ends in json.loads(data["handed"]).items()}

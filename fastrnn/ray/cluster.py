@@ -228,6 +228,7 @@ class StreamCluster:
         """
         caller = await self._ready()
         await caller.settle()
+        await caller.look_after()
         replies = await self._every("flush")
         failed = {name: reply for name, reply in replies.items() if reply is None or reply[0] != "done"}
         if failed:
@@ -295,7 +296,9 @@ class StreamCluster:
         """Write checkpoints and end the actors, for all handles. The store stays: a later StreamCluster goes on with
         its streams."""
         try:
-            await (await self._ready()).settle()
+            caller = await self._ready()
+            await caller.settle()
+            await caller.look_after()
             await self._every("let_go")
             await self.drain()
         finally:

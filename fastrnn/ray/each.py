@@ -70,8 +70,7 @@ class _Call:
         keep = np.array([i not in errors for i in left.tolist()], np.bool_) & (rows >= 0)
         left, rows = left[keep], rows[keep]
         behind = left[:0] if self.index is None else left[self.index[left] != table.next[rows]]
-        for row in rows[~np.isin(left, behind)].tolist():
-            self.caller._losses.pop(row, None)  # who says the index knows what was lost
+        self.caller._said(rows[~np.isin(left, behind)])
         good = left[~np.isin(left, behind)]
         work: list[Any] = [self._repeat(i) for i in behind.tolist()]
         if len(good):

@@ -27,7 +27,7 @@ from ..serving.server.turns import checked_inputs, named, wrong_index
 from .caller import Caller
 from .cluster import StreamCluster
 from .each import ATTEMPTS, Gone, step_each
-from .words import CLOSED, StepsLost
+from .words import CLOSED, UNKNOWN_END, StepsLost
 
 logger = logging.getLogger("fastrnn")
 
@@ -378,6 +378,8 @@ def _lost(id: int | str, missing: range) -> Fault:
     steps, verb = f"steps {missing.start} to {missing.stop - 1}", "are"
     if len(missing) == 1:
         steps, verb = f"step {missing.start}", "is"
+    elif missing.stop == UNKNOWN_END:
+        steps, verb = f"steps from {missing.start} on that were answered", "are"
     text = (
         f"sequence {shown(id)} expects step_index {missing.start}: {steps} {verb} lost, because what had the state and "
         f"what had the inputs ended at the same time; send them again from step_index {missing.start}, or start the "

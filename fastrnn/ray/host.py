@@ -65,6 +65,7 @@ class Host(Keeping):
         self._gen = np.zeros(1, np.int64)  # place -> the stream's generation
         self._since = np.zeros(1, np.int64)  # place -> the step index at which its caller began
         self._unsure = np.zeros(1)  # place -> until when only its caller may have the stream: its shard was restored
+        self._doubt = np.zeros(1, np.int64)  # place -> the epoch in which answered steps may be gone; 0: none can
         self._handed: dict[int, dict[int, int]] = {}  # slot -> caller that had it -> the index at which that ended
         self.counts = {"steps": 0, "fenced": 0, "checkpoints": 0, "checkpoint_failures": 0, "damaged": 0, "again": 0}
 
@@ -76,16 +77,18 @@ class Host(Keeping):
         ----------
         number : of the call; acked : its caller has the answers of all calls up to this one
         head : int64 [2, k]: the shards of the rows, and the epochs in which the caller found them
-        rows : int64 [4, n] or [5, n]: slots, step indexes, the indexes at which the caller began with the streams,
-            their generations, and the numbers of steps of a push. A call from before another caller had a stream has
-            another beginning, and a slot that is another stream's by now has another generation.
+        rows : int64 [5, n] or [6, n]: slots, step indexes, the indexes at which the caller began with the streams,
+            their generations, the newest epochs in which its own callers said their indexes, and the numbers of steps
+            of a push. A call from before another caller had a stream has another beginning, and a slot that is another
+            stream's by now has another generation.
         arrays : of the inputs, [n, ...] or [steps, ...]
 
         Returns
         -------
         ("done", outputs, marks), marks int64 [2, k]: the number of the checkpoint that will hold these steps, and of
         the older checkpoint kept, of each shard; or ("refused", {shard: reason}); or ("rows", positions, indexes):
-        these rows expect other indexes (-1: they belong to another caller, or are closed); or ("failed", text).
+        these rows expect other indexes (-1: they belong to another caller, or are closed, or in doubt); or
+        ("failed", text).
         """
         self.answers.ack(caller, acked)
         shards = head[0]
@@ -98,20 +101,25 @@ class Host(Keeping):
         if wrong.any():
             bad = np.flatnonzero(wrong)
             return "rows", bad, np.full(len(bad), -1, np.int64)
-        lengths = rows[4] if len(rows) == 5 else None
+        lengths = rows[5] if len(rows) == 6 else None
         behind = self._next[places] != first
         if behind.any():
             return self._again(caller, number, head, rows, arrays, np.flatnonzero(behind))
+        if (doubt := self._doubt[places]).any():
+            if (unsaid := np.flatnonzero(doubt > rows[4])).size:
+                return "rows", unsaid, np.full(len(unsaid), -1, np.int64)
         try:
             outputs = self.engine.step(slots, arrays, lengths)
         except Exception as error:  # of the model: no state has changed
             return "failed", f"{type(error).__name__}: {error}"
+        if doubt.any():
+            self._doubt[places] = 0
         self._took(caller, number, shards, rows, places, outputs)
         return "done", outputs, np.stack([self._number[shards], self._durable[shards]])
 
     def _took(self, caller, number, shards, rows, places, outputs) -> None:
         n = rows.shape[1]
-        lengths = rows[4] if len(rows) == 5 else np.ones(n, np.int64)
+        lengths = rows[5] if len(rows) == 6 else np.ones(n, np.int64)
         self._next[places] += lengths
         self.counts["steps"] += int(lengths.sum())
         offsets = np.zeros(n + 1, np.int64)
@@ -123,7 +131,7 @@ class Host(Keeping):
     def _again(self, caller, number, head, rows, arrays, behind) -> tuple:
         """A call of which some rows were answered before."""
         n = rows.shape[1]
-        lengths = rows[4] if len(rows) == 5 else np.ones(n, np.int64)
+        lengths = rows[5] if len(rows) == 6 else np.ones(n, np.int64)
         found = {i: self.answers.find(int(rows[0, i]), int(rows[1, i]), int(lengths[i])) for i in behind.tolist()}
         unknown = np.array([i for i, answer in found.items() if answer is None], np.int64)
         if len(unknown):
@@ -136,6 +144,8 @@ class Host(Keeping):
         reply = None
         if len(fresh):
             reply = self.step(caller, number, -1, head, rows[:, fresh], [a[index] for a in arrays])
+            if reply[0] == "rows":
+                return "rows", fresh[reply[1]], reply[2]
             if reply[0] != "done":
                 return reply
         example = reply[1] if reply else next(iter(found.values()))
@@ -171,25 +181,25 @@ class Host(Keeping):
 
         Returns
         -------
-        ("done", epochs [k], marks as of `step`, rows int64 [6, n], shards to flush before the first step); or
+        ("done", epochs [k], marks as of `step`, rows int64 [7, n], shards to flush before the first step); or
         ("refused", {shard: reason}). The rows are: code, slot, next step index, generation, the index at which this
-        caller began with the stream, and that at which another one took it from it before (-1: none did). Of an OPEN,
-        either all streams are made or none.
+        caller began with the stream, that at which another one took it from it before (-1: none did), and the epoch in
+        which answered steps of it may have gone, if nobody has said an index since, or 0. Of an OPEN, either all
+        streams are made or none.
         """
         if not ((self._epoch[shards] > 0) & (self._until[shards] > self.clock())).all():
             return "refused", self._refusals(np.stack([shards, self._epoch[shards]]))
-        rows, new = np.zeros((6, len(ids)), np.int64), []
+        rows, new = np.zeros((7, len(ids)), np.int64), []
         for i, (id, gen, shard) in enumerate(zip(ids, gens.tolist(), of.tolist(), strict=True)):
             code, slot, have = self._find(self.owned[shard], caller, mode, id, gen)
             if code == UNMADE:
                 new.append(i)
                 continue
-            if mode == RECOVER and code == FOUND:
-                self._writer[slot & PLACE] = caller
-            if mode == ADOPT and code == FOUND:
-                code = self._take_over(self.owned[shard], caller, slot)
+            if code == FOUND and mode != OPEN:
+                code = self._take_over(self.owned[shard], caller, slot, mode)
             place, ended = slot & PLACE, self._handed.get(slot, {}).get(caller, -1)
-            rows[:, i] = (code, slot, self._next[place], have, self._since[place], ended) if slot else (code, *[0] * 5)
+            about = self._next[place], have, self._since[place], ended, self._doubt[place]
+            rows[:, i] = (code, slot, *about) if slot else (code, *[0] * 6)
         if mode == OPEN and (rows[0] == EXISTS).any():
             new = []
         self._make(caller, [ids[i] for i in new], gens[new], of[new], rows, new)
@@ -199,29 +209,37 @@ class Host(Keeping):
         marks = np.stack([self._number[shards], self._durable[shards]])
         return "done", self._epoch[shards].copy(), marks, rows, owed
 
-    def _take_over(self, own: Shard, caller: int, slot: int) -> int:
+    def _take_over(self, own: Shard, caller: int, slot: int, mode: int) -> int:
         """This caller steps a stream from now on: FOUND; or WAITING, and it may ask again."""
         place = slot & PLACE
         before = int(self._writer[place])
-        if before not in (0, caller) and self._unsure[place] > self.clock():
+        if before == caller:
+            return FOUND
+        if before and self._unsure[place] > self.clock():
             return WAITING
-        if before not in (0, caller):
+        if before:
             self._handed.setdefault(slot, {})[before] = int(self._next[place])
-            own.dirty, own.owes = True, own.number  # both checkpoints that are kept will know
-        if before != caller:
+            if self._unsure[place] > 0:  # it never sent again what the restored shard lacks
+                self._doubt[place] = own.epoch
+        if mode == ADOPT:
             self._since[place] = self._next[place]
-        self._writer[place] = caller
+        own.dirty, own.owes = True, own.number  # both checkpoints that are kept will know
+        self._writer[place], self._unsure[place] = caller, 0
         return FOUND
 
-    def beat(self, caller: int, head: np.ndarray) -> tuple:
-        """The caller has sent again what these shards lacked: ("done", marks as of `step`) or ("refused", ..)."""
+    def beat(self, caller: int, head: np.ndarray, lost: np.ndarray) -> tuple:
+        """The caller has sent again what these shards lacked: ("done", marks as of `step`) or ("refused", ..).
+
+        lost : int64, slots of its streams of which answered steps are gone, and no call has said the index since
+        """
         shards = head[0]
         if not ((self._epoch[shards] == head[1]) & (self._until[shards] > self.clock())).all():
             return "refused", self._refusals(head)
-        for shard in shards.tolist() if self._unsure.any() else ():
+        for shard in shards.tolist() if self._unsure.any() or len(lost) else ():
             slots = np.fromiter(self.owned[shard].streams.values(), np.int64)
-            places = slots[self._writer[slots & PLACE] == caller] & PLACE
-            self._unsure[places] = 0
+            mine = slots[self._writer[slots & PLACE] == caller]
+            self._unsure[mine & PLACE] = 0
+            self._doubt[mine[np.isin(mine, lost)] & PLACE] = self._epoch[shard]
         return "done", np.stack([self._number[shards], self._durable[shards]])
 
     def let_go(self) -> None:
@@ -229,9 +247,12 @@ class Host(Keeping):
         for own in self.owned.values():
             own.dirty = True
             for slot in own.streams.values():
-                if before := int(self._writer[slot & PLACE]):
-                    self._handed.setdefault(slot, {})[before] = int(self._next[slot & PLACE])
-        self._writer[:] = 0
+                place = slot & PLACE
+                if before := int(self._writer[place]):
+                    self._handed.setdefault(slot, {})[before] = int(self._next[place])
+                    if self._unsure[place] > 0:
+                        self._doubt[place] = own.epoch
+        self._writer[:], self._unsure[:] = 0, 0
 
     def _find(self, own: Shard, caller: int, mode: int, id: Any, gen: int) -> tuple[int, int, int]:
         """(code, slot, generation) of a stream; UNMADE if it is to be made."""
@@ -257,24 +278,24 @@ class Host(Keeping):
             return
         slots = self.engine.open(len(ids))
         zeros = np.zeros(len(ids), np.int64)
-        self._place(slots, zeros, np.full(len(ids), caller), zeros, gens)
+        self._place(slots, zeros, np.full(len(ids), caller), zeros, gens, 0)
         for id, gen, shard, slot in zip(ids, gens.tolist(), of.tolist(), slots.tolist(), strict=True):
             own = self.owned[shard]
             own.streams[id], own.gens[id], own.dirty = slot, gen, True
         rows[:, where] = 0
         rows[0, where], rows[1, where], rows[3, where], rows[5, where] = FOUND, slots, gens, -1
 
-    def _place(self, slots: np.ndarray, steps, writers, since, gens) -> None:
+    def _place(self, slots: np.ndarray, steps, writers, since, gens, doubt) -> None:
         """Note what the places of new slots hold."""
         places = slots & PLACE
         top = int(places.max(initial=-1)) + 1
         if top > len(self._slot):
             more = max(top, 2 * len(self._slot), 1024) - len(self._slot)
-            for name in ("_slot", "_next", "_writer", "_since", "_gen"):
+            for name in ("_slot", "_next", "_writer", "_since", "_gen", "_doubt"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
             self._unsure = np.concatenate([self._unsure, np.zeros(more)])
         self._slot[places], self._next[places], self._writer[places], self._since[places] = slots, steps, writers, since
-        self._unsure[places], self._gen[places] = 0, gens
+        self._unsure[places], self._gen[places], self._doubt[places] = 0, gens, doubt
 
     def close(self, shards: np.ndarray, ids: list, gens: np.ndarray, of: np.ndarray) -> tuple:
         """End streams, those that are there. ("done", marks of `step`, epochs) or ("refused", {shard: reason})."""
@@ -304,7 +325,8 @@ class Host(Keeping):
         self.engine.close(slots)
 
     def steps_done(self, head: np.ndarray, ids: list, of: np.ndarray) -> tuple:
-        """("done", int64 [n]) or ("refused", ..). -1: an id is not here; -2: its caller may still bring it back.
+        """("done", int64 [n]) or ("refused", ..). -1: an id is not here; -2: its caller may still bring it, or
+        steps of it, back.
 
         head : as of `step`; epoch 0: any
         """
@@ -316,6 +338,8 @@ class Host(Keeping):
         for i, (id, shard) in enumerate(zip(ids, of.tolist(), strict=True)):
             own = self.owned[shard]
             slot = own.streams.get(id, 0)
-            missing = -2 if own.unsure > now and id not in own.closed else -1
-            done[i] = self._next[slot & PLACE] if slot else missing
+            if slot:
+                done[i] = -2 if self._unsure[slot & PLACE] > now else self._next[slot & PLACE]
+            else:
+                done[i] = -2 if own.unsure > now and id not in own.closed else -1
         return "done", done

@@ -36,10 +36,11 @@ class Keeping:
     _writer: np.ndarray
     _since: np.ndarray
     _unsure: np.ndarray
+    _doubt: np.ndarray
     _handed: dict[int, dict[int, int]]
     if TYPE_CHECKING:
 
-        def _place(self, slots: np.ndarray, steps: Any, writers: Any, since: Any, gens: Any) -> None: ...
+        def _place(self, slots: np.ndarray, steps: Any, writers: Any, since: Any, gens: Any, doubt: Any) -> None: ...
         def _end(self, slots: np.ndarray) -> None: ...
 
     # -- taking and giving up --
@@ -64,7 +65,7 @@ class Keeping:
             break
         number = 0 if found is None else found.number + 1
         if epoch > 1:  # twice: what the former owner writes late is never read, even if one of these is torn
-            none = [np.zeros(0, np.int64)] * 4
+            none = [np.zeros(0, np.int64)] * 5
             again = found or Checkpoint(shard, epoch, number, [], *none, [], {}, b"")
             for _ in range(2):
                 again.number, again.epoch = number, epoch
@@ -89,7 +90,7 @@ class Keeping:
         own.unsure = self.clock() + self.lease if epoch > 1 else -np.inf
         if found is not None and found.ids:
             slots = self.engine.restore(found.states)
-            self._place(slots, found.steps, found.writers, found.since, found.gens)
+            self._place(slots, found.steps, found.writers, found.since, found.gens, found.doubt)
             self._unsure[slots & PLACE] = self.clock() + self.lease
             self._handed |= {int(slots[i]): ends for i, ends in found.handed.items()}
             own.streams = dict(zip(found.ids, slots.tolist(), strict=True))
@@ -133,7 +134,7 @@ class Keeping:
             gens = np.fromiter(own.gens.values(), np.int64, len(slots))
             has = [(i, s) for i, s in enumerate(slots.tolist()) if s in self._handed] if self._handed else ()
             places = slots & PLACE
-            arrays = gens, self._next[places], self._writer[places], self._since[places]
+            arrays = gens, self._next[places], self._writer[places], self._since[places], self._doubt[places]
             handed = {i: dict(self._handed[s]) for i, s in has}
             content = Checkpoint(
                 own.shard, own.epoch, own.number, list(own.streams), *arrays, answered.get(k, []), handed, b""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .words import UNKNOWN_END, StepsLost
+
 if TYPE_CHECKING:
     from .log import Log
     from .table import Table
@@ -16,8 +18,42 @@ class Losses:
 
     table: Table
     log: Log
+    epochs: np.ndarray
     counts: dict[str, int]
+    # row -> its steps that are gone. It takes no step until a call says the index, and so knows what was lost.
     _losses: dict[int, range]
+
+    def _tell_losses(self, rows: np.ndarray) -> None:
+        """StepsLost if steps of these rows are gone. Calls that were made before the caller heard of it must not be
+        taken from the restored step as if nothing had happened."""
+        gone = [row for row in rows.tolist() if row in self._losses] if self._losses else []
+        if gone:
+            raise StepsLost({self.table.ids[row]: self._losses[row] for row in gone})
+
+    def _said(self, rows: np.ndarray) -> None:
+        """A call says the next index of these rows, and so knows what was lost."""
+        self.table.said[rows] = self.epochs[self.table.shard[rows]]
+        for row in rows.tolist() if self._losses else ():
+            self._losses.pop(row, None)
+
+    def _doubtful(self, row: int, expected: int, epoch: int) -> None:
+        """The shard of a stream was restored in this epoch, and the caller of the stream never sent again what it
+        lacks: nobody knows which steps are gone."""
+        if self.table.said[row] >= epoch or row in self._losses:
+            return
+        for entry in self.log.open.values():
+            at = np.flatnonzero((entry.rows == row) & entry.alive & ~entry.done)
+            if len(at):
+                if entry.explicit and entry.first[at[0]] == expected:
+                    self.table.said[row] = epoch
+                    return
+                break
+        self._lose(row, range(expected, UNKNOWN_END), expected)
+
+    def _untold(self, shards: np.ndarray) -> np.ndarray:
+        """The slots of streams that are gone back, and no call has said their index since. shards : int64 [k]"""
+        rows = np.array([row for row in self._losses if self.table.live[row]], np.int64)
+        return self.table.slot[rows[np.isin(self.table.shard[rows], shards)]]
 
     def _returned(self, row: int, expected: int, since: int, ended: int) -> None:
         """A stream comes back from another caller, which took it at the step `ended` and stepped it up to `since`.
@@ -76,8 +112,9 @@ class Losses:
 
     def _lose(self, row: int, span: range, expected: int) -> None:
         """Steps of a row are gone. What has no answer yet is not taken, and the stream goes on at `expected`."""
-        self.counts["lost_steps"] += len(span)
+        self.counts["lost_steps"] += len(span) if span.stop < UNKNOWN_END else 0
         before = self._losses.get(row, span)  # of which nobody has heard yet, or not for sure
+        self.table.said[row] = 0
         told = self._losses[row] = range(min(before.start, span.start), max(before.stop, span.stop))
         for entry in list(self.log.entries.values()):
             at = np.flatnonzero((entry.rows == row) & entry.alive)

@@ -56,7 +56,8 @@ class Recovery(Losses):
         entry.flying[slice(None) if sel is None else sel], attempt = True, entry.attempt
         rows = entry.rows if sel is None else entry.rows[sel]
         first = entry.first if sel is None else entry.first[sel]
-        about = [self.table.slot[rows], first, self.table.since[rows], self.table.gen[rows]]
+        said = self.epochs[self.table.shard[rows]] if entry.explicit else self.table.said[rows]
+        about = [self.table.slot[rows], first, self.table.since[rows], self.table.gen[rows], said]
         if entry.lengths is not None:
             about.append(entry.lengths if sel is None else entry.lengths[sel])
         arrays = entry.arrays
@@ -232,7 +233,8 @@ class Recovery(Losses):
         pieces = self._resync(shards, rows, found)
         if not await self._replay(actor, pieces, careful):
             raise NotYet
-        await self.transport.call(actor, "beat", self.id, np.stack([shards, self.epochs[shards]]))
+        head = np.stack([shards, self.epochs[shards]])
+        await self.transport.call(actor, "beat", self.id, head, self._untold(shards))
         self._broken -= set(shards.tolist())
         self.held[shards] = False
         self.counts["recoveries"] += 1
@@ -253,7 +255,7 @@ class Recovery(Losses):
         self._tombs = [(s, id, gen, labels.get(s, label)) for s, id, gen, label in self._tombs]
 
     async def _found(self, actor: str, mode: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Attach rows again: int64 [6, n] as of `Host.attach`."""
+        """Attach rows again: int64 [7, n] as of `Host.attach`."""
         ids, of = [self.table.ids[r] for r in rows.tolist()], self.table.shard[rows]
         reply = await self.transport.call(actor, "attach", self.id, mode, shards, ids, self.table.gen[rows], of)
         if reply[0] != "done":
@@ -316,6 +318,8 @@ class Recovery(Losses):
         for i in np.flatnonzero(other).tolist():
             self._returned(int(rows[i]), *found[[2, 4, 5], i].tolist())
         self._settle_losses(rows, expected)
+        for i in np.flatnonzero(found[6]).tolist():
+            self._doubtful(int(rows[i]), int(found[2, i]), int(found[6, i]))
         live = np.zeros(n, np.bool_)
         live[rows] = True
         for entry in self.log.entries.values():
@@ -360,7 +364,7 @@ class Recovery(Losses):
             self._break(np.unique(self.table.shard[rows]))
             return False
         busy = self.log.needs(len(self.table.ids))[rows] < NEVER
-        for row, waits, (code, slot, index, gen, since, ended) in zip(
+        for row, waits, (code, slot, index, gen, since, ended, doubt) in zip(
             rows.tolist(), busy, found.T.tolist(), strict=True
         ):
             if code != FOUND or gen != self.table.gen[row]:  # it was closed, and may be another stream by now
@@ -369,25 +373,35 @@ class Recovery(Losses):
                 self.table.slot[row] = slot
                 if since != self.table.since[row] or index > self.table.next[row]:
                     self._returned(row, index, since, ended)
+                if doubt:
+                    self._doubtful(row, index, doubt)
                 self.table.version += 1
         return True
 
     async def _beat(self) -> None:
-        """Look after what no checkpoint holds: its shards may have been restored while nothing was sent."""
+        """Look after the streams: their shards may have been restored while nothing was sent."""
         while True:
             await asyncio.sleep(self.beat_seconds)
-            late = self.births > self.durable
-            for entry in self.log.entries.values():
-                late[entry.shards] |= entry.labels > self.durable[entry.shards]
-            shards = np.flatnonzero(late & ~self.held & (self.epochs > 0))
-            owner = self.owner[shards]
-            parts = [(self.actors[k], shards[owner == k]) for k in np.unique(owner).tolist()]
-            await asyncio.gather(*(self._beat_of(actor, part) for actor, part in parts))
+            await self._look()
+
+    async def look_after(self) -> None:
+        """Send again what shards lack that were restored while nothing was sent to them."""
+        await self._look()
+        await self._settled(np.arange(self.shards))
+
+    async def _look(self) -> None:
+        of = np.zeros(self.shards, np.bool_)
+        of[self.table.shard[self.table.live]] = True
+        late = of | (self.births > self.durable)  # or closed streams, whose shard may come back from before that
+        shards = np.flatnonzero(late & ~self.held & (self.epochs > 0))
+        owner = self.owner[shards]
+        parts = [(self.actors[k], shards[owner == k]) for k in np.unique(owner).tolist()]
+        await asyncio.gather(*(self._beat_of(actor, part) for actor, part in parts))
 
     async def _beat_of(self, actor: str, shards: np.ndarray) -> None:
         head = np.stack([shards, self.epochs[shards]])
         try:
-            reply = await self.transport.call(actor, "beat", self.id, head)
+            reply = await self.transport.call(actor, "beat", self.id, head, self._untold(shards))
         except Unreachable:
             reply = ("refused", {})
         except Exception as error:

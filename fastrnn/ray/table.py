@@ -12,8 +12,9 @@ from .words import shards_of
 class Table:
     """Rows of streams.
 
-    rows : id -> row. ids : row -> id. shard, slot, gen, next, since : int64 by row; next is the index of the next new
-    step, since that at which this caller began with the stream.
+    rows : id -> row. ids : row -> id. shard, slot, gen, next, since, said : int64 by row; next is the index of the next
+    new step, since that at which this caller began with the stream, said the newest epoch in which its own callers said
+    an index, so that they know what the state holds.
     live : bool by row. version : changes with the rows, so that what was computed from them can be kept meanwhile.
     """
 
@@ -22,7 +23,7 @@ class Table:
         self.rows: dict[Any, int] = {}
         self.ids: list = []
         self.version = 0
-        self.shard, self.slot, self.gen, self.next, self.since = (np.zeros(0, np.int64) for _ in range(5))
+        self.shard, self.slot, self.gen, self.next, self.since, self.said = (np.zeros(0, np.int64) for _ in range(6))
         self.live = np.zeros(0, np.bool_)
         self._free: list[int] = []
         self._closed: list[int] = []  # rows that the log may still name
@@ -34,7 +35,7 @@ class Table:
             self.rows[id] = row
             self.ids[row] = id
         self.shard[rows], self.slot[rows], self.next[rows], self.gen[rows], self.since[rows] = columns
-        self.live[rows] = True
+        self.live[rows], self.said[rows] = True, 0
         self.version += 1
         return rows
 
@@ -42,7 +43,7 @@ class Table:
         self.ids.append(None)
         if len(self.ids) > len(self.live):
             more = max(1024, len(self.live))
-            for name in ("shard", "slot", "gen", "next", "since"):
+            for name in ("shard", "slot", "gen", "next", "since", "said"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
             self.live = np.concatenate([self.live, np.zeros(more, np.bool_)])
         return len(self.ids) - 1

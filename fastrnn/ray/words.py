@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..errors import StreamError
 
 MOST_SHARDS = 1 << 16
 NEVER = 1 << 62  # a label that no checkpoint reaches
+UNKNOWN_END = sys.maxsize  # of a range of lost steps: nobody knows how many were answered
 
 # Why a host refuses a shard. MOVED: it has no such shard. STALE: it took it up again since. CUT_OFF: its lease ended.
 MOVED, STALE, CUT_OFF = "moved", "stale", "cut off"
@@ -26,6 +28,9 @@ OPEN, ADOPT, RECOVER = range(3)
 class StepsLost(StreamError):
     """Steps that were answered are gone from the state of their streams, and nobody has their inputs any more.
 
+    If the program that stepped a stream ended together with the stream's actor, nobody knows whether there were such
+    steps. The range of this stream then ends at `sys.maxsize`.
+
     Each stream in `missing` is at the first step of its range, unless another handle has stepped it since. Send those
     steps again, the first call with `step_index`, or close the stream. Calls without `step_index` raise StepsLost
     again: they may have been made by a task that has not heard of the loss. No step of such a stream that was under way
@@ -39,7 +44,10 @@ class StepsLost(StreamError):
 
     def __init__(self, missing: dict[Any, range], outputs: Any = None):
         self.missing, self.outputs = missing, outputs
-        shown = ", ".join(f"{id!r:.60}: {r.start} to {r.stop - 1}" for id, r in list(missing.items())[:5])
+        some = list(missing.items())[:5]
+        ends = ["on, if any were answered" if r.stop == UNKNOWN_END else f"to {r.stop - 1}" for _, r in some]
+        begins = [f"{id!r:.60}: {'from ' * (r.stop == UNKNOWN_END)}{r.start}" for id, r in some]
+        shown = ", ".join(f"{begin} {end}" for begin, end in zip(begins, ends, strict=True))
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         super().__init__(
             f"the steps of {len(missing)} streams are lost ({shown}{more}): their states are those before these steps; "

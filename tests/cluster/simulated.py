@@ -308,9 +308,15 @@ class World:
                 await found.start()
                 break
             except OSError:
-                pass
+                await asyncio.sleep(found.backoff)
         self.callers.append(found)
         return found
+
+    @staticmethod
+    def leave(caller):
+        """A caller ends, with all that it knows."""
+        for task in [*caller._tasks, *([caller._mending] if caller._mending else [])]:
+            task.cancel()
 
     def crash(self, name):
         """The process dies; another takes its name."""

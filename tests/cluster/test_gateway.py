@@ -256,7 +256,7 @@ def test_lost_steps_are_named(simulate, x):
     simulate(test, shards=1, actors=1, replay_steps=2, checkpoint_seconds=1e6, lease=1e9)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(48))
 def test_random_histories(simulate, x, seed):
     """Messages that get lost, crashes or a second gateway, and clients that count their steps or don't."""
     rng, gateways = random.Random(seed), 1 + seed % 2
