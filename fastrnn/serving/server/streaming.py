@@ -32,7 +32,7 @@ class Pending:
 
     def tell(self, result: Reply | Fault) -> None:
         """The request is answered."""
-        self.result = result
+        self.result, self.cancel = result, None  # what it holds has `tell`: a cycle, left to Python's garbage collector
         self.stream.answered(self)
 
 
@@ -122,7 +122,8 @@ class Stream:
         if self.engine.unwatched and not self._long:  # else it could overtake a request of its sequence
             withdraw = self.engine.post(request, pending.tell)
             if withdraw is not None:
-                pending.cancel = withdraw
+                if pending.result is None:
+                    pending.cancel = withdraw
                 return
         task = asyncio.ensure_future(self._infer(pending, request))
         self._long.add(task)
