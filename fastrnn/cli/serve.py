@@ -27,7 +27,7 @@ example:
 """
 
 
-COLLECT_AFTER = 10_000  # objects more than before; by default 700, which the messages of one tick are
+COLLECT_AFTER = 100_000  # objects more than before; by default 700, which the messages of one tick are
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +93,7 @@ def _add_sequences(parser: argparse.ArgumentParser) -> None:
         "--tick-rows",
         metavar="N",
         type=many,
-        help="steps that run together if more wait, shared evenly by clients; 64 a thread by default, at most 256",
+        help="steps that run together if more wait, shared evenly by clients; 64 a thread or those of 2 ms by default",
     )
     parser.add_argument(
         "--strict-sequences", action="store_true", help="refuse START on a live sequence; otherwise it begins anew"

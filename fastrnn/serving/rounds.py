@@ -18,12 +18,12 @@ class TickCounts:
 
     def __init__(self):
         self.timeouts = self.refused = 0
-        self.last = 0.0  # seconds of the last tick
+        self.last, self.last_rows = 0.0, 0  # seconds and rows of the last tick
         self.seconds, self.waits, self.sizes = seconds(), seconds(), Histogram()
 
     def tick(self, seconds: float, rows: int) -> None:
         """A tick has ended. rows: of its requests."""
-        self.last = seconds
+        self.last, self.last_rows = seconds, rows
         self.seconds.add(seconds)
         self.sizes.add(rows)
 

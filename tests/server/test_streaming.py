@@ -1,5 +1,6 @@
 """Streams of gRPC: the short way of their requests, and its order with requests that take the long one."""
 
+import gc
 import time
 
 import numpy as np
@@ -152,3 +153,21 @@ def test_many_sequences_wait_for_room_in_their_queues(model, frames, alone, serv
         y = [answer.infer_response.raw_output_contents[0]] if not answer.error_message else []
         assert y, f"request {t}: {answer.error_message}"
         assert (np.frombuffer(y[0], np.float32).reshape(-1, 8)[0] == alone[steps[t]]).all()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_requests_of_a_stream_leave_nothing_to_the_garbage_collector(serve, model, frames, refused):
+    """Cycles of thousands of requests a second would stop all steps for as long as it takes to find them."""
+    with serve({"m": model}) as server:
+        sent = [request(frames[None, t % 20], sequence_id=1, sequence_start=t == 0) for t in range(400)]
+        answers(server, sent[:1])
+        if refused:
+            sent[1:] = [request(frames[None, 0, :4], sequence_id=1)] * 399
+        gc.collect()
+        gc.disable()
+        try:
+            found = answers(server, sent[1:])
+            assert [bool(answer.error_message) for answer in found] == [refused] * 399
+            assert gc.collect() < 399  # those of the stream itself; it was 25 a request
+        finally:
+            gc.enable()

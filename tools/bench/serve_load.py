@@ -3,7 +3,7 @@
     python tools/bench/serve_load.py '{"route": "websocket", "port": 8000, "units": 300, ...}'
 
 Every unit (a sequence, or a request with one step of each of several) has a step each `period` seconds; the phases are
-spread evenly. A step is sent when it is due, whether or not the server has answered the one before it; over HTTP/1.1
+spread evenly. The units start within the first `ramp` seconds, which are not measured. A step is sent when it is due, whether or not the server has answered the one before it; over HTTP/1.1
 and unary gRPC, which have one request in flight, it waits for its turn. Its latency counts from the moment when it was
 due. `late` is how long after that moment a step was handed to the socket, and `own_cpu` the share of its core that this
 process used: if both are small, the generator was not what limited the result.
@@ -38,7 +38,7 @@ class Plan:
     """
 
     def __init__(self, given: dict):
-        self.host, self.period, self.warm, self.rows, self.base = "127.0.0.1", 0.032, 0.7, 250, 0
+        self.host, self.period, self.ramp, self.warm, self.rows, self.base = "127.0.0.1", 0.032, 1.0, 0.7, 250, 0
         self.model, self.input, self.features, self.pids = "vad", "input", 576, []
         self.route, self.port, self.units, self.seconds = "", 0, 1, 2.0
         for name, value in given.items():
@@ -124,14 +124,20 @@ class Load:
             connection.open()
             self.by_fd[connection.socket.fileno()] = connection
             self.poll.register(connection.socket, select.EPOLLIN)
-        rounds = round((plan.warm + plan.seconds) / plan.period)
+        before = plan.ramp + plan.warm
+        ramp, rounds = max(1, round(plan.ramp / plan.period)), round((before + plan.seconds) / plan.period)
         began = time.perf_counter() + 0.01
-        self.measured = (began + plan.warm, began + plan.warm + plan.seconds)
+        self.measured = (began + before, began + before + plan.seconds)
         first = rounds - max(1, round(plan.seconds / plan.period))  # whose CPU time counts, to the end
         wrong, before, after = "", None, None
         try:
             for number in range(rounds + 1):
-                messages = starts if number == 0 else ends if number == rounds else middles
+                messages = ends if number == rounds else middles
+                if number < ramp:  # unit i starts in round i % ramp
+                    messages = [
+                        starts[i] if i % ramp == number else messages[i] if i % ramp < number else b""
+                        for i in range(plan.units)
+                    ]
                 if number == first:
                     before = (time.perf_counter(), cpu_seconds(plan.pids), os.times())
                 if number == rounds:
@@ -147,6 +153,8 @@ class Load:
         """A step of each unit, each when it is due."""
         clock, gap = time.perf_counter, self.plan.period / self.plan.units
         for i, connection in enumerate(self.connections):
+            if not messages[i]:
+                continue
             due = start + i * gap
             while (left := due - clock()) > 0:
                 self.receive(left)

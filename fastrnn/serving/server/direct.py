@@ -3,22 +3,34 @@
 A queue, a task and two futures for each message, as ASGI and a coroutine need, take four times as long as a step of a
 small model. The handshake, texts, errors and closing go the long way, through `websocket.Session`, and so does
 everything if single messages are logged or paced.
+
+The frames of the short way are read and written here if they are plain: binary, not compressed, not in fragments, and
+received at once. The library's parser, a generator in Python for each part of a frame, reads all others; for every
+message it would take as long as the step of Silero VAD.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import apply_mask  # compiled, if the library is
+from websockets.protocol import OPEN
+from websockets.streams import StreamReader
 
 from .faults import Fault
 from .sequence import Answer, Call, Work
 from .sequences import Sequences
 
 KEY = "fastrnn.websocket"  # in the scope: the protocol of the connection
+BINARY, TEXT = 0x82, 0x81  # the first byte of a whole message, without extensions (RFC 6455, section 5.2)
+MASKED = 0x80  # in the second byte, beside the length
+LENGTH_16, LENGTH_64 = 126, 127  # or what follows the second byte: so many bits with the length
+BETWEEN_FRAMES = StreamReader.at_eof.__code__  # where the library's parser waits then
 
 
 class Protocol(WebSocketsSansIOProtocol):
@@ -31,6 +43,49 @@ class Protocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if "scope" in self.__dict__:
             self.scope[KEY] = self  # type: ignore[typeddict-unknown-key]
+
+    def data_received(self, data: bytes) -> None:
+        if self.sink is not None and data[0] == BINARY and self._between():
+            data = self._plain(data)
+        if data:
+            super().data_received(data)
+
+    def _between(self) -> bool:
+        """Whether the library's parser waits for the first byte of a message."""
+        conn = self.conn
+        waits = conn.parser.gi_yieldfrom
+        return getattr(waits, "gi_code", None) is BETWEEN_FRAMES and conn.current_size is None
+
+    def _plain(self, data: bytes) -> bytes:
+        """Take the plain messages at the beginning; the rest."""
+        most = self.config.ws_max_size
+        at, size = 0, len(data)
+        while self.sink is not None and size - at > 6 and data[at] == BINARY:
+            length, mask = data[at + 1] - MASKED, at + 2
+            if length == LENGTH_16:
+                length, mask = data[at + 2] << 8 | data[at + 3], at + 4
+            begin = mask + 4
+            if not 0 <= length <= most or data[at + 1] == MASKED + LENGTH_64 or begin + length > size:
+                break
+            at = begin + length
+            self.sink(apply_mask(data[begin:at], data[mask:begin]))
+        return data[at:] if at else data
+
+    def send_plain(self, first: int, data: bytes) -> None:
+        """Send a whole message. first: BINARY or TEXT."""
+        conn = self.conn
+        if conn.writes or conn.extensions or conn.state is not OPEN:
+            (conn.send_binary if first == BINARY else conn.send_text)(data)
+            self.transport.write(b"".join(conn.data_to_send()))
+            return
+        size = len(data)
+        if size < LENGTH_16:
+            head = bytes((first, size))
+        elif size < 1 << 16:
+            head = struct.pack("!BBH", first, LENGTH_16, size)
+        else:
+            head = struct.pack("!BBQ", first, LENGTH_64, size)
+        self.transport.write(head + data)
 
     def send_receive_event_to_app(self) -> None:
         if self.sink is None or self.close_sent or self.curr_msg_data_type == "text":
@@ -74,7 +129,7 @@ class Direct:
     ):
         self.protocol, self.sequences, self.id, self.most = protocol, sequences, id, most
         self.call, self.encode, self.failed = call, encode, failed
-        self._send = protocol.conn.send_text if text else protocol.conn.send_binary
+        self._first = TEXT if text else BINARY
         self._open: deque[Work] = deque()  # admitted, without an answer; a sequence answers in order
         self._later: deque[bytes] = deque()  # messages that came when there was no room
         self._fault: Fault | None = None
@@ -167,8 +222,7 @@ class Direct:
             for work in left:  # they would go on from a state that lacks this message
                 self.sequences.withdraw(work)
         elif self._sends():
-            self._send(self.encode(answer))
-            self.protocol.transport.write(b"".join(self.protocol.conn.data_to_send()))
+            self.protocol.send_plain(self._first, self.encode(answer))
         if self._fault is not None and not self._open:
             self._fail()
         if self._drained is not None and not self._open and not self._drained.done():

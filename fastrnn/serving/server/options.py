@@ -19,8 +19,8 @@ class Options:
     client_sequences : those of one client; None: no bound of its own
     queue_size : requests of one sequence that may wait behind the one that runs
     max_delay : seconds that a step may wait for others to join it
-    tick_rows : steps that run together if more wait, shared evenly by clients; None: 64 for each thread of the model,
-        at most 256
+    tick_rows : steps that run together if more wait, shared evenly by clients; None: as many as take about 2 ms,
+        at least 64 for each thread of the model and at most 256
     strict_sequences : START on a live id is refused, instead of a new beginning
     on_evict : called with (id, reason, snapshot) when the server ends a sequence; it may be a coroutine function
     store : where sequences outlive the server: a folder, a URL of `fastrnn.serving.store.open_store`, or such a store

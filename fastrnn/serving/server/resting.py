@@ -33,7 +33,9 @@ class Resting:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()  # kept, because it asks the system each time
-        self._since.update(dict.fromkeys(sequences, loop.time()))
+        now = loop.time()
+        for sequence in sequences:
+            self._since[sequence] = now
         if self._timer is None:
             self._timer = loop.call_later(self.limit, self._look)
 

@@ -199,14 +199,14 @@ class Work:
         return self._ran if request is None else bool(request.taken or getattr(request, "at", 0))
 
 
-def pass_answer(future: asyncio.Future, result: Answer | Fault) -> None:
-    """A result is that of a future, if it is still wanted."""
+def pass_answer(future: asyncio.Future, result: Any) -> None:
+    """A result, or a Fault, is that of a future, if it is still wanted."""
     if future.done():
         return
-    if isinstance(result, Answer):
-        future.set_result(result)
-    else:
+    if isinstance(result, Fault):
         future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def checked_id(value: Any) -> int | str | None:

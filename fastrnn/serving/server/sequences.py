@@ -24,7 +24,7 @@ from .lane import Lane
 from .options import Options
 from .resting import Resting
 from .sequence import Answer, Call, LiveSequences, Sequence, Tell, Work, pass_answer, shown
-from .turns import answer_again, answer_of, begin, checked_inputs, going_on
+from .turns import answer_again, answer_of, begin, checked_inputs, going_on, idle
 from .vault import Vault
 
 logger = logging.getLogger("fastrnn")
@@ -209,14 +209,18 @@ class Sequences:
             rows = [*map(self.live.get, call.ids)]
             lane = going_on(rows)
             if lane is not None and call.version in (None, lane.version):
-                return self._begun(Work(call, rows, *checked_inputs(lane, call), tell))
+                work = Work(call, rows, *checked_inputs(lane, call), tell)
+                if idle(rows):
+                    return self._begun(work)
+                if all(len(sequence.waiting) < self.options.queue_size for sequence in rows):
+                    return self._behind(work)
         again = repeated(self, call)
         if again is not None:
             work = Work(call, [], [], 0, tell)
             work.settle(again)
             return work
         befores = [found(self, call, i) for i in range(len(call.ids))]
-        room_for(self, [id for id, sequence in zip(call.ids, befores, strict=True) if sequence is None], call.client)
+        room_for(self, [id for id, before in zip(call.ids, befores, strict=True) if before is None], call.client)
         lane = lane_of(self, call, [s for s in befores if s is not None])
         arrays, steps = checked_inputs(lane, call)
         rows = [
@@ -226,21 +230,22 @@ class Sequences:
         new = [sequence for sequence, before in zip(rows, befores, strict=True) if before is None]
         if new:
             self._spawn(self._open(new))
-        work = Work(call, rows, arrays, steps, tell)
-        for sequence, ends in zip(rows, call.ends, strict=True):
+        return self._behind(Work(call, rows, arrays, steps, tell))
+
+    def _behind(self, work: Work) -> Work:
+        """Let a request wait for its turn behind others of its sequences."""
+        for sequence, ends in zip(work.rows, work.call.ends, strict=True):
             self._resting.discard(sequence, None)
             sequence.waiting.append(work)
             sequence.ending |= ends
-        self._advance(rows[0])
+        self._advance(work.rows[0])
         return work
 
     def _begun(self, work: Work) -> Work:
         """Run a request of sequences that all are at rest, as `_admitted` and `_advance` do."""
-        for sequence in work.rows:
+        for sequence, ends in zip(work.rows, work.call.ends, strict=True):
             self._resting.discard(sequence, None)
-        if True in work.call.ends:
-            for sequence, ends in zip(work.rows, work.call.ends, strict=True):
-                sequence.ending = ends
+            sequence.ending = ends
         try:
             again = self._again(work)
             if again is None:
@@ -351,7 +356,7 @@ class Sequences:
         work.settle(result)
         if not isinstance(result, Answer) and True in work.call.starts:
             self._not_started(work)
-        if not self._leaving and True not in work.call.ends and going_on(work.rows) is not None:
+        if not self._leaving and True not in work.call.ends and idle(work.rows) and going_on(work.rows) is not None:
             self._resting.add_all(work.rows)  # nothing else waits for any of them
             return
         for sequence, ends in zip(work.rows, work.call.ends, strict=True):

@@ -3,6 +3,7 @@ each client that waits the same share."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -12,8 +13,9 @@ from .._queues import PUSH_STEPS, Close, Push, Request
 from ..batcher import Batcher
 from ..pool import StreamPool
 
-ROWS = 64  # that a tick takes, for each thread of its model
-MOST_ROWS = 256
+ROWS, MOST_ROWS = 64, 256  # that a tick takes at least, for each thread of its model, and at most
+TICK_SECONDS = 0.002  # in which it should be over, if it has more than the least
+FORGET = 1.02  # by which the shortest time of a row grows with each tick, so that it can become longer
 CHUNK_STEPS = 8  # of a chunk that count as one row: they are computed one after the other, and answered at once
 SERVER = ""  # the client of what the server itself asks for
 
@@ -134,17 +136,30 @@ class Ticks(Batcher):
     ----------
     pool : StreamPool
     max_delay : seconds that a step may wait for others
-    rows : of a tick; None: by the threads of the model
+    rows : of a tick; None: as many as take TICK_SECONDS, and at least ROWS a thread
     threads : that a call of the pool uses
     """
 
     def __init__(self, pool: StreamPool, max_delay: float, rows: int | None, threads: int):
-        rows = min(ROWS * threads, MOST_ROWS) if rows is None else rows
-        super().__init__(pool, max_delay, max_rows=rows)
-        self._queues: Any = TickQueues(rows)
+        self._least = min(ROWS * threads, MOST_ROWS) if rows is None else rows
+        self._most = MOST_ROWS if rows is None else rows
+        super().__init__(pool, max_delay, max_rows=self._least)
+        self._queues: Any = TickQueues(self._least)
+        self._row_seconds = math.inf
+
+    def _look(self) -> None:
+        """Set the rows of the next tick by the quickest row of late: other times have waits for Python's lock in them,
+        and those are long when the machine is busy."""
+        counts = self._counts
+        if counts.last_rows:
+            self._row_seconds = min(self._row_seconds * FORGET, counts.last / counts.last_rows)
+            rows = min(self._most, max(self._least, int(TICK_SECONDS / self._row_seconds)))
+            self.max_rows = self._queues.rows = rows
 
     def _next(self) -> list[list[Request]]:
         """The rounds of the next tick."""
+        if self._most > self._least:
+            self._look()
         rounds = self._queues.take()
         self._at_once, self._since = False, 0.0  # those that are left have waited
         if rounds:

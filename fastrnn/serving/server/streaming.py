@@ -31,8 +31,11 @@ class Pending:
         self.cancel: Callable[[], Any] | None = None
 
     def tell(self, result: Reply | Fault) -> None:
-        """The request is answered."""
-        self.result, self.cancel = result, None  # what it holds has `tell`: a cycle, left to Python's garbage collector
+        """The request is answered. No cycle of objects is left to Python's garbage collector: what `cancel` holds has
+        this method, and the tracebacks of a Fault have this."""
+        self.result, self.cancel = result, None
+        if isinstance(result, Fault):
+            result.__traceback__ = result.__cause__ = result.__context__ = None
         self.stream.answered(self)
 
 

@@ -12,8 +12,7 @@ from .faults import Fault, brief, invalid
 from .lane import Lane, Steps
 from .sequence import Answer, Call, Sequence, Work, shown
 
-SLOT, STEPS, LANE = attrgetter("slot"), attrgetter("steps"), attrgetter("lane")
-RUNNING, WAITING, ENDING = attrgetter("running"), attrgetter("waiting"), attrgetter("ending")
+SLOT, STEPS = attrgetter("slot"), attrgetter("steps")
 
 
 def checked_inputs(lane: Steps, call: Call) -> tuple[list[np.ndarray], int]:
@@ -104,15 +103,21 @@ def answer_of(work: Work, result: Any) -> Answer:
 
 
 def going_on(rows: list[Any]) -> Lane | None:
-    """The lane of sequences, if all are live (not None) and on one lane, and nothing runs or waits for any: a request
-    for them runs at once. Each test is one pass in C, as 100,000 rows a second leave no time for more; whatever else
+    """The lane of sequences, if all are live (not None), open, on one lane, and take further requests."""
+    lane = None if rows[0] is None else rows[0].lane
+    for sequence in rows:
+        if sequence is None or sequence.ending or sequence.slot is None or sequence.lane is not lane:
+            return None
+    return lane
+
+
+def idle(rows: list[Sequence]) -> bool:
+    """Whether nothing runs or waits for any of these sequences, so that a request for them runs at once. Whatever else
     may hold a request back has to be tested here as well."""
-    if not all(rows) or any(map(RUNNING, rows)) or any(map(WAITING, rows)):
-        return None
-    lanes = set(map(LANE, rows))
-    if len(lanes) > 1 or any(map(ENDING, rows)) or None in map(SLOT, rows):
-        return None
-    return lanes.pop()
+    for sequence in rows:  # noqa: SIM110  100,000 rows a second leave no time for more: `all` takes 4 times as long
+        if sequence.running is not None or sequence.waiting:
+            return False
+    return True
 
 
 def named(lane: Steps, many: bool, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
