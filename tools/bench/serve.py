@@ -8,7 +8,8 @@ doubling and bisection, for which the 99th percentile of the latencies stays und
 the generator is never late by more than 2 ms (99th percentile): then it is the server that bounds the result.
 
 Beside each route stand a bare echo server of the same library, which looks at nothing and answers as many bytes, and
-what people write today: onnxruntime with a dict of states behind Starlette's WebSocket, or grpc.aio (serve_rivals.py).
+what people write today: onnxruntime with a dict of states behind Starlette's HTTP or WebSocket, or behind grpc.aio
+(serve_rivals.py).
 
 `fastrnn serve` runs with `--max-delay 0.008`: a step waits up to 8 ms for steps of other sequences, which suits a bound
 of 20 ms, and answers most of them later than the default of 2 ms does. `--server ""` is the default.
@@ -41,7 +42,7 @@ ROWS = 250  # of a request for many sequences
 CLOSE = 0.06  # the search ends when it knows the number to this part
 # route -> (what to call it, units to begin with, protocol, the echo server, today's server)
 ROUTES = {
-    "http": ("HTTP, binary", 32, "http", "echo_http", None),
+    "http": ("HTTP, binary", 32, "http", "echo_http", "today_http"),
     "grpc": ("gRPC, unary", 32, "grpc", "echo_grpc", None),
     "grpc_stream": ("gRPC, a stream each", 64, "grpc", "echo_grpc", "today_grpc"),
     "websocket": ("WebSocket", 128, "http", "echo_websocket", "today_websocket"),

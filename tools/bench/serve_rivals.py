@@ -5,7 +5,7 @@
 KIND:
     echo_http echo_websocket echo_grpc    take the same messages, look at nothing, and answer as many bytes: what the
                                           library itself can do
-    today_websocket today_grpc            what people write today: an onnxruntime session, a dict of states, and a
+    today_http today_websocket today_grpc what people write today: an onnxruntime session, a dict of states, and a
                                           handler that runs a step. Starlette is what FastAPI is made of, without what
                                           FastAPI adds to each call; gRPC is grpc.aio with Triton's messages
 
@@ -58,8 +58,15 @@ def asgi(kind: str, states: States | None, reply: int):
     answer = bytes(reply)
 
     async def infer(request):
-        await request.body()
-        return Response(answer, media_type="application/octet-stream")
+        body = await request.body()
+        if states is None:
+            return Response(answer, media_type="application/octet-stream")
+        size = int(request.headers["inference-header-content-length"])
+        given = json.loads(body[:size])["parameters"]
+        y = states.step(given["sequence_id"], body[size:], given["sequence_start"])
+        if given["sequence_end"]:
+            del states.states[given["sequence_id"]]
+        return Response(y, media_type="application/octet-stream")
 
     async def stream(websocket):
         await websocket.accept()
