@@ -3,11 +3,11 @@
     python tools/bench/serve_load.py '{"route": "websocket", "port": 8000, "units": 300, ...}'
 
 Every unit (a sequence, or a request with one step of each of several) has a step each `period` seconds; the phases are
-spread evenly, and the units start within the first `ramp` seconds, which are not measured. A step is sent when it is due,
-whether or not the server has answered the one before it; over HTTP/1.1 and unary gRPC, which have one request in flight,
-it waits for its turn. Its latency counts from the moment when it was due. `late` is how long after that moment a step was
-handed to the socket, and `own_cpu` the share of its core that this process used: if both are small, the generator was not
-what limited the result.
+spread evenly, and the units start within the first `ramp` seconds, which are not measured. A step is sent when it is
+due, whether or not the server has answered the one before it; over HTTP/1.1 and unary gRPC, which have one request in
+flight, it waits for its turn. Its latency counts from the moment when it was due. `late` is how long after that moment
+a step was handed to the socket, and `own_cpu` the share of its core that this process used: if both are small, the
+generator was not what limited the result.
 
 Prints one JSON object.
 """
