@@ -91,6 +91,7 @@ FOREIGN = {
     "threadpoolctl": ("machine.threadpools",),
     "uvicorn": ("serving.server",),
     "uvloop": ("cli.serve",),
+    "websockets": ("serving.server.direct",),
     "torch": ("bench", "importers", "insight.verification.engine_torch"),
 }
 ANYWHERE = {"numpy", "cython", "cpython", "libc", "openmp"}
