@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,26 @@ from ..errors import FastRNNError, out_of_memory
 from ..runtime._meter import Histogram, seconds
 from ._queues import MORE, Close, Many, Push, Request, Step
 from .pool import StreamPool
+
+
+class Last(Push):
+    """A chunk after which its stream ends: the answer has what the stream held back as well. It may have no step."""
+
+    def add(self, answer: Any, outputs: Iterable[Any], flush: Callable[[], Any] | None = None) -> Any:
+        """As `Push.add`. flush: returns the outputs that were held back."""
+        found = super().add(answer, outputs)
+        if found is MORE or flush is None:
+            return found
+        sides = [v if isinstance(v, tuple) else (v,) for v in (found, flush())]
+        joined = [_joined(a.timed, *parts) for a, *parts in zip(outputs, *sides, strict=True)]
+        return joined[0] if len(joined) == 1 else tuple(joined)
+
+
+def _joined(timed: bool, before: Any, after: Any) -> Any:
+    """The steps of an output that came, and those that were held back; or its last value over all steps."""
+    if timed:
+        return np.concatenate([before, after]) if len(after) else before
+    return before if after is None else after
 
 
 class TickCounts:
@@ -134,6 +155,20 @@ def _pushes(pool: StreamPool, requests: list[Push]) -> list:
     return [r.add(answer, outputs) for r, answer in zip(requests, answers, strict=True)]
 
 
+def _lasts(pool: StreamPool, requests: list[Last]) -> list:
+    inputs, outputs = pool._parts.inputs, pool._parts.outputs
+    pieces = [r.piece(inputs) for r in requests]
+    answers = pool.push([r.slot for r in requests], [p[0] if len(p) == 1 else p for p in pieces])
+    return [_last(pool, r, answer, outputs) for r, answer in zip(requests, answers, strict=True)]
+
+
+def _last(pool: StreamPool, request: Last, answer: Any, outputs: Any) -> Any:
+    try:
+        return request.add(answer, outputs, lambda: pool.flush(request.slot))
+    except Exception as error:  # its steps were taken: it must not run again
+        return error
+
+
 def _closes(pool: StreamPool, requests: list[Close]) -> list:
     return [_close(pool, request) for request in requests]
 
@@ -148,4 +183,4 @@ def _close(pool: StreamPool, request: Close) -> Any:
         return error
 
 
-_CALLS: dict[type, Any] = {Step: _steps, Many: _many, Push: _pushes, Close: _closes}
+_CALLS: dict[type, Any] = {Step: _steps, Many: _many, Push: _pushes, Last: _lasts, Close: _closes}

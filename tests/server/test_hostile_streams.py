@@ -73,7 +73,7 @@ class TestGrpc:
             b"\x0a\xff",
             b"\x0a\x7f",
             b"\x08",
-            os.urandom(100),
+            np.random.default_rng(17).bytes(100),
             b"\x0a\x01\xff",
             field(5, b"\x0a\xff"),
             b"\x1b" * 99,

@@ -274,7 +274,8 @@ def _only(reply: Reply, wanted: tuple[str, ...]) -> Reply:
     """The outputs that a request names."""
     if not wanted:
         return reply
-    return Reply(reply.version, {n: reply.outputs[n] for n in wanted}, reply.parameters, reply.computed)
+    outputs = {n: reply.outputs[n] for n in wanted if n in reply.outputs}
+    return Reply(reply.version, outputs, reply.parameters, reply.computed)
 
 
 def check_parameters(parameters: dict[str, Any]) -> None:

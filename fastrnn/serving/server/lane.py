@@ -11,9 +11,11 @@ import numpy as np
 from ...errors import FastRNNError
 from ...runtime.arguments import chunk_arrays, step_arrays
 from .._queues import Close, Many, Push, Request, Step
+from ..rounds import Last
 from .faults import invalid
 from .shares import Ticks
 
+NO_STEP = -1  # the steps of a request that only ends its sequence
 FIRST = 64  # slots of a pool at first; it doubles when they are taken
 
 
@@ -34,13 +36,14 @@ class Steps:
         self.outputs = self.pool._parts.outputs
         # Whether each step of each row gives one step of each output; other models answer in chunks, one by one.
         self.even = not self.pool._parts.timetable and all(a.batched for a in (*self.inputs, *self.outputs))
+        self.late = bool(self.pool._parts.timetable)  # whether a stream may hold outputs back until its end
         features = self.inputs[0].features if self.even and len(self.inputs) == 1 else ("open",)
         plain = all(isinstance(n, int) for n in features) and self.inputs[0].dtype == "float32"
         self.plain = (1, *features) if plain else None  # the shape of a step of a model with one float32 input
 
-    def steps_of(self, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    def steps_of(self, arrays: list[np.ndarray], ends: bool = False) -> tuple[list[np.ndarray], int]:
         """(the inputs of a request, checked, in memory that stays, without their batch axis; their steps). An input is
-        [1, F...] for one step or [1, T, F...] for a chunk."""
+        [1, F...] for one step or [1, T, F...] for a chunk. ends: T may be 0, as the request ends its sequence."""
         array = arrays[0]
         if array.shape == self.plain and array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned:
             return [_own(array[0])], 0
@@ -63,9 +66,12 @@ class Steps:
             checked, steps = chunk_arrays(self.pool._parts, _given(bare), None)
         except FastRNNError as error:
             raise invalid(str(error)) from None
-        if not steps:
-            raise invalid("the chunk has no step: an input is [1, steps, features] with at least one step")
-        return [_own(v) for v in checked], steps
+        if not steps and not ends:
+            raise invalid(
+                "the chunk has no step: an input is [1, steps, features] with at least one step, unless the request "
+                "ends its sequence and does not start it"
+            )
+        return [_own(v) for v in checked], steps or NO_STEP
 
     def rows_of(self, arrays: list[np.ndarray], rows: int) -> list[np.ndarray]:
         """The inputs of one step of each of several sequences, checked, in memory that stays: [rows, F...]."""
@@ -128,11 +134,16 @@ class Lane(Steps):
             self.pool.grow(2 * self.pool.capacity)
 
     # -- what ticks run --
-    def submit(self, slots: list[int], future: Any, arrays: list[np.ndarray], steps: int, *, many: bool) -> Request:
-        """Give the batcher checked inputs. future: gets the result; steps: of a chunk; 0 for one step."""
+    def submit(
+        self, slots: list[int], future: Any, arrays: list[np.ndarray], steps: int, *, many: bool, ends: bool = False
+    ) -> Request:
+        """Give the batcher checked inputs. future: gets the result; steps: of a chunk; 0 for one step. ends: they are
+        the last of their stream."""
         request: Request
         if many:
             request = Many(slots, future, arrays)
+        elif steps == NO_STEP or (ends and self.late):
+            request = Last(slots[0], future, arrays, max(steps, 0))
         elif steps:
             request = Push(slots[0], future, arrays, steps)
         else:

@@ -124,7 +124,8 @@ class LiveSequences(dict):
 class Work:
     """A request that was admitted: it runs when it is the first of each of its sequences.
 
-    rows : its sequences; arrays : checked inputs; steps : of a chunk, 0 for one step; request : what the batcher has
+    rows : its sequences; arrays : checked inputs; request : what the batcher has
+    steps : of a chunk; 0 for one step, NO_STEP for none
     tell : called once with the Answer or the Fault, on the event loop; settled : it was, or the request was withdrawn
     then : called with (this, result, error) when the engine has run it; CancelledError: `cancel`
 
@@ -191,6 +192,11 @@ class Work:
         """The batcher's request, which has this as its future, is no longer known here: thousands of such cycles a
         second would be left to Python's garbage collector, which stops the steps of all for milliseconds."""
         self._ran, self.request = True, None
+
+    @property
+    def count(self) -> int:
+        """The steps that it takes of each sequence."""
+        return max(self.steps, 0) if self.steps else 1
 
     @property
     def taken(self) -> bool:

@@ -346,7 +346,7 @@ class Sequences:
             logger.exception("the answer of a step could not be written")
             self._settle(work, Fault("INTERNAL", "failed", "the step was taken, and its answer could not be written"))
             return
-        self.steps += (work.steps or 1) * len(work.rows)
+        self.steps += work.count * len(work.rows)
         self._settle(work, answer)
 
     def _settle(self, work: Work, result: Answer | Fault | None) -> None:

@@ -34,7 +34,7 @@ def checked_inputs(lane: Steps, call: Call) -> tuple[list[np.ndarray], int]:
     arrays = [call.inputs[n] for n in names]
     if call.many:
         return lane.rows_of(arrays, len(call.ids)), 0
-    return lane.steps_of(arrays)
+    return lane.steps_of(arrays, call.ends[0] and not call.starts[0])
 
 
 def check_outputs(have: list[str], wanted: tuple[str, ...]) -> None:
@@ -49,7 +49,7 @@ def answer_again(work: Work) -> Answer | None:
     indexes = work.call.indexes
     if indexes is None:
         return None
-    steps = work.steps or 1
+    steps = work.count
     if check_indexes(work.rows, indexes, work.steps):
         outputs = [s.last[2] for s in work.rows if s.last is not None]
         whole = [np.stack(parts) for parts in zip(*outputs, strict=True)] if work.call.many else outputs[0]
@@ -82,15 +82,18 @@ def is_last(sequence: Sequence, index: int, steps: int) -> bool:
 
 def begin(work: Work, done: Callable[[Work, Any, BaseException | None], None]) -> None:
     """Give a request to the engine."""
-    rows, work.then = work.rows, done
-    work.request = rows[0].lane.submit([*map(SLOT, rows)], work, work.arrays, work.steps, many=work.call.many)
+    rows, call, work.then = work.rows, work.call, done
+    slots = [*map(SLOT, rows)]
+    work.request = rows[0].lane.submit(slots, work, work.arrays, work.steps, many=call.many, ends=call.ends[0])
     for sequence in rows:
         sequence.running = work
 
 
 def answer_of(work: Work, result: Any) -> Answer:
     """The answer to a request that ran. Its sequences count their steps, and keep it if they have step indexes."""
-    steps, outputs = work.steps or 1, list(result) if isinstance(result, tuple) else [result]
+    steps, outputs = work.count, list(result) if isinstance(result, tuple) else [result]
+    if not work.rows[0].lane.even:
+        outputs = [np.empty(0, np.float32) if v is None else v for v in outputs]
     first = tuple(map(STEPS, work.rows))
     for sequence in work.rows:
         sequence.steps += steps
@@ -121,8 +124,14 @@ def idle(rows: list[Sequence]) -> bool:
 
 
 def named(lane: Steps, many: bool, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name, with the batch axis of the inputs."""
+    """Outputs by name, with the batch axis of the inputs. A value over all steps that does not exist yet is missing."""
     if len(outputs) == 1:
         (argument,), (v,) = lane.outputs, outputs
-        return {argument.name: v if many or not argument.batched else v[None]}
-    return {a.name: v if many or not a.batched else v[None] for a, v in zip(lane.outputs, outputs, strict=True)}
+        if argument.timed or v.size:
+            return {argument.name: v if many or not argument.batched else v[None]}
+        return {}
+    return {
+        a.name: v if many or not a.batched else v[None]
+        for a, v in zip(lane.outputs, outputs, strict=True)
+        if a.timed or v.size
+    }

@@ -1,7 +1,8 @@
 """One sequence over a WebSocket: frames in, answers out. For browsers and telephony gateways.
 
 A binary message holds a whole number of steps, float32 or int16, little-endian. Its answer is JSON, or the elements of
-all outputs, float32, in the model's order.
+all outputs, float32, in the model's order. The text message END ends the sequence: its answer has what the model held
+back, and the connection is closed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from .sequence import Answer, Call, checked_id
 
 INPUTS = {"float32": ("<f4", 1.0), "int16": ("<i2", 1 / 32768)}  # dtype on the wire, factor
 OUTPUTS = ("json", "binary")
-WRONG_DATA, TRY_LATER, GOING_AWAY, REFUSED, FAILED = 1007, 1013, 1001, 1008, 1011
+END = {"sequence_end": True}  # the JSON of the text that ends a sequence
+DONE, WRONG_DATA, TRY_LATER, GOING_AWAY, REFUSED, FAILED = 1000, 1007, 1013, 1001, 1008, 1011
 MOST_OPEN = 64  # answers of a connection that are not written yet
 CLOSE_SECONDS = 2.0  # in which the connections are closed at the end of the server
 OF_CODE = {
@@ -138,6 +140,10 @@ class Session:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return False
+            text = message.get("text")
+            if text is not None and _ends(text):
+                await self._end()
+                return True
             try:
                 request = self._request(message.get("bytes"))
             except Fault as fault:
@@ -148,6 +154,17 @@ class Session:
             await self.engine.room(request)
             self.answers.put_nowait(asyncio.ensure_future(self.engine.infer(request)))
             await asyncio.sleep(0)  # it takes its place in the queue
+
+    async def _end(self) -> None:
+        """End the sequence, if a message has started it."""
+        await self._drain()
+        if not self.start:
+            parameters = {"sequence_id": self.id, "sequence_end": True}
+            x = np.empty((1, 0, *self._features()), np.float32)
+            request = Request(self.hosted.name, self.version, "", parameters, {self.input.name: x}, (), self.client)
+            await self.engine.room(request)
+            self.answers.put_nowait(asyncio.ensure_future(self.engine.infer(request)))
+        self.answers.put_nowait(DONE)
 
     def _go_direct(self) -> None:
         """Let binary messages take the short way, if there is one."""
@@ -172,7 +189,7 @@ class Session:
     def _request(self, data: bytes | None) -> Request:
         """The steps of a message."""
         if data is None:
-            raise invalid("a message must be binary: steps of " + self._form())
+            raise invalid(f"a message must be binary: steps of {self._form()}, or the text {json.dumps(END)}")
         parameters: dict[str, Any] = {"sequence_id": self.id, "sequence_start": self.start}
         x = self._steps(data)[None]
         self.start = False
@@ -193,7 +210,7 @@ class Session:
         arguments = self.hosted.sequences.lanes[answer.version].outputs
         outputs = {
             a.name: v[None] if a.timed and v.ndim == 1 + len(a.features) else v
-            for a, v in zip(arguments, answer.outputs.values(), strict=True)
+            for a, v in ((a, answer.outputs[a.name]) for a in arguments if a.name in answer.outputs)
         }
         return _json(outputs, answer.first[0], answer.done[0]).encode()
 
@@ -224,7 +241,7 @@ class Session:
     async def _write(self) -> None:
         """Send the answers until one is an error, the client has gone, or the server ends."""
         try:
-            while (answer := await self.answers.get()) is not None:
+            while (answer := await self.answers.get()) not in (None, DONE):
                 reply = await answer if isinstance(answer, asyncio.Future) else answer
                 if isinstance(reply, Fault):
                     raise reply
@@ -234,7 +251,10 @@ class Session:
                     first, done = reply.parameters["step_index"], reply.parameters["steps_done"]
                     await self.socket.send_text(_json(reply.outputs, first, done))
                 self.room.release()
-            await self.socket.close(GOING_AWAY, "this server ends")
+            if answer is None:
+                await self.socket.close(GOING_AWAY, "this server ends")
+            else:
+                await self.socket.close(DONE)
         except Fault as fault:
             self._drop()
             self.engine.refused(fault, self.hosted.name)
@@ -261,6 +281,14 @@ def _bytes(reply: Reply | Answer) -> bytes:
 def _json(outputs: dict[str, np.ndarray], first: int, done: int) -> str:
     lists = {name: bodies.numbers(v[0] if v.ndim > 1 else v) for name, v in outputs.items()}
     return json.dumps({"step_index": first, "steps_done": done, "outputs": lists}, separators=(",", ":"))
+
+
+def _ends(text: str) -> bool:
+    """Whether a text message is END."""
+    try:
+        return len(text) < 100 and json.loads(text) == END
+    except ValueError:
+        return False
 
 
 def _choice(asked: Any, name: str, known: tuple[str, ...]) -> str:

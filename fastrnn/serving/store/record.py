@@ -122,7 +122,7 @@ def _record(about: dict[str, Any], rest: bytes) -> Record:
             used = count * np.dtype(dtype).itemsize
             arrays.append(np.frombuffer(rest[:used], dtype, count).reshape(shape).copy())
             rest = rest[used:]
-        last = (_whole(index), _whole(steps), arrays)
+        last = (_whole(index), _whole(steps + 1) - 1, arrays)  # -1: a request that only ended it
     if rest or len(snapshot) != size or about["state"] not in STATES or type(about["id"]) not in (int, str):
         raise ValueError("its parts don't fit together")
     texts = {name: str(about[name]) for name in ("model", "reason", "text", "state")}
