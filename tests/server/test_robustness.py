@@ -75,10 +75,10 @@ def test_no_slot_can_be_opened(run, model, frames, alone, monkeypatch, error):
         async with Served(model) as s:
             await s.run(call(model, 1, frames[0], start=True))
 
-            def grow(n):
-                raise error
+            def refuse():
+                raise type(error)(*error.args)  # a new one each time: its traceback keeps what is in this loop
 
-            monkeypatch.setattr(pool_of(s), "open", lambda: grow(1))
+            monkeypatch.setattr(pool_of(s), "open", refuse)
             requests = [call(model, 2, frames[t], start=t == 0) for t in range(3)]
             results = await asyncio.gather(*map(s.run, requests), return_exceptions=True)
             assert {type(r) for r in results} == {Fault}

@@ -109,6 +109,7 @@ class Bench:
             "units": units,
             "rows": ROWS if not self.args.quick else 4,
             "seconds": self.args.seconds,
+            "wait": 60.0 if self.args.quick else 5.0,  # a quick run tells what is wrong on a busy machine too
             "base": self.base,
             "pids": server.pids,
         }

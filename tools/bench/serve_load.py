@@ -28,20 +28,20 @@ from serve_wire import Connection, GrpcConnection, HttpConnection, WebSocketConn
 
 SERVICE = "/inference.GRPCInferenceService/"
 ROUTES = ("http", "grpc", "grpc_stream", "websocket", "many_http", "many_grpc")
-WAIT = 5.0  # seconds for the last replies
 
 
 class Plan:
     """What to send.
 
     Attributes: those of the JSON object on the command line: route, host, port, units, rows (of a request for many),
-    seconds, warm (seconds before that), period, model, input, features, base (of the ids), pids (of the server)
+    seconds, warm (seconds before that), wait (seconds for the last replies), period, model, input, features, base (of
+    the ids), pids (of the server)
     """
 
     def __init__(self, given: dict):
         self.host, self.period, self.ramp, self.warm, self.rows, self.base = "127.0.0.1", 0.032, 1.0, 0.7, 250, 0
         self.model, self.input, self.features, self.pids = "vad", "input", 576, []
-        self.route, self.port, self.units, self.seconds = "", 0, 1, 2.0
+        self.route, self.port, self.units, self.seconds, self.wait = "", 0, 1, 2.0, 5.0
         for name, value in given.items():
             setattr(self, name, value)
         source = random.Random(7)
@@ -193,12 +193,12 @@ class Load:
 
     def settle(self) -> None:
         """Wait for the last replies."""
-        end = time.perf_counter() + WAIT
+        end = time.perf_counter() + self.plan.wait
         while any(c.due for c in self.connections) and time.perf_counter() < end:
             self.receive(0.01)
         for connection in self.connections:
             if connection.due:
-                raise Wrong(f"{len(connection.due)} requests of a connection got no reply in {WAIT:g} s")
+                raise Wrong(f"{len(connection.due)} requests of a connection got no reply in {self.plan.wait:g} s")
 
     def result(self, wrong: str, before, after, counted: int) -> dict:
         """JSON-able."""
