@@ -66,8 +66,8 @@ def states_of(model: Compiled) -> tuple[TensorInfo, ...]:
     """What a stream of the model keeps between steps; empty if the model can't be streamed."""
     if model._problems:
         return ()
-    if model._open_sizes:  # what a stream keeps besides, such as a cell's own state, is known with the sizes
-        return tuple(info_of(model.graph.values[n]) for n in model.graph.states)
+    if model._stream_sizes:  # what a stream keeps besides, such as a cell's own state, is known with the sizes
+        return tuple(info_of(model.graph.values[n]) for n in model._stream_graph.states)
     found = [TensorInfo(s.name, s.dtype, tuple(map(_plain, s.dims))) for s in model._stream_layout().shown]
     if not model._timetable.plain:
         found.append(TensorInfo(POSITION, "int64", ()))

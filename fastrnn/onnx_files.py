@@ -9,8 +9,9 @@ from .graph import Graph
 from .model import Model
 from .records import dataclass
 from .selected import Choice, SelectedModel
+from .streaming.caches import streamed
 from .streaming.conditions import problems
-from .streaming.live import lengths_of, live
+from .streaming.live import lengths_of
 from .typing import Precision
 
 _LIVE = "a stream does not ask for {}, the lengths of the rows: every step that it takes is live"
@@ -22,7 +23,7 @@ def read_graph(source, *, strict=True, thaw=True, policy=None, **options) -> Gra
     from .importers.onnx.sizes.evidence import Policy
 
     policy = policy or Policy(thaw, strict)
-    graph = import_onnx(source, streams=lambda graph: not problems(live(graph)), policy=policy, **options)
+    graph = import_onnx(source, streams=lambda graph: not problems(streamed(graph)), policy=policy, **options)
     dropped = lengths_of(graph)
     return graph.replace(notes=(*graph.notes, *(_LIVE.format(name) for name in dropped))) if dropped else graph
 

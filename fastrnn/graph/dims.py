@@ -299,6 +299,16 @@ def substitute(dim, env: Mapping[str, Dim | int]):
     return total
 
 
+def substitute_in(attrs: Mapping, env: Mapping[str, Dim | int]) -> dict:
+    """The attributes of a node with `substitute` applied to their dims."""
+    out = {}
+    for key, value in attrs.items():
+        if isinstance(value, tuple):
+            value = tuple(substitute(d, env) if isinstance(d, Dim) else d for d in value)
+        out[key] = substitute(value, env) if isinstance(value, Dim) else value
+    return out
+
+
 def evaluate(dim, env: Mapping[str, int]) -> int:
     """The value of a dim, given all of its symbols in `env`."""
     value = substitute(dim, env)

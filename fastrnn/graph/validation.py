@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import ModelFormatError, ShapeError
+from .caches import grows
 from .dims import Dim, evaluate, of_rest, of_shortfall, symbols
 from .precision import SCALES, check_held
 from .shapes import check_shapes
@@ -77,7 +78,7 @@ def _check_ends(graph: Graph) -> None:
         if start not in graph.inputs or end not in graph.outputs:
             raise ModelFormatError(f"{graph.name}: state {start} -> {end} does not lead from an input to an output")
         a, b = graph.values[start], graph.values[end]
-        if (a.dtype, a.dims) != (b.dtype, b.dims):
+        if (a.dtype, a.dims) != (b.dtype, b.dims) and grows(a, b) is None:
             raise ModelFormatError(f"{graph.name}: state {a} ends as {b}")
     for start, found in graph.undecided:
         if start not in graph.inputs or not set(found) <= set(graph.outputs):

@@ -69,6 +69,7 @@ DIM = Attribute((int,), dims=True)
 DIMS = Attribute((int,), many=True, dims=True)
 CELL = Attribute((CellSpec,))
 PRECISION = TEXT.among(*PRECISIONS).or_lacking("float32")
+GROWS = BOOL.or_lacking(False)  # of nodes that streams of single steps make (streaming/caches.py)
 
 
 @dataclass(frozen=True)

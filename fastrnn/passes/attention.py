@@ -15,9 +15,10 @@ import numpy as np
 from ..errors import FastRNNError
 from ..graph import Graph, Node
 from ..graph import dims as D
+from ..graph.bands import HIDING
 from ..graph.traverse import fresh
 from ..records import dataclass
-from .attention_masks import HIDING, WEAK, Bias, Positions, seen_alone
+from .attention_masks import WEAK, Bias, Positions, seen_alone
 from .dead import remove_dead_nodes
 from .moves import simplify_moves
 from .patch import Patch

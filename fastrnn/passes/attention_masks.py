@@ -14,12 +14,12 @@ import numpy as np
 from ..errors import FastRNNError
 from ..graph import Graph, Node, reference
 from ..graph import dims as D
+from ..graph.bands import Band, band
 from ..graph.traverse import free_inputs, needed
 from ..records import dataclass
 
 LARGEST_PROOF = 2048  # a mask is computed for at most this many steps: 4 Mi elements
 LEAST_PROOF = 16
-HIDING = -1e4  # exp of it is 0 in float32; added to a score that must not count
 WEAK = -1e6  # a mask above this gets a note: unscaled inputs of a few hundred may have such scores
 ORDINARY = 1e3  # other additions may be this large and HIDING still hides
 
@@ -47,19 +47,19 @@ def seen_alone(positions: Positions, chain: Sequence[Bias]) -> tuple[list[Bias],
     that is added, and under masks that also fill in -inf.
     """
     tables = [positions.table(bias) for bias in chain]
-    bands = [None if table is None else _band(table) for table in tables]
+    bands = [None if table is None else band(table) for table in tables]
     kept, found = [], []
-    for k, (bias, band) in enumerate(zip(chain, bands, strict=True)):
-        if band is None:
+    for k, (bias, own) in enumerate(zip(chain, bands, strict=True)):
+        if own is None:
             kept.append(bias)
             continue
         others = [i for i in range(len(chain)) if i != k]
-        if band.low == -np.inf:
+        if own.low == -np.inf:
             hides = all(chain[i].fn in ("add", "sub") or chain[i].low == -np.inf for i in range(k))
         else:
             hides = all(bands[i] is not None or _is_ordinary(chain[i], tables[i]) for i in others)
         if hides:
-            found.append(band)
+            found.append(own)
         else:
             kept.append(bias)
     return kept, found
@@ -70,27 +70,6 @@ def _is_ordinary(bias: Bias, table: np.ndarray | None) -> bool:
     if table is None or bias.fn not in ("add", "sub"):
         return False
     return bool(table.max() <= ORDINARY and np.diagonal(table).min() >= -ORDINARY)
-
-
-@dataclass(frozen=True)
-class Band:
-    """width : how many steps a query sees, including itself, 0 for all; low : the largest number that hides a step."""
-
-    width: int
-    low: float
-
-
-def _band(table: np.ndarray) -> Band | None:
-    """The band that a table [length, length] of biases shows; None if it says more than which steps are seen."""
-    length = len(table)
-    seen = table == 0
-    if not (table[~seen] <= HIDING).all():
-        return None
-    apart = np.arange(length)[:, None] - np.arange(length)
-    width = int(seen[:, 0].sum())
-    if not (seen == ((apart >= 0) & (apart < width))).all() or not width:
-        return None
-    return Band(0 if width == length else width, float(table[~seen].max(initial=-np.inf)))
 
 
 class Positions:

@@ -16,8 +16,7 @@ def spread_positions(graph: Graph) -> Graph:
     In a whole run all rows are at the same steps, and [T, features] serves them all. Raises UnsupportedError naming
     each node that uses such a value in a way that leaves no place for rows.
     """
-    counted = [n for n in graph.nodes if n.op == "steps" and n.attrs["dims"] == (D.TIME,)]
-    if not counted or not any(D.BATCH in graph.values[n].dims for n in graph.inputs):
+    if not any(map(_counts, graph.nodes)) or not any(D.BATCH in graph.values[n].dims for n in graph.inputs):
         return graph
     spread = _Spread(graph)
     for node in graph.nodes:
@@ -28,6 +27,13 @@ def spread_positions(graph: Graph) -> Graph:
     if problems:
         raise UnsupportedError(problems, graph.name)
     return validate(spread.patch.done())
+
+
+def _counts(node: Node) -> bool:
+    """Whether a stream's steps have the numbers that a node makes."""
+    if node.op != "steps":
+        return False
+    return node.attrs["dims"] == (D.TIME,) or (node.attrs["dims"] == (1,) and bool(node.attrs.get("grows")))
 
 
 # An attribute, with a batch axis in front.
@@ -52,8 +58,9 @@ class _Spread:
     def visit(self, node: Node) -> None:
         """Replace a node computed from step numbers with one that has rows."""
         live = [i for i in node.inputs if i is not None and i not in self.graph.constants]
-        if node.op == "steps" and node.attrs["dims"] == (D.TIME,):
-            self.rows[node.outputs[0]] = self._add(node, "steps", (), {**node.attrs, "dims": (D.BATCH, D.TIME)})
+        if _counts(node):
+            dims = (D.BATCH, *node.attrs["dims"])
+            self.rows[node.outputs[0]] = self._add(node, "steps", (), {**node.attrs, "dims": dims})
             self.patch.replace(node)
             return
         if not any(i in self.rows for i in live):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import ModelFormatError, ShapeError
 from ..graph import Graph, Node, Value, check_required, validate
-from ..graph.dims import Dim, substitute, symbol, symbols
+from ..graph.dims import substitute, substitute_in, symbol, symbols
 
 
 def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
@@ -28,7 +28,7 @@ def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     values = {
         v.name: Value(v.name, v.dtype, tuple(substitute(d, sizes) for d in v.dims)) for v in graph.values.values()
     }
-    nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, _fixed(n.attrs, sizes)) for n in graph.nodes)
+    nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, substitute_in(n.attrs, sizes)) for n in graph.nodes)
     shown = ", ".join(f"{name} is {sizes[name]}" for name in sorted(sizes))
     notes = (*graph.notes, f"fixed: {shown}")
     for node in nodes:
@@ -46,16 +46,6 @@ def rename_size(graph: Graph, old: str, new: str) -> Graph:
     """The graph with another name for a size, which no size of the graph has."""
     name = {old: symbol(new)}
     values = {v.name: Value(v.name, v.dtype, tuple(substitute(d, name) for d in v.dims)) for v in graph.values.values()}
-    nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, _fixed(n.attrs, name)) for n in graph.nodes)
+    nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, substitute_in(n.attrs, name)) for n in graph.nodes)
     requires = tuple((substitute(dim, name), number) for dim, number in graph.requires)
     return validate(graph.replace(values=values, nodes=nodes, requires=requires))
-
-
-def _fixed(attrs: Mapping, sizes: Mapping[str, Dim | int]) -> dict:
-    """The attributes with their dims replaced."""
-    out = {}
-    for key, value in attrs.items():
-        if isinstance(value, tuple):
-            value = tuple(substitute(d, sizes) if isinstance(d, Dim) else d for d in value)
-        out[key] = substitute(value, sizes) if isinstance(value, Dim) else value
-    return out

@@ -14,7 +14,7 @@ from ..compile import lowering
 from ..compile.lowering.attention import Context, over_time, unbounded
 from ..compile.plan import has_time
 from ..errors import FastRNNError, ShapeError, StateError, StreamError, UnsupportedError, memory_for, out_of_memory
-from ..graph import DTYPES, Graph, artifact
+from ..graph import DTYPES, Graph, artifact, caches
 from ..graph import dims as D
 from ..graph.casts import as_dtype
 from ..graph.digests import array_name
@@ -24,8 +24,8 @@ from ..machine.pages import mapping_of
 from ..passes.positions import spread_positions
 from ..passes.sizes import fix_sizes
 from ..streaming import conditions
+from ..streaming.caches import streamed
 from ..streaming.follow import follow
-from ..streaming.live import live
 from ..streaming.rewrite import rewrite
 from ..streaming.timetable import Timetable
 from ._executor import Program
@@ -35,7 +35,7 @@ from ._runs import Prepared, RunCore
 from .arguments import Argument, argument_of, collect, plain_forms, solve_sizes, whole_number
 from .kept import Meanings
 from .layout import StateLayout
-from .shapes import cut, empty, index_of, shape_of
+from .shapes import cut, empty, index_of, open_sizes, shape_of
 from .snapshots import Identity
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Compiled(RunCore):
         """imported: the graph before the passes, if they changed it. store: where processes share packed weights."""
         self.graph, self.threads, self.name = graph, threads, graph.name
         self._imported = None if imported is graph else imported
-        self._open_sizes = open_sizes(graph)
+        self._open_sizes, self._empty_caches = open_sizes(graph), caches.empty(graph)
         self._given_sizes: dict[str, int] = {}  # of a model made by `_with_sizes`
         self._fixed: dict[tuple, Compiled] = {}
         self._weights = lowering.Weights(store=store)
@@ -87,13 +87,13 @@ class Compiled(RunCore):
 
             self._imported = None
             with suppress(FastRNNError):  # some graphs can only be followed after the passes
-                models.append(Meaning(live(imported)).name)
+                models.append(Meaning(streamed(imported)).name)
         layers = tuple((name, own.hex()) for name, own in self._meanings.whole.layers)
         return Identity(tuple(dict.fromkeys(models)), self.name, layers)
 
     def _snapshot_about(self, parts: StreamParts, bound: dict[str, np.ndarray] | None) -> dict:
         """What a snapshot of such streams says besides their states."""
-        sizes = tuple((name, parts.sizes[name]) for name in self._open_sizes)
+        sizes = tuple((name, parts.sizes[name]) for name in self._stream_sizes)
         return {"of": self.identity, "states": parts.layout.kept, "sizes": sizes, "bound": self._bound_names(bound)}
 
     @property
@@ -123,7 +123,7 @@ class Compiled(RunCore):
 
     def _with_sizes(self, sizes: dict[str, int]) -> Compiled:
         """This model compiled for other free sizes, by name; the last few are kept."""
-        sizes = {n: sizes[n] for n in self._open_sizes}
+        sizes = {n: sizes[n] for n in self._open_sizes if n in sizes}
         key = tuple(sizes.items())
         model = self._fixed.get(key)
         if model is None:
@@ -194,6 +194,7 @@ class Compiled(RunCore):
         if len(known) == len(pairs):
             return [array for _, array in known]
         sizes = solve_sizes([value for value, _ in known], [array for _, array in known], self.graph.held)
+        sizes = self._empty_caches | sizes
         return [np.zeros(shape_of(v, sizes), DTYPES[v.dtype]) if a is None else a for v, a in pairs]
 
     def _run_of(self, feeds: list[np.ndarray]) -> tuple[Program, int, int, list[tuple], Compiled | None]:
@@ -242,8 +243,13 @@ class Compiled(RunCore):
     # -- streams --
     @cached_property
     def _stream_graph(self) -> Graph:
-        """The graph as a stream runs it: every step is live, so it has no lengths."""
-        return live(self.graph)
+        """The graph as a stream runs it: every step is live, so it has no lengths; caches are kept."""
+        return streamed(self.graph)
+
+    @cached_property
+    def _stream_sizes(self) -> tuple[str, ...]:
+        """The sizes that a stream's first step fixes: `_open_sizes` without the lengths of caches."""
+        return open_sizes(self._stream_graph)
 
     @cached_property
     def _problems(self) -> list[str]:
@@ -252,10 +258,10 @@ class Compiled(RunCore):
         if found:
             return found
         try:  # some problems appear only in planning, such as a state that is also read elsewhere
-            if self._open_sizes:  # planning waits for a stream's first step
+            if self._stream_sizes:  # planning waits for a stream's first step
                 if self._timetable.plain:
                     return []
-                names = ", ".join(f"{n!r}: ..." for n in self._open_sizes)
+                names = ", ".join(f"{n!r}: ..." for n in self._stream_sizes)
                 return [f"its outputs come at another pace than its inputs: load it with sizes={{{names}}}"]
             layout = self._stream_layout()
             if self._program("stream").plan.steps_one and not layout.size:
@@ -275,11 +281,11 @@ class Compiled(RunCore):
     @cached_property
     def _timetable(self) -> Timetable:
         """When the outputs of a stream come."""
-        if not self._open_sizes:
+        if not self._stream_sizes:
             found = self._program("stream").plan.timetable
             assert found is not None
             return found
-        return rewrite(self._stream_graph, results(self.graph))[1]
+        return rewrite(self._stream_graph, results(self._stream_graph))[1]
 
     def _stream_layout(self, context: Context | None = None) -> StateLayout:
         plan = self._program("stream", context).plan
@@ -322,7 +328,7 @@ class Compiled(RunCore):
     @memory_for("the plan of a stream")
     def _make_parts(self, batch_size: int | None, context: Context | None, bound: dict[str, np.ndarray]) -> StreamParts:
         self._check_streamable()
-        if self._open_sizes:
+        if self._stream_sizes:
             return StreamParts(batch_size, context)
         program, layout = self._program("stream", context), self._stream_layout(context)
         has_batch, inputs, outputs = self._stream_arguments
@@ -335,7 +341,7 @@ class Compiled(RunCore):
     @cached_property  # once for all streams: they share what is computed for their arguments
     def _stream_arguments(self) -> tuple[bool, list[Argument], list[Argument]]:
         """Whether some value has a batch axis, and the arguments of a stream: the file's, without states."""
-        graph, steps_one = self._stream_graph, not has_time(self.graph)
+        graph, steps_one = self._stream_graph, not has_time(self._stream_graph)
         has_batch = any("batch" in D.symbols(d) for v in graph.values.values() for d in v.dims)
         inputs = [n for n in graph.inputs if n not in graph.states]
         outputs = results(graph)
@@ -345,9 +351,9 @@ class Compiled(RunCore):
     @property
     def _sizes_come_later(self) -> str:
         """Why a stream has no states before its first step."""
-        names = ", ".join(f"{n!r}: ..." for n in self._open_sizes)
+        names = ", ".join(f"{n!r}: ..." for n in self._stream_sizes)
         text = f"is known from the first step on: take one, or load the model with sizes={{{names}}}"
-        return f"{', '.join(self._open_sizes)} {text}"
+        return f"{', '.join(self._stream_sizes)} {text}"
 
     def _bound(self, bind: Mapping | None) -> dict[str, np.ndarray]:
         """The values of inputs that are bound for a stream's life: copies of the inputs' dtypes.
@@ -394,7 +400,7 @@ class Compiled(RunCore):
             other = next((n for n in found if sizes.setdefault(n, found[n]) != found[n]), None)
             if other is not None:
                 raise ShapeError(f"input {name}: {other} is both {sizes[other]} and {found[other]}")
-        missing = [n for n in self._open_sizes if n not in sizes]
+        missing = [n for n in self._stream_sizes if n not in sizes]
         if missing:
             hint = ", ".join(f"{n!r}: ..." for n in missing)
             text = f"the inputs of a step don't determine {', '.join(missing)}: load it with sizes={{{hint}}}"
@@ -403,10 +409,10 @@ class Compiled(RunCore):
 
     def _sized_as(self, sizes: tuple[tuple[str, int], ...]) -> Compiled:
         """This model with the sizes of a snapshot, in their order; StateError if it leaves open another number."""
-        if len(sizes) != len(self._open_sizes):
-            text = f"has the sizes {sorted(self._open_sizes)}, this one {sorted(name for name, _ in sizes)}"
+        if len(sizes) != len(self._stream_sizes):
+            text = f"has the sizes {sorted(self._stream_sizes)}, this one {sorted(name for name, _ in sizes)}"
             raise StateError(f"a snapshot of {self.name} {text}")
-        numbers = dict(zip(self._open_sizes, (n for _, n in sizes), strict=True))
+        numbers = dict(zip(self._stream_sizes, (n for _, n in sizes), strict=True))
         return self._with_sizes(numbers) if sizes else self
 
 
@@ -431,12 +437,6 @@ def _arguments_of(graph: Graph) -> tuple[list[tuple[str, int]], list[int], list[
     inputs = [(n, int(np.dtype(DTYPES[graph.values[n].dtype]).num)) for n in graph.inputs]
     plain, wanted = [n for n in graph.inputs if n not in graph.states], results(graph)
     return inputs, [len(v.dims) for v in values], plain, [k for k, n in enumerate(graph.outputs) if n in wanted]
-
-
-def open_sizes(graph: Graph) -> tuple[str, ...]:
-    """Names of the sizes that the inputs leave free, other than batch and time, in the order of the inputs' axes."""
-    found = [s for n in graph.inputs for d in graph.values[n].dims for s in sorted(D.symbols(d))]
-    return tuple(s for s in dict.fromkeys(found) if s not in ("batch", "time"))
 
 
 def _keep_last(kept: dict, most: int) -> None:

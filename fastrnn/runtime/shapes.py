@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import ShapeError, claims_too_much
-from ..graph import DTYPES, Value
+from ..graph import DTYPES, Graph, Value
 from ..graph import dims as D
 
 
@@ -49,3 +49,9 @@ def cut(array: np.ndarray, value: Value, rows: np.ndarray, length: int) -> np.nd
     """These rows of an array of this value, cut to `length` steps."""
     shape = [length if d == D.TIME else s for d, s in zip(value.dims, array.shape, strict=True)]
     return np.ascontiguousarray(array[index_of(value, rows, length, shape)])
+
+
+def open_sizes(graph: Graph) -> tuple[str, ...]:
+    """Names of the sizes that the inputs leave free, other than batch and time, in the order of the inputs' axes."""
+    found = [s for n in graph.inputs for d in graph.values[n].dims for s in sorted(D.symbols(d))]
+    return tuple(s for s in dict.fromkeys(found) if s not in ("batch", "time"))

@@ -62,7 +62,7 @@ class StreamPool(PoolCore):
         core._check_streamable()
         with memory_for(f"pool of {capacity} streams of {model.name}"):
             self._resize(capacity)
-        if not core._open_sizes:
+        if not core._stream_sizes:
             self._lay_out(core)
         forks.register(self)
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from ..graph import Graph
 from ..graph.traverse import roots
+from . import caches
 from .follow import follow
 
 
 def problems(graph: Graph) -> list[str]:
     """One sentence for each node that can't be run one step, or one row, at a time; empty if the graph streams."""
+    kept = caches.problems(graph)
+    if kept:  # `caches.streamed` left them in the graph
+        return kept
     over_time, over_batch = follow(graph, "time"), follow(graph, "batch")
     found = [*over_time.problems, *over_batch.problems, *map(_undecided_problem, graph.undecided)]
     for node in graph.nodes:

@@ -55,11 +55,11 @@ def as_written(m: Meaning, node: Node) -> list[Flat]:
 
 def attributes(m: Meaning, node: Node) -> list:
     """The attributes of a node as texts and numbers, by name; floats as float32. Weights in float32 are not named as
-    such: the names of layers are older than precisions."""
+    such: the names of layers are older than precisions, and than caches that grow."""
     found: list = []
     for key, about in sorted(ROWS[node.op].attrs.items()):
         value = node.attrs.get(key, about.default)
-        if key == "precision" and value == "float32":
+        if (key, value) in (("precision", "float32"), ("grows", False)):
             continue
         if isinstance(value, CellSpec):
             value = cell_text(value)

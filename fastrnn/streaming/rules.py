@@ -185,7 +185,7 @@ def _bias_track(walk: Walk, node: Node, q: Track | None, i: int) -> Track | None
 def streams_causally(graph: Graph, node: Node) -> bool:
     """Whether the queries of an attention node are the same steps as its keys, and see no later step."""
     a, q, k = node.attrs, graph.values[node.inputs[0]], graph.values[node.inputs[1]]
-    timed = "time" in D.symbols(q.dims[2])
+    timed = "time" in D.symbols(q.dims[2]) or (a.get("grows") and q.dims[2] == 1)
     return timed and a["causal"] and a["offset"] == 0 and q.dims[2] == k.dims[2]
 
 

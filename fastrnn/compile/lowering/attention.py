@@ -100,7 +100,7 @@ def _is_kept(low: Lowering, node: Node) -> bool:
     """A stream's keys come one after the other, each with its queries."""
     a, q, k = node.attrs, low.graph.values[node.inputs[0]], low.graph.values[node.inputs[1]]
     timed = low.mode == "stream" and a["causal"] and a["offset"] == 0
-    return timed and q.dims[2] == k.dims[2] and low.is_time(q.dims[2])
+    return timed and q.dims[2] == k.dims[2] and (low.is_time(q.dims[2]) or low.is_step(node, q.dims[2]))
 
 
 def _of_scores(low: Lowering, node: Node, i: int, full: tuple) -> Tensor | None:

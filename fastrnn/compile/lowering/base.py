@@ -221,6 +221,10 @@ class Lowering:
         """Whether dim is only a number of steps."""
         return bool(D.symbols(dim)) and self.builder.time_axis((dim,)) == 0 and "batch" not in D.symbols(dim)
 
+    def is_step(self, node: Node, dim) -> bool:
+        """Whether dim is the one step of a call, which this node counts."""
+        return dim == 1 and self.plan.steps_one and bool(node.attrs.get("grows"))
+
     def need(self, dim, text: str) -> None:
         """The node is valid only if `dim` is not below 0: adds a condition for each call, or raises an error now."""
         if isinstance(dim, D.Dim):

@@ -16,7 +16,7 @@ from .fields import at
 @lowers("steps")
 def _steps(low: Lowering, node: Node) -> None:
     dims, start = node.attrs["dims"], node.attrs["start"]
-    counts = low.mode == "stream" and low.is_time(dims[-1])
+    counts = low.mode == "stream" and (low.is_time(dims[-1]) or low.is_step(node, dims[-1]))
     y = low.result(node)
     rows = dims[0] if len(dims) > 1 else 1
     if counts and rows != (D.BATCH if low.has_batch else 1):
@@ -37,7 +37,8 @@ def _steps_touches(plan, f):
 def position(low: Lowering, count) -> int:
     """The offset in a slab row of the number of steps that a value has had; `count` is its new steps in a call."""
     if count not in low.positions:
-        name = "position" if count == D.TIME else f"position of {count}"
+        plain = count == D.TIME or (low.plan.steps_one and count == 1)
+        name = "position" if plain else f"position of {count}"
         low.positions[count] = low.builder.keep(name, "count", 1, "int64")
     return low.positions[count]
 
@@ -53,6 +54,8 @@ def limit(low: Lowering, most: int, count, text: str) -> None:
             sizes = dict(zip(table.names, table.counts(0, middle, True).sizes, strict=True))
             least, top = (middle, top) if D.evaluate(count, sizes) <= most else (least, middle - 1)
         most = least
+    elif low.plan.steps_one:
+        low.plan.position = position(low, 1)
     else:
         low.plan.position = position(low, D.TIME)
         most //= D.exact_div(count, D.TIME)
@@ -73,7 +76,8 @@ def bound_by_table(low: Lowering, node: Node) -> bool:
         return False
     start, count = source.attrs["start"], source.attrs["dims"][-1]
     text = f"node {node.name}: its table has {rows} positions"
-    if low.mode == "stream" and low.is_time(count) and isinstance(start, int):
+    counts = low.mode == "stream" and (low.is_time(count) or low.is_step(source, count))
+    if counts and isinstance(start, int):
         limit(low, rows - start, count, text)
         return True
     left = rows - start - count

@@ -7,7 +7,7 @@ import numpy as np
 from ...errors import ShapeError
 from .. import dims as D
 from ..shapes import broadcast
-from ..vocabulary import BOOL, DIM, FLOAT, INT, graph_op
+from ..vocabulary import BOOL, DIM, FLOAT, GROWS, INT, graph_op
 from .reductions import softmax
 
 
@@ -36,11 +36,12 @@ def _attention_dims(inputs, attrs):
 
 @graph_op(
     "attention(q, k, v, bias?, mask?)",
-    attrs={"scale": FLOAT, "softcap": FLOAT, "causal": BOOL, "window": INT, "offset": DIM, "safe": BOOL},
+    attrs={"scale": FLOAT, "softcap": FLOAT, "causal": BOOL, "window": INT, "offset": DIM, "safe": BOOL}
+    | {"grows": GROWS},
     dims=_attention_dims,
     keeps=True,
 )
-def _attention(q, k, v, bias, mask, scale, softcap, causal, window, offset, safe):
+def _attention(q, k, v, bias, mask, scale, softcap, causal, window, offset, safe, grows):
     """q[B,Hq,Tq,d], k[B,Hk,Tk,d], v[B,Hk,Tk,dv] -> [B,Hq,Tq,dv]: softmax(score + bias) v, over the keys that a query
     sees. k and v may have 1 for B; Hk divides Hq, and query head h reads key head h // (Hq // Hk).
     score = scale * q.k, and with softcap c > 0 c * tanh(score / c). If the bool mask is False, the score is 0, so
@@ -49,6 +50,7 @@ def _attention(q, k, v, bias, mask, scale, softcap, causal, window, offset, safe
     Query i is at key p = i + offset. causal: it sees only keys j <= p; window (0 for none): only keys j > p - window.
     A query that sees no key yields 0. An unseen key has no effect, whatever it contains.
     safe: if the weights of a query are NaN (for example if each score is -inf), they become zeros.
+    grows: a call is one step of a stream, whose keys and values come behind those of the calls before.
     """
     heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
     k, v = (np.broadcast_to(np.repeat(x, heads // x.shape[1], 1), (len(q), heads, *x.shape[2:])) for x in (k, v))

@@ -15,6 +15,7 @@ import onnx
 
 from ...graph import Graph
 from ...graph import dims as D
+from ...graph.caches import grown
 from ...graph.vocabulary import moves
 from ...passes.sizes import fix_sizes, rename_size
 from . import states as state_pairs
@@ -26,6 +27,8 @@ def one_step(model: onnx.ModelProto, free: Graph, states: dict | None, streams: 
     """The graph with its states, where the time axis is one of the stream. streams: whether a graph can be streamed."""
     graph = state_pairs.pair(free, states)
     if streams is None or not any("time" in D.symbols(d) for n in graph.inputs for d in graph.values[n].dims):
+        return graph
+    if grown(graph) and streams(graph):
         return graph
     length = _length(model, graph)
     ends = [d for name in graph.outputs for d in graph.values[name].dims if D.symbols(d) == {"time"}]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...errors import ShapeError
-from ...graph import DTYPES
+from ...graph import DTYPES, caches
 from ...graph import dims as D
 from ...graph.casts import as_float32
 from ...graph.traverse import results
@@ -28,6 +28,10 @@ class Runner:
 
     def __init__(self, model: Model):
         self.model, graph = model, model.graph
+        grown = caches.grown(graph)
+        if grown:
+            text = f"the cache {grown[0]} grows from call to call, which an analysis of whole sequences can't follow"
+            raise ShapeError(f"{model.name}: {text}: analyze an export without caches, or verify this one")
         if model._core._open_sizes:
             text = ", ".join(f"{name!r}: ..." for name in model._core._open_sizes)
             raise ShapeError(f"{model.name} leaves a size open: load it with sizes={{{text}}}")

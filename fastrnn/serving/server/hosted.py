@@ -259,7 +259,7 @@ def _no_sequences(name: str, model: Any) -> str:
     """Why a model has no sequences; "" if it has."""
     if not model.streamable:
         return f"'{name}' can't run step by step, so it has no sequences: send whole sequences without a sequence_id"
-    sizes = model._core._open_sizes
+    sizes = model._core._stream_sizes
     if not sizes:
         return ""
     # The first stream of a pool fixes its sizes: one client would decide for all others.

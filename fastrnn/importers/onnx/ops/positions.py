@@ -71,9 +71,9 @@ def _number(ctx, value):
 
 @op("Trilu", attrs="upper")
 def _trilu(ctx, n: NodeReader):
-    x, k = n.input(0), n.const(1, "k", optional=True)
-    upper, k = n.attr("upper", "int", 1), 0 if k is None else int(k.reshape(-1)[0])
-    if len(x.dims) < 2 or abs(k) > 1 << 31:
+    x, k = n.input(0), n.ints(1, "k", optional=True)
+    upper, k = n.attr("upper", "int", 1), k[0] if k else 0
+    if len(x.dims) < 2 or (not isinstance(k, Dim) and abs(k) > 1 << 31):
         raise ModelFormatError(f"Trilu with k={k} of rank {len(x.dims)}")
     keep = triangle(ctx, x.dims[-2:], k, bool(upper))
     x = ctx.live(x)

@@ -83,12 +83,15 @@ def slice_from(ctx, x, axis: int, start: Live, count):
     return ctx.one("gather", x, index, axis=axis, from_zero=True)
 
 
-def triangle(ctx, dims: tuple, k: int, upper: bool):
-    """bool [rows, columns], True where column - row >= k (upper) or <= k: constant for known dims."""
+def triangle(ctx, dims: tuple, k, upper: bool):
+    """bool [rows, columns], True where column - row >= k (upper) or <= k, an int or a size: constant for known dims."""
     rows, columns = dims
+    fn = "greater_equal" if upper else "less_equal"
+    if isinstance(k, Dim):  # column - k is at most, or at least, row
+        return ctx.one("binary", ctx.positions(columns, -k), ctx.reshape(ctx.positions(rows), (rows, 1)), fn=fn)
     if isinstance(rows, Dim) or isinstance(columns, Dim):
         from_row = ctx.one("binary", ctx.positions(columns), ctx.reshape(ctx.positions(rows), (rows, 1)), fn="sub")
-        return ctx.one("binary", from_row, Const(np.array(k)), fn="greater_equal" if upper else "less_equal")
+        return ctx.one("binary", from_row, Const(np.array(k)), fn=fn)
     if rows * columns > MOST:
         raise Finding(f"a triangle of {rows} x {columns}")
     from_row = np.arange(columns) - np.arange(rows)[:, None]

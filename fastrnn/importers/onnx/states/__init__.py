@@ -19,6 +19,7 @@ import numpy as np
 from ....errors import FastRNNError, StateError
 from ....graph import DTYPES, INTEGERS, Graph, reference
 from ....graph import dims as D
+from ....graph.caches import growing
 from ....graph.traverse import subgraph
 from ....records import dataclass
 from .links import dependencies, links, timed
@@ -33,6 +34,7 @@ def pair(graph: Graph, given: dict | None = None) -> Graph:
     if given is not None:
         return graph.replace(states=_checked(graph, given))
     found = _Pairs(graph)
+    found.by_growth()
     found.by_dataflow()
     found.by_name()
     found.by_order()
@@ -56,13 +58,14 @@ def threads(graph: Graph, given: dict | None) -> bool:
 
 
 def _checked(graph: Graph, given: dict) -> dict[str, str]:
+    grown = {source: cache.output for source, cache in growing(graph).items()}
     for source, output in given.items():
         if source not in graph.inputs:
             raise StateError(f"states: there is no input {source!r}; the inputs are {', '.join(graph.inputs)}")
         if output not in graph.outputs:
             raise StateError(f"states: there is no output {output!r}; the outputs are {', '.join(graph.outputs)}")
         a, b = graph.values[source], graph.values[output]
-        if (a.dtype, a.dims) != (b.dtype, b.dims):
+        if (a.dtype, a.dims) != (b.dtype, b.dims) and grown.get(source) != output:
             raise StateError(f"states: {a} can't continue from {b}")
     if len(set(given.values())) != len(given):
         raise StateError(f"states: an output is named twice in {dict(given)}")
@@ -71,7 +74,7 @@ def _checked(graph: Graph, given: dict) -> dict[str, str]:
         if source in needs[output]:
             ends[output].append(source)
     for source, output in given.items():
-        if timed(graph.values[source]):
+        if timed(graph.values[source]) and source not in grown:
             raise StateError(f"states: {graph.values[source]} has a time axis, which no state has")
         if source not in ends.get(output, [source]):
             other = ends[output][0]
@@ -131,7 +134,12 @@ class _Pairs:
         if len(self.pairs) + len(found) < len(self.graph.inputs):
             self.pairs |= {source: (output, how) for source, output in found.items()}
 
-    # -- the three ways --
+    # -- the four ways --
+    def by_growth(self) -> None:
+        """Caches, which an output holds with the steps of the call behind them, if their names say so too."""
+        found = {source: cache.output for source, cache in growing(self.graph).items()}
+        self._add({s: o for s, o in found.items() if is_state(s) or alike(s, o)}, "dataflow")
+
     def by_dataflow(self) -> None:
         found: dict[str, list[str]] = {}
         proved, self.repeats = links(self.graph)
