@@ -225,10 +225,11 @@ def test_calls_of_one_step_serve_a_file_without_a_mask():
     np.testing.assert_allclose(got.reshape(XS.shape), called(file, XS, [1] * STEPS), rtol=1e-4, atol=2e-5)
 
 
-def test_inputs_that_are_only_joined_are_no_caches():
+@pytest.mark.parametrize("names", [("a", "c"), ("c", "a"), ("h", "x")])
+def test_inputs_that_are_only_joined_are_no_caches(names):
     from onnx import parser
 
-    file = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
-        joined (float[b,t,4] a, float[b,n,4] c) => (float[b,m,4] y, float[b,m,4] z) {
-        y = Concat <axis = 1> (a, c) z = Relu(y) }""")
+    file = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        joined (float[b,t,4] {names[0]}, float[b,n,4] {names[1]}) => (float[b,m,4] y, float[b,m,4] z) {{
+        y = Concat <axis = 1> ({names[0]}, {names[1]}) z = Relu(y) }}""")
     assert not fastrnn.load(file.SerializeToString()).graph.states

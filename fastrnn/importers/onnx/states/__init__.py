@@ -138,7 +138,7 @@ class _Pairs:
     def by_growth(self) -> None:
         """Caches, which an output holds with the steps of the call behind them, if their names say so too."""
         found = {source: cache.output for source, cache in growing(self.graph).items()}
-        self._add({s: o for s, o in found.items() if is_state(s) or alike(s, o)}, "dataflow")
+        self._add({s: o for s, o in found.items() if alike(s, o) or (is_state(s) and not is_data(o))}, "dataflow")
 
     def by_dataflow(self) -> None:
         found: dict[str, list[str]] = {}
