@@ -1,6 +1,6 @@
 """`fastrnn serve` under clients of every kind, with kills of the server and of clients, for as long as you like.
 
-    python tools/soak_serve.py [--seconds 600]
+    python tools/soak_serve.py [--seconds 600] [--workers N]
 
 The server runs under a supervisor with `--store`. For the first part of the time it is killed (SIGKILL) every few
 seconds and started again; clients replay by `step_index`. Then it stays, while clients come and go, are killed, stop
@@ -8,7 +8,9 @@ waiting, flood it and send nonsense. At the end all clients leave. What is looke
 stream; a step that was acknowledged and can't be replayed; an error that should not be; a sequence, descriptor or task
 that is left when everything has settled; memory that grows; a traceback of the server. The exit code is 1 if there is
 one. How long the recovery takes is printed: until a request is answered after the kill. With `--recovery 2`, longer
-than 2 s is a problem too; on a busy machine the start of Python alone takes that.
+than 2 s is a problem too; on a busy machine the start of Python alone takes that. With `--workers 2`, a third
+of the kills are of the parent, whose workers have to end, and the others of a worker, which the parent has to start
+again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import resource
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -37,6 +41,7 @@ from soak_streams import Found, World  # noqa: E402
 IDLE = 4.0  # seconds until an idle sequence ends
 KILLS, VICTIMS = (3.0, 7.0), (1.0, 3.0)  # seconds between kills of the server, and of clients
 PATIENCE = 30.0  # seconds for a start, or to settle
+PROBES = 12  # sequences that are started to see that the server answers: each worker has some
 
 
 def free_port() -> int:
@@ -54,36 +59,62 @@ class Supervisor:
     recoveries : seconds from each kill until a request was answered
     """
 
-    def __init__(self, found: Found, folder: Path, model: Path):
-        self.found, self.folder = found, folder
+    def __init__(self, found: Found, folder: Path, model: Path, workers: int):
+        self.found, self.folder, self.workers = found, folder, workers
         self.http, self.grpc = free_port(), free_port()
         self.command = [sys.executable, str(ROOT / "soak_serve.py"), "--serve", f"m={model}"]
         self.command += ["--http-port", str(self.http), "--grpc-port", str(self.grpc), "--idle-timeout", str(IDLE)]
         self.command += ["--store", str(folder / "store"), "--checkpoint-seconds", "0.3"]
+        self.command += ["--workers", str(workers)] if workers > 1 else []
         self.log = (folder / "log").open("wb")
         self.recoveries: list[float] = []
         self.process = self._started()
+
+    def pids(self) -> list[int]:
+        """The processes that serve."""
+        pid = self.process.pid
+        if self.workers == 1:
+            return [pid]
+        with contextlib.suppress(OSError):
+            return [int(k) for k in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
 
     def _started(self) -> subprocess.Popen:
         env = {**os.environ, "SOAK_TASKS": str(self.folder / "tasks")}
         return subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=self.log, env=env)
 
-    async def kill(self, server: Server) -> None:
-        """SIGKILL, and a new start."""
-        self.process.kill()
+    async def kill(self, server: Server, rng: random.Random) -> None:
+        """SIGKILL, and a new start: of the server, or of a worker, which the parent starts again."""
+        pids = self.pids()
         began = time.monotonic()
-        self.process.wait()
-        self.process = self._started()
-        self.found.counts["kills of the server"] += 1
+        if self.workers > 1 and pids and rng.random() < 0.67:
+            killed = rng.choice(pids)
+            os.kill(killed, signal.SIGKILL)
+            self.found.counts["kills of a worker"] += 1
+            while killed in self.pids() or len(self.pids()) < self.workers:
+                if time.monotonic() > began + PATIENCE:
+                    raise RuntimeError(f"the parent did not start worker {killed} again: {self.tail()}")
+                await asyncio.sleep(0.02)
+        else:
+            self.process.kill()
+            self.process.wait()
+            self.process = self._started()
+            self.found.counts["kills of the server"] += 1
         await self.answers(server)
+        while any(Path(f"/proc/{pid}").exists() for pid in set(pids) - set(self.pids())):
+            if time.monotonic() > began + PATIENCE:
+                raise RuntimeError(f"processes of a server that was killed are left: {pids}, {self.tail()}")
+            await asyncio.sleep(0.02)
         self.recoveries.append(time.monotonic() - began)
 
     async def answers(self, server: Server) -> None:
-        """Wait until a step is answered."""
+        """Wait until a step is answered, of sequences of all workers."""
         end = time.monotonic() + PATIENCE
+        probes = PROBES if self.workers > 1 else 1
         while time.monotonic() < end:
             with contextlib.suppress(Gone, Refused):
-                await server.by_http("probe", server.world.x[0, :1], sequence_start=True)
+                for k in range(probes):
+                    await server.by_http(f"probe {k}", server.world.x[0, :1], sequence_start=True)
                 return
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}: {self.tail()}")
@@ -95,20 +126,20 @@ class Supervisor:
         return (self.folder / "log").read_text(errors="replace")[-2000:]
 
     def measured(self) -> dict[str, int]:
-        """Memory, descriptors and asyncio's tasks of the server."""
-        pid, file = self.process.pid, self.folder / "tasks"
-        file.unlink(missing_ok=True)
-        self.process.send_signal(signal.SIGUSR1)
-        end = time.monotonic() + 5
-        while not file.exists() and time.monotonic() < end:
-            time.sleep(0.01)
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        tasks = int(file.read_text() or 0) if file.exists() else -1
-        return {
-            "memory": pages * resource.getpagesize(),
-            "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
-            "tasks": tasks,
-        }
+        """Memory, descriptors and asyncio's tasks of the server, of all workers together."""
+        found = Counter()
+        for pid in self.pids():
+            file = self.folder / f"tasks.{pid}"
+            file.unlink(missing_ok=True)
+            os.kill(pid, signal.SIGUSR1)
+            end = time.monotonic() + 5
+            while not file.exists() and time.monotonic() < end:
+                time.sleep(0.01)
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            found["memory"] += pages * resource.getpagesize()
+            found["descriptors"] += len(os.listdir(f"/proc/{pid}/fd"))
+            found["tasks"] += int(file.read_text() or 0) if file.exists() else 1000
+        return dict(found)
 
     def stop(self) -> None:
         """SIGTERM: it has to end by itself."""
@@ -129,7 +160,7 @@ async def kills(supervisor: Supervisor, server: Server, seconds: float, rng: ran
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         await asyncio.sleep(rng.uniform(*KILLS))
-        await supervisor.kill(server)
+        await supervisor.kill(server, rng)
 
 
 async def victims(server: Server, rng: random.Random) -> None:
@@ -153,6 +184,8 @@ async def victim(http: int, grpc: int) -> None:
 async def live(server: Server) -> float:
     """Live sequences, as the server counts them."""
     async with server.session.get(f"{server.base}/metrics") as answer:
+        if answer.status != 200:  # a worker is not there
+            return math.inf
         lines = (await answer.text()).splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("fastrnn_sequences{"))
 
@@ -175,11 +208,11 @@ async def settled(supervisor: Supervisor, server: Server) -> dict[str, int]:
     return best
 
 
-async def soak(seconds: float, folder: Path, found: Found, most: float | None) -> None:
+async def soak(seconds: float, folder: Path, found: Found, most: float | None, workers: int) -> None:
     """All of it."""
     world, rng = World(), random.Random(5)
     world.model.save(folder / "m.fastrnn")
-    supervisor = Supervisor(found, folder, folder / "m.fastrnn")
+    supervisor = Supervisor(found, folder, folder / "m.fastrnn", workers)
     server = Server(found, world, supervisor.http, supervisor.grpc)
     try:
         await supervisor.answers(server)
@@ -204,7 +237,7 @@ async def soak(seconds: float, folder: Path, found: Found, most: float | None) -
         last = await settled(supervisor, server)
         found.notes.append(f"at first and at the end: {first}, {last}")
         for what, more in (("descriptors", 8), ("tasks", 2)):
-            if last[what] > first[what] + more:
+            if last[what] > first[what] + more * workers:
                 found.problem(f"{what}: {first[what]} at first, {last[what]} when all clients have gone")
         found.memory = samples
         found.descriptors = [0] * max(1, len(samples))
@@ -230,10 +263,11 @@ def serve(arguments: list[str]) -> int:
     from fastrnn.cli import main as command
 
     def tell(*_: object) -> None:
-        file = Path(os.environ["SOAK_TASKS"])
+        file = Path(f"{os.environ['SOAK_TASKS']}.{os.getpid()}")
         count = len(asyncio.all_tasks(asyncio._get_running_loop()))
-        file.with_suffix(".new").write_text(str(count))
-        file.with_suffix(".new").rename(file)
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(str(count))
+        new.rename(file)
 
     signal.signal(signal.SIGUSR1, tell)
     return command(["serve", *arguments]) or 0
@@ -248,6 +282,7 @@ def main(argv: list[str]) -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--workers", type=int, default=1, help="processes of the server")
     parser.add_argument("--recovery", type=float, help="the most seconds that a recovery may take")
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args(argv)
@@ -255,7 +290,7 @@ def main(argv: list[str]) -> int:
     print(f"{args.seconds:g} s, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         try:
-            asyncio.run(soak(args.seconds, Path(folder), found, args.recovery))
+            asyncio.run(soak(args.seconds, Path(folder), found, args.recovery, args.workers))
         except Exception as error:
             found.problem(f"{type(error).__name__}: {error}")
     print(", ".join(f"{n} {what}" for what, n in found.counts.items()))

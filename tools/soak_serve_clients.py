@@ -20,7 +20,8 @@ from soak_streams import Found, World
 from fastrnn.serving.server.messages import SERVICE, message
 
 EXPECTS = re.compile(r"expects step_index (\d+)|went on from step (\d+)")
-AGAIN = ("START flag", "is draining", "try again", "send it again", "started again")  # what a client may be told
+# What a client may be told.
+AGAIN = ("START flag", "is draining", "when this server ended", "try again", "send it again", "started again")
 PAUSE = 0.05  # seconds until a lost connection is tried again
 
 

@@ -49,7 +49,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=options.whole(1, 256),
         default=1,
-        help="processes that serve; a hash of its id decides which one keeps a sequence; 1 by default",
+        help="processes that serve; a hash of its id decides which one keeps a sequence; 1 by default. They share "
+        "--max-sequences; limits of clients and connections are those of each process",
     )
     _add_sequences(parser)
     parser.add_argument(

@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -125,8 +126,6 @@ class TestFork:
         assert b"when the process was forked" in answer
 
     def test_a_fork_in_a_signals_handler(self, model):
-        import signal
-
         pool, answer = model.pool(capacity=48), []
         slots = [pool.open() for _ in range(48)]
         old = signal.signal(signal.SIGALRM, lambda *_: answer.append(in_child(lambda: b"alive")))
@@ -146,8 +145,12 @@ class TestFork:
     def test_multiprocessing(self, model, method):
         context = multiprocessing.get_context(method)
         small = Model(stack("lstm", H=128), threads=2) if method == "fork" else model
-        with context.Pool(2) as workers:
-            got = workers.map_async(len_of_answers, [small] * 3).get(90)
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it ends a Pool's workers; Ray leaves a handler behind
+        try:
+            with context.Pool(2) as workers:
+                got = workers.map_async(len_of_answers, [small] * 3).get(90)
+        finally:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         assert got == [len(answers(model))] * 3
 
 
