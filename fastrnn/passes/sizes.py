@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..errors import ModelFormatError, ShapeError
 from ..graph import Graph, Node, Value, check_required, validate
-from ..graph.dims import substitute, substitute_in, symbol, symbols
+from ..graph.dims import Dim, of_rest, substitute, substitute_in, symbol, symbols
 
 
 def fix_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
@@ -49,3 +49,50 @@ def rename_size(graph: Graph, old: str, new: str) -> Graph:
     nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, substitute_in(n.attrs, name)) for n in graph.nodes)
     requires = tuple((substitute(dim, name), number) for dim, number in graph.requires)
     return validate(graph.replace(values=values, nodes=nodes, requires=requires))
+
+
+def without_blocks(graph: Graph, name: str = "time") -> Graph:
+    """The graph without its requirement that a size is a multiple of a number, if nothing in it needs that."""
+    for dim, number in graph.requires:
+        rest = of_rest(dim)
+        if number != 0 or rest is None or rest[0] != symbol(name):
+            continue
+        left = tuple(r for r in graph.requires if r != (dim, number))
+
+        def freed(d, block: int = rest[1]):
+            return _freed(d, name, block) if isinstance(d, Dim) else d
+
+        try:
+            values = {v.name: Value(v.name, v.dtype, tuple(map(freed, v.dims))) for v in graph.values.values()}
+            nodes = tuple(Node(n.op, n.name, n.inputs, n.outputs, _changed(n.attrs, freed)) for n in graph.nodes)
+            requires = tuple((freed(d), k) for d, k in left)
+        except ShapeError:
+            continue
+        return without_blocks(validate(graph.replace(values=values, nodes=nodes, requires=requires)), name)
+    return graph
+
+
+def _freed(dim: Dim, name: str, block: int) -> Dim | int:
+    """A dim of multiples of a block, as a dim of any size; ShapeError if it counts blocks."""
+    blocks = substitute(dim, {name: block * symbol(name)})
+    terms = blocks.terms if isinstance(blocks, Dim) else {}
+    for monomial, factor in terms.items():
+        if factor % block ** monomial.count(name) or any(not isinstance(atom, str) for atom in monomial):
+            raise ShapeError(f"{dim} counts blocks of {block}")
+    freed: Dim | int = 0 if terms else blocks
+    for monomial, factor in terms.items():
+        term: Dim | int = factor // block ** monomial.count(name)
+        for atom in monomial:
+            term = symbol(atom) * term
+        freed = term + freed
+    return freed
+
+
+def _changed(attrs: Mapping, change: Callable) -> dict:
+    """The attributes with `change` applied to each dim."""
+    out = {}
+    for key, value in attrs.items():
+        if isinstance(value, tuple):
+            value = tuple(change(d) if isinstance(d, Dim) else d for d in value)
+        out[key] = change(value) if isinstance(value, Dim) else value
+    return out

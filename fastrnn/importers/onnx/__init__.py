@@ -7,7 +7,7 @@ The parts of this package, in the order in which they process a file:
     reroll/     turns recurrences that an exporter wrote out into cells: unrolled copies (unroll), loops over a cell
                 (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations.
                 Copies of any other body become a cycle: values get numbers (numbering), copies are found (copies) and
-                proved (followed), and the walk writes the cycle (repeat)
+                proved (followed), and the walk writes the cycle (repeat). Recurrences in parallel form (parallel)
     sizes/      sizes as symbols with examples (symbols), their roles and names (settle), frozen numbers reinterpreted
                 (thaw, slices, blocks, arithmetic, positions), signs that a frozen size is intended (evidence), the
                 verdict (judge), and a batch of one that can be read in several ways (guesses)
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ from . import states as state_pairs
 from .precheck import precheck
 from .reading import files
 from .reading.nodes import collect, known_names, reads
-from .reroll import chains, copies, unroll
+from .reroll import chains, copies, parallel, unroll
 from .reroll.repeat import Refused
 from .selectors import Selector, UndecidedError
 from .sizes import given, guesses
@@ -127,10 +128,27 @@ def _sized(file: File, states: Mapping | None, sizes: Mapping, policy: Policy) -
 
     def build(fixed: given.Axes) -> Graph:
         file.folded.clear()  # constants may be computed from these numbers
-        return guesses.thawed(lambda table: _settled(file, table, axes), threads, policy, fixed)
+        graph = guesses.thawed(lambda table: _settled(file, table, axes), threads, policy, fixed)
+        other = _step_by_step(file, graph)
+        if other is None:
+            return graph
+        return parallel.instead(
+            graph, lambda: guesses.thawed(lambda table: _settled(other, table, axes), threads, policy, fixed)
+        )
 
     graph, left = given.sized(axes, dict(sizes), build, len(file.nodes))
     return graph, lambda graph: given.finish(axes, left, graph) if left else graph
+
+
+def _step_by_step(file: File, graph: Graph) -> File | None:
+    """The file with the recurrences of its graph that it writes in parallel replaced; None if there are none."""
+    outputs = [v.name for v in file.model.graph.output]
+    nodes = parallel.roll_up(file.written, known_names(file.model.graph), outputs, graph)
+    if nodes is file.written:
+        return None
+    other = replace(file, written=nodes, folded={}, apart=set(), refused=set(), branches={})
+    _roll_up(other)
+    return other
 
 
 def _bound(bind: dict) -> str:

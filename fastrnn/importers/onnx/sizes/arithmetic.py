@@ -66,7 +66,7 @@ def _sizes_equal(left, right):
     for p, q in zip(left.flat, right.flat, strict=True):
         same = p == q
         certain = same or (isinstance(p, int) and isinstance(q, int))
-        plain = [v for v in (p, q) if isinstance(v, Dim) and len(v.terms) == 1 and min(v.terms.values()) > 0]
+        plain = [v for v in (p, q) if isinstance(v, Dim) and not D.may_be_negative(v)]
         certain = certain or (plain and any(isinstance(v, int) and v < 0 for v in (p, q)))
         if not certain:
             return None
