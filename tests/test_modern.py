@@ -25,7 +25,18 @@ def test_the_page_has_a_row_for_each_model():
     assert set(LISTED) <= set(rows)
 
 
-@pytest.mark.parametrize("name", ["minGRU", "Mamba-1 by flips", "RetNet", "Mamba-2 by segsum", "FSMN-VAD"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minGRU",
+        "Mamba-1 by flips",
+        "RetNet",
+        "Mamba-2 by segsum",
+        "Mamba-2 in chunks",
+        "DeltaNet in chunks",
+        "FSMN-VAD",
+    ],
+)
 def test_every_trial_passes(name):
     """Of the files by the older exporter, which is quick."""
     verdicts = {}

@@ -18,14 +18,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-from modern import cells, encoders, gated, matrices  # noqa: E402
+from modern import cells, chunks, encoders, gated, matrices  # noqa: E402
 from modern.forms import exported, forms_of  # noqa: E402
 from modern.registry import LISTED, Listed  # noqa: E402
 from modern.trials import Trial, try_file  # noqa: E402
 
 PAGE = ROOT / "docs" / "guide" / "modern.md"
 BEGIN, END = "<!-- table: tools/modern_table.py -->", "<!-- end of the table -->"
-MODULES = (cells, gated, matrices, encoders)  # that list the models
+MODULES = (cells, gated, matrices, chunks, encoders)  # that list the models
 
 
 def tried(listed: Listed, cache: Path) -> list[Trial]:

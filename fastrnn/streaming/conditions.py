@@ -44,7 +44,8 @@ def no_steps(graph: Graph) -> str:
     kind = {n: (graph.values[n].dtype, graph.values[n].dims) for n in (*graph.inputs, *graph.outputs)}
     alike = {i: [o for o in graph.outputs if kind[o] == kind[i]] for i in graph.inputs}
     found = [f"{i!r} from {' or '.join(map(repr, names))}" for i, names in alike.items() if names]
-    held = [(name, axis, why) for name, axis, why in graph.held if "dynamic axis" in why or "an example" in why]
+    told = ("dynamic axis", "an example", "be streamed")
+    held = [(name, axis, why) for name, axis, why in graph.held if any(text in why for text in told)]
     text += "".join(f"; axis {axis} of input {name!r} has one size alone: {why}" for name, axis, why in held)
     return text + (f"; by their sizes states={{...}} could continue {', '.join(found)}" if found else "")
 

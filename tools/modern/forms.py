@@ -117,7 +117,7 @@ def exported(listed: Listed, form: str, exporter: str, module: nn.Module) -> byt
     states = tuple(torch.zeros(B, *s) for s in cell.shapes) if is_step else ()
     inputs = ["x", *(f"s{k}" for k in range(len(states)))]
     outputs = ["y", *(f"s{k}_next" for k in range(len(states)))]
-    free = {0: "batch"} if is_step else {0: "batch", 1: "time"}
+    free = {0: "batch"} if is_step or "fixed" in form else {0: "batch", 1: "time"}
     axes = {"x": free, **{n: {0: "batch"} for n in inputs[1:]}}
     names = {"input_names": inputs, "output_names": outputs}
     with quiet(), torch.no_grad():

@@ -76,12 +76,16 @@ class Spread:
             if found is not None:
                 self.axes[outputs[0]] = found
                 return False
-            if _mixes(node) and not (node.op == "where" and node.inputs[0] in (*self.axes, *self.mixed)):
+            if _mixes(node) and not any(self._live(i) for i in self._choices(node)):
                 leaves = [self.mixed[i] if i in self.mixed else {self.base(i)} for i in read if self._live(i)]
                 self.mixed[outputs[0]] = frozenset().union(*leaves)
                 return True
         self._opaque(node, outputs, mixed)
         return False
+
+    def _choices(self, node: Node) -> tuple:
+        """What says which elements are taken: numbers do not tell what it does."""
+        return node.inputs[:1] if node.op == "where" else node.inputs[1:] if node.op == "gather" else ()
 
     def _live(self, name: str) -> bool:
         return name in self.axes or name in self.mixed
@@ -211,7 +215,7 @@ def _mixes(node: Node) -> bool:
         return a["fn"] == "sum"
     if node.op == "pad":
         return a["mode"] == "constant" and math.isfinite(a["value"]) and len(node.inputs) == 1
-    return node.op in _MOVES or node.op == "where"
+    return node.op in _MOVES or node.op in ("where", "gather")
 
 
 def _same(before: tuple, after: tuple, place: int) -> int | None:

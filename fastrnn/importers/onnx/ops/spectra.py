@@ -13,6 +13,10 @@ from ..reading.values import Const
 from .products import _float, matmul
 
 _MOST = 1 << 24  # elements of a matrix, 64 MiB
+_WHOLE = (
+    "DFT transforms all of it; a convolution over time that is computed by DFT can't be streamed: export the recurrence "
+    "that it is, as a step, a loop or a scan"
+)
 
 
 def _waves(length: int, bins: int, inverse: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +63,7 @@ def _dft(ctx, n: NodeReader):
         raise ModelFormatError(f"DFT of {list(map(str, x.dims))} along axis {axis}: the last axis holds 1 or 2 parts")
     if onesided and parts != (2 if inverse else 1):
         raise ModelFormatError(f"onesided={int(onesided)} and inverse={int(inverse)} of {parts} parts")
-    size = ctx.number(x.dims[axis], "DFT transforms all of it")
+    size = ctx.number(x.dims[axis], _WHOLE)
     length = (2 * (size - 1) if onesided and inverse else size) if lengths is None else lengths[0]
     if not isinstance(length, int) or length < 1:
         raise Finding(f"a transform of {length} elements")

@@ -147,3 +147,16 @@ def test_near_misses_stay_as_the_file_has_them(name):
     x = drawn("ab" if "round" in name else [*"qkv", "rate"], 2, 12)
     (want,) = ort.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, x)
     np.testing.assert_allclose(fastrnn.load(content)(**x), want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_convolution_by_fourier_transforms_says_what_to_do():
+    """Its kernel is as long as the sequence: nothing says which recurrence made it."""
+    nodes = """last = Constant<value = int64[1] {3}>() twice = Constant<value = int64 {32}>()
+        start = Constant<value = int64[1] {0}>() end = Constant<value = int64[1] {16}>()
+        axis = Constant<value = int64[1] {1}>() one = Constant<value = int64[1] {1}>()
+        xs = Unsqueeze(x, last) s = DFT<axis = 1>(xs, twice) d = Mul(s, s) i = DFT<axis = 1, inverse = 1>(d, twice)
+        real = Slice(i, start, one, last) cut = Slice(real, start, end, axis) y = Squeeze(cut, last)"""
+    model = fastrnn.load(parsed("float[batch, 16, 3] x", nodes))
+    assert model(np.zeros((2, 16, 3), np.float32)).shape == (2, 16, 3)
+    with pytest.raises(fastrnn.StreamError, match="computed by DFT can't be streamed: export the recurrence"):
+        model.stream()
