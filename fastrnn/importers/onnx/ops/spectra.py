@@ -14,8 +14,8 @@ from .products import _float, matmul
 
 _MOST = 1 << 24  # elements of a matrix, 64 MiB
 _WHOLE = (
-    "DFT transforms all of it; a convolution over time that is computed by DFT can't be streamed: export the recurrence "
-    "that it is, as a step, a loop or a scan"
+    "DFT transforms all of it; a convolution over time that is computed by DFT can't be streamed: export the "
+    "recurrence that it is, as a step, a loop or a scan"
 )
 
 
