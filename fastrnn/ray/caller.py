@@ -95,6 +95,10 @@ class Caller(Recovery):
         ------
         StateError : an id is not open. StepsLost. StreamError : another index is expected, or the model failed.
         """
+        with self.table.pinned():
+            return await self._stepped(ids, arrays, lengths, index)
+
+    async def _stepped(self, ids: Any, arrays: list[np.ndarray], lengths, index) -> list[np.ndarray]:
         rows, groups = await self._plan(ids)
         if index is None:
             self._tell_losses(rows)
@@ -368,7 +372,12 @@ class Caller(Recovery):
         """End streams, after the steps that are under way."""
         ids = list(ids)
         await self._adopt(ids)
-        rows = np.array([self.table.rows[id] for id in ids], np.int64)
+        with self.table.pinned():
+            gens = await self._removed(np.array([self.table.rows[id] for id in ids], np.int64))
+        await self._close_all(ids, gens)
+
+    async def _removed(self, rows: np.ndarray) -> np.ndarray:
+        """Take rows out of the table, after the steps that are under way: the generations of their streams."""
         mine = np.zeros(len(self.table.ids), np.bool_)
         mine[rows] = True
         for entry in list(self.log.open.values()):
@@ -377,7 +386,7 @@ class Caller(Recovery):
         gens = self.table.gen[rows].copy()
         for row in rows.tolist():
             self._remove(row)
-        await self._close_all(ids, gens)
+        return gens
 
     async def _close_all(self, ids: list, gens: np.ndarray) -> None:
         of = self.table.place(ids)

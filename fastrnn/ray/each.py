@@ -142,10 +142,11 @@ async def step_each(
     outputs : (name, dtype, features) of each output
     """
     call, left = _Call(caller, ids, arrays, lengths, index, outputs), np.arange(len(ids))
-    for _ in range(ATTEMPTS):
-        left = await call.attempt(left)
-        if not len(left):
-            break
+    with caller.table.pinned():
+        for _ in range(ATTEMPTS):
+            left = await call.attempt(left)
+            if not len(left):
+                break
     for i in left.tolist():
         call.each.errors[i] = StateError(f"stream {ids[i]!r:.80} was closed, again and again, by another caller")
     return call.each

@@ -379,7 +379,7 @@ def _lost(id: int | str, missing: range) -> Fault:
     if len(missing) == 1:
         steps, verb = f"step {missing.start}", "is"
     elif missing.stop == UNKNOWN_END:
-        steps, verb = f"steps from {missing.start} on that were answered", "are"
+        steps, verb = f"steps from {missing.start} on", "may be"
     text = (
         f"sequence {shown(id)} expects step_index {missing.start}: {steps} {verb} lost, because what had the state and "
         f"what had the inputs ended at the same time; send them again from step_index {missing.start}, or start the "

@@ -205,9 +205,19 @@ class Host(Keeping):
         self._make(caller, [ids[i] for i in new], gens[new], of[new], rows, new)
         if mode == RECOVER:  # its caller sends their steps again next
             self._unsure[rows[1, new] & PLACE] = self.clock() + self.lease
-        owed = [s for s in shards.tolist() if self.owned[s].owed] if mode != OPEN else []
+        wanted = self._reopened(ids, of) if mode == OPEN else shards.tolist()
+        owed = [s for s in wanted if self.owned[s].owed]
         marks = np.stack([self._number[shards], self._durable[shards]])
         return "done", self._epoch[shards].copy(), marks, rows, owed
+
+    def _reopened(self, ids: list, of: np.ndarray) -> list[int]:
+        """The shards of streams whose ids were those of others that checkpoints still have: one that came back would be
+        taken for the new one."""
+        found = {shard for id, shard in zip(ids, of.tolist(), strict=True) if id in self.owned[shard].closed}
+        for own in (self.owned[shard] for shard in found):
+            if own.lacks(own.ended):
+                own.dirty, own.owes = True, max(own.owes, own.ended)
+        return sorted(found)
 
     def _take_over(self, own: Shard, caller: int, slot: int, mode: int) -> int:
         """This caller steps a stream from now on: FOUND; or WAITING, and it may ask again."""
@@ -239,7 +249,8 @@ class Host(Keeping):
             slots = np.fromiter(self.owned[shard].streams.values(), np.int64)
             mine = slots[self._writer[slots & PLACE] == caller]
             self._unsure[mine & PLACE] = 0
-            self._doubt[mine[np.isin(mine, lost)] & PLACE] = self._epoch[shard]
+            if len(lost):
+                self._doubt[mine[np.isin(mine, lost)] & PLACE] = self._epoch[shard]
         return "done", np.stack([self._number[shards], self._durable[shards]])
 
     def let_go(self) -> None:
@@ -306,6 +317,7 @@ class Host(Keeping):
             if own.gens.get(id, -1) <= gen:
                 if id in own.streams:
                     self._drop(own, id)
+                    own.ended = own.number
                 own.closed[id] = max(gen, own.closed.get(id, 0))
                 own.closed.move_to_end(id)
                 own.dirty = True

@@ -127,12 +127,15 @@ class Log:
 
     def covered(self, durable: np.ndarray, shard: np.ndarray) -> None:
         """Remove what the store holds. durable : by shard, the older checkpoint kept. shard : by row"""
+        wanted = np.zeros(len(durable), np.bool_)
         for entry in list(self.entries.values()):
             if entry.left:
                 continue
             late = entry.shards[entry.labels > durable[entry.shards]]
-            if not len(late) or not np.isin(shard[entry.rows[entry.alive]], late).any():
+            wanted[late] = True
+            if not len(late) or not wanted[shard[entry.rows[entry.alive]]].any():
                 self.remove(entry)
+            wanted[late] = False
 
     def remove(self, entry: Entry) -> None:
         """Take a whole entry out."""
@@ -192,10 +195,10 @@ class Log:
                 found.append(int(entry.first[at[0]] + (entry.steps()[at[0]] if done else 0)))
         return found
 
-    def forget(self, shards: np.ndarray) -> None:
-        """These shards were taken up again: no checkpoint from before is known to hold any step."""
+    def forget(self, among: np.ndarray) -> None:
+        """These shards were taken up again: no checkpoint from before is known to hold a step. among : bool by shard"""
         for entry in self.entries.values():
-            own = np.isin(entry.shards, shards)
+            own = among[entry.shards]
             if own.any():
                 entry.labels = np.where(own, NEVER, entry.labels)
 

@@ -53,7 +53,7 @@ class Losses:
     def _untold(self, shards: np.ndarray) -> np.ndarray:
         """The slots of streams that are gone back, and no call has said their index since. shards : int64 [k]"""
         rows = np.array([row for row in self._losses if self.table.live[row]], np.int64)
-        return self.table.slot[rows[np.isin(self.table.shard[rows], shards)]]
+        return self.table.slot[rows[np.isin(self.table.shard[rows], shards)]] if len(rows) else rows
 
     def _returned(self, row: int, expected: int, since: int, ended: int) -> None:
         """A stream comes back from another caller, which took it at the step `ended` and stepped it up to `since`.

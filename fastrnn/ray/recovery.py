@@ -73,6 +73,10 @@ class Recovery(Losses):
         return task
 
     async def _exchange(self, entry: Entry, sel, attempt: int, shards: np.ndarray, answer) -> bool:
+        with self.table.pinned():
+            return await self._exchanged(entry, sel, attempt, shards, answer)
+
+    async def _exchanged(self, entry: Entry, sel, attempt: int, shards: np.ndarray, answer) -> bool:
         try:
             reply = await answer
         except Unreachable:
@@ -182,8 +186,9 @@ class Recovery(Losses):
             self._rewind()
             broken = np.array(sorted(self._broken), np.int64)
             parts = [broken[self.owner[broken] == actor] for actor in np.unique(self.owner[broken]).tolist()]
-            mends = [self._mend(part, careful) for part in parts]
-            results = await asyncio.gather(*mends, return_exceptions=True)
+            with self.table.pinned():
+                mends = [self._mend(part, careful) for part in parts]
+                results = await asyncio.gather(*mends, return_exceptions=True)
             careful = any(isinstance(r, NotYet | Unreachable) for r in results)
             for result in results:
                 if isinstance(result, NotYet | Unreachable):
@@ -221,6 +226,8 @@ class Recovery(Losses):
         rows = self.table.of(among)
         found = await self._found(actor, RECOVER, shards, rows)
         need = self.log.needs(len(self.table.ids))
+        live = self.table.live[rows]  # some may have been closed since
+        rows, found = rows[live], found[:, live]
         taken = found[0] == TAKEN
         wanted = taken & (need[rows] < NEVER)
         if wanted.any():
@@ -229,7 +236,8 @@ class Recovery(Losses):
         self.table.slot[rows[away]] = found[1, away]  # an old slot may be another stream's by now
         for i in np.flatnonzero(away).tolist():
             self._went(int(rows[i]), *found[[2, 5], i].tolist())
-        rows, found = rows[~away], found[:, ~away]
+        stay = ~away & self.table.live[rows]
+        rows, found = rows[stay], found[:, stay]
         pieces = self._resync(shards, rows, found)
         if not await self._replay(actor, pieces, careful):
             raise NotYet
@@ -277,9 +285,10 @@ class Recovery(Losses):
             raise NotYet  # of a host that lost the shard, and does not know yet
         new = shards[epochs != self.epochs[shards]]
         if len(new):
-            self.log.forget(new)
-            gone = set(new.tolist())
-            self._tombs = [(s, id, gen, NEVER if s in gone else label) for s, id, gen, label in self._tombs]
+            gone = np.zeros(self.shards, np.bool_)
+            gone[new] = True
+            self.log.forget(gone)
+            self._tombs = [(s, id, gen, NEVER if gone[s] else label) for s, id, gen, label in self._tombs]
             self.epochs[shards] = epochs
 
     async def _flushed(self, actor: str, shards: list[int]) -> bool:
@@ -322,12 +331,16 @@ class Recovery(Losses):
             self._doubtful(int(rows[i]), int(found[2, i]), int(found[6, i]))
         live = np.zeros(n, np.bool_)
         live[rows] = True
+        among, lacking = np.zeros((2, self.shards), np.bool_)
+        among[shards] = True
         for entry in self.log.entries.values():
-            own = np.isin(entry.shards, shards)
+            own = among[entry.shards]
             if own.any():  # the next checkpoint will hold what the streams have; what they lack, none yet
                 hit = live[entry.rows] & entry.alive & (entry.first >= expected[entry.rows])
+                lacking[:] = False
+                lacking[self.table.shard[entry.rows[hit]]] = True
                 entry.labels = np.where(own, self.births[entry.shards], entry.labels)
-                entry.labels[np.isin(entry.shards, self.table.shard[entry.rows[hit]])] = NEVER
+                entry.labels[lacking[entry.shards]] = NEVER
         return list(self.log.pieces(live, expected))
 
     def _resume(self) -> None:
@@ -344,17 +357,19 @@ class Recovery(Losses):
     async def sync(self, ids: list) -> None:
         """Ask which step these streams expect, whoever stepped them last; those that are closed are forgotten. No step
         of them may be under way."""
-        await self._sync(np.array([self.table.rows[id] for id in ids], np.int64))
+        with self.table.pinned():
+            await self._sync(np.array([self.table.rows[id] for id in ids], np.int64))
 
     async def _sync(self, rows: np.ndarray) -> None:
-        """Ask the shards which step these streams expect; they are this caller's from now on."""
-        of, left = self.table.shard[rows], np.arange(len(rows))
+        """Ask the shards which step these streams expect; they are this caller's from now on. Rows are pinned."""
+        of, left = self.table.shard[rows], np.flatnonzero(self.table.live[rows])
         while len(left):
             await self._settled(np.unique(of[left]))
             again = [at for actor, at in self._by_actor(left, of) if not await self._synced(actor, rows[at])]
             left = np.concatenate(again) if again else left[:0]
             if len(left):
                 await asyncio.sleep(self.backoff)
+            left = left[self.table.live[rows[left]]]
 
     async def _synced(self, actor: str, rows: np.ndarray) -> bool:
         """`_sync` of streams of one actor; False if it is to be tried again."""
@@ -367,6 +382,8 @@ class Recovery(Losses):
         for row, waits, (code, slot, index, gen, since, ended, doubt) in zip(
             rows.tolist(), busy, found.T.tolist(), strict=True
         ):
+            if not self.table.live[row]:
+                continue
             if code != FOUND or gen != self.table.gen[row]:  # it was closed, and may be another stream by now
                 self._remove(row)
             elif not waits:

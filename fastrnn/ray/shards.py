@@ -61,7 +61,8 @@ class Shard:
     """A shard that a host has. number : of the next checkpoint. kept : (number, name) of those in the store, the older
     first. streams : id -> slot. gens : id -> its generation. dirty : something changed since the last capture.
     unsure : until when callers may bring back streams that no checkpoint had. owes : the checkpoint that the older
-    one kept must reach before the streams that changed their caller may be stepped."""
+    one kept must reach before the streams that changed their caller may be stepped. ended : the next checkpoint when a
+    stream was closed last."""
 
     shard: int
     epoch: int
@@ -73,12 +74,17 @@ class Shard:
     dirty: bool = False
     writing: bool = False
     owes: int = -1
+    ended: int = -1
     unsure: float = 0.0
 
     @property
     def owed(self) -> bool:
         """Whether a checkpoint that is kept does not know yet which caller has a stream."""
-        return self.owes >= 0 and (len(self.kept) < 2 or self.kept[0][0] < self.owes)
+        return self.lacks(self.owes)
+
+    def lacks(self, number: int) -> bool:
+        """Whether a checkpoint from before this one is still kept. number : of a checkpoint, or -1"""
+        return number >= 0 and (len(self.kept) < 2 or self.kept[0][0] < number)
 
 
 @dataclass(eq=False)

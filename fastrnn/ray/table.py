@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,9 @@ class Table:
         self.shard, self.slot, self.gen, self.next, self.since, self.said = (np.zeros(0, np.int64) for _ in range(6))
         self.live = np.zeros(0, np.bool_)
         self._free: list[int] = []
-        self._closed: list[int] = []  # rows that the log may still name
+        self._closed: list[tuple[int, int]] = []  # rows that the log, or an older pin, may still name; the newest pin
+        self._pins: dict[int, None] = {}  # oldest first
+        self._pin = 0
 
     def add(self, ids: list, columns: np.ndarray) -> np.ndarray:
         """New rows. columns : int64 [5, n]: shard, slot, next, gen, since."""
@@ -53,13 +57,25 @@ class Table:
         if self.live[row]:
             del self.rows[self.ids[row]]
             self.live[row] = False
-            self._closed.append(row)
+            self._closed.append((row, self._pin))
             self.version += 1
 
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """No row that is closed from now on is used again meanwhile: who waits may still name it."""
+        self._pin = pin = self._pin + 1
+        self._pins[pin] = None
+        try:
+            yield
+        finally:
+            del self._pins[pin]
+
     def reuse(self, kept: np.ndarray) -> None:
-        """Closed rows may be used again if no step of them is kept. kept : by row"""
-        still = [r for r in self._closed if r < len(kept) and kept[r]]
-        self._free += [r for r in self._closed if not (r < len(kept) and kept[r])]
+        """Closed rows may be used again if no step of them is kept, and nobody who began before waits. kept : by row"""
+        oldest = next(iter(self._pins), self._pin + 1)
+        still = [(r, pin) for r, pin in self._closed if pin >= oldest or (r < len(kept) and kept[r])]
+        gone = {r for r, _ in still}
+        self._free += [r for r, _ in self._closed if r not in gone]
         self._closed = still
 
     def of(self, shards: np.ndarray) -> np.ndarray:

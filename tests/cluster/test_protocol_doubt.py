@@ -9,8 +9,8 @@ import pytest
 from histories import Lone
 from simulated import World, in_virtual_time, mixed
 
-from fastrnn.errors import StreamError
-from fastrnn.ray.words import StepsLost
+from fastrnn.errors import StateError, StreamError
+from fastrnn.ray.words import StepsLost, shards_of
 
 pytestmark = pytest.mark.any_isa
 QUIET = dict(loss=0, duplicates=0, shards=1, actors=1, checkpoint_seconds=1e6)
@@ -251,4 +251,68 @@ async def test_a_wrong_index_is_named_with_its_own_stream(loop):
     await caller.step([1, 2], [two])
     with pytest.raises(StreamError, match="stream 2 expects step_index 1, got 5"):
         await caller.step([1, 2], [two], index=np.array([1, 5]))
+    world.end()
+
+
+@simulated
+async def test_a_stream_is_not_taken_for_a_later_one_of_its_id(loop):
+    """A client ends its sequence and starts it again. The checkpoint has the former one; caller and actor are gone."""
+    world = World(1, loop, **QUIET)
+    first, second = await world.caller(1), await world.caller(2)
+    await first.open([1])
+    for _ in range(3):
+        await first.step([1], [ONE])
+    await flushed(world)
+    await first.close([1])
+    await first.open([1])
+    for _ in range(3):
+        await first.step([1], [ONE + ONE])
+    world.leave(first)
+    world.crash("a-0")
+    with pytest.raises((StepsLost, StateError)):
+        await second.step([1], [ONE], index=np.array([3]))
+    await told(second, at=0)
+    world.end()
+
+
+@simulated
+async def test_ids_that_are_new_are_opened_without_a_checkpoint(loop):
+    world = World(1, loop, **QUIET)
+    caller = await world.caller(1)
+    for id in range(3):
+        await caller.open([id])
+        await caller.close([id])
+    assert not world.store.files
+    await caller.open([1])
+    await caller.close([1])
+    files = len(world.store.files)
+    assert files == 2
+    await caller.open([1, 7])
+    assert world.processes["a-0"].host.counts["checkpoints"] == 4
+    world.end()
+
+
+@simulated
+async def test_who_asks_for_a_stream_that_was_closed_meanwhile_does_not_ask_for_another_one(loop):
+    """The row of a closed stream was used again, for a stream of another actor, which was asked for ever."""
+    world = World(1, loop, **(QUIET | dict(shards=2, actors=2)))
+    caller = await world.caller(1)
+    ids = [id for k in range(2) for id in range(50) if shards_of([id], 2)[0] == k]
+    there, elsewhere = ids[0], ids[-1]
+    await caller.open([there])
+    row = caller.table.rows[there]
+    world.processes["a-0"].reachable = False
+    asks = asyncio.ensure_future(caller.sync([there]))
+    await asyncio.sleep(1)
+    closes = asyncio.ensure_future(caller.close([there]))
+    await asyncio.sleep(5)
+    caller.table.reuse(caller.log.kept)
+    await caller.open([elsewhere])
+    assert caller.table.rows[elsewhere] != row
+    world.processes["a-0"].reachable = True
+    await asyncio.wait_for(asyncio.gather(asks, closes), 100)
+    await asyncio.sleep(10)
+    caller.table.reuse(caller.log.kept)
+    await caller.open([there])
+    assert caller.table.rows[there] == row, "nobody waits any more"
     world.end()
