@@ -257,6 +257,31 @@ def test_steps_go_on_while_the_store_fails_and_those_beyond_the_log_are_named(ma
     asyncio.run(main())
 
 
+def test_a_handle_and_an_actor_that_end_together_leave_streams_in_doubt(made, x, alone):
+    """Nobody knows whether the first handle was answered more than the checkpoint has, so the second one is told."""
+
+    async def main():
+        first, second = made(actors=1), made(actors=1)
+        await first.open(STREAMS[:2])
+        await steps(first, x, alone, 0, 10, np.arange(2))
+        await first.drain()
+        await steps(first, x, alone, 10, 13, np.arange(2))
+        await first._caller.end()
+        handle_of(first.name).exit.remote()
+        with pytest.raises(StepsLost) as caught:
+            await asyncio.wait_for(second.step(STREAMS[:2], x[13, :2]), 120)
+        assert {span.stop for span in caught.value.missing.values()} == {sys.maxsize}
+        done = await second.steps_done(STREAMS[:2])
+        for i, d in enumerate(done.tolist()):
+            assert caught.value.missing[STREAMS[i]].start == d
+            assert 10 <= d <= 13
+            (answers,) = await second.push(STREAMS[i : i + 1], [x[d:15, i]], step_index=[d])
+            assert np.array_equal(answers, alone[d:15, i])
+        await steps(second, x, alone, 15, 20, np.arange(2))
+
+    asyncio.run(main())
+
+
 def test_streams_outlive_the_driver(made, nodes, x, alone):
     async def first():
         cluster = made(actors=2)

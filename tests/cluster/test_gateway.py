@@ -278,6 +278,20 @@ def test_a_sequence_whose_gateway_and_actor_ended_together(simulate, x):
     simulate(test, gateways=2, shards=1, actors=1, checkpoint_seconds=1e6)
 
 
+async def repeated(client, id, part, done, reply, gateway, unkept):
+    """The last request, sent again."""
+    try:
+        again = await client.send(part[None], gateway, sequence_id=id, step_index=done)
+    except Fault as fault:  # its shard was restored since, and the checkpoint lacks what the gateway has received
+        if fault.reason == "steps_lost":
+            raise
+        assert str(fault) == f"sequence {id} expects step_index {reply.parameters['steps_done']}, got {done}"
+        unkept.append(fault)
+    else:
+        assert np.array_equal(again.outputs[client.output], reply.outputs[client.output])
+        assert again.parameters == reply.parameters
+
+
 @pytest.mark.parametrize("seed", range(48))
 def test_random_histories(simulate, x, seed):
     """Messages that get lost, crashes, a second gateway, and clients that count their steps or don't. A gateway that is
@@ -307,22 +321,9 @@ def test_random_histories(simulate, x, seed):
             where = rng.randrange(gateways)
             reply = await client.step(id, part, where, **counted, **flags)
             if counted and rng.random() < 0.5:
-                await repeated(client, id, part, done, reply)
+                await repeated(client, id, part, done, reply, rng.randrange(gateways), unkept)
             done += n or 1
             await asyncio.sleep(rng.random() * 0.3)
-
-    async def repeated(client, id, part, done, reply):
-        """The last request, sent again."""
-        try:
-            again = await client.send(part[None], rng.randrange(gateways), sequence_id=id, step_index=done)
-        except Fault as fault:  # its shard was restored since, and the checkpoint lacks what the gateway has received
-            if fault.reason == "steps_lost":
-                raise
-            assert str(fault) == f"sequence {id} expects step_index {reply.parameters['steps_done']}, got {done}"
-            unkept.append(fault)
-        else:
-            assert np.array_equal(again.outputs[client.output], reply.outputs[client.output])
-            assert again.parameters == reply.parameters
 
     async def test(client, world):
         async def trouble():
