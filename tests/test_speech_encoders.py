@@ -10,16 +10,19 @@ import pytest
 pytest.importorskip("torch", reason="the models are PyTorch's")
 pytest.importorskip("onnxscript", reason="PyTorch's exporters need it")
 pytest.importorskip("onnxruntime", reason="it is what the answers are compared with")
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
 
-from modern.speech import conformer, zipformer
-from modern.speech.files import exported
-from modern.speech.trials import alone, differs, same_bits, sequences, together, tried
+from modern.speech import conformer, emformer, memory, zipformer  # noqa: E402
+from modern.speech.files import exported  # noqa: E402
+from modern.speech.trials import alone, differs, same_bits, sequences, together, tried, tried_in_chunks  # noqa: E402
 
-import fastrnn
+import fastrnn  # noqa: E402
 
+PAGE = (ROOT / "docs" / "guide" / "modern.md").read_text()
 ENCODERS = {
     "zipformer": zipformer.zipformer,
+    "emformer": emformer.emformer,
     "wenet": conformer.wenet,
     "wenet for a batch": conformer.wenet_batch,
     "nemo": conformer.nemo,
@@ -30,6 +33,19 @@ ENCODERS = {
 def test_every_trial_passes(name):
     encoder = ENCODERS[name]()
     assert tried(encoder, exported(encoder)) == {}
+
+
+@pytest.mark.any_isa
+def test_the_page_has_a_row_for_each_encoder():
+    table = PAGE.split("<!-- table: tools/speech_table.py -->")[1]
+    rows = {row.split("|")[1].strip() for row in table.splitlines() if row.endswith("| yes | yes |")}
+    assert {make().name for make in (*ENCODERS.values(), memory.fsmn, memory.mdtc)} == rows
+
+
+@pytest.mark.parametrize("make", [memory.fsmn, memory.mdtc])
+def test_caches_in_front_of_an_open_chunk_stream_in_chunks_of_any_length(make):
+    encoder = make()
+    assert tried_in_chunks(encoder, exported(encoder)) == {}
 
 
 def test_the_trials_can_fail():

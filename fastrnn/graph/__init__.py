@@ -10,6 +10,7 @@ cells.py        the known recurrent cells: gates, activations, order of weights
 shapes.py       dims and dtype of every op's outputs
 windows.py      one spatial axis of a window
 loops.py        which nodes are on a cycle
+tails.py        which states are the last steps of a sequence, that a caller hands on
 casts.py        which numbers of callers are taken as a value's dtype
 artifact.py     Graph <-> `.fastrnn`
 reference.py    the float64 meaning of a graph: the oracle

@@ -12,6 +12,10 @@ be combined with steps again.
 
 An op that slides windows along time, pads it or crops it has its own pace: its track has another clock (see
 timetable.py). If a node combines values of different clocks, they wait for the slowest one (`Followed.waits`).
+
+A cache that the caller hands on puts earlier steps in front of a sequence (graph/tails.py): the track then has a
+`lead`. Each element must depend on the steps before it alone, not on where a chunk begins. In such a file nothing else
+may look along time: it would see its own chunk in the file, and all steps so far in a stream.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from dataclasses import replace
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value
 from ..graph import dims as D
+from ..graph.tails import Tails, tails
 from ..graph.vocabulary import ROWS, Meeting
 from ..records import dataclass
 from .rules import RUNNING, Mixed, Track, follows
@@ -72,6 +77,7 @@ class Walk:
         self.waiting: int | None = None  # the clock that the inputs of the current node wait for
         self.lost: set[str] = set()  # made by a node with a problem: not judged again
         self.problems: list[str] = []
+        self.tails = tails(graph) if symbol == "time" else Tails({}, frozenset())
 
     def on_two_axes(self) -> Mixed:
         """The error for inputs that have the symbol on axes that don't meet."""
@@ -126,7 +132,10 @@ class Walk:
             elif axes != ([] if track is None else [track.axis]):
                 raise Mixed(f"spreads {self.symbol} over the axes {axes} of {self.graph.values[name]}")
             elif track is not None:
-                self.tracks[name] = self.own_clock(track, self.graph.values[name].dims[track.axis])
+                dim = self.graph.values[name].dims[track.axis]
+                if track.lead and dim != D.TIME + track.lead:
+                    raise Mixed(f"makes {dim} steps of the {track.lead} cached ones and a chunk")
+                self.tracks[name] = self.own_clock(track, dim)
 
     # -- clocks --
     def dim_of(self, track: Track):
@@ -161,6 +170,8 @@ class Walk:
     def sequence(self, node: Node) -> int:
         """The clock of input 0 at which one step is one element of its axis, as windows need it."""
         track, dim = self.track(node), self.value(node).dims[self.track(node).axis]
+        if track.lead:
+            raise Mixed(f"sees a whole chunk and the {track.lead} cached steps before it")
         if track.inner != 1 or dim != self.dim_of(track):
             raise Mixed(f"slides along an axis of {dim}, in which steps are merged with others")
         return track.clock
@@ -174,9 +185,16 @@ class Walk:
     def paced(self, node: Node, kind: str, axis: int, **fields) -> list[Track]:
         """The track of an output with its own clock, along the time axis of input 0."""
         dim = self.graph.values[node.outputs[0]].dims[axis]
+        self.within_chunks("looks along time without a cache")
         if "time" not in D.symbols(dim):
             raise Mixed(f"makes {dim} steps of a sequence of any length")
         return [Track(axis, 1, self.timetable.add(Clock(kind, dim, (self.sequence(node),), **fields)))]
+
+    def within_chunks(self, what: str) -> None:
+        """Refuse a node that, in a file with caches, sees only the steps of its own chunk: in a stream it would go on
+        from chunk to chunk, which the file does not."""
+        if self.tails.joints:
+            raise Mixed(f"{what}: the file begins anew with each chunk, beside states that are caches")
 
     # -- helpers --
     def problem(self, node: Node, text: str) -> None:

@@ -59,6 +59,8 @@ class _Rewrite:
     # -- values --
     def _counted(self, value: Value, track: Track) -> Value:
         """The value with the steps of one call along its time axis."""
+        if track.lead:
+            return self._resized(value, track.axis, D.TIME + track.lead)
         times = D.exact_div(value.dims[track.axis], self.table.clocks[track.clock].dim)
         return self._resized(value, track.axis, self.table.steps(track.clock) * times)
 
@@ -119,6 +121,8 @@ class _Rewrite:
     def _along_time(self, node: Node, track: Track) -> bool | None:
         """Rewrite a node that reads steps other than its own; None if it does not."""
         a, out = node.attrs, node.outputs[0]
+        if track.lead:  # what it reads from before the call is in front of the call's own steps
+            return None
         if node.op in WINDOWS and track.axis > 1 and self._has_window(node, track.axis - 2):
             self._window(node, track)
         elif node.op == "slice" and a["axis"] == track.axis and out in self.followed.running:
@@ -145,7 +149,7 @@ class _Rewrite:
         """Whether a node behaves differently at its first steps (a pool sees fewer of them, a pad adds constants), or
         its outputs differ from each other (those of a transposed convolution)."""
         track = self.followed.tracks.get(node.inputs[0]) if node.op in ("pool", "conv_transpose", "pad") else None
-        if track is None:
+        if track is None or track.lead:
             return False
         if node.op != "pad":
             return track.axis > 1 and self._has_window(node, track.axis - 2)

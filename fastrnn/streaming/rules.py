@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from ..graph import Graph, Node
 from ..graph import dims as D
 from ..graph.registry import Registry
+from ..graph.traverse import roots
+from ..graph.vocabulary import ROWS
 from ..records import dataclass
 from .timetable import INPUT, Clock
 
@@ -27,11 +29,13 @@ class Track:
     """The symbol is in axis `axis`; one count of it spans `inner` elements of that axis (an int or dim).
 
     clock : for time, the number of the clock of its steps; each step of that clock has `inner` elements.
+    lead : for time, the steps from before the call that the axis begins with; they come from a cache.
     """
 
     axis: int
     inner: object = 1
     clock: int = INPUT
+    lead: int = 0
 
 
 MOST_GROUPED = 64  # steps in one group
@@ -52,6 +56,8 @@ def _reshape(walk: Walk, node: Node):
     track = walk.track(node)
     if track is None:
         return [None]
+    if track.lead:
+        return [_reshaped_lead(walk, node, track)]
     choices = [track]
     clock = walk.timetable.clocks[track.clock]
     if clock.kind == "times":  # its steps may be grouped again
@@ -67,6 +73,37 @@ def _reshape(walk: Walk, node: Node):
     raise Mixed(f"moves elements from one {walk.words['one']} to another")
 
 
+def _reshaped_lead(walk: Walk, node: Node, track: Track) -> Track:
+    """A reshape that leaves an axis of cached and new steps as it is."""
+    old, new = walk.value(node).dims, node.attrs["dims"]
+    for axis in walk.axes(new):
+        if new[axis] == old[track.axis] and D.product(new[axis + 1 :]) == D.product(old[track.axis + 1 :]):
+            return replace(track, axis=axis)
+    raise Mixed("moves elements from one step to another")
+
+
+@follows("concat")
+def _concat(walk: Walk, node: Node):
+    lead = walk.tails.joints.get(node.name)
+    if lead is None:
+        return [walk.meeting(node, ROWS["concat"].meets)]
+    track, axis = walk.track(node, 1), node.attrs["axis"]
+    if track != Track(axis):
+        raise Mixed("puts cached steps in front of a sequence at another pace than the input's")
+    return [replace(track, lead=lead)]
+
+
+def _slice_of_lead(walk: Walk, track: Track, attrs) -> object:
+    """The track of a slice along cached and new steps: a sequence, maybe of earlier steps, or the last steps."""
+    start, ends, last = attrs["start"], attrs["stop"] - D.TIME, attrs["start"] - D.TIME
+    if attrs["step"] == 1 and isinstance(ends, int):
+        if isinstance(start, int) and 0 <= start <= ends:
+            return replace(track, lead=ends - start)
+        if isinstance(last, int) and 0 <= last:
+            return RUNNING
+    raise Mixed(f"picks elements [{start}:{attrs['stop']}:{attrs['step']}] of {track.lead} cached steps and a chunk")
+
+
 @follows("slice")
 def _slice(walk: Walk, node: Node):
     track, a = walk.track(node), node.attrs
@@ -75,6 +112,8 @@ def _slice(walk: Walk, node: Node):
     dim = walk.value(node).dims[a["axis"]]
     if a["start"] == 0 and a["stop"] == dim and a["step"] == 1:
         return [track]
+    if track.lead:
+        return [_slice_of_lead(walk, track, a)]
     if walk.symbol == "time":
         if a["step"] == 1 and a["stop"] == dim == a["start"] + 1:
             walk.sequence(node)
@@ -94,6 +133,7 @@ def _whole_groups(walk: Walk, track: Track, dim, stop) -> int | None:
     r = next((r for r in range(2, MOST_GROUPED) if D.floordiv(dim, r) * r == stop), None)
     if r is None or track.inner != 1 or dim != walk.dim_of(track):
         return None
+    walk.within_chunks("cuts off steps that don't fill a group")
     groups = Clock("window", D.floordiv(dim, r), (track.clock,), stride=r, reach=r)
     return walk.timetable.add(Clock("times", stop, (walk.timetable.add(groups),), r))
 
@@ -168,6 +208,7 @@ def _attention(walk: Walk, node: Node):
             what = "adds a bias" if added[0][0] == 3 else "masks by a value"
             raise Mixed(f"{what} that has a time axis to the scores of a sequence")
         walk.sequence(node)
+        walk.within_chunks("attends to earlier steps")
         return [q]
     if walk.symbol == "time" and q is not None and q.axis == 2 and not keys:
         if node.attrs["causal"] or node.attrs["window"]:
@@ -197,6 +238,8 @@ def _steps(walk: Walk, node: Node):
         raise Mixed(f"counts from {start}")
     if axes and track is None:
         raise Mixed(f"counts {dims[axes[0]]} steps")
+    if axes and walk.symbol == "time":
+        walk.within_chunks("counts steps")
     return [track]
 
 
@@ -208,11 +251,18 @@ def _reduce(walk: Walk, node: Node):
     if track.axis in axes:
         if walk.symbol == "time" and len(axes) == 1:
             walk.sequence(node)
+            walk.within_chunks(f"takes the {node.attrs['fn']} of the steps so far")
             return [RUNNING]
         over = "steps and other axes at once" if walk.symbol == "time" else "the rows of the batch"
         raise Mixed(f"takes the {node.attrs['fn']} over {over}")
     gone = 0 if node.attrs["keepdims"] else sum(a < track.axis for a in axes)
     return [replace(track, axis=track.axis - gone)]
+
+
+def _threaded(walk: Walk, node: Node, at: int) -> bool:
+    """Whether an input is there and begins with a state that the caller threads."""
+    name = node.inputs[at] if at < len(node.inputs) else None
+    return name is not None and bool(roots(walk.graph, name) & set(walk.graph.states))
 
 
 @follows("cell")
@@ -233,6 +283,8 @@ def _cell(walk: Walk, node: Node):
     if walk.symbol == "batch" or track.axis == 2:
         raise Mixed(f"runs over the {walk.symbol} axis as if it were {'steps' if track.axis == 0 else 'features'}")
     clock = walk.sequence(node)
+    if not all(_threaded(walk, node, at) for at in ((6, 7) if spec.kind == "lstm" else (6,))):
+        walk.within_chunks("starts from a constant")
     if spec.reverse:  # later nodes are judged as well, so each such node is reported
         walk.problem(node, f"{spec.kind} runs from the last step to the first: it needs the future")
     elif len(node.inputs) > 8 and node.inputs[8] is not None:
@@ -248,6 +300,8 @@ def _state(walk: Walk, node: Node):
     if walk.symbol == "time":
         if axes and (axes != [0] or value.dims[0] != walk.dim):
             raise Mixed(f"keeps {value} from one step to the next")
+        if axes and not _threaded(walk, node, 1):
+            walk.within_chunks("starts from a constant")
     elif 0 in axes:
         raise Mixed("goes from one row of the batch to the next")
     if len(axes) > 1 or (axes and value.dims[axes[0]] != walk.dim):
@@ -272,6 +326,8 @@ def _window(walk: Walk, node: Node):
         alone = kernel[i] == a["strides"][i] == 1 and begin == end == 0
         if alone and a.get("output_padding", (0, 0))[i] == 0:
             return [track]
+        if track.lead:
+            return [_window_of_lead(track, kernel[i], a, i)]
         if walk.symbol == "batch":
             raise Mixed(f"its window covers {kernel[i]} rows of the batch with stride {a['strides'][i]}")
         fields = {"stride": a["strides"][i], "reach": a["dilations"][i] * (kernel[i] - 1) + 1, "begin": begin}
@@ -279,6 +335,17 @@ def _window(walk: Walk, node: Node):
             return walk.paced(node, "spread", track.axis, **fields, end=end - a["output_padding"][i])
         return walk.paced(node, "window", track.axis, **fields, end=end, ceil=a.get("ceil", False))
     return [track]
+
+
+def _window_of_lead(track: Track, taps: int, a, i: int) -> Track:
+    """A window over cached and new steps: each of its outputs reads as many steps before its own."""
+    reach, pads = a.get("dilations", (1,) * (i + 1))[i] * (taps - 1), a["pads"]
+    plain = a["strides"][i] == 1 and pads[i] == pads[len(pads) // 2 + i] == 0 and "output_padding" not in a
+    if not plain:
+        raise Mixed(f"its windows over {track.lead} cached steps and a chunk have pads or strides")
+    if reach > track.lead:
+        raise Mixed(f"its windows of {reach + 1} steps see more than the {track.lead} cached steps and their own")
+    return replace(track, lead=track.lead - reach)
 
 
 @follows("pad")

@@ -16,6 +16,7 @@ from __future__ import annotations
 from ...errors import FastRNNError, UnsupportedError
 from ...graph import Graph, Node
 from ...graph.loops import Loop
+from ...graph.tails import tails
 from ...graph.traverse import needed, results
 from ...graph.vocabulary import ROWS
 from ...streaming.rewrite import rewrite
@@ -53,7 +54,8 @@ def _walk(low: Lowering) -> Plan:
         plan.outputs.append(tensor)
         low.aim(name, tensor)
     low.aim_nodes([n for n in graph.nodes if n.name not in low.region])
-    places = {name: open_state(low, name) for name in free_states}
+    ends = tails(graph).states if free_states and not plan.steps_one else frozenset()
+    places = {name: open_state(low, name, ends) for name in free_states}
     wanted = _wanted_nodes(low, free_states)
     for item in low.items:
         if item.name in wanted:

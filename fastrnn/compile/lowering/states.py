@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from ...errors import UnsupportedError
 from ...graph import Graph, Node
 from ...graph import dims as D
@@ -37,10 +39,13 @@ def separate_threaded(low: Lowering) -> list[str]:
     return [name for name in low.states if name not in cells_own]
 
 
-def open_state(low: Lowering, name: str) -> tuple:
-    """Make the input `name` a tensor that each call fills from the slab; returns (offset, axes batch first)."""
+def open_state(low: Lowering, name: str, tails: Container[str]) -> tuple:
+    """Make the input `name` a tensor that each call fills from the slab; returns (offset, axes batch first).
+
+    tails : the states that are caches in front of sequences, and may be read in a call of many steps
+    """
     value = low.graph.values[name]
-    if not low.plan.steps_one:
+    if not low.plan.steps_one and name not in tails:
         raise UnsupportedError(
             f"the state {value} feeds other nodes than cells in a model that takes many steps a call"
         )

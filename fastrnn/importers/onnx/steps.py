@@ -2,9 +2,9 @@
 
 Usually it is one step of the time axis. A whole call is one step if only that lets the file stream: if it has one step
 (several would meet in a cache of keys), takes a window that the caller moves along (several steps in, one out; samples
-in, and no value per sample), or takes a chunk whose states are read by other nodes than cells (caches of convolutions).
-An axis of any length then is no time but a size that a stream's first step fixes, such as the memory that a decoder
-attends to.
+in, and no value per sample), or takes a chunk whose states are read by other nodes than cells. (If such a state is a
+cache of the last steps and nothing sees the chunk as a whole, its steps are taken one by one: graph/tails.py.) An axis
+of any length then is no time but a size that a stream's first step fixes, such as the memory that a decoder attends to.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx
 from ...graph import Graph
 from ...graph import dims as D
 from ...graph.caches import grown
+from ...graph.tails import tails
 from ...graph.vocabulary import moves
 from ...passes.sizes import fix_sizes, rename_size
 from . import states as state_pairs
@@ -33,7 +34,8 @@ def one_step(model: onnx.ModelProto, free: Graph, states: dict | None, streams: 
     length = _length(model, graph)
     ends = [d for name in graph.outputs for d in graph.values[name].dims if D.symbols(d) == {"time"}]
     window = length > 1 and ends and all(D.evaluate(d, {"time": length}) == 1 for d in ends)
-    stuck = not streams(graph) or any(_read_by_nodes(graph, name) for name in graph.states)
+    free_of_chunks = tails(graph).states  # the tails of windows, whatever the length of a chunk
+    stuck = not streams(graph) or any(_read_by_nodes(graph, n) for n in graph.states if n not in free_of_chunks)
     if (window and graph.states) or (length == 1 and stuck):
         held = state_pairs.pair(fix_sizes(free, {"time": length}), states)
         if held.states and streams(held):

@@ -100,19 +100,51 @@ CACHED = """all = Concat <axis = 1> (cache, x) a = Transpose <perm = [0, 2, 1]> 
     f = Transpose <perm = [0, 2, 1]> (k) y = Tanh(f) cache_out = Slice(all, from, end, i1)"""
 
 
-@pytest.mark.parametrize(("T", "steps"), [("t", 5), ("t", 8), ("5", 5), ("1", 1)])
-def test_a_chunk_whose_cache_the_caller_keeps_is_one_step(T, steps):
-    """A convolution reads the cache, so its steps can't be taken one by one. `run` still takes any length."""
+def cached(T, body=CACHED, **constants):
     kernel = np.random.default_rng(2).standard_normal((2, 3, 5)).astype(np.float32)
-    made = model(
-        CHUNK.format(T=T), CACHED, K=kernel, i1=np.int64([1]), **{"from": np.int64([-4]), "end": np.int64([1 << 62])}
-    )
+    constants |= {"from": np.int64([-4]), "end": np.int64([1 << 62])}
+    return model(CHUNK.format(T=T), body, K=kernel, i1=np.int64([1]), **constants)
+
+
+@pytest.mark.parametrize(("T", "steps"), [("5", 5), ("1", 1)])
+def test_a_chunk_whose_cache_the_caller_keeps_is_one_step(T, steps):
+    """Its length is a number in the file."""
     xs = np.random.default_rng(1).standard_normal((4, 3, steps, 3)).astype(np.float32)
+    streams_as_onnxruntime(cached(T), xs, {"cache": "cache_out"})
+
+
+def test_a_chunk_of_open_length_behind_its_cache_is_taken_step_by_step():
+    made = cached("t")
     loaded = fastrnn.from_onnx(made)
+    assert named(loaded.inputs[0]) == ["batch", "time", "3"]
+    assert dict(loaded.graph.states) == {"cache": "cache_out"}
+    x = np.random.default_rng(1).standard_normal((20, 3)).astype(np.float32)
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    cache, stream, chunked = np.zeros((1, 4, 3), np.float32), loaded.stream(), loaded.stream()
+    for begin, end in ((0, 1), (1, 9), (9, 11), (11, 20)):
+        want, cache = session.run(["y", "cache_out"], {"x": x[None, begin:end], "cache": cache})
+        got = chunked.push(x[begin:end])
+        np.testing.assert_allclose(got, want[0], rtol=1e-4, atol=1e-5)
+        assert got.tobytes() == np.stack([stream.step(row) for row in x[begin:end]]).tobytes()
+        assert stream.state["cache"].tobytes() == cache[0].tobytes()
+
+
+MEAN = "m = ReduceMean <axes = [1]> (f) y = Sub(f, m)"
+ZEROS_BEFORE = "p = Pad(f, one_before, zero) q = Slice(p, i0, minus, i1) y = Add(f, q)"
+
+
+@pytest.mark.parametrize("whole", [MEAN, ZEROS_BEFORE])
+def test_a_chunk_of_open_length_that_is_seen_whole_is_one_step(whole):
+    """A step takes away the mean of its chunk, or adds the step before it, which is 0 at the start of each chunk: the
+    length is that of the first step."""
+    body = CACHED.replace("y = Tanh(f)", whole)
+    more = {"one_before": np.int64([0, 1, 0, 0, 0, 0]), "zero": np.float32(0), "i0": np.int64([0])}
+    xs = np.random.default_rng(1).standard_normal((4, 3, 8, 3)).astype(np.float32)
+    made = cached("t", body, minus=np.int64([-1]), **more)
+    loaded = fastrnn.from_onnx(made)
+    assert named(loaded.inputs[0]) == ["batch", "size", "3"]
     streams_as_onnxruntime(made, xs, {"cache": "cache_out"}, loaded)
-    if T == "t":
-        assert named(loaded.inputs[0]) == ["batch", "size", "3"]
-        assert loaded.run(xs[0, :, :3], np.zeros((3, 4, 3), np.float32))[0].shape == (3, 3, 2)
+    assert loaded.run(xs[0, :, :3], np.zeros((3, 4, 3), np.float32))[0].shape == (3, 3, 2)
 
 
 def test_what_runs_back_needs_the_future_however_long_a_call_is():

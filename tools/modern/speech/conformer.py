@@ -362,5 +362,5 @@ def nemo(batch: int = 2) -> Encoder:
         batch=frozenset(f"{name}_dynamic_axes_1" for name in axes),
         opset=17,
         others=lambda call: {"length": np.array(size)},
-        sizes={"audio_signal_dynamic_axes_3": size, "cache_last_channel_dynamic_axes_3": LEFT},
+        sizes={"audio_signal[2]": size, "cache_last_channel[2]": LEFT},
     )

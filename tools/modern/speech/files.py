@@ -71,12 +71,10 @@ def exported(encoder: Encoder, exporter: str = "script") -> bytes:
     args = tuple(encoder.inputs.values())
     with quiet(), torch.no_grad():
         if exporter == "dynamo":
-            fixed = {
-                f"{n}[{k}]" for n, axes in encoder.axes.items() for k, size in axes.items() if size in encoder.sizes
-            }
+            sizes = encoder.sizes
             auto = [
-                {k: torch.export.Dim.AUTO for k in encoder.axes.get(n, {}) if f"{n}[{k}]" not in fixed}
-                for n in encoder.inputs
+                {k: torch.export.Dim.AUTO for k, d in axes.items() if d not in sizes and f"{n}[{k}]" not in sizes}
+                for n, axes in ((n, encoder.axes.get(n, {})) for n in encoder.inputs)
             ]
             named = [p for p in signature(encoder.module.forward).parameters.values() if p.kind != p.VAR_POSITIONAL]
             shapes = (*auto[: len(named)], *([tuple(auto[len(named) :])] if len(auto) > len(named) else []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -145,6 +146,42 @@ def tried(encoder: Encoder, content: bytes, exporter: str = "script", calls: int
             if not same_bits(got, by_hand(encoder, by_fastrnn(model), own)):
                 failed["run"] = "a stream and calls of run differ"
         if not all(map(same_bits, together(encoder, model, steps), lone)):
+            failed["pool"] = "a pool and lone streams differ"
+    except fastrnn.FastRNNError as error:
+        failed[type(error).__name__] = str(error)
+    return failed
+
+
+def tried_in_chunks(encoder: Encoder, content: bytes, calls: int = 100, checked: int = 3) -> dict[str, str]:
+    """As `tried`, for an encoder that takes chunks of any length: random chunks, step by step, and a pool."""
+    failed, rng = {}, np.random.default_rng(19)
+    frames, results = encoder.data[0], encoder.results[0]
+    try:
+        model = fastrnn.load(content, threads=1)
+        if dict(model.graph.states) != dict(encoder.states):
+            failed["states"] = f"{dict(model.graph.states)}, not {dict(encoder.states)}"
+        width = encoder.inputs[frames].shape[-1]
+        xs = [rng.standard_normal((rng.integers(1, 60), width)).astype(np.float32) for _ in range(calls)]
+        lone = []
+        for x in xs:
+            stream = model.stream()
+            lone.append(np.stack([stream.step(row) for row in x]))
+        for x, want in zip(xs[:checked], lone, strict=False):
+            cuts = np.unique([0, *rng.integers(0, len(x), 4), len(x)])
+            parts = [x[a:b] for a, b in pairwise(cuts)]
+            steps = [{frames: part[None]} for part in parts]
+            stream = model.stream()
+            pushed = [stream.push(np.ascontiguousarray(part)) for part in parts]
+            if np.concatenate(pushed).tobytes() != want.tobytes():
+                failed["chunks"] = "chunks and steps differ"
+            got = [{results: part[None]} for part in pushed]
+            if why := differs(got, by_hand(encoder, by_onnxruntime(content), steps)):
+                failed["equal"] = why
+            if not same_bits(got, by_hand(encoder, by_fastrnn(model), steps)):
+                failed["run"] = "a stream and calls of run differ"
+        pool = model.pool(capacity=calls)
+        pushed = pool.push([pool.open() for _ in xs], xs)
+        if any(a.tobytes() != b.tobytes() for a, b in zip(pushed, lone, strict=True)):
             failed["pool"] = "a pool and lone streams differ"
     except fastrnn.FastRNNError as error:
         failed[type(error).__name__] = str(error)
