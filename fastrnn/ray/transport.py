@@ -48,7 +48,7 @@ class RayTransport:
 
     def _stepped(self, actor: str, handle: Any, caller, number, acked, head, rows, arrays) -> Awaitable[tuple]:
         """Calls `ShardActor.step`, at once: the answer, whose outputs are the caller's own memory."""
-        steps = int(rows[4].sum()) if len(rows) == 5 else rows.shape[1]
+        steps = len(arrays[0]) if arrays else rows.shape[1]
         counts = counts_of([steps * size for size in self._sizes])
         about = caller, number, acked, head, counts
         refs = handle.step.options(num_returns=values_of(counts)).remote(*packed(about, [rows, *arrays]))
