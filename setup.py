@@ -149,6 +149,7 @@ MODULES = (
     "ops._integers",
     "ops._windows",
     "ops._attention",
+    "ops._scan",
     "ops._states",
     "runtime._timing",
     "runtime._meter",

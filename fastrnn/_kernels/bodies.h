@@ -15,8 +15,11 @@
 #endif
 #define VEC_W FRNN_LANES
 #include "bodies_width.h"
+#include "body_turn.h"
 #include "body_array.h"
 #include "body_window.h"
+#include "body_winograd.h"
+#include "body_scan.h"
 #include "body_attention.h"
 #include "body_probe.h"
 #include "body_round.h"

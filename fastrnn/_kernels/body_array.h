@@ -106,10 +106,8 @@ static void frnn_program_row(const frnn_program *program, int64_t n, const float
 
 /* Rows of n points one after the other; y has room for a vector more. */
 FRNN_INLINE void frnn_lay_rows(int64_t rows, int64_t n, const float *x, int64_t row, int64_t stride, float *y) {
-    if (row == 1 && stride != 1 && stride != 0) { /* columns are contiguous: read whole cache lines of each */
-        for (int64_t i = 0; i < n; i++) {
-            for (int64_t r = 0; r < rows; r++) y[r * n + i] = x[r + i * stride];
-        }
+    if (row == 1 && stride != 1 && stride != 0) { /* columns are contiguous */
+        frnn_turn(n, rows, x, stride, y, n);
         return;
     }
     for (int64_t r = 0; r < rows; r++, x += row, y += n) {
@@ -145,6 +143,10 @@ static void frnn_program_rows(const frnn_program *program, int64_t rows, int64_t
             for (int64_t e = 0; e < n; e += VEC_W) {
                 vec_store_n(out + (r + k) * out_row + e, n - e, vec_load_n(y + k * n + e, n - e));
             }
+        }
+        if (out_row == 1 && out_stride != 1) {
+            frnn_turn(count, n, y, n, out + r, out_stride);
+            continue;
         }
         for (int64_t e = 0; out_stride != 1 && e < n; e++) {
             float *to = out + r * out_row + e * out_stride;

@@ -2,6 +2,7 @@
 #ifndef FRNN_BODY_LINEAR_H
 #define FRNN_BODY_LINEAR_H
 #define vec_linear_block FRNN_WIDE(vec_linear_block)
+#define vec_linear_store FRNN_WIDE(vec_linear_store)
 
 typedef struct frnn_linear_call {
     const frnn_product *product;
@@ -15,9 +16,24 @@ typedef struct frnn_linear_call {
 } frnn_linear_call;
 #endif
 
+/* The sums of nv vectors of columns of one row, activated. whole: no vector ends beyond the last column. */
+FRNN_INLINE void vec_linear_store(const frnn_linear_call *call, int nv, int whole, const float *sums, int64_t row,
+                                  int64_t start) {
+    float *y = call->y + row * call->y_stride + start;
+    if (whole && call->act.fn == FRNN_IDENTITY) { /* sums over a few terms take no longer than this */
+        for (int v = 0; v < nv; v++) vec_store(y + v * VEC_W, vec_load(sums + v * VEC_W));
+        return;
+    }
+    for (int v = 0; v < nv; v++) {
+        vec a = vec_load(sums + v * VEC_W);
+        if (call->act.fn != FRNN_IDENTITY) a = vec_activate(call->act, a);
+        vec_store_n(y + v * VEC_W, call->N - start - v * VEC_W, a);
+    }
+}
+
 static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *call, const frnn_block *blocks, int nb) {
     float out[FRNN_TALL_ROWS * 4 * VEC_W] __attribute__((aligned(64)));
-    int nv = blocks[0].nv;
+    int nv = blocks[0].nv, whole = blocks[nb - 1].start + nv * VEC_W <= call->N;
     const frnn_tile_fn *tall = nb == 1 && nv == 1 && VEC_W == FRNN_LANES ? call->product->long_tiles : NULL;
     int64_t limit = tall ? FRNN_LONG_ROWS : call->product->rows[nb - 1][nv], mr;
     frnn_tile t;
@@ -38,11 +54,8 @@ static __attribute__((noinline)) void vec_linear_block(const frnn_linear_call *c
             vec_tile_run(call->product, &t, mr, nb, nv);
         }
         for (int64_t r = 0; r < mr; r++) {
-            for (int i = 0; i < nb * nv; i++) {
-                int64_t column = blocks[0].start + i * VEC_W;
-                vec a = vec_load(out + (r * nb * 4 + i / nv * 4 + i % nv) * VEC_W);
-                if (call->act.fn != FRNN_IDENTITY) a = vec_activate(call->act, a);
-                vec_store_n(call->y + (row + r) * call->y_stride + column, call->N - column, a);
+            for (int b = 0; b < nb; b++) {
+                vec_linear_store(call, nv, whole, out + (r * nb + b) * 4 * VEC_W, row + r, blocks[b].start);
             }
         }
     }

@@ -239,6 +239,31 @@ typedef struct frnn_space {
 } frnn_space;
 
 /* ---- the table of one instruction set ---- */
+/* One step of a state S [K, V] whose rows are contiguous:
+ *   S[k, v] = d(k, v) S[k, v] + u[k] w[v];    y[v] = sum_k q[k] S[k, v], or across: y[k] = sum_v S[k, v] q[v]
+ * The new S goes to `to`, which is `from` or does not overlap it. y overlaps nothing. */
+typedef struct frnn_scan {
+    int64_t K, V;
+    const float *from; /* S before the step; floats from a row to the next */
+    int64_t from_row;
+    float *to;
+    int64_t to_row;
+    /* d(k, v): 1 if decay is NULL; decay[k * decay_row]; with decay_column = 1, decay[k * decay_row + v]; and with rate,
+     * exp(rate[k * rate_row] * decay[k * decay_row + v]) */
+    const float *decay;
+    int64_t decay_row, decay_column;
+    const float *rate;
+    int64_t rate_row;
+    const float *u[2]; /* u[k] is the product of u[i][k * u_row[i]]; each may be NULL */
+    int64_t u_row[2];
+    const float *w; /* [V]; NULL: S is only read, and d is 1 */
+    const float *q; /* NULL: y is not wanted. q_step, y_step: 1, but for the side that k numbers */
+    int64_t q_step;
+    float *y;
+    int64_t y_step;
+    int32_t across;
+} frnn_scan;
+
 typedef struct frnn_kernels {
     const char *isa; /* a name of list_isas.h */
     int64_t lanes; /* floats in the widest vector */
@@ -304,6 +329,16 @@ typedef struct frnn_kernels {
      * ascending. No keys: y is 0. scores: room for as many floats as there are keys. y overlaps nothing. */
     void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                    const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores, float *y);
+
+    /* The ends of a 3 x 3 convolution of stride 1 by Winograd's F(2 x 2, 3 x 3), of one tile of 2 x 2 results. taps: the
+     * 4 x 4 positions, each C contiguous floats; their 16 sums and differences go to y + i * y_step. x + i * x_step: the
+     * 16 products [N] of those; y: where the 4 results [N] go, each NULL if there is none; bias [N] or NULL. */
+    void (*winograd_in)(int64_t C, const float *const *taps, float *y, int64_t y_step);
+    void (*winograd_out)(int64_t N, const float *x, int64_t x_step, const float *bias, frnn_act act, float *const *y);
+    /* One step of one matrix state, see frnn_scan. */
+    void (*scan)(const frnn_scan *scan);
+    /* y[c * y_row + r] = x[r * x_row + c], as they are; y must not overlap x. */
+    void (*turn)(int64_t rows, int64_t columns, const float *x, int64_t x_row, float *y, int64_t y_row);
 
     /* The machine's limits, for measurements: loops that do nothing else. No model calls them. */
     /* `repeats` rounds of probe_flops operations, independent multiply-adds on registers; the result depends on all. */

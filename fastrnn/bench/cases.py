@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..records import dataclass
-from . import entrants
+from . import entrants, modern
 from .published import EXAMPLE_FILE, PUBLISHED, PublishedModel, example_model
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -36,6 +36,7 @@ CALL_STEPS = (1, 10)
 WIDE_ENGINES = ("fastrnn", "ort", "ort-iobinding", "openvino")  # torch opens slowly and was never the best peer
 WIDE_SIZES = (96, 200, 300, 768, 1024, 2048)
 WIDE_ROWS = (4, 8, 32, 64)
+MODERN_STEPS = (32, 128, 512)
 BITS_SIZES = (33, 64, 130)
 BITS_SHARED = (("lstm", 256), ("gru", 256))  # large enough that two threads share a step
 BITS_ROWS = 19
@@ -337,6 +338,20 @@ def models_grid(folders: Sequence[Path]) -> list[Case]:
     return cases + [case for folder in folders for case in example_cases(folder)]
 
 
+def modern_grid() -> list[Case]:
+    """One step of each recurrence of today, and whole sequences of those that are trained in a parallel form."""
+    if importlib.util.find_spec("onnx") is None:
+        return []
+    sizes = [*((name, 1) for name in modern.STEPS), *((name, T) for name in modern.SEQUENCES for T in MODERN_STEPS)]
+    return [modern_case("modern", name, steps) for name, steps in sizes]
+
+
+def modern_case(grid: str, name: str, steps: int) -> Case:
+    """A case of one model of modern.py, whose file is written when it is measured."""
+    whole = f"{grid}/{name}" + (f"-t{steps}" if steps > 1 else "")
+    return Case(whole, grid, "model", 0, 0, steps, 1, MODEL_ENGINES, modern.described(name, steps))
+
+
 def example_cases(folder: Path) -> list[Case]:
     """The committed example model, 100 steps: its file keeps its state inside, so other engines can't step it."""
     path = folder / EXAMPLE_FILE
@@ -358,6 +373,10 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "pool": ("one call for some of the open slots of a pool, 1 to 10,000 of them, a tenth and all stepped", pool_grid),
     "wide": ("more sizes (96 to 2048), rows (4 to 64) and lengths (10, 100)", lambda _: wide_grid()),
     "calls": ("cells of 16 to 128 called by run, and a step with two inputs and outputs", lambda _: calls_grid()),
+    "modern": (
+        "recurrences of today (Mamba, RetNet, DeltaNet, RG-LRU, ConvGRU, ..), steps and sequences",
+        lambda _: modern_grid(),
+    ),
     "tiny-calls": ("four tiny cases, for the same", lambda _: tiny_calls_grid()),
     "precision": ("one step in float32, bfloat16, int8 and int8-a16, 1 to 128 rows", lambda _: precision_grid()),
     "paced": ("the same with 1 and 10 ms from one call to the next", lambda _: paced_grid()),
@@ -368,6 +387,7 @@ _GRIDS: dict[str, tuple[str, Callable[[Sequence[Path]], list[Case]]]] = {
     "tiny-bits": ("one tiny case, for the same", lambda _: [bits_case("tiny-bits", "gru", 20)]),
     "tiny-precision": ("two tiny cases, for the same", lambda _: tiny_precision_grid()),
     "tiny-pool": ("a tiny pool, for the same", lambda _: [pool_case("gru", 8, 5, 2, POOL_ENGINES, "tiny-pool")]),
+    "tiny-modern": ("one step of one of them", lambda _: [modern_case("tiny-modern", "mingru", 1)]),
     "tiny": ("three tiny cases, to see that the benchmark works", lambda _: tiny_grid()),
 }
 GRIDS = {name: text for name, (text, _) in _GRIDS.items()}

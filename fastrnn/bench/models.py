@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import quantized
+from . import modern, quantized
 from .cases import Case
 from .cells import STATES, cell_answer, cell_weights, step_shape, write_cell, write_several
 from .published import recording
@@ -80,7 +80,9 @@ def _cell_job(case: Case, folder: Path, seed: int) -> dict:
 def _model_job(case: Case, folder: Path, seed: int) -> dict:
     model = case.model
     assert model is not None
-    source = Path(case.folder) / model.file
+    source = Path(case.folder or folder) / model.file
+    if not case.folder:
+        modern.write(source.stem, case.T, source)
     shape = (case.batch, *model.shape[1:]) if case.batch > 1 else model.shape
     known = recording(model, Path(case.folder)) if case.recorded else None
     expected = {}

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..compile.lowering.fields import FUNCTIONS
 from ..compile.plan import Op
+from ..compile.tensors import Buffer
 from ..graph.precision import DTYPE
 from ..graph.registry import Registry
 from ..machine._isa import tile_rows
@@ -222,10 +223,41 @@ def _conv(op: Op, context: CallCosts):
     positions, taps = _window(op, context)
     groups, channels, outs = (context.number(op.fields[name]) for name in ("groups", "channels", "outs"))
     precision = context.plan.linears[op.fields["packed"]][0].weights
+    if op.fields.get("winograd"):
+        return _tiles_of_results(op, context, channels, outs)
     K, weights = taps * channels, held(precision, context).size * groups * taps * channels * outs
     parts = _times(groups, _dense(positions, K, outs, context, max(context.footprint, weights), precision))
     parts.overhead += groups * positions * context.factors.move * context.tick  # patches, if taps are not contiguous
     return parts, context.number(op.flops), weights, FLOAT * positions * groups * (channels + outs)
+
+
+def _tiles_of_results(op: Op, context: CallCosts, channels: int, outs: int):
+    """16 products for each 2 x 2 results; a dozen vector operations for each of their ends."""
+    f = {name: context.number(op.fields[name]) for name in ("batch", "out_h", "out_w")}
+    tiles, weights = f["batch"] * ((f["out_h"] + 1) // 2) * ((f["out_w"] + 1) // 2), FLOAT * 16 * channels * outs
+    parts = _times(16, _dense(tiles, channels, outs, context, max(context.footprint, weights)))
+    vectors = math.ceil(channels / context.lanes) + math.ceil(outs / context.lanes)
+    parts.overhead += tiles * vectors * 48 * context.factors.element * context.tick
+    positions = f["batch"] * f["out_h"] * f["out_w"]
+    return parts, context.number(op.flops), weights, FLOAT * positions * (channels + outs)
+
+
+@costs("scan")
+def _scan(op: Op, context: CallCosts):
+    """One pass over the states at each step: from the caches, or as many vector operations."""
+    steps, outer, inner, K, V = (context.number(op.fields[f"size{i}"]) for i in range(5))
+    count = steps * outer * inner
+    vectors = count * K * math.ceil(V / context.lanes)
+    ticks = vectors * 1.5 * context.factors.element + count * context.factors.move
+    functions = 0.0
+    if isinstance(op.fields["in3_buffer"], Buffer):  # the exponentials of decays
+        functions = vectors * context.factors.function * context.limits.function_ns
+    return (
+        Parts(activations=functions, overhead=ticks * context.tick),
+        context.number(op.flops),
+        0,
+        2 * FLOAT * (count * K * V),
+    )
 
 
 @costs("depthwise")

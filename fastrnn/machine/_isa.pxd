@@ -91,6 +91,25 @@ cdef extern from "frnn.h" nogil:
         int64_t n[2]
         int64_t k_step, v_step
 
+    ctypedef struct frnn_scan:
+        int64_t K, V
+        const float *from_ "from"
+        int64_t from_row
+        float *to
+        int64_t to_row
+        const float *decay
+        int64_t decay_row, decay_column
+        const float *rate
+        int64_t rate_row
+        const float *u[2]
+        int64_t u_row[2]
+        const float *w
+        const float *q
+        int64_t q_step
+        float *y
+        int64_t y_step
+        int32_t across
+
     ctypedef struct frnn_kernels:
         const char *isa
         int64_t lanes
@@ -130,6 +149,12 @@ cdef extern from "frnn.h" nogil:
         void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                        const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores,
                        float *y) noexcept nogil
+        void (*winograd_in)(int64_t C, const float *const *taps, float *y, int64_t y_step) noexcept nogil
+        void (*winograd_out)(int64_t N, const float *x, int64_t x_step, const float *bias, frnn_act act,
+                             float *const *y) noexcept nogil
+        void (*scan)(const frnn_scan *scan) noexcept nogil
+        void (*turn)(int64_t rows, int64_t columns, const float *x, int64_t x_row, float *y,
+                     int64_t y_row) noexcept nogil
         int64_t probe_flops
         float (*probe_fma)(int64_t repeats) noexcept nogil
         int32_t (*probe_read)(const void *data, size_t size, int64_t repeats, size_t ahead) noexcept nogil

@@ -75,3 +75,27 @@ def attend(
     y: _Array | None = None,
     isa: str | None = None,
 ) -> _Array: ...
+def scan(
+    state: _Array,
+    decay: _Array | None = None,
+    rate: _Array | None = None,
+    u: Sequence[_Array] = (),
+    w: _Array | None = None,
+    q: _Array | None = None,
+    across: bool = False,
+    out: _Array | None = None,
+    y: _Array | None = None,
+    isa: str | None = None,
+) -> tuple[_Array, _Array | None]: ...
+def winograd_in(taps: _Array, y: _Array | None = None, isa: str | None = None) -> _Array: ...
+def winograd_out(
+    products: _Array,
+    bias: _Array | None = None,
+    activation: str = "identity",
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    y: _Array | None = None,
+    skip: Sequence[int] = (),
+    isa: str | None = None,
+) -> _Array: ...
+def turn(x: _Array, y: _Array | None = None, isa: str | None = None) -> _Array: ...

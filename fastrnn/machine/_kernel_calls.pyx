@@ -33,6 +33,7 @@ from fastrnn.machine._isa cimport (
     FRNN_MAX_RANK,
     frnn_product,
     frnn_program,
+    frnn_scan,
     frnn_space,
     kernels_named,
     PackedCell,
@@ -363,4 +364,83 @@ def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, mask=None, safe=False, sp
     table.attend(q.shape[0], v.shape[1], &how, _data(q), &keys, _data(bias), 1, _data(mask), 1, _data(scores),
                  _data(y))
     fpu_leave(token)
+    return y
+
+
+# ---- matrix states, and the ends of convolutions by Winograd ------------------------------------------------------
+
+def scan(state, decay=None, rate=None, u=(), w=None, q=None, across=False, out=None, y=None, isa=None):
+    """One step of a matrix state [K, V]: d * state + outer(u, w), read by q. Returns (out, y).
+
+    decay : [K or 1, V or 1] or None, which is d; with rate [K], d = exp(rate * decay)
+    u : at most two [K], whose product is the column; w : [V], or None: the state is only read
+    q : [K], or [V] if across, or None: no y
+    out, y : receive the results; out may be `state`. None: new arrays
+    """
+    cdef const frnn_kernels *table = kernels_named(isa)
+    cdef frnn_scan s
+    memset(&s, 0, sizeof(s))
+    _row_array("state", state, state.shape[1])
+    s.K, s.V, s.across = state.shape[0], state.shape[1], bool(across)
+    out = np.zeros((s.K, s.V), np.float32) if out is None else _row_array("out", out, s.V, s.K)
+    s.from_, s.to, s.from_row, s.to_row = _data(state), _data(out), state.strides[0] // 4, out.strides[0] // 4
+    if decay is not None:
+        wide = decay.shape[1] == s.V and (s.V > 1 or rate is not None)
+        _row_array("decay", decay, s.V if wide else 1, s.K if decay.shape[0] > 1 else 1)
+        s.decay, s.decay_row, s.decay_column = _data(decay), 0 if decay.shape[0] == 1 else decay.strides[0] // 4, wide
+    if rate is not None:
+        _check("rate", rate, (s.K,))
+        s.rate, s.rate_row = _data(rate), 1
+    for i, factor in enumerate(u):
+        _check("u", factor, (s.K,))
+        s.u[i], s.u_row[i] = _data(factor), 1
+    if w is not None:
+        _check("w", w, (s.V,))
+        s.w = _data(w)
+    if q is not None:
+        _check("q", q, (s.V if across else s.K,))
+        y = np.zeros(s.K if across else s.V, np.float32) if y is None else y
+        _check("y", y, (s.K if across else s.V,), True)
+        s.q, s.q_step, s.y, s.y_step = _data(q), 1, _data(y), 1
+    cdef uint64_t token = fpu_enter()
+    table.scan(&s)
+    fpu_leave(token)
+    return out, y
+
+
+def winograd_in(taps, y=None, isa=None):
+    """The 16 sums and differences of 4 x 4 positions: float32 [16, C], rows contiguous -> [16, C]."""
+    cdef const frnn_kernels *table = kernels_named(isa)
+    _row_array("taps", taps, taps.shape[1], 16)
+    y = np.zeros(taps.shape, np.float32) if y is None else _row_array("y", y, taps.shape[1], 16)
+    cdef _Rows rows = _Rows(taps)
+    cdef uint64_t token = fpu_enter()
+    table.winograd_in(taps.shape[1], <const float *const *> rows.rows, _data(y), y.strides[0] // 4)
+    fpu_leave(token)
+    return y
+
+
+def winograd_out(products, bias=None, activation="identity", alpha=0.0, beta=0.0, y=None, skip=(), isa=None):
+    """The 2 x 2 results from 16 products: float32 [16, N], rows contiguous -> [4, N]. skip: results not wanted."""
+    cdef const frnn_kernels *table = kernels_named(isa)
+    cdef frnn_act act = _act(activation, alpha, beta)
+    _row_array("products", products, products.shape[1], 16)
+    if bias is not None:
+        _check("bias", bias, (products.shape[1],))
+    y = np.zeros((4, products.shape[1]), np.float32) if y is None else _row_array("y", y, products.shape[1], 4)
+    cdef _Rows rows = _Rows(y)
+    for i in skip:
+        rows.rows[i] = NULL
+    cdef uint64_t token = fpu_enter()
+    table.winograd_out(products.shape[1], _data(products), products.strides[0] // 4, _data(bias), act, rows.rows)
+    fpu_leave(token)
+    return y
+
+
+def turn(x, y=None, isa=None):
+    """The transpose of x, float32 [rows, columns], rows contiguous. y: float32 [columns, rows], rows contiguous."""
+    cdef const frnn_kernels *table = kernels_named(isa)
+    _row_array("x", x, x.shape[1])
+    y = np.zeros(x.shape[::-1], np.float32) if y is None else _row_array("y", y, x.shape[0], x.shape[1])
+    table.turn(x.shape[0], x.shape[1], _data(x), x.strides[0] // 4, _data(y), y.strides[0] // 4)
     return y

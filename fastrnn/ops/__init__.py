@@ -9,6 +9,7 @@ _elements.pyx     elementwise programs, copies, gathers, ops along one axis
 _integers.pyx     exact integer arithmetic
 _windows.pyx      conv, depthwise conv, pooling
 _attention.pyx    attention
+_scan.pyx         the recurrence of matrix states
 _states.pyx       states and step numbers
 
 A module adds its ops to the table when it is imported; all of them are imported here.
@@ -19,8 +20,9 @@ from ._attention import attention_scratch
 from ._elements import HELD, RANK, TYPE_CODES
 from ._integers import INTEGER_FUNCTIONS
 from ._recurrence import cell_scratch, input_scratch
+from ._scan import SCAN_OPERANDS
 from ._walk import KINDS, LEVELS, OP_FIELDS
-from ._windows import conv_patches, depthwise_scratch, pool_scratch
+from ._windows import conv_patches, depthwise_scratch, pool_scratch, winograd_scratch, winograd_tiles
 
 __all__ = [
     "HELD",
@@ -29,6 +31,7 @@ __all__ = [
     "LEVELS",
     "OP_FIELDS",
     "RANK",
+    "SCAN_OPERANDS",
     "TYPE_CODES",
     "attention_scratch",
     "cell_scratch",
@@ -36,4 +39,6 @@ __all__ = [
     "depthwise_scratch",
     "input_scratch",
     "pool_scratch",
+    "winograd_scratch",
+    "winograd_tiles",
 ]

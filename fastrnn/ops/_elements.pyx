@@ -15,10 +15,6 @@ from fastrnn.ops._walk cimport DONE, add_op, number
 cdef enum Held:  # rows of a table: as they are, or float32 in a smaller format (graph/precision.py)
     AS_IT_IS, BFLOAT16, SCALED_INT8
 
-cdef enum:  # a block of a copy between two orders of axes
-    BLOCK_LONG = 16
-    BLOCK_SHORT = 8
-
 HELD = {"float32": AS_IT_IS, "bfloat16": BFLOAT16, "int8": SCALED_INT8, "int8-a16": SCALED_INT8}
 RANK = FRNN_MAX_RANK  # axes of an op that walks element by element
 TYPE_CODES = {
@@ -134,21 +130,13 @@ cdef int64_t crossing(const CopyArgs *a) noexcept nogil:
     return -1
 
 
-cdef void copy_crossed(const CopyArgs *a, int64_t axis, const uint32_t *source, uint32_t *target) noexcept nogil:
-    """Elements of the last axis and another one, in blocks whose cache lines stay in L1 until all of them is used.
-    Planes of 32 x 32 floats are 4 KiB apart, so more than 8 of them would share too few lines."""
-    cdef int64_t last = a.rank - 1, q, k, q0 = 0, k0, q1, k1
-    cdef int64_t s_q = a.source_stride[axis], t_q = a.target_stride[axis]
-    cdef int64_t s_k = a.source_stride[last], t_k = a.target_stride[last]
-    while q0 < a.size[axis]:
-        q1, k0 = min(q0 + BLOCK_LONG, a.size[axis]), 0
-        while k0 < a.size[last]:
-            k1 = min(k0 + BLOCK_SHORT, a.size[last])
-            for q in range(q0, q1):
-                for k in range(k0, k1):
-                    target[q * t_q + k * t_k] = source[q * s_q + k * s_k]
-            k0 = k1
-        q0 = q1
+cdef void copy_crossed(const CopyArgs *a, int64_t axis, const float *source, float *target, Frame *f) noexcept nogil:
+    """Elements of the last axis and another one: the rows of one side are the columns of the other."""
+    cdef int64_t last = a.rank - 1
+    if a.source_stride[axis] == a.target_stride[last] == 1:
+        f.table.turn(a.size[last], a.size[axis], source, a.source_stride[last], target, a.target_stride[axis])
+    else:
+        f.table.turn(a.size[axis], a.size[last], source, a.source_stride[axis], target, a.target_stride[last])
 
 
 cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
@@ -167,7 +155,7 @@ cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
     crossed = crossing(a)
     while True:
         if crossed >= 0:
-            copy_crossed(a, crossed, (<const uint32_t *> source) + i, (<uint32_t *> target) + o)
+            copy_crossed(a, crossed, (<const float *> source) + i, (<float *> target) + o, f)
         else:
             copy_run(source, a.source_type, i, a.source_stride[last], target, a.target_type, o, a.target_stride[last],
                      a.size[last])

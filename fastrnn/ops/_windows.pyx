@@ -4,7 +4,8 @@ first axis of size 1.
 
 Every output element is one sum in one fixed order: taps by row, by column (or by column, by row: `across`), then
 channels, with the bias last. A tap in the padding adds 0 * w. So the bits don't depend on where a block of positions
-begins or which positions run together.
+begins or which positions run together. A result of Winograd's tiles is likewise one sum in one order; its place in the
+map decides which.
 """
 
 from libc.stdint cimport int32_t, int64_t
@@ -17,6 +18,8 @@ from fastrnn.ops._walk cimport DONE, add_op, number
 cdef enum:
     DIRECT_ROWS = 4 * FRNN_TILE_ROWS  # four of the largest tiles: the cost of one more run is negligible
     POSITIONS = 16  # of a depthwise convolution in one call of its kernel
+    LINE = 16  # floats of a cache line
+    WINOGRAD_FLOATS = 65536  # 256 KiB of tiles, which stay in L2 beside the weights
     PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stays in L1 or near it
 
 cdef struct Window:  # output position (h, w) reads x at (h * stride_h - pad_h + i * dilation_h, ..), i < taps_h
@@ -29,6 +32,8 @@ cdef struct ConvArgs:
     int64_t packed, groups, channels, outs, patches, scratch  # channels, outs: of one group; patches: rows of scratch
     int64_t across  # the weights are by column, by row
     int64_t rounded, rounded_rows  # reduced precision: room for that many rounded rows
+    # 1: by Winograd's 16 products, packed one after the other; `patches` counts tiles of 2 x 2 results
+    int64_t winograd, fn, act_buffer, bias_buffer, bias_offset
 
 cdef struct DepthwiseArgs:
     Window w
@@ -44,6 +49,17 @@ cdef struct PoolArgs:
 def conv_patches(int64_t size):
     """How many patches of `size` floats the scratch of a convolution holds."""
     return max(FRNN_TILE_ROWS, min(16 * FRNN_TILE_ROWS, PATCH_FLOATS // max(size, 1)))
+
+
+def winograd_tiles(int64_t channels, int64_t outs):
+    """How many tiles of 2 x 2 results the scratch of a convolution by Winograd holds."""
+    return max(2 * FRNN_TILE_ROWS,
+               min(16 * FRNN_TILE_ROWS, WINOGRAD_FLOATS // (16 * (channels + outs)) // FRNN_TILE_ROWS * FRNN_TILE_ROWS))
+
+
+def winograd_scratch(int64_t channels, int64_t outs):
+    """What goes into the products of those tiles, what comes out, and zeros for positions in the padding."""
+    return 16 * (winograd_tiles(channels, outs) * (channels + outs) + 2 * LINE) + channels
 
 
 def depthwise_scratch(int64_t taps, int64_t channels):
@@ -113,6 +129,16 @@ cdef inline bint rows_inside(const Window *w, int64_t h) noexcept nogil:
     return h >= 0 and h + (w.taps_h - 1) * w.dilation_h < w.in_h
 
 
+cdef inline void few(int64_t n, const float *x, float *y) noexcept nogil:
+    """n floats. A call of memcpy costs more than three of them, which is a picture's colours."""
+    if n == 3:
+        y[0], y[1], y[2] = x[0], x[1], x[2]
+    elif n == 1:
+        y[0] = x[0]
+    else:
+        memcpy(y, x, n * sizeof(float))
+
+
 cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int64_t channels, bint across,
                      float *patch) noexcept nogil:
     """All taps of one position, one after the other, from row h, column i of x; zeros in the padding."""
@@ -133,7 +159,7 @@ cdef void fill_patch(const Window *w, const float *x, int64_t h, int64_t i, int6
             for b in range(w.taps_w):
                 column = i + b * w.dilation_w
                 if 0 <= column < w.in_w:
-                    memcpy(patch, x + row * w.x_h + column * w.x_w, channels * sizeof(float))
+                    few(channels, x + row * w.x_h + column * w.x_w, patch)
                 else:
                     memset(patch, 0, channels * sizeof(float))
                 patch += channels
@@ -149,7 +175,7 @@ cdef void fill_columns(const Window *w, const float *x, int64_t h, int64_t i, in
         for c in range(n):
             column = i + c
             if 0 <= row < w.in_h and 0 <= column < w.in_w:
-                memcpy(y + c * size + a * channels, x + row * w.x_h + column * w.x_w, channels * sizeof(float))
+                few(channels, x + row * w.x_h + column * w.x_w, y + c * size + a * channels)
             else:
                 memset(y + c * size + a * channels, 0, channels * sizeof(float))
 
@@ -215,9 +241,83 @@ cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept no
     flush(&run, a, packed, f)
 
 
+cdef inline void find_tile(const Window *w, const float *x, int64_t h, int64_t i, const float *zeros,
+                           const_row *taps) noexcept nogil:
+    """Pointers to the 4 x 4 positions from row h, column i of x on."""
+    cdef int64_t a, b
+    cdef bint inside = h >= 0 and i >= 0 and h + 4 <= w.in_h and i + 4 <= w.in_w
+    for a in range(4):
+        for b in range(4):
+            taps[4 * a + b] = x + (h + a) * w.x_h + (i + b) * w.x_w if inside or (
+                0 <= h + a < w.in_h and 0 <= i + b < w.in_w) else zeros
+
+
+cdef inline void find_ends(const Window *w, float *y, int64_t h, int64_t i, float **ends) noexcept nogil:
+    """Pointers to the 2 x 2 results from row h, column i of y on; NULL beyond the map."""
+    cdef float *at_ = y + h * w.y_h + i * w.y_w
+    cdef bint right = i + 1 < w.out_w, below = h + 1 < w.out_h
+    ends[0] = at_
+    ends[1] = at_ + w.y_w if right else NULL
+    ends[2] = at_ + w.y_h if below else NULL
+    ends[3] = at_ + w.y_h + w.y_w if right and below else NULL
+
+
+cdef void run_tiles(const ConvArgs *a, const float *x, float *y, int64_t first, int64_t n, Frame *f) noexcept nogil:
+    """n tiles of one map, numbered row by row: the sums of their positions, 16 products, the sums of those. A cache
+    line lies between the rows of one product and those of the next, or all of them would be in the same sets of L1."""
+    cdef const Window *w = &a.w
+    cdef int64_t k, t, across = (w.out_w + 1) // 2, C = a.channels, N = a.outs
+    cdef int64_t in_step = n * C + LINE, out_step = n * N + LINE
+    cdef int64_t top = 2 * (first // across), left = 2 * (first % across), h = top, i = left
+    cdef float *ins = <float *> f.base[a.scratch]
+    cdef float *outs = ins + 16 * (a.patches * C + LINE)
+    cdef float *zeros = outs + 16 * (a.patches * N + LINE)
+    cdef const float *bias = at(f, a.bias_buffer, a.bias_offset) if a.bias_buffer >= 0 else NULL
+    cdef const float *alpha_beta = <const float *> f.base[a.act_buffer]
+    cdef const_row taps[16]
+    cdef float *ends[4]
+    cdef frnn_act act
+    act.fn, act.alpha, act.beta = <int32_t> a.fn, alpha_beta[0], alpha_beta[1]
+    memset(zeros, 0, C * sizeof(float))
+    for t in range(n):
+        find_tile(w, x, h - w.pad_h, i - w.pad_w, zeros, taps)
+        f.table.winograd_in(C, taps, ins + t * C, in_step)
+        i += 2
+        if i >= w.out_w:
+            h, i = h + 2, 0
+    for k in range(16):
+        f.table.linear(f.linear_products[a.packed + k], C, N, f.linears[a.packed + k], f.linear_acts[a.packed + k],
+                       ins + k * in_step, C, outs + k * out_step, N, 0, n, 0, f.table.linear_blocks(C, N))
+    h, i = top, left
+    for t in range(n):
+        find_ends(w, y, h, i, ends)
+        f.table.winograd_out(N, outs + t * N, out_step, bias, act, ends)
+        i += 2
+        if i >= w.out_w:
+            h, i = h + 2, 0
+
+
+cdef int run_winograd(const ConvArgs *a, Frame *f) noexcept nogil:
+    """3 x 3 taps of stride 1 by Winograd's F(2 x 2, 3 x 3): less than half of the multiplications."""
+    cdef const Window *w = &a.w
+    cdef int64_t b, first, n, tiles = ((w.out_h + 1) // 2) * ((w.out_w + 1) // 2)
+    for b in range(w.batch):
+        first = 0
+        while first < tiles:
+            n = min(a.patches, tiles - first)
+            if halt(f, 32 * n * a.channels * a.outs):
+                return DONE
+            run_tiles(a, at(f, w.x_buffer, w.x_offset) + b * w.x_batch, at(f, w.y_buffer, w.y_offset) + b * w.y_batch,
+                      first, n, f)
+            first += n
+    return DONE
+
+
 cdef int run_conv(const int64_t *args, Frame *f) noexcept nogil:
     cdef const ConvArgs *a = <const ConvArgs *> args
     cdef int64_t group
+    if a.winograd:
+        return run_winograd(a, f)
     for group in range(a.groups):
         run_conv_group(a, group, f)
     return DONE

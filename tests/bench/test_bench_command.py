@@ -153,7 +153,7 @@ class TestTinyRun:
         page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
         tool = runpy.run_path(str(ROOT / "tools" / "bench" / "tables.py"))
         names = [match["name"] for match in tool["BLOCK"].finditer(page)]
-        others = {"summary", "threads", "machine", "targets", "precision-means", "paced-means"}
+        others = {"summary", "threads", "machine", "targets", "precision-means", "paced-means", "modern"}
         assert sorted(names) == sorted({*tool["SUMMARY"], *others} - {"wide"})
 
     def test_the_page_of_reduced_precision_has_every_table_of_its_grids(self):

@@ -290,6 +290,8 @@ def plans():
     streamed, whole = graph_of_every_kind()
     text = "h = tanh(W @ x + prev(h) * prev(h)); y = 2 * h"
     loop = fastrnn.from_equations(text, W=normal(3, 4), outputs=("y",)).graph
+    text = "S = 0.9 * prev(S) + outer(K @ x, V @ x); y = (Q @ x) @ S"
+    matrix = fastrnn.from_equations(text, K=normal(3, 4), V=normal(5, 4), Q=normal(3, 4), outputs=("y",)).graph
     weights = lowering.Weights()
     return [
         lowering.lower(whole, "run", weights),
@@ -297,6 +299,8 @@ def plans():
         lowering.lower(zeroing(), "run", weights),
         lowering.lower(loop, "run", weights),
         lowering.lower(loop, "stream", weights),
+        lowering.lower(matrix, "run", weights),
+        lowering.lower(matrix, "stream", weights),
     ]
 
 
@@ -368,6 +372,7 @@ def test_states_are_inside_their_row(plans):
         "state_store",
         "attention",
         "steps",
+        "scan",
         "advance",
     }
 

@@ -6,6 +6,7 @@ If a value is a part of a concat or an output, the op that makes it writes it in
 base.py    what the functions share: `Lowering`, and the table `lowers`
 states.py  what a stream keeps from call to call
 loops.py   cycles
+scans.py   the recurrences of matrix states
 fields.py  the fields that describe loops of rows
 Each other file lowers one family of ops, as in graph/ops/. Beside each kind of plan op, a function says which memory
 it touches (`@bounds.touches`, see compile/bounds.py).
@@ -27,6 +28,7 @@ from .attention import Context
 from .base import Lowering
 from .loops import lower_loop
 from .positions import advance
+from .scans import in_place
 from .states import close_state, open_state, separate_threaded
 
 
@@ -55,7 +57,7 @@ def _walk(low: Lowering) -> Plan:
         low.aim(name, tensor)
     low.aim_nodes([n for n in graph.nodes if n.name not in low.region])
     ends = tails(graph).states if free_states and not plan.steps_one else frozenset()
-    places = {name: open_state(low, name, ends) for name in free_states}
+    places = {name: open_state(low, name, ends, in_place(low, name)) for name in free_states}
     wanted = _wanted_nodes(low, free_states)
     for item in low.items:
         if item.name in wanted:
@@ -65,7 +67,8 @@ def _walk(low: Lowering) -> Plan:
     for name, tensor in zip(low.output_names, plan.outputs, strict=True):
         low.copy(low.tensor(name), tensor, name)
     for name, place in places.items():
-        close_state(low, name, *place)
+        if name not in low.in_slab:
+            close_state(low, name, *place)
     advance(low)
     return builder.finish()
 
@@ -92,4 +95,11 @@ def _wanted_nodes(low: Lowering, free_states: list[str]) -> set[str]:
             return node.inputs[:1]  # its initial value is in the slab row
         return [i for i in node.inputs if node.op != "cell" or i not in low.fed_by_state]
 
-    return {node.name for node in needed(low.graph, ends, makers=low.producers, reads=reads)}
+    wanted = {node.name for node in needed(low.graph, ends, makers=low.producers, reads=reads)}
+    for last, scan in low.scans.items():  # it computes all that it can, and needs all that it reads
+        if last not in wanted and scan.names & wanted:
+            wanted |= {
+                n.name for n in needed(low.graph, [v.name for v in scan.leaves], makers=low.producers, reads=reads)
+            }
+            wanted.add(last)
+    return wanted

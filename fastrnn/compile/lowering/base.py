@@ -13,6 +13,7 @@ from ...graph.loops import Loop, schedule
 from ...graph.registry import Registry
 from ...graph.traverse import results
 from ...passes.fuse_elementwise import activations, groups
+from ...passes.fuse_scans import find_scans
 from ...streaming.follow import Track
 from ...streaming.timetable import Timetable
 from .. import bounds
@@ -20,6 +21,7 @@ from ..plan import Builder
 from ..tensors import Tensor, collapse
 from .bodies import with_bodies
 from .fields import LEVELS, RANK, TYPE_CODES, at, contiguous_last
+from .scans import lower_scan
 
 if TYPE_CHECKING:
     from . import Weights
@@ -62,11 +64,20 @@ class Lowering:
         self.input_names = [n for n in graph.inputs if n not in self.states]
         self.output_names = list(results(graph) if mode == "stream" else graph.outputs)
         self.activations = activations(graph)
+        items = schedule(graph)
+        scans = find_scans(
+            graph, {n.name: k for k, item in enumerate(items) if isinstance(item, Loop) for n in item.nodes}
+        )
+        self.items = with_bodies(graph, items, scans)
+        # Name of the node that stands for all nodes of a scan -> the scan; state -> where it stays in place.
+        self.scans = {scan.nodes[-1].name: scan for scan in scans}
+        self.in_slab: dict[str, int] = {}
+        self.in_arena: dict[str, Tensor] = {}
         absorbed = {n.name for n in self.activations.values()}
-        self.items = with_bodies(graph, schedule(graph))
+        absorbed |= {name for scan in scans for name in scan.names} - set(self.scans)
         # Name of a node on a cycle -> the cycle.
         self.region = {n.name: k for k, item in enumerate(self.items) if isinstance(item, Loop) for n in item.nodes}
-        self.groups = groups(graph, frozenset(absorbed), self.region)
+        self.groups = groups(graph, frozenset(absorbed) | set(self.scans), self.region)
         # Nodes that are computed together with another one: nothing is emitted for them.
         self.absorbed = absorbed | {n.name for g in self.groups.values() for n in g.nodes[:-1]}
 
@@ -76,11 +87,18 @@ class Lowering:
             if node.name in self.absorbed:
                 continue
             try:
-                lowers[node.op](self, node)
+                self.lower_node(node)
             except UnsupportedError as error:
                 self.note(node, error)
                 if node.name in self.activations:
                     self.stand_in(self.activations[node.name])
+
+    def lower_node(self, node: Node) -> None:
+        scan = self.scans.get(node.name)
+        if scan is None:
+            lowers[node.op](self, node)
+        else:
+            lower_scan(self, scan)
 
     def note(self, node: Node, error: UnsupportedError) -> None:
         self.problems += [f"node {node.name} ({node.op}): {p}" for p in error.problems]

@@ -15,27 +15,38 @@ from ...graph import Graph, Node
 from ...graph import dims as D
 from ...graph.loops import Loop
 from ...graph.traverse import free_inputs, needed
+from ...passes.fuse_scans import Scan
 
-Item = Node | Loop
+Item = Node | Loop | tuple[Node, ...]
 
 
-def with_bodies(graph: Graph, items: Sequence[Item]) -> Sequence[Item]:
-    """The items of a schedule. Products that make or read a large value of a cycle are moved into its body."""
-    if not any(isinstance(item, Loop) and item.nodes for item in items):
+def with_bodies(graph: Graph, items: Sequence[Node | Loop], scans: Sequence[Scan] = ()) -> Sequence[Node | Loop]:
+    """The items of a schedule. Products that make or read a large value of a cycle are moved into its body. So are the
+    nodes of a scan, which follow one another."""
+    if not scans and not any(isinstance(item, Loop) and item.nodes for item in items):
         return items
-    changed = False
     readers, makers = graph.consumers(), graph.producers()
-    taken: set[str] = set()
+    taken = {name for scan in scans for name in scan.names}
     found: list[Item] = []
+    free = list(scans)
     for item in items:
         if isinstance(item, Loop) and item.nodes:
+            inside = {n.name for n in item.nodes}
+            own = [scan for scan in scans if scan.names & inside]
+            free = [scan for scan in free if scan not in own]
             first = _feeding(graph, item, readers, makers, taken)
             last = _reading(graph, item, readers, makers, taken)
-            if first or last:
-                item = replace(item, nodes=(*first, *item.nodes, *last))
-                changed = True
-        found.append(item)
-    return _in_order([i for i in found if i.name not in taken]) if changed else items
+            apart = {name for scan in own for name in scan.names}
+            alone = (n for n in (*first, *item.nodes, *last) if n.name not in apart)
+            item = replace(item, nodes=_flat(_in_order([*alone, *(scan.nodes for scan in own)])))
+        if isinstance(item, Loop) or item.name not in taken:
+            found.append(item)
+    found = [i for i in found if isinstance(i, Loop) or i.name not in taken]
+    return _flat(_in_order([*found, *(scan.nodes for scan in free)]))
+
+
+def _flat(items: list[Item]) -> tuple:
+    return tuple(part for item in items for part in (item if isinstance(item, tuple) else (item,)))
 
 
 def _elements(graph: Graph, name: str) -> int:
@@ -103,4 +114,6 @@ def _in_order(items: list[Item]) -> list[Item]:
 
 
 def _nodes(item: Item) -> tuple[Node, ...]:
+    if isinstance(item, tuple):
+        return item
     return (*item.nodes, *item.states) if isinstance(item, Loop) else (item,)

@@ -24,6 +24,7 @@ from .. import bounds
 from ..plan import STEP
 from ..tensors import ITEMSIZE, Tensor, kept_as
 from .base import Lowering
+from .scans import all_steps, stays_in_place, whole_scan
 from .states import in_own_type, state_move
 
 
@@ -63,18 +64,40 @@ def lower_loop(low: Lowering, loop: Loop) -> None:
     """All ops of a cycle: fill its states' memory, run its body at every step, store what a stream keeps."""
     _check_loop(low, loop)
     found = chains(loop)
-    for chain in found:
+    scan = whole_scan(low, loop)
+    moving = [chain for chain in found if not _stays(low, chain)]
+    for chain in moving:
         _open_chain(low, chain)
-    if loop.nodes:
-        _steps(low, loop, found)
+    if scan is not None and moving:
+        low.tensors[scan.root] = _remembered(low, found[0], 0)
+        all_steps(low, scan, loop.name, _remembered(low, found[0], 1), low.tensors[scan.root])
+    elif scan is not None:
+        all_steps(low, scan, loop.name)
+    elif loop.nodes:
+        _steps(low, loop, moving)
     else:
-        for chain in found:
+        for chain in moving:
             low.copy(low.tensor(chain.root), _remembered(low, chain, 0), loop.name)
-    for chain in found:
+    for chain in moving:
         if low.mode == "stream":
             _slab_moves(low, chain, "state_load", D.TIME)
         for name in (chain.root, *(s.outputs[0] for s in chain.states)):
             low.tensors[name] = in_own_type(low, low.tensors[name], low.graph.values[name].dtype, loop.name)
+
+
+def _stays(low: Lowering, chain: Chain) -> bool:
+    """Whether a state needs no memory for its steps, as only scans read it: they find it in the slab, or in one matrix
+    of the arena. Makes that."""
+    state, value = chain.states[0], low.graph.values[chain.root]
+    if chain.depth > 1 or not stays_in_place(low, state.outputs[0], chain.root):
+        return False
+    if low.mode == "stream":
+        _place_chain(low, chain, value)
+        low.in_slab[state.outputs[0]] = chain.offset
+    else:
+        low.in_arena[state.outputs[0]] = kept = low.builder.allocate("float32", value.dims[1:])
+        _initial(low, state, kept)
+    return True
 
 
 @bounds.touches("loop")
@@ -118,12 +141,16 @@ def _open_chain(low: Lowering, chain: Chain) -> None:
     if low.mode == "stream":
         return _keep_chain(low, chain, value)
     for ago, state in enumerate(chain.states, 1):
-        first = chain.memory.narrow(0, n - ago, 1).squeeze(0)
-        if len(state.inputs) > 1 and state.inputs[1] is not None:
-            low.copy(low.tensor(state.inputs[1]), first, state.name)
-        else:
-            zero = low.builder.constant(np.zeros((1,) * len(first.dims)), "float64")
-            low.copy(zero.expand(first.dims), first, state.name)
+        _initial(low, state, chain.memory.narrow(0, n - ago, 1).squeeze(0))
+
+
+def _initial(low: Lowering, state: Node, first: Tensor) -> None:
+    """Write the initial value of a state, zero if the file gives none."""
+    if len(state.inputs) > 1 and state.inputs[1] is not None:
+        low.copy(low.tensor(state.inputs[1]), first, state.name)
+    else:
+        zero = low.builder.constant(np.zeros((1,) * len(first.dims)), "float64")
+        low.copy(zero.expand(first.dims), first, state.name)
 
 
 def _batch_axis(low: Lowering, value: Value) -> int | None:
@@ -135,13 +162,17 @@ def _batch_axis(low: Lowering, value: Value) -> int | None:
 
 def _keep_chain(low: Lowering, chain: Chain, value: Value) -> None:
     """Reserve room in the slab row for the n steps that a stream keeps, oldest first, and load them from it."""
+    _place_chain(low, chain, value)
+    _slab_moves(low, chain, "state_store", 0)
+
+
+def _place_chain(low: Lowering, chain: Chain, value: Value) -> None:
     name, batch = chain.states[0].name, _batch_axis(low, value)
     size = D.product(d for a, d in enumerate(value.dims) if a not in (0, batch))
     rows = 1 if batch is None else D.exact_div(value.dims[batch], D.BATCH)
     if isinstance(size, D.Dim) or (low.has_batch and batch is None):
         raise UnsupportedError(f"the state {value} has no plain batch axis")
     chain.offset = low.builder.keep(name, "steps", chain.depth * rows * size, kept_as(value.dtype))
-    _slab_moves(low, chain, "state_store", 0)
 
 
 def _slab_moves(low: Lowering, chain: Chain, kind: str, first) -> None:
@@ -159,7 +190,10 @@ def _slab_moves(low: Lowering, chain: Chain, kind: str, first) -> None:
 
 
 def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
-    """The loop op. A value of the body is one step of the declared value; kept values are whole sequences."""
+    """The loop op. A value of the body is one step of the declared value; kept values are whole sequences.
+
+    found: the states that have memory of their own.
+    """
     kept = {c.root: _remembered(low, c, 0) for c in reversed(found)}
     for name in _seen_outside(low, loop):
         if name not in kept:
@@ -172,7 +206,7 @@ def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
     low.aim_nodes(loop.nodes)
     mark = low.builder.begin_loop(loop.name, D.TIME)
     try:
-        for state in loop.states:
+        for state in (s for chain in found for s in chain.states):
             name = state.outputs[0]
             low.tensors[name] = in_own_type(low, low.tensors[name], whole.values[name].dtype, loop.name)
         low.lower_nodes(n for n in low.graph.nodes if n.op != "state")
@@ -182,7 +216,7 @@ def _steps(low: Lowering, loop: Loop, found: list[Chain]) -> None:
             own = _step_of(low, _remembered(low, chain, 0), chain.root)
             low.copy(low.tensor(chain.root), own, loop.name)
     finally:
-        low.builder.end_loop(mark, [*kept.values(), *(c.memory for c in found)])
+        low.builder.end_loop(mark, [*kept.values(), *(c.memory for c in found), *low.in_arena.values()])
         shared = {n: t for n, t in low.tensors.items() if n in whole.constants}
         low.graph, low.tensors, low.destinations = whole, {**shared, **outer}, aims
         low.tensors |= {name: t for name, t in kept.items() if name not in outer}
@@ -204,9 +238,8 @@ def _sequence(low: Lowering, name: str) -> Tensor:
 
 def _step_tensors(low: Lowering, loop: Loop, outer: dict) -> dict:
     """What the body reads from outside, at the current step; a state as of the previous step."""
-    states = {s.outputs[0]: s.inputs[0] for s in loop.states}
-    read = [name for name in free_inputs(loop.nodes) if name in outer]
-    return {name: _step_of(low, outer[name], name) for name in (*read, *states)}
+    read = (*free_inputs(loop.nodes), *(s.outputs[0] for s in loop.states))
+    return {name: _step_of(low, outer[name], name) for name in read if name in outer}
 
 
 def _step_of(low: Lowering, whole: Tensor, name: str) -> Tensor:

@@ -39,10 +39,11 @@ def separate_threaded(low: Lowering) -> list[str]:
     return [name for name in low.states if name not in cells_own]
 
 
-def open_state(low: Lowering, name: str, tails: Container[str]) -> tuple:
+def open_state(low: Lowering, name: str, tails: Container[str], in_place: bool = False) -> tuple:
     """Make the input `name` a tensor that each call fills from the slab; returns (offset, axes batch first).
 
     tails : the states that are caches in front of sequences, and may be read in a call of many steps
+    in_place : the ops that read it and write its next value do so in the slab
     """
     value = low.graph.values[name]
     if not low.plan.steps_one and name not in tails:
@@ -61,6 +62,9 @@ def open_state(low: Lowering, name: str, tails: Container[str]) -> tuple:
         raise UnsupportedError(f"the state {value} has a free size besides its batch: fix that with sizes=")
     kept = kept_as(value.dtype)
     offset = low.builder.keep(name, "value", size, kept)
+    if in_place:
+        low.in_slab[name] = offset
+        return offset, (order, batch, size)
     tensor = low.builder.allocate(kept, value.dims, order)
     state_move(low, "state_store", name, offset, 1, _rows_of(tensor, batch, size))
     low.tensors[name] = in_own_type(low, tensor, value.dtype, name)

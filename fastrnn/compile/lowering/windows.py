@@ -24,6 +24,7 @@ from ..tensors import Tensor
 from .base import Lowering, lowers
 from .fields import FUNCTIONS, at
 from .products import room_for_rounded
+from .tiles import by_tiles, emit_tiles
 
 ALONE = Axis(1, 1, 1, 0)  # the axis of size 1 that is added to a window of one spatial axis
 
@@ -164,6 +165,9 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
         _emit_depthwise(low, node, W.reshape(groups, taps).T, bias, act, (x, y), fields, flops)
         return
     first, precision, scale = len(low.plan.linears), node.attrs.get("precision", "float32"), low.array(node, 3, "scale")
+    if key == "conv" and precision == "float32" and by_tiles(W, fields):
+        emit_tiles(low, node, W[0], bias, act, (x, y), fields)
+        return
     # Patches of several rows overlap if the rows of a column are together: each element is copied a third as often.
     across = fields["dilation_w"] == 1 and fields["taps_h"] > 1 and fields["stride_w"] < fields["taps_w"]
     if across:
@@ -181,6 +185,7 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
     low.builder.emit(
         "conv", node.name, (x,), writes, flops, **fields, packed=first, groups=groups, channels=channels, outs=outs,
         patches=patches, scratch=scratch, rounded=rounded, rounded_rows=rounded_rows, across=int(across),
+        bias_buffer=-1,
     )  # fmt: skip
 
 

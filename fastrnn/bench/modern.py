@@ -1,0 +1,160 @@
+"""The models of the grid `modern`: recurrences of today at the sizes at which they are used, with their projections.
+
+Each is an ONNX file as an exporter writes it, made here from a text: a step with its states as inputs and outputs, or a
+whole sequence in the parallel form in which such models are trained. `onnx` is imported only where it is needed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ..records import dataclass
+from .published import PublishedModel
+
+OPSET = 17
+IR_VERSION = 8
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model as a text. Weights are the names that begin with a capital letter; W.. are matrices of products.
+
+    shape : of one call's input; answer : of its output; states : name -> shape, whose next value is named with `_out`.
+    weights : name -> shape; numbers : name -> what a constant holds.
+    """
+
+    nodes: str
+    shape: tuple[int | str, ...]
+    answer: tuple[int | str, ...]
+    weights: dict[str, tuple[int, ...]]
+    numbers: dict[str, object]
+    states: dict[str, tuple[int, ...]]
+
+
+D, N, HEADS = 256, 16, 4
+SIZE, INNER = D // HEADS, 2 * D
+ROW, COLUMN = [-1, HEADS, 1, SIZE], [-1, HEADS, SIZE, 1]
+
+KEYS = """qf = MatMul(x, Wq) kf = MatMul(x, Wk) vf = MatMul(x, Wv)
+    q = Reshape(qf, column) k = Reshape(kf, column) v = Reshape(vf, row)"""
+READ = "p = Mul(q, S_out) o = ReduceSum<keepdims = 0>(p, two) flat = Reshape(o, all) y = MatMul(flat, Wo)"
+MATRIX = {f"W{n}": (D, D) for n in "qkvo"}
+SHAPES = {"row": ROW, "column": COLUMN, "all": [-1, D], "two": [2]}
+STATE = {"S": (1, HEADS, SIZE, SIZE)}
+
+STEPS = {
+    "mamba1": Written(
+        """xz = MatMul(x, Win) uf, z = Split<axis = 1>(xz, halves) uc = Unsqueeze(uf, two)
+        old = Slice(C, one, four, two) C_out = Concat<axis = 2>(old, uc) w = Mul(C_out, Kernel)
+        c = ReduceSum<keepdims = 0>(w, two) g = Sigmoid(c) u = Mul(c, g)
+        all = MatMul(u, Wx) r, b, e = Split<axis = 1>(all, parts) df = MatMul(r, Wd) db = Add(df, Bd) d = Softplus(db)
+        dc = Unsqueeze(d, two) ad = Mul(dc, A) a = Exp(ad) kept = Mul(S, a) bc = Unsqueeze(b, one)
+        dbx = Mul(dc, bc) us = Unsqueeze(u, two) new = Mul(dbx, us) S_out = Add(kept, new)
+        ec = Unsqueeze(e, one) p = Mul(S_out, ec) o = ReduceSum<keepdims = 0>(p, two) skip = Mul(u, Skip)
+        sum = Add(o, skip) zg = Sigmoid(z) zz = Mul(z, zg) gated = Mul(sum, zz) y = MatMul(gated, Wo)""",
+        (1, D),
+        (1, D),
+        {"Win": (D, 2 * INNER), "Kernel": (INNER, 4), "Wx": (INNER, 16 + 2 * N), "Wd": (16, INNER), "Bd": (INNER,),
+         "A": (INNER, N), "Skip": (INNER,), "Wo": (INNER, D)},
+        {"halves": [INNER, INNER], "one": [1], "two": [2], "four": [4], "parts": [16, N, N]},
+        {"C": (1, INNER, 4), "S": (1, INNER, N)},
+    ),
+    "retnet": Written(
+        f"""{KEYS} outer = Mul(k, v) kept = Mul(Decay, S) S_out = Add(kept, outer) {READ}""",
+        (1, D), (1, D), {**MATRIX, "Decay": (1, HEADS, 1, 1)}, SHAPES, STATE,
+    ),
+    "deltanet": Written(
+        f"""{KEYS} bf = MatMul(x, Wb) bg = Sigmoid(bf) b = Reshape(bg, ones) kk = Mul(k, k)
+        norm = ReduceSum<keepdims = 1>(kk, two) root = Sqrt(norm) unit = Div(k, root)
+        seen = Mul(unit, S) old = ReduceSum<keepdims = 1>(seen, two) away = Sub(v, old) w = Mul(b, away)
+        outer = Mul(unit, w) S_out = Add(S, outer) {READ}""",
+        (1, D), (1, D), {**MATRIX, "Wb": (D, HEADS)}, {**SHAPES, "ones": [-1, HEADS, 1, 1]}, STATE,
+    ),
+    "rglru": Written(
+        """ug = MatMul(x, Wu) rf = MatMul(ug, Wr) if = MatMul(ug, Wi) r = Sigmoid(rf) i = Sigmoid(if) l = Mul(r, Rate)
+        a = Exp(l) l2 = Add(l, l) a2 = Exp(l2) rest = Sub(unit, a2) s = Sqrt(rest) iu = Mul(i, ug) new = Mul(s, iu)
+        kept = Mul(a, h) h_out = Add(kept, new) gf = MatMul(x, Wg) gs = Sigmoid(gf) gate = Mul(gf, gs)
+        o = Mul(h_out, gate) y = MatMul(o, Wo)""",
+        (1, D), (1, D), {**{f"W{n}": (D, D) for n in "urigo"}, "Rate": (D,)}, {"unit": np.float32(1)}, {"h": (1, D)},
+    ),
+    "mingru": Written(
+        """zf = MatMul(x, Wz) z = Sigmoid(zf) new = MatMul(x, Wh) rest = Sub(unit, z) kept = Mul(rest, h)
+        added = Mul(z, new) h_out = Add(kept, added) y = MatMul(h_out, Wo)""",
+        (1, D), (1, D), {f"W{n}": (D, D) for n in "zho"}, {"unit": np.float32(1)}, {"h": (1, D)},
+    ),
+    "convgru": Written(
+        """xh = Concat<axis = 1>(x, h) zf = Conv<pads = [1, 1, 1, 1]>(xh, Wz, Bz) zs = Sigmoid(zf)
+        z, r = Split<axis = 1>(zs, halves) rh = Mul(r, h) xr = Concat<axis = 1>(x, rh)
+        nf = Conv<pads = [1, 1, 1, 1]>(xr, Wn, Bn) n = Tanh(nf) rest = Sub(unit, z) kept = Mul(rest, h)
+        new = Mul(z, n) h_out = Add(kept, new) y = Relu(h_out)""",
+        (1, 16, 32, 32), (1, 16, 32, 32),
+        {"Wz": (32, 32, 3, 3), "Bz": (32,), "Wn": (16, 32, 3, 3), "Bn": (16,)},
+        {"halves": [16, 16], "unit": np.float32(1)}, {"h": (1, 16, 32, 32)},
+    ),
+}  # fmt: skip
+
+# Of T steps: y = ((q k') * mask) v, the mask with the decays of RetNet or of ones.
+SCORES = """qf = MatMul(x, Wq) kf = MatMul(x, Wk) vf = MatMul(x, Wv)
+    q4 = Reshape(qf, heads) k4 = Reshape(kf, heads) v4 = Reshape(vf, heads)
+    q = Transpose<perm = [0, 2, 1, 3]>(q4)
+    kt = Transpose<perm = [0, 2, 3, 1]>(k4) v = Transpose<perm = [0, 2, 1, 3]>(v4)
+    scores = MatMul(q, kt) s = Shape(x) n = Gather<axis = 0>(s, index) steps = Range(nought, n, index)
+    rows = Unsqueeze(steps, one) away = Sub(rows, steps) seen = GreaterOrEqual(away, nought)"""
+JOIN = """o4 = Transpose<perm = [0, 2, 1, 3]>(o) of = Reshape(o4, whole) y = MatMul(of, Wo)"""
+PARALLEL = {
+    "retnet": f"""{SCORES} past = Max(away, nought) f = Cast<to = 1>(past) d = Pow(Decay, f)
+        m = Where(seen, d, zero) masked = Mul(scores, m) o = MatMul(masked, v) {JOIN}""",
+    "attention": f"""{SCORES} masked = Where(seen, scores, zero) o = MatMul(masked, v) {JOIN}""",
+}
+WHOLE = ("batch", "time", D)
+CUTS = {"heads": [0, -1, HEADS, SIZE], "whole": [0, -1, D], "index": np.int64(1), "one": [1], "nought": np.int64(0),
+        "zero": np.float32(0)}  # fmt: skip
+SEQUENCES = {
+    "retnet": Written(PARALLEL["retnet"], WHOLE, WHOLE, {**MATRIX, "Decay": (HEADS, 1, 1)}, CUTS, {}),
+    "attention": Written(PARALLEL["attention"], WHOLE, WHOLE, MATRIX, CUTS, {}),
+}
+
+
+def described(name: str, steps: int = 1) -> PublishedModel:
+    """What the benchmark must know of a model: a step, or a sequence of so many steps."""
+    model = STEPS[name] if steps == 1 else SEQUENCES[name]
+    sizes = {"time": steps, "batch": 1}
+    shape = tuple(sizes[d] if isinstance(d, str) else d for d in model.shape)
+    states = tuple((state, f"{state}_out", dims) for state, dims in model.states.items())
+    return PublishedModel(f"{name}.onnx", "x", "y", shape, states)
+
+
+def write(name: str, steps: int, path: Path) -> None:
+    """The file of a model, with weights drawn by its name."""
+    import onnx
+    import onnx.parser
+    from onnx import numpy_helper
+
+    model = STEPS[name] if steps == 1 else SEQUENCES[name]
+    ends = [f"float{list(model.shape)} x", f"float{list(model.answer)} y"]
+    ins = [f"float{list(dims)} {state}" for state, dims in model.states.items()]
+    outs = [f"float{list(dims)} {state}_out" for state, dims in model.states.items()]
+    text = f"({', '.join([ends[0], *ins])}) => ({', '.join([ends[1], *outs])})".replace("'", "")
+    made = onnx.parser.parse_model(
+        f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]> {name} {text} {{ {model.nodes} }}'
+    )
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    for key, shape in model.weights.items():
+        made.graph.initializer.append(numpy_helper.from_array(_drawn(rng, key, shape), key))
+    for key, value in model.numbers.items():
+        array = np.array(value, np.int64) if isinstance(value, list) else np.asarray(value)
+        made.graph.initializer.append(numpy_helper.from_array(array, key))
+    onnx.save(made, path)
+
+
+def _drawn(rng: np.random.Generator, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Matrices as PyTorch draws them; decays just below 1, rates below 0."""
+    if key == "Decay":
+        return (1 - 2.0 ** (-5 - np.arange(shape[0] * shape[1]))).astype(np.float32).reshape(shape)
+    if key in ("A", "Rate"):
+        return -rng.uniform(0.1, 2.0, shape).astype(np.float32)
+    fan = shape[0] if len(shape) < 3 else int(np.prod(shape[1:]))
+    return rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(fan))

@@ -1,0 +1,1 @@
+SCAN_OPERANDS: tuple[str, ...]
