@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
@@ -32,6 +33,13 @@ COMMANDS: dict[str, tuple[ModuleType, str]] = {
 }
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help without line breaks in the names of options."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of `fastrnn`, with that of each command."""
     whole = argparse.ArgumentParser(
@@ -47,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=module.EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
         )
         module.add(command)
     return whole
@@ -59,7 +67,7 @@ def convert_parser() -> argparse.ArgumentParser:
         prog="fastrnn-convert",
         description="Convert a model file to one .fastrnn file.",
         epilog=convert.EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     convert.add(whole)
     return whole
