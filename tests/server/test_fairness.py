@@ -5,6 +5,7 @@ import random
 import threading
 from collections import Counter
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -301,6 +302,28 @@ def test_the_wait_of_a_tick_counts_from_the_oldest_request_in_it(run, model):
 def test_rows_of_a_tick(model, rows, threads, found):
     ticks = Ticks(model.pool(2), 0.0, rows, threads)
     assert (ticks.max_rows, ticks._queues.rows) == (found, found)
+    ticks._worker.shutdown()
+
+
+def test_rows_follow_the_time_of_steps_alone(model):
+    """Ends of streams are quicker than steps: many of them at once must not make the ticks after them long."""
+    ticks = Ticks(model.pool(2), 0.0, None, 1)
+
+    def tick(make, seconds, rows=64):
+        for _ in range(rows):
+            ticks._queues.put(make(0, SimpleNamespace(done=lambda: False, call=SimpleNamespace(client="a"))))
+        found = ticks._next()
+        assert [*map(len, found)] == [rows]
+        ticks._counts.tick(seconds, rows)
+
+    tick(lambda slot, future: Step(slot, future, ()), 64 * 50e-6)
+    tick(Close, 64 * 1e-6)
+    tick(lambda slot, future: Step(slot, future, ()), 0.0)  # shorter than the clock can tell
+    tick(Close, 64 * 1e-6)
+    assert ticks.max_rows == 64
+    tick(lambda slot, future: Step(slot, future, ()), 64 * 20e-6)
+    ticks._next()
+    assert ticks.max_rows == 100
     ticks._worker.shutdown()
 
 

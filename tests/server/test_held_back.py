@@ -1,18 +1,22 @@
 """Models that look ahead, change the rate or reduce over time: the end of a sequence gives what was held back."""
 
+import asyncio
 import json
 
 import numpy as np
 import pool_models
 import pytest
-from running import Running, ask, connect
+from running import Running, ask, connect, until
 
 grpc = pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 websockets = pytest.importorskip("websockets", reason="no websockets: pip install 'fastrnn[serve]'")
 
+from fastrnn.serving.server.limits import Limits  # noqa: E402
 from fastrnn.serving.server.messages import SERVICE, message  # noqa: E402
+from fastrnn.serving.server.sequence import Call  # noqa: E402
 
+END = '{"sequence_end": true}'
 pytestmark = pytest.mark.any_isa
 
 MODELS = {name: pool_models.PACED[name] for name in ("looks ahead", "upsamples", "the last step")}
@@ -147,6 +151,43 @@ def test_the_end_may_be_sent_again(server, call, model, steps):
         call(pool_models.data(model, 2, seed=3), f"again {steps}", **given)
 
 
+def test_the_last_steps_sent_again_with_an_end(server, call, model):
+    """Their first answer lacked what was held back, and so would this one: nothing may be lost without a word."""
+    x = input_of(model, [9])
+    first, told = call(x, "late end", sequence_start=True, step_index=0)
+    if model is MODELS["lstm"]:  # nothing is lost
+        again, told_again = call(x, "late end", step_index=0, sequence_end=True)
+        assert (again["y"].tobytes(), told_again) == (first["y"].tobytes(), told)
+        assert not server.sequences.live
+        return
+    with pytest.raises(grpc.RpcError, match="without its end"):
+        call(x, "late end", step_index=0, sequence_end=True)
+    again, told_again = call(x, "late end", step_index=0)  # what the error says
+    assert told_again == told
+    last, _ = call(x[:0], "late end", step_index=9, sequence_end=True)
+    assert put_together(model, [again, last]).tobytes() == whole(model, x).tobytes()
+
+
+def test_nothing_runs_behind_an_end_without_a_step(server, call, model):
+    """Another END of the same step_index, which came before the first one had run."""
+    x = input_of(model, [9])
+    call(x, "two ends", sequence_start=True, step_index=0)
+    sequence, lane = server.sequences.live["two ends"], next(iter(server.sequences.lanes.values()))
+
+    def end(steps):
+        part = x[None, :steps]
+        return Call(("two ends",), (False,), (True,), {lane.inputs[0].name: part}, indexes=(9,))
+
+    async def both():
+        runs = [server.sequences.run(end(0)), server.sequences.run(end(2)), server.sequences.run(end(0))]
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    first, second, third = server.do(both())
+    assert first.done == third.done == (9,)
+    assert "no request after the one that ends it" in str(second)
+    assert sequence.steps == 9
+
+
 def test_a_start_needs_a_step(server, call, model):
     with pytest.raises(grpc.RpcError, match="the chunk has no step"):
         call(input_of(model, [1])[:0], "empty", sequence_start=True, sequence_end=True)
@@ -164,7 +205,7 @@ def test_a_websocket_ends_by_a_text(server, model, sizes, output, named):
         found = []
         for part, _ in pieces(x, sizes):
             socket.send(part.tobytes())
-        socket.send('{"sequence_end": true}')
+        socket.send(END)
         for _ in range(len(sizes) + 1):
             got = socket.recv(timeout=30)
             if output == "json":
@@ -182,9 +223,66 @@ def test_a_websocket_ends_by_a_text(server, model, sizes, output, named):
     assert not server.sequences.live
 
 
+def at_once(socket, messages):
+    """Send messages, bytes or texts, in one write."""
+    with socket.protocol_mutex:
+        for m in messages:
+            socket.protocol.send_text(m.encode()) if isinstance(m, str) else socket.protocol.send_binary(m)
+        socket.socket.sendall(b"".join(socket.protocol.data_to_send()))
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["short way", "long way"])
+def test_a_websocket_ends_after_all_that_came(model, watched):
+    """Many more messages than its sequence may have waiting come with the end of it."""
+    x = input_of(model, [100])
+    features = model.pool(1)._parts.outputs[0].features
+    with Running({"m": model}, queue_size=3, limits=Limits(client_rate=1e6 if watched else None)) as server:
+        for _ in range(2):
+            with connect(server, "?output=binary") as socket:
+                at_once(socket, [*(step.tobytes() for step in x), END])
+                found = [np.frombuffer(socket.recv(timeout=30), np.float32).reshape(-1, *features) for _ in range(101)]
+                with pytest.raises(websockets.exceptions.ConnectionClosedOK):
+                    socket.recv(timeout=30)
+            found = np.concatenate(found) if timed(model) else [v for v in found if len(v)][-1]
+            assert found.tobytes() == whole(model, x).tobytes()
+
+
+def test_the_end_does_not_hide_an_error_before_it(server, model):
+    x = input_of(model, [5])
+    with connect(server, "?sequence_id=wrong&sequence_start=1") as socket:
+        at_once(socket, [*(step.tobytes() for step in x), b"odd", END])
+        for i in range(5):
+            assert json.loads(socket.recv(timeout=30))["step_index"] == i
+        assert "whole number of steps" in json.loads(socket.recv(timeout=30))["error"]
+        with pytest.raises(websockets.exceptions.ConnectionClosed):
+            socket.recv(timeout=30)
+    assert socket.close_code == 1007
+    assert server.sequences.live["wrong"].steps == 5  # and goes on with the next connection
+    with connect(server, "?sequence_id=wrong&sequence_start=0") as socket:
+        socket.send(END)
+        assert json.loads(socket.recv(timeout=30))["steps_done"] == 5
+    until(lambda: not server.sequences.live)
+
+
+def test_a_websocket_that_goes_while_its_end_waits(server, model):
+    """Its messages wait for room in its socket, and nobody waits for it then."""
+    with connect(server, "?sequence_id=gone&sequence_start=1") as socket:
+        socket.send(input_of(model, [1]).tobytes())
+        socket.recv(timeout=30)
+        (session,) = server.server.engine.connections
+        server.loop.call_soon_threadsafe(session.direct.protocol.writable.clear)
+        at_once(socket, [input_of(model, [1]).tobytes(), END])
+        until(lambda: session.direct is not None and session.direct._drained is not None)
+        assert server.sequences.live["gone"].steps == 1
+        socket.socket.shutdown(2)
+    until(lambda: not server.server.engine.connections)
+    assert server.sequences.live["gone"].steps == 1  # neither was taken
+    server.do(server.sequences.evict("gone"))
+
+
 def test_a_websocket_that_has_sent_nothing(server):
     with connect(server) as socket:
-        socket.send('{"sequence_end": true}')
+        socket.send(END)
         with pytest.raises(websockets.exceptions.ConnectionClosedOK):
             socket.recv(timeout=30)
     with connect(server) as socket:

@@ -38,6 +38,7 @@ class Protocol(WebSocketsSansIOProtocol):
 
     sink: Callable[[bytes], None] | None = None
     writes: Callable[[], None] | None = None  # called when the socket takes more
+    lost: Callable[[], None] | None = None  # called when the connection has gone
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
@@ -100,6 +101,11 @@ class Protocol(WebSocketsSansIOProtocol):
         if self.writes is not None:
             self.writes()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.lost is not None:
+            self.lost()
+
 
 class Direct:
     """The messages of one connection.
@@ -133,25 +139,38 @@ class Direct:
         self._open: deque[Work] = deque()  # admitted, without an answer; a sequence answers in order
         self._later: deque[bytes] = deque()  # messages that came when there was no room
         self._fault: Fault | None = None
-        self._ended = False
+        self._ended, self._right = False, True
         self._drained: asyncio.Future | None = None
         self._waiter: asyncio.Task | None = None
-        protocol.sink, protocol.writes = self._message, self._go_on
+        protocol.sink, protocol.writes, protocol.lost = self._message, self._go_on, self.close
 
-    async def drain(self) -> None:
-        """Take no more messages; returns when those that came are answered."""
-        self._stop()
-        if self._open:
+    async def drain(self, *, later: bool = True) -> bool:
+        """Take no more messages; returns when those that came are answered. later: even those that wait for room.
+
+        Returns
+        -------
+        Whether all were answered: none was wrong or failed, and the client has not gone.
+        """
+        self.protocol.sink = None
+        if not later:
+            self._later.clear()
+        self._go_on()
+        if self._open or self._later:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
+        self._stop()
+        return self._right
 
     def close(self) -> None:
         """The connection has gone: its requests are withdrawn."""
         self._stop()
+        self.protocol.lost = None
+        self._right &= not (self._open or self._later)
         self._later.clear()
         if self._waiter is not None:
             self._waiter.cancel()
         left, self._open = self._open, deque()
+        self._tell_drained()
         for work in left:  # the end of one may refuse those behind it
             self.sequences.withdraw(work)
 
@@ -225,10 +244,14 @@ class Direct:
             self.protocol.send_plain(self._first, self.encode(answer))
         if self._fault is not None and not self._open:
             self._fail()
-        if self._drained is not None and not self._open and not self._drained.done():
-            self._drained.set_result(None)
         if self._later and not self._ended:
             self._go_on()
+        self._tell_drained()
+
+    def _tell_drained(self) -> None:
+        """Go on with `drain` if nothing is left."""
+        if self._drained is not None and not (self._open or self._later or self._drained.done()):
+            self._drained.set_result(None)
 
     def _sends(self) -> bool:
         protocol = self.protocol
@@ -238,4 +261,7 @@ class Direct:
         fault, self._fault = self._fault, None
         if not self._ended:
             self._stop()
+            self._right = False
+            self._later.clear()
             self.failed(fault)
+            self._tell_drained()

@@ -172,7 +172,7 @@ class Finding:
             sequence = Sequence(id, self._lane(record), client)
         except Fault:
             return None
-        sequence.steps, sequence.last = record.steps, record.last
+        sequence.steps, sequence.last, sequence.over = record.steps, record.last, True
         return sequence
 
     def _lane(self, record: Record) -> Lane:

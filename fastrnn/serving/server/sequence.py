@@ -70,12 +70,14 @@ class Sequence:
     slot : of its lane's pool; None until it is open, and again after its end
     steps : taken so far
     waiting : requests, in their order; running : the one that the engine has, or HELD: none may begin
-    ending : a request with END was admitted, and nothing may follow it
+    ending : a request with END was admitted, and nothing may follow it; over : it has run
     last : (step_index, steps of a chunk or 0, outputs) of the last request with a step_index, to answer it again
     epoch : under which the store has it; 0: not yet. lock : of what is written to the store
     """
 
-    __slots__ = ("client", "ending", "epoch", "id", "lane", "last", "lock", "running", "slot", "steps", "waiting")
+    __slots__ = (
+        "client", "ending", "epoch", "id", "lane", "last", "lock", "over", "running", "slot", "steps", "waiting"
+    )  # fmt: skip
 
     def __init__(self, id: int | str, lane: Lane, client: str):
         self.id, self.lane, self.client = id, lane, client
@@ -83,7 +85,7 @@ class Sequence:
         self.steps = 0
         self.waiting: deque[Work] = deque()
         self.running: Work | object | None = None
-        self.ending = False
+        self.ending = self.over = False
         self.last: tuple[int, int, Any] | None = None
         self.epoch = 0
         self.lock = asyncio.Lock()

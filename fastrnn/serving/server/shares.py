@@ -145,13 +145,14 @@ class Ticks(Batcher):
         self._most = MOST_ROWS if rows is None else rows
         super().__init__(pool, max_delay, max_rows=self._least)
         self._queues: Any = TickQueues(self._least)
-        self._row_seconds = math.inf
+        self._row_seconds, self._steps_only = math.inf, False
 
     def _look(self) -> None:
         """Set the rows of the next tick by the quickest row of late: other times have waits for Python's lock in them,
-        and those are long when the machine is busy."""
+        and those are long when the machine is busy. A tick that closed streams tells nothing of steps, nor does one
+        that was shorter than the clock can tell."""
         counts = self._counts
-        if counts.last_rows:
+        if self._steps_only and counts.last_rows and counts.last > 0:
             self._row_seconds = min(self._row_seconds * FORGET, counts.last / counts.last_rows)
             rows = min(self._most, max(self._least, int(TICK_SECONDS / self._row_seconds)))
             self.max_rows = self._queues.rows = rows
@@ -163,5 +164,6 @@ class Ticks(Batcher):
         rounds = self._queues.take()
         self._at_once, self._since = False, 0.0  # those that are left have waited
         if rounds:
+            self._steps_only = Close not in map(type, rounds[0])
             self._counts.waits.add(time.monotonic() - self._queues.since)
         return rounds

@@ -45,16 +45,28 @@ def check_outputs(have: list[str], wanted: tuple[str, ...]) -> None:
 
 
 def answer_again(work: Work) -> Answer | None:
-    """The answer to a request that was sent again; None if it is new. Fault: its step_index is not the next."""
-    indexes = work.call.indexes
+    """The answer to a request that was sent again; None if it is new. Fault: its step_index is not the next, it follows
+    the end of its sequence, or it had no END before, so that its answer lacks what the model holds back."""
+    indexes, first = work.call.indexes, work.rows[0]
     if indexes is None:
         return None
     steps = work.count
     if check_indexes(work.rows, indexes, work.steps):
+        if work.call.ends[0] and first.lane.late and not first.over:
+            text = (
+                f"sequence {shown(first.id)} took the steps of step_index {indexes[0]} without its end: ask for their "
+                "answer again without sequence_end, then end the sequence by a chunk without a step"
+            )
+            raise Fault("FAILED_PRECONDITION", "step_index", text)
         outputs = [s.last[2] for s in work.rows if s.last is not None]
         whole = [np.stack(parts) for parts in zip(*outputs, strict=True)] if work.call.many else outputs[0]
         done = tuple(index + steps for index in indexes)
         return Answer(named(work.rows[0].lane, work.call.many, whole), indexes, done, work.rows[0].lane.version)
+    for sequence in work.rows:
+        if sequence.over:  # such as an END of other steps than the one that has run
+            raise invalid(
+                f"sequence {shown(sequence.id)} gets no request after the one that ends it", "unknown_sequence"
+            )
     return None
 
 
@@ -97,6 +109,9 @@ def answer_of(work: Work, result: Any) -> Answer:
     first = tuple(map(STEPS, work.rows))
     for sequence in work.rows:
         sequence.steps += steps
+    if True in work.call.ends:
+        for sequence, ends in zip(work.rows, work.call.ends, strict=True):
+            sequence.over = ends
     if work.call.indexes is not None:
         for i, sequence in enumerate(work.rows):
             own = [v[i].copy() for v in outputs] if work.call.many else outputs

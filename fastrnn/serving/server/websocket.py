@@ -107,7 +107,7 @@ class Session:
         try:
             await asyncio.wait({self.reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             if self.reader.done() and (self.reader.cancelled() or self.reader.result()):
-                await self._drain()
+                await self._drain(later=False)
                 self.answers.put_nowait(None)
                 await asyncio.wait({writer})  # what was read is answered
         finally:
@@ -156,8 +156,9 @@ class Session:
             await asyncio.sleep(0)  # it takes its place in the queue
 
     async def _end(self) -> None:
-        """End the sequence, if a message has started it."""
-        await self._drain()
+        """End the sequence, if a message has started it and all that came are answered."""
+        if not await self._drain():
+            return  # the error of one goes back; or the client has gone
         if not self.start:
             parameters = {"sequence_id": self.id, "sequence_end": True}
             x = np.empty((1, 0, *self._features()), np.float32)
@@ -181,10 +182,9 @@ class Session:
             protocol, hosted, self.id, self._call, encode, failed, text=not self.binary, most=MOST_OPEN
         )
 
-    async def _drain(self) -> None:
-        """Answer what took the short way."""
-        if self.direct is not None:
-            await self.direct.drain()
+    async def _drain(self, *, later: bool = True) -> bool:
+        """Answer what took the short way, as `Direct.drain`."""
+        return self.direct is None or await self.direct.drain(later=later)
 
     def _request(self, data: bytes | None) -> Request:
         """The steps of a message."""
