@@ -3,6 +3,7 @@
 words.py        errors, refusals, the shard of an id
 host.py         an actor's side: shards, steps exactly once, epochs, leases
 keeping.py      how it takes shards and writes checkpoints; shards.py: what it works with
+idle.py         the streams of gateways that it ends
 answers.py      the answers that it keeps, to give them again
 checkpoints.py  checkpoints as bytes
 caller.py       a gateway's side: step indexes, one call a tick and actor; calls.py: what it needs
@@ -18,7 +19,8 @@ transport.py    calls to actors; messages.py: their arrays in pieces that Ray se
 placement.py    which shard belongs where
 cluster.py      StreamCluster; inputs.py: what its steps take
 each.py         steps that succeed or fail one by one
-gateway.py      sequences of the Open Inference Protocol as streams of a cluster
+gateway.py      sequences of the Open Inference Protocol as streams of a cluster; hosted.py: their model
+watch.py        how many there are, and which are idle
 deployment.py   `ingress`: the protocol in Ray Serve
 scoring.py      `score`: bulk scoring of datasets and files
 """

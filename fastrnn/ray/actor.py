@@ -93,6 +93,11 @@ class ShardActor:
         with self.lock:
             return self.host.beat(caller, head, lost)
 
+    def expire(self, caller: int, seconds: float) -> tuple:
+        """`Host.expire`."""
+        with self.lock:
+            return self.host.expire(caller, seconds)
+
     def let_go(self) -> tuple:
         """`Host.let_go`."""
         with self.lock:

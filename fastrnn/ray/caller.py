@@ -284,9 +284,12 @@ class Caller(Recovery):
         for id in await self.find(ids):
             raise StateError(f"stream {id!r:.80} is not open: open it first")
 
-    async def find(self, ids: list) -> dict[Any, int]:
-        """Streams that other callers opened become this one's: id -> UNKNOWN or CLOSED, of those that are not open."""
-        gone: dict[Any, int] = {}
+    async def find(self, ids: list) -> dict[Any, tuple[int, int]]:
+        """Streams that other callers opened become this one's: id -> (code, generation), of those that are not open.
+
+        The code is UNKNOWN, CLOSED or EXPIRED; the generation that of the stream that has ended.
+        """
+        gone: dict[Any, tuple[int, int]] = {}
         if self._queued or any(id not in self.table.rows for id in ids):
             self._queued += 1  # calls that come later wait too: each stream takes its steps in the order of the calls
             try:
@@ -294,7 +297,7 @@ class Caller(Recovery):
                     missing = [id for id in ids if id not in self.table.rows]
                     if missing:
                         found = await self._attach(ADOPT, missing, np.zeros(len(missing), np.int64))
-                        gone = {id: code for id, (code, *_) in found.items() if code != FOUND}
+                        gone = {id: (f[0], f[3]) for id, f in found.items() if f[0] != FOUND}
                         self._note({id: f for id, f in found.items() if f[0] == FOUND})
             finally:
                 self._queued -= 1
@@ -429,6 +432,14 @@ class Caller(Recovery):
                     done[own] = reply[1]
             left = np.concatenate(again) if again else left[:0]
         return done
+
+    def forget(self, ended: list[tuple[Any, int]]) -> None:
+        """Streams (ids, generations) that their host has ended. Those with steps under way find out by themselves."""
+        need = self.log.needs(len(self.table.ids)) if ended else None
+        for id, gen in ended:
+            row = self.table.rows.get(id)
+            if row is not None and self.table.gen[row] == gen and need is not None and need[row] == NEVER:
+                self._remove(row)
 
     async def settle(self) -> None:
         """Wait for the answers of all steps that are under way."""

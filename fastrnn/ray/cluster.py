@@ -82,6 +82,7 @@ class StreamCluster:
             ray.init(namespace=NAMESPACE, log_to_driver=False)
         self._ray, self._store = ray, ObjectStore(os.fspath(store), name)
         self._nodes: dict[str, str] = {}  # actor -> the node on which it is made
+        self._kind = 0  # GATEWAY: of a replica of the ingress
         self._most = None if actors is None else whole_number(actors, "actors", 1 << 16)
         self._transport = RayTransport(self._store, self._spawn, self.outputs)
         self._found()
@@ -151,7 +152,10 @@ class StreamCluster:
             if self._caller is not None and self._loop is not None and not self._loop.is_closed():
                 raise StreamError("a StreamCluster belongs to the event loop that used it first: make another")
             caller = Caller(
-                int.from_bytes(os.urandom(7), "little") | 1, self.shards, self._transport, self.replay_steps
+                int.from_bytes(os.urandom(7), "little") | 1 | self._kind,
+                self.shards,
+                self._transport,
+                self.replay_steps,
             )
             self._caller, self._loop = caller, loop
             await caller.start()

@@ -26,6 +26,8 @@ UNARY = (
 def ingress(
     clusters: dict[str, StreamCluster],
     *,
+    idle_timeout: float = 60.0,
+    max_sequences: int = 10_000,
     max_delay: float = 0.002,
     queue_size: int = 32,
     strict_sequences: bool = False,
@@ -45,6 +47,8 @@ def ingress(
     Parameters
     ----------
     clusters : name of a model -> StreamCluster
+    idle_timeout : seconds after the last step of a sequence until it is ended
+    max_sequences : live sequences of a model. Replicas count once a second, so several of them may start a few more
     max_delay : seconds that a request waits for others, whose steps then cross Ray in one call
     queue_size : requests of one sequence that may wait in a replica behind the one that runs
     strict_sequences : START of a live sequence is refused, instead of a new beginning
@@ -62,7 +66,13 @@ def ingress(
             raise ShapeError(f"the name of a model is a text without '/', got {name!r:.60}")
         if not isinstance(cluster, StreamCluster):
             raise ShapeError(f"ingress: {name} must be a StreamCluster, got {cluster!r:.60}")
-    options = {"max_delay": max_delay, "queue_size": queue_size, "strict_sequences": strict_sequences}
+    options = {
+        "idle_timeout": idle_timeout,
+        "max_sequences": max_sequences,
+        "max_delay": max_delay,
+        "queue_size": queue_size,
+        "strict_sequences": strict_sequences,
+    }
     Options(**options)  # type: ignore[arg-type]
     made = serve.deployment(serve.ingress(_App())(Replica))
     chosen = {"name": "fastrnn", "max_ongoing_requests": ONGOING, **deployment}
@@ -145,7 +155,7 @@ class Replica:
         from ..serving.server.http import application
         from ..serving.server.limits import Limits
         from .actor import loaded
-        from .gateway import ClusterHosted
+        from .hosted import ClusterHosted
         from .store import ObjectStore
 
         clusters = {}

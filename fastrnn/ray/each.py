@@ -21,7 +21,7 @@ ATTEMPTS = 3  # for streams that others close and open again meanwhile
 
 
 class Gone(StateError):
-    """A stream is not open. code : UNKNOWN or CLOSED"""
+    """A stream is not open. code : UNKNOWN, CLOSED or EXPIRED"""
 
     def __init__(self, id: int | str, code: int):
         super().__init__(f"stream {id!r:.80} is not open: open it first")
@@ -59,7 +59,7 @@ class _Call:
         """Take the steps of these positions; those that are to be tried again."""
         table, errors = self.caller.table, self.each.errors
         gone = await self.caller.find([self.ids[i] for i in left.tolist()])
-        errors.update({i: Gone(self.ids[i], gone[self.ids[i]]) for i in left.tolist() if self.ids[i] in gone})
+        errors.update({i: Gone(self.ids[i], gone[self.ids[i]][0]) for i in left.tolist() if self.ids[i] in gone})
         left = np.array([i for i in left.tolist() if self.ids[i] not in gone], np.int64)
         # Nothing waits from here on until the steps are on their way.
         rows = np.array([table.rows.get(self.ids[i], -1) for i in left.tolist()], np.int64)

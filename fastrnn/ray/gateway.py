@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import FastRNNError, StateError, StreamError
-from ..serving.server.admission import draining, late, live_already, queue_full
-from ..serving.server.ended import must_start
-from ..serving.server.faults import Fault, failure, invalid
-from ..serving.server.hosted import Hosted
+from ..serving.server.admission import draining, late, live_already, queue_full, repeated
+from ..serving.server.ended import Ended, must_start
+from ..serving.server.faults import Fault, failure
 from ..serving.server.lane import Steps
 from ..serving.server.options import Options
-from ..serving.server.sequence import Answer, Call, shown
+from ..serving.server.sequence import Answer, Call, Sequence, shown
 from ..serving.server.turns import checked_inputs, named, wrong_index
 from .caller import Caller
 from .cluster import StreamCluster
 from .each import ATTEMPTS, Gone, step_each
-from .words import CLOSED, UNKNOWN_END, StepsLost
+from .watch import Watch
+from .words import CLOSED, EXPIRED, GATEWAY, UNKNOWN_END, StepsLost
 
 logger = logging.getLogger("fastrnn")
 
@@ -44,6 +44,7 @@ class ClusterSteps(Steps):
     def __init__(self, cluster: StreamCluster, version: int):
         super().__init__(cluster.model, version)
         self.cluster = cluster
+        cluster._kind = GATEWAY
         self.ticks = self.steps = 0
         self.seconds = self.waited = 0.0
         self.requests = 0
@@ -101,7 +102,7 @@ class Gateway:
     ----------
     name : of the model
     lane : ClusterSteps
-    options : Options, of which a cluster knows max_delay, queue_size and strict_sequences
+    options : Options, of which a cluster knows idle_timeout, max_sequences, max_delay, queue_size and strict_sequences
     """
 
     keeper = finding = None  # sequences are in the cluster's store, not in the server's
@@ -112,6 +113,7 @@ class Gateway:
         self.lanes = {lane.version: lane}
         self.live: dict[int | str, Any] = {}  # none is live here
         self.draining = False
+        self.ended, self.watch = Ended(name), Watch(name, options)
         self._last: dict[int | str, Turn] = {}  # id -> its newest request
         self._open: Counter[int | str] = Counter()  # id -> requests that are not over
         self._due: list[Turn] = []
@@ -156,6 +158,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Wait for what runs. The streams stay."""
+        self.watch.end()
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
@@ -232,7 +235,9 @@ class Gateway:
         self.lane.ticks, self.lane.requests = self.lane.ticks + 1, self.lane.requests + len(turns)
         try:
             caller = await self.cluster._ready()
+            await self.watch.begin(caller)
             turns_on = await self._found(caller, turns)
+            turns_on = await self._with_room(caller, turns_on)
             turns_on = await self._opened(caller, turns_on)
             kinds: dict[tuple[bool, bool], list[Turn]] = {}
             for turn in turns_on:
@@ -258,8 +263,33 @@ class Gateway:
         gone = await caller.find(wanted) if wanted else {}
         good = []
         for turn in turns:
-            fault = self._refusal(caller, turn.call, gone)
+            result = self._repeated(turn.call, gone) or self._refusal(caller, turn.call, gone)
+            if result is None:
+                good.append(turn)
+            else:
+                self._end(turn, result)
+        return good
+
+    def _repeated(self, call: Call, gone: dict) -> Answer | None:
+        """The answer to a request that ended its sequences here, and is sent again. Another gateway may have started
+        and ended a sequence since, which its generation shows."""
+        for id in call.ids:
+            sequence = self.ended.sequence(id)
+            if sequence is None or gone.get(id) != (CLOSED, sequence.epoch):
+                return None
+        return repeated(self, call)  # type: ignore[arg-type]
+
+    async def _with_room(self, caller: Caller, turns: list[Turn]) -> list[Turn]:
+        """The requests that start no sequence beyond the most."""
+        if self.watch.full([id for turn in turns for id in turn.started()]) is None:
+            return turns
+        good: list[Turn] = []
+        new: list = []
+        for turn in turns:
+            gone = await caller.find(turn.started()) if turn.started() else {}
+            fault = self.watch.full([*gone, *new]) if gone else None
             if fault is None:
+                new += gone
                 good.append(turn)
             else:
                 self._end(turn, fault)
@@ -270,7 +300,7 @@ class Gateway:
             if call.starts[i]:
                 continue
             if id in gone:
-                return self._unknown(id, gone[id])
+                return self._unknown(id, gone[id][0])
             if call.many and call.indexes is not None and id in caller.table.rows:
                 expected = int(caller.table.next[caller.table.rows[id]])
                 if call.indexes[i] not in (expected, expected - 1):
@@ -284,6 +314,7 @@ class Gateway:
             return turns
         try:
             await caller.open(ids)
+            self._began(ids)
             return turns
         except StateError:  # one is open: no stream was opened
             done = await asyncio.gather(*(self._restarted(caller, turn) for turn in turns))
@@ -301,6 +332,7 @@ class Gateway:
             await self._closed(caller, live)
             try:
                 await caller.open(ids)
+                self._began(ids)
                 return None
             except StateError:
                 continue  # another gateway was faster, or what this one knew was old
@@ -310,14 +342,19 @@ class Gateway:
         self._end(turn, fault := Fault("UNAVAILABLE", "no_slot", text, retry_after=1.0))
         return fault
 
-    @staticmethod
-    async def _closed(caller: Caller, ids: Iterable) -> None:
+    def _began(self, ids: list) -> None:
+        self.watch.count(len(ids))
+        for id in ids:
+            self.ended.forget(id)
+
+    async def _closed(self, caller: Caller, ids: Iterable) -> None:
         """End sequences, those that are live."""
         ids = list(ids)
         gone = await caller.find(ids) if ids else {}
         ids = [id for id in ids if id not in gone]
         if ids:
             await caller.close(ids)
+            self.watch.count(-len(ids))
 
     async def _stepped(self, caller: Caller, turns: list[Turn]) -> None:
         """The steps of requests of one kind, in one call; their answers."""
@@ -346,17 +383,31 @@ class Gateway:
             done = tuple(k + (turn.steps or 1) for k in first)
             self.lane.steps += (turn.steps or 1) * len(rows)
             ended += [id for id, end in zip(turn.call.ids, turn.call.ends, strict=True) if end]
+            self._keep_ends(caller, turn, first, outputs)
             answers.append((turn, Answer(named(self.lane, turn.call.many, outputs), first, done, self.lane.version)))
         if ended:  # before the answers: then no gateway has them any more
             await self._closed(caller, ended)
         for turn, answer in answers:
             self._end(turn, answer)
 
+    def _keep_ends(self, caller: Caller, turn: Turn, first: tuple, outputs: list[np.ndarray]) -> None:
+        """Keep the answer to a request with step indexes that ends sequences: it may be sent again."""
+        for i, id in enumerate(turn.call.ids):
+            row = caller.table.rows.get(id)
+            if turn.call.ends[i] and turn.call.indexes is not None and row is not None:
+                sequence = Sequence(id, self.lane, turn.call.client)  # type: ignore[arg-type]
+                sequence.epoch = int(caller.table.gen[row])
+                sequence.last = first[i], turn.steps, [np.array(a[i] if turn.call.many else a) for a in outputs]
+                self.ended.add(id, "client", "was ended by its client", sequence=sequence)
+
     # -- refusals --
     def _unknown(self, id: int | str, code: int) -> Fault:
         why = f"the cluster '{self.cluster.name}' has no such sequence: it was never started, or has ended"
         if code == CLOSED:
             why = f"sequence {shown(id)} was ended by its client"
+        if code == EXPIRED:
+            why = f"sequence {shown(id)} expired after {self.options.idle_timeout:g} s idle"
+            return Fault("NOT_FOUND", "unknown_sequence", f"{must_start(id, self.name)}; {why}")
         return Fault("INVALID_ARGUMENT", "unknown_sequence", f"{must_start(id, self.name)}; {why}")
 
     def _fault(self, caller: Caller, turn: Turn, k: int, error: Exception) -> Fault:
@@ -393,34 +444,3 @@ def _failed(error: Exception, what: str = "step") -> Fault:
     if isinstance(error, OSError | StreamError):
         return Fault("UNAVAILABLE", "cluster", f"the {what} failed: {error}; try again after 1 s", retry_after=1.0)
     return failure(error, what)
-
-
-class ClusterHosted(Hosted):
-    """A model whose sequences are in a cluster; whole sequences run here.
-
-    Parameters
-    ----------
-    name : str
-    versions : version -> StreamCluster; one
-    options : Options
-    """
-
-    def __init__(self, name: str, versions: dict[int, StreamCluster], options: Options):
-        self._clusters = versions
-        super().__init__(name, {v: cluster.model for v, cluster in versions.items()}, options)
-
-    def _sequences(self) -> Gateway:
-        ((version, cluster),) = self._clusters.items()
-        return Gateway(self.name, ClusterSteps(cluster, version), self.options)
-
-    async def check(self, request: Any) -> int:
-        """Only servers with several workers ask."""
-        raise invalid("a cluster does not say beforehand whether it would run a request")
-
-    def config(self, text: str) -> dict[str, Any]:
-        """What ModelConfig answers: no sequence of a cluster ends by itself, and it has no most."""
-        found = super().config(text)
-        found["sequence_batching"] = {
-            "oldest": {"max_queue_delay_microseconds": round(self.options.max_delay * 1e6)},
-        }
-        return found

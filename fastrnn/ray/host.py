@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from .answers import PLACE, Answered, Answers, pieces
+from .idle import Idling
 from .keeping import Keeping, finish
 from .shards import Engine, Shard, Store
-from .words import ADOPT, CLOSED, CUT_OFF, EXISTS, FOUND, MOVED, OPEN, RECOVER, STALE, TAKEN, UNKNOWN, WAITING
+from .words import ADOPT, CLOSED, CUT_OFF, EXISTS, EXPIRED, FOUND, MOVED, OPEN, RECOVER, STALE, TAKEN, UNKNOWN, WAITING
 
 MOST_CLOSED = 10_000  # ids of closed streams that a shard remembers
 UNMADE = -1  # instead of a code: the stream is to be made
@@ -29,7 +30,7 @@ UNMADE = -1  # instead of a code: the stream is to be made
 __all__ = ["Host", "finish"]
 
 
-class Host(Keeping):
+class Host(Keeping, Idling):
     """The shards of one actor.
 
     Parameters
@@ -66,6 +67,8 @@ class Host(Keeping):
         self._since = np.zeros(1, np.int64)  # place -> the step index at which its caller began
         self._unsure = np.zeros(1)  # place -> until when only its caller may have the stream: its shard was restored
         self._doubt = np.zeros(1, np.int64)  # place -> the epoch in which answered steps may be gone; 0: none can
+        self._used = np.zeros(1)  # place -> when it took its last step
+        self._asked: dict[int, float] = {}  # gateway -> when it asked for idle streams
         self._handed: dict[int, dict[int, int]] = {}  # slot -> caller that had it -> the index at which that ended
         self.counts = {"steps": 0, "fenced": 0, "checkpoints": 0, "checkpoint_failures": 0, "damaged": 0, "again": 0}
 
@@ -121,6 +124,7 @@ class Host(Keeping):
         n = rows.shape[1]
         lengths = rows[5] if len(rows) == 6 else np.ones(n, np.int64)
         self._next[places] += lengths
+        self._used[places] = self.clock()
         self.counts["steps"] += int(lengths.sum())
         offsets = np.zeros(n + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -199,7 +203,7 @@ class Host(Keeping):
                 code = self._take_over(self.owned[shard], caller, slot, mode)
             place, ended = slot & PLACE, self._handed.get(slot, {}).get(caller, -1)
             about = self._next[place], have, self._since[place], ended, self._doubt[place]
-            rows[:, i] = (code, slot, *about) if slot else (code, *[0] * 6)
+            rows[:, i] = (code, slot, *about) if slot else (code, 0, 0, have, 0, 0, 0)
         if mode == OPEN and (rows[0] == EXISTS).any():
             new = []
         self._make(caller, [ids[i] for i in new], gens[new], of[new], rows, new)
@@ -275,7 +279,8 @@ class Host(Keeping):
         if mode == ADOPT:
             if not slot and id not in own.closed:
                 return (WAITING if own.unsure > self.clock() else UNKNOWN), 0, 0
-            return (FOUND, slot, have) if slot else (CLOSED, 0, 0)
+            gone = EXPIRED if id in own.expired else CLOSED
+            return (FOUND, slot, have) if slot else (gone, 0, own.closed[id])
         if own.closed.get(id, 0) >= gen or have > gen:
             return CLOSED, 0, have
         if slot and have == gen:
@@ -304,8 +309,9 @@ class Host(Keeping):
             more = max(top, 2 * len(self._slot), 1024) - len(self._slot)
             for name in ("_slot", "_next", "_writer", "_since", "_gen", "_doubt"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
-            self._unsure = np.concatenate([self._unsure, np.zeros(more)])
+            self._unsure, self._used = (np.concatenate([a, np.zeros(more)]) for a in (self._unsure, self._used))
         self._slot[places], self._next[places], self._writer[places], self._since[places] = slots, steps, writers, since
+        self._used[places] = self.clock()
         self._unsure[places], self._gen[places], self._doubt[places] = 0, gens, doubt
 
     def close(self, shards: np.ndarray, ids: list, gens: np.ndarray, of: np.ndarray) -> tuple:
@@ -318,12 +324,18 @@ class Host(Keeping):
                 if id in own.streams:
                     self._drop(own, id)
                     own.ended = own.number
-                own.closed[id] = max(gen, own.closed.get(id, 0))
-                own.closed.move_to_end(id)
-                own.dirty = True
-                if len(own.closed) > MOST_CLOSED:
-                    own.closed.popitem(last=False)
+                self._bury(own, id, gen)
         return "done", np.stack([self._number[shards], self._durable[shards], self._epoch[shards]])
+
+    @staticmethod
+    def _bury(own: Shard, id: Any, gen: int) -> None:
+        """Remember that a stream has ended."""
+        own.closed[id] = max(gen, own.closed.get(id, 0))
+        own.closed.move_to_end(id)
+        own.expired.discard(id)
+        own.dirty = True
+        if len(own.closed) > MOST_CLOSED:
+            own.expired.discard(own.closed.popitem(last=False)[0])
 
     def _drop(self, own: Shard, id: Any) -> None:
         self._end(np.array([own.streams.pop(id)], np.int64))

@@ -86,7 +86,7 @@ class Keeping:
     def _install(self, shard, epoch, number, kept, found: Checkpoint | None, began: float) -> None:
         if shard in self.owned:
             self.release(shard)
-        own = Shard(shard, epoch, number, kept, {}, {}, OrderedDict())
+        own = Shard(shard, epoch, number, kept, {}, {}, OrderedDict(), set())
         own.unsure = self.clock() + self.lease if epoch > 1 else -np.inf
         if found is not None and found.ids:
             slots = self.engine.restore(found.states)

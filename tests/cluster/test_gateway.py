@@ -9,7 +9,7 @@ from simulated import Clock, World
 
 from fastrnn.ray.deployment import UNARY
 from fastrnn.ray.engine import PoolEngine, sides_of
-from fastrnn.ray.gateway import ClusterHosted
+from fastrnn.ray.hosted import ClusterHosted
 from fastrnn.serving.server.engine import Engine
 from fastrnn.serving.server.faults import Fault
 from fastrnn.serving.server.grpc import methods_of
@@ -350,7 +350,8 @@ def test_what_the_protocol_says_of_it(simulate, model):
         hosted = client.gateways[0]
         assert hosted.metadata("")["inputs"] == [{"name": client.input, "datatype": "FP32", "shape": [-1, 5]}]
         batching = hosted.config("")["sequence_batching"]
-        assert "max_sequence_idle_microseconds" not in batching, "no sequence of a cluster ends by itself"
+        assert batching["max_sequence_idle_microseconds"] == 60_000_000
+        assert batching["oldest"]["max_candidate_sequences"] == 10_000
         x = np.random.default_rng(3).normal(size=(2, 6, 5)).astype(np.float32)
         reply = await client.send(x)  # whole sequences need no cluster
         assert np.array_equal(reply.outputs[client.output], model.run(x)[0])
