@@ -433,14 +433,6 @@ class Caller(Recovery):
             left = np.concatenate(again) if again else left[:0]
         return done
 
-    def forget(self, ended: list[tuple[Any, int]]) -> None:
-        """Streams (ids, generations) that their host has ended. Those with steps under way find out by themselves."""
-        need = self.log.needs(len(self.table.ids)) if ended else None
-        for id, gen in ended:
-            row = self.table.rows.get(id)
-            if row is not None and self.table.gen[row] == gen and need is not None and need[row] == NEVER:
-                self._remove(row)
-
     async def settle(self) -> None:
         """Wait for the answers of all steps that are under way."""
         while self.log.open:

@@ -395,6 +395,14 @@ class Recovery(Losses):
                 self.table.version += 1
         return True
 
+    def forget(self, ended: list[tuple[Any, int]]) -> None:
+        """Streams (ids, generations) that their host has ended. Those with steps under way find out by themselves."""
+        need = self.log.needs(len(self.table.ids)) if ended else None
+        for id, gen in ended:
+            row = self.table.rows.get(id)
+            if row is not None and self.table.gen[row] == gen and need is not None and need[row] == NEVER:
+                self._remove(row)
+
     async def _beat(self) -> None:
         """Look after the streams: their shards may have been restored while nothing was sent."""
         while True:
