@@ -110,17 +110,17 @@ class ShardActor:
         with self.lock:
             return self.host.steps_done(head, ids, of)
 
-    def flush(self, shards: list[int] | None = None, twice: bool = True) -> tuple:
-        """Write checkpoints of shards (None: of all) now, so that both that are kept hold what was done so far.
-        ("done",), or ("refused", {shard: reason})."""
-        wanted = list(self.host.owned) if shards is None else shards
+    def flush(self, head: np.ndarray | None = None, twice: bool = True) -> tuple:
+        """Write checkpoints of shards now, so that both that are kept hold what was done so far. head : of `Host.step`;
+        None: all shards. ("done",), or ("refused", {shard: reason})."""
+        wanted = list(self.host.owned) if head is None else head[0].tolist()
         failed: dict[int, str] = {}
         for _ in range(2 if twice else 1):
             for shard, error in zip(wanted, self._writers.map(self._write, wanted), strict=True):
                 if error is not None:
                     failed[shard] = error
-        owed = {s: "owed" for s in wanted if s not in self.host.owned or self.host.owned[s].owed}
-        failed = owed if shards is not None else failed
+        if head is not None:
+            failed = self.host.owing(head)
         return ("refused", failed) if failed else ("done",)
 
     def release(self, shards: list[int]) -> tuple:

@@ -74,9 +74,11 @@ class Answers:
         if number > self._acked.get(caller, -1):
             self._acked[caller] = number
 
-    def find(self, slot: int, first: int, length: int) -> list[np.ndarray] | None:
-        """The outputs [steps, ...] of a row that was answered before."""
+    def find(self, slot: int, first: int, length: int, caller: int | None = None) -> list[np.ndarray] | None:
+        """The outputs [steps, ...] of a row that was answered before: to this caller, or to any if None."""
         for answer in reversed(self._kept.values()):
+            if caller is not None and answer.caller != caller:
+                continue
             i = answer.find(slot, first)
             if i is not None and answer.offsets[i + 1] - answer.offsets[i] == length:
                 return [a[answer.offsets[i] : answer.offsets[i + 1]] for a in answer.outputs]

@@ -331,7 +331,7 @@ class Caller(Recovery):
                     self._break(shards)
                     again.append(own)
                     continue
-                if owed and not await self._flushed(actor, owed):
+                if owed and not await self._flushed(actor, owed, shards, epochs):
                     again.append(own)
                     continue
                 for i, row in zip(own.tolist(), rows.T.tolist(), strict=True):

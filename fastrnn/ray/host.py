@@ -22,7 +22,22 @@ from .answers import PLACE, Answered, Answers, pieces
 from .idle import Idling
 from .keeping import Keeping, finish
 from .shards import Engine, Shard, Store
-from .words import ADOPT, CLOSED, CUT_OFF, EXISTS, EXPIRED, FOUND, MOVED, OPEN, RECOVER, STALE, TAKEN, UNKNOWN, WAITING
+from .words import (
+    ADOPT,
+    CLOSED,
+    CUT_OFF,
+    EXISTS,
+    EXPIRED,
+    FOUND,
+    MOVED,
+    OPEN,
+    OWED,
+    RECOVER,
+    STALE,
+    TAKEN,
+    UNKNOWN,
+    WAITING,
+)
 
 MOST_CLOSED = 10_000  # ids of closed streams that a shard remembers
 UNMADE = -1  # instead of a code: the stream is to be made
@@ -136,7 +151,10 @@ class Host(Keeping, Idling):
         """A call of which some rows were answered before."""
         n = rows.shape[1]
         lengths = rows[5] if len(rows) == 6 else np.ones(n, np.int64)
-        found = {i: self.answers.find(int(rows[0, i]), int(rows[1, i]), int(lengths[i])) for i in behind.tolist()}
+        found = {}
+        for i in behind.tolist():
+            whose = None if rows[4, i] else caller  # who says the index may ask for what another caller was answered
+            found[i] = self.answers.find(int(rows[0, i]), int(rows[1, i]), int(lengths[i]), whose)
         unknown = np.array([i for i, answer in found.items() if answer is None], np.int64)
         if len(unknown):
             return "rows", unknown, self._next[rows[0, unknown] & PLACE]
@@ -232,14 +250,33 @@ class Host(Keeping, Idling):
         if before and self._unsure[place] > self.clock():
             return WAITING
         if before:
-            self._handed.setdefault(slot, {})[before] = int(self._next[place])
-            if self._unsure[place] > 0:  # it never sent again what the restored shard lacks
-                self._doubt[place] = own.epoch
+            self._hand(own, slot, before)
         if mode == ADOPT:
             self._since[place] = self._next[place]
         own.dirty, own.owes = True, own.number  # both checkpoints that are kept will know
         self._writer[place], self._unsure[place] = caller, 0
         return FOUND
+
+    def _hand(self, own: Shard, slot: int, before: int) -> None:
+        """A caller has a stream no longer. If it took no step since it got it back, it may not know yet where it had
+        lost it before: that stays noted."""
+        place, ends = slot & PLACE, self._handed.setdefault(slot, {})
+        if before not in ends or self._next[place] > self._since[place]:
+            ends[before] = int(self._next[place])
+        if self._unsure[place] > 0:  # it never sent again what the restored shard lacks
+            self._doubt[place] = own.epoch
+
+    def owing(self, head: np.ndarray) -> dict[int, str]:
+        """Why the checkpoints of these shards are not those that an `attach` asked to flush. A process of the same name
+        that lost a shard owes nothing: so the epochs in which the caller found them are compared. head : of `step`"""
+        found = {}
+        for shard, epoch in head.T.tolist():
+            own = self.owned.get(shard)
+            if own is None or own.epoch != epoch:
+                found[shard] = MOVED if own is None else STALE
+            elif own.owed:
+                found[shard] = OWED
+        return found
 
     def beat(self, caller: int, head: np.ndarray, lost: np.ndarray) -> tuple:
         """The caller has sent again what these shards lacked: ("done", marks as of `step`) or ("refused", ..).
@@ -262,11 +299,8 @@ class Host(Keeping, Idling):
         for own in self.owned.values():
             own.dirty = True
             for slot in own.streams.values():
-                place = slot & PLACE
-                if before := int(self._writer[place]):
-                    self._handed.setdefault(slot, {})[before] = int(self._next[place])
-                    if self._unsure[place] > 0:
-                        self._doubt[place] = own.epoch
+                if before := int(self._writer[slot & PLACE]):
+                    self._hand(own, slot, before)
         self._writer[:], self._unsure[:] = 0, 0
 
     def _find(self, own: Shard, caller: int, mode: int, id: Any, gen: int) -> tuple[int, int, int]:

@@ -272,7 +272,7 @@ class Recovery(Losses):
             raise NotYet  # the shard was taken up again, and all its streams are to be found anew
         self._renewed(shards, reply[1])
         self.births[shards], self.durable[shards] = reply[2]
-        if reply[4] and not await self._flushed(actor, reply[4]):
+        if reply[4] and not await self._flushed(actor, reply[4], shards, reply[1]):
             raise NotYet
         if (reply[3][0] == WAITING).any():
             raise NotYet
@@ -291,10 +291,11 @@ class Recovery(Losses):
             self._tombs = [(s, id, gen, NEVER if gone[s] else label) for s, id, gen, label in self._tombs]
             self.epochs[shards] = epochs
 
-    async def _flushed(self, actor: str, shards: list[int]) -> bool:
-        """Whether checkpoints hold which caller has the streams of these shards."""
+    async def _flushed(self, actor: str, owed: list[int], shards: np.ndarray, epochs: np.ndarray) -> bool:
+        """Whether checkpoints hold which caller has the streams of some of these shards, as they were found."""
+        head = np.stack([owed, epochs[np.searchsorted(shards, owed)]])
         try:
-            return (await self.transport.call(actor, "flush", shards))[0] == "done"
+            return (await self.transport.call(actor, "flush", head))[0] == "done"
         except Unreachable:
             return False
 

@@ -18,6 +18,7 @@ GATEWAY = 1 << 60  # callers from this number on are gateways, whose streams end
 
 # Why a host refuses a shard. MOVED: it has no such shard. STALE: it took it up again since. CUT_OFF: its lease ended.
 MOVED, STALE, CUT_OFF = "moved", "stale", "cut off"
+OWED = "owed"  # why a flush is refused: a checkpoint that is kept does not know yet which caller has a stream
 # What became of a row of an attach. FOUND; EXISTS: an open of a live id; UNKNOWN; TAKEN: another caller steps it;
 # CLOSED: it was closed. WAITING: the caller that stepped it may still send again what its restored shard lacks.
 # EXPIRED: it was ended because nobody stepped it.

@@ -220,8 +220,8 @@ class Process:
     async def answer(self, method, args):
         if method == "flush":
             for _ in range(2):
-                await self.flush(args[0])
-            return ("refused" if any(s not in self.host.owned or self.host.owned[s].owed for s in args[0]) else "done",)
+                await self.flush(args[0][0].tolist())
+            return ("refused" if self.host.owing(args[0]) else "done",)
         if method == "attach":
             await self.take(args[2].tolist())
         elif method == "close":
