@@ -225,8 +225,9 @@ class Host(Keeping, Idling):
         if mode == OPEN and (rows[0] == EXISTS).any():
             new = []
         self._make(caller, [ids[i] for i in new], gens[new], of[new], rows, new)
-        if mode == RECOVER:  # its caller sends their steps again next
-            self._unsure[rows[1, new] & PLACE] = self.clock() + self.lease
+        now = self.clock()  # of a shard that was restored, an OPEN may be one of before that comes once more
+        back = [i for i in new if mode == RECOVER or self.owned[int(of[i])].unsure > now]
+        self._unsure[rows[1, back] & PLACE] = now + self.lease  # their caller may have steps to send again
         wanted = self._reopened(ids, of) if mode == OPEN else shards.tolist()
         owed = [s for s in wanted if self.owned[s].owed]
         marks = np.stack([self._number[shards], self._durable[shards]])

@@ -31,7 +31,7 @@ def test_random_histories_answer_what_lone_streams_answer(seed):
         logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("seed", [681, 645, 17, 20, 1001847, 1684, 200994, 207462, 127573])
+@pytest.mark.parametrize("seed", [681, 645, 17, 20, 1001847, 1684, 200994, 207462, 127573, 400151])
 def test_a_seed_that_was_a_violation_once(seed):
     """681 and 645: two callers in turn, and crashes. Checkpoints are numbered on in a new epoch, so the caller took one
     of the new owner for one that held its steps, and forgot their inputs. 17, 20: calls that were sent before their

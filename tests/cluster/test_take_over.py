@@ -4,7 +4,7 @@ import numpy as np
 from simulated import Memory, Streams
 
 from fastrnn.ray.host import Host, finish
-from fastrnn.ray.words import ADOPT, FOUND, MOVED, OPEN, OWED, RECOVER, STALE, TAKEN
+from fastrnn.ray.words import ADOPT, FOUND, MOVED, OPEN, OWED, RECOVER, STALE, TAKEN, WAITING
 
 
 def made(store=None):
@@ -78,3 +78,17 @@ def test_an_old_answer_goes_to_the_caller_that_got_it_or_to_one_that_says_the_in
     kind, (again,), _ = step(host, slot, 1, 0, 1)
     assert kind == "done"
     assert (again == first).all()
+
+
+def test_an_open_that_comes_once_more_makes_no_new_stream_of_one_that_was_stepped():
+    """Its shard was restored from before it. Another caller would have begun at step 0 again."""
+    store = Memory()
+    old = made(store)
+    slot = asked(old, 1, OPEN)[1]
+    assert step(old, slot, 1, 0, 0)[0] == "done"
+    new = made(store)
+    assert asked(new, 1, OPEN)[0] == FOUND  # the message of before
+    assert asked(new, 2, ADOPT)[0] == WAITING
+    assert asked(new, 1, RECOVER)[0] == FOUND
+    new.beat(1, np.array([[0], [2]]), np.zeros(0, np.int64))  # it has sent its steps again
+    assert asked(new, 2, ADOPT)[0] == FOUND
