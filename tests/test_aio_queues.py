@@ -405,6 +405,27 @@ class TestIdleStreams:
         batcher = None
         run(main())
 
+    def test_a_close_waits_for_a_callback_that_closes_too(self):
+        """It waits for the others, and not for itself; whoever else closes the batcher waits for all."""
+        pool, ended = LSTM.pool(capacity=1), []
+
+        async def on_evict(slot, snapshot):
+            await batcher.close()
+            await asyncio.sleep(0.02)
+            ended.append(slot)
+
+        async def main():
+            nonlocal batcher
+            batcher = Batcher(pool, max_delay=0, idle_timeout=0.01, on_evict=on_evict)
+            slot = await batcher.open()
+            while not batcher._idle._stopping:
+                await asyncio.sleep(0)
+            await batcher.close()
+            assert ended == [slot]
+
+        batcher = None
+        run(main())
+
     @pytest.mark.parametrize("begun", [False, True])
     def test_a_cancelled_callback_is_logged(self, begun, caplog):
         pool, started = LSTM.pool(capacity=1), []

@@ -38,6 +38,7 @@ class IdleStreams:
         self._closing: dict[int, Request] = {}
         self._recent: dict[int, None] = {}  # slots closed lately
         self._calls: set[asyncio.Task] = set()
+        self._stopping: set[Any] = set()  # those that wait for the others here
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,9 +53,13 @@ class IdleStreams:
             self._timer.cancel()
         me = asyncio.current_task()
         if me in self._calls:
-            self._calls.discard(me)
-        while self._calls or self._closing:
-            await asyncio.wait([*self._calls, *(request.future for request in self._closing.values())])
+            self._stopping.add(me)
+        while True:
+            calls = self._calls - self._stopping if me in self._stopping else self._calls
+            left = [*calls, *(request.future for request in self._closing.values())]
+            if not left:
+                return
+            await asyncio.wait(left)
 
     def touch(self, slot: int) -> None:
         """The clock of a stream starts again."""
@@ -123,6 +128,7 @@ class IdleStreams:
     def _called(self, slot: int, task: asyncio.Task) -> None:
         """A call of on_evict has ended."""
         self._calls.discard(task)
+        self._stopping.discard(task)
         if task.cancelled():
             logger.error("on_evict was cancelled for slot %d: its snapshot is lost", slot)
 

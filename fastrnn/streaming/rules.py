@@ -13,7 +13,7 @@ from ..graph import Graph, Node
 from ..graph import dims as D
 from ..graph.registry import Registry
 from ..graph.traverse import roots
-from ..graph.vocabulary import ROWS
+from ..graph.vocabulary import Meeting
 from ..records import dataclass
 from .timetable import INPUT, Clock
 
@@ -82,11 +82,14 @@ def _reshaped_lead(walk: Walk, node: Node, track: Track) -> Track:
     raise Mixed("moves elements from one step to another")
 
 
+JOINS = Meeting(lambda attrs, rank: (attrs["axis"],), "joins {joined}")
+
+
 @follows("concat")
 def _concat(walk: Walk, node: Node):
     lead = walk.tails.joints.get(node.name)
     if lead is None:
-        return [walk.meeting(node, ROWS["concat"].meets)]
+        return [walk.meeting(node, JOINS)]
     track, axis = walk.track(node, 1), node.attrs["axis"]
     if track != Track(axis):
         raise Mixed("puts cached steps in front of a sequence at another pace than the input's")

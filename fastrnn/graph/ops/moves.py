@@ -8,7 +8,7 @@ from ...errors import ShapeError
 from .. import dims as D
 from ..precision import meant_by
 from ..shapes import broadcast, check_axis, check_precision
-from ..vocabulary import ANY_FLOAT, BOOL, DIM, DIMS, INT, INTS, PRECISION, TEXT, Meeting, graph_op
+from ..vocabulary import ANY_FLOAT, BOOL, DIM, DIMS, INT, INTS, PRECISION, TEXT, graph_op
 
 
 def _transpose_dims(inputs, attrs):
@@ -77,7 +77,6 @@ def _concat_dims(inputs, attrs):
     "concat(x, ...)",
     attrs={"axis": INT},
     dims=_concat_dims,
-    meets=Meeting(lambda attrs, rank: (attrs["axis"],), "joins {joined}"),
     moves=True,
 )
 def _concat(*parts, axis):
