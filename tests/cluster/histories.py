@@ -18,6 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from simulated import World, in_virtual_time, mixed
 
+from fastrnn.errors import StateError
 from fastrnn.ray.words import StepsLost
 
 SEEN: Counter = Counter()
@@ -130,7 +131,11 @@ async def shared(world, rng):
         if gone:
             assert len(world.callers) > 2, f"{gone} are not there, and no caller has ended"
             SEEN["gone"] += 1
-            await caller.open(gone)
+            try:
+                await caller.open(gone)
+            except StateError:  # their caller was slow, and has brought one back meanwhile
+                SEEN["back"] += 1
+                continue
             for id in gone:
                 lone.open(id)
         for id in await ticks(world, caller, lone, rng, False):
