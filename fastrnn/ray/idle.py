@@ -1,4 +1,4 @@
-"""Streams of gateways that nobody steps any more: their host ends them, and says so.
+"""Idle streams of gateways: their host ends them, and says so.
 
 A client that goes away leaves its stream open, and no gateway sees all its steps, so the clock is the host's. Each
 gateway asks every second. A host ends what that gateway stepped last, and what a gateway did that has not asked for

@@ -60,7 +60,7 @@ class Store(Protocol):
 class Shard:
     """A shard that a host has. number : of the next checkpoint. kept : (number, name) of those in the store, the older
     first. streams : id -> slot. gens : id -> its generation. dirty : something changed since the last capture.
-    closed : id -> generation, of streams that ended lately; expired : those that nobody stepped.
+    closed : id -> generation, of streams that ended lately; expired : those that were idle.
     unsure : until when callers may bring back streams that no checkpoint had. owes : the checkpoint that the older
     one kept must reach before the streams that changed their caller may be stepped. ended : the next checkpoint when a
     stream was closed last."""

@@ -1,4 +1,4 @@
-"""How many sequences of a gateway's model are live, and the end of those that nobody steps."""
+"""How many sequences of a gateway's model are live, and the end of idle ones."""
 
 from __future__ import annotations
 

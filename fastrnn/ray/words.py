@@ -14,14 +14,14 @@ from ..errors import StreamError
 MOST_SHARDS = 1 << 16
 NEVER = 1 << 62  # a label that no checkpoint reaches
 UNKNOWN_END = sys.maxsize  # of a range of lost steps: nobody knows how many were answered
-GATEWAY = 1 << 60  # callers from this number on are gateways, whose streams end if nobody steps them
+GATEWAY = 1 << 60  # callers from this number on are gateways, whose idle streams end
 
 # Why a host refuses a shard. MOVED: it has no such shard. STALE: it took it up again since. CUT_OFF: its lease ended.
 MOVED, STALE, CUT_OFF = "moved", "stale", "cut off"
 OWED = "owed"  # why a flush is refused: a checkpoint that is kept does not know yet which caller has a stream
 # What became of a row of an attach. FOUND; EXISTS: an open of a live id; UNKNOWN; TAKEN: another caller steps it;
 # CLOSED: it was closed. WAITING: the caller that stepped it may still send again what its restored shard lacks.
-# EXPIRED: it was ended because nobody stepped it.
+# EXPIRED: it was ended because it was idle.
 FOUND, EXISTS, UNKNOWN, TAKEN, CLOSED, WAITING, EXPIRED = range(7)
 # What an attach wants of a row. OPEN: a new stream. ADOPT: one that is there, whoever stepped it before. RECOVER: this
 # caller's own, made anew if it is gone.
