@@ -1,6 +1,6 @@
 """The grammar: assignments of expressions, read by Python's own parser and checked against a short list.
 
-Allowed are names, numbers, `+ - * / @`, unary minus, integer powers, slices of features with integers, and calls of
+Allowed are names, numbers, `+ - * / % @`, unary minus, integer powers, slices of features with integers, and calls of
 `FUNCTIONS`; a comparison is the first argument of `where`. `parse` refuses everything else.
 """
 
@@ -30,7 +30,7 @@ ACTIVATIONS |= {"swish": ("silu", 0.0, 0.0), "leaky_relu": ("leaky_relu", 0.01, 
 COMPARISONS = {ast.Lt: "less", ast.LtE: "less_equal", ast.Gt: "greater", ast.GtE: "greater_equal", ast.Eq: "equal"}
 # Over the features, or along one axis of them, which is then gone: function -> that of `reduce`
 REDUCTIONS = {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min"}
-OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
+OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Mod: "mod"}
 # Functions that may be called: name -> (fewest arguments, most); `epsilon` may be passed by name.
 FUNCTIONS = {
     **dict.fromkeys(ACTIVATIONS, (1, 1)),
@@ -175,7 +175,7 @@ class _Reader:
         elif isinstance(e, ast.Call):
             self.call(e)
         else:
-            raise self.fail(f"{ast.unparse(e):.40} is not part of the grammar: + - * / @, functions, names, numbers")
+            raise self.fail(f"{ast.unparse(e):.40} is not part of the grammar: + - * / % @, functions, names, numbers")
 
     def name(self, name: str) -> None:
         if name in self.assigned or name in self.arrays or name in self.inputs:

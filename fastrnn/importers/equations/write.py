@@ -23,6 +23,7 @@ from .grammar import (
     is_fixed,
     whole,
 )
+from .integers import Integers, IntegerWriter, exact
 from .shapes import Shape
 
 
@@ -35,15 +36,20 @@ class Writer:
         self.known: dict[str, np.ndarray | Value] = dict(system.arrays)
         self.ago: dict[tuple[str, int], Value] = {}
         self.target = ""
+        self.integers = IntegerWriter(self)
 
     def graph(self, outputs: tuple[str, ...], initial: dict) -> Graph:
+        self.found = Integers(self.system, {name: exact(f"initial[{name!r}]", v) for name, v in initial.items()})
         for name in self.system.inputs:
             x = self.w.input(name, "float32", (BATCH, TIME, *self.shapes[name]))
             self.known[name] = self.w.transpose(x, 1, 0, *range(2, len(x.dims)))
         self.remember(initial)
         for equation in self.system.equations:
             self.target = equation.name
-            made = self.of(equation.expression)
+            integer = id(equation.expression) in self.found.nodes and equation.name in self.found.names
+            made = (self.integers if integer else self).of(equation.expression)
+            if integer and not isinstance(made, Value):
+                made = np.array(made, np.int64 if equation.name in self.system.remembered else np.float64)
             if equation.name in self.system.remembered or equation.name in outputs:
                 made = self.whole(made, self.shapes[equation.name])
             self.known[equation.name] = made
@@ -63,7 +69,8 @@ class Writer:
             raise ModelFormatError(f"initial= names {', '.join(unknown)}, but no equation uses prev() of it")
         for name, depth in self.system.remembered.items():
             shape = self.shapes[name]
-            steps = Value(f"{name}~", "float32", (TIME, BATCH, *shape))
+            dtype = "int64" if name in self.found.names else "float32"
+            steps = Value(f"{name}~", dtype, (TIME, BATCH, *shape))
             self.w.values[steps.name] = steps
             starts = self.starts(name, initial.get(name), depth, shape)
             for ago in range(1, depth + 1):
@@ -80,7 +87,7 @@ class Writer:
         """The values assumed 1, 2, .. steps before the first: float64 [depth, ..], None for zeros."""
         if given is None:
             return None
-        array = as_array(f"initial[{name!r}]", given)
+        array = (exact if name in self.found.names else as_array)(f"initial[{name!r}]", given)
         if array.ndim > len(shape) and array.shape[0] == depth:
             rows = array
         else:
@@ -122,7 +129,12 @@ class Writer:
 
     # -- expressions --
     def of(self, e: ast.expr):
-        """The operand that an expression evaluates to."""
+        """The operand that an expression evaluates to, in floating point."""
+        if id(e) in self.found.nodes:
+            made = self.integers.of(e)
+            if not isinstance(made, Value):
+                return np.float64(made)
+            return self.w.add("cast", made, label=f"{self.target}.cast", to="float32")
         if isinstance(e, ast.Constant):
             return np.float64(e.value)
         if isinstance(e, ast.Name):
@@ -135,13 +147,13 @@ class Writer:
             return self.product(e)[0]
         if isinstance(e, ast.BinOp) and isinstance(e.op, ast.Pow):
             return self.power(self.of(e.left), e.right.value)
-        if isinstance(e, ast.BinOp) and isinstance(e.op, ast.Mult | ast.Div):
+        if isinstance(e, ast.BinOp) and isinstance(e.op, ast.Mult | ast.Div | ast.Mod):
             return self.pointwise(OPERATORS[type(e.op)], self.of(e.left), self.of(e.right))
         return self.sum_of(e)
 
     def sum_of(self, e: ast.expr):
         """A sum. Its arrays are added up first and become the bias of its first product."""
-        terms = list(_terms(e, 1.0))
+        terms = list(_terms(e, 1.0, self.found.nodes))
         if len(terms) == 1 and terms[0][0] < 0:
             made = self.of(terms[0][1])
             return -made if not isinstance(made, Value) else self.w.unary("neg", made, label=f"{self.target}.neg")
@@ -241,7 +253,14 @@ class Writer:
     def chosen(self, e: ast.Call, label: str):
         """where(a < b, x, y)."""
         test = e.args[0]
-        a, b, x, y = (self.of(v) for v in (test.left, test.comparators[0], *e.args[1:]))
+        x, y = (self.of(v) for v in e.args[1:])
+        if {id(test.left), id(test.comparators[0])} <= self.found.nodes:
+            chosen = self.integers.compared(test)
+            if not isinstance(chosen, Value):
+                return x if chosen else y
+            rank = max(len(v.dims) - 2 if isinstance(v, Value) else v.ndim for v in (chosen, x, y))
+            return self.w.add("where", *(self.live(v, rank) for v in (chosen, x, y)), label=label)
+        a, b = (self.of(v) for v in (test.left, test.comparators[0]))
         if not any(isinstance(v, Value) for v in (a, b, x, y)):
             return np.where(binary(COMPARISONS[type(test.ops[0])], a, b), x, y)
         rank = max(len(v.dims) - 2 if isinstance(v, Value) else v.ndim for v in (a, b, x, y))
@@ -321,12 +340,14 @@ def _is_product(e: ast.expr) -> bool:
     return isinstance(e, ast.BinOp) and isinstance(e.op, ast.MatMult)
 
 
-def _terms(e: ast.expr, sign: float):
-    """(sign, term) of each term of a sum."""
-    if isinstance(e, ast.BinOp) and isinstance(e.op, ast.Add | ast.Sub):
-        yield from _terms(e.left, sign)
-        yield from _terms(e.right, sign if isinstance(e.op, ast.Add) else -sign)
+def _terms(e: ast.expr, sign: float, kept: set[int]):
+    """(sign, term) of each term of a sum. A sum of whole numbers is one term: it is exact."""
+    if id(e) in kept:
+        yield sign, e
+    elif isinstance(e, ast.BinOp) and isinstance(e.op, ast.Add | ast.Sub):
+        yield from _terms(e.left, sign, kept)
+        yield from _terms(e.right, sign if isinstance(e.op, ast.Add) else -sign, kept)
     elif isinstance(e, ast.UnaryOp):
-        yield from _terms(e.operand, -sign if isinstance(e.op, ast.USub) else sign)
+        yield from _terms(e.operand, -sign if isinstance(e.op, ast.USub) else sign, kept)
     else:
         yield sign, e

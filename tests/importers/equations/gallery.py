@@ -194,6 +194,42 @@ def _(a, x, s):
     return s.h
 
 
+@step("AntisymmetricRNN")
+def _(a, x, s):
+    h = s.h * np.ones(6)
+    inside = (a.R - a.R.T - 0.1 * np.eye(6)) @ h
+    s.h = h + 0.2 * sig(inside + a.Wz @ x) * tanh(inside + a.Wh @ x)
+    return s.h
+
+
+@step("Mogrifier LSTM")
+def _(a, x, s):
+    h = s.h * np.ones(6)
+    x = 2 * sig(a.Q @ h) * x
+    h = 2 * sig(a.P @ x) * h
+    i, f, o, g = (w @ x + u @ h for w, u in ((a.Wi, a.Ri), (a.Wf, a.Rf), (a.Wo, a.Ro), (a.Wc, a.Rc)))
+    s.c = sig(f) * s.c + sig(i) * tanh(g)
+    s.h = sig(o) * tanh(s.c)
+    return s.h
+
+
+@step("LSTM with layer norms")
+def _(a, x, s):
+    def norm(v, scale):
+        return (v - v.mean()) / np.sqrt(v.var() + 1e-5) * scale
+
+    i, f, o, g = (norm(a.W @ x, a.Gx) + norm(a.R @ (s.h * np.ones(6)), a.Gh) + a.b).reshape(4, 6)
+    s.c = sig(f + 1) * s.c + sig(i) * tanh(g)
+    s.h = sig(o) * tanh(norm(s.c, a.Gc))
+    return s.h
+
+
+@step("Running mean with the bias correction of Adam")
+def _(a, x, s):
+    s.t, s.m = s.t + 1, 0.9 * s.m + 0.1 * (a.W @ x)
+    return s.m / (1 - np.exp(a.L) ** s.t)
+
+
 @step("sLSTM")
 def _(a, x, s):
     """Without the stabiliser, which cancels."""

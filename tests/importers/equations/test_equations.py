@@ -387,4 +387,4 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for block in blocks:
         exec(compile(block, "docs/guide/equations.md", "exec"), names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4

@@ -30,6 +30,8 @@ SHAPES = {
     "LRU": dict.fromkeys(("Cr", "Ci"), (3, H)),
     "coRNN": {"V": (H, H)},
     "LMU": {"A": (4, 4), "B": (4,), "Wu": (X,), "Ru": (H,), "V": (H, 4)},
+    "Mogrifier LSTM": {"Q": (X, H), "P": (H, X)},
+    "LSTM with layer norms": {"W": (4 * H, X), "R": (4 * H, H), "Gx": (4 * H,), "Gh": (4 * H,), "b": (4 * H,)},
     "Mamba-2": {"Wd": (X,), "bd": (), "A": ()},
     "DeltaNet": {"Wb": (X,)},
     "Gated DeltaNet": {"Wb": (X,), "Wa": (X,)},
@@ -55,6 +57,8 @@ def arrays_of(name):
         arrays[word] = rng.normal(0, 0.6, shape).astype(np.float32)
     if name in ("S4D", "Mamba-1"):
         arrays["A"] = -np.abs(arrays["A"])
+    if name.startswith("Running mean"):
+        arrays["L"] = np.float32(np.log(0.9)).reshape(())
     return arrays | ({"L": rng.uniform(0.1, 0.6, H).astype(np.float32)} if name == "HGRN" else {})
 
 
@@ -72,7 +76,7 @@ def by_paper(name, arrays, x):
 
 def test_every_text_has_a_reading():
     assert set(TEXTS) == set(STEPS)
-    assert len(TEXTS) >= 36
+    assert len(TEXTS) >= 41
 
 
 @pytest.mark.parametrize("name", STEPS)
