@@ -200,9 +200,13 @@ def _inline(model, where: str):
 def _settled(file: File, table: SymbolTable, axes: given.OpenAxes) -> Graph:
     """Walk until the symbols no longer change. A walk collects what it learns, and the next one starts from that."""
     axes.tables.append(table)
-    first = precheck(file, file.nodes, [*file.constants, *file.bind])
+    first, hints = precheck(file, file.nodes, [*file.constants, *file.bind]), table.hints
     while True:
-        problems = list(first)
+        if table.hints != hints and file.apart:  # copies may be as many as a length that is known now
+            file.apart.clear()
+            _roll_up(file)
+            first = precheck(file, file.nodes, [*file.constants, *file.bind])
+        problems, hints = list(first), table.hints
         try:
             finished, ctx = walk(file, table, problems)
         except Restart:

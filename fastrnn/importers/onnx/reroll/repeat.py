@@ -108,6 +108,8 @@ def _sequence(ctx, value, source: Source, copies: Copies) -> Live:
     x = ctx.live(value)
     axis = axis_of(source.axis, len(x.dims))
     steps = x.dims[axis]
+    if isinstance(steps, Dim) and not ctx.table.genuine(steps):
+        ctx.table.vote(steps, "time")  # if the copies' result meets it, the file has that length alone: the example
     if not isinstance(steps, Dim) or not ctx.table.genuine(steps) or ctx.table.example(steps) != copies.count:
         raise Finding(f"{copies.count} copies over {steps} steps")
     rest = (*x.dims[:axis], *x.dims[axis + 1 :])

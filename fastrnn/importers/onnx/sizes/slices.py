@@ -45,6 +45,8 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
         (low, low_ex), (high, high_ex) = place(start, 0), place(end, 0)
         if isinstance(low, int) and low and low == example - 1 and high == size:
             low = size - 1
+        if low == 0 and step == 1 and isinstance(high, int):
+            high = _before_padding(table, size, high)
     else:
         (low, low_ex), (high, high_ex) = place(start, -1), place(end, -1)
         if isinstance(low, int) and low == example - 1:
@@ -58,6 +60,13 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
         _check_order(ctx, size, low, high, step)
     _note_numbers(ctx, x, axis, (start, end, step), (low, high))
     return low, high
+
+
+def _before_padding(table, size, high: int):
+    """The length that padding made longer, if the number written is that length: conv(pad(x))[:9] of 9 steps."""
+    added = table.example(size) - high
+    length = table.single(size - added) if added > 0 else None
+    return size - added if length is not None and length.genuine and length.example == high else high
 
 
 def _not_before(table, size, low, high) -> None:
@@ -87,7 +96,7 @@ def _note_numbers(ctx, x, axis: int, written: tuple, resolved: tuple) -> None:
             ledger.count(size, label, f"takes step {start} by its number", weak=start == example - 1)
         return
     restored = ctx.table.single(high - low) is not None and ctx.table.single(size) is None
-    if 0 <= end < FAR:
+    if 0 <= end < FAR and not (restored and start == 0):
         ledger.count(size, label, f"takes steps up to {end}", weak=end == example)
     elif start == 0 and end < 0:
         ledger.cuts.add((source, axis, -end))

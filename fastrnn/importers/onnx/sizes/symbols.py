@@ -61,6 +61,7 @@ class SymbolTable:
         self.policy = policy
         self.given = given or {}  # (input, axis) -> the caller's number
         self.axes: dict[tuple[str, int], Symbol] = {}  # (input, axis) -> its symbol
+        self.hints = 0  # open symbols that got an example
         self.multiples: dict[str, int] = {}  # name of an open symbol -> what it is taken to be a multiple of
         self.ledger = Ledger(policy)
         self.reasons: dict[str, str] = {}  # name of a symbol that stays at the file's number -> reason
@@ -325,7 +326,7 @@ class SymbolTable:
     def hint(self, sym: Symbol, value: int, where: str) -> None:
         """Give an open symbol, as its example, the number that the exporter wrote for it elsewhere; restart."""
         self._start_again()
-        sym.example, sym.genuine = value, True
+        sym.example, sym.genuine, self.hints = value, True, self.hints + 1
         self.found[f"hint {sym.name}"] = f"{sym.label} is open, but the file has {value} for it: {where}"
         raise Restart
 
