@@ -162,12 +162,12 @@ class _Writer:
         found: dict[int, str] = {}
         rows = 0
 
-        def tell(count: int, problems: dict[int, str]) -> None:
+        def tell(_: Unit, count: int, problems: dict[int, str]) -> None:
             nonlocal rows
             rows += count
             found.update(problems)
 
-        self.job.write(self.folder, unit, tell)
+        self.job.write(self.folder, [unit], tell)
         return rows, found
 
 

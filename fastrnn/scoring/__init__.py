@@ -5,6 +5,7 @@ running.py   rows of different lengths through a model
 scorer.py    `Scorer`: a record batch in, a record batch out; all of Ray, Spark and the command run it
 sources.py   data files, their parts and fingerprints
 parts.py     the folder of answers: whole parts, and the record by which a run goes on
+beside.py    threads that read ahead and write behind
 files.py     `score`: files to files
 shipping.py  a scorer in other processes
 """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import queue
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -19,13 +19,15 @@ from ..model import Model
 from ..records import dataclass
 from ..runtime.arguments import whole_number
 from . import parts
-from .scorer import Scorer
+from .beside import AHEAD, Answers, Behind, ahead
+from .scorer import Scorer, Scoring
 from .sources import PART_ROWS, Source, Unit, sources_of
 
 BATCH_ROWS = 1024
 MOST_ROWS = 1 << 24
-AHEAD = 2  # batches that are read, and that run, before the one that is written
 Progress = Callable[[float, str], None]
+Tell = Callable[[Unit, int, dict[int, str]], None]
+Check = Callable[[Unit], None]
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,68 @@ class Job:
             "made_by": made_by(self.scorer.model),
         }
 
-    def write(self, folder: parts.Folder, unit: Unit, tell: Callable[[int, dict[int, str]], None]) -> None:
-        """Score a unit and write its part. tell : called with the rows of each batch, and what is wrong with some."""
+    def write(self, folder: parts.Folder, units: Sequence[Unit], tell: Tell, check: Check = lambda unit: None) -> None:
+        """Score units and write their parts. The next batches are read, and the last ones written, while others run.
+
+        tell : called with the unit and the number of rows of each batch, and with what is wrong with some
+        check : called with each unit before its file gets its name; if it raises, there is no such file
+        """
         schema = self.scorer.schema(self.given)
         options = parts.writing(schema, self.scorer.options["outputs"].values(), self.compression)
-        folder.write(unit.name, schema, self._answers(unit, tell), options)
+        with Behind(folder, schema, options, check) as behind, closing(self._answers(units, tell)) as found:
+            for answers in found:
+                behind.put(answers)
 
-    def _answers(self, unit: Unit, tell) -> Iterator[pa.RecordBatch]:
-        source, columns = self.sources[unit.file], self.given.names
-        pending: deque = deque()
+    def _read(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int, pa.RecordBatch]]:
+        for file, some in itertools.groupby(units, key=lambda u: u.file):
+            yield from self.sources[file].batches(list(some), self.given.names)
+
+    def _answers(self, units: Sequence[Unit], tell: Tell) -> Generator[Answers, None, None]:
+        pending: deque[_Pending] = deque()
+        read = ahead(self._read(units))
+        failed: Exception | None = None
         try:
-            for at, batch in _ahead(source.batches(unit, columns)):
-                pending.append((at, self.scorer.submit(batch, lambda row, at=at: f"{source.label}, row {at + row}")))
-                if len(pending) > AHEAD:
-                    yield self._finished(*pending.popleft(), tell)
-            while pending:
-                yield self._finished(*pending.popleft(), tell)
+            while failed is None or pending:
+                if failed is None and self._idle(pending):
+                    try:
+                        pending.append(self._begun(*next(read)))
+                    except Exception as error:  # raised when the batches before it are done
+                        failed = error
+                else:
+                    yield pending.popleft().finished(tell)
         finally:
-            for _, scoring in pending:
-                scoring.cancel()
+            read.close()
+            for some in pending:
+                some.scoring.cancel()
+        if not isinstance(failed, StopIteration):
+            raise failed
 
-    @staticmethod
-    def _finished(at: int, scoring, tell) -> pa.RecordBatch:
-        found = scoring.result()
-        tell(found.num_rows, {at + row: text for row, text in scoring.problems.items()})
-        return found
+    def _idle(self, pending: deque[_Pending]) -> bool:
+        """Whether threads may have nothing to do while the first of the batches that run ends."""
+        if len(pending) <= AHEAD:
+            return True
+        threads = self.scorer.threads
+        return len(pending) <= threads and sum(p.scoring.pieces for p in list(pending)[1:]) < threads
+
+    def _begun(self, unit: Unit, at: int, batch: pa.RecordBatch) -> _Pending:
+        label = self.sources[unit.file].label
+        scoring = self.scorer.submit(batch, lambda row: f"{label}, row {at + row}")
+        return _Pending(unit, at, at + batch.num_rows == unit.stop, scoring)
+
+
+class _Pending(NamedTuple):
+    """A batch that runs: the rows of a unit from `at` on; last : of the unit."""
+
+    unit: Unit
+    at: int
+    last: bool
+    scoring: Scoring
+
+    def finished(self, tell: Tell) -> Answers:
+        """Wait for it."""
+        found = self.scoring.result()
+        tell(self.unit, found.num_rows, {self.at + row: text for row, text in self.scoring.problems.items()})
+        return Answers(self.unit, found, self.last)
 
 
 def score(
@@ -176,28 +215,27 @@ def _run(job: Job, folder: parts.Folder, began: float, progress: Progress) -> Sc
     check_parts(folder, units)
     folder.remove_leftovers()
     prints = [s.fingerprint() for s in job.sources]
-    done = scored = resumed = failed = 0
+    missing = [u for u in units if not folder.has(u.name)]
+    done = rows - sum(u.stop - u.start for u in missing)
+    scored = failed = 0
     first = ""
 
-    def tell(count: int, problems: dict[int, str]) -> None:
+    def tell(unit: Unit, count: int, problems: dict[int, str]) -> None:
         nonlocal done, scored, failed, first
         done, scored, failed = done + count, scored + count, failed + len(problems)
         if problems and not first:
             row = min(problems)
-            first = f"{source.label}, row {row}: {problems[row]}"
+            first = f"{job.sources[unit.file].label}, row {row}: {problems[row]}"
         speed = scored / max(time.perf_counter() - began, 1e-9)
         progress(done / max(rows, 1), f"{done:,} of {rows:,} rows, {speed:,.0f} a second")
 
-    for unit in units:
+    def check(unit: Unit) -> None:
         source = job.sources[unit.file]
-        if folder.has(unit.name):
-            done, resumed = done + unit.stop - unit.start, resumed + 1
-            continue
-        job.write(folder, unit, tell)
         if source.fingerprint() != prints[unit.file]:
-            (folder.path / unit.name).unlink()
             raise FastRNNError(f"{source.label} has changed while it was read: begin anew with restart (--restart)")
-    seconds = time.perf_counter() - began
+
+    job.write(folder, missing, tell, check)
+    seconds, resumed = time.perf_counter() - began, len(units) - len(missing)
     return ScoreReport(str(folder.path), rows, scored, failed, len(units), resumed, first, seconds)
 
 
@@ -213,41 +251,3 @@ def made_by(model: Model) -> dict[str, str]:
     from fastrnn import __version__
 
     return {"fastrnn": __version__, "isa": str(isa_info()["active"]), "pyarrow": pa.__version__}
-
-
-def _ahead(items: Iterator) -> Iterator:
-    """The items, of which the next ones are read by a thread meanwhile."""
-    ready: queue.Queue = queue.Queue(AHEAD)
-    stop = threading.Event()
-
-    def put(item) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def read() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((None, None))
-        except BaseException as error:
-            put((None, error))
-
-    reader = threading.Thread(target=read, name="fastrnn-read", daemon=True)
-    reader.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        reader.join()

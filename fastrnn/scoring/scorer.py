@@ -182,7 +182,7 @@ class _Bound:
 
 
 class Scoring:
-    """The answers to one batch, once its pieces are done."""
+    """The answers to one batch, once its pieces are done. pieces : how many"""
 
     def __init__(self, scorer: Scorer, bound: _Bound, batch: pa.RecordBatch, where: Callable[[int], str] | None):
         self._scorer, self._bound, self._batch, self._where = scorer, bound, batch, where
@@ -200,6 +200,7 @@ class Scoring:
         good = [i for i in range(batch.num_rows) if i not in self.problems]
         running = bound.running
         self._pieces = running.pieces(self._rows, good)
+        self.pieces = len(self._pieces)
         self._futures: list[Future] = [
             scorer._pool().submit(running.run, [self._rows[i] for i in piece]) for piece in self._pieces
         ]

@@ -18,7 +18,12 @@ from ..records import dataclass
 SUFFIXES = (".parquet", ".pq", ".npy", ".npz")
 PART_ROWS = 1 << 16  # of a part at most
 PART_BYTES = 128 << 20  # of its input, about
-BATCH_BYTES = 32 << 20  # of a batch's input, about
+BATCH_BYTES = (
+    8 << 20
+)  # of a batch's input, about: with 16 MiB, memory is not used again, and new pages cost 6 % of a run
+MOST_BYTES = 32 << 20  # of a batch of few rows
+FEW_ROWS = 128  # that a model runs together
+READ_BYTES = 1 << 20  # of a column that are read at once; without it, a whole row group's
 EDGE = 1 << 16  # bytes at the beginning and end of a file that its fingerprint covers
 
 
@@ -78,39 +83,39 @@ class Source:
 
     def units(self, number: int, batch_rows: int, part_rows: int) -> list[Unit]:
         """The parts of the file."""
-        batch = max(1, min(batch_rows, BATCH_BYTES // self.row_bytes))
+        few = min(FEW_ROWS, MOST_BYTES // self.row_bytes)
+        batch = max(1, min(batch_rows, max(few, BATCH_BYTES // self.row_bytes)))
         most = min(part_rows, max(batch, PART_BYTES // self.row_bytes // batch * batch))
         return [Unit(number, at, min(at + most, self.rows), batch) for at in range(0, self.rows, most)]
 
-    def batches(self, unit: Unit, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(number of the first row, rows) of a unit, in order."""
+    def batches(self, units: Sequence[Unit], columns: Sequence[str]) -> Iterator[tuple[Unit, int, pa.RecordBatch]]:
+        """(unit, number of the first row, rows) of units of this file, in order.
+
+        Where a batch begins and ends depends on its unit alone.
+        """
         if not self.is_parquet:
             arrays = {n: a for n, a in self._arrays().items() if n in columns or n == "lengths"}
-            for at in range(unit.start, unit.stop, unit.batch):
-                found = self._numpy_batch(arrays, at, min(at + unit.batch, unit.stop))
-                yield at, found.select(list(columns))
+            for unit, start, stop in _spans(units):
+                yield unit, start, self._numpy_batch(arrays, start, stop).select(list(columns))
             return
-        with pq.ParquetFile(self.path, pre_buffer=False) as file:
-            first, groups = self._groups(file.metadata, unit)
-            skip, left, at = unit.start - first, unit.stop - unit.start, unit.start
-            for batch in file.iter_batches(unit.batch, row_groups=groups, columns=list(columns)):
-                kept = batch.slice(min(skip, batch.num_rows))[:left]
-                skip -= batch.num_rows - kept.num_rows if skip else 0
-                skip, left = max(skip, 0), left - kept.num_rows
-                if kept.num_rows:
-                    yield at, kept.select(list(columns))
-                    at += kept.num_rows
-                if not left:
-                    return
-        raise FastRNNError(f"{self.label}: has fewer rows than its footer says")
+        with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=READ_BYTES) as file:
+            for some in _runs(units):
+                first, groups = self._groups(file.metadata, some[0].start, some[-1].stop)
+                read = file.iter_batches(some[0].batch, row_groups=groups, columns=list(columns))
+                rows = _Rows(read, first)
+                for unit, start, stop in _spans(some):
+                    batch = rows.take(start, stop)
+                    if batch is None:
+                        raise FastRNNError(f"{self.label}: has fewer rows than its footer says")
+                    yield unit, start, batch.select(list(columns))
 
     @staticmethod
-    def _groups(meta, unit: Unit) -> tuple[int, list[int]]:
-        """(first row, row groups) that hold the rows of a unit."""
+    def _groups(meta, start: int, stop: int) -> tuple[int, list[int]]:
+        """(first row, row groups) that hold rows."""
         at, first, found = 0, 0, []
         for i in range(meta.num_row_groups):
             rows = meta.row_group(i).num_rows
-            if at < unit.stop and at + rows > unit.start:
+            if at < stop and at + rows > start:
                 first = at if not found else first
                 found.append(i)
             at += rows
@@ -137,10 +142,52 @@ class Source:
         lengths = arrays.get("lengths")
         columns = {}
         for name, array in arrays.items():
-            rows = np.ascontiguousarray(array[start:stop])
+            # A copy keeps a batch that waits from holding the whole array; a mapped one takes no memory.
+            rows = np.ascontiguousarray(array[start:stop]) if isinstance(array, np.memmap) else array[start:stop].copy()
             ragged = lengths is not None and name != "lengths" and array.ndim > 1
             columns[name] = _cut(rows, lengths[start:stop], self.label, start) if ragged else _lists(rows)
         return pa.RecordBatch.from_pydict(columns)
+
+
+def _spans(units: Sequence[Unit]) -> Iterator[tuple[Unit, int, int]]:
+    """(unit, first row, end) of each batch."""
+    for unit in units:
+        for at in range(unit.start, unit.stop, unit.batch):
+            yield unit, at, min(at + unit.batch, unit.stop)
+
+
+def _runs(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Units that follow each other without a gap: their rows are read in one go, and each row group once."""
+    some: list[Unit] = []
+    for unit in units:
+        if some and some[-1].stop != unit.start:
+            yield some
+            some = []
+        some.append(unit)
+    if some:
+        yield some
+
+
+class _Rows:
+    """Consecutive rows, cut anew. begin : number of the first one"""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch], begin: int):
+        self._batches, self._begin, self._end = batches, begin, begin
+        self._batch: pa.RecordBatch | None = None  # rows begin..end
+
+    def take(self, start: int, stop: int) -> pa.RecordBatch | None:
+        """Rows; None if there are not so many. `start` must not be below the last `stop`."""
+        pieces: list[pa.RecordBatch] = []
+        while start < stop:
+            while self._end <= start:
+                self._batch = next(self._batches, None)
+                if self._batch is None:
+                    return None
+                self._begin, self._end = self._end, self._end + self._batch.num_rows
+            piece = self._batch.slice(start - self._begin, min(stop, self._end) - start)
+            pieces.append(piece)
+            start += piece.num_rows
+        return pieces[0] if len(pieces) == 1 else pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
 
 
 def _lists(rows: np.ndarray) -> pa.Array:
