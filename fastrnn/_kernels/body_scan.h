@@ -1,74 +1,87 @@
-/* One step of a matrix state S [K, V]: decay, outer product and read-out in one pass over S. Widest width only.
+/* One step of a matrix state S [K, V]: decay, outer products and read-out in one pass over S. Widest width only.
  *
  * Each element of S and each term of y has one fixed order, so the bits don't depend on how a sequence is cut:
- *   S[k, v] = fma(u[k], w[v], d * S[k, v])
+ *   S[k, v] = fma(u[k], w[v], d * S[k, v]), then the same of a second outer product
  *   y[v]    = the terms q[k] S[k, v] of even k, + those of odd k, each in order       (down: vectors over v)
  *   y[k]    = the terms S[k, v] q[v] of each v mod VEC_W in order, joined by halves     (across)
  */
 
-enum { FRNN_KEEP, FRNN_OF_ROW, FRNN_OF_ELEMENT, FRNN_EXP_OF_ELEMENT }; /* what S is multiplied with */
+enum { FRNN_OF_ROW, FRNN_OF_ELEMENT, FRNN_EXP_OF_ELEMENT }; /* what S is multiplied with */
+enum { FRNN_AS_IT_IS, FRNN_ONE, FRNN_SOME }; /* what is added: nothing, an outer product, or any terms */
 #define FRNN_COLUMNS 4 /* vectors of a row at once */
 
+/* What row k of S takes. */
+typedef struct frnn_scan_of_row {
+    vec decay, u, u2, q;
+} frnn_scan_of_row;
+
 /* VEC_W - n lanes beyond n are zero in every vector, so sums over them add zero. */
-FRNN_INLINE vec frnn_scan_vector(const int decay, const int update, const frnn_scan *s, int64_t k, int64_t v, int64_t n,
-                                 vec of_row, vec u, vec w) {
+FRNN_INLINE vec frnn_scan_vector(const int decay, const int added, const frnn_scan *s, int64_t k, int64_t v, int64_t n,
+                                 const frnn_scan_of_row *row, vec w) {
     vec state = vec_load_n(s->from + k * s->from_row + v, n);
-    if (decay == FRNN_OF_ROW) state = of_row * state;
+    if (decay == FRNN_OF_ROW) state = row->decay * state;
     if (decay >= FRNN_OF_ELEMENT) {
         vec d = vec_load_n(s->decay + k * s->decay_row + v, n);
-        state = (decay == FRNN_EXP_OF_ELEMENT ? vec_exp(of_row * d) : d) * state;
+        state = (decay == FRNN_EXP_OF_ELEMENT ? vec_exp(row->decay * d) : d) * state;
     }
-    if (update) {
-        state = vec_fma(u, w, state);
-        vec_store_n(s->to + k * s->to_row + v, n, state);
+    if (added == FRNN_ONE) state = vec_fma(row->u, w, state);
+    if (added == FRNN_SOME) {
+        const frnn_scan_term *t = s->term;
+        state = vec_fma(row->u, vec_load_n(t->w + k * t->w_row + v, n), state);
+        if (t[1].w) state = vec_fma(row->u2, vec_load_n(t[1].w + k * t[1].w_row + v, n), state);
     }
+    if (added == FRNN_ONE || (added == FRNN_SOME && s->to)) vec_store_n(s->to + k * s->to_row + v, n, state);
     return state;
 }
 
-FRNN_INLINE vec frnn_scan_of_row(const int decay, const frnn_scan *s, int64_t k) {
-    return decay == FRNN_OF_ROW           ? vec_splat(s->decay[k * s->decay_row])
-           : decay == FRNN_EXP_OF_ELEMENT ? vec_splat(s->rate[k * s->rate_row])
-                                          : vec_splat(0.0f);
+FRNN_INLINE vec frnn_scan_u(const frnn_scan_term *t, int64_t k) {
+    float u = t->u[0] ? t->u[0][k * t->u_row[0]] : 1.0f;
+    return vec_splat(t->sign * (t->u[1] ? u * t->u[1][k * t->u_row[1]] : u));
 }
 
-FRNN_INLINE vec frnn_scan_u(const frnn_scan *s, int64_t k) {
-    float u = s->u[0] ? s->u[0][k * s->u_row[0]] : 1.0f;
-    return vec_splat(s->u[1] ? u * s->u[1][k * s->u_row[1]] : u);
+FRNN_INLINE frnn_scan_of_row frnn_scan_row_of(const int decay, const int added, const frnn_scan *s, int64_t k) {
+    frnn_scan_of_row row;
+    row.decay = decay == FRNN_OF_ROW           ? vec_splat(s->decay[k * s->decay_row])
+                : decay == FRNN_EXP_OF_ELEMENT ? vec_splat(s->rate[k * s->rate_row])
+                                               : vec_splat(0.0f);
+    row.u = added ? frnn_scan_u(s->term, k) : vec_splat(0.0f);
+    row.u2 = added == FRNN_SOME && s->term[1].w ? frnn_scan_u(s->term + 1, k) : vec_splat(0.0f);
+    row.q = s->q && !s->across ? vec_splat(s->q[k * s->q_step]) : vec_splat(0.0f);
+    return row;
 }
 
 /* Row k of `count` vectors of columns from v on, of which n columns are there. Its terms of y are added to sums. */
-FRNN_INLINE void frnn_scan_row(const int decay, const int update, const int count, const frnn_scan *s, int64_t k,
+FRNN_INLINE void frnn_scan_row(const int decay, const int added, const int count, const frnn_scan *s, int64_t k,
                                int64_t v, int64_t n, const vec *w, vec *sums) {
-    vec of_row = frnn_scan_of_row(decay, s, k), u = update ? frnn_scan_u(s, k) : vec_splat(0.0f);
-    vec q = s->q ? vec_splat(s->q[k * s->q_step]) : vec_splat(0.0f);
+    frnn_scan_of_row row = frnn_scan_row_of(decay, added, s, k);
     for (int r = 0; r < count; r++) {
-        vec state = frnn_scan_vector(decay, update, s, k, v + r * VEC_W, n - r * VEC_W, of_row, u, w[r]);
-        sums[r] = vec_fma(q, state, sums[r]);
+        vec state = frnn_scan_vector(decay, added, s, k, v + r * VEC_W, n - r * VEC_W, &row, w[r]);
+        sums[r] = vec_fma(row.q, state, sums[r]);
     }
 }
 
 /* All rows of these columns. What nothing reads is summed too: a copy of all this code for it gains nothing. */
-FRNN_INLINE void frnn_scan_columns(const int decay, const int update, const int count, const frnn_scan *s, int64_t v,
+FRNN_INLINE void frnn_scan_columns(const int decay, const int added, const int count, const frnn_scan *s, int64_t v,
                                    int64_t n) {
     vec w[FRNN_COLUMNS], even[FRNN_COLUMNS], odd[FRNN_COLUMNS];
     for (int r = 0; r < count; r++) {
-        w[r] = update ? vec_load_n(s->w + v + r * VEC_W, n - r * VEC_W) : vec_splat(0.0f);
+        w[r] = added == FRNN_ONE ? vec_load_n(s->term[0].w + v + r * VEC_W, n - r * VEC_W) : vec_splat(0.0f);
         even[r] = odd[r] = vec_splat(0.0f);
     }
     for (int64_t k = 0; k < s->K; k += 2) {
-        frnn_scan_row(decay, update, count, s, k, v, n, w, even);
-        if (k + 1 < s->K) frnn_scan_row(decay, update, count, s, k + 1, v, n, w, odd);
+        frnn_scan_row(decay, added, count, s, k, v, n, w, even);
+        if (k + 1 < s->K) frnn_scan_row(decay, added, count, s, k + 1, v, n, w, odd);
     }
     for (int r = 0; s->q && r < count; r++) vec_store_n(s->y + v + r * VEC_W, n - r * VEC_W, even[r] + odd[r]);
 }
 
 /* Decays of each element take one vector at a time, which is less code. */
-FRNN_INLINE void frnn_scan_down(const int decay, const int update, const frnn_scan *s) {
+FRNN_INLINE void frnn_scan_down(const int decay, const int added, const frnn_scan *s) {
     int64_t v = 0, wide = FRNN_COLUMNS * VEC_W;
     for (; decay < FRNN_OF_ELEMENT && s->V - v >= wide; v += wide) {
-        frnn_scan_columns(decay, update, FRNN_COLUMNS, s, v, FRNN_COLUMNS * VEC_W);
+        frnn_scan_columns(decay, added, FRNN_COLUMNS, s, v, FRNN_COLUMNS * VEC_W);
     }
-    for (; v < s->V; v += VEC_W) frnn_scan_columns(decay, update, 1, s, v, s->V - v);
+    for (; v < s->V; v += VEC_W) frnn_scan_columns(decay, added, 1, s, v, s->V - v);
 }
 
 /* Lane l: the lanes of rows[l] joined by halves, as frnn_fold joins them. */
@@ -107,25 +120,25 @@ static __attribute__((noinline)) vec frnn_fold_rows(vec *rows) {
 #endif
 
 /* Row k times q, lane by lane. single: a row is one whole vector, so w and q stay in registers. */
-FRNN_INLINE vec frnn_scan_terms(const int decay, const int update, const int single, const frnn_scan *s, int64_t k,
+FRNN_INLINE vec frnn_scan_terms(const int decay, const int added, const int single, const frnn_scan *s, int64_t k,
                                 vec w, vec q) {
-    vec of_row = frnn_scan_of_row(decay, s, k), u = update ? frnn_scan_u(s, k) : vec_splat(0.0f);
+    frnn_scan_of_row row = frnn_scan_row_of(decay, added, s, k);
     vec sum = vec_splat(0.0f);
-    if (single) return frnn_scan_vector(decay, update, s, k, 0, VEC_W, of_row, u, w) * q;
+    if (single) return frnn_scan_vector(decay, added, s, k, 0, VEC_W, &row, w) * q;
     for (int64_t v = 0; v < s->V; v += VEC_W) {
         int64_t n = s->V - v;
-        if (update) w = vec_load_n(s->w + v, n);
-        sum = vec_fma(frnn_scan_vector(decay, update, s, k, v, n, of_row, u, w), vec_load_n(s->q + v, n), sum);
+        if (added == FRNN_ONE) w = vec_load_n(s->term[0].w + v, n);
+        sum = vec_fma(frnn_scan_vector(decay, added, s, k, v, n, &row, w), vec_load_n(s->q + v, n), sum);
     }
     return sum;
 }
 
-FRNN_INLINE void frnn_scan_rows(const int decay, const int update, const int single, const frnn_scan *s) {
-    vec w = single && update ? vec_load(s->w) : vec_splat(0.0f), q = single ? vec_load(s->q) : w;
+FRNN_INLINE void frnn_scan_rows(const int decay, const int added, const int single, const frnn_scan *s) {
+    vec w = single && added ? vec_load(s->term[0].w) : vec_splat(0.0f), q = single ? vec_load(s->q) : w;
     for (int64_t k = 0; k < s->K; k += VEC_W) {
         int64_t count = s->K - k < VEC_W ? s->K - k : VEC_W;
         vec sums[VEC_W];
-        for (int64_t l = 0; l < count; l++) sums[l] = frnn_scan_terms(decay, update, single, s, k + l, w, q);
+        for (int64_t l = 0; l < count; l++) sums[l] = frnn_scan_terms(decay, added, single, s, k + l, w, q);
         for (int64_t l = count; l < VEC_W; l++) sums[l] = vec_splat(0.0f);
         vec total = frnn_fold_rows(sums);
         if (s->y_step == 1) {
@@ -136,33 +149,41 @@ FRNN_INLINE void frnn_scan_rows(const int decay, const int update, const int sin
     }
 }
 
-FRNN_INLINE void frnn_scan_across(const int decay, const int update, const frnn_scan *s) {
+FRNN_INLINE void frnn_scan_across(const int decay, const int added, const frnn_scan *s) {
     if (decay == FRNN_EXP_OF_ELEMENT && s->V == VEC_W) { /* Mamba's */
-        frnn_scan_rows(decay, update, 1, s);
+        frnn_scan_rows(decay, added, 1, s);
     } else {
-        frnn_scan_rows(decay, update, 0, s);
+        frnn_scan_rows(decay, added, 0, s);
     }
 }
 
-#define FORM(decay, update)                                                                                            \
+/* The forms of one outer product, which most recurrences have, keep it in registers. */
+#define FORM(decay, added)                                                                                             \
     if (s->q && s->across) {                                                                                           \
-        frnn_scan_across(decay, update, s);                                                                            \
+        frnn_scan_across(decay, added, s);                                                                             \
     } else {                                                                                                           \
-        frnn_scan_down(decay, update, s);                                                                              \
+        frnn_scan_down(decay, added, s);                                                                               \
     }
 static void frnn_scan_step(const frnn_scan *scan) {
     static const float one = 1.0f; /* S is as it was, without code of its own */
     frnn_scan own = *scan;
     const frnn_scan *s = &own; /* no store to S can change it, so its members stay in registers */
     if (!s->decay) own.decay = &one, own.decay_row = own.decay_column = 0;
-    if (!s->w) {
-        FORM(FRNN_KEEP, 0)
-    } else if (s->rate) {
-        FORM(FRNN_EXP_OF_ELEMENT, 1)
+    const int simple = s->to && !s->term[0].w_row && !s->term[1].w;
+    if (s->rate) {
+        FORM(FRNN_EXP_OF_ELEMENT, FRNN_ONE)
+    } else if (!s->term[0].w) {
+        if (s->decay_column) {
+            FORM(FRNN_OF_ELEMENT, FRNN_AS_IT_IS)
+        } else {
+            FORM(FRNN_OF_ROW, FRNN_AS_IT_IS)
+        }
     } else if (s->decay_column) {
-        FORM(FRNN_OF_ELEMENT, 1)
+        FORM(FRNN_OF_ELEMENT, FRNN_SOME)
+    } else if (simple) {
+        FORM(FRNN_OF_ROW, FRNN_ONE)
     } else {
-        FORM(FRNN_OF_ROW, 1)
+        FORM(FRNN_OF_ROW, FRNN_SOME)
     }
 }
 #undef FORM

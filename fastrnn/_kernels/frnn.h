@@ -239,24 +239,31 @@ typedef struct frnn_space {
 } frnn_space;
 
 /* ---- the table of one instruction set ---- */
+/* sign * u[k] * w(k, v), added to a state [K, V]. */
+typedef struct frnn_scan_term {
+    const float *u[2]; /* u[k] is the product of u[i][k * u_row[i]]; each may be NULL */
+    int64_t u_row[2];
+    const float *w; /* w(k, v) = w[k * w_row + v]; NULL: there is no such term */
+    int64_t w_row; /* 0: an outer product */
+    float sign; /* 1 or -1 */
+} frnn_scan_term;
+
 /* One step of a state S [K, V] whose rows are contiguous:
- *   S[k, v] = d(k, v) S[k, v] + u[k] w[v];    y[v] = sum_k q[k] S[k, v], or across: y[k] = sum_v S[k, v] q[v]
+ *   S[k, v] = d(k, v) S[k, v] + its terms;    y[v] = sum_k q[k] S[k, v], or across: y[k] = sum_v S[k, v] q[v]
  * The new S goes to `to`, which is `from` or does not overlap it. y overlaps nothing. */
 typedef struct frnn_scan {
     int64_t K, V;
     const float *from; /* S before the step; floats from a row to the next */
     int64_t from_row;
-    float *to;
+    float *to; /* NULL: S is only read, as it is after the step */
     int64_t to_row;
     /* d(k, v): 1 if decay is NULL; decay[k * decay_row]; with decay_column = 1, decay[k * decay_row + v]; and with rate,
-     * exp(rate[k * rate_row] * decay[k * decay_row + v]) */
+     * exp(rate[k * rate_row] * decay[k * decay_row + v]), for one outer product as the only term */
     const float *decay;
     int64_t decay_row, decay_column;
     const float *rate;
     int64_t rate_row;
-    const float *u[2]; /* u[k] is the product of u[i][k * u_row[i]]; each may be NULL */
-    int64_t u_row[2];
-    const float *w; /* [V]; NULL: S is only read, and d is 1 */
+    frnn_scan_term term[2]; /* the second one only if there is a first one */
     const float *q; /* NULL: y is not wanted. q_step, y_step: 1, but for the side that k numbers */
     int64_t q_step;
     float *y;

@@ -91,6 +91,13 @@ cdef extern from "frnn.h" nogil:
         int64_t n[2]
         int64_t k_step, v_step
 
+    ctypedef struct frnn_scan_term:
+        const float *u[2]
+        int64_t u_row[2]
+        const float *w
+        int64_t w_row
+        float sign
+
     ctypedef struct frnn_scan:
         int64_t K, V
         const float *from_ "from"
@@ -101,9 +108,7 @@ cdef extern from "frnn.h" nogil:
         int64_t decay_row, decay_column
         const float *rate
         int64_t rate_row
-        const float *u[2]
-        int64_t u_row[2]
-        const float *w
+        frnn_scan_term term[2]
         const float *q
         int64_t q_step
         float *y

@@ -369,12 +369,13 @@ def attend(q, k, v, scale=1.0, softcap=0.0, bias=None, mask=None, safe=False, sp
 
 # ---- matrix states, and the ends of convolutions by Winograd ------------------------------------------------------
 
-def scan(state, decay=None, rate=None, u=(), w=None, q=None, across=False, out=None, y=None, isa=None):
-    """One step of a matrix state [K, V]: d * state + outer(u, w), read by q. Returns (out, y).
+def scan(state, decay=None, rate=None, terms=(), q=None, across=False, out=None, y=None, keep=True, isa=None):
+    """One step of a matrix state [K, V]: d * state + terms, read by q. Returns (out, y).
 
     decay : [K or 1, V or 1] or None, which is d; with rate [K], d = exp(rate * decay)
-    u : at most two [K], whose product is the column; w : [V], or None: the state is only read
+    terms : at most two of (u, w) or (u, w, sign): u at most two [K], whose product is a column; w [V] or [K, V]
     q : [K], or [V] if across, or None: no y
+    keep : whether the new state is written
     out, y : receive the results; out may be `state`. None: new arrays
     """
     cdef const frnn_kernels *table = kernels_named(isa)
@@ -382,8 +383,10 @@ def scan(state, decay=None, rate=None, u=(), w=None, q=None, across=False, out=N
     memset(&s, 0, sizeof(s))
     _row_array("state", state, state.shape[1])
     s.K, s.V, s.across = state.shape[0], state.shape[1], bool(across)
-    out = np.zeros((s.K, s.V), np.float32) if out is None else _row_array("out", out, s.V, s.K)
-    s.from_, s.to, s.from_row, s.to_row = _data(state), _data(out), state.strides[0] // 4, out.strides[0] // 4
+    s.from_, s.from_row = _data(state), state.strides[0] // 4
+    if keep:
+        out = np.zeros((s.K, s.V), np.float32) if out is None else _row_array("out", out, s.V, s.K)
+        s.to, s.to_row = _data(out), out.strides[0] // 4
     if decay is not None:
         wide = decay.shape[1] == s.V and (s.V > 1 or rate is not None)
         _row_array("decay", decay, s.V if wide else 1, s.K if decay.shape[0] > 1 else 1)
@@ -391,12 +394,13 @@ def scan(state, decay=None, rate=None, u=(), w=None, q=None, across=False, out=N
     if rate is not None:
         _check("rate", rate, (s.K,))
         s.rate, s.rate_row = _data(rate), 1
-    for i, factor in enumerate(u):
-        _check("u", factor, (s.K,))
-        s.u[i], s.u_row[i] = _data(factor), 1
-    if w is not None:
-        _check("w", w, (s.V,))
-        s.w = _data(w)
+    for k, (u, w, *sign) in enumerate(terms):
+        for i, factor in enumerate(u):
+            _check("u", factor, (s.K,))
+            s.term[k].u[i], s.term[k].u_row[i] = _data(factor), 1
+        rows = () if w.ndim == 1 else (s.K,)
+        _check("w", w, (*rows, s.V))
+        s.term[k].w, s.term[k].w_row, s.term[k].sign = _data(w), s.V if rows else 0, sign[0] if sign else 1
     if q is not None:
         _check("q", q, (s.V if across else s.K,))
         y = np.zeros(s.K if across else s.V, np.float32) if y is None else y

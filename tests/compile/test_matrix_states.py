@@ -35,6 +35,26 @@ WAYS = {  # name -> (nodes, how many scans there are)
                      f"after = Add(kept, outer) {DOWN}"), 1),
     "a delta rule": (("o = Mul(kc, S) old = ReduceSum<keepdims = 1>(o, a2) w = Sub(vr, old) wd = Mul(w, dc) "
                      f"outer = Mul(kc, wd) after = Add(S, outer) {DOWN}"), 2),
+    "a gated delta rule": (("kept = Mul(dc, S) o = Mul(kc, kept) old = ReduceSum<keepdims = 1>(o, a2) w = Sub(vr, old) "
+                           f"outer = Mul(kc, w) after = Add(kept, outer) {DOWN}"), 2),
+    "taken away": (("o = Mul(kc, S) old = ReduceSum<keepdims = 1>(o, a2) w = Sub(old, vr) t = Mul(kc, w) "
+                   f"outer = Mul(t, dc) after = Sub(S, outer) {DOWN}"), 2),
+    "two outer products": (("kept = Mul(S, each) o = Mul(kc, S) old = ReduceSum<keepdims = 1>(o, a2) o1 = Mul(kc, old) "
+                           f"o2 = Mul(qc, vr) t = Sub(kept, o1) after = Add(t, o2) {DOWN}"), 2),
+    "a bonus": ((f"{ADD} b = Mul(outer, decays) s = Add(S, b) p = Mul(qc, s) y = ReduceSum<keepdims = 0>(p, a2)"), 2),
+    "a bonus of the decayed state": ((f"{ADD} b = Mul(outer, decays) s = Sub(kept, b) p = Mul(s, rr) "
+                                     "y = ReduceSum<keepdims = 0>(p, a3)"), 2),
+    "a matrix": ((f"{PAIR} m = Tanh(outer) kept = Mul(dc, S) after = Add(m, kept) {DOWN}"), 1),
+    "a matrix, read across": ((f"{PAIR} m = Tanh(outer) mm = Mul(m, kc) kept = Mul(dc, S) after = Sub(kept, mm) "
+                              "p = Mul(after, rr) y = ReduceSum<keepdims = 0>(p, a3)"), 1),
+    "a matrix that nothing reads": ((f"{PAIR} m = Tanh(outer) kept = Mul(dc, S) after = Add(kept, m) "
+                                    "n = Neg(after) p = Mul(n, qc) y = ReduceSum<keepdims = 0>(p, a2)"), 0),
+    "a bonus read with what comes after": ((f"{ADD} b = Mul(outer, decays) s = Add(S, b) t = Mul(after, qc) "
+                                           "m = ReduceSum<keepdims = 1>(t, a3) p = Mul(m, s) "
+                                           "y = ReduceSum<keepdims = 0>(p, a2)"), 0),
+    "a decayed state of which more is made": ((f"{ADD} t = Tanh(kept) p1 = Mul(qc, t) "
+                                              "y1 = ReduceSum<keepdims = 0>(p1, a2) p2 = Mul(qc, kept) "
+                                              "y2 = ReduceSum<keepdims = 0>(p2, a2) y = Add(y1, y2)"), 0),
     "read twice": ((f"{ADD} {DOWN.replace('y', 'y1')} p2 = Mul(kc, after) y2 = ReduceSum<keepdims = 0>(p2, a2) "
                    "y = Add(y1, y2)"), 1),
     "what it is read with comes from it": ((f"{ADD} m = ReduceMax<axes = [3], keepdims = 1>(after) p = Mul(m, after) "
@@ -87,12 +107,44 @@ def whole(way):
     )
     (scan,) = (n for n in model.graph.node if n.op_type == "Scan")
     body = next(a.g for a in scan.attribute if a.name == "body")
-    names = [i.name for i in body.input]
-    if names != ["S", "x"]:
-        first, second = list(body.input)
-        del body.input[:]
-        body.input.extend([second, first])
+    _states_first(body)
     arrays["two"] = np.array([2], np.int64)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+    return model
+
+
+def _states_first(body):
+    """A Scan gives its body the states first."""
+    ordered = sorted(body.input, key=lambda i: i.name == "x")
+    del body.input[:]
+    body.input.extend(ordered)
+
+
+MOMENTUM = """o = Mul(kc, S) old = ReduceSum<keepdims = 1>(o, a2) w = Sub(old, vr) t = Mul(kc, w) outer = Mul(t, dc)
+    held = Mul(decays, P) moved = Sub(held, outer) kept = Mul(dc, S) after = Add(kept, moved)"""
+
+
+def with_momentum(form):
+    """Titans: the update of one matrix is added to another one. form: step, or scan over the first axis."""
+    nodes, arrays = body_of("sums")
+    text = nodes[: nodes.index(ADD)] + MOMENTUM + " " + DOWN
+    matrix = f"float[batch, {H}, {K}, {V}]"
+    if form == "step":
+        text = f"""g (float[batch, {SIZE}] x, {matrix} S, {matrix} P)
+            => (float[batch, {H}, n] y, {matrix} after, {matrix} moved) {{ {text} }}"""
+    else:
+        arrays["two"] = np.array([2], np.int64)
+        text = f"""g (float[time, batch, {SIZE}] x) => (float[time, batch, {H}, n] y)
+            {{ shape = Shape(x) one = Constant<value = int64[1] {{1}}>() b = Slice(shape, one, two)
+            rest = Constant<value = int64[3] {{{H}, {K}, {V}}}>() dims = Concat<axis = 0>(b, rest)
+            S0 = ConstantOfShape(dims) P0 = ConstantOfShape(dims)
+            last_S, last_P, y = Scan<num_scan_inputs = 1, body = step (float[batch, {SIZE}] x, {matrix} S, {matrix} P)
+            => ({matrix} after, {matrix} moved, float[batch, {H}, n] y) {{ {text} }}>(S0, P0, x) }}"""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "body":
+                _states_first(attribute.g)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
     return model
 
@@ -128,7 +180,7 @@ def test_a_step_function(way):
 
 
 # The sums of the others would be over all steps, rows, heads and one more axis, of which a reduction takes three.
-@pytest.mark.parametrize("way", [w for w in WAYS if w not in ("no such state", "what it is read with comes from it")])
+@pytest.mark.parametrize("way", [w for w in WAYS if WAYS[w][1] and w != "what it is read with comes from it"])
 def test_a_sequence(way):
     model, steps = fastrnn.from_onnx(whole(way)), fastrnn.from_onnx(step_function(way), states={"S": "after"})
     for mode in ("run", "stream"):
@@ -148,3 +200,37 @@ def test_a_sequence(way):
         parts = [stream.push(x[a:b, row]) for a, b in ((0, 4), (4, 5), (5, 11))]
         assert np.concatenate(parts).tobytes() == np.ascontiguousarray(y[:, row]).tobytes()
     assert len(model.run(x=x[:0])[0]) == 0
+
+
+def test_the_update_of_one_state_is_added_to_another_one():
+    steps = fastrnn.from_onnx(with_momentum("step"), states={"S": "after", "P": "moved"})
+    model = fastrnn.from_onnx(with_momentum("scan"))
+    for m in (steps, model):
+        for mode in ("run", "stream"):
+            assert kinds(m, mode).count("scan") == 3, mode
+        assert not {"state_load", "state_store"} & set(kinds(m, "stream"))
+    x = normal(3, 11, 3, SIZE)
+    (y,) = model.run(x=x)
+    (expected,) = reference.run(model.graph, {"x": x})
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=5e-5)
+    S, P = np.zeros((2, 3, H, K, V), np.float32)
+    for t in range(11):
+        one, S, P = steps.run(x=x[t], S=S, P=P)
+        assert one.tobytes() == y[t].tobytes()
+    pool = model.pool(capacity=3)
+    slots = [pool.open() for _ in range(3)]
+    for t in range(11):
+        assert pool.step(slots, x[t]).tobytes() == y[t].tobytes()
+    for row in range(3):
+        stream, stepped = model.stream(), steps.stream()
+        parts = [stream.push(x[a:b, row]) for a, b in ((0, 4), (4, 5), (5, 11))]
+        assert np.concatenate(parts).tobytes() == np.ascontiguousarray(y[:, row]).tobytes()
+        assert np.array([stepped.step(x[t, row]) for t in range(11)]).tobytes() == y[:, row].tobytes()
+
+
+@pytest.mark.parametrize("way", ["sums", "read across", "a gated delta rule", "a bonus"])
+def test_threads_share_the_matrices(way):
+    """A sequence that is long enough for it has the bits of one thread."""
+    x = normal(4, 3000, 3, SIZE)
+    one, two = (fastrnn.from_onnx(whole(way), threads=n).run(x=x)[0] for n in (1, 2))
+    assert one.tobytes() == two.tobytes()

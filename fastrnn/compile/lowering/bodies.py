@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
+from ...errors import FastRNNError
 from ...graph import Graph, Node
 from ...graph import dims as D
 from ...graph.loops import Loop
@@ -31,8 +32,8 @@ def with_bodies(graph: Graph, items: Sequence[Node | Loop], scans: Sequence[Scan
     free = list(scans)
     for item in items:
         if isinstance(item, Loop) and item.nodes:
-            inside = {n.name for n in item.nodes}
-            own = [scan for scan in scans if scan.names & inside]
+            inside, states = {n.name for n in item.nodes}, {s.outputs[0] for s in item.states}
+            own = [scan for scan in scans if scan.names & inside or scan.state.name in states]
             free = [scan for scan in free if scan not in own]
             first = _feeding(graph, item, readers, makers, taken)
             last = _reading(graph, item, readers, makers, taken)
@@ -110,6 +111,8 @@ def _in_order(items: list[Item]) -> list[Item]:
             left[other] -= 1
             if left[other] == 0:
                 heappush(ready, other)
+    if len(order) < len(items):
+        raise FastRNNError("internal error: nodes that one op computes would have to come before and after others")
     return order
 
 

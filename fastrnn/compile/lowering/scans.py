@@ -12,7 +12,7 @@ from ...graph import Node
 from ...graph import dims as D
 from ...graph.loops import Loop
 from ...ops import SCAN_OPERANDS
-from ...passes.fuse_scans import Scan, View
+from ...passes.fuse_scans import TERMS, Scan, View
 from .. import bounds
 from ..tensors import Buffer, Tensor
 from .fields import at
@@ -24,10 +24,13 @@ AXES = 5  # of an operand: steps, rows of the batch, matrices of a row, rows and
 
 
 def stays_in_place(low: Lowering, state: str, after: str, threaded: int = 0) -> bool:
-    """Whether only scans read a state and its next value, so that the next one may take its place. threaded: the
-    states of the caller whose next value it is."""
+    """Whether only scans of one cycle read a state and its next value, so that the next one may take its place.
+    threaded: the states of the caller whose next value it is."""
     own = [scan for scan in low.scans.values() if scan.state.name == state]
     if not any(scan.root == after for scan in own) or list(low.states.values()).count(after) != threaded:
+        return False
+    own += [scan for scan in low.scans.values() if any(t.w.name == after for t in scan.terms)]
+    if len({low.region.get(scan.nodes[-1].name) for scan in own}) > 1:
         return False
     names = {name for scan in own for name in scan.names}
     readers = {n.name for value in (state, after) for n in low.consumers.get(value, ()) if n.op != "state"}
@@ -79,32 +82,41 @@ def _emit(low: Lowering, scan: Scan, name: str, before: Tensor | None, after: Te
         operands["before"] = _matrix(low, before, scan.state, size, name)
     if after is not None and scan.root is not None:
         operands["after"] = _matrix(low, after, scan.state, size, name)
-    for key, view in zip(("decay", "rate", "u", "v", "w", "q"), _views(scan), strict=True):
-        if view is not None:
-            row = key in ("w", "decay") or (key == "q" and scan.across)
-            operands[key] = _operand(low, view, size, name, dense=row and _dims(low, view)[-1] != 1)
+    fields: dict = {"across": int(scan.across), "state": -1 if offset is None else offset}
+    kept = {}  # operand -> where the slab keeps it
+    for key, view in _views(scan).items():
+        row = key[0] == "w" or key == "decay" or (key == "q" and scan.across)
+        home = _kept(low, view.name) if key[0] == "w" else None
+        if home is not None and home in low.in_slab:
+            kept[key] = low.in_slab[home]
+        else:
+            t = low.in_arena[home] if home is not None else low.tensor(view.name)
+            operands[key] = _operand(low, t, view, size, name, dense=row and _dims(low, view)[-1] != 1)
+    for k in range(TERMS):
+        minus = k < len(scan.terms) and scan.terms[k].negative
+        fields |= {f"negative{k}": int(minus), f"slab{k}": kept.get(f"w{k}", -1)}
     out = y = None if scan.y is None else _result(low, scan)
     if y is not None:
         if not scan.across and y.strides[-1] != 1:
             y = low.builder.allocate("float32", out.dims)
         operands["y"] = y.expand(size)
-    fields = {"across": int(scan.across), "state": -1 if offset is None else offset}
     batch, inner = _lead(size, steps)
     fields |= {"size0": steps, "size1": _at(size, batch), "size2": _at(size, inner)}
     fields |= {"size3": size[-2], "size4": size[-1]}
     rank = len(size)
     if offset is not None:
-        dense = size[-1] if scan.state.perm[-1] == rank - 1 else 1
-        for k in (0, 1):
-            fields |= {f"in{k}_stride2": size[-2] * size[-1], f"in{k}_stride3": dense, f"in{k}_stride4": 1}
+        kept["before"] = offset
+        if scan.root is not None:
+            kept["after"] = offset
+    dense = size[-1] if scan.state.perm[-1] == rank - 1 else 1
     for k, key in enumerate(SCAN_OPERANDS):
         t = operands[key]
-        if t is None:
-            fields[f"in{k}_buffer"] = -1
-            continue
-        fields |= at(f"in{k}", t)
-        for i, axis in enumerate((0 if steps is D.TIME else None, batch, inner, rank - 2, rank - 1)):
-            fields[f"in{k}_stride{i}"] = 0 if axis is None else t.strides[axis]
+        fields |= {f"in{k}_buffer": -1} if t is None else at(f"in{k}", t)
+        if key in kept:
+            fields |= {f"in{k}_stride2": size[-2] * size[-1], f"in{k}_stride3": dense, f"in{k}_stride4": 1}
+        elif t is not None:
+            for i, axis in enumerate((0 if steps is D.TIME else None, batch, inner, rank - 2, rank - 1)):
+                fields[f"in{k}_stride{i}"] = 0 if axis is None else t.strides[axis]
     reads = [t for key, t in operands.items() if t is not None and key not in ("after", "y")]
     writes = [t for key, t in operands.items() if t is not None and key in ("after", "y")]
     count = D.product((steps, fields["size1"], fields["size2"], *size[-2:]))
@@ -118,18 +130,31 @@ def _scan_touches(plan, f):
     for k in range(len(SCAN_OPERANDS)):
         levels = ((f[f"size{i}"], f.get(f"in{k}_stride{i}", 0)) for i in range(AXES))
         yield from bounds.at(f, f"in{k}", *levels)
+    size = f["size2"] * f["size3"] * f["size4"]
     if not isinstance(f["in0_buffer"], Buffer):
-        yield bounds.slab(plan, "state", f["size1"], f["state"], f["size2"] * f["size3"] * f["size4"])
+        yield bounds.slab(plan, "state", f["size1"], f["state"], size)
+    for k in range(TERMS):
+        if f[f"slab{k}"] != -1:
+            yield bounds.slab(plan, "term", f["size1"], f[f"slab{k}"], size)
 
 
 def _flops(scan: Scan) -> int:
     """Of one element of a state at one step."""
-    return 2 * (scan.root is not None) + 2 * (scan.y is not None) + (scan.decay is not None)
+    return 2 * len(scan.terms) + 2 * (scan.y is not None) + (scan.decay is not None)
 
 
-def _views(scan: Scan) -> tuple:
-    u = (*scan.u, None, None)[:2]
-    return (scan.decay, scan.rate, *u, scan.w, scan.q)
+def _views(scan: Scan) -> dict[str, View]:
+    """Operand -> its value."""
+    found = {"decay": scan.decay, "rate": scan.rate, "q": scan.q}
+    for k, term in enumerate(scan.terms):
+        found |= {f"{letter}{k}": view for letter, view in zip("uv", term.u, strict=False)} | {f"w{k}": term.w}
+    return {key: view for key, view in found.items() if view is not None}
+
+
+def _kept(low: Lowering, name: str) -> str | None:
+    """The state that stays in place and whose next value this is."""
+    found = (scan.state.name for scan in low.scans.values() if scan.root == name)
+    return next((state for state in found if state in low.in_slab or state in low.in_arena), None)
 
 
 def _at(size: tuple, axis: int | None):
@@ -161,9 +186,9 @@ def _turned(t: Tensor, view: View) -> Tensor:
     return t.transpose(view.perm)
 
 
-def _operand(low: Lowering, view: View, size: tuple, name: str, dense: bool) -> Tensor:
+def _operand(low: Lowering, t: Tensor, view: View, size: tuple, name: str, dense: bool) -> Tensor:
     """dense: the last axis must be contiguous."""
-    t = _turned(low.tensor(view.name), view)
+    t = _turned(t, view)
     if dense and t.strides[-1] != 1:
         copy = low.builder.allocate("float32", t.dims)
         low.copy(t, copy, name)
