@@ -238,13 +238,17 @@ def argument_of(value: Value, steps_one: bool, has_batch: bool) -> Argument:
     return Argument(value.name, value.dtype, tuple(features), timed, batched, value.dims)
 
 
-def solve_sizes(values: list[Value], arrays: list[np.ndarray], held: Sequence[tuple] = ()) -> dict[str, int]:
+def solve_sizes(
+    values: list[Value], arrays: list[np.ndarray], held: Sequence[tuple] = (), empty: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """batch, time and other free sizes from whole-run inputs. ShapeErrors name input, axis, actual and expected size.
 
-    held : (input, axis, why) of axes that keep the file's number, as in `Graph.held`.
+    held : (input, axis, why) of axes that keep the file's number, as in `Graph.held`. empty : sizes of states that are
+    not given, on which those of other inputs may depend.
     """
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
+    sums: list[tuple] = []  # sizes that are made of others
     for value, array in zip(values, arrays, strict=True):
         text = "[" + ", ".join(map(str, value.dims)) + "]"
         if array.ndim != len(value.dims):
@@ -255,13 +259,19 @@ def solve_sizes(values: list[Value], arrays: list[np.ndarray], held: Sequence[tu
                     why = "".join(f": {w}" for name, a, w in held if (name, a) == (value.name, axis))
                     raise ShapeError(f"input {value.name}: axis {axis} of {text} must be {dim}, got {size}{why}")
                 continue
-            names = D.symbols(dim)
-            name = next(iter(names))
-            if len(names) > 1 or dim != D.symbol(name):
-                raise ShapeError(f"input {value.name}: axis {axis} has the size {dim}, which can't be solved")
+            name = next(iter(D.symbols(dim)))
+            if dim != D.symbol(name):
+                sums.append((value.name, axis, dim, size))
+                continue
             if sizes.setdefault(name, size) != size:
                 raise ShapeError(
                     f"input {value.name}: axis {axis} ({name}) is {size}, but {sizes[name]} in {source[name]}"
                 )
             source.setdefault(name, value.name)
+    for name, axis, dim, size in sums:
+        known = {**(empty or {}), **sizes}
+        if D.symbols(dim) - known.keys():
+            raise ShapeError(f"input {name}: axis {axis} has the size {dim}, which can't be solved")
+        if D.evaluate(dim, known) != size:
+            raise ShapeError(f"input {name}: axis {axis} must be {D.evaluate(dim, known)} ({dim}), got {size}")
     return sizes

@@ -42,7 +42,8 @@ def call(model: Compiled, arrays: tuple, named: Mapping[str, Any], lengths: Any)
     if missing:
         known = [n for n in graph.inputs if n in feeds]
         typed = [as_dtype(feeds[n], graph.values[n].dtype, f"input {n}") for n in known]
-        sizes = model._empty_caches | solve_sizes([graph.values[n] for n in known], typed, graph.held)
+        empty = model._empty_caches
+        sizes = empty | solve_sizes([graph.values[n] for n in known], typed, graph.held, empty)
         for name in missing:
             value = graph.values[name]
             feeds[name] = np.zeros(shape_of(value, sizes), DTYPES[value.dtype])

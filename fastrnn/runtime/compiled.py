@@ -193,8 +193,9 @@ class Compiled(RunCore):
         known = [(value, array) for value, array in pairs if array is not None]
         if len(known) == len(pairs):
             return [array for _, array in known]
-        sizes = solve_sizes([value for value, _ in known], [array for _, array in known], self.graph.held)
-        sizes = self._empty_caches | sizes
+        empty = self._empty_caches
+        sizes = solve_sizes([value for value, _ in known], [array for _, array in known], self.graph.held, empty)
+        sizes = empty | sizes
         return [np.zeros(shape_of(v, sizes), DTYPES[v.dtype]) if a is None else a for v, a in pairs]
 
     def _run_of(self, feeds: list[np.ndarray]) -> tuple[Program, int, int, list[tuple], Compiled | None]:

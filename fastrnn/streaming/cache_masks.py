@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import FastRNNError
-from ..graph import DTYPES, Graph, Node, reference
+from ..graph import Graph, Node
 from ..graph import dims as D
 from ..graph.bands import HIDING, band
 from ..graph.traverse import free_inputs, needed, roots
+from .parts import computed
 
 _LEAST, _MOST = 16, 512  # steps of a table
 _FAR = 1 << 18  # masks are computed beyond each number up to this one
@@ -32,14 +33,13 @@ def _band(held: int, rows: int, width: int) -> np.ndarray:
 
 
 class Masks:
-    """past : the symbols that say how much the caches hold. rows : the steps of a call, 1 or TIME. live : inputs that
-    are masks, of ones.
+    """past : the symbols that say how much the caches hold. rows : the steps of a call, 1 or TIME.
 
     counted_anew : step numbers that start at the same number in each call, by value. over_caches : attention nodes.
     """
 
-    def __init__(self, graph: Graph, past: set[str], rows, live: set[str]):
-        self.graph, self.past, self.rows, self.live = graph, past, rows, live
+    def __init__(self, graph: Graph, past: set[str], rows):
+        self.graph, self.past, self.rows = graph, past, rows
         self.makers = graph.producers()
         self.counted_anew: dict[str, str] = {}
         self.over_caches: set[str] = set()
@@ -68,18 +68,20 @@ class Masks:
         return widths[0], kept
 
     def counted(self, name: str) -> int | None:
-        """c of a value, made of positions alone, whose element i is held + i + c, for each step i of a call."""
+        """c of a value, made of positions alone, whose element i is held + i + c, for each step i of a call, in each
+        row."""
         value, found = self.graph.values[name], set()
-        size = D.product(value.dims)
-        if size != self.rows or value.dtype == "bool" or not self._of_positions(name):
+        dims = tuple(d for d in value.dims if d != 1)
+        own = () if self.rows == 1 else (self.rows,)
+        if dims not in (own, (D.BATCH, *own)) or value.dtype == "bool" or not self._of_positions(name):
             return None
         for held, rows in ((0, 1), (5, 1), (900, 1)) if self.rows == 1 else ((0, 3), (5, 4), (900, 1)):
-            env = dict.fromkeys(self.past, held) | ({} if self.rows == 1 else {"time": rows})
+            env = dict.fromkeys(self.past, held) | {"batch": 2} | ({} if self.rows == 1 else {"time": rows})
             try:
-                numbers = np.asarray(self._run(name, env)).reshape(-1) - held - np.arange(rows)
+                numbers = np.asarray(computed(self.graph, name, env)).reshape(-1, rows) - held - np.arange(rows)
             except (FastRNNError, ValueError):
                 return None
-            found.update(numbers.tolist())
+            found.update(numbers.reshape(-1).tolist())
         start = found.pop()
         return int(start) if not found and start == int(start) else None
 
@@ -93,7 +95,6 @@ class Masks:
                 "a query sees all steps of its call, also later ones, so answers depend on how calls cut the steps: "
                 "load the model with sizes={'time': 1}, for calls of one step"
             )
-            return f"node {node.name} (attention): {text}"
             return f"node {node.name} (attention): {text}"
         text = "which keys a query sees depends on more than their order, so a stream can't keep the cache"
         return f"node {node.name} (attention): {text}"
@@ -143,30 +144,15 @@ class Masks:
 
     def _computed(self, node: Node, name: str, sizes: dict, shape: tuple[int, int]) -> np.ndarray:
         """The values of a mask, the same for all rows and heads, [queries, keys]."""
-        other = roots(self.graph, name) - self.live
+        other = roots(self.graph, name)
         if other:
             text = f"which keys a query sees depends on the input {', '.join(sorted(other))}"
             raise Refused(f"node {node.name} (attention): {text}")
         try:
-            table = self._run(name, sizes)
+            table = computed(self.graph, name, sizes | {"batch": 2})
             table = np.broadcast_to(table, np.broadcast_shapes(table.shape, shape)).reshape(-1, *shape)
         except (FastRNNError, ValueError) as error:
             raise Refused(f"node {node.name} (attention): its mask can't be computed: {error}") from None
         if not len(table) or (table != table[0]).any():
             raise Refused(f"node {node.name} (attention): its heads or rows see different keys")
         return table[0]
-
-    def _run(self, name: str, sizes: dict) -> np.ndarray:
-        """A value made of positions and live masks alone, at these sizes; others are 1."""
-        graph = self.graph
-        nodes = needed(graph, [name], makers=self.makers)
-        inputs = [i for i in (free_inputs(nodes) if nodes else (name,)) if i not in graph.constants]
-        names = {
-            s for n in nodes for v in (*n.inputs, *n.outputs) if v for d in graph.values[v].dims for s in D.symbols(d)
-        }
-        env = dict.fromkeys(names | {"batch"}, 1) | sizes
-        feeds = {i: np.ones([D.evaluate(d, env) for d in self._dims(i)], DTYPES[graph.values[i].dtype]) for i in inputs}
-        part = graph.replace(
-            inputs=tuple(inputs), outputs=(name,), nodes=tuple(nodes), states={}, requires=(), undecided=()
-        )
-        return reference.run(part, feeds, sizes=env)[0]

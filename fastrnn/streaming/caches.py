@@ -8,7 +8,7 @@ caches hold becomes zero everywhere, and
     attention over a cache      causal attention of the call's keys: those of earlier calls are the stream's
     step numbers from past on   the stream's own step numbers
     a mask of positions         nothing, or a window, once its values are proved to be those of causal attention
-    a mask of ones, an input    nothing: every step that a stream takes is live
+    a mask that is an input     nothing: every step that a stream takes is live (supplied.py)
 
 The steps of a call are `time` if the file leaves them open; the graph then is a plain causal model. Otherwise a call is
 one step, and the attention and step numbers say that they go on from call to call (`grows`). Anything else that depends
@@ -26,8 +26,10 @@ from ..graph.traverse import free_inputs, fresh, needed, roots
 from .cache_masks import Masks, Refused
 from .follow import follow
 from .live import live
+from .parts import resized, resized_node
 from .rewrite import rewrite
 from .rules import Track
+from .supplied import supplied
 from .timetable import INPUT
 
 
@@ -40,7 +42,7 @@ def cached(graph: Graph) -> Graph:
     """The graph as a stream runs it, which keeps the caches; the graph itself if it has none, or if they can't be
     kept."""
     try:
-        return _Caches(graph).done() if grown(graph) else graph
+        return _kept(graph) if grown(graph) else graph
     except Refused:
         return graph
 
@@ -49,22 +51,36 @@ def problems(graph: Graph) -> list[str]:
     """Why a stream can't keep the caches of a graph; empty if it can, or if there are none."""
     try:
         if grown(graph):
-            _Caches(graph).done()
+            _kept(graph)
     except Refused as refused:
         return [str(refused)]
     return []
 
 
+def _kept(graph: Graph) -> Graph:
+    """The graph of a stream. Refused: it can't keep the caches."""
+    found = caches(graph)
+    lost = [name for name in grown(graph) if name not in found]
+    if lost:
+        raise Refused(f"the state {lost[0]} grows, but not by a plain concatenation of new steps behind it")
+    first: Refused | None = None
+    for made in supplied(graph, found):
+        try:
+            return _Caches(made).done()
+        except Refused as refused:
+            first = first or refused
+    assert first is not None
+    raise first
+
+
 class _Caches:
     def __init__(self, graph: Graph):
         self.graph, self.caches, self.makers = graph, caches(graph), graph.producers()
-        lost = [name for name in grown(graph) if name not in self.caches]
-        if lost:
-            raise Refused(f"the state {lost[0]} grows, but not by a plain concatenation of new steps behind it")
         self.past = {s for name, c in self.caches.items() for s in D.symbols(graph.values[name].dims[c.axis])}
         self.rows = self._rows()
         self.keys = {c.output: c.new for c in self.caches.values()}  # what holds all steps -> this call's
-        self.masks = Masks(graph, self.past, self.rows, self._live())
+        self._check_inputs()
+        self.masks = Masks(graph, self.past, self.rows)
         self.after: list[tuple[Node, Node | None]] = []  # nodes, and what they become
         self.added: dict[str, Value] = {}
 
@@ -78,7 +94,6 @@ class _Caches:
             text = "a stream keeps caches if a call appends one step, or as many as it has (`time`)"
             raise Refused(f"{self._name()} grows by {sizes} steps a call: {text}")
         timed = [n for n in graph.inputs if D.TIME in graph.values[n].dims and n not in self.caches]
-        timed = [n for n in timed if not self._is_live(n)]
         if rows == 1 and timed:
             raise Refused(f"{self._name()} grows by one step a call, but the input {timed[0]} has a time axis")
         return rows
@@ -89,35 +104,19 @@ class _Caches:
     def _depends(self, dim) -> bool:
         return bool(D.symbols(dim) & self.past)
 
-    def _is_live(self, name: str) -> bool:
-        """Whether an input has one number for each step of the caches and of the call, as masks of tokens do."""
-        dims = self.graph.values[name].dims
-        return (
-            name not in self.graph.states and len(dims) > 1 and self._depends(dims[-1]) and isinstance(dims[-1], D.Dim)
-        )
-
-    def _live(self) -> set[str]:
-        """Masks that are inputs, of ones for steps that are there."""
-        found = set()
-        for name in self.graph.inputs:
-            value = self.graph.values[name]
-            if name in self.caches or not any(map(self._depends, value.dims)):
-                continue
-            *lead, last = value.dims
-            size = {D.substitute(last, dict.fromkeys(self.past, k)) for k in (0, 1)}
-            if any(map(self._depends, lead)) or size != {self._rows_of(0), self._rows_of(1)}:
-                raise Refused(f"the input {value} changes its size from call to call, and is no cache or mask of steps")
-            found.add(name)
-        return found
-
-    def _rows_of(self, held: int):
-        """The number of keys in a call, if the caches hold this many steps."""
-        return held + (1 if self.rows == 1 else D.TIME)
+    def _check_inputs(self) -> None:
+        """No input but the caches changes its size from call to call."""
+        for value in (self.graph.values[name] for name in self.graph.inputs if name not in self.caches):
+            if any(map(self._depends, value.dims)):
+                text = (
+                    "changes its size from call to call, and is no cache, and no mask that hides steps from attention"
+                )
+                raise Refused(f"the input {value} {text}")
 
     # -- the walk --
     def done(self) -> Graph:
         graph = self.graph
-        touched = {*self.caches, *self.masks.live}  # values that depend on how much the caches hold
+        touched = {*self.caches}  # values that depend on how much the caches hold
         for node in graph.nodes:
             attrs = [d for v in node.attrs.values() for d in (v if isinstance(v, tuple) else (v,))]
             own = any(self._depends(d) for o in node.outputs if o for d in graph.values[o].dims)
@@ -128,7 +127,7 @@ class _Caches:
                 self.after.append((node, None))
             elif node.op == "attention" and any(i in touched for i in node.inputs[1:3]):
                 self.after.append((node, self._attention(node, touched)))
-            elif node.op == "steps" and not any(map(self._depends, node.attrs["dims"])):
+            elif node.op == "steps" and node.attrs["dims"] == (self.rows,):
                 self.after.append((node, self._steps(node)))
             elif (start := self.masks.counted(node.outputs[0])) is not None:
                 self._numbers(node, start)
@@ -162,10 +161,7 @@ class _Caches:
     def _steps(self, node: Node) -> Node:
         """Numbers from as many on as the caches hold."""
         starts = [D.substitute(node.attrs["start"], dict.fromkeys(self.past, k)) for k in (0, 1)]
-        count = node.attrs["dims"][-1]
-        if count != self.rows or len(node.attrs["dims"]) > 1 or starts[1] - starts[0] != 1:
-            raise Refused(f"node {node.name} (steps): counts {count} steps from {node.attrs['start']} on")
-        if not isinstance(starts[0], int):
+        if starts[1] - starts[0] != 1 or not isinstance(starts[0], int):
             raise Refused(f"node {node.name} (steps): counts from {node.attrs['start']}")
         return replace(node, attrs={**node.attrs, "start": starts[0], **self._grows()})
 
@@ -177,7 +173,12 @@ class _Caches:
         if value.dtype != "int64":
             typed = self.added[f"{name}.cast"] = Value(f"{name}.cast", value.dtype, steps.dims)
             made.append(Node("cast", typed.name, (name,), (typed.name,), {"to": value.dtype}))
-        made.append(Node("reshape", node.name, made[-1].outputs, node.outputs, {"dims": value.dims}))
+        flat = tuple(1 if d == D.BATCH else d for d in value.dims)
+        one = node.outputs if flat == value.dims else (f"{name}.row",)
+        made.append(Node("reshape", node.name, made[-1].outputs, one, {"dims": flat}))
+        if flat != value.dims:
+            self.added[one[0]] = Value(one[0], value.dtype, flat)
+            made.append(Node("expand", f"{node.name}.rows", one, node.outputs, {"dims": value.dims}))
         self.after += [(made[-1], part) for part in made]
 
     def _grows(self) -> dict:
@@ -213,10 +214,8 @@ class _Caches:
             )
         # As if a call had one step and the caches all others: no other length of the file fits then.
         length = dict.fromkeys(self.past, D.TIME - 1) | ({} if self.rows == 1 else {"time": 1})
-        part = _substituted(self.graph, length)
-        part = part.replace(
-            inputs=inputs, outputs=ends, nodes=tuple(_substituted_node(n, length) for n in nodes), states={}
-        )
+        part = resized(self.graph, length)
+        part = part.replace(inputs=inputs, outputs=ends, nodes=tuple(resized_node(n, length) for n in nodes), states={})
         found = follow(part, "time")
         tracks = [found.tracks.get(name) for name in ends]
         if found.problems or tracks != [Track(2, 1, INPUT)] * 2:
@@ -230,12 +229,12 @@ class _Caches:
         for before, after in self.after:
             if after is None:
                 continue
-            after = _substituted_node(after, zero)
+            after = resized_node(after, zero)
             if before.op == after.op == "steps" and before.attrs["dims"] != after.attrs["dims"]:  # the numbers of keys
                 after = replace(after, attrs={**after.attrs, **self._grows()})
             nodes.append(replace(after, inputs=tuple(self.keys.get(i, i) for i in after.inputs)))
-        graph = _substituted(self.graph.replace(values={**self.graph.values, **self.added}), zero)
-        inputs = tuple(n for n in graph.inputs if n not in self.caches and n not in self.masks.live)
+        graph = resized(self.graph.replace(values={**self.graph.values, **self.added}), zero)
+        inputs = tuple(n for n in graph.inputs if n not in self.caches)
         states = {a: b for a, b in graph.states.items() if a not in self.caches}
         nodes = tuple(needed(graph.replace(nodes=tuple(nodes)), ends))
         read = {*inputs, *ends, *(n for node in nodes for n in (*node.inputs, *node.outputs))}
@@ -278,13 +277,3 @@ class _Caches:
         count = 1 if node.op == "state" else 1 + (node.attrs["spec"].kind == "lstm")
         threaded = [i for i in starts if i is not None and roots(graph, i) & set(graph.states)]
         return len(threaded) < count
-
-
-def _substituted(graph: Graph, sizes: dict) -> Graph:
-    """The graph with sizes replaced in its values."""
-    values = {n: Value(n, v.dtype, tuple(D.substitute(d, sizes) for d in v.dims)) for n, v in graph.values.items()}
-    return graph.replace(values=values)
-
-
-def _substituted_node(node: Node, sizes: dict) -> Node:
-    return replace(node, attrs=D.substitute_in(node.attrs, sizes))

@@ -14,6 +14,11 @@ CALLS = {"one": "b,1,8", "row": "b,8", "many": "b,t,8"}
 _FILL = "sm = Where(m, s, minf)"
 _ONES = "ones = ConstantOfShape <value = float[1] {1}> (square)"
 _PLACES = "keys = Range(k0, a0, k1) own = Range(n0, a0, k1) row = Unsqueeze(own, one1) m1 = LessOrEqual(keys, row)"
+_THERE = "there4 = Unsqueeze(there, ax12)"
+_FROM = (
+    "keys = Range(k0, a0, k1) steps = Range(k0, t0, k1) own = Add(steps, from) row = Unsqueeze(own, one1) "
+    "m = LessOrEqual(keys, row)"
+)
 
 # Masks: a text that makes `m` from n (steps held, [1]), t (steps of the call, [1]) and all (n + t), and what adds it.
 MASKS = {
@@ -25,8 +30,27 @@ MASKS = {
     "far band": (f"{_PLACES} oldest = Sub(row, k9000) m2 = Greater(keys, oldest) m = And(m1, m2)", _FILL),
     "top left": (f"{_ONES} low = Trilu <upper = 0> (ones) m = Cast <to = 9> (low)", _FILL),
     # a mask of tokens, as of transformers: ones for steps that are there
-    "input": (f"{_PLACES} there4 = Unsqueeze(there, ax12) m2 = Cast <to = 9> (there4) m = And(m1, m2)", _FILL),
-}
+    "input": (f"{_PLACES} {_THERE} m2 = Cast <to = 9> (there4) m = And(m1, m2)", _FILL),
+    "floats": (
+        f"{_PLACES} {_THERE} m2 = Greater(there4, tenth) m = And(m1, m2)",
+        "gone = Sub(one, there4) low = Mul(gone, big) s1 = Add(s, low) sm = Where(m1, s1, minf)",
+    ),
+    "seen": ("m = Identity(seen)", _FILL),
+    "added": ("m = Identity(attn_mask)", "sm = Add(s, m)"),
+    "numbers": ("keys = Range(k0, a0, k1) row = Unsqueeze(cache_position, one1) m = LessOrEqual(keys, row)", _FILL),
+    "length": (f"from = Identity(past_len) {_FROM}", _FILL),
+    "length so far": (f"from = Sub(total_len, t0) {_FROM}", _FILL),
+    # not masks
+    "weights": (f"{_PLACES} {_THERE} m = Identity(m1)", "s1 = Mul(s, there4) sm = Where(m, s1, minf)"),
+    "marks": (f"{_PLACES} {_THERE} m = Identity(m1)", "s1 = Add(s, there4) sm = Where(m, s1, minf)"),
+}  # fmt: skip
+
+# Inputs beside the steps and the caches, by name.
+MORE = {
+    "there": "int64[b,all] there", "seen": "bool[b,1,t,all] seen", "attn_mask": "float[b,1,t,all] attn_mask",
+    "cache_position": "int64[t] cache_position", "past_len": "int64 past_len", "total_len": "int64 total_len",
+}  # fmt: skip
+FLOATS = ("floats", "weights", "marks")  # masks whose `there` is of floats
 
 # What is added to the steps of a call, x3 [b, t, 8], for their positions.
 POSITIONS = {
@@ -35,6 +59,9 @@ POSITIONS = {
     "slice": "place = Slice(table, n, all, zero1) z = Add(x3, place)",
     "anew": "at = Range(k0, t0, k1) place = Gather(table, at) z = Add(x3, place)",
     "count": "place = Gather(table, pos) place3 = Unsqueeze(place, one1) z = Add(x3, place3) pos_out = Add(pos, k1)",
+    "counted": "sums = CumSum(there, one1) at2 = Sub(sums, k1) at = Slice(at2, n, all, one1) place = Gather(table, at)"
+    " z = Add(x3, place)",
+    "length": "places = Range(k0, t0, k1) at = Add(places, past_len) place = Gather(table, at) z = Add(x3, place)",
     "number": "nf = Cast <to = 1> (n0) part = Mul(nf, tenth) z = Add(x3, part)",
 }
 
@@ -64,7 +91,9 @@ def decoder(calls="one", mask="", position="", layers=1, layout="bhtf", form="ma
     text.append(f"last = Identity(z{layers - 1}) " + (extra or "end = Identity(last)"))
     text.append("y = Squeeze(end, one1)" if calls == "row" else "y = Identity(end)")
     ins = [f"float[{x_dims}] x"] + ["int64[b] pos"] * (position == "count")
-    ins += ["int64[b,all] there"] * (mask == "input")
+    more = [line for name, line in MORE.items() if used_in(name, text)]
+    more = [line if calls == "many" else re.sub(r"\bt\b", "1", line) for line in more]
+    ins += [line.replace("int64", "float") if mask in FLOATS else line for line in more]
     outs = [f"float[{x_dims}] y"] + ["int64[b] pos_out"] * (position == "count") + ([outputs] if outputs else [])
     for i in range(layers):
         ins += [f"float[{dims.format('past')}] past_{w}{i}" for w in "kv"]
@@ -74,12 +103,23 @@ def decoder(calls="one", mask="", position="", layers=1, layout="bhtf", form="ma
     source = f"{head} ({', '.join(ins)}) => ({', '.join(outs)}) {{ {body} }}"
     model = onnx.parser.parse_model(source)
     numbers = {"one1": np.int64([1]), "zero1": np.int64([0]), "minf": np.float32(-np.inf), "tenth": np.float32(0.1)}
-    numbers |= {"k0": np.int64(0), "k1": np.int64(1), "k6": np.int64(6), "k9000": np.int64(9000), "ax12": np.int64([1])}
+    numbers |= {"one": np.float32(1), "big": np.float32(-1e9)}
+    numbers |= {
+        "k0": np.int64(0),
+        "k1": np.int64(1),
+        "k6": np.int64(6),
+        "k9000": np.int64(9000),
+        "ax12": np.int64([1, 2]),
+    }
     numbers |= {"split": np.int64([0, 0, HEADS, FEATURES]), "join": np.int64([0, 0, WIDTH])}
     arrays = {k: v.astype(np.float32) for k, v in weights.items()} | numbers
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in arrays.items() if k in used)
     return model
+
+
+def used_in(name: str, text: list) -> bool:
+    return any(re.search(rf"\b{name}\b(?! =)", part) for part in text)
 
 
 def _layer(i: int, layout: str, form: str, mask: str, apply: str, keys: str) -> str:
@@ -105,10 +145,23 @@ def _layer(i: int, layout: str, form: str, mask: str, apply: str, keys: str) -> 
     text = text.replace("kh = Identity(new_k)", keys or "kh = Identity(new_k)")
     text += "back = Transpose <perm = [0,2,1,3]> (heads) flat = Reshape(back, join) o = MatMul(flat, ow) "
     text += "out = Add(IN, o)"
-    own = "q kf vf q4 qh k4 v4 kt vt ks vs kh vh ktr raw s sm w heads back flat o qw kw vw ow"
+    own = "q kf vf q4 qh k4 v4 kt vt ks vs kh vh ktr raw s gone low s1 sm w heads back flat o qw kw vw ow"
     own = [*own.split(), *(f"{a}_{w}" for a in ("new", "past") for w in "kv")]
     text = re.sub(r"\b(" + "|".join(own) + r")\b", lambda found: f"{found[1]}{i}", text)
     return re.sub(r"\bout\b", f"z{i}", text)
+
+
+def more_inputs(batch: int, held: int, steps: int) -> dict:
+    """What a caller hands to a call beside the steps and the caches."""
+    seen = np.tri(steps, held + steps, held, dtype=bool) & np.ones((batch, 1, 1, 1), bool)
+    return {
+        "there": np.ones((batch, held + steps), np.int64),
+        "seen": seen,
+        "attn_mask": np.where(seen, 0, np.finfo(np.float32).min).astype(np.float32),
+        "cache_position": np.arange(held, held + steps),
+        "past_len": np.array(held),
+        "total_len": np.array(held + steps),
+    }
 
 
 def called(model, xs, lengths):
@@ -119,16 +172,19 @@ def called(model, xs, lengths):
     inputs, names = session.get_inputs(), [o.name for o in session.get_outputs()]
     kept = {}
     for value in inputs:
-        if value.name.startswith("past"):
+        if value.name[:6] in ("past_k", "past_v"):
             dims = [len(xs) if d == "b" else 0 if d == "past" else d for d in value.shape]
             kept[value.name] = np.zeros(dims, np.float32)
         elif value.name == "pos":
             kept["pos"] = np.zeros(len(xs), np.int64)
+    kinds = {i.name: i.type for i in inputs}
     found, at = [], 0
     for n in lengths:
         x = xs[:, at : at + n] if len(inputs[0].shape) == 3 else xs[:, at]
-        more = {"there": np.ones((len(xs), at + n), np.int64)} if any(i.name == "there" for i in inputs) else {}
-        out = dict(zip(names, session.run(None, {"x": x, **kept, **more}), strict=True))
+        more = more_inputs(len(xs), at, n)
+        feeds = {"x": x, **kept} | {i.name: more[i.name] for i in inputs if i.name in more}
+        feeds |= {"there": feeds["there"].astype(np.float32)} if "tensor(float)" in kinds.get("there", "") else {}
+        out = dict(zip(names, session.run(None, feeds), strict=True))
         kept = {k: out["pos_out" if k == "pos" else k.replace("past", "new")] for k in kept}
         found.append(out["y"].reshape(len(xs), n, WIDTH))
         at += n

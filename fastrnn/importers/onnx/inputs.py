@@ -13,7 +13,7 @@ from .build import GraphDraft
 from .reading import files
 from .reading.values import UNKNOWN, Const, Live
 from .sizes.blocks import cut_axis
-from .sizes.given import own_name
+from .sizes.given import own_name, sums_of
 
 if TYPE_CHECKING:
     from .walk import File
@@ -27,6 +27,7 @@ def declare_inputs(file: File, ctx: GraphDraft, known: dict, problems: list[str]
     """Declare the graph's inputs; initializers and bound inputs are excluded."""
     names, seen = [], set()
     initial = {t.name for t in file.model.graph.initializer}
+    sums = sums_of(file.model.graph)
     for info in file.model.graph.input:
         if not info.name or info.name in seen:
             raise ModelFormatError(f"input {info.name!r} is declared twice" if info.name else "an input has no name")
@@ -34,7 +35,7 @@ def declare_inputs(file: File, ctx: GraphDraft, known: dict, problems: list[str]
         if info.name in initial:
             continue
         try:
-            known[info.name] = _input(file, ctx, info)
+            known[info.name] = _input(file, ctx, info, sums)
         except Finding as finding:
             known[info.name] = UNKNOWN
             problems.append(f"input {info.name!r}: {finding}")
@@ -43,7 +44,7 @@ def declare_inputs(file: File, ctx: GraphDraft, known: dict, problems: list[str]
     return names
 
 
-def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Live:
+def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto, sums: dict) -> Const | Live:
     """One input: a value of the graph with a symbol per axis, or the constant that it is bound to."""
     kind = info.type.tensor_type
     if info.type.WhichOneof("value") != "tensor_type":
@@ -62,7 +63,10 @@ def _input(file: File, ctx: GraphDraft, info: onnx.ValueInfoProto) -> Const | Li
         # Some exporters write 0 or -1 for "any size"; no model computes on an axis that is always empty.
         value = value if value and value > 0 else None
         keeps = value and not ctx.table.policy.thaw
-        dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value, own_name(d)))
+        if value is None and own_name(d) in sums:
+            dims.append(ctx.table.sum_dim(info.name, axis, *sums[own_name(d)]))
+        else:
+            dims.append(value if keeps else ctx.table.input_dim(info.name, axis, value, own_name(d)))
     if info.name in file.bind:
         value = file.bind[info.name]
         if brief:

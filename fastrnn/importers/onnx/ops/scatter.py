@@ -92,6 +92,8 @@ def _at_computed_rows(ctx, x, index, updates, fn: str | None):
         ctx.equal(got, wanted, "the updates of ScatterND must fit its indices and its data")
     if index.dtype != "int64":
         index = ctx.one("cast", index, to="int64")
+    if fn is None and positions.is_grid(ctx, index):
+        return _at_front(ctx, x, updates, outer, 0)
     total, count = D.product(x.dims[:depth]), D.product(outer)
     rows = ctx.reshape(flat_rows(ctx, x, index, depth), (count,))
     # Looking a row up raises the error for one that is out of range.
@@ -99,6 +101,19 @@ def _at_computed_rows(ctx, x, index, updates, fn: str | None):
     rows = ctx.reshape(rows, (count, *[1] * len(tail)))
     out = writes.by_place(ctx, ctx.reshape(x, (total, *tail)), rows, ctx.reshape(updates, (count, *tail)), fn)
     return ctx.reshape(out, x.dims)
+
+
+def _at_front(ctx, x, updates, sizes: tuple, axis: int):
+    """x with its first elements along each axis from `axis` on replaced: as many as `sizes`, which may be all."""
+    if axis == len(sizes):
+        return updates
+    size, count = x.dims[axis], sizes[axis]
+    if size == count:
+        return _at_front(ctx, x, updates, sizes, axis + 1)
+    if isinstance(size, Dim) or isinstance(count, Dim):
+        ctx.table.shortfalls.append(D.shortfall(size - count, 0))
+    inner = _at_front(ctx, ctx.slice(x, axis, 0, count), updates, sizes, axis + 1)
+    return ctx.concat([inner, ctx.slice(x, axis, count, size)], axis)
 
 
 def _box(rows: np.ndarray) -> list[tuple[int, int]] | None:

@@ -167,6 +167,8 @@ def _concat(ctx, n: NodeReader):
     if axis is None or not values:
         raise ModelFormatError("Concat without axis or inputs")
     axis = axis_of(axis, len(values[0].dims))
+    if len(values) == 1:
+        return values
     if not any(isinstance(v, Live) for v in values):
         values = [_as_known(v) for v in values]
     if all(isinstance(v, (Const, Ints)) for v in values):

@@ -33,6 +33,7 @@ _TRIED = (8, 16, 48, 64, 100, 320, 512, 1)
 _LONG = 1.0  # seconds
 _MOST_WORK = 40_000  # nodes times trials
 _BATCH = re.compile(r"n|b|bs|.*batch.*")  # the file's names for a batch
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _MOST_ALONE = 4  # open sizes that are tried one by one
 
 
@@ -77,6 +78,25 @@ class OpenAxes:
 def own_name(dim: onnx.TensorShapeProto.Dimension) -> str:
     """The file's name for a size; "" if it has none. Paddle writes a question mark for several sizes at once."""
     return "" if dim.dim_param == "?" else dim.dim_param
+
+
+def sums_of(graph: onnx.GraphProto) -> dict[str, tuple[int, list[tuple[str, int, str]]]]:
+    """Names of sizes that are sums of other names, such as `past_sequence_length + sequence_length` of a mask: name
+    -> (a number, (input, axis, its name) of each of the others)."""
+    given = {t.name for t in graph.initializer}
+    axes: dict[str, tuple[str, int]] = {}
+    for info in graph.input:
+        for axis, d in enumerate(info.type.tensor_type.shape.dim) if info.name not in given else ():
+            if own_name(d):
+                axes.setdefault(own_name(d), (info.name, axis))
+    found = {}
+    for name in axes:
+        parts = [part.strip() for part in name.split("+")]
+        names = [part for part in parts if not _NUMBER.fullmatch(part)]
+        if len(parts) > 1 and names and all(part.isidentifier() and part in axes for part in names):
+            number = sum(int(part) for part in parts if _NUMBER.fullmatch(part))
+            found[name] = number, [(*axes[part], part) for part in names]
+    return found
 
 
 def _axis_name(key: tuple[str, int]) -> str:

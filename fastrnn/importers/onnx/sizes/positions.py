@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from ....errors import FastRNNError
 from ....graph import dims as D
+from ....graph import reference
 from ....graph.dims import Dim
+from ....graph.traverse import subgraph
 from ...shared.ledger import Finding
 from ..reading.values import Const, Fill, Ints, Live
 
+_GRIDS = 4  # sizes at which computed places are compared
 MOST = 1 << 24  # most numbers in a computed table
 
 
@@ -22,6 +26,25 @@ def sizes_of(ctx, value: Live) -> list[Dim] | None:
             sizes += [*attrs["dims"], attrs["start"]] if op_ == "steps" else ()
             sizes += attrs["dims"] if op_ == "expand" else ()
     return None if needed else [d for d in dict.fromkeys(sizes) if isinstance(d, Dim)]
+
+
+def is_grid(ctx, index: Live) -> bool:
+    """Whether indices [sizes.., depth] are the places of a block that begins at 0 along each axis, in order. They are
+    computed at sizes of several kinds."""
+    if len(index.dims) - 1 != index.dims[-1] or sizes_of(ctx, index) is None:
+        return False
+    names = sorted({s for dim in sizes_of(ctx, index) for s in D.symbols(dim)})
+    part = subgraph(ctx.graph("indices", [], [index.name], ()), (), (index.name,))
+    for first in range(_GRIDS):
+        sizes = {name: 1 + (3 * k + 2 * first) % 7 for k, name in enumerate(names)}
+        try:
+            (found,) = reference.run(part, {}, sizes=sizes)
+        except FastRNNError:
+            return False
+        want = np.moveaxis(np.indices(found.shape[:-1]), 0, -1)
+        if not np.array_equal(found, want):
+            return False
+    return True
 
 
 def exact_size(ctx, dim) -> Live:

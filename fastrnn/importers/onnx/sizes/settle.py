@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..states.names import alike
 from .symbols import Symbol, SymbolTable, shown
 
 __all__ = ["names_of", "settle"]
@@ -18,6 +19,7 @@ def settle(table: SymbolTable, ctx, judge: Callable) -> bool:
     if any(s.final for s in free):
         return False
     if not has_cells:
+        _vote_by_growth(table, ctx)
         _vote_by_position(free)
     if _one_time(table):
         return True  # the sizes just held may show whose rows the others are
@@ -52,7 +54,7 @@ def _named(table: SymbolTable) -> list[tuple[Symbol, str]]:
     """Every free size with the name that it gets in the graph."""
     taken: set[str] = set()
     found = []
-    for s in table.roots():
+    for s in sorted(table.roots(), key=lambda s: s.role is None):  # one with a role has its plain name
         base = s.role or ("batch" if s.axis == 0 else "size" if _asked(table, s) else "time")
         name, k = base, 2
         while name in taken:
@@ -81,9 +83,21 @@ def _note_literals(table: SymbolTable) -> None:
                 table.ledger.count(table.dim(s), literal.input, f"has the count {literal.example}")
 
 
+def _vote_by_growth(table: SymbolTable, ctx) -> None:
+    """The steps that a call appends to a cache are the time, whichever input comes first: the mask of an encoder's
+    steps may come before the steps."""
+    for op, _, inputs, outputs, attrs in ctx.nodes:
+        if op != "concat" or len(inputs) != 2 or inputs[0] not in table.inputs or not alike(inputs[0], outputs[0]):
+            continue
+        held, new = (table.single(ctx.values[name].dims[attrs["axis"]]) for name in inputs)
+        if held is not None and new is not None and held is not new and not (held.genuine or new.genuine):
+            new.role = new.role or "time"
+            return
+
+
 def _vote_by_position(free: list[Symbol]) -> None:
     """Without a recurrent node: the first open axis 0 is batch, the next open axis that is not 0 is time."""
-    roles = {"batch", "time"}
+    roles = {"batch", "time"} - {s.role for s in free}
     for s in free:
         role = "batch" if s.axis == 0 else "time"
         if not s.genuine and s.role is None and role in roles:
@@ -156,7 +170,7 @@ def _time_ranks(table: SymbolTable) -> list[tuple[Symbol, tuple]]:
         outer = any(_nested(table, s, t) for t in table.roots())
         if s.role == "time" or (s.role is None and not s.genuine and s.axis > 0) or (outer and id(s) in stepped):
             inner = any(_nested(table, t, s) for t in table.roots())
-            found.append((s, (s.genuine, id(s) not in stepped, not stepped.get(id(s)), inner, k)))
+            found.append((s, (s.genuine, id(s) not in stepped, not stepped.get(id(s)), inner, s.role != "time", k)))
     return found
 
 

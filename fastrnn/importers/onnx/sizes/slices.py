@@ -17,6 +17,11 @@ def slice_bounds(ctx, x, axis: int, start, end, step: int) -> tuple:
     numbers are evidence that the length is meant (evidence.py).
     """
     table, size = ctx.table, x.dims[axis]
+    if step == 1 and _is_open(table, size, start):
+        stop = size if isinstance(end, int) and end >= FAR else end
+        if isinstance(stop, Dim) and not D.may_be_negative(stop):
+            table.shortfalls += [D.shortfall(d, 0) for d in (size - stop, stop - start) if D.may_be_negative(d)]
+            return start, stop
     if not isinstance(size, Dim) and isinstance(start, int) and isinstance(end, int):
         found = range(*slice(start, end if abs(end) < 2**62 else (FAR if end > 0 else -FAR), step).indices(size))
         stop = found.start + len(found) * step if len(found) == 0 else found.stop
@@ -67,6 +72,13 @@ def _before_padding(table, size, high: int):
     added = table.example(size) - high
     length = table.single(size - added) if added > 0 else None
     return size - added if length is not None and length.genuine and length.example == high else high
+
+
+def _is_open(table, size, start) -> bool:
+    """Whether a slice of an open size begins at another open size, such as the steps of a call in the mask of all
+    steps. Their examples are made up, so they don't tell which one is larger."""
+    both = isinstance(size, Dim) and isinstance(start, Dim) and isinstance(size - start, Dim)
+    return both and all(table.single(d) is not None and not table.genuine(d) for d in (size, start))
 
 
 def _not_before(table, size, low, high) -> None:

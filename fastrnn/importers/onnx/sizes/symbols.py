@@ -49,6 +49,7 @@ class Symbol:
     param: str = ""  # the file's own name for the size, if it has one
     frozen: int | None = None
     joined: Symbol | None = None
+    solved: Dim | None = None  # the sum of other sizes that it must be
     role: str | None = None  # "batch" or "time"
     sure: bool = False  # whether a recurrent node says so
     final: str | None = None  # the name in the graph, assigned once the walk has settled
@@ -114,6 +115,13 @@ class SymbolTable:
         self.axes[input_name, axis] = sym
         return self.dim(sym)
 
+    def sum_dim(self, input_name: str, axis: int, number: int, parts: list[tuple[str, int, str]]) -> Dim | int:
+        """The dim of an axis that the file names as a sum of a number and the sizes of open axes of inputs."""
+        self.inputs.add(input_name)
+        if (input_name, axis) in self.given:
+            return self.given[input_name, axis]
+        return sum((self.input_dim(name, at, None, param) for name, at, param in parts), start=number)
+
     def _invent(self) -> int:
         while True:
             self._next += 2
@@ -127,10 +135,12 @@ class SymbolTable:
 
     def roots(self) -> list[Symbol]:
         """Symbols that are not unified with another and still free, in the order of the inputs."""
-        return [s for s in self.by_key.values() if s.joined is None and s.frozen is None]
+        return [s for s in self.by_key.values() if s.joined is None and s.frozen is None and s.solved is None]
 
     def dim(self, sym: Symbol) -> Dim | int:
         sym = self.root(sym)
+        if sym.solved is not None:
+            return D.substitute(sym.solved, {name: self.dim(self._find(name)) for name in D.symbols(sym.solved)})
         return sym.frozen if sym.frozen is not None else D.symbol(sym.final or sym.name)
 
     def of(self, dim) -> list[Symbol]:
@@ -230,7 +240,8 @@ class SymbolTable:
         found = self._now.get(dim)
         if found is None:
             syms = {name: self._find(name) for name in D.symbols(dim)}
-            env = {name: self.dim(s) for name, s in syms.items() if s.joined is not None or s.frozen is not None}
+            changed = [n for n, s in syms.items() if (s.joined, s.frozen, s.solved) != (None, None, None)]
+            env = {name: self.dim(syms[name]) for name in changed}
             found = self._now[dim] = D.substitute(dim, env) if env else dim
         return found
 
@@ -267,6 +278,8 @@ class SymbolTable:
                     self.hint(sym, other, reason)
                 self._solve(dim, other, reason)
         self._round(a, b)
+        self._solve_sum(a, b)
+        self._solve_sum(b, a)
         self.freeze((a, b), reason)
 
     def _round(self, a, b) -> None:
@@ -310,6 +323,19 @@ class SymbolTable:
                 raise ModelFormatError(f"{reason}: {dim} can't be {value}")
             self.hold(syms[0], answer, reason)
             self._learned(syms[0])
+
+    def _solve_sum(self, dim, other) -> None:
+        """An open size that makes two dims equal if it is the sum of other open sizes is that: the length of a mask of
+        all steps. Raises Learned."""
+        for sym in self.of(dim) if isinstance(other, Dim) else ():
+            own = self.dim(sym)
+            total = other - (dim - own)
+            syms = self.of(total)
+            plain = isinstance(total, Dim) and all(len(m) < 2 and c > 0 for m, c in total.terms.items())
+            if plain and not D.divisors(total) and not any(s.genuine or s is sym for s in syms) and not sym.genuine:
+                sym.solved = D.substitute(total, {(s.final or s.name): D.symbol(s.name) for s in syms})
+                self.found[f"solve {sym.name}"] = f"{shown(sym)} is {' + '.join(s.label for s in syms)}: they meet"
+                self._learned(sym)
 
     def literal(self, key: tuple, size: int) -> Dim | int:
         """A number in the file that may be a written-out size. If some size has this number, it gets its own symbol,
