@@ -14,7 +14,7 @@ from ...shared.ledger import Finding
 from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, simplest, uniform
-from ..sizes.arithmetic import assumed_one, hold, largest_size, on_sizes
+from ..sizes.arithmetic import assumed_one, hold, largest_size, on_sizes, smallest_size
 from .casts import as_dtype
 from .integers import of_one_type
 
@@ -320,6 +320,9 @@ def _mod(ctx, n: NodeReader):
     fmod = n.attr("fmod", "int", 0)
     if isinstance(a, Ints) or isinstance(b, Ints):
         hold(ctx, n, (a, b))
+        made = None if fmod else on_sizes(ctx, "mod", a, b)
+        if made is not None:
+            return [made]
     a, b = ctx.broadcast(of_one_type(ctx, [a, b]), "Mod")
     kind = ctx.kind(a)
     if kind not in ("float32", *INTEGERS):
@@ -337,6 +340,7 @@ def _many(ctx, n: NodeReader):
     values = [n.input(i) for i in range(len(n.values))]
     if any(isinstance(v, Ints) for v in values):
         known = largest_size(ctx, values) if n.node.op == "Max" else None
+        known = smallest_size(values) if n.node.op == "Min" else known
         if known is not None:
             return [known]
         hold(ctx, n, values)

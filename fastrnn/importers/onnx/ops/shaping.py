@@ -33,6 +33,7 @@ def _size(ctx, n: NodeReader):
 def _transpose(ctx, n: NodeReader):
     x = n.input(0)
     perm = n.attr("perm", "ints", list(range(len(x.dims)))[::-1])
+    perm = [a + len(x.dims) if a < 0 else a for a in perm]  # PyTorch's older exporter writes some from the end
     if sorted(perm) != list(range(len(x.dims))):
         raise ModelFormatError(f"perm {perm} of a value of rank {len(x.dims)}")
     if isinstance(x, Ints):

@@ -13,7 +13,7 @@ from ..reading.values import Const, Ints, simplest
 
 def on_sizes(ctx, fn: str, a, b):
     """Arithmetic with sizes on one side; None if the result can't be expressed symbolically."""
-    if fn not in ("add", "sub", "mul", "div", "equal") or not all(isinstance(v, (Ints, Const)) for v in (a, b)):
+    if fn not in ("add", "sub", "mul", "div", "mod", "equal") or not all(isinstance(v, (Ints, Const)) for v in (a, b)):
         return None
     if any(isinstance(v, Const) and v.array.dtype.kind not in "iu" for v in (a, b)):
         return None
@@ -25,6 +25,8 @@ def on_sizes(ctx, fn: str, a, b):
             return simplest(np.frompyfunc(lambda p, q: _quotient(ctx, p, q), 2, 1)(left, right))
         except ShapeError:
             return None  # one size by another: only the example's quotient is known
+    if fn == "mod":
+        return _rests(left, right)
     return simplest({"add": np.add, "sub": np.subtract, "mul": np.multiply}[fn](left, right))
 
 
@@ -37,6 +39,19 @@ def _quotient(ctx, p, q):
     if isinstance(p, Dim) or isinstance(q, Dim):
         return p // q
     return abs(p) // abs(q) * (1 if (p < 0) == (q < 0) else -1)
+
+
+def _rests(left, right):
+    """p mod q, of the sign of q; None if q is no positive number. `(Q - T % Q) % Q` is what T lacks to a multiple."""
+    left, right = np.broadcast_arrays(left, right)
+    if any(isinstance(q, Dim) or q < 1 for q in right.flat):
+        return None
+    return simplest(np.frompyfunc(_rest, 2, 1)(left, right))
+
+
+def _rest(p, q: int):
+    negative = isinstance(p, Dim) and any(c < 0 and c % q for key, c in p.terms.items() if key)
+    return p + q * ((q - 1 - p) // q) if negative else p - q * (p // q)  # -((q - 1 - p) // q) is p // q
 
 
 def assumed_one(ctx, fn: str, a, b):
@@ -80,6 +95,28 @@ def hold(ctx, n: NodeReader, values) -> None:
     sizes = [d for v in values if isinstance(v, Ints) for d in v.array.flat]
     if all(isinstance(v, (Ints, Const)) for v in values) and all(ctx.table.genuine(d) for d in sizes):
         ctx.table.freeze(sizes, f"{n.node.op} is computed from it")
+
+
+def smallest_size(values: list):
+    """The minimum of two sizes of which one is never larger: T and T rounded up to a multiple; None otherwise."""
+    if len(values) != 2 or not all(isinstance(v, (Ints, Const)) and v.dims in ((), (1,)) for v in values):
+        return None
+    for a, b in (values, values[::-1]):
+        if _never_negative(b.array.flat[0] - a.array.flat[0]):
+            return a if len(a.dims) >= len(b.dims) else simplest(a.array.astype(object).reshape(b.dims))
+    return None
+
+
+def _never_negative(dim) -> bool:
+    """Whether a difference of sizes is certain to be at least 0: n * (x // n) is at least x - n + 1, and at most x."""
+    if not isinstance(dim, Dim):
+        return dim >= 0
+    least = dim
+    for key, count in dim.terms.items():
+        if len(key) == 1 and isinstance(key[0], D.FloorDiv) and count % key[0].den == 0:
+            num, den = key[0].num, key[0].den
+            least = least - count * (num // den) + count // den * (num - (den - 1 if count > 0 else 0))
+    return least >= 0 if isinstance(least, int) else not D.may_be_negative(least)
 
 
 def largest_size(ctx, values: list):

@@ -4,6 +4,7 @@ import io
 import warnings
 
 import numpy as np
+import onnx
 import pytest
 
 import fastrnn
@@ -105,3 +106,71 @@ def test_a_cut_that_is_no_length_holds_the_length(cut):
     graph = import_onnx(exported(Mamba(cut=cut), torch.zeros(2, STEPS, 4), dynamic=False))
     assert graph.values["x"].dims[1] == STEPS
     assert any(axis == 1 for _, axis, _ in graph.held)
+
+
+def segment_sum(x):
+    """[.., Q] -> [.., Q, Q]: the sums of x over (j, i], minus infinity for j > i."""
+    size = x.shape[-1]
+    below = torch.tril(torch.ones(size, size, dtype=torch.bool), -1)
+    made = x[..., None].expand(*x.shape, size).masked_fill(~below, 0).cumsum(-2)
+    return made.masked_fill(~torch.tril(torch.ones(size, size, dtype=torch.bool)), -torch.inf)
+
+
+class Chunked(torch.nn.Module):
+    """Mamba-2 in chunks: the sequence is padded to whole ones, with the input added before the padding is cut off."""
+
+    def __init__(self, size=6, heads=3, states=5, chunk=4, skip=True, tied=False):
+        super().__init__()
+        torch.manual_seed(4)
+        self.heads, self.states, self.chunk, self.skip = heads, states, chunk, skip
+        self.w = torch.nn.Linear(size, size + 2 * states + heads)
+        self.a, self.d = torch.nn.Parameter(torch.rand(heads) + 0.2), torch.nn.Parameter(torch.randn(heads))
+        self.sizes = [size, states, states, heads]
+        self.tied = tied
+
+    def forward(self, x):
+        rows, steps = x.shape[:2]
+        pad = (self.chunk - steps % self.chunk) % self.chunk
+        v, b, c, dt = self.w(x).split(self.sizes, -1)
+        v, dt = v.reshape(rows, steps, self.heads, -1), F.softplus(dt)
+        b, c = (z.reshape(rows, steps, 1, -1).expand(rows, steps, self.heads, -1) for z in (b, c))
+        skipped = self.d[:, None] * self.padded(v, pad)
+        v, a = v * dt[..., None], -self.a * dt
+        v, a, b, c = (
+            z.reshape(rows, -1, self.chunk, *z.shape[2:]) for z in (self.padded(t, pad) for t in (v, a, b, c))
+        )
+        a = a.permute(0, 3, 1, 2)
+        sums = a.cumsum(-1)
+        inside = torch.einsum("bclhn,bcshn->bclsh", c, b) * torch.exp(segment_sum(a)).permute(0, 2, 3, 4, 1)
+        y = torch.einsum("bclsh,bcshp->bclhp", inside, v)
+        kept = b * torch.exp(sums[..., -1:] - sums).permute(0, -2, -1, 1)[..., None]
+        states = torch.einsum("bclhn,bclhp->bchpn", kept, v)
+        states = torch.cat([torch.zeros_like(states[:, :1]), states], 1)
+        between = torch.exp(segment_sum(F.pad(sums[..., -1], (1, 0)))).transpose(1, 3)
+        states = torch.einsum("bzch,bzhpn->bchpn", between, states)[:, :-1]
+        y = y + torch.einsum("bclhn,bchpn->bclhp", c, states) * torch.exp(sums).permute(0, 2, 3, 1)[..., None]
+        y = y.reshape(rows, -1, self.heads, v.shape[-1])
+        y = y + skipped if self.skip else y
+        return y[:, :steps].reshape(rows, steps, -1)
+
+    def padded(self, x, pad):
+        return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, pad))
+
+
+def equals(module, file, size, lengths=LENGTHS):
+    model, wide = fastrnn.load(file), module.eval().double()
+    for steps in lengths:
+        x = torch.randn(2, steps, size, generator=torch.Generator().manual_seed(steps))
+        with torch.no_grad():
+            want = wide(x.double()).numpy()
+        np.testing.assert_allclose(model(x.numpy()), want, rtol=0, atol=3e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_a_sequence_padded_to_whole_chunks_has_any_length(chunk):
+    """The padding is (Q - T % Q) % Q. The older exporter writes a permutation that counts from the end."""
+    module = Chunked(chunk=chunk)
+    file = exported(module, torch.zeros(2, STEPS, 6))
+    perms = [list(a.ints) for n in onnx.load_from_string(file).graph.node for a in n.attribute if a.name == "perm"]
+    assert any(min(perm) < 0 for perm in perms)
+    equals(module, file, 6)
