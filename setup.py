@@ -162,6 +162,7 @@ MODULES = (
     "serving._slots",
     "serving._pool",
     "serving._queues",
+    "serving.server._plain",
 )
 # A module of its own, and optional: the compiler may lack OpenMP, or the machine libgomp. Calls then use the team of
 # threads.c.

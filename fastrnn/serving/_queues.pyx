@@ -23,18 +23,12 @@ cdef class Request:
     expired : the time in which it had to be taken is over
     """
 
-    cdef readonly object slot, future
-    cdef readonly Py_ssize_t steps
-    cdef public bint taken, expired
-
     def __init__(self, slot, future, Py_ssize_t steps=0):
         self.slot, self.future, self.steps = slot, future, steps
 
 
 cdef class Step(Request):
     """One step. arrays: its inputs, checked, in memory of its own."""
-
-    cdef readonly object arrays
 
     def __init__(self, slot, future, arrays):
         self.slot, self.future, self.steps, self.arrays = slot, future, 1, arrays

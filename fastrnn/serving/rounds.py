@@ -98,11 +98,11 @@ def unfinished(rounds: list[list[Request]], done: list[Request], answers: list) 
 
 def run_round(pool: StreamPool, requests: list[Request]) -> list:
     """The answer to each request, or the error that is its own. No two are of one stream."""
-    if {type(r) for r in requests} == {Step}:
+    if all(issubclass(kind, Step) for kind in {type(r) for r in requests}):
         return _apart(pool, requests, _steps)
     answers: dict[int, Any] = {}
     for kind, call in _CALLS.items():
-        some = [r for r in requests if type(r) is kind]
+        some = [r for r in requests if (Step if isinstance(r, Step) else type(r)) is kind]
         if some:
             answers.update(zip(map(id, some), _apart(pool, some, call), strict=True))
     return [answers[id(r)] for r in requests]

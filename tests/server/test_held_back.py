@@ -272,7 +272,7 @@ def test_a_websocket_that_goes_while_its_end_waits(server, model):
         (session,) = server.server.engine.connections
         server.loop.call_soon_threadsafe(session.direct.protocol.writable.clear)
         at_once(socket, [input_of(model, [1]).tobytes(), END])
-        until(lambda: session.direct is not None and session.direct._drained is not None)
+        until(lambda: session.direct is not None and session.direct.drained is not None)
         assert server.sequences.live["gone"].steps == 1
         socket.socket.shutdown(2)
     until(lambda: not server.server.engine.connections)

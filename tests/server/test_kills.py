@@ -109,7 +109,7 @@ def test_clients_are_killed(serve, model, frames, alone, tmp_path):
         sequences = server.sequences
         until(lambda: not sequences.live, "a sequence is left")
         until(lambda: not len(sequences.lanes[1].pool), "a slot is left")
-        until(lambda: not sequences._leaving, "a sequence never ends")
+        until(lambda: not sequences.leaving, "a sequence never ends")
         until(lambda: left(server)[0] <= before[0], f"tasks are left: {left(server)}, before {before}")
         until(lambda: left(server)[1] <= before[1] + 2, f"files are left: {left(server)}, before {before}")
         assert set(sequences.ends) <= {"client", "restarted", "idle"}

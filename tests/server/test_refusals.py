@@ -186,7 +186,7 @@ class TestEnded:
 
 async def expired(sequences, id):
     """The time of a sequence is over."""
-    sequences._resting.discard(sequences.live[id], None)
+    sequences.resting.discard(sequences.live[id], None)
     sequences._idle(sequences.live[id])
 
 

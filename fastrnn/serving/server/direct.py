@@ -4,32 +4,28 @@ A queue, a task and two futures for each message, as ASGI and a coroutine need, 
 small model. The handshake, texts, errors and closing go the long way, through `websocket.Session`, and so does
 everything if single messages are logged or paced.
 
-The frames of the short way are read and written here if they are plain: binary, not compressed, not in fragments, and
-received at once. The library's parser, a generator in Python for each part of a frame, reads all others; for every
-message it would take as long as the step of Silero VAD.
+The frames of the short way are read and written in `_plain` if they are plain: binary, not compressed, not in fragments,
+and received at once. The library's parser, a generator in Python for each part of a frame, reads all others; for every
+message it would take as long as the step of Silero VAD. Messages of one step go on from there without Python, too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import apply_mask  # compiled, if the library is
 from websockets.protocol import OPEN
 from websockets.streams import StreamReader
 
+from ._plain import BINARY, TEXT, PlainSteps, frame, read_plain
 from .faults import Fault
 from .sequence import Answer, Call, Work
 from .sequences import Sequences
 
 KEY = "fastrnn.websocket"  # in the scope: the protocol of the connection
-BINARY, TEXT = 0x82, 0x81  # the first byte of a whole message, without extensions (RFC 6455, section 5.2)
-MASKED = 0x80  # in the second byte, beside the length
-LENGTH_16, LENGTH_64 = 126, 127  # or what follows the second byte: so many bits with the length
 BETWEEN_FRAMES = StreamReader.at_eof.__code__  # where the library's parser waits then
 
 
@@ -37,8 +33,10 @@ class Protocol(WebSocketsSansIOProtocol):
     """Gives binary messages to `sink`, if that is set."""
 
     sink: Callable[[bytes], None] | None = None
+    plain: PlainSteps | None = None  # gets the messages that it takes instead of `sink`
     writes: Callable[[], None] | None = None  # called when the socket takes more
     lost: Callable[[], None] | None = None  # called when the connection has gone
+    _between = False  # known to be: the library's parser waits for the first byte of a message
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
@@ -46,47 +44,35 @@ class Protocol(WebSocketsSansIOProtocol):
             self.scope[KEY] = self  # type: ignore[typeddict-unknown-key]
 
     def data_received(self, data: bytes) -> None:
-        if self.sink is not None and data[0] == BINARY and self._between():
-            data = self._plain(data)
+        if self.sink is not None and data[0] == BINARY:
+            if not self._between:
+                self._between = self._is_between()
+            if self._between:
+                data = read_plain(self, data)
         if data:
+            self._between = False
             super().data_received(data)
 
-    def _between(self) -> bool:
+    def _is_between(self) -> bool:
         """Whether the library's parser waits for the first byte of a message."""
-        conn = self.conn
-        waits = conn.parser.gi_yieldfrom
-        return getattr(waits, "gi_code", None) is BETWEEN_FRAMES and conn.current_size is None
+        parser = self.conn.parser
+        while (inner := getattr(parser, "gi_yieldfrom", None)) is not None:  # after the handshake it is one deeper
+            parser = inner
+        return parser.gi_code is BETWEEN_FRAMES and self.conn.current_size is None
 
-    def _plain(self, data: bytes) -> bytes:
-        """Take the plain messages at the beginning; the rest."""
-        most = self.config.ws_max_size
-        at, size = 0, len(data)
-        while self.sink is not None and size - at > 6 and data[at] == BINARY:
-            length, mask = data[at + 1] - MASKED, at + 2
-            if length == LENGTH_16:
-                length, mask = data[at + 2] << 8 | data[at + 3], at + 4
-            begin = mask + 4
-            if not 0 <= length <= most or data[at + 1] == MASKED + LENGTH_64 or begin + length > size:
-                break
-            at = begin + length
-            self.sink(apply_mask(data[begin:at], data[mask:begin]))
-        return data[at:] if at else data
+    def quick(self) -> bool:
+        """Whether a message may be written without the library."""
+        conn = self.conn
+        return not (conn.writes or conn.extensions) and conn.state is OPEN
 
     def send_plain(self, first: int, data: bytes) -> None:
         """Send a whole message. first: BINARY or TEXT."""
-        conn = self.conn
-        if conn.writes or conn.extensions or conn.state is not OPEN:
-            (conn.send_binary if first == BINARY else conn.send_text)(data)
-            self.transport.write(b"".join(conn.data_to_send()))
+        if self.quick():
+            self.transport.write(frame(first, data))
             return
-        size = len(data)
-        if size < LENGTH_16:
-            head = bytes((first, size))
-        elif size < 1 << 16:
-            head = struct.pack("!BBH", first, LENGTH_16, size)
-        else:
-            head = struct.pack("!BBQ", first, LENGTH_64, size)
-        self.transport.write(head + data)
+        conn = self.conn
+        (conn.send_binary if first == BINARY else conn.send_text)(data)
+        self.transport.write(b"".join(conn.data_to_send()))
 
     def send_receive_event_to_app(self) -> None:
         if self.sink is None or self.close_sent or self.curr_msg_data_type == "text":
@@ -119,6 +105,14 @@ class Direct:
     encode : the bytes of an Answer; text : whether they are a text
     failed : called once with the Fault that ends the connection, when what came before it is answered
     most : messages that may be without an answer
+    plain : for messages of one step, if the model has such
+
+    Attributes
+    ----------
+    running : admitted, without an answer; a sequence answers in order
+    later : messages that came when there was no room; and plain steps that came while another message ran
+    fault : that of a message; those before it are still to be answered
+    drained : a future that waits until all are answered
     """
 
     def __init__(
@@ -132,17 +126,20 @@ class Direct:
         *,
         text: bool,
         most: int,
+        plain: PlainSteps | None = None,
     ):
         self.protocol, self.sequences, self.id, self.most = protocol, sequences, id, most
-        self.call, self.encode, self.failed = call, encode, failed
+        self.call, self.encode, self.failed, self.plain = call, encode, failed, plain
         self._first = TEXT if text else BINARY
-        self._open: deque[Work] = deque()  # admitted, without an answer; a sequence answers in order
-        self._later: deque[bytes] = deque()  # messages that came when there was no room
-        self._fault: Fault | None = None
+        self.running: deque[Work | PlainSteps] = deque()
+        self.later: deque[bytes] = deque()
+        self.fault: Fault | None = None
+        self.drained: asyncio.Future | None = None
         self._ended, self._right = False, True
-        self._drained: asyncio.Future | None = None
         self._waiter: asyncio.Task | None = None
         protocol.sink, protocol.writes, protocol.lost = self._message, self._go_on, self.close
+        if plain is not None:
+            plain.direct, protocol.plain = self, plain
 
     async def drain(self, *, later: bool = True) -> bool:
         """Take no more messages; returns when those that came are answered. later: even those that wait for room.
@@ -153,11 +150,13 @@ class Direct:
         """
         self.protocol.sink = None
         if not later:
-            self._later.clear()
+            room = self.sequences.options.queue_size if self.running else 0
+            while len(self.later) > room:
+                self.later.pop()
         self._go_on()
-        if self._open or self._later:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+        if self.running or self.later:
+            self.drained = asyncio.get_running_loop().create_future()
+            await self.drained
         self._stop()
         return self._right
 
@@ -165,35 +164,41 @@ class Direct:
         """The connection has gone: its requests are withdrawn."""
         self._stop()
         self.protocol.lost = None
-        self._right &= not (self._open or self._later)
-        self._later.clear()
+        self._right &= not (self.running or self.later)
+        self.later.clear()
         if self._waiter is not None:
             self._waiter.cancel()
-        left, self._open = self._open, deque()
+        left, self.running = self.running, deque()
         self._tell_drained()
         for work in left:  # the end of one may refuse those behind it
             self.sequences.withdraw(work)
 
     def _stop(self) -> None:
         self._ended = True
-        self.protocol.sink = self.protocol.writes = None
+        self.protocol.sink = self.protocol.plain = self.protocol.writes = None
 
     def _message(self, data: bytes) -> None:
-        """A message has come."""
-        if self._later or not self._room():
-            self._later.append(data)
-            self._pause()
-            self._wait_for_room()
-        else:
+        """A message has come, and is no plain step that can begin."""
+        room = self._room()
+        if room and not self.later and not (self.running and self._may_be_plain(data)):
             self._admit(data)
+            return
+        self.later.append(data)
+        if not room or len(self.later) >= self.most:
+            self._pause()
+        self._wait_for_room()
+
+    def _may_be_plain(self, data: bytes) -> bool:
+        """Whether a message has the size of a plain step. It waits here as the bytes that it is."""
+        return self.plain is not None and len(data) == self.plain.size
 
     def _room(self) -> bool:
         """Whether one more message may be admitted: its answer can be kept and its sequence has room."""
-        return len(self._open) < self.most and self.sequences.has_room(self.id) and self.protocol.writable.is_set()
+        return len(self.running) < self.most and self.sequences.has_room(self.id) and self.protocol.writable.is_set()
 
     def _wait_for_room(self) -> None:
         """If no answer to come and no room in the socket will call `_go_on`, wait for that of the sequence."""
-        if self._later and not self._open and self._waiter is None and self.protocol.writable.is_set():
+        if self.later and not self.running and self._waiter is None and self.protocol.writable.is_set():
             self._waiter = asyncio.ensure_future(self._wait())
 
     async def _wait(self) -> None:
@@ -209,59 +214,76 @@ class Direct:
 
     def _go_on(self) -> None:
         """Admit what waits, as there is room, and read on."""
-        while self._later and not self._ended and self._room():
-            self._admit(self._later.popleft())
+        while self.later and not self._ended and self._room():
+            if self._may_be_plain(self.later[0]):
+                if self.running:
+                    break
+                if self.plain.post(self.later[0]):
+                    self.later.popleft()
+                    break
+            self._admit(self.later.popleft())
         if self._ended:
             return
         self._wait_for_room()
-        if not self._later and self.protocol.read_paused and not self.protocol.transport.is_closing():
+        if not self.later and self.protocol.read_paused and not self.protocol.transport.is_closing():
             self.protocol.read_paused = False
             self.protocol.transport.resume_reading()
 
     def _admit(self, data: bytes) -> None:
-        if self._fault is not None:
+        if self.fault is not None:
             return
         try:
-            work = self.sequences.post(self.call(data), self._answer)
+            work = self.sequences.post(self.call(data), self.answer)
         except Fault as fault:
-            self._fault = fault
-            if not self._open:
+            self.fault = fault
+            if not self.running:
                 self._fail()
             return
-        self._open.append(work)
+        if self.plain is not None:
+            self.plain.started = True
+        self.running.append(work)
 
-    def _answer(self, answer: Answer | Fault) -> None:
+    def answer(self, answer: Answer | Fault) -> None:
         """The oldest message is answered."""
-        if not self._open:  # closed
+        if not self.running:  # closed
             return
-        self._open.popleft()
+        self.running.popleft()
         if isinstance(answer, Fault):
-            self._fault = answer
-            left, self._open = self._open, deque()
+            self.fault = answer
+            left, self.running = self.running, deque()
             for work in left:  # they would go on from a state that lacks this message
                 self.sequences.withdraw(work)
-        elif self._sends():
-            self.protocol.send_plain(self._first, self.encode(answer))
-        if self._fault is not None and not self._open:
+        elif self.sends():
+            self.send(answer)
+        self.answered()
+
+    def answered(self) -> None:
+        """Go on after an answer."""
+        if self.fault is not None and not self.running:
             self._fail()
-        if self._later and not self._ended:
+        if self.later and not self._ended:
             self._go_on()
         self._tell_drained()
 
     def _tell_drained(self) -> None:
         """Go on with `drain` if nothing is left."""
-        if self._drained is not None and not (self._open or self._later or self._drained.done()):
-            self._drained.set_result(None)
+        if self.drained is not None and not (self.running or self.later or self.drained.done()):
+            self.drained.set_result(None)
 
-    def _sends(self) -> bool:
+    def sends(self) -> bool:
+        """Whether the client can still be answered."""
         protocol = self.protocol
         return not (protocol.close_sent or protocol.disconnected or protocol.transport.is_closing())
 
+    def send(self, answer: Answer) -> None:
+        """Send the answer to a message."""
+        self.protocol.send_plain(self._first, self.encode(answer))
+
     def _fail(self) -> None:
-        fault, self._fault = self._fault, None
+        fault, self.fault = self.fault, None
         if not self._ended:
             self._stop()
             self._right = False
-            self._later.clear()
+            self.later.clear()
             self.failed(fault)
             self._tell_drained()

@@ -55,8 +55,8 @@ class Sequences:
         self.ends: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.draining = self.closing = False
-        self._leaving: dict[Sequence, asyncio.Future] = {}  # no longer live; they end when nothing waits for them
-        self._resting = Resting(options.idle_timeout, self._idle)
+        self.leaving: dict[Sequence, asyncio.Future] = {}  # no longer live; they end when nothing waits for them
+        self.resting = Resting(options.idle_timeout, self._idle)
         self._tasks: set[asyncio.Task] = set()
         self.unsure: set[Sequence] = set()
         self.keeper: Keeper | None = None  # both only with a store
@@ -173,12 +173,12 @@ class Sequences:
     def release(self, sequence: Sequence) -> None:
         """The requests of a sequence that was HELD go on."""
         sequence.running = None
-        if sequence.waiting or sequence in self._leaving or self.rests_since(sequence) is None:
-            self._advance(sequence)
+        if sequence.waiting or sequence in self.leaving or self.rests_since(sequence) is None:
+            self.advance(sequence)
 
     def rests_since(self, sequence: Sequence) -> float | None:
         """When the idle clock of a sequence started, in the loop's time; None: it is not at rest."""
-        return self._resting.since(sequence)
+        return self.resting.since(sequence)
 
     # -- life --
     async def drain(self) -> None:
@@ -186,14 +186,14 @@ class Sequences:
         sequence starts from now on. They stay live."""
         self.draining = self.closing = True
         try:
-            while not all(s.at_rest for s in (*self.live.values(), *self._leaving)):
+            while not all(s.at_rest for s in (*self.live.values(), *self.leaving)):
                 await asyncio.sleep(0.002)
         finally:
             self.closing = False
 
     async def close(self) -> None:
         """End the lanes. Nothing may wait."""
-        self._resting.close()
+        self.resting.close()
         for task in list(self._tasks):
             await asyncio.wait([task])
         if self.keeper is not None:
@@ -235,21 +235,21 @@ class Sequences:
     def _behind(self, work: Work) -> Work:
         """Let a request wait for its turn behind others of its sequences."""
         for sequence, ends in zip(work.rows, work.call.ends, strict=True):
-            self._resting.discard(sequence, None)
+            self.resting.discard(sequence, None)
             sequence.waiting.append(work)
             sequence.ending |= ends
-        self._advance(work.rows[0])
+        self.advance(work.rows[0])
         return work
 
     def _begun(self, work: Work) -> Work:
-        """Run a request of sequences that all are at rest, as `_admitted` and `_advance` do."""
+        """Run a request of sequences that all are at rest, as `_admitted` and `advance` do."""
         for sequence, ends in zip(work.rows, work.call.ends, strict=True):
-            self._resting.discard(sequence, None)
+            self.resting.discard(sequence, None)
             sequence.ending = ends
         try:
             again = self._again(work)
             if again is None:
-                begin(work, self._done)
+                begin(work, self.done)
             else:
                 self._settle(work, again)
         except FastRNNError as error:
@@ -280,7 +280,7 @@ class Sequences:
         for sequence, slot in zip(sequences, slots, strict=True):
             sequence.slot = slot
         for sequence in sequences:
-            self._advance(sequence)
+            self.advance(sequence)
 
     def _not_opened(self, sequence: Sequence, error: Exception) -> None:
         text = f"sequence {shown(sequence.id)} can't start: {error or type(error).__name__}"
@@ -292,13 +292,13 @@ class Sequences:
             fault = Fault("INTERNAL", "failed", text)
         if self.live.get(sequence.id) is sequence:
             del self.live[sequence.id]
-        left = self._leaving.pop(sequence, None)
+        left = self.leaving.pop(sequence, None)
         if left is not None:
             left.set_result(None)
         self._fail(sequence, fault)
 
     # -- turns --
-    def _advance(self, sequence: Sequence) -> None:
+    def advance(self, sequence: Sequence) -> None:
         """Begin the first request of a sequence whose turn it is."""
         while sequence.running is None and sequence.slot is not None and sequence.waiting:
             work = sequence.waiting[0]
@@ -310,7 +310,7 @@ class Sequences:
             try:
                 again = self._again(work)
                 if again is None:
-                    begin(work, self._done)
+                    begin(work, self.done)
             except FastRNNError as error:
                 self._settle(work, failure(error, "step"))
                 continue
@@ -326,7 +326,7 @@ class Sequences:
             self.unsure.difference_update(work.rows)
         return again
 
-    def _done(self, work: Work, result: Any, error: BaseException | None) -> None:
+    def done(self, work: Work, result: Any, error: BaseException | None) -> None:
         """The engine has answered a request; or dropped it because its caller had gone: a CancelledError."""
         for sequence in work.rows:
             sequence.running = None
@@ -356,8 +356,8 @@ class Sequences:
         work.settle(result)
         if not isinstance(result, Answer) and True in work.call.starts:
             self._not_started(work)
-        if not self._leaving and True not in work.call.ends and idle(work.rows) and going_on(work.rows) is not None:
-            self._resting.add_all(work.rows)  # nothing else waits for any of them
+        if not self.leaving and True not in work.call.ends and idle(work.rows) and going_on(work.rows) is not None:
+            self.resting.add_all(work.rows)  # nothing else waits for any of them
             return
         for sequence, ends in zip(work.rows, work.call.ends, strict=True):
             if ends and isinstance(result, Answer) and self.live.get(sequence.id) is sequence:
@@ -366,7 +366,7 @@ class Sequences:
                     continue
             elif ends:  # unless it waits once more, because its client sent it again
                 sequence.ending = any(w.call.ends[w.call.ids.index(sequence.id)] for w in sequence.waiting)
-            self._advance(sequence)
+            self.advance(sequence)
 
     def _not_started(self, work: Work) -> None:
         """The first request of sequences did not run: what follows must not go on from a state that lacks it."""
@@ -402,16 +402,16 @@ class Sequences:
         self.unsure.discard(sequence)
         if self.keeper is not None:
             self.keeper.left(sequence, reason, text)
-        self._resting.discard(sequence, None)
+        self.resting.discard(sequence, None)
         sequence.ending = True
-        self._leaving[sequence] = asyncio.get_running_loop().create_future()
+        self.leaving[sequence] = asyncio.get_running_loop().create_future()
         return self._left(sequence)
 
     def _left(self, sequence: Sequence) -> asyncio.Future:
         """Close the slot of a sequence that is no longer live, if it is at rest."""
-        future = self._leaving[sequence]
+        future = self.leaving[sequence]
         if sequence.at_rest:
-            del self._leaving[sequence]
+            del self.leaving[sequence]
             snapshot = self.options.on_evict is not None
             sequence.lane.end(sequence.slot, snapshot=snapshot).add_done_callback(partial(pass_on, future))
             sequence.slot = None
@@ -433,10 +433,10 @@ class Sequences:
 
     def _rest(self, sequence: Sequence) -> None:
         """The clock of a sequence starts; one that is no longer live ends."""
-        if sequence in self._leaving:
+        if sequence in self.leaving:
             self._left(sequence)
         else:
-            self._resting.add(sequence)
+            self.resting.add(sequence)
 
     def _idle(self, sequence: Sequence) -> None:
         """The time of a sequence is over."""

@@ -20,6 +20,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from . import bodies, tensors
+from ._plain import PlainSteps
 from .direct import KEY, Direct
 from .engine import Engine
 from .faults import Fault, invalid
@@ -179,8 +180,26 @@ class Session:
         encode = _bytes if self.binary else self._text
         hosted, failed = self.hosted.sequences, self.answers.put_nowait
         self.direct = Direct(
-            protocol, hosted, self.id, self._call, encode, failed, text=not self.binary, most=MOST_OPEN
+            protocol,
+            hosted,
+            self.id,
+            self._call,
+            encode,
+            failed,
+            text=not self.binary,
+            most=MOST_OPEN,
+            plain=self._plain(),
         )
+
+    def _plain(self) -> PlainSteps | None:
+        """For messages of one step, if each step has its answer."""
+        if self.lane.plain is None:
+            return None
+        call = Call((self.id,), (False,), (False,), {}, client=self.client)
+        int16 = self.kind == "int16"
+        plain = PlainSteps(self.hosted.sequences, self.lane, call, int16=int16, binary=self.binary)
+        plain.started = not self.start
+        return plain
 
     async def _drain(self, *, later: bool = True) -> bool:
         """Answer what took the short way, as `Direct.drain`."""
