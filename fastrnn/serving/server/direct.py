@@ -4,9 +4,10 @@ A queue, a task and two futures for each message, as ASGI and a coroutine need, 
 small model. The handshake, texts, errors and closing go the long way, through `websocket.Session`, and so does
 everything if single messages are logged or paced.
 
-The frames of the short way are read and written in `_plain` if they are plain: binary, not compressed, not in fragments,
-and received at once. The library's parser, a generator in Python for each part of a frame, reads all others; for every
-message it would take as long as the step of Silero VAD. Messages of one step go on from there without Python, too.
+The frames of the short way are read and written in `_plain` if they are plain: binary, not compressed, not in
+fragments, and received at once. The library's parser, a generator in Python for each part of a frame, reads all others;
+for every message it would take as long as the step of Silero VAD. Messages of one step go on from there without Python,
+too.
 """
 
 from __future__ import annotations
