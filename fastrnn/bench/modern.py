@@ -44,6 +44,8 @@ READ = "p = Mul(q, S_out) o = ReduceSum<keepdims = 0>(p, two) flat = Reshape(o, 
 MATRIX = {f"W{n}": (D, D) for n in "qkvo"}
 SHAPES = {"row": ROW, "column": COLUMN, "all": [-1, D], "two": [2]}
 STATE = {"S": (1, HEADS, SIZE, SIZE)}
+ONES = [-1, HEADS, 1, 1]
+UNIT = "kk = Mul(k, k) norm = ReduceSum<keepdims = 1>(kk, two) root = Sqrt(norm) unit = Div(k, root)"
 
 STEPS = {
     "mamba1": Written(
@@ -67,11 +69,54 @@ STEPS = {
         (1, D), (1, D), {**MATRIX, "Decay": (1, HEADS, 1, 1)}, SHAPES, STATE,
     ),
     "deltanet": Written(
-        f"""{KEYS} bf = MatMul(x, Wb) bg = Sigmoid(bf) b = Reshape(bg, ones) kk = Mul(k, k)
-        norm = ReduceSum<keepdims = 1>(kk, two) root = Sqrt(norm) unit = Div(k, root)
+        f"""{KEYS} bf = MatMul(x, Wb) bg = Sigmoid(bf) b = Reshape(bg, ones) {UNIT}
         seen = Mul(unit, S) old = ReduceSum<keepdims = 1>(seen, two) away = Sub(v, old) w = Mul(b, away)
         outer = Mul(unit, w) S_out = Add(S, outer) {READ}""",
-        (1, D), (1, D), {**MATRIX, "Wb": (D, HEADS)}, {**SHAPES, "ones": [-1, HEADS, 1, 1]}, STATE,
+        (1, D), (1, D), {**MATRIX, "Wb": (D, HEADS)}, {**SHAPES, "ones": ONES}, STATE,
+    ),
+    "gdn": Written(
+        f"""{KEYS} bf = MatMul(x, Wb) bg = Sigmoid(bf) b = Reshape(bg, ones) af = MatMul(x, Wa) ag = Sigmoid(af)
+        a = Reshape(ag, ones) {UNIT} kept = Mul(a, S) seen = Mul(unit, kept) old = ReduceSum<keepdims = 1>(seen, two)
+        away = Sub(v, old) w = Mul(b, away) outer = Mul(unit, w) S_out = Add(kept, outer) {READ}""",
+        (1, D), (1, D), {**MATRIX, "Wb": (D, HEADS), "Wa": (D, HEADS)}, {**SHAPES, "ones": ONES}, STATE,
+    ),
+    "rwkv6": Written(
+        f"""{KEYS} wf = MatMul(x, Ww) we = Exp(wf) wn = Neg(we) wd = Exp(wn) d = Reshape(wd, column)
+        outer = Mul(k, v) more = Mul(Bonus, outer) seen = Add(S, more) kept = Mul(d, S) S_out = Add(kept, outer)
+        {READ.replace("S_out", "seen")}""",
+        (1, D), (1, D), {**MATRIX, "Ww": (D, D), "Bonus": (1, HEADS, SIZE, 1)}, SHAPES, STATE,
+    ),
+    "rwkv7": Written(
+        f"""{KEYS} {UNIT} wf = MatMul(x, Ww) ws = Sigmoid(wf) wl = Mul(ws, slow) we = Exp(wl) d = Reshape(we, column)
+        af = MatMul(x, Wa) ag = Sigmoid(af) a = Reshape(ag, column) seen = Mul(unit, S)
+        old = ReduceSum<keepdims = 1>(seen, two) kept = Mul(d, S) ua = Mul(unit, a) gone = Mul(ua, old)
+        left = Sub(kept, gone) outer = Mul(k, v) S_out = Add(left, outer) {READ}""",
+        (1, D), (1, D), {**MATRIX, "Ww": (D, D), "Wa": (D, D)}, {**SHAPES, "slow": np.float32(-0.606531)}, STATE,
+    ),
+    "ttt": Written(
+        f"""{KEYS} seen = Mul(k, S) old = ReduceSum<keepdims = 1>(seen, two) away = Sub(old, v) w = Mul(away, rate)
+        outer = Mul(k, w) S_out = Sub(S, outer) {READ}""",
+        (1, D), (1, D), MATRIX, {**SHAPES, "rate": np.float32(0.02)}, STATE,
+    ),
+    "titans": Written(
+        f"""{KEYS} {UNIT} gf = MatMul(x, Wg) gs = Sigmoid(gf) gr = Reshape(gs, gates)
+        a, b, c = Split<axis = 1>(gr, parts) seen = Mul(unit, S) old = ReduceSum<keepdims = 1>(seen, two)
+        away = Sub(old, v) w = Mul(b, away) outer = Mul(unit, w) held = Mul(a, P) P_out = Sub(held, outer)
+        rest = Sub(one, c) kept = Mul(rest, S)
+        S_out = Add(kept, P_out) {READ}""",
+        (1, D), (1, D), {**MATRIX, "Wg": (D, 3 * HEADS)},
+        {**SHAPES, "gates": [-1, 3 * HEADS, 1, 1], "parts": [HEADS] * 3, "one": np.float32(1)},
+        {**STATE, "P": (1, HEADS, SIZE, SIZE)},
+    ),
+    "mlstm": Written(
+        f"""{KEYS} ig = MatMul(x, Wi) i = Reshape(ig, ones) fg = MatMul(x, Wf) fn = Neg(fg) fs = Softplus(fn)
+        fl = Neg(fs) f = Reshape(fl, ones) fm = Add(f, m) m_out = Max(fm, i) id = Sub(i, m_out) ie = Exp(id)
+        fd = Sub(fm, m_out) fe = Exp(fd) outer = Mul(k, v) new = Mul(ie, outer) kept = Mul(fe, S) S_out = Add(kept, new)
+        nk = Mul(fe, n) ni = Mul(ie, k) n_out = Add(nk, ni) qn = Mul(q, n_out) s = ReduceSum<keepdims = 0>(qn, two)
+        sa = Abs(s) mn = Neg(m_out) me = Exp(mn) mr = Squeeze(me, three) size = Max(sa, mr) p = Mul(q, S_out)
+        o = ReduceSum<keepdims = 0>(p, two) od = Div(o, size) flat = Reshape(od, all) y = MatMul(flat, Wo)""",
+        (1, D), (1, D), {**MATRIX, "Wi": (D, HEADS), "Wf": (D, HEADS)}, {**SHAPES, "ones": ONES, "three": [3]},
+        {**STATE, "n": (1, HEADS, SIZE, 1), "m": (1, HEADS, 1, 1)},
     ),
     "rglru": Written(
         """ug = MatMul(x, Wu) rf = MatMul(ug, Wr) if = MatMul(ug, Wi) r = Sigmoid(rf) i = Sigmoid(if) l = Mul(r, Rate)
@@ -96,17 +141,27 @@ STEPS = {
     ),
 }  # fmt: skip
 
-# Of T steps: y = ((q k') * mask) v, the mask with the decays of RetNet or of ones.
-SCORES = """qf = MatMul(x, Wq) kf = MatMul(x, Wk) vf = MatMul(x, Wv)
+# Of T steps: y = ((q k') * mask) v, the mask with the decays of RetNet, of ones, or of sums of steps (Mamba-2).
+BEFORE = """s = Shape(x) n = Gather<axis = 0>(s, index) steps = Range(nought, n, index)
+    rows = Unsqueeze(steps, one) away = Sub(rows, steps) seen = GreaterOrEqual(away, nought)"""
+SCORES = (
+    """qf = MatMul(x, Wq) kf = MatMul(x, Wk) vf = MatMul(x, Wv)
     q4 = Reshape(qf, heads) k4 = Reshape(kf, heads) v4 = Reshape(vf, heads)
     q = Transpose<perm = [0, 2, 1, 3]>(q4)
     kt = Transpose<perm = [0, 2, 3, 1]>(k4) v = Transpose<perm = [0, 2, 1, 3]>(v4)
-    scores = MatMul(q, kt) s = Shape(x) n = Gather<axis = 0>(s, index) steps = Range(nought, n, index)
-    rows = Unsqueeze(steps, one) away = Sub(rows, steps) seen = GreaterOrEqual(away, nought)"""
+    scores = MatMul(q, kt) """
+    + BEFORE
+)
 JOIN = """o4 = Transpose<perm = [0, 2, 1, 3]>(o) of = Reshape(o4, whole) y = MatMul(of, Wo)"""
 PARALLEL = {
     "retnet": f"""{SCORES} past = Max(away, nought) f = Cast<to = 1>(past) d = Pow(Decay, f)
         m = Where(seen, d, zero) masked = Mul(scores, m) o = MatMul(masked, v) {JOIN}""",
+    "ssd": f"""bf = MatMul(x, Wb) cf = MatMul(x, Wc) vf = MatMul(x, Wv) v4 = Reshape(vf, heads)
+        v = Transpose<perm = [0, 2, 1, 3]>(v4) bt = Transpose<perm = [0, 2, 1]>(bf) scores = MatMul(cf, bt) {BEFORE}
+        df = MatMul(x, Wd) ds = Softplus(df) dn = Neg(ds) dt = Transpose<perm = [0, 2, 1]>(dn) l = Unsqueeze(dt, three)
+        strict = Greater(away, nought) own = Where(strict, l, zero) sums = CumSum(own, two)
+        logs = Where(seen, sums, low) decay = Exp(logs) all = Unsqueeze(scores, one) masked = Mul(all, decay)
+        o = MatMul(masked, v) {JOIN}""",
     "attention": f"""{SCORES} masked = Where(seen, scores, zero) o = MatMul(masked, v) {JOIN}""",
 }
 WHOLE = ("batch", "time", D)
@@ -115,7 +170,12 @@ CUTS = {"heads": [0, -1, HEADS, SIZE], "whole": [0, -1, D], "index": np.int64(1)
 SEQUENCES = {
     "retnet": Written(PARALLEL["retnet"], WHOLE, WHOLE, {**MATRIX, "Decay": (HEADS, 1, 1)}, CUTS, {}),
     "attention": Written(PARALLEL["attention"], WHOLE, WHOLE, MATRIX, CUTS, {}),
-}
+    "ssd": Written(
+        PARALLEL["ssd"], WHOLE, WHOLE,
+        {"Wb": (D, SIZE), "Wc": (D, SIZE), "Wv": (D, D), "Wd": (D, HEADS), "Wo": (D, D)},
+        {**CUTS, "two": np.int64(2), "three": [3], "low": np.float32(-np.inf)}, {},
+    ),
+}  # fmt: skip
 
 
 def described(name: str, steps: int = 1) -> PublishedModel:

@@ -12,6 +12,9 @@ from fastrnn.ops._items cimport (
 )
 from fastrnn.ops._walk cimport DONE, add_op, number
 
+cdef enum:
+    SHORT_RUN = 4  # elements of an axis: long runs along another axis are quicker
+
 cdef enum Held:  # rows of a table: as they are, or float32 in a smaller format (graph/precision.py)
     AS_IT_IS, BFLOAT16, SCALED_INT8
 
@@ -139,8 +142,7 @@ cdef void copy_crossed(const CopyArgs *a, int64_t axis, const float *source, flo
         f.table.turn(a.size[axis], a.size[last], source, a.source_stride[axis], target, a.target_stride[last])
 
 
-cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
-    cdef const CopyArgs *a = <const CopyArgs *> args
+cdef int copy_all(const CopyArgs *a, Frame *f) noexcept nogil:
     cdef int64_t index[FRNN_MAX_RANK]
     cdef int64_t axis, last = a.rank - 1, i = a.source_offset, o = a.target_offset, crossed
     cdef const void *source = f.base[a.source_buffer]
@@ -176,6 +178,19 @@ cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
         if axis < 0:
             return DONE
     return DONE
+
+
+cdef int run_copy(const int64_t *args, Frame *f) noexcept nogil:
+    cdef const CopyArgs *a = <const CopyArgs *> args
+    cdef CopyArgs turned
+    cdef int64_t inner = a.rank - 1, outer = a.rank - 2
+    if outer >= 0 and a.size[inner] <= SHORT_RUN and a.size[outer] > 4 * SHORT_RUN and crossing(a) < 0:
+        turned = a[0]
+        turned.size[inner], turned.size[outer] = a.size[outer], a.size[inner]
+        turned.source_stride[inner], turned.source_stride[outer] = a.source_stride[outer], a.source_stride[inner]
+        turned.target_stride[inner], turned.target_stride[outer] = a.target_stride[outer], a.target_stride[inner]
+        return copy_all(&turned, f)
+    return copy_all(a, f)
 
 
 cdef inline void widen_row(const GatherArgs *a, const char *row, float scale, float *y) noexcept nogil:

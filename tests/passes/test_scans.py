@@ -258,8 +258,25 @@ def normalised(g, q, k, v, rate):
     return g.binary("div", g.matmul(weights, v), g.add("reduce", weights, fn="sum", axes=(2,), keepdims=True))
 
 
+def shared_by_heads(g, q, k, v, rate):
+    """Queries and keys without heads, decays and values of two of them, as Mamba-2's."""
+    size = g.values[v].dims[2]
+    both = g.add("concat", v, g.binary("mul", v, v), axis=2)
+    values = g.add("transpose", g.add("reshape", both, dims=(BATCH, TIME, 2, size)), perm=(0, 2, 1, 3))
+    one = g.cut(rate, 2, 0, 1)
+    rates = g.add("transpose", g.add("concat", one, g.binary("mul", one, g.number(0.5)), axis=2), perm=(0, 2, 1))
+    a = g.cumsum(rates, 2)
+    rows, columns = (g.add("reshape", a, dims=(BATCH, 2, *d)) for d in ((TIME, 1), (1, TIME)))
+    mask, _ = mask_of(g)
+    decay = g.unary("exp", g.add("where", mask, g.binary("sub", rows, columns), g.number(-np.inf)))
+    between = g.add("reshape", scores(g, q, k), dims=(BATCH, 1, TIME, TIME))
+    y = g.matmul(g.binary("mul", between, decay), values)
+    return g.add("reshape", g.add("transpose", y, perm=(0, 2, 1, 3)), dims=(BATCH, TIME, 2 * size))
+
+
 PAIRS = {f.__name__: f for f in (
     plain_attention, strict_attention, decay_of_heads, decay_of_steps, segment_sums, decay_of_channels, normalised,
+    shared_by_heads,
 )}  # fmt: skip
 
 

@@ -215,6 +215,23 @@ def test_a_copy_of_no_elements_takes_any_shape():
     np.testing.assert_array_equal(y, np.zeros((3, 16)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_a_window_of_a_few_steps_moves_on(dtype):
+    """Copies whose last axis is short take the longer one first: each element is still where it belongs."""
+    b = GraphBuilder("window")
+    b.input("old", dtype, BATCH, 40, 4)
+    b.input("new", dtype, BATCH, 40, 1)
+    b.add("slice", "old", name="kept", axis=2, start=1, stop=4, step=1)
+    b.add("concat", "kept", "new", name="window", axis=2)
+    b.add("reduce", "window", name="sum", fn="sum", axes=(2,), keepdims=False)
+    model = Model(b.done("window", "sum"))
+    old, new = (RNG.integers(-99, 99, (3, 40, n)).astype(dtype) for n in (4, 1))
+    window, total = model.run(old=old, new=new)
+    expected = np.concatenate([old[:, :, 1:], new], 2)
+    np.testing.assert_array_equal(window, expected)
+    np.testing.assert_array_equal(total, expected.sum(2))
+
+
 def test_lengths_where_a_shorter_row_has_a_longer_output_are_refused():
     """An IndexError, or a row cut off."""
     b = GraphBuilder("shorter")

@@ -22,7 +22,7 @@ from ...records import dataclass
 from ...streaming.follow import Track, follow
 from .. import bounds
 from ..plan import STEP
-from ..tensors import ITEMSIZE, Tensor, kept_as
+from ..tensors import ITEMSIZE, Tensor, collapse, kept_as
 from .base import Lowering
 from .scans import all_steps, stays_in_place, whole_scan
 from .states import in_own_type, state_move
@@ -147,7 +147,12 @@ def _open_chain(low: Lowering, chain: Chain) -> None:
 def _initial(low: Lowering, state: Node, first: Tensor) -> None:
     """Write the initial value of a state, zero if the file gives none."""
     if len(state.inputs) > 1 and state.inputs[1] is not None:
-        low.copy(low.tensor(state.inputs[1]), first, state.name)
+        return low.copy(low.tensor(state.inputs[1]), first, state.name)
+    runs = collapse(first.dims, (first.strides,), first.order)
+    if first.dtype == "float32" and (not runs or (len(runs) == 1 and runs[0][1] == (1,))):
+        count = D.product(first.dims)
+        fields = {"buffer": first.buffer, "offset": first.offset, "count": count}
+        low.builder.emit("zero", state.name, (), (first,), **fields)
     else:
         zero = low.builder.constant(np.zeros((1,) * len(first.dims)), "float64")
         low.copy(zero.expand(first.dims), first, state.name)

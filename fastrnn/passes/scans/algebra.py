@@ -118,13 +118,16 @@ class Nodes:
             (only,) = form.parts
             moved = self.part(Part(total.powers, total.local), lambda v, axis=only: change(v, axis))
             totals.append((Total(moved.powers, moved.local, total.still, total.before), sign))
-        return replace(form, parts=parts, totals=tuple(totals), **more)
+        pair = form.pair
+        if pair is not None:
+            pair = Pair(self.part(pair.q, lambda v: change(v, -2)), self.part(pair.k, lambda v: change(v, -1)))
+        return replace(form, parts=parts, totals=tuple(totals), pair=pair, **more)
 
     def at_rank(self, form: Form, rank: int) -> Form:
         """The form of the value broadcast to a higher rank."""
         if form.rank == rank:
             return form
-        if form.rank > rank or (form.pair is not None):
+        if form.rank > rank:
             raise Unknown
         return self.changed(form, lambda v, axis: self.lifted(v, rank), rank=rank)
 
@@ -207,6 +210,8 @@ class Nodes:
         """The form of the value [before] in the dims `after`, in which the steps keep an axis of their own."""
         if not form.parts and not form.totals:  # the same at all steps
             return replace(form, rank=len(after))
+        if set(form.parts) == {-1, -2}:
+            return self.pairs_reshaped(form, before, after)
         if len(form.parts) != 1 or form.pair is not None:
             raise Unknown
         ((axis, _),) = form.parts.items()
@@ -225,6 +230,21 @@ class Nodes:
 
         made = self.changed(form, change, rank=len(after))
         return replace(made, parts={found[0] - len(after): made.parts[axis]})
+
+    def pairs_reshaped(self, form: Form, before: tuple, after: tuple) -> Form:
+        """The form of a value for each pair of steps if other axes are reshaped, such as one that is put between."""
+        if before[-2:] != after[-2:] or D.product(before[:-2]) != D.product(after[:-2]):
+            raise Unknown
+
+        def change(value: str, _) -> str:
+            first, *lead, last = self.dims(value)
+            if all(d == 1 for d in lead):
+                return self.reshape(value, (first, *(1,) * (len(after) - 2), last))
+            if tuple(lead) != before[:-2]:
+                raise Unknown
+            return self.reshape(value, (first, *after[:-2], last))
+
+        return self.changed(form, change, rank=len(after))
 
     def matmul(self, q: Form, k: Form) -> Form:
         """The form of q @ k': q [.., time, R] and k' [.., R, time] are products without running sums as factors."""
