@@ -7,7 +7,8 @@ The parts of this package, in the order in which they process a file:
     reroll/     turns recurrences that an exporter wrote out into cells: unrolled copies (unroll), loops over a cell
                 (chains), Loop over a cell (loop_cells), any Loop or Scan (loops, lift); recognise knows the equations.
                 Copies of any other body become a cycle: values get numbers (numbering), copies are found (copies) and
-                proved (followed), and the walk writes the cycle (repeat). Recurrences in parallel form (parallel)
+                proved (followed), and the walk writes the cycle (repeat). Recurrences in parallel form (parallel,
+                after cuts of sums are made before them: cuts)
     sizes/      sizes as symbols with examples (symbols), their roles and names (settle), frozen numbers reinterpreted
                 (thaw, slices, blocks, arithmetic, positions), signs that a frozen size is intended (evidence), the
                 verdict (judge), and a batch of one that can be read in several ways (guesses)
@@ -43,7 +44,7 @@ from . import states as state_pairs
 from .precheck import precheck
 from .reading import files
 from .reading.nodes import collect, known_names, reads
-from .reroll import chains, copies, parallel, unroll
+from .reroll import chains, copies, cuts, parallel, unroll
 from .reroll.repeat import Refused
 from .selectors import Selector, UndecidedError
 from .sizes import given, guesses
@@ -121,20 +122,26 @@ def import_onnx(
 
 def _sized(file: File, states: Mapping | None, sizes: Mapping, policy: Policy) -> tuple[Graph, Callable]:
     """The graph of a file at the caller's sizes, and what applies those that get their names later."""
-    axes = given.OpenAxes.of(file.model.graph)
+    axes, outputs = given.OpenAxes.of(file.model.graph), [v.name for v in file.model.graph.output]
 
     def threads(graph: Graph) -> bool:
         return state_pairs.threads(graph, states)
 
     def build(fixed: given.Axes) -> Graph:
         file.folded.clear()  # constants may be computed from these numbers
-        graph = guesses.thawed(lambda table: _settled(file, table, axes), threads, policy, fixed)
-        other = _step_by_step(file, graph)
-        if other is None:
+
+        def read(file: File) -> Graph:
+            return guesses.thawed(lambda table: _settled(file, table, axes), threads, policy, fixed)
+
+        graph = read(file)
+        try:
+            cut = _with_nodes(
+                file, cuts.before_sums(file.written, file.constants, known_names(file.model.graph), outputs, graph)
+            )
+            other = _step_by_step(file, graph) if cut is None else _step_by_step(cut, read(cut))
+        except (FastRNNError, Finding):
             return graph
-        return parallel.instead(
-            graph, lambda: guesses.thawed(lambda table: _settled(other, table, axes), threads, policy, fixed)
-        )
+        return graph if other is None else parallel.instead(graph, lambda: read(other))
 
     graph, left = given.sized(axes, dict(sizes), build, len(file.nodes))
     return graph, lambda graph: given.finish(axes, left, graph) if left else graph
@@ -143,7 +150,11 @@ def _sized(file: File, states: Mapping | None, sizes: Mapping, policy: Policy) -
 def _step_by_step(file: File, graph: Graph) -> File | None:
     """The file with the recurrences of its graph that it writes in parallel replaced; None if there are none."""
     outputs = [v.name for v in file.model.graph.output]
-    nodes = parallel.roll_up(file.written, known_names(file.model.graph), outputs, graph)
+    return _with_nodes(file, parallel.roll_up(file.written, known_names(file.model.graph), outputs, graph))
+
+
+def _with_nodes(file: File, nodes: list) -> File | None:
+    """The file with other nodes; None if they are its own."""
     if nodes is file.written:
         return None
     other = replace(file, written=nodes, folded={}, apart=set(), refused=set(), branches={})

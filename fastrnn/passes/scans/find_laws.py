@@ -57,7 +57,7 @@ def _ways(graph: Graph):
     starts: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for name in graph.inputs:
         value = graph.values[name]
-        for axis, size in enumerate(value.dims if value.dtype == "float32" and len(value.dims) > 1 else ()):
+        for axis, size in enumerate(value.dims if value.dtype in ("float32", "int64") and len(value.dims) > 1 else ()):
             if isinstance(size, int) and 4 <= size <= _LONGEST:
                 starts.setdefault((axis, size), []).append((name, axis))
     for (_, size), pairs in starts.items():

@@ -93,6 +93,9 @@ class Spread:
     def _opaque(self, node: Node, outputs: list[str], mixed: list[str]) -> None:
         """An operation that is not looked into gives values of their own, if they still have an axis of the length."""
         first = next((self.axes[i] for i in node.inputs if i in self.axes), None)
+        if node.op == "slice" and node.inputs[0] in self.lost:  # a convolution whose padding is cut off
+            places = self.places(outputs[0])
+            first = tuple(places) if len(places) == 1 else None
         for o in outputs:
             rank = len(self.dims(o))
             if mixed or first is None or len(first) > 1 or rank < -first[0] or first[0] not in self.places(o):
@@ -189,6 +192,14 @@ class Spread:
         return None if node.attrs["axis"] % len(self.dims(name)) - len(self.dims(name)) in axes else axes
 
     _slice = _cumsum = _softmax = _rows
+
+    def _gather(self, node: Node) -> Axes | None:
+        """Rows of a table that is the same at all steps, one for each step."""
+        table, indices = node.inputs[:2]
+        rank = len(self.dims(table))
+        if table in self.axes or node.attrs["axis"] % rank != 0:
+            return None
+        return tuple(a - (rank - 1) for a in self.axes[indices])
 
     def _concat(self, node: Node) -> Axes | None:
         found = {self.axes.get(i) for i in node.inputs}

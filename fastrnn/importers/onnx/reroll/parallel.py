@@ -96,9 +96,10 @@ def _alike(before: Graph, after: Graph) -> bool:
     for name in before.inputs:
         value = before.values[name]
         shape = [evaluate(d, sizes) for d in value.dims]
-        if value.dtype != "float32":
+        if value.dtype not in ("float32", "int64", "int32"):
             return False
-        feeds[name] = rng.standard_normal(shape)
+        whole = value.dtype != "float32"  # rows of tables
+        feeds[name] = rng.integers(0, _rows(before), shape) if whole else rng.standard_normal(shape)
     weights = sum(a.size for a in before.constants.values())
     if weights * max((a.size for a in feeds.values()), default=1) > _MOST_WORK * 64:
         return True  # each recurrence is proved; this looks for a mistake in how they were put in place
@@ -108,6 +109,12 @@ def _alike(before: Graph, after: Graph) -> bool:
         ):
             return False
     return True
+
+
+def _rows(graph: Graph) -> int:
+    """How many rows the smallest table has, two if there is none."""
+    found = [graph.constants[n.inputs[0]] for n in graph.nodes if n.op == "gather" and n.inputs[0] in graph.constants]
+    return min((len(a) for a in found if a.ndim), default=2)
 
 
 def _divisors(graph: Graph) -> set[int]:

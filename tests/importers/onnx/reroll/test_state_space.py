@@ -157,20 +157,90 @@ class Chunked(torch.nn.Module):
         return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, pad))
 
 
-def equals(module, file, size, lengths=LENGTHS):
-    model, wide = fastrnn.load(file), module.eval().double()
-    for steps in lengths:
-        x = torch.randn(2, steps, size, generator=torch.Generator().manual_seed(steps))
+NOTE = "took a recurrence in parallel form step by step"
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize(("chunk", "skip"), [(4, True), (16, True), (4, False)])
+def test_a_sequence_padded_to_whole_chunks(chunk, skip, dynamic):
+    """The padding is (Q - T % Q) % Q. The older exporter writes a permutation that counts from the end."""
+    module = Chunked(chunk=chunk, skip=skip)
+    file = exported(module, torch.zeros(2, STEPS, 6), dynamic=dynamic)
+    perms = [list(a.ints) for n in onnx.load_from_string(file).graph.node for a in n.attribute if a.name == "perm"]
+    assert any(min(perm) < 0 for perm in perms)
+    model = equals_and_streams(module, file, 6)
+    assert any(NOTE in note for note in model.notes)
+
+
+def test_a_sequence_padded_to_whole_chunks_by_the_newer_exporter():
+    module = Chunked()
+    equals_and_streams(module, exported(module, torch.zeros(2, STEPS, 6), dynamo=True, dynamic=False), 6)
+
+
+class Language(torch.nn.Module):
+    """Words in, after a convolution whose padding is cut off."""
+
+    def __init__(self, layers=2):
+        super().__init__()
+        torch.manual_seed(5)
+        self.words, self.mixers = torch.nn.Embedding(11, 6), torch.nn.ModuleList(Chunked() for _ in range(layers))
+        self.convs = torch.nn.ModuleList(torch.nn.Conv1d(6, 6, 4, padding=3, groups=6) for _ in range(layers))
+
+    def forward(self, x):
+        y = self.words(x)
+        for conv, mixer in zip(self.convs, self.mixers, strict=True):
+            y = y + mixer(F.silu(conv(y.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2))
+        return y
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_model_of_words_with_several_layers(dynamic):
+    module = Language().eval()
+    ids = torch.randint(0, 11, (2, 40), generator=torch.Generator().manual_seed(2))
+    model = fastrnn.load(exported(module, ids[:, :STEPS], dynamic=dynamic))
+    wide = Language().eval().double()
+    for steps in LENGTHS:
+        with torch.no_grad():
+            want = wide(ids[:, :steps]).numpy()
+        np.testing.assert_allclose(model(ids[:, :steps].numpy()), want, rtol=0, atol=1e-5)
+    y, stream = model(ids.numpy()), model.stream()
+    assert np.array_equal(np.stack([stream.step(i) for i in ids[0].numpy()]), y[0])
+
+
+class Forgetful(Chunked):
+    """Each chunk begins anew."""
+
+    def padded(self, x, pad):
+        return super().padded(x, pad)
+
+    def forward(self, x):
+        rows, steps = x.shape[:2]
+        pad = (self.chunk - steps % self.chunk) % self.chunk
+        v, _, _, dt = self.w(x).split(self.sizes, -1)
+        v = v.reshape(rows, steps, self.heads, -1)
+        a = self.padded(-F.softplus(dt), pad).reshape(rows, -1, self.chunk, self.heads).permute(0, 3, 1, 2)
+        u = self.padded(v, pad).reshape(rows, -1, self.chunk, *v.shape[2:])
+        y = torch.einsum("bhcls,bcshp->bclhp", torch.exp(segment_sum(a)), u)
+        y = y.reshape(rows, -1, *v.shape[2:]) + self.padded(v, pad)
+        return y[:, :steps].reshape(rows, steps, -1)
+
+
+class PaddedInFront(Chunked):
+    """What is cut off is not what was added."""
+
+    def padded(self, x, pad):
+        return F.pad(x, (*(0, 0) * (x.ndim - 2), pad, 0))
+
+
+@pytest.mark.parametrize("kind", [Forgetful, PaddedInFront])
+def test_what_is_no_recurrence_over_all_steps_stays_as_it_is(kind):
+    module = kind()
+    model, wide = fastrnn.load(exported(module, torch.zeros(2, STEPS, 6))), kind().eval().double()
+    for steps in LENGTHS:
+        x = torch.randn(2, steps, 6, generator=torch.Generator().manual_seed(steps))
         with torch.no_grad():
             want = wide(x.double()).numpy()
         np.testing.assert_allclose(model(x.numpy()), want, rtol=0, atol=3e-6 * np.abs(want).max())
-
-
-@pytest.mark.parametrize("chunk", [4, 16])
-def test_a_sequence_padded_to_whole_chunks_has_any_length(chunk):
-    """The padding is (Q - T % Q) % Q. The older exporter writes a permutation that counts from the end."""
-    module = Chunked(chunk=chunk)
-    file = exported(module, torch.zeros(2, STEPS, 6))
-    perms = [list(a.ints) for n in onnx.load_from_string(file).graph.node for a in n.attribute if a.name == "perm"]
-    assert any(min(perm) < 0 for perm in perms)
-    equals(module, file, 6)
+    assert not any(NOTE in note for note in model.notes)
+    with pytest.raises(fastrnn.StreamError, match="pads a sequence"):
+        model.stream()
