@@ -33,7 +33,7 @@ class Connection(direct.Protocol):
         self.frames, self.close_sent, self.read_paused = [], False, False
         self.transport = SimpleNamespace(write=self.sent.append, is_closing=lambda: False)
         if not plain:
-            self._between = lambda: False
+            self._is_between = lambda: False
 
     def handle_events(self):
         self.by_library += 1
@@ -90,6 +90,7 @@ def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut(data):
             library.data_received(stream[begin:end])
     assert ours.received == library.received == expected
     assert ours.texts == library.texts
+    assert library.by_library == len({*cuts, len(stream)} - {0})  # else the test would compare a way with itself
     assert b"".join(ours.sent) == b"".join(library.sent)  # the answers to pings
 
 
@@ -143,6 +144,18 @@ def test_the_answer_to_a_ping_that_is_not_written_yet_comes_first():
     connection.send_plain(direct.BINARY, b"answer")
     pong = Frame(Opcode.PONG, b"p").serialize(mask=False)
     assert b"".join(connection.sent) == pong + Frame(Opcode.BINARY, b"answer").serialize(mask=False)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_comes_behind_a_close_is_dropped(cut):
+    """In another read too, as TLS may pass on: the library's parser waits for the next frame to drop it."""
+    ours, library = Connection(), Connection(plain=False)
+    good, rest = wire(Frame(Opcode.BINARY, b"good")), wire(Frame(Opcode.BINARY, b"late"))
+    for connection in (ours, library):
+        connection.handle_close = lambda event: None
+        connection.data_received(good + wire(Frame(Opcode.CLOSE, struct.pack("!H", 1000))) + rest * (not cut))
+        connection.data_received(rest)
+    assert ours.received == library.received == [b"good"]
 
 
 def test_a_connection_that_ends_meanwhile_takes_no_more():

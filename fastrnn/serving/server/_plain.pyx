@@ -16,7 +16,6 @@ from libc.string cimport memcpy
 
 from fastrnn.serving._queues cimport Step
 
-from ...errors import FastRNNError
 from .sequence import Answer
 from .turns import named
 
@@ -176,7 +175,7 @@ cdef class PlainSteps(Step):
         self.running = True
         try:
             self.lane.batcher._submit(self)
-        except FastRNNError:  # the other way says what is wrong
+        except Exception:  # the other way says what is wrong
             self.running = False
             return False
         self.sequences.resting.discard(sequence, None)
@@ -231,7 +230,10 @@ cdef class PlainSteps(Step):
             if direct.running:  # else it is closed
                 direct.running.popleft()
                 if direct.sends():
-                    self.send(direct.protocol, result, first)
+                    try:
+                        self.send(direct.protocol, result, first)
+                    except Exception:
+                        direct.unsent()
                 if direct.later or direct.fault is not None or direct.drained is not None:
                     direct.answered()
         except Exception:

@@ -13,6 +13,7 @@ too.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,11 @@ from websockets.protocol import OPEN
 from websockets.streams import StreamReader
 
 from ._plain import BINARY, TEXT, PlainSteps, frame, read_plain
-from .faults import Fault
+from .faults import Fault, failure
 from .sequence import Answer, Call, Work
 from .sequences import Sequences
+
+logger = logging.getLogger("fastrnn")
 
 KEY = "fastrnn.websocket"  # in the scope: the protocol of the connection
 BETWEEN_FRAMES = StreamReader.at_eof.__code__  # where the library's parser waits then
@@ -45,7 +48,7 @@ class Protocol(WebSocketsSansIOProtocol):
             self.scope[KEY] = self  # type: ignore[typeddict-unknown-key]
 
     def data_received(self, data: bytes) -> None:
-        if self.sink is not None and data[0] == BINARY:
+        if self.sink is not None and data[0] == BINARY and self.conn.state is OPEN:  # else the library drops it
             if not self._between:
                 self._between = self._is_between()
             if self._between:
@@ -111,7 +114,8 @@ class Direct:
     Attributes
     ----------
     running : admitted, without an answer; a sequence answers in order
-    later : messages that came when there was no room; and plain steps that came while another message ran
+    later : messages that came when there was no room; and plain steps that came while another message ran. About as
+        many as the queue of a sequence has
     fault : that of a message; those before it are still to be answered
     drained : a future that waits until all are answered
     """
@@ -136,6 +140,7 @@ class Direct:
         self.later: deque[bytes] = deque()
         self.fault: Fault | None = None
         self.drained: asyncio.Future | None = None
+        self._most_later = min(most, sequences.options.queue_size)
         self._ended, self._right = False, True
         self._waiter: asyncio.Task | None = None
         protocol.sink, protocol.writes, protocol.lost = self._message, self._go_on, self.close
@@ -185,7 +190,7 @@ class Direct:
             self._admit(data)
             return
         self.later.append(data)
-        if not room or len(self.later) >= self.most:
+        if not room or len(self.later) >= self._most_later:
             self._pause()
         self._wait_for_room()
 
@@ -194,8 +199,11 @@ class Direct:
         return self.plain is not None and len(data) == self.plain.size
 
     def _room(self) -> bool:
-        """Whether one more message may be admitted: its answer can be kept and its sequence has room."""
-        return len(self.running) < self.most and self.sequences.has_room(self.id) and self.protocol.writable.is_set()
+        """Whether one more message may be admitted: its answer can be kept, its sequence has room, and it is not
+        answered before those that run, which may be of an older generation of the id."""
+        if len(self.running) >= self.most or not (self.sequences.has_room(self.id) and self.protocol.writable.is_set()):
+            return False
+        return not self.running or self.sequences.live.get(self.id) in (None, *self.running[-1].rows)
 
     def _wait_for_room(self) -> None:
         """If no answer to come and no room in the socket will call `_go_on`, wait for that of the sequence."""
@@ -212,6 +220,12 @@ class Direct:
         if not self.protocol.read_paused:
             self.protocol.read_paused = True
             self.protocol.transport.pause_reading()
+
+    def queue(self) -> None:
+        """The messages that wait here wait in the queue of the sequence from now on, as far as it has room: a server
+        that ends answers those."""
+        while self.later and not self._ended and self._room():
+            self._admit(self.later.popleft())
 
     def _go_on(self) -> None:
         """Admit what waits, as there is room, and read on."""
@@ -235,28 +249,46 @@ class Direct:
             return
         try:
             work = self.sequences.post(self.call(data), self.answer)
-        except Fault as fault:
-            self.fault = fault
+        except Exception as error:  # such as a Fault or MemoryError: what follows must not go on without this message
+            self.fault = failure(error, "message")
+            if self.fault.code == "INTERNAL":
+                logger.exception("a message could not be taken")
             if not self.running:
                 self._fail()
             return
         if self.plain is not None:
             self.plain.started = True
-        self.running.append(work)
+        if not work.settled:
+            self.running.append(work)
 
     def answer(self, answer: Answer | Fault) -> None:
-        """The oldest message is answered."""
-        if not self.running:  # closed
-            return
-        self.running.popleft()
+        """The oldest message is answered. A Fault may be that of a later one, whose sequence has ended while an older
+        one runs, or that of the message which is being admitted."""
         if isinstance(answer, Fault):
-            self.fault = answer
-            left, self.running = self.running, deque()
-            for work in left:  # they would go on from a state that lacks this message
-                self.sequences.withdraw(work)
-        elif self.sends():
-            self.send(answer)
+            self._refuse(answer, next((i for i, w in enumerate(self.running) if w.settled), len(self.running)))
+        elif self.running:  # else it is closed
+            self.running.popleft()
+            if self.sends():
+                try:
+                    self.send(answer)
+                except Exception:
+                    self.unsent()
         self.answered()
+
+    def _refuse(self, fault: Fault, at: int) -> None:
+        """End the connection by the Fault of a message when those before it are answered. at: its place in `running`"""
+        works = list(self.running)
+        self.fault, self.running = fault, deque(works[:at])
+        for work in works[at + 1 :]:  # they would go on from a state that lacks this message
+            self.sequences.withdraw(work)
+
+    def unsent(self) -> None:
+        """An answer could not be written, and those after it would be taken for it: the connection ends."""
+        logger.exception("an answer could not be written")
+        works, self.running = self.running, deque()
+        self.fault = Fault("INTERNAL", "failed", "the step was taken, and its answer could not be written")
+        for work in works:
+            self.sequences.withdraw(work)
 
     def answered(self) -> None:
         """Go on after an answer."""

@@ -86,6 +86,8 @@ class Engine:
 
     async def drain(self) -> None:
         """Start no sequence, finish what waits, and give all sequences to the store."""
+        for session in self.connections:
+            session.queue()
         await asyncio.gather(*(hosted.sequences.drain() for hosted in self._hosted.values()))
         keepers = [hosted.sequences.keeper for hosted in self._hosted.values()]
         await asyncio.gather(*(keeper.give_up_all() for keeper in keepers if keeper is not None))

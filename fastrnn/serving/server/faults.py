@@ -55,7 +55,7 @@ def failure(error: BaseException, what: str) -> Fault:
     if isinstance(error, Fault):
         return error
     if isinstance(error, MemoryError):
-        text = f"the {what} failed: {error or 'not enough memory'}; try again after 1 s"
+        text = f"the {what} failed: {str(error) or 'not enough memory'}; try again after 1 s"
         return Fault("UNAVAILABLE", "memory", text, retry_after=1.0)
     if isinstance(error, StreamError):  # such as a batcher that was stopped
         return Fault("UNAVAILABLE", "stopped", f"the {what} failed: {error}: start the server again")

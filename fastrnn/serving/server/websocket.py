@@ -128,6 +128,11 @@ class Session:
             if isinstance(left, asyncio.Future):
                 left.cancel()
 
+    def queue(self) -> None:
+        """The server will take no more messages, and finishes what waits in its queues."""
+        if self.direct is not None:
+            self.direct.queue()
+
     def leave(self) -> None:
         """The server ends: answer what was read, and close."""
         if self.reader is not None:
