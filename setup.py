@@ -31,7 +31,8 @@ OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if CHECKED else ["-O3", "-g0
 # Half of the wheel is the glue that Cython writes. -O3 makes it a third larger than -Os, and no step faster than -O2.
 # -fno-plt: a call of a function of Python is one instruction, not two, and needs no entry in a table.
 GLUE, RARE = (OPTIMISE, OPTIMISE) if CHECKED else (["-O2", "-g0", "-fno-plt"], ["-Os", "-g0", "-fno-plt"])
-NOT_IN_STEPS = {"machine._isa", "machine._kernel_calls", "machine._roofline", "machine._region", "machine._forks",
+NOT_IN_STEPS = {"machine._isa", "machine._kernel_calls", "machine._window_calls", "machine._roofline",
+                "machine._region", "machine._forks",
                 "runtime._binding", "runtime._timing", "serving._queues"}  # fmt: skip
 LOOPS = {"ops._elements", "ops._integers"}  # loops over elements that the compiler turns into vectors
 STRIP = [] if CHECKED else ["-Wl,--strip-all"]
@@ -139,6 +140,7 @@ def extension(name, sources=(), flags=()):
 MODULES = (
     "machine._isa",
     "machine._kernel_calls",
+    "machine._window_calls",
     "machine._roofline",
     "machine._region",
     "machine._forks",
@@ -148,6 +150,8 @@ MODULES = (
     "ops._elements",
     "ops._integers",
     "ops._windows",
+    "ops._bands",
+    "ops._tiles",
     "ops._attention",
     "ops._scan",
     "ops._states",

@@ -7,3 +7,4 @@
 #include "body_tile_int8.h"
 #include "body_cell.h"
 #include "body_linear.h"
+#include "body_slide.h"

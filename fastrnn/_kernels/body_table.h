@@ -224,6 +224,22 @@ static void FRNN_NAME(linear)(const frnn_product *product, int64_t K, int64_t N,
     if (product->end) product->end();
 }
 
+static void FRNN_NAME(slide)(int64_t pieces, int64_t length, int64_t N, const float *packed, frnn_act act,
+                             const float *const *from, int64_t x_step, float *y, int64_t y_step, int64_t rows) {
+    int64_t blocks = frnn_block_count(N, 4);
+    frnn_slide_call call = {
+        .pieces = pieces, .length = length, .N = N, .column = 1 + pieces * length, .packed = packed};
+    call.from = from, call.y = y, call.x_step = x_step, call.y_step = y_step, call.rows = rows;
+    call.relu = act.fn == FRNN_RELU;
+    for (int64_t index = 0; index < blocks; index++) {
+        frnn_block block = frnn_block_at(N, 4, index);
+        BY_WIDTH(vec_slide_block, block.width, &call, &block);
+    }
+    for (int64_t r = 0; act.fn != FRNN_IDENTITY && !call.relu && r < rows; r++) {
+        frnn_map(act, N, y + r * y_step, y + r * y_step);
+    }
+}
+
 const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {
     .isa = FRNN_TEXT(FRNN_ISA),
     .lanes = FRNN_LANES,
@@ -245,7 +261,10 @@ const frnn_kernels FRNN_JOIN(frnn_table, FRNN_ISA) = {
     .layer_norm = frnn_layer_norm,
     .map = frnn_map,
     .depthwise = frnn_depthwise,
+    .slide = FRNN_NAME(slide),
+    .depthwise_row = frnn_depthwise_row,
     .pool = frnn_pool,
+    .pool_row = frnn_pool_row,
     .attend = frnn_attend,
     .winograd_in = frnn_winograd_in,
     .winograd_out = frnn_winograd_out,

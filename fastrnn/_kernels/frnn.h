@@ -327,9 +327,22 @@ typedef struct frnn_kernels {
      * y[w, c] = act(bias[c] + sum_k taps[w][k][c] W[k, c]); W [K, C], bias [C] or NULL. */
     void (*depthwise)(int64_t C, int64_t K, const float *W, const float *bias, frnn_act act, int64_t windows,
                       const float *const *taps, float *y, int64_t y_stride);
+    /* A row of positions whose channels are together, all taps of stride 1: tap k of float i is from[k][i].
+     * y[i] = act(bias[i % period] + sum_k from[k][i] W[k, i % period]) for i < n; W [K, period], bias [period] or NULL;
+     * period: a multiple of the channels and of `lanes`. */
+    void (*depthwise_row)(int64_t n, int64_t period, int64_t K, const float *W, const float *bias, frnn_act act,
+                          const float *const *from, float *y);
+    /* Rows that overlap: y[r, n] = act(bias[n] + sum_{i, k} from[i][r * x_step + k] W[i * length + k, n]) for i < pieces,
+     * k < length. packed: by linear_pack of the first product, pieces * length rows of W. The bits are those of linear
+     * over rows that hold their pieces one after the other. */
+    void (*slide)(int64_t pieces, int64_t length, int64_t N, const float *packed, frnn_act act,
+                  const float *const *from, int64_t x_step, float *y, int64_t y_step, int64_t rows);
     /* One window: y[c] = largest of its taps (fn FRNN_MAX; a NaN stays; of none: -inf), or their sum / divisor
      * (FRNN_ADD). */
     void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps, float *y);
+    /* The same of `windows` windows: tap k of window w is at taps[k] + w * x_step. */
+    void (*pool_row)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps, int64_t x_step,
+                     int64_t windows, float *y, int64_t y_step);
 
     /* One query. s[j] = scale * (q [d] . key j); softcap c > 0: c * tanh(s[j] / c); 0 if mask[j * mask_step] is 0
      * (NULL: none); + bias[j * bias_step] (NULL: none); w = softmax(s) over all keys; y [dv] = sum_j w[j] value j, j

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .cost_model import CallCosts
 
 FLOAT = 4
-SHARED = frozenset(("cell", "linear", "conv"))  # kinds of ops that threads share
+PRODUCTS = ("linear", "conv", "conv_rows", "conv_tiles")
+SHARED = frozenset(("cell", *PRODUCTS, "depthwise_rows", "pool"))  # kinds of ops that threads share
 
 costs = Registry()  # kind of op -> its rule
 
@@ -72,7 +73,7 @@ def peak_of(op: Op, context: CallCosts) -> float:
     """The most floating point operations per second of an op on one thread."""
     plan, rates = context.plan, context.limits.formats
     packed = plan.cells[op.fields["cell"]] if op.kind == "cell" else None
-    packed = plan.linears[op.fields["packed"]][0] if op.kind in ("linear", "conv") else packed
+    packed = plan.linears[op.fields["packed"]][0] if op.kind in PRODUCTS else packed
     found = rates.get(getattr(packed, "weights", "float32"))
     return context.limits.fma if found is None else max(found.flops, context.limits.fma)
 
@@ -218,21 +219,24 @@ def _window(op: Op, context: CallCosts) -> tuple[int, int]:
     return f["batch"] * f["out_h"] * f["out_w"], f["taps_h"] * f["taps_w"]
 
 
-@costs("conv")
+@costs("conv", "conv_rows")
 def _conv(op: Op, context: CallCosts):
     positions, taps = _window(op, context)
     groups, channels, outs = (context.number(op.fields[name]) for name in ("groups", "channels", "outs"))
     precision = context.plan.linears[op.fields["packed"]][0].weights
-    if op.fields.get("winograd"):
-        return _tiles_of_results(op, context, channels, outs)
     K, weights = taps * channels, held(precision, context).size * groups * taps * channels * outs
     parts = _times(groups, _dense(positions, K, outs, context, max(context.footprint, weights), precision))
-    parts.overhead += groups * positions * context.factors.move * context.tick  # patches, if taps are not contiguous
+    if op.kind == "conv":
+        parts.overhead += (
+            groups * positions * context.factors.move * context.tick
+        )  # patches, if taps are not contiguous
     return parts, context.number(op.flops), weights, FLOAT * positions * groups * (channels + outs)
 
 
-def _tiles_of_results(op: Op, context: CallCosts, channels: int, outs: int):
+@costs("conv_tiles")
+def _conv_tiles(op: Op, context: CallCosts):
     """16 products for each 2 x 2 results; a dozen vector operations for each of their ends."""
+    channels, outs = (context.number(op.fields[name]) for name in ("channels", "outs"))
     f = {name: context.number(op.fields[name]) for name in ("batch", "out_h", "out_w")}
     tiles, weights = f["batch"] * ((f["out_h"] + 1) // 2) * ((f["out_w"] + 1) // 2), FLOAT * 16 * channels * outs
     parts = _times(16, _dense(tiles, channels, outs, context, max(context.footprint, weights)))
@@ -260,12 +264,14 @@ def _scan(op: Op, context: CallCosts):
     )
 
 
-@costs("depthwise")
+@costs("depthwise", "depthwise_rows")
 def _depthwise(op: Op, context: CallCosts):
     positions, taps = _window(op, context)
     channels = context.number(op.fields["channels"])
     vectors = math.ceil(channels / context.lanes)
     ticks = positions * (3 * context.factors.move + vectors * (4 * taps + context.factors.element))
+    if op.kind == "depthwise_rows":
+        ticks = positions * channels / context.lanes * (taps + context.factors.element)
     parts = Parts(overhead=ticks * context.tick)
     return parts, context.number(op.flops), FLOAT * taps * channels, FLOAT * positions * channels * 2
 

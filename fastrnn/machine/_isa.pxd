@@ -149,8 +149,15 @@ cdef extern from "frnn.h" nogil:
         void (*map)(frnn_act act, int64_t n, const float *x, float *y) noexcept nogil
         void (*depthwise)(int64_t C, int64_t K, const float *W, const float *bias, frnn_act act, int64_t windows,
                           const float *const *taps, float *y, int64_t y_stride) noexcept nogil
+        void (*depthwise_row)(int64_t n, int64_t period, int64_t K, const float *W, const float *bias, frnn_act act,
+                              const float *const *source, float *y) noexcept nogil
+        void (*slide)(int64_t pieces, int64_t length, int64_t N, const float *packed, frnn_act act,
+                      const float *const *source, int64_t x_step, float *y, int64_t y_step,
+                      int64_t rows) noexcept nogil
         void (*pool)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps,
                      float *y) noexcept nogil
+        void (*pool_row)(int32_t fn, int64_t C, int64_t K, float divisor, const float *const *taps, int64_t x_step,
+                         int64_t windows, float *y, int64_t y_step) noexcept nogil
         void (*attend)(int64_t d, int64_t dv, const frnn_attention *how, const float *q, const frnn_keys *keys,
                        const float *bias, int64_t bias_step, const float *mask, int64_t mask_step, float *scores,
                        float *y) noexcept nogil

@@ -4,8 +4,10 @@
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastrnn.machine._isa cimport FRNN_MAX_INPUTS, FRNN_MAX_RANK, frnn_space
-from fastrnn.ops._frame cimport LEVELS, Frame, Rows, at, const_row
+from fastrnn.machine._isa cimport (
+    FRNN_MAX_INPUTS, FRNN_MAX_RANK, fpu_enter, fpu_leave, frnn_space, team_for, team_size,
+)
+from fastrnn.ops._frame cimport CHUNKS, LEVELS, Frame, Rows, at, const_row
 from fastrnn.ops._items cimport (
     BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, bytes_of, load_integer,
     load_real, store_integer, store_real,
@@ -24,6 +26,9 @@ TYPE_CODES = {
     "float32": FLOAT32, "float64": FLOAT64, "bool": BOOL, "int8": INT8, "int16": INT16, "int32": INT32, "int64": INT64,
     "uint8": UINT8, "uint16": UINT16, "uint32": UINT32, "uint64": UINT64,
 }
+
+cdef enum:
+    SHARED_ELEMENTS = 100_000  # of all instructions of a program that threads share
 
 cdef struct ElementwiseArgs:
     int64_t program, n_in
@@ -58,10 +63,42 @@ cdef struct ZeroArgs:
     int64_t buffer, offset, count
 
 
+cdef struct ElementsLoop:
+    const ElementwiseArgs *a
+    Frame *f
+    int64_t axis  # whose elements threads share
+
+
+cdef void elements_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
+    """Some of the elements of one axis, with all of the others."""
+    cdef const ElementsLoop *s = <const ElementsLoop *> context
+    cdef const ElementwiseArgs *a = s.a
+    cdef frnn_space space = a.space
+    cdef const_row inputs[FRNN_MAX_INPUTS]
+    cdef int64_t i, size = space.size[s.axis], first = size * chunk // chunks
+    cdef uint64_t token = fpu_enter()
+    space.size[s.axis] = size * (chunk + 1) // chunks - first
+    for i in range(a.n_in):
+        inputs[i] = at(s.f, a.in_buffer[i], a.in_offset[i]) + first * space.in_stride[i][s.axis]
+    s.f.table.elementwise(&s.f.programs[a.program], &space, inputs,
+                          at(s.f, a.out_buffer, a.out_offset) + first * space.out_stride[s.axis])
+    fpu_leave(token)
+
+
 cdef int run_elementwise(const int64_t *args, Frame *f) noexcept nogil:
     cdef const ElementwiseArgs *a = <const ElementwiseArgs *> args
     cdef const_row inputs[FRNN_MAX_INPUTS]
-    cdef int64_t i
+    cdef int64_t i, elements = 1, threads = team_size(f.team)
+    cdef ElementsLoop s
+    if threads > 1:
+        s.a, s.f, s.axis = a, f, 0
+        for i in range(a.space.rank):
+            elements *= a.space.size[i]
+            if a.space.size[s.axis] < CHUNKS * threads and s.axis + 1 < a.space.rank:
+                s.axis = i
+        if elements * f.programs[a.program].n_instructions >= SHARED_ELEMENTS:
+            team_for(f.team, min(CHUNKS * threads, a.space.size[s.axis]), elements_chunk, &s)
+            return DONE
     for i in range(a.n_in):
         inputs[i] = at(f, a.in_buffer[i], a.in_offset[i])
     f.table.elementwise(&f.programs[a.program], &a.space, inputs, at(f, a.out_buffer, a.out_offset))

@@ -4,36 +4,29 @@ first axis of size 1.
 
 Every output element is one sum in one fixed order: taps by row, by column (or by column, by row: `across`), then
 channels, with the bias last. A tap in the padding adds 0 * w. So the bits don't depend on where a block of positions
-begins or which positions run together. A result of Winograd's tiles is likewise one sum in one order; its place in the
-map decides which.
+begins or which positions run together.
 """
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastrnn.machine._isa cimport FRNN_TILE_ROWS, frnn_act, frnn_product
-from fastrnn.ops._frame cimport Frame, at, const_row, halt
+from fastrnn.machine._isa cimport FRNN_TILE_ROWS, fpu_enter, fpu_leave, frnn_act, frnn_product, team_for, team_size
+from fastrnn.ops._frame cimport CHUNKS, Frame, at, const_row, halt
 from fastrnn.ops._walk cimport DONE, add_op, number
+from fastrnn.ops._window cimport PARTS, Window
 
 cdef enum:
     DIRECT_ROWS = 4 * FRNN_TILE_ROWS  # four of the largest tiles: the cost of one more run is negligible
     POSITIONS = 16  # of a depthwise convolution in one call of its kernel
-    LINE = 16  # floats of a cache line
-    WINOGRAD_FLOATS = 65536  # 256 KiB of tiles, which stay in L2 beside the weights
+    SHARED_WORK = 500_000  # operations of a product that threads share
+    SHARED_POOL = 200_000  # taps of pooling that threads share
     PATCH_FLOATS = 8192  # room for the patches of some positions: 32 KiB, which stays in L1 or near it
-
-cdef struct Window:  # output position (h, w) reads x at (h * stride_h - pad_h + i * dilation_h, ..), i < taps_h
-    int64_t batch, x_buffer, x_offset, x_batch, x_h, x_w, in_h, in_w
-    int64_t y_buffer, y_offset, y_batch, y_h, y_w, out_h, out_w
-    int64_t taps_h, taps_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
 
 cdef struct ConvArgs:
     Window w
     int64_t packed, groups, channels, outs, patches, scratch  # channels, outs: of one group; patches: rows of scratch
     int64_t across  # the weights are by column, by row
     int64_t rounded, rounded_rows  # reduced precision: room for that many rounded rows
-    # 1: by Winograd's 16 products, packed one after the other; `patches` counts tiles of 2 x 2 results
-    int64_t winograd, fn, act_buffer, bias_buffer, bias_offset
 
 cdef struct DepthwiseArgs:
     Window w
@@ -51,25 +44,14 @@ def conv_patches(int64_t size):
     return max(FRNN_TILE_ROWS, min(16 * FRNN_TILE_ROWS, PATCH_FLOATS // max(size, 1)))
 
 
-def winograd_tiles(int64_t channels, int64_t outs):
-    """How many tiles of 2 x 2 results the scratch of a convolution by Winograd holds."""
-    return max(2 * FRNN_TILE_ROWS,
-               min(16 * FRNN_TILE_ROWS, WINOGRAD_FLOATS // (16 * (channels + outs)) // FRNN_TILE_ROWS * FRNN_TILE_ROWS))
-
-
-def winograd_scratch(int64_t channels, int64_t outs):
-    """What goes into the products of those tiles, what comes out, and zeros for positions in the padding."""
-    return 16 * (winograd_tiles(channels, outs) * (channels + outs) + 2 * LINE) + channels
-
-
 def depthwise_scratch(int64_t taps, int64_t channels):
     """Pointers to the taps of some positions, and zeros for those in the padding."""
     return POSITIONS * taps * (sizeof(void *) // sizeof(float)) + channels
 
 
 def pool_scratch(int64_t taps):
-    """Pointers to the taps of one position."""
-    return taps * (sizeof(void *) // sizeof(float))
+    """Pointers to the taps of one position, for each part."""
+    return PARTS * taps * (sizeof(void *) // sizeof(float))
 
 
 # ---- the ops -------------------------------------------------------------------------------------------------------
@@ -95,13 +77,37 @@ cdef void flush_rounded(const Run *run, const ConvArgs *a, int64_t packed, Frame
         row += n
 
 
+cdef struct Blocks:  # a product whose columns threads share
+    const Run *run
+    Frame *f
+    int64_t packed
+
+
+cdef void blocks_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
+    cdef const Blocks *s = <const Blocks *> context
+    cdef Frame *f = s.f
+    cdef int64_t K = f.linear_sizes[2 * s.packed], N = f.linear_sizes[2 * s.packed + 1]
+    cdef int64_t blocks = f.table.linear_blocks(K, N)
+    cdef uint64_t token = fpu_enter()
+    f.table.linear(f.linear_products[s.packed], K, N, f.linears[s.packed], f.linear_acts[s.packed], s.run.x,
+                   s.run.x_step, s.run.y, s.run.y_step, 0, s.run.n, blocks * chunk // chunks,
+                   blocks * (chunk + 1) // chunks)
+    fpu_leave(token)
+
+
 cdef inline void flush(Run *run, const ConvArgs *a, int64_t packed, Frame *f) noexcept nogil:
-    cdef int64_t K = f.linear_sizes[2 * packed], N = f.linear_sizes[2 * packed + 1]
+    cdef int64_t K = f.linear_sizes[2 * packed], N = f.linear_sizes[2 * packed + 1], blocks, threads
+    cdef Blocks s
     if run.n > 0 and f.linear_products[packed].round != NULL:
         flush_rounded(run, a, packed, f)
     elif run.n > 0:
-        f.table.linear(f.linear_products[packed], K, N, f.linears[packed], f.linear_acts[packed], run.x, run.x_step,
-                       run.y, run.y_step, 0, run.n, 0, f.table.linear_blocks(K, N))
+        s.run, s.f, s.packed = run, f, packed
+        threads = team_size(f.team)
+        blocks = f.table.linear_blocks(K, N)
+        if threads > 1 and blocks > 1 and 2 * K * N * run.n >= SHARED_WORK:
+            team_for(f.team, min(CHUNKS * threads, blocks), blocks_chunk, &s)
+        else:
+            blocks_chunk(&s, 0, 1)
     run.n = 0
 
 
@@ -241,83 +247,9 @@ cdef void run_conv_group(const ConvArgs *a, int64_t group, Frame *f) noexcept no
     flush(&run, a, packed, f)
 
 
-cdef inline void find_tile(const Window *w, const float *x, int64_t h, int64_t i, const float *zeros,
-                           const_row *taps) noexcept nogil:
-    """Pointers to the 4 x 4 positions from row h, column i of x on."""
-    cdef int64_t a, b
-    cdef bint inside = h >= 0 and i >= 0 and h + 4 <= w.in_h and i + 4 <= w.in_w
-    for a in range(4):
-        for b in range(4):
-            taps[4 * a + b] = x + (h + a) * w.x_h + (i + b) * w.x_w if inside or (
-                0 <= h + a < w.in_h and 0 <= i + b < w.in_w) else zeros
-
-
-cdef inline void find_ends(const Window *w, float *y, int64_t h, int64_t i, float **ends) noexcept nogil:
-    """Pointers to the 2 x 2 results from row h, column i of y on; NULL beyond the map."""
-    cdef float *at_ = y + h * w.y_h + i * w.y_w
-    cdef bint right = i + 1 < w.out_w, below = h + 1 < w.out_h
-    ends[0] = at_
-    ends[1] = at_ + w.y_w if right else NULL
-    ends[2] = at_ + w.y_h if below else NULL
-    ends[3] = at_ + w.y_h + w.y_w if right and below else NULL
-
-
-cdef void run_tiles(const ConvArgs *a, const float *x, float *y, int64_t first, int64_t n, Frame *f) noexcept nogil:
-    """n tiles of one map, numbered row by row: the sums of their positions, 16 products, the sums of those. A cache
-    line lies between the rows of one product and those of the next, or all of them would be in the same sets of L1."""
-    cdef const Window *w = &a.w
-    cdef int64_t k, t, across = (w.out_w + 1) // 2, C = a.channels, N = a.outs
-    cdef int64_t in_step = n * C + LINE, out_step = n * N + LINE
-    cdef int64_t top = 2 * (first // across), left = 2 * (first % across), h = top, i = left
-    cdef float *ins = <float *> f.base[a.scratch]
-    cdef float *outs = ins + 16 * (a.patches * C + LINE)
-    cdef float *zeros = outs + 16 * (a.patches * N + LINE)
-    cdef const float *bias = at(f, a.bias_buffer, a.bias_offset) if a.bias_buffer >= 0 else NULL
-    cdef const float *alpha_beta = <const float *> f.base[a.act_buffer]
-    cdef const_row taps[16]
-    cdef float *ends[4]
-    cdef frnn_act act
-    act.fn, act.alpha, act.beta = <int32_t> a.fn, alpha_beta[0], alpha_beta[1]
-    memset(zeros, 0, C * sizeof(float))
-    for t in range(n):
-        find_tile(w, x, h - w.pad_h, i - w.pad_w, zeros, taps)
-        f.table.winograd_in(C, taps, ins + t * C, in_step)
-        i += 2
-        if i >= w.out_w:
-            h, i = h + 2, 0
-    for k in range(16):
-        f.table.linear(f.linear_products[a.packed + k], C, N, f.linears[a.packed + k], f.linear_acts[a.packed + k],
-                       ins + k * in_step, C, outs + k * out_step, N, 0, n, 0, f.table.linear_blocks(C, N))
-    h, i = top, left
-    for t in range(n):
-        find_ends(w, y, h, i, ends)
-        f.table.winograd_out(N, outs + t * N, out_step, bias, act, ends)
-        i += 2
-        if i >= w.out_w:
-            h, i = h + 2, 0
-
-
-cdef int run_winograd(const ConvArgs *a, Frame *f) noexcept nogil:
-    """3 x 3 taps of stride 1 by Winograd's F(2 x 2, 3 x 3): less than half of the multiplications."""
-    cdef const Window *w = &a.w
-    cdef int64_t b, first, n, tiles = ((w.out_h + 1) // 2) * ((w.out_w + 1) // 2)
-    for b in range(w.batch):
-        first = 0
-        while first < tiles:
-            n = min(a.patches, tiles - first)
-            if halt(f, 32 * n * a.channels * a.outs):
-                return DONE
-            run_tiles(a, at(f, w.x_buffer, w.x_offset) + b * w.x_batch, at(f, w.y_buffer, w.y_offset) + b * w.y_batch,
-                      first, n, f)
-            first += n
-    return DONE
-
-
 cdef int run_conv(const int64_t *args, Frame *f) noexcept nogil:
     cdef const ConvArgs *a = <const ConvArgs *> args
     cdef int64_t group
-    if a.winograd:
-        return run_winograd(a, f)
     for group in range(a.groups):
         run_conv_group(a, group, f)
     return DONE
@@ -377,25 +309,55 @@ cdef inline int64_t padded_taps(int64_t first, int64_t taps, int64_t dilation, i
     return n
 
 
+cdef struct PoolLoop:
+    const PoolArgs *a
+    Frame *f
+
+
+cdef void pool_line(const PoolArgs *a, const float *x, float *y, int64_t h, const_row *taps, Frame *f) noexcept nogil:
+    """One row of positions of one map. Those whose taps are all inside a row of the input are done together."""
+    cdef const Window *w = &a.w
+    cdef int64_t i = 0, n, count, first, last, top = h * w.stride_h - w.pad_h, left
+    inner_span(w, &first, &last)
+    while i < w.out_w:
+        left = i * w.stride_w - w.pad_w
+        n = count = find_taps(w, x, top, left, NULL, taps)
+        if a.count_pads:
+            count = padded_taps(top, w.taps_h, w.dilation_h, a.end_h)
+            count *= padded_taps(left, w.taps_w, w.dilation_w, a.end_w)
+        if i == first and last > first:
+            f.table.pool_row(<int32_t> a.fn, a.channels, n, <float> count, taps, w.stride_w * w.x_w, last - first,
+                             y + i * w.y_w, w.y_w)
+            i = last
+        else:
+            f.table.pool(<int32_t> a.fn, a.channels, n, <float> count, taps, y + i * w.y_w)
+            i += 1
+
+
+cdef void pool_chunk(void *context, int64_t chunk, int64_t chunks) noexcept nogil:
+    """One thread's share of the rows of all maps."""
+    cdef const PoolLoop *s = <const PoolLoop *> context
+    cdef const PoolArgs *a = s.a
+    cdef const Window *w = &a.w
+    cdef int64_t line, lines = w.batch * w.out_h, taps = w.taps_h * w.taps_w
+    cdef uint64_t token = fpu_enter()
+    for line in range(lines * chunk // chunks, lines * (chunk + 1) // chunks):
+        pool_line(a, at(s.f, w.x_buffer, w.x_offset) + line // w.out_h * w.x_batch,
+                  at(s.f, w.y_buffer, w.y_offset) + line // w.out_h * w.y_batch + line % w.out_h * w.y_h,
+                  line % w.out_h, (<const_row *> s.f.base[a.scratch]) + chunk * taps, s.f)
+    fpu_leave(token)
+
+
 cdef int run_pool(const int64_t *args, Frame *f) noexcept nogil:
     cdef const PoolArgs *a = <const PoolArgs *> args
     cdef const Window *w = &a.w
-    cdef int64_t b, h, i, n, count, top, left
-    cdef const float *x
-    cdef float *y
-    cdef const_row *taps = <const_row *> f.base[a.scratch]
-    for b in range(w.batch):
-        x = at(f, w.x_buffer, w.x_offset) + b * w.x_batch
-        for h in range(w.out_h):
-            y = at(f, w.y_buffer, w.y_offset) + b * w.y_batch + h * w.y_h
-            top = h * w.stride_h - w.pad_h
-            for i in range(w.out_w):
-                left = i * w.stride_w - w.pad_w
-                n = count = find_taps(w, x, top, left, NULL, taps)
-                if a.count_pads:
-                    count = padded_taps(top, w.taps_h, w.dilation_h, a.end_h)
-                    count *= padded_taps(left, w.taps_w, w.dilation_w, a.end_w)
-                f.table.pool(<int32_t> a.fn, a.channels, n, <float> count, taps, y + i * w.y_w)
+    cdef PoolLoop s
+    cdef int64_t threads = team_size(f.team)
+    s.a, s.f = a, f
+    if threads > 1 and w.batch * w.out_h * w.out_w * w.taps_h * w.taps_w * a.channels >= SHARED_POOL:
+        team_for(f.team, min(min(CHUNKS * threads, PARTS), w.batch * w.out_h), pool_chunk, &s)
+    else:
+        pool_chunk(&s, 0, 1)
     return DONE
 
 

@@ -16,6 +16,7 @@ from .linear import fuse_linear
 from .moves import simplify_moves
 from .parallel_forms import note_parallel_forms
 from .precision import is_reduced, precision_of, set_precision
+from .reshaped import undo_reshapes
 from .roll_up import roll_up
 from .scans import recurrences_of_parallel_forms
 from .steps import fold_steps
@@ -31,6 +32,7 @@ standard_passes = (
     fuse_attention,
     simplify_moves,
     fold_steps,
+    undo_reshapes,
     fuse_linear,
     roll_up,
     split_reductions,

@@ -23,8 +23,8 @@ def conv(
 
 
 def in_tiles(graph):
-    (op,) = (op for op in lowering.lower(graph, "run", lowering.Weights()).ops if op.kind == "conv")
-    return op.fields.get("winograd") == 1
+    (kind,) = (op.kind for op in lowering.lower(graph, "run", lowering.Weights()).ops if op.kind.startswith("conv"))
+    return kind == "conv_tiles"
 
 
 @pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 0, 0, 0), (2, 0, 1, 2)])

@@ -328,7 +328,7 @@ def test_what_windows_read_is_written_channels_last():
     z = b.add("conv", joined, b.constant("V", real(2, 6, 1, 3, 3)), **one, pads=(0, 1, 0, 1), groups=6)
     graph = b.done(b.add("transpose", z, perm=(0, 2, 3, 1)))
     _, plan = check(graph, real(3, 2, 4, 12), real(4, 2, 6, 2, 10))
-    assert [op.kind for op in plan.ops] == ["copy", "conv", "copy", "depthwise"]
+    assert [op.kind for op in plan.ops] == ["copy", "conv_rows", "copy", "depthwise_rows"]
 
 
 INTEGERS = "add sub mul div mod pow min max equal greater greater_equal less less_equal".split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ from ...graph.registry import Registry
 from ...graph.traverse import results
 from ...passes.fuse_elementwise import activations, groups
 from ...passes.fuse_scans import find_scans
+from ...streaming import conditions
+from ...streaming.caches import streamed
 from ...streaming.follow import Track
 from ...streaming.timetable import Timetable
 from .. import bounds
@@ -242,6 +245,11 @@ class Lowering:
     def is_step(self, node: Node, dim) -> bool:
         """Whether dim is the one step of a call, which this node counts."""
         return dim == 1 and self.plan.steps_one and bool(node.attrs.get("grows"))
+
+    @cached_property
+    def streams(self) -> bool:
+        """Whether a stream may compute the same values in steps, whose bits must then be those of a whole sequence."""
+        return self.mode == "stream" or not conditions.problems(streamed(self.graph))
 
     def need(self, dim, text: str) -> None:
         """The node is valid only if `dim` is not below 0: adds a condition for each call, or raises an error now."""

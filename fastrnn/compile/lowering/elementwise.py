@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ...errors import UnsupportedError
 from ...graph import INTEGERS, Node
 from ...graph import dims as D
@@ -10,6 +12,8 @@ from .. import bounds
 from ..tensors import Tensor, collapse
 from .base import Lowering, lowers
 from .fields import FUNCTIONS, INTEGER_FUNCTIONS, RANK, TYPE_CODES, at, instruction, space_fields
+
+MOST_LAID_OUT = 65536  # elements of a constant
 
 
 @lowers("cast")
@@ -72,6 +76,7 @@ def _program(low: Lowering, node: Node, instructions: list[tuple], inputs: list[
     dims = low.graph.values[node.outputs[0]].dims
     inputs = [t.expand(dims) for t in inputs]
     lead = max(inputs, key=lambda t: sum(s != 0 for s in t.strides))
+    inputs = [_laid_out(low, t, lead.order) for t in inputs]
     out = low.real_result(node, lead.order)
     loops = _broadcast_loops(dims, inputs, out)
     fields = {"program": len(low.plan.programs), "n_in": len(inputs)}
@@ -81,6 +86,20 @@ def _program(low: Lowering, node: Node, instructions: list[tuple], inputs: list[
         fields |= at(f"in{j}", t)
     work = D.product(dims) * (4 * len(instructions))
     low.builder.emit("elementwise", node.name, inputs, (out,), work, **fields, **at("out", out))
+
+
+def _laid_out(low: Lowering, t: Tensor, order) -> Tensor:
+    """A constant of several axes in the memory order of what it is combined with, so that both are read along rows."""
+    axes = [a for a in order if t.strides[a] != 0]
+    steps = [t.strides[a] for a in axes]
+    if t.buffer.kind != "const" or steps == sorted(steps, reverse=True) or t.buffer.size > MOST_LAID_OUT:
+        return t
+    known = low.plan.constants[t.buffer.index].reshape(-1)
+    there = [d if s != 0 else 1 for d, s in zip(t.dims, t.strides, strict=True)]
+    steps = [4 * s for s in t.strides]
+    array = np.lib.stride_tricks.as_strided(known[t.offset :], there, steps).transpose(order)
+    made = low.builder.constant(array, "float32").transpose([order.index(a) for a in range(len(order))])
+    return made.expand(t.dims)
 
 
 @bounds.touches("elementwise")

@@ -26,17 +26,19 @@ def _reduce(low: Lowering, node: Node) -> None:
     if len(axes) == 1 and low.is_time(x.dims[axes[0]]) and (low.mode == "stream" or (fixed and dtype not in INTEGERS)):
         return _reduce_over_time(low, node, x, axes[0])
     fn, keep = node.attrs["fn"], [a for a in range(len(x.dims)) if a not in axes]
+    order = x.order if node.attrs["keepdims"] else [keep.index(a) for a in x.order if a in keep]  # as x is in memory
     x = x.transpose((*keep, *axes))
     loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
     if len(loops) > 1:
         x = low.contiguous_last(x, node, len(axes))
         loops = collapse(x.dims[len(keep) :], (x.strides[len(keep) :],), range(len(axes)))
     count, (step,) = loops[0] if loops else (1, (1,))
-    out = low.real_result(node)
+    out = low.real_result(node, order)
     if node.attrs["keepdims"]:
         for axis in reversed(axes):
             out = out.squeeze(axis)
-    rows = low.levels(x.dims[: len(keep)], (x.strides[: len(keep)], out.strides), range(len(keep)), node)
+    within = [a for a in x.order if a < len(keep)]
+    rows = low.levels(x.dims[: len(keep)], (x.strides[: len(keep)], out.strides), within, node)
     kind, fields = "reduce", {"fn": FUNCTIONS[_REDUCE[fn]]}
     if dtype in INTEGERS:
         kind, fields = "fold", {"fn": INTEGER_FUNCTIONS[_REDUCE[fn]], "type": TYPE_CODES[x.dtype]}

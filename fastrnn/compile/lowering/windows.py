@@ -21,6 +21,7 @@ from ...ops import conv_patches, depthwise_scratch, pool_scratch
 from ...passes.fuse_elementwise import activation_of
 from .. import bounds
 from ..tensors import Tensor
+from .bands import by_bands, depthwise_by_bands, emit_bands, emit_depthwise_bands
 from .base import Lowering, lowers
 from .fields import FUNCTIONS, at
 from .products import room_for_rounded
@@ -165,11 +166,12 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
         _emit_depthwise(low, node, W.reshape(groups, taps).T, bias, act, (x, y), fields, flops)
         return
     first, precision, scale = len(low.plan.linears), node.attrs.get("precision", "float32"), low.array(node, 3, "scale")
-    if key == "conv" and precision == "float32" and by_tiles(W, fields):
+    if key == "conv" and precision == "float32" and by_tiles(low, W, fields):
         emit_tiles(low, node, W[0], bias, act, (x, y), fields)
         return
+    bands = precision == "float32" and by_bands(W, len(x.dims) == 4, fields)
     # Patches of several rows overlap if the rows of a column are together: each element is copied a third as often.
-    across = fields["dilation_w"] == 1 and fields["taps_h"] > 1 and fields["stride_w"] < fields["taps_w"]
+    across = not bands and fields["dilation_w"] == 1 and fields["taps_h"] > 1 and fields["stride_w"] < fields["taps_w"]
     if across:
         W, key = W.swapaxes(1, 2), f"{key} across"
     for g in range(groups):
@@ -177,6 +179,9 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
         part, steps = (None if a is None else np.ascontiguousarray(a[g * outs : (g + 1) * outs]) for a in (bias, scale))
         packed = low.weights.linear(matrix, part, precision, steps, (key, precision, g, groups, *node.inputs[1:]))
         low.plan.linears.append((packed, (act[0], 0, 0, 0, act[1], act[2])))
+    if bands:
+        emit_bands(low, node, (groups, channels, outs), first, (x, y), fields, flops)
+        return
     size = taps * channels
     patches = conv_patches(size)
     scratch = low.builder.scratch(patches * size)
@@ -185,12 +190,14 @@ def _emit_conv(low: Lowering, node: Node, key: str, W, bias, act: tuple, x: Tens
     low.builder.emit(
         "conv", node.name, (x,), writes, flops, **fields, packed=first, groups=groups, channels=channels, outs=outs,
         patches=patches, scratch=scratch, rounded=rounded, rounded_rows=rounded_rows, across=int(across),
-        bias_buffer=-1,
     )  # fmt: skip
 
 
 def _emit_depthwise(low: Lowering, node: Node, W, bias, act: tuple, ends: tuple, fields: dict, flops) -> None:
     """W [taps, channels]: each channel separately."""
+    if depthwise_by_bands(W, ends[1], fields):
+        emit_depthwise_bands(low, node, W, bias, act, ends, fields, flops)
+        return
     taps, channels = W.shape
     weights = low.builder.constant(W, "float32")
     extra = {"bias_buffer": -1, "bias_offset": 0}
@@ -226,12 +233,17 @@ def _window_touches(plan, f, ins, outs):
     yield from bounds.at(f, "y", (batch, f["y_batch"]), (f["out_h"], f["y_h"]), (f["out_w"], f["y_w"]), (outs, 1))
 
 
-@bounds.touches("conv")
+@bounds.touches("conv", "conv_rows")
 def _conv_touches(plan, f):
     yield from _window_touches(plan, f, f["channels"] * f["groups"], f["outs"] * f["groups"])
 
 
-@bounds.touches("depthwise", "pool")
+@bounds.touches("conv_tiles")
+def _tiles_touches(plan, f):
+    yield from _window_touches(plan, f, f["channels"], f["outs"])
+
+
+@bounds.touches("depthwise", "depthwise_rows", "pool")
 def _channels_touches(plan, f):
     yield from _window_touches(plan, f, f["channels"], f["channels"])
 
