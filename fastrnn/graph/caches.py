@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..records import dataclass
 from . import dims as D
+from .stacks import stack
 from .types import Graph, Node, Value
 
 
@@ -22,12 +23,16 @@ class Cache:
 
 
 def growing(graph: Graph) -> dict[str, Cache]:
-    """Every input that a single node reads, which appends new steps to it and makes an output of the graph."""
+    """Every input that a single node reads, which appends new steps to it and makes an output of the graph; and inputs
+    that hold several of those (stacks.py)."""
     readers = graph.consumers()
     found = {}
     for name in graph.inputs:
         node = readers[name][0] if len(readers.get(name, ())) == 1 else None
         if node is None or node.op != "concat" or len(node.inputs) != 2 or node.inputs[0] != name:
+            stacked = stack(graph, name) if name in readers else None
+            if stacked is not None:
+                found[name] = Cache(stacked.output, stacked.joints[0], stacked.axis, stacked.new)
             continue
         output, axis = node.outputs[0], node.attrs["axis"]
         length, steps = (graph.values[i].dims[axis] for i in node.inputs)

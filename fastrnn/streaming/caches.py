@@ -10,9 +10,10 @@ caches hold becomes zero everywhere, and
     a mask of positions         nothing, or a window, once its values are proved to be those of causal attention
     a mask that is an input     nothing: every step that a stream takes is live (supplied.py)
 
-The steps of a call are `time` if the file leaves them open; the graph then is a plain causal model. Otherwise a call is
-one step, and the attention and step numbers say that they go on from call to call (`grows`). Anything else that depends
-on how much the caches hold, or on where one call ends and the next begins, is refused by name.
+The steps of a call are `time` if the file leaves them open; the graph then is a plain causal model. If a call is one
+step, or if the file has caches in front of its chunks too (graph/tails.py), the attention and step numbers say that
+they go on from call to call (`grows`). Anything else that depends on how much the caches hold, or on where one call
+ends and the next begins, is refused by name.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from dataclasses import replace
 from ..graph import Graph, Node, Value
 from ..graph import dims as D
 from ..graph.caches import caches, grown
+from ..graph.stacks import unstacked
+from ..graph.tails import tails
 from ..graph.traverse import free_inputs, fresh, needed, roots
 from .cache_masks import Masks, Refused
 from .follow import follow
@@ -59,6 +62,7 @@ def problems(graph: Graph) -> list[str]:
 
 def _kept(graph: Graph) -> Graph:
     """The graph of a stream. Refused: it can't keep the caches."""
+    graph = unstacked(graph)
     found = caches(graph)
     lost = [name for name in grown(graph) if name not in found]
     if lost:
@@ -79,6 +83,7 @@ class _Caches:
         self.past = {s for name, c in self.caches.items() for s in D.symbols(graph.values[name].dims[c.axis])}
         self.rows = self._rows()
         self.keys = {c.output: c.new for c in self.caches.values()}  # what holds all steps -> this call's
+        self.beside_tails = bool(tails(graph).joints)  # nothing but caches goes on from call to call then
         self._check_inputs()
         self.masks = Masks(graph, self.past, self.rows)
         self.after: list[tuple[Node, Node | None]] = []  # nodes, and what they become
@@ -182,7 +187,7 @@ class _Caches:
         self.after += [(made[-1], part) for part in made]
 
     def _grows(self) -> dict:
-        return {"grows": True} if self.rows == 1 else {}
+        return {"grows": True} if self.rows == 1 or self.beside_tails else {}
 
     def _attention(self, node: Node, touched: set[str]) -> Node:
         """The same queries over the keys of this call and of earlier ones."""
@@ -255,12 +260,15 @@ class _Caches:
         if found.problems:  # a stream refuses it anyway
             return
         looking = {n.name.removesuffix(".tail") for n in rewrite(made, made.outputs)[0].nodes if n.op == "keep"}
+        proved = tails(made).states  # their next values are the ends of what is in front of the chunk and the chunk
+        ends = {n.name for n in needed(made, [made.states[name] for name in proved])}
+        ends -= {n.name for n in needed(made, [o for name, o in self._others(made) if name not in proved])}
         for node in made.nodes:
             anew = self.masks.counted_anew.get(node.outputs[0])
             if anew is not None:
                 raise Refused(f"node {anew} (steps): its numbers start anew at each call, and caches go on")
             clock = next((found.tracks[o].clock for o in node.outputs if o in found.tracks), INPUT)
-            runs = any(o in found.running for o in node.outputs if o) and node.op != "cell"
+            runs = any(o in found.running for o in node.outputs if o) and node.op != "cell" and node.name not in ends
             if clock != INPUT or runs or node.name in looking or self._begins_anew(made, node):
                 text = "looks at other steps of the call, and starts anew at the next one"
                 raise Refused(f"node {node.name} ({node.op}): {text}, while caches go on")
@@ -268,6 +276,11 @@ class _Caches:
         lost = [n for n in over if D.TIME in made.values[n.inputs[1]].dims]
         if lost:
             raise Refused(f"node {lost[0].name} (attention): attends to the steps of a call alone, while caches go on")
+
+    def _others(self, graph: Graph) -> list[tuple[str, str]]:
+        """(state, its next value) of each state, and ("", output) of each other output."""
+        states = {b: a for a, b in graph.states.items()}
+        return [(states.get(o, ""), o) for o in graph.outputs]
 
     def _begins_anew(self, graph: Graph, node: Node) -> bool:
         """Whether a recurrence over the steps does not continue from states that the caller threads."""

@@ -190,10 +190,10 @@ class Walk:
             raise Mixed(f"makes {dim} steps of a sequence of any length")
         return [Track(axis, 1, self.timetable.add(Clock(kind, dim, (self.sequence(node),), **fields)))]
 
-    def within_chunks(self, what: str) -> None:
+    def within_chunks(self, what: str, node: Node | None = None) -> None:
         """Refuse a node that, in a file with caches, sees only the steps of its own chunk: in a stream it would go on
-        from chunk to chunk, which the file does not."""
-        if self.tails.joints:
+        from chunk to chunk, which the file does not. node: one that may say that it does so in the file (`grows`)."""
+        if self.tails.joints and not (node and node.attrs.get("grows")):
             raise Mixed(f"{what}: the file begins anew with each chunk, beside states that are caches")
 
     # -- helpers --

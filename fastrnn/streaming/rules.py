@@ -211,7 +211,7 @@ def _attention(walk: Walk, node: Node):
             what = "adds a bias" if added[0][0] == 3 else "masks by a value"
             raise Mixed(f"{what} that has a time axis to the scores of a sequence")
         walk.sequence(node)
-        walk.within_chunks("attends to earlier steps")
+        walk.within_chunks("attends to earlier steps", node)
         return [q]
     if walk.symbol == "time" and q is not None and q.axis == 2 and not keys:
         if node.attrs["causal"] or node.attrs["window"]:
@@ -242,7 +242,7 @@ def _steps(walk: Walk, node: Node):
     if axes and track is None:
         raise Mixed(f"counts {dims[axes[0]]} steps")
     if axes and walk.symbol == "time":
-        walk.within_chunks("counts steps")
+        walk.within_chunks("counts steps", node)
     return [track]
 
 

@@ -104,18 +104,41 @@ def decoder(calls="one", mask="", position="", layers=1, layout="bhtf", form="ma
     model = onnx.parser.parse_model(source)
     numbers = {"one1": np.int64([1]), "zero1": np.int64([0]), "minf": np.float32(-np.inf), "tenth": np.float32(0.1)}
     numbers |= {"one": np.float32(1), "big": np.float32(-1e9)}
-    numbers |= {
-        "k0": np.int64(0),
-        "k1": np.int64(1),
-        "k6": np.int64(6),
-        "k9000": np.int64(9000),
-        "ax12": np.int64([1, 2]),
-    }
+    numbers |= {f"k{k}": np.int64(k) for k in (0, 1, 6, 9000)} | {"ax12": np.int64([1, 2])}
     numbers |= {"split": np.int64([0, 0, HEADS, FEATURES]), "join": np.int64([0, 0, WIDTH])}
     arrays = {k: v.astype(np.float32) for k, v in weights.items()} | numbers
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in arrays.items() if k in used)
     return model
+
+
+def stacked(model, order=None):
+    """The model with its caches in one input [layers, 2, ...] and one output. order : (layer, 0 for keys or 1 for
+    values) of each cache in the output; None: as in the input."""
+    graph, make = model.graph, onnx.helper.make_node
+    pasts = [v for v in graph.input if v.name[:6] in ("past_k", "past_v")]
+    places = [(int(v.name[6:]), "kv".index(v.name[5])) for v in pasts]
+    shape = pasts[0].type.tensor_type.shape.dim
+    dims = [len(places) // 2, 2, *(d.dim_param or d.dim_value for d in shape)]
+    first, last = [], []
+    for value, (layer, k) in zip(pasts, places, strict=True):
+        first.append(make("Gather", ["past", f"at{layer}"], [f"of_{value.name}"], axis=0))
+        first.append(make("Gather", [f"of_{value.name}", f"at{k}"], [value.name], axis=0))
+    for layer in range(dims[0]):
+        names = [f"new_{'kv'[k]}{i}" for i, k in (order or places)[2 * layer : 2 * layer + 2]]
+        last += [make("Unsqueeze", [n, "front"], [f"one_{layer}{k}"]) for k, n in enumerate(names)]
+        last.append(make("Concat", [f"one_{layer}0", f"one_{layer}1"], [f"both{layer}"], axis=0))
+        last.append(make("Unsqueeze", [f"both{layer}", "front"], [f"all{layer}"]))
+    last.append(make("Concat", [f"all{layer}" for layer in range(dims[0])], ["new"], axis=0))
+    inputs = [v for v in graph.input if v not in pasts]
+    outputs = [v for v in graph.output if v.name[:4] != "new_"]
+    float32 = onnx.TensorProto.FLOAT
+    inputs.append(onnx.helper.make_tensor_value_info("past", float32, dims))
+    outputs.append(onnx.helper.make_tensor_value_info("new", float32, [None] * len(dims)))
+    numbers = {f"at{k}": np.int64(k) for k in range(max(dims[:2]))} | {"front": np.int64([0])}
+    initial = [*graph.initializer, *(numpy_helper.from_array(np.asarray(v), k) for k, v in numbers.items())]
+    made = onnx.helper.make_graph([*first, *graph.node, *last], "stacked", inputs, outputs, initial)
+    return onnx.helper.make_model(made, ir_version=10, opset_imports=model.opset_import)
 
 
 def used_in(name: str, text: list) -> bool:
@@ -172,7 +195,7 @@ def called(model, xs, lengths):
     inputs, names = session.get_inputs(), [o.name for o in session.get_outputs()]
     kept = {}
     for value in inputs:
-        if value.name[:6] in ("past_k", "past_v"):
+        if value.name == "past" or value.name[:6] in ("past_k", "past_v"):
             dims = [len(xs) if d == "b" else 0 if d == "past" else d for d in value.shape]
             kept[value.name] = np.zeros(dims, np.float32)
         elif value.name == "pos":

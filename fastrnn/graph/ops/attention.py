@@ -50,7 +50,8 @@ def _attention(q, k, v, bias, mask, scale, softcap, causal, window, offset, safe
     Query i is at key p = i + offset. causal: it sees only keys j <= p; window (0 for none): only keys j > p - window.
     A query that sees no key yields 0. An unseen key has no effect, whatever it contains.
     safe: if the weights of a query are NaN (for example if each score is -inf), they become zeros.
-    grows: a call is one step of a stream, whose keys and values come behind those of the calls before.
+    grows: a stream's keys and values come behind those of the calls before, also if a call is one step, or the model
+    has caches in front of its chunks.
     """
     heads, rows, keys = q.shape[1], q.shape[2], k.shape[2]
     k, v = (np.broadcast_to(np.repeat(x, heads // x.shape[1], 1), (len(q), heads, *x.shape[2:])) for x in (k, v))

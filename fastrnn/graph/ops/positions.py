@@ -17,6 +17,7 @@ def _steps_dims(inputs, attrs):
 @graph_op("steps()", attrs={"dims": DIMS, "start": DIM, "grows": GROWS}, dims=_steps_dims)
 def _steps(dims, start, grows):
     """int64: element i along the last axis is start + i. dims: (n,), or (rows, n) with all rows equal. If n is TIME,
-    a stream continues to count: the elements are its step numbers. grows: so it does if a call is one step.
+    a stream continues to count: the elements are its step numbers. grows: so it does if a call is one step, or beside
+    caches in front of a chunk.
     """
     return np.broadcast_to(start + np.arange(dims[-1], dtype=np.int64), dims)
