@@ -1,6 +1,8 @@
 """The order of requests of a server with several workers, without its processes."""
 
 import asyncio
+import contextlib
+import gc
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,8 +10,14 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 
+from fastrnn.serving.server.engine import Engine
+from fastrnn.serving.server.faults import Fault
 from fastrnn.serving.server.hosted import Reply, Request
+from fastrnn.serving.server.limits import Limits
+from fastrnn.serving.server.options import Options
+from fastrnn.serving.server.peers import Peers
 from fastrnn.serving.server.routing import Router
+from fastrnn.serving.server.sequence import Work
 
 pytestmark = pytest.mark.any_isa
 
@@ -82,3 +90,46 @@ def test_a_request_without_a_task_waits_as_well(run):
         assert router.post(one, print) == "posted"
 
     run(main())
+
+
+def requests_that_are_kept():
+    gc.collect()
+    return sum(isinstance(o, Work) for o in gc.get_objects())
+
+
+def test_a_worker_keeps_nothing_of_what_it_answered(run, model, frames, tmp_path):
+    """Steps that were taken before and wrong indexes are answered at once, before anything could wait for them."""
+
+    def step(index):
+        given = {"sequence_id": 1, "sequence_start": index == 0, "step_index": index}
+        return Request("m", "", "", given, {"x": frames[None, index % 400]}, (), "")
+
+    async def main():
+        engines = [Engine({"m": {1: model}}, Options(), Limits()) for _ in range(2)]
+        peers = [Peers(tmp_path, k, 2) for k in range(2)]
+        for engine, its in zip(engines, peers, strict=True):
+            await engine.start()
+            await its.start(engine)
+        try:
+            await peers[0].met()
+            for t in range(3):
+                await peers[0].infer(1, step(t))
+            before = requests_that_are_kept()
+            for _ in range(50):
+                again = await peers[0].infer(1, step(2))
+                assert again.parameters["steps_done"] == 3
+                with pytest.raises(Fault, match="expects step_index 3"):
+                    await peers[0].infer(1, step(10**6))
+                left = asyncio.ensure_future(peers[0].infer(1, step(2)))
+                await asyncio.sleep(0)
+                left.cancel()  # the client goes before its answer
+                with contextlib.suppress(asyncio.CancelledError):
+                    await left
+            await peers[0].infer(1, step(3))
+            return requests_that_are_kept() - before
+        finally:
+            for engine, its in zip(engines, peers, strict=True):
+                await its.close()
+                await engine.close()
+
+    assert run(main()) <= 2

@@ -259,8 +259,11 @@ class Peers:
     def _run(self, link: Link, number: int, request: Request) -> None:
         assert self._engine is not None
         hosted = self._engine.hosted(request.model)
+        answered = False
 
         def tell(result: Reply | Fault) -> None:
+            nonlocal answered
+            answered = True
             link.open.pop(number, None)
             if not link.transport.is_closing():
                 failed = isinstance(result, Fault)
@@ -270,7 +273,10 @@ class Peers:
         if not link.long:  # else it could overtake a request of its sequence
             withdraw = hosted.post(request, tell)
             if withdraw is not None:
-                link.open[number] = withdraw
+                if (
+                    not answered
+                ):  # a step that was taken before, or another index than the next one, is answered at once
+                    link.open[number] = withdraw
                 return
 
         async def infer() -> None:
