@@ -91,6 +91,29 @@ class TestWhatIsWrongIsFound:
         found.check_flat()
         assert len(found.problems) == (memory > 0) + (descriptors > 0)
 
+    def test_memory_of_several_processes(self):
+        found = Found("x")
+        found.memory = [100 + MOST_GROWTH * 2 * i // 40 for i in range(60)]
+        found.descriptors = [10] * 60
+        found.check_flat(2)
+        assert found.problems == []
+        found.memory = [100 + MOST_GROWTH * 4 * i // 40 for i in range(60)]
+        found.check_flat(2)
+        assert len(found.problems) == 1
+
+    @pytest.mark.parametrize("what", ["descriptors", "tasks", "requests"])
+    def test_what_a_server_keeps_without_clients(self, what):
+        for module in ("aiohttp", "grpc", "websockets"):
+            pytest.importorskip(module, reason=f"no {module}: pip install 'fastrnn[serve]'")
+        import soak_serve
+
+        first = {"descriptors": 23, "tasks": 11, "memory": 1}
+        found = Found("x")
+        soak_serve.check_left(found, first, {**first, "memory": 2, "requests": 1}, 1)
+        assert found.problems == []
+        soak_serve.check_left(found, first, {**first, what: 40}, 1)
+        assert found.problems == [f"x: {what}: {first.get(what, 0)} at first, 40 when all clients have gone"]
+
     def test_an_error_in_a_thread(self):
         found, stop = Found("x"), threading.Event()
         soak_parts.in_thread(found, stop, lambda: 1 / 0).join()

@@ -43,8 +43,8 @@ class Found:
             self.memory.append(pages * resource.getpagesize())
             self.descriptors.append(len(os.listdir("/proc/self/fd")))
 
-    def check_flat(self) -> None:
-        """A problem if memory or descriptors grow after the first quarter, the warm-up."""
+    def check_flat(self, processes: int = 1) -> None:
+        """A problem if memory or descriptors grow after the first quarter, the warm-up. processes : that have it"""
         after = self.memory[len(self.memory) // 4 :]
         third = len(after) // 3
         if third < 4:
@@ -52,7 +52,7 @@ class Found:
             return
         first, last = np.median(after[:third]), np.median(after[-third:])
         self.notes.append(f"memory {first / 1e6:.1f} -> {last / 1e6:.1f} MB, {self.descriptors[-1]} descriptors")
-        if last - first > MOST_GROWTH:
+        if last - first > MOST_GROWTH * processes:
             self.problem(f"memory grows: {first / 1e6:.1f} -> {last / 1e6:.1f} MB")
         if self.descriptors[-1] - self.descriptors[len(self.descriptors) // 4] > MOST_DESCRIPTORS:
             self.problem(f"descriptors: {self.descriptors[len(self.descriptors) // 4]} -> {self.descriptors[-1]}")

@@ -273,9 +273,8 @@ class Peers:
         if not link.long:  # else it could overtake a request of its sequence
             withdraw = hosted.post(request, tell)
             if withdraw is not None:
-                if (
-                    not answered
-                ):  # a step that was taken before, or another index than the next one, is answered at once
+                # A step that was taken before, or another index than the next one, is answered at once.
+                if not answered:
                     link.open[number] = withdraw
                 return
 
