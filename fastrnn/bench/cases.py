@@ -343,6 +343,7 @@ def modern_grid() -> list[Case]:
     if importlib.util.find_spec("onnx") is None:
         return []
     sizes = [*((name, 1) for name in modern.STEPS), *((name, T) for name in modern.SEQUENCES for T in MODERN_STEPS)]
+    sizes += [(name, T) for name, (_, T) in modern.MAPS.items()]
     return [modern_case("modern", name, steps) for name, steps in sizes]
 
 

@@ -1,7 +1,8 @@
 """The models of the grid `modern`: recurrences of today at the sizes at which they are used, with their projections.
 
 Each is an ONNX file as an exporter writes it, made here from a text: a step with its states as inputs and outputs, or a
-whole sequence in the parallel form in which such models are trained. `onnx` is imported only where it is needed.
+whole sequence in the parallel form in which such models are trained, or over a map (maps.py). `onnx` is imported only
+where it is needed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..records import dataclass
+from . import maps
 from .published import PublishedModel
 
 OPSET = 17
@@ -178,9 +180,24 @@ SEQUENCES = {
 }  # fmt: skip
 
 
+def _whole(text: maps.Text, shape: tuple, answer: tuple) -> Written:
+    return Written(" ".join(text.nodes), shape, answer, text.weights, text.numbers, {})
+
+
+# Over maps, and their lengths.
+MAPS = {
+    "bcresnet": (_whole(maps.bcresnet(), ("batch", 1, 40, "time"), ("batch", 12)), 101),
+    "captcha": (_whole(maps.captcha(), ("batch", 3, 32, "time"), ("steps", "batch", 37)), 160),
+}
+
+
+def _found(name: str, steps: int) -> Written:
+    return MAPS[name][0] if name in MAPS else STEPS[name] if steps == 1 else SEQUENCES[name]
+
+
 def described(name: str, steps: int = 1) -> PublishedModel:
     """What the benchmark must know of a model: a step, or a sequence of so many steps."""
-    model = STEPS[name] if steps == 1 else SEQUENCES[name]
+    model = _found(name, steps)
     sizes = {"time": steps, "batch": 1}
     shape = tuple(sizes[d] if isinstance(d, str) else d for d in model.shape)
     states = tuple((state, f"{state}_out", dims) for state, dims in model.states.items())
@@ -193,7 +210,7 @@ def write(name: str, steps: int, path: Path) -> None:
     import onnx.parser
     from onnx import numpy_helper
 
-    model = STEPS[name] if steps == 1 else SEQUENCES[name]
+    model = _found(name, steps)
     ends = [f"float{list(model.shape)} x", f"float{list(model.answer)} y"]
     ins = [f"float{list(dims)} {state}" for state, dims in model.states.items()]
     outs = [f"float{list(dims)} {state}_out" for state, dims in model.states.items()]
