@@ -133,24 +133,26 @@ def _sized(file: File, states: Mapping | None, sizes: Mapping, policy: Policy) -
         def read(file: File) -> Graph:
             return guesses.thawed(lambda table: _settled(file, table, axes), threads, policy, fixed)
 
-        graph = read(file)
+        graph, why = read(file), []
         try:
             cut = _with_nodes(
                 file, cuts.before_sums(file.written, file.constants, known_names(file.model.graph), outputs, graph)
             )
-            other = _step_by_step(file, graph) if cut is None else _step_by_step(cut, read(cut))
+            other = _step_by_step(file, graph, why) if cut is None else _step_by_step(cut, read(cut), why)
         except (FastRNNError, Finding):
             return graph
+        if why:
+            graph = graph.replace(held=tuple((name, axis, f"{why[0]}; {text}") for name, axis, text in graph.held))
         return graph if other is None else parallel.instead(graph, lambda: read(other))
 
     graph, left = given.sized(axes, dict(sizes), build, len(file.nodes))
     return graph, lambda graph: given.finish(axes, left, graph) if left else graph
 
 
-def _step_by_step(file: File, graph: Graph) -> File | None:
+def _step_by_step(file: File, graph: Graph, misfits: list[str]) -> File | None:
     """The file with the recurrences of its graph that it writes in parallel replaced; None if there are none."""
     outputs = [v.name for v in file.model.graph.output]
-    return _with_nodes(file, parallel.roll_up(file.written, known_names(file.model.graph), outputs, graph))
+    return _with_nodes(file, parallel.roll_up(file.written, known_names(file.model.graph), outputs, graph, misfits))
 
 
 def _with_nodes(file: File, nodes: list) -> File | None:

@@ -24,11 +24,13 @@ recurrence keeps every digit, has no largest length, and streams.
 
 from .find import recurrences_of_parallel_forms
 from .find_laws import laws_in
+from .kernels import Kernel
 from .laws import Law, Leaf
 from .recipes import Done, Moved, NoRecipe, Read, recipe
 
 __all__ = [
     "Done",
+    "Kernel",
     "Law",
     "Leaf",
     "Moved",

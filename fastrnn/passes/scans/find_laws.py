@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ...graph import Graph
 from ...graph import dims as D
+from .kernels import Kernel, Misfit, kernel_of
 from .laws import Law, law_of
 from .regions import Region, ends
 from .spread import Spread
@@ -14,25 +15,34 @@ _MOST_ELEMENTS = 1 << 27  # that are computed to find the recurrences of a file:
 _LONGEST = 2048  # steps of a fixed length
 
 
-def laws_in(graph: Graph) -> tuple[Spread, list[Law]]:
-    """The recurrences of a graph, each over what it is computed from, and the axes of steps of all values."""
+def laws_in(graph: Graph, misfits: list[str] | None = None) -> tuple[Spread, list[Law | Kernel]]:
+    """The recurrences of a graph, each over what it is computed from, and the axes of steps of all values.
+
+    misfits : gets what is said of convolutions over all steps that are no recurrence
+    """
     for length, whole, starts, lengths in _ways(graph):
         spread = Spread(graph, length, whole)
         for name, axis in starts:
             spread.start(name, axis)
-        found = _found(graph, spread, lengths)
+        found = _found(graph, spread, lengths, [] if misfits is None else misfits)
         if found:
             return spread, found
     return Spread(graph, 0), []
 
 
-def _found(graph: Graph, spread: Spread, lengths: tuple[int, ...]) -> list[Law]:
-    found: list[Law] = []
+def _found(graph: Graph, spread: Spread, lengths: tuple[int, ...], misfits: list[str]) -> list[Law | Kernel]:
+    found: list[Law | Kernel] = []
     budget = [_MOST_ELEMENTS]
     for end in ends(graph, spread, _MOST_LEAVES):
         try:
-            law = law_of(Region(spread, end, max(lengths), budget), end, lengths)
+            region = Region(spread, end, max(lengths), budget)
+            law: Law | Kernel | None = law_of(region, end, lengths)
+            if law is None and len(end.leaves) == 1 and len(lengths) == 1:  # a kernel is known as far as it is long
+                law = kernel_of(region, end, *lengths)
         except ValueError:
+            continue
+        except Misfit as misfit:
+            misfits.append(f"value {end.y}: {misfit}")
             continue
         if law is not None:
             spread.axes[end.y] = (end.axis,)

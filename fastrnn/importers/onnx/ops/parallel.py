@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ....errors import ModelFormatError
 from ....graph.dims import Dim
 from ....graph.shapes import broadcast
-from ....passes.scans import Done, Law, Leaf, Read
+from ....passes.scans import Done, Kernel, Law, Leaf, Read
 from ...shared.ledger import Finding
 from ..reading.reader import NodeReader
 from ..reading.registry import op
-from ..reading.values import Live
+from ..reading.values import Const, Live
 from ..reroll.parallel import Parallel
 from ..reroll.rolled import DOMAIN
 
@@ -29,7 +31,8 @@ def _parallel(ctx, n: NodeReader):
             ctx.equal(wanted, size, "a recurrence in parallel form needs equal sizes")
     if -1 in sizes:
         ctx.number(sizes[-1], "a recurrence in parallel form sums over it")
-    return [_Cycle(ctx, law, {leaf.name: _Placed(ctx, law).of(leaf, x) for leaf, x in made.items()}).y()]
+    cycle = _Filter if isinstance(law, Kernel) else _Cycle
+    return [cycle(ctx, law, {leaf.name: _Placed(ctx, law).of(leaf, x) for leaf, x in made.items()}).y()]
 
 
 def _made(ctx, made, given: dict) -> Live:
@@ -99,7 +102,6 @@ class _Cycle:
     def state(self) -> tuple[Live, Live]:
         """(the state one step ago, the state)."""
         ctx, law = self.ctx, self.law
-        label = ctx.label
         kept, wrote, values = self.decay(), self.product(law.wrote), self.product(law.values)
         erases = None if law.erased is None else self.product(law.erased)
         parts = [p for p in (kept, wrote, values) if p is not None] + [p for p in (erases,) if p is not None]
@@ -109,14 +111,7 @@ class _Cycle:
         dims = parts[0].dims
         for part in parts[1:]:
             dims = broadcast(dims, part.dims)
-        before = ctx.declare(ctx.fresh(f"{label}:before"), "float32", dims)
-        name, k = f"{label}.state", 2
-        while name in ctx.labels:
-            name, k = f"{label}.state.{k}", k + 1
-        ctx.labels.add(name)
-        entry = ["state", name, ("", None), [before.name], {}]
-        ctx.nodes.append(entry)
-        ctx.cells += 1
+        before, entry = self.declared(dims)
         aged = before if kept is None else ctx.one("binary", kept, before, fn="mul")
         if erases is None:
             new = self._binary("mul", wrote, values)
@@ -126,7 +121,7 @@ class _Cycle:
         after = ctx.one("binary", aged, new, fn="add")
         entry[2] = (after.name, None)
         rows = next((d for d in dims[1:] if isinstance(d, Dim)), 1)
-        ctx.table.cell(label, dims[0], rows, forward=True)
+        ctx.table.cell(ctx.label, dims[0], rows, forward=True)
         return before, after
 
     def y(self) -> Live:
@@ -146,6 +141,19 @@ class _Cycle:
             made, order = ctx.reshape(made, made.dims[:-1]), self.place.common
         return self._joined(made, order)
 
+    def declared(self, dims: tuple, kind: str = "state") -> tuple[Live, list]:
+        """The state one step ago, and its node, which gets its input later."""
+        ctx, k = self.ctx, 2
+        before = ctx.declare(ctx.fresh(f"{ctx.label}:before"), "float32", dims)
+        name = f"{ctx.label}.{kind}"
+        while name in ctx.labels:
+            name, k = f"{ctx.label}.{kind}.{k}", k + 1
+        ctx.labels.add(name)
+        entry = ["state", name, ("", None), [before.name], {}]
+        ctx.nodes.append(entry)
+        ctx.cells += 1
+        return before, entry
+
     def _joined(self, made: Live, order: list) -> Live:
         """y as the file has it: the steps at their axis, and axes joined."""
         ctx, end = self.ctx, self.law.end
@@ -164,6 +172,46 @@ class _Cycle:
         steps = made.dims[ahead]
         ctx.table.notes.setdefault(f"parallel {ctx.label}", f"{ctx.label}: {WORDS}")
         return ctx.reshape(made, (*dims[:at], steps, *dims[at:]))
+
+
+class _Filter(_Cycle):
+    """h[t] = pole * h[t-1] + u[t] of complex numbers, y[t] = direct * u[t] + sum of Re(weight * h[t])."""
+
+    def y(self) -> Live:
+        ctx, law = self.ctx, self.law
+        (u,) = self.leaves.values()
+        poles, weights = law.poles, law.weights
+        for size, wanted in zip(u.dims[1:], poles.shape, strict=False):
+            if wanted > 1:
+                ctx.equal(size, wanted, "a convolution has a kernel for each")
+        dims = (*u.dims, poles.shape[-1])
+        x = ctx.reshape(u, (*u.dims, 1))
+        turning = bool(np.abs(poles.imag).max() > 0)
+        re, real = self.declared(dims)
+        im, imaginary = self.declared(dims) if turning else (None, None)
+        new_re = self._times(re, poles.real)
+        if turning:
+            new_re = ctx.one("binary", new_re, self._times(im, poles.imag), fn="sub")
+        new_re = ctx.one("binary", new_re, x, fn="add")
+        real[2] = (new_re.name, None)
+        seen = self._times(new_re, weights.real)
+        if turning:
+            new_im = ctx.one("binary", self._times(im, poles.real), self._times(re, poles.imag), fn="add")
+            imaginary[2] = (new_im.name, None)
+            seen = ctx.one("binary", seen, self._times(new_im, weights.imag), fn="sub")
+        made = ctx.one("reduce", seen, fn="sum", axes=(len(dims) - 1,), keepdims=False)
+        if law.direct.any():
+            made = ctx.one("binary", made, self._times(u, law.direct), fn="add")
+        rows = next((d for d in dims[1:] if isinstance(d, Dim)), 1)
+        ctx.table.cell(ctx.label, dims[0], rows, forward=True)
+        text = f"a kernel of {law.steps} steps is a recurrence of {dims[-1]} states, and goes on as that after them"
+        ctx.table.notes.setdefault(
+            f"kernel {ctx.label}", f"{ctx.label}: {text} (off by {law.error:.1e} of its largest)"
+        )
+        return self._joined(made, list(range(law.axes)))
+
+    def _times(self, x: Live, constant: np.ndarray) -> Live:
+        return self.ctx.one("binary", x, Const(constant.astype(np.float32)), fn="mul")
 
 
 WORDS = "took a recurrence in parallel form step by step"

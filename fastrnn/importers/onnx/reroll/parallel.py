@@ -15,14 +15,14 @@ from onnx import helper, numpy_helper
 from ....errors import FastRNNError, ModelFormatError
 from ....graph import Graph, reference, validate
 from ....graph.dims import TIME, divisors, evaluate, symbols
-from ....passes.scans import Done, Law, NoRecipe, Read, laws_in, recipe
+from ....passes.scans import Done, Kernel, Law, NoRecipe, Read, laws_in, recipe
 from ....passes.sizes import without_blocks
 from ....records import dataclass
 from ...shared.ledger import Finding
 from ..reading.nodes import OnnxNode, sort_nodes
 from .rolled import DOMAIN
 
-_TOLERANCE = 1e-6  # of the largest value, in float64: the whole model as written and as replaced
+_TOLERANCE = 1e-5  # of the largest value, in float64: the whole model as written and as replaced
 _MOST_WORK = 1 << 26  # weights times steps of that comparison
 
 
@@ -30,14 +30,17 @@ _MOST_WORK = 1 << 26  # weights times steps of that comparison
 class Parallel:
     """The payload of a node that is a recurrence. recipes: how each leaf of the law is made of the node's inputs."""
 
-    law: Law
+    law: Law | Kernel
     recipes: tuple
 
 
-def roll_up(nodes: list[OnnxNode], known: set[str], outputs: list[str], graph: Graph) -> list[OnnxNode]:
-    """The nodes of the file with the recurrences of its graph replaced; the same list if there are none."""
+def roll_up(
+    nodes: list[OnnxNode], known: set[str], outputs: list[str], graph: Graph, misfits: list[str]
+) -> list[OnnxNode]:
+    """The nodes of the file with the recurrences of its graph replaced; the same list if there are none. misfits: gets
+    what is said of convolutions that are no recurrence."""
     maker = {o: n for n in nodes for o in n.outputs if o}
-    spread, laws = laws_in(graph)
+    spread, laws = laws_in(graph, misfits)
     changed = False
     for law in laws:
         y = law.end.y
