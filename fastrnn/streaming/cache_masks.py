@@ -154,5 +154,5 @@ class Masks:
         except (FastRNNError, ValueError) as error:
             raise Refused(f"node {node.name} (attention): its mask can't be computed: {error}") from None
         if not len(table) or (table != table[0]).any():
-            raise Refused(f"node {node.name} (attention): its heads or rows see different keys")
+            raise Refused(f"node {node.name} (attention): what is added to its scores differs between heads or rows")
         return table[0]

@@ -40,6 +40,11 @@ MASKS = {
     "numbers": ("keys = Range(k0, a0, k1) row = Unsqueeze(cache_position, one1) m = LessOrEqual(keys, row)", _FILL),
     "length": (f"from = Identity(past_len) {_FROM}", _FILL),
     "length so far": (f"from = Sub(total_len, t0) {_FROM}", _FILL),
+    # a bias of each head by the distance of two steps
+    "distances": (
+        f"{_PLACES} apart = Sub(keys, row) af = Cast <to = 1> (apart) slope = Mul(af, slopes) m = Identity(m1)",
+        "s1 = Add(s, slope) sm = Where(m, s1, minf)",
+    ),
     # not masks
     "weights": (f"{_PLACES} {_THERE} m = Identity(m1)", "s1 = Mul(s, there4) sm = Where(m, s1, minf)"),
     "marks": (f"{_PLACES} {_THERE} m = Identity(m1)", "s1 = Add(s, there4) sm = Where(m, s1, minf)"),
@@ -103,7 +108,7 @@ def decoder(calls="one", mask="", position="", layers=1, layout="bhtf", form="ma
     source = f"{head} ({', '.join(ins)}) => ({', '.join(outs)}) {{ {body} }}"
     model = onnx.parser.parse_model(source)
     numbers = {"one1": np.int64([1]), "zero1": np.int64([0]), "minf": np.float32(-np.inf), "tenth": np.float32(0.1)}
-    numbers |= {"one": np.float32(1), "big": np.float32(-1e9)}
+    numbers |= {"one": np.float32(1), "big": np.float32(-1e9), "slopes": np.float32([[[0.5]], [[0.25]]])}
     numbers |= {f"k{k}": np.int64(k) for k in (0, 1, 6, 9000)} | {"ax12": np.int64([1, 2])}
     numbers |= {"split": np.int64([0, 0, HEADS, FEATURES]), "join": np.int64([0, 0, WIDTH])}
     arrays = {k: v.astype(np.float32) for k, v in weights.items()} | numbers

@@ -174,6 +174,7 @@ def test_states_of_the_caller_decide():
 REFUSED = {
     "a query sees all steps of its call, also later ones.*sizes=.'time': 1.": {"calls": "many"},
     "which keys a query sees depends on more than their order": {"mask": "top left"},
+    "what is added to its scores differs between heads": {"calls": "many", "mask": "distances"},
     "its numbers start anew at each call": {"calls": "many", "mask": "less", "position": "anew"},
     "depends on how many steps the caches hold": {"calls": "many", "mask": "less", "position": "number"},
     r"\(conv\): looks at other steps of the call": {
