@@ -301,6 +301,20 @@ def zeroing(outputs=("y", "h")):
     return b.done(*outputs)
 
 
+def maps():
+    """Convolutions over maps, each of another kind."""
+    b = GraphBuilder("maps")
+    b.input("x", "float32", BATCH, 16, 12, 12)
+    attrs = {"strides": (1, 1), "dilations": (1, 1), "pads": (1, 1, 1, 1)}
+    b.constant("W", normal(16, 16, 3, 3))
+    b.add("conv", "x", "W", name="tiled", groups=1, **attrs)
+    b.constant("V", normal(4, 16, 3, 2))
+    b.add("conv", "x", "V", name="in_rows", groups=1, **attrs)
+    b.constant("D", normal(16, 1, 3, 3))
+    b.add("conv", "x", "D", name="apart", groups=16, **attrs | {"strides": (2, 2)})
+    return b.done("tiled", "in_rows", "apart")
+
+
 @pytest.fixture(scope="module")
 def plans():
     """Plans that hold every kind of op."""
@@ -314,6 +328,7 @@ def plans():
         lowering.lower(whole, "run", weights),
         lowering.lower(streamed, "stream", weights),
         lowering.lower(zeroing(), "run", weights),
+        lowering.lower(maps(), "run", weights),
         lowering.lower(loop, "run", weights),
         lowering.lower(loop, "stream", weights),
         lowering.lower(matrix, "run", weights),
