@@ -99,20 +99,25 @@ def test_two_connections_of_one_sequence(running, frames):
     assert firsts == list(range(1, 201))
 
 
-def test_a_sequence_that_starts_anew_elsewhere(running, frames, alone, ways):
-    """The connection goes on with the new generation, as its messages name the sequence by its id alone."""
-    with opened(running, "sequence_id=again") as a:
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("log", ["off", "text"])
+def test_a_sequence_that_another_client_starts_anew(model, frames, alone, size, log):
+    """A connection has one sequence: what is left of its messages must not step the one that came after."""
+    with Running({"m": model}, access_log=log) as server, opened(server, "sequence_id=again") as a:
         for t in range(3):
             a.send(frames[t].tobytes())
             a.recv(timeout=20)
-        with opened(running, "sequence_id=again") as b:
+        with opened(server, "sequence_id=again") as b:
             b.send(frames[0].tobytes())
             assert steps(b.recv(timeout=20))[0] == 0
-            a.send(frames[1].tobytes())
-            first, y = steps(a.recv(timeout=20))
+            a.send(frames[5 : 5 + size].tobytes())
+            text, code = refusal(a)
+            assert "sequence again of this connection has ended: another client" in text
+            assert code == 1008
+            b.send(frames[1].tobytes())
+            first, y = steps(b.recv(timeout=20))
     assert first == 1
     assert np.array_equal(y[0], alone[1])
-    assert ways["admitted"] == 2
 
 
 def test_a_sequence_that_was_evicted(running, frames):

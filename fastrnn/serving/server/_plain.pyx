@@ -195,6 +195,8 @@ cdef class PlainSteps(Step):
         sequence = sequences.live.get(self.id)
         if sequence is None or sequence.running is not None or sequence.waiting or sequence.ending:
             return None
+        if sequence is not direct.sequence:
+            return None
         if sequence.slot is None or sequence.lane is not self.lane or not direct.protocol.writable.is_set():
             return None
         return sequence

@@ -24,7 +24,7 @@ from websockets.streams import StreamReader
 
 from ._plain import BINARY, TEXT, PlainSteps, frame, read_plain
 from .faults import Fault, failure
-from .sequence import Answer, Call, Work
+from .sequence import Answer, Call, Sequence, Work
 from .sequences import Sequences
 
 logger = logging.getLogger("fastrnn")
@@ -118,6 +118,7 @@ class Direct:
         many as the queue of a sequence has
     fault : that of a message; those before it are still to be answered
     drained : a future that waits until all are answered
+    sequence : that of the first message; a later one of its id is not this connection's
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Direct:
         self.later: deque[bytes] = deque()
         self.fault: Fault | None = None
         self.drained: asyncio.Future | None = None
+        self.sequence: Sequence | None = None
         self._most_later = min(most, sequences.options.queue_size)
         self._ended, self._right = False, True
         self._waiter: asyncio.Task | None = None
@@ -258,6 +260,8 @@ class Direct:
             return
         if self.plain is not None:
             self.plain.started = True
+        if self.sequence is None and work.rows:
+            self.sequence = work.rows[0]
         if not work.settled:
             self.running.append(work)
 

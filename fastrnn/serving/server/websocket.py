@@ -27,7 +27,7 @@ from .faults import Fault, invalid
 from .guard import SUBPROTOCOL
 from .hosted import Reply, Request
 from .http import client_of
-from .sequence import Answer, Call, checked_id
+from .sequence import Answer, Call, Sequence, checked_id, shown
 
 INPUTS = {"float32": ("<f4", 1.0), "int16": ("<i2", 1 / 32768)}  # dtype on the wire, factor
 OUTPUTS = ("json", "binary")
@@ -99,6 +99,7 @@ class Session:
         self.room = asyncio.Semaphore(min(MOST_OPEN, engine.options.queue_size))
         self.reader: asyncio.Task | None = None
         self.direct: Direct | None = None
+        self.sequence: Sequence | None = None  # that of the first message, if it took the long way
 
     async def run(self) -> None:
         """Read messages until the end; answers go back in their order meanwhile."""
@@ -215,12 +216,22 @@ class Session:
         if data is None:
             raise invalid(f"a message must be binary: steps of {self._form()}, or the text {json.dumps(END)}")
         parameters: dict[str, Any] = {"sequence_id": self.id, "sequence_start": self.start}
+        self._check_same(self.sequence)
         x = self._steps(data)[None]
         self.start = False
         return Request(self.hosted.name, self.version, "", parameters, {self.input.name: x}, (), self.client)
 
+    def _check_same(self, before: Sequence | None) -> None:
+        """Fault: another client has started the sequence anew, so its steps are not those of this connection."""
+        now = self.hosted.sequences.live.get(self.id)
+        if before is not None and now is not None and now is not before:
+            text = f"sequence {shown(self.id)} of this connection has ended: another client started one with its id"
+            raise Fault("NOT_FOUND", "unknown_sequence", text)
+
     def _call(self, data: bytes) -> Call:
         """The same, on the short way."""
+        assert self.direct is not None
+        self._check_same(self.direct.sequence)
         x, checked = self._steps(data), None
         if len(x) == 1 and self.lane.even:
             checked = self.lane, [x[0]], 0
@@ -269,6 +280,8 @@ class Session:
                 reply = await answer if isinstance(answer, asyncio.Future) else answer
                 if isinstance(reply, Fault):
                     raise reply
+                if self.sequence is None:
+                    self.sequence = self.hosted.sequences.live.get(self.id)
                 if self.binary:
                     await self.socket.send_bytes(_bytes(reply))
                 else:
