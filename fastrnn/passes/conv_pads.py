@@ -55,6 +55,8 @@ def _cut_pads(graph: Graph, conv: Node, node: Node) -> tuple | None:
     rest = graph.values[node.inputs[0]].dims[axis] - node.attrs["stop"]
     if axis < 2 or node.attrs["step"] != 1 or not isinstance(first, int) or not isinstance(rest, int):
         return None
+    if first < 0 or rest < 0:  # of an axis that is too short for the slice, which lowering refuses
+        return None
     n, stride = len(pads) // 2, conv.attrs["strides"][axis - 2]
     pads[axis - 2] -= first * stride
     pads[n + axis - 2] -= rest * stride

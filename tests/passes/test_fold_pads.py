@@ -5,9 +5,11 @@ import pytest
 from graph_builder import GraphBuilder
 
 from fastrnn.compile import lowering
+from fastrnn.errors import UnsupportedError
 from fastrnn.graph import reference, validate
-from fastrnn.graph.dims import BATCH, TIME
-from fastrnn.passes.conv_pads import fold_pads
+from fastrnn.graph.dims import BATCH, TIME, symbol
+from fastrnn.model import Model
+from fastrnn.passes.conv_pads import fold_cuts, fold_pads
 from fastrnn.runtime._executor import Program
 
 
@@ -56,3 +58,26 @@ def test_zeros_are_folded_with_the_same_bits(pads):
 )
 def test_other_pads_stay(graph):
     assert fold_pads(graph) is graph
+
+
+def test_a_cut_beyond_the_end_is_no_padding():
+    """The first 20 of a size that is only known at a run: not 20 with zeros behind those that are there."""
+    b = GraphBuilder("cut")
+    x = b.input("x", "float32", BATCH, 4, TIME, symbol("wide"))
+    attrs = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 2), "groups": 1}
+    y = b.add("conv", x, b.constant("W", real(1, 5, 4, 1, 3)), **attrs)
+    model = Model(b.done(b.add("slice", y, axis=3, start=0, stop=20, step=1)))
+    assert model.run(real(2, 1, 4, 2, 20))[0].shape == (1, 5, 2, 20)
+    with pytest.raises(UnsupportedError, match=r"a slice \[0:20:1\] needs an axis that long, not 19"):
+        model.run(real(2, 1, 4, 2, 19))
+    with pytest.raises(UnsupportedError, match="needs an axis that long"):
+        model.run(real(2, 1, 4, 2, 5))
+
+
+def test_what_padding_added_is_cut_off_by_less_of_it():
+    b = GraphBuilder("causal")
+    x = b.input("x", "float32", BATCH, 4, 9)
+    y = b.add("conv", x, b.constant("W", real(1, 5, 4, 3)), strides=(1,), dilations=(1,), pads=(2, 2), groups=1)
+    graph = b.done(b.add("slice", y, axis=2, start=0, stop=9, step=1))
+    (node,) = fold_cuts(graph).nodes
+    assert node.attrs["pads"] == (2, 0)
