@@ -154,7 +154,8 @@ class _Finder:
                 continue
             scans = [update, *self.earlier_reads(update, shared)]
             names = {name for scan in scans for name in scan.names}
-            if all(n.name in names for n in shared or ()) and all(self.keeps_its_own(scan, names) for scan in scans):
+            alone = all(n.name in names for n in shared or ()) and all(self.keeps_its_own(s, names) for s in scans)
+            if alone and self.reads_what_is_made(scans):
                 return scans
         return []
 
@@ -163,6 +164,13 @@ class _Finder:
         results = {scan.root, scan.y.name if scan.y else None}
         inner = {n.outputs[0] for n in scan.nodes} - results
         return not inner & self.ends and all(r.name in names for name in inner for r in self.readers.get(name, ()))
+
+    def reads_what_is_made(self, scans: Sequence[Scan]) -> bool:
+        """Whether no operand is the state itself, or a value that only these scans compute. If a matrix has one row or
+        one column, a read-out of it has its dims, and a term can be a product of that read-out."""
+        made = {o for scan in scans for n in scan.nodes for o in n.outputs if o}
+        kept = {scan.y.name for scan in scans if scan.y} | {scans[0].root}
+        return not {v.name for scan in scans for v in scan.leaves} & ((made - kept) | {scans[0].state.name})
 
     def update(self, node: Node, shared: list[Node] | None) -> Scan | None:
         """The scan whose state after a step is this sum. shared: takes nodes that others read too."""

@@ -30,11 +30,19 @@ def stays_in_place(low: Lowering, state: str, after: str, threaded: int = 0) -> 
     if not any(scan.root == after for scan in own) or list(low.states.values()).count(after) != threaded:
         return False
     own += [scan for scan in low.scans.values() if any(t.w.name == after for t in scan.terms)]
+    if any(_reads_otherwise(scan, state, after) for scan in own):
+        return False
     if len({low.region.get(scan.nodes[-1].name) for scan in own}) > 1:
         return False
     names = {name for scan in own for name in scan.names}
     readers = {n.name for value in (state, after) for n in low.consumers.get(value, ()) if n.op != "state"}
     return readers <= names and not {state, after} & set(low.output_names)
+
+
+def _reads_otherwise(scan: Scan, state: str, after: str) -> bool:
+    """Whether a scan reads a state, or its next value, as anything but the matrix of a term."""
+    ws = [t.w for t in scan.terms]
+    return any(v.name in (state, after) for v in scan.leaves if v not in ws) or any(w.name == state for w in ws)
 
 
 def in_place(low: Lowering, name: str) -> bool:
