@@ -79,12 +79,12 @@ def scan(
     state: _Array,
     decay: _Array | None = None,
     rate: _Array | None = None,
-    u: Sequence[_Array] = (),
-    w: _Array | None = None,
+    terms: Sequence[tuple[object, ...]] = (),
     q: _Array | None = None,
     across: bool = False,
     out: _Array | None = None,
     y: _Array | None = None,
+    keep: bool = True,
     isa: str | None = None,
 ) -> tuple[_Array, _Array | None]: ...
 def winograd_in(taps: _Array, y: _Array | None = None, isa: str | None = None) -> _Array: ...

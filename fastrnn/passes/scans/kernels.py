@@ -60,14 +60,18 @@ def kernel_of(region: Region, end: End, steps: int) -> Kernel | None:
     Raises Misfit, with the error, if its kernel does not fit.
     """
     (name,) = region.leaves
-    if not any(n.op in ("matmul", "linear") for n in region.part.nodes):
-        return None  # sums and windows are best left as they are
+    if sum(n.op in ("matmul", "linear") for n in region.part.nodes) < 2:
+        return (
+            None  # one there and one back; sums, windows, and layers whose matrix looks like a kernel stay as they are
+        )
     try:
         trial = Trial(region, steps)
         leaf = trial.leaf(name)
         k = _impulse(region, name, steps)
     except ValueError:
         return None
+    if np.abs(k[1:]).max(initial=0.0) <= _FITS * np.abs(k).max():
+        return None  # nothing of earlier steps
     axes = trial.y.ndim - 1
     if leaf.summed or sorted(p for p in leaf.places if p is not None) != [
         p for p in range(axes) if trial.y.shape[p + 1] > 1

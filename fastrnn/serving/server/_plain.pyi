@@ -1,7 +1,8 @@
 from typing import Any
 
 from .._queues import Step
-from .sequence import Call, Fault, Sequence
+from .faults import Fault
+from .sequence import Call, Sequence
 from .sequences import Sequences
 
 BINARY: int

@@ -47,6 +47,20 @@ def file(kernel, size=2 * STEPS, before="v = Identity (x)", nodes=FILTER):
     return made.SerializeToString()
 
 
+@pytest.mark.parametrize("earlier", [0.0, 0.5])
+def test_a_layer_whose_matrix_looks_like_a_kernel_is_none(earlier):
+    """Its features are no steps: the joiner of a transducer may have the identity."""
+    n = 27
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,{n}] a, float[N,{n}] b) => (float[N,{n}] y) {{ c = Add (a, b) t = Tanh (c) y = MatMul (t, w) }}"""
+    made = onnx.parser.parse_model(text)
+    at = np.arange(n)
+    w = np.where(at[None] >= at[:, None], earlier ** np.maximum(at[None] - at[:, None], 0.0), 0.0).astype(np.float32)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    model = fastrnn.load(made.SerializeToString())
+    assert [v.dims for v in (*model.inputs, *model.outputs)] == [("batch", n)] * 3
+
+
 def drawn(steps, batch=2):
     return np.random.default_rng(steps).standard_normal((batch, steps, WIDTH)).astype(np.float32)
 
