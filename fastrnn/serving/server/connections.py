@@ -247,10 +247,7 @@ class WebSocketConnection(Paced, direct.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections_of.leave(self)
         super().connection_lost(exc)
-        # The protocol is a cycle of objects. The collector counts objects, so it would leave megabytes for long.
-        self.frames = []
-        self.conn.reader.buffer.clear()
-        self._hold(0)
+        self._forget()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -259,6 +256,13 @@ class WebSocketConnection(Paced, direct.Protocol):
             held += sum(map(len, self.frames))
         if held != self._held:
             self._hold(held)
+
+    def _forget(self) -> None:
+        """Free the message that is not whole. The protocol is a cycle of objects, and the collector counts objects, so
+        it would leave megabytes for long."""
+        self.frames = []
+        self.conn.reader.buffer.clear()
+        self._hold(0)
 
     def _hold(self, held: int) -> None:
         """So many bytes of a message are here that is not whole. Small ones may always come."""
@@ -271,6 +275,7 @@ class WebSocketConnection(Paced, direct.Protocol):
             self._since = self.loop.time()
         if held > SMALL_MESSAGE and every.held > every.most_held and not self.transport.is_closing():
             self.drop("memory")
+            self._forget()  # at once, or the next connections would be dropped for what is no longer held
 
     def look(self, now: float) -> None:
         super().look(now)
