@@ -406,7 +406,7 @@ class TestIdleStreams:
         run(main())
 
     def test_a_close_waits_for_a_callback_that_closes_too(self):
-        """It waits for the others, and not for itself; whoever else closes the batcher waits for all."""
+        """Its `close` waits for all other calls of on_evict. A `close` from elsewhere waits for it as well."""
         pool, ended = LSTM.pool(capacity=1), []
 
         async def on_evict(slot, snapshot):

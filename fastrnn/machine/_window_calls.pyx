@@ -77,7 +77,7 @@ def depthwise_row(W, bias, x, offsets, y, activation="identity", alpha=0.0, beta
     if bias is not None:
         _check("bias", bias, (period,))
     if period < 1 or period % table.lanes:
-        raise ShapeError(f"a period of {period} floats, which is no multiple of {table.lanes}")
+        raise ShapeError(f"the period must be a multiple of {table.lanes} floats, got {period}")
     cdef int64_t n = _pieces(x, offsets, y.size, pieces)
     cdef uint64_t token = fpu_enter()
     table.depthwise_row(y.size, period, n, _data(W), _data(bias), act, pieces, _data(y))

@@ -54,6 +54,19 @@ def direct_of(server):
     return session.direct
 
 
+def failing_once(function):
+    """The function, whose first call runs out of memory."""
+    failed = []
+
+    def call(given):
+        if not failed:
+            failed.append(1)
+            raise MemoryError
+        return function(given)
+
+    return call
+
+
 def test_a_server_that_ends_answers_the_messages_that_wait_for_a_step(server, frames, alone):
     with begun(server, frames) as c:
         with held(server):
@@ -92,15 +105,7 @@ def test_an_answer_that_can_not_be_written_ends_the_connection(server, frames, s
     """Those behind it would be taken for it."""
     with begun(server, frames) as c:
         direct = direct_of(server)
-        encode, failed = direct.encode, []
-
-        def fails_once(answer):
-            if not failed:
-                failed.append(1)
-                raise MemoryError
-            return encode(answer)
-
-        direct.encode = fails_once
+        direct.encode = failing_once(direct.encode)
         with held(server):
             for t in range(4):
                 c.send(frames[t : t + size].tobytes())
@@ -114,15 +119,7 @@ def test_a_message_that_can_not_be_taken_ends_the_connection(server, frames, alo
     """Those behind it would go on from a state that lacks it."""
     with begun(server, frames) as c:
         direct = direct_of(server)
-        call, failed = direct.call, []
-
-        def fails_once(data):
-            if not failed:
-                failed.append(1)
-                raise MemoryError
-            return call(data)
-
-        direct.call = fails_once
+        direct.call = failing_once(direct.call)
         with held(server):
             for at, size in ((1, 1), (2, 1), (3, 2), (5, 2)):
                 c.send(frames[at : at + size].tobytes())

@@ -51,7 +51,7 @@ class Kernel:
 
 
 class Misfit(Exception):
-    """A convolution whose kernel is no recurrence of few states."""
+    """No recurrence with few states has the kernel of this convolution."""
 
 
 def kernel_of(region: Region, end: End, steps: int) -> Kernel | None:
