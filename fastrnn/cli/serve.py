@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +201,35 @@ async def _serve(
     gone."""
     ended, hurry = asyncio.Event(), asyncio.Event()  # the first signal, and the second
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: (hurry if ended.is_set() else ended).set())
-    server = fastrnn.serving.Server(
+    server = _server(args, models, worker)
+    async with AsyncExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: (hurry if ended.is_set() else ended).set())
+            stack.callback(loop.remove_signal_handler, number)  # a loop that is closed keeps Ctrl-C for ever
+        serve_guard.reload_at_sighup(server)
+        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+        await stack.enter_async_context(server)
+        gc.collect()
+        gc.freeze()  # what is here stays: a full collection would look at all of it, and stop the steps for 50 ms
+        gc.set_threshold(COLLECT_AFTER, 10, 10)
+        if worker is None:
+            _tell(args, models, server.http_port, server.grpc_port)
+        else:
+            os.write(serves, b"1")
+            loop.add_reader(alive, ended.set)
+        await ended.wait()
+        if worker is not None:
+            loop.remove_reader(alive)
+        waits = {asyncio.ensure_future(server.drain(args.drain_seconds)), asyncio.ensure_future(hurry.wait())}
+        _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in left:
+            wait.cancel()
+    return 0
+
+
+def _server(args: argparse.Namespace, models: dict, worker: tuple[Path, int, int] | None) -> fastrnn.serving.Server:
+    """The server of these options."""
+    return fastrnn.serving.Server(
         models,
         host=args.host,
         http_port=args.http_port,
@@ -220,24 +247,6 @@ async def _serve(
         worker=worker,
         **serve_guard.settings(args),
     )
-    serve_guard.reload_at_sighup(server)
-    async with server:
-        gc.collect()
-        gc.freeze()  # what is here stays: a full collection would look at all of it, and stop the steps for 50 ms
-        gc.set_threshold(COLLECT_AFTER, 10, 10)
-        if worker is None:
-            _tell(args, models, server.http_port, server.grpc_port)
-        else:
-            os.write(serves, b"1")
-            loop.add_reader(alive, ended.set)
-        await ended.wait()
-        if worker is not None:
-            loop.remove_reader(alive)
-        waits = {asyncio.ensure_future(server.drain(args.drain_seconds)), asyncio.ensure_future(hurry.wait())}
-        _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in left:
-            wait.cancel()
-    return 0
 
 
 def _tell(args: argparse.Namespace, models: dict, http_port: int | None, grpc_port: int | None) -> None:

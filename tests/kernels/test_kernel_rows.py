@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused():
         rows_of.slide(packed, normal(1, 12), [0, 5], 3, 3, y)
     with pytest.raises(FastRNNError, match="2 pieces of 2 floats over 6 weights"):
         rows_of.slide(packed, normal(1, 12), [0, 1], 2, 1, y)
-    with pytest.raises(FastRNNError, match="the period must be a multiple of .* floats, got 7"):
+    with pytest.raises(FastRNNError, match=r"the period must be a multiple of .* floats, got 7"):
         rows_of.depthwise_row(normal(1, 1, 7), None, normal(1, 9), [0], np.zeros(7, np.float32))
     with pytest.raises(FastRNNError, match="unknown pooling 'min'"):
         rows_of.pool_row("min", normal(1, 9), [0], 1, np.zeros((2, 3), np.float32))

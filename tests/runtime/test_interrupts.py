@@ -16,14 +16,6 @@ pytestmark = pytest.mark.any_isa
 SECONDS = 0.1  # within which a call must end; tried again, since a machine may be busy for longer than that
 
 
-@pytest.fixture(autouse=True)
-def keyboard_interrupts():
-    """SIGINT is Ctrl-C, whatever a test before these has left."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def interrupted(call, after=0.15):
     """Seconds from a signal to the KeyboardInterrupt of a call that is under way; None where it ended before."""
     sent, ended = [], False

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -314,5 +315,20 @@ def test_wrong_options_of_the_command(model, tmp_path, words, text, capsys, monk
 
     monkeypatch.chdir(tmp_path)
     model.save("m.fastrnn")
+    before = signal.getsignal(signal.SIGINT)
     assert main(["serve", "m.fastrnn", *words]) == 1
     assert text in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_command_that_can_not_listen_leaves_ctrl_c(model, tmp_path, capsys, monkeypatch):
+    """A program that runs it, and goes on, would never be interrupted again."""
+    from fastrnn.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    model.save("m.fastrnn")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "m.fastrnn", "--http-port", str(taken.getsockname()[1])]) == 1
+    assert "can't be listened on" in capsys.readouterr().err
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
