@@ -281,7 +281,7 @@ def serve(arguments: list[str]) -> int:
         told = {
             "memory": pages * resource.getpagesize(),
             "tasks": len(asyncio.all_tasks(asyncio._get_running_loop())),
-            "requests": sum(isinstance(o, Work) for o in gc.get_objects()),
+            "requests": sum(type(o) is Work for o in gc.get_objects()),
         }
         file = Path(f"{os.environ['SOAK_TOLD']}.{os.getpid()}")
         new = file.with_name(f"{file.name}.new")

@@ -1,13 +1,14 @@
 """TLS and mTLS of both ports: tritonclient's options, certificates that are replaced while the server runs, wrong
 files."""
 
+import contextlib
 import json
 import socket
 import ssl
 
 import numpy as np
 import pytest
-from running import Running
+from running import Running, until
 
 http = pytest.importorskip("tritonclient.http", reason="no tritonclient: pip install 'fastrnn[test]'")
 grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install 'fastrnn[test]'")
@@ -19,6 +20,7 @@ from geventhttpclient.response import HTTPConnectionClosed  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
 import fastrnn  # noqa: E402
+from fastrnn.serving.server import connections  # noqa: E402
 
 pytestmark = [pytest.mark.any_isa, pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning")]
 
@@ -247,3 +249,60 @@ def test_credentials_of_grpc_are_checked_too(model, files):
         with pytest.raises(grpcio.FutureTimeoutError):
             grpcio.channel_ready_future(channel).result(timeout=1)
         channel.close()
+
+UPGRADE = b"""GET /v2/models/m/stream HTTP/1.1\r
+Host: localhost\r
+Upgrade: websocket\r
+Connection: Upgrade\r
+Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r
+Sec-WebSocket-Version: 13\r
+\r
+"""
+
+
+def test_a_websocket_that_ends_without_the_end_of_tls(model, files, monkeypatch, caplog):
+    """Its connection is ended, and so are those of slow clients after it: asyncio's transport of TLS forgets its
+    connection if it is closed twice, and its size of what is unsent raised an error, which ended all checks of
+    connections for good."""
+    for name in ("HEADER_SECONDS", "CLOSE_SECONDS"):
+        monkeypatch.setattr(connections, name, 0.4)
+    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
+    context = ssl.create_default_context(cafile=files.ca)
+    with Running({"m": model}, tls=files.tls()) as server, contextlib.ExitStack() as stack:
+
+        def connect():
+            plain = stack.enter_context(socket.create_connection(("127.0.0.1", server.http), timeout=30))
+            return stack.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
+
+        rude = connect()
+        rude.sendall(UPGRADE)
+        assert b"101 Switching" in rude.recv(4096)
+        rude.sendall(b"\x88\x80" + bytes(4))  # the end of the WebSocket; that of TLS does not come
+        until(lambda: not server.server._http.connections.open)
+        slow = connect()
+        slow.sendall(b"GET /v2 HTTP/1.1\r\n")
+        assert b"408 Request Timeout" in slow.recv(4096)
+    assert not caplog.records
+
+
+def test_an_error_in_the_check_of_a_connection_spares_the_others(model, monkeypatch, caplog):
+    """It is logged, and the connection is ended."""
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.4)
+    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
+    look = connections.HttpConnection.look
+    broken = []
+
+    def breaks(self, now):
+        if broken and self is broken[0]:
+            raise RuntimeError("planted")
+        look(self, now)
+
+    monkeypatch.setattr(connections.HttpConnection, "look", breaks)
+    with Running({"m": model}) as server, contextlib.ExitStack() as stack:
+        connect = lambda: stack.enter_context(socket.create_connection(("127.0.0.1", server.http), timeout=30))  # noqa: E731
+        first = connect()
+        until(lambda: server.server._http.connections.open)
+        broken.extend(server.server._http.connections.open)
+        assert first.recv(100) == b""
+        assert b"408 Request Timeout" in connect().recv(4096)
+    assert "planted" in caplog.text

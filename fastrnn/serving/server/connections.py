@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -86,7 +88,11 @@ class Connections:
             await asyncio.sleep(SWEEP_SECONDS)
             now = loop.time()
             for protocol in list(self.open):
-                protocol.look(now)
+                try:
+                    protocol.look(now)
+                except Exception:  # the checks of all others must go on
+                    logger.exception("the check of a connection failed, so the connection is ended")
+                    protocol.transport.abort()
 
 
 class Paced:
@@ -102,14 +108,18 @@ class Paced:
 
     def look(self, now: float) -> None:
         """Drop the connection if the client takes too long to read, or it doesn't end."""
+        if self.transport.is_closing():  # asyncio's transport of TLS can't tell what is unsent if it is closed twice
+            if self.closing_since is None:
+                self.closing_since = now
+            elif now - self.closing_since > CLOSE_SECONDS:
+                self.closing_since = math.inf  # drop it once
+                self.drop("slow")
+            return
         unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent < self.unsent or self.stuck_since is None:
             self.stuck_since = now
         self.unsent = unsent
-        if self.transport.is_closing() and self.closing_since is None:
-            self.closing_since = now
-        stuck = unsent and now - self.stuck_since > STUCK_SECONDS
-        if stuck or (self.closing_since is not None and now - self.closing_since > CLOSE_SECONDS):
+        if unsent and now - self.stuck_since > STUCK_SECONDS:
             self.drop("slow")
 
     def drop(self, reason: str) -> None:
@@ -378,4 +388,6 @@ class HttpServer(uvicorn.Server):
         secure: dict[str, Any] = {}
         if self.context is not None:
             secure = {"ssl": self.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+            if sys.version_info >= (3, 11):
+                secure["ssl_shutdown_timeout"] = CLOSE_SECONDS  # a transport that is closed twice can't be aborted
         return await loop.create_server(made, sock=self.listener.dup(), backlog=config.backlog, **secure)
