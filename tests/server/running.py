@@ -71,9 +71,9 @@ def connect(server, query="", **named):
     return websockets.sync.client.connect(f"ws://127.0.0.1:{server.http}/v2/models/m/stream{query}", **named)
 
 
-def until(true):
-    """Wait for a condition."""
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
+def until(condition, what="it did not come", seconds=60):
+    """Wait for a condition; what: why the test fails if it does not come true in that time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)

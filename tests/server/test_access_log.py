@@ -4,11 +4,10 @@ import json
 import logging
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from running import ask, body
+from running import ask, body, until
 
 http = pytest.importorskip("tritonclient.http", reason="no tritonclient: pip install 'fastrnn[test]'")
 grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install 'fastrnn[test]'")
@@ -57,13 +56,6 @@ def spans():
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     yield provider, exporter.get_finished_spans
     provider.shutdown()
-
-
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
 
 
 def tensors(module, x):

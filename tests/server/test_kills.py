@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import until
 
 from fastrnn.serving.server.sequence import Call
 
@@ -55,13 +56,6 @@ class Client:
         self.process.stdout.close()
         self.process.stderr.close()
         return self.process.returncode, error
-
-
-def until(condition, what, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def left(server):

@@ -3,11 +3,11 @@
 import contextlib
 import re
 import threading
-import time
 
 import numpy as np
 import pytest
 from forms import FORMS, InferenceServerException, step
+from running import until
 
 import fastrnn
 from fastrnn.serving.server.sequence import Call
@@ -274,13 +274,6 @@ class TestBounds:
             assert client.do("is_server_live")
             assert np.array_equal(client.infer("m", step(frames, 1), sequence_id=1)[0]["y"][0], alone[1])
             client.close()
-
-
-def until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import ask
-from test_streaming import answers, request, until, values
+from running import ask, until
+from test_streaming import answers, request, values
 
 import fastrnn
 

@@ -1,12 +1,12 @@
 """/metrics counts what happened, exactly; the health services follow the engine threads."""
 
 import threading
-import time
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+from running import until
 
 http = pytest.importorskip("tritonclient.http", reason="no tritonclient: pip install 'fastrnn[test]'")
 prometheus = pytest.importorskip("prometheus_client", reason="no prometheus_client: pip install 'fastrnn[serve]'")
@@ -251,11 +251,3 @@ class TestHealth:
         finally:
             stuck.set()
         until(lambda: fetched(server, "/v2/health/live")[0] == 200)
-
-
-def until(condition, seconds=60):
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.05)

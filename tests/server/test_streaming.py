@@ -1,11 +1,10 @@
 """Streams of gRPC: the short way of their requests, and its order with requests that take the long one."""
 
 import gc
-import time
 
 import numpy as np
 import pytest
-from running import Running
+from running import Running, until
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 grpc = pytest.importorskip("grpc", reason="no grpc: pip install 'fastrnn[serve]'")
@@ -35,14 +34,6 @@ def answers(server, requests):
             response_deserializer=message("ModelStreamInferResponse").FromString,
         )
         return list(call(iter(requests), timeout=60))
-
-
-def until(condition, what, seconds=20.0):
-    """Wait for something that the server does in its own time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 def values(answer):

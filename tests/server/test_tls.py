@@ -250,6 +250,7 @@ def test_credentials_of_grpc_are_checked_too(model, files):
             grpcio.channel_ready_future(channel).result(timeout=1)
         channel.close()
 
+
 UPGRADE = b"""GET /v2/models/m/stream HTTP/1.1\r
 Host: localhost\r
 Upgrade: websocket\r

@@ -5,12 +5,11 @@ import json
 import socket
 import struct
 import threading
-import time
 
 import numpy as np
 import pytest
 from conftest import Running
-from running import ask
+from running import ask, until
 
 pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'fastrnn[serve]'")
 websockets = pytest.importorskip("websockets", reason="no websockets: pip install 'fastrnn[serve]'")
@@ -46,14 +45,6 @@ class Raw:
         """Close by RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
-
-
-def until(condition, what, seconds=20.0):
-    """Wait for something that the server does in its own time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 def unanswered(server):
