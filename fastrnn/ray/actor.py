@@ -195,8 +195,12 @@ class ShardActor:
 
     def _write_some(self, shards: list[int]) -> None:
         """Checkpoints of some shards."""
-        with self.lock:
-            jobs = self.host.capture_all(shards)
+        try:
+            with self.lock:
+                jobs = self.host.capture_all(shards)
+        except Exception:  # such as a MemoryError: loud, and the next round tries again
+            logger.exception("%s: no checkpoints of %d shards", self.name, len(shards))
+            return
         for shard in shards:
             try:
                 self._write_one(shard, jobs.get(shard))

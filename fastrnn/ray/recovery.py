@@ -183,6 +183,9 @@ class Recovery(Losses):
                 await self._read_owners()
             except OSError:
                 continue
+            except Exception:  # a defect: loud, and tried again, because the shards are held until it works
+                logger.exception("the owners of shards can't be read")
+                continue
             self._rewind()
             broken = np.array(sorted(self._broken), np.int64)
             parts = [broken[self.owner[broken] == actor] for actor in np.unique(self.owner[broken]).tolist()]
@@ -408,7 +411,10 @@ class Recovery(Losses):
         """Look after the streams: their shards may have been restored while nothing was sent."""
         while True:
             await asyncio.sleep(self.beat_seconds)
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # a defect: loud, and the next look follows
+                logger.exception("the streams can't be looked after")
 
     async def look_after(self) -> None:
         """Send again what shards lack that were restored while nothing was sent to them."""

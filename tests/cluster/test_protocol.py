@@ -4,6 +4,9 @@ import asyncio
 import logging
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from simulated import Memory, Streams, World, in_virtual_time, mixed
 
 from fastrnn.errors import StateError, StreamError
+from fastrnn.ray.actor import ShardActor
 from fastrnn.ray.checkpoints import DamagedCheckpoint, decode
 from fastrnn.ray.host import Host, finish
 from fastrnn.ray.store import ObjectStore
@@ -92,6 +96,69 @@ async def test_nothing_is_replayed_if_nothing_fails(loop):
         assert entry.outputs is None, "outputs fill Ray's object store"
         assert entry.labels.base is None, "a view of a message keeps all of it, outputs too"
     world.end()
+
+
+@simulated
+async def test_a_defect_while_the_owners_are_read_ends_no_recovery(loop):
+    """It is tried again, as if the store had failed: the shards would be held for ever."""
+    world = World(1, loop, loss=0, duplicates=0)
+    caller = await world.caller(1)
+    await caller.open([1])
+    owners, failed = world.owners, []
+
+    async def fails():
+        if len(failed) < 3:
+            failed.append(loop.time())
+            raise RuntimeError("a defect")
+        return await owners()
+
+    world.owners = fails
+    for name in world.actors:
+        world.crash(name)
+    await asyncio.wait_for(caller.step([1], [np.ones(1, np.uint64)]), 100)
+    assert len(failed) == 3
+    world.end()
+
+
+@simulated
+async def test_a_defect_in_one_look_after_the_streams_does_not_end_the_looks(loop):
+    world = World(1, loop, loss=0, duplicates=0)
+    caller = await world.caller(1)
+    look, looks = caller._look, []
+
+    async def fails():
+        looks.append(loop.time())
+        if len(looks) < 3:
+            raise RuntimeError("a defect")
+        await look()
+
+    caller._look = fails
+    await asyncio.sleep(20)
+    assert len(looks) > 5
+    world.end()
+
+
+def test_checkpoints_go_on_after_one_that_failed(caplog):
+    """Its thread renews the leases as well: an actor without it would answer nothing any more."""
+    actor = ShardActor.__new__(ShardActor)  # without Ray
+    actor.name, actor.checkpoint_seconds, actor.lock, actor._end = "a-0", 0.001, threading.RLock(), threading.Event()
+    rounds, written = [], []
+
+    def capture_all(shards):
+        rounds.append(shards)
+        if len(rounds) == 1:
+            raise MemoryError
+        return {}
+
+    def write_one(shard, job):
+        written.append(shard)
+        actor._end.set()
+
+    actor.host, actor._write_one = SimpleNamespace(owned={3: None}, capture_all=capture_all), write_one
+    with ThreadPoolExecutor(1) as actor._writers:
+        actor._keep()
+    assert (rounds, written) == ([[3], [3]], [3])
+    assert "a-0: no checkpoints of 1 shards" in caplog.text
 
 
 @simulated

@@ -71,6 +71,27 @@ def test_steps_go_on_while_the_store_hangs(run, model, frames, alone, folder):
     run(main())
 
 
+def test_a_server_goes_on_to_hear_what_others_want_after_an_error(run, model, frames, alone, folder):
+    """Whatever a store raises that is not ours: other servers would wait for its sequences until it ends."""
+
+    async def main():
+        async with Node(model, folder) as one, Node(model, folder, patience=100.0) as two:
+            read, failed = one.vault.store.read, asyncio.Event()
+
+            async def fails(key):
+                if not failed.is_set():
+                    failed.set()
+                    raise ValueError("of a library")
+                return await read(key)
+
+            await one.step(1, frames[:5], start=True)
+            one.vault.store.read = fails
+            await asyncio.wait_for(failed.wait(), 30)
+            assert np.array_equal(await asyncio.wait_for(two.y(1, frames[5]), 30), alone[5])
+
+    run(main())
+
+
 def test_only_what_has_changed_is_written(run, model, frames, folder):
     async def main():
         store = Slow(folder)

@@ -115,7 +115,7 @@ class Neighbours:
             await asyncio.sleep(self.poll)
             try:
                 entry = await self.vault.store.read(f"wanted/{self.vault.holder}")
-            except StoreError:  # a read that fails ten times a second is not counted
+            except Exception:  # of a store that may not be ours; a read that fails ten times a second is not counted
                 await asyncio.sleep(1.0)
                 continue
             if entry is None or entry.epoch == self._given:
