@@ -30,7 +30,7 @@ from ..runtime.arguments import whole_number
 from ..scoring import Scorer, ScoreReport, parts
 from ..scoring.files import BATCH_ROWS, MOST_ROWS, Job, Progress, check_parts, made_by
 from ..scoring.shipping import Shipped
-from ..scoring.sources import PART_ROWS, Source, Unit, sources_of
+from ..scoring.sources import PART_ROWS, Source, Unit, joined, path_of, sources_of
 
 PART = re.compile(r"part-(\d{8}|new)-[0-9a-f]{32}\.parquet")
 NEW = "part-new-"  # parts whose place among the blocks is not known yet
@@ -82,6 +82,7 @@ def score(
     batch_rows = whole_number(batch_rows, "batch_rows", MOST_ROWS)
     part_rows = whole_number(part_rows, "part_rows", MOST_ROWS)
     actors = None if actors is None else whole_number(actors, "actors", 1 << 16)
+    out = None if out is None else path_of(out)
     scorer = Scorer(model, threads=num_cpus, **rows)
     began = time.perf_counter()
     if isinstance(dataset, ray.data.Dataset):
@@ -112,13 +113,8 @@ class _Actor:
         self.scorer = shipped.scorer(threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        batch = _one_batch(table)
+        batch = joined(table)
         return pa.Table.from_batches([self.scorer(batch)])
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def _check_cpus(dataset, num_cpus: int, actors: int | None) -> None:
@@ -173,9 +169,8 @@ class _Writer:
 
 def _write_files(job: Job, out, num_cpus: int, actors: int | None, restart, progress, began) -> ScoreReport:
     job.scorer.schema(job.given)
-    folder = parts.Folder(out, job.record(), restart)
     units, total = job.units(), sum(s.rows for s in job.sources)
-    with parts.alone(folder.path):
+    with parts.opened(out, job.record(), restart) as folder:
         check_parts(folder, units)
         folder.remove_leftovers()
         missing = [u for u in units if not folder.has(u.name)]
@@ -277,7 +272,7 @@ class _BlockWriter:
 
     def _answers(self, table: pa.Table, problems: dict[int, str]):
         for at in range(0, table.num_rows, self.batch_rows):
-            scoring = self.scorer.submit(_one_batch(table.slice(at, self.batch_rows)))
+            scoring = self.scorer.submit(joined(table.slice(at, self.batch_rows)))
             yield scoring.result()
             problems.update({at + row: text for row, text in scoring.problems.items()})
 
@@ -285,7 +280,7 @@ class _BlockWriter:
 def digest_of(table: pa.Table) -> str:
     """A name of a block's content."""
     sink = pa.BufferOutputStream()
-    batch = _one_batch(table)
+    batch = joined(table)
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest()
@@ -301,9 +296,8 @@ def _write_blocks(
         "options": scorer_options,
         "made_by": made_by(scorer.model),
     }
-    folder = parts.Folder(out, record, restart, names=PART)
     tally, order, resumed = _Tally(0, 0, progress, began), [], 0
-    with parts.alone(folder.path):
+    with parts.opened(out, record, restart, names=PART) as folder:
         folder.remove_leftovers()
         context = dataset.context.execution_options
         before, context.preserve_order = context.preserve_order, True  # parts are numbered by their blocks

@@ -21,7 +21,7 @@ from ..runtime.arguments import whole_number
 from . import parts
 from .beside import AHEAD, Answers, Behind, ahead
 from .scorer import Scorer, Scoring
-from .sources import PART_ROWS, Source, Unit, sources_of
+from .sources import PART_ROWS, Source, Unit, path_of, sources_of
 
 BATCH_ROWS = 1024
 MOST_ROWS = 1 << 24
@@ -72,7 +72,8 @@ class Job:
 
     def units(self) -> list[Unit]:
         """The parts, in the order of the rows."""
-        return [u for i, s in enumerate(self.sources) for u in s.units(i, self.batch_rows, self.part_rows)]
+        found = [u for i, s in enumerate(self.sources) for u in s.units(i, self.batch_rows, self.part_rows)]
+        return found or [Unit(0, 0, 0, 1)]  # data without rows: who reads the answers finds their columns
 
     def record(self) -> dict[str, Any]:
         """What determines the answers."""
@@ -177,7 +178,7 @@ def score(
 
     Parameters
     ----------
-    data : a .parquet, .npy or .npz file, a folder of them, or a list
+    data : a .parquet, .npy or .npz file, a folder of them, or a list. Folders such as day=2024-05-01 are columns too.
         A row is a whole sequence: `list<list<float>>` for [time, features], the time first. Sequences may have
         different lengths. An array of .npy and .npz has its rows on the first axis, and an array `lengths` of a .npz
         says how many steps of each row count.
@@ -203,10 +204,10 @@ def score(
         model, inputs=inputs, outputs=outputs, columns=columns, threads=threads, on_error=on_error, cast=cast,
         allow_nan=allow_nan,
     ) as scorer:  # fmt: skip
+        out = path_of(out)
         job = Job(sources_of(data, apart_from=out), scorer, compression, batch_rows, part_rows)
         scorer.schema(job.given)  # raises before the folder is made
-        folder = parts.Folder(out, job.record(), restart)
-        with parts.alone(folder.path):
+        with parts.opened(out, job.record(), restart) as folder:
             return _run(job, folder, began, progress)
 
 

@@ -36,7 +36,7 @@ class Folder:
 
     Parameters
     ----------
-    path : it is made if it is absent
+    path : it is there, and this process is `alone` in it
     record : what determines the answers; a folder with another record is refused
     restart : remove the parts and the record that are there
     names : what the names of parts look like
@@ -44,7 +44,6 @@ class Folder:
 
     def __init__(self, path, record: dict[str, Any], restart: bool = False, names: re.Pattern[str] = PART):
         self.path, self._pattern = Path(path), names
-        self.path.mkdir(parents=True, exist_ok=True)
         record = json.loads(json.dumps({"format": FORMAT, **record}))  # as it will be read
         if restart:
             self._clear()
@@ -77,11 +76,14 @@ class Folder:
 
     def _known(self) -> dict[str, Any] | None:
         try:
-            return json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+            known = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError:
-            raise FastRNNError(f"{self.path / RECORD} is damaged: begin anew with restart (--restart)") from None
+            known = None
+        if not isinstance(known, dict):
+            raise FastRNNError(f"{self.path / RECORD} is damaged: begin anew with restart (--restart)")
+        return known
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote. Without its record, what is there is somebody else's."""
@@ -100,7 +102,7 @@ class Folder:
 
     def write(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], options: dict[str, Any]) -> None:
         """Write a part; no reader ever sees half of it."""
-        partial = self.path / f".{name}.partial"
+        partial = _partial(self.path / name)
         try:
             with pq.ParquetWriter(partial, schema, **options) as writer:
                 for batch in batches:
@@ -113,9 +115,14 @@ class Folder:
 
 def copy(part: Path, name: Path) -> None:
     """Copy a part; no reader ever sees half of it."""
-    partial = name.with_name(f".{name.name}.partial")
+    partial = _partial(name)
     shutil.copyfile(part, partial)
     _finish(partial, name)
+
+
+def _partial(name: Path) -> Path:
+    """Where a part is written first: no other writer of it, in whatever process, has the same file."""
+    return name.with_name(f".{name.name}.{os.urandom(6).hex()}.partial")
 
 
 def _finish(partial: Path, name: Path) -> None:
@@ -141,6 +148,15 @@ def writing(schema: pa.Schema, outputs: Iterable[str], compression: str) -> dict
     made = set(outputs)
     kept = [f.name for f in schema if f.name not in made and not pa.types.is_nested(f.type)]
     return {"compression": compression, "use_dictionary": kept or False, "write_statistics": kept or False}
+
+
+@contextlib.contextmanager
+def opened(path, record: dict[str, Any], restart: bool = False, names: re.Pattern[str] = PART) -> Iterator[Folder]:
+    """A folder of answers, as of `Folder`, made if it is absent. No other run has it from before anything in it is
+    removed."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        yield Folder(path, record, restart, names)
 
 
 @contextlib.contextmanager

@@ -168,6 +168,8 @@ class _Bound:
         self.outputs = scorer._outputs
         self.running = Running(model, self.inputs, self.outputs)
         self.kept = _kept(scorer.columns, schema, {s.column for s in self.inputs})
+        for name in self.kept:
+            _only(name, schema)
         fields = [schema.field(name) for name in self.kept] + [pa.field(s.column, type_of(s)) for s in self.outputs]
         if scorer.on_error == "null":
             fields.append(pa.field(ERROR, pa.string()))
@@ -175,10 +177,17 @@ class _Bound:
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise FastRNNError(
-                f"the answers would have two columns {', '.join(map(repr, twice))}: give the output another name "
-                f"(outputs={{{twice[0]!r}: 'score'}}, --output {twice[0]}=score), or leave the column out (columns)"
+                f"the answers would have two columns {', '.join(map(repr, twice))}: {self._another(twice[0])}leave the "
+                "column out (columns) or rename it"
             )
         self.schema = pa.schema(fields, metadata=schema.metadata)
+
+    def _another(self, column: str) -> str:
+        """How an output that has this column gets another one; empty without such an output."""
+        name = next((s.name for s in self.outputs if s.column == column), None)
+        if name is None:
+            return ""
+        return f"give the output another name (outputs={{{name!r}: 'score'}}, --output {name}=score), or "
 
 
 class Scoring:
@@ -289,10 +298,15 @@ def _inputs_of(model: Model, asked: Mapping[str, str], schema: pa.Schema) -> lis
                 f"(inputs={{{name!r}: 'COLUMN'}}, --input {name}=COLUMN), or fix it to a constant when the model is "
                 f"loaded (bind, --bind {name}=...)"
             )
-        if schema.names.count(column) > 1:
-            raise FastRNNError(f"the data have two columns {column!r}: rename one")
+        _only(column, schema)
         found.append(_side(infos[name], column, timed))
     return found
+
+
+def _only(column: str, schema: pa.Schema) -> None:
+    """FastRNNError if two columns have this name."""
+    if schema.names.count(column) > 1:
+        raise FastRNNError(f"the data have two columns {column!r}: rename one")
 
 
 def _only_lists(schema: pa.Schema, wanted: list[str]) -> str | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,6 +28,16 @@ MOST_BYTES = 32 << 20  # of a batch of few rows
 FEW_ROWS = 128  # that a model runs together
 READ_BYTES = 1 << 20  # of a column that are read at once; without it, a whole row group's
 EDGE = 1 << 16  # bytes at the beginning and end of a file that its fingerprint covers
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}  # bytes of parquet's types
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # of a partition whose rows have no value
+
+
+_DAMAGE = (pa.ArrowException, OSError)  # Arrow raises both for a damaged file
+
+
+def _damaged(label: str, error: Exception) -> Exception:
+    """What to raise for an error of a file; what the system says of it stays as it is."""
+    return error if getattr(error, "errno", None) else ModelFormatError(f"{label}: {error}")
 
 
 @dataclass(frozen=True)
@@ -50,25 +63,31 @@ class Source:
 
     Attributes
     ----------
-    path, label : the label is its name in errors and records
+    path, label : the label is its name in errors and records, with the folders between it and the folder of the data
     rows, schema : of its rows
+    partition : column -> text, of folders such as day=2024-05-01
     """
 
     def __init__(self, path: Path, label: str):
         self.path, self.label = path, label
+        self.partition = _partition_of(label)
         self.is_parquet = path.suffix.lower() in (".parquet", ".pq")
         try:
             if self.is_parquet:
                 meta = pq.read_metadata(path)
                 self.rows, self.schema = meta.num_rows, pq.read_schema(path)
-                size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+                size = sum(_bytes_of(meta.row_group(i)) for i in range(meta.num_row_groups))
             else:
                 arrays = self._arrays()
                 self.rows = len(next(iter(arrays.values())))
                 self.schema = self._numpy_batch(arrays, 0, 0).schema
                 size = sum(a.nbytes for a in arrays.values())
-        except (pa.ArrowException, ValueError, EOFError, BadZipFile) as error:
-            raise ModelFormatError(f"{label}: {error}") from None
+        except (*_DAMAGE, ValueError, EOFError, BadZipFile) as error:
+            raise _damaged(label, error) from None
+        for name in set(self.partition) & set(self.schema.names):
+            del self.partition[name]  # the file itself says it
+        for name in self.partition:
+            self.schema = self.schema.append(pa.field(name, pa.string()))
         self.row_bytes = max(1, size // max(self.rows, 1))
 
     def fingerprint(self) -> list:
@@ -93,21 +112,42 @@ class Source:
 
         Where a batch begins and ends depends on its unit alone.
         """
+        own = [n for n in columns if n not in self.partition]
+        for unit, start, batch in self._own_batches(units, own):
+            arrays = [
+                pa.array([self.partition[n]] * batch.num_rows, pa.string()) if n in self.partition else batch[n]
+                for n in columns
+            ]
+            fields = [self.schema.field(n) for n in columns]
+            yield unit, start, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, batch.schema.metadata))
+
+    def _own_batches(self, units: Sequence[Unit], columns: list[str]) -> Iterator[tuple[Unit, int, pa.RecordBatch]]:
+        """The same, of the columns that the file has."""
+        if not self.rows:
+            fields = [self.schema.field(n) for n in columns]
+            yield from ((u, 0, pa.RecordBatch.from_pylist([], pa.schema(fields, self.schema.metadata))) for u in units)
+            return
         if not self.is_parquet:
             arrays = {n: a for n, a in self._arrays().items() if n in columns or n == "lengths"}
             for unit, start, stop in _spans(units):
-                yield unit, start, self._numpy_batch(arrays, start, stop).select(list(columns))
+                yield unit, start, self._numpy_batch(arrays, start, stop).select(columns)
             return
+        try:
+            yield from self._parquet_batches(units, columns)
+        except _DAMAGE as error:
+            raise _damaged(self.label, error) from None
+
+    def _parquet_batches(self, units: Sequence[Unit], columns: list[str]) -> Iterator[tuple[Unit, int, pa.RecordBatch]]:
         with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=READ_BYTES) as file:
             for some in _runs(units):
                 first, groups = self._groups(file.metadata, some[0].start, some[-1].stop)
-                read = file.iter_batches(some[0].batch, row_groups=groups, columns=list(columns))
+                read = file.iter_batches(some[0].batch, row_groups=groups, columns=columns)
                 rows = _Rows(read, first)
                 for unit, start, stop in _spans(some):
                     batch = rows.take(start, stop)
                     if batch is None:
                         raise FastRNNError(f"{self.label}: has fewer rows than its footer says")
-                    yield unit, start, batch.select(list(columns))
+                    yield unit, start, batch.select(columns)
 
     @staticmethod
     def _groups(meta, start: int, stop: int) -> tuple[int, list[int]]:
@@ -135,6 +175,10 @@ class Source:
         counts = {n: len(a) for n, a in found.items()}
         if len(set(counts.values())) > 1:
             raise ModelFormatError(f"{self.label}: its arrays must have as many rows, got {counts}")
+        lengths = found.get("lengths")
+        if lengths is not None and len(found) > 1 and (lengths.ndim != 1 or lengths.dtype.kind not in "iu"):
+            got = f"{lengths.dtype} {list(lengths.shape)}"
+            raise ModelFormatError(f"{self.label}: lengths must be one whole number a row, int64 [rows], got {got}")
         return found
 
     def _numpy_batch(self, arrays: dict[str, np.ndarray], start: int, stop: int) -> pa.RecordBatch:
@@ -187,13 +231,24 @@ class _Rows:
             piece = self._batch.slice(start - self._begin, min(stop, self._end) - start)
             pieces.append(piece)
             start += piece.num_rows
-        return pieces[0] if len(pieces) == 1 else pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
+        return pieces[0] if len(pieces) == 1 else joined(pa.Table.from_batches(pieces))
+
+
+def joined(table: pa.Table) -> pa.RecordBatch:
+    """A table as one batch. FastRNNError: one can't hold it."""
+    batches = table.combine_chunks().to_batches()
+    if len(batches) > 1:
+        raise FastRNNError(
+            f"{table.num_rows} rows have more than 2 GiB of text, which is more than one batch of Arrow holds: pass a "
+            "smaller batch_rows (--batch-rows), or leave the column out (columns, --columns)"
+        )
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def _lists(rows: np.ndarray) -> pa.Array:
     found = pa.array(rows.reshape(-1))
-    for size in reversed(rows.shape[1:]):
-        count = len(found) // size if size else 0
+    for axis in reversed(range(1, rows.ndim)):
+        count, size = math.prod(rows.shape[:axis]), rows.shape[axis]
         found = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int64) * size, pa.int32()), found)
     return found
 
@@ -222,8 +277,10 @@ def sources_of(data, apart_from=None) -> list[Source]:
     FileNotFoundError, FastRNNError : none, or files that don't fit together.
     """
     paths = [data] if isinstance(data, str | os.PathLike) else list(data)
+    if not paths:
+        raise FastRNNError("no data: name a file, a folder, or several of them")
     found = []
-    for path in map(Path, paths):
+    for path in map(path_of, paths):
         if path.is_dir():
             if apart_from is not None and Path(apart_from).resolve().is_relative_to(path.resolve()):
                 raise FastRNNError(f"the answers can't go to {apart_from}, inside of the data in {path}: name another")
@@ -245,6 +302,32 @@ def sources_of(data, apart_from=None) -> list[Source]:
                 f"{_text(sources[0].schema)}: score them apart, or make them alike"
             )
     return sources
+
+
+def path_of(place: str | os.PathLike[str]) -> Path:
+    """A path, or that of a URL file:///... FastRNNError for any other URL."""
+    text = os.fspath(place)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
+    if scheme is None:
+        return Path(place)
+    if scheme[1] == "file":
+        return Path(unquote(re.sub(r"^file:(//(localhost)?(?=/))?", "", text)))
+    raise FastRNNError(
+        f"{text}: scoring reads and writes files of this machine: copy or mount them, or read and write by Ray Data "
+        "(ray.data.read_parquet, fastrnn.ray.score)"
+    )
+
+
+def _bytes_of(group: pq.RowGroupMetaData) -> int:
+    """What a row group takes in memory, about: values that repeat themselves take hardly any room in the file."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    return sum(max(c.total_uncompressed_size, c.num_values * WIDTHS.get(c.physical_type, 0)) for c in columns)
+
+
+def _partition_of(label: str) -> dict[str, str | None]:
+    pairs = [folder.partition("=") for folder in label.split("/")[:-1]]
+    found = {unquote(name): unquote(value) for name, sign, value in pairs if name and sign}
+    return {name: None if value == NO_VALUE else value for name, value in found.items()}
 
 
 def _is_data(path: Path, folder: Path) -> bool:

@@ -233,7 +233,7 @@ def test_a_file_that_is_damaged_in_its_middle_keeps_the_parts_before(example, tm
     data = bytearray(path.read_bytes())
     data[chunk.data_page_offset : chunk.data_page_offset + 40] = b"\xff" * 40
     path.write_bytes(data)
-    with pytest.raises(OSError):
+    with pytest.raises(fastrnn.FastRNNError, match=r"a\.parquet: "):
         fastrnn.score(path, example, tmp_path / "out", part_rows=20, batch_rows=10)
     assert left(tmp_path / "out") == [f"part-00000-{at:012d}.parquet" for at in (0, 20, 40)]
 
