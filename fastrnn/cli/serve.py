@@ -204,10 +204,8 @@ async def _serve(
     server = _server(args, models, worker)
     async with AsyncExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: (hurry if ended.is_set() else ended).set())
-            stack.callback(loop.remove_signal_handler, number)  # a loop that is closed keeps Ctrl-C for ever
-        serve_guard.reload_at_sighup(server)
-        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+            stack.enter_context(serve_guard.heard(number, lambda: (hurry if ended.is_set() else ended).set()))
+        stack.enter_context(serve_guard.reload_at_sighup(server))
         await stack.enter_async_context(server)
         gc.collect()
         gc.freeze()  # what is here stays: a full collection would look at all of it, and stop the steps for 50 ms

@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import logging
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import fastrnn
@@ -97,8 +99,22 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def reload_at_sighup(server: fastrnn.serving.Server) -> None:
-    """Let SIGHUP read the files again. If one is wrong, the log says so and the server goes on as before."""
+@contextmanager
+def heard(number: int, tell: Callable[[], object]) -> Iterator[None]:
+    """The running loop calls `tell` at a signal meanwhile. After that the signal does what it did before: a loop that
+    is closed would keep Ctrl-C for ever, and without its handler a hangup would end a program under nohup."""
+    loop, before = asyncio.get_running_loop(), signal.getsignal(number)
+    loop.add_signal_handler(number, tell)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(number)
+        if before is not None:  # None: it was set outside Python, which can't set it again
+            signal.signal(number, before)
+
+
+def reload_at_sighup(server: fastrnn.serving.Server) -> AbstractContextManager[None]:
+    """SIGHUP reads the files again meanwhile. If one is wrong, the log says so and the server goes on as before."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task] = set()  # the loop itself keeps only weak references
 
@@ -107,7 +123,7 @@ def reload_at_sighup(server: fastrnn.serving.Server) -> None:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    loop.add_signal_handler(signal.SIGHUP, begin)
+    return heard(signal.SIGHUP, begin)
 
 
 async def _reload(server: fastrnn.serving.Server) -> None:

@@ -321,14 +321,18 @@ def test_wrong_options_of_the_command(model, tmp_path, words, text, capsys, monk
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_command_that_can_not_listen_leaves_ctrl_c(model, tmp_path, capsys, monkeypatch):
+def test_a_command_that_can_not_listen_leaves_the_signals(model, tmp_path, capsys, monkeypatch):
     """A program that runs it, and goes on, would never be interrupted again."""
     from fastrnn.cli import main
 
     monkeypatch.chdir(tmp_path)
     model.save("m.fastrnn")
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    handlers = [signal.getsignal(number) for number in numbers]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "m.fastrnn", "--http-port", str(taken.getsockname()[1])]) == 1
     assert "can't be listened on" in capsys.readouterr().err
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+    after = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGHUP, hangup)
+    assert after == handlers

@@ -52,5 +52,5 @@ def test_costs_a_clear_error(loaded, name):
     assert error in classes, text
     assert words in text
     assert name in text  # whoever loads a folder of files is told which one it was
-    assert seconds < 2
+    assert seconds < 30, "a file may not keep its reader for ever"
     assert megabytes < 500
