@@ -152,7 +152,7 @@ class Replica:
     async def __init__(self, recipes: dict[str, dict[str, Any]], options: dict[str, Any]):  # type: ignore[misc]
         from ..serving.server.engine import Engine
         from ..serving.server.grpc import methods_of
-        from ..serving.server.http import application
+        from ..serving.server.http import Application
         from ..serving.server.limits import Limits
         from .actor import loaded
         from .hosted import ClusterHosted
@@ -163,7 +163,7 @@ class Replica:
             model = loaded(ObjectStore(recipe["store"], recipe["name"]).model(), recipe["cpus"])
             clusters[name] = {1: StreamCluster(model, **recipe)}
         self.engine = Engine(clusters, Options(**options), Limits(), ClusterHosted)
-        self.application = application(self.engine)
+        self.application = Application(self.engine)
         self._methods = methods_of(self.engine)
         await self.engine.start()
 

@@ -135,7 +135,7 @@ def body_of(request: Request, reply: Reply, raw: Any) -> tuple[bytes, int | None
         head["id"] = request.id
     if reply.parameters:
         head["parameters"] = reply.parameters
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = _ENCODER.encode(head).encode()
     return b"".join([text, *tail]), len(text) if tail else None
 
 
@@ -176,7 +176,7 @@ def _json(data: bytes) -> Any:
         text = f"the JSON of a request may have {MOST_JSON_BYTES} bytes, got {len(data)}: send tensors as binary data"
         raise Fault("RESOURCE_EXHAUSTED", "message_size", text, status=413)
     try:
-        return json.loads(data, object_pairs_hook=_pairs)
+        return _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {str(error)[:100]}") from None
 
@@ -189,6 +189,9 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in found if names.count(name) > 1) if len(names) < 1000 else "a key"
         raise invalid(f"a JSON object has {brief(twice)} twice")
     return found
+
+
+_DECODER, _ENCODER = json.JSONDecoder(object_pairs_hook=_pairs), json.JSONEncoder(separators=(",", ":"))
 
 
 def _object(item: Any, what: str) -> dict:

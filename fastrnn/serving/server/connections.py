@@ -22,6 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import direct
+from .http import CONNECTION, WHOLE
 
 # What uvicorn says of each malformed request would let strangers fill the log: set the level of this logger to see it.
 logger = logging.getLogger("fastrnn.connections")
@@ -141,6 +142,8 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self._begun = False  # a request, in the bytes that are read now
         self._wrong = 400
         self.logger = logger
+        self.lost = False
+        self.gone: Callable[[], Any] | None = None  # called when it is lost
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -155,6 +158,9 @@ class HttpConnection(Paced, HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections_of.leave(self)
         super().connection_lost(exc)
+        self.lost = True
+        if self.gone is not None:
+            self.gone()
 
     def data_received(self, data: bytes) -> None:
         if not self.admitted or self.parser is None or self.transport.is_closing():
@@ -210,6 +216,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         if self._certificate is not None:
             self.scope["fastrnn.certificate"] = self._certificate
         super().on_headers_complete()
@@ -219,6 +226,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._since = None
+        self.scope[WHOLE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
 
     def _refuse(self, status: int, text: str) -> None:

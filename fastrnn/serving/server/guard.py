@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
@@ -38,6 +37,23 @@ OPEN_CALLS = frozenset(
 )
 SUBPROTOCOL = "fastrnn"  # of WebSockets; a page, which can send no header, offers "fastrnn.bearer.TOKEN" beside it
 WITH_TOKEN = "fastrnn.bearer."
+
+
+def wanted(*names: str) -> dict[bytes, str]:
+    """The names of headers, for `headers_of`."""
+    return {name.encode(): name for name in names}
+
+
+def headers_of(scope: Any, names: dict[bytes, str]) -> dict[str, str]:
+    """These headers of a request; of one that is given twice, the first."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name in names:
+            found.setdefault(names[name], value.decode("latin-1"))
+    return found
+
+
+CHECKED = wanted("host", "origin", "authorization")
 
 
 class Guard:
@@ -137,7 +153,7 @@ class Gate:
 
     def _checked(self, scope: Any) -> str:
         """The client of a request that may pass. Fault: it may not."""
-        guard, headers = self.guard, Headers(scope=scope)
+        guard, headers = self.guard, headers_of(scope, CHECKED)
         guard.check_names(headers.get("host"), headers.get("origin"))
         address = scope.get("fastrnn.certificate") or client_address(*(scope.get("client") or ("local",))[:1])
         if scope["type"] == "websocket":

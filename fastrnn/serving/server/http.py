@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,7 +17,7 @@ from starlette.routing import Route
 from . import bodies
 from .engine import Engine
 from .faults import Fault, brief, invalid
-from .guard import retry_headers
+from .guard import headers_of, retry_headers, wanted
 from .limits import Clients
 from .sequence import checked_id, number_of, shown
 
@@ -24,6 +25,11 @@ logger = logging.getLogger("fastrnn")
 LEAST_COMPRESSED = 1 << 10  # bytes of an answer; less would hardly shrink
 LARGE_COMPRESSED = 16 << 10  # bytes that may become 16 MiB, which others should not wait for
 BODY_SECONDS = 30.0  # in which a whole body must come
+GONE = "the client closed the connection"
+INFER = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/infer")
+INFER_HEADERS = wanted("content-length", "content-encoding", "accept-encoding", bodies.LENGTH)
+# What this server's connections put into a scope: themselves, and, once the whole body is here, that it is.
+CONNECTION, WHOLE = "fastrnn.connection", "fastrnn.whole"
 
 
 class Endpoints:
@@ -92,24 +98,25 @@ class Endpoints:
     # -- inference --
     async def infer(self, request: Request) -> Response:
         hosted = self._hosted(request)
-        most = self.engine.limits.message_bytes
-        body, encoding = await _body(request, self.engine.clients), request.headers.get("content-encoding", "").strip()
-        if encoding and len(body) > LARGE_COMPRESSED:
-            body = await asyncio.to_thread(bodies.inflated, body, encoding, most)
-        else:
-            body = bodies.inflated(body, encoding, most)
-        length = request.headers.get(bodies.LENGTH)
-        asked, answer = bodies.request_of(body, length, hosted.name, _version(request), client_of(request))
-        reply = await _unless_gone(request, self.engine.infer(asked))
-        data, head = answer(reply)
-        headers = {} if head is None else {bodies.LENGTH: str(head)}
+        asked = headers_of(request.scope, INFER_HEADERS)
+        body = await _body(request, self.engine.clients, asked.get("content-length", ""))
+        body = await self._inflated(body, asked.get("content-encoding", "").strip())
+        given = bodies.request_of(body, asked.get(bodies.LENGTH), hosted.name, _version(request), client_of(request))
+        data, head = given[1](await _unless_gone(request, self.engine.infer(given[0])))
+        headers = {"content-type": "application/json" if head is None else "application/octet-stream"}
+        if head is not None:
+            headers[bodies.LENGTH] = str(head)
         if len(data) > LEAST_COMPRESSED:
-            accepted = bodies.accepted(request.headers.get("accept-encoding", ""))
-            data, encoding = bodies.compressed(data, accepted)
+            data, encoding = bodies.compressed(data, bodies.accepted(asked.get("accept-encoding", "")))
             if encoding:
                 headers["content-encoding"] = encoding
-        kind = "application/json" if head is None else "application/octet-stream"
-        return Response(data, media_type=kind, headers=headers)
+        return Response(data, headers=headers)
+
+    async def _inflated(self, body: bytes, encoding: str) -> bytes:
+        most = self.engine.limits.message_bytes
+        if encoding and len(body) > LARGE_COMPRESSED:
+            return await asyncio.to_thread(bodies.inflated, body, encoding, most)
+        return bodies.inflated(body, encoding, most)
 
     async def move(self, request: Request) -> Response:
         id: int | str | None = request.path_params["id"]
@@ -130,16 +137,48 @@ def _health(answer: dict[str, Any]) -> Response:
     return JSONResponse(answer, 200 if good else 503)
 
 
-def application(engine: Engine, more: list | None = None) -> Starlette:
-    """The routes of the protocol, and others."""
+class Application:
+    """The routes of the protocol, and others, as an ASGI application.
 
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Fault)
-        engine.refused(error, request.path_params.get("model", ""))
+    Requests for inference are most of all. They pass by Starlette's layers, which take a fifth of such a request.
+
+    Parameters
+    ----------
+    engine : Engine
+    more : routes
+    """
+
+    def __init__(self, engine: Engine, more: Sequence[Any] = ()):
+        self.engine, self.endpoints = engine, Endpoints(engine)
+        handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+            Fault: self._refused,
+            HTTPException: self._no_route,
+            Exception: self._failed,
+        }
+        self.app = Starlette(routes=[*self.endpoints.routes(), *more], exception_handlers=handlers)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        asked = scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path")
+        found = INFER.fullmatch(scope["path"]) if asked else None
+        if found is None:
+            await self.app(scope, receive, send)
+            return
+        scope["path_params"] = found.groupdict("")
+        request = Request(scope, receive, send)
+        try:
+            response = await self.endpoints.infer(request)
+        except Fault as fault:
+            response = await self._refused(request, fault)
+        except Exception as error:
+            response = await self._failed(request, error)
+        await response(scope, receive, send)
+
+    # -- errors --
+    async def _refused(self, request: Request, error: Fault) -> Response:
+        self.engine.refused(error, request.path_params.get("model", ""))
         return JSONResponse({"error": str(error)}, error.status, retry_headers(error))
 
-    async def no_route(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    async def _no_route(self, request: Request, error: HTTPException) -> Response:
         text = f"{request.method} {request.url.path}: {error.detail}"
         if error.status_code == 404:
             if request.url.path.endswith("/stream"):
@@ -148,16 +187,9 @@ def application(engine: Engine, more: list | None = None) -> Starlette:
                 text += ": this server has the inference paths of the Open Inference Protocol, below /v2"
         return JSONResponse({"error": text}, error.status_code, error.headers)
 
-    async def failed(request: Request, error: Exception) -> Response:
+    async def _failed(self, request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, shown(request.url.path), exc_info=error)
         return JSONResponse({"error": "the request failed, and the server's log says why"}, 500)
-
-    handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-        Fault: refused,
-        HTTPException: no_route,
-        Exception: failed,
-    }
-    return Starlette(routes=[*Endpoints(engine).routes(), *(more or [])], exception_handlers=handlers)
 
 
 def client_of(request: Any) -> str:
@@ -169,23 +201,29 @@ def _version(request: Request) -> str:
     return request.path_params.get("version", "")
 
 
-async def _body(request: Request, clients: Clients) -> bytes:
-    """The body. Fault: it has too many bytes, or comes too slowly."""
+async def _body(request: Request, clients: Clients, length: str) -> bytes:
+    """The body. Fault: it has too many bytes, or comes too slowly. length: that it has by its header."""
+    most = clients.limits.message_bytes
+    if length.isascii() and length.isdigit() and len(length) < 20 and int(length) > most:
+        raise bodies.too_large(most)  # before it comes
+    if WHOLE in request.scope:  # there is nothing to wait for
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Fault("CANCELLED", "cancelled", GONE)
+        if len(message["body"]) > most:
+            raise bodies.too_large(most)
+        return message["body"]
     try:
         return await asyncio.wait_for(_read(request, clients), BODY_SECONDS)
     except asyncio.TimeoutError:
         text = f"the body did not come within {BODY_SECONDS:g} s: send it again"
         raise Fault("DEADLINE_EXCEEDED", "slow", text, status=408) from None
     except ClientDisconnect:
-        raise Fault("CANCELLED", "cancelled", "the client closed the connection") from None
+        raise Fault("CANCELLED", "cancelled", GONE) from None
 
 
 async def _read(request: Request, clients: Clients) -> bytes:
-    most = clients.limits.message_bytes
-    told = request.headers.get("content-length", "")
-    if told.isascii() and told.isdigit() and len(told) < 20 and int(told) > most:
-        raise bodies.too_large(most)  # before it comes
-    parts, size = [], 0
+    most, parts, size = clients.limits.message_bytes, [], 0
     with clients.held() as more:
         async for part in request.stream():
             size += len(part)
@@ -198,6 +236,31 @@ async def _read(request: Request, clients: Clients) -> bytes:
 
 async def _unless_gone(request: Request, work: Any) -> Any:
     """The result of a coroutine, which is cancelled if the client closes its connection first."""
+    connection = request.scope.get(CONNECTION)
+    if connection is None:  # of another server than ours
+        return await _unless_told(request, work)
+    if connection.lost:
+        work.close()
+        raise _cancelled()
+    task, gone = asyncio.current_task(), False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = task.cancel()
+
+    connection.gone = leave
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        raise _cancelled() from None
+    finally:
+        connection.gone = None
+
+
+async def _unless_told(request: Request, work: Any) -> Any:
+    """The same with ASGI alone, which tells only those that ask."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
     try:
@@ -207,8 +270,12 @@ async def _unless_gone(request: Request, work: Any) -> Any:
         if not task.done():
             task.cancel()
     if not task.done() or task.cancelled():
-        raise Fault("CANCELLED", "cancelled", "the client closed the connection before the answer")
+        raise _cancelled()
     return task.result()
+
+
+def _cancelled() -> Fault:
+    return Fault("CANCELLED", "cancelled", f"{GONE} before the answer")
 
 
 async def _gone(request: Request) -> None:

@@ -19,7 +19,7 @@ from .faults import Fault
 from .grpc import GrpcServer
 from .guard import Guard, guarded, is_loopback
 from .hosted import versions_of
-from .http import application
+from .http import Application
 from .limits import HELD_MESSAGES, Limits
 from .options import Options
 from .peers import Peers
@@ -145,7 +145,7 @@ class Server:
         limits = self.engine.limits
         own = [websocket.route(self.engine), metrics.route(self.engine), openapi.route(self.engine)]
         routes = [*own, *live.routes(self.engine, self._expected)]
-        app = guarded(application(self.engine, routes), self.guard)
+        app = guarded(Application(self.engine, routes), self.guard)
         config = uvicorn.Config(
             app if self.engine.watch is None else WatchedHttp(app, self.engine.watch),
             log_config=None,
