@@ -59,7 +59,7 @@ def _whole(text: str) -> int:
         number = float(text)
     except ValueError:
         number = 0.5
-    if number != int(number) or not 1 <= number <= 1e12:
+    if not 1 <= number <= 1e12 or number != int(number):
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1e12, got {text!r}")
     return int(number)
 

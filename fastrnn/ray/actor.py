@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import StreamError
 from .engine import PoolEngine
 from .host import Host, finish
 from .messages import answer, unpacked
@@ -25,6 +26,7 @@ logger = logging.getLogger("fastrnn")
 STORE_THREADS, FOLDER_THREADS = 8, 2  # which write to an object store, and to a folder
 SWITCH_SECONDS = 0.0005  # for which a step waits, at most, until a thread that writes checkpoints lets it go on
 GROUP = 32  # shards whose states are copied together
+WRITING_SECONDS = 0.01  # between two looks whether a checkpoint is written
 OWNERS_SECONDS = 0.2  # for which the owners are not read again
 
 
@@ -56,6 +58,7 @@ class ShardActor:
         self.host = Host(
             shards, PoolEngine(self.model), self.store, time.monotonic, lease_of(checkpoint_seconds), self.lock
         )
+        self._whose = self.store.owners()[1].get("cluster", "")
         self._token = os.urandom(16)
         self._announce()
         self._owners: tuple[list[str], np.ndarray] | None = None
@@ -69,6 +72,16 @@ class ShardActor:
         threading.Thread(target=self._keep, name="fastrnn-checkpoints", daemon=True).start()
 
     # -- calls --
+    def call(self, whose: str, method: str, *args: Any) -> Any:
+        """One of the methods below, for callers of this actor's own cluster. Actors are found by name, and those of a
+        cluster in another store may have the same ones. No step comes without an `attach` before."""
+        if whose != self._whose:
+            raise StreamError(
+                f"actor {self.name} belongs to the cluster {self.store.name!r} in {self.store.url}: shut it down, "
+                "or use another name"
+            )
+        return getattr(self, method)(*args)
+
     def step(self, given: tuple, *pieces: np.ndarray) -> Any:
         """`Host.step` of what a transport has packed; its reply, in as many values as that asks for."""
         (caller, number, acked, head, counts), (rows, *arrays) = unpacked(given, pieces)
@@ -116,7 +129,7 @@ class ShardActor:
         wanted = list(self.host.owned) if head is None else head[0].tolist()
         failed: dict[int, str] = {}
         for _ in range(2 if twice else 1):
-            for shard, error in zip(wanted, self._writers.map(self._write, wanted), strict=True):
+            for shard, error in zip(wanted, self._writers.map(self._write_all, wanted), strict=True):
                 if error is not None:
                     failed[shard] = error
         if head is not None:
@@ -213,6 +226,12 @@ class ShardActor:
             job = self.host.capture(shard)
         return self._write_one(shard, job)
 
+    def _write_all(self, shard: int) -> str | None:
+        """`_write`, after the checkpoint that is being written: it may be of before the last steps."""
+        while (own := self.host.owned.get(shard)) is not None and own.writing:
+            time.sleep(WRITING_SECONDS)
+        return self._write(shard)
+
     def _write_one(self, shard: int, job: Job | None) -> str | None:
         began, own = time.monotonic(), self.host.owned.get(shard)
         try:
@@ -230,7 +249,7 @@ class ShardActor:
     def _hand_over(self, shard: int) -> str | None:
         try:
             while not finish(self.host.hand_over(shard)):
-                time.sleep(0.01)
+                time.sleep(WRITING_SECONDS)
         except Fenced:
             return None
         except OSError as error:

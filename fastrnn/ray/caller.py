@@ -19,7 +19,7 @@ from .calls import Group, Transport, spans
 from .log import Entry, Log
 from .recovery import Recovery
 from .table import Table
-from .words import ADOPT, EXISTS, FOUND, NEVER, OPEN, WAITING, StepsLost, Unreachable
+from .words import ADOPT, EXISTS, FOUND, NEVER, OPEN, WAITING, StepsLost, Unreachable, ids_of, key_of
 
 REPLAY_STEPS = 10_000  # of a stream that are kept at most, if nothing else was asked for
 REPLAY_BYTES = 1 << 30
@@ -107,14 +107,22 @@ class Caller(Recovery):
         else:
             self._said(rows)
         entries = [self.enter(group, arrays, lengths, index is not None) for group in groups]
+        await self.answered(entries)
+        return self._outputs(len(rows), groups, entries, lengths)
+
+    @staticmethod
+    async def answered(entries: list[Entry]) -> None:
+        """Wait for the answers. If whoever waits is cancelled, the steps are taken all the same, and those that close
+        their streams wait for them."""
         try:
             if len(entries) == 1:
-                await entries[0].future
+                await asyncio.shield(entries[0].future)
             else:
-                await asyncio.gather(*(e.future for e in entries))
+                await asyncio.gather(*(asyncio.shield(e.future) for e in entries))
         except asyncio.CancelledError:
-            raise  # the steps are taken all the same
-        return self._outputs(len(rows), groups, entries, lengths)
+            for entry in entries:
+                entry.forsake()
+            raise
 
     def enter(self, group: Group, arrays: list[np.ndarray], lengths: np.ndarray | None, explicit: bool) -> Entry:
         """Note the steps of a group, and send them unless its shards are being mended."""
@@ -161,7 +169,7 @@ class Caller(Recovery):
 
     async def _again(self, ids, rows, groups, arrays, lengths, index) -> list[np.ndarray]:
         """Steps that were sent before, at the indexes that the callers say."""
-        ids = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
+        ids = ids_of(ids)
         steps = np.ones(len(rows), np.int64) if lengths is None else lengths
         wrong = np.flatnonzero(index + steps != self.table.next[rows])
         if len(wrong):
@@ -225,12 +233,12 @@ class Caller(Recovery):
 
     async def _plan(self, ids: Any) -> tuple[np.ndarray, list[Group]]:
         """(rows of the ids, their groups by actor); streams that other callers opened become this one's."""
-        key = (ids.dtype.str, ids.tobytes()) if isinstance(ids, np.ndarray) else tuple(ids)
+        key = key_of(ids)
         version = (self.table.version, self._version)
         found = self._plans.get(key)
         if found is not None and found[0] == version and not self._queued:
             return found[1], found[2]
-        names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        names = ids_of(ids)
         await self._adopt(names)
         rows = np.array([self.table.rows[id] for id in names], np.int64)
         if len(set(names)) < len(names):
@@ -255,7 +263,7 @@ class Caller(Recovery):
     # -- streams --
     async def open(self, ids: Sequence) -> None:
         """New streams. StateError: one is open already; then none is opened."""
-        ids = list(ids)
+        ids = ids_of(ids)
         if len(set(ids)) < len(ids):
             raise StateError("open: an id is there twice")
         known = [id for id in ids if id in self.table.rows]
@@ -373,7 +381,7 @@ class Caller(Recovery):
 
     async def close(self, ids: Sequence) -> None:
         """End streams, after the steps that are under way."""
-        ids = list(ids)
+        ids = ids_of(ids)
         await self._adopt(ids)
         with self.table.pinned():
             gens = await self._removed(np.array([self.table.rows[id] for id in ids], np.int64))
@@ -412,7 +420,7 @@ class Caller(Recovery):
 
     async def steps_done(self, ids: Any) -> np.ndarray:
         """int64 [n], the steps that each stream has taken. StateError: one is not open."""
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        ids = ids_of(ids)
         of, done = self.table.place(ids), np.zeros(len(ids), np.int64)
         left = np.arange(len(ids))
         while len(left):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError, StreamError
+from ..errors import ShapeError, StateError, StreamError
 from ..runtime.arguments import duration, whole_number
 from .caller import REPLAY_STEPS, Caller
 from .engine import sides_of
-from .inputs import chunks_of, rows_of
+from .inputs import chunks_of, count_of, index_of, rows_of
 from .placement import balanced, nodes_of
 from .store import ObjectStore, owners_of
 from .transport import NAMESPACE, RayTransport
@@ -81,6 +82,10 @@ class StreamCluster:
         if not ray.is_initialized():
             ray.init(namespace=NAMESPACE, log_to_driver=False)
         self._ray, self._store = ray, ObjectStore(os.fspath(store), name)
+        if self._store.url.startswith("memory:"):
+            raise StateError(
+                f"store {self._store.url!r}: the memory of one process is not shared: use a folder or a URL"
+            )
         self._nodes: dict[str, str] = {}  # actor -> the node on which it is made
         self._kind = 0  # GATEWAY: of a replica of the ingress
         self._most = None if actors is None else whole_number(actors, "actors", 1 << 16)
@@ -88,6 +93,8 @@ class StreamCluster:
         self._found()
         self._caller: Caller | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._start: asyncio.Future | None = None
+        self._ended = False
 
     # -- making it --
     def _found(self) -> None:
@@ -98,12 +105,8 @@ class StreamCluster:
             count = self._most or len(nodes)
             names = [f"{self.name}-{k}" for k in range(count)]
             self._nodes = {n: nodes[k % len(nodes)] for k, n in enumerate(names)}
-            with tempfile.TemporaryDirectory() as folder:
-                path = os.path.join(folder, "model.fastrnn")
-                self.model.save(path)
-                with open(path, "rb") as file:
-                    self._store.set_model(file.read())
             content = {
+                "cluster": os.urandom(8).hex(),
                 "actors": names,
                 "owner": [s % count for s in range(self.shards)],
                 "shards": self.shards,
@@ -114,7 +117,20 @@ class StreamCluster:
             if not self._store.set_owners(1, content):
                 _, content = self._store.owners()
         self._check(content)
+        self._share_model()
+        self._transport.whose = content.get("cluster", "")
         self._transport.find()
+
+    def _share_model(self) -> None:
+        """Write the model for the actors. Only who has the model of the cluster does, and once is enough."""
+        with contextlib.suppress(FileNotFoundError):
+            self._store.model()
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "model.fastrnn")
+            self.model.save(path)
+            with open(path, "rb") as file:
+                self._store.set_model(file.read())
 
     def _check(self, content: dict[str, Any]) -> None:
         for what, mine in (("shards", self.shards), ("model", self.model.fingerprint)):
@@ -147,6 +163,10 @@ class StreamCluster:
 
     async def _ready(self) -> Caller:
         """The caller, on this event loop."""
+        if self._ended:
+            raise StreamError(
+                f"the cluster {self.name!r} was shut down: to go on, make another StreamCluster of its store"
+            )
         loop = asyncio.get_running_loop()
         if self._caller is None or self._loop is not loop:
             if self._caller is not None and self._loop is not None and not self._loop.is_closed():
@@ -157,11 +177,16 @@ class StreamCluster:
                 self._transport,
                 self.replay_steps,
             )
-            self._caller, self._loop = caller, loop
-            await caller.start()
-        while not self._caller.actors:
-            await asyncio.sleep(0.005)  # another task starts it
-        return self._caller
+            self._caller, self._loop, self._start = caller, loop, loop.create_task(caller.start())
+        caller, start = self._caller, self._start
+        if start is not None and not caller.actors:
+            try:
+                await asyncio.shield(start)  # several tasks may wait for it, and one be cancelled
+            except Exception:
+                if self._caller is caller:
+                    self._caller = None  # the next call starts anew
+                raise
+        return caller
 
     # -- steps --
     async def step(self, ids: Any, x: Any, *, step_index: Any = None) -> Any:
@@ -184,12 +209,13 @@ class StreamCluster:
         Raises
         ------
         StepsLost : see there. StateError : a stream is not open, or an id is there twice. ShapeError : of x.
-        StreamError : another step_index is expected, or the step failed.
+        StreamError : another step_index is expected, or the step failed. Other streams of the call may have taken
+            theirs: `steps_done` says.
         """
         caller = await self._ready()
-        arrays = rows_of(self.inputs, x, len(ids))
-        index = None if step_index is None else np.asarray(step_index, np.int64)
-        outputs = await caller.step(ids, arrays, None, index)
+        n = count_of(ids)
+        arrays, index = rows_of(self.inputs, x, n), index_of(step_index, n)
+        outputs = await caller.step(ids, arrays, None, index) if n else self._nothing()
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     async def push(self, ids: Any, chunks: Sequence[Any], *, step_index: Any = None) -> list:
@@ -204,20 +230,27 @@ class StreamCluster:
         list of n arrays [T_i, features...], or tuples of arrays. Errors as of `step`.
         """
         caller = await self._ready()
-        arrays, lengths = chunks_of(self.inputs, chunks, len(ids))
-        index = None if step_index is None else np.asarray(step_index, np.int64)
+        n = count_of(ids)
+        arrays, lengths = chunks_of(self.inputs, chunks, n)
+        index = index_of(step_index, n)
+        if not n:
+            return []
         outputs = await caller.step(ids, arrays, lengths, index)
         parts = [np.split(a, np.cumsum(lengths)[:-1]) for a in outputs]
         return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
+    def _nothing(self) -> list[np.ndarray]:
+        """The outputs of no streams."""
+        return [np.zeros((0, *features), dtype) for _, dtype, features in self.outputs]
+
     # -- streams --
     async def open(self, ids: Sequence) -> None:
         """New streams, in the model's initial state. StateError: one is open; then none is opened."""
-        await (await self._ready()).open(_listed(ids))
+        await (await self._ready()).open(ids)
 
     async def close(self, ids: Sequence) -> None:
         """End streams, after the steps that are under way. StateError: one is not open."""
-        await (await self._ready()).close(_listed(ids))
+        await (await self._ready()).close(ids)
 
     async def steps_done(self, ids: Any) -> np.ndarray:
         """int64 [n], the steps that each stream has taken. StateError: one is not open."""
@@ -298,16 +331,16 @@ class StreamCluster:
 
     async def shutdown(self) -> None:
         """Write checkpoints and end the actors, for all handles. The store stays: a later StreamCluster goes on with
-        its streams."""
+        its streams; this one is at its end."""
+        caller = await self._ready()
         try:
-            caller = await self._ready()
             await caller.settle()
             await caller.look_after()
             await self._every("let_go")
             await self.drain()
         finally:
-            if self._caller is not None:
-                await self._caller.end()
+            self._ended = True
+            await caller.end()
             for handle in self._transport.handles.values():
                 self._ray.kill(handle)
             self._transport.handles.clear()
@@ -354,7 +387,3 @@ def _load(path: Any) -> Any:
     from ..loading import load
 
     return load(path)
-
-
-def _listed(ids: Any) -> list:
-    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)

@@ -103,7 +103,7 @@ class _Call:
         return self._entered(good, groups, entries)
 
     async def _entered(self, good: np.ndarray, groups: list, entries: list) -> list[int]:
-        await asyncio.gather(*(entry.future for entry in entries))
+        await self.caller.answered(entries)
         again: list[int] = []
         for group, entry in zip(groups, entries, strict=True):
             own = good if group.index is None else good[group.index]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
+from .words import ids_of
 
 
 def rows_of(inputs: list[tuple], x: Any, n: int) -> list[np.ndarray]:
@@ -30,6 +31,25 @@ def chunks_of(inputs: list[tuple], chunks: Any, n: int) -> tuple[list[np.ndarray
             _check(f"{name} of chunk {i}", dtype, (int(lengths[i]), *features), array)
         columns.append(np.concatenate(arrays) if arrays else np.zeros((0, *features), dtype))
     return columns, lengths
+
+
+def count_of(ids: Any) -> int:
+    """How many ids there are. StateError: they are no list and no array."""
+    array = isinstance(ids, np.ndarray) and ids.ndim
+    return len(ids) if array or isinstance(ids, list) else len(ids_of(ids))
+
+
+def index_of(step_index: Any, n: int) -> np.ndarray | None:
+    """int64 [n], or None without one. ShapeError: they are something else."""
+    if step_index is None:
+        return None
+    found = np.asarray(step_index)
+    if found.shape != (n,) or found.dtype.kind not in "iu" or (found < 0).any():
+        got = (
+            f"{found.dtype} {list(found.shape)}" if found.shape != (n,) or found.dtype.kind not in "iu" else found.min()
+        )
+        raise ShapeError(f"step_index must be whole numbers from 0 up, int64 [{n}], got {got}")
+    return found.astype(np.int64)
 
 
 def _ordered(inputs: list[tuple], x: Any) -> list:

@@ -22,13 +22,14 @@ class Entry:
     lost : row -> the range of its steps that are gone
     failed : position -> why its steps were not taken
     flying : bool [n], an attempt is under way. attempt : answers to earlier ones are ignored
-    explicit : the step indexes are its callers'
+    explicit : the step indexes are its callers'. wanted : somebody waits for the outputs
     ambiguous : an attempt may have been executed although its answer never came
     """
 
     __slots__ = (
         "alive", "ambiguous", "arrays", "attempt", "done", "explicit", "failed", "first", "flying",
         "future", "labels", "left", "lengths", "lost", "nbytes", "number", "offsets", "outputs", "rows", "shards",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, number: int, rows, first, lengths, arrays: list[np.ndarray], shards, future: asyncio.Future):
@@ -39,7 +40,7 @@ class Entry:
         self.left, self.lost, self.failed = n, {}, {}  # type: int, dict[int, range], dict[int, Exception]
         self.outputs: list[np.ndarray] | None = None
         self.attempt, self.ambiguous = 0, False
-        self.future, self.explicit = future, False
+        self.future, self.explicit, self.wanted = future, False, True
         self.offsets: np.ndarray | None = None
         if lengths is not None:
             self.offsets = np.zeros(n + 1, np.int64)
@@ -81,6 +82,12 @@ class Entry:
         self.done[sel] = True
         self.left -= int(fresh.sum())
 
+    def forsake(self) -> None:
+        """Nobody waits for the outputs any more; the steps are taken all the same."""
+        self.wanted = False
+        if not self.left:
+            self.outputs = None
+
     def end(self, positions: np.ndarray) -> None:
         """Rows that get no outputs, and are never replayed."""
         fresh = positions[~self.done[positions]]
@@ -120,9 +127,9 @@ class Log:
         """It has all answers: its future gets them. The entry stays, for replays."""
         if self.open.pop(entry.number, None) is None:
             return
-        if entry.future.done():  # nobody waits any more
+        if not entry.wanted:
             entry.outputs = None
-        else:
+        if not entry.future.done():
             entry.future.set_result(None)
 
     def covered(self, durable: np.ndarray, shard: np.ndarray) -> None:

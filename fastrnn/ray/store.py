@@ -39,8 +39,9 @@ class ObjectStore:
         if "/" in name or not name or name.startswith("."):
             raise StateError(f"the name of a cluster must be a file name, got {name!r:.60}")
         self.fs: Any = None
-        if "://" not in self.url:
-            self.root = os.path.abspath(os.path.join(self.url, name))
+        if "://" not in self.url:  # as all processes see it: an actor has another working directory, or another home
+            self.url = os.path.abspath(os.path.expanduser(self.url))
+            self.root = os.path.join(self.url, name)
             return
         try:
             import fsspec
@@ -48,7 +49,10 @@ class ObjectStore:
             raise ImportError("a store that is a URL needs fsspec: pip install 'fastrnn[ray]'") from error
         protocol = self.url.partition("://")[0]
         if protocol in ("file", "local"):
-            self.root = os.path.join(self.url.partition("://")[2], name)
+            self.url = os.path.normpath(self.url.partition("://")[2])
+            if not self.url.startswith("/"):
+                raise StateError(f"store {url!r:.80}: the path of such a URL begins with /, as in file:///folder")
+            self.root = os.path.join(self.url, name)
             return
         if protocol not in CREATING:
             have = ", ".join(sorted(CREATING | {"file"}))

@@ -30,12 +30,17 @@ class RayTransport:
     store : ObjectStore
     spawn : makes the actor of a name, or finds it: its handle
     outputs : of a step: (name, dtype, features)
+
+    Attributes
+    ----------
+    whose : the cluster, as its owners say; an actor of another one takes no call
     """
 
     def __init__(self, store: ObjectStore, spawn: Callable[[str], Any], outputs: list[tuple]):
         self.store, self._spawn = store, spawn
         self._sizes = [np.dtype(dtype).itemsize * math.prod(features) for _, dtype, features in outputs]
         self.handles: dict[str, Any] = {}
+        self.whose = ""
 
     def call(self, actor: str, method: str, *args: Any) -> Awaitable[Any]:
         """The answer of a method of the actor."""
@@ -44,7 +49,7 @@ class RayTransport:
             return _unreachable()
         if method == "step":
             return self._stepped(actor, handle, *args)
-        return self._answer(actor, getattr(handle, method).remote(*args))
+        return self._answer(actor, handle.call.remote(self.whose, method, *args))
 
     def _stepped(self, actor: str, handle: Any, caller, number, acked, head, rows, arrays) -> Awaitable[tuple]:
         """Calls `ShardActor.step`, at once: the answer, whose outputs are the caller's own memory."""
@@ -67,6 +72,8 @@ class RayTransport:
         except asyncio.TimeoutError:
             raise Unreachable from None
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, StreamError):
+                raise error.cause from None
             raise StreamError(f"actor {actor}: {error}") from None
         except ray.exceptions.ActorDiedError:
             self.handles.pop(actor, None)

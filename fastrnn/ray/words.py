@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
 
-from ..errors import StreamError
+from ..errors import StateError, StreamError
 
 MOST_SHARDS = 1 << 16
 NEVER = 1 << 62  # a label that no checkpoint reaches
@@ -67,6 +67,37 @@ class Unreachable(Exception):
 
 class Fenced(Exception):
     """Another process has taken a shard: its epoch in the store is newer."""
+
+
+def ids_of(ids: Any) -> list:
+    """Ids of callers as plain ints and texts, which messages and checkpoints hold. StateError: one is neither."""
+    if isinstance(ids, np.ndarray) and ids.ndim:
+        names = ids.tolist()
+    elif isinstance(ids, Collection) and not isinstance(ids, str | bytes | np.ndarray):
+        names = list(ids)
+    else:
+        raise StateError(f"ids are a list or an array of ids, got {ids!r:.80}: pass [{ids!r:.60}]")
+    return [id if type(id) is str else _id_of(id) for id in names]
+
+
+def _id_of(id: Any) -> int | str:
+    if isinstance(id, str):
+        return str(id)
+    if isinstance(id, int | np.integer) and not isinstance(id, bool) and 0 <= id < 1 << 64:
+        return int(id)
+    raise StateError(f"an id is an integer from 0 to 2**64 - 1 or a text, got {id!r:.80}")
+
+
+def key_of(ids: Any) -> Any:
+    """A key by which equal ids are known again. An array of objects has their addresses, which others get later."""
+    if isinstance(ids, np.ndarray) and not ids.dtype.hasobject:
+        return ids.dtype.str, ids.shape, ids.tobytes()
+    try:
+        key = tuple(ids)
+        hash(key)
+    except TypeError:
+        return None  # it is refused
+    return key
 
 
 def shards_of(ids: Iterable[int | str], shards: int) -> np.ndarray:

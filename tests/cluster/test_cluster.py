@@ -383,6 +383,22 @@ def test_what_is_refused(made, model, tmp_path, x):
     asyncio.run(main())
 
 
+def test_a_cluster_of_the_same_name_in_another_store_is_refused(made, tmp_path, x, alone):
+    """Its actors have the same names: its streams would have been those of the first one."""
+
+    async def main():
+        cluster = made(actors=1)
+        await cluster.open(STREAMS)
+        other = made(actors=1, store=tmp_path / "other")
+        with pytest.raises(StreamError, match=f"belongs to the cluster .* in {tmp_path}: .*another name"):
+            await asyncio.wait_for(other.open(["a"]), 60)
+        await steps(cluster, x, alone, 0, 5)
+        with pytest.raises(StateError, match="memory of one process"):
+            made(store="memory://streams")
+
+    asyncio.run(main())
+
+
 def test_the_example(nodes):
     """examples/ray_cluster.py loses a node of its own cluster."""
     root = Path(__file__).resolve().parents[2]

@@ -128,3 +128,10 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert "one core does not carry one stream" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*command, "--streams", "1.5"])
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1.5", "0", "2e12", "many"])
+def test_streams_that_are_no_number(number, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan-capacity", "model.onnx", f"--streams={number}", "--rate=1"])
+    assert f"expected a whole number from 1 to 1e12, got '{number}'" in capsys.readouterr().err
