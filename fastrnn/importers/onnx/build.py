@@ -32,6 +32,14 @@ def _least(dim) -> int:
     return max(1, sum(coefficient for coefficient in dim.terms.values()))
 
 
+class Widen(Exception):
+    """A carried value that begins as one constant row stands beside `rows` rows in the body: it must have as many."""
+
+    def __init__(self, name: str, rows: Dim):
+        super().__init__(name)
+        self.name, self.rows = name, rows
+
+
 class GraphDraft:
     """Collects the nodes, values and constants of one walk.
 
@@ -50,6 +58,7 @@ class GraphDraft:
         self.by_torch = False  # whether a PyTorch exporter wrote the file
         self.cells = 0
         self.in_body = 0  # depth of the loop bodies that are being read
+        self.one_row: dict[str, int] = {}  # their values that begin as one row -> how many rows the file gives them
         self._sized: dict[str, list[str]] = {}  # name of a symbol -> values that have it in their dims
         self._shared: dict[tuple, list[tuple[str, np.ndarray]]] = {}  # dtype, shape, sample -> constants
         self._positions: dict[object, Live] = {}
@@ -348,20 +357,24 @@ class GraphDraft:
         return value
 
     def alike(self, values: list, axis: int, size, reason: str) -> list:
-        """Values whose `axis` must have length `size`. A constant that is uniform along it follows a free size."""
+        """Values whose `axis` must have length `size`. A constant that is uniform along it follows a free size.
+        Raises Widen for a carried value that begins as one row."""
         out = []
         for value in values:
-            if (
-                isinstance(size, Dim)
-                and isinstance(value, (Const, Fill))
-                and value.dims[axis] == self.table.example(size)
-            ):
+            example = self.table.example(size) if isinstance(size, Dim) else None
+            if axis == 0 and isinstance(value, Live) and value.dims[0] == 1 and self._rows_of(value) == example:
+                raise Widen(value.name, size)
+            if isinstance(value, (Const, Fill)) and value.dims[axis] == example:
                 value = self._cut(value, axis, size)
                 if value.dims[axis] == 1:
                     value = self.one("expand", value, dims=(*value.dims[:axis], size, *value.dims[axis + 1 :]))
             self.equal(value.dims[axis], size, reason)
             out.append(value)
         return out
+
+    def _rows_of(self, value: Live) -> int:
+        """How many rows the file gives a value that begins as one row; -1 for any other."""
+        return self.one_row.get(value.name, -1)
 
     # --- small operations for many handlers ------------------------------------------------------------------------
 

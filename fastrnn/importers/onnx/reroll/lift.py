@@ -50,7 +50,7 @@ class Lift:
     def nodes(self, entries: list) -> None:
         """Append the lifted form of each node to the graph."""
         numbers = Affine(self.ctx, self.counters)
-        for entry in entries:
+        for entry in sorted(entries, key=lambda e: e[0] != "steps"):  # the draft shares positions: also with a counter
             op, label, inputs, outputs, attrs = entry
             if any(i in self.counters for i in inputs):
                 how = numbers.made(entry)

@@ -177,7 +177,7 @@ def _set_length(ctx, loop: Steps, body: Body, limit, first) -> None:
     if isinstance(most, Dim):
         ctx.table.vote(most, "time", sure=True)  # also if the body is refused: its steps are no batch
     try:
-        after = _condition(ctx, loop, body)
+        after = _condition(ctx, loop, body, most)
     except (Finding, UnsupportedError):
         if isinstance(most, Dim):
             raise
@@ -190,11 +190,15 @@ def _set_length(ctx, loop: Steps, body: Body, limit, first) -> None:
         loop.stop_early(body.outputs[0], first if begin.data else None)
 
 
-def _condition(ctx, loop: Steps, body: Body) -> Condition:
-    """What must hold after a step for another one."""
-    with ctx.trial():
+def _condition(ctx, loop: Steps, body: Body, most) -> Condition:
+    """What must hold after a step for another one. most: the largest number of steps, if it is known."""
+    with ctx.trial() as mark:
         inner = loop.one_step()
-        made = body.walk(inner)
+        try:
+            made = body.walk(inner)
+        except (Finding, UnsupportedError):
+            loop.check_arrays_of_steps(inner, ctx.nodes[mark:], most)  # the cause, if there is one
+            raise
         return Affine(ctx, {inner[k].name: c for k, c in loop.counters.items()}).condition(made[body.outputs[0]])
 
 

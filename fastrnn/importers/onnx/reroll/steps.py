@@ -12,6 +12,7 @@ from ....graph import DTYPES
 from ....graph.dims import Dim
 from ....records import dataclass
 from ...shared.ledger import Finding
+from ..build import Widen
 from ..ops.sequences import joined
 from ..reading.nodes import OnnxNode
 from ..reading.reader import NodeReader
@@ -189,23 +190,45 @@ class Steps:
     def _thawed(self):
         """The number of steps; a fixed number becomes the length of a sequence if each step takes one of its
         elements."""
-        found, counts = [], set()
         try:
             with self.ctx.trial() as mark:
                 values = self.one_step()
                 self.body.walk(values)
-                counts = {values[name].name for name, how in self.counters.items() if how == (0, 1)}
-                for kind, _, inputs, outputs, attrs in self.ctx.nodes[mark:]:
-                    if kind in ("cast", "reshape") and inputs[0] in counts:
-                        counts.add(outputs[0])
-                    if kind == "gather" and inputs[1] in counts:
-                        found.append(self.ctx.values[inputs[0]].dims[attrs["axis"]])
+                found = [size for _, size in self._taken_by_number(values, self.ctx.nodes[mark:])]
         except (Finding, UnsupportedError):
             return self.steps  # each step needs its number as a constant
         for size in found:
             if isinstance(size, Dim) and self.ctx.table.genuine(size) and self.ctx.table.example(size) == self.steps:
                 return size
         return self.steps
+
+    def _taken_by_number(self, values: dict, nodes: list) -> list[tuple]:
+        """(value, size of its axis) for each value of which `nodes`, the body at one step, take the element with the
+        number of the step."""
+        counts = {values[name].name for name, how in self.counters.items() if how == (0, 1)}
+        found = []
+        for kind, _, inputs, outputs, attrs in nodes:
+            if kind in ("cast", "reshape") and inputs[0] in counts:
+                counts.add(outputs[0])
+            if kind == "gather" and inputs[1] in counts:
+                found.append((inputs[0], self.ctx.values[inputs[0]].dims[attrs["axis"]]))
+        return found
+
+    def check_arrays_of_steps(self, inner: dict, nodes: list, steps) -> None:
+        """Refuse a carried array with a place for each step, which the body fills one after the other."""
+        if not isinstance(steps, Dim):
+            return
+        carried = {inner[name].name for name in self.pairs if isinstance(inner[name], Live)}
+        for value, size in self._taken_by_number(inner, nodes):
+            if value not in carried:
+                continue
+            if size == steps:
+                raise Finding(
+                    "it writes each step into its place of one array: append the steps to a list in the program, and "
+                    "stack them after the loop (torch.stack)"
+                )
+            if self.ctx.table.genuine(steps) and size == self.ctx.table.example(steps):
+                self.ctx.table.freeze([steps], f"{self.ctx.label} writes its steps into an array of {size} places")
 
     def one_step(self) -> dict:
         """Values of the body's inputs at one representative step."""
@@ -234,6 +257,8 @@ class Steps:
         self._widen()
         inner, mark = self.one_step(), len(ctx.nodes)
         made = self.body.walk(inner)
+        ctx.label = label
+        self.check_arrays_of_steps(inner, ctx.nodes[mark:], steps)
         wanted = [k < len(self.n.needed) and self.n.needed[len(self.starts) + k] for k in range(len(collected))]
         if _GOING in self.pairs and any(wanted):
             raise Finding("a Loop that a condition on data ends: how many outputs it has would depend on the data")
@@ -294,29 +319,54 @@ class Steps:
 
     def _widen(self) -> None:
         """Expand carried values that begin as one row and continue as several."""
-        wider = {}
         with self.ctx.trial():
             inner = self.one_step()
-            made = self.body.walk(inner)
-            for name, out in self.pairs.items():
-                after = made[out]
-                if name in self.known or name in self.counters or not isinstance(inner[name], Live):
-                    continue
-                if isinstance(after, Ints):
-                    after = self.ctx.live(after)
-                if not isinstance(after, Live | Const | Fill) or len(after.dims) != len(inner[name].dims):
-                    raise ModelFormatError(f"the carried value {name!r} changes its rank or dtype from step to step")
-                before, dims = inner[name].dims, after.dims
-                if before != dims and all(a == b or a == 1 for a, b in zip(before, dims, strict=True)):
-                    wider[name] = dims
-                    break
-                for a, b in zip(before, dims, strict=True):
-                    self.ctx.equal(a, b, f"the carried value {name!r} must keep its size from step to step")
+            try:
+                wider = self._wider(inner, self._walk_from_one_row(inner))
+            except Widen as beside:
+                wider = self._beside(inner, beside)
         for name, dims in wider.items():
             start = self.start[name]
             same = Fill(start.value, start.dtype, dims) if isinstance(start, Fill) else None
             self.start[name] = same or self.ctx.one("expand", start, dims=dims)
             self._widen()
+
+    def _walk_from_one_row(self, inner: dict) -> dict:
+        """Walk the body; raises Widen for a carried value of one constant row that needs as many as its neighbours."""
+        outer, ctx = self.ctx.one_row, self.ctx
+        ctx.one_row = dict(outer)
+        for name, start in self.start.items():
+            if isinstance(start, Const | Fill) and start.dims[:1] == (1,) and isinstance(inner[name], Live):
+                ctx.one_row[inner[name].name] = self.given[name].dims[0]
+        try:
+            return self.body.walk(inner)
+        finally:
+            ctx.one_row = outer
+
+    def _beside(self, inner: dict, beside: Widen) -> dict[str, tuple]:
+        """The dims of the carried value that must have more rows; raises `beside` again if it is of an outer loop."""
+        for name in self.pairs:
+            value = inner[name]
+            if isinstance(value, Live) and value.name == beside.name:
+                return {name: (beside.rows, *value.dims[1:])}
+        raise beside
+
+    def _wider(self, inner: dict, made: dict) -> dict[str, tuple]:
+        """The dims of a carried value after a step, if it had one row before; others must keep theirs."""
+        for name, out in self.pairs.items():
+            after = made[out]
+            if name in self.known or name in self.counters or not isinstance(inner[name], Live):
+                continue
+            if isinstance(after, Ints):
+                after = self.ctx.live(after)
+            if not isinstance(after, Live | Const | Fill) or len(after.dims) != len(inner[name].dims):
+                raise ModelFormatError(f"the carried value {name!r} changes its rank or dtype from step to step")
+            before, dims = inner[name].dims, after.dims
+            if before != dims and all(a == b or a == 1 for a, b in zip(before, dims, strict=True)):
+                return {name: dims}
+            for a, b in zip(before, dims, strict=True):
+                self.ctx.equal(a, b, f"the carried value {name!r} must keep its size from step to step")
+        return {}
 
     def _state(self, lift: Lift, placeholder: Live, start, steps) -> list:
         """The entry of a state node; its first input is set once that value exists."""

@@ -22,6 +22,7 @@ class Written:
         self.nodes, self.arrays, self.inputs, self.outputs, self.t = [], {}, {"x": (batch, steps, I)}, [], 0
         rng = np.random.default_rng(3)
         shapes = {"W": (I, H), "R": (H, H), "V": (H, H), "A": (I, H), "G": (I, 2 * H), "Q": (H, 2 * H)}
+        shapes["L"] = (I + 2 * H, 2 * H)
         self.random = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
 
     def __call__(self, op, *inputs, count=1, **attrs):
@@ -123,6 +124,17 @@ def two_layers(f):
     f.output(h)
 
 
+def one_product(f):
+    """The input and two states side by side, as in CfC: no operator of the body broadcasts them."""
+    h, c, out = f.zeros(f.batch, H), f.const(np.ones((f.batch, H)), np.float32), []
+    for t in steps_of(f):
+        both = f("MatMul", f("Concat", f.at("x", t), h, c, axis=1), f.weight("L"))
+        h, c = f("Split", f("Tanh", f("Mul", both, f.number(0.5))), f.const([H, H]), count=2, axis=1)
+        out.append(h)
+    f.output(f.stack(out))
+    f.output(c)
+
+
 def the_largest_so_far(f):
     """It starts from the first step, which is a step of the loop too."""
     best, out = f.at("x", 0), []
@@ -176,7 +188,7 @@ def the_last_step_alone(f):
 
 
 BODIES = [
-    own_cell, own_cell_backwards, own_cell_by_slices, selective_scan, two_layers, the_largest_so_far,
+    own_cell, own_cell_backwards, own_cell_by_slices, selective_scan, two_layers, one_product, the_largest_so_far,
     the_state_before_last, steps_that_keep_their_axis, steps_of_one_split, both_ways, the_last_step_alone,
 ]  # fmt: skip
 
@@ -213,6 +225,28 @@ def test_a_loop_is_one_cycle_at_every_length(body):
     for steps, batch in ((7, B), (3, 1), (2, 5), (12, B), (33, 3)):
         other = written(body, steps, batch=batch)
         compare(ours, other, feeds_of(other, steps))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_state_beside_the_input_follows_the_batch(batch):
+    ours = fastrnn.from_onnx(written(one_product, 7, batch=batch))
+    assert [str(d) for d in ours.inputs[0].dims] == ["batch", "time", str(I)]
+    other = written(one_product, 4, batch=2)
+    compare(ours, other, feeds_of(other))
+
+
+def test_rows_that_start_apart_beside_the_input_keep_the_batch():
+    def body(f):
+        h, out = f.const(np.arange(B * H).reshape(B, H), np.float32), []
+        for t in steps_of(f):
+            h = f("Tanh", f("MatMul", f("Concat", f.at("x", t), h, h, axis=1), f.weight("L")))
+            h, _ = f("Split", h, f.const([H, H]), count=2, axis=1)
+            out.append(h)
+        f.output(f.stack(out))
+
+    ours, made = fastrnn.from_onnx(written(body, 7)), written(body, 9)
+    assert ours.inputs[0].dims[0] == B
+    compare(ours, made, feeds_of(made))
 
 
 @pytest.mark.parametrize(

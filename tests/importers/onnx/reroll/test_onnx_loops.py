@@ -302,3 +302,63 @@ def test_what_pytorch_exports(name):
 
 def test_there_are_exported_files():
     assert len(list(EXPORTED.glob("*.onnx"))) == 14
+
+
+ARRAY_OF_STEPS = """
+    most = Constant <value = int64 {{{steps}}}> () go = Constant <value = bool {{1}}> ()
+    hl, out = Loop (most, go, h0, o0) <body = step (int64 t, bool on, float[B,4] h, float[P,B,4] o)
+        => (bool again, float[B,4] hn, float[P,B,4] on_) {{
+        again = Identity(on) xt = Gather <axis = 0> (x, t) a = MatMul(xt, W) b = MatMul(h, R) c = Add(a, b)
+        hn = Tanh(c) old = Gather <axis = 0> (o, t) shape = Shape(old) wide = Expand(hn, shape)
+        pair = Constant <value_ints = [1, 1]> () place = Reshape(t, pair)
+        first = Constant <value_ints = [0]> () row = Unsqueeze(wide, first)
+        on_ = ScatterND(o, place, row)
+    }}>
+"""
+
+
+def test_steps_written_into_an_array_of_the_file_keep_their_number():
+    zeros = """
+        zero = Constant <value = float[1] {0.0}> () dims = Constant <value_ints = [6, 2, 4]> () o0 = Expand(zero, dims)
+    """
+    body = zeros + ARRAY_OF_STEPS.format(steps=6)
+    proto = model("(float[6,2,3] x, float[2,4] h0) => (float[6,2,4] out)", body)
+    loaded = same(proto, {"x": array(6, 2, 3), "h0": array(2, 4)})
+    for steps in (1, 5, 7):
+        with pytest.raises(fastrnn.ShapeError, match="writes its steps into an array of 6 places"):
+            loaded.run(x=array(steps, 2, 3), h0=array(2, 4))
+
+
+@pytest.mark.parametrize("rows", [2, "B"])
+def test_steps_written_into_an_array_of_any_length_are_refused_with_a_cure(rows):
+    zeros = """
+        zero = Constant <value = float[1] {0.0}> () four = Constant <value_ints = [4]> ()
+        whole = Shape(x) begin = Constant <value_ints = [0]> () end = Constant <value_ints = [2]> ()
+        dims = Slice(whole, begin, end)
+        all = Concat <axis = 0> (dims, four) o0 = Expand(zero, all)
+        none = Constant <value = int64 {0}> () most = Gather <axis = 0> (whole, none)
+    """
+    body = zeros + ARRAY_OF_STEPS.format(steps=6).replace("most = Constant <value = int64 {6}> ()", "")
+    proto = model(f"(float[T,{rows},3] x, float[{rows},4] h0) => (float[T,{rows},4] out)", body)
+    with pytest.raises(UnsupportedError, match=r"append the steps to a list .*torch\.stack"):
+        fastrnn.from_onnx(proto)
+
+
+def test_the_number_of_a_step_beside_the_numbers_of_all_steps():
+    """Both are one value of the graph, which the step needs before the body makes it."""
+    proto = model(
+        "(float[T,3] x, float[1] h0) => (float[T,3] ys)",
+        """
+        none = Constant <value = int64 {0}> () whole = Shape(x) most = Gather <axis = 0> (whole, none)
+        go = Constant <value = bool {1}> ()
+        hl, ys = Loop (most, go, h0) <body = step (int64 t, bool on, float[1] h)
+            => (bool again, float[1] hn, float[3] y) {
+            again = Identity(on) hn = Identity(h) number = Cast <to = 1> (t) xt = Gather <axis = 0> (x, t)
+            scaled = Mul(xt, number) pair = Constant <value_ints = [1, 1]> () place = Reshape(t, pair)
+            first = Constant <value_ints = [0]> () row = Unsqueeze(scaled, first) other = ScatterND(x, place, row)
+            y = ReduceMax <axes = [0], keepdims = 0> (other)
+        }>
+        """,
+    )
+    loaded = same(proto, {"x": array(6, 3), "h0": array(1)})
+    same(proto, {"x": array(9, 3), "h0": array(1)}, loaded)
