@@ -16,7 +16,10 @@ def place_outputs(ctx: GraphDraft, graph: onnx.GraphProto, known: dict, inputs: 
     names: list[str] = []
     for info in graph.output:
         if info.name in names:
-            raise ModelFormatError(f"output {info.name!r} is declared twice")
+            raise ModelFormatError(
+                f"output {info.name!r} is declared twice. PyTorch's older exporter writes this if a module returns one "
+                "tensor twice: name the outputs (output_names= of torch.onnx.export)"
+            )
         names.append(info.name)
         value = ctx.current(known.get(info.name))
         ctx.label = f"output {info.name}"

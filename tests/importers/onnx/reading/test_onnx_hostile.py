@@ -185,7 +185,7 @@ CONTRADICTIONS = {
         {"nodes": [node("Add", ["x", "w"], ["y"])], "initializers": [ONES, ONES]},
         "two initializers",
     ),
-    "two outputs of one name": ({"outputs": [float_info("y", None)] * 2}, "declared twice"),
+    "two outputs of one name": ({"outputs": [float_info("y", None)] * 2}, "declared twice.*name the outputs"),
     "a negative dim": ({"inputs": [float_info("x", [-3, 4])]}, "dim -3"),
     "a huge dim": ({"inputs": [float_info("x", [1 << 62, 4])]}, "dim 4611686018427387904"),
     "sizes that don't fit": (
