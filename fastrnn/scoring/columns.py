@@ -202,12 +202,22 @@ def _levels(array: pa.Array, side: Side) -> tuple[list[tuple[np.ndarray, np.ndar
         found.append(_offsets(array))
         array = array.values
         depth += 1
+    _check_depth(depth, side)
+    return found, array
+
+
+def check_type(kind: pa.DataType, side: Side) -> None:
+    """FastRNNError if a column of this type has other levels of lists than the rows of an input."""
+    if not isinstance(kind, pa.BaseExtensionType) and _depth(kind) != side.squeezed.rank:
+        _check_depth(_depth(kind), side)
+
+
+def _check_depth(depth: int, side: Side) -> None:
     if depth != side.rank:
         raise FastRNNError(
             f"column {side.column!r}: a row of input {side.name} is {side.text}, which is {side.rank} levels of lists; "
             f"the column has {depth}: reshape it"
         )
-    return found, array
 
 
 def _depth(kind: pa.DataType) -> int:

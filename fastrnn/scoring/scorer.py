@@ -15,7 +15,7 @@ from ..loading import load
 from ..machine.cpu import MAX_THREADS, thread_info
 from ..model import Model
 from ..runtime.arguments import whole_number
-from .columns import Side, column_of, rows_of, type_of
+from .columns import Side, check_type, column_of, rows_of, type_of
 from .running import Running, has_time
 
 ERROR = "error"  # the column that says what is wrong with a row
@@ -165,6 +165,8 @@ class _Bound:
     def __init__(self, scorer: Scorer, schema: pa.Schema):
         model = scorer.model
         self.inputs = _inputs_of(model, scorer._asked, schema)
+        for side in self.inputs:
+            check_type(schema.field(side.column).type, side)
         self.outputs = scorer._outputs
         self.running = Running(model, self.inputs, self.outputs)
         self.kept = _kept(scorer.columns, schema, {s.column for s in self.inputs})

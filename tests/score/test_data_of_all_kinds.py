@@ -180,3 +180,10 @@ def test_two_writers_of_one_part_do_not_meet(tmp_path):
     folder.write("part-0-0.parquet", schema, interrupted(), {})
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["part-0-0.parquet"]
     assert pq.read_table(tmp_path / "out" / "part-0-0.parquet").num_rows == 1
+
+
+def test_a_column_that_can_not_fit_is_refused_before_the_folder_is_made(one, model, tmp_path):
+    """Else the folder has the record of a run that can't go on, and refuses the right model."""
+    with pytest.raises(fastrnn.FastRNNError, match="2 levels of lists; the column has 0"):
+        fastrnn.score(one, model, tmp_path / "out", inputs={"x": "id"})
+    assert not (tmp_path / "out").exists()
