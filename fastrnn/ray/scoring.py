@@ -186,6 +186,7 @@ def _write_files(job: Job, out, num_cpus: int, actors: int | None, restart, prog
             )  # fmt: skip
             _spread([kind.remote(*given) for _ in range(count)], missing, lambda unit, rows, problems: tally(
                 rows, problems, job.sources[unit.file].label))  # fmt: skip
+        folder.remove_leftovers()  # of actors that died
         for source, before in zip(job.sources, prints, strict=True):
             if source.fingerprint() != before:
                 raise FastRNNError(f"{source.label} has changed while it was read: begin anew with restart")
@@ -322,6 +323,7 @@ def _write_blocks(
                 tally.first = tally.first or about["first"]
         finally:
             context.preserve_order = before
+        folder.remove_leftovers()  # of actors that died
         _number(folder, order)
     return tally.report(str(folder.path), len(order), resumed)
 

@@ -124,6 +124,7 @@ def dying(mark):
         def write(self, unit):
             if unit.start and not mark.exists():
                 mark.touch()
+                (self.folder.path / ".part-00000-000000000020.parquet.0.partial").touch()  # half of it is on the disk
                 answers = self.job._answers
                 self.job._answers = lambda unit, tell: (
                     b if i < 1 else os._exit(1) for i, b in enumerate(answers(unit, tell))
