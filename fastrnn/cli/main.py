@@ -75,13 +75,25 @@ def convert_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `fastrnn`. Returns the exit code."""
+    _open_closed_streams()
     args = parser().parse_args(argv, argparse.Namespace(parsers={"fastrnn": parser, "fastrnn-convert": convert_parser}))
     return _guarded(COMMANDS[args.command][0], args)
 
 
 def convert_main(argv: Sequence[str] | None = None) -> int:
     """The command `fastrnn-convert`, which is `fastrnn convert`. Returns the exit code."""
+    _open_closed_streams()
     return _guarded(convert, convert_parser().parse_args(argv))
+
+
+def _open_closed_streams() -> None:
+    """Let /dev/null stand for stdin, stdout and stderr that are closed: their numbers would go to the next files and
+    sockets, into which libraries then write their messages."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(null, null == number)
+            setattr(sys, name, os.fdopen(null, mode))
 
 
 def _guarded(command: ModuleType, args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -128,18 +129,22 @@ def run(args: argparse.Namespace) -> int:
         fastrnn.serving.Server  # noqa: B018  # its libraries are imported here, before the models take their time
     except ImportError as error:
         raise fastrnn.FastRNNError(f"fastrnn serve: {error}") from None
+    if args.http_port == args.grpc_port != 0:
+        raise fastrnn.ShapeError(f"--http-port and --grpc-port are both {args.http_port}: give each a port of its own")
     if args.access_log != "off":
         _log_to_stderr()
-    models = _loaded(args)
-    if args.workers == 1:
-        return _runner()(_serve(args, models))
-    return _run_workers(args, models)
+    with serve_guard.deaf_to_sighup():
+        models = _loaded(args)
+        if args.workers == 1:
+            return _runner()(_serve(args, models))
+        return _run_workers(args, models)
 
 
 def _run_workers(args: argparse.Namespace, models: dict[str, dict[int, fastrnn.Model]]) -> int:
     """Serve with several processes."""
     kept = [workers.reserved(args.host, port) for port in (args.http_port, args.grpc_port)]
     args.http_port, args.grpc_port = (s.getsockname()[1] for s in kept)
+    kept += [workers.claimed(args.host, port) for port in (args.http_port, args.grpc_port)]
     args.max_sequences = -(-args.max_sequences // args.workers)
     workers.warm(models)
 
@@ -257,3 +262,4 @@ def _tell(args: argparse.Namespace, models: dict, http_port: int | None, grpc_po
     else:
         scheme = "https" if args.tls_cert else "http"
         print_line(f"serving {', '.join(names)}: {scheme}://{told['http']}/v2, gRPC {told['grpc']}")
+    sys.stdout.flush()  # a file or a pipe would get it at the end

@@ -100,6 +100,17 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
+def deaf_to_sighup() -> Iterator[None]:
+    """SIGHUP ends no server that has not yet read the files: it reads those that are there then."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: it was set outside Python, which can't set it again
+            signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
 def heard(number: int, tell: Callable[[], object]) -> Iterator[None]:
     """The running loop calls `tell` at a signal meanwhile. After that the signal does what it did before: a loop that
     is closed would keep Ctrl-C for ever, and without its handler a hangup would end a program under nohup."""

@@ -26,24 +26,50 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def reserved(host: str, port: int) -> socket.socket:
     """A socket that keeps a port for the workers; it does not listen. OSError: the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with _in_time(lambda: _bound(family, host, port), host, port) as alone:  # SO_REUSEPORT would share it with others
+        port = alone.getsockname()[1]
+    return _bound(family, host, port, shared=True)
+
+
+def _bound(family: int, host: str, port: int, *, shared: bool = False) -> socket.socket:
     found = socket.socket(family, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        found.bind((host, port))
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def claimed(host: str, port: int) -> socket.socket:
+    """A name that one server has at a time, until all its processes have ended: servers that start at once reserve
+    the same port, because none of them listens yet. OSError: another one has it."""
+    return _in_time(lambda: _named(f"\0fastrnn serve {host}:{port}"), host, port)
+
+
+def _named(name: str) -> socket.socket:
+    found = socket.socket(socket.AF_UNIX)
+    try:
+        found.bind(name)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def _in_time(claim: Callable[[], socket.socket], host: str, port: int) -> socket.socket:
+    """What `claim` returns, when it does. Workers whose parent was killed are about to end. OSError: it is taken."""
     end = time.monotonic() + LEAVE_SECONDS
     while True:
-        with socket.socket(family, socket.SOCK_STREAM) as alone:  # SO_REUSEPORT alone would share it with other servers
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                alone.bind((host, port))
-                port = alone.getsockname()[1]
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or time.monotonic() > end:
-                    found.close()
-                    raise OSError(error.errno, f"{host}:{port} can't be listened on: {error.strerror}") from None
-        time.sleep(PAUSE)  # perhaps they are workers whose parent was killed: they are about to end
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    found.bind((host, port))
-    return found
+        try:
+            return claim()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                raise OSError(error.errno, f"{host}:{port} can't be listened on: {error.strerror}") from None
+        time.sleep(PAUSE)
 
 
 def warm(models: dict[str, dict[int, fastrnn.Model]]) -> None:
@@ -109,8 +135,7 @@ class Workers:
 
     def _start(self, k: int) -> None:
         self._began[k] = time.monotonic()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         pid = os.fork()
         if pid:
             self._pids[pid] = k
@@ -119,14 +144,13 @@ class Workers:
         try:
             signal.set_wakeup_fd(-1)
             for number in (*FORWARDED, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
             os.close(self._gone)
             code = self.work(k, self.folder, self._serves, self._alive)
         except BaseException as error:
-            print(f"worker {k}: {type(error).__name__}: {error}", file=sys.stderr)
+            _say(f"worker {k}: {type(error).__name__}: {error}")
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             os._exit(code)
 
     def _reap(self) -> int:
@@ -145,7 +169,7 @@ class Workers:
             steady = time.monotonic() - self._began[k] > STEADY_SECONDS
             self._pause[k] = PAUSE if steady else min(2 * self._pause[k], MOST_PAUSE)
             self._due[k] = time.monotonic() + self._pause[k]
-            print(f"worker {k} ended with {code}, and is started again", file=sys.stderr, flush=True)
+            _say(f"worker {k} ended with {code}, and is started again")
         return worst
 
     def _forward(self, number: int, _: object) -> None:
@@ -155,6 +179,18 @@ class Workers:
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def _say(text: str) -> None:
+    """Write a line to stderr. The server goes on if nobody reads it or the disk is full."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
 
 
 def _drain(fd: int) -> bytes:

@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +32,17 @@ WORDS = ROOT / "examples" / "tone_words.onnx"
 COMMAND = [sys.executable, "-c", "import sys; from fastrnn.cli import main; sys.exit(main())", "serve"]
 
 
+ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 class Process:
     """A running `fastrnn serve`, on free ports."""
 
-    def __init__(self, *args, ports=("--http-port", "0", "--grpc-port", "0")):
+    def __init__(self, *args, ports=ANY_PORTS):
         command = [*COMMAND, *map(str, args), *ports]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, bufsize=1)
+        self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, bufsize=1, env=BUFFERED)
 
     def __enter__(self):
         return self
@@ -151,13 +158,14 @@ class TestErrors:
         assert main(["serve", "none.onnx"]) == 1
         assert capsys.readouterr().err == "error: fastrnn serve: Server needs uvicorn: pip install 'fastrnn[serve]'\n"
 
-    def test_one_port_for_both(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = str(free.getsockname()[1])
-        with Process(WORDS, ports=("--http-port", port, "--grpc-port", port)) as server:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_one_port_for_both(self, workers):
+        """Workers share their ports, so they could."""
+        ports = ("--http-port", "8765", "--grpc-port", "8765")
+        with Process(WORDS, "--workers", workers, ports=ports) as server:
             code, _, err = server.ended(60)
         assert code == 1
-        assert f"127.0.0.1:{port} can't be listened on" in err
+        assert "--http-port and --grpc-port are both 8765: give each a port of its own" in err
 
     def test_an_address_of_another_machine(self):
         with Process(WORDS, "--host", "203.0.113.1") as server:
@@ -187,6 +195,20 @@ def test_the_help_has_every_option(capsys):
 
 
 class TestSignals:
+    def test_a_reload_while_it_starts(self, tmp_path):
+        """Such as by a hook of a new certificate, while the models are loaded."""
+        tokens = tmp_path / "tokens"
+        os.mkfifo(tokens)
+        with Process(f"words={WORDS}", "--json", "--token-file", tokens) as server:
+            writing = os.open(tokens, os.O_WRONLY)  # it waits until the server reads
+            server.process.send_signal(signal.SIGHUP)
+            os.write(writing, b"gateway: 0123456789abcdef0123456789abcdef\n")
+            os.close(writing)
+            server.told()
+            assert server.ask("/v2/health/ready")[0] == 200
+            server.process.terminate()
+            assert server.ended()[::2] == (0, "")
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_they_end_it_with_0(self, number):
         with Process(f"words={WORDS}", "--json", "--drain-seconds", "0", "--max-delay", "0") as server:
@@ -276,6 +298,35 @@ def test_a_reader_that_goes_does_not_end_it():
         assert server.step(1, start=True)[0] == 200
         server.process.terminate()
         assert server.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed(closed, workers):
+    """Their numbers must not go to sockets, into which libraries write then. uvloop ends the process at one."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    more = ["--workers", str(workers), "--http-port", str(port), "--grpc-port", "0"]
+    command = shlex.join([*COMMAND, f"words={WORDS}", *more])
+    rest = " ".join(f"{sign}/dev/null" for sign in ("<", ">", "2>"))
+    process = subprocess.Popen(["sh", "-c", f"exec {command} {rest} {closed}"], cwd=ROOT)
+
+    def serves():
+        assert process.poll() is None, process.returncode
+        asked = f"http://127.0.0.1:{port}/v2/health/ready"
+        with contextlib.suppress(OSError), urllib.request.urlopen(asked, timeout=30) as answer:
+            return answer.status == 200
+        return False
+
+    try:
+        until(serves)
+        for number in range(3):
+            assert os.readlink(f"/proc/{process.pid}/fd/{number}") == "/dev/null"
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")

@@ -271,6 +271,7 @@ def test_a_websocket_that_goes_while_its_end_waits(server, model):
         socket.recv(timeout=30)
         (session,) = server.server.engine.connections
         server.loop.call_soon_threadsafe(session.direct.protocol.writable.clear)
+        server.do(asyncio.sleep(0))  # it is cleared
         at_once(socket, [input_of(model, [1]).tobytes(), END])
         until(lambda: session.direct is not None and session.direct.drained is not None)
         assert server.sequences.live["gone"].steps == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -277,6 +278,38 @@ def test_workers_end_with_their_parent(file):
     served.process.kill()
     served.process.communicate(timeout=60)
     until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), "a worker is left", 60)
+
+
+def test_a_worker_is_replaced_if_nobody_reads_the_log(file):
+    served = Served(file, workers=2)
+    served.process.stderr.close()
+    killed = served.workers[0]
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: killed not in served.workers and len(served.workers) == 2, "it was not started again", 60)
+    until(served.ready, "the workers did not find each other", 60)
+    served.process.terminate()
+    assert served.process.wait(60) == 0
+    served.process.stdout.close()
+
+
+def test_servers_that_start_at_once_do_not_share_a_port(file):
+    """Until their workers listen, the system would let both reserve it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "fastrnn", "serve", f"m={file}", "--workers", "2", "--json", "--grpc-port", "0"]
+    command += ["--http-port", str(port)]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) for _ in range(2)]
+    try:
+        until(lambda: any(p.poll() is not None for p in both), "both serve", 30)
+        (refused,) = [p for p in both if p.poll() is not None]
+        assert f"127.0.0.1:{port} can't be listened on: Address already in use" in refused.communicate()[1]
+        (other,) = [p for p in both if p is not refused]
+        assert str(port) in other.stdout.readline()
+    finally:
+        for process in both:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
 def test_a_worker_that_can_t_start_ends_the_command(file):

@@ -1,5 +1,6 @@
 """WebSocket with a real client: forms of frames, the life of a sequence, refusals and their codes, back pressure."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -258,6 +259,7 @@ class TestRefusals:
 
                 monkeypatch.setattr(lane.pool, "step", failing)
                 busy = server.start(lane.call(free.wait, 30))
+                server.do(asyncio.sleep(0))  # it has begun
                 for t in range(1, 20):
                     c.send(frames[t].tobytes())
                 until(lambda: unanswered(server) == [19], "not all was read")
