@@ -40,8 +40,8 @@ def test_a_seed_that_was_a_violation_once(seed):
     """681 and 645: two callers in turn, and crashes. Checkpoints are numbered on in a new epoch, so the caller took one
     of the new owner for one that held its steps, and forgot their inputs. 17, 20: calls that were sent before their
     caller had heard of a loss were taken from the restored step. 1001847: steps in the middle of a log were gone, and
-    those after them were sent again for ever. 1684: steps_done counted before all steps were sent again. 900282, 917511:
-    of the histories, not the protocol: a caller says where a loss ended, and another one has gone on from there."""
+    those after them were sent again for ever. 1684: steps_done counted before all steps were sent again. 900282 and
+    917511: of the histories, not the protocol: a caller says where a loss ended, and another has gone on from there."""
     logging.disable(logging.CRITICAL)
     try:
         run(seed)

@@ -1,9 +1,11 @@
 """HTTP as programs without tritonclient speak it: JSON, binary tensors, headers, methods, and each mistake."""
 
+import contextlib
 import gzip
 import http.client
 import json
 import shutil
+import socket
 import subprocess
 
 import numpy as np
@@ -263,3 +265,66 @@ def test_curl(running, frames, alone):
         done = subprocess.run(["curl", "-sS", url, "-d", body, *more], capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         assert np.array_equal(values(json.loads(done.stdout)), alone[:1])
+
+
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+
+
+class TestOffersOfHttp2:
+    """Java's HttpClient and `curl --http2` send one with each request. It is ignored, and the body is read."""
+
+    @staticmethod
+    def head(path, *lines, method="POST"):
+        return "".join([f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n", H2C, *lines, "\r\n"]).encode()
+
+    def step(self, frames, t):
+        data = json.dumps(asks(frames[t][None], sequence_id="h2c", sequence_start=t == 0)).encode()
+        return self.head(INFER, f"Content-Length: {len(data)}\r\n") + data
+
+    @staticmethod
+    def answers(server, sent, count, size=None):
+        """The bodies of so many answers to bytes that are sent in pieces of a size."""
+        with socket.create_connection(("127.0.0.1", server.http), timeout=30) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(sent), size or len(sent)):
+                connection.sendall(sent[at : at + (size or len(sent))])
+            found = []
+            for _ in range(count):
+                response = http.client.HTTPResponse(connection)
+                response.begin()
+                found.append((response.status, json.loads(response.read())))
+        return found
+
+    @pytest.mark.parametrize("size", [None, 1, 7, 150])
+    def test_pieces_of_any_size(self, running, frames, alone, size):
+        sent = b"".join(self.step(frames, t) for t in range(2)) if size is None else self.step(frames, 0)
+        for t, (status, answer) in enumerate(self.answers(running, sent, 2 if size is None else 1, size)):
+            assert status == 200
+            assert np.array_equal(values(answer), alone[t][None])
+
+    def test_a_chunked_body(self, running, frames, alone):
+        data = json.dumps(asks(frames[0][None], sequence_id="h2c", sequence_start=True)).encode()
+        sent = self.head(INFER, "Transfer-Encoding: chunked\r\n") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+        ((status, answer),) = self.answers(running, sent, 1)
+        assert status == 200
+        assert np.array_equal(values(answer), alone[0][None])
+
+    def test_what_has_no_body(self, running):
+        ((status, answer),) = self.answers(running, self.head("/v2", method="GET"), 1)
+        assert (status, answer["name"]) == (200, "fastrnn")
+
+    def test_many_at_once_are_bounded_as_others_are(self, running):
+        address = ("127.0.0.1", running.http)
+        with socket.create_connection(address, timeout=30) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(self.head("/v2", method="GET") * 3000)
+            while connection.recv(1 << 16):
+                pass
+        assert asked(running, "/v2")[0] == 200
+
+    @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: apt-get install curl")
+    def test_curl(self, running, frames, alone):
+        body = json.dumps(asks(frames[0][None], sequence_id="curl", sequence_start=True))
+        url = f"http://127.0.0.1:{running.http}{INFER}"
+        done = subprocess.run(["curl", "-sS", "--http2", "-d", body, url], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        assert np.array_equal(values(json.loads(done.stdout)), alone[0][None])

@@ -35,6 +35,7 @@ STUCK_SECONDS = 30.0  # in which a client must read something of what is written
 CLOSE_SECONDS = 5.0  # in which a closed connection must end
 MOST_HEADER_BYTES = 64 << 10  # of the URL, and of all headers
 MOST_HEADERS = 100
+UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 MOST_PIPELINED = 16  # requests of a connection that wait for the answer to an earlier one
 MOST_FRAGMENTS = 1024  # of a WebSocket message
 MOST_PINGS = 20  # of a WebSocket client within a second
@@ -129,12 +130,40 @@ class Paced:
         self.transport.abort()
 
 
+class Parser(httptools.HttpRequestParser):
+    """httptools' parser, which goes on after a request that offers another protocol than WebSocket.
+
+    Such an offer may be ignored (RFC 9110, section 7.8). Java's HttpClient and `curl --http2` offer h2c with each
+    request, and httptools takes what follows the headers, which is their body, for bytes of that protocol.
+    """
+
+    def __init__(self, protocol: HttpConnection):
+        super().__init__(protocol)
+        self.protocol = protocol
+        with contextlib.suppress(AttributeError):  # httptools before 0.6.3
+            self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse bytes. The callbacks of a request with such an offer come twice; the first time it has no effect."""
+        parser = self
+        while True:
+            try:
+                httptools.HttpRequestParser.feed_data(parser, data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.protocol.ignores_upgrade():
+                    raise
+                data = self.protocol.without_upgrade(parser) + data[upgrade.args[0] :]
+                parser = self.protocol.parser = Parser(self.protocol)
+
+
 class HttpConnection(Paced, HttpToolsProtocol):
     """A connection of HTTP."""
 
     def __init__(self, connections_of: Connections, *args: Any, **named: Any):
         super().__init__(*args, **named)
         self.connections_of = connections_of
+        self.parser = Parser(self)
         self.admitted = False
         self._since: float | None = None  # when the request began that is not complete
         self._in_headers = True
@@ -214,7 +243,24 @@ class HttpConnection(Paced, HttpToolsProtocol):
             self._refuse(431, text)
             raise httptools.HttpParserError(text)
 
+    def ignores_upgrade(self) -> bool:
+        """Whether the request offers another protocol, and goes on as HTTP."""
+        return self.parser.should_upgrade() and self._get_upgrade() is not None and not self._should_upgrade()
+
+    def without_upgrade(self, parser: httptools.HttpRequestParser) -> bytes:
+        """The head of the request, without its offer."""
+        version = parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(t for t in value.split(b",") if t.strip().lower() not in UPGRADE_HEADERS)
+            if name not in UPGRADE_HEADERS:
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
     def on_headers_complete(self) -> None:
+        if self.ignores_upgrade():
+            return
         self._in_headers = False
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         if self._certificate is not None:
@@ -225,6 +271,8 @@ class HttpConnection(Paced, HttpToolsProtocol):
             raise httptools.HttpParserError("too many requests at once")
 
     def on_message_complete(self) -> None:
+        if self.ignores_upgrade():
+            return
         self._since = None
         self.scope[WHOLE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
