@@ -284,7 +284,7 @@ def sources_of(data, apart_from=None) -> list[Source]:
         if path.is_dir():
             if apart_from is not None and Path(apart_from).resolve().is_relative_to(path.resolve()):
                 raise FastRNNError(f"the answers can't go to {apart_from}, inside of the data in {path}: name another")
-            inside = sorted(p for p in path.rglob("*") if _is_data(p, path))
+            inside = sorted(p for p in _files(path) if _is_data(p, path))
             if not inside:
                 raise FileNotFoundError(f"{path}: no file that ends in {', '.join(SUFFIXES)}")
             found += [(p, p.relative_to(path).as_posix()) for p in inside]
@@ -328,6 +328,23 @@ def _partition_of(label: str) -> dict[str, str | None]:
     pairs = [folder.partition("=") for folder in label.split("/")[:-1]]
     found = {unquote(name): unquote(value) for name, sign, value in pairs if name and sign}
     return {name: None if value == NO_VALUE else value for name, value in found.items()}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, also behind symbolic links to folders. FastRNNError: a folder would count twice.
+    OSError: one can't be read."""
+
+    def fails(error: OSError) -> None:
+        raise error
+
+    seen: dict[str, str] = {}
+    for here, folders, names in os.walk(folder, onerror=fails, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            raise FastRNNError(f"{here} is {seen[real]} again, by a symbolic link: its rows would count twice")
+        seen[real] = here
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        yield from (Path(here, name) for name in names)
 
 
 def _is_data(path: Path, folder: Path) -> bool:

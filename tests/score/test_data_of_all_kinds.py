@@ -187,3 +187,28 @@ def test_a_column_that_can_not_fit_is_refused_before_the_folder_is_made(one, mod
     with pytest.raises(fastrnn.FastRNNError, match="2 levels of lists; the column has 0"):
         fastrnn.score(one, model, tmp_path / "out", inputs={"x": "id"})
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_behind_links_count_once(one, tmp_path):
+    data = tmp_path / "data"
+    (data / "a").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    for folder in (data / "a", tmp_path / "far"):
+        (folder / "x.parquet").write_bytes(one.read_bytes())
+    (data / "b").symlink_to(tmp_path / "far")
+    assert [source.label for source in sources.sources_of(data)] == ["a/x.parquet", "b/x.parquet"]
+    for target in (tmp_path / "far", data, data / "a"):
+        (data / "c").symlink_to(target)
+        with pytest.raises(fastrnn.FastRNNError, match="again, by a symbolic link: its rows would count twice"):
+            sources.sources_of(data)
+        (data / "c").unlink()
+
+
+def test_a_folder_that_can_not_be_read_is_not_skipped(one, tmp_path, monkeypatch):
+    def walk(top, onerror=None, **_):
+        onerror(PermissionError(13, "Permission denied", str(tmp_path / "closed")))
+        yield from ()
+
+    monkeypatch.setattr(sources.os, "walk", walk)
+    with pytest.raises(PermissionError, match="closed"):
+        sources.sources_of(tmp_path)
