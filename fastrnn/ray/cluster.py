@@ -330,17 +330,21 @@ class StreamCluster:
             raise StreamError(f"rebalance: {len(failed)} actors did not hand over; their shards were taken over")
 
     async def shutdown(self) -> None:
-        """Write checkpoints and end the actors, for all handles. The store stays: a later StreamCluster goes on with
-        its streams; this one is at its end."""
-        caller = await self._ready()
+        """Write checkpoints and end the actors, for all handles, also if the checkpoints can't be written. The store
+        stays: a later StreamCluster goes on with its streams; this one is at its end, and ending it again does
+        nothing."""
+        if self._ended:
+            return
         try:
+            caller = await self._ready()
             await caller.settle()
             await caller.look_after()
             await self._every("let_go")
             await self.drain()
         finally:
             self._ended = True
-            await caller.end()
+            if self._caller is not None:
+                await self._caller.end()
             for handle in self._transport.handles.values():
                 self._ray.kill(handle)
             self._transport.handles.clear()

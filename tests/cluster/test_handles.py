@@ -174,9 +174,24 @@ async def test_a_handle_that_was_shut_down_makes_no_actors_again(loop, world):
     cluster._every = every
     await cluster.shutdown()
     assert killed == world.actors
-    for call in (cluster.step([1], ones(1)), cluster.open([2]), cluster.stats(), cluster.drain(), cluster.shutdown()):
+    await cluster.shutdown()
+    for call in (cluster.step([1], ones(1)), cluster.open([2]), cluster.stats(), cluster.drain()):
         with pytest.raises(StreamError, match=r"was shut down.*make another StreamCluster"):
             await call
+
+
+@simulated
+async def test_actors_end_although_the_store_does_not_answer(loop, world):
+    cluster, killed = handle(world), []
+
+    async def fails():
+        raise OSError("the store does not answer")
+
+    world.owners, world.handles = fails, {name: name for name in world.actors}
+    cluster._ray = SimpleNamespace(kill=killed.append)
+    with pytest.raises(OSError, match="does not answer"):
+        await cluster.shutdown()
+    assert killed == world.actors
 
 
 # -- calls that are cancelled --
