@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import StateError, StreamError
 from .calls import Group, Transport, spans
-from .log import Entry, Log
+from .log import Entry, Log, answered
 from .recovery import Recovery
 from .table import Table
 from .words import ADOPT, EXISTS, FOUND, NEVER, OPEN, WAITING, StepsLost, Unreachable, ids_of, key_of
@@ -107,22 +107,8 @@ class Caller(Recovery):
         else:
             self._said(rows)
         entries = [self.enter(group, arrays, lengths, index is not None) for group in groups]
-        await self.answered(entries)
+        await answered(entries)
         return self._outputs(len(rows), groups, entries, lengths)
-
-    @staticmethod
-    async def answered(entries: list[Entry]) -> None:
-        """Wait for the answers. If whoever waits is cancelled, the steps are taken all the same, and those that close
-        their streams wait for them."""
-        try:
-            if len(entries) == 1:
-                await asyncio.shield(entries[0].future)
-            else:
-                await asyncio.gather(*(asyncio.shield(e.future) for e in entries))
-        except asyncio.CancelledError:
-            for entry in entries:
-                entry.forsake()
-            raise
 
     def enter(self, group: Group, arrays: list[np.ndarray], lengths: np.ndarray | None, explicit: bool) -> Entry:
         """Note the steps of a group, and send them unless its shards are being mended."""

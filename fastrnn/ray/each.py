@@ -15,6 +15,7 @@ from ..errors import StateError
 from ..records import dataclass
 from .caller import Caller
 from .calls import spans
+from .log import answered
 from .words import StepsLost
 
 ATTEMPTS = 3  # for streams that others close and open again meanwhile
@@ -103,7 +104,7 @@ class _Call:
         return self._entered(good, groups, entries)
 
     async def _entered(self, good: np.ndarray, groups: list, entries: list) -> list[int]:
-        await self.caller.answered(entries)
+        await answered(entries)
         again: list[int] = []
         for group, entry in zip(groups, entries, strict=True):
             own = good if group.index is None else good[group.index]

@@ -216,3 +216,17 @@ class Log:
             own &= (entry.first >= expected[entry.rows]) | ~entry.done
             if own.any():
                 yield entry, np.flatnonzero(own)
+
+
+async def answered(entries: list[Entry]) -> None:
+    """Wait for the answers. If whoever waits is cancelled, the steps are taken all the same, and those that close
+    their streams wait for them."""
+    try:
+        if len(entries) == 1:
+            await asyncio.shield(entries[0].future)
+        else:
+            await asyncio.gather(*(asyncio.shield(e.future) for e in entries))
+    except asyncio.CancelledError:
+        for entry in entries:
+            entry.forsake()
+        raise

@@ -322,3 +322,26 @@ def test_an_actor_of_another_cluster_takes_no_call():
     assert actor.call("1", "let_go") == ("done",)
     with pytest.raises(StreamError, match=r"actor words-0 belongs to the cluster 'words' in /a.*another name"):
         actor.call("2", "let_go")
+
+
+def test_checkpoints_go_on_after_one_that_failed(caplog):
+    """Its thread renews the leases as well: an actor without it would answer nothing any more."""
+    actor = ShardActor.__new__(ShardActor)  # without Ray
+    actor.name, actor.checkpoint_seconds, actor.lock, actor._end = "a-0", 0.001, threading.RLock(), threading.Event()
+    rounds, written = [], []
+
+    def capture_all(shards):
+        rounds.append(shards)
+        if len(rounds) == 1:
+            raise MemoryError
+        return {}
+
+    def write_one(shard, job):
+        written.append(shard)
+        actor._end.set()
+
+    actor.host, actor._write_one = SimpleNamespace(owned={3: None}, capture_all=capture_all), write_one
+    with ThreadPoolExecutor(1) as actor._writers:
+        actor._keep()
+    assert (rounds, written) == ([[3], [3]], [3])
+    assert "a-0: no checkpoints of 1 shards" in caplog.text

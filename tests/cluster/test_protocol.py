@@ -4,9 +4,6 @@ import asyncio
 import logging
 import random
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from hypothesis import strategies as st
 from simulated import Memory, Streams, World, in_virtual_time, mixed
 
 from fastrnn.errors import StateError, StreamError
-from fastrnn.ray.actor import ShardActor
 from fastrnn.ray.checkpoints import DamagedCheckpoint, decode
 from fastrnn.ray.host import Host, finish
 from fastrnn.ray.store import ObjectStore
@@ -137,29 +133,6 @@ async def test_a_defect_in_one_look_after_the_streams_does_not_end_the_looks(loo
     await asyncio.sleep(20)
     assert len(looks) > 5
     world.end()
-
-
-def test_checkpoints_go_on_after_one_that_failed(caplog):
-    """Its thread renews the leases as well: an actor without it would answer nothing any more."""
-    actor = ShardActor.__new__(ShardActor)  # without Ray
-    actor.name, actor.checkpoint_seconds, actor.lock, actor._end = "a-0", 0.001, threading.RLock(), threading.Event()
-    rounds, written = [], []
-
-    def capture_all(shards):
-        rounds.append(shards)
-        if len(rounds) == 1:
-            raise MemoryError
-        return {}
-
-    def write_one(shard, job):
-        written.append(shard)
-        actor._end.set()
-
-    actor.host, actor._write_one = SimpleNamespace(owned={3: None}, capture_all=capture_all), write_one
-    with ThreadPoolExecutor(1) as actor._writers:
-        actor._keep()
-    assert (rounds, written) == ([[3], [3]], [3])
-    assert "a-0: no checkpoints of 1 shards" in caplog.text
 
 
 @simulated

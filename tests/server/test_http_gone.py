@@ -90,6 +90,8 @@ def test_what_was_sent_behind_it_is_dropped(model, frames, alone):
             lane = server.sequences.lanes[1]
             with sent(server, step(frames, 1), step(frames, 2)):
                 until(lambda: len(lane.batcher) == 1)
+                (protocol,) = server.server._http.connections.open
+                until(lambda: protocol.pipeline)  # uvicorn reads no further then, and would not see the end
             until(lambda: server.sequences.live["a"].running is None)
         with sent(server, step(frames, 1)) as connection:
             assert np.array_equal(values(answer_of(connection)), alone[1])

@@ -16,7 +16,7 @@ from ...graph.dims import Dim
 from ...graph.shapes import infer
 from ..shared.ledger import Finding
 from .reading.nodes import OnnxNode, reads
-from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Quantized, simplest
+from .reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Quantized, Widen, simplest
 from .sizes.positions import counted, exact_size, thaw_masks
 from .sizes.symbols import SymbolTable
 
@@ -30,14 +30,6 @@ def _least(dim) -> int:
     if isinstance(dim, int):
         return dim
     return max(1, sum(coefficient for coefficient in dim.terms.values()))
-
-
-class Widen(Exception):
-    """A carried value that begins as one constant row stands beside `rows` rows in the body: it must have as many."""
-
-    def __init__(self, name: str, rows: Dim):
-        super().__init__(name)
-        self.name, self.rows = name, rows
 
 
 class GraphDraft:
@@ -362,7 +354,8 @@ class GraphDraft:
         out = []
         for value in values:
             example = self.table.example(size) if isinstance(size, Dim) else None
-            if axis == 0 and isinstance(value, Live) and value.dims[0] == 1 and self._rows_of(value) == example:
+            one_row = axis == 0 and isinstance(value, Live) and value.dims[0] == 1
+            if one_row and self.one_row.get(value.name, -1) == example:
                 raise Widen(value.name, size)
             if isinstance(value, (Const, Fill)) and value.dims[axis] == example:
                 value = self._cut(value, axis, size)
@@ -371,10 +364,6 @@ class GraphDraft:
             self.equal(value.dims[axis], size, reason)
             out.append(value)
         return out
-
-    def _rows_of(self, value: Live) -> int:
-        """How many rows the file gives a value that begins as one row; -1 for any other."""
-        return self.one_row.get(value.name, -1)
 
     # --- small operations for many handlers ------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import direct
 from .http import CONNECTION, WHOLE
+from .offers import Parser
 
 # What uvicorn says of each malformed request would let strangers fill the log: set the level of this logger to see it.
 logger = logging.getLogger("fastrnn.connections")
@@ -35,7 +36,6 @@ STUCK_SECONDS = 30.0  # in which a client must read something of what is written
 CLOSE_SECONDS = 5.0  # in which a closed connection must end
 MOST_HEADER_BYTES = 64 << 10  # of the URL, and of all headers
 MOST_HEADERS = 100
-UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 MOST_PIPELINED = 16  # requests of a connection that wait for the answer to an earlier one
 MOST_FRAGMENTS = 1024  # of a WebSocket message
 MOST_PINGS = 20  # of a WebSocket client within a second
@@ -130,33 +130,6 @@ class Paced:
         self.transport.abort()
 
 
-class Parser(httptools.HttpRequestParser):
-    """httptools' parser, which goes on after a request that offers another protocol than WebSocket.
-
-    Such an offer may be ignored (RFC 9110, section 7.8). Java's HttpClient and `curl --http2` offer h2c with each
-    request, and httptools takes what follows the headers, which is their body, for bytes of that protocol.
-    """
-
-    def __init__(self, protocol: HttpConnection):
-        super().__init__(protocol)
-        self.protocol = protocol
-        with contextlib.suppress(AttributeError):  # httptools before 0.6.3
-            self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-
-    def feed_data(self, data: bytes) -> None:
-        """Parse bytes. The callbacks of a request with such an offer come twice; the first time it has no effect."""
-        parser = self
-        while True:
-            try:
-                httptools.HttpRequestParser.feed_data(parser, data)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                if not self.protocol.ignores_upgrade():
-                    raise
-                data = self.protocol.without_upgrade(parser) + data[upgrade.args[0] :]
-                parser = self.protocol.parser = Parser(self.protocol)
-
-
 class HttpConnection(Paced, HttpToolsProtocol):
     """A connection of HTTP."""
 
@@ -172,7 +145,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self._wrong = 400
         self.logger = logger
         self.lost = False
-        self.gone: Callable[[], Any] | None = None  # called when it is lost
+        self._gone: Callable[[], Any] | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -188,8 +161,15 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self.connections_of.leave(self)
         super().connection_lost(exc)
         self.lost = True
-        if self.gone is not None:
-            self.gone()
+        if self._gone is not None:
+            self._gone()
+
+    def watch(self, gone: Callable[[], Any] | None) -> None:
+        """From now on a loss of the connection is told. It is found only if the connection is read on, which uvicorn
+        does not do behind a request that waits for the one before."""
+        self._gone = gone
+        if gone is not None:
+            self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if not self.admitted or self.parser is None or self.transport.is_closing():
@@ -247,17 +227,6 @@ class HttpConnection(Paced, HttpToolsProtocol):
         """Whether the request offers another protocol, and goes on as HTTP."""
         return self.parser.should_upgrade() and self._get_upgrade() is not None and not self._should_upgrade()
 
-    def without_upgrade(self, parser: httptools.HttpRequestParser) -> bytes:
-        """The head of the request, without its offer."""
-        version = parser.get_http_version().encode()
-        lines = [b"%s %s HTTP/%s" % (parser.get_method(), self.url, version)]
-        for name, value in self.headers:
-            if name == b"connection":
-                value = b", ".join(t for t in value.split(b",") if t.strip().lower() not in UPGRADE_HEADERS)
-            if name not in UPGRADE_HEADERS:
-                lines.append(b"%s: %s" % (name, value))
-        return b"\r\n".join([*lines, b"", b""])
-
     def on_headers_complete(self) -> None:
         if self.ignores_upgrade():
             return
@@ -266,6 +235,8 @@ class HttpConnection(Paced, HttpToolsProtocol):
         if self._certificate is not None:
             self.scope["fastrnn.certificate"] = self._certificate
         super().on_headers_complete()
+        if self._gone is not None:
+            self.flow.resume_reading()  # at most MOST_PIPELINED requests wait
         if len(self.pipeline) > MOST_PIPELINED:
             self.drop("connections")
             raise httptools.HttpParserError("too many requests at once")

@@ -210,9 +210,12 @@ async def _body(request: Request, clients: Clients, length: str) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise Fault("CANCELLED", "cancelled", GONE)
-        if len(message["body"]) > most:
+        body = message["body"]
+        if len(body) > most:
             raise bodies.too_large(most)
-        return message["body"]
+        with clients.held() as more:
+            more(len(body))  # bodies that are not whole may have taken all the memory there is
+        return body
     try:
         return await asyncio.wait_for(_read(request, clients), BODY_SECONDS)
     except asyncio.TimeoutError:
@@ -248,7 +251,7 @@ async def _unless_gone(request: Request, work: Any) -> Any:
         nonlocal gone
         gone = task.cancel()
 
-    connection.gone = leave
+    connection.watch(leave)
     try:
         return await work
     except asyncio.CancelledError:
@@ -256,7 +259,7 @@ async def _unless_gone(request: Request, work: Any) -> Any:
             raise
         raise _cancelled() from None
     finally:
-        connection.gone = None
+        connection.watch(None)
 
 
 async def _unless_told(request: Request, work: Any) -> Any:

@@ -135,3 +135,11 @@ def uniform(value) -> object | None:
         if value.array.size == 1 or (value.array == first).all():
             return first
     return None
+
+
+class Widen(Exception):
+    """A carried value that begins as one constant row stands beside `rows` rows in the body: it must have as many."""
+
+    def __init__(self, name: str, rows: Dim):
+        super().__init__(name)
+        self.name, self.rows = name, rows

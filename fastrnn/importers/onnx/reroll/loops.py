@@ -16,8 +16,9 @@ from ..reading.nodes import OnnxNode
 from ..reading.reader import NodeReader, axis_of
 from ..reading.registry import op
 from ..reading.values import Const, Fill, Ints, Live, uniform
+from .body import Body, over_rows
 from .loop_cells import alias, stride_of
-from .steps import UNBOUND, Body, Steps, over_rows
+from .steps import UNBOUND, Steps
 from .trips import Affine, Condition, least, require, steps_of
 
 # Handled by `run`, which needs the walk itself.

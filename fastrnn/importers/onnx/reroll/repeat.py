@@ -12,9 +12,10 @@ from ..reading.nodes import OnnxNode
 from ..reading.reader import axis_of
 from ..reading.registry import op
 from ..reading.values import UNKNOWN, Const, Live
+from .body import Body
 from .numbering import Source
 from .rolled import DOMAIN, Collected, Copies
-from .steps import Body, Steps
+from .steps import Steps
 
 # Handled by `run`, which needs the walk itself.
 op("Copies", domain=DOMAIN)(None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,55 +9,17 @@ import numpy as np
 from ....errors import ModelFormatError, ShapeError, UnsupportedError
 from ....graph import DTYPES
 from ....graph.dims import Dim
-from ....records import dataclass
 from ...shared.ledger import Finding
-from ..build import Widen
 from ..ops.sequences import joined
-from ..reading.nodes import OnnxNode
 from ..reading.reader import NodeReader
-from ..reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, ints, scalar, uniform
+from ..reading.values import Collected, Const, Fill, Growing, Ints, Items, Live, Widen, ints, scalar, uniform
+from .body import Body
 from .lift import Lift, alive
 from .trips import Affine
 
 MAX_WRITTEN = 20_000  # most nodes in a body that is written out
 UNBOUND = "give the loop a largest number of steps in the program (for i in range(N): ... break)"
 _GOING = "going on"  # the carried value that says whether a condition on data still holds: 1 or 0, float32
-
-
-@dataclass
-class Body:
-    """A subgraph: its nodes, the names of its inputs and outputs, its constants by name.
-
-    walk : runs its nodes: values of the inputs -> values of everything. outer : values of the enclosing graph by name.
-    ask : raises Finding for a value that a caller can fix with `bind`.
-    """
-
-    nodes: list[OnnxNode]
-    constants: dict[str, np.ndarray]
-    inputs: list[str]
-    outputs: list[str]
-    walk: Callable[[dict], dict]
-    outer: dict
-    ask: Callable = lambda value: None
-
-
-def over_rows(ctx, body: Body, rows) -> Body:
-    """A body for all rows of a batch, [rows, ..], from the body for one row."""
-
-    def walk(given: dict) -> dict:
-        live = {name: ctx.live(value) for name, value in given.items()}
-        inner = {name: ctx.declare(ctx.fresh(f"{ctx.label}:row"), v.dtype, v.dims[1:]) for name, v in live.items()}
-        label, mark = ctx.label, len(ctx.nodes)
-        made = body.walk(inner)
-        entries, ctx.nodes[mark:] = alive(ctx, ctx.nodes[mark:], [made[o] for o in body.outputs]), []
-        lift = Lift(ctx, rows)
-        for name, value in live.items():
-            lift.give(inner[name], value)
-        lift.nodes(entries)
-        ctx.label = label
-        return {name: lift.whole(made[name]) for name in body.outputs}
-
-    return replace(body, walk=walk)
 
 
 class Steps:
