@@ -88,8 +88,10 @@ def test_what_was_sent_behind_it_is_dropped(model, frames, alone):
             answer_of(connection)
         with standing(server, frames):
             lane = server.sequences.lanes[1]
-            with sent(server, step(frames, 1), step(frames, 2)):
+            with sent(server, step(frames, 1)) as connection:
                 until(lambda: len(lane.batcher) == 1)
+                data = step(frames, 2)
+                connection.sendall(head(len(data)) + data)
                 (protocol,) = server.server._http.connections.open
                 until(lambda: protocol.pipeline)  # uvicorn reads no further then, and would not see the end
             until(lambda: server.sequences.live["a"].running is None)
