@@ -182,7 +182,7 @@ class Workers:
 
 
 def _say(text: str) -> None:
-    """Write a line to stderr. The server goes on if nobody reads it or the disk is full."""
+    """Write a line to stderr, and ignore errors: a closed pipe or a full disk must not stop the server."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 

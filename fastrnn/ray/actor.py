@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import StreamError
 from .engine import PoolEngine
 from .host import Host, finish
 from .messages import answer, unpacked
 from .shards import Job
 from .store import ObjectStore, owners_of
-from .words import Fenced
+from .words import Fenced, OtherCluster
 
 logger = logging.getLogger("fastrnn")
 
@@ -76,9 +75,9 @@ class ShardActor:
         """One of the methods below, for callers of this actor's own cluster. Actors are found by name, and those of a
         cluster in another store may have the same ones. No step comes without an `attach` before."""
         if whose != self._whose:
-            raise StreamError(
-                f"actor {self.name} belongs to the cluster {self.store.name!r} in {self.store.url}: shut it down, "
-                "or use another name"
+            raise OtherCluster(
+                f"actor {self.name} belongs to the cluster {self.store.name!r} in {self.store.url}: shut that one "
+                "down, or use another name"
             )
         return getattr(self, method)(*args)
 

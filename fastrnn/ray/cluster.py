@@ -19,7 +19,7 @@ from .inputs import chunks_of, count_of, index_of, rows_of
 from .placement import balanced, nodes_of
 from .store import ObjectStore, owners_of
 from .transport import NAMESPACE, RayTransport
-from .words import MOST_SHARDS
+from .words import MOST_SHARDS, OtherCluster
 
 
 class StreamCluster:
@@ -122,7 +122,7 @@ class StreamCluster:
         self._transport.find()
 
     def _share_model(self) -> None:
-        """Write the model for the actors. Only who has the model of the cluster does, and once is enough."""
+        """Write the model for the actors, unless it is there. The caller has checked that it is the cluster's."""
         with contextlib.suppress(FileNotFoundError):
             self._store.model()
             return
@@ -274,9 +274,12 @@ class StreamCluster:
             raise StreamError(f"drain: checkpoints of {len(failed)} actors are missing; {name}: {why}")
 
     async def _every(self, method: str, *args: Any) -> dict[str, Any]:
-        """The answer of each actor to a call; None if it has none."""
+        """The answer of each actor to a call; None if it has none. OtherCluster: it is not one of ours."""
         names = list(self._caller.actors if self._caller else self._transport.handles)
         replies = await asyncio.gather(*(self._transport.call(n, method, *args) for n in names), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, OtherCluster):
+                raise reply
         return {n: None if isinstance(r, BaseException) else r for n, r in zip(names, replies, strict=True)}
 
     # -- the cluster --
@@ -341,6 +344,9 @@ class StreamCluster:
             await caller.look_after()
             await self._every("let_go")
             await self.drain()
+        except OtherCluster:
+            self._transport.handles.clear()  # they stay
+            raise
         finally:
             self._ended = True
             if self._caller is not None:

@@ -219,8 +219,8 @@ class Log:
 
 
 async def answered(entries: list[Entry]) -> None:
-    """Wait for the answers. If whoever waits is cancelled, the steps are taken all the same, and those that close
-    their streams wait for them."""
+    """Wait for the answers. If the waiting task is cancelled, the steps are still taken. A later `close` of their
+    streams waits for them."""
     try:
         if len(entries) == 1:
             await asyncio.shield(entries[0].future)

@@ -65,6 +65,10 @@ class Unreachable(Exception):
     """A call failed in a way that leaves open whether it was executed."""
 
 
+class OtherCluster(StreamError):
+    """An actor of this name belongs to a cluster in another store."""
+
+
 class Fenced(Exception):
     """Another process has taken a shard: its epoch in the store is newer."""
 

@@ -14,6 +14,7 @@ from fastrnn.errors import ShapeError, StateError, StreamError
 from fastrnn.ray.actor import ShardActor
 from fastrnn.ray.cluster import StreamCluster
 from fastrnn.ray.store import ObjectStore
+from fastrnn.ray.words import OtherCluster
 
 pytestmark = pytest.mark.any_isa
 SIDES = [("x", np.dtype(np.uint64), ())]
@@ -194,6 +195,29 @@ async def test_actors_end_although_the_store_does_not_answer(loop, world):
     assert killed == world.actors
 
 
+@simulated
+async def test_the_actors_of_another_cluster_are_not_ended(loop, world):
+    """Of the same name, in another store."""
+    cluster, killed = handle(world), []
+    await cluster.open([1])
+    call = world.call
+
+    def refused(actor, method, *args):
+        if method in ("let_go", "stats"):
+            future = loop.create_future()
+            future.set_exception(OtherCluster(f"actor {actor} belongs to another cluster"))
+            return future
+        return call(actor, method, *args)
+
+    world.call, world.handles = refused, {name: name for name in world.actors}
+    cluster._ray = SimpleNamespace(kill=killed.append)
+    with pytest.raises(OtherCluster, match="belongs to another cluster"):
+        await cluster._every("stats")  # before `rebalance` does anything
+    with pytest.raises(OtherCluster, match="belongs to another cluster"):
+        await cluster.shutdown()
+    assert killed == []
+
+
 # -- calls that are cancelled --
 @simulated
 async def test_a_step_whose_caller_is_cancelled_is_taken_all_the_same(loop, world):
@@ -291,7 +315,7 @@ def test_a_model_is_written_by_the_program_that_founds_the_cluster(tmp_path):
 
 
 def test_a_flush_waits_for_the_checkpoint_that_is_being_written():
-    """That one may be of before the last steps: `drain` and `shutdown` would leave them to nobody."""
+    """It may lack the last steps. `drain` and `shutdown` must write another one, or these steps would be lost."""
     actor = ShardActor.__new__(ShardActor)  # without Ray
     actor.name, actor.lock = "a-0", threading.RLock()
     own, jobs, looks = SimpleNamespace(writing=True, dirty=True, owed=False), [], []
